@@ -1,0 +1,63 @@
+"""Everything that can go wrong, in one tree.
+
+Each message says what was wrong, with which file or option, and what to do about it. Code that calls
+MedSegAI catches `MedSegAIError`; whatever else escapes is a defect of MedSegAI.
+"""
+
+from __future__ import annotations
+
+
+class MedSegAIError(Exception):
+    """Base of all errors that a user can cause or mend."""
+
+    exit_code = 1
+
+
+class InputError(MedSegAIError):
+    """An input file or array cannot be used: missing, truncated, not a 3D scalar image, not finite..."""
+
+    exit_code = 3
+
+
+class GeometryError(InputError):
+    """Voxels cannot be placed in space: singular or sheared matrix, slice gaps, grids that differ."""
+
+
+class ModelError(MedSegAIError):
+    """A model is unknown, or its card or weights are missing, damaged or not what the card says."""
+
+    exit_code = 4
+
+
+class UnsafeModelError(ModelError):
+    """A model file asks to run code or to write outside its folder, and was refused."""
+
+
+class RequestError(MedSegAIError):
+    """The options of a request contradict each other, the model or the input."""
+
+    exit_code = 2
+
+
+class OutputError(MedSegAIError):
+    """A result cannot be written: folder missing, not permitted, disk full, unknown file type."""
+
+    exit_code = 5
+
+
+class DeviceError(MedSegAIError):
+    """The chosen device or backend is not there, or its memory is not enough."""
+
+    exit_code = 6
+
+
+class WorkerError(MedSegAIError):
+    """The worker process did not start, ended unexpectedly or broke the protocol."""
+
+    exit_code = 7
+
+
+class Cancelled(MedSegAIError):
+    """The user stopped the job. Nothing was written."""
+
+    exit_code = 130

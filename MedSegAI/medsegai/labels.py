@@ -1,0 +1,85 @@
+"""What a voxel value means: name, colour and clinical code of a structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medsegai.errors import ModelError
+
+Code = tuple[str, str, str]
+"""A coded concept: coding scheme, code value, meaning. For example ("SCT", "10200004", "Liver")."""
+
+
+@dataclass(frozen=True)
+class Terminology:
+    """DICOM codes of a segment: category, type and, where there is one, the type's modifier (side)."""
+
+    category: Code
+    type: Code
+    modifier: Code | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Terminology:
+        unknown = set(data) - {"category", "type", "modifier"}
+        if unknown or not {"category", "type"} <= set(data):
+            raise ModelError(f"A terminology needs category and type, perhaps modifier, not {sorted(data)}.")
+        modifier = data.get("modifier")
+        return cls(_code(data["category"]), _code(data["type"]), None if modifier is None else _code(modifier))
+
+    def to_dict(self) -> dict[str, list[str]]:
+        codes = {"category": self.category, "type": self.type, "modifier": self.modifier}
+        return {key: list(code) for key, code in codes.items() if code is not None}
+
+    def to_slicer(self) -> str:
+        """Slicer's segment tag: context~category~type~modifier~anatomic context~region~modifier."""
+        parts = [self.category, self.type, self.modifier or ("", "", "")]
+        joined = "~".join("^".join(part) for part in parts)
+        return f"Segmentation category and type - 3D Slicer General Anatomy list~{joined}~Anatomic codes - DICOM master list~^^~^^"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure: voxel `value` (1 or more), `name`, `color` as 8-bit RGB, and its codes."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    terminology: Terminology | None = None
+
+    def __post_init__(self) -> None:
+        if self.value < 1:
+            raise ModelError(f"Label {self.name!r} has value {self.value}; labels start at 1, 0 is background.")
+        if not self.name:
+            raise ModelError(f"Label {self.value} has no name.")
+        if len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color):
+            raise ModelError(f"Label {self.name!r} needs a colour of three numbers from 0 to 255, not {self.color}.")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Label:
+        unknown = set(data) - {"value", "name", "color", "terminology"}
+        missing = {"value", "name", "color"} - set(data)
+        if unknown or missing:
+            raise ModelError(f"Label {dict(data)}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
+        terminology = data.get("terminology")
+        red, green, blue = (int(part) for part in data["color"])
+        return cls(
+            int(data["value"]),
+            str(data["name"]),
+            (red, green, blue),
+            None if terminology is None else Terminology.from_dict(terminology),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"value": self.value, "name": self.name, "color": list(self.color)}
+        if self.terminology is not None:
+            data["terminology"] = self.terminology.to_dict()
+        return data
+
+
+def _code(values: Any) -> Code:
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise ModelError(f"A code is [scheme, value, meaning], not {values!r}.")
+    scheme, value, meaning = (str(part) for part in values)
+    return scheme, value, meaning

@@ -1,0 +1,84 @@
+"""Progress with a true fraction, and the one place where a job can be stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Event
+
+from medsegai.errors import Cancelled
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """`fraction` of the whole job from 0 to 1, never falling; `seconds_left` is None until it can be told."""
+
+    stage: str
+    fraction: float
+    seconds_left: float | None = None
+
+
+ProgressListener = Callable[[ProgressEvent], None]
+
+
+@dataclass
+class Progress:
+    """Joins the stages of a job into one fraction, measures each stage, and raises `Cancelled`.
+
+    Attributes:
+        listener: called with each event.
+        cancel: set it from any thread; the next `step` raises `Cancelled`.
+        weights: share of the whole that each stage is expected to take, in any unit.
+        seconds: what each stage took so far.
+    """
+
+    listener: ProgressListener | None = None
+    cancel: Event = field(default_factory=Event)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._started = time.perf_counter()
+        self._last = self._started
+        self._stage: str | None = None
+        self._finished: set[str] = set()
+        self._fraction = 0.0
+
+    def plan(self, weights: Mapping[str, float]) -> None:
+        """Say which stages are to come and how they weigh against each other."""
+        self.weights = dict(weights)
+
+    def step(self, stage: str, done: float, total: float) -> None:
+        """Report that `done` of `total` parts of `stage` are finished.
+
+        Raises:
+            Cancelled: the user asked to stop.
+        """
+        if self.cancel.is_set():
+            raise Cancelled("Stopped by the user. Nothing was written.")
+        self._measure(stage)
+        share = self._share(stage, done / total if total else 1.0)
+        self._fraction = max(self._fraction, min(share, 1.0))
+        if self.listener is not None:
+            self.listener(ProgressEvent(stage, self._fraction, self._seconds_left()))
+
+    def _measure(self, stage: str) -> None:
+        now = time.perf_counter()
+        if self._stage is not None and self._stage != stage:
+            self._finished.add(self._stage)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last, self._stage = now, stage
+
+    def _share(self, stage: str, part: float) -> float:
+        whole = sum(self.weights.values())
+        if stage not in self.weights or whole <= 0:
+            return self._fraction
+        before = sum(weight for name, weight in self.weights.items() if name in self._finished - {stage})
+        return (before + self.weights[stage] * min(max(part, 0.0), 1.0)) / whole
+
+    def _seconds_left(self) -> float | None:
+        spent = time.perf_counter() - self._started
+        if self._fraction < 0.02 or spent < 0.5:
+            return None
+        return spent * (1.0 - self._fraction) / self._fraction

@@ -1,0 +1,144 @@
+"""Voxels and where they lie: `Geometry` and `Volume`.
+
+One convention inside the whole product: voxel arrays are indexed (k, j, i) as in Slicer and ITK, world
+coordinates are RAS in millimetres. Readers and writers convert at the border and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medsegai.errors import GeometryError
+
+SHEAR_TOLERANCE = 1e-3
+"""Largest cosine between two voxel axes that still counts as a right angle (0.06 degrees)."""
+
+
+def _frozen(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A regular voxel grid in space.
+
+    Attributes:
+        shape: number of voxels along (k, j, i).
+        ijk_to_ras: 4x4 matrix from (i, j, k, 1), voxel centres, to (R, A, S, 1) in mm.
+
+    Raises:
+        GeometryError: the matrix is not finite, singular or sheared, or the shape is not positive.
+    """
+
+    shape: tuple[int, int, int]
+    ijk_to_ras: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        object.__setattr__(self, "ijk_to_ras", _frozen(self.ijk_to_ras))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise GeometryError(f"A grid needs three positive sizes, not {self.shape}.")
+        _check_matrix(self.ijk_to_ras)
+
+    @classmethod
+    def from_spacing(
+        cls,
+        shape: Sequence[int],
+        spacing_mm: Sequence[float],
+        origin_ras: Sequence[float] = (0.0, 0.0, 0.0),
+        directions: ArrayLike | None = None,
+    ) -> Geometry:
+        """Grid with `shape` (k, j, i), `spacing_mm` (i, j, k), and unit `directions` as columns i, j, k."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = (np.eye(3) if directions is None else np.asarray(directions)) * np.asarray(spacing_mm)
+        matrix[:3, 3] = origin_ras
+        return cls(_three(shape), matrix)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along (i, j, k)."""
+        lengths = np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
+        return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        return abs(float(np.linalg.det(self.ijk_to_ras[:3, :3]))) / 1000.0
+
+    @property
+    def ras_to_ijk(self) -> NDArray[np.float64]:
+        return np.linalg.inv(self.ijk_to_ras)
+
+    @property
+    def center_ras(self) -> NDArray[np.float64]:
+        """World position of the middle of the grid, in mm."""
+        middle = [(size - 1) / 2 for size in reversed(self.shape)]
+        return np.asarray((self.ijk_to_ras @ [*middle, 1.0])[:3])
+
+    def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Geometry:
+        """The part of this grid that begins at voxel `start` (k, j, i); may reach outside."""
+        matrix = self.ijk_to_ras.copy()
+        matrix[:3, 3] = (self.ijk_to_ras @ [start[2], start[1], start[0], 1.0])[:3]
+        return Geometry(_three(shape), matrix)
+
+    def matches(self, other: Geometry, tolerance_voxels: float = 1e-2) -> bool:
+        """Whether both grids put every voxel at the same place, within a fraction of a voxel."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array(
+            [[i, j, k, 1.0] for k in (0, self.shape[0]) for j in (0, self.shape[1]) for i in (0, self.shape[2])]
+        ).T
+        apart = np.linalg.norm(((self.ijk_to_ras - other.ijk_to_ras) @ corners)[:3], axis=0)
+        return bool(apart.max() <= tolerance_voxels * min(self.spacing_mm))
+
+    def describe(self) -> str:
+        spacing = " x ".join(f"{length:.4g}" for length in self.spacing_mm)
+        size = " x ".join(str(length) for length in reversed(self.shape))
+        return f"{size} voxels of {spacing} mm"
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels (k, j, i) and their `Geometry`. `source` names where they came from, for messages only."""
+
+    voxels: NDArray[Any]
+    geometry: Geometry
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.voxels.shape != self.geometry.shape:
+            raise GeometryError(f"Voxels of shape {self.voxels.shape} do not fill a grid of {self.geometry.shape}.")
+
+    def with_voxels(self, voxels: NDArray[Any]) -> Volume:
+        """The same place with other voxels."""
+        return Volume(voxels, self.geometry, self.source)
+
+
+def _three(values: Sequence[int]) -> tuple[int, int, int]:
+    k, j, i = (int(value) for value in values)
+    return k, j, i
+
+
+def _check_matrix(matrix: NDArray[np.float64]) -> None:
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise GeometryError("The voxel-to-world matrix must be 4 x 4 and finite. Repair the image header.")
+    if not np.allclose(matrix[3], [0, 0, 0, 1]):
+        raise GeometryError("The last row of the voxel-to-world matrix must be 0 0 0 1. Repair the image header.")
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    if lengths.min() < 1e-6:
+        raise GeometryError("The voxel-to-world matrix has an axis of no length. Repair the image header.")
+    axes = matrix[:3, :3] / lengths
+    cosines = np.abs(axes.T @ axes - np.eye(3))
+    if abs(float(np.linalg.det(axes))) < 1e-3:
+        raise GeometryError("The voxel-to-world matrix is singular: two voxel axes coincide. Repair the image header.")
+    if cosines.max() > SHEAR_TOLERANCE:
+        raise GeometryError(
+            "The voxel axes are not at right angles (sheared matrix or gantry tilt). "
+            "Resample the image onto a straight grid first, for example with Slicer's Resample Scalar Volume."
+        )
