@@ -1,0 +1,151 @@
+"""What is asked of the engine and what it answers.
+
+`SegmentationRequest` is the one list of options: the command line, the panel, batch and the worker read
+its fields, defaults, choices and help texts from here, so a new option appears in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import RequestError
+from medsegai.labels import Label
+from medsegai.volume import Volume
+
+NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of the request that users can set, with its help text and, where fixed, its choices."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class SegmentationRequest:
+    """One job. `inputs` holds one image per channel of the model: a path, or a `Volume` already read."""
+
+    inputs: tuple[Path | Volume, ...]
+    models: tuple[str, ...] = option(("brain",), "models to use together: ids, or model folders")
+    members: tuple[str, ...] = option((), "views or folds to use; all of the model's if none is named")
+    fusion: str = option("mean", "how members are joined: mean of probabilities, or majority vote", ("mean", "vote"))
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU with most free memory")
+    backend: str = option("auto", "what runs the networks", ("auto", "torch", "openvino"))
+    precision: str = option(
+        "auto", "number format of the networks; auto is the fastest that leaves labels alone", ("auto", "fp32", "mixed")
+    )
+    dropout_passes: int = option(0, "Monte-Carlo dropout passes per member, for uncertainty; the papers use 10 to 15")
+    uncertainty: bool = option(False, "measure where members disagree (entropy map and score per structure)")
+    probabilities: bool = option(False, "keep the probability of every structure; needs 2 bytes per voxel and structure")
+    seed: int = option(0, "start of the random numbers of Monte-Carlo dropout")
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise RequestError("There is no input image. Name one image per channel of the model.")
+        if not self.models:
+            raise RequestError("No model is named. `medsegai models list` shows those there are.")
+        if not 0 <= self.dropout_passes <= 1000:
+            raise RequestError(f"dropout_passes must lie between 0 and 1000, not {self.dropout_passes}.")
+        for item in request_options():
+            choices = item.metadata["choices"]
+            value = getattr(self, item.name)
+            if choices and value not in choices:
+                raise RequestError(f"{item.name} must be one of {', '.join(choices)}, not {value!r}.")
+
+    def options(self) -> dict[str, Any]:
+        """All options as JSON values, for the report and the worker; inputs are left out."""
+        values = {item.name: getattr(self, item.name) for item in request_options()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def request_options() -> Iterator[Field[Any]]:
+    """The fields of the request that a user can set."""
+    return (item for item in fields(SegmentationRequest) if "help" in item.metadata)
+
+
+def request_from_options(inputs: tuple[Path | Volume, ...], options: Mapping[str, Any]) -> SegmentationRequest:
+    """A request from JSON values, such as `SegmentationRequest.options` gives.
+
+    Raises:
+        RequestError: an option is unknown or has a value of the wrong type.
+    """
+    known = {item.name: item for item in request_options()}
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in known:
+            raise RequestError(f"Unknown option {name!r}. Known options: {', '.join(known)}.")
+        default = known[name].default
+        value = tuple(value) if isinstance(default, tuple) and isinstance(value, (list, tuple)) else value
+        if default is not MISSING and type(value) is not type(default):
+            raise RequestError(f"Option {name!r} must be a {type(default).__name__}, not {value!r}.")
+        values[name] = value
+    return SegmentationRequest(inputs, **values)
+
+
+@dataclass(frozen=True)
+class StructureMeasures:
+    """One structure in a result. The last four are None where uncertainty was not asked for.
+
+    Attributes:
+        label: which structure.
+        voxels: how many voxels it has on the input grid.
+        volume_ml: their volume.
+        volume_cv: standard deviation over mean of the volume among members (Bayesian QuickNAT, CV_s).
+        pairwise_dice: mean Dice over all pairs of members (d_s).
+        iou: intersection of all members over their union (IoU_s).
+        mean_entropy: mean entropy of the fused probabilities inside the structure, in nats.
+    """
+
+    label: Label
+    voxels: int
+    volume_ml: float
+    volume_cv: float | None = None
+    pairwise_dice: float | None = None
+    iou: float | None = None
+    mean_entropy: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; NaN (a structure no member found) becomes None."""
+        values = {name: value for name, value in vars(self).items() if name != "label"}
+        plain = {name: None if value is None or value != value else value for name, value in values.items()}
+        return {"value": self.label.value, "name": self.label.name} | plain
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """What a job gives, all of it on the grid of the first input.
+
+    Attributes:
+        labelmap: label values, uint8 or uint16, (k, j, i).
+        labels: what the values mean, in the model's order; also those that no voxel has.
+        structures: measures per label, in the same order.
+        entropy: entropy of the fused probabilities in nats, float32 (k, j, i), if asked for.
+        probabilities: float16 (label, k, j, i) in the order of `labels`, if asked for.
+        seconds: what each stage took.
+        peak_memory_mb: largest resident memory of this process until now.
+        provenance: model hashes, versions, options, input hash, device.
+        warnings: what the user should know, in words.
+    """
+
+    labelmap: Volume
+    labels: tuple[Label, ...]
+    structures: tuple[StructureMeasures, ...]
+    entropy: Volume | None = None
+    probabilities: Any = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_mb: float = 0.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def report(self) -> dict[str, Any]:
+        """Everything but the voxels, as JSON values."""
+        return {
+            "structures": [measures.to_dict() for measures in self.structures],
+            "seconds": dict(self.seconds),
+            "peak_memory_mb": self.peak_memory_mb,
+            "provenance": dict(self.provenance),
+            "warnings": list(self.warnings),
+            "notice": NOT_FOR_DIAGNOSIS,
+        }
