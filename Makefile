@@ -1,0 +1,55 @@
+# Every target sets up what it needs by itself (see .ci/setup) and says what it does.
+#
+# Settings, each as NAME=value on the command line:
+#   INPUT        make demo: the image to segment, in place of the MR that nilearn carries
+#   PYTHON       the Python 3.11 or 3.12 to make the environment with
+#   VENV         where the environment stands
+#   TORCH        the torch to install, for example TORCH='torch==2.13.0+cpu'
+#   PYTEST_ARGS  further arguments for pytest, for example PYTEST_ARGS='-k geometry -x'
+
+VENV ?= .venv
+INPUT ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+DEMO_EXTRAS := torch,cpu,demo
+TEST_EXTRAS := torch,cpu,demo,train,test,dev
+export VENV PYTHON TORCH
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow bench check lint types setup-demo setup-test clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup-demo ## segment a real head MR (or INPUT=image) with the bundled brain model, into demo/
+	$(BIN)/medsegai demo $(if $(INPUT),"$(INPUT)") -o demo
+
+test: setup-test lint types ## style, types and every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup-test ## the slow tests
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+bench: setup-test ## time and memory, against the plain fp32 forward of the same weights
+	$(BIN)/python Testing/bench/run.py
+
+check: setup-test lint types ## style, types and the rules of the house (Testing/architecture)
+	$(BIN)/python -m pytest Testing/architecture $(PYTEST_ARGS)
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup-test
+	$(BIN)/mypy
+
+setup-demo:
+	@.ci/setup $(DEMO_EXTRAS)
+
+setup-test:
+	@.ci/setup $(TEST_EXTRAS)
+
+clean: ## remove the environment, caches and everything that make wrote
+	rm -rf $(VENV) build dist demo bench MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find MedSegAI Testing -name __pycache__ -type d -prune -exec rm -rf {} +

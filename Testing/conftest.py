@@ -1,0 +1,29 @@
+"""What every test shares: the folder of real images that stands beside the checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real images and labels: ``MEDSEGAI_SHARED_DATA``, or ``../shared/data``.
+
+    Skips the test where the folder is missing; fails it where ``CI`` is set, because there it
+    is always present.
+    """
+    folder = Path(
+        os.environ.get("MEDSEGAI_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
+    ).resolve()
+    if not folder.is_dir():
+        reason = (
+            f"no shared data at {folder}: put the images there, or name their folder in "
+            "MEDSEGAI_SHARED_DATA"
+        )
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
