@@ -1,0 +1,91 @@
+"""Code fits a screen, runs no stranger's code and leaves nothing unfinished."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import code_rules
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+Rule = Callable[[str], Iterator[str]]
+
+
+@pytest.mark.parametrize("rule", code_rules.CODE_RULES, ids=lambda rule: rule.__name__)
+def test_the_code_keeps_the_rule(rule: Rule) -> None:
+    files = [
+        path for path in (REPOSITORY / "MedSegAI").rglob("*.py") if "__pycache__" not in path.parts
+    ]
+    assert len(files) > 10, "the code was not found"
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{problem}"
+        for path in sorted(files)
+        for problem in rule(path.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_tests_and_documents_are_finished_and_name_no_one_machine() -> None:
+    files = [
+        path
+        for pattern in (
+            "*.md",
+            "Makefile",
+            "pyproject.toml",
+            ".ci/*",
+            "docs/**/*.md",
+            "Testing/**/*.py",
+        )
+        for path in sorted(REPOSITORY.glob(pattern))
+    ]
+    assert REPOSITORY / "Makefile" in files
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{problem}"
+        for path in files
+        for problem in code_rules.text_problems(path.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
+LONG_FUNCTION = "def f():\n" + "    pass\n" * code_rules.FUNCTION_LINES
+MANY = ", ".join(f"a{i}" for i in range(code_rules.ARGUMENTS + 1))
+
+OFFENCES: list[tuple[Rule, str]] = [
+    (code_rules.size_problems, "pass\n" * code_rules.FILE_LINES),
+    (code_rules.size_problems, LONG_FUNCTION),
+    (
+        code_rules.size_problems,
+        "class C:\n" + "".join(f"    {line}\n" for line in LONG_FUNCTION.splitlines()),
+    ),
+    (code_rules.size_problems, f"def f({MANY}): pass"),
+    (code_rules.size_problems, f"async def f(*, {MANY}): pass"),
+    (code_rules.danger_problems, "import pickle\npickle.load(file)"),
+    (code_rules.danger_problems, "import pickle as p\np.loads(data)"),
+    (code_rules.danger_problems, "from pickle import load as read\nread(file)"),
+    (code_rules.danger_problems, "import torch\ntorch.load(path)"),
+    (code_rules.danger_problems, "import torch\ntorch.load(path, weights_only=False)"),
+    (code_rules.danger_problems, "import numpy as np\nnp.load(path, allow_pickle=True)"),
+    (code_rules.danger_problems, "import subprocess\nsubprocess.run(text, shell=True)"),
+    (code_rules.danger_problems, "eval(text)"),
+    (code_rules.text_problems, "# TO" + "DO later"),
+    (code_rules.text_problems, "path = '/roo" + "t/data'"),
+]
+
+
+@pytest.mark.parametrize(("rule", "source"), OFFENCES)
+def test_an_offence_is_found(rule: Rule, source: str) -> None:
+    assert list(rule(source))
+
+
+CUSTOMS: list[tuple[Rule, str]] = [
+    (code_rules.size_problems, "def f(self, a, b, c, d, e, f, *args, **kwargs): pass"),
+    (code_rules.danger_problems, "import torch\ntorch.load(path, weights_only=True)"),
+    (code_rules.danger_problems, "import pickle\nclass Restricted(pickle.Unpickler): pass"),
+    (code_rules.danger_problems, "model.eval()"),
+    (code_rules.text_problems, "see https://example.org/work/ and ../work/x"),
+]
+
+
+@pytest.mark.parametrize(("rule", "source"), CUSTOMS)
+def test_what_is_allowed_passes(rule: Rule, source: str) -> None:
+    assert list(rule(source)) == []

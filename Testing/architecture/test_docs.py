@@ -1,0 +1,124 @@
+"""The documents keep up with the code: commands, exit codes, make targets, version, links."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from medsegai import __version__, errors
+from medsegai.cli import build_parser
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def documents() -> dict[Path, str]:
+    paths = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
+    return {path: path.read_text() for path in sorted(paths)}
+
+
+def commands(parser: argparse.ArgumentParser, name: str = "medsegai") -> Iterator[str]:
+    """Every command as a user types it: `medsegai segment`, `medsegai models list`."""
+    subparsers = [item for item in parser._actions if isinstance(item, argparse._SubParsersAction)]
+    for action in subparsers:
+        for word, subparser in action.choices.items():
+            yield from commands(subparser, f"{name} {word}")
+    if not subparsers:
+        yield name
+
+
+def undocumented(names: Iterator[str], text: str) -> list[str]:
+    return [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]
+
+
+def broken_links(path: Path, text: str) -> list[str]:
+    """Links to files that are not there, or to headings that their file does not have."""
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (heading and heading not in headings(file.read_text())):
+            found.append(f"{path.name}: {target}")
+    return found
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a Markdown file, formed as GitHub forms them."""
+    titles = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_command_is_documented() -> None:
+    names = list(commands(build_parser()))
+    assert "medsegai segment" in names
+    missing = undocumented(iter(names), "\n".join(documents().values()))
+    assert not missing, f"not in README.md or docs/: {missing}"
+
+
+def test_an_undocumented_command_is_found() -> None:
+    parser = argparse.ArgumentParser()
+    models = parser.add_subparsers().add_parser("models").add_subparsers()
+    models.add_parser("list")
+    models.add_parser("show")
+    text = "`medsegai models list` and medsegai models showing"
+    assert undocumented(commands(parser), text) == ["medsegai models show"]
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = {
+        item.exit_code
+        for item in vars(errors).values()
+        if isinstance(item, type) and issubclass(item, errors.MedSegAIError)
+    }
+    assert len(codes) > 3
+    sections = [
+        section
+        for text in documents().values()
+        for section in re.split(r"^#+ ", text, flags=re.MULTILINE)
+        if section.lower().startswith("exit codes")
+    ]
+    missing = {code for code in codes if not any(re.search(rf"\b{code}\b", s) for s in sections)}
+    assert not missing, f'not in a section "Exit codes" of README.md or docs/: {sorted(missing)}'
+
+
+def test_every_make_target_is_documented() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE)
+    assert "demo" in targets
+    text = "\n".join(documents().values())
+    missing = undocumented((f"make {target}" for target in targets if target != "help"), text)
+    assert not missing, f"not in README.md or docs/: {missing}"
+
+
+def test_the_changelog_speaks_of_this_version() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(__version__)}\b", text, re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    found = [link for path, text in documents().items() for link in broken_links(path, text)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("[a](nowhere.md)", True),
+        ("[a](here.md#nothing)", True),
+        ("![a](nowhere.png)", True),
+        ("[a](#nothing)", True),
+        ("[a](here.md#a-title-with-code)", False),
+        ("# Own\n[a](#own)", False),
+        ("[a](https://example.org/nowhere.md)", False),
+        ("```\n[a](nowhere.md)\n```", False),
+    ],
+)
+def test_a_broken_link_is_found(text: str, broken: bool, tmp_path: Path) -> None:
+    (tmp_path / "here.md").write_text("## A title, with `code`\n")
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    assert bool(broken_links(page, text)) is broken

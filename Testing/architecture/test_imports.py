@@ -1,0 +1,161 @@
+"""Who imports whom: the levels of the engine, and the wall between Slicer and the engine."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import import_rules
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULE = REPOSITORY / "MedSegAI"
+# Where the name to import is not the name to install.
+DISTRIBUTIONS = {"PIL": "pillow", "SimpleITK": "simpleitk", "nrrd": "pynrrd", "yaml": "pyyaml"}
+
+
+def sources() -> list[tuple[PurePosixPath, str]]:
+    files = sorted(path for path in MODULE.rglob("*.py") if "__pycache__" not in path.parts)
+    return [
+        (PurePosixPath(path.relative_to(MODULE).as_posix()), path.read_text()) for path in files
+    ]
+
+
+def test_every_file_imports_only_what_lies_below_it() -> None:
+    found = [problem for path, text in sources() for problem in import_rules.problems(path, text)]
+    assert not found, "\n".join(found)
+
+
+def test_every_file_of_the_engine_has_a_level() -> None:
+    known = import_rules.FLAT | import_rules.RANK.keys() | {"__init__"}
+    rooms = {import_rules.room_of(path) for path, _ in sources() if path.parts[0] == "medsegai"}
+    assert {"volume", "errors"} <= rooms, "the engine was not found"
+    unknown = rooms - known - {"models"}
+    assert not unknown, f"no level for {sorted(unknown)}: add them to import_rules.ROWS"
+
+
+OFFENCES = [
+    ("medsegai/volume.py", "import torch"),
+    ("medsegai/volume.py", "def f():\n    import scipy.ndimage"),
+    ("medsegai/labels.py", "from medsegai.io import read"),
+    ("medsegai/card.py", "from .families import quicknat"),
+    ("medsegai/io/nifti.py", "from medsegai.engine import segment"),
+    ("medsegai/io/nifti.py", "from ..networks import quicknat"),
+    ("medsegai/networks/quicknat.py", "from medsegai.probabilities import Probabilities"),
+    ("medsegai/networks/quicknat.py", "import nibabel as nib"),
+    ("medsegai/fusion.py", "from medsegai import cli"),
+    ("medsegai/fusion.py", "from SimpleITK import ReadImage"),
+    ("medsegai/families/quicknat.py", "from medsegai.families import nnunet"),
+    ("medsegai/families/quicknat.py", "from medsegai.families.nnunet import load"),
+    ("medsegai/families/quicknat.py", "from . import nnunet"),
+    ("medsegai/families/quicknat.py", "from medsegai.refinements import islands"),
+    ("medsegai/refinements/islands.py", "from .level_set import Options"),
+    ("medsegai/engine.py", "from medsegai.worker import serve"),
+    ("medsegai/engine.py", "def f():\n    import slicer"),
+    ("medsegai/engine.py", "try:\n    import vtk\nexcept ImportError:\n    pass"),
+    ("medsegai/engine.py", "import vtkmodules.util"),
+    ("medsegai/engine.py", "import qt"),
+    ("medsegai/engine.py", "from MedSegAILib import scene"),
+    ("medsegai/engine.py", "import importlib\nimportlib.import_module('slicer.util')"),
+    ("medsegai/engine.py", "from medsegai.nowhere import f"),
+    ("medsegai/nowhere.py", "from medsegai.io import read"),
+    ("medsegai/training/loop.py", "from medsegai.commands import train"),
+    ("medsegai/evaluation/metrics.py", "from medsegai.training import loop"),
+    ("MedSegAI.py", "from medsegai.engine import segment"),
+    ("MedSegAI.py", "import medsegai"),
+    ("MedSegAI.py", "def f():\n    import torch"),
+    ("MedSegAI.py", "import qt"),
+    ("MedSegAILib/controller.py", "import slicer"),
+    ("MedSegAILib/controller.py", "import SimpleITK"),
+    ("MedSegAILib/controller.py", "import vtk"),
+    ("MedSegAILib/panel.py", "import slicer"),
+    ("MedSegAILib/panel.py", "import torch"),
+    ("MedSegAILib/scene.py", "import qt"),
+    ("MedSegAILib/scene.py", "from medsegai.io.nifti import read"),
+    ("MedSegAILib/worker_client.py", "import vtk"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), OFFENCES)
+def test_an_offence_is_found(path: str, source: str) -> None:
+    assert import_rules.problems(PurePosixPath(path), source)
+
+
+CUSTOMS = [
+    (
+        "medsegai/volume.py",
+        "import json\nimport numpy as np\nfrom medsegai.errors import GeometryError",
+    ),
+    ("medsegai/io/nifti.py", "import nibabel\nfrom medsegai.volume import Volume"),
+    ("medsegai/io/__init__.py", "from medsegai.io.nifti import read\nfrom . import dicom"),
+    (
+        "medsegai/families/quicknat.py",
+        "import torch\nfrom medsegai.networks.quicknat import QuickNAT",
+    ),
+    (
+        "medsegai/families/quicknat.py",
+        "from medsegai.families import Family\nfrom ._shared import crop",
+    ),
+    ("medsegai/families/__init__.py", "from medsegai.families.quicknat import load"),
+    ("medsegai/refinements/level_set.py", "import SimpleITK as sitk"),
+    (
+        "medsegai/engine.py",
+        "from medsegai import __version__\nfrom medsegai.families import catalogue",
+    ),
+    ("medsegai/cli.py", "from medsegai.commands import segment, train"),
+    ("MedSegAI.py", "import slicer\nimport vtk\nfrom MedSegAILib.panel import Panel"),
+    ("MedSegAI.py", "from slicer.ScriptedLoadableModule import *"),
+    (
+        "MedSegAILib/scene.py",
+        "import slicer\nimport vtk\nimport numpy\nfrom medsegai.labels import Label",
+    ),
+    ("MedSegAILib/panel.py", "import qt\nimport ctk\nfrom medsegai.request import option"),
+    ("MedSegAILib/worker_client.py", "import qt\nfrom medsegai import protocol"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), CUSTOMS)
+def test_what_is_allowed_passes(path: str, source: str) -> None:
+    assert import_rules.problems(PurePosixPath(path), source) == []
+
+
+def test_what_the_engine_imports_is_a_declared_dependency() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    shipped = [
+        *project["dependencies"],
+        *(line for extra in ("torch", "cpu", "demo", "train") for line in extras[extra]),
+    ]
+    declared = {re.split(r"[<>=!~;\[ ]", line)[0].lower().replace("-", "_") for line in shipped}
+    imported = {
+        item.top
+        for path, text in sources()
+        if path.parts[0] == "medsegai"
+        for item in import_rules.imported(path, text)
+        if item.top not in sys.stdlib_module_names and item.top != "medsegai"
+    }
+    assert "numpy" in imported
+    missing = {name for name in imported if DISTRIBUTIONS.get(name, name).lower() not in declared}
+    assert not missing, f"imported, but not in pyproject.toml: {sorted(missing)}"
+
+
+def imports_of_a_fresh_process(statement: str) -> set[str]:
+    code = f"import sys; sys.path.insert(0, {str(MODULE)!r}); {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [f"import medsegai.{name}" for name in sorted(import_rules.FLAT)] + ["import medsegai.cli"],
+)
+def test_no_heavy_library_is_loaded_before_it_is_needed(statement: str) -> None:
+    heavy = {"torch", "monai", "SimpleITK", "nibabel", "scipy", "openvino", "matplotlib", "nilearn"}
+    assert not heavy & imports_of_a_fresh_process(statement)
+
+
+def test_a_heavy_library_would_be_seen() -> None:
+    assert "scipy" in imports_of_a_fresh_process("import scipy.ndimage")

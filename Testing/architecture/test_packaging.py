@@ -1,0 +1,154 @@
+"""Everything under MedSegAI/ reaches the user: in Slicer's extension, and in the wheel."""
+
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULE = REPOSITORY / "MedSegAI"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+# Slicer's own Python has these; the extension must not replace them.
+SLICER_BRINGS = {"numpy", "pillow", "scipy", "SimpleITK"}
+
+# Stands in for Slicer's macro of the same name: writes down what it was given, and refuses what
+# Slicer would refuse.
+WITNESS = """
+cmake_minimum_required(VERSION 3.20)
+project(Witness LANGUAGES NONE)
+macro(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(GIVEN "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  if(GIVEN_UNPARSED_ARGUMENTS OR NOT GIVEN_NAME STREQUAL "MedSegAI")
+    message(FATAL_ERROR "wrong arguments: ${ARGN}")
+  endif()
+  string(REPLACE ";" "\\n" lines "${GIVEN_SCRIPTS}")
+  file(WRITE "${CMAKE_BINARY_DIR}/scripts" "${lines}")
+  string(REPLACE ";" "\\n" lines "${GIVEN_RESOURCES}")
+  file(WRITE "${CMAKE_BINARY_DIR}/resources" "${lines}")
+endmacro()
+add_subdirectory("${MODULE_FOLDER}" module)
+"""
+
+
+def files_of(folder: Path) -> set[str]:
+    """All files below a folder, as paths relative to it, less what Python and pip leave behind."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not {"__pycache__"} & set(path.parts) and ".egg-info" not in str(path)
+    }
+
+
+def cmake_lists(module: Path, work: Path) -> tuple[list[str], list[str]]:
+    """The SCRIPTS and RESOURCES that the module's CMakeLists.txt hands to Slicer."""
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+    assert cmake, "cmake is missing: install the extra `test`"
+    source, build = work / "source", work / "build"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(WITNESS)
+    command = [cmake, "-S", source, "-B", build, f"-DMODULE_FOLDER={module}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (build / "scripts").read_text().split("\n"), (build / "resources").read_text().split(
+        "\n"
+    )
+
+
+def test_slicer_gets_every_file(tmp_path: Path) -> None:
+    scripts, resources = cmake_lists(MODULE, tmp_path)
+    there = files_of(MODULE) - {"CMakeLists.txt"}
+    assert "MedSegAI.py" in there
+    assert "medsegai/__init__.py" in there
+    assert sorted(scripts) == sorted(name for name in there if name.endswith(".py"))
+    assert sorted(resources) == sorted(name for name in there if not name.endswith(".py"))
+
+
+def test_slicer_gets_new_files_and_no_leftovers(tmp_path: Path) -> None:
+    module = tmp_path / "MedSegAI"
+    new = ["MedSegAI.py", "MedSegAILib/new.py", "medsegai/new/deep.py"]
+    data = ["medsegai/models/new/card.json", "Resources/UI/new.ui", "medsegai/py.typed"]
+    leftovers = [
+        "medsegai/__pycache__/new.pyc",
+        "Resources/.DS_Store",
+        "medsegai.egg-info/PKG-INFO",
+    ]
+    for name in [*new, *data, *leftovers]:
+        (module / name).parent.mkdir(parents=True, exist_ok=True)
+        (module / name).touch()
+    shutil.copy(MODULE / "CMakeLists.txt", module)
+    scripts, resources = cmake_lists(module, tmp_path)
+    assert (sorted(scripts), sorted(resources)) == (sorted(new), sorted(data))
+
+
+def test_the_wheel_holds_the_whole_engine(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a copy, so that no build folder appears in the checkout
+    shutil.copytree(MODULE, source / "MedSegAI", ignore=shutil.ignore_patterns("*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "-w", tmp_path, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.removeprefix("medsegai/") for name in archive.namelist()}
+        (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "medsegai = medsegai.cli:main" in archive.read(points).decode()
+    assert files_of(MODULE / "medsegai") == {name for name in packed if ".dist-info/" not in name}
+
+
+def base_requirements() -> dict[str, str]:
+    """Name to bound of the dependencies that every installation has."""
+    return dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in PROJECT["dependencies"])
+
+
+def test_slicer_installs_what_it_does_not_bring_and_nothing_else() -> None:
+    lines = (MODULE / "Resources" / "requirements.txt").read_text().splitlines()
+    asked = {line.split("#")[0].strip() for line in lines} - {""}
+    base = base_requirements()
+    assert base.keys() > SLICER_BRINGS
+    assert asked == {name + bound for name, bound in base.items() if name not in SLICER_BRINGS}
+
+
+def test_installing_the_package_never_installs_torch() -> None:
+    assert "torch" not in base_requirements()
+    assert not {"monai", "openvino", "nilearn", "torchvision"} & base_requirements().keys()
+
+
+def test_dependencies_have_no_upper_bound_and_a_reason() -> None:
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    lines = [line for line in text.splitlines() if re.match(r' +"[\w-]+[<>=]', line)]
+    extras = PROJECT["optional-dependencies"]
+    assert len(lines) == len(PROJECT["dependencies"]) + sum(map(len, extras.values()))
+    unexplained = [line.strip() for line in lines if "#" not in line]
+    assert not unexplained
+    shipped = [
+        *PROJECT["dependencies"],
+        *(x for name in extras if name != "test" for x in extras[name]),
+    ]
+    assert not [line for line in shipped if re.search(r"<|==|~=", line)]
+
+
+def test_the_extension_needs_pytorch_and_shows_its_icon() -> None:
+    text = (REPOSITORY / "CMakeLists.txt").read_text()
+    given = dict(re.findall(r'set\((EXTENSION_\w+) "([^"]*)"\)', text))
+    assert given["EXTENSION_DEPENDS"] == "PyTorch"
+    assert all(
+        given[f"EXTENSION_{name}"]
+        for name in ("HOMEPAGE", "CATEGORY", "CONTRIBUTORS", "DESCRIPTION")
+    )
+    assert (REPOSITORY / given["EXTENSION_ICONURL"].partition("/raw/main/")[2]).is_file()
+
+
+@pytest.mark.parametrize(
+    "path", ["Resources/MedSegAI.png", "MedSegAI/Resources/Icons/MedSegAI.png"]
+)
+def test_the_icon_is_a_png_of_128_pixels(path: str) -> None:
+    head = (REPOSITORY / path).read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", head[16:24]) == (128, 128)
