@@ -17,6 +17,8 @@ TEST_EXTRAS := torch,cpu,demo,train,test,dev
 export VENV PYTHON TORCH
 
 .DEFAULT_GOAL := help
+# One after the other also with -j, so that the closing line of pytest comes last.
+.NOTPARALLEL:
 .PHONY: help demo test test-slow bench check lint types setup-demo setup-test clean
 
 help: ## say what there is
@@ -51,5 +53,5 @@ setup-test:
 	@.ci/setup $(TEST_EXTRAS)
 
 clean: ## remove the environment, caches and everything that make wrote
-	rm -rf $(VENV) build dist demo bench MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo bench MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find MedSegAI Testing -name __pycache__ -type d -prune -exec rm -rf {} +
