@@ -80,12 +80,16 @@ class ModelCard:
         _no_doubles(self, "label name", [label.name for label in self.labels])
         _no_doubles(self, "member", [member.name for member in self.members])
         if not self.members or not self.labels or not self.channels:
-            raise ModelError(f"Model {self.id!r} needs at least one channel, one label and one member.")
+            raise ModelError(
+                f"Model {self.id!r} needs at least one channel, one label and one member."
+            )
         known = {label.value for label in self.labels}
         for member in self.members:
             unknown = {value for feeds in member.classes for value in feeds} - known
             if unknown:
-                raise ModelError(f"Member {member.name!r} of model {self.id!r} feeds unknown labels {sorted(unknown)}.")
+                raise ModelError(
+                    f"Member {member.name!r} of model {self.id!r} feeds unknown labels {sorted(unknown)}."
+                )
 
     @property
     def label_values(self) -> tuple[int, ...]:
@@ -117,7 +121,9 @@ class ModelCard:
         if not path.is_file():
             raise ModelError(f"{path} is missing: import model {self.id!r} again.")
         if member.sha256 is None:
-            raise ModelError(f"The card of model {self.id!r} gives no SHA-256 for {path.name}: import it again.")
+            raise ModelError(
+                f"The card of model {self.id!r} gives no SHA-256 for {path.name}: import it again."
+            )
         if file_sha256(path) != member.sha256:
             raise ModelError(
                 f"{path} is not the file its card describes (SHA-256 differs): it was damaged or replaced. "
@@ -126,10 +132,14 @@ class ModelCard:
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON values; `load_card` reads them back."""
-        data = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"}
+        data = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"
+        }
         data["channels"] = [vars(channel).copy() for channel in self.channels]
         data["labels"] = [label.to_dict() for label in self.labels]
-        data["members"] = [vars(member) | {"classes": [list(c) for c in member.classes]} for member in self.members]
+        data["members"] = [
+            vars(member) | {"classes": [list(c) for c in member.classes]} for member in self.members
+        ]
         data["spacing_mm"] = list(self.spacing_mm)
         data["suggested_refinements"] = [dict(item) for item in self.suggested_refinements]
         return data
@@ -145,7 +155,9 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
     known = {item.name for item in fields(ModelCard)} - {"folder"}
     values = _checked(data, known, ModelCard, source)
     try:
-        values["channels"] = tuple(Channel(**_checked(item, None, Channel, source)) for item in data["channels"])
+        values["channels"] = tuple(
+            Channel(**_checked(item, None, Channel, source)) for item in data["channels"]
+        )
         values["labels"] = tuple(Label.from_dict(item) for item in data["labels"])
         values["members"] = tuple(_member(item, source) for item in data["members"])
         first, second, third = (float(value) for value in data["spacing_mm"])
@@ -168,7 +180,9 @@ def load_card(path: str | os.PathLike[str]) -> ModelCard:
     try:
         data = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{source} does not exist. A model is a folder with a {CARD_NAME}.") from None
+        raise ModelError(
+            f"{source} does not exist. A model is a folder with a {CARD_NAME}."
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{source} cannot be read as JSON: {error}.") from error
     if not isinstance(data, dict):
@@ -182,24 +196,43 @@ def user_models_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".medsegai" / "models"
 
 
-def find_cards() -> Iterator[ModelCard]:
-    """All models that are at hand: the bundled ones, then the user's, each sorted by name."""
+def card_files() -> Iterator[Path]:
+    """The card of every model at hand: the bundled ones, then the user's, each sorted by name."""
     for root in (BUNDLED_MODELS, user_models_folder()):
-        for source in sorted(root.glob(f"*/{CARD_NAME}")):
-            yield load_card(source)
+        yield from sorted(root.glob(f"*/{CARD_NAME}"))
+
+
+def find_cards() -> Iterator[ModelCard]:
+    """All models that are at hand.
+
+    Raises:
+        ModelError: a card cannot be read; `card_files` lists them all the same.
+    """
+    return map(load_card, card_files())
 
 
 def find_card(name: str) -> ModelCard:
-    """The model with this id, or in this folder.
+    """The model with this id, or in this folder. The broken card of another model does no harm.
 
     Raises:
-        ModelError: there is none; the message lists those there are.
+        ModelError: there is none, and the message lists those there are, or its card is broken.
     """
     if (Path(name) / CARD_NAME).is_file():
         return load_card(name)
-    cards = {card.id: card for card in find_cards()}
+    cards: dict[str, ModelCard] = {}
+    broken: dict[str, ModelError] = {}
+    for source in card_files():
+        try:
+            card = load_card(source)
+            cards[card.id] = card
+        except ModelError as error:
+            broken[source.parent.name] = error
+    if name in broken and name not in cards:
+        raise broken[name]
     if name not in cards:
-        raise ModelError(f"There is no model {name!r}. Known models: {', '.join(sorted(cards)) or 'none'}.")
+        raise ModelError(
+            f"There is no model {name!r}. Known models: {', '.join(sorted(cards)) or 'none'}."
+        )
     return cards[name]
 
 
@@ -210,7 +243,9 @@ def file_sha256(path: Path) -> str:
 
 def _member(data: Mapping[str, Any], source: Path) -> MemberCard:
     values = _checked(data, None, MemberCard, source)
-    values["classes"] = tuple(tuple(int(value) for value in feeds) for feeds in data.get("classes", ()))
+    values["classes"] = tuple(
+        tuple(int(value) for value in feeds) for feeds in data.get("classes", ())
+    )
     return MemberCard(**values)
 
 

@@ -24,9 +24,15 @@ class Terminology:
     def from_dict(cls, data: Mapping[str, Any]) -> Terminology:
         unknown = set(data) - {"category", "type", "modifier"}
         if unknown or not {"category", "type"} <= set(data):
-            raise ModelError(f"A terminology needs category and type, perhaps modifier, not {sorted(data)}.")
+            raise ModelError(
+                f"A terminology needs category and type, perhaps modifier, not {sorted(data)}."
+            )
         modifier = data.get("modifier")
-        return cls(_code(data["category"]), _code(data["type"]), None if modifier is None else _code(modifier))
+        return cls(
+            _code(data["category"]),
+            _code(data["type"]),
+            None if modifier is None else _code(modifier),
+        )
 
     def to_dict(self) -> dict[str, list[str]]:
         codes = {"category": self.category, "type": self.type, "modifier": self.modifier}
@@ -50,18 +56,24 @@ class Label:
 
     def __post_init__(self) -> None:
         if self.value < 1:
-            raise ModelError(f"Label {self.name!r} has value {self.value}; labels start at 1, 0 is background.")
+            raise ModelError(
+                f"Label {self.name!r} has value {self.value}; labels start at 1, 0 is background."
+            )
         if not self.name:
             raise ModelError(f"Label {self.value} has no name.")
         if len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color):
-            raise ModelError(f"Label {self.name!r} needs a colour of three numbers from 0 to 255, not {self.color}.")
+            raise ModelError(
+                f"Label {self.name!r} needs a colour of three numbers from 0 to 255, not {self.color}."
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Label:
         unknown = set(data) - {"value", "name", "color", "terminology"}
         missing = {"value", "name", "color"} - set(data)
         if unknown or missing:
-            raise ModelError(f"Label {dict(data)}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
+            raise ModelError(
+                f"Label {dict(data)}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}."
+            )
         terminology = data.get("terminology")
         red, green, blue = (int(part) for part in data["color"])
         return cls(

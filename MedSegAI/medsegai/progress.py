@@ -74,7 +74,9 @@ class Progress:
         whole = sum(self.weights.values())
         if stage not in self.weights or whole <= 0:
             return self._fraction
-        before = sum(weight for name, weight in self.weights.items() if name in self._finished - {stage})
+        before = sum(
+            weight for name, weight in self.weights.items() if name in self._finished - {stage}
+        )
         return (before + self.weights[stage] * min(max(part, 0.0), 1.0)) / whole
 
     def _seconds_left(self) -> float | None:

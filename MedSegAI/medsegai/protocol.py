@@ -11,8 +11,8 @@ From the worker:
     error     job, kind, message                `job` is null where the line could not be read
 
 `job` is a string that the client chooses; each `segment` is answered by exactly one `result` or
-`error`. Arrays never pass through JSON: the sender writes a .npy file into the exchange folder, which
-belongs to the client and vanishes with the job, and the other side maps it into memory.
+`error`. Arrays never pass through JSON: the sender writes a .npy file into the exchange folder,
+which belongs to the client and vanishes with the job, and the other side maps it into memory.
 """
 
 from __future__ import annotations

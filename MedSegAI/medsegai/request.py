@@ -29,16 +29,30 @@ class SegmentationRequest:
 
     inputs: tuple[Path | Volume, ...]
     models: tuple[str, ...] = option(("brain",), "models to use together: ids, or model folders")
-    members: tuple[str, ...] = option((), "views or folds to use; all of the model's if none is named")
-    fusion: str = option("mean", "how members are joined: mean of probabilities, or majority vote", ("mean", "vote"))
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto takes the GPU with most free memory")
+    members: tuple[str, ...] = option(
+        (), "views or folds to use; all of the model's if none is named"
+    )
+    fusion: str = option(
+        "mean", "how members are joined: mean of probabilities, or majority vote", ("mean", "vote")
+    )
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU with most free memory"
+    )
     backend: str = option("auto", "what runs the networks", ("auto", "torch", "openvino"))
     precision: str = option(
-        "auto", "number format of the networks; auto is the fastest that leaves labels alone", ("auto", "fp32", "mixed")
+        "auto",
+        "number format of the networks; auto is the fastest that leaves labels alone",
+        ("auto", "fp32", "mixed"),
     )
-    dropout_passes: int = option(0, "Monte-Carlo dropout passes per member, for uncertainty; the papers use 10 to 15")
-    uncertainty: bool = option(False, "measure where members disagree (entropy map and score per structure)")
-    probabilities: bool = option(False, "keep the probability of every structure; needs 2 bytes per voxel and structure")
+    dropout_passes: int = option(
+        0, "Monte-Carlo dropout passes per member, for uncertainty; the papers use 10 to 15"
+    )
+    uncertainty: bool = option(
+        False, "measure where members disagree (entropy map and score per structure)"
+    )
+    probabilities: bool = option(
+        False, "keep the probability of every structure; needs 2 bytes per voxel and structure"
+    )
     seed: int = option(0, "start of the random numbers of Monte-Carlo dropout")
 
     def __post_init__(self) -> None:
@@ -47,17 +61,24 @@ class SegmentationRequest:
         if not self.models:
             raise RequestError("No model is named. `medsegai models list` shows those there are.")
         if not 0 <= self.dropout_passes <= 1000:
-            raise RequestError(f"dropout_passes must lie between 0 and 1000, not {self.dropout_passes}.")
+            raise RequestError(
+                f"dropout_passes must lie between 0 and 1000, not {self.dropout_passes}."
+            )
         for item in request_options():
             choices = item.metadata["choices"]
             value = getattr(self, item.name)
             if choices and value not in choices:
-                raise RequestError(f"{item.name} must be one of {', '.join(choices)}, not {value!r}.")
+                raise RequestError(
+                    f"{item.name} must be one of {', '.join(choices)}, not {value!r}."
+                )
 
     def options(self) -> dict[str, Any]:
         """All options as JSON values, for the report and the worker; inputs are left out."""
         values = {item.name: getattr(self, item.name) for item in request_options()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
 
 
 def request_options() -> Iterator[Field[Any]]:
@@ -65,7 +86,9 @@ def request_options() -> Iterator[Field[Any]]:
     return (item for item in fields(SegmentationRequest) if "help" in item.metadata)
 
 
-def request_from_options(inputs: tuple[Path | Volume, ...], options: Mapping[str, Any]) -> SegmentationRequest:
+def request_from_options(
+    inputs: tuple[Path | Volume, ...], options: Mapping[str, Any]
+) -> SegmentationRequest:
     """A request from JSON values, such as `SegmentationRequest.options` gives.
 
     Raises:
@@ -77,9 +100,15 @@ def request_from_options(inputs: tuple[Path | Volume, ...], options: Mapping[str
         if name not in known:
             raise RequestError(f"Unknown option {name!r}. Known options: {', '.join(known)}.")
         default = known[name].default
-        value = tuple(value) if isinstance(default, tuple) and isinstance(value, (list, tuple)) else value
+        value = (
+            tuple(value)
+            if isinstance(default, tuple) and isinstance(value, (list, tuple))
+            else value
+        )
         if default is not MISSING and type(value) is not type(default):
-            raise RequestError(f"Option {name!r} must be a {type(default).__name__}, not {value!r}.")
+            raise RequestError(
+                f"Option {name!r} must be a {type(default).__name__}, not {value!r}."
+            )
         values[name] = value
     return SegmentationRequest(inputs, **values)
 
@@ -109,7 +138,10 @@ class StructureMeasures:
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN (a structure no member found) becomes None."""
         values = {name: value for name, value in vars(self).items() if name != "label"}
-        plain = {name: None if value is None or value != value else value for name, value in values.items()}
+        plain = {
+            name: None if value is None or value != value else value
+            for name, value in values.items()
+        }
         return {"value": self.label.value, "name": self.label.name} | plain
 
 

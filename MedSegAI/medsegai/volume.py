@@ -57,7 +57,9 @@ class Geometry:
     ) -> Geometry:
         """Grid with `shape` (k, j, i), `spacing_mm` (i, j, k), and unit `directions` as columns i, j, k."""
         matrix = np.eye(4)
-        matrix[:3, :3] = (np.eye(3) if directions is None else np.asarray(directions)) * np.asarray(spacing_mm)
+        matrix[:3, :3] = (np.eye(3) if directions is None else np.asarray(directions)) * np.asarray(
+            spacing_mm
+        )
         matrix[:3, 3] = origin_ras
         return cls(_three(shape), matrix)
 
@@ -92,7 +94,12 @@ class Geometry:
         if self.shape != other.shape:
             return False
         corners = np.array(
-            [[i, j, k, 1.0] for k in (0, self.shape[0]) for j in (0, self.shape[1]) for i in (0, self.shape[2])]
+            [
+                [i, j, k, 1.0]
+                for k in (0, self.shape[0])
+                for j in (0, self.shape[1])
+                for i in (0, self.shape[2])
+            ]
         ).T
         apart = np.linalg.norm(((self.ijk_to_ras - other.ijk_to_ras) @ corners)[:3], axis=0)
         return bool(apart.max() <= tolerance_voxels * min(self.spacing_mm))
@@ -105,19 +112,29 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels (k, j, i) and their `Geometry`. `source` names where they came from, for messages only."""
+    """Voxels and where they lie.
+
+    Attributes:
+        voxels: (k, j, i), any scalar type.
+        geometry: their grid.
+        source: where they came from, for messages only.
+        notes: what the reader found doubtful, in words for the user.
+    """
 
     voxels: NDArray[Any]
     geometry: Geometry
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape:
-            raise GeometryError(f"Voxels of shape {self.voxels.shape} do not fill a grid of {self.geometry.shape}.")
+            raise GeometryError(
+                f"Voxels of shape {self.voxels.shape} do not fill a grid of {self.geometry.shape}."
+            )
 
     def with_voxels(self, voxels: NDArray[Any]) -> Volume:
         """The same place with other voxels."""
-        return Volume(voxels, self.geometry, self.source)
+        return Volume(voxels, self.geometry, self.source, self.notes)
 
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:
@@ -127,16 +144,24 @@ def _three(values: Sequence[int]) -> tuple[int, int, int]:
 
 def _check_matrix(matrix: NDArray[np.float64]) -> None:
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise GeometryError("The voxel-to-world matrix must be 4 x 4 and finite. Repair the image header.")
+        raise GeometryError(
+            "The voxel-to-world matrix must be 4 x 4 and finite. Repair the image header."
+        )
     if not np.allclose(matrix[3], [0, 0, 0, 1]):
-        raise GeometryError("The last row of the voxel-to-world matrix must be 0 0 0 1. Repair the image header.")
+        raise GeometryError(
+            "The last row of the voxel-to-world matrix must be 0 0 0 1. Repair the image header."
+        )
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if lengths.min() < 1e-6:
-        raise GeometryError("The voxel-to-world matrix has an axis of no length. Repair the image header.")
+        raise GeometryError(
+            "The voxel-to-world matrix has an axis of no length. Repair the image header."
+        )
     axes = matrix[:3, :3] / lengths
     cosines = np.abs(axes.T @ axes - np.eye(3))
     if abs(float(np.linalg.det(axes))) < 1e-3:
-        raise GeometryError("The voxel-to-world matrix is singular: two voxel axes coincide. Repair the image header.")
+        raise GeometryError(
+            "The voxel-to-world matrix is singular: two voxel axes coincide. Repair the image header."
+        )
     if cosines.max() > SHEAR_TOLERANCE:
         raise GeometryError(
             "The voxel axes are not at right angles (sheared matrix or gantry tilt). "

@@ -1,0 +1,273 @@
+"""What runs a network: torch on a GPU or CPU, or OpenVINO on a CPU.
+
+A `Runner` takes slices and gives logits, whatever is behind it. On CPUs OpenVINO is twice as fast as torch and
+needs no compiler. Reduced precision stands only in `decode`, for there it hardly changes a label: in the encoder
+it flips positions of pooling maxima (docs/performance.md has the figures).
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import importlib.util
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from medsegai.errors import DeviceError
+
+logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+
+
+class EncoderDecoder(Protocol):
+    """A network in two halves, such as `networks.quicknat.QuickNAT`."""
+
+    def encode(self, slices: Tensor) -> tuple[Tensor, ...]: ...
+
+    def decode(self, *features: Tensor) -> Tensor: ...
+
+
+class Runner(Protocol):
+    """Slices (N, channels, H, W), float32, to logits (N, classes, H, W), float32."""
+
+    def __call__(self, slices: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Compute:
+    """Where and how networks run, decided once for a job.
+
+    Attributes:
+        device: of the networks. It becomes the CPU when a GPU has too little memory for one slice.
+        backend: "torch" or "openvino".
+        mixed: half precision in decoders.
+        notes: what had to be changed on the way, in words.
+    """
+
+    device: torch.device
+    backend: str
+    mixed: bool
+    notes: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        precision = "mixed precision" if self.mixed else "fp32"
+        return f"{device_name(self.device)}, {self.backend}, {precision}"
+
+    def step_down(self) -> None:
+        """Leave the GPU for the rest of the job."""
+        note = f"{device_name(self.device)} had too little memory for a single slice; the CPU took over."
+        logger.warning(note)
+        self.notes.append(note)
+        cpu = choose_compute("cpu", "auto", "auto" if self.mixed else "fp32")
+        self.device, self.backend, self.mixed = cpu.device, cpu.backend, cpu.mixed
+
+
+def choose_compute(device: str = "auto", backend: str = "auto", precision: str = "auto") -> Compute:
+    """Settle device, backend and precision.
+
+    Raises:
+        DeviceError: what was asked for is not on this computer; the message says what is.
+    """
+    chosen = _choose_device(device)
+    if chosen.type == "cuda":
+        if backend == "openvino":
+            raise DeviceError(
+                "OpenVINO runs on the CPU here. Choose --device cpu or --backend torch."
+            )
+        return Compute(chosen, "torch", mixed=precision != "fp32")
+    has_openvino = importlib.util.find_spec("openvino") is not None
+    if backend == "openvino" and not has_openvino:
+        raise DeviceError(
+            "OpenVINO is not installed. Run `pip install medsegai[cpu]` or choose --backend torch."
+        )
+    backend = (
+        "openvino" if backend == "openvino" or (backend == "auto" and has_openvino) else "torch"
+    )
+    mixed = precision == "mixed" or (precision == "auto" and cpu_has_bfloat16())
+    return Compute(CPU, backend, mixed)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether bfloat16 arithmetic is in the processor; emulated it would be slower than float32."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capability and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def make_runner(network: nn.Module, compute: Compute, dropout: bool = False) -> Runner:
+    """`network` made ready to run. With `dropout` its dropout layers stay active (Monte-Carlo dropout)."""
+    if compute.backend == "openvino" and not dropout:
+        return OpenVinoRunner(network, compute.mixed)
+    return TorchRunner(network, compute, dropout)
+
+
+class TorchRunner:
+    """Eager torch: channels last, and half precision in the decoders' large convolutions."""
+
+    def __init__(self, network: nn.Module, compute: Compute, dropout: bool = False) -> None:
+        if compute.device.type == "cpu":
+            keep_freed_memory()
+        network = copy.deepcopy(network).eval()
+        for layer in network.modules():
+            if isinstance(layer, nn.Dropout2d):
+                layer.train(dropout)
+        if compute.mixed:
+            half = torch.bfloat16 if compute.device.type == "cpu" else torch.float16
+            _halve_decoders(network, half)
+        self._device = compute.device
+        self._network = network.to(compute.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, slices: Tensor) -> Tensor:
+        slices = slices.to(self._device, non_blocking=True).contiguous(
+            memory_format=torch.channels_last
+        )
+        logits: Tensor = self._network(slices)
+        return logits
+
+
+class OpenVinoRunner:
+    """OpenVINO on the CPU, compiled once for each shape of slices.
+
+    Two models, so that the encoder keeps float32 where the decoder runs in bfloat16. Shapes are fixed,
+    for with free ones OpenVINO is half as fast; compiled models are kept in the user's cache folder.
+    """
+
+    def __init__(self, network: nn.Module, mixed: bool) -> None:
+        self._network = copy.deepcopy(network).eval()
+        self._mixed = mixed
+        self._compiled: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+    def __call__(self, slices: Tensor) -> Tensor:
+        import openvino
+
+        shape = tuple(slices.shape)
+        if shape not in self._compiled:
+            self._compiled[shape] = self._compile(slices)
+        encoder, decoder = self._compiled[shape]
+        encoder.infer([openvino.Tensor(slices.contiguous().numpy(), shared_memory=True)])
+        for index in range(len(decoder.model_inputs)):
+            decoder.set_input_tensor(index, encoder.get_output_tensor(index))
+        decoder.infer()
+        return torch.from_numpy(decoder.get_output_tensor(0).data)
+
+    @torch.inference_mode()
+    def _compile(self, slices: Tensor) -> tuple[Any, Any]:
+        encoder, decoder = _Encoder(self._network), _Decoder(self._network)
+        features = encoder(slices)
+        return (
+            _compile_openvino(encoder, (slices,), mixed=False),
+            _compile_openvino(decoder, features, self._mixed),
+        )
+
+
+class _Encoder(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
+        features: tuple[Tensor, ...] = self.network.encode(slices)
+        return features
+
+
+class _Decoder(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *features: Tensor) -> Tensor:
+        logits: Tensor = self.network.decode(*features)
+        return logits
+
+
+def _compile_openvino(half: nn.Module, example: tuple[Tensor, ...], mixed: bool) -> Any:
+    import openvino
+
+    shapes = [openvino.PartialShape(list(part.shape)) for part in example]
+    model = openvino.convert_model(half, example_input=example, input=shapes)
+    cache = cache_folder() / "openvino"
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if mixed else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "CACHE_DIR": str(cache),
+    }
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+class _HalfConv2d(nn.Module):
+    """A convolution that computes in `dtype` and takes and gives float32."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv = conv.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.conv(features.to(self.dtype)).float()
+        return result
+
+
+def _halve_decoders(network: nn.Module, dtype: torch.dtype) -> None:
+    for name, block in network.named_children():
+        if name.startswith("decode"):
+            for key, layer in list(block.named_children()):
+                if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1:
+                    setattr(block, key, _HalfConv2d(layer, dtype))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory: page faults are a third of the time of eager torch on a CPU.
+
+    Does nothing where the C library is another one.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def cache_folder() -> Path:
+    """Where compiled networks are kept: MEDSEGAI_CACHE, or a folder of the user's own. It can be deleted."""
+    chosen = os.environ.get("MEDSEGAI_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".medsegai" / "cache"
+
+
+def _choose_device(device: str) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        if not count:
+            return CPU
+        free = [torch.cuda.mem_get_info(index)[0] for index in range(count)]
+        return torch.device("cuda", free.index(max(free)))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(
+            f"There is no device {device!r}. Choose auto, cpu, cuda or cuda:N."
+        ) from None
+    if chosen.type == "cuda" and (chosen.index or 0) < count:
+        return torch.device("cuda", chosen.index or 0)
+    if chosen.type != "cpu":
+        names = ", ".join(
+            f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count)
+        )
+        raise DeviceError(
+            f"Device {device!r} is not on this computer. There is: cpu{', ' + names if names else ''}."
+        )
+    return CPU
