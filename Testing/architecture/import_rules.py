@@ -23,7 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("uncertainty",),
     ("families", "refinements"),
     ("engine",),  # L3
-    ("model_import", "preview"),  # L4
+    ("doctor", "model_import", "preview"),  # L4
     ("outputs",),
     ("evaluation",),
     ("batch", "training", "worker"),

@@ -1,0 +1,67 @@
+"""The `medsegai` command: one parser, and one place where errors become exit codes.
+
+Each command is one file in `medsegai.commands`, with `add_parser` that describes it and a function that
+runs it. Nothing heavy is imported before a command needs it, so help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from medsegai import __version__
+from medsegai.commands import demo, doctor, models, segment, train, worker
+from medsegai.errors import Cancelled, MedSegAIError
+from medsegai.request import NOT_FOR_DIAGNOSIS
+
+COMMANDS = (segment, demo, models, doctor, train, worker)
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    other error
+  2    options contradict each other, or an option is unknown
+  3    an input cannot be used
+  4    a model is unknown, damaged or refused
+  5    a result cannot be written
+  6    the device is missing or its memory is not enough; doctor: the main job cannot run
+  7    the worker ended unexpectedly
+  130  stopped with Ctrl-C; nothing was written
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; the documentation is checked against it."""
+    parser = argparse.ArgumentParser(
+        prog="medsegai",
+        description=f"AI segmentation of medical images. {NOT_FOR_DIAGNOSIS}",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"medsegai {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; argparse itself exits with 2 on unknown options."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except MedSegAIError as error:
+        print(f"medsegai: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("medsegai: stopped.", file=sys.stderr)
+        return Cancelled.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (`medsegai models list | head -1`): not an error, but
+        # Python would complain once more when it flushes on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

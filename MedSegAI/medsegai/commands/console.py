@@ -1,0 +1,111 @@
+"""What commands say to a person at a terminal: progress, tables, and Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+from medsegai.progress import Progress, ProgressEvent
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+BAR_WIDTH = 24
+REDRAW_SECONDS = 0.1
+
+
+class ProgressBar:
+    """One line on a terminal, drawn over itself: stage, bar, percent, time left.
+
+    Writes nothing where `stream` is no terminal, so logs stay clean.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._silent = quiet or not self._stream.isatty()
+        self._drawn_at = 0.0
+        self._stage = ""
+        self._width = 0
+
+    def __call__(self, event: ProgressEvent) -> None:
+        now = time.monotonic()
+        due = now - self._drawn_at >= REDRAW_SECONDS or event.stage != self._stage
+        if self._silent or not due:
+            return
+        self._drawn_at, self._stage = now, event.stage
+        self._draw(progress_line(event))
+
+    def clear(self) -> None:
+        """Take the line away, so that what follows starts on an empty one."""
+        if not self._silent:
+            self._draw("")
+            self._stream.write("\r")
+            self._stream.flush()
+
+    def _draw(self, line: str) -> None:
+        line = line[: shutil.get_terminal_size().columns - 1]
+        self._stream.write("\r" + line.ljust(self._width))
+        self._stream.flush()
+        self._width = len(line)
+
+
+def progress_line(event: ProgressEvent) -> str:
+    """For example `predict axial     [#####-----]  52%  about 40 s left`."""
+    filled = round(event.fraction * BAR_WIDTH)
+    bar = "#" * filled + "-" * (BAR_WIDTH - filled)
+    left = "" if event.seconds_left is None else f"  {duration(event.seconds_left)} left"
+    return f"{event.stage:<24} [{bar}] {event.fraction:4.0%}{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `12 s`, `3 min 05 s`, `1 h 02 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Text columns under a header; the first `left` columns are flush left, the others flush right."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+@contextmanager
+def stoppable(progress: Progress) -> Iterator[None]:
+    """Within, the first Ctrl-C asks the job to stop at its next step, the second ends it at once.
+
+    Both leave through exceptions, so that files being written are taken away.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals can be handled in the main thread only; others stop through `progress.cancel`
+        return
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        progress.cancel.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping at the next step. Ctrl-C again stops at once.", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,189 @@
+"""`medsegai models list|show|verify|import`: the models at hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.card import (
+    BUNDLED_MODELS,
+    ModelCard,
+    card_files,
+    find_card,
+    load_card,
+    user_models_folder,
+)
+from medsegai.commands.console import table
+from medsegai.errors import ModelError
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("models", help="list, show, verify or import models")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    listing = actions.add_parser("list", help="the models at hand")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=run_list)
+
+    show = actions.add_parser(
+        "show", help="all about one model: labels, members, licence, accuracy"
+    )
+    show.add_argument("model", metavar="ID", help="id of a model, or its folder")
+    show.add_argument("--json", action="store_true", help="print the card as JSON")
+    show.set_defaults(run=run_show)
+
+    verify = actions.add_parser("verify", help="compare weights with the hashes in their card")
+    verify.add_argument(
+        "model", metavar="ID", nargs="?", help="one model; all of them if none is named"
+    )
+    verify.set_defaults(run=run_verify)
+
+    importing = actions.add_parser(
+        "import",
+        help="add a model to your own",
+        description="Add a model to your own, in MEDSEGAI_MODELS or ~/.medsegai/models: a folder with "
+        "card.json and safetensors weights, or released weights of a family that MedSegAI knows.",
+    )
+    importing.add_argument(
+        "path", metavar="PATH", type=Path, help="model folder, or released weights"
+    )
+    importing.add_argument(
+        "--replace", action="store_true", help="replace a model of yours that has the same id"
+    )
+    importing.set_defaults(run=run_import)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Print every model; a broken card is shown with its reason and does not hide the others."""
+    found = list(readable_cards())
+    if arguments.json:
+        print(json.dumps([_summary(source, card) for source, card in found], indent=2))
+        return 0
+    rows = []
+    for source, card in found:
+        if isinstance(card, ModelError):
+            rows.append([source.parent.name, "broken", "", "", "", _place(source)])
+        else:
+            size = f"{_weights_mb(card):.1f}"
+            members = ", ".join(member.name for member in card.members)
+            rows.append([card.id, card.version, card.family, members, size, _place(source)])
+    if rows:
+        print(table(["model", "version", "family", "members", "MB", "place"], rows, left=4))
+    for source, card in found:
+        if isinstance(card, ModelError):
+            print(f"\n{source.parent.name}: {card}")
+    if not rows:
+        print("There are no models. `medsegai models import PATH` adds one.")
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    card = find_card(arguments.model)
+    print(json.dumps(card.to_dict(), indent=2) if arguments.json else describe_card(card))
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Print one line per model; the exit code is that of `ModelError` if any fails."""
+    if arguments.model:
+        card = find_card(arguments.model)
+        card.verify()
+        print(f"{card.id}: as its card says")
+        return 0
+    code = 0
+    for source, card_or_error in readable_cards():
+        try:
+            if isinstance(card_or_error, ModelError):
+                raise card_or_error
+            card_or_error.verify()
+            print(f"{card_or_error.id}: as its card says")
+        except ModelError as error:
+            print(f"{source.parent.name}: {error}")
+            code = ModelError.exit_code
+    return code
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    from medsegai.model_import import import_model
+
+    card = import_model(arguments.path, user_models_folder(), arguments.replace)
+    print(f"Imported {card.id} ({card.name}) into {card.folder}.")
+    print(f"Use it: medsegai segment INPUT -o OUT.seg.nrrd --model {card.id}")
+    return 0
+
+
+def readable_cards() -> Iterator[tuple[Path, ModelCard | ModelError]]:
+    """Every card file at hand with its card, or with the error that says why it cannot be read."""
+    for source in card_files():
+        try:
+            yield source, load_card(source)
+        except ModelError as error:
+            yield source, error
+
+
+def describe_card(card: ModelCard) -> str:
+    """The card as text for a terminal."""
+    spacing = " x ".join(f"{length:g}" for length in card.spacing_mm)
+    facts = [
+        ("version", card.version),
+        ("family", card.family),
+        ("intended use", card.intended_use),
+        ("origin", card.origin),
+        ("licence", card.licence),
+        ("citation", card.citation),
+        ("works at", f"{spacing} mm"),
+        ("memory", f"{card.memory_mb:.0f} MB" if card.memory_mb else ""),
+        ("folder", str(card.folder)),
+    ]
+    channels = [[c.name, c.modality, "yes" if c.required else "no"] for c in card.channels]
+    members = [[m.name, m.weights or "-", f"{m.weight:g}", m.sha256 or "-"] for m in card.members]
+    labels = [[str(label.value), label.name, _codes(card, label.value)] for label in card.labels]
+    parts = [
+        f"{card.id}: {card.name}",
+        card.description,
+        "\n".join(f"{name + ':':<14}{value}" for name, value in facts if value),
+        table(["input", "modality", "required"], channels, left=3),
+        table(["member", "weights", "share", "SHA-256"], members, left=2),
+        table(["value", "structure", "code"], labels, left=3),
+    ]
+    if card.performance:
+        parts.append("Accuracy: " + json.dumps(dict(card.performance), indent=2))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _codes(card: ModelCard, value: int) -> str:
+    terminology = next(label.terminology for label in card.labels if label.value == value)
+    if terminology is None:
+        return ""
+    scheme, code, meaning = terminology.type
+    side = f", {terminology.modifier[2]}" if terminology.modifier else ""
+    return f"{scheme} {code} {meaning}{side}"
+
+
+def _place(source: Path) -> str:
+    return "bundled" if source.is_relative_to(BUNDLED_MODELS) else str(source.parent)
+
+
+def _weights_mb(card: ModelCard) -> float:
+    paths = {card.weights_path(member) for member in card.members if member.weights}
+    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+
+
+def _summary(source: Path, card: ModelCard | ModelError) -> dict[str, object]:
+    if isinstance(card, ModelError):
+        return {"folder": str(source.parent), "broken": str(card)}
+    return {
+        "id": card.id,
+        "name": card.name,
+        "version": card.version,
+        "family": card.family,
+        "members": [member.name for member in card.members],
+        "structures": len(card.labels),
+        "folder": str(card.folder),
+    }

@@ -1,0 +1,211 @@
+"""`medsegai segment`: images in, segmentation and everything about it out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsegai.card import find_card
+from medsegai.commands.console import ProgressBar, duration, stoppable, table
+from medsegai.errors import InputError
+from medsegai.progress import Progress
+from medsegai.request import (
+    NOT_FOR_DIAGNOSIS,
+    SegmentationRequest,
+    SegmentationResult,
+    request_from_options,
+    request_options,
+)
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+    from medsegai.outputs import Outputs
+
+FLAGS = {"models": ("--model",), "members": ("--members", "--views", "--folds")}
+"""Options of the request whose flags are not simply their name."""
+
+IMPLIED = {"uncertainty", "probabilities"}
+"""Switches of the request that are on exactly when the output that needs them is wanted."""
+
+MEASURES = {
+    "volume_cv": "CV",
+    "pairwise_dice": "Dice",
+    "iou": "IoU",
+    "mean_entropy": "entropy",
+}
+"""Columns of the table that stand there only when uncertainty was measured."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "segment",
+        help="segment one scan",
+        description="Segment one scan. Several INPUTs are the channels of one scan, in the model's order.",
+    )
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=Path,
+        help="image file (NIfTI, NRRD, MHA, Analyze, MGZ) or folder of one DICOM series",
+    )
+    add_output_options(parser)
+    add_request_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("outputs")
+    group.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha",
+    )
+    for flag, metavar, text in (
+        ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
+        ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
+        ("--report", "JSON", "everything about this run: model hashes, versions, options, seconds"),
+        ("--preview", "PNG", "picture of three planes with outlines"),
+        ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
+    ):
+        group.add_argument(flag, type=Path, metavar=metavar, help=text)
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace outputs that are there already"
+    )
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="print neither progress nor the table"
+    )
+
+
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Every option of `SegmentationRequest`, with its help, default and choices."""
+    group = parser.add_argument_group("how to segment")
+    for item in request_options():
+        if item.name not in IMPLIED:
+            flags = FLAGS.get(item.name, ("--" + item.name.replace("_", "-"),))
+            group.add_argument(*flags, dest=item.name, **_argument(item))
+
+
+def _argument(item: Field[Any]) -> dict[str, Any]:
+    """How argparse reads one option. Options that are not named are left to the request's default."""
+    text = item.metadata["help"].replace("%", "%%")
+    argument: dict[str, Any] = {"default": argparse.SUPPRESS}
+    if isinstance(item.default, bool):
+        return argument | {"action": argparse.BooleanOptionalAction, "help": text}
+    if isinstance(item.default, tuple):
+        shown = ",".join(item.default) or "all"
+        text += f"; separated by commas (default: {shown})"
+        return argument | {"action": "extend", "type": comma_list, "metavar": "NAME", "help": text}
+    argument |= {"type": type(item.default), "help": f"{text} (default: {item.default})"}
+    if item.metadata["choices"]:
+        return argument | {"choices": item.metadata["choices"]}
+    return argument | {"metavar": type(item.default).__name__.upper()}
+
+
+def comma_list(text: str) -> list[str]:
+    """`axial, coronal` as two names."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name between its commas")
+    return names
+
+
+def request_from_arguments(
+    arguments: argparse.Namespace, inputs: Sequence[Path], **implied: bool
+) -> SegmentationRequest:
+    """The request that the command line describes; `implied` are switches that outputs turn on.
+
+    Raises:
+        RequestError: options contradict each other.
+    """
+    named = {item.name for item in request_options()} - IMPLIED
+    options = {name: value for name, value in vars(arguments).items() if name in named}
+    return request_from_options(tuple(inputs), options | implied)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.outputs import Outputs
+
+    request = request_from_arguments(
+        arguments,
+        arguments.inputs,
+        uncertainty=arguments.uncertainty is not None,
+        probabilities=arguments.save_probabilities is not None,
+    )
+    outputs = Outputs(
+        segmentation=arguments.output,
+        uncertainty=arguments.uncertainty,
+        probabilities=arguments.save_probabilities,
+        volumes=arguments.volumes,
+        preview=arguments.preview,
+        report=arguments.report,
+    )
+    check_request(request)
+    outputs.check(arguments.inputs, arguments.overwrite)
+    result = segment_to_files(request, outputs, arguments.quiet)
+    if not arguments.quiet:
+        print_summary(result)
+        print(f"\nSegmentation: {arguments.output}")
+    return 0
+
+
+def check_request(request: SegmentationRequest) -> None:
+    """Find mistakes that can be seen before the engine, and with it torch, is loaded.
+
+    Raises:
+        InputError: an input does not exist.
+        ModelError: a model is unknown or has no such member.
+    """
+    for path in request.inputs:
+        if isinstance(path, Path) and not path.exists():
+            raise InputError(f"{path} does not exist. Check the path.")
+    for name in request.models:
+        card = find_card(name)
+        for member in request.members:
+            card.member(member)
+
+
+def segment_to_files(
+    request: SegmentationRequest, outputs: Outputs, quiet: bool = False
+) -> SegmentationResult:
+    """Run the job under a progress bar and write its files, all of them or, on any error, none."""
+    bar = ProgressBar(quiet=quiet)
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            from medsegai.engine import segment
+
+            result = segment(request, progress)
+            outputs.write(result, request.inputs[0], progress)
+    finally:
+        bar.clear()
+    for warning in result.warnings:
+        print(f"medsegai: warning: {warning}", file=sys.stderr)
+    return result
+
+
+def print_summary(result: SegmentationResult) -> None:
+    """The table of structures, and how long it took."""
+    measured = [name for name in MEASURES if any(_known(m, name) for m in result.structures)]
+    rows = [
+        [measures.label.name, f"{measures.volume_ml:.2f}"]
+        + [_cell(getattr(measures, name)) for name in measured]
+        for measures in result.structures
+    ]
+    print(table(["structure", "ml", *[MEASURES[name] for name in measured]], rows))
+    print(f"\n{duration(sum(result.seconds.values()))}. {NOT_FOR_DIAGNOSIS}")
+
+
+def _known(measures: Any, name: str) -> bool:
+    return getattr(measures, name) is not None
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"

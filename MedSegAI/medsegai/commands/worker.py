@@ -1,0 +1,26 @@
+"""`medsegai worker`: the engine as a process that a panel talks to."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "worker",
+        help="serve jobs on standard input and output (for the panel in 3D Slicer)",
+        description="Read jobs as JSON lines from standard input, and answer on standard output, "
+        "until the input ends. See medsegai.protocol.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    from medsegai.worker import main
+
+    main()
+    return 0

@@ -1,0 +1,167 @@
+"""The files of a result: checked before the work begins, written all together or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medsegai.card import file_sha256
+from medsegai.errors import OutputError, RequestError
+from medsegai.io import (
+    atomic_path,
+    check_output,
+    read_volume,
+    write_probabilities,
+    write_segmentation,
+    write_volume,
+)
+from medsegai.preview import render_preview
+from medsegai.progress import Progress
+from medsegai.request import SegmentationResult
+from medsegai.volume import Volume
+
+WRITE_STAGE = "write"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the parts of a result go; None for parts that are not wanted.
+
+    Attributes:
+        segmentation: .seg.nrrd with named segments, or a labelmap as .nii.gz, .nrrd or .mha.
+        uncertainty: entropy map, an image format.
+        probabilities: 4D image with one volume per structure.
+        volumes: table of structures, .csv.
+        preview: picture of three planes, .png.
+        report: everything but the voxels, .json.
+    """
+
+    segmentation: Path
+    uncertainty: Path | None = None
+    probabilities: Path | None = None
+    volumes: Path | None = None
+    preview: Path | None = None
+    report: Path | None = None
+
+    def paths(self) -> dict[str, Path]:
+        """The wanted parts by name, in the order in which they are written (the report is last)."""
+        named = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: path for name, path in named.items() if path is not None}
+
+    def check(self, inputs: Sequence[Path], overwrite: bool = False) -> None:
+        """Find what would keep a result from being written, before hours of work are spent on it.
+
+        Raises:
+            RequestError: two parts share one path, or a path is one of the inputs.
+            OutputError: a folder is missing or not writable, a file type is unknown, or a file is there
+                already and `overwrite` is false: it may hold corrections made by hand.
+        """
+        seen: dict[Path, str] = {path.resolve(): "input" for path in inputs}
+        for name, path in self.paths().items():
+            other = seen.setdefault(path.resolve(), name)
+            if other != name:
+                raise RequestError(f"{path} is named as {name} and as {other}. Name another file.")
+            _check_type(name, path)
+            if path.exists() and not overwrite:
+                raise OutputError(
+                    f"{path} is there already and may hold corrections made by hand. Name another file, "
+                    "or add --overwrite."
+                )
+            check_output(path)
+
+    def write(self, result: SegmentationResult, scan: Path | Volume, progress: Progress) -> None:
+        """Write every part beside its place and, when all are complete, move all to their places.
+
+        Args:
+            result: what the engine gave.
+            scan: the first input; the picture shows it.
+            progress: asked before each file whether to go on.
+
+        Raises:
+            OutputError: a file cannot be written, for example because the disk is full.
+            Cancelled: the user stopped; no file was changed.
+        """
+        paths = self.paths()
+        with ExitStack() as stack:
+            hashes: dict[str, str] = {}
+            for number, (name, path) in enumerate(paths.items()):
+                progress.step(WRITE_STAGE, number, len(paths))
+                partial = stack.enter_context(atomic_path(path))
+                if name == "report":
+                    _write_report(partial, result, scan, paths, hashes)
+                else:
+                    _WRITERS[name](partial, result, scan)
+                    hashes[name] = file_sha256(partial)
+            progress.step(WRITE_STAGE, len(paths), len(paths))
+
+
+def volume_rows(result: SegmentationResult) -> list[dict[str, Any]]:
+    """One row per structure: value, name, voxels, volume_ml, and the measures of uncertainty."""
+    return [measures.to_dict() for measures in result.structures]
+
+
+_TYPES = {"volumes": ".csv", "preview": ".png", "report": ".json"}
+
+
+def _check_type(name: str, path: Path) -> None:
+    wanted = _TYPES.get(name)
+    if wanted is not None and path.suffix.lower() != wanted:
+        raise OutputError(f"{path}: the {name} can be written as {wanted} only. Change the ending.")
+
+
+def _write_segmentation(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    write_segmentation(path, result.labelmap, result.labels)
+
+
+def _write_uncertainty(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    if result.entropy is None:
+        raise OutputError(f"{path} was asked for, but the engine measured no uncertainty.")
+    write_volume(path, result.entropy)
+
+
+def _write_probabilities(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    if result.probabilities is None:
+        raise OutputError(f"{path} was asked for, but the engine kept no probabilities.")
+    write_probabilities(path, result.probabilities, result.labelmap.geometry, result.labels)
+
+
+def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    rows = volume_rows(result)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    image = scan if isinstance(scan, Volume) else read_volume(scan)
+    picture = render_preview(image, result.labelmap, result.labels, result.entropy)
+    picture.save(path, format="PNG", optimize=True)
+
+
+def _write_report(
+    path: Path,
+    result: SegmentationResult,
+    scan: Path | Volume,
+    paths: dict[str, Path],
+    hashes: dict[str, str],
+) -> None:
+    outputs = {
+        name: {"path": str(paths[name]), "sha256": digest} for name, digest in hashes.items()
+    }
+    report = {"outputs": outputs, **result.report()}
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+_WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = {
+    "segmentation": _write_segmentation,
+    "uncertainty": _write_uncertainty,
+    "probabilities": _write_probabilities,
+    "volumes": _write_volumes,
+    "preview": _write_preview,
+}
