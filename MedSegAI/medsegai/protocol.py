@@ -91,7 +91,7 @@ def unpack_array(path: str) -> NDArray[Any]:
         WorkerError: the file is missing, damaged, or would need code to be run.
     """
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:
         raise WorkerError(f"The array file {path} cannot be read: {error}.") from error
 

@@ -1,0 +1,320 @@
+"""The worker process: real processes, real pipes, a made-up engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medsegai import protocol
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAKE_WORKER = REPOSITORY / "Testing" / "fake_worker.py"
+PATIENCE = 20.0
+
+
+class Talk:
+    """The other end of a worker's pipes."""
+
+    def __init__(self, command: list[str], exchange: Path) -> None:
+        self.exchange = exchange
+        environment = os.environ | {
+            "PYTHONPATH": str(REPOSITORY / "MedSegAI"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+        self.lines: Queue[bytes] = Queue()
+        self.errors: list[bytes] = []
+        Thread(target=self._read, daemon=True).start()
+        Thread(target=self._read_errors, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(b"")
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors.extend(self.process.stderr)
+
+    def say(self, **message: Any) -> None:
+        self.raw(json.dumps(message).encode() + b"\n")
+
+    def raw(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line)
+        self.process.stdin.flush()
+
+    def segment(self, job: str, *models: str, **options: Any) -> None:
+        image = np.zeros((3, 4, 5), np.float32)
+        image[1:] = 150
+        volume = Volume(image, Geometry.from_spacing((3, 4, 5), (1, 2, 3)))
+        request = SegmentationRequest((volume,), models=models, **options)
+        message = protocol.pack_request(request, self.exchange)
+        self.say(type="segment", job=job, exchange=str(self.exchange), **message)
+
+    def hear(self, *kinds: str) -> dict[str, Any]:
+        """The next message of one of these kinds."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                line = self.lines.get(timeout=deadline - time.monotonic())
+            except Empty:
+                break
+            assert line, f"the worker ended: {b''.join(self.errors).decode()}"
+            message = protocol.decode(line)
+            if message["type"] in kinds:
+                return message
+        raise AssertionError(f"no {kinds} came: {b''.join(self.errors).decode()}")
+
+    def end(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(PATIENCE)
+
+    def log(self) -> str:
+        return b"".join(self.errors).decode()
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Talk]:
+    talk = Talk([sys.executable, str(FAKE_WORKER)], tmp_path)
+    yield talk
+    talk.process.kill()
+    talk.process.wait()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended; one that waits to be collected by its parent has."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_job_gives_progress_then_one_result(worker: Talk) -> None:
+    ready = worker.hear("ready")
+    assert (ready["version"], ready["pid"]) == (protocol.PROTOCOL_VERSION, worker.process.pid)
+    worker.segment("a", "quick", uncertainty=True)
+    first = worker.hear("progress", "result")
+    assert (first["type"], first["job"], first["stage"]) == ("progress", "a", "read")
+    assert first["fraction"] == pytest.approx(0.1)
+    result = protocol.unpack_result(worker.hear("result", "error"))
+    assert result.labelmap.voxels[:, 0, 0].tolist() == [0, 1, 1]
+    assert result.labelmap.geometry.spacing_mm == (1, 2, 3)
+    assert result.entropy is not None
+    assert [item.label.name for item in result.structures] == [
+        "Left hippocampus",
+        "Brain-Stem",
+        "Absent",
+    ]
+    assert result.structures[0].volume_ml == pytest.approx(2 * 20 * 6 / 1000)
+    assert worker.end() == 0
+
+
+def test_the_process_stays_for_the_next_job(worker: Talk) -> None:
+    pids = set()
+    for job in ("a", "b", "c"):
+        worker.segment(job, "quick")
+        result = worker.hear("result", "error")
+        assert result["job"] == job
+        pids.add(result["report"]["provenance"]["pid"])
+    assert pids == {worker.process.pid}
+
+
+def test_what_libraries_print_does_not_reach_the_pipe(worker: Talk) -> None:
+    worker.segment("a", "noisy")
+    assert worker.hear("result", "error")["type"] == "result"
+    assert worker.end() == 0
+    assert "chatter of a library" in worker.log()
+    assert "chatter of a C library" in worker.log()
+    assert "EOFError" in worker.log(), "the child read the worker's own pipe"
+
+
+def test_cancel_is_heard_while_the_job_runs(worker: Talk) -> None:
+    worker.segment("a", "slow")
+    worker.hear("progress")
+    started = time.monotonic()
+    worker.say(type="cancel", job="a")
+    answer = worker.hear("result", "error")
+    assert (answer["type"], answer["job"], answer["kind"]) == ("error", "a", "Cancelled")
+    assert time.monotonic() - started < 2
+    worker.segment("b", "quick")
+    assert worker.hear("result", "error")["job"] == "b"
+
+
+def test_a_job_that_waits_can_be_cancelled_and_the_others_go_on(worker: Talk) -> None:
+    worker.segment("a", "slow")
+    worker.segment("b", "quick")
+    worker.segment("c", "quick")
+    worker.say(type="cancel", job="b")
+    worker.say(type="cancel", job="a")
+    answers = [worker.hear("result", "error") for _ in range(3)]
+    assert [(answer["job"], answer.get("kind")) for answer in answers] == [
+        ("a", "Cancelled"),
+        ("b", "Cancelled"),
+        ("c", None),
+    ]
+
+
+def test_cancelling_a_job_that_is_over_does_nothing(worker: Talk) -> None:
+    worker.segment("a", "quick")
+    worker.hear("result")
+    worker.say(type="cancel", job="a")
+    worker.segment("b", "quick")
+    assert worker.hear("result", "error")["job"] == "b"
+
+
+def test_an_error_of_the_engine_keeps_its_kind(worker: Talk) -> None:
+    worker.segment("a", "refuse")
+    answer = worker.hear("result", "error")
+    assert (answer["kind"], answer["message"]) == ("DeviceError", "There is no device cuda:7.")
+
+
+def test_a_defect_is_told_logged_and_survived(worker: Talk) -> None:
+    worker.segment("a", "defect")
+    answer = worker.hear("result", "error")
+    assert answer["kind"] == "WorkerError"
+    assert "ZeroDivisionError: made up" in answer["message"]
+    worker.segment("b", "quick")
+    assert worker.hear("result", "error")["job"] == "b"
+    worker.end()
+    assert "Traceback" in worker.log()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json\n",
+        b"[1, 2]\n",
+        b"\xff\xfe\n",
+        b'{"type": "dance", "job": "a"}\n',
+        b'{"type": "segment"}\n',
+        b'{"type": "cancel", "job": 5}\n',
+    ],
+)
+def test_a_line_that_makes_no_sense_is_answered_and_survived(worker: Talk, line: bytes) -> None:
+    worker.raw(line)
+    answer = worker.hear("error")
+    assert (answer["job"], answer["kind"]) == (None, "WorkerError")
+    worker.segment("a", "quick")
+    assert worker.hear("result", "error")["type"] == "result"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"exchange": "/nowhere"},
+        {"exchange": "/nowhere", "inputs": [], "options": {}},
+        {"exchange": "/nowhere", "inputs": [{"path": "a.nii"}], "options": {"no": 1}},
+        {"inputs": [{"array": "/nowhere/a.npy", "ijk_to_ras": [], "source": ""}], "options": {}},
+    ],
+)
+def test_a_job_that_makes_no_sense_is_answered_under_its_name(
+    worker: Talk, message: dict[str, Any]
+) -> None:
+    worker.say(type="segment", job="a", **message)
+    answer = worker.hear("error")
+    assert answer["job"] == "a"
+
+
+def test_an_exchange_folder_that_vanished_is_an_error_of_the_job(
+    worker: Talk, tmp_path: Path
+) -> None:
+    worker.exchange = tmp_path / "folder"
+    worker.exchange.mkdir()
+    worker.segment("a", "short")
+    worker.hear("progress")
+    for path in worker.exchange.iterdir():
+        path.unlink()
+    worker.exchange.rmdir()
+    answer = worker.hear("result", "error")
+    assert (answer["job"], answer["kind"]) == ("a", "OutputError")
+    assert str(worker.exchange) in answer["message"]
+
+
+@pytest.mark.parametrize("farewell", ["quit", "close"])
+@pytest.mark.parametrize("behaviour", ["slow", "deaf"])
+def test_the_process_ends_with_its_client_even_while_a_job_runs(
+    worker: Talk, behaviour: str, farewell: str
+) -> None:
+    worker.segment("a", behaviour)
+    worker.hear("progress")
+    started = time.monotonic()
+    if farewell == "quit":
+        worker.say(type="quit")
+        worker.process.wait(PATIENCE)
+    else:
+        worker.end()
+    assert time.monotonic() - started < 4
+
+
+def test_the_children_of_a_job_end_with_the_process(worker: Talk) -> None:
+    worker.segment("a", "mother")
+    stage = ""
+    while not stage.startswith("child"):
+        stage = worker.hear("progress")["stage"]
+    child = int(stage.split()[1])
+    assert Path(f"/proc/{child}").exists()
+    worker.end()
+    assert gone(child)
+
+
+def test_the_process_ends_when_nobody_reads_its_events(worker: Talk) -> None:
+    worker.hear("ready")
+    assert worker.process.stdout is not None
+    reader = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(reader, worker.process.stdout.fileno())
+    worker.segment("a", "slow")
+    worker.process.wait(PATIENCE)
+
+
+def test_the_real_worker_starts_without_loading_the_engine(tmp_path: Path) -> None:
+    started = time.monotonic()
+    talk = Talk([sys.executable, "-X", "importtime", "-m", "medsegai.worker"], tmp_path)
+    talk.hear("ready")
+    assert time.monotonic() - started < 10
+    assert talk.end() == 0
+    assert "torch" not in talk.log()
+
+
+def test_a_missing_package_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """A Python in which torch and its like cannot be imported."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'SimpleITK', 'nibabel', 'scipy', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "from medsegai.worker import main\n"
+        "main()\n"
+    )
+    talk = Talk([sys.executable, "-c", code], tmp_path)
+    talk.segment("a", "brain")
+    answer = talk.hear("result", "error")
+    assert answer["kind"] == "WorkerError"
+    assert "PyTorch extension" in answer["message"]
+    assert talk.end() == 0
