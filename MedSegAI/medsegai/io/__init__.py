@@ -1,0 +1,28 @@
+"""Reading and writing of images: the border where files become volumes, and volumes files.
+
+Axis order and the two world conventions (RAS inside, LPS in ITK, DICOM and NRRD) change here and
+nowhere else.
+"""
+
+from medsegai.io.atomic import atomic_path, check_output
+from medsegai.io.checks import check_scan, check_voxels
+from medsegai.io.itk import from_sitk, to_sitk
+from medsegai.io.labelmaps import read_labelmap
+from medsegai.io.reading import READABLE, read_volume
+from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
+
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "atomic_path",
+    "check_output",
+    "check_scan",
+    "check_voxels",
+    "from_sitk",
+    "read_labelmap",
+    "read_volume",
+    "to_sitk",
+    "write_probabilities",
+    "write_segmentation",
+    "write_volume",
+]

@@ -1,0 +1,79 @@
+"""Whether a volume can be segmented at all, apart from where it was read from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medsegai.errors import InputError
+from medsegai.volume import Volume
+
+MAX_SPACING_MM = 8.0
+"""Slices further apart are refused: structures of a centimetre fall between them."""
+
+WARN_SPACING_MM = 3.5
+"""Slices further apart are segmented, with a warning."""
+
+EXTENT_MM = (20.0, 3000.0)
+"""An image whose longest side lies outside this range has its spacing in another unit."""
+
+
+def check_voxels(volume: Volume) -> None:
+    """Refuse voxels that no network can make sense of.
+
+    Raises:
+        InputError: one voxel thick, not numbers, not finite, or the same everywhere.
+    """
+    name = volume.source or "The image"
+    voxels = volume.voxels
+    if min(voxels.shape) < 2:
+        raise InputError(
+            f"{name} is one voxel thick ({volume.geometry.describe()}). A 3D volume is needed."
+        )
+    if voxels.dtype.kind not in "iufb":
+        raise InputError(f"{name} has voxels of type {voxels.dtype}. Real numbers are needed.")
+    if voxels.dtype.kind == "f":
+        bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        if bad:
+            raise InputError(
+                f"{name} has {bad} voxels that are NaN or infinite. Replace them first, for example "
+                "by zero with numpy.nan_to_num."
+            )
+    if voxels.min() == voxels.max():
+        raise InputError(
+            f"{name} is empty: every voxel is {voxels.flat[0]}. Choose another image, or export it again."
+        )
+
+
+def check_scan(volume: Volume) -> tuple[str, ...]:
+    """Refuse what cannot be segmented, and tell what makes a segmentation doubtful.
+
+    Returns:
+        Warnings in words, the reader's notes first; empty if all is well.
+
+    Raises:
+        InputError: see `check_voxels`; or voxels of more than `MAX_SPACING_MM` along an axis.
+    """
+    check_voxels(volume)
+    name = volume.source or "The image"
+    geometry = volume.geometry
+    spacing = max(geometry.spacing_mm)
+    if spacing > MAX_SPACING_MM:
+        raise InputError(
+            f"{name} has {geometry.describe()}: slices {spacing:.3g} mm apart are too far for 3D "
+            f"structures; the limit is {MAX_SPACING_MM:g} mm. Use a scan with thinner slices."
+        )
+    warnings = list(volume.notes)
+    if spacing > WARN_SPACING_MM:
+        warnings.append(
+            f"{name} has slices {spacing:.3g} mm apart. Small structures will be inexact; a scan of 1 "
+            "to 2 mm gives better results."
+        )
+    extent = max(
+        size * step for size, step in zip(geometry.shape[::-1], geometry.spacing_mm, strict=True)
+    )
+    if not EXTENT_MM[0] <= extent <= EXTENT_MM[1]:
+        warnings.append(
+            f"{name} is {extent:.3g} mm long ({geometry.describe()}). Check that its spacing is in "
+            "millimetres."
+        )
+    return tuple(warnings)

@@ -1,0 +1,126 @@
+"""What readers share: the look at a file before it is opened, and errors that name it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medsegai.errors import GeometryError, InputError
+from medsegai.volume import Geometry
+
+DEFLATE_LIMIT = 1032
+"""Deflate (gzip, zlib) cannot make data smaller than 1/1032 of its size (zlib technical details)."""
+
+HEADER_BYTES = 4096
+"""Slack in comparisons with the file size."""
+
+
+def check_stored_size(path: Path, needed: int, stored: int, compressed: bool) -> None:
+    """Compare what a header promises with what is there, before memory is asked for.
+
+    Args:
+        path: the image, for messages.
+        needed: bytes of voxels according to the header.
+        stored: bytes of the file that holds them.
+        compressed: whether the voxels are deflated.
+
+    Raises:
+        InputError: the file is truncated, its header lies, or this machine has not the memory.
+    """
+    possible = (stored + HEADER_BYTES) * DEFLATE_LIMIT if compressed else stored
+    if needed > possible:
+        raise InputError(
+            f"{path}: the header promises {_size(needed)} of voxels, but the file has "
+            f"{_size(stored)}. It is truncated or damaged. Copy or export it again."
+        )
+    memory = _memory_bytes()
+    if memory and needed > memory:
+        raise InputError(
+            f"{path}: the voxels need {_size(needed)}, and this machine has {_size(memory)} of "
+            "memory. Crop or downsample the image first."
+        )
+
+
+def check_3d(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
+    """The three sizes of an image whose further axes, if any, have one element.
+
+    Args:
+        path: the image, for messages.
+        shape: sizes in the order of the file, (i, j, k, time or channel...).
+
+    Raises:
+        InputError: another number of dimensions, or a size below one.
+    """
+    sizes = [int(size) for size in shape]
+    if not sizes or min(sizes) < 1:
+        raise InputError(
+            f"{path}: an image of size {_times(sizes)} has no voxels. Export it again."
+        )
+    if len(sizes) < 3:
+        raise InputError(f"{path} is a {len(sizes)}D image. A 3D volume is needed.")
+    if math.prod(sizes[3:]) > 1:
+        raise InputError(
+            f"{path} is a {len(sizes)}D image of {_times(sizes)}: a time series or several "
+            "channels. Extract one 3D volume from it first."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def placed(path: Path, shape: Sequence[int], ijk_to_ras: ArrayLike) -> Geometry:
+    """The grid of an image, whose file is named if the grid is impossible.
+
+    Raises:
+        GeometryError: see `Geometry`.
+    """
+    try:
+        k, j, i = shape
+        return Geometry((k, j, i), np.asarray(ijk_to_ras, dtype=np.float64))
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+
+
+def native(voxels: NDArray[Any]) -> NDArray[Any]:
+    """The same voxels in the byte order of this machine, contiguous."""
+    return np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("="))
+
+
+def unreadable(path: Path, error: BaseException, kind: str) -> InputError:
+    """The error for a file that its library gave up on.
+
+    Args:
+        path: the file.
+        error: what the library raised; its last line is quoted.
+        kind: what the file was taken for, with its article, such as "a NIfTI image".
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = lines[-1][:200].rstrip(".") if lines else type(error).__name__
+    return InputError(
+        f"{path} cannot be read as {kind}: {cause}. It is no such image, or it is damaged. Copy or "
+        "export it again."
+    )
+
+
+def _memory_bytes() -> int:
+    """Physical memory of this machine; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _size(count: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} TB"
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in sizes)

@@ -1,0 +1,144 @@
+"""Label maps and Slicer segmentations, for evaluation and for going on with what exists."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicerio
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError
+from medsegai.io.files import check_3d, native, placed, unreadable
+from medsegai.io.itk import LPS_TO_RAS, check_itk_header
+from medsegai.io.reading import read_unchecked
+from medsegai.labels import Label, Terminology
+from medsegai.volume import Volume
+
+MAX_LABEL = 2**31 - 1
+"""The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
+
+GOLDEN_TURN = 0.618034
+"""Hues a golden section apart differ well for any number of labels."""
+
+
+def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
+    """Read label values and what they mean.
+
+    Args:
+        path: an image of integers, also stored as floats (see `read_volume` for the formats), or a
+            Slicer segmentation (.seg.nrrd). Segments that share a voxel are refused: one value per
+            voxel cannot hold them. Segments in several layers that share none are joined.
+
+    Returns:
+        Values from 0 (background) as uint8, uint16 or uint32, (k, j, i), and one label per value:
+        names, colours and codes of the segments; or "Label 7" and a made colour for values that
+        the file does not name. Values without voxels are listed only if the file names them.
+
+    Raises:
+        InputError: the file cannot be read, has fractions or negative values, or segments overlap.
+        GeometryError: the voxels cannot be placed.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".nrrd" and path.is_file() and _has_segments(path):
+        return _read_segmentation(path)
+    volume = read_unchecked(path)
+    volume = volume.with_voxels(_compact(path, volume.voxels))
+    values = unique_values(volume.voxels)
+    return volume, tuple(_made_label(int(value)) for value in values if value)
+
+
+def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
+    """The values in an integer array, ascending; by counting where that is faster than sorting."""
+    if voxels.dtype.kind == "u" and voxels.dtype.itemsize <= 2:
+        return np.flatnonzero(np.bincount(voxels.ravel())).astype(voxels.dtype)
+    return np.unique(voxels)
+
+
+def _has_segments(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\nSegment0_" in file.read(1 << 16)
+
+
+def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
+    """Read the segments of a Slicer segmentation."""
+    try:
+        check_itk_header(path, components=None)
+        segmentation = slicerio.read_segmentation(str(path))
+        layers = segmentation["voxels"]
+        segments = segmentation["segments"]
+        layers = layers[np.newaxis] if layers.ndim == 3 else layers
+        check_3d(path, layers.shape[1:])
+        voxels, labels = _joined(path, layers, segments)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise unreadable(path, error, "a Slicer segmentation") from error
+    geometry = placed(path, voxels.shape[::-1], LPS_TO_RAS @ segmentation["ijkToLPS"])
+    return Volume(native(voxels.T), geometry, str(path)), labels
+
+
+def _joined(
+    path: Path, layers: NDArray[Any], segments: Sequence[dict[str, Any]]
+) -> tuple[NDArray[Any], tuple[Label, ...]]:
+    """One labelmap from layers (layer, i, j, k), each with values of its own."""
+    layers = _compact(path, layers)
+    labels = [_label(segment, int(segment.get("labelValue", 1))) for segment in segments]
+    if len(layers) == 1:
+        named = {label.value for label in labels}
+        others = (
+            int(value) for value in unique_values(layers) if value and int(value) not in named
+        )
+        return layers[0], (*labels, *(_made_label(value) for value in others))
+    labels = [_label(segment, number) for number, segment in enumerate(segments, start=1)]
+    joined = np.zeros(layers.shape[1:], np.min_scalar_type(len(labels)))
+    for label, segment in zip(labels, segments, strict=True):
+        mask = layers[segment.get("layer", 0)] == segment.get("labelValue", 1)
+        if joined[mask].any():
+            raise InputError(
+                f"{path}: segment {label.name!r} overlaps another one. Export the segments as a labelmap in "
+                "Slicer, which decides for each voxel."
+            )
+        joined[mask] = label.value
+    return joined, tuple(labels)
+
+
+def _compact(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+    """The same values in the smallest unsigned type.
+
+    Raises:
+        InputError: values that are no labels.
+    """
+    if voxels.dtype.kind == "b":
+        return voxels.astype(np.uint8)
+    if voxels.dtype.kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {voxels.dtype} are no labels.")
+    if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.rint(voxels)):
+        raise InputError(
+            f"{path} has values that are no whole numbers: it is an image or a probability map, not a "
+            "labelmap. Name the labelmap."
+        )
+    smallest, largest = voxels.min(), voxels.max()
+    if smallest < 0 or largest > MAX_LABEL:
+        raise InputError(
+            f"{path} has values from {smallest:g} to {largest:g}; labels lie between 0 and {MAX_LABEL}. Name "
+            "the labelmap."
+        )
+    return voxels.astype(np.min_scalar_type(int(largest)), copy=False)
+
+
+def _label(segment: dict[str, Any], value: int) -> Label:
+    red, green, blue = (round(255 * min(max(part, 0.0), 1.0)) for part in segment["color"])
+    codes = segment.get("terminology")
+    terminology = None
+    if codes is not None:
+        modifier = codes.get("typeModifier")
+        keys = {"category": codes["category"], "type": codes["type"]}
+        terminology = Terminology.from_dict(keys | ({"modifier": modifier} if modifier else {}))
+    return Label(value, segment["name"], (red, green, blue), terminology)
+
+
+def _made_label(value: int) -> Label:
+    red, green, blue = colorsys.hsv_to_rgb(value * GOLDEN_TURN % 1.0, 0.6, 0.9)
+    return Label(value, f"Label {value}", (round(255 * red), round(255 * green), round(255 * blue)))
