@@ -30,7 +30,7 @@ def commands(parser: argparse.ArgumentParser, name: str = "medsegai") -> Iterato
 
 
 def undocumented(names: Iterator[str], text: str) -> list[str]:
-    return [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]
+    return [name for name in names if not re.search(rf"\b{re.escape(name)}(?![\w-])", text)]
 
 
 def broken_links(path: Path, text: str) -> list[str]:
