@@ -1,0 +1,34 @@
+"""Intensities to [0, 1], in the same way for training and for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MODES = ("minmax", "percentile")
+
+
+def scale_intensity(voxels: NDArray[Any], mode: str = "percentile") -> NDArray[np.float32]:
+    """Scale a whole volume to [0, 1]; a constant volume becomes zeros.
+
+    ``minmax`` maps minimum and maximum (the original QuickNAT). ``percentile`` maps the 0.5
+    percentile of all voxels to 0 and the 99.5 percentile of the foreground (voxels above the
+    mean) to 1 and clips what lies outside, so that neither a few bright vessels nor the amount of
+    empty space around the head matter.
+
+    ``voxels``: finite numbers of any shape. Raises ValueError for an unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"Intensity mode must be one of {', '.join(MODES)}, not {mode!r}")
+    values = np.asarray(voxels, dtype=np.float32)
+    low, high = float(values.min()), float(values.max())
+    if mode == "percentile" and high > low:
+        foreground = values[values > values.mean(dtype=np.float64)]
+        low = float(np.percentile(values, 0.5))
+        high = float(np.percentile(foreground, 99.5))
+    if high <= low:
+        return np.zeros(values.shape, dtype=np.float32)
+    scaled = (values - np.float32(low)) / np.float32(high - low)
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
