@@ -6,8 +6,6 @@ writes a model folder at `destination` and returns its card, or returns None if 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 import shutil
 import tempfile
@@ -96,13 +94,13 @@ def _check_weights_name(card: ModelCard, name: str) -> None:
 
 
 def _importers() -> Iterator[Importer]:
-    """The families that can read released weights."""
-    import medsegai.families
+    """What the families offer to read released weights with."""
+    from medsegai.families import family, family_names  # loads torch
 
-    for item in pkgutil.iter_modules(medsegai.families.__path__, "medsegai.families."):
-        module = importlib.import_module(item.name)
-        if hasattr(module, "import_model"):
-            yield module.import_model
+    for name in family_names():
+        importer = getattr(family(name), "import_model", None)
+        if importer is not None:
+            yield importer
 
 
 def _move_in(card: ModelCard, models_folder: Path, replace: bool) -> ModelCard:

@@ -13,6 +13,7 @@ from typing import Any
 from medsegai.card import file_sha256
 from medsegai.errors import OutputError, RequestError
 from medsegai.io import (
+    WRITABLE,
     atomic_path,
     check_output,
     read_volume,
@@ -27,6 +28,16 @@ from medsegai.volume import Volume
 
 WRITE_STAGE = "write"
 
+ENDINGS = {
+    "segmentation": WRITABLE,
+    "uncertainty": WRITABLE,
+    "probabilities": (".nii.gz", ".nii"),
+    "volumes": (".csv",),
+    "preview": (".png",),
+    "report": (".json",),
+}
+"""File types of each part."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -34,8 +45,8 @@ class Outputs:
 
     Attributes:
         segmentation: .seg.nrrd with named segments, or a labelmap as .nii.gz, .nrrd or .mha.
-        uncertainty: entropy map, an image format.
-        probabilities: 4D image with one volume per structure.
+        uncertainty: entropy map, as image.
+        probabilities: 4D NIfTI with one volume per structure.
         volumes: table of structures, .csv.
         preview: picture of three planes, .png.
         report: everything but the voxels, .json.
@@ -66,13 +77,14 @@ class Outputs:
             other = seen.setdefault(path.resolve(), name)
             if other != name:
                 raise RequestError(f"{path} is named as {name} and as {other}. Name another file.")
-            _check_type(name, path)
+            check_output(path, ENDINGS[name])
+            if name == "uncertainty" and path.name.lower().endswith(".seg.nrrd"):
+                raise OutputError(f"{path}: .seg.nrrd is for segments. Name the map .nrrd instead.")
             if path.exists() and not overwrite:
                 raise OutputError(
-                    f"{path} is there already and may hold corrections made by hand. Name another file, "
-                    "or add --overwrite."
+                    f"{path} is there already and may hold corrections made by hand. Name another "
+                    "file, or add --overwrite."
                 )
-            check_output(path)
 
     def write(self, result: SegmentationResult, scan: Path | Volume, progress: Progress) -> None:
         """Write every part beside its place and, when all are complete, move all to their places.
@@ -95,7 +107,7 @@ class Outputs:
                 if name == "report":
                     _write_report(partial, result, scan, paths, hashes)
                 else:
-                    _WRITERS[name](partial, result, scan)
+                    WRITERS[name](partial, result, scan)
                     hashes[name] = file_sha256(partial)
             progress.step(WRITE_STAGE, len(paths), len(paths))
 
@@ -103,15 +115,6 @@ class Outputs:
 def volume_rows(result: SegmentationResult) -> list[dict[str, Any]]:
     """One row per structure: value, name, voxels, volume_ml, and the measures of uncertainty."""
     return [measures.to_dict() for measures in result.structures]
-
-
-_TYPES = {"volumes": ".csv", "preview": ".png", "report": ".json"}
-
-
-def _check_type(name: str, path: Path) -> None:
-    wanted = _TYPES.get(name)
-    if wanted is not None and path.suffix.lower() != wanted:
-        raise OutputError(f"{path}: the {name} can be written as {wanted} only. Change the ending.")
 
 
 def _write_segmentation(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
@@ -158,7 +161,8 @@ def _write_report(
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-_WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = {
+# The report is not among them: it needs the hashes of the others.
+WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = {
     "segmentation": _write_segmentation,
     "uncertainty": _write_uncertainty,
     "probabilities": _write_probabilities,

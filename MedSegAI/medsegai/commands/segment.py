@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsegai.card import find_card
 from medsegai.commands.console import ProgressBar, duration, stoppable, table
-from medsegai.errors import InputError
+from medsegai.errors import InputError, ModelError
 from medsegai.progress import Progress
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,
@@ -131,14 +131,16 @@ def request_from_arguments(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.outputs import Outputs
-
     request = request_from_arguments(
         arguments,
         arguments.inputs,
         uncertainty=arguments.uncertainty is not None,
         probabilities=arguments.save_probabilities is not None,
     )
+    check_request(request)
+
+    from medsegai.outputs import Outputs
+
     outputs = Outputs(
         segmentation=arguments.output,
         uncertainty=arguments.uncertainty,
@@ -147,12 +149,11 @@ def run(arguments: argparse.Namespace) -> int:
         preview=arguments.preview,
         report=arguments.report,
     )
-    check_request(request)
     outputs.check(arguments.inputs, arguments.overwrite)
     result = segment_to_files(request, outputs, arguments.quiet)
     if not arguments.quiet:
         print_summary(result)
-        print(f"\nSegmentation: {arguments.output}")
+        print(f"Segmentation: {arguments.output}")
     return 0
 
 
@@ -161,15 +162,19 @@ def check_request(request: SegmentationRequest) -> None:
 
     Raises:
         InputError: an input does not exist.
-        ModelError: a model is unknown or has no such member.
+        ModelError: a model is unknown, or none has a member of that name.
     """
     for path in request.inputs:
         if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path} does not exist. Check the path.")
-    for name in request.models:
-        card = find_card(name)
-        for member in request.members:
-            card.member(member)
+    cards = [find_card(name) for name in request.models]
+    known = {member.name for card in cards for member in card.members}
+    for name in request.members:
+        if name not in known:
+            raise ModelError(
+                f"There is no view or fold {name!r} in {', '.join(card.id for card in cards)}. "
+                f"Known: {', '.join(sorted(known))}."
+            )
 
 
 def segment_to_files(
@@ -182,6 +187,7 @@ def segment_to_files(
         with stoppable(progress):
             from medsegai.engine import segment
 
+            progress.step("load", 1, 1)
             result = segment(request, progress)
             outputs.write(result, request.inputs[0], progress)
     finally:
