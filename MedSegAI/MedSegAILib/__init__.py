@@ -1,0 +1,1 @@
+"""The Slicer side of MedSegAI: scene (MRML), panel (Qt), controller (neither), worker client."""

@@ -1,0 +1,542 @@
+"""Volume nodes in, segments out, on real MRML (slicer-core): every place in the world is checked."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
+import nrrd  # noqa: E402
+import SimpleITK as sitk  # noqa: E402
+import vtk  # noqa: E402
+from slicer.util import (  # noqa: E402
+    arrayFromVolume,
+    arrayFromVTKMatrix,
+    updateVolumeFromArray,
+    vtkMatrixFromArray,
+)
+
+from medsegai.errors import GeometryError, InputError  # noqa: E402
+from medsegai.labels import Label, Terminology  # noqa: E402
+from medsegai.request import SegmentationResult, StructureMeasures  # noqa: E402
+from medsegai.volume import Volume  # noqa: E402
+from MedSegAILib.scene import (  # noqa: E402
+    ENTROPY_REFERENCE,
+    REPORT_ATTRIBUTE,
+    Scene,
+    segment_id,
+)
+
+SHAPE = (9, 11, 14)  # k, j, i: no two alike, and no cube
+COSINE, SINE = np.cos(0.5), np.sin(0.5)
+
+
+def matrix(directions: Any, spacing: Any, origin: Any) -> np.ndarray:
+    out = np.eye(4)
+    out[:3, :3] = np.array(directions, float) @ np.diag(spacing)
+    out[:3, 3] = origin
+    return out
+
+
+TURNED = [[COSINE, -SINE, 0], [SINE, COSINE, 0], [0, 0, 1]]
+PLACES = {
+    "plain": matrix(np.eye(3), (1, 1, 1), (0, 0, 0)),
+    "LPS": matrix(np.diag([-1, -1, 1]), (0.5, 0.75, 3), (90, 110, -70)),
+    "mirrored": matrix(np.diag([-1, 1, 1]), (1, 2, 3), (5, 6, 7)),
+    "oblique": matrix(TURNED, (0.9, 1.3, 2.5), (-31.5, 12.25, 140)),
+    "axes swapped": matrix([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], (1, 2, 3), (10, 20, 30)),
+    "oblique and swapped": matrix(
+        np.array(TURNED) @ [[0, 1, 0], [0, 0, -1], [1, 0, 0]], (0.7, 1, 4), (1, 2, 3)
+    ),
+}
+MOVED = {
+    "no transform": None,
+    "shifted": matrix(np.eye(3), (1, 1, 1), (30, -40, 50)),
+    "turned": matrix(np.array(TURNED)[[2, 0, 1]][:, [2, 0, 1]], (1, 1, 1), (3, 2, 1)),
+}
+
+LEFT = Label(
+    3,
+    "Left hippocampus",
+    (220, 216, 20),
+    Terminology(
+        ("SCT", "123037004", "Anatomical Structure"),
+        ("SCT", "5366008", "Hippocampus"),
+        ("SCT", "7771000", "Left"),
+    ),
+)
+STEM = Label(300, "Brain-Stem", (119, 159, 176))
+ABSENT = Label(4, "Absent", (1, 2, 3))
+
+
+@pytest.fixture
+def mrml() -> Any:
+    scene = slicer.vtkMRMLScene()
+    application = slicer.vtkSlicerApplicationLogic()
+    application.SetMRMLScene(scene)
+    segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
+    segmentations.SetMRMLApplicationLogic(application)
+    segmentations.SetMRMLScene(scene)
+    yield scene
+    scene.Clear(1)
+
+
+def add_volume(mrml: Any, place: np.ndarray, moved: np.ndarray | None = None) -> Any:
+    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
+    updateVolumeFromArray(node, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
+    node.SetIJKToRASMatrix(vtkMatrixFromArray(place))
+    if moved is not None:
+        node.SetAndObserveTransformNodeID(add_transform(mrml, moved).GetID())
+    return node
+
+
+def add_transform(mrml: Any, values: np.ndarray) -> Any:
+    node = mrml.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
+    node.SetMatrixTransformToParent(vtkMatrixFromArray(values))
+    return node
+
+
+def result_for(volume: Volume, labelmap: np.ndarray, entropy: bool = False) -> SegmentationResult:
+    labels = (LEFT, STEM, ABSENT)
+    voxels = [int((labelmap == label.value).sum()) for label in labels]
+    return SegmentationResult(
+        labelmap=volume.with_voxels(labelmap),
+        labels=labels,
+        structures=tuple(
+            StructureMeasures(label, count, count * volume.geometry.voxel_volume_ml)
+            for label, count in zip(labels, voxels, strict=True)
+        ),
+        entropy=volume.with_voxels(np.full(SHAPE, 0.3, np.float32)) if entropy else None,
+        provenance={"device": "cpu"},
+    )
+
+
+def two_blocks() -> np.ndarray:
+    labelmap = np.zeros(SHAPE, np.uint16)
+    labelmap[1:4, 2:6, 3:8] = LEFT.value
+    labelmap[5:8, 6:10, 9:13] = STEM.value
+    return labelmap
+
+
+def world_of(node: Any, i: int, j: int, k: int) -> np.ndarray:
+    """Where VTK and MRML put a voxel of a volume node."""
+    to_ras = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(to_ras)
+    local = to_ras.MultiplyPoint((i, j, k, 1))[:3]
+    world = [0.0, 0.0, 0.0]
+    node.TransformPointToWorld(local, world)
+    return np.array(world)
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_every_voxel_is_read_where_slicer_shows_it(
+    mrml: Any, place: np.ndarray, moved: np.ndarray | None
+) -> None:
+    node = add_volume(mrml, place, moved)
+    volume = Scene(mrml).read(node)
+    assert volume.voxels.shape == SHAPE
+    assert volume.source == "Head"
+    for i, j, k in [(0, 0, 0), (13, 10, 8), (5, 3, 7)]:
+        world = volume.geometry.ijk_to_ras @ [i, j, k, 1]
+        np.testing.assert_allclose(world[:3], world_of(node, i, j, k), atol=1e-9)
+        value = node.GetImageData().GetScalarComponentAsDouble(i, j, k, 0)
+        assert volume.voxels[k, j, i] == value
+
+
+def test_nested_transforms_are_applied_in_order(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["oblique"], MOVED["turned"])
+    outer = add_transform(mrml, MOVED["shifted"])
+    node.GetParentTransformNode().SetAndObserveTransformNodeID(outer.GetID())
+    volume = Scene(mrml).read(node)
+    world = volume.geometry.ijk_to_ras @ [5, 3, 7, 1]
+    np.testing.assert_allclose(world[:3], world_of(node, 5, 3, 7), atol=1e-9)
+
+
+def test_reading_neither_copies_nor_changes_the_node(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["oblique"], MOVED["turned"])
+    before = arrayFromVTKMatrix(_matrix(node))
+    volume = Scene(mrml).read(node)
+    assert np.shares_memory(volume.voxels, arrayFromVolume(node))
+    np.testing.assert_array_equal(arrayFromVTKMatrix(_matrix(node)), before)
+
+
+def _matrix(node: Any) -> Any:
+    out = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(out)
+    return out
+
+
+def bending_transform(mrml: Any) -> Any:
+    spline = vtk.vtkThinPlateSplineTransform()
+    spline.SetBasisToR()
+    source, target = vtk.vtkPoints(), vtk.vtkPoints()
+    for point in [(0, 0, 0), (50, 0, 0), (0, 50, 0), (0, 0, 50)]:
+        source.InsertNextPoint(point)
+        target.InsertNextPoint(point[0] + 5, point[1], point[2] + point[0] / 5)
+    spline.SetSourceLandmarks(source)
+    spline.SetTargetLandmarks(target)
+    node = mrml.AddNewNodeByClass("vtkMRMLTransformNode", "Warp")
+    node.SetAndObserveTransformToParent(spline)
+    return node
+
+
+def test_a_bending_transform_is_refused_with_the_way_out(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["plain"])
+    node.SetAndObserveTransformNodeID(bending_transform(mrml).GetID())
+    with pytest.raises(GeometryError, match=r"Head .*\(Warp\).*Harden"):
+        Scene(mrml).read(node)
+
+
+def test_a_bending_transform_further_up_is_refused_as_well(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["plain"], MOVED["turned"])
+    node.GetParentTransformNode().SetAndObserveTransformNodeID(bending_transform(mrml).GetID())
+    with pytest.raises(GeometryError, match="bends space"):
+        Scene(mrml).read(node)
+
+
+def test_a_transform_that_shears_is_refused(mrml: Any) -> None:
+    shear = np.eye(4)
+    shear[0, 1] = 0.3
+    with pytest.raises(GeometryError, match="right angles"):
+        Scene(mrml).read(add_volume(mrml, PLACES["plain"], shear))
+
+
+def test_no_volume_is_refused(mrml: Any) -> None:
+    with pytest.raises(InputError, match="no input volume"):
+        Scene(mrml).read(None)
+
+
+def test_a_volume_without_image_is_refused(mrml: Any) -> None:
+    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Hollow")
+    with pytest.raises(InputError, match="Hollow holds no image"):
+        Scene(mrml).read(node)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "reason"),
+    [
+        ("vtkMRMLModelNode", None, "is no volume"),
+        ("vtkMRMLLabelMapVolumeNode", SHAPE, "label map"),
+        ("vtkMRMLVectorVolumeNode", (*SHAPE, 3), "3 values per voxel"),
+    ],
+)
+def test_what_is_no_scalar_image_is_refused(
+    mrml: Any, kind: str, shape: tuple[int, ...] | None, reason: str
+) -> None:
+    node = mrml.AddNewNodeByClass(kind, "Thing")
+    if shape is not None:
+        updateVolumeFromArray(node, np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match=f"Thing .*{reason}"):
+        Scene(mrml).read(node)
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def written(mrml: Any, node: Any, entropy: bool = False) -> Any:
+    scene = Scene(mrml)
+    return scene.write(node, result_for(scene.read(node), two_blocks(), entropy))
+
+
+def segment_voxels(segmentation: Any, label: Label) -> tuple[np.ndarray, np.ndarray]:
+    """World positions of a segment's voxels, from its binary label map and the node's transform."""
+    image = slicer.vtkOrientedImageData()
+    assert segmentation.GetBinaryLabelmapRepresentation(segment_id(label), image)
+    to_local = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(to_local)
+    low = np.array(image.GetExtent())[::2]
+    shape = tuple(reversed(image.GetDimensions()))
+    scalars = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
+    kji = np.argwhere(scalars.reshape(shape) > 0)
+    ijk = kji[:, ::-1] + low
+    world = []
+    for voxel in ijk:
+        point = [0.0, 0.0, 0.0]
+        segmentation.TransformPointToWorld(to_local.MultiplyPoint((*voxel, 1))[:3], point)
+        world.append(point)
+    return ijk, np.array(world)
+
+
+@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_every_segment_lands_on_its_voxels(
+    mrml: Any, place: np.ndarray, moved: np.ndarray | None
+) -> None:
+    node = add_volume(mrml, place, moved)
+    segmentation = written(mrml, node)
+    for label in (LEFT, STEM):
+        ijk, world = segment_voxels(segmentation, label)
+        expected = np.argwhere(two_blocks() == label.value)[:, ::-1]
+        assert {tuple(voxel) for voxel in ijk} == {tuple(voxel) for voxel in expected}
+        np.testing.assert_allclose(world, [world_of(node, *voxel) for voxel in ijk], atol=1e-6)
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_surface_lies_where_the_voxels_are(mrml: Any, place: np.ndarray) -> None:
+    """Slicer's own surface, made from the segment, has its middle in the middle of the block."""
+    node = add_volume(mrml, place, MOVED["turned"])
+    segmentation = written(mrml, node)
+    assert segmentation.CreateClosedSurfaceRepresentation()
+    surface = vtk.vtkPolyData()
+    segmentation.GetClosedSurfaceRepresentation(segment_id(LEFT), surface)
+    assert surface.GetNumberOfPoints() > 0
+    points = vtk.util.numpy_support.vtk_to_numpy(surface.GetPoints().GetData())
+    world = [0.0, 0.0, 0.0]
+    segmentation.TransformPointToWorld(points.mean(axis=0), world)
+    np.testing.assert_allclose(world, world_of(node, 5, 3.5, 2), atol=0.2)
+
+
+def test_segments_have_names_colours_and_codes(mrml: Any) -> None:
+    segments = written(mrml, add_volume(mrml, PLACES["LPS"])).GetSegmentation()
+    assert segments.GetNumberOfSegments() == 2, "a structure without voxels makes no segment"
+    left = segments.GetSegment(segment_id(LEFT))
+    assert left.GetName() == "Left hippocampus"
+    np.testing.assert_allclose(np.array(left.GetColor()) * 255, LEFT.color, atol=1e-3)
+    entry = slicer.vtkSlicerTerminologyEntry()
+    logic = slicer.vtkSlicerTerminologiesModuleLogic()
+    tag = vtk.mutable("")
+    assert left.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag)
+    assert logic.DeserializeTerminologyEntry(str(tag), entry)
+    assert entry.GetCategoryObject().GetCodeValue() == "123037004"
+    assert entry.GetTypeObject().GetCodeMeaning() == "Hippocampus"
+    assert entry.GetTypeModifierObject().GetCodeMeaning() == "Left"
+    assert segments.GetSegment(segment_id(STEM)).GetName() == "Brain-Stem"
+
+
+def test_segments_are_shown_in_their_own_colour(mrml: Any) -> None:
+    segmentation = written(mrml, add_volume(mrml, PLACES["LPS"]))
+    display = segmentation.GetDisplayNode()
+    assert display is not None
+    color = [0.0, 0.0, 0.0]
+    display.GetSegmentColor(segment_id(STEM), color)
+    np.testing.assert_allclose(np.array(color) * 255, STEM.color, atol=1e-3)
+    assert display.GetSegmentVisibility(segment_id(STEM))
+
+
+def test_ids_stay_the_same_and_keep_like_names_apart() -> None:
+    assert segment_id(LEFT) == "003_Left_hippocampus"
+    alike = [Label(1, "A-B", (0, 0, 0)), Label(2, "A B", (0, 0, 0)), Label(3, "脾", (0, 0, 0))]
+    assert len({segment_id(label) for label in alike}) == 3
+
+
+@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
+def test_the_source_gives_the_geometry_to_edit_on(mrml: Any, moved: np.ndarray | None) -> None:
+    node = add_volume(mrml, PLACES["oblique"], moved)
+    segmentation = written(mrml, node)
+    role = segmentation.GetReferenceImageGeometryReferenceRole()
+    assert segmentation.GetNodeReferenceID(role) == node.GetID()
+    assert segmentation.GetTransformNodeID() == node.GetTransformNodeID()
+    text = segmentation.GetSegmentation().GetConversionParameter(
+        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+    )
+    geometry = slicer.vtkOrientedImageData()
+    assert slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, geometry)
+    to_world = vtk.vtkMatrix4x4()
+    geometry.GetImageToWorldMatrix(to_world)
+    np.testing.assert_allclose(arrayFromVTKMatrix(to_world), PLACES["oblique"], atol=1e-6)
+    assert geometry.GetDimensions() == (14, 11, 9)
+
+
+def test_the_result_can_be_edited_and_undone_at_once(mrml: Any) -> None:
+    """The editor's own logic paints one voxel into a segment, and takes it back."""
+    node = add_volume(mrml, PLACES["oblique"], MOVED["turned"])
+    segmentation = written(mrml, node)
+    editor = mrml.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    editor.SetAndObserveSegmentationNode(segmentation)
+    editor.SetAndObserveSourceVolumeNode(node)
+    editor.SetSelectedSegmentID(segment_id(LEFT))
+    logic = slicer.vtkSlicerSegmentEditorLogic()
+    logic.SetMRMLScene(mrml)
+    logic.SetSegmentEditorNode(editor)
+    logic.SaveStateForUndo()
+    brush = slicer.vtkOrientedImageData()
+    segmentation.GetBinaryLabelmapRepresentation(segment_id(LEFT), brush)
+    brush.SetScalarComponentFromDouble(7, 5, 3, 0, 1)
+    brush.SetScalarComponentFromDouble(8, 5, 3, 0, 1)
+    before = len(segment_voxels(segmentation, LEFT)[0])
+    add = slicer.vtkSlicerSegmentEditorLogic.ModificationModeAdd
+    logic.ModifySegmentByLabelmap(segmentation, segment_id(LEFT), brush, add, False, False)
+    assert len(segment_voxels(segmentation, LEFT)[0]) == before + 1
+    assert len(segment_voxels(segmentation, STEM)[0]) == 3 * 4 * 4
+    logic.Undo()
+    assert len(segment_voxels(segmentation, LEFT)[0]) == before
+
+
+def test_a_second_run_makes_new_nodes_and_leaves_the_first_alone(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["LPS"])
+    first = written(mrml, node, entropy=True)
+    stamp = first.GetSegmentation().GetMTime()
+    second = written(mrml, node, entropy=True)
+    assert first.GetName() == "Head segmentation"
+    assert second.GetName() not in ("", first.GetName())
+    assert second.GetName().startswith("Head segmentation")
+    assert first.GetSegmentation().GetMTime() == stamp
+    assert mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 2
+
+
+def test_nodes_stand_beside_their_source_in_the_tree(mrml: Any) -> None:
+    tree = slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(mrml)
+    folder = tree.CreateFolderItem(tree.GetSceneItemID(), "Patient")
+    node = add_volume(mrml, PLACES["LPS"])
+    tree.CreateItem(folder, node)
+    segmentation = written(mrml, node, entropy=True)
+    entropy = segmentation.GetNodeReference(ENTROPY_REFERENCE)
+    for made in (segmentation, entropy):
+        assert tree.GetItemParent(tree.GetItemByDataNode(made)) == folder
+
+
+@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
+def test_the_entropy_is_a_volume_on_the_same_voxels(mrml: Any, moved: np.ndarray | None) -> None:
+    mrml.AddNode(_table("vtkMRMLColorTableNodeIron"))
+    node = add_volume(mrml, PLACES["oblique and swapped"], moved)
+    entropy = written(mrml, node, entropy=True).GetNodeReference(ENTROPY_REFERENCE)
+    assert entropy.GetName() == "Head uncertainty"
+    np.testing.assert_array_equal(arrayFromVolume(entropy), np.full(SHAPE, 0.3, np.float32))
+    np.testing.assert_allclose(world_of(entropy, 5, 3, 7), world_of(node, 5, 3, 7), atol=1e-9)
+    display = entropy.GetScalarVolumeDisplayNode()
+    assert display.GetWindowLevelMin() == pytest.approx(0)
+    assert display.GetWindowLevelMax() == pytest.approx(np.log(2))
+    assert display.GetApplyThreshold()
+    assert 0 < display.GetLowerThreshold() < 0.3 <= display.GetUpperThreshold() + 1e-6
+
+
+def _table(name: str) -> Any:
+    table = slicer.vtkMRMLColorTableNode()
+    table.SetTypeToIron()
+    table.SetSingletonTag(name.removeprefix("vtkMRMLColorTableNode"))
+    return table
+
+
+def test_the_report_stays_with_the_node_through_a_saved_scene(mrml: Any, tmp_path: Path) -> None:
+    segmentation = written(mrml, add_volume(mrml, PLACES["LPS"]))
+    mrml.SetURL(str(tmp_path / "scene.mrml"))
+    assert mrml.Commit()
+    again = slicer.vtkMRMLScene()
+    application = slicer.vtkSlicerApplicationLogic()
+    application.SetMRMLScene(again)
+    again.SetURL(str(tmp_path / "scene.mrml"))
+    again.Import()
+    loaded = again.GetNodeByID(segmentation.GetID())
+    report = json.loads(loaded.GetAttribute(REPORT_ATTRIBUTE))
+    assert report["structures"][0]["name"] == "Left hippocampus"
+    assert report["structures"][0]["voxels"] == 60
+
+
+def test_the_file_has_everything_and_reads_back(mrml: Any, tmp_path: Path) -> None:
+    """`.seg.nrrd` written by Slicer, read by Slicer and by two libraries that know nothing of it."""
+    node = add_volume(mrml, PLACES["oblique"])
+    segmentation = written(mrml, node)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    mrml.AddNode(storage)
+    storage.SetFileName(str(tmp_path / "head.seg.nrrd"))
+    storage.SetCropToMinimumExtent(False)
+    assert storage.WriteData(segmentation)
+
+    back = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Back")
+    assert storage.ReadData(back)
+    for label in (LEFT, STEM):
+        ijk, world = segment_voxels(back, label)
+        assert len(ijk) == (two_blocks() == label.value).sum()
+        expected = segment_voxels(segmentation, label)[1]
+        np.testing.assert_allclose(world, expected, atol=1e-4)
+        segment = back.GetSegmentation().GetSegment(segment_id(label))
+        assert segment.GetName() == label.name
+        np.testing.assert_allclose(np.array(segment.GetColor()) * 255, label.color, atol=0.01)
+
+    header = nrrd.read_header(str(tmp_path / "head.seg.nrrd"))
+    assert header["Segment0_Name"] == "Left hippocampus"
+    assert "SCT^5366008^Hippocampus~SCT^7771000^Left" in header["Segment0_Tags"]
+    image = sitk.ReadImage(str(tmp_path / "head.seg.nrrd"))
+    place_lps = image.TransformIndexToPhysicalPoint((5, 3, 7))
+    np.testing.assert_allclose(
+        np.array(place_lps) * [-1, -1, 1], world_of(node, 5, 3, 7), atol=1e-4
+    )
+    values = sitk.GetArrayFromImage(image)
+    assert set(np.unique(values[two_blocks() == LEFT.value])) == {LEFT.value}
+
+
+# --- what can happen during a job ------------------------------------------------------------------
+
+
+def nodes(mrml: Any) -> list[str]:
+    return [mrml.GetNthNode(index).GetID() for index in range(mrml.GetNumberOfNodes())]
+
+
+def test_a_source_that_was_removed_drops_the_result(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(node), two_blocks(), entropy=True)
+    mrml.RemoveNode(node)
+    before = nodes(mrml)
+    with pytest.raises(InputError, match="Head has left the scene"):
+        scene.write(node, result)
+    assert nodes(mrml) == before
+
+
+def test_a_closed_scene_drops_the_result(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(node), two_blocks())
+    mrml.Clear(0)
+    with pytest.raises(InputError, match="left the scene"):
+        scene.write(node, result)
+    assert mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_a_source_that_was_cropped_drops_the_result(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(node), two_blocks())
+    updateVolumeFromArray(node, np.zeros((3, 4, 5), np.int16))
+    with pytest.raises(InputError, match="changed its size"):
+        scene.write(node, result)
+    assert mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_a_source_that_was_moved_or_renamed_takes_the_result_along(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(node), two_blocks())
+    node.SetName("Patient 7")
+    node.SetAndObserveTransformNodeID(add_transform(mrml, MOVED["turned"]).GetID())
+    segmentation = scene.write(node, result)
+    assert segmentation.GetName() == "Patient 7 segmentation"
+    ijk, world = segment_voxels(segmentation, LEFT)
+    np.testing.assert_allclose(world, [world_of(node, *voxel) for voxel in ijk], atol=1e-6)
+
+
+def test_a_result_without_any_structure_is_an_empty_segmentation(mrml: Any) -> None:
+    node = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(node), np.zeros(SHAPE, np.uint8))
+    assert scene.write(node, result).GetSegmentation().GetNumberOfSegments() == 0
+
+
+def test_a_whole_head_of_segments_is_handed_over_at_once(mrml: Any) -> None:
+    """33 structures on 256 x 256 x 256 voxels: a fraction of a second, and one label map for all."""
+    labels = tuple(Label(value, f"Structure {value}", (value, 0, 0)) for value in range(1, 34))
+    labelmap = np.zeros((256, 256, 256), np.uint8)
+    for label in labels:
+        labelmap[40 + 5 * label.value : 44 + 5 * label.value, 50:200, 60:200] = label.value
+    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
+    updateVolumeFromArray(node, np.zeros(labelmap.shape, np.uint8))
+    scene = Scene(mrml)
+    result = SegmentationResult(
+        scene.read(node).with_voxels(labelmap),
+        labels,
+        tuple(StructureMeasures(label, 84_000, 84.0) for label in labels),
+    )
+    started = time.process_time()
+    segmentation = scene.write(node, result)
+    assert time.process_time() - started < 2.0
+    assert segmentation.GetSegmentation().GetNumberOfSegments() == 33
+    assert segmentation.GetSegmentation().GetNumberOfLayers() == 1
