@@ -1,0 +1,217 @@
+"""The picture: right is where an anatomist expects it, shapes keep their proportions."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from medsegai.errors import GeometryError
+from medsegai.labels import Label
+from medsegai.preview import GAP, LONGEST_SIDE, PLANES, render_preview
+from medsegai.volume import Geometry, Volume
+
+RIGHT = Label(1, "Right ball", (255, 0, 0))
+ANTERIOR = Label(2, "Anterior ball", (0, 255, 0))
+SUPERIOR = Label(3, "Superior ball", (0, 0, 255))
+BALLS = (RIGHT, ANTERIOR, SUPERIOR)
+
+SIDE_MM = 60.0
+"""Field of view along each axis."""
+
+Picture = NDArray[np.int64]
+
+
+def turned(degrees: float) -> NDArray[np.float64]:
+    """A rotation about S, then about R: how an oblique scan lies in the world."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    about_s = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    about_r = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    return about_r @ about_s
+
+
+def grid(order: tuple[int, ...], signs: tuple[int, ...], turn: float = 0.0) -> Geometry:
+    """A cube of 60 mm around the origin, with other spacing and direction along each voxel axis."""
+    spacing = np.array([1.0, 1.5, 3.0])
+    directions = np.zeros((3, 3))
+    for column, (row, sign) in enumerate(zip(order, signs, strict=True)):
+        directions[row, column] = sign
+    directions = turned(turn) @ directions
+    shape = tuple(int(SIDE_MM / step) for step in spacing[::-1])
+    middle = (np.array(shape[::-1]) - 1) / 2
+    return Geometry.from_spacing(shape, spacing, -directions * spacing @ middle, directions)
+
+
+def balls(geometry: Geometry, turn: float = 0.0) -> tuple[Volume, Volume]:
+    """A scan, and a ball 18 mm from the middle towards each of R, A and S of the turned head."""
+    k, j, i = np.indices(geometry.shape)
+    ones = np.ones(i.size)
+    ras = (geometry.ijk_to_ras @ np.array([i.ravel(), j.ravel(), k.ravel(), ones]))[:3]
+    values = np.zeros(i.size, dtype=np.uint8)
+    for label, direction in zip(BALLS, turned(turn).T, strict=True):
+        center = 18.0 * direction[:, np.newaxis]
+        values[np.linalg.norm(ras - center, axis=0) < 9.0] = label.value
+    scan = Volume((values > 0).reshape(geometry.shape) * 1000.0, geometry)
+    return scan, Volume(values.reshape(geometry.shape), geometry)
+
+
+def panels(picture: Image.Image) -> list[Picture]:
+    """The first row, cut into its three square panels."""
+    pixels = np.asarray(picture).astype(np.int64)
+    starts = [GAP + number * (LONGEST_SIDE + GAP) for number in range(3)]
+    return [pixels[GAP : GAP + LONGEST_SIDE, x : x + LONGEST_SIDE] for x in starts]
+
+
+def place(panel: Picture, label: Label) -> tuple[float, float]:
+    """Middle of a label's outline as (right, down) from the panel's middle, -1 to 1."""
+    down, right = np.nonzero((panel == label.color).all(axis=2))
+    assert down.size, f"{label.name} is not in the panel"
+    middle = (LONGEST_SIDE - 1) / 2
+    return float(right.mean() / middle - 1), float(down.mean() / middle - 1)
+
+
+ORIENTATIONS = [
+    (order, signs, 0.0) for order in permutations(range(3)) for signs in product((1, -1), repeat=3)
+]
+OBLIQUE = [(order, signs, 25.0) for order, signs, _ in ORIENTATIONS[::5]]
+
+
+@pytest.mark.parametrize(("order", "signs", "turn"), ORIENTATIONS + OBLIQUE)
+def test_every_side_is_where_slicer_shows_it(
+    order: tuple[int, ...], signs: tuple[int, ...], turn: float
+) -> None:
+    scan, labelmap = balls(grid(order, signs, turn), turn)
+    axial, coronal, sagittal = panels(render_preview(scan, labelmap, BALLS))
+    far, none = pytest.approx(18.0 / (SIDE_MM / 2), abs=0.12), pytest.approx(0.0, abs=0.12)
+    right, down = place(axial, RIGHT)
+    assert (-right, down) == (far, none)
+    right, down = place(axial, ANTERIOR)
+    assert (right, -down) == (none, far)
+    right, down = place(coronal, RIGHT)
+    assert (-right, down) == (far, none)
+    right, down = place(coronal, SUPERIOR)
+    assert (right, -down) == (none, far)
+    right, down = place(sagittal, ANTERIOR)
+    assert (-right, down) == (far, none)
+    right, down = place(sagittal, SUPERIOR)
+    assert (right, -down) == (none, far)
+
+
+def test_the_letters_agree_with_the_directions() -> None:
+    letters = {plane.name: (plane.left, plane.right, plane.top, plane.bottom) for plane in PLANES}
+    assert letters == {
+        "Axial": ("R", "L", "A", "P"),
+        "Coronal": ("R", "L", "S", "I"),
+        "Sagittal": ("A", "P", "S", "I"),
+    }
+
+
+def test_a_ball_is_round_whatever_the_spacing() -> None:
+    scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
+    for panel, label in zip(panels(render_preview(scan, labelmap, BALLS)), (0, 0, 1), strict=True):
+        down, right = np.nonzero((panel == BALLS[label].color).all(axis=2))
+        assert np.ptp(down) == pytest.approx(np.ptp(right), rel=0.2)
+        assert np.ptp(down) == pytest.approx(18.0 / SIDE_MM * LONGEST_SIDE, rel=0.2)
+
+
+def test_small_structures_decide_the_slice_as_much_as_large_ones() -> None:
+    geometry = Geometry.from_spacing((20, 20, 20), (1, 1, 1))
+    values = np.zeros(geometry.shape, dtype=np.uint8)
+    values[2:18, 2:18, 2:18] = 1
+    values[4, 10, 10], values[4, 5, 5] = 2, 3
+    colors = (
+        Label(1, "cube", (9, 9, 9)),
+        Label(2, "dot", (255, 0, 0)),
+        Label(3, "dot b", (0, 0, 255)),
+    )
+    picture = render_preview(Volume(values * 1.0, geometry), Volume(values, geometry), colors)
+    axial = panels(picture)[0]
+    place(axial, colors[1])
+    place(axial, colors[2])
+
+
+def test_grey_values_span_the_window() -> None:
+    geometry = Geometry.from_spacing((30, 30, 30), (1, 1, 1))
+    ramp = np.broadcast_to(np.linspace(-1000.0, 3000.0, 30), geometry.shape)
+    empty = Volume(np.zeros(geometry.shape, dtype=np.uint8), geometry)
+    axial = panels(render_preview(Volume(ramp, geometry), empty, BALLS))[0]
+    row = axial[LONGEST_SIDE // 3, 20:-20, 0]
+    assert row[0] > 240  # +i is R, which is on the left
+    assert row[-1] < 15
+    assert (np.diff(row) <= 0).all()
+
+
+def test_nan_and_a_constant_scan_are_drawn() -> None:
+    scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
+    broken = scan.voxels.copy()
+    broken[::2] = np.nan
+    assert render_preview(scan.with_voxels(broken), labelmap, BALLS).size[0] > 3 * LONGEST_SIDE
+    same = scan.with_voxels(np.full(scan.voxels.shape, 7, dtype=np.int16))
+    assert render_preview(same, labelmap, BALLS).size[0] > 3 * LONGEST_SIDE
+
+
+def test_uncertainty_is_a_second_row_that_glows_where_entropy_is() -> None:
+    scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
+    plain = render_preview(scan, labelmap, BALLS)
+    doubt = scan.with_voxels((labelmap.voxels == RIGHT.value).astype(np.float32))
+    picture = render_preview(scan, labelmap, BALLS, doubt)
+    assert picture.height == plain.height + LONGEST_SIDE + GAP
+    pixels = np.asarray(picture)
+    axial = pixels[2 * GAP + LONGEST_SIDE :][:LONGEST_SIDE, GAP : GAP + LONGEST_SIDE].astype(int)
+    glowing = np.argwhere(axial[:, :, 0] - axial[:, :, 2] > 100)
+    assert glowing.size
+    assert glowing[:, 1].max() < LONGEST_SIDE / 2
+
+
+def test_grids_that_differ_are_refused() -> None:
+    scan, _ = balls(grid((0, 1, 2), (1, 1, 1)))
+    _, labelmap = balls(grid((0, 1, 2), (1, -1, 1)))
+    with pytest.raises(GeometryError, match="one grid"):
+        render_preview(scan, labelmap, BALLS)
+
+
+def test_a_legend_that_does_not_fit_says_how_many_are_missing() -> None:
+    geometry = Geometry.from_spacing((4, 20, 20), (1, 1, 1))
+    values = np.arange(1600, dtype=np.uint16).reshape(geometry.shape) % 400
+    many = tuple(
+        Label(n, f"Structure with a long name {n}", (n % 256, 90, 90)) for n in range(1, 400)
+    )
+    few = many[:3]
+    scan = Volume(values * 1.0, geometry)
+    tall = render_preview(scan, Volume(values, geometry), many)
+    short = render_preview(scan, Volume(np.where(values < 4, values, 0), geometry), few)
+    assert short.height < tall.height < short.height + 250
+
+
+def test_a_thin_stack_and_a_single_label_are_drawn() -> None:
+    geometry = Geometry.from_spacing((2, 300, 200), (0.5, 0.5, 6.0))
+    values = np.ones(geometry.shape, dtype=np.uint8)
+    picture = render_preview(Volume(values * 5, geometry), Volume(values, geometry), (RIGHT,))
+    assert picture.width < 3 * LONGEST_SIDE + 4 * GAP
+
+
+def test_real_head_has_its_left_hemisphere_on_the_right(shared_data: Path) -> None:
+    """MALC labels by number: 45 is left and 44 right cerebral white matter."""
+    scan, values = (
+        nibabel.load(shared_data / "malc2012-train" / f"1000_{kind}.nii.gz")
+        for kind in ("SS", "glm")
+    )
+    k, j, i = scan.shape[::-1]
+    geometry = Geometry((k, j, i), scan.affine)
+    image = Volume(np.asarray(scan.dataobj).T, geometry)
+    labelmap = Volume(np.asarray(values.dataobj).T.astype(np.uint16), geometry)
+    sides = (
+        Label(44, "Right white matter", (255, 0, 0)),
+        Label(45, "Left white matter", (0, 0, 255)),
+    )
+    pixels = np.asarray(render_preview(image, labelmap, sides)).astype(int)
+    width = pixels.shape[1] // 4
+    red, blue = (
+        np.nonzero((pixels[:400, :width] == side.color).all(axis=2))[1].mean() for side in sides
+    )
+    assert red < blue - 50
