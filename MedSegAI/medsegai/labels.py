@@ -8,6 +8,8 @@ from typing import Any
 
 from medsegai.errors import ModelError
 
+SLICER_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
+
 Code = tuple[str, str, str]
 """A coded concept: coding scheme, code value, meaning. For example ("SCT", "10200004", "Liver")."""
 
@@ -42,7 +44,7 @@ class Terminology:
         """Slicer's segment tag: context~category~type~modifier~anatomic context~region~modifier."""
         parts = [self.category, self.type, self.modifier or ("", "", "")]
         joined = "~".join("^".join(part) for part in parts)
-        return f"Segmentation category and type - 3D Slicer General Anatomy list~{joined}~Anatomic codes - DICOM master list~^^~^^"
+        return f"{SLICER_CONTEXT}~{joined}~Anatomic codes - DICOM master list~^^~^^"
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Label:
             raise ModelError(
                 f"Label {self.name!r} has value {self.value}; labels start at 1, 0 is background."
             )
-        if not self.name:
-            raise ModelError(f"Label {self.value} has no name.")
+        if not self.name.strip() or not self.name.isprintable():
+            raise ModelError(f"Label {self.value} needs a name of one line, not {self.name!r}.")
         if len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color):
             raise ModelError(
                 f"Label {self.name!r} needs a colour of three numbers from 0 to 255, not {self.color}."
@@ -75,9 +77,15 @@ class Label:
                 f"Label {dict(data)}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}."
             )
         terminology = data.get("terminology")
-        red, green, blue = (int(part) for part in data["color"])
+        try:
+            value = int(data["value"])
+            red, green, blue = (int(part) for part in data["color"])
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"Label {dict(data)}: the value must be a number, and the colour three numbers."
+            ) from error
         return cls(
-            int(data["value"]),
+            value,
             str(data["name"]),
             (red, green, blue),
             None if terminology is None else Terminology.from_dict(terminology),
@@ -94,4 +102,6 @@ def _code(values: Any) -> Code:
     if not isinstance(values, (list, tuple)) or len(values) != 3:
         raise ModelError(f"A code is [scheme, value, meaning], not {values!r}.")
     scheme, value, meaning = (str(part) for part in values)
+    if not (scheme + value + meaning).isprintable() or set("^~|") & set(scheme + value + meaning):
+        raise ModelError(f"A code is one line without ^, ~ and |, not {values!r}.")
     return scheme, value, meaning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import slicerio
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, ModelError
 from medsegai.io.files import check_3d, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS, check_itk_header
 from medsegai.io.reading import read_unchecked
@@ -20,6 +21,9 @@ from medsegai.volume import Volume
 
 MAX_LABEL = 2**31 - 1
 """The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
+
+HEADER_BYTES = 1 << 20
+"""More than the header of any segmentation: Slicer writes less than a kilobyte per segment."""
 
 GOLDEN_TURN = 0.618034
 """Hues a golden section apart differ well for any number of labels."""
@@ -60,7 +64,7 @@ def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
 
 def _has_segments(path: Path) -> bool:
     with path.open("rb") as file:
-        return b"\nSegment0_" in file.read(1 << 16)
+        return b"\nSegment0_" in file.read(HEADER_BYTES)
 
 
 def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
@@ -69,7 +73,7 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         check_itk_header(path, components=None)
         segmentation = slicerio.read_segmentation(str(path))
         layers = segmentation["voxels"]
-        segments = segmentation["segments"]
+        segments = _with_whole_names(path, segmentation["segments"])
         layers = layers[np.newaxis] if layers.ndim == 3 else layers
         check_3d(path, layers.shape[1:])
         voxels, labels = _joined(path, layers, segments)
@@ -77,6 +81,19 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         raise unreadable(path, error, "a Slicer segmentation") from error
     geometry = placed(path, voxels.shape[::-1], LPS_TO_RAS @ segmentation["ijkToLPS"])
     return Volume(native(voxels.T), geometry, str(path)), labels
+
+
+def _with_whole_names(path: Path, segments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The segments with the names as they stand in the header: pynrrd drops letters beyond ASCII."""
+    with path.open("rb") as file:
+        header = file.read(HEADER_BYTES).partition(b"\n\n")[0]
+    lines = re.findall(rb"^Segment(\d+)_Name:=(.*?)\r?$", header, re.MULTILINE)
+    names = [
+        name.decode(errors="replace") for _, name in sorted(lines, key=lambda line: int(line[0]))
+    ]
+    if len(names) != len(segments):
+        return list(segments)
+    return [segment | {"name": name} for segment, name in zip(segments, names, strict=True)]
 
 
 def _joined(
@@ -129,14 +146,20 @@ def _compact(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _label(segment: dict[str, Any], value: int) -> Label:
+    if value < 1:
+        raise ValueError(f"segment {segment['name']!r} has the value {value} of the background")
     red, green, blue = (round(255 * min(max(part, 0.0), 1.0)) for part in segment["color"])
-    codes = segment.get("terminology")
-    terminology = None
-    if codes is not None:
-        modifier = codes.get("typeModifier")
-        keys = {"category": codes["category"], "type": codes["type"]}
-        terminology = Terminology.from_dict(keys | ({"modifier": modifier} if modifier else {}))
-    return Label(value, segment["name"], (red, green, blue), terminology)
+    name = " ".join(segment["name"].split()) or segment["id"]
+    return Label(value, name, (red, green, blue), _codes(segment.get("terminology") or {}))
+
+
+def _codes(entry: dict[str, Any]) -> Terminology | None:
+    """The codes of a segment; None where the entry is not made of proper codes."""
+    names = {"category": "category", "type": "type", "typeModifier": "modifier"}
+    try:
+        return Terminology.from_dict({names[key]: entry[key] for key in names if key in entry})
+    except ModelError:
+        return None
 
 
 def _made_label(value: int) -> Label:

@@ -1,0 +1,93 @@
+"""Names, colours and codes of structures, and the text that Slicer knows them by."""
+
+from typing import Any
+
+import pytest
+from slicerio.segmentation import terminology_entry_from_string
+
+from medsegai.errors import ModelError
+from medsegai.labels import Label, Terminology
+
+ANATOMY = ("SCT", "123037004", "Anatomical Structure")
+HIPPOCAMPUS = ("SCT", "5366008", "Hippocampus")
+LEFT = ("SCT", "7771000", "Left")
+
+LEFT_HIPPOCAMPUS: dict[str, Any] = {
+    "value": 17,
+    "name": "Left hippocampus",
+    "color": [220, 216, 20],
+    "terminology": {"category": list(ANATOMY), "type": list(HIPPOCAMPUS), "modifier": list(LEFT)},
+}
+
+
+def test_a_label_survives_its_dictionary() -> None:
+    label = Label.from_dict(LEFT_HIPPOCAMPUS)
+    expected = Label(
+        17, "Left hippocampus", (220, 216, 20), Terminology(ANATOMY, HIPPOCAMPUS, LEFT)
+    )
+    assert label == expected
+    assert label.to_dict() == LEFT_HIPPOCAMPUS
+
+
+def test_codes_are_optional() -> None:
+    plain = {"value": 1, "name": "Tumour", "color": [255, 0, 0]}
+    assert Label.from_dict(plain) == Label(1, "Tumour", (255, 0, 0))
+    assert Label.from_dict(plain).to_dict() == plain
+
+
+def test_slicer_finds_every_code_in_its_place() -> None:
+    entry = terminology_entry_from_string(Terminology(ANATOMY, HIPPOCAMPUS, LEFT).to_slicer())
+    assert entry["contextName"] == "Segmentation category and type - 3D Slicer General Anatomy list"
+    assert tuple(entry["category"]) == ANATOMY
+    assert tuple(entry["type"]) == HIPPOCAMPUS
+    assert tuple(entry["typeModifier"]) == LEFT
+    assert entry["anatomicContextName"] == "Anatomic codes - DICOM master list"
+    assert "anatomicRegion" not in entry
+
+
+def test_slicer_finds_no_modifier_where_there_is_none() -> None:
+    text = Terminology(ANATOMY, HIPPOCAMPUS).to_slicer()
+    assert "typeModifier" not in terminology_entry_from_string(text)
+    assert text.count("~") == 6  # seven parts, empty ones too: older Slicer versions count them
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"value": 0}, "start at 1"),
+        ({"value": -3}, "start at 1"),
+        ({"value": "one"}, "must be a number"),
+        ({"value": None}, "must be a number"),
+        ({"name": ""}, "name of one line"),
+        ({"name": "  "}, "name of one line"),
+        ({"name": "Left\nhippocampus"}, "name of one line"),
+        ({"color": [0, 0, 256]}, "0 to 255"),
+        ({"color": [-1, 0, 0]}, "0 to 255"),
+        ({"color": [0, 0]}, "three numbers"),
+        ({"color": 7}, "three numbers"),
+        ({"color": ["red", 0, 0]}, "three numbers"),
+        ({"colour": [0, 0, 0]}, "unknown keys"),
+        ({"terminology": {"type": list(HIPPOCAMPUS)}}, "needs category and type"),
+        ({"terminology": {"category": list(ANATOMY), "typ": []}}, "needs category and type"),
+        ({"terminology": {"category": ["SCT"], "type": list(HIPPOCAMPUS)}}, "A code is"),
+        ({"terminology": {"category": "abc", "type": list(HIPPOCAMPUS)}}, "A code is"),
+        (
+            {"terminology": {"category": ["SCT", "1", "a|b"], "type": list(HIPPOCAMPUS)}},
+            "without",
+        ),
+        (
+            {"terminology": {"category": ["SCT", "1^2", "a"], "type": list(HIPPOCAMPUS)}},
+            "without",
+        ),
+    ],
+)
+def test_a_label_that_says_nonsense_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        Label.from_dict(LEFT_HIPPOCAMPUS | changes)
+
+
+@pytest.mark.parametrize("missing", ["value", "name", "color"])
+def test_a_label_needs_all_its_parts(missing: str) -> None:
+    data = {key: value for key, value in LEFT_HIPPOCAMPUS.items() if key != missing}
+    with pytest.raises(ModelError, match=f"missing keys .*{missing}"):
+        Label.from_dict(data)
