@@ -1,0 +1,222 @@
+"""From files to figures: which prediction belongs to which reference, and what their labels are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from medsegai.card import find_card
+from medsegai.errors import InputError
+from medsegai.evaluation.mapping import LabelMapping, read_mapping
+from medsegai.evaluation.measures import StructureFigures, evaluate
+from medsegai.evaluation.report import CaseFigures, Evaluation
+from medsegai.io import READABLE, check_output, read_labelmap
+from medsegai.io.labelmaps import unique_values
+from medsegai.labels import Label
+from medsegai.progress import Progress
+from medsegai.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = sorted({".seg.nrrd", *READABLE} - {".hdr", ".dcm"}, key=len, reverse=True)
+"""Endings of label maps in a folder; the voxels of an Analyze pair are in its .img."""
+
+STAGE = "evaluate"
+
+
+def run_evaluation(
+    predictions: Path,
+    references: Path,
+    *,
+    mapping: Path | None = None,
+    csv: Path | None = None,
+    json: Path | None = None,
+    model: str | None = None,
+) -> Evaluation:
+    """What `medsegai evaluate` does.
+
+    Args:
+        predictions: one label map, or a folder of them.
+        references: one label map, or a folder with files of the same names, their types apart.
+        mapping: table that translates reference values, see `read_mapping`.
+        csv: file to write the figures to as rows.
+        json: file to write the figures to as an object.
+        model: id or folder of the model whose labels are evaluated; else every value that occurs.
+
+    Raises:
+        InputError: a file is missing, unreadable or without its counterpart.
+        GeometryError: a prediction and its reference lie on different grids.
+        ModelError: there is no such model.
+        OutputError: a result cannot be written; found out before the work begins.
+    """
+    for path in (csv, json):
+        if path is not None:
+            check_output(path)
+    labels = None if model is None else find_card(model).labels
+    table = None if mapping is None else read_mapping(mapping)
+    evaluation = evaluate_folders(predictions, references, mapping=table, labels=labels)
+    if csv is not None:
+        evaluation.write_csv(csv)
+    if json is not None:
+        evaluation.write_json(json)
+    return evaluation
+
+
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    *,
+    mapping: LabelMapping | None = None,
+    labels: Sequence[Label] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate every case of two folders, or one pair of files.
+
+    Args:
+        predictions: one label map, or a folder of them.
+        references: as `predictions`; cases of two folders are paired by file name.
+        mapping: applied to the references.
+        labels: what to evaluate; None for every value that occurs, with the names in the files.
+        progress: told after each case.
+
+    Raises:
+        InputError, GeometryError: see `run_evaluation`.
+        Cancelled: the user stopped.
+    """
+    progress = progress or Progress(weights={STAGE: 1})
+    pairs = pair_cases(Path(predictions), Path(references))
+    names = _Names(labels)
+    cases: list[CaseFigures] = []
+    for done, (name, prediction, reference) in enumerate(pairs):
+        progress.step(STAGE, done, len(pairs))
+        first = names.read(prediction, None)
+        second = names.read(reference, mapping)
+        figures = evaluate(first, second, names.labels())
+        cases.append(CaseFigures(name, tuple(figures), str(prediction), str(reference)))
+        spread = cases[-1].spread("dice")
+        logger.info("%s: mean Dice %.3f of %d structures", name, spread.mean, spread.count)
+    progress.step(STAGE, len(pairs), len(pairs))
+    return Evaluation(tuple(_completed(cases, names.labels())), names.notes())
+
+
+def pair_cases(predictions: Path, references: Path) -> list[tuple[str, Path, Path]]:
+    """Case name, prediction and reference of each case, sorted by name.
+
+    Raises:
+        InputError: nothing there, a file against a folder, two files of one case, or files
+            without a counterpart, all of which are listed.
+    """
+    for path in (predictions, references):
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Check the name.")
+    if predictions.is_file() and references.is_file():
+        return [(case_name(predictions), predictions, references)]
+    if predictions.is_file() or references.is_file():
+        raise InputError(
+            f"{predictions} and {references}: one is a file, the other a folder. Name two label "
+            "maps, or two folders of label maps."
+        )
+    found, expected = _label_maps(predictions), _label_maps(references)
+    lonely = [
+        f"{folder} has no counterpart of {', '.join(str(file) for file in files)}"
+        for folder, files in (
+            (references, [found[name] for name in sorted(found.keys() - expected.keys())]),
+            (predictions, [expected[name] for name in sorted(expected.keys() - found.keys())]),
+        )
+        if files
+    ]
+    if lonely:
+        raise InputError(
+            f"{'; '.join(lonely)}. A prediction and its reference have the same file name, apart "
+            "from the file type. Rename them, or move aside what is not to be evaluated."
+        )
+    return [(name, found[name], expected[name]) for name in sorted(found)]
+
+
+def case_name(path: Path) -> str:
+    """The file name without the ending of its type: `sub-1.nii.gz` is the case `sub-1`."""
+    ending = next((item for item in ENDINGS if path.name.lower().endswith(item)), path.suffix)
+    return path.name[: len(path.name) - len(ending)] or path.name
+
+
+class _Names:
+    """Labels of the cases read so far, and what their files say about them.
+
+    A name in a file is worth more than one that was made from the value; the first one found stays.
+    """
+
+    def __init__(self, fixed: Sequence[Label] | None) -> None:
+        self._fixed = fixed
+        self._found: dict[int, Label] = {}
+        self._contradictions: dict[int, str] = {}
+        self._left_out: set[int] = set()
+
+    def read(self, path: Path, mapping: LabelMapping | None) -> Volume:
+        """The label map in a file, mapped, with its labels taken in."""
+        volume, labels = read_labelmap(path)
+        if mapping is not None:
+            volume = mapping.apply(volume)
+            labels = tuple(_unnamed(int(value)) for value in unique_values(volume.voxels) if value)
+        if self._fixed is not None:
+            known = {label.value for label in self._fixed}
+            self._left_out |= {label.value for label in labels} - known
+        else:
+            self._take_in(labels, path)
+        return volume
+
+    def labels(self) -> list[Label]:
+        """What to evaluate, by value unless the order was given."""
+        if self._fixed is not None:
+            return list(self._fixed)
+        return [self._found[value] for value in sorted(self._found)]
+
+    def notes(self) -> tuple[str, ...]:
+        notes = list(self._contradictions.values())
+        if self._left_out:
+            values = ", ".join(str(value) for value in sorted(self._left_out))
+            notes.append(f"Not evaluated, because the model does not have them: values {values}.")
+        return tuple(notes)
+
+    def _take_in(self, labels: Iterable[Label], path: Path) -> None:
+        for label in labels:
+            known = self._found.setdefault(label.value, label)
+            if _is_made(known):
+                self._found[label.value] = label
+            elif not _is_made(label) and label.name.casefold() != known.name.casefold():
+                self._contradictions.setdefault(
+                    label.value,
+                    f"Value {label.value} is {known.name!r}, but {label.name!r} in {path}. Values "
+                    "were compared; if numbers mean different things, map them with a table.",
+                )
+
+
+def _label_maps(folder: Path) -> Mapping[str, Path]:
+    """Label maps of a folder by case name; hidden and other files are passed over."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.lower().endswith(tuple(ENDINGS)):
+            continue
+        name = case_name(path)
+        if name in found:
+            raise InputError(f"{found[name]} and {path} are one case twice. Move one of them away.")
+        found[name] = path
+    if not found:
+        raise InputError(f"{folder} holds no label maps. Known are {', '.join(ENDINGS)}.")
+    return found
+
+
+def _completed(cases: Iterable[CaseFigures], labels: Sequence[Label]) -> Iterable[CaseFigures]:
+    """The cases with an entry for every label, also for those that came up in later cases."""
+    for case in cases:
+        known = {item.label.value: item.to_dict() for item in case.structures}
+        structures = (StructureFigures(label, **known.get(label.value, {})) for label in labels)
+        yield CaseFigures(case.name, tuple(structures), case.prediction, case.reference)
+
+
+def _unnamed(value: int) -> Label:
+    return Label(value, f"Label {value}", (128, 128, 128))
+
+
+def _is_made(label: Label) -> bool:
+    return label.name == f"Label {label.value}"

@@ -1,0 +1,138 @@
+"""Tables that translate the label values of a reference into those that are evaluated."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from medsegai.errors import InputError
+from medsegai.volume import Volume
+
+COLUMNS = ("reference", "evaluated")
+"""Columns that a table must have; others, such as names and comments, are for its readers."""
+
+LARGEST_VALUE = 65535
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """For each reference value the values it may become: one, or several of which the nearest wins.
+
+    Attributes:
+        rules: reference value -> evaluated values; 0 is background. 0 stays 0 unless the table says
+            otherwise.
+        source: where the table came from, for messages.
+    """
+
+    rules: Mapping[int, tuple[int, ...]]
+    source: str = ""
+
+    def apply(self, labelmap: Volume) -> Volume:
+        """Translate a label map.
+
+        A voxel with several possible values takes that of the nearest voxel, in mm, whose value
+        the table gives outright; of equally near ones the value named first.
+
+        Args:
+            labelmap: reference values, whole numbers, (k, j, i).
+
+        Returns:
+            Evaluated values on the same grid, uint16.
+
+        Raises:
+            InputError: a value is not in the table, or none of a voxel's possible values occurs.
+        """
+        rules = {0: (0,), **self.rules}
+        table = np.full(max(rules) + 2, -1, np.int32)  # the last entry stands for all beyond
+        for value, candidates in rules.items():
+            table[value] = candidates[0] if len(candidates) == 1 else 0
+        mapped = table[np.minimum(labelmap.voxels.astype(np.int64), len(table) - 1)]
+        if mapped.min() < 0:
+            values = np.unique(labelmap.voxels[mapped < 0])[:10].tolist()
+            raise InputError(
+                f"{labelmap.source or 'A label map'} has the values {values}, which {self.source} "
+                "does not map. Add a row for each."
+            )
+        self._place_nearest(labelmap, mapped)
+        return labelmap.with_voxels(mapped.astype(np.uint16))
+
+    def _place_nearest(self, labelmap: Volume, mapped: NDArray[np.int32]) -> None:
+        spacing_kji = np.array(labelmap.geometry.spacing_mm[::-1])
+        choices: dict[tuple[int, ...], list[int]] = {}
+        for value, candidates in self.rules.items():
+            if len(candidates) > 1:
+                choices.setdefault(candidates, []).append(value)
+        placed = []
+        for candidates, values in choices.items():
+            undecided = np.argwhere(np.isin(labelmap.voxels, values))
+            if len(undecided):
+                points = undecided * spacing_kji
+                near = [_nearest_mm(mapped == value, points, spacing_kji) for value in candidates]
+                if np.isinf(near).all():
+                    raise InputError(
+                        f"{labelmap.source or 'A label map'} has the values {values}, which "
+                        f"{self.source} joins to the nearest of {list(candidates)}, but none of "
+                        "these occurs. Map them to one value instead."
+                    )
+                placed.append((undecided, np.array(candidates)[np.argmin(near, axis=0)]))
+        for undecided, chosen in placed:
+            mapped[tuple(undecided.T)] = chosen
+
+
+def read_mapping(path: str | Path) -> LabelMapping:
+    """Read a table: CSV with the columns `reference` and `evaluated`, and any others.
+
+    `evaluated` is one label value (0 for background), or several joined by | such as ``8|47``:
+    each voxel then goes to whichever of them lies nearest.
+
+    Raises:
+        InputError: the file is missing or no such table, a cell is not a label value, or a
+            reference value stands twice.
+    """
+    source = Path(path)
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The label table {source} cannot be read: {error}.") from error
+    if not rows or not set(COLUMNS) <= set(rows[0]):
+        raise InputError(f"The label table {source} needs rows, and the columns {COLUMNS}.")
+    rules: dict[int, tuple[int, ...]] = {}
+    for line, row in enumerate(rows, start=2):
+        value, candidates = _rule(row, f"{source}, line {line}")
+        if value in rules:
+            raise InputError(f"{source}, line {line}: the reference value {value} stands twice.")
+        rules[value] = candidates
+    return LabelMapping(rules, str(source))
+
+
+def _rule(row: Mapping[str, Any], place: str) -> tuple[int, tuple[int, ...]]:
+    cells = [str(row[name] or "") for name in COLUMNS]
+    try:
+        value = int(cells[0])
+        candidates = tuple(int(part) for part in cells[1].split("|"))
+    except ValueError:
+        candidates, value = (), -1
+    if not candidates or not all(0 <= part <= LARGEST_VALUE for part in (value, *candidates)):
+        raise InputError(
+            f"{place}: {cells[0]!r} -> {cells[1]!r} is no rule. Write label values from 0 to "
+            f"{LARGEST_VALUE}, and several evaluated ones as 8|47."
+        )
+    return value, candidates
+
+
+def _nearest_mm(
+    seeds: NDArray[np.bool_], points: NDArray[np.float64], spacing_kji: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Distance from each point to the nearest seed voxel; infinite where there is no seed."""
+    if not seeds.any():
+        return np.full(len(points), np.inf)
+    distances, _ = cKDTree(np.argwhere(seeds) * spacing_kji).query(points)
+    return np.asarray(distances)
