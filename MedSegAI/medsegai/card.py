@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,9 @@ class ModelCard:
     folder: Path = Path()
 
     def __post_init__(self) -> None:
+        for name in ("id", "name", "family", "version"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ModelError(f"Model {self.id!r}: {name} must be text, and not empty.")
         _no_doubles(self, "label value", [label.value for label in self.labels])
         _no_doubles(self, "label name", [label.name for label in self.labels])
         _no_doubles(self, "member", [member.name for member in self.members])
@@ -114,7 +117,8 @@ class ModelCard:
             ModelError: a file is missing or differs.
         """
         for member in self.members:
-            self.verify_member(member)
+            if member.weights is not None:
+                self.verify_member(member)
 
     def verify_member(self, member: MemberCard) -> None:
         path = self.weights_path(member)
@@ -152,20 +156,25 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
         ModelError: a key is unknown or missing, or a value has the wrong form.
     """
     source = folder / CARD_NAME
-    known = {item.name for item in fields(ModelCard)} - {"folder"}
-    values = _checked(data, known, ModelCard, source)
     try:
-        values["channels"] = tuple(
-            Channel(**_checked(item, None, Channel, source)) for item in data["channels"]
-        )
-        values["labels"] = tuple(Label.from_dict(item) for item in data["labels"])
-        values["members"] = tuple(_member(item, source) for item in data["members"])
-        first, second, third = (float(value) for value in data["spacing_mm"])
-        values["spacing_mm"] = (first, second, third)
-        values["suggested_refinements"] = tuple(data.get("suggested_refinements", ()))
-        return ModelCard(**values, folder=folder)
+        return _card(data, folder)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
     except (TypeError, ValueError) as error:
         raise ModelError(f"{source} is no valid model card: {error}.") from error
+
+
+def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
+    values = _checked(data, {item.name for item in fields(ModelCard)} - {"folder"}, ModelCard)
+    values["channels"] = tuple(
+        Channel(**_checked(item, None, Channel)) for item in data["channels"]
+    )
+    values["labels"] = tuple(Label.from_dict(item) for item in data["labels"])
+    values["members"] = tuple(_member(item) for item in data["members"])
+    first, second, third = (float(value) for value in data["spacing_mm"])
+    values["spacing_mm"] = (first, second, third)
+    values["suggested_refinements"] = tuple(data.get("suggested_refinements", ()))
+    return ModelCard(**values, folder=folder)
 
 
 def load_card(path: str | os.PathLike[str]) -> ModelCard:
@@ -241,21 +250,28 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _member(data: Mapping[str, Any], source: Path) -> MemberCard:
-    values = _checked(data, None, MemberCard, source)
+def _member(data: Mapping[str, Any]) -> MemberCard:
+    values = _checked(data, None, MemberCard)
     values["classes"] = tuple(
         tuple(int(value) for value in feeds) for feeds in data.get("classes", ())
     )
     return MemberCard(**values)
 
 
-def _checked(data: Any, known: set[str] | None, kind: type, source: Path) -> dict[str, Any]:
+def _checked(data: Any, known: set[str] | None, kind: type) -> dict[str, Any]:
     if not isinstance(data, Mapping):
-        raise ModelError(f"{source}: {kind.__name__} must be an object, not {data!r}.")
+        raise ModelError(f"{kind.__name__} must be an object, not {data!r}.")
     unknown = set(data) - (known or {item.name for item in fields(kind)})
     if unknown:
-        raise ModelError(f"{source}: unknown keys {', '.join(sorted(unknown))} in {kind.__name__}.")
+        raise ModelError(f"unknown keys {', '.join(sorted(unknown))} in {kind.__name__}.")
+    missing = {item.name for item in fields(kind) if _is_required(item)} - set(data)
+    if missing:
+        raise ModelError(f"missing keys {', '.join(sorted(missing))} in {kind.__name__}.")
     return dict(data)
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _no_doubles(card: ModelCard, what: str, values: list[Any]) -> None:

@@ -1,0 +1,200 @@
+"""Model cards: what a valid one says, and that every mistake in one is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medsegai import card as card_module
+from medsegai.card import ModelCard, card_files, card_from_dict, find_card, find_cards, load_card
+from medsegai.errors import ModelError
+
+WEIGHTS = b"any bytes will do here"
+
+
+def card_data() -> dict[str, Any]:
+    return {
+        "id": "toy",
+        "name": "Toy",
+        "family": "quicknat",
+        "version": "1.2",
+        "channels": [{"name": "T1", "modality": "MR", "required": True}],
+        "labels": [
+            {"value": 17, "name": "Left hippocampus", "color": [220, 216, 20]},
+            {
+                "value": 53,
+                "name": "Right hippocampus",
+                "color": [220, 216, 21],
+                "terminology": {
+                    "category": ["SCT", "123037004", "Anatomical Structure"],
+                    "type": ["SCT", "5366008", "Hippocampus"],
+                    "modifier": ["SCT", "24028007", "Right"],
+                },
+            },
+        ],
+        "members": [
+            {
+                "name": "axial",
+                "weights": "axial.safetensors",
+                "sha256": hashlib.sha256(WEIGHTS).hexdigest(),
+                "weight": 0.4,
+                "classes": [[], [17], [53]],
+                "settings": {"filters": 8},
+            },
+            {"name": "sagittal", "classes": [[], [17, 53]]},
+        ],
+        "spacing_mm": [1, 1, 1.5],
+        "licence": "CC0-1.0",
+    }
+
+
+def write_model(folder: Path, data: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "card.json").write_text(json.dumps(data))
+    (folder / "axial.safetensors").write_bytes(WEIGHTS)
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's own models, and none that are bundled."""
+    monkeypatch.setattr(card_module, "BUNDLED_MODELS", tmp_path / "bundled")
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+def test_a_card_says_what_its_file_says(tmp_path: Path) -> None:
+    card = load_card(write_model(tmp_path / "toy", card_data()))
+    assert (card.id, card.version, card.licence) == ("toy", "1.2", "CC0-1.0")
+    assert card.label_values == (17, 53)
+    assert card.labels[1].terminology is not None
+    assert card.labels[1].terminology.modifier == ("SCT", "24028007", "Right")
+    assert card.spacing_mm == (1.0, 1.0, 1.5)
+    assert card.member("axial").classes == ((), (17,), (53,))
+    assert card.member("sagittal").classes == ((), (17, 53))
+    assert card.weights_path(card.members[0]) == tmp_path / "toy" / "axial.safetensors"
+
+
+def test_a_card_survives_being_written_and_read() -> None:
+    card = card_from_dict(card_data())
+    assert card_from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
+def test_the_folder_and_its_card_file_are_the_same_model(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "toy", card_data())
+    assert load_card(folder) == load_card(str(folder / "card.json"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        (("licenze",), "CC0", "licenze"),
+        (("channels", 0, "modalty"), "MR", "modalty"),
+        (("members", 0, "wieght"), 1, "wieght"),
+        (("labels", 0, "colour"), [1, 2, 3], "colour"),
+        (("id",), None, "id"),
+        (("id",), 5, "id"),
+        (("family",), "", "family"),
+        (("channels",), None, "channels"),
+        (("labels",), None, "labels"),
+        (("members",), None, "members"),
+        (("spacing_mm",), None, "spacing_mm"),
+        (("members", 0, "name"), None, "name"),
+        (("labels", 0, "value"), None, "value"),
+        (("channels",), [], "channel"),
+        (("labels",), [], "label"),
+        (("members",), [], "member"),
+        (("channels",), 5, "card.json"),
+        (("labels", 0), "hippocampus", "card.json"),
+        (("labels", 0, "value"), 0, "start at 1"),
+        (("labels", 0, "value"), 53, "53"),
+        (("labels", 0, "name"), "Right hippocampus", "Right hippocampus"),
+        (("labels", 0, "color"), [1, 2], "card.json"),
+        (("labels", 0, "color"), [1, 2, 256], "0 to 255"),
+        (("members", 1, "name"), "axial", "axial"),
+        (("members", 1, "classes"), [[], [99]], "99"),
+        (("members", 1, "classes"), "all", "card.json"),
+        (("spacing_mm",), [1, 1], "card.json"),
+        (("spacing_mm",), "fine", "card.json"),
+    ],
+)
+def test_a_mistake_is_named(path: tuple[Any, ...], value: Any, word: str, tmp_path: Path) -> None:
+    """None takes the key away."""
+    data = card_data()
+    place: Any = data
+    for step in path[:-1]:
+        place = place[step]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    folder = write_model(tmp_path / "toy", data)
+    with pytest.raises(ModelError, match=re.escape(word)) as caught:
+        load_card(folder)
+    assert str(folder / "card.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b'"card"'])
+def test_a_file_that_is_no_card_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"card\.json"):
+        load_card(tmp_path)
+
+
+def test_a_missing_card_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_card(tmp_path)
+
+
+def test_weights_are_compared_with_their_hash(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "toy", card_data())
+    card = load_card(folder)
+    card.verify()
+    (folder / "axial.safetensors").write_bytes(WEIGHTS + b".")
+    with pytest.raises(ModelError, match="SHA-256"):
+        card.verify()
+    (folder / "axial.safetensors").unlink()
+    with pytest.raises(ModelError, match="missing"):
+        card.verify()
+
+
+def test_weights_without_a_hash_are_refused(tmp_path: Path) -> None:
+    data = card_data()
+    del data["members"][0]["sha256"]
+    with pytest.raises(ModelError, match="no SHA-256"):
+        load_card(write_model(tmp_path / "toy", data)).verify()
+
+
+def test_an_unknown_member_is_named_with_those_there_are() -> None:
+    card = card_from_dict(card_data())
+    with pytest.raises(ModelError, match="'coronal'; it has axial, sagittal"):
+        card.member("coronal")
+
+
+def test_models_are_found_by_id_and_by_folder(models: Path, tmp_path: Path) -> None:
+    write_model(models / "some-folder", card_data())
+    elsewhere = write_model(tmp_path / "elsewhere", card_data() | {"id": "other"})
+    assert find_card("toy").folder == models / "some-folder"
+    assert find_card(str(elsewhere)).id == "other"
+    assert [card.id for card in find_cards()] == ["toy"]
+    with pytest.raises(ModelError, match=r"'other'.*toy"):
+        find_card("other")
+
+
+def test_a_broken_card_is_listed_and_hides_no_other(models: Path) -> None:
+    write_model(models / "toy", card_data())
+    broken = write_model(models / "broken", card_data() | {"surprise": 1})
+    assert broken / "card.json" in card_files()
+    assert isinstance(find_card("toy"), ModelCard)
+    with pytest.raises(ModelError, match="surprise"):
+        find_card("broken")
+
+
+def test_without_models_the_message_says_so(models: Path) -> None:
+    with pytest.raises(ModelError, match="none"):
+        find_card("brain")
