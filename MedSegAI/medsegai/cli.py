@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from medsegai import __version__
-from medsegai.commands import demo, doctor, models, segment, train, worker
+from medsegai.commands import demo, doctor, evaluate, models, segment, train, worker
 from medsegai.errors import Cancelled, MedSegAIError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
-COMMANDS = (segment, demo, models, doctor, train, worker)
+COMMANDS = (segment, demo, models, doctor, evaluate, train, worker)
 
 EXIT_CODES = """\
 exit codes:
