@@ -150,7 +150,7 @@ def _series(files: Iterable[Path]) -> list[_Series]:
         if slices:
             groups.setdefault(uid, []).extend(slices)
             heads.setdefault(uid, head)
-    return [
+    series = [
         _Series(
             uid,
             str(heads[uid].get("SeriesNumber") or ""),
@@ -160,6 +160,7 @@ def _series(files: Iterable[Path]) -> list[_Series]:
         )
         for uid, slices in groups.items()
     ]
+    return sorted(series, key=lambda item: (item.number.zfill(12), item.uid))
 
 
 def _slices(path: Path, head: Any) -> list[_Slice]:
@@ -351,17 +352,19 @@ def _slice_step(
 
 
 def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
-    typical = float(np.median(distances))
-    missing = int((np.rint(distances / typical) - 1).clip(min=0).sum())
-    if missing:
-        largest = int(np.argmax(distances))
+    """Whether the distances are whole multiples of the smallest one: then slices are missing."""
+    usual = float(distances.min())
+    multiples = distances / usual
+    if np.abs(multiples - np.rint(multiples)).max() <= 2 * POSITION_TOLERANCE:
+        missing = int(np.rint(multiples).sum()) - len(distances)
+        gap = int(np.argmax(multiples))
         return GeometryError(
-            f"{where}: about {missing} slices are missing, the first gap being "
-            f"{distances[largest]:.4g} mm between slices {largest + 1} and {largest + 2} where {typical:.4g} mm "
-            "are usual. Export the whole series again."
+            f"{where}: about {missing} slices are missing, such as between slices {gap + 1} and {gap + 2}, "
+            f"which lie {distances[gap]:.4g} mm apart where {usual:.4g} mm are usual. Export the whole "
+            "series again."
         )
     return GeometryError(
-        f"{where}: the slices are unevenly spaced, {distances.min():.4g} to {distances.max():.4g} mm apart. "
+        f"{where}: the slices are unevenly spaced, {usual:.4g} to {distances.max():.4g} mm apart. "
         "Resample it to a regular grid first, for example with Slicer's Acquisition Geometry "
         "Regularization."
     )
