@@ -38,7 +38,9 @@ INDEPENDENT_FILES = ("families", "refinements")
 
 SLICER_SIDE = frozenset({"MedSegAI", "MedSegAILib"})
 APPLICATION = re.compile(r"(slicer|mrml|vtk\w*|qt|ctk|PySide6|PythonQt|qSlicer\w*|qMRML\w*)$")
-IMAGE_LIBRARIES = {
+# Libraries that only some rooms of the engine may use.
+CONFINED = {
+    "openvino": ("networks",),
     "SimpleITK": ("io", "refinements", "evaluation"),
     "nibabel": ("io", "refinements", "evaluation"),
 }
@@ -109,7 +111,7 @@ def _engine_problem(path: PurePosixPath, item: Imported) -> str | None:
         return _inner_problem(path, room, item)
     if room in FLAT and not _is_plain(item.top):
         return "L0 is the standard library and NumPy"
-    rooms = IMAGE_LIBRARIES.get(item.top)
+    rooms = CONFINED.get(item.top)
     if rooms is not None and room not in rooms:
         return f"only {', '.join(rooms)} may"
     return None

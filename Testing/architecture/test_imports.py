@@ -46,6 +46,7 @@ OFFENCES = [
     ("medsegai/networks/quicknat.py", "from medsegai.probabilities import Probabilities"),
     ("medsegai/networks/quicknat.py", "import nibabel as nib"),
     ("medsegai/fusion.py", "from medsegai import cli"),
+    ("medsegai/fusion.py", "import openvino"),
     ("medsegai/fusion.py", "from SimpleITK import ReadImage"),
     ("medsegai/families/quicknat.py", "from medsegai.families import nnunet"),
     ("medsegai/families/quicknat.py", "from medsegai.families.nnunet import load"),
