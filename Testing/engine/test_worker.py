@@ -21,7 +21,7 @@ from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FAKE_WORKER = REPOSITORY / "Testing" / "fake_worker.py"
+FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
 PATIENCE = 20.0
 
 

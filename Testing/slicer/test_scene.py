@@ -7,25 +7,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nrrd
 import numpy as np
 import pytest
-
-slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
-import nrrd  # noqa: E402
-import SimpleITK as sitk  # noqa: E402
-import vtk  # noqa: E402
-from slicer.util import (  # noqa: E402
+import SimpleITK as sitk
+import slicer
+import vtk
+from slicer.util import (
     arrayFromVolume,
     arrayFromVTKMatrix,
     updateVolumeFromArray,
     vtkMatrixFromArray,
 )
 
-from medsegai.errors import GeometryError, InputError  # noqa: E402
-from medsegai.labels import Label, Terminology  # noqa: E402
-from medsegai.request import SegmentationResult, StructureMeasures  # noqa: E402
-from medsegai.volume import Volume  # noqa: E402
-from MedSegAILib.scene import (  # noqa: E402
+from medsegai.errors import GeometryError, InputError
+from medsegai.labels import Label, Terminology
+from medsegai.request import SegmentationResult, StructureMeasures
+from medsegai.volume import Volume
+from MedSegAILib.scene import (
     ENTROPY_REFERENCE,
     REPORT_ATTRIBUTE,
     Scene,
@@ -72,18 +71,6 @@ LEFT = Label(
 )
 STEM = Label(300, "Brain-Stem", (119, 159, 176))
 ABSENT = Label(4, "Absent", (1, 2, 3))
-
-
-@pytest.fixture
-def mrml() -> Any:
-    scene = slicer.vtkMRMLScene()
-    application = slicer.vtkSlicerApplicationLogic()
-    application.SetMRMLScene(scene)
-    segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
-    segmentations.SetMRMLApplicationLogic(application)
-    segmentations.SetMRMLScene(scene)
-    yield scene
-    scene.Clear(1)
 
 
 def add_volume(mrml: Any, place: np.ndarray, moved: np.ndarray | None = None) -> Any:

@@ -1,0 +1,211 @@
+"""A module `qt` with PythonQt's manners over PySide6, so that a panel can be tested without Slicer.
+
+Rules of PythonQt, as they show in the application, that hold here too:
+- a Qt property is an attribute: `button.text` reads it, `button.text = "a"` writes it, and
+  `button.text()` calls a string, a TypeError;
+- an attribute that Qt does not have cannot be set: AttributeError;
+- `connect("clicked(bool)", function)` and `button.clicked.connect(function)` both connect.
+PythonQt answers a misspelt signal with False, which nobody reads; here it is a `MisspeltSignal`.
+An exception in a slot is printed by both; here it is also kept in `slot_errors`, for a test to check.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
+
+from slicer_widgets import STAND_INS
+
+slot_errors: list[BaseException] = []
+
+
+class MisspeltSignal(AssertionError):
+    """`connect` names a signal that the class does not have."""
+
+
+class _Kind(type):
+    """Class attributes: enumeration values, nested classes, static methods."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _foreign(getattr(cls.real_class, name))
+
+
+class Object(metaclass=_Kind):
+    """A Qt object as PythonQt shows it; `_real` is the PySide6 object."""
+
+    real_class: ClassVar[type] = QtCore.QObject
+    _real: Any
+
+    def __init__(self, *arguments: Any) -> None:
+        object.__setattr__(self, "_real", self.real_class(*_native(arguments)))
+
+    def __getattr__(self, name: str) -> Any:
+        meta = self._real.metaObject()
+        if meta.indexOfProperty(name) >= 0:
+            return _foreign(self._real.property(name))
+        if name in _signal_names(self._real):
+            return _Signal(self._real, name)
+        return _foreign(getattr(self._real, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        meta = self._real.metaObject()
+        index = meta.indexOfProperty(name)
+        if index < 0 or not meta.property(index).isWritable():
+            raise AttributeError(f"{meta.className()} has no property {name!r} that can be set")
+        if not self._real.setProperty(name, _native(value)):
+            raise ValueError(f"{meta.className()}.{name} does not take {value!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Object) and other._real is self._real
+
+    def __hash__(self) -> int:
+        return hash(self._real)
+
+    def connect(self, signature: str, function: Callable[..., Any]) -> bool:
+        name = QtCore.QMetaObject.normalizedSignature(signature).data().decode()
+        known = getattr(self._real, "cpp_signals", {}).get(name, name)
+        if self._real.metaObject().indexOfSignal(known) < 0:
+            raise MisspeltSignal(f"{self._real.metaObject().className()} has no signal {signature}")
+        arguments = name.partition("(")[2].rstrip(")")
+        count = len(arguments.split(",")) if arguments else 0
+        slot = _slot(function, count)
+        return bool(self._real.connect(self._real, QtCore.SIGNAL(known), slot))
+
+
+class _Signal:
+    def __init__(self, real: Any, name: str) -> None:
+        self._signal = getattr(real, name)
+
+    def connect(self, function: Callable[..., Any]) -> None:
+        self._signal.connect(_slot(function, None))
+
+
+def _slot(function: Callable[..., Any], count: int | None) -> Callable[..., None]:
+    def slot(*arguments: Any) -> None:
+        try:
+            function(*(_foreign(argument) for argument in arguments[:count]))
+        except BaseException as error:
+            slot_errors.append(error)
+            raise
+
+    return slot
+
+
+def _signal_names(real: Any) -> set[str]:
+    meta = real.metaObject()
+    methods = (meta.method(index) for index in range(meta.methodCount()))
+    return {
+        method.name().data().decode()
+        for method in methods
+        if method.methodType() == QtCore.QMetaMethod.MethodType.Signal
+    }
+
+
+_kinds: dict[type, type[Object]] = {}
+
+
+def _kind(real_class: type) -> type[Object]:
+    if real_class not in _kinds:
+        _kinds[real_class] = _Kind(real_class.__name__, (Object,), {"real_class": real_class})
+    return _kinds[real_class]
+
+
+def _foreign(value: Any) -> Any:
+    """What PySide6 gives, as PythonQt would give it."""
+    if isinstance(value, QtCore.QObject):
+        wrapped = object.__new__(_kind(type(value)))
+        object.__setattr__(wrapped, "_real", value)
+        return wrapped
+    if isinstance(value, type):
+        return _kind(value) if issubclass(value, QtCore.QObject) else value
+    if isinstance(value, list):
+        return tuple(_foreign(item) for item in value)
+    if callable(value) and not isinstance(value, types.FunctionType | type):
+        return _method(value)
+    return value
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(*arguments: Any) -> Any:
+        return _foreign(function(*_native(arguments)))
+
+    return method
+
+
+def _native(value: Any) -> Any:
+    """What a script gives, as PySide6 wants it."""
+    if isinstance(value, Object):
+        return value._real
+    if isinstance(value, tuple | list):
+        return type(value)(_native(item) for item in value)
+    if isinstance(value, types.FunctionType | types.MethodType):
+        return _slot(value, None)
+    return value
+
+
+class Module(types.ModuleType):
+    """The module `qt`: all of QtCore, QtGui and QtWidgets in one."""
+
+    def __getattr__(self, name: str) -> Any:
+        for source in (QtCore, QtGui, QtWidgets):
+            if hasattr(source, name):
+                return _foreign(getattr(source, name))
+        raise AttributeError(f"module 'qt' has no attribute {name!r}")
+
+
+def install() -> None:
+    """Make `import qt` work in this process, with an application that needs no screen."""
+    if "qt" not in sys.modules:
+        sys.modules["qt"] = Module("qt")
+    if QtWidgets.QApplication.instance() is None:
+        sys.modules["qt"].application = QtWidgets.QApplication(["test", "-platform", "offscreen"])
+
+
+def load_ui(path: Path) -> Object:
+    """What `slicer.util.loadUI` does, with stand-ins for the widgets of Slicer and CTK.
+
+    Raises:
+        AssertionError: the file sets a property that the widget does not have, or uses a class that
+            neither Qt nor `slicer_widgets` has.
+    """
+    loader = QtUiTools.QUiLoader()
+    for stand_in in STAND_INS:
+        loader.registerCustomWidget(stand_in)
+    widget = loader.load(str(path))
+    assert widget is not None, loader.errorString()
+    for element in ElementTree.parse(path).iter("widget"):
+        name, kind = element.attrib["name"], element.attrib["class"]
+        found = widget if widget.objectName() == name else widget.findChild(QtCore.QObject, name)
+        assert found is not None, f"{path.name}: no widget {name}"
+        assert found.metaObject().className() == kind, f"{path.name}: unknown class {kind}"
+        for item in element.findall("property"):
+            known = found.metaObject().indexOfProperty(item.attrib["name"]) >= 0
+            assert known, f"{path.name}: {kind} has no property {item.attrib['name']}"
+    return _foreign(widget)
+
+
+def child_widget_variables(widget: Object) -> types.SimpleNamespace:
+    """What `slicer.util.childWidgetVariables` does: the named children as attributes."""
+    children = widget._real.findChildren(QtWidgets.QWidget)
+    named = {child.objectName(): _foreign(child) for child in (widget._real, *children)}
+    return types.SimpleNamespace(**{name: child for name, child in named.items() if name})
+
+
+def process_events(milliseconds: int = 0) -> None:
+    """Let Qt work, at least this long."""
+    loop = QtCore.QEventLoop()
+    QtCore.QTimer.singleShot(milliseconds, loop.quit)
+    loop.exec()
+
+
+def real(value: Object) -> Any:
+    """The PySide6 object, for what a user would do: click, type, grab a picture."""
+    return value._real
