@@ -144,7 +144,7 @@ def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) 
 def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     image = scan if isinstance(scan, Volume) else read_volume(scan)
     picture = render_preview(image, result.labelmap, result.labels, result.entropy)
-    picture.save(path, format="PNG", optimize=True)
+    picture.save(path, format="PNG")
 
 
 def _write_report(

@@ -1,0 +1,136 @@
+"""`medsegai demo`: one folder with everything, and no edited result lost."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import slicerio
+
+import fake_engine
+from medsegai import card as card_module
+from medsegai.cli import main
+from medsegai.commands.demo import FILES, nilearn_scan
+from test_models_command import write_model
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    voxels = np.random.default_rng(2).integers(0, 200, (12, 10, 8), dtype=np.int16)
+    path = tmp_path / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that `medsegai demo` makes; a toy model stands in for the bundled one."""
+    monkeypatch.setattr(card_module, "BUNDLED_MODELS", tmp_path / "bundled")
+    write_model(tmp_path / "bundled" / "brain", id="brain")
+    monkeypatch.setitem(sys.modules, "medsegai.engine", fake_engine.as_module())
+    return tmp_path / "results" / "demo"
+
+
+def test_it_writes_five_files_and_says_what_to_open(
+    scan: Path, demo: Path, capsys: Capture
+) -> None:
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0
+    assert sorted(path.name for path in demo.iterdir()) == sorted(FILES.values())
+    out = capsys.readouterr().out
+    for expected in (*FILES.values(), str(demo), str(scan), "3D Slicer", "Bright tissue", "IoU"):
+        assert expected in out
+    segments = slicerio.read_segmentation(str(demo / "segmentation.seg.nrrd"))["segments"]
+    assert [segment["name"] for segment in segments] == [item.name for item in fake_engine.LABELS]
+    assert nibabel.load(demo / "uncertainty.nii.gz").shape == (12, 10, 8)
+    with (demo / "volumes.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(fake_engine.LABELS)
+    assert set(json.loads((demo / "report.json").read_text())["outputs"]) == set(FILES) - {"report"}
+
+
+def test_it_can_be_run_again(scan: Path, demo: Path) -> None:
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0
+
+
+@pytest.mark.parametrize("name", ["segmentation.seg.nrrd", "volumes.csv"])
+def test_an_edited_result_is_not_replaced(
+    scan: Path, demo: Path, name: str, capsys: Capture
+) -> None:
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0
+    (demo / name).write_bytes(b"edited")
+    assert main(["demo", str(scan), "-o", str(demo)]) == 5
+    assert "--overwrite" in capsys.readouterr().err
+    assert (demo / name).read_bytes() == b"edited"
+    assert main(["demo", str(scan), "-o", str(demo), "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    "report", ["", "{}", "[]", '{"outputs": 5}', '{"outputs": {"preview": 1}}']
+)
+def test_a_report_that_says_nothing_protects_the_results(
+    scan: Path, demo: Path, report: str
+) -> None:
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0
+    (demo / "report.json").write_text(report)
+    assert main(["demo", str(scan), "-o", str(demo)]) == 5
+
+
+def test_a_folder_that_cannot_be_made_exits_with_5(scan: Path, demo: Path, capsys: Capture) -> None:
+    assert main(["demo", str(scan), "-o", str(scan / "demo")]) == 5
+    assert str(scan / "demo") in capsys.readouterr().err
+
+
+@pytest.fixture
+def fake_nilearn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of that name whose import would fail: only its files are wanted."""
+    package = tmp_path / "site" / "nilearn"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('must not be imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "nilearn", raising=False)
+    importlib.invalidate_caches()
+    return package
+
+
+def test_the_scan_comes_from_nilearn_without_importing_it(
+    fake_nilearn: Path, scan: Path, demo: Path, capsys: Capture
+) -> None:
+    carried = (
+        fake_nilearn / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    )
+    carried.parent.mkdir(parents=True)
+    shutil.copy(scan, carried)
+    assert main(["demo", "-o", str(demo)]) == 0
+    assert str(carried) in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake_nilearn")
+def test_a_nilearn_without_the_scan_is_told(demo: Path, capsys: Capture) -> None:
+    assert main(["demo", "-o", str(demo)]) == 3
+    assert "medsegai demo INPUT" in capsys.readouterr().err
+    assert not demo.exists()
+
+
+def test_a_missing_nilearn_is_told(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert main(["demo", "-o", str(demo)]) == 3
+    assert "medsegai[demo]" in capsys.readouterr().err
+    assert not demo.exists()
+
+
+def test_the_installed_nilearn_carries_a_head_at_1_mm() -> None:
+    pytest.importorskip("nilearn", reason="nilearn is not installed: pip install 'medsegai[demo]'")
+    image = nibabel.load(nilearn_scan())
+    assert image.shape == (197, 233, 189)
+    assert nibabel.affines.voxel_sizes(image.affine) == pytest.approx([1, 1, 1])

@@ -1,0 +1,192 @@
+"""`medsegai doctor`: it finds what is there, and each problem comes with what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from medsegai import card as card_module
+from medsegai import doctor
+from medsegai.cli import main
+from medsegai.doctor import Finding, Health, available_memory, can_segment, examine
+from test_models_command import write_model
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One good model of the user's own, none bundled."""
+    monkeypatch.setattr(card_module, "BUNDLED_MODELS", tmp_path / "bundled")
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
+    write_model(tmp_path / "own" / "toy")
+    return tmp_path / "own"
+
+
+def finding(name: str) -> Finding:
+    (found,) = [item for item in examine() if item.name == name]
+    return found
+
+
+@pytest.fixture
+def fails_to_load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], None]:
+    def break_module(name: str, error: Exception) -> None:
+        real = doctor.importlib.import_module
+
+        def load(wanted: str) -> ModuleType:
+            if wanted == name:
+                raise error
+            return real(wanted)
+
+        monkeypatch.setattr(doctor.importlib, "import_module", load)
+
+    return break_module
+
+
+def test_here_the_main_job_can_run(capsys: Capture) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "Ready to segment." in out
+    for name in ("python", "torch", "SimpleITK", "nibabel", "slicerio", "cpu", "ram", "toy"):
+        assert f" {name} " in out
+
+
+def test_the_findings_as_json(capsys: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ready"] is True
+    found = {item["name"]: item["found"] for item in report["findings"]}
+    assert found["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+    assert found["torch"] == sys.modules["torch"].__version__
+
+
+def test_all_that_is_not_good_has_a_cure(own: Path) -> None:
+    (own / "toy" / "net.safetensors").unlink()
+    findings = examine()
+    assert any(item.health is not Health.GOOD for item in findings)
+    assert all(bool(item.cure) == (item.health is not Health.GOOD) for item in findings)
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(ModuleNotFoundError("No module named 'torch'"), "not installed"), (OSError("no c10"), "c10")],
+)
+def test_a_torch_that_does_not_load_is_a_problem_with_a_cure(
+    fails_to_load: Callable[[str, Exception], None], error: Exception, word: str, capsys: Capture
+) -> None:
+    fails_to_load("torch", error)
+    assert main(["doctor"]) == 6
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith(" X torch")]
+    assert word in line
+    assert "PyTorch extension" in out
+    assert "Not ready" in out
+
+
+def test_a_missing_package_is_a_problem(
+    fails_to_load: Callable[[str, Exception], None],
+) -> None:
+    fails_to_load("slicerio", ModuleNotFoundError("No module named 'slicerio'"))
+    found = finding("slicerio")
+    assert found.health is Health.PROBLEM
+    assert found.cure == "pip install --upgrade slicerio"
+
+
+def test_an_old_python_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "OLDEST_PYTHON", (99, 0))
+    assert finding("python").health is Health.PROBLEM
+
+
+def test_without_any_usable_model_it_is_not_ready(own: Path, capsys: Capture) -> None:
+    (own / "toy" / "net.safetensors").write_bytes(b"damaged")
+    assert main(["doctor"]) == 6
+    out = capsys.readouterr().out
+    assert "SHA-256" in out
+    assert "medsegai models import" in out
+
+
+def test_a_broken_model_beside_a_good_one_is_only_advice(own: Path) -> None:
+    write_model(own / "worn", surprise=True)
+    assert finding("worn").health is Health.ADVICE
+    assert "surprise" in finding("worn").found
+    assert can_segment(examine())
+
+
+def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "available_memory", lambda: 300_000_000)
+    found = finding("ram")
+    assert found.health is Health.ADVICE
+    assert "0.3 GB" in found.found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sysconf tells the memory on Linux")
+def test_the_available_memory_lies_between_free_and_all() -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    available = available_memory()
+    assert available is not None
+    assert 0.5 * os.sysconf("SC_AVPHYS_PAGES") * page < available
+    assert available < os.sysconf("SC_PHYS_PAGES") * page
+
+
+def test_a_full_disk_for_models_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(total=10**12, used=10**12 - 10**6, free=10**6)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _path: usage)
+    found = finding("models folder")
+    assert found.health is Health.ADVICE
+    assert "MEDSEGAI_MODELS" in found.cure
+
+
+def fake_torch(cards: int, error: str = "", cuda: str | None = "12.6") -> ModuleType:
+    """A torch on a machine with graphics cards, as far as the doctor looks."""
+
+    class Tensor:
+        def add_(self, _value: int) -> Tensor:
+            if error:
+                raise RuntimeError(error)
+            return self
+
+        def cpu(self) -> Tensor:
+            return self
+
+    torch = ModuleType("torch")
+    torch.__dict__.update(
+        __version__="2.9.0",
+        ones=lambda _count, device: Tensor(),
+        version=SimpleNamespace(cuda=cuda),
+        cpu=SimpleNamespace(get_capabilities=lambda: {"avx2": True, "amx_bf16": False}),
+        cuda=SimpleNamespace(
+            device_count=lambda: cards,
+            is_available=lambda: cards > 0,
+            get_device_name=lambda index: f"Card {index}",
+            mem_get_info=lambda index: (3_000_000_000, 8_000_000_000),
+        ),
+    )
+    return torch
+
+
+def test_each_graphics_card_is_listed_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(2))
+    assert finding("cuda:1").found == "Card 1, 3.0 GB free of 8.0 GB"
+    assert finding("cpu").found.endswith("avx2")
+    assert "openvino" not in [item.name for item in examine() if item.health is not Health.GOOD]
+
+
+def test_a_card_without_kernels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = "CUDA error: no kernel image is available\nmore lines"
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(1, error))
+    found = finding("cuda:0")
+    assert found.health is Health.ADVICE
+    assert found.found == "Card 0: CUDA error: no kernel image is available"
+    assert "--device cpu" in found.cure
+
+
+def test_a_card_that_this_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(0, cuda=None))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert finding("cuda").health is Health.ADVICE
