@@ -147,5 +147,5 @@ def _stored_bytes(path: Path) -> tuple[int, bool]:
 
 
 def _itk_voxels(voxels: NDArray[np.generic]) -> NDArray[np.generic]:
-    kinds = {"bool": np.uint8, "float16": np.float32}
-    return native(voxels).astype(kinds.get(voxels.dtype.name, voxels.dtype), copy=False)
+    widened = {"bool": np.uint8, "float16": np.float32}.get(voxels.dtype.name)
+    return native(voxels if widened is None else voxels.astype(widened))
