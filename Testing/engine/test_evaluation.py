@@ -1,17 +1,21 @@
 """Figures against MONAI, SimpleITK, all pairs of distances written out, and boxes done by hand."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from medsegai.errors import GeometryError, InputError
-from medsegai.evaluation import FIGURES, evaluate, surface_figures
+from medsegai.evaluation import FIGURES, StructureFigures, evaluate, surface_figures
 from medsegai.io import read_labelmap
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
@@ -20,29 +24,35 @@ SPACING = (0.7, 1.3, 3.1)  # i, j, k
 TILT = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
 
 
-def label(value, name=None):
+def label(value: int, name: str | None = None) -> Label:
     return Label(value, name or f"structure {value}", (10, 20, 30))
 
 
-def volume(voxels, spacing=SPACING, origin=(-3.0, 12.0, 7.0), directions=TILT, source=""):
+def volume(
+    voxels: NDArray[Any],
+    spacing: Sequence[float] = SPACING,
+    origin: Sequence[float] = (-3.0, 12.0, 7.0),
+    directions: NDArray[Any] = TILT,
+    source: str = "",
+) -> Volume:
     geometry = Geometry.from_spacing(voxels.shape, spacing, origin, directions)
     return Volume(voxels, geometry, source)
 
 
-def blobs(seed, shape=(18, 26, 33), sigma=2.5, values=4):
+def blobs(seed: int, sigma: float = 2.5) -> NDArray[np.uint8]:
     """Smooth label maps whose structures touch each other and the border of the image."""
     rng = np.random.default_rng(seed)
-    fields = ndimage.gaussian_filter(rng.normal(size=(values, *shape)), (0, sigma, sigma, sigma))
+    fields = ndimage.gaussian_filter(rng.normal(size=(4, 18, 26, 33)), (0, sigma, sigma, sigma))
     return np.argmax(fields, axis=0).astype(np.uint8)
 
 
-def pair(seed):
+def pair(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     first = blobs(seed)
     second = np.where(blobs(seed + 50, sigma=1) < 2, first, np.roll(first, (1, -2, 3), (0, 1, 2)))
     return first, second
 
 
-def faces(index):
+def faces(index: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     k, j, i = index
     return [
         (k - 1, j, i),
@@ -54,13 +64,13 @@ def faces(index):
     ]
 
 
-def one(prediction, reference, value=1):
+def one(prediction: NDArray[Any], reference: NDArray[Any], value: int = 1) -> StructureFigures:
     return evaluate(volume(prediction), volume(reference), [label(value)])[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("spacing", [SPACING, (1.0, 1.0, 1.0), (4.0, 0.5, 0.9)])
-def test_distances_are_monais(seed, spacing):
+def test_distances_are_monais(seed: int, spacing: tuple[float, float, float]) -> None:
     first, second = pair(seed)
     figures = evaluate(
         volume(first, spacing), volume(second, spacing), [label(value) for value in (1, 2, 3)]
@@ -77,7 +87,7 @@ def test_distances_are_monais(seed, spacing):
 
 
 @pytest.mark.parametrize("seed", [2, 3])
-def test_distances_are_those_of_all_pairs(seed):
+def test_distances_are_those_of_all_pairs(seed: int) -> None:
     first, second = (labels[:7, :12, :14] == 1 for labels in pair(seed))
     points = []
     for mask in (first, second):
@@ -91,7 +101,7 @@ def test_distances_are_those_of_all_pairs(seed):
     assert assd == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)), rel=1e-12)
 
 
-def test_overlap_is_simpleitks():
+def test_overlap_is_simpleitks() -> None:
     first, second = pair(4)
     found = evaluate(volume(first), volume(second), [label(value) for value in (1, 2, 3)])
     measure = sitk.LabelOverlapMeasuresImageFilter()
@@ -103,7 +113,7 @@ def test_overlap_is_simpleitks():
     assert min(item.dice for item in found) < 0.99
 
 
-def test_boxes_by_hand():
+def test_boxes_by_hand() -> None:
     prediction, reference = (np.zeros((10, 12, 14), np.uint8) for _ in range(2))
     prediction[2:6, 3:7, 3:7] = 5
     reference[2:6, 3:7, 5:9] = 5  # 2 voxels of 0.7 mm further along i
@@ -119,7 +129,7 @@ def test_boxes_by_hand():
     assert figures.volume_difference_percent == pytest.approx(-50)
 
 
-def test_the_slice_spacing_counts():
+def test_the_slice_spacing_counts() -> None:
     prediction, reference = (np.zeros((9, 4, 4), np.uint8) for _ in range(2))
     prediction[2, 1:3, 1:3] = 1
     reference[4, 1:3, 1:3] = 1
@@ -128,7 +138,7 @@ def test_the_slice_spacing_counts():
     assert figures.dice == 0
 
 
-def test_equal_labels_are_perfect_also_at_the_border():
+def test_equal_labels_are_perfect_also_at_the_border() -> None:
     for labels in (blobs(6), np.ones((3, 4, 5), np.uint8), np.ones((1, 1, 1), np.uint8)):
         figures = one(labels, labels)
         assert (figures.dice, figures.iou) == (1, 1)
@@ -136,7 +146,7 @@ def test_equal_labels_are_perfect_also_at_the_border():
         assert (figures.volume_difference_ml, figures.volume_difference_percent) == (0, 0)
 
 
-def test_absent_from_both_has_no_figures():
+def test_absent_from_both_has_no_figures() -> None:
     labels = blobs(7)
     figures = one(labels, labels, 77)
     assert figures.label.value == 77
@@ -144,7 +154,7 @@ def test_absent_from_both_has_no_figures():
     assert tuple(figures.to_dict()) == FIGURES
 
 
-def test_absent_from_the_prediction():
+def test_absent_from_the_prediction() -> None:
     reference = np.zeros((5, 5, 5), np.uint8)
     reference[2, 2, 2] = 1
     figures = one(np.zeros_like(reference), reference)
@@ -153,7 +163,7 @@ def test_absent_from_the_prediction():
     assert math.isnan(figures.assd_mm)
 
 
-def test_absent_from_the_reference():
+def test_absent_from_the_reference() -> None:
     prediction = np.zeros((5, 5, 5), np.uint8)
     prediction[2, 2, 2:4] = 1
     figures = one(prediction, np.zeros_like(prediction))
@@ -163,7 +173,7 @@ def test_absent_from_the_reference():
     assert math.isnan(figures.hd95_mm)
 
 
-def test_large_label_values():
+def test_large_label_values() -> None:
     first, second = pair(8)
     values = np.array([0, 3, 70_000, 2_000_000_000], np.uint32)
     plain = evaluate(volume(first), volume(second), [label(value) for value in (1, 2, 3)])
@@ -173,7 +183,7 @@ def test_large_label_values():
     assert [item.to_dict() for item in large] == [item.to_dict() for item in plain]
 
 
-def test_types_of_the_two_files_may_differ():
+def test_types_of_the_two_files_may_differ() -> None:
     first, second = pair(9)
     wide = evaluate(volume(first), volume(second.astype(np.int64)), [label(1), label(300)])
     assert wide[0] == evaluate(volume(first), volume(second), [label(1)])[0]
@@ -190,7 +200,7 @@ def test_types_of_the_two_files_may_differ():
     ],
     ids=["spacing", "origin", "axis order", "flip"],
 )
-def test_other_grids_are_refused(other):
+def test_other_grids_are_refused(other: dict[str, Any]) -> None:
     labels = blobs(10)
     here = volume(labels, source="here.nii.gz")
     there = volume(labels, **{"source": "there.nrrd"} | other)
@@ -198,25 +208,25 @@ def test_other_grids_are_refused(other):
         evaluate(here, there, [label(1)])
 
 
-def test_another_size_is_refused():
+def test_another_size_is_refused() -> None:
     labels = blobs(11)
     with pytest.raises(GeometryError, match=r"33 x 26 x 18 voxels.*33 x 26 x 17 voxels"):
         evaluate(volume(labels), volume(labels[:-1]), [label(1)])
 
 
-def test_rounding_in_headers_is_no_other_grid():
+def test_rounding_in_headers_is_no_other_grid() -> None:
     labels = blobs(12)
     near = volume(labels, origin=(-3.0 + 1e-4, 12.0, 7.0))
     assert evaluate(volume(labels), near, [label(1)])[0].dice == 1
 
 
 @pytest.mark.parametrize("voxels", [np.full((3, 3, 3), 0.5), np.full((3, 3, 3), -1)])
-def test_an_image_is_no_label_map(voxels):
+def test_an_image_is_no_label_map(voxels: NDArray[Any]) -> None:
     with pytest.raises(InputError, match=r"image\.nii.*label values"):
         evaluate(volume(voxels, source="image.nii"), volume(blobs(1)[:3, :3, :3]), [label(1)])
 
 
-def test_hippocampus_against_monai(shared_data):
+def test_hippocampus_against_monai(shared_data: Path) -> None:
     path = min((shared_data / "Dataset004_Hippocampus" / "labelsTr").glob("*.nii.gz"))
     reference, _ = read_labelmap(path)
     prediction = reference.with_voxels(ndimage.median_filter(np.roll(reference.voxels, 1, 2), 3))

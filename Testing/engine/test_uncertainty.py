@@ -2,9 +2,11 @@
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import entropy as scipy_entropy
 
 from medsegai.uncertainty import Agreement, entropy
@@ -12,7 +14,9 @@ from medsegai.uncertainty import Agreement, entropy
 MEASURES = ("volume_cv", "pairwise_dice", "iou", "mean_entropy")
 
 
-def whole_volume_measures(members, fused, voxel_entropy, value):
+def whole_volume_measures(
+    members: NDArray[Any], fused: NDArray[Any], voxel_entropy: NDArray[Any], value: int
+) -> dict[str, float]:
     """The definitions, one structure at a time, on whole volumes and without any shortcut."""
     masks = [member == value for member in members]
     volumes = [int(mask.sum()) for mask in masks]
@@ -34,7 +38,10 @@ def whole_volume_measures(members, fused, voxel_entropy, value):
     }
 
 
-def noisy_members(count, dtype, shape=(9, 14, 11)):
+def noisy_members(
+    count: int, dtype: type[np.generic]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
+    shape = (9, 14, 11)
     rng = np.random.default_rng(5)
     k, j, i = np.indices(shape)
     truth = (k // 3 * 4 + j // 5 * 2 + i // 6).astype(dtype)
@@ -47,7 +54,7 @@ def noisy_members(count, dtype, shape=(9, 14, 11)):
 
 @pytest.mark.parametrize("count", [2, 3, 15])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
-def test_slabs_give_what_the_whole_volume_gives(count, dtype):
+def test_slabs_give_what_the_whole_volume_gives(count: int, dtype: type[np.generic]) -> None:
     members, fused, voxel_entropy = noisy_members(count, dtype)
     labels = [12, 1, 5, 30, 7]  # neither sorted nor complete; no voxel has 30
     agreement = Agreement(count, labels)
@@ -58,7 +65,7 @@ def test_slabs_give_what_the_whole_volume_gives(count, dtype):
         assert agreement.measures(value) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
-def test_slabs_larger_than_one_matrix_product(monkeypatch):
+def test_slabs_larger_than_one_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medsegai.uncertainty._COLUMNS", 100)
     members, fused, voxel_entropy = noisy_members(4, np.uint8)
     agreement = Agreement(4, [1, 5])
@@ -68,7 +75,7 @@ def test_slabs_larger_than_one_matrix_product(monkeypatch):
         assert agreement.measures(value) == pytest.approx(expected, rel=1e-6)
 
 
-def test_measures_counted_by_hand():
+def test_measures_counted_by_hand() -> None:
     members = np.zeros((3, 1, 1, 8), np.uint8)
     members[0, 0, 0, 0:4] = 3  # volume 4
     members[1, 0, 0, 2:4] = 3  # volume 2
@@ -85,7 +92,7 @@ def test_measures_counted_by_hand():
     assert all(type(value) is float for value in measures.values())
 
 
-def test_equal_members_agree_perfectly():
+def test_equal_members_agree_perfectly() -> None:
     members, fused, _ = noisy_members(1, np.uint8)
     agreement = Agreement(4, [5])
     agreement.add(np.repeat(members, 4, axis=0), fused)
@@ -93,7 +100,7 @@ def test_equal_members_agree_perfectly():
     assert (measures["volume_cv"], measures["pairwise_dice"], measures["iou"]) == (0, 1, 1)
 
 
-def test_a_pair_without_the_structure_is_left_out():
+def test_a_pair_without_the_structure_is_left_out() -> None:
     members = np.zeros((3, 1, 1, 4), np.uint8)
     members[0, ..., 0] = 2
     agreement = Agreement(3, [2])
@@ -102,7 +109,7 @@ def test_a_pair_without_the_structure_is_left_out():
     assert agreement.measures(2)["iou"] == 0
 
 
-def test_a_structure_nobody_found_is_undefined():
+def test_a_structure_nobody_found_is_undefined() -> None:
     empty = np.zeros((2, 3, 3, 3), np.uint8)
     agreement = Agreement(2, [1, 200])
     agreement.add(empty, empty[0], np.zeros((3, 3, 3), np.float32))
@@ -111,7 +118,7 @@ def test_a_structure_nobody_found_is_undefined():
         assert all(math.isnan(figure) for figure in agreement.measures(value).values())
 
 
-def test_one_member_has_entropy_but_nobody_to_agree_with():
+def test_one_member_has_entropy_but_nobody_to_agree_with() -> None:
     labels = np.ones((1, 2, 2, 2), np.uint8)
     agreement = Agreement(1, [1])
     agreement.add(labels, labels[0], np.full((2, 2, 2), 0.5, np.float32))
@@ -120,14 +127,14 @@ def test_one_member_has_entropy_but_nobody_to_agree_with():
     assert all(math.isnan(measures[name]) for name in MEASURES[:3])
 
 
-def test_entropy_of_a_structure_without_entropy_is_undefined():
+def test_entropy_of_a_structure_without_entropy_is_undefined() -> None:
     labels = np.ones((2, 2, 2, 2), np.uint8)
     agreement = Agreement(2, [1])
     agreement.add(labels, labels[0])
     assert math.isnan(agreement.measures(1)["mean_entropy"])
 
 
-def test_misfits_are_refused():
+def test_misfits_are_refused() -> None:
     agreement = Agreement(2, [1])
     slab = np.zeros((2, 2, 2), np.uint8)
     with pytest.raises(ValueError, match="2 members"):
@@ -142,7 +149,7 @@ def test_misfits_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_entropy_is_scipys(dtype):
+def test_entropy_is_scipys(dtype: type[np.generic]) -> None:
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 4, (7, 5, 6, 4))
     probabilities = np.exp(logits) / np.exp(logits).sum(0)
@@ -152,7 +159,7 @@ def test_entropy_is_scipys(dtype):
     assert np.abs(found - expected).max() < (5e-3 if dtype == np.float16 else 1e-5)
 
 
-def test_entropy_at_its_ends():
+def test_entropy_at_its_ends() -> None:
     certain = np.zeros((5, 2, 2))
     certain[3] = 1
     assert (entropy(certain) == 0).all()
