@@ -8,12 +8,17 @@ near a boundary are interpolated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsegai.volume import Geometry
@@ -69,43 +74,39 @@ class Probabilities:
     def native_argmax(self) -> Tensor:
         """Most probable class of each native voxel, uint8 or int16 (k, j, i)."""
         dtype = torch.uint8 if len(self.labels) <= 256 else torch.int16
-        planes = [self.values[:, k].argmax(0).to(dtype) for k in range(self.geometry.shape[0])]
-        return torch.stack(planes)
+        return torch.stack(
+            [plane.float().max(0).indices.to(dtype) for plane in self.values.unbind(1)]
+        )
 
     @cached_property
     def native_entropy(self) -> Tensor:
         """Entropy in nats of each native voxel, float32 (k, j, i)."""
-        return torch.stack(
-            [entropy(self.values[:, k].float()) for k in range(self.geometry.shape[0])]
-        )
+        return torch.stack([entropy(plane.float()) for plane in self.values.unbind(1)])
 
     def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Probabilities on planes k0 to k1 of `target`, float32 (class, k1 - k0, j, i)."""
-        points = _Points(self.geometry, target, k0, k1, self.values.device)
-        result = torch.zeros(len(self.labels), points.inside.numel(), device=self.values.device)
-        result[0] = 1.0
-        for chosen in points.inside.flatten().nonzero()[:, 0].split(POINTS_AT_ONCE):
-            result[:, chosen] = points.interpolate(self.values, chosen)
-        return result.reshape(-1, *points.inside.shape)
+        points = _Points(self.geometry, target, (k0, k1), self.values.device)
+        result = torch.zeros(points.count, len(self.labels), device=self.values.device)
+        result[:, 0] = 1.0
+        points.interpolate_into(result, self.values, points.inside)
+        return result.T.reshape(-1, *points.shape)
 
     def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Most probable class on planes k0 to k1 of `target`, (k1 - k0, j, i); the argmax of `read`."""
-        points = _Points(self.geometry, target, k0, k1, self.values.device)
-        result = points.at_base(self.native_argmax)
-        result[~points.inside] = 0
+        """Most probable class on planes k0 to k1 of `target`, (k1 - k0, j, i): the argmax of `read`."""
+        points = _Points(self.geometry, target, (k0, k1), self.values.device)
+        result = points.at_base(self.native_argmax).masked_fill_(~points.inside, 0)
         unsure = points.inside & ~points.at_base(self._unanimous)
         flat = result.view(-1)
-        for chosen in unsure.flatten().nonzero()[:, 0].split(POINTS_AT_ONCE):
-            flat[chosen] = points.interpolate(self.values, chosen).argmax(0).to(flat.dtype)
+        for chosen, values in points.interpolate(self.values, unsure):
+            flat[chosen] = values.argmax(1).to(flat.dtype)
         return result
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i)."""
-        points = _Points(self.geometry, target, k0, k1, self.values.device)
-        result = torch.zeros(points.inside.numel(), device=self.values.device)
-        for chosen in points.inside.flatten().nonzero()[:, 0].split(POINTS_AT_ONCE):
-            result[chosen] = points.interpolate(self.native_entropy[None], chosen)[0]
-        return result.reshape(points.inside.shape)
+        points = _Points(self.geometry, target, (k0, k1), self.values.device)
+        result = torch.zeros(points.count, 1, device=self.values.device)
+        points.interpolate_into(result, self.native_entropy[None], points.inside)
+        return result.reshape(points.shape)
 
     @cached_property
     def _unanimous(self) -> Tensor:
@@ -148,72 +149,105 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1: int) -> Tensor:
     """Native `values` (k, j, i) at the voxels of `target` nearest to them, planes k0 to k1; 0 outside."""
-    points = _Points(native, target, k0, k1, values.device)
-    result = points.at_nearest(values)
-    result[~points.inside] = 0
-    return result
+    points = _Points(native, target, (k0, k1), values.device)
+    return points.at_nearest(values).masked_fill_(~points.inside, 0)
 
 
 class _Points:
-    """Where the voxels of planes k0 to k1 of `target` lie on the native grid.
+    """Where the voxels of some planes of `target` lie on the native grid.
 
     A point counts as inside up to half a voxel beyond the outermost centres; there the edge value holds.
+    Coordinates stay as small as broadcasting allows: on grids whose axes are parallel, each depends on one
+    axis of the target only.
     """
 
     def __init__(
-        self, native: Geometry, target: Geometry, k0: int, k1: int, device: torch.device
+        self, native: Geometry, target: Geometry, planes: tuple[int, int], device: torch.device
     ) -> None:
-        matrix = torch.from_numpy(native.ras_to_ijk @ target.ijk_to_ras).to(torch.float64)
-        ranges = [range(target.shape[2]), range(target.shape[1]), range(k0, k1)]
-        ijk = [torch.tensor(list(r), dtype=torch.float64) for r in ranges]
-        self.shape = native.shape
-        self.inside = torch.ones(k1 - k0, *target.shape[1:], dtype=torch.bool, device=device)
-        self._base, self._part = [], []
-        for axis in range(3):
-            row = matrix[2 - axis]
-            i, j, k = ((row[n] * ijk[n]).to(device, torch.float32) for n in range(3))
-            position = k[:, None, None] + (j[:, None] + i) + float(row[3])
-            self.inside &= (position > -0.5) & (position < self.shape[axis] - 0.5)
-            position = _snapped(position).clamp_(0, self.shape[axis] - 1)
-            base = position.floor().clamp_(max=max(self.shape[axis] - 2, 0))
-            self._base.append(base.to(torch.int32))
-            self._part.append(position - base)
-
-    @cached_property
-    def _flat_base(self) -> Tensor:
-        k, j, i = self._base
-        return (k.long() * self.shape[1] + j) * self.shape[2] + i
+        matrix = native.ras_to_ijk @ target.ijk_to_ras
+        self.shape = (planes[1] - planes[0], *target.shape[1:])
+        self.count = math.prod(self.shape)
+        self._native = native.shape
+        self._device = device
+        self.inside = torch.ones(self.shape, dtype=torch.bool, device=device)
+        self._base: list[Tensor] = []
+        self._part: list[Tensor] = []
+        for axis, size in enumerate(native.shape):
+            position = _position(matrix[2 - axis], self.shape, planes[0]).to(device)
+            self.inside &= (position > -0.5) & (position < size - 0.5)
+            position = position.clamp(0, size - 1)
+            base = position.floor().clamp_(max=max(size - 2, 0))
+            self._base.append(base.long())
+            self._part.append((position - base).float())
 
     def at_base(self, values: Tensor) -> Tensor:
         """Native `values` (k, j, i) at the corner of the cell around each point."""
-        return values.reshape(-1)[self._flat_base]
+        return self._take(values, self._base)
 
     def at_nearest(self, values: Tensor) -> Tensor:
-        k, j, i = (base + (part > 0.5) for base, part in zip(self._base, self._part, strict=True))
-        return values.reshape(-1)[(k.long() * self.shape[1] + j) * self.shape[2] + i]
+        """Native `values` (k, j, i) at the voxel nearest to each point."""
+        nearest = [base + (part > 0.5) for base, part in zip(self._base, self._part, strict=True)]
+        return self._take(values, nearest)
 
-    def interpolate(self, values: Tensor, chosen: Tensor) -> Tensor:
-        """Trilinear interpolation of (class, k, j, i) at flat points `chosen`: float32 (class, points)."""
-        classes = values.reshape(values.shape[0], -1)
-        base = self._flat_base.view(-1)[chosen]
-        parts = [part.view(-1)[chosen] for part in self._part]
-        strides = (self.shape[1] * self.shape[2], self.shape[2], 1)
-        result = torch.zeros(values.shape[0], chosen.numel(), device=values.device)
-        for corner in range(8):
-            bits = [(corner >> axis) & 1 for axis in range(3)]
-            if any(bit and self.shape[axis] < 2 for axis, bit in enumerate(bits)):
-                continue
-            weight = torch.ones_like(parts[0])
-            offset = 0
-            for axis, bit in enumerate(bits):
-                weight = weight * (parts[axis] if bit else 1 - parts[axis])
-                offset += bit * strides[axis]
-            result += classes[:, base + offset] * weight
-        return result
+    def interpolate(self, values: Tensor, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Trilinear interpolation of (class, k, j, i) where `chosen` (k, j, i) is true.
+
+        Yields flat indices of points, and their values as float32 (points, class).
+        """
+        indices = chosen.flatten().nonzero()[:, 0]
+        if not indices.numel():
+            return
+        low = [int(base.min()) for base in self._base]
+        high = [int(base.max()) + 2 for base in self._base]
+        box = values[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+        table = box.permute(1, 2, 3, 0).float().reshape(-1, values.shape[0])
+        for part in indices.split(POINTS_AT_ONCE):
+            corners, weights = self._corners(part, low, tuple(box.shape[1:]))
+            yield part, F.embedding_bag(corners, table, per_sample_weights=weights, mode="sum")
+
+    def interpolate_into(self, result: Tensor, values: Tensor, chosen: Tensor) -> None:
+        """As `interpolate`, written into `result` (points, class)."""
+        for part, interpolated in self.interpolate(values, chosen):
+            result[part] = interpolated
+
+    def _take(self, values: Tensor, where: Sequence[Tensor]) -> Tensor:
+        _, rows, columns = self._native
+        k, j, i = where
+        flat = (k * rows + j) * columns + i
+        return values.reshape(-1)[flat.expand(self.shape)]
+
+    def _corners(
+        self, chosen: Tensor, low: Sequence[int], box: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of the eight corners around each chosen point in a table of a box, and their weights."""
+        where = torch.unravel_index(chosen, self.shape)
+        base = [self._base[axis].expand(self.shape)[where] - low[axis] for axis in range(3)]
+        part = [self._part[axis].expand(self.shape)[where] for axis in range(3)]
+        rows = torch.empty(chosen.numel(), 8, dtype=torch.long, device=self._device)
+        weights = torch.ones(chosen.numel(), 8, device=self._device)
+        first = (base[0] * box[1] + base[1]) * box[2] + base[2]
+        for corner, steps in enumerate(itertools.product((0, 1), repeat=3)):
+            reachable = [step if box[axis] > 1 else 0 for axis, step in enumerate(steps)]
+            offset = (reachable[0] * box[1] + reachable[1]) * box[2] + reachable[2]
+            rows[:, corner] = first + offset
+            for axis, step in enumerate(steps):
+                weights[:, corner] *= part[axis] if step else 1 - part[axis]
+        return rows, weights
 
 
-def _snapped(position: Tensor) -> Tensor:
-    """Positions within a thousandth of a voxel centre are put on it, so that equal grids copy exactly."""
+def _position(row: NDArray[np.float64], shape: Sequence[int], first_plane: int) -> Tensor:
+    """One native coordinate of each target voxel: broadcastable to `shape`, of size 1 where it is constant.
+
+    Positions within a thousandth of a voxel centre are put on it, so that equal grids copy exactly.
+    """
+    position = torch.full(
+        (1, 1, 1), float(row[3]) + float(row[2]) * first_plane, dtype=torch.float64
+    )
+    for axis, size in enumerate(shape):
+        step = float(row[2 - axis])
+        if abs(step) * size > 1e-4:
+            along = torch.arange(size, dtype=torch.float64) * step
+            position = position + along.reshape([-1 if n == axis else 1 for n in range(3)])
     nearest = position.round()
     return torch.where((position - nearest).abs() < 1e-3, nearest, position)
 

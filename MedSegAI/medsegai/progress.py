@@ -64,10 +64,12 @@ class Progress:
             self.listener(ProgressEvent(stage, self._fraction, self._seconds_left()))
 
     def _measure(self, stage: str) -> None:
+        """Time since the last step belongs to the stage that was under way, not to the one that begins."""
         now = time.perf_counter()
-        if self._stage is not None and self._stage != stage:
-            self._finished.add(self._stage)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        under_way = self._stage or stage
+        if under_way != stage:
+            self._finished.add(under_way)
+        self.seconds[under_way] = self.seconds.get(under_way, 0.0) + now - self._last
         self._last, self._stage = now, stage
 
     def _share(self, stage: str, part: float) -> float:

@@ -147,20 +147,25 @@ class OpenVinoRunner:
     def __init__(self, network: nn.Module, mixed: bool) -> None:
         self._network = copy.deepcopy(network).eval()
         self._mixed = mixed
+        self._batch = 1
         self._compiled: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     def __call__(self, slices: Tensor) -> Tensor:
-        import openvino
+        openvino = import_openvino()
 
-        shape = tuple(slices.shape)
+        count = slices.shape[0]
+        shape = (max(count, self._batch), *slices.shape[1:])
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(slices)
+            self._batch = count
         encoder, decoder = self._compiled[shape]
+        if count < shape[0]:
+            slices = torch.cat((slices, slices[-1:].expand(shape[0] - count, -1, -1, -1)))
         encoder.infer([openvino.Tensor(slices.contiguous().numpy(), shared_memory=True)])
         for index in range(len(decoder.model_inputs)):
             decoder.set_input_tensor(index, encoder.get_output_tensor(index))
         decoder.infer()
-        return torch.from_numpy(decoder.get_output_tensor(0).data)
+        return torch.from_numpy(decoder.get_output_tensor(0).data)[:count]
 
     @torch.inference_mode()
     def _compile(self, slices: Tensor) -> tuple[Any, Any]:
@@ -170,6 +175,45 @@ class OpenVinoRunner:
             _compile_openvino(encoder, (slices,), mixed=False),
             _compile_openvino(decoder, features, self._mixed),
         )
+
+
+class BatchRunner:
+    """A network on batches of slices, which grow smaller, and leave the GPU, when memory runs out.
+
+    The result does not depend on the size of the batch.
+    """
+
+    def __init__(self, network: nn.Module, dropout: bool = False) -> None:
+        self._network = network
+        self._dropout = dropout
+        self._runner: Runner | None = None
+        self._placed: torch.device | None = None
+        self._largest = 1 << 30
+
+    def batch_size(self, compute: Compute) -> int:
+        return min(self._largest, 4 if compute.device.type == "cpu" else 32)
+
+    def __call__(self, slices: Tensor, compute: Compute) -> Tensor:
+        """Slices (N, channels, H, W) to logits (N, classes, H, W)."""
+        try:
+            return self._place(compute)(slices)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if slices.shape[0] > 1:
+            self._largest = slices.shape[0] // 2
+            return torch.cat([self(part, compute) for part in slices.split(self._largest)])
+        if compute.device.type == "cpu":
+            raise DeviceError(
+                "There is too little memory for a single slice. Close other programs."
+            )
+        compute.step_down()
+        return self(slices, compute)
+
+    def _place(self, compute: Compute) -> Runner:
+        if self._runner is None or self._placed != compute.device:
+            self._runner = make_runner(self._network, compute, self._dropout)
+            self._placed = compute.device
+        return self._runner
 
 
 class _Encoder(nn.Module):
@@ -193,7 +237,7 @@ class _Decoder(nn.Module):
 
 
 def _compile_openvino(half: nn.Module, example: tuple[Tensor, ...], mixed: bool) -> Any:
-    import openvino
+    openvino = import_openvino()
 
     shapes = [openvino.PartialShape(list(part.shape)) for part in example]
     model = openvino.convert_model(half, example_input=example, input=shapes)
@@ -205,6 +249,15 @@ def _compile_openvino(half: nn.Module, example: tuple[Tensor, ...], mixed: bool)
         "CACHE_DIR": str(cache),
     }
     return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def import_openvino() -> Any:
+    """OpenVINO without its reports: on import it would call Google Analytics unless it cannot find
+    the package that does so. Nothing leaves this computer."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
 
 
 class _HalfConv2d(nn.Module):

@@ -1,0 +1,320 @@
+"""The family of QuickNAT: one 2D network per view of the brain, their probabilities joined.
+
+Roy et al., "QuickNAT: A fully convolutional network for quick and accurate segmentation of neuroanatomy",
+NeuroImage 2019; uncertainty by Monte-Carlo dropout from Roy et al., "Bayesian QuickNAT", NeuroImage 2019.
+
+A card of this family has `settings`: filters, slices (thick slices as channels), squeeze_excitation, dropout,
+grid (i, j, k voxels of the conformed grid), intensity; each member has `settings`: view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medsegai.card import (
+    CARD_NAME,
+    Channel,
+    MemberCard,
+    ModelCard,
+    file_sha256,
+    find_card,
+    load_card,
+)
+from medsegai.errors import ModelError, RequestError
+from medsegai.families import Prepared
+from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
+from medsegai.networks.released import read_released, released_config
+from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
+from medsegai.preprocessing.intensity import scale_intensity
+from medsegai.preprocessing.views import VIEWS, View, thick_slices
+from medsegai.probabilities import Block
+from medsegai.volume import Volume
+
+HEAD_MARGIN_MM = 24.0
+"""Air kept around the head: with less, labels near the crop's border change (docs/performance.md)."""
+
+AIR = 0.02
+"""Slices in which nothing is brighter than this part of the range are background without asking."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a QuickNAT card says in `settings`."""
+
+    filters: int = 64
+    slices: int = 1
+    squeeze_excitation: str = "none"
+    dropout: float = 0.2
+    grid: tuple[int, int, int] = (256, 256, 256)
+    intensity: str = "minmax"
+    antialias: bool = False
+
+    @classmethod
+    def of(cls, card: ModelCard) -> Settings:
+        try:
+            settings = cls(**{**card.settings, "grid": tuple(card.settings.get("grid", cls.grid))})
+        except TypeError as error:
+            raise ModelError(
+                f"The settings of model {card.id!r} do not fit QuickNAT: {error}."
+            ) from None
+        if len(settings.grid) != 3 or any(size % 16 for size in settings.grid):
+            raise ModelError(f"The grid of model {card.id!r} must be three multiples of 16.")
+        return settings
+
+    def network(self, classes: int) -> QuickNATConfig:
+        return QuickNATConfig(
+            channels=self.slices,
+            filters=self.filters,
+            classes=classes,
+            squeeze_excitation=self.squeeze_excitation,  # type: ignore[arg-type]
+            dropout=self.dropout,
+        )
+
+
+def load(card: ModelCard) -> QuickNATModel:
+    """Load a card of this family; networks are read when they are first used.
+
+    Raises:
+        ModelError: settings, views or class maps do not fit QuickNAT.
+    """
+    return QuickNATModel(card)
+
+
+class QuickNATModel:
+    """A QuickNAT with its views."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self.settings = Settings.of(card)
+        self._networks = {
+            member.name: _Network(card, member, self.settings) for member in card.members
+        }
+
+    def prepare(self, inputs: Sequence[Volume]) -> Prepared:
+        """Conform the scan, scale its intensities and crop it to the head."""
+        if len(inputs) != 1:
+            raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
+        scan = inputs[0]
+        geometry = conformed_geometry(scan.geometry, self.settings.grid, self.card.spacing_mm)
+        conformed = conform(scan, geometry, self.settings.antialias)
+        scaled = scale_intensity(conformed, self.settings.intensity)
+        box = head_box(scaled, margin=round(HEAD_MARGIN_MM / min(self.card.spacing_mm)))
+        cropped = geometry.cropped(
+            [part.start for part in box], [part.stop - part.start for part in box]
+        )
+        return Prepared(cropped, np.ascontiguousarray(scaled[box])[None])
+
+    def members(self, names: Sequence[str], dropout_passes: int, seed: int) -> list[ViewMember]:
+        """The views with these names, all if none is named; with dropout each view once per pass."""
+        chosen = [self.card.member(name) for name in names] or list(self.card.members)
+        if not dropout_passes:
+            return [
+                ViewMember(self._networks[card.name], card.name, card.weight) for card in chosen
+            ]
+        return [
+            ViewMember(
+                self._networks[card.name],
+                f"{card.name} dropout {number + 1}",
+                card.weight / dropout_passes,
+                dropout_seed=seed * 100_003 + number,
+            )
+            for card in chosen
+            for number in range(dropout_passes)
+        ]
+
+
+class _Network:
+    """The network of one view, read on first use and kept, ready to run, for the next scan."""
+
+    def __init__(self, card: ModelCard, member: MemberCard, settings: Settings) -> None:
+        self.card = card
+        self.member = member
+        self.slices = settings.slices
+        name = member.settings.get("view")
+        if name not in VIEWS or not member.classes:
+            raise ModelError(
+                f"Member {member.name!r} of model {card.id!r} needs a known view and its classes."
+            )
+        self.view: View = VIEWS[name]
+        self._config = settings.network(len(member.classes))
+        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
+
+    def runner(self, compute: Compute, dropout: bool) -> BatchRunner:
+        key = (str(compute.device), compute.backend, compute.mixed, dropout)
+        if key not in self._runners:
+            self._runners[key] = BatchRunner(self._read(), dropout)
+        return self._runners[key]
+
+    def _read(self) -> QuickNAT:
+        self.card.verify_member(self.member)
+        path = self.card.weights_path(self.member)
+        network = QuickNAT(self._config)
+        try:
+            weights = load_file(path)
+            network.load_state_dict({name: values.float() for name, values in weights.items()})
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise ModelError(f"{path} does not hold this QuickNAT: {error}") from error
+        return network.eval()
+
+
+@dataclass
+class ViewMember:
+    """One pass of one view over the scan."""
+
+    network: _Network
+    name: str
+    weight: float
+    dropout_seed: int | None = None
+    classes: Sequence[Sequence[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.classes = self.network.member.classes
+
+    def predict(self, prepared: Prepared, compute: Compute) -> Iterator[Block]:
+        """Blocks of neighbouring slices of this view; slices of air are left out."""
+        view = self.network.view
+        stack = view.stack(prepared.voxels[0])
+        runner = self.network.runner(compute, dropout=self.dropout_seed is not None)
+        with _random_numbers(self.dropout_seed):
+            for first, last in _batches(stack, runner.batch_size(compute)):
+                slices = thick_slices(stack, np.arange(first, last), self.network.slices)
+                logits = runner(torch.from_numpy(slices), compute)
+                start = [0, 0, 0]
+                start[view.axes[0]] = first
+                yield Block((start[0], start[1], start[2]), _unstacked(logits.softmax(1), view))
+
+
+def _unstacked(probabilities: Tensor, view: View) -> Tensor:
+    """(slice, channel, row, column) to (channel, k, j, i)."""
+    return probabilities.movedim(1, 0).permute(0, *(1 + axis for axis in view.back))
+
+
+def _batches(stack: NDArray[np.float32], size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `size` neighbouring slices that hold more than air."""
+    filled = np.flatnonzero(stack.max(axis=(1, 2)) > AIR)
+    for run in np.split(filled, np.flatnonzero(np.diff(filled) > 1) + 1):
+        for first in range(0, len(run), size):
+            part = run[first : first + size]
+            if part.size:
+                yield int(part[0]), int(part[-1]) + 1
+
+
+@contextlib.contextmanager
+def _random_numbers(seed: int | None) -> Iterator[None]:
+    """Random numbers that depend on `seed` alone, and leave the caller's untouched."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+RELEASED_LABELS_OF = "brain"
+"""The bundled model has the label list of the released 33-class networks, in their order."""
+
+RELEASED_SUFFIXES = (".pth.tar", ".pth", ".pt", ".model")
+
+
+def import_model(path: Path, destination: Path) -> ModelCard | None:
+    """Turn released checkpoints into a model folder with safetensors weights.
+
+    Args:
+        path: a checkpoint, or a folder of them; file names tell the view, as in
+            `finetuned_alldata_coronal.pth.tar`.
+        destination: the folder to write; it must not exist.
+
+    Returns:
+        The card, or None if `path` holds no such file.
+
+    Raises:
+        UnsafeModelError: a checkpoint wants more than weights.
+        ModelError: it is no QuickNAT of 33 classes, or its view is not known.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.name.endswith(RELEASED_SUFFIXES)]
+    if not files:
+        return None
+    networks = {_view_in_name(file): _read_released(file) for file in files}
+    if len(networks) < len(files) or len({config for config, _ in networks.values()}) > 1:
+        raise ModelError(f"{path} holds several networks of one view, or of different shapes.")
+    destination.mkdir(parents=True)
+    members = []
+    for view, (_, state) in networks.items():
+        weights = destination / f"{view}.safetensors"
+        save_file(state, weights)
+        members.append(
+            MemberCard(
+                name=view,
+                weights=weights.name,
+                sha256=file_sha256(weights),
+                classes=((), *((value,) for value in find_card(RELEASED_LABELS_OF).label_values)),
+                settings={"view": view},
+            )
+        )
+    config, _ = next(iter(networks.values()))
+    card = _released_card(config, tuple(members))
+    (destination / CARD_NAME).write_text(json.dumps(card.to_dict(), indent=1), encoding="utf-8")
+    return load_card(destination)
+
+
+def _read_released(file: Path) -> tuple[QuickNATConfig, dict[str, Tensor]]:
+    state = read_released(file)
+    config = released_config(state, file)
+    classes = 1 + len(find_card(RELEASED_LABELS_OF).labels)
+    if config.classes != classes:
+        raise ModelError(
+            f"{file} has {config.classes} classes; only the list of {classes} is known."
+        )
+    network = QuickNAT(config)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{file} is no QuickNAT: {error}") from error
+    return config, {name: values.contiguous() for name, values in network.state_dict().items()}
+
+
+def _view_in_name(file: Path) -> str:
+    views = [view for view in VIEWS if view in file.name.lower()]
+    if len(views) != 1:
+        raise ModelError(
+            f"Which view is {file}? Name it axial, coronal or sagittal, as in coronal.pth.tar."
+        )
+    return views[0]
+
+
+def _released_card(config: QuickNATConfig, members: tuple[MemberCard, ...]) -> ModelCard:
+    return ModelCard(
+        id="quicknat-released",
+        name="QuickNAT as released",
+        family="quicknat",
+        version="1.0.0",
+        channels=(Channel("MR", "MR"),),
+        labels=find_card(RELEASED_LABELS_OF).labels,
+        members=members,
+        spacing_mm=(1.0, 1.0, 1.0),
+        description="Weights released with QuickNAT, imported on this computer.",
+        intended_use="Research on T1-weighted MR of the head.",
+        licence="As given by the authors of the weights.",
+        citation="Roy et al., QuickNAT, NeuroImage 186 (2019)",
+        settings={
+            "filters": config.filters,
+            "slices": config.channels,
+            "squeeze_excitation": config.squeeze_excitation,
+            "grid": [256, 256, 256],
+            "intensity": "minmax",
+        },
+    )
