@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run_quicknat(arguments: argparse.Namespace) -> int:
-    from medsegai.training.__main__ import configured
+    from medsegai.training.config import configured
     from medsegai.training.quicknat import train_quicknat
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

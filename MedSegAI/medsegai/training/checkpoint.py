@@ -1,0 +1,93 @@
+"""Where a run keeps its state, written so that a kill at any moment leaves a whole file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medsegai.errors import RequestError
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+def best_weights_name(view: str) -> str:
+    return f"best-{view}.safetensors"
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    temporary = folder / f"{CHECKPOINT}.part"
+    torch.save(dict(state), temporary)
+    os.replace(temporary, folder / CHECKPOINT)
+
+
+def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote.
+
+    Raises:
+        RequestError: there is none, or it belongs to another configuration.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise RequestError(
+            f"{path} does not exist: there is nothing to resume. Start without --resume."
+        )
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if state["fingerprint"] != fingerprint:
+        raise RequestError(
+            f"{path} was made with another configuration. Resume with the training file it began with, "
+            "or start anew in another folder."
+        )
+    return state
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A state dict as safetensors."""
+    temporary = path.with_suffix(".part")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary
+    )
+    os.replace(temporary, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    return load_file(path)
+
+
+def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convolutions in half precision, all else (normalisation, slopes) as it is."""
+    return {name: tensor.half() if tensor.ndim == 4 else tensor for name, tensor in state.items()}
+
+
+class RunLog:
+    """One JSON object a line. On resume, lines after the checkpoint's step are dropped."""
+
+    def __init__(self, path: Path, resume_at: int) -> None:
+        kept = [] if resume_at == 0 or not path.is_file() else read_log(path)
+        lines = [json.dumps(entry) for entry in kept if entry.get("step", 0) <= resume_at]
+        temporary = path.with_suffix(".part")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, path)
+        self._path = path
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(entry)) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's log."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries

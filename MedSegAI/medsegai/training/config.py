@@ -1,0 +1,228 @@
+"""The training file: TOML in, frozen dataclasses out, and every mistake named."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from medsegai.errors import RequestError
+from medsegai.training.loss import LossConfig
+from medsegai.training.synthesis import AppearanceConfig, DeformationConfig, TissueClass
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from. Patterns are relative to ``root``, and ``root`` to the training file.
+
+    Label maps alone (``maps``), or images with labels (``images`` and ``labels``, paired in sorted
+    order). ``validation`` names files (of ``maps`` or of ``labels``) to hold out. ``remap``: label
+    value in the files to label value of the card. ``mirrored``: pairs of left and right labels.
+    ``not_brain``: labels of the card that brain extraction may take away.
+    """
+
+    root: str = "."
+    maps: str = ""
+    images: str = ""
+    labels: str = ""
+    validation: tuple[str, ...] = ()
+    remap: dict[int, int] = field(default_factory=dict)
+    mirrored: tuple[tuple[int, int], ...] = ()
+    not_brain: tuple[int, ...] = ()
+    crop_voxels: tuple[int, int, int] = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """``schedule``: cosine to zero, or step (times ``step_factor`` every ``step_every`` steps)."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.95
+    schedule: Literal["cosine", "step"] = "cosine"
+    warm_up: int = 100
+    step_every: int = 1000
+    step_factor: float = 0.1
+    gradient_limit: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Slices are drawn from a pool of the last ``pool`` volumes; every ``refresh`` steps brings a new one."""
+
+    batch: int = 8
+    pool: int = 24
+    refresh: int = 3
+    brain_share: float = 0.9
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """``volumes`` held-out volumes of which every ``slice_step``-th slice is looked at."""
+
+    every: int = 500
+    volumes: int = 4
+    slice_step: int = 2
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole training run. ``card`` is relative to the training file, which is ``source``."""
+
+    card: str
+    views: tuple[str, ...] = ("axial", "coronal", "sagittal")
+    seed: int = 1
+    steps: int = 4000
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = True
+    checkpoint_every: int = 200
+    log_every: int = 10
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    deformation: DeformationConfig = field(default_factory=DeformationConfig)
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
+    tissues: tuple[TissueClass, ...] = ()
+    source: Path = Path("training.toml")
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("steps", self.steps, 1),
+            ("checkpoint_every", self.checkpoint_every, 1),
+            ("log_every", self.log_every, 1),
+            ("sampling.batch", self.sampling.batch, 1),
+            ("sampling.pool", self.sampling.pool, 1),
+            ("sampling.refresh", self.sampling.refresh, 1),
+            ("validation.every", self.validation.every, 1),
+            ("validation.slice_step", self.validation.slice_step, 1),
+        ):
+            if value < least:
+                raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")
+        if not self.views:
+            raise RequestError("Training file: views is empty; name at least one view.")
+
+    @property
+    def card_path(self) -> Path:
+        return self.source.parent / self.card
+
+    @property
+    def data_root(self) -> Path:
+        return self.source.parent / self.data.root
+
+    def fingerprint(self) -> str:
+        """What decides the result, shortened; a run is only resumed by the configuration it began with.
+
+        The number of steps is left out, so that a run may be made longer or shorter, and so are
+        places and habits of the machine.
+        """
+        values = dataclasses.asdict(self)
+        for name in ("steps", "source", "compile", "checkpoint_every", "log_every", "card"):
+            del values[name]
+        del values["data"]["root"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: Path) -> TrainingConfig:
+    """Read a training file.
+
+    Raises:
+        RequestError: it is missing, is no TOML, has unknown or missing keys, or a value of the wrong kind.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(
+            f"{path} does not exist. Give the path of a training file (TOML)."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
+    if "source" in data:
+        raise RequestError(f"{path}: unknown key source.")
+    config = _table(data, TrainingConfig, str(path))
+    return dataclasses.replace(config, source=path)
+
+
+def configured(arguments: argparse.Namespace) -> TrainingConfig:
+    """The training file ``config`` with what the command line's ``data``, ``views`` and ``steps`` change.
+
+    Raises:
+        RequestError: see `load_config`.
+    """
+    config = load_config(arguments.config)
+    if arguments.data is not None:
+        data = dataclasses.replace(config.data, root=str(arguments.data.resolve()))
+        config = dataclasses.replace(config, data=data)
+    if arguments.views:
+        config = dataclasses.replace(config, views=tuple(arguments.views))
+    if arguments.steps is not None:
+        config = dataclasses.replace(config, steps=arguments.steps)
+    return config
+
+
+def _table(data: Any, kind: type[Config], where: str) -> Config:
+    if not isinstance(data, dict):
+        raise RequestError(f"{where} must be a table, not {data!r}.")
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise RequestError(
+            f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}."
+        )
+    values = {name: _value(value, hints[name], f"{where}: {name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RequestError(f"{where}: {error}.") from error
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _table(value, typing.cast(type, hint), where)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in inner:
+            raise RequestError(f"{where} must be one of {', '.join(inner)}, not {value!r}.")
+        return value
+    if origin is types.UnionType:
+        return _value(value, inner[0], where)
+    if origin is tuple:
+        return _items(value, inner, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RequestError(f"{where} must be a table, not {value!r}.")
+        return {_number(key, where): _value(item, inner[1], where) for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise RequestError(f"{where} must be {hint.__name__}, not {value!r}.")
+    return value
+
+
+def _items(value: Any, inner: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise RequestError(f"{where} must be a list, not {value!r}.")
+    if inner[-1] is Ellipsis:
+        return tuple(_value(item, inner[0], where) for item in value)
+    if len(value) != len(inner):
+        raise RequestError(f"{where} must have {len(inner)} values, not {len(value)}.")
+    return tuple(_value(item, kind, where) for item, kind in zip(value, inner, strict=True))
+
+
+def _number(text: str, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise RequestError(f"{where}: {text!r} is no label value.") from None

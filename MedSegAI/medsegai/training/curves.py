@@ -1,0 +1,78 @@
+"""Loss and Dice over the steps of a run, as a picture and for TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+Entry = Mapping[str, Any]
+
+
+def series(
+    entries: Iterable[Entry], event: str, key: str
+) -> dict[str, tuple[list[int], list[float]]]:
+    """For each view the steps and the values of one quantity in a run's log."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for entry in entries:
+        if entry.get("event") == event and key in entry:
+            steps, values = found.setdefault(entry["view"], ([], []))
+            steps.append(int(entry["step"]))
+            values.append(float(entry[key]))
+    return found
+
+
+def draw_curves(entries: Sequence[Entry], path: Path) -> bool:
+    """Draw training loss and validation Dice into a PNG; without matplotlib say so and give False."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("No curves drawn: install matplotlib (pip install 'medsegai[train]').")
+        return False
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for view, (steps, values) in series(entries, "train", "loss").items():
+        left.plot(steps, values, label=view, linewidth=1.0)
+    for view, (steps, values) in series(entries, "validate", "dice").items():
+        right.plot(steps, values, label=view, marker="o", markersize=3)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="Training")
+    right.set(xlabel="step", ylabel="mean Dice", ylim=(0.0, 1.0), title="Held-out label maps")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=110)
+    return True
+
+
+class Board:
+    """Writes a run to TensorBoard while it goes, or nothing where TensorBoard is not installed."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        self._writer: SummaryWriter | None = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("No TensorBoard here; the curves are in the log and in the picture.")
+        else:
+            self._writer = SummaryWriter(str(folder), purge_step=resume_at + 1)
+
+    def add(self, entry: Entry) -> None:
+        """Show the loss, learning rate or Dice of one log entry."""
+        if self._writer is None:
+            return
+        for key in ("loss", "dice_loss", "logistic_loss", "learning_rate", "dice"):
+            if key in entry:
+                self._writer.add_scalar(f"{entry['view']}/{key}", entry[key], entry["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

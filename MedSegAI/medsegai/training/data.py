@@ -1,0 +1,234 @@
+"""Where training volumes come from: label maps turned into images, or images with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsegai.card import ModelCard
+from medsegai.errors import InputError, RequestError
+from medsegai.io import read_labelmap, read_volume
+from medsegai.preprocessing.intensity import scale_intensity
+from medsegai.training.config import TrainingConfig
+from medsegai.training.synthesis import (
+    Draw,
+    LabelTables,
+    Origin,
+    SpatialGrid,
+    Synthesizer,
+    label_tables,
+)
+from medsegai.volume import Geometry, Volume
+
+TRAINING, VALIDATION, BATCHES, DROPOUT = range(4)
+"""Streams of random numbers that must not repeat each other."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``image`` (k, j, i) as inference scales it; ``targets`` (k, j, i) places in the label list, from 1."""
+
+    image: NDArray[np.float32]
+    targets: NDArray[np.uint8]
+
+    @cached_property
+    def occupied(self) -> tuple[NDArray[np.int64], ...]:
+        """For each axis (k, j, i) the positions of planes that hold something to learn."""
+        hits = (self.targets.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3))
+        return tuple(np.flatnonzero(hit) for hit in hits)
+
+
+class SampleSource(Protocol):
+    """Volume number ``index`` of a stream; the same numbers always give the same volume."""
+
+    def sample(self, stream: int, index: int) -> Sample: ...
+
+    def target_counts(self) -> NDArray[np.int64]:
+        """Voxels per target over all training volumes."""
+        ...
+
+
+def seed_for(seed: int, stream: int, index: int) -> int:
+    """A 63-bit seed of its own for each (seed, stream, index)."""
+    return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A label map, perhaps with its image, running to A, I, L.
+
+    ``codes`` (k, j, i); ``image`` likewise, from 0 to 1; ``center``: (k, j, i) voxel in the middle
+    of the structures to learn; ``spacing`` (k, j, i) in mm.
+    """
+
+    name: str
+    codes: NDArray[np.uint8]
+    image: NDArray[np.float32] | None
+    center: tuple[float, float, float]
+    spacing: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Volumes made from stored cases (see `training.synthesis`)."""
+
+    cases: tuple[StoredCase, ...]
+    held_out: tuple[StoredCase, ...]
+    synthesizer: Synthesizer
+    seed: int
+    intensity: str
+    device: torch.device
+
+    def sample(self, stream: int, index: int) -> Sample:
+        generator = torch.Generator(self.device).manual_seed(seed_for(self.seed, stream, index))
+        draw = Draw(generator)
+        if stream == VALIDATION:
+            case = self.held_out[index % len(self.held_out)]
+        else:
+            case = self.cases[draw.integer(len(self.cases))]
+        origin = Origin(case.center, case.spacing)
+        codes = torch.from_numpy(case.codes).to(self.device)
+        if case.image is None:
+            image, targets = self.synthesizer.from_labels(codes, origin, draw)
+        else:
+            pictured = torch.from_numpy(case.image).to(self.device)
+            varied = stream != VALIDATION
+            image, targets = self.synthesizer.from_pair(codes, pictured, origin, draw, varied)
+        return Sample(scale_intensity(image, self.intensity), targets)
+
+    def target_counts(self) -> NDArray[np.int64]:
+        targets = self.synthesizer.tables.targets.cpu().numpy()
+        counts = np.zeros(len(self.synthesizer.tables.brain), dtype=np.int64)
+        for case in self.cases:
+            np.add.at(counts, targets, np.bincount(case.codes.ravel(), minlength=len(targets)))
+        return counts
+
+
+def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -> CaseSource:
+    """Read all label maps of a training file, and their images if it names any.
+
+    Raises:
+        RequestError: no file matches, images and labels do not pair, or a file to hold out is missing.
+        InputError: a file cannot be read, is no label map, or lies on another grid than its image.
+    """
+    label_paths, image_paths = find_files(config)
+    labels = [conform_axes(read_labelmap(path)[0]) for path in label_paths]
+    mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
+    values = {0} | {int(value) for volume in labels for value in np.unique(volume.voxels)}
+    codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
+    if len(codes) > 255:
+        raise InputError(
+            f"The label maps in {config.data_root} hold {len(codes)} labels; at most 255 can be."
+        )
+    tables = label_tables(
+        codes, card.label_values, config.tissues, mirrored, config.data.remap, config.data.not_brain
+    )
+    stored = [
+        store_case(volume, None if path is None else read_image(path, volume), codes, tables)
+        for volume, path in zip(labels, image_paths, strict=True)
+    ]
+    grid = SpatialGrid(config.data.crop_voxels, card.spacing_mm[::-1])
+    return CaseSource(
+        cases=tuple(case for case in stored if case.name not in config.data.validation),
+        held_out=tuple(case for case in stored if case.name in config.data.validation),
+        synthesizer=Synthesizer(tables.to(device), grid, config.deformation, config.appearance),
+        seed=config.seed,
+        intensity=str(card.settings.get("intensity", "percentile")),
+        device=device,
+    )
+
+
+def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
+    """Label files, and for each its image or None.
+
+    Raises:
+        RequestError: see `case_source`.
+    """
+    data, root = config.data, config.data_root
+    if bool(data.maps) == bool(data.labels) or bool(data.images) != bool(data.labels):
+        raise RequestError(
+            "Training file: give either data.maps, or both data.images and data.labels."
+        )
+    labels = sorted(root.glob(data.maps or data.labels))
+    if not labels:
+        raise RequestError(
+            f"No file matches {data.maps or data.labels!r} in {root}. Check data.root."
+        )
+    images: list[Path | None] = [None] * len(labels)
+    if data.images:
+        images = [*sorted(root.glob(data.images))]
+    if len(images) != len(labels):
+        raise RequestError(
+            f"{root} holds {len(images)} images but {len(labels)} label maps; they must pair."
+        )
+    names = {path.name for path in labels}
+    missing = sorted(set(data.validation) - names)
+    if missing:
+        raise RequestError(
+            f"Validation files {', '.join(missing)} are not among the label maps in {root}."
+        )
+    if not data.validation or len(data.validation) == len(names):
+        raise RequestError(
+            "data.validation must hold out some of the files, and leave some to learn from."
+        )
+    return labels, images
+
+
+def read_image(path: Path, labels: Volume) -> NDArray[np.float32]:
+    """The image of a label map, (k, j, i) as `conform_axes` turned the labels, from 0 to 1.
+
+    Raises:
+        InputError: it cannot be read or lies on another grid.
+    """
+    image = conform_axes(read_volume(path))
+    if not image.geometry.matches(labels.geometry):
+        raise InputError(
+            f"{path} and {labels.source} lie on different grids. Resample one onto the other first."
+        )
+    return scale_intensity(image.voxels)
+
+
+def conform_axes(volume: Volume) -> Volume:
+    """Flip and permute the axes so that k, j, i run to A, I, L as nearly as can be; no resampling."""
+    directions = volume.geometry.ijk_to_ras[:3, :3] / volume.geometry.spacing_mm
+    voxels, matrix = volume.voxels, volume.geometry.ijk_to_ras.copy()
+    chosen: list[int] = []
+    for world, sign in ((0, -1.0), (2, -1.0), (1, 1.0)):
+        column = max({0, 1, 2} - set(chosen), key=lambda axis: abs(directions[world, axis]))
+        chosen.append(column)
+        if directions[world, column] * sign < 0:
+            voxels = np.flip(voxels, 2 - column)
+            matrix[:3, 3] += matrix[:3, column] * (voxels.shape[2 - column] - 1)
+            matrix[:3, column] *= -1
+    voxels = voxels.transpose([2 - column for column in reversed(chosen)])
+    matrix[:3, :3] = matrix[:3, chosen]
+    return Volume(voxels, Geometry(voxels.shape, matrix), volume.source)
+
+
+def store_case(
+    labels: Volume, image: NDArray[np.float32] | None, codes: Sequence[int], tables: LabelTables
+) -> StoredCase:
+    """Encode a label map, and crop it to its content where it has no image."""
+    encoded = np.searchsorted(codes, labels.voxels).astype(np.uint8)
+    if image is None:
+        bounds = ((int(hit.min()), int(hit.max()) + 1) for hit in np.nonzero(encoded))
+        encoded = encoded[tuple(slice(first, last) for first, last in bounds)]
+    wanted = tables.brain[tables.targets.int()].numpy()
+    hits = np.nonzero(wanted[encoded])
+    if not hits[0].size:
+        raise InputError(
+            f"{labels.source} holds none of the structures to learn. Check data.remap and the card."
+        )
+    k, j, i = (float(hit.min() + hit.max()) / 2 for hit in hits)
+    name = Path(labels.source).name
+    spacing = labels.geometry.spacing_mm
+    return StoredCase(
+        name, np.ascontiguousarray(encoded), image, (k, j, i), (spacing[2], spacing[1], spacing[0])
+    )

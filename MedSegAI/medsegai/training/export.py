@@ -1,0 +1,91 @@
+"""From the best weights of a run to a model folder that `medsegai` can use."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsegai.card import CARD_NAME, ModelCard, file_sha256
+from medsegai.errors import RequestError
+from medsegai.training.checkpoint import (
+    LOG,
+    best_weights_name,
+    compact,
+    load_weights,
+    read_log,
+    save_weights,
+)
+from medsegai.training.config import TrainingConfig
+from medsegai.training.curves import Entry, draw_curves
+
+MODEL_FOLDER = "model"
+CURVES = "curves.png"
+
+
+def best_validation(entries: Sequence[Entry], view: str) -> Entry | None:
+    """The log entry of a view's best validation, the first one where several are equal."""
+    validations = [e for e in entries if e.get("event") == "validate" and e.get("view") == view]
+    finite = [entry for entry in validations if entry["dice"] == entry["dice"]]
+    return max(finite, key=lambda entry: float(entry["dice"]), default=None)
+
+
+def validation_figures(
+    card: ModelCard, views: Sequence[str], entries: Sequence[Entry]
+) -> dict[str, Any]:
+    """What the card says about each view's best validation: step, mean Dice, and Dice by structure."""
+    names = {label.value: label.name for label in card.labels}
+    figures: dict[str, Any] = {}
+    for view in views:
+        best = best_validation(entries, view)
+        if best is None:
+            continue
+        classes = card.member(view).classes
+        named = {
+            " / ".join(names[value] for value in classes[int(number)]): dice
+            for number, dice in best["per_class"].items()
+        }
+        figures[view] = {"step": best["step"], "mean_dice": round(best["dice"], 4), "dice": named}
+    return figures
+
+
+def export_model(card: ModelCard, config: TrainingConfig, run: Path) -> Path:
+    """Write ``run``/model: card with hashes and figures, weights in half precision, training file, log, curves.
+
+    Raises:
+        RequestError: a view was never validated, so there is no best network of it.
+    """
+    folder, views = run / MODEL_FOLDER, config.views
+    folder.mkdir(exist_ok=True)
+    for view in views:
+        source = run / best_weights_name(view)
+        if not source.is_file():
+            raise RequestError(
+                f"{source} does not exist: train view {view!r} up to its first validation."
+            )
+        save_weights(folder / f"{view}.safetensors", compact(load_weights(source)))
+    shutil.copyfile(config.source, folder / "training.toml")
+    shutil.copyfile(run / LOG, folder / "training-log.jsonl")
+    entries = read_log(run / LOG)
+    draw_curves(entries, run / CURVES)
+    figures = validation_figures(card, views, entries)
+    _write_card(
+        card, folder, views, {**card.performance, "validation on synthetic images": figures}
+    )
+    return folder
+
+
+def _write_card(
+    card: ModelCard, folder: Path, views: Sequence[str], performance: Mapping[str, Any]
+) -> None:
+    members = []
+    for view in views:
+        name = f"{view}.safetensors"
+        sha256 = file_sha256(folder / name)
+        members.append(dataclasses.replace(card.member(view), weights=name, sha256=sha256))
+    finished = dataclasses.replace(card, members=tuple(members), performance=performance)
+    text = json.dumps(finished.to_dict(), indent=1, ensure_ascii=False)
+    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")

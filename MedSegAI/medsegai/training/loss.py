@@ -1,0 +1,92 @@
+"""Dice plus weighted logistic loss, as QuickNAT is trained with.
+
+Source: Roy et al., NeuroImage 2019, section 2.2. Softmax is taken once, balancing weights are not
+rounded, and boundaries are found along all three axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Shares of the two terms, and the weights inside the logistic one.
+
+    A voxel weighs ``class weight + boundary * (it touches another class)``. Class weights are
+    ``(median frequency / frequency) ** balance_power``, kept between the minimum and the maximum.
+    """
+
+    dice: float = 1.0
+    logistic: float = 1.0
+    boundary: float = 1.0
+    balance_power: float = 1.0
+    min_class_weight: float = 0.0
+    max_class_weight: float = 10.0
+
+
+def class_weights(counts: NDArray[np.int64], config: LossConfig) -> NDArray[np.float32]:
+    """Median frequency balancing. ``counts`` (C,) voxels per class; absent classes weigh 0."""
+    present = counts > 0
+    if not present.any():
+        raise ValueError("Class weights need at least one labelled voxel")
+    frequency = counts[present] / counts.sum()
+    weights = (np.median(frequency) / frequency) ** config.balance_power
+    balanced = np.zeros(len(counts), dtype=np.float32)
+    balanced[present] = np.clip(weights, config.min_class_weight, config.max_class_weight)
+    return balanced
+
+
+def boundaries(classes: Tensor) -> Tensor:
+    """Where a slice touches another class, in its plane or in the neighbouring slices.
+
+    ``classes`` (N, 3, H, W): the slice in the middle with the one before and the one after.
+    Returns (N, H, W), bool.
+    """
+    before, here, after = classes.unbind(dim=1)
+    touches = (here != before) | (here != after)
+    across_rows = here[:, 1:] != here[:, :-1]
+    across_columns = here[:, :, 1:] != here[:, :, :-1]
+    touches[:, 1:] |= across_rows
+    touches[:, :-1] |= across_rows
+    touches[:, :, 1:] |= across_columns
+    touches[:, :, :-1] |= across_columns
+    return touches
+
+
+def dice_loss(probabilities: Tensor, one_hot: Tensor) -> Tensor:
+    """1 - soft Dice, averaged over the classes that the batch contains; both (N, C, H, W)."""
+    over = (0, 2, 3)
+    common = (probabilities * one_hot).sum(over)
+    volumes = one_hot.sum(over)
+    dice = 2.0 * common / (probabilities.sum(over) + volumes).clamp_min(1e-6)
+    present = (volumes > 0).to(dice.dtype)
+    return 1.0 - (dice * present).sum() / present.sum()
+
+
+class SegmentationLoss(nn.Module):
+    """(total, Dice, logistic) loss of logits (N, C, H, W) for classes (N, H, W)."""
+
+    weights: Tensor
+
+    def __init__(self, weights: NDArray[np.float32], config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("weights", torch.from_numpy(weights))
+
+    def forward(self, logits: Tensor, classes: Tensor, touches: Tensor) -> Tensor:
+        log_probabilities = functional.log_softmax(logits.float(), dim=1)
+        everything = torch.arange(logits.shape[1], device=logits.device)[None, :, None, None]
+        one_hot = (classes[:, None] == everything).to(log_probabilities.dtype)
+        dice = dice_loss(log_probabilities.exp(), one_hot)
+        voxel_weights = self.weights[classes] + self.config.boundary * touches
+        surprise = -(log_probabilities * one_hot).sum(dim=1)
+        logistic = (voxel_weights * surprise).mean()
+        total = self.config.dice * dice + self.config.logistic * logistic
+        return torch.stack((total, dice, logistic))

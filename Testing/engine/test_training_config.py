@@ -1,0 +1,110 @@
+"""Training files: read whole, or refused with the reason."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from medsegai.card import BUNDLED_MODELS, load_card
+from medsegai.cli import build_parser
+from medsegai.errors import RequestError
+from medsegai.training.config import TrainingConfig, configured, load_config
+from training_phantom import TRAINING_FILE
+
+
+def read(folder: Path, text: str) -> TrainingConfig:
+    path = folder / "training.toml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def test_values_of_every_kind_are_read(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        TRAINING_FILE
+        + """
+[data.remap]
+25 = 2
+[appearance]
+t1_share = 1
+bias = [0, 0.5]
+""",
+    )
+    assert config.views == ("coronal", "sagittal")
+    assert config.data.mirrored == ((2, 41),)
+    assert config.data.remap == {25: 2}
+    assert config.data.crop_voxels == (32, 32, 32)
+    assert config.appearance.t1_share == 1.0
+    assert config.appearance.bias == (0.0, 0.5)
+    assert config.tissues[0].labels == (2, 41)
+    assert config.card_path == tmp_path / "card.json"
+    assert config.data_root == tmp_path / "maps"
+
+
+MINIMAL = 'card = "card.json"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = 3", "card"),
+        (MINIMAL + "stepz = 3", "unknown key stepz"),
+        (MINIMAL + "[optimiser]\nlr = 1.0", "optimiser: unknown key lr"),
+        (MINIMAL + '[optimiser]\nname = "adam"', "one of adamw, sgd, not 'adam'"),
+        (MINIMAL + 'steps = "many"', "steps must be int, not 'many'"),
+        (MINIMAL + "steps = true", "steps must be int"),
+        (MINIMAL + "steps = 0", "steps must be at least 1, not 0"),
+        (MINIMAL + "views = []", "views is empty"),
+        (MINIMAL + "[data]\ncrop_voxels = [32, 32]", "crop_voxels must have 3 values"),
+        (MINIMAL + "[data]\nmirrored = [[2, 41, 3]]", "mirrored must have 2 values"),
+        (MINIMAL + "[data.remap]\nleft = 2", "'left' is no label value"),
+        (MINIMAL + "data = 3", "data must be a table"),
+        (MINIMAL + "[[tissues]]\nlabels = [2]", "name"),
+        (MINIMAL + "card = 1", "cannot be read as TOML"),
+        (MINIMAL + 'source = "here"', "unknown key source"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)) as caught:
+        read(tmp_path, text)
+    assert "training.toml" in str(caught.value) or "Training file" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"none\.toml does not exist"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_the_fingerprint_knows_what_decides_the_result(tmp_path: Path) -> None:
+    base = read(tmp_path, TRAINING_FILE).fingerprint()
+    longer = TRAINING_FILE.replace("steps = 6", "steps = 60")
+    assert read(tmp_path, longer).fingerprint() == base
+    assert read(tmp_path, TRAINING_FILE.replace("seed = 3", "seed = 4")).fingerprint() != base
+    other_loss = TRAINING_FILE + "[loss]\nboundary = 2.0\n"
+    assert read(tmp_path, other_loss).fingerprint() != base
+
+
+def test_the_command_line_changes_the_training_file(tmp_path: Path) -> None:
+    read(tmp_path, TRAINING_FILE)
+    path = str(tmp_path / "training.toml")
+    words = ["train", "quicknat", path, "--steps", "9", "--views", "axial", "--data", "/d"]
+    config = configured(build_parser().parse_args(words))
+    assert (config.steps, config.views, config.data_root) == (9, ("axial",), Path("/d"))
+
+
+def test_the_bundled_training_file_fits_its_card() -> None:
+    config = load_config(BUNDLED_MODELS / "brain" / "training.toml")
+    card = load_card(config.card_path)
+    assert [member.name for member in card.members] == list(config.views)
+    assert set(config.data.remap.values()) <= set(card.label_values)
+    assert set(config.data.not_brain) <= set(card.label_values)
+    sides = {label.value: label.name for label in card.labels}
+    for left, right in config.data.mirrored:
+        if left in sides:
+            assert sides[left].replace("Left ", "") == sides[right].replace("Right ", "")
+    for member in card.members:
+        fed = [value for feeds in member.classes for value in feeds]
+        assert sorted(fed) == sorted(card.label_values)
+    merged = card.member("sagittal").classes
+    paired = {pair for pair in config.data.mirrored if pair[0] in sides}
+    assert {tuple(feeds) for feeds in merged if len(feeds) == 2} == paired
