@@ -1,0 +1,146 @@
+"""Reading probabilities on other grids, against SciPy and against plain interpolation of every class."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from images import DIRECTIONS
+from medsegai.probabilities import JointProbabilities, Probabilities, entropy, read_nearest
+from medsegai.volume import Geometry
+
+NATIVE = Geometry.from_spacing(
+    (12, 14, 17), (2.0, 2.0, 2.0), (20.0, -12.0, 15.0), DIRECTIONS["LIA"]
+)
+LABELS = (0, 4, 2, 9)
+
+
+def organs(seed: int = 0, sharpness: float = 12.0) -> Probabilities:
+    """Smooth classes with boundaries, as networks give them."""
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(size=(len(LABELS), *NATIVE.shape))
+    smooth = np.stack([ndimage.gaussian_filter(channel, 2.0) for channel in noise])
+    logits = torch.from_numpy(sharpness * smooth / smooth.std())
+    return Probabilities(LABELS, NATIVE, logits.softmax(0).half())
+
+
+def target(directions: str) -> Geometry:
+    """A finer, anisotropic, non-cubic grid around the middle of the native one; it reaches outside."""
+    matrix = Geometry.from_spacing(
+        (30, 34, 21), (1.3, 1.1, 1.7), (0, 0, 0), DIRECTIONS[directions]
+    ).ijk_to_ras.copy()
+    middle = matrix[:3, :3] @ [10, 17, 15]
+    matrix[:3, 3] = NATIVE.center_ras - middle
+    return Geometry((30, 34, 21), matrix)
+
+
+def with_scipy(values: torch.Tensor, grid: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Each class interpolated at every voxel of `grid`, and which voxels lie well inside."""
+    k, j, i = np.meshgrid(*[np.arange(size) for size in grid.shape], indexing="ij")
+    ijk = NATIVE.ras_to_ijk @ grid.ijk_to_ras @ np.stack([i, j, k, np.ones_like(i)]).reshape(4, -1)
+    kji = ijk[2::-1]
+    read = [
+        ndimage.map_coordinates(channel, kji, order=1, mode="nearest")
+        for channel in values.double().numpy()
+    ]
+    sizes = np.array(NATIVE.shape)[:, None]
+    inside = ((kji > -0.499) & (kji < sizes - 0.501)).all(0)
+    outside = ((kji < -0.501) | (kji > sizes - 0.499)).any(0)
+    sure = np.where(inside, 1, np.where(outside, -1, 0))
+    return np.stack(read).reshape(-1, *grid.shape), sure.reshape(grid.shape)
+
+
+def in_slabs(read, grid: Geometry, axis: int) -> torch.Tensor:
+    return torch.cat(
+        [read(grid, k0, min(k0 + 7, grid.shape[0])) for k0 in range(0, grid.shape[0], 7)], axis
+    )
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_read_is_linear_interpolation_and_background_outside(directions: str) -> None:
+    probabilities, grid = organs(), target(directions)
+    reference, where = with_scipy(probabilities.values, grid)
+    ours = in_slabs(probabilities.read, grid, 1).numpy()
+    assert (where == 1).mean() > 0.2
+    assert (where == -1).any()
+    np.testing.assert_allclose(ours[:, where == 1], reference[:, where == 1], atol=2e-3)
+    assert (ours[0, where == -1] == 1).all()
+    assert (ours[1:, where == -1] == 0).all()
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+@pytest.mark.parametrize("sharpness", [12.0, 1.0])
+def test_corner_consensus_gives_the_argmax_of_interpolated_probabilities(
+    directions: str, sharpness: float
+) -> None:
+    probabilities, grid = organs(sharpness=sharpness), target(directions)
+    labels = in_slabs(probabilities.argmax, grid, 0).numpy()
+    reference, where = with_scipy(probabilities.values, grid)
+    best_two = np.sort(reference, axis=0)[-2:]
+    decided = (where == 1) & (best_two[1] - best_two[0] > 1e-4)
+    assert (labels == reference.argmax(0))[decided].all()
+    assert (labels[where == -1] == 0).all()
+    assert len(np.unique(labels)) == len(LABELS)
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_entropy_is_the_native_entropy_interpolated(directions: str) -> None:
+    probabilities, grid = organs(sharpness=2.0), target(directions)
+    p = probabilities.values.double().numpy()
+    native = -(p * np.log(np.maximum(p, 1e-300))).sum(0)
+    reference, where = with_scipy(torch.from_numpy(native)[None], grid)
+    ours = in_slabs(probabilities.entropy, grid, 0).numpy()
+    np.testing.assert_allclose(ours[where == 1], reference[0][where == 1], atol=5e-3)
+    assert (ours[where == -1] == 0).all()
+
+
+def test_equal_grids_copy_exactly_whatever_their_axes() -> None:
+    probabilities = organs()
+    ours = probabilities.read(NATIVE, 0, NATIVE.shape[0])
+    assert torch.equal(ours.half(), probabilities.values)
+    flipped = Geometry(
+        NATIVE.shape,
+        NATIVE.cropped([0, 0, NATIVE.shape[2] - 1], NATIVE.shape).ijk_to_ras
+        @ np.diag([-1.0, 1, 1, 1]),
+    )
+    assert torch.equal(probabilities.read(flipped, 0, 12).flip(3).half(), probabilities.values)
+
+
+def test_nearest_takes_the_voxel_that_is_nearest() -> None:
+    values = torch.arange(np.prod(NATIVE.shape), dtype=torch.float32).reshape(NATIVE.shape)
+    grid = target("oblique")
+    ours = read_nearest(values, NATIVE, grid, 0, grid.shape[0]).numpy()
+    k, j, i = np.meshgrid(*[np.arange(size) for size in grid.shape], indexing="ij")
+    ijk = NATIVE.ras_to_ijk @ grid.ijk_to_ras @ np.stack([i, j, k, np.ones_like(i)]).reshape(4, -1)
+    apart = np.abs(ijk[2::-1] - np.round(ijk[2::-1])).max(0).reshape(grid.shape)
+    reference = ndimage.map_coordinates(
+        values.numpy(), ijk[2::-1], order=0, mode="nearest"
+    ).reshape(grid.shape)
+    _, where = with_scipy(values[None], grid)
+    sure = (where == 1) & (apart < 0.49)
+    assert sure.mean() > 0.2
+    np.testing.assert_array_equal(ours[sure], reference[sure])
+    assert (ours[where == -1] == 0).all()
+
+
+def test_joint_probabilities_are_the_weighted_mean_on_the_output_grid() -> None:
+    first, second, grid = organs(1), organs(2), target("oblique")
+    joint = JointProbabilities([first, second], [3.0, 1.0])
+    expected = 0.75 * first.read(grid, 3, 9) + 0.25 * second.read(grid, 3, 9)
+    torch.testing.assert_close(joint.read(grid, 3, 9), expected)
+    assert torch.equal(joint.argmax(grid, 3, 9), expected.argmax(0))
+    torch.testing.assert_close(joint.entropy(grid, 3, 9), entropy(expected))
+
+
+def test_a_single_native_plane_can_be_read() -> None:
+    native = Geometry.from_spacing((1, 4, 5), (1, 1, 1))
+    values = torch.rand(2, 1, 4, 5).softmax(0).half()
+    read = Probabilities((0, 1), native, values).read(native, 0, 1)
+    assert torch.equal(read.half(), values)
+
+
+def test_entropy_of_certain_and_of_equal_classes() -> None:
+    certain, equal = torch.tensor([1.0, 0, 0, 0]), torch.full((4,), 0.25)
+    np.testing.assert_allclose(
+        entropy(torch.stack([certain, equal], 1)).numpy(), [0.0, np.log(4)], rtol=1e-6
+    )
