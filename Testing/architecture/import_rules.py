@@ -52,8 +52,10 @@ QT_NAMES = r"qt|ctk"
 SLICER_FILES = (
     (r"MedSegAI\.py", rf"{SCENE_NAMES}|SampleData|PyTorchUtils"),
     (r"MedSegAILib/scene\.py", SCENE_NAMES),
-    (r"MedSegAILib/panel\.py", QT_NAMES),
+    (r"MedSegAILib/(panel|options)\.py", QT_NAMES),
     (r"MedSegAILib/worker_client\.py", "qt"),
+    (r"MedSegAILib/translation\.py", "slicer"),
+    (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
     (
         r"MedSegAILib/effect\w*\.py",
         rf"{SCENE_NAMES}|{QT_NAMES}|SegmentEditorEffects|qSlicerSegmentationsEditorEffectsPythonQt",
@@ -162,8 +164,11 @@ def _slicer_side_problem(path: PurePosixPath, item: Imported) -> str | None:
 
 
 def room_of(path: PurePosixPath) -> str:
-    """`medsegai/io/nifti.py` lies in the room io, `medsegai/engine.py` in engine."""
-    return path.parts[1].removesuffix(".py")
+    """`medsegai/io/nifti.py` lies in the room io, `medsegai/engine.py` in engine.
+
+    What `python -m` runs is a way in, whatever folder it stands in.
+    """
+    return "__main__" if path.name == "__main__.py" else path.parts[1].removesuffix(".py")
 
 
 def _is_plain(top: str) -> bool:

@@ -76,6 +76,9 @@ OFFENCES = [
     ("MedSegAILib/scene.py", "import qt"),
     ("MedSegAILib/scene.py", "from medsegai.io.nifti import read"),
     ("MedSegAILib/worker_client.py", "import vtk"),
+    ("MedSegAILib/options.py", "import slicer"),
+    ("MedSegAILib/translation.py", "import qt"),
+    ("MedSegAILib/install.py", "import torch"),
 ]
 
 
@@ -106,6 +109,7 @@ CUSTOMS = [
         "from medsegai import __version__\nfrom medsegai.families import catalogue",
     ),
     ("medsegai/cli.py", "from medsegai.commands import segment, train"),
+    ("medsegai/training/__main__.py", "from medsegai.cli import main"),
     ("MedSegAI.py", "import slicer\nimport vtk\nfrom MedSegAILib.panel import Panel"),
     ("MedSegAI.py", "from slicer.ScriptedLoadableModule import *"),
     (
