@@ -7,7 +7,6 @@ Messages name series by number, description and the end of their UID; no patient
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from medsegai.errors import GeometryError, InputError
-from medsegai.io.files import check_stored_size, native, placed, unreadable
+from medsegai.io.files import PARSER_ERRORS, check_stored_size, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
 from medsegai.volume import SHEAR_TOLERANCE, Volume
 
@@ -45,18 +44,7 @@ _TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-_DAMAGE = (
-    InvalidDicomError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    NotImplementedError,
-    struct.error,
-)
+_DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
 """What pydicom raises on damaged headers, on opening or when a value is first looked at."""
 
 _SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -145,8 +133,8 @@ def _series(files: Iterable[Path]) -> list[_Series]:
                 )
                 uid = str(head.get("SeriesInstanceUID", ""))
                 slices = _slices(path, head)
-        except _DAMAGE as error:
-            raise unreadable(path, error, "a DICOM file") from error
+        except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
+            raise unreadable(path, "its header is damaged", "a DICOM file") from None
         if slices:
             groups.setdefault(uid, []).extend(slices)
             heads.setdefault(uid, head)
@@ -389,7 +377,7 @@ def _voxels(slices: Sequence[_Slice]) -> NDArray[Any]:
 def _frames(path: Path) -> NDArray[Any]:
     try:
         image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
-    except (RuntimeError, MemoryError) as error:
+    except PARSER_ERRORS as error:
         raise unreadable(path, error, "a DICOM image") from error
     voxels = sitk.GetArrayFromImage(image)
     return voxels.reshape(-1, *voxels.shape[-2:])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,22 @@ DEFLATE_LIMIT = 1032
 
 HEADER_BYTES = 4096
 """Slack in comparisons with the file size."""
+
+PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What parsers raise on bytes that their authors did not think of (found by damaging files)."""
 
 
 def check_stored_size(path: Path, needed: int, stored: int, compressed: bool) -> None:
@@ -90,12 +108,12 @@ def native(voxels: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("="))
 
 
-def unreadable(path: Path, error: BaseException, kind: str) -> InputError:
+def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
     """The error for a file that its library gave up on.
 
     Args:
         path: the file.
-        error: what the library raised; its last line is quoted.
+        error: the cause, or what the library raised; its last line is quoted.
         kind: what the file was taken for, with its article, such as "a NIfTI image".
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError
-from medsegai.io.files import check_3d, check_stored_size, native, placed, unreadable
+from medsegai.io.files import PARSER_ERRORS, check_3d, check_stored_size, native, placed, unreadable
 from medsegai.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -77,7 +77,7 @@ def read_with_itk(path: Path) -> Volume:
         return from_sitk(
             sitk.ReadImage(str(path), imageIO=_READERS[path.suffix.lower()]), str(path)
         )
-    except (RuntimeError, MemoryError, OSError) as error:
+    except PARSER_ERRORS as error:
         raise unreadable(path, error, kind) from error
 
 
@@ -92,6 +92,7 @@ def check_itk_header(path: Path, components: int | None = 1) -> None:
         InputError: see `check_3d`, `check_stored_size`.
         RuntimeError: ITK does not understand the header.
     """
+    stored, compressed = _stored_bytes(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[path.suffix.lower()])
     reader.SetFileName(str(path))
@@ -101,7 +102,6 @@ def check_itk_header(path: Path, components: int | None = 1) -> None:
         _check_scalar(path, reader.GetNumberOfComponents(), type_name)
     i, j, k = check_3d(path, reader.GetSize())
     voxel_bytes = reader.GetNumberOfComponents() * _scalar_bytes(reader.GetPixelID())
-    stored, compressed = _stored_bytes(path)
     check_stored_size(path, i * j * k * voxel_bytes, stored, compressed)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import slicerio
+from nrrd import NRRDError
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, ModelError
-from medsegai.io.files import check_3d, native, placed, unreadable
+from medsegai.io.files import PARSER_ERRORS, check_3d, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS, check_itk_header
 from medsegai.io.reading import read_unchecked
 from medsegai.labels import Label, Terminology
@@ -77,7 +78,7 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         layers = layers[np.newaxis] if layers.ndim == 3 else layers
         check_3d(path, layers.shape[1:])
         voxels, labels = _joined(path, layers, segments)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+    except (*PARSER_ERRORS, NRRDError) as error:
         raise unreadable(path, error, "a Slicer segmentation") from error
     geometry = placed(path, voxels.shape[::-1], LPS_TO_RAS @ segmentation["ijkToLPS"])
     return Volume(native(voxels.T), geometry, str(path)), labels

@@ -8,37 +8,34 @@ in 3D Slicer.
 from __future__ import annotations
 
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from medsegai.errors import GeometryError, InputError
-from medsegai.io.files import check_3d, check_stored_size, native, placed, unreadable
+from medsegai.io.files import (
+    PARSER_ERRORS,
+    check_3d,
+    check_stored_size,
+    native,
+    placed,
+    unreadable,
+)
 from medsegai.volume import Geometry, Volume
 
 NIBABEL_ENDINGS = (".nii", ".nii.gz", ".img", ".hdr", ".mgz", ".mgh")
 
-_DAMAGE = (
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-)
-"""What nibabel, gzip and NumPy raise on files that are damaged or of another kind."""
+_DAMAGE = (*PARSER_ERRORS, ImageFileError, HeaderDataError, WrapStructError, MGHError)
 
-_UNITS_MM = {"meter": 1000.0, "micron": 0.001}
+_UNITS_MM = {1: 1000.0, 3: 0.001}
+"""Metres and micrometres, by NIfTI's code of the spatial unit; all other codes are read as mm."""
 
 ORIENTATION_UNKNOWN = (
     "{path} does not say how its voxels lie in the patient. It is placed as 3D Slicer places it; "
@@ -117,8 +114,8 @@ def _geometry(
         return placed(path, shape, image.affine), ()
     if isinstance(image, nibabel.Nifti1Pair):  # also NIfTI-2 and single files
         matrix, notes = _nifti_matrix(path, image.header, shape)
-        unit = image.header.get_xyzt_units()[0]
-        return placed(path, shape, np.diag([*[_UNITS_MM.get(unit, 1.0)] * 3, 1.0]) @ matrix), notes
+        unit = _UNITS_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
+        return placed(path, shape, np.diag([unit, unit, unit, 1.0]) @ matrix), notes
     note = ORIENTATION_UNKNOWN.format(path=path)
     return placed(path, shape, _slicer_default(image.header)), (note,)
 

@@ -1,0 +1,218 @@
+"""Label maps and Slicer segmentations come in with their values and meanings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicerio
+
+import images
+from medsegai.errors import GeometryError, InputError
+from medsegai.io import read_labelmap, to_sitk
+from medsegai.labels import Terminology
+
+STRAIGHT = images.geometry("straight")
+
+
+def save(path: Path, voxels: np.ndarray) -> Path:
+    """A NIfTI with these voxels (k, j, i) on the identity."""
+    nibabel.Nifti1Image(voxels.T, np.eye(4), dtype=voxels.dtype).to_filename(path)
+    return path
+
+
+WIDE = ("int32", "uint32", "int64", "float32", "float64")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "kept"),
+    [
+        *((dtype, 3, "uint8") for dtype in ("uint8", "int16", *WIDE)),
+        *((dtype, 300, "uint16") for dtype in ("int16", *WIDE)),
+        *((dtype, 70000, "uint32") for dtype in WIDE),
+    ],
+)
+def test_values_are_kept_in_the_smallest_type(
+    tmp_path: Path, dtype: str, largest: int, kept: str
+) -> None:
+    voxels = np.zeros((3, 4, 5), dtype=dtype)
+    voxels[1, 1:3, 2] = 2
+    voxels[2, 2, 2] = largest
+    labelmap, labels = read_labelmap(save(tmp_path / "labels.nii.gz", voxels))
+    assert labelmap.voxels.dtype == kept
+    np.testing.assert_array_equal(labelmap.voxels, voxels)
+    assert [label.value for label in labels] == sorted({2, largest})
+    assert [label.name for label in labels] == [f"Label {value}" for value in sorted({2, largest})]
+    assert len({label.color for label in labels}) == 2
+
+
+def test_an_empty_labelmap_is_a_labelmap(tmp_path: Path) -> None:
+    labelmap, labels = read_labelmap(save(tmp_path / "labels.nii", np.zeros((3, 4, 5), np.uint8)))
+    assert labelmap.voxels.max() == 0
+    assert labels == ()
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mgz", ".nii"])
+@pytest.mark.parametrize("name", images.DIRECTIONS)
+def test_labels_lie_where_they_were_put(tmp_path: Path, name: str, ending: str) -> None:
+    path = tmp_path / f"labels{ending}"
+    expected = images.blobs(images.geometry(name))
+    if ending == ".mgz":
+        nibabel.MGHImage(expected.voxels.T, images.matrix_ras(name)).to_filename(path)
+    else:
+        sitk.WriteImage(to_sitk(expected), str(path))
+    labelmap, _ = read_labelmap(path)
+    np.testing.assert_array_equal(labelmap.voxels, expected.voxels)
+    assert labelmap.geometry.matches(expected.geometry, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "reason"),
+    [
+        (np.full((2, 3, 4), 0.5, np.float32), "no whole numbers"),
+        (np.full((2, 3, 4), np.nan, np.float32), "no whole numbers"),
+        (np.full((2, 3, 4), np.inf, np.float32), "values from inf to inf"),
+        (np.full((2, 3, 4), -1, np.int16), "values from -1 to -1"),
+        (np.full((2, 3, 4), 2**31, np.int64), "labels lie between 0 and"),
+    ],
+)
+def test_what_is_no_labelmap_is_refused(tmp_path: Path, voxels: np.ndarray, reason: str) -> None:
+    path = save(tmp_path / "labels.nii", voxels)
+    with pytest.raises(InputError, match=rf"labels\.nii has {reason}|labels\.nii has .*{reason}"):
+        read_labelmap(path)
+
+
+def write_segments(path: Path, layers: np.ndarray, segments: list[dict[str, Any]]) -> Path:
+    """A Slicer segmentation by slicerio; `layers` is (layer, i, j, k) or (i, j, k)."""
+    colours = {"color": [0.2, 0.4, 0.6]}
+    slicerio.write_segmentation(
+        str(path),
+        {"voxels": layers, "ijkToLPS": np.eye(4), "segments": [colours | s for s in segments]},
+    )
+    return path
+
+
+def two_layers(overlap: bool) -> np.ndarray:
+    """Layers as Slicer writes them: every layer counts from 1."""
+    layers = np.zeros((2, 5, 6, 7), dtype=np.uint8)
+    layers[0, 1, 1, 1], layers[0, 2, 2, 2] = 1, 2
+    layers[1, 3, 3, 3] = 1
+    layers[1, 2, 2, 2] = 1 if overlap else 0
+    return layers
+
+
+SEGMENTS: list[dict[str, Any]] = [
+    {"id": "A", "name": "Liver", "labelValue": 1, "layer": 0},
+    {"id": "B", "name": "Spleen", "labelValue": 2, "layer": 0},
+    {"id": "C", "name": "Tumour", "labelValue": 1, "layer": 1},
+]
+
+
+def test_layers_that_share_no_voxel_are_joined(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False), SEGMENTS)
+    labelmap, labels = read_labelmap(path)
+    assert [(label.value, label.name) for label in labels] == [
+        (1, "Liver"),
+        (2, "Spleen"),
+        (3, "Tumour"),
+    ]
+    assert labelmap.voxels.shape == (7, 6, 5)
+    found = [labelmap.voxels[place] for place in ((1, 1, 1), (2, 2, 2), (3, 3, 3), (0, 0, 0))]
+    assert found == [1, 2, 3, 0]
+    assert np.count_nonzero(labelmap.voxels) == 3
+
+
+def test_segments_that_share_a_voxel_are_refused_by_name(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=True), SEGMENTS)
+    with pytest.raises(InputError, match=r"a\.seg\.nrrd: segment 'Tumour' overlaps"):
+        read_labelmap(path)
+
+
+def test_codes_and_colours_come_in(tmp_path: Path) -> None:
+    entry = {
+        "contextName": "list",
+        "category": ["SCT", "123037004", "Anatomical Structure"],
+        "type": ["SCT", "10200004", "Liver"],
+    }
+    segments = [
+        SEGMENTS[0] | {"terminology": entry, "name": "  Liver  "},
+        SEGMENTS[1] | {"name": ""},
+    ]
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], segments)
+    _, (liver, nameless) = read_labelmap(path)
+    assert liver.color == (51, 102, 153)
+    assert liver.name == "Liver"
+    assert liver.terminology == Terminology(
+        ("SCT", "123037004", "Anatomical Structure"), ("SCT", "10200004", "Liver")
+    )
+    assert nameless.name == "B"
+
+
+def test_values_without_a_segment_are_not_dropped(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], SEGMENTS[:1])
+    labelmap, labels = read_labelmap(path)
+    assert [(label.value, label.name) for label in labels] == [(1, "Liver"), (2, "Label 2")]
+    assert labelmap.voxels[2, 2, 2] == 2
+
+
+def test_a_segment_of_the_background_is_refused(tmp_path: Path) -> None:
+    segments = [SEGMENTS[0] | {"labelValue": 0}]
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], segments)
+    with pytest.raises(InputError, match="the value 0 of the background"):
+        read_labelmap(path)
+
+
+def test_a_plain_nrrd_needs_no_segments(tmp_path: Path) -> None:
+    sitk.WriteImage(to_sitk(images.blobs(STRAIGHT)), str(tmp_path / "a.seg.nrrd"))
+    labelmap, labels = read_labelmap(tmp_path / "a.seg.nrrd")
+    np.testing.assert_array_equal(labelmap.voxels, images.blobs(STRAIGHT).voxels)
+    assert [label.name for label in labels] == ["Label 1", "Label 2", "Label 3"]
+
+
+def test_a_sheared_segmentation_is_refused(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], SEGMENTS[:2])
+    path.write_bytes(path.read_bytes().replace(b"(0,1,0)", b"(1,1,0)"))
+    with pytest.raises(GeometryError, match=r"a\.seg\.nrrd.*right angles"):
+        read_labelmap(path)
+
+
+@pytest.mark.parametrize("keep", [0, 40, 300, -20])
+def test_a_truncated_segmentation_is_refused(tmp_path: Path, keep: int) -> None:
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False), SEGMENTS)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"a\.seg\.nrrd"):
+        read_labelmap(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["totalsegmentator-examples/example_seg.nii.gz", "malc2012-train/1000_glm.nii.gz"]
+)
+def test_real_labelmaps_equal_what_itk_reads(shared_data: Path, name: str) -> None:
+    labelmap, labels = read_labelmap(shared_data / name)
+    witness = sitk.GetArrayFromImage(sitk.ReadImage(str(shared_data / name)))
+    assert np.array_equal(labelmap.voxels, witness)
+    assert [label.value for label in labels] == sorted(set(np.unique(witness).astype(int)) - {0})
+
+
+def test_float_brain_labels_are_read(shared_data: Path) -> None:
+    path = next(
+        path
+        for path in sorted((shared_data / "brain-label-maps").glob("*.nii.gz"))
+        if nibabel.load(path).get_data_dtype().kind == "f"
+    )
+    labelmap, labels = read_labelmap(path)
+    assert labelmap.voxels.dtype == np.uint16
+    assert {2, 41, 17, 53} <= {label.value for label in labels}
+
+
+def test_labels_written_by_dcmqi_are_read(shared_data: Path) -> None:
+    """Plain label images with one value each."""
+    folder = shared_data / "dicom-seg-examples"
+    labelmap, labels = read_labelmap(folder / "liver_seg.nrrd")
+    witness = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "liver_seg.nrrd")))
+    np.testing.assert_array_equal(labelmap.voxels, witness)
+    assert len(labels) == 1
