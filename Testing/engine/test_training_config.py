@@ -56,6 +56,7 @@ MINIMAL = 'card = "card.json"\n'
         (MINIMAL + "steps = 0", "steps must be at least 1, not 0"),
         (MINIMAL + "views = []", "views is empty"),
         (MINIMAL + "[data]\ncrop_voxels = [32, 32]", "crop_voxels must have 3 values"),
+        (MINIMAL + "[data]\ncrop_voxels = [32, 32, 40]", "must be multiples of 16"),
         (MINIMAL + "[data]\nmirrored = [[2, 41, 3]]", "mirrored must have 2 values"),
         (MINIMAL + "[data.remap]\nleft = 2", "'left' is no label value"),
         (MINIMAL + "data = 3", "data must be a table"),

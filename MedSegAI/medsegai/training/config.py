@@ -110,6 +110,10 @@ class TrainingConfig:
         ):
             if value < least:
                 raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")
+        if any(size < 16 or size % 16 for size in self.data.crop_voxels):
+            raise RequestError(
+                "Training file: data.crop_voxels must be multiples of 16, for the networks halve them 4 times."
+            )
         if not self.views:
             raise RequestError("Training file: views is empty; name at least one view.")
 
