@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from medsegai.errors import RequestError
@@ -50,10 +50,9 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """A state dict as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     temporary = path.with_suffix(".part")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary
-    )
+    temporary.write_bytes(save(tensors))
     os.replace(temporary, path)
 
 
