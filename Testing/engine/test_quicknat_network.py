@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+
 from medsegai.networks.quicknat import (
     QuickNAT,
     QuickNATConfig,
     pool_with_codes,
     unpool_with_codes,
 )
-from torch import nn
-from torch.nn import functional
 
 BLOCKS = [f"encode{n}" for n in range(1, 5)] + ["bottleneck"] + [f"decode{n}" for n in range(1, 5)]
 SMALL = QuickNATConfig(channels=2, filters=4, classes=5)
@@ -59,7 +60,10 @@ def reference_logits(network: QuickNAT, slices: torch.Tensor) -> torch.Tensor:
 
     def dense(name: str, features: torch.Tensor) -> torch.Tensor:
         for number, padding in ((1, 2), (2, 2), (3, 0)):
-            norm = [state[f"{name}.batchnorm{number}.{part}"] for part in ("running_mean", "running_var")]
+            norm = [
+                state[f"{name}.batchnorm{number}.{part}"]
+                for part in ("running_mean", "running_var")
+            ]
             scale = [state[f"{name}.batchnorm{number}.{part}"] for part in ("weight", "bias")]
             active = functional.prelu(
                 functional.batch_norm(features, *norm, *scale), state[f"{name}.prelu.weight"]
@@ -146,7 +150,7 @@ def test_codes_resolve_ties_as_indices_do() -> None:
 
 
 def test_codes_of_each_place() -> None:
-    window = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]] + [[0, 0, 0, 0], [3, 0, 0, 4.0]])
+    window = torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 4]])
     values, codes = pool_with_codes(window[None, None])
     assert codes.dtype == torch.uint8
     assert codes.flatten().tolist() == [0, 1, 2, 3]
