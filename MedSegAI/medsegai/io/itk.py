@@ -24,6 +24,10 @@ _READERS = {
 }
 ITK_ENDINGS = tuple(_READERS)
 
+HEADER_BYTES = 1 << 20
+"""More than any header: Slicer writes less than a kilobyte for each of its segments."""
+
+_DIMENSIONS = re.compile(rb"^NDims *= *[1-9][ \t\r]*$", re.MULTILINE)
 _DATA_FILE = re.compile(
     rb"^(?:data ?file:|ElementDataFile *=)[ \t]*(.+?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE
 )
@@ -90,9 +94,10 @@ def check_itk_header(path: Path, components: int | None = 1) -> None:
 
     Raises:
         InputError: see `check_3d`, `check_stored_size`.
-        RuntimeError: ITK does not understand the header.
+        RuntimeError, ValueError: the header cannot be understood.
     """
-    stored, compressed = _stored_bytes(path)
+    header = _header_text(path)
+    stored = _stored_bytes(path, header)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_READERS[path.suffix.lower()])
     reader.SetFileName(str(path))
@@ -102,6 +107,7 @@ def check_itk_header(path: Path, components: int | None = 1) -> None:
         _check_scalar(path, reader.GetNumberOfComponents(), type_name)
     i, j, k = check_3d(path, reader.GetSize())
     voxel_bytes = reader.GetNumberOfComponents() * _scalar_bytes(reader.GetPixelID())
+    compressed = _COMPRESSED.search(header) is not None
     check_stored_size(path, i * j * k * voxel_bytes, stored, compressed)
 
 
@@ -121,29 +127,41 @@ def _scalar_bytes(pixel_id: int) -> int:
     return int(bits.group(1)) // 8 if bits else 1
 
 
-def _stored_bytes(path: Path) -> tuple[int, bool]:
-    """Bytes of the file or files that hold the voxels, and whether they are compressed.
+def _header_text(path: Path) -> bytes:
+    """The text before the voxels.
+
+    Raises:
+        ValueError: a MetaImage whose number of dimensions is not one digit. ITK would write beyond
+            its arrays (seen in 5.4: NDims = 83 ends the process).
+    """
+    with path.open("rb") as file:
+        start = file.read(HEADER_BYTES)
+    if _READERS[path.suffix.lower()] == "NrrdImageIO":
+        return start.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+    if start.count(b"NDims") != 1 or not _DIMENSIONS.search(start):
+        raise ValueError("NDims is missing or no number from 1 to 9")
+    last = _DATA_FILE.search(start)
+    return start[: last.end()] if last else start
+
+
+def _stored_bytes(path: Path, header: bytes) -> int:
+    """Bytes of the file or files that hold the voxels.
 
     Raises:
         InputError: the header names a file that is not there.
     """
-    with path.open("rb") as file:
-        header = file.read(1 << 16)
-    compressed = _COMPRESSED.search(header) is not None
     match = _DATA_FILE.search(header)
     name = match.group(1).decode(errors="replace") if match else "LOCAL"
     if name.upper() == "LOCAL":
-        return path.stat().st_size, compressed
+        return path.stat().st_size
     if name.upper().startswith("LIST") or "%" in name:  # a file per slice: an upper bound will do
-        return sum(
-            file.stat().st_size for file in path.parent.iterdir() if file.is_file()
-        ), compressed
+        return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     data = path.parent / name
     if not data.is_file():
         raise InputError(
             f"{path}: its voxels should lie in {data}, which does not exist. Copy both files."
         )
-    return data.stat().st_size, compressed
+    return data.stat().st_size
 
 
 def _itk_voxels(voxels: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError, ModelError
 from medsegai.io.files import PARSER_ERRORS, check_3d, native, placed, unreadable
-from medsegai.io.itk import LPS_TO_RAS, check_itk_header
+from medsegai.io.itk import HEADER_BYTES, LPS_TO_RAS, check_itk_header
 from medsegai.io.reading import read_unchecked
 from medsegai.labels import Label, Terminology
 from medsegai.volume import Volume
 
 MAX_LABEL = 2**31 - 1
 """The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
-
-HEADER_BYTES = 1 << 20
-"""More than the header of any segmentation: Slicer writes less than a kilobyte per segment."""
 
 GOLDEN_TURN = 0.618034
 """Hues a golden section apart differ well for any number of labels."""
