@@ -98,6 +98,7 @@ def test_distances_are_those_of_all_pairs(seed: int) -> None:
     there, back = distances.min(axis=1), distances.min(axis=0)
     hd95, assd = surface_figures(first, second, SPACING)
     assert hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-12)
+    assert surface_figures(second, first, SPACING) == pytest.approx((hd95, assd), rel=1e-12)
     assert assd == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)), rel=1e-12)
 
 
