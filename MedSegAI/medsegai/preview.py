@@ -105,13 +105,14 @@ def render_preview(
     scale = LONGEST_SIDE / max(np.multiply(scan.shape, spacing))
     colors = np.array([(0, 0, 0), *(label.color for label in labels)], dtype=np.float64)
 
-    top, bottom, shown = [], [], set()
+    top, bottom = [], []
+    shown: set[int] = set()
     for plane in PLANES:
         index = _best_cut(areas[plane.axis])
         size = plane.size(scan.shape, spacing * scale)
         grey = _grey(plane.cut(scan, index), window, size)
         coded = _resized(plane.cut(codes, index), size, Image.Resampling.NEAREST)
-        shown |= set(np.flatnonzero(areas[plane.axis][index]))
+        shown |= set(np.flatnonzero(areas[plane.axis][index]).tolist())
         top.append(_panel(_outlined(grey, coded, colors), plane))
         if doubts is not None:
             heat = _resized(plane.cut(doubts, index), size, Image.Resampling.BILINEAR)

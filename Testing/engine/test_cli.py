@@ -8,11 +8,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -25,6 +27,7 @@ from medsegai.commands.segment import request_from_arguments
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult, request_options
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_COMMAND = Path(fake_engine.__file__)
 STRANGE_AFFINE = np.array([[0, 0, 2.5, -20], [-0.8, 0, 0, 30], [0, 1.25, 0, 7], [0, 0, 0, 1]])
 EXIT_KINDS = sorted(
@@ -181,6 +184,30 @@ def test_output_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["segment", "scan.nii.gz"])
     assert "--output" in capsys.readouterr().err
+
+
+def subcommands(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, Any]]:
+    """Every command that runs something, with its parser."""
+    inner = [item for item in parser._actions if isinstance(item, argparse._SubParsersAction)]
+    for action in inner:
+        for word, subparser in action.choices.items():
+            yield from subcommands(subparser, f"{name} {word}")
+    if not inner:
+        yield name, parser
+
+
+@pytest.mark.parametrize("name", [name for name, _ in subcommands(build_parser(), "medsegai")])
+def test_the_documentation_of_a_command_names_its_options(name: str) -> None:
+    page = (REPOSITORY / "docs" / "command-line.md").read_text()
+    sections = re.split(r"^## (medsegai[\w ]*)$", page, flags=re.MULTILINE)[1:]
+    texts = dict(zip(sections[::2], sections[1::2], strict=True))
+    section = next(text for title, text in texts.items() if name.startswith(title))
+    if name == "medsegai demo":
+        section += texts["medsegai segment"]
+    options = dict(subcommands(build_parser(), "medsegai"))[name]._option_string_actions
+    missing = {option for option in options if option not in ("-h", "--help")}
+    missing -= set(re.findall(r"`(--?[a-z-]+)`", section))
+    assert not missing
 
 
 # Files
