@@ -136,7 +136,9 @@ def _best_cut(areas: NDArray[np.int64]) -> int:
     structures = areas[:, 1:]
     if not structures.any():
         return len(areas) // 2
-    return int((structures / np.maximum(structures.max(axis=0), 1)).sum(axis=1).argmax())
+    shares = (structures / np.maximum(structures.max(axis=0), 1)).sum(axis=1)
+    best = np.flatnonzero(np.isclose(shares, shares.max()))
+    return int(best[len(best) // 2])
 
 
 def _box(areas: Sequence[NDArray[np.int64]]) -> tuple[slice, ...]:

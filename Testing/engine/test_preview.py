@@ -135,6 +135,17 @@ def test_small_structures_decide_the_slice_as_much_as_large_ones() -> None:
     place(axial, colors[2])
 
 
+def test_of_equally_good_slices_the_middle_one_is_shown() -> None:
+    geometry = Geometry.from_spacing((30, 30, 30), (1, 1, 1))
+    values = np.zeros(geometry.shape, dtype=np.uint8)
+    values[5:26, 5:26, 5:26] = RIGHT.value
+    scan = np.zeros(geometry.shape)
+    scan[15] = 1000.0  # one bright axial slice, through the middle of the cube
+    picture = render_preview(Volume(scan, geometry), Volume(values, geometry), BALLS)
+    axial = panels(picture)[0]
+    assert axial[LONGEST_SIDE // 2, LONGEST_SIDE // 2].sum() > 500
+
+
 def test_grey_values_span_the_window() -> None:
     geometry = Geometry.from_spacing((30, 30, 30), (1, 1, 1))
     ramp = np.broadcast_to(np.linspace(-1000.0, 3000.0, 30), geometry.shape)
