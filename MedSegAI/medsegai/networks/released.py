@@ -1,18 +1,21 @@
 """Weights of QuickNAT as its authors released them: a whole pickled module, read without running any of it.
 
-A pickle is a program, so torch's restricted unpickler reads it (`weights_only`), with an allow-list of the classes
-that a QuickNAT is made of. None of those is imported: each stands for an empty object that takes attributes.
+A pickle is a program, so a restricted unpickler reads it, with an allow-list of the names that a QuickNAT is made
+of. No class of the file is imported: each stands for an empty object that takes attributes. (torch's own
+`weights_only` cannot read whole modules in the file format of before 2020, which the released files have.)
 """
 
 from __future__ import annotations
 
 import pickle
-import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch._utils
 from torch import Tensor
 
 from medsegai.errors import ModelError, UnsafeModelError
@@ -36,14 +39,14 @@ _LAYERS = {
     "linear": ("Linear",),
     "pooling": ("MaxPool2d", "MaxUnpool2d"),
 }
-ALLOWED = (
+INERT = (
     "quicknat.QuickNat",
     *(f"nn_common_modules.modules.{name}" for name in _BLOCKS),
     *(f"squeeze_and_excitation.squeeze_and_excitation.{name}" for name in _EXCITATIONS),
     *(f"torch.nn.modules.{module}.{name}" for module, names in _LAYERS.items() for name in names),
     "torch.nn.backends.thnn._get_thnn_function_backend",
 )
-"""Names that a released file may hold, beside tensors and plain containers."""
+"""Names that a released file may hold beside tensors and plain containers, and that do nothing here."""
 
 
 def read_released(path: Path) -> dict[str, Tensor]:
@@ -53,20 +56,44 @@ def read_released(path: Path) -> dict[str, Tensor]:
         UnsafeModelError: the file names anything that is not on the allow-list; it was not run.
         ModelError: the file is no checkpoint, or holds no network.
     """
-    stand_ins = [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in ALLOWED]
+    restricted = SimpleNamespace(
+        Unpickler=_Unpickler, load=lambda file, **_: _Unpickler(file).load()
+    )
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        content = torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
+    except UnsafeModelError as error:
+        raise UnsafeModelError(f"{path} {error}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError) as error:
         raise ModelError(f"{path} is no PyTorch checkpoint, or is damaged: {error}.") from None
+    except (TypeError, ValueError, AttributeError) as error:  # a pickle that calls what it may not
+        raise ModelError(f"{path} is no QuickNAT checkpoint: {error}.") from None
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     state = dict(_tensors(content))
     if not state:
         raise ModelError(f"{path} holds no weights.")
     return state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names on the allow-list and no others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}"
+        if full_name in INERT:
+            return type(name, (_Inert,), {})
+        if full_name == "collections.OrderedDict":
+            return OrderedDict
+        if full_name in ("builtins.set", "__builtin__.set"):
+            return set
+        if full_name == "torch._utils._rebuild_tensor_v2":
+            return lambda *arguments: torch._utils._rebuild_tensor_v2(*arguments)
+        if full_name in ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"):
+            return lambda data, *_: data
+        raise UnsafeModelError(
+            f"asks to load {full_name!r}, which no QuickNAT needs. A file like this can run any program; "
+            "it was refused and nothing of it was run. Get the weights from their authors."
+        )
 
 
 def released_config(state: dict[str, Tensor], path: Path) -> QuickNATConfig:
@@ -110,16 +137,3 @@ def _tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for name, child in attributes.get("_modules", {}).items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")
-
-
-def _refusal(path: Path, error: pickle.UnpicklingError) -> ModelError:
-    message = str(error)
-    named = re.search(r"(?:GLOBAL|global|type|class)\s+([A-Za-z_][\w.]*\.[\w.]+)", message)
-    if named is None:
-        return ModelError(
-            f"{path} is no PyTorch checkpoint, or is damaged: {message.splitlines()[0]}"
-        )
-    return UnsafeModelError(
-        f"{path} asks to load {named[1]!r}, which no QuickNAT needs. A file like this can run any program; "
-        "it was refused and nothing of it was run. Get the weights from their authors."
-    )

@@ -1,0 +1,125 @@
+"""Backends give the same answer, and the job goes on when memory runs out."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny_quicknat
+from medsegai.errors import DeviceError
+from medsegai.networks import backends
+from medsegai.networks.backends import BatchRunner, Compute, choose_compute, make_runner
+
+CPU = torch.device("cpu")
+SLICES = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEGAI_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_backend_gives_the_logits_of_the_plain_network(backend: str, mixed: bool) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    network = tiny_quicknat.network(4, slices=3)
+    with torch.inference_mode():
+        plain = network(SLICES)
+    logits = make_runner(network, Compute(CPU, backend, mixed))(SLICES)
+    tolerance = 0.05 if mixed else 1e-4
+    assert (logits - plain).abs().max() < tolerance * plain.abs().max()
+
+
+def test_openvino_pads_the_last_batch_and_gives_it_back_without_padding() -> None:
+    pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    network = tiny_quicknat.network(4, slices=3)
+    runner = make_runner(network, Compute(CPU, "openvino", False))
+    with torch.inference_mode():
+        plain = network(SLICES)
+    runner(SLICES[:4])
+    last = runner(SLICES[4:])
+    assert last.shape[0] == 1
+    torch.testing.assert_close(last, plain[4:], atol=1e-3, rtol=1e-3)
+
+
+def test_dropout_stays_active_where_it_is_asked_for() -> None:
+    network = tiny_quicknat.network(4, slices=3)
+    quiet = make_runner(network, Compute(CPU, "torch", False))
+    noisy = make_runner(network, Compute(CPU, "torch", False), dropout=True)
+    assert torch.equal(quiet(SLICES), quiet(SLICES))
+    assert not torch.equal(noisy(SLICES), noisy(SLICES))
+
+
+class SmallMemory(nn.Module):
+    """Runs out of memory with more than `most` slices, and with any slice before `step_down`."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.sizes: list[int] = []
+
+    def __call__(self, slices: Tensor) -> Tensor:
+        self.sizes.append(slices.shape[0])
+        if slices.shape[0] > self.most:
+            raise torch.OutOfMemoryError("no memory")
+        return slices * 2
+
+
+def runner_with(monkeypatch: pytest.MonkeyPatch, makers: list[SmallMemory]) -> BatchRunner:
+    waiting = iter(makers)
+    monkeypatch.setattr(backends, "make_runner", lambda *_: next(waiting))
+    return BatchRunner(nn.Identity())
+
+
+def test_batches_grow_smaller_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SmallMemory(most=2)
+    runner = runner_with(monkeypatch, [memory])
+    compute = Compute(CPU, "torch", False)
+    assert torch.equal(runner(SLICES, compute), SLICES * 2)
+    assert memory.sizes[0] == 5
+    assert max(memory.sizes[1:]) <= 2
+    assert runner.batch_size(compute) == 2
+    assert not compute.notes
+
+
+def test_a_gpu_too_small_for_one_slice_gives_way_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = runner_with(monkeypatch, [SmallMemory(most=0), SmallMemory(most=9)])
+    compute = Compute(torch.device("cuda", 0), "torch", False)
+    monkeypatch.setattr(backends, "device_name", lambda device: str(device))
+    assert torch.equal(runner(SLICES, compute), SLICES * 2)
+    assert compute.device == CPU
+    assert len(compute.notes) == 1
+    assert "cuda:0" in compute.notes[0]
+
+
+def test_a_cpu_without_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_with(monkeypatch, [SmallMemory(most=0)])
+    with pytest.raises(DeviceError, match="too little memory"):
+        runner(SLICES, Compute(CPU, "torch", False))
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "abacus", "mps:0"])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) -> None:
+    with pytest.raises(DeviceError, match="cpu"):
+        choose_compute(device)
+
+
+def test_openvino_that_is_not_installed_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    assert choose_compute("cpu").backend == "torch"
+    with pytest.raises(DeviceError, match=r"medsegai\[cpu\]"):
+        choose_compute("cpu", "openvino")
+
+
+def test_mixed_precision_is_chosen_only_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has in (True, False):
+        monkeypatch.setattr(backends, "cpu_has_bfloat16", lambda has=has: has)
+        assert choose_compute("cpu").mixed is has
+        assert choose_compute("cpu", precision="fp32").mixed is False

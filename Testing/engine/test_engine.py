@@ -1,0 +1,247 @@
+"""The pipeline: results lie where the scan lies, options do what they say, errors leave nothing behind."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_quicknat
+from images import DIRECTIONS
+from medsegai import engine
+from medsegai.card import Channel, MemberCard, ModelCard
+from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, RequestError
+from medsegai.families import Prepared
+from medsegai.labels import Label
+from medsegai.networks.backends import Compute
+from medsegai.preprocessing.conform import conform, conformed_geometry
+from medsegai.probabilities import Block
+from medsegai.progress import Progress, ProgressEvent
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
+
+LABELS = (Label(7, "Dim", (10, 20, 30)), Label(300, "Bright", (40, 50, 60)))
+CARD = ModelCard(
+    id="thresholds",
+    name="Thresholds",
+    family="thresholds",
+    version="1",
+    channels=(Channel("any", "MR"),),
+    labels=LABELS,
+    members=(MemberCard("one"), MemberCard("two")),
+    spacing_mm=(1.0, 1.0, 1.0),
+)
+
+
+@dataclass
+class Thresholds:
+    """A member whose answer is known: dim above its threshold, bright above 700, on a conformed grid."""
+
+    name: str
+    threshold: float
+    weight: float = 1.0
+    classes: Sequence[Sequence[int]] = ((), (7,), (300,))
+
+    def predict(self, prepared: Prepared, compute: Compute) -> Iterator[Block]:
+        for k, plane in enumerate(prepared.voxels[0]):
+            values = torch.from_numpy(plane)
+            index = (values > self.threshold).long() + (values > 700)
+            yield Block(
+                (k, 0, 0), torch.nn.functional.one_hot(index, 3).movedim(-1, 0)[:, None].float()
+            )
+
+
+class ThresholdModel:
+    card = CARD
+
+    def prepare(self, inputs: Sequence[Volume]) -> Prepared:
+        grid = conformed_geometry(inputs[0].geometry, (96, 96, 96), (1.0, 1.0, 1.0))
+        return Prepared(
+            grid, conform(inputs[0], grid, antialias=False)[None], ("a note on the input",)
+        )
+
+    def members(self, names: Sequence[str], dropout_passes: int, seed: int) -> list[Thresholds]:
+        return [Thresholds("one", 300.0), Thresholds("two", 300.0 if "same" in names else 400.0)]
+
+
+@pytest.fixture
+def thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine._model.cache_clear()
+    monkeypatch.setattr(engine, "find_card", lambda name: CARD)
+    monkeypatch.setattr(engine, "load_model", lambda card: ThresholdModel())
+
+
+def scan(directions: str) -> Volume:
+    """Two blobs, one bright: not symmetric, on an anisotropic and non-cubic grid."""
+    grid = Geometry.from_spacing(
+        (40, 52, 44), (1.2, 1.0, 1.6), (-20.0, 11.0, 5.0), DIRECTIONS[directions]
+    )
+    k, j, i = np.meshgrid(*[np.linspace(-1, 1, size) for size in grid.shape], indexing="ij")
+    dim = 600 * np.exp(-8 * ((k + 0.3) ** 2 + (j + 0.3) ** 2 + (i - 0.4) ** 2))
+    bright = 1000 * np.exp(-10 * ((k - 0.4) ** 2 + (j - 0.3) ** 2 + 2 * (i + 0.2) ** 2))
+    return Volume((dim + bright).astype(np.float32), grid)
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+@pytest.mark.usefixtures("thresholds")
+def test_labels_lie_where_the_voxels_lie(directions: str) -> None:
+    image = scan(directions)
+    result = engine.segment(SegmentationRequest((image,), members=("same",)))
+    assert result.labelmap.geometry is image.geometry
+    expected = np.where(image.voxels > 700, 300, np.where(image.voxels > 300, 7, 0))
+    for value in (7, 300):
+        ours, truth = result.labelmap.voxels == value, expected == value
+        dice = 2 * (ours & truth).sum() / (ours.sum() + truth.sum())
+        assert dice > 0.93, value
+    assert result.labelmap.voxels.dtype == np.uint16
+    for measures in result.structures:
+        count = int((result.labelmap.voxels == measures.label.value).sum())
+        assert measures.voxels == count
+        assert measures.volume_ml == pytest.approx(count * 1.2 * 1.0 * 1.6 / 1000)
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_uncertainty_shows_where_members_disagree() -> None:
+    image = scan("oblique")
+    result = engine.segment(SegmentationRequest((image,), uncertainty=True))
+    assert result.entropy is not None
+    disputed = (image.voxels > 310) & (image.voxels < 390)
+    settled = (image.voxels < 200) | (image.voxels > 800)
+    assert result.entropy.voxels[disputed].mean() > 0.4
+    assert result.entropy.voxels[settled].max() < 0.05
+    dim, bright = result.structures
+    assert bright.pairwise_dice == pytest.approx(1.0)
+    assert bright.volume_cv == pytest.approx(0.0)
+    assert dim.pairwise_dice is not None
+    assert 0.5 < dim.pairwise_dice < 0.95
+    assert dim.iou is not None
+    assert dim.iou < dim.pairwise_dice
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_probabilities_are_kept_when_asked_for_and_agree_with_the_labels() -> None:
+    result = engine.segment(
+        SegmentationRequest((scan("LPS"),), probabilities=True, members=("same",))
+    )
+    assert result.probabilities.shape == (2, *result.labelmap.geometry.shape)
+    background = 1 - result.probabilities.astype(np.float32).sum(0)
+    winner = np.concatenate([background[None], result.probabilities]).argmax(0)
+    agreement = np.array([0, 7, 300])[winner] == result.labelmap.voxels
+    assert agreement.mean() > 0.999
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_the_report_names_everything_but_the_patient() -> None:
+    image = Volume(scan("LPS").voxels, scan("LPS").geometry, source="/home/user/Jane Doe.nii.gz")
+    report = engine.segment(SegmentationRequest((image,))).report()
+    assert report["provenance"]["models"][0]["id"] == "thresholds"
+    assert report["warnings"][0].startswith("a note on the input")
+    assert set(report["seconds"]) == set(engine.STAGES)
+    assert len(report["provenance"]["inputs"][0]["sha256"]) == 64
+    assert "Jane" not in str(report)
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_progress_rises_to_one_and_every_stage_can_be_stopped() -> None:
+    events: list[ProgressEvent] = []
+    engine.segment(SegmentationRequest((scan("LPS"),)), Progress(events.append))
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1.0)
+    for stage in engine.STAGES:
+        cancel = Event()
+        progress = Progress(
+            lambda event, stage=stage, cancel=cancel: (
+                cancel.set() if event.stage == stage else None
+            ),
+            cancel,
+        )
+        with pytest.raises(Cancelled):
+            engine.segment(SegmentationRequest((scan("LPS"),)), progress)
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_images_on_different_grids_are_refused() -> None:
+    first, second = scan("LPS"), scan("oblique")
+    with pytest.raises(GeometryError, match="does not lie on the grid"):
+        engine.segment(SegmentationRequest((first, second)))
+
+
+@pytest.mark.usefixtures("thresholds")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_voxels_that_are_not_finite_are_refused(value: float) -> None:
+    image = scan("LPS")
+    image.voxels[3, 4, 5] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        engine.segment(SegmentationRequest((image,)))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MEDSEGAI_CACHE", str(tmp_path / "cache"))
+    engine._model.cache_clear()
+    return str(tiny_quicknat.write_model(tmp_path / "tiny", slices=3).folder)
+
+
+def labels_of(model: str, **options: object) -> np.ndarray:
+    request = SegmentationRequest(
+        (scan("oblique"),), (model,), backend="torch", precision="fp32", **options
+    )
+    return engine.segment(request).labelmap.voxels
+
+
+def test_views_can_be_chosen_and_change_the_answer(tiny: str) -> None:
+    every, axial = labels_of(tiny), labels_of(tiny, members=("axial",))
+    assert not np.array_equal(every, axial)
+    assert np.array_equal(every, labels_of(tiny, members=("axial", "coronal", "sagittal")))
+    with pytest.raises(ModelError, match="it has axial, coronal, sagittal"):
+        labels_of(tiny, members=("frontal",))
+
+
+def test_dropout_depends_on_the_seed_and_on_nothing_else(tiny: str) -> None:
+    torch.manual_seed(1)
+    first = labels_of(tiny, dropout_passes=2, seed=5)
+    torch.manual_seed(2)
+    assert np.array_equal(first, labels_of(tiny, dropout_passes=2, seed=5))
+    assert not np.array_equal(first, labels_of(tiny, dropout_passes=2, seed=6))
+
+
+def test_weights_that_are_not_the_cards_are_refused(tiny: str) -> None:
+    weights = Path(tiny) / "coronal.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(ModelError, match=r"coronal\.safetensors.*SHA-256"):
+        labels_of(tiny)
+
+
+def test_models_that_mean_different_structures_by_one_value_are_refused(
+    tiny: str, tmp_path: Path
+) -> None:
+    other = tiny_quicknat.write_model(tmp_path / "other")
+    text = (other.folder / "card.json").read_text().replace("Left part", "Liver")
+    (other.folder / "card.json").write_text(text)
+    request = SegmentationRequest((scan("LPS"),), (tiny, str(other.folder)))
+    with pytest.raises(RequestError, match="'Left part' in one model and 'Liver'"):
+        engine.segment(request)
+
+
+def test_two_models_are_joined(tiny: str, tmp_path: Path) -> None:
+    other = str(tiny_quicknat.write_model(tmp_path / "other", grid=64, spacing_mm=1.5).folder)
+    request = SegmentationRequest(
+        (scan("LPS"),), (tiny, other), backend="torch", precision="fp32", probabilities=True
+    )
+    joint = engine.segment(request)
+    single = [
+        engine.segment(
+            SegmentationRequest(
+                (scan("LPS"),), (name,), backend="torch", precision="fp32", probabilities=True
+            )
+        )
+        for name in (tiny, other)
+    ]
+    mean = (single[0].probabilities.astype(np.float32) + single[1].probabilities) / 2
+    np.testing.assert_allclose(joint.probabilities, mean, atol=3e-3)

@@ -1,0 +1,103 @@
+"""Members joined: against plain NumPy, with merged classes, votes and a device that runs out of memory."""
+
+import numpy as np
+import pytest
+import torch
+
+from medsegai.fusion import Accumulator, fuse, read_member_labels
+from medsegai.probabilities import Block, JointProbabilities
+from medsegai.volume import Geometry
+
+LABELS = (0, 2, 41, 16)
+FULL = [[], [2], [41], [16]]
+MERGED = [[], [2, 41], [16]]
+GRID = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
+CPU = torch.device("cpu")
+
+
+def answers(classes: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(
+        np.random.default_rng(seed).normal(size=(classes, *GRID.shape)) * 3
+    ).softmax(0)
+
+
+def accumulated(members, **options) -> Accumulator:
+    total = Accumulator(LABELS, GRID, CPU, **options)
+    for classes, weight, values in members:
+        total.begin_member(classes, weight)
+        for k in range(GRID.shape[0]):
+            total.add(Block((k, 0, 0), values[:, k : k + 1]))
+    return total
+
+
+def test_weighted_mean_of_probabilities() -> None:
+    first, second = answers(4, 0), answers(4, 1)
+    result = accumulated([(FULL, 0.4, first), (FULL, 0.2, second)]).result()
+    expected = (2 * first + second) / 3
+    np.testing.assert_allclose(result.values.float(), expected, atol=2e-3)
+    np.testing.assert_allclose(result.values.float().sum(0), 1, atol=3e-3)
+
+
+def test_a_channel_that_does_not_know_the_side_feeds_both() -> None:
+    full, merged = answers(4, 0), answers(3, 1)
+    result = accumulated([(FULL, 0.8, full), (MERGED, 0.2, merged)]).result()
+    total = 0.8 * full + 0.2 * merged[[0, 1, 1, 2]]
+    np.testing.assert_allclose(result.values.float(), total / total.sum(0), atol=2e-3)
+
+
+def test_what_nobody_spoke_about_is_background() -> None:
+    total = Accumulator(LABELS, GRID, CPU)
+    total.begin_member(FULL, 1.0)
+    total.add(Block((1, 2, 3), answers(4, 0)[:, :2, :2, :2]))
+    values = total.result().values
+    assert (values[0, 0] == 1).all()
+    assert (values[1:, 3] == 0).all()
+    np.testing.assert_allclose(
+        values[:, 1:3, 2:4, 3:5].float(), answers(4, 0)[:, :2, :2, :2], atol=2e-3
+    )
+
+
+def test_majority_vote_counts_heads_not_probabilities() -> None:
+    sure = torch.tensor([0.0, 1.0, 0.0, 0.0])[:, None, None, None].expand(4, *GRID.shape)
+    doubtful = torch.tensor([0.2, 0.3, 0.1, 0.4])[:, None, None, None].expand(4, *GRID.shape)
+    members = [(FULL, 1.0, sure), (FULL, 1.0, doubtful), (FULL, 1.0, doubtful)]
+    assert (accumulated(members).result().native_argmax == 1).all()
+    assert (accumulated(members, vote=True).result().native_argmax == 3).all()
+
+
+def test_members_own_labels_take_the_side_from_the_fused_answer() -> None:
+    full, merged = answers(4, 0), answers(3, 1)
+    total = accumulated([(FULL, 0.8, full), (MERGED, 0.2, merged)], keep_members=True)
+    fused = total.result()
+    first, second = total.member_labels(fused)
+    np.testing.assert_array_equal(first, full.argmax(0))
+    side = torch.where(fused.values[1] >= fused.values[2], 1, 2)
+    expected = torch.where(merged.argmax(0) == 1, side, torch.tensor([0, 0, 3])[merged.argmax(0)])
+    np.testing.assert_array_equal(second, expected)
+    read = read_member_labels([(first, GRID), (second, GRID)], GRID, 1, 3)
+    np.testing.assert_array_equal(read, torch.stack([first, second])[:, 1:3])
+
+
+def test_parts_on_one_grid_stay_as_they_are_and_others_are_joined() -> None:
+    part = accumulated([(FULL, 1.0, answers(4, 0))]).result()
+    assert fuse([part], [1.0]) is part
+    assert isinstance(fuse([part, part], [1.0, 2.0]), JointProbabilities)
+
+
+def test_a_gpu_without_memory_hands_the_sum_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: torch is told to fail the first time, and the sum to believe it lies on a GPU."""
+    members = [(FULL, 0.4, answers(4, 0)), (FULL, 0.2, answers(4, 1))]
+    expected = accumulated(members).result().values
+    zeros, failures = torch.zeros, []
+
+    def fail_once(*arguments, **options):
+        if not failures:
+            failures.append(1)
+            raise torch.OutOfMemoryError("no memory")
+        return zeros(*arguments, **options)
+
+    monkeypatch.setattr(torch, "zeros", fail_once)
+    total = accumulated(members)
+    assert torch.equal(total.result().values, expected)
+    assert len(total.notes) == 1
+    assert "CPU" in total.notes[0]
