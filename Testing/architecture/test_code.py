@@ -64,6 +64,7 @@ OFFENCES: list[tuple[Rule, str]] = [
     (code_rules.danger_problems, "from pickle import load as read\nread(file)"),
     (code_rules.danger_problems, "import torch\ntorch.load(path)"),
     (code_rules.danger_problems, "import torch\ntorch.load(path, weights_only=False)"),
+    (code_rules.danger_problems, "import torch\ntorch.load(path, pickle_module=pickle)"),
     (code_rules.danger_problems, "import numpy as np\nnp.load(path, allow_pickle=True)"),
     (code_rules.danger_problems, "import subprocess\nsubprocess.run(text, shell=True)"),
     (code_rules.danger_problems, "eval(text)"),
@@ -80,6 +81,7 @@ def test_an_offence_is_found(rule: Rule, source: str) -> None:
 CUSTOMS: list[tuple[Rule, str]] = [
     (code_rules.size_problems, "def f(self, a, b, c, d, e, f, *args, **kwargs): pass"),
     (code_rules.danger_problems, "import torch\ntorch.load(path, weights_only=True)"),
+    (code_rules.danger_problems, "import torch\ntorch.load(path, pickle_module=restricted)"),
     (code_rules.danger_problems, "import pickle\nclass Restricted(pickle.Unpickler): pass"),
     (code_rules.danger_problems, "model.eval()"),
     (code_rules.text_problems, "see https://example.org/work/ and ../work/x"),

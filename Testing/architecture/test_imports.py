@@ -126,24 +126,35 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
     assert import_rules.problems(PurePosixPath(path), source) == []
 
 
-def test_what_the_engine_imports_is_a_declared_dependency() -> None:
+def shipped_dependencies() -> set[str]:
+    """Names of the packages that users install, in small letters: the base and the extras for them."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    shipped = [
-        *project["dependencies"],
-        *(line for extra in ("torch", "cpu", "demo", "train") for line in extras[extra]),
-    ]
-    declared = {re.split(r"[<>=!~;\[ ]", line)[0].lower().replace("-", "_") for line in shipped}
+    used = [line for extra in ("torch", "cpu", "demo", "train") for line in extras[extra]]
+    lines = [*project["dependencies"], *used]
+    return {re.split(r"[<>=!~;\[ ]", line)[0].lower() for line in lines}
+
+
+def engine_sources() -> list[tuple[PurePosixPath, str]]:
+    return [(path, text) for path, text in sources() if path.parts[0] == "medsegai"]
+
+
+def test_what_the_engine_imports_is_a_declared_dependency() -> None:
     imported = {
         item.top
-        for path, text in sources()
-        if path.parts[0] == "medsegai"
+        for path, text in engine_sources()
         for item in import_rules.imported(path, text)
         if item.top not in sys.stdlib_module_names and item.top != "medsegai"
     }
     assert "numpy" in imported
-    missing = {name for name in imported if DISTRIBUTIONS.get(name, name).lower() not in declared}
-    assert not missing, f"imported, but not in pyproject.toml: {sorted(missing)}"
+    wanted = {DISTRIBUTIONS.get(name, name).lower() for name in imported}
+    assert not wanted - shipped_dependencies(), "imported, but not in pyproject.toml"
+
+
+def test_every_declared_dependency_is_used() -> None:
+    text = "\n".join(text for _, text in engine_sources())
+    names = {DISTRIBUTIONS.get(word, word).lower() for word in set(re.findall(r"\w+", text))}
+    assert not shipped_dependencies() - names, "in pyproject.toml, but not used"
 
 
 def imports_of_a_fresh_process(statement: str) -> set[str]:

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "MedSegAI"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 # Slicer's own Python has these; the extension must not replace them.
-SLICER_BRINGS = {"numpy", "pillow", "scipy", "SimpleITK"}
+SLICER_BRINGS = {"numpy", "pillow", "pydicom", "scipy", "SimpleITK"}
 
 # Stands in for Slicer's macro of the same name: writes down what it was given, and refuses what
 # Slicer would refuse.
