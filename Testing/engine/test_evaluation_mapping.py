@@ -51,14 +51,14 @@ def test_the_nearest_wins_and_ties_go_to_the_first() -> None:
 
 
 def test_nearness_is_in_mm() -> None:
-    voxels = np.zeros((3, 1, 4), np.uint8)
-    voxels[0, 0, 0] = 7
-    voxels[2, 0, 0] = 1  # 2 voxels along k
-    voxels[0, 0, 3] = 2  # 3 voxels along i
+    voxels = np.zeros((4, 1, 5), np.uint8)
+    voxels[1, 0, 1] = 7
+    voxels[3, 0, 1] = 1  # 2 voxels along k
+    voxels[1, 0, 4] = 2  # 3 voxels along i
     rules = LabelMapping({1: (8,), 2: (47,), 7: (8, 47)})
     for spacing, expected in (((1, 1, 1), 8), ((1, 1, 2), 47), ((3, 1, 4), 8)):
         grid = Geometry.from_spacing(voxels.shape, spacing)
-        assert rules.apply(Volume(voxels, grid)).voxels[0, 0, 0] == expected
+        assert rules.apply(Volume(voxels, grid)).voxels[1, 0, 1] == expected
 
 
 def test_undecided_voxels_do_not_attract_each_other() -> None:
