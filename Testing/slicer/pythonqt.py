@@ -169,27 +169,47 @@ def install() -> None:
         sys.modules["qt"].application = QtWidgets.QApplication(["test", "-platform", "offscreen"])
 
 
-def load_ui(path: Path) -> Object:
+def load_ui(path: str | Path) -> Object:
     """What `slicer.util.loadUI` does, with stand-ins for the widgets of Slicer and CTK.
 
     Raises:
-        AssertionError: the file sets a property that the widget does not have, or uses a class that
-            neither Qt nor `slicer_widgets` has.
+        AssertionError: the file sets a property that the widget does not have, uses a class that
+            neither Qt nor `slicer_widgets` has, or connects what cannot be connected.
     """
+    tree = ElementTree.parse(path)
+    connections = [
+        {part.tag: part.text or "" for part in connection} for connection in tree.iter("connection")
+    ]
+    for element in tree.getroot().findall("connections"):
+        tree.getroot().remove(element)
     loader = QtUiTools.QUiLoader()
     for stand_in in STAND_INS:
         loader.registerCustomWidget(stand_in)
-    widget = loader.load(str(path))
+    content = QtCore.QBuffer()
+    content.setData(ElementTree.tostring(tree.getroot()))
+    widget = loader.load(content)
     assert widget is not None, loader.errorString()
-    for element in ElementTree.parse(path).iter("widget"):
-        name, kind = element.attrib["name"], element.attrib["class"]
-        found = widget if widget.objectName() == name else widget.findChild(QtCore.QObject, name)
-        assert found is not None, f"{path.name}: no widget {name}"
-        assert found.metaObject().className() == kind, f"{path.name}: unknown class {kind}"
-        for item in element.findall("property"):
-            known = found.metaObject().indexOfProperty(item.attrib["name"]) >= 0
-            assert known, f"{path.name}: {kind} has no property {item.attrib['name']}"
+    for element in tree.iter("widget"):
+        _check_widget(_child(widget, element.attrib["name"]), element)
+    for item in connections:
+        slot = item["slot"].partition("(")[0]
+        receiver = getattr(_foreign(_child(widget, item["receiver"])), slot)
+        _foreign(_child(widget, item["sender"])).connect(item["signal"], receiver)
     return _foreign(widget)
+
+
+def _child(widget: Any, name: str) -> Any:
+    found = widget if widget.objectName() == name else widget.findChild(QtCore.QObject, name)
+    assert found is not None, f"no widget {name}"
+    return found
+
+
+def _check_widget(widget: Any, element: ElementTree.Element) -> None:
+    kind = element.attrib["class"]
+    assert widget.metaObject().className() == kind, f"unknown class {kind}"
+    for item in element.findall("property"):
+        name = item.attrib["name"]
+        assert widget.metaObject().indexOfProperty(name) >= 0, f"{kind} has no property {name}"
 
 
 def child_widget_variables(widget: Object) -> types.SimpleNamespace:

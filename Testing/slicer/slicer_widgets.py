@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from PySide6.QtCore import Property, QRect, QSize, Qt, Signal
+from PySide6.QtCore import Property, QChildEvent, QRect, QSize, Qt, Signal
 from PySide6.QtGui import QMouseEvent, QPainter, QPaintEvent
 from PySide6.QtWidgets import QComboBox, QStyle, QStyleOptionButton, QVBoxLayout, QWidget
 
@@ -150,6 +150,12 @@ class ctkCollapsibleButton(QWidget):
             child.setVisible(not collapsed)
         if changed:
             self.contentsCollapsed.emit(collapsed)
+
+    def childEvent(self, event: QChildEvent) -> None:
+        """A child that comes later is shown or hidden like the others."""
+        super().childEvent(event)
+        if event.added() and isinstance(event.child(), QWidget) and self._collapsed:
+            event.child().setVisible(False)
 
     text = Property(str, _get_text, _set_text)
     collapsed = Property(bool, _get_collapsed, _set_collapsed)

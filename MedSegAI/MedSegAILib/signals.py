@@ -1,0 +1,19 @@
+"""Signals without Qt: what the panel tells the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Signal:
+    """Calls whoever is connected, in the order of connecting."""
+
+    def __init__(self) -> None:
+        self._receivers: list[Callable[[], None]] = []
+
+    def connect(self, receiver: Callable[[], None]) -> None:
+        self._receivers.append(receiver)
+
+    def emit(self) -> None:
+        for receiver in self._receivers:
+            receiver()

@@ -1,0 +1,372 @@
+"""The module's entry as Slicer runs it: page, script and self-test, with real scene and worker."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+from slicer.util import (
+    addVolumeFromArray,
+    arrayFromSegmentBinaryLabelmap,
+    updateVolumeFromArray,
+)
+
+import pythonqt
+import slicer_application
+from medsegai.errors import DeviceError, InputError, RequestError
+from medsegai.request import request_options
+from MedSegAILib.scene import ENTROPY_REFERENCE
+from MedSegAILib.worker_client import WorkerClient, worker_environment
+from slicer_application import MODULE_FOLDER
+
+FAKE_WORKER = Path(__file__).resolve().parents[1] / "engine" / "fake_worker.py"
+PATIENCE = 15.0
+
+
+@pytest.fixture
+def application(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return slicer_application.start(mrml, monkeypatch)
+
+
+@pytest.fixture
+def module(application: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A fresh `MedSegAI.py`, its worker a real process with a made-up engine."""
+    spec = importlib.util.spec_from_file_location("MedSegAI", MODULE_FOLDER / "MedSegAI.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "MedSegAI", module)
+    spec.loader.exec_module(module)
+    environment = worker_environment(MODULE_FOLDER) | {"OMP_NUM_THREADS": "1"}
+    module._worker = WorkerClient([sys.executable, str(FAKE_WORKER)], environment)
+    monkeypatch.setattr(module, "install_what_is_missing", lambda: None)
+    yield module
+    module.close_worker()
+
+
+def head(name: str = "Head") -> Any:
+    """A volume with 50 voxels of each label that the made-up engine knows."""
+    image = np.zeros((4, 5, 10), np.int16)
+    image[1] = 150
+    image[2] = 250
+    return addVolumeFromArray(image, np.diag([-1.0, -1.0, 2.0, 1.0]), name)
+
+
+def segment_voxels(segmentation: Any, value: int, volume: Any) -> Any:
+    segments = segmentation.GetSegmentation()
+    ids = [segments.GetNthSegmentID(index) for index in range(segments.GetNumberOfSegments())]
+    (found,) = [name for name in ids if name.startswith(f"{value:03d}_")]
+    return arrayFromSegmentBinaryLabelmap(segmentation, found, volume)
+
+
+def node_count() -> int:
+    return int(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"))
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        pythonqt.process_events(10)
+
+
+# --- scripts ---------------------------------------------------------------------------------------
+
+
+def test_a_script_gets_segments_for_a_volume(module: Any) -> None:
+    volume, events = head(), []
+    segmentation = module.MedSegAILogic().segment(volume, model="quick", progress=events.append)
+    assert slicer.mrmlScene.IsNodePresent(segmentation)
+    assert segmentation.GetName() == "Head segmentation"
+    assert segment_voxels(segmentation, 1, volume)[1].all()
+    assert segment_voxels(segmentation, 2, volume).sum() == 50
+    assert events[0].stage == "read"
+    assert all(a.fraction <= b.fraction for a, b in itertools.pairwise(events))
+
+
+def test_a_script_reads_how_it_was_made(module: Any) -> None:
+    logic = module.MedSegAILogic()
+    report = logic.report(logic.segment(head(), model="quick"))
+    volumes = {item["name"]: item["volume_ml"] for item in report["structures"]}
+    assert volumes["Left hippocampus"] == pytest.approx(50 * 2 / 1000)
+    assert report["seconds"] == {"predict": 0.5}
+    assert logic.report(slicer.vtkMRMLSegmentationNode()) == {}
+
+
+def test_a_script_gets_the_entropy_where_it_asks(module: Any) -> None:
+    segmentation = module.MedSegAILogic().segment(head(), model="quick", uncertainty=True)
+    entropy = segmentation.GetNodeReference(ENTROPY_REFERENCE)
+    assert entropy.GetName() == "Head uncertainty"
+
+
+def test_the_worker_stays_warm_between_scripts(module: Any) -> None:
+    pids = set()
+    for _ in range(3):
+        logic = module.MedSegAILogic()
+        pids.add(logic.report(logic.segment(head(), model="quick"))["provenance"]["pid"])
+    assert len(pids) == 1
+
+
+def test_errors_are_raised_and_the_scene_is_as_it_was(module: Any) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    with pytest.raises(DeviceError, match="cuda:7"):
+        logic.segment(volume, model="refuse")
+    with pytest.raises(InputError, match="no input volume"):
+        logic.segment(None)
+    with pytest.raises(RequestError, match="no_such_option"):
+        logic.segment(volume, no_such_option=1)
+    with pytest.raises(RequestError, match="members"):
+        logic.segment(volume, members="axial")
+    assert node_count() == 0
+    assert logic.segment(volume, model=["quick"]) is not None
+
+
+def test_an_exception_in_the_callback_stops_the_job(module: Any) -> None:
+    def fail(event: Any) -> None:
+        raise ZeroDivisionError("in the user's script")
+
+    with pytest.raises(ZeroDivisionError, match="user's script"):
+        module.MedSegAILogic().segment(head(), model="slow", progress=fail)
+    assert node_count() == 0
+    assert module.MedSegAILogic().segment(head(), model="quick") is not None
+
+
+def test_quitting_slicer_ends_the_worker(
+    module: Any, application: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module.close_worker()
+    monkeypatch.setenv("PATH", "")
+    client = module.worker()
+    assert client is module.worker(), "one worker for all"
+    application.quit()
+    assert module._worker is None
+
+
+def test_every_option_of_the_panel_is_an_option_of_a_script(module: Any) -> None:
+    defaults = {option.name: option.default for option in request_options()}
+    del defaults["models"]
+    assert module.MedSegAILogic().segment(head(), model="quick", **defaults) is not None
+
+
+# --- the page --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(module: Any) -> Iterator[Any]:
+    page = module.MedSegAIWidget()
+    yield page
+    page.cleanup()
+
+
+@pytest.fixture
+def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A card in the user's folder; its folder's name is what the made-up engine is told."""
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "models"))
+    folder = tmp_path / "models" / "quick"
+    folder.mkdir(parents=True)
+    source = MODULE_FOLDER / "medsegai" / "models" / "brain" / "card.json"
+    (folder / "card.json").write_text(json.dumps(json.loads(source.read_text()) | {"id": "quick"}))
+    return folder
+
+
+def press(page: Any, name: str) -> None:
+    pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QPushButton, name).click()
+
+
+def message(page: Any) -> str:
+    label = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QLabel, "messageLabel")
+    return str(label.text())
+
+
+def test_the_page_runs_a_job_and_shows_it(page: Any) -> None:
+    volume = head()
+    page.panel.choose_input(volume)
+    assert page.panel.choice().card.id == "brain"
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    assert "2 of 3 structures" in message(page)
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    assert segment_voxels(segmentation, 2, volume)[2].all()
+
+
+def test_closing_the_scene_stops_the_job_and_drops_the_result(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head()
+    page.panel.choose_input(volume)
+    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "slow")
+    press(page, "segmentButton")
+    slicer.mrmlScene.Clear(0)
+    client = page.controller._client
+    until(lambda: not client.busy)
+    assert node_count() == 0
+    assert "Stopped" in message(page)
+    page.panel.choose_input(head())
+    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "quick")
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+
+
+def test_the_page_tells_of_a_crash_and_works_on(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.panel.choose_input(head())
+    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "crash")
+    press(page, "segmentButton")
+    until(lambda: "crashed" in message(page))
+    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "quick")
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+
+
+def test_the_page_cancels(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.panel.choose_input(head())
+    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "deaf")
+    press(page, "segmentButton")
+    until(lambda: page.controller._client._hello is not None)
+    press(page, "cancelButton")
+    until(lambda: "Stopped" in message(page))
+    assert node_count() == 0
+
+
+def test_users_models_are_offered_beside_the_bundled(fake_model: Path, module: Any) -> None:
+    page = module.MedSegAIWidget()
+    offered = [card.folder.name for card in page.panel._cards]
+    assert offered == ["brain", "quick"]
+    page.cleanup()
+
+
+def plan(page: Any) -> str:
+    label = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QLabel, "planLabel")
+    return str(label.text())
+
+
+def test_the_plan_follows_what_becomes_of_the_volume(page: Any) -> None:
+    assert "no input volume" in plan(page)
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
+    assert "holds no image" in plan(page)
+    updateVolumeFromArray(volume, np.zeros((4, 5, 10), np.int16))
+    assert "on Head (10 x 5 x 4 voxels" in plan(page)
+    volume.SetName("Patient 7")
+    assert "on Patient 7" in plan(page)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    shear = vtk.vtkMatrix4x4()
+    shear.SetElement(0, 1, 0.5)
+    transform.SetMatrixTransformToParent(shear)
+    assert "right angles" in plan(page)
+    transform.SetMatrixTransformToParent(vtk.vtkMatrix4x4())
+    assert "on Patient 7" in plan(page)
+    slicer.mrmlScene.RemoveNode(volume)
+    assert "no input volume" in plan(page)
+
+
+def test_a_volume_that_is_not_chosen_any_more_is_not_watched(page: Any) -> None:
+    first, second = head("First"), head("Second")
+    page.panel.choose_input(first)
+    page.panel.choose_input(second)
+    watched = {item[0] for item in page.Observations if item[2] == page.onInputModified}
+    assert watched == {second}
+
+
+def test_the_page_does_not_start_a_process_before_it_is_asked(page: Any) -> None:
+    assert page.controller._client._launches == 0
+
+
+def test_cleaning_up_ends_the_worker_and_the_observations(module: Any) -> None:
+    page = module.MedSegAIWidget()
+    page.cleanup()
+    assert module._worker is None
+    slicer.mrmlScene.Clear(0)
+
+
+def test_reloading_reads_every_file_again(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = [name for name in sys.modules if name.split(".")[0] in ("MedSegAILib", "medsegai")]
+    for name in ours:  # put back afterwards
+        monkeypatch.setitem(sys.modules, name, sys.modules[name])
+    page = module.MedSegAIWidget()
+    page.onReload()
+    assert page.reloaded
+    left = [name for name in sys.modules if name.split(".")[0] in ("MedSegAILib", "medsegai")]
+    assert left == []
+
+
+def test_the_module_tells_what_it_is(module: Any) -> None:
+    class Parent:
+        pass
+
+    parent: Any = Parent()
+    module.MedSegAI(parent)
+    assert parent.title == "MedSegAI"
+    assert parent.categories == ["Segmentation"]
+    assert "not for diagnostic use" in parent.helpText
+    assert parent.acknowledgementText
+
+
+def test_opening_slicer_loads_nothing_of_ours_but_the_entry(application: Any) -> None:
+    """Slicer runs MedSegAI.py at every start: not even numpy is asked for there."""
+    source = (MODULE_FOLDER / "MedSegAI.py").read_text()
+    code = compile(source, "MedSegAI.py", "exec")
+    before = {name for name in sys.modules if name.startswith(("medsegai", "MedSegAILib"))}
+    saved = {name: sys.modules.pop(name) for name in before}
+    try:
+        exec(code, {"__name__": "MedSegAI", "__file__": str(MODULE_FOLDER / "MedSegAI.py")})
+        loaded = [name for name in sys.modules if name.startswith(("medsegai", "MedSegAILib"))]
+    finally:
+        sys.modules.update(saved)
+    assert loaded == []
+
+
+# --- the self-test that runs inside the application ----------------------------------------------------
+
+
+@pytest.fixture
+def self_test(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`MedSegAITest` with the real engine behind the worker, as in the application."""
+    module.close_worker()
+    monkeypatch.setenv("PATH", "")  # no PythonSlicer here: this Python stands in for it
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    page = module.MedSegAIWidget()
+    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: page)
+    return module.MedSegAITest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_voxels_and_segments_lie_at_one_place",
+        "test_segments_can_be_edited_at_once",
+        "test_bad_input_is_refused",
+        "test_panel_follows_the_scene",
+        "test_worker_process_answers",
+        "test_brain_model_runs",
+    ],
+)
+def test_the_self_test_passes(self_test: Any, name: str) -> None:
+    self_test.setUp()
+    getattr(self_test, name)()
+
+
+def test_the_self_test_runs_all_of_its_tests(self_test: Any, monkeypatch: Any) -> None:
+    ran: list[str] = []
+    names = [name for name in dir(self_test) if name.startswith("test_")]
+    for name in names:
+        monkeypatch.setattr(self_test, name, _mark(ran, name))
+    self_test.runTest()
+    assert sorted(ran) == sorted(names)
+
+
+def _mark(ran: list[str], name: str) -> Any:
+    def test() -> None:
+        ran.append(name)
+
+    test.__name__ = name
+    return test
