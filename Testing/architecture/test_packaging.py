@@ -138,6 +138,7 @@ def test_the_extension_needs_pytorch_and_shows_its_icon() -> None:
     text = (REPOSITORY / "CMakeLists.txt").read_text()
     given = dict(re.findall(r'set\((EXTENSION_\w+) "([^"]*)"\)', text))
     assert given["EXTENSION_DEPENDS"] == "PyTorch"
+    assert not [name for name, value in given.items() if ";" in value], "CMake would cut it there"
     assert all(
         given[f"EXTENSION_{name}"]
         for name in ("HOMEPAGE", "CATEGORY", "CONTRIBUTORS", "DESCRIPTION")
