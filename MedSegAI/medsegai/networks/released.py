@@ -56,9 +56,8 @@ def read_released(path: Path) -> dict[str, Tensor]:
         UnsafeModelError: the file names anything that is not on the allow-list; it was not run.
         ModelError: the file is no checkpoint, or holds no network.
     """
-    restricted = SimpleNamespace(
-        Unpickler=_Unpickler, load=lambda file, **_: _Unpickler(file).load()
-    )
+    restricted = ModuleType("restricted_pickle")  # all that torch uses of the module `pickle`
+    restricted.__dict__.update(Unpickler=_Unpickler, load=lambda file, **_: _Unpickler(file).load())
     try:
         content = torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
     except UnsafeModelError as error:
