@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import medsegai.families
@@ -290,6 +291,31 @@ def test_what_no_family_knows_is_refused(tmp_path: Path, own: Path) -> None:
     (tmp_path / "weights.other").touch()
     with pytest.raises(ModelError, match=r"card\.json"):
         import_model(tmp_path / "weights.other", own)
+
+
+class RunsCode:
+    """What a malicious checkpoint looks like: reading it with pickle would make a folder."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.trap),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(
+    tmp_path: Path, own: Path, capsys: Capture
+) -> None:
+    released, trap = tmp_path / "coronal.pth.tar", tmp_path / "trap"
+    torch.save(RunsCode(trap), released)
+    assert run_import(released) == 4
+    error = capsys.readouterr().err
+    assert "coronal.pth.tar" in error
+    assert "mkdir" in error
+    assert not trap.exists()
+    assert not list(own.iterdir())
+    torch.load(released, weights_only=False)
+    assert trap.exists(), "the trap itself does not work"
 
 
 def test_nothing_outside_the_models_folder_is_used(
