@@ -271,6 +271,19 @@ def test_a_vector_image_is_no_volume() -> None:
         from_sitk(sitk.Image([4, 4], sitk.sitkFloat32))
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mgz", ".nrrd", ".mha"])
+def test_endings_may_be_capitals(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scan{ending}"
+    if ending in (".nrrd", ".mha"):
+        sitk.WriteImage(itk_image("oblique"), str(path))
+    else:
+        save_nifti(path, "oblique", nibabel.MGHImage if ending == ".mgz" else nibabel.Nifti1Image)
+    expected = read_volume(path)
+    volume = read_volume(path.rename(tmp_path / f"SCAN{ending.upper()}"))
+    np.testing.assert_array_equal(volume.voxels, expected.voxels)
+    assert volume.geometry.matches(expected.geometry, 1e-9)
+
+
 def test_voxels_are_read_once_and_the_file_let_go(tmp_path: Path) -> None:
     """A memory-mapped scan would change under the engine when its file is written anew."""
     path = tmp_path / "scan.nii"

@@ -166,6 +166,16 @@ def test_a_segment_of_the_background_is_refused(tmp_path: Path) -> None:
         read_labelmap(path)
 
 
+def test_fractional_segments_are_refused(tmp_path: Path) -> None:
+    """Their voxels are parts of 216, not labels."""
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], SEGMENTS[:2])
+    data = path.read_bytes()
+    assert b"MasterRepresentation:=Binary labelmap" in data
+    path.write_bytes(data.replace(b":=Binary labelmap", b":=Fractional labelmap"))
+    with pytest.raises(InputError, match="fractional segments"):
+        read_labelmap(path)
+
+
 def test_a_plain_nrrd_needs_no_segments(tmp_path: Path) -> None:
     sitk.WriteImage(to_sitk(images.blobs(STRAIGHT)), str(tmp_path / "a.seg.nrrd"))
     labelmap, labels = read_labelmap(tmp_path / "a.seg.nrrd")

@@ -321,6 +321,16 @@ def test_equal_results_are_equal_files(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("ending", WRITABLE)
+def test_endings_may_be_capitals(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"LABELS{ending.upper()}"
+    write_segmentation(path, images.blobs(images.geometry("oblique")), LABELS)
+    assert list(tmp_path.iterdir()) == [path]
+    labelmap, labels = read_labelmap(path)
+    np.testing.assert_array_equal(labelmap.voxels, images.blobs(images.geometry("oblique")).voxels)
+    assert (labels == LABELS) == (ending == ".seg.nrrd")
+
+
 def test_a_real_labelmap_keeps_its_grid(shared_data: Path, tmp_path: Path) -> None:
     original = shared_data / "totalsegmentator-examples" / "example_seg.nii.gz"
     labelmap, labels = read_labelmap(original)

@@ -35,7 +35,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             no file.
     """
     final = _destination(Path(path))
-    partial = final.with_name(f".{secrets.token_hex(8)}{''.join(final.suffixes[-2:])}")
+    ending = "".join(final.suffixes[-2:]).lower()  # by which libraries choose the format
+    partial = final.with_name(f".{secrets.token_hex(8)}{ending}")
     try:
         yield partial
         _flush(partial)

@@ -8,7 +8,7 @@ Messages name series by number, description and the end of their UID; no patient
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,7 @@ def read_dicom(path: Path, wanted: str | None = None) -> Volume:
 
 def _series(files: Iterable[Path]) -> list[_Series]:
     """The image series among some DICOM files; reports, presentation states and the like are left out."""
-    groups: dict[str, list[_Slice]] = {}
-    heads: dict[str, Any] = {}
+    found: dict[str, _Series] = {}
     for path in files:
         try:
             with pydicom.config.disable_value_validation():  # warnings would quote the header
@@ -131,24 +130,20 @@ def _series(files: Iterable[Path]) -> list[_Series]:
                     specific_tags=_TAGS,
                     force=path.suffix.lower() in (".dcm", ".ima"),
                 )
-                uid = str(head.get("SeriesInstanceUID", ""))
-                slices = _slices(path, head)
+                one = _one_file(path, head)
         except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
             raise unreadable(path, "its header is damaged", "a DICOM file") from None
-        if slices:
-            groups.setdefault(uid, []).extend(slices)
-            heads.setdefault(uid, head)
-    series = [
-        _Series(
-            uid,
-            str(heads[uid].get("SeriesNumber") or ""),
-            str(heads[uid].get("SeriesDescription") or ""),
-            str(heads[uid].get("Modality") or ""),
-            tuple(slices),
-        )
-        for uid, slices in groups.items()
-    ]
-    return sorted(series, key=lambda item: (item.number.zfill(12), item.uid))
+        if one.slices:
+            known = found.setdefault(one.uid, replace(one, slices=()))
+            found[one.uid] = replace(known, slices=(*known.slices, *one.slices))
+    return sorted(found.values(), key=lambda item: (item.number.zfill(12), item.uid))
+
+
+def _one_file(path: Path, head: Any) -> _Series:
+    """What one file says of its series, with the slices that it holds."""
+    names = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
+    uid, number, description, modality = (str(head.get(name) or "") for name in names)
+    return _Series(uid, number, description, modality, tuple(_slices(path, head)))
 
 
 def _slices(path: Path, head: Any) -> list[_Slice]:
@@ -251,7 +246,7 @@ def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:
         )
     raise InputError(
         f"{path} holds {len(volumes)} series: {_listed(volumes)}. Move the wanted one to a folder of its "
-        "own, or choose it by its number or the end of its UID."
+        "own; in Python, read_volume(folder, series=...) takes its number or the end of its UID."
     )
 
 

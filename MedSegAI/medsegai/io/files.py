@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ DEFLATE_LIMIT = 1032
 
 HEADER_BYTES = 4096
 """Slack in comparisons with the file size."""
+
+_ITK_PREFIX = re.compile(r"^ITK ERROR: (\w+\(0x[0-9a-f]+\): )?")
 
 PARSER_ERRORS = (
     ArithmeticError,
@@ -117,7 +120,7 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
         kind: what the file was taken for, with its article, such as "a NIfTI image".
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = lines[-1][:200].rstrip(".") if lines else type(error).__name__
+    cause = _ITK_PREFIX.sub("", lines[-1])[:200].rstrip(".") if lines else type(error).__name__
     return InputError(
         f"{path} cannot be read as {kind}: {cause}. It is no such image, or it is damaged. Copy or "
         "export it again."

@@ -70,6 +70,11 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
     try:
         check_itk_header(path, components=None)
         segmentation = slicerio.read_segmentation(str(path))
+        if "Fractional" in segmentation.get("masterRepresentation", ""):
+            raise InputError(
+                f"{path} holds fractional segments. Convert it to a binary labelmap in Slicer's Segmentations "
+                "module."
+            )
         layers = segmentation["voxels"]
         segments = _with_whole_names(path, segmentation["segments"])
         layers = layers[np.newaxis] if layers.ndim == 3 else layers

@@ -115,7 +115,7 @@ def _geometry(
     if isinstance(image, nibabel.Nifti1Pair):  # also NIfTI-2 and single files
         matrix, notes = _nifti_matrix(path, image.header, shape)
         unit = _UNITS_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
-        return placed(path, shape, np.diag([unit, unit, unit, 1.0]) @ matrix), notes
+        return placed(path, shape, matrix * [[unit], [unit], [unit], [1.0]]), notes
     note = ORIENTATION_UNKNOWN.format(path=path)
     return placed(path, shape, _slicer_default(image.header)), (note,)
 

@@ -45,12 +45,22 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
 
 def read_unchecked(path: Path, series: str | None = None) -> Volume:
     """As `read_volume`, for any values of the voxels."""
+    try:
+        return _read(path, series)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be opened: {error.strerror or error}. Check its name, and that you may read it."
+        ) from error
+
+
+def _read(path: Path, series: str | None) -> Volume:
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the name.")
     if path.is_dir():
         return read_dicom(path, series)
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes). Copy or export it again.")
+    with path.open("rb") as file:
+        if not file.read(1):
+            raise InputError(f"{path} is empty (0 bytes). Copy or export it again.")
     name = path.name.lower()
     for endings, reader in _READERS:
         if name.endswith(endings):
