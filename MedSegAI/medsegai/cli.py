@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from medsegai import __version__
 from medsegai.commands import demo, doctor, evaluate, models, segment, train, worker
-from medsegai.errors import Cancelled, MedSegAIError
+from medsegai.errors import Cancelled, DeviceError, MedSegAIError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 COMMANDS = (segment, demo, models, doctor, evaluate, train, worker)
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MedSegAIError as error:
         print(f"medsegai: {error}", file=sys.stderr)
         return error.exit_code
+    except MemoryError:
+        print("medsegai: the memory is not enough. Close other programs.", file=sys.stderr)
+        return DeviceError.exit_code
     except KeyboardInterrupt:
         print("medsegai: stopped.", file=sys.stderr)
         return Cancelled.exit_code

@@ -410,6 +410,21 @@ def test_each_kind_of_error_has_its_exit_code(
     assert in_folder(out) == []
 
 
+def test_too_little_memory_exits_with_6(
+    segment: Segment,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(outputs, "render_preview", fail)
+    assert segment("--preview", out / "p.png") == 6
+    assert "memory" in capsys.readouterr().err
+    assert in_folder(out) == []
+
+
 def test_help_lists_every_exit_code() -> None:
     listed = {int(line.split()[0]) for line in EXIT_CODES.splitlines() if line[2:3].isdigit()}
     assert listed == {0, *(code for code, _ in EXIT_KINDS)}
