@@ -116,7 +116,7 @@ class Accumulator:
             self._members[-1].channels[where] = best.to("cpu", torch.uint8)
         for index, channel in self._fed:
             answer = values[channel] if best is None or not self.vote else (best == channel).float()
-            self._sum[(index, *where)].add_(answer, alpha=self._weight)
+            self._sum[index][where].add_(answer, alpha=self._weight)
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")

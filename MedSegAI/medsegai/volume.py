@@ -75,7 +75,7 @@ class Geometry:
 
     @property
     def ras_to_ijk(self) -> NDArray[np.float64]:
-        return np.linalg.inv(self.ijk_to_ras)
+        return np.linalg.inv(self.ijk_to_ras).astype(np.float64)
 
     @property
     def center_ras(self) -> NDArray[np.float64]:

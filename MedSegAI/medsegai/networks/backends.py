@@ -126,7 +126,8 @@ class TorchRunner:
             half = torch.bfloat16 if compute.device.type == "cpu" else torch.float16
             _halve_decoders(network, half)
         self._device = compute.device
-        self._network = network.to(compute.device, memory_format=torch.channels_last)
+        network = network.to(compute.device)
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor) -> Tensor:
@@ -217,23 +218,25 @@ class BatchRunner:
 
 
 class _Encoder(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    network: EncoderDecoder
+
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
-        features: tuple[Tensor, ...] = self.network.encode(slices)
-        return features
+        return self.network.encode(slices)
 
 
 class _Decoder(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    network: EncoderDecoder
+
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *features: Tensor) -> Tensor:
-        logits: Tensor = self.network.decode(*features)
-        return logits
+        return self.network.decode(*features)
 
 
 def _compile_openvino(half: nn.Module, example: tuple[Tensor, ...], mixed: bool) -> Any:
