@@ -35,9 +35,10 @@ class ExchangeFolder:
                 "Free space there or make it writable, or choose another with the variable TMPDIR."
             ) from error
 
-    def remove(self) -> None:
-        """Delete the folder. Windows keeps files that are still mapped; they fall to the next sweep."""
+    def remove(self) -> bool:
+        """Delete the folder; False where Windows keeps it, as long as a file in it is mapped."""
         shutil.rmtree(self.path, ignore_errors=True)
+        return not self.path.exists()
 
 
 def sweep(parent: Path) -> None:

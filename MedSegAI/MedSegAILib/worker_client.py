@@ -86,6 +86,7 @@ class WorkerClient:
     ) -> None:
         self._command = list(command)
         self._job: _Job | None = None
+        self._used_folders: list[ExchangeFolder] = []
         self._launches = 0
         self._received = b""
         self._hello: Message | None = None
@@ -155,6 +156,7 @@ class WorkerClient:
             self._send(QUIT)
             self._process.waitForFinished(int(1000 * CANCEL_SECONDS))
         self._break(Cancelled("MedSegAI was closed. The job was stopped."))
+        self._remove_used_folders()
 
     def _is_running(self) -> bool:
         return bool(self._process.state() != qt.QProcess.NotRunning)
@@ -248,7 +250,12 @@ class WorkerClient:
         try:
             tell(job.listener)
         finally:
-            job.folder.remove()
+            self._used_folders.append(job.folder)
+            self._remove_used_folders()
+
+    def _remove_used_folders(self) -> None:
+        """What cannot go yet, because somebody still looks at its arrays, goes with the next job."""
+        self._used_folders = [folder for folder in self._used_folders if not folder.remove()]
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Skipping here would be skipping in silence: the packages are in the extra `test`.
 import pythonqt
 
 pythonqt.install()
+
+MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSegAI"
+FAKE_WORKER = Path(__file__).resolve().parents[1] / "engine" / "fake_worker.py"
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +39,36 @@ def mrml() -> Iterator[Any]:
     segmentations.SetMRMLScene(scene)
     yield scene
     scene.Clear(1)
+
+
+@pytest.fixture
+def application(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module `slicer` as the application has it."""
+    import slicer_application
+
+    return slicer_application.start(mrml, monkeypatch)
+
+
+@pytest.fixture
+def fresh_module(application: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`MedSegAI.py`, run anew as at the start of Slicer."""
+    spec = importlib.util.spec_from_file_location("MedSegAI", MODULE_FOLDER / "MedSegAI.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "MedSegAI", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def module(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The same, its worker a real process with a made-up engine, and nothing to install."""
+    from MedSegAILib.worker_client import WorkerClient, worker_environment
+
+    environment = worker_environment(MODULE_FOLDER) | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(FAKE_WORKER)]
+    fresh_module._worker = WorkerClient(command, environment)
+    monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda: None)
+    yield fresh_module
+    fresh_module.close_worker()

@@ -97,7 +97,6 @@ def start(scene: Any, patch: pytest.MonkeyPatch) -> Application:
     """Turn `slicer` into an application with this scene, until the patch is undone."""
     application = Application()
     segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
-    segmentations.SetMRMLScene(scene)
     volumes = slicer.vtkSlicerVolumesLogic()
     volumes.SetMRMLScene(scene)
     modules = types.SimpleNamespace(segmentations=_Module(segmentations), volumes=_Module(volumes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import sys
@@ -22,36 +21,12 @@ from slicer.util import (
 )
 
 import pythonqt
-import slicer_application
 from medsegai.errors import DeviceError, InputError, RequestError
 from medsegai.request import request_options
 from MedSegAILib.scene import ENTROPY_REFERENCE
-from MedSegAILib.worker_client import WorkerClient, worker_environment
 from slicer_application import MODULE_FOLDER
 
-FAKE_WORKER = Path(__file__).resolve().parents[1] / "engine" / "fake_worker.py"
 PATIENCE = 15.0
-
-
-@pytest.fixture
-def application(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    return slicer_application.start(mrml, monkeypatch)
-
-
-@pytest.fixture
-def module(application: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A fresh `MedSegAI.py`, its worker a real process with a made-up engine."""
-    spec = importlib.util.spec_from_file_location("MedSegAI", MODULE_FOLDER / "MedSegAI.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "MedSegAI", module)
-    spec.loader.exec_module(module)
-    environment = worker_environment(MODULE_FOLDER) | {"OMP_NUM_THREADS": "1"}
-    module._worker = WorkerClient([sys.executable, str(FAKE_WORKER)], environment)
-    monkeypatch.setattr(module, "install_what_is_missing", lambda: None)
-    yield module
-    module.close_worker()
 
 
 def head(name: str = "Head") -> Any:
@@ -139,6 +114,28 @@ def test_an_exception_in_the_callback_stops_the_job(module: Any) -> None:
         module.MedSegAILogic().segment(head(), model="slow", progress=fail)
     assert node_count() == 0
     assert module.MedSegAILogic().segment(head(), model="quick") is not None
+
+
+@pytest.mark.parametrize(
+    ("window", "testing", "asked"),
+    [(None, False, [False]), ("window", False, [True]), ("window", True, [])],
+)
+def test_installing_asks_only_where_somebody_can_answer(
+    application: Any,
+    fresh_module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    window: Any,
+    testing: bool,
+    asked: list[bool],
+) -> None:
+    from MedSegAILib import install
+
+    heard: list[bool] = []
+    monkeypatch.setattr(install, "ensure", lambda interactive: heard.append(interactive))
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
+    application.testing = testing
+    fresh_module.install_what_is_missing()
+    assert heard == asked
 
 
 def test_quitting_slicer_ends_the_worker(
@@ -347,7 +344,7 @@ def self_test(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         "test_bad_input_is_refused",
         "test_panel_follows_the_scene",
         "test_worker_process_answers",
-        "test_brain_model_runs",
+        pytest.param("test_brain_model_runs", marks=pytest.mark.slow),
     ],
 )
 def test_the_self_test_passes(self_test: Any, name: str) -> None:

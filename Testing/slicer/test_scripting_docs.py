@@ -1,0 +1,105 @@
+"""The examples of docs/scripting.md run as they stand, with a made-up engine behind the worker."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXT = (REPOSITORY / "docs" / "scripting.md").read_text()
+(SLICER_SECTION,) = re.findall(r"^## Slicer\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)
+EXAMPLES = re.findall(r"^### (.+?)$.*?^```python\n(.*?)^```", SLICER_SECTION, re.M | re.S)
+
+
+def load_volume(path: str) -> Any:
+    """What `slicer.util.loadVolume` does, without the application's readers."""
+    logic = slicer.vtkSlicerVolumesLogic()
+    logic.SetMRMLScene(slicer.mrmlScene)
+    node = logic.AddArchetypeVolume(path, "head", 0)
+    assert node is not None, path
+    return node
+
+
+def save_node(node: Any, path: str) -> bool:
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    slicer.mrmlScene.AddNode(storage)
+    storage.SetFileName(path)
+    return bool(storage.WriteData(node))
+
+
+@pytest.fixture
+def console(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A folder with scans, and Slicer's Python console in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slicer.util, "loadVolume", load_volume, raising=False)
+    monkeypatch.setattr(slicer.util, "saveNode", save_node, raising=False)
+    image = np.zeros((4, 5, 10), np.int16)
+    image[1:] = 150
+    sitk.WriteImage(sitk.GetImageFromArray(image), "head.nii.gz")
+    Path("scans").mkdir()
+    for name in ("a", "b"):
+        shutil.copy("head.nii.gz", f"scans/{name}.nii.gz")
+    return {"__name__": "__main__"}
+
+
+def run(code: str, console: dict[str, Any]) -> None:
+    exec(compile(code, "docs/scripting.md", "exec"), console)
+
+
+def test_every_example_is_found() -> None:
+    assert len(EXAMPLES) == SLICER_SECTION.count("\n### ") == 6
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_an_example_runs_after_the_first(number: int, console: dict[str, Any]) -> None:
+    run(EXAMPLES[0][1], console)
+    run(EXAMPLES[number][1], console)
+    assert slicer.mrmlScene.IsNodePresent(console["segmentation"])
+
+
+def test_the_first_example_writes_its_file(console: dict[str, Any]) -> None:
+    run(EXAMPLES[0][1], console)
+    assert nrrd.read_header("head.seg.nrrd")["Segment0_Name"] == "Left hippocampus"
+
+
+def test_the_example_of_options_gets_its_entropy(console: dict[str, Any]) -> None:
+    run(EXAMPLES[0][1], console)
+    run(EXAMPLES[1][1], console)
+    assert console["entropy"].GetName() == "head uncertainty"
+
+
+def test_the_loop_over_segments_runs(console: dict[str, Any], capsys: Any) -> None:
+    run(EXAMPLES[0][1], console)
+    (code,) = re.findall(r"^```python\n(segments = .*?)^```", SLICER_SECTION, re.M | re.S)
+    run(code, console)
+    assert "001_Left_hippocampus Left hippocampus 150" in capsys.readouterr().out
+
+
+def test_the_script_without_a_window_works_through_its_folder(console: dict[str, Any]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(EXAMPLES[5][1], console)
+    assert ended.value.code == 0
+    assert sorted(path.name for path in Path("scans").glob("*.seg.nrrd")) == [
+        "a.seg.nrrd",
+        "b.seg.nrrd",
+    ]
+
+
+def test_the_script_without_a_window_ends_with_the_code_of_the_error(
+    console: dict[str, Any], capsys: Any
+) -> None:
+    code = EXAMPLES[5][1].replace("segment(volume)", "segment(volume, model='refuse')")
+    with pytest.raises(SystemExit) as ended:
+        run(code, console)
+    assert ended.value.code == 6
+    assert "There is no device cuda:7." in capsys.readouterr().err
+    assert sys.exc_info() == (None, None, None)
