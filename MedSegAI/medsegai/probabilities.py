@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -25,6 +25,9 @@ from medsegai.volume import Geometry
 
 POINTS_AT_ONCE = 1 << 18
 """Points interpolated together: bounds the extra memory to a few dozen megabytes."""
+
+CERTAIN = 1e-3
+"""Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,26 @@ class Probabilities:
         return result
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i)."""
+        """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i).
+
+        Where all native voxels around a point are certain it is 0.
+        """
         points = _Points(self.geometry, target, (k0, k1), self.values.device)
         result = torch.zeros(points.count, 1, device=self.values.device)
-        points.interpolate_into(result, self.native_entropy[None], points.inside)
+        unsure = points.inside & points.at_base(self._uncertain)
+        points.interpolate_into(result, self.native_entropy[None], unsure)
         return result.reshape(points.shape)
 
     @cached_property
     def _unanimous(self) -> Tensor:
         """Whether a voxel and its seven neighbours towards higher k, j, i share one class, bool (k, j, i)."""
-        lowest = highest = self.native_argmax
-        for axis in range(3):
-            lowest = torch.minimum(lowest, _shifted(lowest, axis))
-            highest = torch.maximum(highest, _shifted(highest, axis))
-        return lowest == highest
+        values = self.native_argmax
+        return _over_cells(torch.minimum, values) == _over_cells(torch.maximum, values)
+
+    @cached_property
+    def _uncertain(self) -> Tensor:
+        """Whether a voxel or one of these neighbours has more entropy than `CERTAIN`, bool (k, j, i)."""
+        return _over_cells(torch.maximum, self.native_entropy) > CERTAIN
 
 
 class JointProbabilities:
@@ -250,6 +259,13 @@ def _position(row: NDArray[np.float64], shape: Sequence[int], first_plane: int) 
             position = position + along.reshape([-1 if n == axis else 1 for n in range(3)])
     nearest = position.round()
     return torch.where((position - nearest).abs() < 1e-3, nearest, position)
+
+
+def _over_cells(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
+    """`combine` over each voxel (k, j, i) and its seven neighbours towards higher k, j, i."""
+    for axis in range(3):
+        values = combine(values, _shifted(values, axis))
+    return values
 
 
 def _shifted(values: Tensor, axis: int) -> Tensor:

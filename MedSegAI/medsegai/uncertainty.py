@@ -1,4 +1,4 @@
-"""Where members disagree: entropy of a voxel, and agreement measures of a structure.
+"""Where members disagree: agreement measures of a structure. (Entropy of a voxel: `probabilities.entropy`.)
 
 Members are the networks, folds, views or Monte-Carlo dropout passes that were fused. The structure
 measures are those of Bayesian QuickNAT (A. G. Roy et al., NeuroImage 195, 2019, 11-22), gathered
@@ -13,27 +13,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-_TINY = np.finfo(np.float32).tiny
 _COLUMNS = 1 << 18
 """Voxels per matrix product: 45 members stay under 50 MB, and float32 counts stay exact (< 2**24)."""
-
-
-def entropy(probabilities: NDArray[Any]) -> NDArray[np.float32]:
-    """Entropy of each voxel in nats, H = -sum_c p_c ln p_c; 0 ln 0 counts as 0.
-
-    Of fused probabilities this is the predictive entropy: from 0 (certain) to ln C (all equal).
-
-    Args:
-        probabilities: (C, ...), any float type, summing to 1 over C.
-
-    Returns:
-        float32 of shape (...).
-    """
-    total = np.zeros(probabilities.shape[1:], np.float32)
-    for channel in probabilities:  # one class at a time: C classes of floats never stand in memory
-        share = channel.astype(np.float32, copy=False)
-        total -= share * np.log(np.maximum(share, _TINY))
-    return np.maximum(total, 0, out=total)
 
 
 class Agreement:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from images import DIRECTIONS
 from medsegai.probabilities import JointProbabilities, Probabilities, entropy, read_nearest
@@ -139,8 +139,17 @@ def test_a_single_native_plane_can_be_read() -> None:
     assert torch.equal(read.half(), values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_entropy_is_scipys(dtype: torch.dtype) -> None:
+    logits = np.random.default_rng(1).normal(0, 4, (7, 5, 6, 4))
+    probabilities = torch.from_numpy(logits).softmax(0)
+    expected = stats.entropy(probabilities.numpy(), axis=0)
+    assert np.abs(entropy(probabilities.to(dtype)).numpy() - expected).max() < (
+        2e-2 if dtype == torch.float16 else 1e-5
+    )
+
+
 def test_entropy_of_certain_and_of_equal_classes() -> None:
     certain, equal = torch.tensor([1.0, 0, 0, 0]), torch.full((4,), 0.25)
-    np.testing.assert_allclose(
-        entropy(torch.stack([certain, equal], 1)).numpy(), [0.0, np.log(4)], rtol=1e-6
-    )
+    ends = entropy(torch.stack([certain, equal], 1)).numpy()
+    np.testing.assert_allclose(ends, [0.0, np.log(4)], rtol=1e-6)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import entropy as scipy_entropy
 
-from medsegai.uncertainty import Agreement, entropy
+from medsegai.uncertainty import Agreement
 
 MEASURES = ("volume_cv", "pairwise_dice", "iou", "mean_entropy")
 
@@ -146,21 +145,3 @@ def test_misfits_are_refused() -> None:
     for members, labels in ((0, [1]), (2, []), (2, [0])):
         with pytest.raises(ValueError, match="labels"):
             Agreement(members, labels)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_entropy_is_scipys(dtype: type[np.generic]) -> None:
-    rng = np.random.default_rng(1)
-    logits = rng.normal(0, 4, (7, 5, 6, 4))
-    probabilities = np.exp(logits) / np.exp(logits).sum(0)
-    found = entropy(probabilities.astype(dtype))
-    expected = scipy_entropy(probabilities, axis=0)
-    assert found.dtype == np.float32
-    assert np.abs(found - expected).max() < (5e-3 if dtype == np.float16 else 1e-5)
-
-
-def test_entropy_at_its_ends() -> None:
-    certain = np.zeros((5, 2, 2))
-    certain[3] = 1
-    assert (entropy(certain) == 0).all()
-    assert entropy(np.full((5, 2, 2), 0.2)) == pytest.approx(math.log(5))

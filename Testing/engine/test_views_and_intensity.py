@@ -51,6 +51,19 @@ def test_minmax_is_the_original_scaling() -> None:
     assert scaled.ravel().tolist() == pytest.approx([0.0, 0.2, 0.8, 1.0])
 
 
+def test_conform_scaling_rounds_to_eight_bits_and_clips_the_brightest_thousandth() -> None:
+    eight_bits = np.array([0.0, 10.4, 10.6, 255.0])
+    assert scale_intensity(eight_bits, "conform").tolist() == pytest.approx(
+        [0, 10 / 255, 11 / 255, 1]
+    )
+    voxels = np.concatenate((np.zeros(50000), np.linspace(1, 2000, 9995), np.full(5, 90000)))
+    scaled = scale_intensity(voxels, "conform")
+    assert scaled[50000 + 9980] == pytest.approx(1.0, abs=0.01)
+    assert np.unique(scaled * 255).tolist() == pytest.approx(
+        np.unique(np.rint(scaled * 255)).tolist(), abs=1e-3
+    )
+
+
 def head_like(air: int, brightest: float = 100.0) -> np.ndarray:
     """``air`` empty voxels, then a head from 20 to 100, then ten voxels of a very bright vessel."""
     head = np.linspace(20.0, 100.0, 20000)
@@ -76,7 +89,7 @@ def test_scaling_does_not_depend_on_units_and_leaves_the_input_alone() -> None:
     assert np.array_equal(voxels, before)
 
 
-@pytest.mark.parametrize("mode", ["minmax", "percentile"])
+@pytest.mark.parametrize("mode", ["minmax", "conform", "percentile"])
 def test_a_constant_volume_becomes_zeros(mode: str) -> None:
     assert not scale_intensity(np.full((3, 3, 3), 7), mode).any()
 

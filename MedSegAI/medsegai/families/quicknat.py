@@ -315,6 +315,6 @@ def _released_card(config: QuickNATConfig, members: tuple[MemberCard, ...]) -> M
             "slices": config.channels,
             "squeeze_excitation": config.squeeze_excitation,
             "grid": [256, 256, 256],
-            "intensity": "minmax",
+            "intensity": "conform",
         },
     )

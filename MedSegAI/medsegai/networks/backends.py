@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -243,7 +244,9 @@ def _compile_openvino(half: nn.Module, example: tuple[Tensor, ...], mixed: bool)
     openvino = import_openvino()
 
     shapes = [openvino.PartialShape(list(part.shape)) for part in example]
-    model = openvino.convert_model(half, example_input=example, input=shapes)
+    with warnings.catch_warnings():  # shapes are fixed on purpose
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        model = openvino.convert_model(half, example_input=example, input=shapes)
     cache = cache_folder() / "openvino"
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if mixed else "f32",
