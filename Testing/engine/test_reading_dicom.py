@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 import images
 from dicom_files import SECRETS, transformation, write_multiframe, write_series
@@ -84,6 +85,25 @@ def test_a_real_jpeg_2000_series_is_decoded_and_placed(shared_data: Path) -> Non
     assert sorted(volume.geometry.shape) == sorted(reference.geometry.shape)
     np.testing.assert_allclose(volume.geometry.center_ras, reference.geometry.center_ras, atol=1e-2)
     assert check_scan(volume) == ()
+
+
+def deflate(head: Dataset, k: int) -> None:
+    head.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+
+def run_length_encode(head: Dataset, k: int) -> None:
+    head.compress(RLELossless)
+
+
+@pytest.mark.parametrize("encode", [deflate, run_length_encode])
+def test_other_encodings_hold_the_same_voxels(
+    tmp_path: Path, encode: Callable[[Dataset, int], None]
+) -> None:
+    grid = Geometry((3, 32, 40), images.matrix_ras("oblique"))  # GDCM cannot unpack tiny RLE images
+    write_series(tmp_path, images.numbered(grid), encode)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, images.numbered(grid).voxels)
+    assert volume.geometry.matches(grid, 1e-6)
 
 
 @pytest.mark.parametrize(

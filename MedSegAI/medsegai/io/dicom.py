@@ -47,6 +47,9 @@ _TAGS = [
 _DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
 """What pydicom raises on damaged headers, on opening or when a value is first looked at."""
 
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Transfer syntaxes in which voxels take as many bytes in the file as in memory."""
+
 _SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 
@@ -124,13 +127,7 @@ def _series(files: Iterable[Path]) -> list[_Series]:
     for path in files:
         try:
             with pydicom.config.disable_value_validation():  # warnings would quote the header
-                head = pydicom.dcmread(
-                    path,
-                    stop_before_pixels=True,
-                    specific_tags=_TAGS,
-                    force=path.suffix.lower() in (".dcm", ".ima"),
-                )
-                one = _one_file(path, head)
+                one = _one_file(path)
         except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
             raise unreadable(path, "its header is damaged", "a DICOM file") from None
         if one.slices:
@@ -139,15 +136,24 @@ def _series(files: Iterable[Path]) -> list[_Series]:
     return sorted(found.values(), key=lambda item: (item.number.zfill(12), item.uid))
 
 
-def _one_file(path: Path, head: Any) -> _Series:
+def _one_file(path: Path) -> _Series:
     """What one file says of its series, with the slices that it holds."""
+    without_preamble = path.suffix.lower() in (".dcm", ".ima")
+    with path.open("rb") as file:
+        head = pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=_TAGS, force=without_preamble
+        )
+        stored = path.stat().st_size - file.tell()
+    slices = _slices(path, head, stored)
     names = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
     uid, number, description, modality = (str(head.get(name) or "") for name in names)
-    return _Series(uid, number, description, modality, tuple(_slices(path, head)))
+    return _Series(uid, number, description, modality, tuple(slices))
 
 
-def _slices(path: Path, head: Any) -> list[_Slice]:
+def _slices(path: Path, head: Any, stored: int) -> list[_Slice]:
     """The frames of a file that have a place in the patient; none for reports, screenshots and the like.
+
+    `stored` is the number of bytes that follow the header.
 
     Raises:
         InputError: colour, truncated, or frames whose grey values have scales of their own.
@@ -163,7 +169,7 @@ def _slices(path: Path, head: Any) -> list[_Slice]:
         sources = []  # multi-frame without a position per frame
     if not all(_has_place(source) for source in sources) or not sources:
         return []
-    _check_pixels(path, head, sources)
+    _check_pixels(path, head, sources, stored)
     uid = str(head.get("SOPInstanceUID", ""))
     size = int(head.Rows), int(head.Columns)
     return [_slice(path, uid, frame, size, source) for frame, source in enumerate(sources)]
@@ -209,7 +215,7 @@ def _has_place(source: Any) -> bool:
     return all(source.get(name) is not None for name in names)
 
 
-def _check_pixels(path: Path, head: Any, sources: Sequence[Any]) -> None:
+def _check_pixels(path: Path, head: Any, sources: Sequence[Any], stored: int) -> None:
     if int(head.get("SamplesPerPixel") or 1) != 1:
         raise InputError(f"{path} is a colour image. A grey scan is needed.")
     scales = {
@@ -220,11 +226,10 @@ def _check_pixels(path: Path, head: Any, sources: Sequence[Any]) -> None:
             f"{path}: its frames have grey values of different scales, which is not supported. Convert it "
             "to NIfTI with dcm2niix."
         )
-    syntax = getattr(head.file_meta, "TransferSyntaxUID", None)
-    if syntax is None or not syntax.is_compressed:
+    if str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0])) in _PLAIN:
         voxels = int(head.Rows) * int(head.Columns) * len(sources)
         needed = voxels * int(head.get("BitsAllocated") or 8) // 8
-        check_stored_size(path, needed, path.stat().st_size, compressed=False)
+        check_stored_size(path, needed, stored, compressed=False)
 
 
 def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:

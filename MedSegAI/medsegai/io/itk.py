@@ -145,7 +145,7 @@ def _header_text(path: Path) -> bytes:
 
 
 def _stored_bytes(path: Path, header: bytes) -> int:
-    """Bytes of the file or files that hold the voxels.
+    """Bytes of the file or files that hold the voxels, without the header.
 
     Raises:
         InputError: the header names a file that is not there.
@@ -153,7 +153,7 @@ def _stored_bytes(path: Path, header: bytes) -> int:
     match = _DATA_FILE.search(header)
     name = match.group(1).decode(errors="replace") if match else "LOCAL"
     if name.upper() == "LOCAL":
-        return path.stat().st_size
+        return path.stat().st_size - len(header)
     if name.upper().startswith("LIST") or "%" in name:  # a file per slice: an upper bound will do
         return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     data = path.parent / name
