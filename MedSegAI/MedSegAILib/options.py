@@ -54,7 +54,7 @@ class OptionWidgets:
         self._members = [(name, qt.QCheckBox(name)) for name in names]
         for _name, box in self._members:
             box.checked = True
-            box.connect("toggled(bool)", self._on_change)
+            box.connect("toggled(bool)", self._on_member_toggled)
             layout.addWidget(box)
 
     def _widget(self, option: Field[Any]) -> Any:
@@ -109,6 +109,13 @@ class OptionWidgets:
         """No name at all means all of them, as in the request."""
         ticked = tuple(name for name, box in self._members if box.checked)
         return () if len(ticked) == len(self._members) else ticked
+
+    def _on_member_toggled(self, _ticked: bool) -> None:
+        """At least one has to run: without any tick all are ticked again."""
+        if self._members and not any(box.checked for _name, box in self._members):
+            for _name, box in self._members:
+                box.checked = True
+        self._changed()
 
     def _on_change(self, _value: object) -> None:
         self._changed()

@@ -255,6 +255,9 @@ def test_members_are_those_of_the_model(widget: Any, panel: Panel) -> None:
     assert panel.choice().options["members"] == ("axial", "sagittal")
     boxes()[1].setChecked(True)
     assert panel.choice().options["members"] == (), "all of them is the default"
+    for box in boxes():
+        box.setChecked(False)
+    assert [box.isChecked() for box in boxes()] == [True] * 3, "none of them cannot run"
     find(widget, "modelSelector").setCurrentIndex(1)
     pythonqt.process_events()
     assert [box.text() for box in boxes()] == ["fold 0"]
