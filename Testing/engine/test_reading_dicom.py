@@ -56,6 +56,17 @@ def test_frames_lie_where_they_say(tmp_path: Path, name: str, order: tuple[int, 
     assert images.apart(ours, images.positions(scan(name))) < 1e-6
 
 
+def test_what_a_frame_says_goes_before_what_all_share(tmp_path: Path) -> None:
+    def misplace(head: Dataset) -> None:
+        elsewhere = Dataset()
+        elsewhere.ImagePositionPatient = [1, 2, 3]
+        head.SharedFunctionalGroupsSequence[0].PlanePositionSequence = [elsewhere]
+
+    write_multiframe(tmp_path / "scan.dcm", scan(), range(7), misplace)
+    ours = images.positions(read_volume(tmp_path / "scan.dcm"))
+    assert images.apart(ours, images.positions(scan())) < 1e-6
+
+
 def test_a_series_in_several_multiframe_files_is_one_volume(tmp_path: Path) -> None:
     write_multiframe(tmp_path / "b.dcm", scan(), (0, 2, 4, 6))
     write_multiframe(tmp_path / "a.dcm", scan(), (1, 3, 5))
@@ -377,6 +388,8 @@ def test_no_patient_data_in_messages_or_logs(
         folders[name] = tmp_path / name
         write_series(folders[name], scan(), break_values, **keywords)  # type: ignore[arg-type]
     two_series(tmp_path / "two")
+    recwarn.clear()
+    caplog.clear()
     messages = []
     with caplog.at_level(0):
         read_volume(folders["good"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import images
 from medsegai.errors import OutputError
@@ -150,6 +151,22 @@ def test_a_full_disk_is_named(tiny_disk: Path, name: str, volume: Volume) -> Non
     with pytest.raises(OutputError, match=f"{name}.*disk.*ree some space"):
         WRITERS[name](tiny_disk / name, volume)
     assert [path.name for path in tiny_disk.iterdir()] == ["fill"]
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_what_itk_wrote_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    def lose_the_end(image: sitk.Image, *arguments: object, **options: object) -> None:
+        image = sitk.Image(image)
+        image[4, 5, 6] = 99
+        write(image, *arguments, **options)
+
+    write = sitk.WriteImage
+    monkeypatch.setattr(sitk, "WriteImage", lose_the_end)
+    with pytest.raises(OutputError, match="could not be written completely"):
+        write_volume(tmp_path / f"map{ending}", SMALL)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

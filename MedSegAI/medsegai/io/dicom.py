@@ -126,8 +126,7 @@ def _series(files: Iterable[Path]) -> list[_Series]:
     found: dict[str, _Series] = {}
     for path in files:
         try:
-            with pydicom.config.disable_value_validation():  # warnings would quote the header
-                one = _one_file(path)
+            one = _one_file(path)
         except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
             raise unreadable(path, "its header is damaged", "a DICOM file") from None
         if one.slices:

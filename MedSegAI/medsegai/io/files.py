@@ -116,11 +116,12 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
 
     Args:
         path: the file.
-        error: the cause, or what the library raised; its last line is quoted.
+        error: the cause, or what the library raised, of which one line is quoted.
         kind: what the file was taken for, with its article, such as "a NIfTI image".
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = _ITK_PREFIX.sub("", lines[-1])[:200].rstrip(".") if lines else type(error).__name__
+    line = (lines or [type(error).__name__])[-1 if "ITK ERROR" in str(error) else 0]
+    cause = _ITK_PREFIX.sub("", line)[:200].rstrip(".")
     return InputError(
         f"{path} cannot be read as {kind}: {cause}. It is no such image, or it is damaged. Copy or "
         "export it again."

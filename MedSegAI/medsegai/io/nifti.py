@@ -91,7 +91,8 @@ def _check_type(path: Path, image: Any) -> None:
     data = Path(image.file_map["image"].filename)
     needed = math.prod(int(size) for size in image.shape) * voxel_type.itemsize
     compressed = data.suffix.lower() in (".gz", ".mgz")
-    check_stored_size(path, needed, data.stat().st_size, compressed)
+    header = 0 if compressed else int(image.dataobj.offset)
+    check_stored_size(path, needed, data.stat().st_size - header, compressed)
 
 
 def _voxels(image: Any) -> NDArray[Any]:
