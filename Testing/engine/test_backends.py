@@ -1,5 +1,6 @@
 """Backends give the same answer, and the job goes on when memory runs out."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,32 @@ def test_openvino_pads_the_last_batch_and_gives_it_back_without_padding() -> Non
     last = runner(SLICES[4:])
     assert last.shape[0] == 1
     torch.testing.assert_close(last, plain[4:], atol=1e-3, rtol=1e-3)
+
+
+def test_the_compiled_form_is_kept_and_a_damaged_one_is_made_again(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    network = tiny_quicknat.network(4, slices=3)
+    compute = Compute(CPU, "openvino", False)
+    first = make_runner(network, compute)(SLICES).clone()
+    kept = sorted((tmp_path / "openvino").glob("*.blob"))
+    assert len(kept) == 2
+    with pytest.MonkeyPatch.context() as patch:  # a second process must not convert again
+        patch.setattr(openvino, "convert_model", lambda *_, **__: pytest.fail("converted again"))
+        assert torch.equal(make_runner(network, compute)(SLICES), first)
+    kept[0].write_bytes(b"damaged")
+    torch.testing.assert_close(make_runner(network, compute)(SLICES), first)
+    other = make_runner(tiny_quicknat.network(4, slices=3, seed=1), compute)(SLICES)
+    assert not torch.allclose(other, first)
+
+
+def test_a_cache_that_cannot_be_written_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEDSEGAI_CACHE", str(tmp_path / "file"))
+    network = tiny_quicknat.network(4, slices=3)
+    assert make_runner(network, Compute(CPU, "openvino", False))(SLICES).shape[0] == 5
 
 
 def test_dropout_stays_active_where_it_is_asked_for() -> None:

@@ -11,12 +11,9 @@ import copy
 import ctypes
 import importlib.util
 import logging
-import os
 import sys
-import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +106,8 @@ def device_name(device: torch.device) -> str:
 def make_runner(network: nn.Module, compute: Compute, dropout: bool = False) -> Runner:
     """`network` made ready to run. With `dropout` its dropout layers stay active (Monte-Carlo dropout)."""
     if compute.backend == "openvino" and not dropout:
+        from medsegai.networks.openvino import OpenVinoRunner
+
         return OpenVinoRunner(network, compute.mixed)
     return TorchRunner(network, compute, dropout)
 
@@ -137,46 +136,6 @@ class TorchRunner:
         )
         logits: Tensor = self._network(slices)
         return logits
-
-
-class OpenVinoRunner:
-    """OpenVINO on the CPU, compiled once for each shape of slices.
-
-    Two models, so that the encoder keeps float32 where the decoder runs in bfloat16. Shapes are fixed,
-    for with free ones OpenVINO is half as fast; compiled models are kept in the user's cache folder.
-    """
-
-    def __init__(self, network: nn.Module, mixed: bool) -> None:
-        self._network = copy.deepcopy(network).eval()
-        self._mixed = mixed
-        self._batch = 1
-        self._compiled: dict[tuple[int, ...], tuple[Any, Any]] = {}
-
-    def __call__(self, slices: Tensor) -> Tensor:
-        openvino = import_openvino()
-
-        count = slices.shape[0]
-        shape = (max(count, self._batch), *slices.shape[1:])
-        if shape not in self._compiled:
-            self._compiled[shape] = self._compile(slices)
-            self._batch = count
-        encoder, decoder = self._compiled[shape]
-        if count < shape[0]:
-            slices = torch.cat((slices, slices[-1:].expand(shape[0] - count, -1, -1, -1)))
-        encoder.infer([openvino.Tensor(slices.contiguous().numpy(), shared_memory=True)])
-        for index in range(len(decoder.model_inputs)):
-            decoder.set_input_tensor(index, encoder.get_output_tensor(index))
-        decoder.infer()
-        return torch.from_numpy(decoder.get_output_tensor(0).data)[:count]
-
-    @torch.inference_mode()
-    def _compile(self, slices: Tensor) -> tuple[Any, Any]:
-        encoder, decoder = _Encoder(self._network), _Decoder(self._network)
-        features = encoder(slices)
-        return (
-            _compile_openvino(encoder, (slices,), mixed=False),
-            _compile_openvino(decoder, features, self._mixed),
-        )
 
 
 class BatchRunner:
@@ -218,54 +177,6 @@ class BatchRunner:
         return self._runner
 
 
-class _Encoder(nn.Module):
-    network: EncoderDecoder
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
-        return self.network.encode(slices)
-
-
-class _Decoder(nn.Module):
-    network: EncoderDecoder
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *features: Tensor) -> Tensor:
-        return self.network.decode(*features)
-
-
-def _compile_openvino(half: nn.Module, example: tuple[Tensor, ...], mixed: bool) -> Any:
-    openvino = import_openvino()
-
-    shapes = [openvino.PartialShape(list(part.shape)) for part in example]
-    with warnings.catch_warnings():  # shapes are fixed on purpose
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        model = openvino.convert_model(half, example_input=example, input=shapes)
-    cache = cache_folder() / "openvino"
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if mixed else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "CACHE_DIR": str(cache),
-    }
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-
-
-def import_openvino() -> Any:
-    """OpenVINO without its reports: on import it would call Google Analytics unless it cannot find
-    the package that does so. Nothing leaves this computer."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
-
-
 class _HalfConv2d(nn.Module):
     """A convolution that computes in `dtype` and takes and gives float32."""
 
@@ -299,12 +210,6 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def cache_folder() -> Path:
-    """Where compiled networks are kept: MEDSEGAI_CACHE, or a folder of the user's own. It can be deleted."""
-    chosen = os.environ.get("MEDSEGAI_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".medsegai" / "cache"
 
 
 def _choose_device(device: str) -> torch.device:
