@@ -83,7 +83,7 @@ class _Series:
         rows, columns = self.slices[0].size
         return (
             f'series {self.number or "without number"} "{self.description}" ({self.modality}, '
-            f"{len(self.slices)} slices of {columns} x {rows}, {self._short_uid()})"
+            f"{len(self.slices)} slice{'s' if len(self.slices) > 1 else ''} of {columns} x {rows}, {self._short_uid()})"
         )
 
     def _short_uid(self) -> str:
@@ -126,7 +126,8 @@ def _series(files: Iterable[Path]) -> list[_Series]:
     found: dict[str, _Series] = {}
     for path in files:
         try:
-            one = _one_file(path)
+            with pydicom.config.disable_value_validation():  # whose warnings quote the header
+                one = _one_file(path)
         except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
             raise unreadable(path, "its header is damaged", "a DICOM file") from None
         if one.slices:
