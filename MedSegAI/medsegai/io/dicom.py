@@ -81,9 +81,10 @@ class _Series:
 
     def describe(self) -> str:
         rows, columns = self.slices[0].size
+        count = f"{len(self.slices)} slices" if len(self.slices) > 1 else "1 slice"
         return (
             f'series {self.number or "without number"} "{self.description}" ({self.modality}, '
-            f"{len(self.slices)} slice{'s' if len(self.slices) > 1 else ''} of {columns} x {rows}, {self._short_uid()})"
+            f"{count} of {columns} x {rows}, {self._short_uid()})"
         )
 
     def _short_uid(self) -> str:
