@@ -1,8 +1,8 @@
 """What runs a network: torch on a GPU or CPU, or OpenVINO on a CPU.
 
 A `Runner` takes slices and gives logits, whatever is behind it. On CPUs OpenVINO is twice as fast as torch and
-needs no compiler. Reduced precision stands only in `decode`, for there it hardly changes a label: in the encoder
-it flips positions of pooling maxima (docs/performance.md has the figures).
+needs no compiler. Half precision stands only in the large convolutions of decoders, for there it hardly changes a
+label: in the encoder it flips positions of pooling maxima (docs/performance.md has the figures).
 """
 
 from __future__ import annotations
@@ -23,14 +23,6 @@ from medsegai.errors import DeviceError
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-
-
-class EncoderDecoder(Protocol):
-    """A network in two halves, such as `networks.quicknat.QuickNAT`."""
-
-    def encode(self, slices: Tensor) -> tuple[Tensor, ...]: ...
-
-    def decode(self, *features: Tensor) -> Tensor: ...
 
 
 class Runner(Protocol):
@@ -105,29 +97,27 @@ def device_name(device: torch.device) -> str:
 
 def make_runner(network: nn.Module, compute: Compute, dropout: bool = False) -> Runner:
     """`network` made ready to run. With `dropout` its dropout layers stay active (Monte-Carlo dropout)."""
+    network = copy.deepcopy(network).eval()
+    if compute.mixed:
+        _halve_decoders(network, torch.bfloat16 if compute.device.type == "cpu" else torch.float16)
     if compute.backend == "openvino" and not dropout:
         from medsegai.networks.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(network, compute.mixed)
-    return TorchRunner(network, compute, dropout)
+        return OpenVinoRunner(network)
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout2d):
+            layer.train(dropout)
+    return TorchRunner(network, compute.device)
 
 
 class TorchRunner:
-    """Eager torch: channels last, and half precision in the decoders' large convolutions."""
+    """Eager torch, channels last."""
 
-    def __init__(self, network: nn.Module, compute: Compute, dropout: bool = False) -> None:
-        if compute.device.type == "cpu":
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        if device.type == "cpu":
             keep_freed_memory()
-        network = copy.deepcopy(network).eval()
-        for layer in network.modules():
-            if isinstance(layer, nn.Dropout2d):
-                layer.train(dropout)
-        if compute.mixed:
-            half = torch.bfloat16 if compute.device.type == "cpu" else torch.float16
-            _halve_decoders(network, half)
-        self._device = compute.device
-        network = network.to(compute.device)
-        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._device = device
+        self._network = network.to(device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import io
 import os
@@ -26,18 +25,17 @@ import openvino  # noqa: E402
 
 
 class OpenVinoRunner:
-    """A network of two halves, slices (N, channels, H, W) to logits (N, classes, H, W), float32.
+    """A network as OpenVINO runs it: slices (N, channels, H, W) to logits (N, classes, H, W), float32.
 
-    Two models, so that the encoder keeps float32 where the decoder runs in bfloat16. Shapes are fixed, for
-    with free ones OpenVINO is half as fast: a smaller last batch is filled up.
+    Each operation keeps the precision it has in `network`. Shapes are fixed, for with free ones OpenVINO is
+    half as fast: a smaller last batch is filled up.
     """
 
-    def __init__(self, network: nn.Module, mixed: bool) -> None:
-        self._network = copy.deepcopy(network).eval()
-        self._mixed = mixed
-        self._weights = _fingerprint(network)
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._fingerprint = _fingerprint(network)
         self._batch = 1
-        self._compiled: dict[tuple[int, ...], tuple[Any, Any]] = {}
+        self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, slices: Tensor) -> Tensor:
         count = slices.shape[0]
@@ -47,65 +45,36 @@ class OpenVinoRunner:
             self._batch = count
         if count < shape[0]:
             slices = torch.cat((slices, slices[-1:].expand(shape[0] - count, -1, -1, -1)))
-        encoder, decoder = self._compiled[shape]
-        encoder.infer([openvino.Tensor(slices.contiguous().numpy(), shared_memory=True)])
-        for index in range(len(decoder.model_inputs)):
-            decoder.set_input_tensor(index, encoder.get_output_tensor(index))
-        decoder.infer()
-        return torch.from_numpy(decoder.get_output_tensor(0).data)[:count]
+        request = self._compiled[shape]
+        request.infer([openvino.Tensor(slices.contiguous().numpy(), shared_memory=True)])
+        return torch.from_numpy(request.get_output_tensor(0).data)[:count]
 
     @torch.inference_mode()
-    def _compile(self, slices: Tensor) -> tuple[Any, Any]:
-        encoder, decoder = _Encoder(self._network), _Decoder(self._network)
-        kept = [self._cache_file(half, slices) for half in ("encoder", "decoder")]
+    def _compile(self, slices: Tensor) -> Any:
+        kept = self._cache_file(slices)
         try:
-            halves = [
-                _restore(file, mixed)
-                for file, mixed in zip(kept, (False, self._mixed), strict=True)
-            ]
+            compiled = openvino.Core().import_model(kept.read_bytes(), "CPU", _settings())
         except (OSError, RuntimeError):  # not there yet, damaged, or of another processor
-            halves = [
-                _compile(encoder, (slices,), False, kept[0]),
-                _compile(decoder, encoder(slices), self._mixed, kept[1]),
-            ]
-        return halves[0].create_infer_request(), halves[1].create_infer_request()
+            compiled = _compile(self._network, slices, kept)
+        return compiled.create_infer_request()
 
-    def _cache_file(self, half: str, slices: Tensor) -> Path:
+    def _cache_file(self, slices: Tensor) -> Path:
         """Named by everything that the compiled form depends on."""
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        processor = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        core = openvino.Core()
+        processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+        capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        version = openvino.get_version()
         parts = (
-            self._weights,
-            half,
+            self._fingerprint,
             tuple(slices.shape),
-            _settings(self._mixed),
-            openvino.get_version(),
+            _settings(),
+            version,
             processor,
-            sorted(capabilities),
+            capabilities,
         )
         return (
             cache_folder() / "openvino" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.blob"
         )
-
-
-class _Encoder(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network: Any = network
-
-    def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
-        features: tuple[Tensor, ...] = self.network.encode(slices)
-        return features
-
-
-class _Decoder(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network: Any = network
-
-    def forward(self, *features: Tensor) -> Tensor:
-        logits: Tensor = self.network.decode(*features)
-        return logits
 
 
 def cache_folder() -> Path:
@@ -114,24 +83,20 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".medsegai" / "cache"
 
 
-def _settings(mixed: bool) -> dict[str, Any]:
+def _settings() -> dict[str, Any]:
     return {
-        "INFERENCE_PRECISION_HINT": "bf16" if mixed else "f32",
+        "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
 
 
-def _restore(file: Path, mixed: bool) -> Any:
-    return openvino.Core().import_model(file.read_bytes(), "CPU", _settings(mixed))
-
-
-def _compile(half: nn.Module, example: tuple[Tensor, ...], mixed: bool, kept: Path) -> Any:
-    shapes = [openvino.PartialShape(list(part.shape)) for part in example]
+def _compile(network: nn.Module, slices: Tensor, kept: Path) -> Any:
+    shape = openvino.PartialShape(list(slices.shape))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Converting a tensor")  # shapes are fixed on purpose
-        model = openvino.convert_model(half, example_input=example, input=shapes)
-    compiled = openvino.Core().compile_model(model, "CPU", _settings(mixed))
+        model = openvino.convert_model(network, example_input=(slices,), input=[shape])
+    compiled = openvino.Core().compile_model(model, "CPU", _settings())
     with contextlib.suppress(
         OSError, OutputError
     ):  # without a cache the next start is slower, no more
@@ -147,5 +112,5 @@ def _fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256(repr(network).encode())
     for name, values in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
+        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -189,10 +189,6 @@ class QuickNAT(nn.Module):
         self.dropout = nn.Dropout2d(config.dropout)
 
     def forward(self, slices: Tensor) -> Tensor:
-        return self.decode(*self.encode(slices))
-
-    def encode(self, slices: Tensor) -> tuple[Tensor, ...]:
-        """The bottleneck's features, then skip and pool codes of each encoder, deepest first."""
         height, width = slices.shape[-2:]
         if height % STRIDE or width % STRIDE:
             raise ValueError(
@@ -204,13 +200,9 @@ class QuickNAT(nn.Module):
             skip = self.dropout(block.excite(block(features)))
             features, codes = pool_with_codes(skip)
             skips.append((skip, codes))
-        deepest_first = [part for pair in reversed(skips) for part in pair]
-        return (self.bottleneck(features), *deepest_first)
-
-    def decode(self, features: Tensor, *skips: Tensor) -> Tensor:
-        """What `encode` gave to logits. Where reduced precision may stand: labels hardly change."""
-        decoders = (self.decode4, self.decode1, self.decode2, self.decode3)
-        for block, skip, codes in zip(decoders, skips[0::2], skips[1::2], strict=True):
+        features = self.bottleneck(features)
+        for block in (self.decode4, self.decode1, self.decode2, self.decode3):
+            skip, codes = skips.pop()
             features = torch.cat((skip, unpool_with_codes(features, codes)), dim=1)
             features = self.dropout(block.excite(block(features)))
         logits: Tensor = self.classifier["conv"](features)
