@@ -117,7 +117,8 @@ class TorchRunner:
         if device.type == "cpu":
             keep_freed_memory()
         self._device = device
-        self._network = network.to(device, memory_format=torch.channels_last)
+        on_device = network.to(device)
+        self._network = on_device.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, slices: Tensor) -> Tensor:
