@@ -49,7 +49,7 @@ class MedSegAI(ScriptedLoadableModule):
             "Research software, not for diagnostic use."
         )
         parent.acknowledgementText = _(
-            "Stands on 3D Slicer, PyTorch, MONAI, SimpleITK and nibabel. The brain model follows "
+            "Stands on 3D Slicer, PyTorch, OpenVINO, SimpleITK and nibabel. The brain model follows "
             "QuickNAT (A. Guha Roy, S. Conjeti, N. Navab, C. Wachinger, NeuroImage 2019)."
         )
 

@@ -1,5 +1,8 @@
 """Backends give the same answer, and the job goes on when memory runs out."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import medsegai
 import tiny_quicknat
 from medsegai.errors import DeviceError
 from medsegai.networks import backends
@@ -60,6 +64,30 @@ def test_the_compiled_form_is_kept_and_a_damaged_one_is_made_again(tmp_path: Pat
     torch.testing.assert_close(make_runner(network, compute)(SLICES), first)
     other = make_runner(tiny_quicknat.network(4, slices=3, seed=1), compute)(SLICES)
     assert not torch.allclose(other, first)
+
+
+CTRL_C_AFTER_OPENVINO = """
+import gc, os, pathlib, signal, tiny_quicknat, torch
+from medsegai.networks.backends import Compute, make_runner
+for _ in range(3):
+    runner = make_runner(tiny_quicknat.network(4), Compute(torch.device("cpu"), "openvino", False))
+    runner(torch.rand(1, 1, 32, 32))
+    del runner
+    gc.collect()
+    for kept in pathlib.Path(os.environ["MEDSEGAI_CACHE"]).glob("openvino/*"):
+        kept.write_bytes(b"damaged")
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_is_heard_after_openvino_has_gone() -> None:
+    pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    folders = [str(Path(tiny_quicknat.__file__).parent), str(Path(medsegai.__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-c", CTRL_C_AFTER_OPENVINO]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -53,14 +54,14 @@ class OpenVinoRunner:
     def _compile(self, slices: Tensor) -> Any:
         kept = self._cache_file(slices)
         try:
-            compiled = openvino.Core().import_model(kept.read_bytes(), "CPU", _settings())
+            compiled = _core().import_model(kept.read_bytes(), "CPU", _settings())
         except (OSError, RuntimeError):  # not there yet, damaged, or of another processor
             compiled = _compile(self._network, slices, kept)
         return compiled.create_infer_request()
 
     def _cache_file(self, slices: Tensor) -> Path:
         """Named by everything that the compiled form depends on."""
-        core = openvino.Core()
+        core = _core()
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         version = openvino.get_version()
@@ -83,6 +84,13 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".medsegai" / "cache"
 
 
+@functools.cache
+def _core() -> Any:
+    """One for the life of the process: it lends the thread a stack for signals, and when it goes the next
+    signal, such as Ctrl-C, would meet freed memory and end the process."""
+    return openvino.Core()
+
+
 def _settings() -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -96,7 +104,7 @@ def _compile(network: nn.Module, slices: Tensor, kept: Path) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Converting a tensor")  # shapes are fixed on purpose
         model = openvino.convert_model(network, example_input=(slices,), input=[shape])
-    compiled = openvino.Core().compile_model(model, "CPU", _settings())
+    compiled = _core().compile_model(model, "CPU", _settings())
     with contextlib.suppress(
         OSError, OutputError
     ):  # without a cache the next start is slower, no more
