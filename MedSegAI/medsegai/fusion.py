@@ -5,7 +5,9 @@ probabilities in half precision, so memory does not grow with the number of memb
 get accumulators of their own; `fuse` joins those on the output grid.
 
 The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage
-2019, section 2.4). A channel that cannot tell left from right feeds both sides, as there.
+2019, section 2.4). A channel that cannot tell left from right feeds both sides. There each side gets all of its
+probability; here they share it as the members that know the side share theirs, so the sum stays one, and a voxel
+that is surely left is not half uncertain.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class Accumulator:
     def __post_init__(self) -> None:
         self.total_weight = 0.0
         self._members: list[MemberLabels] = []
+        self._shared: dict[tuple[int, ...], Tensor] = {}
         shape = (len(self.labels), *self.geometry.shape)
         try:
             self._sum = torch.zeros(shape, dtype=torch.float16, device=self.device)
@@ -69,9 +72,7 @@ class Accumulator:
         self.total_weight += weight
         self._weight = weight
         self._fed = [
-            (self.labels.index(value), channel)
-            for channel, feeds in enumerate(classes)
-            for value in feeds or (0,)
+            tuple(self.labels.index(value) for value in feeds or (0,)) for feeds in classes
         ]
         if self.keep_members:
             background = next(channel for channel, feeds in enumerate(classes) if not feeds)
@@ -87,12 +88,16 @@ class Accumulator:
                 raise
             self._move_to_cpu()
             self._sum = self._sum.cpu()
+            self._shared = {indices: mass.cpu() for indices, mass in self._shared.items()}
             self._add(block)
 
     def result(self) -> Probabilities:
         """The weighted mean, normalised. What no member spoke about is background. Ends the accumulation."""
-        for plane in self._sum.unbind(1):
-            values = plane.float() / self.total_weight
+        for k, plane in enumerate(self._sum.unbind(1)):
+            values = plane.float()
+            for indices, mass in self._shared.items():
+                _share_out(values, indices, mass[k].float())
+            values /= self.total_weight
             values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
             plane.copy_(values / values.sum(0))
         return Probabilities(self.labels, self.geometry, self._sum)
@@ -114,15 +119,32 @@ class Accumulator:
         best = values.argmax(0) if self.vote or self.keep_members else None
         if best is not None and self.keep_members:
             self._members[-1].channels[where] = best.to("cpu", torch.uint8)
-        for index, channel in self._fed:
+        for channel, indices in enumerate(self._fed):
             answer = values[channel] if best is None or not self.vote else (best == channel).float()
-            self._sum[index][where].add_(answer, alpha=self._weight)
+            self._target(indices)[where].add_(answer, alpha=self._weight)
+
+    def _target(self, indices: tuple[int, ...]) -> Tensor:
+        """Where a channel that feeds these classes is added up: their sum, or one that they share later."""
+        if len(indices) == 1:
+            return self._sum[indices[0]]
+        if indices not in self._shared:
+            self._shared[indices] = torch.zeros_like(self._sum[0])
+        return self._shared[indices]
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
         note = "The GPU had too little memory for the aggregation, which was done on the CPU."
         logger.warning(note)
         self.notes.append(note)
+
+
+def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
+    """Give `mass` (j, i) to the classes `indices` of `values` (class, j, i), in proportion to what they have."""
+    chosen = list(indices)
+    own = values[chosen]
+    total = own.sum(0)
+    share = torch.where(total > 0, own / total.clamp(min=1e-12), 1.0 / len(chosen))
+    values[chosen] = own + mass * share
 
 
 def fuse(parts: Sequence[Probabilities], weights: Sequence[float]) -> Readable:

@@ -159,7 +159,13 @@ def run_all_slices(options: argparse.Namespace, prepare: Any) -> dict[str, Any]:
             target = total.permute(0, *(1 + axis for axis in view.axes))[
                 :, first : first + len(chosen)
             ]
-            target += member.weight * probabilities[:, feeds].movedim(1, 0)
+            answer = probabilities[:, feeds].movedim(1, 0)
+            for sides in (classes for classes in member.classes if len(classes) > 1):
+                known = target[[labels.index(value) for value in sides]]  # by the members before
+                answer[[labels.index(value) for value in sides]] *= known / known.sum(0).clamp(
+                    min=1e-12
+                )
+            target += member.weight * answer
     total /= total.sum(0)
     fused = Probabilities(labels, grid, total)
     found = torch.cat(
@@ -203,8 +209,14 @@ def run_memory_ours(options: argparse.Namespace) -> dict[str, Any]:
     block = torch.rand(33, BATCH, *shape[1:]).softmax(0)
     before = peak_mb()
     accumulator = Accumulator(tuple(range(33)), native, torch.device("cpu"))
-    for weight in (0.4, 0.4, 0.2):
-        accumulator.begin_member([[]] + [[value] for value in range(1, 33)], weight)
+    every = [[]] + [[value] for value in range(1, 33)]
+    sides = (
+        [[]]
+        + [[value, value + 14] for value in range(1, 15)]
+        + [[value] for value in range(29, 33)]
+    )
+    for weight, classes in ((0.4, every), (0.4, every), (0.2, sides)):
+        accumulator.begin_member(classes, weight)
         for k in range(0, shape[0], BATCH):
             accumulator.add(Block((k, 0, 0), block[:, : shape[0] - k]))
     fused = accumulator.result()

@@ -199,6 +199,8 @@ def test_views_can_be_chosen_and_change_the_answer(tiny: str) -> None:
     assert np.array_equal(every, labels_of(tiny, members=("axial", "coronal", "sagittal")))
     with pytest.raises(ModelError, match="it has axial, coronal, sagittal"):
         labels_of(tiny, members=("frontal",))
+    with pytest.raises(RequestError, match="cannot tell left from right"):
+        labels_of(tiny, members=("sagittal",))
 
 
 def test_dropout_depends_on_the_seed_and_on_nothing_else(tiny: str) -> None:

@@ -38,11 +38,21 @@ def test_weighted_mean_of_probabilities() -> None:
     np.testing.assert_allclose(result.values.float().sum(0), 1, atol=3e-3)
 
 
-def test_a_channel_that_does_not_know_the_side_feeds_both() -> None:
+def test_a_channel_that_does_not_know_the_side_is_shared_as_the_others_share() -> None:
     full, merged = answers(4, 0), answers(3, 1)
     result = accumulated([(FULL, 0.8, full), (MERGED, 0.2, merged)]).result()
-    total = 0.8 * full + 0.2 * merged[[0, 1, 1, 2]]
-    np.testing.assert_allclose(result.values.float(), total / total.sum(0), atol=2e-3)
+    left = full[1] / (full[1] + full[2])
+    spread = torch.stack([merged[0], merged[1] * left, merged[1] * (1 - left), merged[2]])
+    np.testing.assert_allclose(result.values.float(), 0.8 * full + 0.2 * spread, atol=2e-3)
+    np.testing.assert_allclose(result.values.float().sum(0), 1, atol=3e-3)
+
+
+def test_what_is_surely_left_is_certain_though_one_member_does_not_know_the_side() -> None:
+    left = torch.tensor([0.0, 1.0, 0.0, 0.0])[:, None, None, None].expand(4, *GRID.shape)
+    either = torch.tensor([0.0, 1.0, 0.0])[:, None, None, None].expand(3, *GRID.shape)
+    result = accumulated([(FULL, 0.6, left), (MERGED, 0.4, either)]).result()
+    assert (result.native_argmax == 1).all()
+    assert result.native_entropy.max() < 0.01
 
 
 def test_what_nobody_spoke_about_is_background() -> None:

@@ -120,6 +120,11 @@ class QuickNATModel:
     def members(self, names: Sequence[str], dropout_passes: int, seed: int) -> list[ViewMember]:
         """The views with these names, all if none is named; with dropout each view once per pass."""
         chosen = [self.card.member(name) for name in names] or list(self.card.members)
+        if all(any(len(feeds) > 1 for feeds in card.classes) for card in chosen):
+            raise RequestError(
+                f"{' and '.join(card.name for card in chosen)} alone cannot tell left from right. "
+                "Add another view, for example --views axial,sagittal."
+            )
         if not dropout_passes:
             return [
                 ViewMember(self._networks[card.name], card.name, card.weight) for card in chosen
