@@ -190,7 +190,7 @@ def _halve_decoders(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: page faults are a third of the time of eager torch on a CPU.
+    """Let glibc keep freed memory: page faults are a third of the time of eager torch on a CPU, in training too.
 
     Does nothing where the C library is another one.
     """

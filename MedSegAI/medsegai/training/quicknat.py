@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medsegai.card import ModelCard, load_card
 from medsegai.errors import DeviceError, OutputError, RequestError
+from medsegai.networks.backends import keep_freed_memory
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.preprocessing.views import VIEWS
 from medsegai.progress import Progress
@@ -183,15 +182,6 @@ def compiler_at_hand(device: torch.device) -> bool:
         "No C++ compiler found: training runs uncompiled, at about 0.6 of the speed. Install g++."
     )
     return False
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory, for page faults take up to half the time of training on a CPU."""
-    m_trim_threshold, m_mmap_max = -1, -4
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def find_place(device: str) -> Place:
@@ -381,7 +371,7 @@ def train_quicknat(
         OutputError: ``folder`` cannot be written.
         Cancelled: stopped through ``progress``; the last checkpoint stays.
     """
-    keep_memory()
+    keep_freed_memory()
     place = find_place(device)
     card = load_card(config.card_path)
     if config.sampling.batch % place.ranks:
