@@ -69,7 +69,8 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     labels = _joined_labels(cards)
     compute = choose_compute(request.device, request.backend, request.precision)
     inputs, warnings = _read(request, progress)
-    fused = _predict(request, [_model(*_key(card)) for card in cards], inputs, compute, progress)
+    models = [_model(*_key(card)) for card in cards]
+    fused = _predict(request, models, labels, inputs, compute, progress)
     grid = inputs[0].geometry
     answer = _Answer(request, labels, grid, fused)
     for k0, k1 in _slabs(grid):
@@ -118,11 +119,12 @@ def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume
 def _predict(
     request: SegmentationRequest,
     models: Sequence[Model],
+    labels: Sequence[Label],
     inputs: Sequence[Volume],
     compute: Compute,
     progress: Progress,
 ) -> Fused:
-    values = (0, *(label.value for label in _joined_labels([model.card for model in models])))
+    values = (0, *(label.value for label in labels))
     prepared = []
     for number, model in enumerate(models):
         progress.step("prepare", number, len(models))
@@ -132,17 +134,17 @@ def _predict(
     ]
     keep = request.uncertainty and sum(map(len, members)) > 1
     done = _Count(progress, sum(len(part) for part in members))
-    parts, weights, labels = [], [], []
+    parts, weights, answers = [], [], []
     for ready, group in zip(prepared, members, strict=True):
         total = Accumulator(values, ready.geometry, compute.device, request.fusion == "vote", keep)
         for member in group:
             _add_member(total, member, ready, compute, done)
         parts.append(total.result())
         weights.append(total.total_weight)
-        labels += [(indices, ready.geometry) for indices in total.member_labels(parts[-1])]
+        answers += [(indices, ready.geometry) for indices in total.member_labels(parts[-1])]
         compute.notes += total.notes
     warnings = [warning for ready in prepared for warning in ready.warnings] + compute.notes
-    return Fused(fuse(parts, weights), labels, [ready.geometry for ready in prepared], warnings)
+    return Fused(fuse(parts, weights), answers, [ready.geometry for ready in prepared], warnings)
 
 
 def _add_member(
