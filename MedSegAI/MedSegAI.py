@@ -310,7 +310,7 @@ class MedSegAITest(ScriptedLoadableModuleTest):
         """A ball is no head, so nothing is asked of the labels; the job has to come back."""
         from importlib.util import find_spec
 
-        from medsegai.card import find_card
+        from medsegai.catalogue import find_card
         from medsegai.errors import ModelError
 
         if find_spec("torch") is None:

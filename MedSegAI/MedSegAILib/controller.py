@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from medsegai.card import ModelCard, card_files, load_card
+from medsegai.card import ModelCard, load_card
+from medsegai.catalogue import card_files
 from medsegai.errors import Cancelled, MedSegAIError, ModelError, RequestError
 from medsegai.progress import ProgressEvent
 from medsegai.request import (

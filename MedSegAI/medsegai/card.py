@@ -1,15 +1,17 @@
 """The model card: everything known about one model stands here and nowhere else.
 
 A card is a folder with `card.json` and the weights it names. Reading cards imports no torch, so a
-catalogue of models opens at once, also inside Slicer's own process.
+catalogue of models opens at once, also inside Slicer's own process. Which models there are: `catalogue`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from medsegai.errors import ModelError
 from medsegai.labels import Label
 
 CARD_NAME = "card.json"
-BUNDLED_MODELS = Path(__file__).parent / "models"
+NOT_IN_FILE = frozenset({"folder", "in_place"})
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,21 @@ class MemberCard:
     classes: tuple[tuple[int, ...], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def answers_to(self, name: str) -> bool:
+        """Whether this is its name, or the configuration or the fold in its name."""
+        return name == self.name or name in self.name.split("/")
+
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model: what it is, what it takes, what it gives, and what it is not for."""
+    """A model: what it is, what it takes, what it gives, and what it is not for.
+
+    Attributes:
+        spacing_mm: of the voxels that the members work on, along (i, j, k).
+        folder: where the weights lie; not in the file.
+        in_place: whether the card was made from the folder of another program, such as nnU-Net. There is
+            no file then that could say which hashes the weights should have. Not in the file.
+    """
 
     id: str
     name: str
@@ -74,6 +87,7 @@ class ModelCard:
     memory_mb: float = 0.0
     performance: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         for name in ("id", "name", "family", "version"):
@@ -105,6 +119,34 @@ class ModelCard:
         names = ", ".join(member.name for member in self.members)
         raise ModelError(f"Model {self.id!r} has no member {name!r}; it has {names}.")
 
+    def chosen_members(self, names: Sequence[str]) -> tuple[MemberCard, ...]:
+        """The members with these names, in the card's order; without names those with a weight.
+
+        The members of a model with several configurations are named configuration/fold; either half names all
+        that share it.
+
+        Raises:
+            ModelError: no member has one of the names.
+        """
+        if not names:
+            return tuple(member for member in self.members if member.weight > 0)
+        for name in names:
+            if not any(member.answers_to(name) for member in self.members):
+                self.member(name)
+        configurations = {part for m in self.members for part in m.name.split("/")[:-1]}
+        wide = [name for name in names if name in configurations]
+        narrow = [name for name in names if name not in configurations]
+        return tuple(
+            member
+            for member in self.members
+            if (
+                any(map(member.answers_to, wide))
+                if wide
+                else member.weight > 0 or member.name in names
+            )
+            and (not narrow or any(map(member.answers_to, narrow)))
+        )
+
     def weights_path(self, member: MemberCard) -> Path:
         if member.weights is None:
             raise ModelError(f"Member {member.name!r} of model {self.id!r} names no weights file.")
@@ -124,6 +166,8 @@ class ModelCard:
         path = self.weights_path(member)
         if not path.is_file():
             raise ModelError(f"{path} is missing: import model {self.id!r} again.")
+        if self.in_place:
+            return
         if member.sha256 is None:
             raise ModelError(
                 f"The card of model {self.id!r} gives no SHA-256 for {path.name}: import it again."
@@ -134,10 +178,37 @@ class ModelCard:
                 f"Import model {self.id!r} again."
             )
 
+    def weights_sha256(self, member: MemberCard) -> str | None:
+        """Hash of the member's weights: as the card gives it, else of the file. None without weights.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+        if member.sha256 is not None or member.weights is None:
+            return member.sha256
+        path = self.weights_path(member)
+        try:
+            state = path.stat()
+            return _known_sha256(path, state.st_size, state.st_mtime_ns)
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error}.") from error
+
+    def fingerprint(self) -> str:
+        """Hash that changes with the card, and with weights that the card gives no hash for."""
+        digest = hashlib.sha256(repr(self).encode())
+        for member in self.members:
+            if member.sha256 is None and member.weights is not None:
+                with contextlib.suppress(OSError):
+                    state = self.weights_path(member).stat()
+                    digest.update(f"{state.st_size} {state.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON values; `load_card` reads them back."""
         data = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name not in NOT_IN_FILE
         }
         data["channels"] = [vars(channel).copy() for channel in self.channels]
         data["labels"] = [label.to_dict() for label in self.labels]
@@ -165,7 +236,7 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
 
 
 def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
-    values = _checked(data, {item.name for item in fields(ModelCard)} - {"folder"}, ModelCard)
+    values = _checked(data, {item.name for item in fields(ModelCard)} - NOT_IN_FILE, ModelCard)
     values["channels"] = tuple(
         Channel(**_checked(item, None, Channel)) for item in data["channels"]
     )
@@ -199,55 +270,15 @@ def load_card(path: str | os.PathLike[str]) -> ModelCard:
     return card_from_dict(data, folder)
 
 
-def user_models_folder() -> Path:
-    """Where imported models are kept: MEDSEGAI_MODELS, or a folder of the user's own."""
-    chosen = os.environ.get("MEDSEGAI_MODELS")
-    return Path(chosen) if chosen else Path.home() / ".medsegai" / "models"
-
-
-def card_files() -> Iterator[Path]:
-    """The card of every model at hand: the bundled ones, then the user's, each sorted by name."""
-    for root in (BUNDLED_MODELS, user_models_folder()):
-        yield from sorted(root.glob(f"*/{CARD_NAME}"))
-
-
-def find_cards() -> Iterator[ModelCard]:
-    """All models that are at hand.
-
-    Raises:
-        ModelError: a card cannot be read; `card_files` lists them all the same.
-    """
-    return map(load_card, card_files())
-
-
-def find_card(name: str) -> ModelCard:
-    """The model with this id, or in this folder. The broken card of another model does no harm.
-
-    Raises:
-        ModelError: there is none, and the message lists those there are, or its card is broken.
-    """
-    if (Path(name) / CARD_NAME).is_file():
-        return load_card(name)
-    cards: dict[str, ModelCard] = {}
-    broken: dict[str, ModelError] = {}
-    for source in card_files():
-        try:
-            card = load_card(source)
-            cards[card.id] = card
-        except ModelError as error:
-            broken[source.parent.name] = error
-    if name in broken and name not in cards:
-        raise broken[name]
-    if name not in cards:
-        raise ModelError(
-            f"There is no model {name!r}. Known models: {', '.join(sorted(cards)) or 'none'}."
-        )
-    return cards[name]
-
-
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _known_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    """Checkpoints are large: the same file is read once."""
+    return file_sha256(path)
 
 
 def _member(data: Mapping[str, Any]) -> MemberCard:

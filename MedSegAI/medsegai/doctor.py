@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 
 from medsegai import __version__
-from medsegai.card import ModelCard, card_files, load_card, user_models_folder
+from medsegai.card import ModelCard, load_card
+from medsegai.catalogue import card_files, user_models_folder
 from medsegai.errors import ModelError
 
 OLDEST_PYTHON = (3, 11)

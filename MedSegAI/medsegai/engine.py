@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsegai import __version__
-from medsegai.card import ModelCard, find_card
+from medsegai.card import ModelCard
+from medsegai.catalogue import find_card
 from medsegai.errors import GeometryError, RequestError
 from medsegai.families import Member, Model, Prepared, load_model
 from medsegai.fusion import Accumulator, fuse, read_member_labels

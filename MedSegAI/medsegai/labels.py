@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,16 @@ class Label:
         if self.terminology is not None:
             data["terminology"] = self.terminology.to_dict()
         return data
+
+
+GOLDEN_TURN = 0.618034
+"""Hues a golden section apart differ well for any number of labels."""
+
+
+def made_color(value: int) -> tuple[int, int, int]:
+    """The colour of a label that brings none, always the same for a value."""
+    red, green, blue = colorsys.hsv_to_rgb(value * GOLDEN_TURN % 1.0, 0.6, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _code(values: Any) -> Code:

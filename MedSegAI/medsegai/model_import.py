@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medsegai.card import BUNDLED_MODELS, CARD_NAME, ModelCard, load_card
+from medsegai.card import CARD_NAME, ModelCard, load_card
+from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import InputError, ModelError, OutputError, UnsafeModelError
 
 Importer = Callable[[Path, Path], ModelCard | None]

@@ -10,7 +10,20 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 # L0 of the engine: plain modules that may import each other, the standard library and NumPy.
-FLAT = frozenset({"volume", "labels", "card", "request", "progress", "errors", "protocol"})
+FLAT = frozenset(
+    {
+        "card",
+        "catalogue",
+        "errors",
+        "labels",
+        "nnunet_dataset",
+        "nnunet_plans",
+        "progress",
+        "protocol",
+        "request",
+        "volume",
+    }
+)
 
 # The rooms above it, from the lowest to the highest. A room imports rooms of earlier rows only:
 # neighbours in one row, such as families and refinements, do not know each other.
@@ -33,7 +46,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 
-# In these rooms every file stands for itself; what they share lies in `__init__` or in `_names`.
+# In these rooms every file or package stands for itself; what they share lies in `__init__` or in `_names`.
 INDEPENDENT_FILES = ("families", "refinements")
 
 SLICER_SIDE = frozenset({"MedSegAI", "MedSegAILib"})
@@ -139,12 +152,14 @@ def _inner_problem(path: PurePosixPath, room: str, item: Imported) -> str | None
 def _sibling_problem(path: PurePosixPath, room: str, item: Imported) -> str | None:
     """`families/a.py` may use `families` and `families/_shared.py`, never `families/b.py`.
 
-    A lower-case name is taken for a module: what `__init__` gives to all is a class or private.
+    The modules of a package `families/a/` know each other. A lower-case name is taken for a module:
+    what `__init__` gives to all is a class or private.
     """
-    if room not in INDEPENDENT_FILES or path.stem.startswith("_"):
+    own = PurePosixPath(path.parts[2]).stem  # of a file, or of the package it belongs to
+    if room not in INDEPENDENT_FILES or own.startswith("_"):
         return None
     sibling = [*item.name.split("."), ""][2]
-    if sibling and sibling.islower() and not sibling.startswith("_") and sibling != path.stem:
+    if sibling and sibling.islower() and not sibling.startswith("_") and sibling != own:
         return f"the files of {room} do not know each other"
     return None
 

@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import find_card
+from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.engine import segment
 from medsegai.errors import InputError, MedSegAIError

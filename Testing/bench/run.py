@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.card import find_card
+from medsegai.catalogue import find_card
 from medsegai.engine import segment
 from medsegai.families.quicknat import QuickNATModel
 from medsegai.fusion import Accumulator

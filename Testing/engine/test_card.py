@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from medsegai import card as card_module
-from medsegai.card import ModelCard, card_files, card_from_dict, find_card, find_cards, load_card
+from medsegai import catalogue
+from medsegai.card import ModelCard, card_from_dict, load_card
+from medsegai.catalogue import card_files, find_card, find_cards
 from medsegai.errors import ModelError
 
 WEIGHTS = b"any bytes will do here"
@@ -63,7 +64,7 @@ def write_model(folder: Path, data: dict[str, Any]) -> Path:
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's own models, and none that are bundled."""
-    monkeypatch.setattr(card_module, "BUNDLED_MODELS", tmp_path / "bundled")
+    monkeypatch.setattr(catalogue, "BUNDLED_MODELS", tmp_path / "bundled")
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
     return tmp_path / "own"
 

@@ -15,7 +15,7 @@ import pytest
 import slicerio
 
 import fake_engine
-from medsegai import card as card_module
+from medsegai import catalogue
 from medsegai.cli import main
 from medsegai.commands.demo import FILES, nilearn_scan
 from test_models_command import write_model
@@ -34,7 +34,7 @@ def scan(tmp_path: Path) -> Path:
 @pytest.fixture
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that `medsegai demo` makes; a toy model stands in for the bundled one."""
-    monkeypatch.setattr(card_module, "BUNDLED_MODELS", tmp_path / "bundled")
+    monkeypatch.setattr(catalogue, "BUNDLED_MODELS", tmp_path / "bundled")
     write_model(tmp_path / "bundled" / "brain", id="brain")
     monkeypatch.setitem(sys.modules, "medsegai.engine", fake_engine.as_module())
     return tmp_path / "results" / "demo"

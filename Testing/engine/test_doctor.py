@@ -11,8 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from medsegai import card as card_module
-from medsegai import doctor
+from medsegai import catalogue, doctor
 from medsegai.cli import main
 from medsegai.doctor import Finding, Health, available_memory, can_segment, examine
 from test_models_command import write_model
@@ -23,7 +22,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One good model of the user's own, none bundled."""
-    monkeypatch.setattr(card_module, "BUNDLED_MODELS", tmp_path / "bundled")
+    monkeypatch.setattr(catalogue, "BUNDLED_MODELS", tmp_path / "bundled")
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
     write_model(tmp_path / "own" / "toy")
     return tmp_path / "own"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsegai.card import find_card
+from medsegai.catalogue import find_card
 from medsegai.evaluation import read_mapping
 from medsegai.io import read_labelmap, read_volume
 from medsegai.progress import Progress

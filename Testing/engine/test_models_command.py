@@ -16,8 +16,8 @@ import torch
 from safetensors.numpy import save_file
 
 import medsegai.families
-from medsegai import card as card_module
-from medsegai import model_import
+from medsegai import catalogue, model_import
+from medsegai.card import card_from_dict, load_card
 from medsegai.cli import main
 from medsegai.errors import ModelError, OutputError
 from medsegai.model_import import import_model
@@ -65,7 +65,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's models, in a folder that does not exist yet; `bundled` is empty."""
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
-    for module in (card_module, model_import, sys.modules["medsegai.commands.models"]):
+    for module in (catalogue, model_import, sys.modules["medsegai.commands.models"]):
         monkeypatch.setattr(module, "BUNDLED_MODELS", tmp_path / "bundled")
     return tmp_path / "own"
 
@@ -123,8 +123,8 @@ def test_show_tells_what_a_user_must_know(own: Path, capsys: Capture) -> None:
 def test_show_as_json_is_the_card(own: Path, capsys: Capture) -> None:
     write_model(own / "toy")
     assert main(["models", "show", "toy", "--json"]) == 0
-    shown = card_module.card_from_dict(json.loads(capsys.readouterr().out), own / "toy")
-    assert shown == card_module.load_card(own / "toy")
+    shown = card_from_dict(json.loads(capsys.readouterr().out), own / "toy")
+    assert shown == load_card(own / "toy")
 
 
 def test_show_of_an_unknown_model_exits_with_4(capsys: Capture) -> None:
@@ -158,7 +158,7 @@ def test_an_imported_model_is_found_and_whole(tmp_path: Path, own: Path, capsys:
     assert run_import(source) == 0
     assert "--model toy" in capsys.readouterr().out
     assert tree(own) == ["toy/card.json", "toy/net.safetensors"]
-    card_module.find_card("toy").verify()
+    catalogue.find_card("toy").verify()
     assert list(own.iterdir()) == [own / "toy"]
 
 
@@ -198,16 +198,16 @@ def test_an_id_that_is_taken_is_kept_unless_replaced(tmp_path: Path, own: Path) 
     assert run_import(write_model(tmp_path / "first")) == 0
     newer = write_model(tmp_path / "second", version="4")
     assert run_import(newer) == 4
-    assert card_module.find_card("toy").version == "3.1"
+    assert catalogue.find_card("toy").version == "3.1"
     assert run_import(newer, "--replace") == 0
-    assert card_module.find_card("toy").version == "4"
+    assert catalogue.find_card("toy").version == "4"
     assert list(own.iterdir()) == [own / "toy"]
 
 
 def test_a_failed_replacement_leaves_the_old_model(tmp_path: Path, own: Path) -> None:
     assert run_import(write_model(tmp_path / "first")) == 0
     assert run_import(write_model(tmp_path / "second", sha256="0" * 64), "--replace") == 4
-    card_module.find_card("toy").verify()
+    catalogue.find_card("toy").verify()
 
 
 def test_a_bundled_model_cannot_be_shadowed(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_family_may_convert_released_weights(tmp_path: Path, own: Path) -> Non
     released = tmp_path / "weights.foreign"
     released.write_text(str(write_model(tmp_path / "converted")))
     assert run_import(released) == 0
-    card_module.find_card("toy").verify()
+    catalogue.find_card("toy").verify()
     assert tree(own) == ["toy/card.json", "toy/net.safetensors"]
 
 

@@ -3,7 +3,8 @@
 import pytest
 from safetensors.torch import load_file
 
-from medsegai.card import BUNDLED_MODELS, ModelCard, load_card
+from medsegai.card import ModelCard, load_card
+from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.networks.quicknat import QuickNAT
 from medsegai.training.checkpoint import read_log
 from medsegai.training.export import best_validation, validation_figures

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medsegai.card import BUNDLED_MODELS, load_card
+from medsegai.card import load_card
+from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.cli import build_parser
 from medsegai.errors import RequestError
 from medsegai.training.config import TrainingConfig, configured, load_config

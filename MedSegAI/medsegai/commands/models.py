@@ -8,14 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.card import (
-    BUNDLED_MODELS,
-    ModelCard,
-    card_files,
-    find_card,
-    load_card,
-    user_models_folder,
-)
+from medsegai.card import ModelCard, load_card
+from medsegai.catalogue import BUNDLED_MODELS, card_files, find_card, user_models_folder
 from medsegai.commands.console import table
 from medsegai.errors import ModelError
 

@@ -9,7 +9,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.card import find_card
+from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, duration, stoppable, table
 from medsegai.errors import InputError, ModelError
 from medsegai.progress import Progress

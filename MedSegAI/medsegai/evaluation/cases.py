@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from medsegai.card import find_card
+from medsegai.catalogue import find_card
 from medsegai.errors import InputError
 from medsegai.evaluation.mapping import LabelMapping, read_mapping
 from medsegai.evaluation.measures import StructureFigures, evaluate

@@ -23,15 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsegai.card import (
-    CARD_NAME,
-    Channel,
-    MemberCard,
-    ModelCard,
-    file_sha256,
-    find_card,
-    load_card,
-)
+from medsegai.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.catalogue import find_card
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Prepared
 from medsegai.networks.backends import BatchRunner, Compute

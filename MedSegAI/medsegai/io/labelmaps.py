@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,11 @@ from medsegai.errors import InputError, ModelError
 from medsegai.io.files import PARSER_ERRORS, check_3d, native, placed, unreadable
 from medsegai.io.itk import HEADER_BYTES, LPS_TO_RAS, check_itk_header
 from medsegai.io.reading import read_unchecked
-from medsegai.labels import Label, Terminology
+from medsegai.labels import Label, Terminology, made_color
 from medsegai.volume import Volume
 
 MAX_LABEL = 2**31 - 1
 """The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
-
-GOLDEN_TURN = 0.618034
-"""Hues a golden section apart differ well for any number of labels."""
 
 
 def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
@@ -166,5 +162,4 @@ def _codes(entry: dict[str, Any]) -> Terminology | None:
 
 
 def _made_label(value: int) -> Label:
-    red, green, blue = colorsys.hsv_to_rgb(value * GOLDEN_TURN % 1.0, 0.6, 0.9)
-    return Label(value, f"Label {value}", (round(255 * red), round(255 * green), round(255 * blue)))
+    return Label(value, f"Label {value}", made_color(value))
