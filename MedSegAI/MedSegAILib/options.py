@@ -12,8 +12,8 @@ from medsegai.card import ModelCard
 from medsegai.request import request_options
 from MedSegAILib.translation import tr as _
 
-# The model has a selector of its own; probabilities have no place in a scene.
-ELSEWHERE = ("models", "probabilities")
+# The model and the region have selectors of their own; probabilities have no place in a scene.
+ELSEWHERE = ("models", "probabilities", "region")
 SUGGESTIONS = {"device": ("auto", "cpu", "cuda")}
 LARGEST_NUMBER = 1_000_000
 
@@ -68,6 +68,8 @@ class OptionWidgets:
             return self._switch(option)
         if isinstance(option.default, int):
             return self._number(option)
+        if isinstance(option.default, float):
+            return self._fraction(option)
         return self._text(option)
 
     def _choice(self, option: Field[Any], choices: Sequence[str]) -> Any:
@@ -92,6 +94,14 @@ class OptionWidgets:
         widget.maximum = LARGEST_NUMBER
         widget.value = option.default
         widget.connect("valueChanged(int)", self._on_change)
+        self._read[option.name] = lambda: widget.value
+        return widget
+
+    def _fraction(self, option: Field[Any]) -> Any:
+        widget = qt.QDoubleSpinBox()
+        widget.minimum, widget.maximum, widget.singleStep = 0.05, 1.0, 0.05
+        widget.value = option.default
+        widget.connect("valueChanged(double)", self._on_change)
         self._read[option.name] = lambda: widget.value
         return widget
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,18 +24,19 @@ from medsegai import __version__
 from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
 from medsegai.errors import GeometryError, RequestError
-from medsegai.families import Member, Model, Prepared, load_model
-from medsegai.fusion import Accumulator, fuse, read_member_labels
+from medsegai.families import Model, Part, Step, load_model
+from medsegai.fusion import Accumulator, JointLabels, fuse, join_labels, read_members
 from medsegai.io import check_scan, read_volume
 from medsegai.labels import Label
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.probabilities import Readable
+from medsegai.probabilities import Readable, StreamedProbabilities
 from medsegai.progress import Progress
+from medsegai.refinements import refine
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.uncertainty import Agreement
 from medsegai.volume import Geometry, Volume
 
-STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 9.0}
+STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
 """What a job consists of, and how the stages weigh in its progress."""
 
 SLAB_VOXELS = 1 << 20
@@ -44,10 +45,19 @@ SLAB_VOXELS = 1 << 20
 
 @dataclass
 class Fused:
-    """All members in one: probabilities, and the labels of each member where they are wanted."""
+    """All members in one: probabilities, and the labels of each member where they are wanted.
+
+    Attributes:
+        probabilities: read slab by slab along the first axis of the output grid in the order `axes`.
+        members: label values of each member, (k, j, i) on a native grid.
+        axes: order of the output grid's axes in which its slabs must be read.
+        geometries: the native grids.
+        warnings: what the user should know of the input, in words.
+    """
 
     probabilities: Readable
     members: list[tuple[Tensor, Geometry]]
+    axes: tuple[int, int, int]
     geometries: list[Geometry]
     warnings: list[str]
 
@@ -65,29 +75,31 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         Cancelled: the user stopped the job.
     """
     progress = progress or Progress()
-    progress.plan(STAGES)
+    progress.plan(STAGES, together=("predict", "labels"))
     cards = [find_card(name) for name in request.models]
-    labels = _joined_labels(cards)
+    naming = join_labels(cards)
     compute = choose_compute(request.device, request.backend, request.precision)
     inputs, warnings = _read(request, progress)
+    box = _region_box(request, inputs[0])
     models = [_model(*_key(card)) for card in cards]
-    fused = _predict(request, models, labels, inputs, compute, progress)
-    grid = inputs[0].geometry
-    answer = _Answer(request, labels, grid, fused)
-    for k0, k1 in _slabs(grid):
-        progress.step("labels", k0, grid.shape[0])
+    output = inputs[0].geometry.cropped(*_start_and_shape(box))
+    fused = _predict(request, models, naming, inputs, output, compute, progress)
+    answer = _Answer(request, naming.labels, output, fused)
+    for k0, k1 in _slabs(answer.grid):
+        progress.step("labels", k0, answer.grid.shape[0])
         answer.add(k0, k1)
-    progress.step("labels", 1, 1)
+    answer.refine(_refinements(request, cards, naming), progress)
+    scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
     return SegmentationResult(
-        labelmap=inputs[0].with_voxels(answer.labelmap),
-        labels=labels,
+        labelmap=scan.with_voxels(place(answer.labelmap)),
+        labels=naming.labels,
         structures=answer.structures(),
-        entropy=None if answer.entropy is None else inputs[0].with_voxels(answer.entropy),
-        probabilities=answer.probabilities,
+        entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
+        probabilities=None if answer.probabilities is None else place(answer.probabilities),
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
         provenance=_provenance(request, cards, inputs, compute, fused),
-        warnings=(*warnings, *fused.warnings, *answer.warnings()),
+        warnings=(*warnings, *fused.warnings, *compute.notes, *answer.warnings),
     )
 
 
@@ -120,98 +132,159 @@ def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume
 def _predict(
     request: SegmentationRequest,
     models: Sequence[Model],
-    labels: Sequence[Label],
+    naming: JointLabels,
     inputs: Sequence[Volume],
+    output: Geometry,
     compute: Compute,
     progress: Progress,
 ) -> Fused:
-    values = (0, *(label.value for label in labels))
-    prepared = []
+    """Let all members predict: now, or, where a part can be read meanwhile, as it is read."""
+    parts: list[tuple[Part, Mapping[int, int]]] = []
     for number, model in enumerate(models):
         progress.step("prepare", number, len(models))
-        prepared.append(model.prepare(inputs))
-    members = [
-        model.members(request.members, request.dropout_passes, request.seed) for model in models
+        found = model.parts(inputs, output, request, compute, progress)
+        parts += [(part, naming.renamed[number]) for part in found]
+    axis = None if request.members_apart else _plane_axis([part for part, _ in parts])
+    work = _Work(progress, sum(len(part.members) for part, _ in parts))
+    keep = request.uncertainty and len(work.done) > 1
+    readable: list[Readable] = []
+    answers: list[tuple[Tensor, Geometry]] = []
+    for part, renamed in parts:
+        if axis is not None and part.plane_axis == axis:
+            readable.append(_streamed(part, renamed, compute, work))
+        else:
+            total = _accumulated(part, renamed, compute, work, request.fusion == "vote", keep)
+            joined = total.result()
+            readable.append(joined)
+            answers += [(values, part.geometry) for values in total.member_values(joined)]
+    weights = [
+        sum(member.weight for member in part.members) if part.weight is None else part.weight
+        for part, _ in parts
     ]
-    keep = request.uncertainty and sum(map(len, members)) > 1
-    done = _Count(progress, sum(len(part) for part in members))
-    parts, weights, answers = [], [], []
-    for ready, group in zip(prepared, members, strict=True):
-        total = Accumulator(values, ready.geometry, compute.device, request.fusion == "vote", keep)
-        for member in group:
-            _add_member(total, member, ready, compute, done)
-        parts.append(total.result())
-        weights.append(total.total_weight)
-        answers += [(indices, ready.geometry) for indices in total.member_labels(parts[-1])]
-        compute.notes += total.notes
-    warnings = [warning for ready in prepared for warning in ready.warnings] + compute.notes
-    return Fused(fuse(parts, weights), answers, [ready.geometry for ready in prepared], warnings)
+    return Fused(
+        fuse(readable, weights, (0, *(label.value for label in naming.labels))),
+        answers,
+        {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis or 0],
+        [part.geometry for part, _ in parts],
+        [warning for part, _ in parts for warning in part.warnings],
+    )
 
 
-def _add_member(
-    total: Accumulator, member: Member, prepared: Prepared, compute: Compute, done: _Count
-) -> None:
-    total.begin_member(member.classes, member.weight)
-    done.step(0.0)
-    for block in member.predict(prepared, compute):
-        total.add(block)
-        done.step(block.values[0].numel() / prepared.voxels[0].size)
-    done.finish_one()
+def _plane_axis(parts: Sequence[Part]) -> int | None:
+    """The axis of the input along which the first part that streams does so; others must wait for it."""
+    return next((part.plane_axis for part in parts if part.plane_axis is not None), None)
 
 
-@dataclass
-class _Count:
-    """Progress over members: whole ones that are finished, and a part of the one at work."""
+def _streamed(
+    part: Part, renamed: Mapping[int, int], compute: Compute, work: _Work
+) -> StreamedProbabilities:
+    (member,) = part.members
+    labels = [renamed[feeds[0]] if feeds else 0 for feeds in member.classes]
+    slabs = (block.values for block in member.predict(compute, work.next_member()))
+    return StreamedProbabilities(labels, part.geometry, slabs, part.scale, part.linear)
 
-    progress: Progress
-    members: int
-    finished: int = 0
-    part: float = 0.0
 
-    def step(self, part: float) -> None:
-        self.part += part
-        self.progress.step("predict", self.finished + self.part, self.members)
+def _accumulated(
+    part: Part,
+    renamed: Mapping[int, int],
+    compute: Compute,
+    work: _Work,
+    vote: bool,
+    keep_members: bool,
+) -> Accumulator:
+    labels = (0, *renamed.values())
+    total = Accumulator(
+        labels,
+        part.geometry,
+        compute.device,
+        vote,
+        keep_members,
+        part.scale,
+        part.linear,
+        compute.notes,
+    )
+    for member in part.members:
+        classes = [[renamed[value] for value in feeds] for feeds in member.classes]
+        total.begin_member(classes, member.weight)
+        for block in member.predict(compute, work.next_member()):
+            total.add(block)
+    return total
 
-    def finish_one(self) -> None:
-        self.finished, self.part = self.finished + 1, 0.0
+
+class _Work:
+    """Progress over members, several of which may be under way."""
+
+    def __init__(self, progress: Progress, members: int) -> None:
+        self._progress = progress
+        self._begun = 0
+        self.done = [0.0] * members
+
+    def next_member(self) -> Step:
+        """To be told how far the next member is."""
+        number = self._begun
+        self._begun += 1
+
+        def step(part: float) -> None:
+            self.done[number] = part
+            self._progress.step("predict", sum(self.done), len(self.done))
+
+        return step
 
 
 class _Answer:
-    """Everything that is gathered on the output grid, slab by slab."""
+    """Everything that is gathered on the output grid, slab by slab.
+
+    Arrays are kept with their axes as on the output grid; `grid` has them in the order in which slabs come.
+    """
 
     def __init__(
-        self, request: SegmentationRequest, labels: Sequence[Label], grid: Geometry, fused: Fused
+        self, request: SegmentationRequest, labels: Sequence[Label], output: Geometry, fused: Fused
     ) -> None:
-        self._labels, self._grid, self._fused = labels, grid, fused
-        self._values = np.array(fused.probabilities.labels)
-        kind = np.uint8 if self._values.max() < 256 else np.uint16
-        self._values = self._values.astype(kind)
-        self.labelmap: NDArray[Any] = np.zeros(grid.shape, kind)
-        self.entropy = np.zeros(grid.shape, np.float32) if request.uncertainty else None
-        shape = (len(labels), *grid.shape)
+        self._labels, self._output, self._fused = labels, output, fused
+        self.grid = output.permuted(fused.axes)
+        kind = np.uint8 if max(fused.probabilities.labels) < 256 else np.uint16
+        self._values = np.array(fused.probabilities.labels, kind)
+        self.labelmap: NDArray[Any] = np.zeros(output.shape, kind)
+        self.entropy = np.zeros(output.shape, np.float32) if request.uncertainty else None
+        shape = (len(labels), *output.shape)
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
-        count = len(fused.members)
+        self.warnings: list[str] = []
         self._agreement = (
-            Agreement(count or 1, [label.value for label in labels])
+            Agreement(len(fused.members) or 1, [label.value for label in labels])
             if request.uncertainty
             else None
         )
 
     def add(self, k0: int, k1: int) -> None:
-        """Fill planes k0 to k1 of the output grid."""
-        probabilities, where = self._fused.probabilities, slice(k0, k1)
-        index = probabilities.argmax(self._grid, k0, k1).cpu().numpy()
-        self.labelmap[where] = self._values[index]
+        """Fill planes k0 to k1 of `grid`."""
+        probabilities, axes = self._fused.probabilities, self._fused.axes
+        labels = self._values[probabilities.argmax(self.grid, k0, k1).cpu().numpy()]
+        self.labelmap.transpose(axes)[k0:k1] = labels
         if self.probabilities is not None:
-            self.probabilities[:, where] = probabilities.read(self._grid, k0, k1)[1:].cpu().numpy()
+            planes = self.probabilities.transpose(0, *(1 + axis for axis in axes))[:, k0:k1]
+            planes[:] = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
         if self.entropy is not None and self._agreement is not None:
-            self.entropy[where] = probabilities.entropy(self._grid, k0, k1).cpu().numpy()
+            entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
+            self.entropy.transpose(axes)[k0:k1] = entropy
             members = (
-                self._values[read_member_labels(self._fused.members, self._grid, k0, k1).numpy()]
+                read_members(self._fused.members, self.grid, k0, k1).numpy()
                 if self._fused.members
-                else self.labelmap[where][None]
+                else labels[None]
             )
-            self._agreement.add(members, self.labelmap[where], self.entropy[where])
+            self._agreement.add(members, labels, entropy)
+
+    def refine(self, refinements: Sequence[Mapping[str, Any]], progress: Progress) -> None:
+        """Clean the labels, and say what was changed."""
+        progress.step("refine", 0, 1)
+        for number, options in enumerate(refinements):
+            progress.step("refine", number, len(refinements))
+            self.labelmap, changes = refine(Volume(self.labelmap, self._output), options)
+            self.warnings += changes
+        if not self.labelmap.any():
+            self.warnings.append(
+                "Nothing was found. Is the image of the kind that the model was made for?"
+            )
+        progress.step("refine", 1, 1)
 
     def structures(self) -> tuple[StructureMeasures, ...]:
         counts = np.bincount(self.labelmap.ravel(), minlength=int(self._values.max()) + 1)
@@ -219,35 +292,63 @@ class _Answer:
             StructureMeasures(
                 label,
                 int(counts[label.value]),
-                float(counts[label.value]) * self._grid.voxel_volume_ml,
+                float(counts[label.value]) * self._output.voxel_volume_ml,
                 **(self._agreement.measures(label.value) if self._agreement else {}),
             )
             for label in self._labels
         )
 
-    def warnings(self) -> list[str]:
-        if self.labelmap.any():
-            return []
-        return ["Nothing was found. Is the image of the kind that the model was made for?"]
+
+def _refinements(
+    request: SegmentationRequest, cards: Sequence[ModelCard], naming: JointLabels
+) -> list[dict[str, Any]]:
+    """What the cards suggest, with the label values of the result."""
+    if not request.refine:
+        return []
+    return [
+        dict(item)
+        | {"labels": [[renamed[value] for value in group] for group in item.get("labels", [])]}
+        for card, renamed in zip(cards, naming.renamed, strict=True)
+        for item in card.suggested_refinements
+    ]
+
+
+def _region_box(request: SegmentationRequest, scan: Volume) -> tuple[slice, slice, slice]:
+    """The voxels of the scan that are asked for."""
+    if not request.region:
+        return tuple(slice(0, size) for size in scan.geometry.shape)  # type: ignore[return-value]
+    box = scan.geometry.box_around(request.region)
+    if box is None:
+        raise RequestError(
+            f"The region lies outside of {scan.source or 'the image'}. Move it onto the image."
+        )
+    return box
+
+
+def _start_and_shape(box: Sequence[slice]) -> tuple[list[int], list[int]]:
+    return [part.start for part in box], [part.stop - part.start for part in box]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Puts voxels of a box back where they came from; the rest of the grid is zero."""
+
+    shape: tuple[int, int, int]
+    box: tuple[slice, slice, slice]
+
+    def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """(..., k, j, i) of the box to the whole grid."""
+        if voxels.shape[-3:] == self.shape:
+            return voxels
+        whole = np.zeros((*voxels.shape[:-3], *self.shape), voxels.dtype)
+        whole[(..., *self.box)] = voxels
+        return whole
 
 
 def _slabs(grid: Geometry) -> Iterator[tuple[int, int]]:
     planes = max(1, SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))
     for k0 in range(0, grid.shape[0], planes):
         yield k0, min(k0 + planes, grid.shape[0])
-
-
-def _joined_labels(cards: Sequence[ModelCard]) -> tuple[Label, ...]:
-    """The labels of all models together; a value must mean the same structure in each."""
-    joined: dict[int, Label] = {}
-    for card in cards:
-        for label in card.labels:
-            if joined.setdefault(label.value, label).name != label.name:
-                raise RequestError(
-                    f"Label {label.value} is {joined[label.value].name!r} in one model and {label.name!r} in "
-                    f"{card.id!r}. Models that are used together must agree on their labels."
-                )
-    return tuple(joined.values())
 
 
 def _key(card: ModelCard) -> tuple[str, str]:

@@ -1,25 +1,37 @@
 """Members joined into one answer.
 
-`Accumulator` takes the blocks of all members that share a native grid and keeps one sum of weighted
-probabilities in half precision, so memory does not grow with the number of members. Members on other grids
-get accumulators of their own; `fuse` joins those on the output grid.
+`Accumulator` takes the blocks of all members that share a native grid and keeps one weighted sum of them, so
+memory does not grow with the number of members: probabilities in half precision, logits in single. Members on
+other grids get accumulators of their own; `fuse` joins those on the output grid.
 
 The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage
 2019, section 2.4). A channel that cannot tell left from right feeds both sides. There each side gets all of its
 probability; here they share it as the members that know the side share theirs, so the sum stays one, and a voxel
-that is surely left is not half uncertain.
+that is surely left is not half uncertain. Members that know the side therefore come first (`side_aware_first`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from medsegai.probabilities import Block, JointProbabilities, Probabilities, Readable, read_nearest
+from medsegai.card import ModelCard
+from medsegai.errors import RequestError
+from medsegai.labels import Label
+from medsegai.probabilities import (
+    Block,
+    JointProbabilities,
+    Probabilities,
+    Readable,
+    Scale,
+    index_type,
+    read_nearest,
+)
 from medsegai.volume import Geometry
 
 logger = logging.getLogger(__name__)
@@ -28,9 +40,18 @@ Classes = Sequence[Sequence[int]]
 """For each output channel of a member, the label values it feeds; empty is background."""
 
 
+class HasClasses(Protocol):
+    """Anything that says which labels its channels feed, such as a member."""
+
+    classes: Classes
+
+
+Fed = TypeVar("Fed", bound=HasClasses)
+
+
 @dataclass
 class MemberLabels:
-    """The most probable channel of one member at each native voxel, uint8 (k, j, i)."""
+    """The most probable channel of one member at each native voxel, (k, j, i)."""
 
     classes: Classes
     channels: Tensor
@@ -46,6 +67,8 @@ class Accumulator:
         device: where the sum is kept. It moves to the CPU when the device runs out of memory.
         vote: members count with one vote for their most probable class, not with probabilities.
         keep_members: remember each member's own labels, for `member_labels`.
+        scale: what members answer.
+        linear: along which native axes the result is interpolated, as in `Probabilities`.
         notes: what had to be changed on the way, in words.
     """
 
@@ -54,18 +77,21 @@ class Accumulator:
     device: torch.device
     vote: bool = False
     keep_members: bool = False
+    scale: Scale = Scale.PROBABILITIES
+    linear: tuple[bool, bool, bool] = (True, True, True)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.total_weight = 0.0
         self._members: list[MemberLabels] = []
-        self._shared: dict[tuple[int, ...], Tensor] = {}
+        self._sums_logits = self.scale is not Scale.PROBABILITIES and not self.vote
         shape = (len(self.labels), *self.geometry.shape)
+        dtype = torch.float32 if self._sums_logits else torch.float16
         try:
-            self._sum = torch.zeros(shape, dtype=torch.float16, device=self.device)
+            self._sum = torch.zeros(shape, dtype=dtype, device=self.device)
         except torch.OutOfMemoryError:
             self._move_to_cpu()
-            self._sum = torch.zeros(shape, dtype=torch.float16)
+            self._sum = torch.zeros(shape, dtype=dtype)
 
     def begin_member(self, classes: Classes, weight: float) -> None:
         """Say whose blocks come next."""
@@ -76,7 +102,8 @@ class Accumulator:
         ]
         if self.keep_members:
             background = next(channel for channel, feeds in enumerate(classes) if not feeds)
-            grid = torch.full(self.geometry.shape, background, dtype=torch.uint8)
+            dtype = index_type(max(len(classes), len(self.labels)))
+            grid = torch.full(self.geometry.shape, background, dtype=dtype)
             self._members.append(MemberLabels(classes, grid))
 
     def add(self, block: Block) -> None:
@@ -88,27 +115,33 @@ class Accumulator:
                 raise
             self._move_to_cpu()
             self._sum = self._sum.cpu()
-            self._shared = {indices: mass.cpu() for indices, mass in self._shared.items()}
             self._add(block)
 
     def result(self) -> Probabilities:
-        """The weighted mean, normalised. What no member spoke about is background. Ends the accumulation."""
-        for k, plane in enumerate(self._sum.unbind(1)):
-            values = plane.float()
-            for indices, mass in self._shared.items():
-                _share_out(values, indices, mass[k].float())
-            values /= self.total_weight
+        """The weighted mean. Ends the accumulation.
+
+        Probabilities are normalised, and what no member spoke about is background. Logits must have come for
+        every voxel.
+        """
+        if self._sums_logits:
+            self._sum /= self.total_weight
+            return Probabilities(self.labels, self.geometry, self._sum, self.scale, self.linear)
+        for plane in self._sum.unbind(1):
+            values = plane.float() / self.total_weight
             values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
             plane.copy_(values / values.sum(0))
-        return Probabilities(self.labels, self.geometry, self._sum)
+        return Probabilities(
+            self.labels, self.geometry, self._sum, Scale.PROBABILITIES, self.linear
+        )
 
-    def member_labels(self, fused: Probabilities) -> list[Tensor]:
-        """Each member's own class index, uint8 (k, j, i).
+    def member_values(self, fused: Probabilities) -> list[Tensor]:
+        """The label values of each member itself, int32 (k, j, i).
 
         Where a member's channel feeds several labels (it does not know left from right), the fused
         probabilities decide among those.
         """
-        return [_resolved(member, fused) for member in self._members]
+        values = torch.tensor(self.labels, dtype=torch.int32)
+        return [values[_resolved(member, fused).long()] for member in self._members]
 
     def _add(self, block: Block) -> None:
         where = tuple(
@@ -116,20 +149,20 @@ class Accumulator:
             for start, size in zip(block.start, block.values.shape[1:], strict=True)
         )
         values = block.values.to(self._sum.device)
-        best = values.argmax(0) if self.vote or self.keep_members else None
+        best = self._best(values) if self.vote or self.keep_members else None
         if best is not None and self.keep_members:
-            self._members[-1].channels[where] = best.to("cpu", torch.uint8)
+            channels = self._members[-1].channels
+            channels[where] = best.to("cpu", channels.dtype)
         for channel, indices in enumerate(self._fed):
             answer = values[channel] if best is None or not self.vote else (best == channel).float()
-            self._target(indices)[where].add_(answer, alpha=self._weight)
+            if len(indices) == 1:
+                self._sum[indices[0]][where].add_(answer, alpha=self._weight)
+            else:
+                _share_out(self._sum[(slice(None), *where)], indices, answer * self._weight)
 
-    def _target(self, indices: tuple[int, ...]) -> Tensor:
-        """Where a channel that feeds these classes is added up: their sum, or one that they share later."""
-        if len(indices) == 1:
-            return self._sum[indices[0]]
-        if indices not in self._shared:
-            self._shared[indices] = torch.zeros_like(self._sum[0])
-        return self._shared[indices]
+    def _best(self, values: Tensor) -> Tensor:
+        """The channel that each voxel of a block belongs to."""
+        return self.scale.decide(values, 0)
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
@@ -139,28 +172,71 @@ class Accumulator:
 
 
 def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
-    """Give `mass` (j, i) to the classes `indices` of `values` (class, j, i), in proportion to what they have."""
-    chosen = list(indices)
-    own = values[chosen]
+    """Add `mass` (k, j, i) to the classes `indices` of `values` (class, k, j, i), as they share what they have."""
+    own = torch.stack([values[index].float() for index in indices])
     total = own.sum(0)
-    share = torch.where(total > 0, own / total.clamp(min=1e-12), 1.0 / len(chosen))
-    values[chosen] = own + mass * share
+    share = torch.where(total > 0, own / total.clamp(min=1e-12), 1.0 / len(indices))
+    for index, part in zip(indices, mass * share, strict=True):
+        values[index].add_(part)
 
 
-def fuse(parts: Sequence[Probabilities], weights: Sequence[float]) -> Readable:
-    """One readable answer from the accumulated parts, one part for each native grid."""
-    return parts[0] if len(parts) == 1 else JointProbabilities(parts, weights)
+def side_aware_first(members: Sequence[Fed]) -> list[Fed]:
+    """Members in the order in which they must be added: those whose channels feed one label each come first."""
+    return sorted(members, key=lambda member: any(len(feeds) > 1 for feeds in member.classes))
 
 
-def read_member_labels(
+def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int, ...]) -> Readable:
+    """One readable answer of the classes `labels` from parts that live on different grids.
+
+    Raises:
+        RequestError: some parts answer with classes, others with regions that may overlap.
+    """
+    if len(parts) == 1 and parts[0].labels == labels:
+        return parts[0]
+    if len({part.scale is Scale.REGIONS for part in parts}) != 1:
+        raise RequestError(
+            "A model of overlapping regions and one of classes cannot be joined. Use --fusion vote, or run "
+            "them one after the other."
+        )
+    return JointProbabilities(parts, weights, labels)
+
+
+def read_members(
     members: Sequence[tuple[Tensor, Geometry]], target: Geometry, k0: int, k1: int
 ) -> Tensor:
-    """Class indices of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
+    """Labels of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
     return torch.stack([read_nearest(labels, native, target, k0, k1) for labels, native in members])
 
 
+@dataclass(frozen=True)
+class JointLabels:
+    """The labels of several models together.
+
+    Attributes:
+        labels: each structure once.
+        renamed: for each model, the value in `labels` of each of its own label values.
+    """
+
+    labels: tuple[Label, ...]
+    renamed: tuple[dict[int, int], ...]
+
+
+def join_labels(cards: Sequence[ModelCard]) -> JointLabels:
+    """Join the labels of models by name; a value that is taken by another structure is replaced by a free one."""
+    joined: dict[str, Label] = {}
+    renamed = []
+    for card in cards:
+        for label in card.labels:
+            taken = {known.value for known in joined.values()}
+            if label.name not in joined:
+                value = label.value if label.value not in taken else max(taken) + 1
+                joined[label.name] = replace(label, value=value)
+        renamed.append({label.value: joined[label.name].value for label in card.labels})
+    return JointLabels(tuple(joined.values()), tuple(renamed))
+
+
 def _resolved(member: MemberLabels, fused: Probabilities) -> Tensor:
-    lookup = torch.zeros(len(member.classes), dtype=torch.uint8)
+    lookup = torch.zeros(len(member.classes), dtype=member.channels.dtype)
     for channel, feeds in enumerate(member.classes):
         lookup[channel] = fused.labels.index(feeds[0]) if feeds else 0
     result = lookup[member.channels.long()]
@@ -169,5 +245,5 @@ def _resolved(member: MemberLabels, fused: Probabilities) -> Tensor:
             where = member.channels == channel
             indices = torch.tensor([fused.labels.index(value) for value in feeds])
             candidates = torch.stack([fused.values[int(index)].cpu()[where] for index in indices])
-            result[where] = indices[candidates.argmax(0)].to(torch.uint8)
+            result[where] = indices[candidates.argmax(0)].to(result.dtype)
     return result

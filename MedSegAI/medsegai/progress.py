@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -43,11 +43,18 @@ class Progress:
         self._last = self._started
         self._stage: str | None = None
         self._finished: set[str] = set()
+        self._together: frozenset[str] = frozenset()
+        self._parts: dict[str, float] = {}
         self._fraction = 0.0
 
-    def plan(self, weights: Mapping[str, float]) -> None:
-        """Say which stages are to come and how they weigh against each other."""
+    def plan(self, weights: Mapping[str, float], together: Iterable[str] = ()) -> None:
+        """Say which stages are to come and how they weigh against each other.
+
+        Any other stage is finished when the next one begins; those named in `together` take turns, and each
+        is as far as its own steps say.
+        """
         self.weights = dict(weights)
+        self._together = frozenset(together)
 
     def step(self, stage: str, done: float, total: float) -> None:
         """Report that `done` of `total` parts of `stage` are finished.
@@ -67,7 +74,7 @@ class Progress:
         """Time since the last step belongs to the stage that was under way, not to the one that begins."""
         now = time.perf_counter()
         under_way = self._stage or stage
-        if under_way != stage:
+        if under_way != stage and not {under_way, stage} <= self._together:
             self._finished.add(under_way)
         self.seconds[under_way] = self.seconds.get(under_way, 0.0) + now - self._last
         self._last, self._stage = now, stage
@@ -76,10 +83,13 @@ class Progress:
         whole = sum(self.weights.values())
         if stage not in self.weights or whole <= 0:
             return self._fraction
-        before = sum(
-            weight for name, weight in self.weights.items() if name in self._finished - {stage}
+        self._parts[stage] = min(max(part, 0.0), 1.0)
+        done = sum(
+            weight * (1.0 if name in self._finished - {stage} else self._parts.get(name, 0.0))
+            for name, weight in self.weights.items()
+            if name in self._finished | self._together | {stage}
         )
-        return (before + self.weights[stage] * min(max(part, 0.0), 1.0)) / whole
+        return done / whole
 
     def _seconds_left(self) -> float | None:
         spent = time.perf_counter() - self._started

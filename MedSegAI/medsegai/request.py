@@ -6,7 +6,7 @@ its fields, defaults, choices and help texts from here, so a new option appears 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class SegmentationRequest:
     inputs: tuple[Path | Volume, ...]
     models: tuple[str, ...] = option(("brain",), "models to use together: ids, or model folders")
     members: tuple[str, ...] = option(
-        (), "views or folds to use; all of the model's if none is named"
+        (), "views, folds or configurations to use; all of the model's if none is named"
     )
     fusion: str = option(
         "mean", "how members are joined: mean of probabilities, or majority vote", ("mean", "vote")
@@ -43,6 +43,22 @@ class SegmentationRequest:
         "auto",
         "number format of the networks; auto is the fastest that leaves labels alone",
         ("auto", "fp32", "mixed"),
+    )
+    mirroring: bool = option(
+        True,
+        "also predict mirrored images where the model was trained for it (nnU-Net); up to 8 times slower, a "
+        "little better",
+    )
+    tile_step: float = option(
+        0.5, "distance of neighbouring tiles as part of their size (nnU-Net), above 0 up to 1"
+    )
+    refine: bool = option(
+        True, "clean the result as the model's card suggests, such as nnU-Net's largest components"
+    )
+    region: tuple[float, ...] = option(
+        (),
+        "segment only this box: lowest and highest R, A and S in mm, as of a Slicer ROI, separated by commas; "
+        "write --region=-60,60,… where the first is negative",
     )
     dropout_passes: int = option(
         0, "Monte-Carlo dropout passes per member, for uncertainty; the papers use 10 to 15"
@@ -64,6 +80,9 @@ class SegmentationRequest:
             raise RequestError(
                 f"dropout_passes must lie between 0 and 1000, not {self.dropout_passes}."
             )
+        if not 0 < self.tile_step <= 1:
+            raise RequestError(f"tile_step must lie above 0 and up to 1, not {self.tile_step}.")
+        _check_region(self.region)
         for item in request_options():
             choices = item.metadata["choices"]
             value = getattr(self, item.name)
@@ -72,6 +91,11 @@ class SegmentationRequest:
                     f"{item.name} must be one of {', '.join(choices)}, not {value!r}."
                 )
 
+    @property
+    def members_apart(self) -> bool:
+        """Whether the answer of each member matters, not their mean alone."""
+        return self.uncertainty or self.fusion == "vote"
+
     def options(self) -> dict[str, Any]:
         """All options as JSON values, for the report and the worker; inputs are left out."""
         values = {item.name: getattr(self, item.name) for item in request_options()}
@@ -79,6 +103,17 @@ class SegmentationRequest:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
         }
+
+
+def _check_region(region: Sequence[float]) -> None:
+    if not region:
+        return
+    low, high = region[::2], region[1::2]
+    if len(region) != 6 or not all(first < last for first, last in zip(low, high, strict=True)):
+        raise RequestError(
+            "region must be six numbers, the lowest and highest R, A and S of a box in mm "
+            f"(R0,R1,A0,A1,S0,S1), not {', '.join(f'{value:g}' for value in region)}."
+        )
 
 
 def request_options() -> Iterator[Field[Any]]:
@@ -105,6 +140,8 @@ def request_from_options(
             if isinstance(default, tuple) and isinstance(value, (list, tuple))
             else value
         )
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
         if default is not MISSING and type(value) is not type(default):
             raise RequestError(
                 f"Option {name!r} must be a {type(default).__name__}, not {value!r}."

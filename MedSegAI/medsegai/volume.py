@@ -89,6 +89,51 @@ class Geometry:
         matrix[:3, 3] = (self.ijk_to_ras @ [start[2], start[1], start[0], 1.0])[:3]
         return Geometry(_three(shape), matrix)
 
+    def permuted(self, order: Sequence[int]) -> Geometry:
+        """The same voxels with their axes in another order: new axis n is axis `order[n]` of (k, j, i)."""
+        matrix = self.ijk_to_ras.copy()
+        matrix[:, :3] = self.ijk_to_ras[:, [2 - axis for axis in reversed(order)]]
+        return Geometry(_three([self.shape[axis] for axis in order]), matrix)
+
+    def resized(self, shape: Sequence[int]) -> Geometry:
+        """As many voxels as `shape` (k, j, i) in the same box: its outer faces stay where they are."""
+        matrix = self.ijk_to_ras.copy()
+        scale = np.array(self.shape[::-1]) / np.array(shape[::-1])
+        matrix[:3, :3] = self.ijk_to_ras[:3, :3] * scale
+        matrix[:3, 3] = (self.ijk_to_ras @ [*(scale / 2 - 0.5), 1.0])[:3]
+        return Geometry(_three(shape), matrix)
+
+    def box_around(self, bounds_ras: Sequence[float]) -> tuple[slice, slice, slice] | None:
+        """The voxels (k, j, i) that a box in space touches; None if it lies outside of the grid.
+
+        Args:
+            bounds_ras: lowest and highest R, A and S of the box in mm, as Slicer's ROI gives them.
+        """
+        r, a, s = bounds_ras[:2], bounds_ras[2:4], bounds_ras[4:]
+        corners = [[x, y, z, 1.0] for x in r for y in a for z in s]
+        return self._box(self.ras_to_ijk @ np.array(corners).T, 0.5)
+
+    def box_around_grid(self, other: Geometry) -> tuple[slice, slice, slice] | None:
+        """The voxels (k, j, i) from which those of `other` can be interpolated; None if there are none."""
+        return self._box(self.ras_to_ijk @ other.ijk_to_ras @ other._corners(), 0.0)
+
+    def _corners(self) -> NDArray[np.float64]:
+        """(i, j, k, 1) of the outermost voxels, as columns."""
+        k, j, i = ((0, size - 1) for size in self.shape)
+        return np.array([[x, y, z, 1.0] for x in i for y in j for z in k]).T
+
+    def _box(self, corners: NDArray[np.float64], reach: float) -> tuple[slice, slice, slice] | None:
+        """The voxels around corners (i, j, k, ...) that reach so far from their centres."""
+        box = []
+        for axis, size in enumerate(self.shape):
+            position = corners[2 - axis]
+            first = int(np.floor(position.min() + reach))
+            last = max(int(np.ceil(position.max() - reach)), first) + 1
+            if last <= 0 or first >= size:
+                return None
+            box.append(slice(max(first, 0), min(last, size)))
+        return box[0], box[1], box[2]
+
     def matches(self, other: Geometry, tolerance_voxels: float = 1e-2) -> bool:
         """Whether both grids put every voxel at the same place, within a fraction of a voxel."""
         if self.shape != other.shape:

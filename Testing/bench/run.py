@@ -32,6 +32,7 @@ from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
 from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.preprocessing.views import thick_slices
 from medsegai.probabilities import Block, Probabilities
+from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Volume
 
@@ -125,7 +126,10 @@ def run_slices(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_all_slices(options: argparse.Namespace, prepare: Any) -> dict[str, Any]:
     model = QuickNATModel(find_card(options.model))
-    members = model.members((), 0, 0)
+    scan = read_volume(options.scan)
+    request = SegmentationRequest((scan,))
+    (part,) = model.parts([scan], scan.geometry, request, choose_compute("cpu"), Progress())
+    members = part.members
     networks = [prepare(member.network._read()) for member in members]
     for network, member in zip(
         networks, members, strict=True

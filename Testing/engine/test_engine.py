@@ -14,7 +14,7 @@ from images import DIRECTIONS
 from medsegai import engine
 from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, RequestError
-from medsegai.families import Prepared
+from medsegai.families import Part, Step
 from medsegai.labels import Label
 from medsegai.networks.backends import Compute
 from medsegai.preprocessing.conform import conform, conformed_geometry
@@ -45,26 +45,38 @@ class Thresholds:
     weight: float = 1.0
     classes: Sequence[Sequence[int]] = ((), (7,), (300,))
 
-    def predict(self, prepared: Prepared, compute: Compute) -> Iterator[Block]:
-        for k, plane in enumerate(prepared.voxels[0]):
+    voxels: np.ndarray | None = None
+
+    def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
+        assert self.voxels is not None
+        for k, plane in enumerate(self.voxels):
             values = torch.from_numpy(plane)
             index = (values > self.threshold).long() + (values > 700)
             yield Block(
                 (k, 0, 0), torch.nn.functional.one_hot(index, 3).movedim(-1, 0)[:, None].float()
             )
+            step((k + 1) / len(self.voxels))
 
 
 class ThresholdModel:
     card = CARD
 
-    def prepare(self, inputs: Sequence[Volume]) -> Prepared:
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> list[Part]:
         grid = conformed_geometry(inputs[0].geometry, (96, 96, 96), (1.0, 1.0, 1.0))
-        return Prepared(
-            grid, conform(inputs[0], grid, antialias=False)[None], ("a note on the input",)
-        )
-
-    def members(self, names: Sequence[str], dropout_passes: int, seed: int) -> list[Thresholds]:
-        return [Thresholds("one", 300.0), Thresholds("two", 300.0 if "same" in names else 400.0)]
+        voxels = conform(inputs[0], grid, antialias=False)
+        other = 300.0 if "same" in request.members else 400.0
+        members = [
+            Thresholds("one", 300.0, voxels=voxels),
+            Thresholds("two", other, voxels=voxels),
+        ]
+        return [Part(grid, members, warnings=("a note on the input",))]
 
 
 @pytest.fixture
@@ -220,14 +232,38 @@ def test_weights_that_are_not_the_cards_are_refused(tiny: str) -> None:
         labels_of(tiny)
 
 
-def test_models_that_mean_different_structures_by_one_value_are_refused(
-    tiny: str, tmp_path: Path
-) -> None:
+def test_models_are_joined_by_the_names_of_their_structures(tiny: str, tmp_path: Path) -> None:
+    """The same value for another structure gets a value of its own, and takes nothing from the first model."""
     other = tiny_quicknat.write_model(tmp_path / "other")
     text = (other.folder / "card.json").read_text().replace("Left part", "Liver")
     (other.folder / "card.json").write_text(text)
-    request = SegmentationRequest((scan("LPS"),), (tiny, str(other.folder)))
-    with pytest.raises(RequestError, match="'Left part' in one model and 'Liver'"):
+    first = engine.segment(SegmentationRequest((scan("LPS"),), (tiny,)))
+    joint = engine.segment(SegmentationRequest((scan("LPS"),), (tiny, str(other.folder))))
+    names = {label.name: label.value for label in joint.labels}
+    assert {label.name: label.value for label in first.labels}.items() <= names.items()
+    assert names["Liver"] not in {label.value for label in first.labels}
+
+
+def test_a_region_has_the_labels_of_the_whole_and_nothing_lies_outside(tiny: str) -> None:
+    image = scan("oblique")
+    whole = engine.segment(SegmentationRequest((image,), (tiny,))).labelmap.voxels
+    corners = image.geometry.ijk_to_ras @ np.array([[10, 12, 9, 1], [20, 25, 22, 1]]).T
+    low, high = corners[:3].min(1), corners[:3].max(1)
+    region = tuple(float(value) for pair in zip(low, high, strict=True) for value in pair)
+    part = engine.segment(SegmentationRequest((image,), (tiny,), region=region)).labelmap
+    box = image.geometry.box_around(region)
+    assert box is not None
+    assert part.geometry is image.geometry
+    np.testing.assert_array_equal(part.voxels[box], whole[box])
+    assert part.voxels.any()
+    outside = part.voxels.copy()
+    outside[box] = 0
+    assert not outside.any()
+
+
+def test_a_region_beside_the_image_is_refused(tiny: str) -> None:
+    request = SegmentationRequest((scan("LPS"),), (tiny,), region=(900, 910, 900, 910, 900, 910))
+    with pytest.raises(RequestError, match="outside"):
         engine.segment(request)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsegai.fusion import Accumulator, fuse, read_member_labels
+from medsegai.fusion import Accumulator, fuse, read_members
 from medsegai.probabilities import Block, JointProbabilities
 from medsegai.volume import Geometry
 
@@ -79,19 +79,20 @@ def test_members_own_labels_take_the_side_from_the_fused_answer() -> None:
     full, merged = answers(4, 0), answers(3, 1)
     total = accumulated([(FULL, 0.8, full), (MERGED, 0.2, merged)], keep_members=True)
     fused = total.result()
-    first, second = total.member_labels(fused)
-    np.testing.assert_array_equal(first, full.argmax(0))
+    first, second = total.member_values(fused)
+    values = np.array(LABELS)
+    np.testing.assert_array_equal(first, values[full.argmax(0)])
     side = torch.where(fused.values[1] >= fused.values[2], 1, 2)
     expected = torch.where(merged.argmax(0) == 1, side, torch.tensor([0, 0, 3])[merged.argmax(0)])
-    np.testing.assert_array_equal(second, expected)
-    read = read_member_labels([(first, GRID), (second, GRID)], GRID, 1, 3)
+    np.testing.assert_array_equal(second, values[expected])
+    read = read_members([(first, GRID), (second, GRID)], GRID, 1, 3)
     np.testing.assert_array_equal(read, torch.stack([first, second])[:, 1:3])
 
 
 def test_parts_on_one_grid_stay_as_they_are_and_others_are_joined() -> None:
     part = accumulated([(FULL, 1.0, answers(4, 0))]).result()
-    assert fuse([part], [1.0]) is part
-    assert isinstance(fuse([part, part], [1.0, 2.0]), JointProbabilities)
+    assert fuse([part], [1.0], LABELS) is part
+    assert isinstance(fuse([part, part], [1.0, 2.0], LABELS), JointProbabilities)
 
 
 def test_a_gpu_without_memory_hands_the_sum_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

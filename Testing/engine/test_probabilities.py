@@ -6,7 +6,13 @@ import torch
 from scipy import ndimage, stats
 
 from images import DIRECTIONS
-from medsegai.probabilities import JointProbabilities, Probabilities, entropy, read_nearest
+from medsegai.probabilities import (
+    JointProbabilities,
+    Probabilities,
+    Scale,
+    StreamedProbabilities,
+    read_nearest,
+)
 from medsegai.volume import Geometry
 
 NATIVE = Geometry.from_spacing(
@@ -125,11 +131,12 @@ def test_nearest_takes_the_voxel_that_is_nearest() -> None:
 
 def test_joint_probabilities_are_the_weighted_mean_on_the_output_grid() -> None:
     first, second, grid = organs(1), organs(2), target("oblique")
-    joint = JointProbabilities([first, second], [3.0, 1.0])
+    joint = JointProbabilities([first, second], [3.0, 1.0], LABELS)
     expected = 0.75 * first.read(grid, 3, 9) + 0.25 * second.read(grid, 3, 9)
     torch.testing.assert_close(joint.read(grid, 3, 9), expected)
     assert torch.equal(joint.argmax(grid, 3, 9), expected.argmax(0))
-    torch.testing.assert_close(joint.entropy(grid, 3, 9), entropy(expected))
+    entropy = Scale.PROBABILITIES.entropy(expected, 0)
+    torch.testing.assert_close(joint.entropy(grid, 3, 9), entropy)
 
 
 def test_a_single_native_plane_can_be_read() -> None:
@@ -144,12 +151,114 @@ def test_entropy_is_scipys(dtype: torch.dtype) -> None:
     logits = np.random.default_rng(1).normal(0, 4, (7, 5, 6, 4))
     probabilities = torch.from_numpy(logits).softmax(0)
     expected = stats.entropy(probabilities.numpy(), axis=0)
-    assert np.abs(entropy(probabilities.to(dtype)).numpy() - expected).max() < (
-        2e-2 if dtype == torch.float16 else 1e-5
-    )
+    ours = Scale.PROBABILITIES.entropy(probabilities.to(dtype), 0).numpy()
+    assert np.abs(ours - expected).max() < (2e-2 if dtype == torch.float16 else 1e-5)
 
 
 def test_entropy_of_certain_and_of_equal_classes() -> None:
     certain, equal = torch.tensor([1.0, 0, 0, 0]), torch.full((4,), 0.25)
-    ends = entropy(torch.stack([certain, equal], 1)).numpy()
+    ends = Scale.PROBABILITIES.entropy(torch.stack([certain, equal], 1), 0).numpy()
     np.testing.assert_allclose(ends, [0.0, np.log(4)], rtol=1e-6)
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    noise = np.random.default_rng(seed).normal(size=(len(LABELS), *NATIVE.shape))
+    smooth = np.stack([ndimage.gaussian_filter(channel, 2.0) for channel in noise])
+    return torch.from_numpy(12 * smooth / smooth.std()).float()
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_logits_are_interpolated_before_the_softmax(directions: str) -> None:
+    """As nnU-Net does: SciPy interpolates the logits, then argmax, or softmax."""
+    values, grid = logits(), target(directions)
+    reference, where = with_scipy(values, grid)
+    part = Probabilities(LABELS, NATIVE, values, Scale.LOGITS)
+    best_two = np.sort(reference, axis=0)[-2:]
+    decided = (where == 1) & (best_two[1] - best_two[0] > 1e-2)
+    labels = in_slabs(part.argmax, grid, 0).numpy()
+    np.testing.assert_array_equal(labels[decided], reference.argmax(0)[decided])
+    expected = torch.from_numpy(reference).softmax(0).numpy()
+    ours = in_slabs(part.read, grid, 1).numpy()
+    np.testing.assert_allclose(ours[:, where == 1], expected[:, where == 1], atol=2e-3)
+    assert (ours[0, where == -1] == 1).all()
+
+
+def test_regions_overlap_and_the_last_one_above_one_half_wins() -> None:
+    values, grid = logits(), target("oblique")
+    reference, where = with_scipy(values, grid)
+    expected = np.zeros(grid.shape, int)
+    for region in range(1, len(LABELS)):
+        expected[reference[region] > 0] = region
+    part = Probabilities(LABELS, NATIVE, values, Scale.REGIONS)
+    decided = (where == 1) & (np.abs(reference[1:]).min(0) > 1e-2)
+    labels = in_slabs(part.argmax, grid, 0).numpy()
+    np.testing.assert_array_equal(labels[decided], expected[decided])
+    assert len(np.unique(labels[decided])) == len(LABELS)
+    sigmoid = 1 / (1 + np.exp(-reference[1:]))
+    ours = in_slabs(part.read, grid, 1)[1:].numpy()
+    np.testing.assert_allclose(ours[:, where == 1], sigmoid[:, where == 1], atol=3e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_along_a_thick_axis_the_nearest_voxel_is_taken(axis: int) -> None:
+    values = logits()
+    grid = NATIVE.resized([size * 2 + 1 for size in NATIVE.shape])
+    kji = list(
+        np.meshgrid(
+            *[
+                (np.arange(n) + 0.5) * m / n - 0.5
+                for n, m in zip(grid.shape, NATIVE.shape, strict=True)
+            ],
+            indexing="ij",
+        )
+    )
+    kji[axis] = np.floor(kji[axis] + 0.5)
+    reference = np.stack(
+        [ndimage.map_coordinates(v, kji, order=1, mode="nearest") for v in values.double().numpy()]
+    )
+    linear = [n != axis for n in range(3)]
+    part = Probabilities(LABELS, NATIVE, values, Scale.LOGITS, linear)
+    labels = in_slabs(part.argmax, grid, 0).numpy()
+    assert (labels == reference.argmax(0)).mean() > 0.9999
+    blurred = Probabilities(LABELS, NATIVE, values, Scale.LOGITS)
+    assert (in_slabs(blurred.argmax, grid, 0).numpy() == reference.argmax(0)).mean() < 0.99
+
+
+@pytest.mark.parametrize("directions", ["LIA", "RAS"])
+@pytest.mark.parametrize("thickness", [1, 5, 12])
+def test_streamed_slabs_read_the_same_as_the_whole(directions: str, thickness: int) -> None:
+    values = logits()
+    matrix = NATIVE.cropped((0, 0, 0), NATIVE.shape).resized((31, 20, 23)).ijk_to_ras
+    grid = Geometry((40, 20, 23), matrix).cropped((-4, 0, 0), (40, 20, 23))
+    whole = Probabilities(LABELS, NATIVE, values, Scale.LOGITS)
+    streamed = StreamedProbabilities(LABELS, NATIVE, iter(values.split(thickness, 1)), Scale.LOGITS)
+    for k0 in range(0, 40, 7):
+        k1 = min(k0 + 7, 40)
+        assert torch.equal(streamed.argmax(grid, k0, k1), whole.argmax(grid, k0, k1))
+        torch.testing.assert_close(streamed.read(grid, k0, k1), whole.read(grid, k0, k1))
+
+
+def test_streamed_planes_that_are_gone_are_not_made_up() -> None:
+    streamed = StreamedProbabilities(LABELS, NATIVE, iter(logits().split(1, 1)), Scale.LOGITS)
+    streamed.argmax(NATIVE, 6, 8)
+    with pytest.raises(ValueError, match="gone"):
+        streamed.argmax(NATIVE, 0, 2)
+
+
+def test_a_part_shares_its_background_among_the_classes_it_does_not_know() -> None:
+    """One model knows 4 and 2, the other 9: neither speaks against what it has never heard of."""
+    shape = (1, 1, 3)
+    grid = Geometry.from_spacing(shape, (1, 1, 1))
+    first = torch.tensor([[0.1, 0.1, 0.9], [0.8, 0.1, 0.1], [0.1, 0.8, 0.0]]).reshape(3, *shape)
+    second = torch.tensor([[1.0, 1.0, 0.2], [0.0, 0.0, 0.8]]).reshape(2, *shape)
+    joint = JointProbabilities(
+        [Probabilities((0, 4, 2), grid, first), Probabilities((0, 9), grid, second)],
+        [1.0, 1.0],
+        (0, 4, 2, 9),
+    )
+    values = joint.read(grid, 0, 1)
+    torch.testing.assert_close(values.sum(0), torch.ones(shape))
+    assert joint.argmax(grid, 0, 1).flatten().tolist() == [1, 2, 3]
+    third = values[:, 0, 0, 2]  # the first model's background goes to 0 and 9 as 0.2 to 0.8
+    expected = [(0.9 * 0.2 + 0.2 * 0.9) / 2, (0.1 + 0.2 * 0.1) / 2, 0.0, (0.9 * 0.8 + 0.8) / 2]
+    torch.testing.assert_close(third, torch.tensor(expected), atol=1e-3, rtol=0)

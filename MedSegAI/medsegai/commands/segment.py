@@ -99,6 +99,8 @@ def _argument(item: Field[Any]) -> dict[str, Any]:
     argument: dict[str, Any] = {"default": argparse.SUPPRESS}
     if isinstance(item.default, bool):
         return argument | {"action": argparse.BooleanOptionalAction, "help": text}
+    if item.type == "tuple[float, ...]":
+        return argument | {"type": number_list, "metavar": "NUMBERS", "help": text}
     if isinstance(item.default, tuple):
         shown = ",".join(item.default) or "all"
         text += f"; separated by commas (default: {shown})"
@@ -115,6 +117,16 @@ def comma_list(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name between its commas")
     return names
+
+
+def number_list(text: str) -> list[float]:
+    """`-10,12.5` as two numbers."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers separated by commas"
+        ) from None
 
 
 def request_from_arguments(
@@ -168,12 +180,12 @@ def check_request(request: SegmentationRequest) -> None:
         if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path} does not exist. Check the path.")
     cards = [find_card(name) for name in request.models]
-    known = {member.name for card in cards for member in card.members}
+    members = [member for card in cards for member in card.members]
     for name in request.members:
-        if name not in known:
+        if not any(member.answers_to(name) for member in members):
             raise ModelError(
                 f"There is no view or fold {name!r} in {', '.join(card.id for card in cards)}. "
-                f"Known: {', '.join(sorted(known))}."
+                f"Known: {', '.join(member.name for member in members)}."
             )
 
 

@@ -1,41 +1,29 @@
-"""Model families: one file each, found by the name that a model card gives.
+"""Model families: one module or package each, found by the name that a model card gives.
 
-A family is a module with `load(card) -> Model`. It may also have `import_model(path, destination) ->
-ModelCard | None`, which turns a foreign file into a model folder, or answers None where the file is not of
-its kind. Families never import each other.
+A family has `load(card) -> Model`. It may also have `import_model(path, destination) -> ModelCard | None`, which
+turns a foreign file into a model folder, or answers None where the file is not of its kind. Families never import
+each other.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from medsegai.card import ModelCard
 from medsegai.errors import ModelError
 from medsegai.networks.backends import Compute
-from medsegai.probabilities import Block
+from medsegai.probabilities import Block, Scale
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """The input as a model's members want it.
-
-    Attributes:
-        geometry: the native grid that members answer for.
-        voxels: channels on that grid, float32 (channel, k, j, i).
-        warnings: what the user should know of the input, in words.
-    """
-
-    geometry: Geometry
-    voxels: NDArray[Any]
-    warnings: tuple[str, ...] = ()
+Step = Callable[[float], None]
+"""Told which share of some work is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
 
 
 class Member(Protocol):
@@ -48,19 +36,53 @@ class Member(Protocol):
     weight: float
     classes: Sequence[Sequence[int]]
 
-    def predict(self, prepared: Prepared, compute: Compute) -> Iterator[Block]:
-        """Answer block by block; what no block covers is background."""
+    def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
+        """Answer block by block; of probabilities, what no block covers is background."""
         ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """Members that share a native grid, and how their answers are joined and read there.
+
+    Attributes:
+        geometry: the native grid that the members answer for.
+        members: at least one.
+        scale: what they answer.
+        linear: along which native axes (k, j, i) answers are interpolated.
+        weight: share in the fusion with other parts; None for the sum of its members' weights.
+        plane_axis: the axis (k, j, i) of the input along which native planes lie one after another, for members
+            whose blocks are whole planes in order; such a part may be read while it predicts. None for others.
+        warnings: what the user should know of the input, in words.
+    """
+
+    geometry: Geometry
+    members: Sequence[Member]
+    scale: Scale = Scale.PROBABILITIES
+    linear: tuple[bool, bool, bool] = (True, True, True)
+    weight: float | None = None
+    plane_axis: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class Model(Protocol):
-    """A loaded model: it prepares an input once, and its members predict on that."""
+    """A loaded model."""
 
     card: ModelCard
 
-    def prepare(self, inputs: Sequence[Volume]) -> Prepared: ...
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> Sequence[Part]:
+        """Prepare the input, and name the members that are to predict on it.
 
-    def members(self, names: Sequence[str], dropout_passes: int, seed: int) -> Sequence[Member]: ...
+        `output` is the part of the inputs' grid that is asked for; no more need be predicted. Where `request.members_apart` is false, members that are only averaged may come as one.
+        """
+        ...
 
 
 def family(name: str) -> ModuleType:

@@ -26,7 +26,8 @@ from torch import Tensor
 from medsegai.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.catalogue import find_card
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Prepared
+from medsegai.families import Part, Step
+from medsegai.fusion import side_aware_first
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.released import read_released, released_config
@@ -34,7 +35,9 @@ from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
 from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.probabilities import Block
-from medsegai.volume import Volume
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
 
 HEAD_MARGIN_MM = 24.0
 """Air kept around the head: with less, labels near the crop's border change (docs/performance.md)."""
@@ -96,8 +99,40 @@ class QuickNATModel:
             member.name: _Network(card, member, self.settings) for member in card.members
         }
 
-    def prepare(self, inputs: Sequence[Volume]) -> Prepared:
-        """Conform the scan, scale its intensities and crop it to the head."""
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> list[Part]:
+        """One part: the views, all if none is named; with dropout each view once per pass."""
+        head = self.prepare(inputs)
+        chosen = self.card.chosen_members(request.members)
+        if all(any(len(feeds) > 1 for feeds in card.classes) for card in chosen):
+            raise RequestError(
+                f"{' and '.join(card.name for card in chosen)} alone cannot tell left from right. "
+                "Add another view, for example --views axial,sagittal."
+            )
+        passes = request.dropout_passes
+        wanted = head.geometry.box_around_grid(output)
+        members = [
+            ViewMember(
+                self._networks[card.name],
+                head.voxels,
+                f"{card.name} dropout {number + 1}" if passes else card.name,
+                card.weight / max(passes, 1),
+                wanted,
+                dropout_seed=request.seed * 100_003 + number if passes else None,
+            )
+            for card in chosen
+            for number in range(max(passes, 1))
+        ]
+        return [Part(head.geometry, side_aware_first(members))]
+
+    def prepare(self, inputs: Sequence[Volume]) -> Volume:
+        """The conformed scan, its intensities scaled, cropped to the head."""
         if len(inputs) != 1:
             raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
         scan = inputs[0]
@@ -108,30 +143,7 @@ class QuickNATModel:
         cropped = geometry.cropped(
             [part.start for part in box], [part.stop - part.start for part in box]
         )
-        return Prepared(cropped, np.ascontiguousarray(scaled[box])[None])
-
-    def members(self, names: Sequence[str], dropout_passes: int, seed: int) -> list[ViewMember]:
-        """The views with these names, all if none is named; with dropout each view once per pass."""
-        chosen = [self.card.member(name) for name in names] or list(self.card.members)
-        if all(any(len(feeds) > 1 for feeds in card.classes) for card in chosen):
-            raise RequestError(
-                f"{' and '.join(card.name for card in chosen)} alone cannot tell left from right. "
-                "Add another view, for example --views axial,sagittal."
-            )
-        if not dropout_passes:
-            return [
-                ViewMember(self._networks[card.name], card.name, card.weight) for card in chosen
-            ]
-        return [
-            ViewMember(
-                self._networks[card.name],
-                f"{card.name} dropout {number + 1}",
-                card.weight / dropout_passes,
-                dropout_seed=seed * 100_003 + number,
-            )
-            for card in chosen
-            for number in range(dropout_passes)
-        ]
+        return Volume(np.ascontiguousarray(scaled[box]), cropped)
 
 
 class _Network:
@@ -170,29 +182,36 @@ class _Network:
 
 @dataclass
 class ViewMember:
-    """One pass of one view over the scan."""
+    """One pass of one view over the head, (k, j, i) on the native grid, over the slices of a `wanted` box."""
 
     network: _Network
+    head: NDArray[np.float32]
     name: str
     weight: float
+    wanted: tuple[slice, slice, slice] | None
     dropout_seed: int | None = None
     classes: Sequence[Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.classes = self.network.member.classes
 
-    def predict(self, prepared: Prepared, compute: Compute) -> Iterator[Block]:
+    def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
         """Blocks of neighbouring slices of this view; slices of air are left out."""
         view = self.network.view
-        stack = view.stack(prepared.voxels[0])
+        stack = view.stack(self.head)
         runner = self.network.runner(compute, dropout=self.dropout_seed is not None)
         with _random_numbers(self.dropout_seed):
-            for first, last in _batches(stack, runner.batch_size(compute)):
+            for first, last in _batches(stack, runner.batch_size(compute), self._slices()):
                 slices = thick_slices(stack, np.arange(first, last), self.network.slices)
                 logits = runner(torch.from_numpy(slices), compute)
                 start = [0, 0, 0]
                 start[view.axes[0]] = first
                 yield Block((start[0], start[1], start[2]), _unstacked(logits.softmax(1), view))
+                step(last / len(stack))
+
+    def _slices(self) -> slice:
+        """The slices that are asked for."""
+        return slice(0) if self.wanted is None else self.wanted[self.network.view.axes[0]]
 
 
 def _unstacked(probabilities: Tensor, view: View) -> Tensor:
@@ -200,9 +219,11 @@ def _unstacked(probabilities: Tensor, view: View) -> Tensor:
     return probabilities.movedim(1, 0).permute(0, *(1 + axis for axis in view.back))
 
 
-def _batches(stack: NDArray[np.float32], size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `size` neighbouring slices that hold more than air."""
-    filled = np.flatnonzero(stack.max(axis=(1, 2)) > AIR)
+def _batches(stack: NDArray[np.float32], size: int, wanted: slice) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `size` neighbouring slices among the wanted that hold more than air."""
+    bright = np.zeros(len(stack), bool)
+    bright[wanted] = stack[wanted].max(axis=(1, 2), initial=0.0) > AIR
+    filled = np.flatnonzero(bright)
     for run in np.split(filled, np.flatnonzero(np.diff(filled) > 1) + 1):
         for first in range(0, len(run), size):
             part = run[first : first + size]
