@@ -1,0 +1,122 @@
+"""Intensities of one channel as nnU-Net's networks expect them, by the name of the scheme in their plans.
+
+Each scheme computes what the class of that name in `nnunetv2.preprocessing.normalization` (2.8.1) computes, in
+float32. Means are summed in double precision plane by plane, so that large images stay accurate and no second
+copy of the image is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError, ModelError
+
+Voxels = NDArray[np.float32]
+Mask = NDArray[np.bool_] | None
+Intensities = Mapping[str, float]
+
+SMALLEST_SPREAD = 1e-8
+"""Divisors are at least this, so that a constant image stays finite."""
+
+
+def normalise(
+    voxels: Voxels, scheme: str, mask: Mask = None, intensities: Intensities | None = None
+) -> Voxels:
+    """A normalised copy of one channel.
+
+    Args:
+        voxels: one channel, (k, j, i), finite.
+        scheme: name of a class of nnunetv2.preprocessing.normalization, for example CTNormalization.
+        mask: where plans say `use_mask_for_norm`, the voxels that ZScoreNormalization measures and changes,
+            (k, j, i); the others keep their values. Other schemes take no notice of it.
+        intensities: the channel's `foreground_intensity_properties_per_channel`, for CTNormalization: mean, std,
+            percentile_00_5 and percentile_99_5.
+
+    Returns:
+        float32 (k, j, i).
+
+    Raises:
+        ModelError: the scheme is unknown, or lacks its figures.
+        InputError: the voxels are not what the scheme is for.
+    """
+    if scheme not in SCHEMES:
+        raise ModelError(
+            f"The model normalises intensities by {scheme!r}, which is not known here. "
+            f"Known are {', '.join(SCHEMES)}."
+        )
+    return SCHEMES[scheme](np.asarray(voxels, dtype=np.float32), mask, intensities or {})
+
+
+def _ct(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
+    wanted = ("percentile_00_5", "percentile_99_5", "mean", "std")
+    missing = [name for name in wanted if name not in intensities]
+    if missing:
+        raise ModelError(
+            f"The model normalises by CTNormalization, but its plans do not give {', '.join(missing)} of the "
+            "channel. Export the model again with nnU-Net."
+        )
+    low, high, mean, spread = (float(intensities[name]) for name in wanted)
+    result = np.clip(voxels, np.float32(low), np.float32(high))
+    result -= np.float32(mean)
+    result /= np.float32(max(spread, SMALLEST_SPREAD))
+    return result
+
+
+def _z_score(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
+    mean, spread = _mean_and_spread(voxels, mask)
+    if mask is None:
+        result = voxels - np.float32(mean)
+        result /= np.float32(max(spread, SMALLEST_SPREAD))
+        return result
+    result = voxels.copy()
+    result[mask] = (voxels[mask] - np.float32(mean)) / np.float32(max(spread, SMALLEST_SPREAD))
+    return result
+
+
+def _unchanged(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
+    return voxels.copy()
+
+
+def _to_one(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
+    result = voxels - voxels.min()
+    result /= max(result.max(), np.float32(SMALLEST_SPREAD))
+    return result
+
+
+def _colour(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
+    low, high = float(voxels.min()), float(voxels.max())
+    if low < 0 or high > 255:
+        raise InputError(
+            f"This model was made for colour channels, whose values run from 0 to 255, and the image has values "
+            f"from {low:g} to {high:g}. Give it the image as 8-bit channels."
+        )
+    return voxels / np.float32(255)
+
+
+SCHEMES: dict[str, Callable[[Voxels, Mask, Intensities], Voxels]] = {
+    "CTNormalization": _ct,
+    "ZScoreNormalization": _z_score,
+    "NoNormalization": _unchanged,
+    "RescaleTo01Normalization": _to_one,
+    "RGBTo01Normalization": _colour,
+}
+
+
+def _mean_and_spread(voxels: Voxels, mask: Mask) -> tuple[float, float]:
+    """Mean and standard deviation of all voxels, or of those in the mask; 0 and 0 of none."""
+
+    def total(of_plane: Callable[[Voxels], Voxels]) -> float:
+        return math.fsum(
+            of_plane(plane if mask is None else plane[mask[k]]).sum(dtype=np.float64)
+            for k, plane in enumerate(voxels)
+        )
+
+    count = voxels.size if mask is None else int(np.count_nonzero(mask))
+    if count == 0:
+        return 0.0, 0.0
+    mean = total(lambda plane: plane) / count
+    return mean, math.sqrt(total(lambda plane: np.square(plane - np.float32(mean))) / count)
