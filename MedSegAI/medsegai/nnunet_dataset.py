@@ -151,10 +151,15 @@ def classes_of(dataset: Mapping[str, Any], source: Path) -> Classes:
             f"{', '.join(str(value) for (value,) in regions.values())}."
         )
     labels = sorted(
-        (Label(value, name, made_color(value)) for name, (value,) in regions.items()),
+        (_label(value, name) for name, (value,) in regions.items()),
         key=lambda label: label.value,
     )
     return Classes(tuple(labels), ((), *((label.value,) for label in labels)))
+
+
+def _label(value: int, name: str) -> Label:
+    printable = "".join(letter if letter.isprintable() else " " for letter in name)
+    return Label(value, " ".join(printable.split()) or f"Label {value}", made_color(value))
 
 
 def _values(name: str, entry: Any, source: Path) -> tuple[int, ...]:
@@ -170,14 +175,13 @@ def _regions(
     regions: Mapping[str, tuple[int, ...]], dataset: Mapping[str, Any], source: Path
 ) -> Classes:
     order = value_of(dataset, "regions_class_order", list, source)
-    if len(order) != len(regions) or not all(type(value) is int for value in order):
+    numbers = all(type(value) is int for value in order)
+    if not numbers or not len(set(order)) == len(order) == len(regions):
         raise ModelError(
-            f"{source}: regions_class_order must have one value for each of the regions {', '.join(regions)}, "
+            f"{source}: regions_class_order must have a value of its own for each of {', '.join(regions)}, "
             f"not {order!r}."
         )
-    labels = [
-        Label(value, name, made_color(value)) for value, name in zip(order, regions, strict=True)
-    ]
+    labels = [_label(value, name) for value, name in zip(order, regions, strict=True)]
     outputs = [tuple(value for value in region if value in order) for region in regions.values()]
     return Classes(tuple(labels), tuple(outputs), tuple(regions.values()), tuple(order))
 

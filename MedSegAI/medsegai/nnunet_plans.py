@@ -73,6 +73,7 @@ def card_of_folder(path: Path) -> ModelCard:
     first = chosen[0]
     classes = classes_of(first.dataset, first.folder / "dataset.json")
     channels = channels_of(first.dataset, first.folder / "dataset.json")
+    settings = _settings(chosen + stages, classes)
     after = postprocessing_of([item.folder for item in chosen], first.folds, _best_file(path))
     members = [
         *(member for results in chosen for member in results.members(path, classes, 1.0)),
@@ -94,7 +95,7 @@ def card_of_folder(path: Path) -> ModelCard:
         origin=_origin(first),
         citation="Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical "
         "image segmentation, Nature Methods 18 (2021) 203-211",
-        settings=_settings(chosen + stages, classes),
+        settings=settings,
         suggested_refinements=_refinements(after),
         folder=path,
         in_place=True,
