@@ -1,0 +1,167 @@
+"""Zip archives from strangers: looked through before anything of them is written.
+
+What an archive says of itself is not believed: names that leave the folder, links, files that do not belong
+there, and more bytes than can be meant are refused, and what is unpacked is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+
+from medsegai.errors import ModelError, UnsafeModelError
+
+CHUNK = 1 << 20
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError)
+"""What zipfile raises for archives that contradict themselves; ValueError for names and places."""
+
+
+class Kind(Enum):
+    """What to do with a file of an archive: unpack it, leave it there, or refuse the archive."""
+
+    WANTED = "wanted"
+    KNOWN = "known"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """More than this cannot be meant.
+
+    Attributes:
+        files: in the archive.
+        bytes: to be unpacked. The largest published nnU-Nets have five checkpoints of under 2 GB.
+        ratio: of those bytes to the archive's own size. Weights shrink by a tenth, JSON by a factor of ten.
+    """
+
+    files: int = 20_000
+    bytes: int = 64 << 30
+    ratio: float = 50.0
+
+
+@contextlib.contextmanager
+def unpacked(
+    archive: Path,
+    kind_of: Callable[[PurePosixPath], Kind],
+    parent: Path,
+    limits: Limits | None = None,
+) -> Iterator[Path]:
+    """The wanted files of a zip archive, in a folder that goes away after the block, whatever happens in it.
+
+    The folder has the name of the archive.
+
+    Args:
+        archive: the file.
+        kind_of: says of each file by its path in the archive what to do with it.
+        parent: where to make that folder.
+        limits: of what the archive may hold; `Limits()` if None.
+
+    Raises:
+        UnsafeModelError: a name leaves the folder or is no plain file, a file is foreign, or it is a bomb.
+        ModelError: the file is no zip archive, is damaged, encrypted, or packed in an unusual way.
+    """
+    with tempfile.TemporaryDirectory(prefix="archive-", dir=parent) as name:
+        folder = Path(name) / archive.stem
+        folder.mkdir()
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                wanted = _wanted(archive, opened, kind_of, limits or Limits())
+                for entry, path in wanted:
+                    _unpack(archive, opened, entry, folder / path)
+        except DAMAGED as error:
+            raise ModelError(
+                f"{archive} is no zip archive, or is damaged: {error}. Download it again."
+            ) from error
+        yield folder
+
+
+def _wanted(
+    archive: Path,
+    opened: zipfile.ZipFile,
+    kind_of: Callable[[PurePosixPath], Kind],
+    limits: Limits,
+) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    """The entries to unpack, after a look at all of them."""
+    entries = opened.infolist()
+    _check_size(archive, entries, limits)
+    wanted = []
+    seen: set[str] = set()
+    for entry in entries:
+        path = _safe_path(archive, entry)
+        if entry.is_dir():
+            continue
+        if path.as_posix().casefold() in seen:
+            raise _unsafe(archive, f"holds {entry.filename!r} twice")
+        seen.add(path.as_posix().casefold())
+        kind = kind_of(path)
+        if kind is Kind.FOREIGN:
+            raise _unsafe(archive, f"holds {entry.filename!r}, which does not belong into a model")
+        if kind is Kind.WANTED:
+            _check_readable(archive, entry)
+            wanted.append((entry, path))
+    return wanted
+
+
+def _check_size(archive: Path, entries: list[zipfile.ZipInfo], limits: Limits) -> None:
+    size = archive.stat().st_size
+    total = sum(entry.file_size for entry in entries)
+    if len(entries) > limits.files:
+        raise _unsafe(archive, f"holds {len(entries)} files")
+    if total > limits.bytes or total > limits.ratio * size + CHUNK:
+        raise _unsafe(
+            archive, f"would unpack {size} to {total} bytes, as an archive made to fill disks"
+        )
+    if sum(entry.compress_size for entry in entries) > size:
+        raise _unsafe(
+            archive, "holds files that share their bytes, as an archive made to fill disks"
+        )
+
+
+def _safe_path(archive: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
+    """The path of an entry, if it stays inside the folder on every system."""
+    name = entry.orig_filename
+    path = PurePosixPath(name)
+    if (
+        not path.parts
+        or path.is_absolute()
+        or not name.isprintable()
+        or set(name) & set('\\:*?"<>|')
+        or any(part == ".." or part[-1] in " ." for part in path.parts)
+    ):
+        raise _unsafe(archive, f"names a file {name!r}, which could lie outside its folder")
+    mode = entry.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise _unsafe(archive, f"holds {name!r}, which is a link or a device")
+    return path
+
+
+def _check_readable(archive: Path, entry: zipfile.ZipInfo) -> None:
+    if entry.flag_bits & 0x1:
+        raise ModelError(f"{archive} is encrypted. Unpack it yourself, and import the folder.")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelError(
+            f"{archive} is packed in a way that is not supported. Unpack it yourself, and import the folder."
+        )
+
+
+def _unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    """Write one file; zipfile gives no more bytes than declared, and checks their sum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with opened.open(entry) as source, path.open("xb") as target:
+        shutil.copyfileobj(source, target, CHUNK)
+    if path.stat().st_size != entry.file_size:
+        raise ModelError(f"{archive} is damaged: {entry.filename} is cut off. Download it again.")
+
+
+def _unsafe(archive: Path, why: str) -> UnsafeModelError:
+    return UnsafeModelError(f"{archive} {why}. It was refused, and nothing of it was kept.")
