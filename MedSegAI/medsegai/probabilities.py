@@ -411,7 +411,7 @@ class _Points:
             self.inside &= (position > -0.5) & (position < size - 0.5)
             position = position.clamp(0, size - 1)
             if not linear[axis]:
-                position = (position + 0.5).floor()
+                position = (position + 0.5 + 1e-6).floor()  # of two that are equally near the higher
             base = position.floor().clamp_(max=max(size - 2, 0))
             self._base.append(base.long())
             self._part.append((position - base).float())

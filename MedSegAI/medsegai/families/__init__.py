@@ -80,7 +80,8 @@ class Model(Protocol):
     ) -> Sequence[Part]:
         """Prepare the input, and name the members that are to predict on it.
 
-        `output` is the part of the inputs' grid that is asked for; no more need be predicted. Where `request.members_apart` is false, members that are only averaged may come as one.
+        `output` is the part of the inputs' grid that is asked for; no more need be predicted. Where
+        `request.members_apart` is false, members that are only averaged may come as one.
         """
         ...
 

@@ -1,0 +1,56 @@
+"""Whether a checkpoint was trained for what its folder says: it keeps the plans of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medsegai.card import MemberCard, ModelCard
+from medsegai.errors import ModelError
+from medsegai.networks.checkpoints import Checkpoint
+
+
+def check_agreement(
+    path: Path, checkpoint: Checkpoint, card: ModelCard, member: MemberCard
+) -> None:
+    """Refuse a checkpoint that another configuration or other plans trained.
+
+    Only what its weights depend on is compared; a patch may be made larger after training.
+
+    Raises:
+        ModelError: it was trained for something else.
+    """
+    name = member.settings["configuration"]
+    if checkpoint.configuration != name:
+        raise ModelError(
+            f"{path} was trained for {checkpoint.configuration}, but lies in the folder of {name}. Put it "
+            "back where it was trained."
+        )
+    configurations = checkpoint.plans.get("configurations") or {}
+    trained = _with_inherited(configurations, name)
+    settings = card.settings["configurations"][name]
+    ours = {
+        "spacing": settings["spacing"],
+        "normalization_schemes": settings["normalization"],
+        "use_mask_for_norm": settings["use_mask"],
+        "transpose_forward": card.settings["transpose"],
+    }
+    theirs = {**trained, "transpose_forward": checkpoint.plans.get("transpose_forward")}
+    different = [
+        key for key, value in ours.items() if theirs.get(key) is not None and theirs[key] != value
+    ]
+    if different:
+        raise ModelError(
+            f"{path} was trained with other plans than those beside it: {', '.join(different)} differ. "
+            "Bring the plans.json of its training, or train this fold again."
+        )
+
+
+def _with_inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for _ in configurations:  # no configuration inherits from more than there are
+        own = configurations.get(name) or {}
+        values = {**own, **values}
+        name = own.get("inherits_from", "")
+    return values

@@ -1,0 +1,114 @@
+"""From what nnU-Net v2 trained to a model folder with safetensors weights, which no longer can run code.
+
+Taken are a results folder, one fold of it, the folder of a dataset, and the archive that
+`nnUNetv2_export_model_to_zip` writes of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path, PurePosixPath
+
+from safetensors.torch import save_file
+
+from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.errors import ModelError
+from medsegai.families.nnunet.model import FoldNetwork
+from medsegai.io.archives import Kind, unpacked
+from medsegai.nnunet_plans import card_of_folder, is_nnunet_folder
+
+_ABOVE = r"(?:[^/]+/){0,3}"
+_RESULTS_OF_CASES = (
+    r"(?:validation\w*|crossval_results_folds_\w+|ensembles/[^/]+|predicted_next_stage/[^/]+)"
+)
+
+WANTED = re.compile(
+    rf"{_ABOVE}(?:dataset|plans|inference_information)\.json"
+    rf"|{_ABOVE}(?:(?:crossval_results_folds_\w+|ensembles/[^/]+)/)?postprocessing\.(?:json|pkl)"
+    rf"|{_ABOVE}fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth"
+)
+"""Files of an archive that a card is made from. The .pkl is not opened; that it is there is told."""
+
+KNOWN = re.compile(
+    rf"{_ABOVE}(?:dataset_fingerprint|splits_final)\.json|{_ABOVE}inference_\w+\.txt"
+    rf"|{_ABOVE}fold_(?:\d+|all)/(?:checkpoint_latest\.pth|debug\.json|progress\.png"
+    r"|network_architecture\.pdf|training_log_\w+\.txt)"
+    rf"|{_ABOVE}(?:[^/]+/)?{_RESULTS_OF_CASES}/(?:[^/]+/)?[^/]+\.(?:nii|gz|nrrd|mha|tiff?|png|npz|npy|pkl|json)"
+    r"|(?:[^/]+/)*(?:README|LICEN[CS]E|CITATION)(?:\.(?:md|txt|cff))?"
+    r"|__MACOSX/.*|(?:[^/]+/)*(?:\.DS_Store|Thumbs\.db|desktop\.ini)"
+)
+"""What else nnU-Net's export, or an archive that users made of a folder, holds. It stays in the archive."""
+
+
+def import_model(path: Path, destination: Path) -> ModelCard | None:
+    """Turn what nnU-Net v2 trained into a model folder with safetensors weights.
+
+    Args:
+        path: a results folder, a fold, or the folder of a dataset; or a zip archive of one of these.
+        destination: the folder to write; it must not exist. An archive is unpacked beside it meanwhile.
+
+    Returns:
+        The card, or None if `path` is none of these.
+
+    Raises:
+        UnsafeModelError: a checkpoint wants more than weights, or an archive could do harm.
+        ModelError: the folder is incomplete or contradicts itself, or weights do not fit their plans.
+    """
+    if is_nnunet_folder(path):
+        return _convert(card_of_folder(path), destination)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _import_archive(path, destination)
+    return None
+
+
+def _import_archive(archive: Path, destination: Path) -> ModelCard:
+    with unpacked(archive, _kind_of, destination.parent) as folder:
+        try:
+            return _convert(card_of_folder(_model_in(folder)), destination)
+        except ModelError as error:  # users know the archive, not where it was unpacked
+            raise type(error)(str(error).replace(str(folder), str(archive))) from error
+
+
+def _kind_of(path: PurePosixPath) -> Kind:
+    if WANTED.fullmatch(str(path)):
+        return Kind.WANTED
+    return Kind.KNOWN if KNOWN.fullmatch(str(path)) else Kind.FOREIGN
+
+
+def _model_in(folder: Path) -> Path:
+    """The folder that nnU-Net made, perhaps inside others."""
+    place = folder
+    while not is_nnunet_folder(place):
+        inside = [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+        if len(inside) != 1:
+            raise ModelError(
+                f"{folder} holds {'several datasets' if inside else 'no results'} of nnU-Net. Make an archive of "
+                "one, as nnUNetv2_export_model_to_zip does."
+            )
+        place = inside[0]
+    return place
+
+
+def _convert(card: ModelCard, destination: Path) -> ModelCard:
+    destination.mkdir(parents=True)
+    members = tuple(_convert_member(card, member, destination) for member in card.members)
+    converted = dataclasses.replace(card, members=members, folder=destination, in_place=False)
+    text = json.dumps(converted.to_dict(), indent=1)
+    (destination / CARD_NAME).write_text(text, encoding="utf-8")
+    return load_card(destination)
+
+
+def _convert_member(card: ModelCard, member: MemberCard, destination: Path) -> MemberCard:
+    """Read the checkpoint into its network, so that it surely fits, and write what the network holds."""
+    fold = FoldNetwork(card, member)
+    weights = destination / f"{member.name.replace('/', '-')}.safetensors"
+    axes = list(fold.mirror_axes)
+    save_file(fold.load().state_dict(), weights)
+    return dataclasses.replace(
+        member,
+        weights=weights.name,
+        sha256=file_sha256(weights),
+        settings={**member.settings, "mirror_axes": axes},
+    )

@@ -1,0 +1,317 @@
+"""Configurations and folds of an nnU-Net as parts and members.
+
+The folds of a configuration are averaged as logits, which are interpolated before the label is decided;
+configurations are averaged as probabilities on the output grid (`nnUNetv2_ensemble`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medsegai.card import MemberCard, ModelCard
+from medsegai.errors import ModelError, RequestError
+from medsegai.families import Part, Step
+from medsegai.families.nnunet.agreement import check_agreement
+from medsegai.families.nnunet.preparation import Turned, prepare, turned
+from medsegai.families.nnunet.sliding import Window, logits_by_planes, mirrorings, window
+from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.checkpoints import read_checkpoint
+from medsegai.networks.unet import build_unet, load_state, with_norm_of
+from medsegai.probabilities import Block, Scale, StreamedProbabilities
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
+
+PLANES_READ_AT_ONCE = 16
+"""Planes of the output grid that are read together when a cascade's first stage becomes labels."""
+
+
+def load(card: ModelCard) -> NNUNetModel:
+    """Load a card of this family; networks are read when they are first used.
+
+    Raises:
+        ModelError: its settings are not those of an nnU-Net.
+    """
+    return NNUNetModel(card)
+
+
+class NNUNetModel:
+    """An nnU-Net with its configurations and folds."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self._networks = {member.name: FoldNetwork(card, member) for member in card.members}
+        regions = card.settings.get("regions_class_order")
+        self._scale = Scale.REGIONS if regions else Scale.LOGITS
+        outputs = [(value,) for value in regions] if regions else card.members[0].classes[1:]
+        self._classes: tuple[tuple[int, ...], ...] = ((), *outputs)
+
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> list[Part]:
+        """One part for each configuration: its folds one by one where they matter, else as one member."""
+        self._check(inputs)
+        scan = turned(inputs, self.card.settings["reader"], self.card.settings["transpose"])
+        groups: dict[str, list[MemberCard]] = {}
+        for member in self.card.chosen_members(request.members):
+            groups.setdefault(member.settings["configuration"], []).append(member)
+        job = _Job(self, scan, request, compute, progress)
+        return [job.part(name, members, output) for name, members in groups.items()]
+
+    def stage_members(self, name: str, request: SegmentationRequest) -> list[MemberCard]:
+        """The folds of the stage before in a cascade: those that the request names, or all."""
+        folds = [member for member in self.card.members if member.settings["configuration"] == name]
+        named = [f for f in folds if any(f.answers_to(wanted) for wanted in request.members)]
+        if not folds:
+            raise ModelError(f"Model {self.card.id!r} lacks {name}, the stage before its cascade.")
+        return named or folds
+
+    def _check(self, inputs: Sequence[Volume]) -> None:
+        names = [channel.name for channel in self.card.channels]
+        if len(inputs) != len(names):
+            raise RequestError(
+                f"Model {self.card.id!r} takes {len(names)} images ({', '.join(names)}, in this order), "
+                f"not {len(inputs)}."
+            )
+        sources = [volume.source for volume in inputs if volume.source]
+        doubled = {source for source in sources if sources.count(source) > 1}
+        if doubled:
+            raise RequestError(
+                f"{doubled.pop()} was given for two channels. Model {self.card.id!r} takes one image each "
+                f"for {', '.join(names)}."
+            )
+
+
+@dataclass
+class _Job:
+    """One scan through the configurations of a model."""
+
+    model: NNUNetModel
+    scan: Turned
+    request: SegmentationRequest
+    compute: Compute
+    progress: Progress
+
+    def part(self, name: str, members: Sequence[MemberCard], output: Geometry) -> Part:
+        card = self.model.card
+        configuration = card.settings["configurations"][name]
+        before = configuration.get("previous_stage")
+        ready = prepare(
+            self.scan,
+            configuration,
+            card.settings["intensities"],
+            (lambda: self._labels_of(before)) if before else None,
+        )
+        wanted = ready.geometry.box_around_grid(output) or (slice(0, 1),) * 3
+        image = ready.voxels.to(self.compute.device)
+        at = window(
+            image, configuration["patch_size"], self.request.tile_step, wanted, self.scan.reversed
+        )
+        grid = ready.geometry.cropped(
+            [part.start for part in wanted], [part.stop - part.start for part in wanted]
+        )
+        if self.scan.reversed:
+            grid = _upside_down(grid)
+        networks = [self.model._networks[member.name] for member in members]
+        weights = [member.weight or 1.0 for member in members]
+        apart = [[number] for number in range(len(members))]
+        together = [list(range(len(members)))]
+        groups = apart if self.request.members_apart else together
+        return Part(
+            grid,
+            [
+                FoldsMember(
+                    name if len(group) > 1 else members[group[0]].name,
+                    sum(weights[number] for number in group),
+                    self.model._classes,
+                    [(networks[number], weights[number]) for number in group],
+                    at,
+                    self.request.mirroring,
+                    first_class=1 if self.model._scale is Scale.REGIONS else 0,
+                )
+                for group in groups
+            ],
+            scale=self.model._scale,
+            linear=ready.linear,
+            weight=sum(weights) / len(weights),
+            plane_axis=self.scan.plane_axis,
+        )
+
+    def _labels_of(self, name: str) -> tuple[NDArray[Any], list[int]]:
+        """What the stage before found, on the grid of the turned scan, and its foreground labels."""
+        grid = self.scan.geometry
+        if self.scan.reversed:
+            grid = _upside_down(grid)
+        request = replace(self.request, uncertainty=False, fusion="mean")
+        job = _Job(self.model, self.scan, request, self.compute, self.progress)
+        part = job.part(name, self.model.stage_members(name, self.request), grid)
+        (member,) = part.members
+        labels = np.array([feeds[0] if feeds else 0 for feeds in member.classes])
+        slabs = (block.values for block in member.predict(self.compute, self._step))
+        readable = StreamedProbabilities(
+            labels.tolist(), part.geometry, slabs, part.scale, part.linear
+        )
+        found = np.zeros(grid.shape, np.int16)
+        for k0 in range(0, grid.shape[0], PLANES_READ_AT_ONCE):
+            k1 = min(k0 + PLANES_READ_AT_ONCE, grid.shape[0])
+            found[k0:k1] = labels[readable.argmax(grid, k0, k1).cpu().numpy()]
+        return found[::-1] if self.scan.reversed else found, foreground(self.model.card)
+
+    def _step(self, part: float) -> None:
+        self.progress.step("prepare", part, 1.0)
+
+
+def foreground(card: ModelCard) -> list[int]:
+    """All label values that the training data had, in the order of the cascade's channels."""
+    regions = card.settings.get("regions")
+    return sorted(
+        {value for region in regions for value in region} if regions else card.label_values
+    )
+
+
+def _upside_down(geometry: Geometry) -> Geometry:
+    """The same voxels with their planes in the other order."""
+    matrix = geometry.ijk_to_ras.copy()
+    matrix[:3, 3] += matrix[:3, 2] * (geometry.shape[0] - 1)
+    matrix[:3, 2] *= -1
+    return Geometry(geometry.shape, matrix)
+
+
+class FoldNetwork:
+    """The network of one fold, read on first use and kept, ready to run, for the next scan."""
+
+    def __init__(self, card: ModelCard, member: MemberCard) -> None:
+        self._card, self._member = card, member
+        self._configuration = card.settings["configurations"][member.settings["configuration"]]
+        self._mirror_axes: Sequence[int] | None = member.settings.get("mirror_axes")
+        self._network: nn.Module | None = None
+        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
+
+    @property
+    def mirror_axes(self) -> Sequence[int]:
+        """Axes of a patch along which the network may be asked for mirrored images."""
+        self.load()
+        return self._mirror_axes or ()
+
+    def runner(self, compute: Compute) -> BatchRunner:
+        key = (str(compute.device), compute.backend, compute.mixed)
+        if key not in self._runners:
+            self._runners[key] = BatchRunner(self.load())
+        return self._runners[key]
+
+    def load(self) -> nn.Module:
+        """The network with its weights, on the CPU.
+
+        Raises:
+            ModelError: the weights are missing or damaged, or do not fit the plans.
+        """
+        if self._network is None:
+            path = self._card.weights_path(self._member)
+            self._card.verify_member(self._member)
+            state = self._state(path)
+            settings = self._configuration["network"]
+            channels = len(self._card.channels)
+            regions = self._card.settings.get("regions")
+            classes = len(regions) if regions else len(self._card.labels) + 1
+            if self._configuration.get("previous_stage"):
+                channels += len(foreground(self._card))
+            try:
+                self._network = build_unet(
+                    settings["class"], with_norm_of(settings["arguments"], state), channels, classes
+                )
+                load_state(self._network, state)
+            except ModelError as error:
+                raise ModelError(f"{path}: {error}") from error
+        return self._network
+
+    def _state(self, path: Path) -> Mapping[str, Tensor]:
+        if path.suffix == ".safetensors":
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(
+                    f"{path} does not hold the weights of a network: {error}"
+                ) from error
+        checkpoint = read_checkpoint(path)
+        check_agreement(path, checkpoint, self._card, self._member)
+        self._mirror_axes = checkpoint.mirror_axes
+        return checkpoint.weights
+
+
+@dataclass
+class FoldsMember:
+    """One fold, or several of a configuration whose logits are averaged.
+
+    `first_class` is 1 for networks of regions, which have no channel for background: channel 0 stays zero.
+    """
+
+    name: str
+    weight: float
+    classes: Sequence[Sequence[int]]
+    folds: Sequence[tuple[FoldNetwork, float]]
+    window: Window
+    mirroring: bool
+    first_class: int = 0
+
+    def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
+        """Whole planes of logits, in order."""
+        total = sum(weight for _, weight in self.folds)
+        passes = [
+            _Passes(network.runner(compute), compute, mirrorings(self._mirror_axes(network)))
+            for network, _ in self.folds
+        ]
+        calls = self.window.tiles * sum(len(each.mirrors) for each in passes)
+        for each in passes:
+            each.finished = lambda: step(min(sum(p.count for p in passes) / calls, 1.0))
+        weights = [weight / total for _, weight in self.folds]
+        plane = 0
+        for values in logits_by_planes(
+            self.window,
+            list(zip(passes, weights, strict=True)),
+            self.first_class,
+            len(self.classes),
+        ):
+            yield Block((plane, 0, 0), values)
+            plane += values.shape[1]
+
+    def _mirror_axes(self, network: FoldNetwork) -> Sequence[int]:
+        return network.mirror_axes if self.mirroring else ()
+
+
+class _Passes:
+    """A network on patches as they are and mirrored; the mean of the logits (test-time mirroring)."""
+
+    def __init__(
+        self, runner: BatchRunner, compute: Compute, mirrors: list[tuple[int, ...]]
+    ) -> None:
+        self.mirrors = mirrors
+        self.count = 0
+        self.finished: Callable[[], None] = lambda: None
+        self._runner, self._compute = runner, compute
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for axes in self.mirrors:
+            answer = self._runner(patches.flip(axes) if axes else patches, self._compute)
+            if len(self.mirrors) == 1:
+                total = answer
+            else:
+                total = answer.flip(axes) if total is None else total.add_(answer.flip(axes))
+            self.count += 1
+            self.finished()
+        assert total is not None
+        return total if len(self.mirrors) == 1 else total / len(self.mirrors)

@@ -1,0 +1,133 @@
+"""From a scan to what one configuration of nnU-Net takes: turned, cropped, normalised, resampled.
+
+Follows `DefaultPreprocessor.run_case_npy` of nnunetv2 2.8.1, in its order: transpose, crop to what is not zero,
+normalise, resample. Nothing is turned by voxels: the geometry goes along, so the way back is read off it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
+from medsegai.preprocessing.normalisation import normalise
+from medsegai.preprocessing.resampling import (
+    output_interpolation,
+    resample,
+    resample_labels,
+    resampled_shape,
+)
+from medsegai.volume import Geometry, Volume
+
+REORIENTS = "NibabelIOWithReorient"
+"""The reader of nnU-Net that turns every image to RAS before anything else."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The channels of a scan with their axes as nnU-Net has them.
+
+    Attributes:
+        voxels: (channel, k, j, i) in nnU-Net's order of axes.
+        geometry: the same voxels' grid.
+        plane_axis: the axis (k, j, i) of the scan that became the first.
+        reversed: whether planes run against the scan's.
+    """
+
+    voxels: NDArray[Any]
+    geometry: Geometry
+    plane_axis: int
+    reversed: bool
+
+
+def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> Turned:
+    """Channels as the model's reader and `transpose_forward` order their axes."""
+    geometry = inputs[0].geometry
+    order: tuple[int, ...] = (0, 1, 2)
+    flips: tuple[bool, ...] = (False, False, False)
+    if reader == REORIENTS:
+        axes = io_orientation(geometry.ijk_to_ras)  # for i, j, k: which of R, A, S, and its sign
+        place = {int(world): axis for axis, (world, _) in enumerate(axes)}
+        order = tuple(2 - place[world] for world in (2, 1, 0))
+        flips = tuple(bool(axes[place[world], 1] < 0) for world in (2, 1, 0))
+    order = tuple(order[axis] for axis in transpose)
+    flips = tuple(flips[axis] for axis in transpose)
+    backwards = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+    voxels = np.stack([volume.voxels.transpose(order)[backwards] for volume in inputs])
+    return Turned(voxels, _flipped(geometry.permuted(order), flips), order[0], flips[0])
+
+
+def _flipped(geometry: Geometry, flips: Sequence[bool]) -> Geometry:
+    matrix = geometry.ijk_to_ras.copy()
+    for axis, flip in enumerate(flips):
+        if flip:
+            matrix[:3, 3] += matrix[:3, 2 - axis] * (geometry.shape[axis] - 1)
+            matrix[:3, 2 - axis] *= -1
+    return Geometry(geometry.shape, matrix)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The input of one configuration.
+
+    Attributes:
+        voxels: float32 (channel, k, j, i) on `geometry`.
+        geometry: the native grid.
+        linear: along which axes logits are interpolated on the way back.
+    """
+
+    voxels: Tensor
+    geometry: Geometry
+    linear: tuple[bool, bool, bool]
+
+
+def prepare(
+    scan: Turned,
+    configuration: Mapping[str, Any],
+    intensities: Mapping[str, Mapping[str, float]],
+    stage_before: Callable[[], tuple[NDArray[Any], Sequence[int]]] | None = None,
+) -> Ready:
+    """The input of one configuration.
+
+    Args:
+        scan: from `turned`.
+        configuration: its entry in the card's settings.
+        intensities: of the training data, by channel number.
+        stage_before: for a cascade, gives the labels of the stage before on the grid of `scan`, and the label
+            values that become one channel each.
+    """
+    box = nonzero_box(scan.voxels)
+    cropped = scan.voxels[(slice(None), *box)]
+    start = [part.start for part in box]
+    grid = scan.geometry.cropped(start, cropped.shape[1:])
+    spacing = grid.spacing_mm[::-1]
+    wanted = configuration["spacing"]
+    wanted = [*spacing[: 3 - len(wanted)], *wanted]
+    shape = resampled_shape(cropped.shape[1:], spacing, wanted)
+    mask = nonzero_mask(cropped) if any(configuration["use_mask"]) or stage_before else None
+    channels = [
+        normalise(channel, scheme, mask if masked else None, intensities.get(str(number)))
+        for number, (channel, scheme, masked) in enumerate(
+            zip(cropped, configuration["normalization"], configuration["use_mask"], strict=True)
+        )
+    ]
+    resampling = configuration["resampling"]
+    voxels = resample(np.stack(channels), shape, spacing, wanted, resampling["data"])
+    if stage_before is not None:
+        assert mask is not None
+        labels, values = stage_before()
+        labels = labels[box].astype(np.int16)
+        labels[(labels == 0) & ~mask] = -1
+        labels = resample_labels(labels, shape, spacing, wanted, resampling["seg"])
+        hot = np.stack([labels == value for value in values]).astype(np.float32)
+        voxels = torch.cat([voxels, torch.from_numpy(hot)])
+    ways = output_interpolation(resampling["probabilities"], wanted, spacing)
+    k, j, i = (way == "linear" for way in ways)
+    return Ready(voxels, grid.resized(shape), (k, j, i))
