@@ -146,6 +146,8 @@ def _safe_path(archive: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
 
 
 def _check_readable(archive: Path, entry: zipfile.ZipInfo) -> None:
+    if not 0 <= entry.header_offset < archive.stat().st_size:
+        raise zipfile.BadZipFile(f"{entry.filename} lies outside")
     if entry.flag_bits & 0x1:
         raise ModelError(f"{archive} is encrypted. Unpack it yourself, and import the folder.")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
