@@ -1,13 +1,15 @@
-"""`medsegai train quicknat`: networks of one's own from a training file."""
+"""`medsegai train`: networks of one's own, QuickNAT from a training file or nnU-Net from a dataset."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.segment import comma_list
 from medsegai.progress import Progress
 
 if TYPE_CHECKING:
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("train", help="train a model")
     families = parser.add_subparsers(title="families", metavar="FAMILY", required=True)
+    add_quicknat(families)
+    add_nnunet(families)
+
+
+def add_quicknat(families: Subparsers) -> None:
     quicknat = families.add_parser(
         "quicknat",
         help="one network per view",
@@ -41,6 +48,94 @@ def add_parser(subparsers: Subparsers) -> None:
         "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
     )
     quicknat.set_defaults(run=run_quicknat)
+
+
+def add_nnunet(families: Subparsers) -> None:
+    nnunet = families.add_parser(
+        "nnunet",
+        help="configurations and folds of an nnU-Net",
+        description="Plan, preprocess and train with the installed nnU-Net v2 (pip install 'medsegai[train]'). "
+        "DATASET is a raw nnU-Net folder, DatasetXXX_Name with dataset.json, imagesTr and labelsTr. Ctrl-C stops "
+        "it, --resume goes on after the last finished epoch.",
+    )
+    nnunet.add_argument("dataset", metavar="DATASET", type=Path, help="raw nnU-Net folder")
+    nnunet.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of results, log and curves"
+    )
+    nnunet.add_argument(
+        "--configurations",
+        type=comma_list,
+        default=["2d", "3d_fullres"],
+        metavar="NAME",
+        help="2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres; separated by commas (default: 2d,3d_fullres)",
+    )
+    nnunet.add_argument(
+        "--folds",
+        type=comma_list,
+        default=["0", "1", "2", "3", "4"],
+        metavar="N",
+        help="folds to train, or all for one training on all cases (default: 0,1,2,3,4)",
+    )
+    for name, default, text in (
+        ("epochs", 1000, "epochs of each training"),
+        ("iterations", 250, "batches in an epoch"),
+        ("batch-size", 0, "patches in a batch; 0 leaves it to the plans"),
+        ("processes", 2, "processes that preprocess and augment; 0 augments between batches"),
+        ("seed", 1, "start of all random numbers"),
+    ):
+        nnunet.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    add_nnunet_choices(nnunet)
+    nnunet.set_defaults(run=run_nnunet)
+
+
+def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:
+    nnunet.add_argument(
+        "--planner",
+        choices=("default", "ResEncM", "ResEncL", "ResEncXL"),
+        default="default",
+        help="plain U-Net, or a preset with residual encoder (default: default)",
+    )
+    nnunet.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    nnunet.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "mixed"),
+        default="auto",
+        help="on a CPU; auto is mixed where the processor has bfloat16 (GPUs always train mixed)",
+    )
+    nnunet.add_argument(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="table with the columns case and patient: folds then never split a patient",
+    )
+    nnunet.add_argument(
+        "--no-validation",
+        dest="validate",
+        action="store_false",
+        help="do not let nnU-Net predict the validation cases of each fold",
+    )
+    nnunet.add_argument(
+        "--resume", action="store_true", help="go on with the training in the output folder"
+    )
+
+
+def run_nnunet(arguments: argparse.Namespace) -> int:
+    from medsegai.training.nnunet_run import NnunetTraining, train_nnunet
+
+    values = {item.name: getattr(arguments, item.name) for item in fields(NnunetTraining)}
+    listed = {name: tuple(values[name]) for name in ("configurations", "folds")}
+    training = NnunetTraining(**values | listed)
+    bar = ProgressBar()
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            model = train_nnunet(training, arguments.output, arguments.resume, progress)
+    finally:
+        bar.clear()
+    print(f"Trained model: {model} (medsegai segment SCAN --model {model} -o OUT)")
+    return 0
 
 
 def run_quicknat(arguments: argparse.Namespace) -> int:

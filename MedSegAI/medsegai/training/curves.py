@@ -21,15 +21,18 @@ def series(
     """For each view the steps and the values of one quantity in a run's log."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for entry in entries:
-        if entry.get("event") == event and key in entry:
+        if entry.get("event") == event and entry.get(key) is not None:
             steps, values = found.setdefault(entry["view"], ([], []))
             steps.append(int(entry["step"]))
             values.append(float(entry[key]))
     return found
 
 
-def draw_curves(entries: Sequence[Entry], path: Path) -> bool:
-    """Draw training loss and validation Dice into a PNG; without matplotlib say so and give False."""
+def draw_curves(entries: Sequence[Entry], path: Path, unit: str = "step") -> bool:
+    """Draw training loss and validation Dice into a PNG; without matplotlib say so and give False.
+
+    `unit` is what the log counts as steps. A loss that falls below zero, as nnU-Net's does, gets a linear axis.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -39,12 +42,15 @@ def draw_curves(entries: Sequence[Entry], path: Path) -> bool:
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for view, (steps, values) in series(entries, "train", "loss").items():
+    losses = series(entries, "train", "loss")
+    for view, (steps, values) in losses.items():
         left.plot(steps, values, label=view, linewidth=1.0)
     for view, (steps, values) in series(entries, "validate", "dice").items():
         right.plot(steps, values, label=view, marker="o", markersize=3)
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="Training")
-    right.set(xlabel="step", ylabel="mean Dice", ylim=(0.0, 1.0), title="Held-out label maps")
+    positive = all(value > 0 for _, values in losses.values() for value in values)
+    scale = "log" if positive else "linear"
+    left.set(xlabel=unit, ylabel="loss", yscale=scale, title="Training")
+    right.set(xlabel=unit, ylabel="mean Dice", ylim=(0.0, 1.0), title="Validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:

@@ -1,0 +1,148 @@
+"""Which cases a training dataset has, and which of them each fold of a cross-validation holds out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medsegai.errors import InputError
+from medsegai.nnunet_dataset import read_json, value_of
+
+FOLDS = 5
+SEED = 12345
+"""Of nnU-Net's own splits."""
+
+Split = Sequence[str]
+"""The cases that one fold holds out."""
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """`images`: one file per channel, in the order of the channels; `label`: the reference."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+def dataset_cases(folder: Path) -> list[TrainingCase]:
+    """The training cases of a raw nnU-Net folder (dataset.json, imagesTr, labelsTr), sorted by name.
+
+    Raises:
+        InputError: it is no such folder, or images or labels are missing.
+        ModelError: dataset.json is damaged.
+    """
+    if not (folder / "dataset.json").is_file() or not (folder / "labelsTr").is_dir():
+        raise InputError(
+            f"{folder} is no training dataset: it needs dataset.json, imagesTr and labelsTr, as nnU-Net v2 has it."
+        )
+    source = folder / "dataset.json"
+    dataset = read_json(source)
+    ending = value_of(dataset, "file_ending", str, source)
+    channels = len(value_of(dataset, "channel_names", dict, source))
+    cases = []
+    for label in sorted((folder / "labelsTr").glob(f"*{ending}")):
+        name = label.name.removesuffix(ending)
+        numbers = range(channels)
+        images = tuple(folder / "imagesTr" / f"{name}_{n:04d}{ending}" for n in numbers)
+        missing = [str(path) for path in images if not path.is_file()]
+        if missing:
+            raise InputError(f"{label} has no image: {', '.join(missing)} is missing.")
+        cases.append(TrainingCase(name, images, label))
+    if not cases:
+        raise InputError(f"{folder / 'labelsTr'} holds no label maps that end with {ending}.")
+    return cases
+
+
+def read_groups(path: Path, cases: Sequence[str]) -> dict[str, str]:
+    """Case to patient, from a CSV with the columns `case` and `patient`.
+
+    Raises:
+        InputError: it is no such table, or does not name each of `cases` once.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The table of patients {path} cannot be read: {error}.") from error
+    if not rows or not {"case", "patient"} <= set(rows[0]):
+        raise InputError(f"The table {path} needs rows, and the columns case and patient.")
+    groups: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        case, patient = str(row["case"] or "").strip(), str(row["patient"] or "").strip()
+        if not case or not patient:
+            raise InputError(f"{path}, line {line}: case or patient is empty.")
+        if groups.setdefault(case, patient) != patient:
+            raise InputError(f"{path}, line {line}: {case} belongs to two patients.")
+    missing = sorted(set(cases) - groups.keys())
+    if missing:
+        raise InputError(f"{path} does not say whose the cases {', '.join(missing[:10])} are.")
+    return {case: groups[case] for case in cases}
+
+
+def patient_folds(groups: Mapping[str, str], count: int = FOLDS, seed: int = SEED) -> list[Split]:
+    """Hold out each case once, and all cases of a patient together.
+
+    Patients are shuffled, and each goes to the fold with the fewest cases, those with many first.
+
+    Raises:
+        InputError: there are fewer patients than folds.
+    """
+    patients: dict[str, list[str]] = {}
+    for case in sorted(groups):
+        patients.setdefault(groups[case], []).append(case)
+    if len(patients) < count:
+        raise InputError(f"{len(patients)} patients cannot be held out in {count} folds.")
+    order = sorted(patients)
+    random.Random(seed).shuffle(order)
+    folds: list[list[str]] = [[] for _ in range(count)]
+    for patient in sorted(order, key=lambda name: -len(patients[name])):
+        min(folds, key=len).extend(patients[patient])
+    return [sorted(fold) for fold in folds]
+
+
+def default_folds(cases: Sequence[str], count: int = FOLDS, seed: int = SEED) -> list[Split]:
+    """The splits that nnU-Net makes by itself: cases in sorted order, shuffled, cut into equal parts.
+
+    These are those of scikit-learn's `KFold(count, shuffle=True, random_state=seed)`.
+
+    Raises:
+        InputError: there are fewer cases than folds.
+    """
+    if len(cases) < count:
+        raise InputError(f"{len(cases)} cases cannot be held out in {count} folds.")
+    ordered = sorted(cases)
+    places = np.arange(len(ordered))
+    np.random.RandomState(seed).shuffle(places)
+    return [[ordered[i] for i in sorted(part)] for part in np.array_split(places, count)]
+
+
+def read_splits(path: Path, cases: Sequence[str]) -> list[Split]:
+    """The cases that each fold holds out, from nnU-Net's `splits_final.json`.
+
+    Raises:
+        InputError: it is no such file, or names cases that there are not.
+    """
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        held_out: list[Split] = [[str(name) for name in split["val"]] for split in splits]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as nnU-Net's splits: {error!r}.") from error
+    unknown = sorted({name for fold in held_out for name in fold} - set(cases))
+    if unknown:
+        raise InputError(
+            f"{path} holds out cases that the dataset lacks: {', '.join(unknown[:10])}."
+        )
+    return held_out
+
+
+def splits_json(folds: Sequence[Split], cases: Sequence[str]) -> str:
+    """What nnU-Net reads as `splits_final.json`."""
+    splits = [{"train": sorted(set(cases) - set(fold)), "val": sorted(fold)} for fold in folds]
+    return json.dumps(splits, indent=4) + "\n"

@@ -1,0 +1,422 @@
+"""nnU-Net's own planning, preprocessing and training, as a process that is told what to do and reports back.
+
+`python -m medsegai.training.nnunet` takes one job as a line of JSON on standard input and answers with events,
+one JSON object a line, on standard output; what nnU-Net prints goes to standard error. It stops when its input
+ends, so it never outlives who started it (`medsegai.training.nnunet_run`). This is the one file that imports
+nnunetv2, and only in that process. How nnU-Net trains is left alone: the trainer here is its own class, which
+also reports, saves its state after every epoch in one move, and knows how long to train.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from medsegai.errors import InputError, MedSegAIError, RequestError
+
+PLANNERS = {
+    "default": ("ExperimentPlanner", "nnUNetPlans"),
+    "ResEncM": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
+    "ResEncL": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
+    "ResEncXL": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
+}
+"""What a planner may be, the class of nnU-Net that it means, and the name of the plans that this one makes."""
+
+TRAINER = "nnUNetTrainer"
+AUGMENTING = "nnUNet_n_proc_DA"
+"""The variable that tells nnU-Net how many processes augment."""
+
+PLANS = "plans"
+LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+VALIDATED = Path("validation", "summary.json")
+FAILED, STOPPED = 2, 130
+GRACE_SECONDS = 15.0
+REPORT_SECONDS = 0.2
+TRAINED = 0.97
+"""Part of a run after its training; the rest is the prediction of the validation cases."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is to do. Its folders it knows from nnU-Net's variables of the environment.
+
+    Attributes:
+        dataset: name of the dataset's folder, as in Dataset004_Hippocampus.
+        planner: one of `PLANNERS`.
+        configurations: to train, in this order; all folds of one before the next.
+        folds: numbers, or "all".
+        prepared: what need not be done again: `PLANS`, and configurations that are preprocessed.
+        epochs: of each training.
+        iterations: batches in an epoch; a fifth as many measure the pseudo Dice, as in nnU-Net.
+        batch_size: patches in a batch; 0 leaves that of the plans.
+        mixed: bfloat16 in the network on a CPU. On CUDA nnU-Net always trains in half precision.
+        device: "cpu", "cuda" or "mps".
+        processes: that preprocess and augment; with 0 the trainer augments between batches.
+        seed: of all random numbers; a run is repeatable with 0 processes.
+        validate: whether to predict the validation cases of each fold at its end.
+    """
+
+    dataset: str
+    planner: str
+    configurations: Sequence[str]
+    folds: Sequence[str]
+    prepared: Sequence[str]
+    epochs: int
+    iterations: int
+    batch_size: int
+    mixed: bool
+    device: str
+    processes: int
+    seed: int
+    validate: bool
+
+    @property
+    def plans_name(self) -> str:
+        return PLANNERS[self.planner][1]
+
+    @property
+    def preprocessed(self) -> Path:
+        return folder_of("preprocessed") / self.dataset
+
+    @property
+    def plans_file(self) -> Path:
+        return self.preprocessed / f"{self.plans_name}.json"
+
+    def results(self, configuration: str, fold: str) -> Path:
+        name = results_name(self.plans_name, configuration)
+        return folder_of("results") / self.dataset / name / f"fold_{fold}"
+
+
+def folder_of(kind: str) -> Path:
+    """One of nnU-Net's three folders: raw, preprocessed or results."""
+    return Path(os.environ[f"nnUNet_{kind}"])
+
+
+def results_name(plans_name: str, configuration: str) -> str:
+    return f"{TRAINER}__{plans_name}__{configuration}"
+
+
+class Events:
+    """Writes events to the process that started this one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._reported = 0.0
+
+    def send(self, event: str, **values: Any) -> None:
+        self._stream.write(json.dumps({"event": event, **values}) + "\n")
+        self._stream.flush()
+
+    def report(self, stage: str, part: float) -> None:
+        """Say how far a stage has come, but not more often than anybody looks."""
+        now = time.monotonic()
+        if part == 0.0 or now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            self.send("progress", stage=stage, part=part)
+
+
+def main() -> int:
+    """Do the job on standard input. Where it cannot be done, an event says why."""
+    events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)  # what nnU-Net prints is no event
+    job = Job(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_stop_with_the_parent, daemon=True).start()
+    try:
+        prepare(job, events)
+        os.environ[AUGMENTING] = str(job.processes)  # only now, for the planner refuses 0
+        for configuration in job.configurations:
+            for fold in job.folds:
+                train(job, configuration, fold, events)
+    except MedSegAIError as error:
+        events.send("failed", error=type(error).__name__, message=str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def _stop_with_the_parent() -> None:
+    """When the input ends, interrupt the main thread as Ctrl-C does; end hard if that does not help."""
+    while os.read(0, 1):  # not sys.stdin, whose lock would be held when Python ends
+        pass
+    main_thread = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+    time.sleep(GRACE_SECONDS)
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(STOPPED)
+
+
+# planning and preprocessing
+
+
+def prepare(job: Job, events: Events) -> None:
+    """Fingerprint, plan and preprocess what is not done yet.
+
+    Raises:
+        InputError: nnU-Net does not accept the dataset.
+        RequestError: a configuration is not planned for it.
+    """
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
+    number = int(job.dataset.removeprefix("Dataset").partition("_")[0])
+    events.report("prepare", 0.0)
+    if PLANS not in job.prepared:
+        _check_dataset(job)
+        nnunet.extract_fingerprint_dataset(
+            number, num_processes=max(1, job.processes), show_progress_bar=False
+        )
+        nnunet.plan_experiment_dataset(number, _planner(job.planner))
+        _set_batch_size(job)
+        events.send("prepared", what=PLANS)
+    data = [_data_configuration(job, name) for name in job.configurations]
+    missing = [name for name in dict.fromkeys(data) if name not in job.prepared]
+    for done, name in enumerate(missing):
+        events.send("progress", stage="prepare", part=0.3 + 0.7 * done / len(missing))
+        nnunet.preprocess_dataset(
+            number, job.plans_name, [name], [max(1, job.processes)], show_progress_bar=False
+        )
+        events.send("prepared", what=name)
+
+
+def _check_dataset(job: Job) -> None:
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    folder = folder_of("raw") / job.dataset
+    try:
+        verify_dataset_integrity(str(folder), max(1, job.processes))
+    except (AssertionError, RuntimeError, FileNotFoundError, KeyError) as error:
+        raise InputError(f"nnU-Net cannot train on {folder}: {error}") from error
+
+
+def _planner(name: str) -> Any:
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = str(Path(nnunetv2.__path__[0], "experiment_planning"))
+    return recursive_find_python_class(
+        folder, PLANNERS[name][0], current_module="nnunetv2.experiment_planning"
+    )
+
+
+def _set_batch_size(job: Job) -> None:
+    """Write the batch size into the plans, where nnU-Net reads it and the results folder shows it."""
+    if not job.batch_size:
+        return
+    plans = _read_plans(job)
+    for configuration in plans["configurations"].values():
+        if "batch_size" in configuration:
+            configuration["batch_size"] = job.batch_size
+    temporary = job.plans_file.with_suffix(".part")
+    temporary.write_text(json.dumps(plans, indent=4), encoding="utf-8")
+    os.replace(temporary, job.plans_file)
+
+
+def _read_plans(job: Job) -> dict[str, Any]:
+    plans: dict[str, Any] = json.loads(job.plans_file.read_text(encoding="utf-8"))
+    return plans
+
+
+def _data_configuration(job: Job, name: str) -> str:
+    """The configuration whose preprocessed data this one trains on: the cascade inherits them."""
+    planned = _read_plans(job)["configurations"]
+    if name not in planned:
+        raise RequestError(
+            f"nnU-Net plans no {name} for {job.dataset}, only {', '.join(planned)}: the images are too small "
+            "for more. Leave it out of --configurations."
+        )
+    own = planned[name]
+    return name if "data_identifier" in own else _data_configuration(job, own["inherits_from"])
+
+
+# training
+
+
+def train(job: Job, configuration: str, fold: str, events: Events) -> None:
+    """Train one fold of one configuration, going on from where it was stopped; nothing if it is finished.
+
+    Raises:
+        RequestError: a cascade lacks the predictions of its first stage.
+    """
+    folder = job.results(configuration, fold)
+    run = f"{configuration}/fold_{fold}"
+    # The second stage of a cascade learns from these predictions.
+    validate = job.validate or "next_stage" in _read_plans(job)["configurations"][configuration]
+    trained = (folder / FINAL).is_file()
+    events.send("progress", stage=run, part=TRAINED if trained else 0.0)
+    if not trained or (validate and not (folder / VALIDATED).is_file()):
+        trainer = _trainer(job, configuration, fold, events)
+        for name in (FINAL, LATEST):
+            if (folder / name).is_file():
+                trainer.load_checkpoint(str(folder / name))
+                break
+        events.send("history", run=run, entries=trainer.history())
+        if not trained:
+            trainer.run_training()
+        if validate:
+            events.send("progress", stage=run, part=TRAINED)
+            trainer.perform_actual_validation()
+    events.send("finished", run=run)
+
+
+def _trainer(job: Job, configuration: str, fold: str, events: Events) -> Any:
+    import torch
+
+    from medsegai.networks.backends import keep_freed_memory
+
+    if job.device == "cpu":
+        keep_freed_memory()
+    plans = {**_read_plans(job), "continue_training": False}
+    dataset = json.loads((job.preprocessed / "dataset.json").read_text(encoding="utf-8"))
+    number = int(fold) if fold.isdigit() else fold
+    trainer = trainer_class()(plans, configuration, number, dataset, torch.device(job.device))
+    trainer.begin(job, events)
+    _check_cascade(trainer)
+    return trainer
+
+
+def _check_cascade(trainer: Any) -> None:
+    """nnU-Net would fail in the middle, and not say why."""
+    if not trainer.is_cascaded:
+        return
+    folder = Path(trainer.folder_with_segs_from_previous_stage)
+    predicted = {path.name.partition(".")[0] for path in folder.glob("*")}
+    training, validation = trainer.do_split()
+    missing = sorted({*training, *validation} - predicted)
+    if missing:
+        stage = trainer.configuration_manager.previous_stage_name
+        raise RequestError(
+            f"{trainer.configuration_name} learns from what {stage} predicts for every case, and {len(missing)} "
+            f"cases are not predicted yet, for example {missing[0]}. Train all folds of {stage} first."
+        )
+
+
+def trainer_class() -> Any:
+    """nnU-Net's trainer with our ears on it.
+
+    It bears the name of the stock class, which nnU-Net writes into checkpoints and folder names, so that every
+    program that reads nnU-Net's results finds the trainer it knows.
+    """
+    import numpy as np
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Stock
+
+    class nnUNetTrainer(Stock):  # type: ignore[misc]
+        def begin(self, job: Job, events: Events) -> None:
+            self.job, self.events = job, events
+            self.run_name = f"{self.configuration_name}/fold_{self.fold}"
+            self.num_epochs = job.epochs
+            self.num_iterations_per_epoch = job.iterations
+            self.num_val_iterations_per_epoch = max(1, job.iterations // 5)
+            self.save_every = sys.maxsize  # saved below, after each epoch
+            # Our curves show the same; this picture takes two seconds an epoch.
+            self.logger.plot_progress_png = lambda output_folder: None
+            self._seed(0)
+
+        def initialize(self) -> None:
+            super().initialize()
+            if self.job.mixed and self.device.type == "cpu":
+                self.network.forward = _in_bfloat16(self.network.forward)
+
+        def history(self) -> list[dict[str, Any]]:
+            return log_entries(self.run_name, self.logger.get_checkpoint(), self.current_epoch)
+
+        def on_train_epoch_start(self) -> None:
+            self._seed(1 + self.current_epoch)
+            self._steps = 0
+            super().on_train_epoch_start()
+
+        def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+            self._count()
+            result: dict[str, Any] = super().train_step(batch)
+            return result
+
+        def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+            self._count()
+            result: dict[str, Any] = super().validation_step(batch)
+            return result
+
+        def on_epoch_end(self) -> None:
+            super().on_epoch_end()
+            if self.current_epoch < self.num_epochs:
+                self.current_epoch -= 1  # a checkpoint names the epoch after this one
+                self.save_checkpoint(str(Path(self.output_folder, LATEST)))
+                self.current_epoch += 1
+            self.events.send("history", run=self.run_name, entries=self.history())
+
+        def save_checkpoint(self, filename: str) -> None:
+            super().save_checkpoint(f"{filename}.part")
+            os.replace(f"{filename}.part", filename)
+
+        def _count(self) -> None:
+            steps = self.num_iterations_per_epoch + self.num_val_iterations_per_epoch
+            epochs = self.current_epoch + self._steps / steps
+            self._steps += 1
+            self.events.report(self.run_name, TRAINED * epochs / self.num_epochs)
+
+        def _seed(self, part: int) -> None:
+            """Random numbers that depend on the epoch alone, whether or not there was a break before."""
+            state = np.random.SeedSequence([self.job.seed, part]).generate_state(3)
+            random.seed(int(state[0]))
+            np.random.seed(int(state[1]))
+            torch.manual_seed(int(state[2]))
+
+    return nnUNetTrainer
+
+
+def _in_bfloat16(forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A network's forward pass in mixed precision; the loss stays in single precision."""
+    import torch
+
+    def mixed(images: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = forward(images)
+        if isinstance(outputs, torch.Tensor):
+            return outputs.float()
+        return [output.float() for output in outputs]  # deep supervision: one for each resolution
+
+    return mixed
+
+
+def log_entries(run: str, logged: Mapping[str, Any], epochs: int) -> list[dict[str, Any]]:
+    """What nnU-Net logged in the first `epochs` epochs, as lines of a run's log."""
+    entries = []
+    for epoch in range(epochs):
+        place = {"step": epoch + 1, "view": run}
+        seconds = logged["epoch_end_timestamps"][epoch] - logged["epoch_start_timestamps"][epoch]
+        train = {
+            "loss": _rounded(logged["train_losses"][epoch]),
+            "learning_rate": _rounded(logged["lrs"][epoch], 7),
+            "seconds": round(seconds, 1),
+        }
+        dice = logged["dice_per_class_or_region"][epoch]
+        validate = {
+            "loss": _rounded(logged["val_losses"][epoch]),
+            "dice": _rounded(logged["mean_fg_dice"][epoch]),
+            "per_class": {str(number): _rounded(value) for number, value in enumerate(dice, 1)},
+        }
+        entries += [
+            {"event": "train", **place, **train},
+            {"event": "validate", **place, **validate},
+        ]
+    return entries
+
+
+def _rounded(value: Any, digits: int = 4) -> float | None:
+    number = float(value)
+    return round(number, digits) if math.isfinite(number) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
