@@ -128,6 +128,17 @@ def test_the_same_name_twice_is_refused(tmp_path: Path, place: Path) -> None:
     assert "twice" in refused(archive, place)
 
 
+def test_a_name_for_a_file_and_a_folder_is_refused(tmp_path: Path, place: Path) -> None:
+    for files in ({"a.json": b"", "a.json/x.json": b""}, {"a.json/x.json": b"", "a.json": b""}):
+        assert "damaged" in refused(archive_of(tmp_path, files), place)
+
+
+def test_a_folder_without_wanted_files_is_there(tmp_path: Path, place: Path) -> None:
+    archive = archive_of(tmp_path, {"a/empty/": b"", "a/x.json": b"{}"})
+    with unpacked(archive, kind_of, place) as folder:
+        assert (folder / "a" / "empty").is_dir()
+
+
 def test_a_bomb_is_refused_before_it_goes_off(tmp_path: Path, place: Path) -> None:
     files = {"x.json": bytes(64 << 20)}
     archive = archive_of(tmp_path, files, compression=zipfile.ZIP_DEFLATED)

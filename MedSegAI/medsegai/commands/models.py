@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     show = actions.add_parser(
         "show", help="all about one model: labels, members, licence, accuracy"
     )
-    show.add_argument("model", metavar="ID", help="id of a model, or its folder")
+    show.add_argument("model", metavar="ID", help="id of a model, or its folder (nnU-Net's too)")
     show.add_argument("--json", action="store_true", help="print the card as JSON")
     show.set_defaults(run=run_show)
 
@@ -42,14 +44,16 @@ def add_parser(subparsers: Subparsers) -> None:
         "import",
         help="add a model to your own",
         description="Add a model to your own, in MEDSEGAI_MODELS or ~/.medsegai/models: a folder with "
-        "card.json and safetensors weights, or released weights of a family that MedSegAI knows.",
+        "card.json and safetensors weights; a folder that nnU-Net v2 trained, or the zip archive that it "
+        "exports; or released weights of a family that MedSegAI knows.",
     )
     importing.add_argument(
-        "path", metavar="PATH", type=Path, help="model folder, or released weights"
+        "path", metavar="PATH", type=Path, help="model folder, zip archive, or released weights"
     )
     importing.add_argument(
         "--replace", action="store_true", help="replace a model of yours that has the same id"
     )
+    importing.add_argument("--id", help="the id to give the model, in place of its own")
     importing.set_defaults(run=run_import)
 
 
@@ -65,7 +69,7 @@ def run_list(arguments: argparse.Namespace) -> int:
             rows.append([source.parent.name, "broken", "", "", "", _place(source)])
         else:
             size = f"{_weights_mb(card):.1f}"
-            members = ", ".join(member.name for member in card.members)
+            members = _members_in_short(card)
             rows.append([card.id, card.version, card.family, members, size, _place(source)])
     if rows:
         print(table(["model", "version", "family", "members", "MB", "place"], rows, left=4))
@@ -88,7 +92,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     if arguments.model:
         card = find_card(arguments.model)
         card.verify()
-        print(f"{card.id}: as its card says")
+        print(f"{card.id}: {_verified(card)}")
         return 0
     code = 0
     for source, card_or_error in readable_cards():
@@ -106,10 +110,18 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_import(arguments: argparse.Namespace) -> int:
     from medsegai.model_import import import_model
 
-    card = import_model(arguments.path, user_models_folder(), arguments.replace)
+    card = import_model(arguments.path, user_models_folder(), arguments.replace, arguments.id)
     print(f"Imported {card.id} ({card.name}) into {card.folder}.")
-    print(f"Use it: medsegai segment INPUT -o OUT.seg.nrrd --model {card.id}")
+    inputs = [shlex.quote(channel.name) for channel in card.channels]
+    given = " ".join(inputs) if len(inputs) > 1 else "INPUT"
+    print(f"Use it: medsegai segment {given} -o OUT.seg.nrrd --model {card.id}")
     return 0
+
+
+def _verified(card: ModelCard) -> str:
+    if card.in_place:
+        return "all weights are there; which they should be, only an imported model says"
+    return "as its card says"
 
 
 def readable_cards() -> Iterator[tuple[Path, ModelCard | ModelError]]:
@@ -158,6 +170,14 @@ def _codes(card: ModelCard, value: int) -> str:
     scheme, code, meaning = terminology.type
     side = f", {terminology.modifier[2]}" if terminology.modifier else ""
     return f"{scheme} {code} {meaning}{side}"
+
+
+def _members_in_short(card: ModelCard) -> str:
+    """Names of members; of those in configurations the number of folds."""
+    folds = Counter(member.name.rpartition("/")[0] for member in card.members)
+    alone = [member.name for member in card.members if "/" not in member.name]
+    together = [f"{name} x {count}" for name, count in folds.items() if name]
+    return ", ".join([*alone, *together])
 
 
 def _place(source: Path) -> str:

@@ -22,8 +22,11 @@ from medsegai.errors import ModelError, UnsafeModelError
 
 CHUNK = 1 << 20
 
-DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError)
-"""What zipfile raises for archives that contradict themselves; ValueError for names and places."""
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError),
+    *(FileExistsError, NotADirectoryError),  # one name for a file and a folder
+)
+"""What comes of archives that contradict themselves; ValueError of impossible names and places."""
 
 
 class Kind(Enum):
@@ -58,7 +61,7 @@ def unpacked(
 ) -> Iterator[Path]:
     """The wanted files of a zip archive, in a folder that goes away after the block, whatever happens in it.
 
-    The folder has the name of the archive.
+    The folder has the name of the archive, and all folders that are in it, those without wanted files too.
 
     Args:
         archive: the file.
@@ -75,8 +78,8 @@ def unpacked(
         folder.mkdir()
         try:
             with zipfile.ZipFile(archive) as opened:
-                wanted = _wanted(archive, opened, kind_of, limits or Limits())
-                for entry, path in wanted:
+                chosen = _chosen(archive, opened, kind_of, limits or Limits())
+                for entry, path in chosen:
                     _unpack(archive, opened, entry, folder / path)
         except DAMAGED as error:
             raise ModelError(
@@ -85,20 +88,21 @@ def unpacked(
         yield folder
 
 
-def _wanted(
+def _chosen(
     archive: Path,
     opened: zipfile.ZipFile,
     kind_of: Callable[[PurePosixPath], Kind],
     limits: Limits,
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The entries to unpack, after a look at all of them."""
+    """The folders and wanted files, after a look at all entries."""
     entries = opened.infolist()
     _check_size(archive, entries, limits)
-    wanted = []
+    chosen = []
     seen: set[str] = set()
     for entry in entries:
         path = _safe_path(archive, entry)
         if entry.is_dir():
+            chosen.append((entry, path))
             continue
         if path.as_posix().casefold() in seen:
             raise _unsafe(archive, f"holds {entry.filename!r} twice")
@@ -108,8 +112,8 @@ def _wanted(
             raise _unsafe(archive, f"holds {entry.filename!r}, which does not belong into a model")
         if kind is Kind.WANTED:
             _check_readable(archive, entry)
-            wanted.append((entry, path))
-    return wanted
+            chosen.append((entry, path))
+    return chosen
 
 
 def _check_size(archive: Path, entries: list[zipfile.ZipInfo], limits: Limits) -> None:
@@ -157,8 +161,10 @@ def _check_readable(archive: Path, entry: zipfile.ZipInfo) -> None:
 
 
 def _unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    """Write one file; zipfile gives no more bytes than declared, and checks their sum."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write one file or folder; zipfile gives no more bytes than declared, and checks their sum."""
+    (path if entry.is_dir() else path.parent).mkdir(parents=True, exist_ok=True)
+    if entry.is_dir():
+        return
     with opened.open(entry) as source, path.open("xb") as target:
         shutil.copyfileobj(source, target, CHUNK)
     if path.stat().st_size != entry.file_size:

@@ -81,7 +81,7 @@ def _model_in(folder: Path) -> Path:
     """The folder that nnU-Net made, perhaps inside others."""
     place = folder
     while not is_nnunet_folder(place):
-        inside = [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+        inside = [path for path in place.iterdir() if path.is_dir() and path.name != "__MACOSX"]
         if len(inside) != 1:
             raise ModelError(
                 f"{folder} holds {'several datasets' if inside else 'no results'} of nnU-Net. Make an archive of "
