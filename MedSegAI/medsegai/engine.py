@@ -353,7 +353,7 @@ def _slabs(grid: Geometry) -> Iterator[tuple[int, int]]:
 
 def _key(card: ModelCard) -> tuple[str, str]:
     """What tells whether a loaded model is still the one in the folder."""
-    return str(card.folder), hashlib.sha256(repr(card).encode()).hexdigest()
+    return str(card.folder), card.fingerprint()
 
 
 @functools.lru_cache(maxsize=4)
@@ -381,7 +381,9 @@ def _provenance(
             {
                 "id": card.id,
                 "version": card.version,
-                "weights_sha256": {member.name: member.sha256 for member in card.members},
+                "weights_sha256": {
+                    member.name: card.weights_sha256(member) for member in card.members
+                },
             }
             for card in cards
         ],

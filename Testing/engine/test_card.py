@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -169,6 +170,80 @@ def test_weights_without_a_hash_are_refused(tmp_path: Path) -> None:
     del data["members"][0]["sha256"]
     with pytest.raises(ModelError, match="no SHA-256"):
         load_card(write_model(tmp_path / "toy", data)).verify()
+
+
+def in_place(folder: Path) -> ModelCard:
+    """A card without hashes, of a folder that another program made."""
+    data = card_data()
+    del data["members"][0]["sha256"]
+    return dataclasses.replace(load_card(write_model(folder, data)), in_place=True)
+
+
+def test_weights_of_another_program_have_no_hash_to_be_held_to(tmp_path: Path) -> None:
+    card = in_place(tmp_path / "toy")
+    card.verify()
+    (tmp_path / "toy" / "axial.safetensors").unlink()
+    with pytest.raises(ModelError, match="missing"):
+        card.verify()
+
+
+def test_the_hash_of_weights_is_known_with_and_without_the_card(tmp_path: Path) -> None:
+    card = in_place(tmp_path / "toy")
+    axial, sagittal = card.members
+    assert card.weights_sha256(axial) == hashlib.sha256(WEIGHTS).hexdigest()
+    assert card.weights_sha256(sagittal) is None
+    (tmp_path / "toy" / "axial.safetensors").write_bytes(WEIGHTS * 2)
+    assert card.weights_sha256(axial) == hashlib.sha256(WEIGHTS * 2).hexdigest()
+    (tmp_path / "toy" / "axial.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        card.weights_sha256(axial)
+    given = load_card(write_model(tmp_path / "given", card_data()))
+    assert given.weights_sha256(given.members[0]) == given.members[0].sha256
+
+
+def test_the_fingerprint_changes_with_card_and_weights(tmp_path: Path) -> None:
+    card = in_place(tmp_path / "toy")
+    before = card.fingerprint()
+    assert card.fingerprint() == before
+    assert dataclasses.replace(card, version="2").fingerprint() != before
+    (tmp_path / "toy" / "axial.safetensors").write_bytes(WEIGHTS * 2)
+    assert card.fingerprint() != before
+
+
+def test_where_a_card_came_from_is_not_written(tmp_path: Path) -> None:
+    assert not {"folder", "in_place"} & in_place(tmp_path / "toy").to_dict().keys()
+    with pytest.raises(ModelError, match="in_place"):
+        card_from_dict(card_data() | {"in_place": True})
+
+
+MEMBERS = {"2d/fold_0": 1, "2d/fold_1": 1, "3d/fold_0": 1, "3d/fold_1": 1, "low/fold_0": 0}
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ((), ["2d/fold_0", "2d/fold_1", "3d/fold_0", "3d/fold_1"]),
+        (("3d",), ["3d/fold_0", "3d/fold_1"]),
+        (("fold_1",), ["2d/fold_1", "3d/fold_1"]),
+        (("3d", "fold_0"), ["3d/fold_0"]),
+        (("2d/fold_1",), ["2d/fold_1"]),
+        (("low",), ["low/fold_0"]),
+        (("low/fold_0", "3d/fold_1"), ["3d/fold_1", "low/fold_0"]),
+    ],
+)
+def test_members_are_chosen_by_name_configuration_and_fold(
+    names: tuple[str, ...], chosen: list[str]
+) -> None:
+    members = [{"name": name, "weight": weight} for name, weight in MEMBERS.items()]
+    card = card_from_dict(card_data() | {"members": members})
+    assert [member.name for member in card.chosen_members(names)] == chosen
+
+
+def test_a_fold_that_is_not_there_is_named() -> None:
+    members = [{"name": name} for name in MEMBERS]
+    card = card_from_dict(card_data() | {"members": members})
+    with pytest.raises(ModelError, match="no member 'fold_7'; it has 2d/fold_0"):
+        card.chosen_members(["2d", "fold_7"])
 
 
 def test_an_unknown_member_is_named_with_those_there_are() -> None:
