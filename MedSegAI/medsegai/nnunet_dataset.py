@@ -76,18 +76,20 @@ def numbers_of(data: Any, key: str, source: Path) -> list[float]:
 
 
 def channels_of(dataset: Mapping[str, Any], source: Path) -> tuple[Channel, ...]:
-    """The channels in their order; a name that is there twice gets a number.
+    """The channels in the order of their numbers; a name that is there twice gets a number.
 
     Raises:
-        ModelError: there are none, or their numbers have gaps.
+        ModelError: there are none.
     """
     key = (
         "modality" if "channel_names" not in dataset and "modality" in dataset else "channel_names"
     )
     named = value_of(dataset, key, dict, source)
-    if not named or set(named) != {str(number) for number in range(len(named))}:
-        raise ModelError(f"{source}: {key} must name the channels 0, 1, ... and no others.")
-    names = [str(named[str(number)]) for number in range(len(named))]
+    if not named:
+        raise ModelError(f"{source}: {key} names no channels.")
+    # nnU-Net counts channels and does not look at their numbers: "0000" and numbers from 1 are about.
+    numbers = sorted(named, key=lambda number: int(number) if number.isdecimal() else 0)
+    names = [str(named[number]) for number in numbers]
     return tuple(
         Channel(f"{name} {number + 1}" if names.count(name) > 1 else name, _modality(name))
         for number, name in enumerate(names)
@@ -164,6 +166,7 @@ def _label(value: int, name: str) -> Label:
 
 def _values(name: str, entry: Any, source: Path) -> tuple[int, ...]:
     values = entry if isinstance(entry, list) else [entry]
+    values = [int(v) if isinstance(v, str) and v.isdecimal() else v for v in values]
     if not values or not all(type(value) is int and 0 <= value < 2**16 for value in values):
         raise ModelError(
             f"{source}: label {name!r} must be a number or a list of numbers, not {entry!r}."

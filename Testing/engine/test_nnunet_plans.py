@@ -258,6 +258,7 @@ def test_plans_of_nnunets_own_planner_are_read(planned: Path) -> None:
         ({"background": 0, "a": 1, "b": 2, "c": 3}, None),
         ({"c": 3, "background": 0, "a": 1, "b": 2}, None),
         ({"background": 0, "a": [1], "b": 2}, None),
+        ({"background": "0", "a": "1", "b": "2"}, None),
         ({"background": 0, "a": 1, "b": 2, "ignore": 3}, None),
         (REGIONS, (1, 2, 3)),
         (REGIONS | {"ignore": 4}, (1, 2, 3)),
@@ -320,6 +321,19 @@ def test_channels_have_names_and_a_modality(
 ) -> None:
     card = card_of_folder(results_of(tmp_path, channels=names))
     assert [(channel.name, channel.modality) for channel in card.channels] == expected
+
+
+@pytest.mark.parametrize("keys", [("0000", "0001"), ("1", "2"), ("1", "0"), ("a", "b")])
+def test_channels_are_taken_as_nnunet_takes_them(keys: tuple[str, str], tmp_path: Path) -> None:
+    """It counts them and does not look at their numbers."""
+    results = results_of(tmp_path, channels=("T1", "T2"))
+    edit(
+        results / "dataset.json",
+        lambda d: d.update(channel_names=dict(zip(keys, "xy", strict=True))),
+    )
+    card = card_of_folder(results)
+    expected = "yx" if keys == ("1", "0") else "xy"
+    assert "".join(channel.name for channel in card.channels) == expected
 
 
 def test_channels_of_the_first_versions_are_read(tmp_path: Path) -> None:
@@ -569,8 +583,9 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (in_dataset(labels=None), "no 'labels'"),
     (in_dataset(labels={"0": "background", "1": "liver"}), "nnU-Net v1"),
     (in_dataset(channel_names=None), "channel_names"),
-    (in_dataset(channel_names={"0": "T1", "2": "T2"}), "channels 0, 1"),
-    (in_dataset(channel_names={}), "channels 0, 1"),
+    (in_dataset(channel_names={"0": "T1", "1": "T2"}), "names 2"),
+    (in_dataset(channel_names={}), "names no channels"),
+    (in_dataset(channel_names=["MRI"]), "channel_names"),
     (labels(a=1), "background"),
     (labels(background=1, a=0), "background"),
     (labels(background=0), "nothing but"),
