@@ -12,11 +12,21 @@ import sys
 from collections.abc import Sequence
 
 from medsegai import __version__
-from medsegai.commands import demo, doctor, evaluate, models, segment, train, worker
+from medsegai.commands import (
+    best,
+    crossval,
+    demo,
+    doctor,
+    evaluate,
+    models,
+    segment,
+    train,
+    worker,
+)
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
-COMMANDS = (segment, demo, models, doctor, evaluate, train, worker)
+COMMANDS = (segment, demo, models, doctor, evaluate, train, crossval, best, worker)
 
 EXIT_CODES = """\
 exit codes:

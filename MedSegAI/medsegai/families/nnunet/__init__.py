@@ -5,7 +5,7 @@ Nature Methods 2021. The output is that of nnunetv2's own predictor (docs/perfor
 `preparation` makes the input of a configuration, `sliding` moves the window, `model` joins both into parts.
 """
 
-from medsegai.families.nnunet.importing import import_model
+from medsegai.families.nnunet.importing import convert, import_model
 from medsegai.families.nnunet.model import NNUNetModel, load
 
-__all__ = ["NNUNetModel", "import_model", "load"]
+__all__ = ["NNUNetModel", "convert", "import_model", "load"]

@@ -57,7 +57,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         ModelError: the folder is incomplete or contradicts itself, or weights do not fit their plans.
     """
     if is_nnunet_folder(path):
-        return _convert(card_of_folder(path), destination)
+        return convert(card_of_folder(path), destination)
     if path.is_file() and path.suffix.lower() == ".zip":
         return _import_archive(path, destination)
     return None
@@ -66,7 +66,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
 def _import_archive(archive: Path, destination: Path) -> ModelCard:
     with unpacked(archive, _kind_of, destination.parent) as folder:
         try:
-            return _convert(card_of_folder(_model_in(folder)), destination)
+            return convert(card_of_folder(_model_in(folder)), destination)
         except ModelError as error:  # users know the archive, not where it was unpacked
             raise type(error)(str(error).replace(str(folder), str(archive))) from error
 
@@ -91,7 +91,13 @@ def _model_in(folder: Path) -> Path:
     return place
 
 
-def _convert(card: ModelCard, destination: Path) -> ModelCard:
+def convert(card: ModelCard, destination: Path) -> ModelCard:
+    """Write the model of a card to a new folder, with safetensors in place of nnU-Net's checkpoints.
+
+    Raises:
+        UnsafeModelError: a checkpoint wants more than weights.
+        ModelError: weights are missing, or do not fit their plans.
+    """
     destination.mkdir(parents=True)
     members = tuple(_convert_member(card, member, destination) for member in card.members)
     converted = dataclasses.replace(card, members=members, folder=destination, in_place=False)

@@ -1,0 +1,42 @@
+"""`medsegai best`: the best members by cross-validation, and what is done after, as a model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from medsegai.commands.crossval import add_options, figures_table, validated
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "best",
+        help="make a model of the best members",
+        description="Do what `medsegai crossval` does, take the best, find out which removal of small parts helps "
+        "it, and write that as a model into the folder `model` in OUTPUT.",
+    )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.evaluation.crossval import best_of
+    from medsegai.evaluation.postprocessing import determine_postprocessing
+    from medsegai.evaluation.recipe import MODEL, write_recipe
+
+    validation, figures = validated(arguments)
+    number = best_of(figures)
+    candidate = validation.candidates[number]
+    decision = determine_postprocessing(lambda: validation.pairs(candidate), figures[number])
+    folders = write_recipe(validation, candidate, figures, decision, arguments.output / MODEL)
+    print(f"\nBest: {candidate.name}")
+    if decision.groups:
+        groups = "; ".join(" and ".join(map(str, group)) for group in decision.groups)
+        print(f"Only the largest part is kept of the labels: {groups}")
+        print(figures_table([decision.figures]))
+    names = ",".join(str(folder) for folder in folders)
+    print(f"Model: {names} (medsegai segment SCAN --model {names} -o OUT)")
+    return 0

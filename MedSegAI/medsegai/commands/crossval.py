@@ -1,0 +1,168 @@
+"""`medsegai crossval`: what each configuration, view and pair of them reaches on cases it has not seen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, stoppable, table
+from medsegai.commands.segment import comma_list
+from medsegai.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medsegai.commands.console import Subparsers
+    from medsegai.evaluation.crossval import CrossValidation, Figures
+    from medsegai.evaluation.folds import Split
+
+FIGURES = "figures.json"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "crossval",
+        help="compare members by cross-validation",
+        description="Segment every case of a training dataset by the folds that have not seen it, and compare "
+        "the mean Dice of configurations, views, and pairs of them. What is finished is kept: the same command "
+        "goes on after Ctrl-C.",
+    )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `crossval` and `best` share."""
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        type=Path,
+        help="raw nnU-Net folder: dataset.json, imagesTr, labelsTr",
+    )
+    parser.add_argument(
+        "--model",
+        dest="models",
+        type=comma_list,
+        action="extend",
+        required=True,
+        metavar="NAME",
+        help="models to compare, by id or folder; {fold} in a name stands for the number of the fold, where each "
+        "fold is a model of its own; separated by commas",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("crossval"), help="folder (default: crossval)"
+    )
+    parser.add_argument(
+        "--folds",
+        type=comma_list,
+        default=[],
+        metavar="N",
+        help="folds to compare on (default: all)",
+    )
+    cases = parser.add_mutually_exclusive_group()
+    cases.add_argument(
+        "--splits",
+        type=Path,
+        metavar="JSON",
+        help="nnU-Net's splits_final.json (default: that of the training, else nnU-Net's own splits)",
+    )
+    cases.add_argument(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="table with the columns case and patient, the folds having been made of it",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "mixed"), default="auto", help="default: auto"
+    )
+    parser.add_argument(
+        "--mirroring",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also predict mirrored images, where a model was trained for it (nnU-Net)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    validated(arguments)
+    print(f"\nFigures: {arguments.output / FIGURES}")
+    return 0
+
+
+def validated(arguments: argparse.Namespace) -> tuple[CrossValidation, list[Figures]]:
+    """Predict what is missing, and compare; the table is printed and the figures are written."""
+    validation = cross_validation(arguments)
+    bar = ProgressBar()
+    progress = Progress(bar, weights={"cross-validation": 1.0})
+    try:
+        with stoppable(progress):
+            validation.predict(progress)
+    finally:
+        bar.clear()
+    figures = [validation.figures(candidate) for candidate in validation.candidates]
+    print(figures_table(figures))
+    write_figures(arguments.output / FIGURES, figures)
+    return validation, figures
+
+
+def cross_validation(arguments: argparse.Namespace) -> CrossValidation:
+    """The cross-validation that the command line describes."""
+    from medsegai.evaluation.crossval import CrossValidation, Task, candidates_of, read_parts
+    from medsegai.evaluation.folds import dataset_cases
+
+    cases = {case.name: case for case in dataset_cases(arguments.dataset)}
+    splits = find_splits(arguments, sorted(cases))
+    chosen = arguments.folds or [str(number) for number in range(len(splits))]
+    return CrossValidation(
+        Task.of(arguments.dataset),
+        cases,
+        {fold: splits[_fold_number(fold, splits)] for fold in chosen},
+        candidates_of(read_parts(arguments.models, chosen)),
+        arguments.output,
+        {name: getattr(arguments, name) for name in ("device", "precision", "mirroring")},
+    )
+
+
+def find_splits(arguments: argparse.Namespace, cases: Sequence[str]) -> list[Split]:
+    """The cases that each fold holds out: as named, or as the training left them, or as nnU-Net makes them."""
+    from medsegai.evaluation import folds
+
+    if arguments.groups is not None:
+        return folds.patient_folds(folds.read_groups(arguments.groups, cases))
+    places = [Path(name).absolute().parent / "preprocessed" for name in arguments.models]
+    places += map(Path, filter(None, [os.environ.get("nnUNet_preprocessed")]))  # noqa: SIM112
+    found = [path / arguments.dataset.name / "splits_final.json" for path in places]
+    there = [path for path in found if path.is_file()]
+    if arguments.splits is not None or there:
+        return folds.read_splits(arguments.splits or there[0], cases)
+    return folds.default_folds(cases)
+
+
+def _fold_number(fold: str, splits: Sequence[Split]) -> int:
+    from medsegai.errors import RequestError
+
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise RequestError(f"There is no fold {fold}; there are {len(splits)}, from 0.")
+    return int(fold)
+
+
+def figures_table(figures: Sequence[Figures]) -> str:
+    """A line for each candidate: mean Dice, and that of each structure."""
+    names = list(figures[0].dice())
+    rows = [
+        [item.name, f"{item.mean_dice():.4f}", *(f"{value:.4f}" for value in item.dice().values())]
+        for item in figures
+    ]
+    return table(["candidate", "mean Dice", *names], rows)
+
+
+def write_figures(path: Path, figures: Sequence[Figures]) -> None:
+    from medsegai.io import atomic_path
+
+    content = {item.name: item.to_dict() for item in figures}
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,467 @@
+"""Cross-validation: every case segmented by the members that have not seen it, and what each candidate reaches.
+
+A candidate is a configuration of an nnU-Net or a view of a QuickNAT, or several of them together. Singles and all
+pairs are compared, as `nnUNetv2_find_best_configuration` does; of other families than nnU-Net, where all members
+together are the normal use, also all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256
+from medsegai.catalogue import find_card
+from medsegai.errors import GeometryError, InputError, OutputError, RequestError
+from medsegai.evaluation.folds import Split, TrainingCase
+from medsegai.io import atomic_path, read_labelmap, write_volume
+from medsegai.nnunet_dataset import classes_of, read_json
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+STAGE = "cross-validation"
+FOLD_MEMBER = re.compile(r"(.+)/fold_(\d+)")
+NNUNET_ORDER = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""In which nnU-Net compares configurations; of equally good candidates the first wins."""
+
+PLACEHOLDER = "{fold}"
+SETTINGS = "crossval.json"
+
+Counts = NDArray[np.int64]
+"""Per structure: voxels in both, voxels predicted, voxels of the reference; (structure, 3)."""
+
+
+# what is compared
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a Dice is measured of: a label, or a region of several labels."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a dataset asks for.
+
+    Attributes:
+        structures: labels or regions, without background.
+        ignored: value of the reference whose voxels do not count.
+        regions: whether structures overlap.
+    """
+
+    structures: tuple[Structure, ...]
+    ignored: int | None = None
+    regions: bool = False
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """All label values of the foreground."""
+        return tuple(sorted({value for item in self.structures for value in item.values}))
+
+    @classmethod
+    def of(cls, dataset: Path) -> Task:
+        """Read dataset.json. Raises ModelError where its labels are not as nnU-Net v2 demands."""
+        source = dataset / "dataset.json"
+        content = read_json(source)
+        classes = classes_of(content, source)
+        regions = classes.regions or tuple((label.value,) for label in classes.labels)
+        structures = [
+            Structure(label.name, values)
+            for label, values in zip(classes.labels, regions, strict=True)
+        ]
+        ignored = content["labels"].get("ignore")
+        return cls(tuple(structures), ignored, classes.regions is not None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One configuration or view of one model.
+
+    Attributes:
+        model: number of the model among those named.
+        name: of the configuration or view.
+        folds: for each fold its card and members; under "" those that answer for every case.
+    """
+
+    model: int
+    name: str
+    folds: Mapping[str, tuple[ModelCard, tuple[MemberCard, ...]]]
+
+    @property
+    def family(self) -> str:
+        return next(iter(self.folds.values()))[0].family
+
+    @property
+    def can_stand_alone(self) -> bool:
+        """False for a view that cannot tell left from right."""
+        _, members = next(iter(self.folds.values()))
+        return not all(any(len(feeds) > 1 for feeds in member.classes) for member in members)
+
+    def at(self, fold: str) -> tuple[ModelCard, tuple[MemberCard, ...]]:
+        """Card and members of a fold. Raises RequestError if it was not trained."""
+        found = self.folds.get(fold) or self.folds.get("")
+        if found is None:
+            raise RequestError(
+                f"{self.name} has no fold {fold}, only {', '.join(self.folds)}. Train it, or name the folds to "
+                "compare with --folds."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Parts that answer together."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def folder_name(self) -> str:
+        return re.sub(r"[^\w.+-]+", "-", self.name)
+
+
+def read_parts(models: Sequence[str], folds: Sequence[str]) -> list[Part]:
+    """The configurations and views of models, in the order in which they are compared.
+
+    A model is named as for `medsegai segment`. One with `{fold}` in its name stands for a model per fold.
+
+    Raises:
+        ModelError: a model is not there.
+        RequestError: nothing in a model can be cross-validated.
+    """
+    parts: list[Part] = []
+    for number, name in enumerate(models):
+        found: dict[str, dict[str, tuple[ModelCard, tuple[MemberCard, ...]]]] = {}
+        if PLACEHOLDER in name:
+            for fold in folds:
+                card = find_card(name.replace(PLACEHOLDER, fold))
+                for member in card.members:
+                    found.setdefault(member.name, {})[fold] = (card, (member,))
+        else:
+            card = find_card(name)
+            for member in card.members:
+                part, fold = _part_and_fold(member.name)
+                if fold != "all":
+                    found.setdefault(part, {})[fold] = (card, (member,))
+        if not found:
+            raise RequestError(f"{name} was trained on all cases: there is none it has not seen.")
+        parts += sorted(
+            (Part(number, part, members) for part, members in found.items()), key=_order
+        )
+    return parts
+
+
+def _part_and_fold(name: str) -> tuple[str, str]:
+    """`3d_fullres/fold_1` is the configuration 3d_fullres and the fold 1; `axial` is a part without folds."""
+    matched = FOLD_MEMBER.fullmatch(name)
+    if matched:
+        return matched[1], matched[2]
+    return (name.removesuffix("/fold_all"), "all") if name.endswith("/fold_all") else (name, "")
+
+
+def _order(part: Part) -> int:
+    return NNUNET_ORDER.index(part.name) if part.name in NNUNET_ORDER else 0
+
+
+def candidates_of(parts: Sequence[Part]) -> list[Candidate]:
+    """Singles, pairs, and, unless all are of nnU-Net, all together where these are more."""
+    groups: list[tuple[Part, ...]] = [(part,) for part in parts]
+    groups += itertools.combinations(parts, 2)
+    if len(parts) > 2 and any(part.family != "nnunet" for part in parts):
+        groups.append(tuple(parts))
+    several = len({part.model for part in parts}) > 1
+    return [
+        Candidate("+".join(_part_name(part, several) for part in group), group)
+        for group in groups
+        if any(part.can_stand_alone for part in group)
+    ]
+
+
+def _part_name(part: Part, several_models: bool) -> str:
+    card, _ = next(iter(part.folds.values()))
+    return f"{card.id}:{part.name}" if several_models else part.name
+
+
+# restricted models
+
+
+def restricted_cards(candidate: Candidate, fold: str) -> list[ModelCard]:
+    """The candidate's models for one fold, with no other members. Weights are named by their full path.
+
+    A cascade keeps the same fold of its first stage, which then counts nothing by itself.
+    """
+    by_model: dict[int, tuple[ModelCard, list[MemberCard]]] = {}
+    for part in candidate.parts:
+        card, members = part.at(fold)
+        kept = by_model.setdefault(part.model, (card, []))[1]
+        kept += [dataclasses.replace(item, weight=item.weight or 1.0) for item in members]
+    return [with_members(card, members) for card, members in by_model.values()]
+
+
+def with_members(card: ModelCard, members: Sequence[MemberCard]) -> ModelCard:
+    """The card with these members alone, and what a cascade among them needs; nothing is refined."""
+    names = {member.name for member in members}
+    needed = {_first_stage(card, member) for member in members} - names
+    stages = [dataclasses.replace(item, weight=0.0) for item in card.members if item.name in needed]
+    located = []
+    for member in [*members, *stages]:
+        path = card.weights_path(member).resolve()
+        sha256 = member.sha256 or _sha256(path)
+        located.append(dataclasses.replace(member, weights=str(path), sha256=sha256))
+    return dataclasses.replace(
+        card, members=tuple(located), suggested_refinements=(), in_place=False
+    )
+
+
+def _first_stage(card: ModelCard, member: MemberCard) -> str | None:
+    name, _, fold = member.name.rpartition("/")
+    stage = card.settings.get("configurations", {}).get(name, {}).get("previous_stage")
+    return f"{stage}/{fold}" if stage else None
+
+
+@functools.cache
+def _sha256(path: Path) -> str:
+    return file_sha256(path)
+
+
+def write_card(card: ModelCard, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False)
+    with atomic_path(folder / CARD_NAME) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+# predictions
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Cases, folds and candidates, and the folder where predictions are kept.
+
+    Attributes:
+        task: structures to find.
+        cases: of the dataset, by name.
+        folds: number of the fold, as text, to the cases that it holds out.
+        candidates: to compare.
+        folder: gets a label map per candidate and case, each whole or not at all.
+        options: of the request, such as device, precision and mirroring.
+    """
+
+    task: Task
+    cases: Mapping[str, TrainingCase]
+    folds: Mapping[str, Split]
+    candidates: Sequence[Candidate]
+    folder: Path
+    options: Mapping[str, Any]
+
+    def prediction(self, candidate: Candidate, case: str) -> Path:
+        return self.folder / "predictions" / candidate.folder_name / f"{case}.nii.gz"
+
+    def predict(self, progress: Progress) -> None:
+        """Segment what was not segmented before. What is finished stays when this is stopped.
+
+        Raises:
+            RequestError: the folder holds predictions of other models, folds or options.
+            Cancelled: stopped through `progress`.
+        """
+        self._claim_folder()
+        jobs = [
+            (candidate, fold, case)
+            for candidate in self.candidates
+            for fold, split in self.folds.items()
+            for case in split
+            if not self.prediction(candidate, case).is_file()
+        ]
+        with tempfile.TemporaryDirectory() as models:
+            for done, (candidate, fold, case) in enumerate(jobs):
+                progress.step(STAGE, done, len(jobs))
+                found = self._segment(candidate, fold, case, Path(models), progress)
+                write_volume(self.prediction(candidate, case), found)
+        progress.step(STAGE, 1, 1)
+
+    def _segment(
+        self, candidate: Candidate, fold: str, case: str, models: Path, progress: Progress
+    ) -> Volume:
+        from medsegai.engine import segment  # loads torch
+
+        folder = models / candidate.folder_name / fold
+        cards = restricted_cards(candidate, fold) if not folder.exists() else []
+        for number, card in enumerate(cards):
+            write_card(card, folder / str(number))
+        request = SegmentationRequest(
+            inputs=self.cases[case].images,
+            models=tuple(str(path) for path in sorted(folder.iterdir())),
+            refine=False,
+            **self.options,
+        )
+        result = segment(request, Progress(cancel=progress.cancel))
+        return result.labelmap.with_voxels(as_in_dataset(result, self.task))
+
+    def _claim_folder(self) -> None:
+        try:
+            for candidate in self.candidates:
+                folder = self.folder / "predictions" / candidate.folder_name
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder} cannot be written: {error}. Choose another folder."
+            ) from error
+        settings = self._settings()
+        path = self.folder / SETTINGS
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+        different = [name for name in settings if before.get(name) != settings[name]]
+        if different:
+            raise RequestError(
+                f"{self.folder} holds predictions with other {' and '.join(different)}. Name another folder with "
+                "-o, or remove that one."
+            )
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the predictions."""
+        weights = {
+            f"{candidate.name} fold {fold}": [
+                member.sha256
+                for card in restricted_cards(candidate, fold)
+                for member in card.members
+            ]
+            for candidate in self.candidates
+            for fold in self.folds
+        }
+        digest = hashlib.sha256(json.dumps(weights).encode()).hexdigest()
+        options = {name: value for name, value in self.options.items() if name != "device"}
+        return {
+            "weights": digest,
+            "folds": {fold: list(split) for fold, split in self.folds.items()},
+            "options": options,
+        }
+
+    # figures
+
+    def pairs(self, candidate: Candidate) -> Iterator[tuple[str, Volume, Volume]]:
+        """Case, prediction and reference.
+
+        Raises:
+            InputError: one of them cannot be read.
+            GeometryError: they lie on different grids.
+        """
+        for case in sorted(name for split in self.folds.values() for name in split):
+            predicted, _ = read_labelmap(self.prediction(candidate, case))
+            reference, _ = read_labelmap(self.cases[case].label)
+            if not predicted.geometry.matches(reference.geometry):
+                raise GeometryError(
+                    f"{reference.source} does not lie on the grid of its image "
+                    f"({predicted.geometry.describe()}). Resample one onto the other first."
+                )
+            yield case, predicted, reference
+
+    def figures(self, candidate: Candidate) -> Figures:
+        counts = {
+            case: count(predicted.voxels, reference.voxels, self.task)
+            for case, predicted, reference in self.pairs(candidate)
+        }
+        return Figures(candidate.name, self.task, counts)
+
+
+def as_in_dataset(result: SegmentationResult, task: Task) -> NDArray[Any]:
+    """The labels of a result with the values that the dataset has for structures of the same name.
+
+    Raises:
+        RequestError: the model has none of the dataset's structures.
+    """
+    if task.regions:
+        return result.labelmap.voxels
+    values = {item.name.casefold(): item.values[0] for item in task.structures}
+    renamed = {label.value: values.get(label.name.casefold(), 0) for label in result.labels}
+    if not any(renamed.values()):
+        raise RequestError(
+            f"The model finds {', '.join(label.name for label in result.labels)}; none of them is in the dataset, "
+            f"which has {', '.join(item.name for item in task.structures)}."
+        )
+    table = np.zeros(max(renamed) + 1, np.uint16 if max(values.values()) > 255 else np.uint8)
+    for own, value in renamed.items():
+        table[own] = value
+    return table[result.labelmap.voxels]
+
+
+def count(predicted: NDArray[Any], reference: NDArray[Any], task: Task) -> Counts:
+    """Voxels per structure; those that the reference says to ignore count nowhere."""
+    if task.ignored is not None:
+        heeded = reference != task.ignored
+        predicted, reference = predicted[heeded], reference[heeded]
+    counts = np.zeros((len(task.structures), 3), np.int64)
+    for number, structure in enumerate(task.structures):
+        found, true = np.isin(predicted, structure.values), np.isin(reference, structure.values)
+        counts[number] = (found & true).sum(), found.sum(), true.sum()
+    return counts
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a candidate reaches; `counts` by case."""
+
+    name: str
+    task: Task
+    counts: Mapping[str, Counts]
+
+    def dice(self) -> dict[str, float]:
+        """Mean Dice of each structure over the cases where prediction or reference has it.
+
+        This is nnU-Net's definition: absent from both, a structure has no Dice; from one, it is 0.
+        """
+        counts = np.stack(list(self.counts.values())).astype(np.float64)
+        both, total = 2 * counts[:, :, 0], counts[:, :, 1] + counts[:, :, 2]
+        values = np.divide(both, total, out=np.full_like(both, np.nan), where=total > 0)
+        means = {}
+        for number, structure in enumerate(self.task.structures):
+            known = values[:, number][~np.isnan(values[:, number])]
+            means[structure.name] = float(known.mean()) if len(known) else float("nan")
+        return means
+
+    def mean_dice(self) -> float:
+        """Mean over the structures that occur."""
+        known = [value for value in self.dice().values() if value == value]
+        return float(np.mean(known)) if known else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; a structure that never occurs has none."""
+        dice = {
+            name: None if value != value else round(value, 6) for name, value in self.dice().items()
+        }
+        mean = self.mean_dice()
+        return {"mean_dice": None if mean != mean else round(mean, 6), "dice": dice}
+
+
+def best_of(figures: Sequence[Figures]) -> int:
+    """Number of the candidate with the highest mean Dice; of equal ones the first, which is the simpler one.
+
+    Raises:
+        InputError: no candidate has a Dice.
+    """
+    known = [item.mean_dice() for item in figures]
+    scores = [value if value == value else -1.0 for value in known]
+    if not scores or max(scores) < 0:
+        raise InputError(
+            "No case has any of the structures, so candidates cannot be compared. Check the labels."
+        )
+    return scores.index(max(scores))

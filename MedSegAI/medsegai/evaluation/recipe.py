@@ -1,0 +1,151 @@
+"""The best candidate of a cross-validation as a model that `medsegai segment` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.errors import OutputError, RequestError
+from medsegai.evaluation.crossval import (
+    Candidate,
+    CrossValidation,
+    Figures,
+    with_members,
+    write_card,
+)
+from medsegai.evaluation.postprocessing import Decision
+
+MODEL = "model"
+
+
+def chosen_cards(candidate: Candidate) -> list[ModelCard]:
+    """The candidate's models with the members of all folds. Weights are named by their full path."""
+    by_model: dict[int, list[tuple[ModelCard, MemberCard]]] = {}
+    for part in candidate.parts:
+        for fold, (card, members) in part.folds.items():
+            for member in members:
+                named = _with_fold(card, member, fold)
+                by_model.setdefault(part.model, []).append((card, named))
+    return [_joined(found) for found in by_model.values()]
+
+
+def _with_fold(card: ModelCard, member: MemberCard, fold: str) -> MemberCard:
+    """The member under a name that says its fold, where folds were models of their own."""
+    path = str(card.weights_path(member).resolve())
+    name = member.name if not fold or "/" in member.name else f"{member.name}/fold_{fold}"
+    return dataclasses.replace(member, name=name, weights=path, weight=member.weight or 1.0)
+
+
+def _joined(found: Sequence[tuple[ModelCard, MemberCard]]) -> ModelCard:
+    """One card of members that may come from several, one for each fold."""
+    card = found[0][0]
+    return with_members(card, [member for _, member in found])
+
+
+def write_recipe(
+    validation: CrossValidation,
+    candidate: Candidate,
+    figures: Sequence[Figures],
+    decision: Decision,
+    destination: Path,
+) -> list[Path]:
+    """Write the candidate as model folders at `destination`; what was there is replaced when they are whole.
+
+    Args:
+        validation: what was compared.
+        candidate: the best.
+        figures: of all candidates.
+        decision: what is done with the result.
+
+    Returns:
+        The folders, one for each model that takes part; `medsegai segment --model` takes them all.
+
+    Raises:
+        RequestError: what is done after spans structures that no single model has.
+        OutputError: `destination` cannot be written.
+    """
+    cards = chosen_cards(candidate)
+    refinements = _refinements(decision, cards)
+    performance = cross_validated(validation, figures, decision)
+    chosen = f"Chosen by cross-validation: {candidate.name}."
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".best-", dir=destination.parent) as staging:
+            staged = Path(staging) / MODEL
+            for number, card in enumerate(cards):
+                finished = dataclasses.replace(
+                    card,
+                    description=f"{card.description} {chosen}".strip(),
+                    suggested_refinements=refinements[number],
+                    performance={**card.performance, "cross-validation": performance},
+                )
+                _write_model(finished, staged / str(number) if len(cards) > 1 else staged)
+            if destination.exists():
+                shutil.rmtree(destination)
+            staged.rename(destination)
+    except OSError as error:
+        raise OutputError(
+            f"{destination} cannot be written: {error}. Free space or choose another folder."
+        ) from error
+    return sorted(path.parent for path in destination.rglob(CARD_NAME))
+
+
+def _refinements(
+    decision: Decision, cards: Sequence[ModelCard]
+) -> list[tuple[Mapping[str, Any], ...]]:
+    """What each card suggests. A group is named by the first card that has all of it, in that card's values."""
+    task = decision.figures.task
+    names = {item.values: item.name for item in task.structures}
+    groups: list[list[list[int]]] = [[] for _ in cards]
+    for group in decision.groups:
+        for card, suggested in zip(cards, groups, strict=True):
+            own = {label.name.casefold(): label.value for label in card.labels}
+            if task.regions:
+                values = [value for value in group if value in own.values()]
+            else:
+                known = [own.get(names[(value,)].casefold()) for value in group]
+                values = [value for value in known if value is not None]
+            if len(values) == len(group):
+                suggested.append(values)
+                break
+        else:
+            raise RequestError(
+                f"Keeping the largest part of the labels {', '.join(map(str, group))} together helps, but no "
+                "model has all of them, so no card can say so. Compare the models one by one."
+            )
+    return [({"name": "largest_component", "labels": found},) if found else () for found in groups]
+
+
+def _write_model(card: ModelCard, folder: Path) -> None:
+    """The card with its weights beside it, as safetensors."""
+    if all(str(member.weights).endswith(".safetensors") for member in card.members):
+        folder.mkdir(parents=True)
+        members = []
+        for member in card.members:
+            name = f"{member.name.replace('/', '-')}.safetensors"
+            shutil.copyfile(str(member.weights), folder / name)
+            sha256 = file_sha256(folder / name)
+            members.append(dataclasses.replace(member, weights=name, sha256=sha256))
+        write_card(dataclasses.replace(card, members=tuple(members)), folder)
+    else:
+        from medsegai.families.nnunet import convert  # loads torch
+
+        convert(card, folder)
+    load_card(folder).verify()
+
+
+def cross_validated(
+    validation: CrossValidation, figures: Sequence[Figures], decision: Decision
+) -> dict[str, Any]:
+    """What the card says of the comparison: figures with what is done after, and all candidates without it."""
+    return {
+        "cases": sum(len(split) for split in validation.folds.values()),
+        "folds": len(validation.folds),
+        **decision.figures.to_dict(),
+        "candidates": {item.name: item.to_dict()["mean_dice"] for item in figures},
+    }
