@@ -102,6 +102,15 @@ def test_a_constant_image_stays_finite(scheme: str, value: float) -> None:
     np.testing.assert_array_equal(result, theirs(voxels, scheme, None))
 
 
+@pytest.mark.parametrize("scheme", ["ZScoreNormalization", "RescaleTo01Normalization"])
+@pytest.mark.parametrize("contrast", [1e-6, 1e-8, 1e-12])
+def test_a_faint_image_is_stretched_as_far_as_nnunet_does(scheme: str, contrast: float) -> None:
+    voxels = np.random.default_rng(2).random((4, 5, 6)).astype(np.float32) * np.float32(contrast)
+    np.testing.assert_allclose(
+        normalise(voxels, scheme), theirs(voxels, scheme, None), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_an_empty_mask_changes_nothing() -> None:
     voxels = np.zeros((3, 4, 5), dtype=np.float32)
     result = normalise(voxels, "ZScoreNormalization", np.zeros(voxels.shape, dtype=bool))

@@ -203,6 +203,19 @@ def test_pytorchs_interpolation_is_used_where_plans_name_it(
     np.testing.assert_array_equal(labels, wanted)
 
 
+@GRIDS
+@pytest.mark.parametrize("function", [SPLINE, TORCH])
+def test_what_plans_leave_out_is_as_in_nnunet(
+    grids: tuple[Spacing, Spacing], function: str, made: NDArray[np.float32], theirs: Any
+) -> None:
+    settings = {"function": function}
+    shape = resampled_shape(made.shape[1:], *grids)
+    found = resample(made, shape, *grids, settings).numpy()
+    assert (
+        part_of_range(found, theirs.resample(made, shape, grids, settings), made) < PARTS_OF_RANGE
+    )
+
+
 @pytest.mark.parametrize("name", UNCHANGED)
 def test_plans_that_do_not_resample_give_the_image_back(
     name: str, made: NDArray[np.float32], made_labels: NDArray[np.int8]

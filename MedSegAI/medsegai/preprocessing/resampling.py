@@ -44,7 +44,7 @@ NEGLIGIBLE = 1e-10
 """Weights below this count as none; the products of smaller ones would be subnormal, which is slow."""
 
 ROWS_AT_ONCE = 64
-PLANES_AT_ONCE = 32
+VOXELS_AT_ONCE = 1 << 22
 POINTS_AT_ONCE = 1 << 18
 """Bounds of the extra memory."""
 
@@ -269,11 +269,12 @@ def _spline(image: Tensor, result: Tensor, orders: tuple[int, int], clip_planes:
     if image.shape[1:] != result.shape[1:]:
         same = len(image) == len(result)
         planes = result if same else image.new_empty((len(image), *result.shape[1:]))
-        for some in _parts(len(image), PLANES_AT_ONCE):
+        at_once = max(VOXELS_AT_ONCE // image[0].numel(), 1)
+        for some in _parts(len(image), at_once):
             _spline_planes(image[some], planes[some], order)
             if clip_planes and order > 1:
                 low, high = image[some].amin((1, 2), True), image[some].amax((1, 2), True)
-                planes[some] = planes[some].clamp_(low, high)
+                planes[some].clamp_(low, high)
         if same:
             return
     if order_k == 0:
