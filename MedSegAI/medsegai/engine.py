@@ -29,7 +29,7 @@ from medsegai.fusion import Accumulator, JointLabels, fuse, join_labels, read_me
 from medsegai.io import check_scan, read_volume
 from medsegai.labels import Label
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.probabilities import Readable, StreamedProbabilities
+from medsegai.probabilities import Readable, Scale, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.refinements import refine
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
@@ -96,6 +96,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         structures=answer.structures(),
         entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
+        regions=None if answer.regions is None else place(answer.regions),
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
         provenance=_provenance(request, cards, inputs, compute, fused),
@@ -248,6 +249,8 @@ class _Answer:
         self.entropy = np.zeros(output.shape, np.float32) if request.uncertainty else None
         shape = (len(labels), *output.shape)
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
+        overlap = request.overlap and fused.probabilities.scale is Scale.REGIONS
+        self.regions = np.zeros(shape, bool) if overlap else None
         self.warnings: list[str] = []
         self._agreement = (
             Agreement(len(fused.members) or 1, [label.value for label in labels])
@@ -260,9 +263,13 @@ class _Answer:
         probabilities, axes = self._fused.probabilities, self._fused.axes
         labels = self._values[probabilities.argmax(self.grid, k0, k1).cpu().numpy()]
         self.labelmap.transpose(axes)[k0:k1] = labels
-        if self.probabilities is not None:
-            planes = self.probabilities.transpose(0, *(1 + axis for axis in axes))[:, k0:k1]
-            planes[:] = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
+        if self.probabilities is not None or self.regions is not None:
+            values = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
+            by_planes = (0, *(1 + axis for axis in axes))
+            if self.probabilities is not None:
+                self.probabilities.transpose(by_planes)[:, k0:k1] = values
+            if self.regions is not None:
+                self.regions.transpose(by_planes)[:, k0:k1] = values > 0.5
         if self.entropy is not None and self._agreement is not None:
             entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
             self.entropy.transpose(axes)[k0:k1] = entropy
@@ -288,6 +295,8 @@ class _Answer:
 
     def structures(self) -> tuple[StructureMeasures, ...]:
         counts = np.bincount(self.labelmap.ravel(), minlength=int(self._values.max()) + 1)
+        if self.regions is not None:
+            counts[[label.value for label in self._labels]] = self.regions.sum((1, 2, 3))
         return tuple(
             StructureMeasures(
                 label,

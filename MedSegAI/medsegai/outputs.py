@@ -118,7 +118,7 @@ def volume_rows(result: SegmentationResult) -> list[dict[str, Any]]:
 
 
 def _write_segmentation(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    write_segmentation(path, result.labelmap, result.labels)
+    write_segmentation(path, result.labelmap, result.labels, result.regions)
 
 
 def _write_uncertainty(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:

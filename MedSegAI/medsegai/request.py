@@ -55,6 +55,10 @@ class SegmentationRequest:
     refine: bool = option(
         True, "clean the result as the model's card suggests, such as nnU-Net's largest components"
     )
+    overlap: bool = option(
+        False,
+        "keep regions that overlap whole, such as a tumour around its core, as segments that overlap",
+    )
     region: tuple[float, ...] = option(
         (),
         "segment only this box: lowest and highest R, A and S in mm, as of a Slicer ROI, separated by commas; "
@@ -192,6 +196,8 @@ class SegmentationResult:
         structures: measures per label, in the same order.
         entropy: entropy of the fused probabilities in nats, float32 (k, j, i), if asked for.
         probabilities: float16 (label, k, j, i) in the order of `labels`, if asked for.
+        regions: where each label is, bool (label, k, j, i), if regions that overlap were asked for and the model
+            has such; `labelmap` then holds the innermost region of each voxel.
         seconds: what each stage took.
         peak_memory_mb: largest resident memory of this process until now.
         provenance: model hashes, versions, options, input hash, device.
@@ -203,6 +209,7 @@ class SegmentationResult:
     structures: tuple[StructureMeasures, ...]
     entropy: Volume | None = None
     probabilities: Any = None
+    regions: Any = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -9,9 +9,10 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, duration, stoppable, table
-from medsegai.errors import InputError, ModelError
+from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.progress import Progress
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,
@@ -44,14 +45,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "segment",
         help="segment one scan",
-        description="Segment one scan. Several INPUTs are the channels of one scan, in the model's order.",
+        description="Segment one scan. Several INPUTs are the channels of one scan, in the model's order, or "
+        "named as in T1=first.nii.gz T2=second.nii.gz.",
     )
     parser.add_argument(
         "inputs",
         metavar="INPUT",
         nargs="+",
-        type=Path,
-        help="image file (NIfTI, NRRD, MHA, Analyze, MGZ) or folder of one DICOM series",
+        help="image file (NIfTI, NRRD, MHA, Analyze, MGZ) or folder of one DICOM series; CHANNEL=INPUT names "
+        "the channel",
     )
     add_output_options(parser)
     add_request_options(parser)
@@ -142,10 +144,42 @@ def request_from_arguments(
     return request_from_options(tuple(inputs), options | implied)
 
 
+def in_channel_order(inputs: Sequence[str], card: ModelCard) -> list[Path]:
+    """Inputs in the order of the model's channels, where they are named as in T1=first.nii.gz.
+
+    Raises:
+        RequestError: a channel is missing, doubled or unknown, or only some inputs are named.
+    """
+    channels = {channel.name.casefold(): channel.name for channel in card.channels}
+    named: dict[str, Path] = {}
+    for item in inputs:
+        name, separator, path = item.partition("=")
+        if not separator or Path(item).exists():
+            continue
+        if name.casefold() not in channels:
+            raise RequestError(
+                f"Model {card.id!r} has no channel {name!r}; it has {', '.join(channels.values())}."
+            )
+        if channels[name.casefold()] in named:
+            raise RequestError(f"Channel {name!r} is given twice.")
+        named[channels[name.casefold()]] = Path(path)
+    if not named:
+        return [Path(item) for item in inputs]
+    missing = [name for name in channels.values() if name not in named]
+    if missing or len(named) < len(inputs):
+        raise RequestError(
+            f"Name every channel of model {card.id!r}, each once: "
+            + " ".join(f"{name}=IMAGE" for name in channels.values())
+        )
+    return [named[name] for name in channels.values()]
+
+
 def run(arguments: argparse.Namespace) -> int:
+    models = getattr(arguments, "models", None) or SegmentationRequest.models
+    inputs = in_channel_order(arguments.inputs, find_card(models[0]))
     request = request_from_arguments(
         arguments,
-        arguments.inputs,
+        inputs,
         uncertainty=arguments.uncertainty is not None,
         probabilities=arguments.save_probabilities is not None,
     )
@@ -161,7 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
         preview=arguments.preview,
         report=arguments.report,
     )
-    outputs.check(arguments.inputs, arguments.overwrite)
+    outputs.check(inputs, arguments.overwrite)
     result = segment_to_files(request, outputs, arguments.quiet)
     if not arguments.quiet:
         print_summary(result)

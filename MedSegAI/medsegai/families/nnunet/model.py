@@ -284,6 +284,7 @@ class FoldsMember:
             list(zip(passes, weights, strict=True)),
             self.first_class,
             len(self.classes),
+            compute.notes,
         ):
             yield Block((plane, 0, 0), values)
             plane += values.shape[1]

@@ -7,6 +7,7 @@ Only the planes under the current row of tiles are kept: what no later row will 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from medsegai.preprocessing.tiles import gaussian, padded, tile_starts
+
+logger = logging.getLogger(__name__)
 
 PLANES_AT_ONCE = 8
 """Final planes that are handed on together, and planes that a 2D network sees in one batch."""
@@ -76,7 +79,11 @@ def window(
 
 
 def logits_by_planes(
-    at: Window, networks: Sequence[tuple[Predict, float]], first_class: int, classes: int
+    at: Window,
+    networks: Sequence[tuple[Predict, float]],
+    first_class: int,
+    classes: int,
+    notes: list[str],
 ) -> Iterator[Tensor]:
     """Weighted mean of the networks' logits, some final planes after another.
 
@@ -85,13 +92,14 @@ def logits_by_planes(
         networks: what predicts, with its weight; weights sum to one.
         first_class: channel of the result that the networks' first one goes to; those before stay zero.
         classes: channels of the result.
+        notes: told when the sums do not fit beside the image on its device, and are kept on the CPU.
 
     Yields:
         float32 (class, planes, j, i), in order of the planes (of the reversed planes, if the window says so).
     """
     size = (at.depth, *at.image.shape[2:])
-    device = at.image.device
-    total = torch.zeros((classes, *size), device=device)
+    total = zeros((classes, *size), at.image.device, notes)
+    device = total.device
     weights = torch.zeros(size, device=device)
     importance = torch.tensor(gaussian(at.patch), device=device).reshape(-1, *at.patch[-2:])
     rows = at.rows[::-1] if at.reversed else at.rows
@@ -109,6 +117,17 @@ def logits_by_planes(
         yield from _final_planes(at, total, weights, row, final)
         _move_on(total, final, at.reversed)
         _move_on(weights[None], final, at.reversed)
+
+
+def zeros(shape: Sequence[int], device: torch.device, notes: list[str]) -> Tensor:
+    """float32 zeros on the device, or on the CPU where it has too little memory."""
+    try:
+        return torch.zeros(shape, device=device)
+    except torch.OutOfMemoryError:
+        note = "The GPU had too little memory for the sum of the tiles, which was kept on the CPU."
+        logger.warning(note)
+        notes.append(note)
+        return torch.zeros(shape)
 
 
 def _tile(at: Window, predict: Predict, row: int, tile: tuple[slice, slice]) -> Tensor:
