@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from images import DIRECTIONS
 from medsegai.errors import ModelError
+from medsegai.io import read_volume
 from medsegai.preprocessing.resampling import (
     SPLINE,
     TORCH,
     UNCHANGED,
     coordinates,
+    header_spacing,
     low_resolution_axis,
     nearest,
     output_interpolation,
@@ -116,6 +119,34 @@ def test_shapes_and_thick_axes_are_found_as_nnunet_finds_them(theirs: Any) -> No
         for forced in (None, False, True):
             apart, axis = theirs.axis(forced, old, new)
             assert low_resolution_axis(old, new, forced) == (axis if apart else None)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", ["nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize(
+    "spacing", [(1, 1, 3), (1.25, 1.25, 0.24), (0.8, 0.8, 2.4), (0.7, 1.5, 0.7)]
+)
+def test_spacing_is_what_nnunets_reader_finds_in_the_header(
+    direction: str, kind: str, spacing: Spacing, tmp_path: Path
+) -> None:
+    """A ratio of exactly 3, or two equal axes: the least error would turn the decision."""
+    image = sitk.GetImageFromArray(np.arange(210, dtype=np.float32).reshape(5, 6, 7))
+    image.SetSpacing(spacing)
+    image.SetDirection((np.diag([-1.0, -1.0, 1.0]) @ DIRECTIONS[direction]).ravel().tolist())
+    path = tmp_path / f"image.{kind}"
+    sitk.WriteImage(image, path)
+    wanted = sitk.ReadImage(path).GetSpacing()
+    found = header_spacing(read_volume(path).geometry.spacing_mm)
+    np.testing.assert_allclose(found, wanted, rtol=2e-16)
+    if kind == "nii.gz":
+        assert found == wanted
+        new = (1.0, 1.2, 1.5)
+        assert low_resolution_axis(found, new) == low_resolution_axis(wanted, new)
+
+
+def test_spacing_of_many_digits_is_kept() -> None:
+    for length in (0.68359375, 0.4882812, float(np.float32(0.9370788)), 1 / 3):
+        np.testing.assert_allclose(header_spacing([length]), length, rtol=2e-7)
 
 
 @GRIDS

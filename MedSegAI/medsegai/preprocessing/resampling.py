@@ -49,6 +49,27 @@ POINTS_AT_ONCE = 1 << 18
 """Bounds of the extra memory."""
 
 
+FLOAT32_ERROR = 2e-7
+FLOAT64_ERROR = 1e-12
+"""How far, relatively, a length may be off that was computed from a matrix of such numbers."""
+
+
+def header_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
+    """The spacing that the file's header named, from the one that its matrix of directions gives.
+
+    The float32 matrix of an oblique NIfTI has columns 1.000000007 and 3.00000008 long where the header says 1 and 3,
+    and that decides whether planes are thick, which two axes are alike, and where a half is rounded to. So the
+    shortest decimal within the error of float32 is taken, as float32 where the matrix was.
+    """
+    found = []
+    for length in spacing:
+        decimals = (float(f"{length:.{digits}g}") for digits in range(1, 18))
+        plain = next(x for x in decimals if abs(x - length) <= FLOAT32_ERROR * length)
+        exact = abs(plain - length) <= FLOAT64_ERROR * length
+        found.append(plain if exact else float(np.float32(plain)))
+    return tuple(found)
+
+
 def resampled_shape(
     shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
 ) -> Shape:
