@@ -57,8 +57,8 @@ FLOAT64_ERROR = 1e-12
 def header_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
     """The spacing that the file's header named, from the one that its matrix of directions gives.
 
-    The float32 matrix of an oblique NIfTI has columns 1.000000007 and 3.00000008 long where the header says 1 and 3,
-    and that decides whether planes are thick, which two axes are alike, and where a half is rounded to. So the
+    The float32 matrix of an oblique NIfTI has columns 1.000000007 and 3.00000008 long where the header says 1 and
+    3. That decides whether planes are thick, which two axes are alike, and where a half is rounded to. So the
     shortest decimal within the error of float32 is taken, as float32 where the matrix was.
     """
     found = []
