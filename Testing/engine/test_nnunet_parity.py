@@ -64,7 +64,10 @@ def agreement(first: NDArray[Any], second: NDArray[Any]) -> tuple[float, float]:
     return float(same.mean()), float(same[foreground].mean())
 
 
-def check(root: Path, made: Made, images: Sequence[Path], mirroring: bool = False) -> None:
+def three_labelmaps(
+    root: Path, made: Made, images: Sequence[Path], mirroring: bool = False
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Ours, nnunetv2's with sums in float32, and nnunetv2's as it comes."""
     results = make_model(root, made) / made.results_name(made.configurations[-1])
     found = ours(images, results, mirroring=mirroring)
     exact, usual = (
@@ -73,6 +76,11 @@ def check(root: Path, made: Made, images: Sequence[Path], mirroring: bool = Fals
         )
         for exact in (True, False)
     )
+    return found, exact, usual
+
+
+def check(root: Path, made: Made, images: Sequence[Path], mirroring: bool = False) -> None:
+    found, exact, usual = three_labelmaps(root, made, images, mirroring)
     assert len(np.unique(exact)) > 1
     everywhere, foreground = agreement(found, exact)
     assert everywhere >= 0.9999
