@@ -83,7 +83,8 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     box = _region_box(request, inputs[0])
     models = [_model(*_key(card)) for card in cards]
     output = inputs[0].geometry.cropped(*_start_and_shape(box))
-    fused = _predict(request, models, naming, inputs, output, compute, progress)
+    job = _Job(request, inputs, output, compute, progress)
+    fused = _predict(job, models, naming)
     answer = _Answer(request, naming.labels, output, fused)
     for k0, k1 in _slabs(answer.grid):
         progress.step("labels", k0, answer.grid.shape[0])
@@ -130,20 +131,24 @@ def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume
     return inputs, warnings
 
 
-def _predict(
-    request: SegmentationRequest,
-    models: Sequence[Model],
-    naming: JointLabels,
-    inputs: Sequence[Volume],
-    output: Geometry,
-    compute: Compute,
-    progress: Progress,
-) -> Fused:
+@dataclass(frozen=True)
+class _Job:
+    """One case: what is asked for, of which scan, and where it runs. `output` is the part of the scan's grid."""
+
+    request: SegmentationRequest
+    inputs: Sequence[Volume]
+    output: Geometry
+    compute: Compute
+    progress: Progress
+
+
+def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
     """Let all members predict: now, or, where a part can be read meanwhile, as it is read."""
+    request, compute, progress = job.request, job.compute, job.progress
     parts: list[tuple[Part, Mapping[int, int]]] = []
     for number, model in enumerate(models):
         progress.step("prepare", number, len(models))
-        found = model.parts(inputs, output, request, compute, progress)
+        found = model.parts(job.inputs, job.output, request, compute, progress)
         parts += [(part, naming.renamed[number]) for part in found]
     axis = None if request.members_apart else _plane_axis([part for part, _ in parts])
     work = _Work(progress, sum(len(part.members) for part, _ in parts))

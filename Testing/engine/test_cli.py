@@ -126,7 +126,8 @@ def test_every_option_of_the_request_can_be_set() -> None:
     request = requested(
         *("--model", "a,b", "--model", "c", "--views", "axial, coronal", "--fusion", "vote"),
         *("--device", "cuda:1", "--backend", "torch", "--precision", "fp32"),
-        *("--dropout-passes", "12", "--seed", "7"),
+        *("--dropout-passes", "12", "--seed", "7", "--no-mirroring", "--tile-step", "0.25"),
+        *("--no-refine", "--overlap", "--region=-60,60,-90,90.5,0,70"),
     )
     expected = {
         "models": ["a", "b", "c"],
@@ -137,6 +138,11 @@ def test_every_option_of_the_request_can_be_set() -> None:
         "precision": "fp32",
         "dropout_passes": 12,
         "seed": 7,
+        "mirroring": False,
+        "tile_step": 0.25,
+        "refine": False,
+        "overlap": True,
+        "region": [-60.0, 60.0, -90.0, 90.5, 0.0, 70.0],
     }
     assert {name: request.options()[name] for name in expected} == expected
     by_output = {"uncertainty", "probabilities"}

@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHError
+from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -163,3 +164,15 @@ def _agree(
 def _slicer_default(header: Any) -> NDArray[np.float64]:
     """Voxel axes along left, posterior and superior from the origin: ITK's choice without a matrix."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*np.abs(header.get_zooms()[:3]), 1.0])
+
+
+def axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """How to turn a grid so that k, j, i run as closely as can be to S, A and R (nibabel's `as_closest_canonical`).
+
+    Returns:
+        For each new axis the old one, (k, j, i), and whether it must be reversed.
+    """
+    axes = io_orientation(geometry.ijk_to_ras)  # for i, j, k: which of R, A, S, and its sign
+    place = {int(world): axis for axis, (world, _) in enumerate(axes)}
+    k, j, i = (place[world] for world in (2, 1, 0))
+    return (2 - k, 2 - j, 2 - i), (bool(axes[k, 1] < 0), bool(axes[j, 1] < 0), bool(axes[i, 1] < 0))

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsegai.io import axes_to_ras
 from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
 from medsegai.preprocessing.normalisation import normalise
 from medsegai.preprocessing.resampling import (
@@ -53,10 +53,7 @@ def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> T
     order: tuple[int, ...] = (0, 1, 2)
     flips: tuple[bool, ...] = (False, False, False)
     if reader == REORIENTS:
-        axes = io_orientation(geometry.ijk_to_ras)  # for i, j, k: which of R, A, S, and its sign
-        place = {int(world): axis for axis, (world, _) in enumerate(axes)}
-        order = tuple(2 - place[world] for world in (2, 1, 0))
-        flips = tuple(bool(axes[place[world], 1] < 0) for world in (2, 1, 0))
+        order, flips = axes_to_ras(geometry)
     order = tuple(order[axis] for axis in transpose)
     flips = tuple(flips[axis] for axis in transpose)
     backwards = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
