@@ -19,6 +19,7 @@ from medsegai.io import axes_to_ras
 from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
 from medsegai.preprocessing.normalisation import normalise
 from medsegai.preprocessing.resampling import (
+    header_spacing,
     output_interpolation,
     resample,
     resample_labels,
@@ -104,7 +105,7 @@ def prepare(
     cropped = scan.voxels[(slice(None), *box)]
     start = [part.start for part in box]
     grid = scan.geometry.cropped(start, cropped.shape[1:])
-    spacing = grid.spacing_mm[::-1]
+    spacing = header_spacing(grid.spacing_mm[::-1])
     wanted = configuration["spacing"]
     wanted = [*spacing[: 3 - len(wanted)], *wanted]
     shape = resampled_shape(cropped.shape[1:], spacing, wanted)
@@ -127,4 +128,4 @@ def prepare(
         voxels = torch.cat([voxels, torch.from_numpy(hot)])
     ways = output_interpolation(resampling["probabilities"], wanted, spacing)
     k, j, i = (way == "linear" for way in ways)
-    return Ready(voxels, grid.resized(shape), (k, j, i))
+    return Ready(voxels, grid.resized(voxels.shape[1:]), (k, j, i))
