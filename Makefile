@@ -35,6 +35,7 @@ test-slow: setup-test ## the slow tests
 
 bench: setup-test ## time and memory, against the plain fp32 forward of the same weights
 	$(BIN)/python Testing/bench/run.py
+	$(BIN)/python Testing/bench/resampling.py
 
 check: setup-test lint types ## style, types and the rules of the house (Testing/architecture)
 	$(BIN)/python -m pytest Testing/architecture $(PYTEST_ARGS)
