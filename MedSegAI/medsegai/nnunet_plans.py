@@ -67,7 +67,13 @@ def card_of_folder(path: Path) -> ModelCard:
     Raises:
         ModelError: something is missing, contradictory, or made by another version than nnU-Net v2.
     """
-    path = path.absolute()
+    try:
+        return _card(path.absolute())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+
+
+def _card(path: Path) -> ModelCard:
     chosen, stages, notes = _choose(path)
     _check_same(chosen + stages)
     first = chosen[0]
@@ -155,9 +161,7 @@ def _is_results_folder(path: Path) -> bool:
 
 
 def _results_folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    named = (folder for folder in path.iterdir() if RESULTS_NAME.fullmatch(folder.name))
+    named = (folder for folder in path.glob("*__*__*") if RESULTS_NAME.fullmatch(folder.name))
     return sorted(folder for folder in named if _is_results_folder(folder))
 
 

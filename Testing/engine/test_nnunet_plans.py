@@ -680,6 +680,18 @@ def test_damaged_inference_information_is_refused(text: str, tmp_path: Path) -> 
         card_of_folder(folder)
 
 
+def test_a_folder_that_may_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    results = results_of(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(ModelError, match=r"cannot be read.*Permission denied"):
+        find_card(str(results))
+
+
 # what is such a folder
 
 
