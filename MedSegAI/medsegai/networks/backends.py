@@ -1,8 +1,7 @@
 """What runs a network: torch on a GPU or CPU, or OpenVINO on a CPU.
 
-A `Runner` takes slices and gives logits, whatever is behind it. On CPUs OpenVINO is twice as fast as torch and
-needs no compiler. Half precision stands only in the large convolutions of decoders, for there it hardly changes a
-label: in the encoder it flips positions of pooling maxima (docs/performance.md has the figures).
+A `Runner` takes slices or patches and gives logits, whatever is behind it. On CPUs OpenVINO is twice as fast as
+torch and needs no compiler. Where a network bears half precision is said by its family (`Half`).
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import importlib.util
 import logging
 import sys
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from medsegai.errors import DeviceError
 
@@ -25,10 +25,19 @@ logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
-class Runner(Protocol):
-    """Slices (N, channels, H, W), float32, to logits (N, classes, H, W), float32."""
+Half = Literal["decoders", "network"]
+"""What of a network is in half precision where the job is in mixed precision: the large convolutions of decoders,
+for in an encoder half precision flips positions of pooling maxima; or all of it, where nothing is pooled so
+(docs/performance.md has the figures)."""
 
-    def __call__(self, slices: Tensor) -> Tensor: ...
+
+class Runner(Protocol):
+    """Batches (N, channels, H, W) or (N, channels, D, H, W), float32, to logits (N, classes, ...), float32.
+
+    Logits are the caller's own: no later call changes them.
+    """
+
+    def __call__(self, batch: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -38,7 +47,7 @@ class Compute:
     Attributes:
         device: of the networks. It becomes the CPU when a GPU has too little memory for one slice.
         backend: "torch" or "openvino".
-        mixed: half precision in decoders.
+        mixed: half precision, where a network bears it.
         notes: what had to be changed on the way, in words.
     """
 
@@ -95,49 +104,69 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def make_runner(network: nn.Module, compute: Compute, dropout: bool = False) -> Runner:
-    """`network` made ready to run. With `dropout` its dropout layers stay active (Monte-Carlo dropout)."""
-    network = copy.deepcopy(network).eval()
-    if compute.mixed:
-        _halve_decoders(network, torch.bfloat16 if compute.device.type == "cpu" else torch.float16)
+def make_runner(
+    network: nn.Module, compute: Compute, dropout: bool = False, half: Half = "decoders"
+) -> Runner:
+    """`network` made ready to run; itself it stays as it is. With `dropout` its dropout layers are active."""
+    network = _with_same_weights(network).eval()
+    for layer in network.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.train(dropout)
+    kind = torch.bfloat16 if compute.device.type == "cpu" else torch.float16
+    if compute.mixed and half == "decoders":
+        _halve_decoders(network, kind)
+    whole = kind if compute.mixed and half == "network" else torch.float32
     if compute.backend == "openvino" and not dropout:
         from medsegai.networks.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(network)
-    for layer in network.modules():
-        if isinstance(layer, nn.Dropout2d):
-            layer.train(dropout)
-    return TorchRunner(network, compute.device)
+        return OpenVinoRunner(network, "f32" if whole is torch.float32 else "bf16")
+    return TorchRunner(network, compute.device, whole)
+
+
+def _with_same_weights(network: nn.Module) -> nn.Module:
+    """A copy of the layers that shares the weights, so that several folds do not stand twice in memory."""
+    same: dict[int, object] = {id(values): values for values in network.buffers()}
+    for values in network.parameters():
+        same[id(values)] = nn.Parameter(values.data, requires_grad=False)
+    return copy.deepcopy(network, same)
 
 
 class TorchRunner:
-    """Eager torch, channels last."""
+    """Eager torch. Channels are last in 2D, where that is faster; in 3D it gains nothing."""
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`dtype` is what the whole network computes in."""
         if device.type == "cpu":
             keep_freed_memory()
         self._device = device
-        on_device = network.to(device)
-        self._network = on_device.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._dtype = dtype
+        self._network = network.to(device)
+        volumetric = any(values.ndim == 5 for values in network.parameters())
+        self._format = torch.contiguous_format if volumetric else torch.channels_last
+        if not volumetric:
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def __call__(self, slices: Tensor) -> Tensor:
-        slices = slices.to(self._device, non_blocking=True).contiguous(
-            memory_format=torch.channels_last
-        )
-        logits: Tensor = self._network(slices)
-        return logits
+    def __call__(self, batch: Tensor) -> Tensor:
+        batch = batch.to(self._device, non_blocking=True).contiguous(memory_format=self._format)
+        halved = self._dtype is not torch.float32
+        with torch.autocast(self._device.type, self._dtype, enabled=halved):
+            logits: Tensor = self._network(batch)
+        return logits.float()
 
 
 class BatchRunner:
-    """A network on batches of slices, which grow smaller, and leave the GPU, when memory runs out.
+    """A network on batches, which grow smaller, and leave the GPU, when memory runs out.
 
     The result does not depend on the size of the batch.
     """
 
-    def __init__(self, network: nn.Module, dropout: bool = False) -> None:
+    def __init__(self, network: nn.Module, dropout: bool = False, half: Half = "decoders") -> None:
         self._network = network
         self._dropout = dropout
+        self._half: Half = half
         self._runner: Runner | None = None
         self._placed: torch.device | None = None
         self._largest = 1 << 30
@@ -145,25 +174,26 @@ class BatchRunner:
     def batch_size(self, compute: Compute) -> int:
         return min(self._largest, 4 if compute.device.type == "cpu" else 32)
 
-    def __call__(self, slices: Tensor, compute: Compute) -> Tensor:
-        """Slices (N, channels, H, W) to logits (N, classes, H, W)."""
+    def __call__(self, batch: Tensor, compute: Compute) -> Tensor:
+        """Batches (N, channels, ...) to logits (N, classes, ...) that are the caller's own."""
         try:
-            return self._place(compute)(slices)
+            return self._place(compute)(batch)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-        if slices.shape[0] > 1:
-            self._largest = slices.shape[0] // 2
-            return torch.cat([self(part, compute) for part in slices.split(self._largest)])
+        if batch.shape[0] > 1:
+            self._largest = batch.shape[0] // 2
+            return torch.cat([self(part, compute) for part in batch.split(self._largest)])
         if compute.device.type == "cpu":
+            what = "patch" if batch.ndim == 5 else "slice"
             raise DeviceError(
-                "There is too little memory for a single slice. Close other programs."
+                f"There is too little memory for a single {what}. Close other programs."
             )
         compute.step_down()
-        return self(slices, compute)
+        return self(batch, compute)
 
     def _place(self, compute: Compute) -> Runner:
         if self._runner is None or self._placed != compute.device:
-            self._runner = make_runner(self._network, compute, self._dropout)
+            self._runner = make_runner(self._network, compute, self._dropout, self._half)
             self._placed = compute.device
         return self._runner
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: compiled once for each shape of slices, and kept for the next process."""
+"""OpenVINO on the CPU: compiled once for each shape of a batch, and kept for the next process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import io
 import os
 import sys
 import warnings
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,42 +25,71 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
+KEPT_AT_MOST = 64 * 2**20
+"""Bytes of weights of networks whose compiled form is kept. Larger ones would fill the disk, and run so long
+that the second of compiling is little."""
+
 
 class OpenVinoRunner:
-    """A network as OpenVINO runs it: slices (N, channels, H, W) to logits (N, classes, H, W), float32.
+    """A network as OpenVINO runs it: batches (N, channels, ...) to logits (N, classes, ...), float32.
 
-    Each operation keeps the precision it has in `network`. Shapes are fixed, for with free ones OpenVINO is
-    half as fast: a smaller last batch is filled up.
+    Shapes are fixed, for with free ones OpenVINO is half as fast: a smaller last batch is filled up.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    _last: ClassVar[weakref.ref[OpenVinoRunner] | None] = None
+
+    def __init__(self, network: nn.Module, precision: Literal["f32", "bf16"] = "f32") -> None:
+        """`precision` is the highest that operations have; `network` itself may ask less of some."""
         self._network = network
-        self._fingerprint = _fingerprint(network)
+        self._settings = _settings(precision)
+        self._small = sum(v.nbytes for v in network.state_dict().values()) <= KEPT_AT_MOST
+        self._fingerprint = _fingerprint(network) if self._small else ""
         self._batch = 1
         self._compiled: dict[tuple[int, ...], Any] = {}
 
-    def __call__(self, slices: Tensor) -> Tensor:
-        count = slices.shape[0]
-        shape = (max(count, self._batch), *slices.shape[1:])
+    def __call__(self, batch: Tensor) -> Tensor:
+        count = batch.shape[0]
+        shape = (max(count, self._batch), *batch.shape[1:])
         if shape not in self._compiled:
-            self._compiled[shape] = self._compile(slices)
+            self._compiled[shape] = self._compile(batch)
             self._batch = count
         if count < shape[0]:
-            slices = torch.cat((slices, slices[-1:].expand(shape[0] - count, -1, -1, -1)))
-        request = self._compiled[shape]
-        request.infer([openvino.Tensor(slices.contiguous().numpy(), shared_memory=True)])
-        return torch.from_numpy(request.get_output_tensor(0).data)[:count]
+            missing = batch[-1:].expand(shape[0] - count, *batch.shape[1:])
+            batch = torch.cat((batch, missing))
+        self._take_over()
+        compiled = self._compiled[shape]
+        logits = torch.empty(tuple(compiled.output(0).shape))
+        request = compiled.create_infer_request()
+        request.set_output_tensor(openvino.Tensor(logits.numpy(), shared_memory=True))
+        request.infer(
+            [openvino.Tensor(batch.contiguous().numpy(), shared_memory=True)],
+            share_outputs=True,  # else what it returns, and is not used here, were a copy
+        )
+        return logits[:count]
+
+    def _take_over(self) -> None:
+        """Only the network that ran last keeps memory to work in, so that folds in turn need no more than one."""
+        last = OpenVinoRunner._last() if OpenVinoRunner._last else None
+        if last is not None and last is not self:
+            for compiled in last._compiled.values():
+                compiled.release_memory()
+        OpenVinoRunner._last = weakref.ref(self)
 
     @torch.inference_mode()
-    def _compile(self, slices: Tensor) -> Any:
-        kept = self._cache_file(slices)
+    def _compile(self, batch: Tensor) -> Any:
+        if not self._small:
+            return _core().compile_model(_converted(self._network, batch), "CPU", self._settings)
+        kept = self._cache_file(batch)
         try:
-            compiled = _core().import_model(kept.read_bytes(), "CPU", _settings())
+            return _core().import_model(kept.read_bytes(), "CPU", self._settings)
         except (OSError, RuntimeError):  # not there yet, damaged, or of another processor
-            compiled = _compile(self._network, slices, kept)
-        return compiled.create_infer_request()
+            compiled = _core().compile_model(
+                _converted(self._network, batch), "CPU", self._settings
+            )
+        _keep(compiled, kept)
+        return compiled
 
-    def _cache_file(self, slices: Tensor) -> Path:
+    def _cache_file(self, batch: Tensor) -> Path:
         """Named by everything that the compiled form depends on."""
         core = _core()
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
@@ -67,8 +97,8 @@ class OpenVinoRunner:
         version = openvino.get_version()
         parts = (
             self._fingerprint,
-            tuple(slices.shape),
-            _settings(),
+            tuple(batch.shape),
+            self._settings,
             version,
             processor,
             capabilities,
@@ -91,29 +121,38 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _settings() -> dict[str, Any]:
+def _settings(precision: str) -> dict[str, Any]:
     return {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
 
 
-def _compile(network: nn.Module, slices: Tensor, kept: Path) -> Any:
-    shape = openvino.PartialShape(list(slices.shape))
+def _converted(network: nn.Module, batch: Tensor) -> Any:
+    """`network` as OpenVINO has it, for batches of this shape.
+
+    Tracing runs the network. One that gives the sizes of the `smallest` image it takes is traced on that.
+    """
+    smallest = getattr(network, "smallest", None)
+    example = batch if smallest is None else batch.new_zeros(1, batch.shape[1], *smallest)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Converting a tensor")  # shapes are fixed on purpose
-        model = openvino.convert_model(network, example_input=(slices,), input=[shape])
-    compiled = _core().compile_model(model, "CPU", _settings())
-    with contextlib.suppress(
-        OSError, OutputError
-    ):  # without a cache the next start is slower, no more
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which OpenVINO reads
+        traced = torch.jit.trace(
+            network, (example,), check_trace=False
+        )  # a check runs it thrice more
+        return openvino.convert_model(traced, input=[openvino.PartialShape(list(batch.shape))])
+
+
+def _keep(compiled: Any, kept: Path) -> None:
+    """Without a cache the next start is slower, no more."""
+    with contextlib.suppress(OSError, OutputError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         blob = io.BytesIO()
         compiled.export_model(blob)
         with atomic_path(kept) as partial:
             partial.write_bytes(blob.getvalue())
-    return compiled
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -9,6 +9,7 @@ here once, and of the heads of deep supervision there is the one at full resolut
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medsegai.errors import ModelError
 
@@ -162,6 +164,12 @@ class _Plan:
         if _operation(arguments, "block") == "BottleneckD":
             self.bottlenecks = self._per_stage("bottleneck_channels", self.stages)
         self.stem = int(arguments.get("stem_channels") or self.features[0])
+
+    def smallest(self) -> list[int]:
+        """Sizes of the smallest patch: at the coarsest stage two voxels are left, for one has no deviation."""
+        strides = zip(*map(self.ops.sizes, self.strides), strict=True)
+        first, *others = (math.prod(along) for along in strides)
+        return [2 * first, *others]
 
     def _per_stage(self, name: str, stages: int) -> list[Any]:
         values = self._arguments[name]
@@ -326,6 +334,7 @@ class UNet(nn.Module):
     def __init__(self, plan: _Plan, in_channels: int, classes: int) -> None:
         super().__init__()
         self.kind = plan.kind
+        self.smallest = plan.smallest()
         self.encoder = nn.ModuleDict()
         if plan.kind == "PlainConvUNet":
             self.encoder["stages"] = _plain_encoder(plan, in_channels)
@@ -359,10 +368,33 @@ class UNet(nn.Module):
         decoder = self.decoder
         pairs = zip(decoder["transpconvs"].children(), decoder["stages"].children(), strict=True)
         for transposed, merge in pairs:
-            features = merge(torch.cat((transposed(features), skips.pop()), 1))
+            features = _merged(merge, transposed, features, skips)
         (head,) = decoder["seg_layers"].children()
         logits: Tensor = head(features)
         return logits
+
+
+def _merged(
+    stage: nn.Module, transposed: nn.Module, features: Tensor, skips: list[Tensor]
+) -> Tensor:
+    """`stage` on `features`, enlarged, beside the last of `skips`, which is taken from them.
+
+    A convolution of two inputs side by side is the sum of two. So they need not be put side by side, which would
+    make the largest tensor of the network.
+    """
+    convs = getattr(stage, "convs", None)
+    if convs is None:
+        result: Tensor = stage(torch.cat((transposed(features), skips.pop()), 1))
+        return result
+    first, *others = convs
+    conv, *layers = first
+    convolve = functional.conv3d if conv.weight.ndim == 5 else functional.conv2d
+    of_features, of_skip = conv.weight.split(conv.weight.shape[1] // 2, 1)
+    merged = convolve(skips.pop(), of_skip, padding=conv.padding)
+    merged += convolve(transposed(features), of_features, conv.bias, padding=conv.padding)
+    for layer in (*layers, *others):
+        merged = layer(merged)
+    return merged
 
 
 def _plain_encoder(plan: _Plan, channels: int) -> nn.Sequential:

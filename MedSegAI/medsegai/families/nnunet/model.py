@@ -210,7 +210,7 @@ class FoldNetwork:
     def runner(self, compute: Compute) -> BatchRunner:
         key = (str(compute.device), compute.backend, compute.mixed)
         if key not in self._runners:
-            self._runners[key] = BatchRunner(self.load())
+            self._runners[key] = BatchRunner(self.load(), half="network")
         return self._runners[key]
 
     def load(self) -> nn.Module:
