@@ -118,8 +118,9 @@ def make_runner(
     whole = kind if compute.mixed and half == "network" else torch.float32
     if compute.backend == "openvino" and not dropout:
         from medsegai.networks.openvino import OpenVinoRunner
+        from medsegai.networks.streamlined import streamlined
 
-        return OpenVinoRunner(network, "f32" if whole is torch.float32 else "bf16")
+        return OpenVinoRunner(streamlined(network), "f32" if whole is torch.float32 else "bf16")
     return TorchRunner(network, compute.device, whole)
 
 

@@ -1,0 +1,64 @@
+"""The form of QuickNAT that is compiled gives what QuickNAT gives."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medsegai.networks.quicknat import (
+    QuickNAT,
+    QuickNATConfig,
+    pool_with_codes,
+    unpool_with_codes,
+)
+from medsegai.networks.streamlined import pool_with_ranks, streamlined, unpool_with_ranks
+
+
+def lively(**config: object) -> QuickNAT:
+    """A network whose normalisations do something, with random weights."""
+    torch.manual_seed(0)
+    network = QuickNAT(QuickNATConfig(filters=6, classes=4, **config)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for values in (*network.parameters(), *network.buffers()):
+            if values.is_floating_point():
+                values.add_(0.3 * torch.rand_like(values))
+    return network
+
+
+@pytest.mark.parametrize("excitation", ["none", "csse"])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_it_gives_the_logits_of_the_plain_network(excitation: str, channels: int) -> None:
+    network = lively(squeeze_excitation=excitation, channels=channels)
+    fast = streamlined(network)
+    assert type(fast) is not QuickNAT
+    slices = torch.rand(2, channels, 48, 32)
+    slices[:, :, :16] = 0.0
+    with torch.inference_mode():
+        plain = network(slices)
+        torch.testing.assert_close(fast(slices), plain, rtol=1e-4, atol=1e-4 * plain.abs().max())
+
+
+def test_another_network_stays_as_it_is() -> None:
+    other = nn.Conv2d(1, 1, 1)
+    assert streamlined(other) is other
+
+
+def awkward() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    few_values = torch.randint(-1, 2, (3, 4, 8, 12), generator=generator).float()
+    return [
+        torch.randn(2, 3, 16, 8, generator=generator),
+        few_values,
+        few_values * -0.0,
+        torch.full((1, 1, 4, 4), -7.5),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_ranks_equal_codes_bit_for_bit(number: int) -> None:
+    features = awkward()[number]
+    maxima, ranks = pool_with_ranks(features)
+    expected, codes = pool_with_codes(features)
+    assert torch.equal(maxima, expected)
+    assert torch.equal(4 - ranks, codes.float())
+    values = torch.rand(maxima.shape)
+    assert torch.equal(unpool_with_ranks(values, ranks), unpool_with_codes(values, codes))
