@@ -158,7 +158,6 @@ def predict_with_nnunet(root: Path, made: Made, cases: Mapping[int, list[str]]) 
             )
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("winner", ["2d", "3d_fullres", "2d+3d_fullres"])
 def test_the_best_configuration_is_that_of_nnunet(tmp_path: Path, winner: str) -> None:
