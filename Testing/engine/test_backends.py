@@ -15,9 +15,18 @@ import tiny_quicknat
 from medsegai.errors import DeviceError
 from medsegai.networks import backends
 from medsegai.networks.backends import BatchRunner, Compute, choose_compute, make_runner
+from medsegai.networks.unet import build_unet
 
 CPU = torch.device("cpu")
 SLICES = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+PATCHES = torch.randn(2, 1, 16, 24, 32, generator=torch.Generator().manual_seed(0))
+BACKENDS = ["torch", "openvino"]
+
+
+def need(backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +34,175 @@ def own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDSEGAI_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mixed", [False, True])
 def test_every_backend_gives_the_logits_of_the_plain_network(backend: str, mixed: bool) -> None:
-    if backend == "openvino":
-        pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    need(backend)
     network = tiny_quicknat.network(4, slices=3)
     with torch.inference_mode():
         plain = network(SLICES)
     logits = make_runner(network, Compute(CPU, backend, mixed))(SLICES)
     tolerance = 0.05 if mixed else 1e-4
     assert (logits - plain).abs().max() < tolerance * plain.abs().max()
+
+
+def unet(dimensions: int = 3, seed: int = 0, **changes: Any) -> nn.Module:
+    """A U-Net of nnU-Net's with random weights: one channel in, three classes out."""
+    one, two, three = ([size] * dimensions for size in (1, 2, 3))
+    arguments = {
+        "n_stages": 3,
+        "features_per_stage": [4, 6, 8],
+        "conv_op": f"torch.nn.Conv{dimensions}d",
+        "kernel_sizes": [three] * 3,
+        "strides": [one, two, two],
+        "n_conv_per_stage": [2] * 3,
+        "n_conv_per_stage_decoder": [2] * 2,
+        "conv_bias": True,
+        "norm_op": f"torch.nn.InstanceNorm{dimensions}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    network = build_unet("PlainConvUNet", arguments | changes, 1, 3).to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(seed)
+    for values in network.state_dict().values():
+        values.uniform_(-0.3, 0.5, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_unets_run_on_every_backend(backend: str, mixed: bool, dimensions: int) -> None:
+    need(backend)
+    network = unet(dimensions)
+    batch = PATCHES if dimensions == 3 else PATCHES[:, :, 0]
+    with torch.inference_mode():
+        plain = network(batch)
+    logits = make_runner(network, Compute(CPU, backend, mixed), half="network")(batch)
+    assert (logits.dtype, logits.shape) == (torch.float32, plain.shape)
+    difference = (logits - plain).abs().max() / plain.abs().max()
+    assert difference < (0.05 if mixed else 1e-5)
+    if mixed and (backend == "torch" or backends.cpu_has_bfloat16()):
+        assert difference > 1e-4, "the network was not run in half precision"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_are_the_callers_own(backend: str) -> None:
+    need(backend)
+    runner = make_runner(unet(), Compute(CPU, backend, False))
+    first = runner(PATCHES)
+    kept = first.clone()
+    runner(PATCHES + 1)
+    assert torch.equal(first, kept)
+    first.zero_()
+    assert torch.equal(runner(PATCHES), kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("half", ["decoders", "network"])
+def test_running_a_network_leaves_it_as_it_is(backend: str, half: backends.Half) -> None:
+    need(backend)
+    networks: tuple[tuple[nn.Module, Tensor], ...] = (
+        (unet(), PATCHES),
+        (tiny_quicknat.network(4, slices=3), SLICES),
+    )
+    for network, batch in networks:
+        network.train()
+        before = {name: values.clone() for name, values in network.state_dict().items()}
+        make_runner(network, Compute(CPU, backend, True), half=half)(batch)
+        assert network.training
+        for name, values in network.state_dict().items():
+            assert torch.equal(values, before[name]), name
+            assert values.dtype == before[name].dtype
+
+
+def test_a_runner_shares_the_weights_of_its_network() -> None:
+    network = unet()
+    runner: Any = make_runner(network, Compute(CPU, "torch", True), half="network")
+    theirs = {values.data_ptr() for values in network.state_dict().values()}
+    assert {values.data_ptr() for values in runner._network.state_dict().values()} == theirs
+
+
+def test_dropout_of_a_unet_stays_active_where_it_is_asked_for() -> None:
+    dropout = {"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": {"p": 0.5}}
+    network = unet(**dropout)
+    compute = Compute(CPU, "torch", False)
+    quiet = make_runner(network, compute)
+    noisy = make_runner(network, compute, dropout=True)
+    assert torch.equal(quiet(PATCHES), quiet(PATCHES))
+    assert not torch.equal(noisy(PATCHES), noisy(PATCHES))
+
+
+def test_openvino_traces_a_unet_on_the_smallest_patch_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need("openvino")
+    network = unet(strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]])
+    assert network.smallest == [4, 4, 4]
+    sizes: list[torch.Size] = []
+    forward = type(network).forward
+    monkeypatch.setattr(
+        type(network), "forward", lambda self, x: (sizes.append(x.shape), forward(self, x))[1]
+    )
+    runner = make_runner(network, Compute(CPU, "openvino", False))
+    logits = runner(PATCHES)
+    runner(PATCHES)
+    assert sizes == [(1, 1, 4, 4, 4)]
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, network(PATCHES), atol=1e-4, rtol=1e-4)
+
+
+def test_large_networks_do_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("openvino")
+    from medsegai.networks import openvino as runners
+
+    compute = Compute(CPU, "openvino", False)
+    small = make_runner(unet(), compute)(PATCHES)
+    assert len(list(tmp_path.rglob("*.blob"))) == 1
+    monkeypatch.setattr(runners, "KEPT_AT_MOST", 1000)
+    large = make_runner(unet(seed=1), compute)(PATCHES)
+    assert len(list(tmp_path.rglob("*.blob"))) == 1
+    assert not torch.allclose(small, large)
+
+
+def test_precisions_are_kept_apart(tmp_path: Path) -> None:
+    need("openvino")
+    for mixed in (False, True):
+        make_runner(unet(), Compute(CPU, "openvino", mixed), half="network")(PATCHES)
+    assert len(list(tmp_path.rglob("*.blob"))) == 2
+
+
+FOLDS_IN_TURN = """
+import os, sys, test_backends as t, torch
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+patches = torch.zeros(1, 1, 64, 96, 96)
+folds = [t.make_runner(t.unet(seed=seed, features_per_stage=[24, 8, 8]), t.Compute(t.CPU, "openvino", False))
+         for seed in range(4)]
+folds[0](patches)
+one = resident()
+expected = folds[0](patches)
+for fold in folds[1:]:
+    fold(patches)
+assert torch.equal(folds[0](patches), expected)
+print(resident() - one)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in use as Linux tells it")
+def test_folds_in_turn_work_in_the_memory_of_one() -> None:
+    need("openvino")
+    folders = [str(Path(tiny_quicknat.__file__).parent), str(Path(medsegai.__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-c", FOLDS_IN_TURN]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    features = (
+        24 * 64 * 96 * 96 * 4 / 2**20
+    )  # one set of the largest features; a fold works with two or more
+    assert float(done.stdout) < 2 * features
 
 
 def test_openvino_pads_the_last_batch_and_gives_it_back_without_padding() -> None:

@@ -149,7 +149,7 @@ class TorchRunner:
         if not volumetric:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         batch = batch.to(self._device, non_blocking=True).contiguous(memory_format=self._format)
         halved = self._dtype is not torch.float32
