@@ -308,8 +308,6 @@ def trainer_class() -> Any:
     It bears the name of the stock class, which nnU-Net writes into checkpoints and folder names, so that every
     program that reads nnU-Net's results finds the trainer it knows.
     """
-    import numpy as np
-    import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Stock
 
     class nnUNetTrainer(Stock):  # type: ignore[misc]
@@ -322,7 +320,7 @@ def trainer_class() -> Any:
             self.save_every = sys.maxsize  # saved below, after each epoch
             # Our curves show the same; this picture takes two seconds an epoch.
             self.logger.plot_progress_png = lambda output_folder: None
-            self._seed(0)
+            seed_all(job.seed, 0)
 
         def initialize(self) -> None:
             super().initialize()
@@ -333,7 +331,7 @@ def trainer_class() -> Any:
             return log_entries(self.run_name, self.logger.get_checkpoint(), self.current_epoch)
 
         def on_train_epoch_start(self) -> None:
-            self._seed(1 + self.current_epoch)
+            seed_all(self.job.seed, 1 + self.current_epoch)
             self._steps = 0
             super().on_train_epoch_start()
 
@@ -365,14 +363,18 @@ def trainer_class() -> Any:
             self._steps += 1
             self.events.report(self.run_name, TRAINED * epochs / self.num_epochs)
 
-        def _seed(self, part: int) -> None:
-            """Random numbers that depend on the epoch alone, whether or not there was a break before."""
-            state = np.random.SeedSequence([self.job.seed, part]).generate_state(3)
-            random.seed(int(state[0]))
-            np.random.seed(int(state[1]))
-            torch.manual_seed(int(state[2]))
-
     return nnUNetTrainer
+
+
+def seed_all(seed: int, part: int) -> None:
+    """Random numbers that depend on the part of a training alone, whether or not there was a break before."""
+    import numpy as np
+    import torch
+
+    state = np.random.SeedSequence([seed, part]).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))
 
 
 def _in_bfloat16(forward: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -131,7 +131,7 @@ def _check_name(dataset: Path) -> None:
     """What nnU-Net demands of a dataset's name, and what it would only say in the middle."""
     if not DATASET_NAME.fullmatch(dataset.name):
         raise InputError(
-            f"{dataset} must be named as nnU-Net names datasets: DatasetXXX_Name, XXX being three digits."
+            f"{dataset} must be named as nnU-Net names datasets, such as Dataset001_{dataset.name}."
         )
     number = dataset.name.partition("_")[0]
     twins = [path.name for path in dataset.parent.glob(f"{number}_*") if path.name != dataset.name]
