@@ -8,7 +8,6 @@ near a boundary are interpolated.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from medsegai.grid_points import VALUES_AT_ONCE, GridPoints, planes_needed
 from medsegai.volume import Geometry
-
-VALUES_AT_ONCE = 1 << 23
-"""Points times classes that are interpolated together: bounds the extra memory to a few dozen megabytes."""
 
 CERTAIN = 1e-3
 """Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
@@ -64,11 +59,15 @@ class Scale(Enum):
 
     def decide(self, values: Tensor, axis: int) -> Tensor:
         """Class index of native values: the most probable class, or the last region with more than one half."""
-        return _last_region(values, axis, 0.0) if self is Scale.REGIONS else values.argmax(axis)
+        if self is Scale.REGIONS:
+            return _last_region(values, axis, 0.0)
+        return _most_probable(values, axis)
 
     def decide_probabilities(self, values: Tensor, axis: int) -> Tensor:
         """As `decide`, of what `probabilities` gives."""
-        return _last_region(values, axis, 0.5) if self is Scale.REGIONS else values.argmax(axis)
+        if self is Scale.REGIONS:
+            return _last_region(values, axis, 0.5)
+        return _most_probable(values, axis)
 
     def entropy(self, probabilities: Tensor, axis: int) -> Tensor:
         """Entropy in nats; of overlapping regions the sum over them."""
@@ -98,7 +97,128 @@ class Readable(Protocol):
     def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor: ...
 
 
-class Probabilities:
+class _Plane:
+    """A native plane, and what is found out about it once.
+
+    Attributes:
+        values: (class, j, i), any float type.
+    """
+
+    def __init__(self, values: Tensor, scale: Scale) -> None:
+        self.values = values
+        self._scale = scale
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Class index of each voxel, uint8 or int16 (j, i)."""
+        dtype = index_type(len(self.values))
+        return self._scale.decide(self.values.float(), 0).to(dtype)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy in nats of each voxel, float32 (j, i)."""
+        return self._scale.entropy(self._scale.probabilities(self.values.float(), 0), 0)
+
+
+class _Planes:
+    """Native planes, one above the other, that can be read on any grid; outside of them all is background."""
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        geometry: Geometry,
+        planes: Sequence[_Plane],
+        scale: Scale,
+        linear: Sequence[bool],
+    ) -> None:
+        self.labels, self.geometry = tuple(labels), geometry
+        self.scale, self.linear = scale, tuple(linear)
+        self._planes = list(planes)
+        self._last: tuple[Geometry, int, int, GridPoints] | None = None
+        self._agreed: dict[tuple[bool, ...], Tensor] = {}
+
+    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Probabilities on planes k0 to k1 of `target`, float32 (class, k1 - k0, j, i)."""
+        points = self._points(target, k0, k1)
+        every = torch.arange(points.count, device=points.inside.device)
+        return self.read_points(target, k0, k1, every).reshape(-1, *points.shape)
+
+    def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+        """Probabilities at some voxels of planes k0 to k1 of `target`, float32 (class, point).
+
+        Args:
+            points: flat indices into these planes.
+        """
+        where = self._points(target, k0, k1)
+        result = torch.zeros(len(self.labels), points.numel(), device=points.device)
+        result[0] = 1.0
+        chosen = where.inside.reshape(-1)[points].nonzero()[:, 0]
+        for part, values in where.interpolate(self._values(), points[chosen]):
+            result[:, chosen[part]] = self.scale.probabilities(values, 0)
+        return result
+
+    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+        """What is known without interpolating on planes k0 to k1 of `target`.
+
+        Returns:
+            Class indices (k1 - k0, j, i), and whether they are certain because all native voxels around the
+            point agree, bool of the same shape.
+        """
+        points = self._points(target, k0, k1)
+        agreed = self._agreement(points.between)
+        result = points.at_base(agreed).masked_fill_(~points.inside, 0)
+        certain = result != torch.iinfo(agreed.dtype).max
+        return result.masked_fill_(~certain, 0), certain
+
+    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Class index on planes k0 to k1 of `target`, (k1 - k0, j, i): what `read` would decide."""
+        result, certain = self.consensus(target, k0, k1)
+        flat = result.view(-1)
+        unsure = (~certain).reshape(-1).nonzero()[:, 0]
+        points = self._points(target, k0, k1)
+        for part, values in points.interpolate(self._values(), unsure):
+            flat[unsure[part]] = self.scale.decide(values, 0).to(flat.dtype)
+        return result
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i).
+
+        Where all native voxels around a point are certain it is 0.
+        """
+        points = self._points(target, k0, k1)
+        planes = [plane.entropy for plane in self._planes]
+        some = _over_cells(torch.maximum, torch.stack(planes), points.between) > CERTAIN
+        unsure = (points.inside & points.at_base(some)).reshape(-1).nonzero()[:, 0]
+        result = torch.zeros(points.count, device=points.inside.device)
+        for part, values in points.interpolate([plane[None] for plane in planes], unsure):
+            result[unsure[part]] = values[0]
+        return result.reshape(points.shape)
+
+    def _values(self) -> list[Tensor]:
+        return [plane.values for plane in self._planes]
+
+    def _points(self, target: Geometry, k0: int, k1: int) -> GridPoints:
+        """Where these planes lie; the last ones are remembered, for one slab is read in several ways."""
+        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
+            device = self._planes[0].values.device
+            points = GridPoints(self.geometry, target, (k0, k1), device, self.linear)
+            self._last = (target, k0, k1, points)
+        return self._last[3]
+
+    def _agreement(self, between: tuple[bool, ...]) -> Tensor:
+        """The class that a voxel shares with its neighbours towards higher k, j, i, as far as points lie between
+        them; the highest number of the type where they differ. (k, j, i)."""
+        if between not in self._agreed:
+            classes = torch.stack([plane.classes for plane in self._planes])
+            classes = classes.to(index_type(len(self.labels) + 1))
+            low, high = (
+                _over_cells(way, classes, between) for way in (torch.minimum, torch.maximum)
+            )
+            self._agreed[between] = low.masked_fill_(low != high, torch.iinfo(classes.dtype).max)
+        return self._agreed[between]
+
+
+class Probabilities(_Planes):
     """Values of classes on a native grid; outside of it all is background.
 
     Args:
@@ -122,100 +242,19 @@ class Probabilities:
             raise ValueError(
                 f"{tuple(values.shape)} values do not fit {len(labels)} classes on {geometry.shape}"
             )
-        self.labels = tuple(labels)
-        self.geometry = geometry
+        planes = [_Plane(plane, scale) for plane in values.unbind(1)]
+        super().__init__(labels, geometry, planes, scale, linear)
         self.values = values
-        self.scale = scale
-        self.linear = tuple(linear)
-        self._last: tuple[Geometry, int, int, _Points] | None = None
 
-    @cached_property
+    @property
     def native_argmax(self) -> Tensor:
         """Class index of each native voxel, uint8 or int16 (k, j, i)."""
-        dtype = index_type(len(self.labels))
-        return torch.stack(
-            [self.scale.decide(plane.float(), 0).to(dtype) for plane in self.values.unbind(1)]
-        )
+        return torch.stack([plane.classes for plane in self._planes])
 
-    @cached_property
+    @property
     def native_entropy(self) -> Tensor:
         """Entropy in nats of each native voxel, float32 (k, j, i)."""
-        return torch.stack(
-            [
-                self.scale.entropy(self.scale.probabilities(plane.float(), 0), 0)
-                for plane in self.values.unbind(1)
-            ]
-        )
-
-    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Probabilities on planes k0 to k1 of `target`, float32 (class, k1 - k0, j, i)."""
-        points = self._points(target, k0, k1)
-        every = torch.arange(points.count, device=self.values.device)
-        return self.read_points(target, k0, k1, every).T.reshape(-1, *points.shape)
-
-    def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
-        """Probabilities at some voxels of planes k0 to k1 of `target`, float32 (point, class).
-
-        Args:
-            points: flat indices into these planes.
-        """
-        where = self._points(target, k0, k1)
-        result = torch.zeros(points.numel(), len(self.labels), device=self.values.device)
-        result[:, 0] = 1.0
-        chosen = where.inside.reshape(-1)[points].nonzero()[:, 0]
-        for part, values in where.interpolate(self.values, points[chosen]):
-            result[chosen[part]] = self.scale.probabilities(values, 1)
-        return result
-
-    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
-        """What is known without interpolating on planes k0 to k1 of `target`.
-
-        Returns:
-            Class indices (k1 - k0, j, i), and whether they are certain because all native voxels around the
-            point agree, bool of the same shape.
-        """
-        points = self._points(target, k0, k1)
-        result = points.at_base(self.native_argmax).masked_fill_(~points.inside, 0)
-        return result, ~points.inside | points.at_base(self._unanimous)
-
-    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Class index on planes k0 to k1 of `target`, (k1 - k0, j, i): what `read` would decide."""
-        result, certain = self.consensus(target, k0, k1)
-        flat = result.view(-1)
-        unsure = (~certain).reshape(-1).nonzero()[:, 0]
-        for part, values in self._points(target, k0, k1).interpolate(self.values, unsure):
-            flat[unsure[part]] = self.scale.decide(values, 1).to(flat.dtype)
-        return result
-
-    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i).
-
-        Where all native voxels around a point are certain it is 0.
-        """
-        points = self._points(target, k0, k1)
-        result = torch.zeros(points.count, device=self.values.device)
-        unsure = (points.inside & points.at_base(self._uncertain)).reshape(-1).nonzero()[:, 0]
-        for part, values in points.interpolate(self.native_entropy[None], unsure):
-            result[unsure[part]] = values[:, 0]
-        return result.reshape(points.shape)
-
-    def _points(self, target: Geometry, k0: int, k1: int) -> _Points:
-        """Where these planes lie; the last ones are remembered, for one slab is read in several ways."""
-        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
-            points = _Points(self.geometry, target, (k0, k1), self.values.device, self.linear)
-            self._last = (target, k0, k1, points)
-        return self._last[3]
-
-    @cached_property
-    def _unanimous(self) -> Tensor:
-        """Whether a voxel and its seven neighbours towards higher k, j, i share one class, bool (k, j, i)."""
-        values = self.native_argmax
-        return _over_cells(torch.minimum, values) == _over_cells(torch.maximum, values)
-
-    @cached_property
-    def _uncertain(self) -> Tensor:
-        """Whether a voxel or one of these neighbours has more entropy than `CERTAIN`, bool (k, j, i)."""
-        return _over_cells(torch.maximum, self.native_entropy) > CERTAIN
+        return torch.stack([plane.entropy for plane in self._planes])
 
 
 class StreamedProbabilities:
@@ -226,7 +265,8 @@ class StreamedProbabilities:
 
     Args:
         labels, geometry, scale, linear: as in `Probabilities`.
-        slabs: native values (class, planes, j, i), one slab after another without gaps.
+        slabs: native values (class, planes, j, i), one slab after another without gaps. They are kept as they
+            are until they are read.
     """
 
     def __init__(
@@ -241,8 +281,8 @@ class StreamedProbabilities:
         self.scale, self.linear = scale, tuple(linear)
         self._slabs = slabs
         self._first = 0
-        self._end = 0
-        self._window: Probabilities | None = None
+        self._planes: list[_Plane] = []
+        self._window: _Planes | None = None
 
     def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """As `Probabilities.read`."""
@@ -264,34 +304,34 @@ class StreamedProbabilities:
         """As `Probabilities.entropy`."""
         return self._at(target, k0, k1).entropy(target, k0, k1)
 
-    def _at(self, target: Geometry, k0: int, k1: int) -> Probabilities:
+    def _at(self, target: Geometry, k0: int, k1: int) -> _Planes:
         """The native planes that planes k0 to k1 of `target` need."""
         size = self.geometry.shape[0]
-        first, last = _planes_needed(self.geometry, target, (k0, k1))
+        first, last = planes_needed(self.geometry, target, (k0, k1))
         first, last = min(max(first, 0), size - 1), min(max(last, 0), size - 1)
         if self._window is not None and first < self._first:
             raise ValueError("streamed probabilities were asked for planes that are gone")
-        if self._window is None or last >= self._end:
+        if self._window is None or last >= self._first + len(self._planes):
             self._advance(first, last)
         assert self._window is not None
         return self._window
 
     def _advance(self, first: int, last: int) -> None:
         """Drop the planes before `first`, and take in slabs until plane `last` is there."""
-        kept: list[Tensor] = []
-        if self._window is not None and first < self._end:
-            kept = [self._window.values[:, first - self._first :]]
-            self._first = first
         self._window = None
-        while self._end <= last:
-            slab = next(self._slabs)
-            begin, self._end = self._end, self._end + slab.shape[1]
-            if self._end > first:
-                self._first = begin if not kept else self._first
-                kept.append(slab)
-        values = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
-        grid = self.geometry.cropped((self._first, 0, 0), tuple(values.shape[1:]))
-        self._window = Probabilities(self.labels, grid, values, self.scale, self.linear)
+        self._drop(first)
+        while self._first + len(self._planes) <= last:
+            self._planes += [_Plane(plane, self.scale) for plane in next(self._slabs).unbind(1)]
+            self._drop(first)
+        grid = self.geometry.cropped(
+            (self._first, 0, 0), (len(self._planes), *self.geometry.shape[1:])
+        )
+        self._window = _Planes(self.labels, grid, self._planes, self.scale, self.linear)
+
+    def _drop(self, first: int) -> None:
+        gone = min(max(first - self._first, 0), len(self._planes))
+        del self._planes[:gone]
+        self._first += gone
 
 
 class JointProbabilities:
@@ -321,18 +361,19 @@ class JointProbabilities:
         """As `Probabilities.read`."""
         shape = (k1 - k0, *target.shape[1:])
         every = torch.arange(math.prod(shape))
-        parts = every.split(_points_at_once(len(self.labels)))
-        values = torch.cat([self.read_points(target, k0, k1, part) for part in parts])
-        return values.T.reshape(-1, *shape)
+        return self.read_points(target, k0, k1, every).reshape(-1, *shape)
 
     def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
         """As `Probabilities.read_points`."""
+        parts = points.split(max(1, VALUES_AT_ONCE // len(self.labels)))
+        return torch.cat([self._mean(target, k0, k1, part) for part in parts], 1)
+
+    def _mean(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
         answers = []
         for part, places in zip(self._parts, self._places, strict=True):
             values = part.read_points(target, k0, k1, points).cpu()
-            answers.append(
-                torch.zeros(points.numel(), len(self.labels)).index_copy_(1, places, values)
-            )
+            answer = torch.zeros(len(self.labels), points.numel())
+            answers.append(answer.index_copy_(0, places, values))
         if any(len(places) < len(self.labels) for places in self._places):
             answers = [self._shared(number, answers) for number in range(len(answers))]
         return sum(answer * weight for answer, weight in zip(answers, self._weights, strict=True))  # type: ignore[return-value]
@@ -340,14 +381,14 @@ class JointProbabilities:
     def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
         """The answer of a part with its background shared among the classes that it does not know."""
         known = self._places[number]
-        unknown = torch.ones(len(self.labels), dtype=torch.bool)
+        unknown = torch.ones(len(self.labels), 1, dtype=torch.bool)
         unknown[known[1:]] = False
         others = sum(answer for index, answer in enumerate(answers) if index != number)
         share = torch.as_tensor(others) * unknown
-        total = share.sum(1, keepdim=True)
-        background = (torch.arange(len(self.labels)) == 0).float()
+        total = share.sum(0, keepdim=True)
+        background = (torch.arange(len(self.labels)) == 0).float()[:, None]
         share = torch.where(total > 0, share / total.clamp(min=1e-12), background)
-        return answers[number] * ~unknown + answers[number][:, :1] * share
+        return answers[number] * ~unknown + answers[number][:1] * share
 
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
         """As `Probabilities.consensus`: what is certain in every part, and the same in all."""
@@ -366,9 +407,9 @@ class JointProbabilities:
         result, certain = self.consensus(target, k0, k1)
         flat = result.view(-1)
         unsure = (~certain).reshape(-1).nonzero()[:, 0]
-        for part in unsure.split(_points_at_once(len(self.labels))):
-            values = self.read_points(target, k0, k1, part)
-            flat[part] = self.scale.decide_probabilities(values, 1).to(flat.dtype)
+        for part in unsure.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+            values = self._mean(target, k0, k1, part)
+            flat[part] = self.scale.decide_probabilities(values, 0).to(flat.dtype)
         return result
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
@@ -378,117 +419,8 @@ class JointProbabilities:
 
 def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1: int) -> Tensor:
     """Native `values` (k, j, i) at the voxels of `target` nearest to them, planes k0 to k1; 0 outside."""
-    points = _Points(native, target, (k0, k1), values.device)
+    points = GridPoints(native, target, (k0, k1), values.device)
     return points.at_nearest(values).masked_fill_(~points.inside, 0)
-
-
-class _Points:
-    """Where the voxels of some planes of `target` lie on the native grid.
-
-    A point counts as inside up to half a voxel beyond the outermost centres; there the edge value holds.
-    Coordinates stay as small as broadcasting allows: on grids whose axes are parallel, each depends on one
-    axis of the target only.
-    """
-
-    def __init__(
-        self,
-        native: Geometry,
-        target: Geometry,
-        planes: tuple[int, int],
-        device: torch.device,
-        linear: Sequence[bool] = (True, True, True),
-    ) -> None:
-        matrix = native.ras_to_ijk @ target.ijk_to_ras
-        self.shape = (planes[1] - planes[0], *target.shape[1:])
-        self.count = math.prod(self.shape)
-        self._native = native.shape
-        self._device = device
-        self.inside = torch.ones(self.shape, dtype=torch.bool, device=device)
-        self._base: list[Tensor] = []
-        self._part: list[Tensor] = []
-        for axis, size in enumerate(native.shape):
-            position = _position(matrix[2 - axis], self.shape, planes[0]).to(device)
-            self.inside &= (position > -0.5) & (position < size - 0.5)
-            position = position.clamp(0, size - 1)
-            if not linear[axis]:
-                position = (position + 0.5 + 1e-6).floor()  # of two that are equally near the higher
-            base = position.floor().clamp_(max=max(size - 2, 0))
-            self._base.append(base.long())
-            self._part.append((position - base).float())
-
-    def at_base(self, values: Tensor) -> Tensor:
-        """Native `values` (k, j, i) at the corner of the cell around each point."""
-        return self._take(values, self._base)
-
-    def at_nearest(self, values: Tensor) -> Tensor:
-        """Native `values` (k, j, i) at the voxel nearest to each point."""
-        nearest = [base + (part > 0.5) for base, part in zip(self._base, self._part, strict=True)]
-        return self._take(values, nearest)
-
-    def interpolate(self, values: Tensor, chosen: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Trilinear interpolation of (class, k, j, i) at the points with the flat indices `chosen`.
-
-        Yields which of `chosen` come next, and their values as float32 (point, class).
-        """
-        if not chosen.numel():
-            return
-        low = [int(base.min()) for base in self._base]
-        high = [int(base.max()) + 2 for base in self._base]
-        box = values[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-        table = box.permute(1, 2, 3, 0).float().reshape(-1, values.shape[0])
-        count = _points_at_once(values.shape[0])
-        for first in range(0, chosen.numel(), count):
-            part = slice(first, first + count)
-            corners, weights = self._corners(chosen[part], low, tuple(box.shape[1:]))
-            yield part, F.embedding_bag(corners, table, per_sample_weights=weights, mode="sum")
-
-    def _take(self, values: Tensor, where: Sequence[Tensor]) -> Tensor:
-        _, rows, columns = self._native
-        k, j, i = where
-        flat = (k * rows + j) * columns + i
-        return values.reshape(-1)[flat.expand(self.shape)]
-
-    def _corners(
-        self, chosen: Tensor, low: Sequence[int], box: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """Rows of the eight corners around each chosen point in a table of a box, and their weights."""
-        where = torch.unravel_index(chosen, self.shape)
-        base = [self._base[axis].expand(self.shape)[where] - low[axis] for axis in range(3)]
-        part = [self._part[axis].expand(self.shape)[where] for axis in range(3)]
-        rows = torch.empty(chosen.numel(), 8, dtype=torch.long, device=self._device)
-        weights = torch.ones(chosen.numel(), 8, device=self._device)
-        first = (base[0] * box[1] + base[1]) * box[2] + base[2]
-        for corner, steps in enumerate(itertools.product((0, 1), repeat=3)):
-            reachable = [step if box[axis] > 1 else 0 for axis, step in enumerate(steps)]
-            offset = (reachable[0] * box[1] + reachable[1]) * box[2] + reachable[2]
-            rows[:, corner] = first + offset
-            for axis, step in enumerate(steps):
-                weights[:, corner] *= part[axis] if step else 1 - part[axis]
-        return rows, weights
-
-
-def _position(row: NDArray[np.float64], shape: Sequence[int], first_plane: int) -> Tensor:
-    """One native coordinate of each target voxel: broadcastable to `shape`, of size 1 where it is constant.
-
-    Positions within a thousandth of a voxel centre are put on it, so that equal grids copy exactly.
-    """
-    position = torch.full(
-        (1, 1, 1), float(row[3]) + float(row[2]) * first_plane, dtype=torch.float64
-    )
-    for axis, size in enumerate(shape):
-        step = float(row[2 - axis])
-        if abs(step) * size > 1e-4:
-            along = torch.arange(size, dtype=torch.float64) * step
-            position = position + along.reshape([-1 if n == axis else 1 for n in range(3)])
-    nearest = position.round()
-    return torch.where((position - nearest).abs() < 1e-3, nearest, position)
-
-
-def _planes_needed(native: Geometry, target: Geometry, planes: tuple[int, int]) -> tuple[int, int]:
-    """First and last native plane around planes of `target`; they may lie outside of the native grid."""
-    matrix = native.ras_to_ijk @ target.ijk_to_ras
-    position = _position(matrix[2], (planes[1] - planes[0], *target.shape[1:]), planes[0])
-    return int(position.min().floor()), int(position.max().floor()) + 1
 
 
 def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:
@@ -498,8 +430,18 @@ def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:
     return ((values > threshold) * numbers).amax(axis)
 
 
-def _points_at_once(classes: int) -> int:
-    return max(1, VALUES_AT_ONCE // classes)
+def _most_probable(values: Tensor, axis: int) -> Tensor:
+    """The first of the largest along `axis`. On a CPU by running maxima, which is several times faster."""
+    if values.device.type != "cpu" or values.shape[axis] > 256:
+        return values.argmax(axis)
+    values = values.movedim(axis, 0)
+    first, *others = (values if values.stride(-1) == 1 else values.contiguous()).numpy()
+    largest, found = first.copy(), np.zeros(first.shape, np.uint8)
+    for number, other in enumerate(others, start=1):
+        larger = (other > largest).view(np.uint8)
+        np.maximum(found, np.multiply(larger, np.uint8(number), out=larger), out=found)
+        np.maximum(largest, other, out=largest)
+    return torch.from_numpy(found)
 
 
 def index_type(classes: int) -> torch.dtype:
@@ -507,14 +449,14 @@ def index_type(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.int16
 
 
-def _over_cells(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> Tensor:
-    """`combine` over each voxel (k, j, i) and its seven neighbours towards higher k, j, i."""
-    for axis in range(3):
-        values = combine(values, _shifted(values, axis))
+def _over_cells(
+    combine: Callable[[Tensor, Tensor], Tensor], values: Tensor, axes: Sequence[bool]
+) -> Tensor:
+    """`combine` over each voxel (k, j, i) and its neighbours towards higher k, j, i along these `axes`."""
+    values = values.clone()
+    for axis, along in enumerate(axes):
+        if along and values.shape[axis] > 1:
+            size = values.shape[axis] - 1
+            lower = values.narrow(axis, 0, size)
+            lower.copy_(combine(lower, values.narrow(axis, 1, size)))
     return values
-
-
-def _shifted(values: Tensor, axis: int) -> Tensor:
-    """The next value along `axis`; the last one keeps its own."""
-    size = values.shape[axis]
-    return torch.cat((values.narrow(axis, 1, size - 1), values.narrow(axis, size - 1, 1)), axis)

@@ -31,6 +31,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("io",),  # L1
     ("preprocessing",),
     ("networks",),
+    ("grid_points",),
     ("probabilities",),
     ("fusion",),  # L2
     ("uncertainty",),

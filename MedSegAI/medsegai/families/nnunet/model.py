@@ -315,4 +315,4 @@ class _Passes:
             self.count += 1
             self.finished()
         assert total is not None
-        return total if len(self.mirrors) == 1 else total / len(self.mirrors)
+        return total if len(self.mirrors) == 1 else total.div_(len(self.mirrors))

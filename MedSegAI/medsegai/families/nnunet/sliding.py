@@ -19,7 +19,7 @@ from medsegai.preprocessing.tiles import gaussian, padded, tile_starts
 logger = logging.getLogger(__name__)
 
 PLANES_AT_ONCE = 8
-"""Final planes that are handed on together, and planes that a 2D network sees in one batch."""
+"""Planes that a 2D network sees in one batch."""
 
 Box = tuple[slice, slice, slice]
 
@@ -95,28 +95,17 @@ def logits_by_planes(
         notes: told when the sums do not fit beside the image on its device, and are kept on the CPU.
 
     Yields:
-        float32 (class, planes, j, i), in order of the planes (of the reversed planes, if the window says so).
+        float32 (class, 1, j, i), in order of the planes (of the reversed planes, if the window says so).
     """
-    size = (at.depth, *at.image.shape[2:])
-    total = zeros((classes, *size), at.image.device, notes)
-    device = total.device
-    weights = torch.zeros(size, device=device)
-    importance = torch.tensor(gaussian(at.patch), device=device).reshape(-1, *at.patch[-2:])
+    sums = _Sums(at, classes, notes)
     rows = at.rows[::-1] if at.reversed else at.rows
     for row, following in itertools.zip_longest(rows, rows[1:]):
         for predict, weight in networks:
-            for j, i in at.corners:
-                tile = (slice(j, j + at.patch[-2]), slice(i, i + at.patch[-1]))
-                logits = _tile(at, predict, row, tile)
-                total[(slice(first_class, None), slice(logits.shape[1]), *tile)].add_(
-                    logits.to(device) * importance, alpha=weight
-                )
-        for j, i in at.corners:
-            weights[:, j : j + at.patch[-2], i : i + at.patch[-1]] += importance
+            for corner in at.corners:
+                sums.add(_tile(at, predict, row, corner), corner, first_class, weight)
+        sums.count()
         final = at.depth if following is None else min(abs(following - row), at.depth)
-        yield from _final_planes(at, total, weights, row, final)
-        _move_on(total, final, at.reversed)
-        _move_on(weights[None], final, at.reversed)
+        yield from sums.take(row, final)
 
 
 def zeros(shape: Sequence[int], device: torch.device, notes: list[str]) -> Tensor:
@@ -130,36 +119,57 @@ def zeros(shape: Sequence[int], device: torch.device, notes: list[str]) -> Tenso
         return torch.zeros(shape)
 
 
-def _tile(at: Window, predict: Predict, row: int, tile: tuple[slice, slice]) -> Tensor:
+def _tile(at: Window, predict: Predict, row: int, corner: tuple[int, int]) -> Tensor:
     """Logits (class, k, j, i) of one tile."""
-    patch = at.image[(slice(None), slice(row, row + at.depth), *tile)]
+    along_j, along_i = _beside(at, corner)
+    patch = at.image[:, row : row + at.depth, along_j, along_i]
     if len(at.patch) == 2:
         return predict(patch.transpose(0, 1)).transpose(0, 1)
     return predict(patch[None])[0]
 
 
-def _final_planes(
-    at: Window, total: Tensor, weights: Tensor, row: int, count: int
-) -> Iterator[Tensor]:
-    """The planes of the sum that later rows do not touch, as far as they were asked for."""
-    planes = range(at.depth - 1, at.depth - 1 - count, -1) if at.reversed else range(count)
-    chosen = [plane for plane in planes if at.inside[0].start <= row + plane < at.inside[0].stop]
-    for first in range(0, len(chosen), PLANES_AT_ONCE):
-        some = torch.tensor(chosen[first : first + PLANES_AT_ONCE], device=total.device)
-        values = total.index_select(1, some)[(..., *at.inside[1:])]
-        yield values / weights.index_select(0, some)[(..., *at.inside[1:])]
+def _beside(at: Window, corner: tuple[int, int]) -> tuple[slice, slice]:
+    j, i = corner
+    return slice(j, j + at.patch[-2]), slice(i, i + at.patch[-1])
 
 
-def _move_on(total: Tensor, count: int, reversed: bool) -> None:
-    """Let the planes (class, k, j, i) that are not final follow those that were, and clear the others."""
-    depth = total.shape[1]
-    order = range(depth - 1, -1, -1) if reversed else range(depth)
-    for place in order:
-        source = place - count if reversed else place + count
-        if 0 <= source < depth:
-            total[:, place] = total[:, source]
-        else:
-            total[:, place] = 0.0
+class _Sums:
+    """Sums over the planes under one row of tiles, and what their voxels weigh in them."""
+
+    def __init__(self, at: Window, classes: int, notes: list[str]) -> None:
+        size = at.image.shape[2:]
+        total = zeros((at.depth, classes, *size), at.image.device, notes)
+        self._at = at
+        self._planes = list(total.unbind())
+        self._weights = list(torch.zeros((at.depth, *size), device=total.device).unbind())
+        importance = torch.tensor(gaussian(at.patch), device=total.device)
+        self._importance = importance.expand(at.depth, *at.patch[-2:])
+
+    def add(self, logits: Tensor, corner: tuple[int, int], first_class: int, weight: float) -> None:
+        """Add the logits (class, k, j, i) of a tile; the first of them goes to `first_class`."""
+        tile = _beside(self._at, corner)
+        values = logits.to(self._importance.device).unbind(1)
+        for plane, value, importance in zip(self._planes, values, self._importance, strict=False):
+            plane[(slice(first_class, None), *tile)].addcmul_(value, importance, value=weight)
+
+    def count(self) -> None:
+        """Let a whole row of tiles weigh in."""
+        for corner in self._at.corners:
+            for plane, importance in zip(self._weights, self._importance, strict=True):
+                plane[_beside(self._at, corner)] += importance
+
+    def take(self, row: int, count: int) -> Iterator[Tensor]:
+        """The first planes, which later rows do not touch, as far as they are wanted; then others stand there."""
+        wanted, *inside = self._at.inside
+        last = self._at.depth - 1
+        for number in range(count):
+            place = -1 if self._at.reversed else 0
+            plane, weights = self._planes.pop(place), self._weights.pop(place)
+            if wanted.start <= row + (last - number if self._at.reversed else number) < wanted.stop:
+                yield (plane[(slice(None), *inside)] / weights[tuple(inside)])[:, None]
+            new = 0 if self._at.reversed else last
+            self._planes.insert(new, plane.zero_())
+            self._weights.insert(new, weights.zero_())
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:

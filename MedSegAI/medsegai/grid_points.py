@@ -1,0 +1,212 @@
+"""Where the voxels of one grid lie among those of another, and what is interpolated there."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from numpy import float64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsegai.volume import Geometry
+
+VALUES_AT_ONCE = 1 << 20
+"""Values, points times classes, that are interpolated together: bounds the extra memory to a few megabytes."""
+
+
+class GridPoints:
+    """Where the voxels of some planes of `target` lie on the native grid.
+
+    A point counts as inside up to half a voxel beyond the outermost centres; there the edge value holds.
+    Coordinates stay as small as broadcasting allows: on grids whose axes are parallel, each depends on one
+    axis of the target only.
+
+    Attributes:
+        shape: of the planes, (k, j, i).
+        count: voxels in them.
+        inside: bool, of that shape.
+        between: for each native axis whether points lie between voxels along it.
+    """
+
+    def __init__(
+        self,
+        native: Geometry,
+        target: Geometry,
+        planes: tuple[int, int],
+        device: torch.device,
+        linear: Sequence[bool] = (True, True, True),
+    ) -> None:
+        matrix = native.ras_to_ijk @ target.ijk_to_ras
+        self.shape = (planes[1] - planes[0], *target.shape[1:])
+        self.count = math.prod(self.shape)
+        self._native = native.shape
+        self.inside = torch.ones(self.shape, dtype=torch.bool, device=device)
+        self._base: list[Tensor] = []
+        self._part: list[Tensor] = []
+        for axis, size in enumerate(native.shape):
+            position = _position(matrix[2 - axis], self.shape, planes[0]).to(device)
+            self.inside &= (position > -0.5) & (position < size - 0.5)
+            position = position.clamp(0, size - 1)
+            if not linear[axis]:  # of two that are equally near the higher
+                position = (position + 0.5 + 1e-6).floor()
+            base = position.floor()
+            self._base.append(base.long())
+            self._part.append((position - base).float())
+        self.between = tuple(bool(part.any()) for part in self._part)
+
+    def at_base(self, values: Tensor) -> Tensor:
+        """Native `values` (k, j, i) at the corner of the cell around each point."""
+        return self._take(values, self._base)
+
+    def at_nearest(self, values: Tensor) -> Tensor:
+        """Native `values` (k, j, i) at the voxel nearest to each point."""
+        nearest = [base + (part > 0.5) for base, part in zip(self._base, self._part, strict=True)]
+        return self._take(values, nearest)
+
+    def interpolate(
+        self, planes: Sequence[Tensor], chosen: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Trilinear interpolation at the points with the flat indices `chosen`.
+
+        Args:
+            planes: native values, (class, j, i) for each k.
+
+        Yields:
+            Which of `chosen` come next, and their values, float32 (class, point).
+        """
+        classes = planes[0].shape[0]
+        for first in range(0, chosen.numel(), max(1, VALUES_AT_ONCE // classes)):
+            some = chosen[first : first + max(1, VALUES_AT_ONCE // classes)]
+            where = self._unravelled(some)
+            base = [along.expand(self.shape)[where] for along in self._base]
+            part = [along.expand(self.shape)[where] for along in self._part]
+            for group in self._neighbours(base, classes):
+                cells = _Cells(
+                    [along[group] for along in base],
+                    [along[group] for along in part],
+                    self.between,
+                    self._native,
+                )
+                yield first + group, cells.interpolate(planes)
+
+    def _unravelled(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `torch.unravel_index`, which takes a second to import what it does not need."""
+        _, rows, columns = self.shape
+        lines = chosen // columns
+        return lines // rows, lines % rows, chosen % columns
+
+    def _neighbours(self, base: Sequence[Tensor], classes: int) -> Iterator[Tensor]:
+        """Points in groups that lie between the same two native planes, and among a few of their rows."""
+        rows = max(1, VALUES_AT_ONCE // (2 * classes * self._native[2]))
+        blocks = -(-self._native[1] // rows)
+        key = base[0] * blocks + base[1] // rows
+        order = torch.arange(key.numel(), device=key.device)
+        if bool((key[1:] < key[:-1]).any()):
+            key, order = key.sort(stable=True)
+        counts = torch.unique_consecutive(key, return_counts=True)[1]
+        yield from order.split(counts.tolist())
+
+    def _take(self, values: Tensor, where: Sequence[Tensor]) -> Tensor:
+        _, rows, columns = self._native
+        k, j, i = where
+        flat = (k * rows + j) * columns + i
+        return values.reshape(-1).take(flat.expand(self.shape))
+
+
+class _Cells:
+    """Points in the cells between native voxels (k, j, i); all in cells of one k.
+
+    Args:
+        base: lowest native voxel around each point, for each axis.
+        part: how far beyond it the point lies, 0 to 1, for each axis.
+        between: along which axes it does at all.
+        native: shape of the native grid.
+    """
+
+    def __init__(
+        self,
+        base: Sequence[Tensor],
+        part: Sequence[Tensor],
+        between: Sequence[bool],
+        native: Sequence[int],
+    ) -> None:
+        self._voxel = [
+            (low, (low + 1).clamp_(max=size - 1) if along else low)
+            for low, along, size in zip(base, between, native, strict=True)
+        ]
+        self._share = [(1 - high, high) for high in part]
+        self._corners = list(itertools.product(*((0, 1) if along else (0,) for along in between)))
+
+    def interpolate(self, planes: Sequence[Tensor]) -> Tensor:
+        """Values of `planes`, (class, j, i) for each k, at the points: float32 (class, point)."""
+        low = [int(voxel[0].min()) for voxel in self._voxel]
+        high = [int(voxel[1].max()) + 1 for voxel in self._voxel]
+        around = [
+            plane[:, low[1] : high[1], low[2] : high[2]] for plane in planes[low[0] : high[0]]
+        ]
+        if self._voxel[0][0].numel() * len(self._corners) < len(around) * around[0][0].numel():
+            return self._gathered(around, low)
+        return self._from_table(around, low)
+
+    def _gathered(self, planes: Sequence[Tensor], low: Sequence[int]) -> Tensor:
+        """Corner by corner, for points that are few."""
+        result: Tensor | None = None
+        for corner in self._corners:
+            k, j, i = self._at(corner)
+            plane = planes[int(k[0]) - low[0]]
+            values = plane[:, j - low[1], i - low[2]].float()
+            values *= self._weight(corner)
+            result = values if result is None else result.add_(values)
+        assert result is not None
+        return result
+
+    def _from_table(self, planes: Sequence[Tensor], low: Sequence[int]) -> Tensor:
+        """By a table of all native voxels around, the classes of each side by side."""
+        rows, columns = planes[0].shape[1:]
+        table = torch.cat([plane.permute(1, 2, 0).reshape(-1, len(plane)) for plane in planes])
+        places, weights = [], []
+        for corner in self._corners:
+            k, j, i = self._at(corner)
+            places.append(((k - low[0]) * rows + (j - low[1])) * columns + (i - low[2]))
+            weights.append(self._weight(corner))
+        return F.embedding_bag(
+            torch.stack(places, 1),
+            table.float(),
+            per_sample_weights=torch.stack(weights, 1),
+            mode="sum",
+        ).T
+
+    def _at(self, corner: Sequence[int]) -> list[Tensor]:
+        return [voxel[step] for voxel, step in zip(self._voxel, corner, strict=True)]
+
+    def _weight(self, corner: Sequence[int]) -> Tensor:
+        k, j, i = (share[step] for share, step in zip(self._share, corner, strict=True))
+        return k * j * i
+
+
+def planes_needed(native: Geometry, target: Geometry, planes: tuple[int, int]) -> tuple[int, int]:
+    """First and last native plane around planes of `target`; they may lie outside of the native grid."""
+    matrix = native.ras_to_ijk @ target.ijk_to_ras
+    position = _position(matrix[2], (planes[1] - planes[0], *target.shape[1:]), planes[0])
+    return int(position.min().floor()), int(position.max().ceil())
+
+
+def _position(row: NDArray[float64], shape: Sequence[int], first_plane: int) -> Tensor:
+    """One native coordinate of each target voxel: broadcastable to `shape`, of size 1 where it is constant.
+
+    Positions within a thousandth of a voxel centre are put on it, so that equal grids copy exactly.
+    """
+    position = torch.full(
+        (1, 1, 1), float(row[3]) + float(row[2]) * first_plane, dtype=torch.float64
+    )
+    for axis, size in enumerate(shape):
+        step = float(row[2 - axis])
+        if abs(step) * size > 1e-4:
+            along = torch.arange(size, dtype=torch.float64) * step
+            position = position + along.reshape([-1 if n == axis else 1 for n in range(3)])
+    nearest = position.round()
+    return torch.where((position - nearest).abs() < 1e-3, nearest, position)
