@@ -40,7 +40,8 @@ STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine":
 """What a job consists of, and how the stages weigh in its progress."""
 
 SLAB_VOXELS = 1 << 20
-"""Voxels of the output grid that are worked on together."""
+SLAB_VALUES = 1 << 25
+"""Voxels of the output grid, and voxels times classes, that are worked on together at most."""
 
 
 @dataclass
@@ -86,7 +87,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     job = _Job(request, inputs, output, compute, progress)
     fused = _predict(job, models, naming)
     answer = _Answer(request, naming.labels, output, fused)
-    for k0, k1 in _slabs(answer.grid):
+    for k0, k1 in _slabs(answer.grid, len(fused.probabilities.labels)):
         progress.step("labels", k0, answer.grid.shape[0])
         answer.add(k0, k1)
     answer.refine(_refinements(request, cards, naming), progress)
@@ -299,7 +300,10 @@ class _Answer:
         progress.step("refine", 1, 1)
 
     def structures(self) -> tuple[StructureMeasures, ...]:
-        counts = np.bincount(self.labelmap.ravel(), minlength=int(self._values.max()) + 1)
+        count = int(self._values.max()) + 1
+        counts = np.zeros(count, np.int64)
+        for plane in self.labelmap:  # bincount makes 64 bits of each voxel
+            counts += np.bincount(plane.ravel(), minlength=count)
         if self.regions is not None:
             counts[[label.value for label in self._labels]] = self.regions.sum((1, 2, 3))
         return tuple(
@@ -359,8 +363,9 @@ class _Placed:
         return whole
 
 
-def _slabs(grid: Geometry) -> Iterator[tuple[int, int]]:
-    planes = max(1, SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))
+def _slabs(grid: Geometry, classes: int) -> Iterator[tuple[int, int]]:
+    voxels = min(SLAB_VOXELS, SLAB_VALUES // classes)
+    planes = max(1, voxels // (grid.shape[1] * grid.shape[2]))
     for k0 in range(0, grid.shape[0], planes):
         yield k0, min(k0 + planes, grid.shape[0])
 

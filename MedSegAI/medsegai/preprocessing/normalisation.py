@@ -1,8 +1,8 @@
 """Intensities of one channel as nnU-Net's networks expect them, by the name of the scheme in their plans.
 
 Each scheme computes what the class of that name in `nnunetv2.preprocessing.normalization` (2.8.1) computes, in
-float32. Means are summed in double precision plane by plane, so that large images stay accurate and no second
-copy of the image is made.
+float32, on the one copy that is made. Means are summed in double precision plane by plane, so that large images
+stay accurate.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def normalise(
             f"The model normalises intensities by {scheme!r}, which is not known here. "
             f"Known are {', '.join(SCHEMES)}."
         )
-    return SCHEMES[scheme](np.asarray(voxels, dtype=np.float32), mask, intensities or {})
+    return SCHEMES[scheme](np.array(voxels, dtype=np.float32), mask, intensities or {})
 
 
 def _ct(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
@@ -60,31 +60,30 @@ def _ct(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
             "channel. Export the model again with nnU-Net."
         )
     low, high, mean, spread = (float(intensities[name]) for name in wanted)
-    result = np.clip(voxels, np.float32(low), np.float32(high))
-    result -= np.float32(mean)
-    result /= np.float32(max(spread, SMALLEST_SPREAD))
-    return result
+    np.clip(voxels, np.float32(low), np.float32(high), out=voxels)
+    voxels -= np.float32(mean)
+    voxels /= np.float32(max(spread, SMALLEST_SPREAD))
+    return voxels
 
 
 def _z_score(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
     mean, spread = _mean_and_spread(voxels, mask)
     if mask is None:
-        result = voxels - np.float32(mean)
-        result /= np.float32(max(spread, SMALLEST_SPREAD))
-        return result
-    result = voxels.copy()
-    result[mask] = (voxels[mask] - np.float32(mean)) / np.float32(max(spread, SMALLEST_SPREAD))
-    return result
+        voxels -= np.float32(mean)
+        voxels /= np.float32(max(spread, SMALLEST_SPREAD))
+    else:
+        voxels[mask] = (voxels[mask] - np.float32(mean)) / np.float32(max(spread, SMALLEST_SPREAD))
+    return voxels
 
 
 def _unchanged(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
-    return voxels.copy()
+    return voxels
 
 
 def _to_one(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
-    result = voxels - voxels.min()
-    result /= max(result.max(), np.float32(SMALLEST_SPREAD))
-    return result
+    voxels -= voxels.min()
+    voxels /= max(voxels.max(), np.float32(SMALLEST_SPREAD))
+    return voxels
 
 
 def _colour(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
@@ -94,7 +93,8 @@ def _colour(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
             f"This model was made for colour channels, whose values run from 0 to 255, and the image has values "
             f"from {low:g} to {high:g}. Give it the image as 8-bit channels."
         )
-    return voxels / np.float32(255)
+    voxels /= np.float32(255)
+    return voxels
 
 
 SCHEMES: dict[str, Callable[[Voxels, Mask, Intensities], Voxels]] = {

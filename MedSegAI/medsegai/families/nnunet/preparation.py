@@ -58,7 +58,8 @@ def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> T
     order = tuple(order[axis] for axis in transpose)
     flips = tuple(flips[axis] for axis in transpose)
     backwards = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
-    voxels = np.stack([volume.voxels.transpose(order)[backwards] for volume in inputs])
+    channels = [volume.voxels.transpose(order)[backwards] for volume in inputs]
+    voxels = channels[0][None] if len(channels) == 1 else np.stack(channels)  # no copy of one alone
     return Turned(voxels, _flipped(geometry.permuted(order), flips), order[0], flips[0])
 
 
@@ -110,14 +111,15 @@ def prepare(
     wanted = [*spacing[: 3 - len(wanted)], *wanted]
     shape = resampled_shape(cropped.shape[1:], spacing, wanted)
     mask = nonzero_mask(cropped) if any(configuration["use_mask"]) or stage_before else None
-    channels = [
-        normalise(channel, scheme, mask if masked else None, intensities.get(str(number)))
-        for number, (channel, scheme, masked) in enumerate(
-            zip(cropped, configuration["normalization"], configuration["use_mask"], strict=True)
-        )
-    ]
     resampling = configuration["resampling"]
-    voxels = resample(np.stack(channels), shape, spacing, wanted, resampling["data"])
+    channels = []
+    for number, (channel, scheme, masked) in enumerate(
+        zip(cropped, configuration["normalization"], configuration["use_mask"], strict=True)
+    ):
+        figures = intensities.get(str(number))
+        normal = normalise(channel, scheme, mask if masked else None, figures)[None]
+        channels.append(resample(normal, shape, spacing, wanted, resampling["data"]))
+    voxels = channels[0] if len(channels) == 1 else torch.cat(channels)
     if stage_before is not None:
         assert mask is not None
         labels, values = stage_before()
