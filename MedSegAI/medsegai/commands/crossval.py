@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, stoppable, table
 from medsegai.commands.segment import comma_list
+from medsegai.errors import Cancelled, RequestError
 from medsegai.progress import Progress
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ def validated(arguments: argparse.Namespace) -> tuple[CrossValidation, list[Figu
     try:
         with stoppable(progress):
             validation.predict(progress)
+    except Cancelled:
+        raise Cancelled(
+            "Stopped by the user. Finished predictions are kept: the same command goes on."
+        ) from None
     finally:
         bar.clear()
     figures = [validation.figures(candidate) for candidate in validation.candidates]
@@ -143,8 +148,6 @@ def find_splits(arguments: argparse.Namespace, cases: Sequence[str]) -> list[Spl
 
 
 def _fold_number(fold: str, splits: Sequence[Split]) -> int:
-    from medsegai.errors import RequestError
-
     if not fold.isdigit() or int(fold) >= len(splits):
         raise RequestError(f"There is no fold {fold}; there are {len(splits)}, from 0.")
     return int(fold)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.commands.segment import comma_list
+from medsegai.errors import Cancelled
 from medsegai.progress import Progress
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ def run_nnunet(arguments: argparse.Namespace) -> int:
     try:
         with stoppable(progress):
             model = train_nnunet(training, arguments.output, arguments.resume, progress)
+    except Cancelled:
+        raise Cancelled(
+            "Stopped by the user. Finished epochs are kept: --resume goes on with them."
+        ) from None
     finally:
         bar.clear()
     print(f"Trained model: {model} (medsegai segment SCAN --model {model} -o OUT)")
