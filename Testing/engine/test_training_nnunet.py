@@ -46,7 +46,7 @@ def training(dataset: Path) -> NnunetTraining:
         folds=("0",),
         epochs=EPOCHS,
         iterations=2,
-        batch_size=2,
+        batch_size={"3d_fullres": 2},
         device="cpu",
         processes=0,
         validate=False,
@@ -82,7 +82,9 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 def test_what_it_leaves_is_a_model_of_nnunet(trained: Path) -> None:
     folder = trained / "Dataset905_Balls" / RESULTS
     plans = json.loads((folder / "plans.json").read_text())
-    assert plans["configurations"]["3d_fullres"]["batch_size"] == 2
+    sizes = {name: item["batch_size"] for name, item in plans["configurations"].items()}
+    assert sizes["3d_fullres"] == 2
+    assert sizes["2d"] > 2
     checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert checkpoint["current_epoch"] == EPOCHS
@@ -238,8 +240,10 @@ def test_an_output_folder_holds_one_training(training: NnunetTraining, tmp_path:
     with pytest.raises(RequestError, match="holds a training already"):
         begin(training, output)
     begin(dataclasses.replace(training, folds=("1",), processes=4), output, resume=True)
-    with pytest.raises(RequestError, match="other settings: epochs 3, batch_size 2"):
-        begin(dataclasses.replace(training, epochs=9, batch_size=4), output, resume=True)
+    with pytest.raises(
+        RequestError, match=r"other settings: epochs 3, batch_size \{'3d_fullres': 2\}"
+    ):
+        begin(dataclasses.replace(training, epochs=9, batch_size={"": 4}), output, resume=True)
     (output / "training.json").write_text("{")
     with pytest.raises(RequestError, match="is damaged"):
         begin(training, output, resume=True)
@@ -332,6 +336,8 @@ def test_what_nnunet_logs_becomes_our_log() -> None:
         ({"planner": "Mine"}, "no planner 'Mine'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"folds": ("one",)}, "Folds are numbers"),
+        ({"batch_size": {"3d_full": 2}}, "not 3d_full=2"),
+        ({"batch_size": {"": 0}}, "A batch size is a number from 1"),
     ],
 )
 def test_options_that_cannot_be(
@@ -351,6 +357,7 @@ def test_options_that_cannot_be(
         (lambda folder: None, ["Dataset905_Balls", "--folds", "5"], 2),
         (lambda folder: None, ["Dataset905_Balls", "--device", "cuda:77"], 6),
         (lambda folder: None, ["Dataset905_Balls", "--resume"], 2),
+        (lambda folder: None, ["Dataset905_Balls", "--batch-size", "4d=2"], 2),
     ],
 )
 def test_what_can_be_seen_is_seen_before_nnunet_starts(

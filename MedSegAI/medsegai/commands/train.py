@@ -80,15 +80,32 @@ def add_nnunet(families: Subparsers) -> None:
     for name, default, text in (
         ("epochs", 1000, "epochs of each training"),
         ("iterations", 250, "batches in an epoch"),
-        ("batch-size", 0, "patches in a batch; 0 leaves it to the plans"),
         ("processes", 2, "processes that preprocess and augment; 0 augments between batches"),
         ("seed", 1, "start of all random numbers"),
     ):
         nnunet.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
+    nnunet.add_argument(
+        "--batch-size",
+        type=batch_size,
+        default={},
+        metavar="N",
+        help="patches in a batch, of all configurations or as in 2d=32,3d_fullres=2 (default: as planned)",
+    )
     add_nnunet_choices(nnunet)
     nnunet.set_defaults(run=run_nnunet)
+
+
+def batch_size(text: str) -> dict[str, int]:
+    """`2d=32,3d_fullres=2` by configuration; `2` is under the empty name."""
+    sizes = {}
+    for part in comma_list(text):
+        name, _, number = part.rpartition("=")
+        if not number.isdigit():
+            raise argparse.ArgumentTypeError(f"{part!r} is no number, and not CONFIGURATION=N")
+        sizes[name] = int(number)
+    return sizes
 
 
 def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:

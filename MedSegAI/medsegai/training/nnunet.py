@@ -58,7 +58,7 @@ class Job:
         prepared: what need not be done again: `PLANS`, and configurations that are preprocessed.
         epochs: of each training.
         iterations: batches in an epoch; a fifth as many measure the pseudo Dice, as in nnU-Net.
-        batch_size: patches in a batch; 0 leaves that of the plans.
+        batch_size: patches in a batch of a configuration, or under "" of all; others as planned.
         mixed: bfloat16 in the network on a CPU. On CUDA nnU-Net always trains in half precision.
         device: "cpu", "cuda" or "mps".
         processes: that preprocess and augment; with 0 the trainer augments between batches.
@@ -73,7 +73,7 @@ class Job:
     prepared: Sequence[str]
     epochs: int
     iterations: int
-    batch_size: int
+    batch_size: Mapping[str, int]
     mixed: bool
     device: str
     processes: int
@@ -215,9 +215,10 @@ def _set_batch_size(job: Job) -> None:
     if not job.batch_size:
         return
     plans = _read_plans(job)
-    for configuration in plans["configurations"].values():
-        if "batch_size" in configuration:
-            configuration["batch_size"] = job.batch_size
+    for name, configuration in plans["configurations"].items():
+        size = job.batch_size.get(name, job.batch_size.get(""))
+        if size and "batch_size" in configuration:  # the cascade inherits its own
+            configuration["batch_size"] = size
     temporary = job.plans_file.with_suffix(".part")
     temporary.write_text(json.dumps(plans, indent=4), encoding="utf-8")
     os.replace(temporary, job.plans_file)

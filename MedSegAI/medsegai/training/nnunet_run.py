@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,7 +64,7 @@ class NnunetTraining:
     planner: str = "default"
     epochs: int = 1000
     iterations: int = 250
-    batch_size: int = 0
+    batch_size: Mapping[str, int] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "auto"
     processes: int = 2
@@ -73,7 +73,7 @@ class NnunetTraining:
     groups: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("iterations", 1), ("batch_size", 0), ("processes", 0)):
+        for name, least in (("epochs", 1), ("iterations", 1), ("processes", 0)):
             if getattr(self, name) < least:
                 raise RequestError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         unknown = [name for name in self.configurations if name not in CONFIGURATIONS]
@@ -81,6 +81,11 @@ class NnunetTraining:
             raise RequestError(
                 f"There is no configuration {', '.join(unknown)!r}. Known: {', '.join(CONFIGURATIONS)}."
             )
+        for name, size in self.batch_size.items():
+            if size < 1 or name not in ("", *CONFIGURATIONS):
+                raise RequestError(
+                    f"A batch size is a number from 1, or CONFIGURATION=N, not {name}={size}."
+                )
         if self.planner not in PLANNERS:
             raise RequestError(
                 f"There is no planner {self.planner!r}. Known: {', '.join(PLANNERS)}."
@@ -199,7 +204,7 @@ class Run:
             "planner": chosen.planner,
             "epochs": chosen.epochs,
             "iterations": chosen.iterations,
-            "batch_size": chosen.batch_size,
+            "batch_size": dict(chosen.batch_size),
             "seed": chosen.seed,
             "splits": hashlib.sha256(splits.encode()).hexdigest()[:16],
         }
@@ -292,7 +297,7 @@ class Run:
             prepared=self.prepared,
             epochs=chosen.epochs,
             iterations=chosen.iterations,
-            batch_size=chosen.batch_size,
+            batch_size=dict(chosen.batch_size),
             mixed=self.compute.mixed,
             device=self.compute.device.type,
             processes=chosen.processes,
