@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medsegai.errors import OutputError
 from medsegai.io.atomic import atomic_path
+from medsegai.networks.backends import keep_freed_memory
 
 # When it is imported, OpenVINO reports to Google Analytics unless it cannot find the package that does
 # so. Nothing leaves this computer: Testing/architecture/test_privacy.py.
@@ -77,6 +78,8 @@ class OpenVinoRunner:
 
     @torch.inference_mode()
     def _compile(self, batch: Tensor) -> Any:
+        if batch.ndim == 5:
+            keep_freed_memory()  # logits of 3D patches are large
         if not self._small:
             return _core().compile_model(_converted(self._network, batch), "CPU", self._settings)
         kept = self._cache_file(batch)
