@@ -308,11 +308,10 @@ class _Passes:
         total: Tensor | None = None
         for axes in self.mirrors:
             answer = self._runner(patches.flip(axes) if axes else patches, self._compute)
-            if len(self.mirrors) == 1:
-                total = answer
-            else:
-                total = answer.flip(axes) if total is None else total.add_(answer.flip(axes))
+            answer = answer.flip(axes) if axes else answer
+            total = answer if total is None else total.add_(answer)
+            del answer  # it would stand in memory beside the next one
             self.count += 1
             self.finished()
         assert total is not None
-        return total if len(self.mirrors) == 1 else total.div_(len(self.mirrors))
+        return total.div_(len(self.mirrors))
