@@ -136,16 +136,16 @@ def test_a_break_changes_nothing(trained: Path, training: NnunetTraining, tmp_pa
     output.mkdir()
     shutil.copytree(trained / "preprocessed", output / "preprocessed")
     shutil.copy(trained / "training.json", output)
+    fold = output / "Dataset905_Balls" / RESULTS / "fold_0"
     stopping = Progress()
 
     def stop(event: ProgressEvent) -> None:
-        if (output / "log.jsonl").exists():
+        if (fold / "checkpoint_latest.pth").exists():
             stopping.cancel.set()
 
     stopping.listener = stop
     with pytest.raises(Cancelled):
         train_nnunet(training, output, resume=True, progress=stopping)
-    fold = output / "Dataset905_Balls" / RESULTS / "fold_0"
     assert (fold / "checkpoint_latest.pth").is_file()
     assert not (fold / "checkpoint_final.pth").exists()
 
