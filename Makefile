@@ -33,9 +33,10 @@ test: setup-test lint types ## style, types and every test but the slow ones
 test-slow: setup-test ## the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-bench: setup-test ## time and memory, against the plain fp32 forward of the same weights
+bench: setup-test ## time and memory, beside the plain fp32 forward of the same weights and nnunetv2
 	$(BIN)/python Testing/bench/run.py
 	$(BIN)/python Testing/bench/resampling.py
+	$(BIN)/python Testing/bench/nnunet.py
 
 check: setup-test lint types ## style, types and the rules of the house (Testing/architecture)
 	$(BIN)/python -m pytest Testing/architecture $(PYTEST_ARGS)

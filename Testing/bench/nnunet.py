@@ -35,6 +35,7 @@ Figures = dict[str, Any]
 Triple = tuple[int, int, int]
 
 DATA = HERE.parents[2] / "shared" / "data" / "Dataset004_Hippocampus" / "imagesTr"
+CHILDREN_TIMES = ("children_user", "children_system")
 GIB = 1024.0
 """MiB in a GiB."""
 
@@ -100,6 +101,14 @@ class Bench:
             sys.exit(f"{what} failed:\n{done.stderr[-4000:]}")
         return done.stdout.strip().rpartition("\n")[2]
 
+    def timed(self, arguments: Sequence[Any], what: str, **environment: str) -> Figures:
+        """Seconds that a Python process takes, with those that it starts."""
+        begin, before = time.perf_counter(), os.times()
+        self.process(arguments, what, **environment)
+        after = os.times()
+        cpu = sum(getattr(after, name) - getattr(before, name) for name in CHILDREN_TIMES)
+        return {"seconds": time.perf_counter() - begin, "cpu_seconds": cpu}
+
     def hippocampus(self) -> tuple[Path, Path]:
         """The results folder of a model, and a scan."""
         scans = sorted(DATA.glob("*_0000.nii.gz")) or sorted(DATA.glob("*.nii.gz"))
@@ -142,13 +151,15 @@ def ct25(bench: Bench) -> list[Row]:
         "bf16": ("ours", bench.job(image, model, "ct25_bf16", precision="mixed")),
     }
     found = bench.turns("ct25", jobs)
-    bench.child("theirs", bench.job(image, model, "ct25_exact", exact=True), "ct25, float32 sums")
     labels = {
-        name: read(bench.folder / f"ct25_{name}.nii.gz")
-        for name in ("theirs", "exact", "fp32", "bf16")
+        name: read(bench.folder / f"ct25_{name}.nii.gz") for name in ("theirs", "fp32", "bf16")
     }
     stock, fp32, bf16 = found["nnunetv2"], found["fp32"], found["bf16"]
-    equal, exact = (same(labels["fp32"], labels[name]) for name in ("theirs", "exact"))
+    equal = exact = same(labels["fp32"], labels["theirs"])
+    if equal < 0.999:  # whose rounding is it?
+        job = bench.job(image, model, "ct25_exact", exact=True)
+        bench.child("theirs", job, "ct25, float32 sums")
+        exact = same(labels["fp32"], read(bench.folder / "ct25_exact.nii.gz"))
     dice = worst_dice(labels["fp32"], labels["bf16"])
     return [
         faster("CT25, fp32", 2.5, stock, fp32),
@@ -157,7 +168,8 @@ def ct25(bench: Bench) -> list[Row]:
             "≥ 99.9 %",
             "",
             "",
-            f"{percent(equal)}; {percent(exact)} against its sums in float32",
+            percent(equal)
+            + (f"; {percent(exact)} against its sums in float32" if equal < 0.999 else ""),
             max(equal, exact) >= 0.999,
         ),
         faster("CT25, bf16", 4.4, stock, bf16),
@@ -307,10 +319,10 @@ def hippocampus(bench: Bench) -> list[Row]:
         runs.append(
             {name: bench.child(*job, f"hippocampus, {name}") for name, job in sides.items()}
         )
-    bench.runs["hippocampus, nnUNetv2_predict"] = [{"seconds": seconds} for seconds in stock]
+    bench.runs["hippocampus, nnUNetv2_predict"] = stock
     found = {name: median([run[name] for run in runs]) for name in sides}
     bench.runs |= {f"hippocampus, {name}": [run[name] for run in runs] for name in sides}
-    usual = {"seconds": statistics.median(stock)}
+    usual = median(stock)
     fp32, bf16 = (read(bench.folder / f"hippo_{name}.nii.gz") for name in sides)
     equal = same(read(labels), fp32)
     return [
@@ -332,27 +344,23 @@ def cold(bench: Bench) -> list[Row]:
     """A fresh process for one fold, from the command line to written labels."""
     model, scan = bench.hippocampus()
     fold = sorted(model.glob("fold_*"))[0].name.removeprefix("fold_")
-    stock: list[float] = []
-    first: list[float] = []
-    later: list[float] = []
+    stock: list[Figures] = []
+    first: list[Figures] = []
+    later: list[Figures] = []
+    out = bench.folder / "cold.nii.gz"
+    command = ["-m", "medsegai", "segment", scan, "--model", model, "--members", f"fold_{fold}"]
+    command += ["-o", out, "--overwrite", "-q", "--device", "cpu", "--precision", "fp32"]
     for number in range(bench.rounds):
         stock.append(their_command_line(bench, scan, model, [fold]))
         cache = str(bench.folder / f"cache_{number}")
-        for seconds in (first, later):
-            out = bench.folder / "cold.nii.gz"
-            command = ["-m", "medsegai", "segment", scan, "--model", model, "--members"]
-            command += [f"fold_{fold}", "-o", out, "--overwrite", "-q", "--device", "cpu"]
-            begin = time.perf_counter()
-            bench.process(command, "hippocampus, cold", MEDSEGAI_CACHE=cache)
-            seconds.append(time.perf_counter() - begin)
-    runs = {"nnUNetv2_predict": stock, "very first": first, "fresh process": later}
-    bench.runs["hippocampus, cold"] = [runs]
-    usual, very_first, fresh = (
-        {"seconds": statistics.median(seconds)} for seconds in runs.values()
-    )
+        for runs in (first, later):
+            runs.append(bench.timed(command, "hippocampus, cold", MEDSEGAI_CACHE=cache))
+    bench.runs["hippocampus, cold, nnUNetv2_predict"] = stock
+    bench.runs["hippocampus, cold, very first"] = first
+    bench.runs["hippocampus, cold, fresh process"] = later
     return [
-        faster("hippocampus, one fold, fresh process", 6, usual, fresh),
-        faster("the same, the very first time (it compiles)", 6, usual, very_first),
+        faster("hippocampus, one fold, fresh process", 6, median(stock), median(later)),
+        faster("the same, the very first time (it compiles)", 6, median(stock), median(first)),
     ]
 
 
@@ -405,27 +413,25 @@ def ct_of(classes: int, spacing: float) -> dict[str, Any]:
     }
 
 
-def their_command_line(bench: Bench, scan: Path, model: Path, folds: Sequence[str]) -> float:
-    """Seconds of `nnUNetv2_predict`, which mirrors, on the processor."""
+def their_command_line(bench: Bench, scan: Path, model: Path, folds: Sequence[str]) -> Figures:
+    """What `nnUNetv2_predict` takes, which mirrors, on the processor."""
     source = bench.folder / "cli_in"
     source.mkdir(exist_ok=True)
     (source / scan.name).write_bytes(scan.read_bytes())
     call = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as f; f()"
     command = ["-c", call, "-i", source, "-o", bench.folder / "cli", "-m", model]
     command += ["-f", *folds, "-device", "cpu"]
-    begin = time.perf_counter()
-    bench.process(command, f"hippocampus, nnUNetv2_predict, {len(folds)} folds")
-    return time.perf_counter() - begin
+    return bench.timed(command, f"hippocampus, nnUNetv2_predict, {len(folds)} folds")
 
 
 def faster(case: str, aim: float | None, stock: Figures, mine: Figures) -> Row:
-    ratio = stock["seconds"] / mine["seconds"]
+    ratio, of_cpu = (stock[clock] / mine[clock] for clock in ("seconds", "cpu_seconds"))
     return Row(
         case,
         f"{aim:g}× faster" if aim else "–",
         f"{stock['seconds']:.1f} s",
         f"{mine['seconds']:.1f} s",
-        f"{ratio:.1f}×",
+        f"{ratio:.1f}×; {of_cpu:.1f}× in processor time",
         ratio >= aim if aim else None,
     )
 
