@@ -95,6 +95,14 @@ class Geometry:
         matrix[:, :3] = self.ijk_to_ras[:, [2 - axis for axis in reversed(order)]]
         return Geometry(_three([self.shape[axis] for axis in order]), matrix)
 
+    def flipped(self, *axes: int) -> Geometry:
+        """The same voxels, counted from the other end along some of the axes (k, j, i)."""
+        matrix = self.ijk_to_ras.copy()
+        for axis in axes:
+            matrix[:3, 3] += matrix[:3, 2 - axis] * (self.shape[axis] - 1)
+            matrix[:3, 2 - axis] *= -1
+        return Geometry(self.shape, matrix)
+
     def resized(self, shape: Sequence[int]) -> Geometry:
         """As many voxels as `shape` (k, j, i) in the same box: its outer faces stay where they are."""
         matrix = self.ijk_to_ras.copy()

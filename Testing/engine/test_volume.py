@@ -107,3 +107,31 @@ def test_new_voxels_keep_place_source_and_notes() -> None:
 
 def test_a_grid_is_described_in_the_order_of_its_axes() -> None:
     assert images.geometry("straight").describe() == "5 x 6 x 7 voxels of 0.9 x 1.3 x 2.1 mm"
+
+
+def test_the_same_voxels_permuted_flipped_and_resized_lie_where_they_lay() -> None:
+    grid = Geometry.from_spacing(
+        (4, 5, 6), (1.0, 2.0, 3.0), (7, 8, 9), images.DIRECTIONS["oblique"]
+    )
+    turned = grid.permuted((2, 0, 1)).flipped(0, 2)
+    assert turned.shape == (6, 4, 5)
+    k, j, i = 3, 2, 5  # on `grid`; on `turned` k is the old i, j the old k, i the old j
+    there = turned.ijk_to_ras @ [4 - j, k, 5 - i, 1]
+    np.testing.assert_allclose(there, grid.ijk_to_ras @ [i, j, k, 1], atol=1e-12)
+    finer = grid.resized((8, 10, 3))
+    np.testing.assert_allclose(finer.center_ras, grid.center_ras, atol=1e-12)
+    extent = np.array(grid.shape[::-1]) * grid.spacing_mm
+    np.testing.assert_allclose(np.array(finer.shape[::-1]) * finer.spacing_mm, extent)
+
+
+def test_a_box_in_space_holds_the_voxels_that_it_touches() -> None:
+    grid = Geometry.from_spacing((4, 5, 6), (1.0, 2.0, 3.0), (10, 20, 30))
+    assert grid.box_around((11.6, 12.4, 20, 21.5, 29, 36)) == (
+        slice(0, 3),
+        slice(0, 2),
+        slice(2, 3),
+    )
+    assert grid.box_around((0, 90, 0, 90, 0, 90)) == (slice(0, 4), slice(0, 5), slice(0, 6))
+    assert grid.box_around((16, 18, 20, 22, 30, 31)) is None
+    part = grid.cropped((1, 2, 3), (2, 2, 2))
+    assert grid.box_around_grid(part) == (slice(1, 3), slice(2, 4), slice(3, 5))

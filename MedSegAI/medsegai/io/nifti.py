@@ -167,7 +167,7 @@ def _slicer_default(header: Any) -> NDArray[np.float64]:
 
 
 def axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How to turn a grid so that k, j, i run as closely as can be to S, A and R (nibabel's `as_closest_canonical`).
+    """How to turn a grid so that k, j, i run as close as can be to S, A and R (nibabel's `as_closest_canonical`).
 
     Returns:
         For each new axis the old one, (k, j, i), and whether it must be reversed.

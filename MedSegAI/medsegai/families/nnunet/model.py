@@ -125,7 +125,7 @@ class _Job:
             [part.start for part in wanted], [part.stop - part.start for part in wanted]
         )
         if self.scan.reversed:
-            grid = _upside_down(grid)
+            grid = grid.flipped(0)
         networks = [self.model._networks[member.name] for member in members]
         weights = [member.weight or 1.0 for member in members]
         apart = [[number] for number in range(len(members))]
@@ -155,7 +155,7 @@ class _Job:
         """What the stage before found, on the grid of the turned scan, and its foreground labels."""
         grid = self.scan.geometry
         if self.scan.reversed:
-            grid = _upside_down(grid)
+            grid = grid.flipped(0)
         request = replace(self.request, uncertainty=False, fusion="mean")
         job = _Job(self.model, self.scan, request, self.compute, self.progress)
         part = job.part(name, self.model.stage_members(name, self.request), grid)
@@ -181,14 +181,6 @@ def foreground(card: ModelCard) -> list[int]:
     return sorted(
         {value for region in regions for value in region} if regions else card.label_values
     )
-
-
-def _upside_down(geometry: Geometry) -> Geometry:
-    """The same voxels with their planes in the other order."""
-    matrix = geometry.ijk_to_ras.copy()
-    matrix[:3, 3] += matrix[:3, 2] * (geometry.shape[0] - 1)
-    matrix[:3, 2] *= -1
-    return Geometry(geometry.shape, matrix)
 
 
 class FoldNetwork:

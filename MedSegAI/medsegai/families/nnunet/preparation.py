@@ -60,16 +60,8 @@ def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> T
     backwards = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
     channels = [volume.voxels.transpose(order)[backwards] for volume in inputs]
     voxels = channels[0][None] if len(channels) == 1 else np.stack(channels)  # no copy of one alone
-    return Turned(voxels, _flipped(geometry.permuted(order), flips), order[0], flips[0])
-
-
-def _flipped(geometry: Geometry, flips: Sequence[bool]) -> Geometry:
-    matrix = geometry.ijk_to_ras.copy()
-    for axis, flip in enumerate(flips):
-        if flip:
-            matrix[:3, 3] += matrix[:3, 2 - axis] * (geometry.shape[axis] - 1)
-            matrix[:3, 2 - axis] *= -1
-    return Geometry(geometry.shape, matrix)
+    grid = geometry.permuted(order).flipped(*np.flatnonzero(flips))
+    return Turned(voxels, grid, order[0], flips[0])
 
 
 @dataclass(frozen=True)
