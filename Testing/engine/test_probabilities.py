@@ -6,6 +6,7 @@ import torch
 from scipy import ndimage, stats
 
 from images import DIRECTIONS
+from medsegai import grid_points, probabilities
 from medsegai.probabilities import (
     JointProbabilities,
     Probabilities,
@@ -262,3 +263,35 @@ def test_a_part_shares_its_background_among_the_classes_it_does_not_know() -> No
     third = values[:, 0, 0, 2]  # the first model's background goes to 0 and 9 as 0.2 to 0.8
     expected = [(0.9 * 0.2 + 0.2 * 0.9) / 2, (0.1 + 0.2 * 0.1) / 2, 0.0, (0.9 * 0.8 + 0.8) / 2]
     torch.testing.assert_close(third, torch.tensor(expected), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+@pytest.mark.parametrize("at_once", [100, 5000])
+def test_memory_may_be_bounded_without_another_result(
+    directions: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few points at a time, among a few rows of two planes, or all by one table."""
+    part, grid = Probabilities(LABELS, NATIVE, logits(), Scale.LOGITS), target(directions)
+    expected = part.read(grid, 8, 12), part.argmax(grid, 8, 12)
+    monkeypatch.setattr(grid_points, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(probabilities, "VALUES_AT_ONCE", at_once)
+    torch.testing.assert_close(part.read(grid, 8, 12), expected[0])
+    assert torch.equal(part.argmax(grid, 8, 12), expected[1])
+
+
+def test_hundreds_of_classes() -> None:
+    values = torch.randn(300, 4, 5, 6)
+    native = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
+    part = Probabilities(range(300), native, values, Scale.LOGITS)
+    assert torch.equal(part.argmax(native, 0, 4).long(), values.argmax(0))
+    grid = native.resized((7, 9, 5))
+    smooth = torch.nn.functional.interpolate(values[None], grid.shape, mode="trilinear")[0]
+    assert torch.equal(part.argmax(grid, 0, 7).long(), smooth.argmax(0))
+
+
+def test_equal_classes_go_to_the_first() -> None:
+    native = Geometry.from_spacing((2, 3, 4), (1, 1, 1))
+    values = torch.zeros(3, 2, 3, 4)
+    values[1:] = 1.0
+    part = Probabilities((0, 1, 2), native, values, Scale.LOGITS)
+    assert (part.argmax(native.resized((3, 5, 4)), 0, 3) == 1).all()
