@@ -69,7 +69,7 @@ class GridPoints:
 
     def interpolate(
         self, planes: Sequence[Tensor], chosen: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Trilinear interpolation at the points with the flat indices `chosen`.
 
         Args:
@@ -82,8 +82,8 @@ class GridPoints:
         for first in range(0, chosen.numel(), max(1, VALUES_AT_ONCE // classes)):
             some = chosen[first : first + max(1, VALUES_AT_ONCE // classes)]
             where = self._unravelled(some)
-            base = [along.expand(self.shape)[where] for along in self._base]
-            part = [along.expand(self.shape)[where] for along in self._part]
+            base = [_picked(along, where) for along in self._base]
+            part = [_picked(along, where) for along in self._part]
             for group in self._neighbours(base, classes):
                 cells = _Cells(
                     [along[group] for along in base],
@@ -91,7 +91,10 @@ class GridPoints:
                     self.between,
                     self._native,
                 )
-                yield first + group, cells.interpolate(planes)
+                if isinstance(group, slice):
+                    yield slice(first + group.start, first + group.stop), cells.interpolate(planes)
+                else:
+                    yield first + group, cells.interpolate(planes)
 
     def _unravelled(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `torch.unravel_index`, which takes a second to import what it does not need."""
@@ -99,16 +102,19 @@ class GridPoints:
         lines = chosen // columns
         return lines // rows, lines % rows, chosen % columns
 
-    def _neighbours(self, base: Sequence[Tensor], classes: int) -> Iterator[Tensor]:
+    def _neighbours(self, base: Sequence[Tensor], classes: int) -> Iterator[slice | Tensor]:
         """Points in groups that lie between the same two native planes, and among a few of their rows."""
         rows = max(1, VALUES_AT_ONCE // (2 * classes * self._native[2]))
         blocks = -(-self._native[1] // rows)
-        key = base[0] * blocks + base[1] // rows
-        order = torch.arange(key.numel(), device=key.device)
+        key = base[0] if blocks == 1 else base[0] * blocks + base[1] // rows
+        order: Tensor | None = None
         if bool((key[1:] < key[:-1]).any()):
             key, order = key.sort(stable=True)
-        counts = torch.unique_consecutive(key, return_counts=True)[1]
-        yield from order.split(counts.tolist())
+        first = 0
+        for count in torch.unique_consecutive(key, return_counts=True)[1].tolist():
+            group = slice(first, first + count)
+            yield group if order is None else order[group]
+            first += count
 
     def _take(self, values: Tensor, where: Sequence[Tensor]) -> Tensor:
         _, rows, columns = self._native
@@ -186,6 +192,14 @@ class _Cells:
     def _weight(self, corner: Sequence[int]) -> Tensor:
         k, j, i = (share[step] for share, step in zip(self._share, corner, strict=True))
         return k * j * i
+
+
+def _picked(along: Tensor, where: Sequence[Tensor]) -> Tensor:
+    """Values of `along`, which is of size 1 where it is constant, at the voxels `where` (k, j, i)."""
+    axes = [axis for axis in range(3) if along.shape[axis] > 1]
+    if len(axes) > 1:
+        return along[tuple(where[axis] if axis in axes else 0 for axis in range(3))]
+    return along.reshape(-1)[where[axes[0]] if axes else torch.zeros_like(where[0])]
 
 
 def planes_needed(native: Geometry, target: Geometry, planes: tuple[int, int]) -> tuple[int, int]:
