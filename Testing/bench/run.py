@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from medsegai.catalogue import find_card
 from medsegai.engine import segment
-from medsegai.families.quicknat import QuickNATModel
+from medsegai.families.quicknat import KEPT_MARGIN_MM, QuickNATModel
 from medsegai.fusion import Accumulator
 from medsegai.io import read_volume
 from medsegai.networks.backends import choose_compute, make_runner
@@ -207,7 +207,9 @@ def run_memory_ours(options: argparse.Namespace) -> dict[str, Any]:
     """Three views of the same size through the accumulator and the slab reader, on the head's box at 1 mm."""
     scan = read_volume(options.scan)
     grid = conformed_geometry(scan.geometry, FULL_SIZE, (1.0, 1.0, 1.0))
-    box = head_box(scale_intensity(conform(scan, grid, False), "percentile"), margin=24)
+    box = head_box(
+        scale_intensity(conform(scan, grid, False), "percentile"), margin=round(KEPT_MARGIN_MM)
+    )
     shape = tuple(part.stop - part.start for part in box)
     native = grid.cropped([part.start for part in box], shape)
     block = torch.rand(33, BATCH, *shape[1:]).softmax(0)

@@ -39,8 +39,11 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
-HEAD_MARGIN_MM = 24.0
-"""Air kept around the head: with less, labels near the crop's border change (docs/performance.md)."""
+HEAD_MARGIN_MM = 32.0
+"""Air kept around the head: with less, labels change, for networks see the border (docs/performance.md)."""
+
+KEPT_MARGIN_MM = 8.0
+"""Air around the head for which answers are kept: what lies further away is background."""
 
 AIR = 0.02
 """Slices in which nothing is brighter than this part of the range are background without asking."""
@@ -116,11 +119,16 @@ class QuickNATModel:
                 "Add another view, for example --views axial,sagittal."
             )
         passes = request.dropout_passes
-        wanted = head.geometry.box_around_grid(output)
+        kept = head_box(head.voxels, margin=round(KEPT_MARGIN_MM / min(self.card.spacing_mm)))
+        answered = head.geometry.cropped(
+            [part.start for part in kept], [part.stop - part.start for part in kept]
+        )
+        wanted = answered.box_around_grid(output)
         members = [
             ViewMember(
                 self._networks[card.name],
                 head.voxels,
+                kept,
                 f"{card.name} dropout {number + 1}" if passes else card.name,
                 card.weight / max(passes, 1),
                 wanted,
@@ -129,7 +137,7 @@ class QuickNATModel:
             for card in chosen
             for number in range(max(passes, 1))
         ]
-        return [Part(head.geometry, side_aware_first(members))]
+        return [Part(answered, side_aware_first(members))]
 
     def prepare(self, inputs: Sequence[Volume]) -> Volume:
         """The conformed scan, its intensities scaled, cropped to the head."""
@@ -182,10 +190,15 @@ class _Network:
 
 @dataclass
 class ViewMember:
-    """One pass of one view over the head, (k, j, i) on the native grid, over the slices of a `wanted` box."""
+    """One pass of one view over the head, (k, j, i).
+
+    Networks see all of `head`, with the air around it; answers are given for the box `kept` of it, which is the
+    native grid. Slices outside the `wanted` box of that grid are left out.
+    """
 
     network: _Network
     head: NDArray[np.float32]
+    kept: tuple[slice, slice, slice]
     name: str
     weight: float
     wanted: tuple[slice, slice, slice] | None
@@ -204,14 +217,20 @@ class ViewMember:
             for first, last in _batches(stack, runner.batch_size(compute), self._slices()):
                 slices = thick_slices(stack, np.arange(first, last), self.network.slices)
                 logits = runner(torch.from_numpy(slices), compute)
+                rows, columns = (self.kept[axis] for axis in view.axes[1:])
+                probabilities = logits[:, :, rows, columns].softmax(1)
                 start = [0, 0, 0]
-                start[view.axes[0]] = first
-                yield Block((start[0], start[1], start[2]), _unstacked(logits.softmax(1), view))
+                start[view.axes[0]] = first - self.kept[view.axes[0]].start
+                yield Block((start[0], start[1], start[2]), _unstacked(probabilities, view))
                 step(last / len(stack))
 
     def _slices(self) -> slice:
-        """The slices that are asked for."""
-        return slice(0) if self.wanted is None else self.wanted[self.network.view.axes[0]]
+        """The slices of the stack that are asked for."""
+        if self.wanted is None:
+            return slice(0)
+        axis = self.network.view.axes[0]
+        offset = self.kept[axis].start
+        return slice(self.wanted[axis].start + offset, self.wanted[axis].stop + offset)
 
 
 def _unstacked(probabilities: Tensor, view: View) -> Tensor:
