@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -166,10 +167,25 @@ class _Sums:
             place = -1 if self._at.reversed else 0
             plane, weights = self._planes.pop(place), self._weights.pop(place)
             if wanted.start <= row + (last - number if self._at.reversed else number) < wanted.stop:
-                yield (plane[(slice(None), *inside)] / weights[tuple(inside)])[:, None]
+                values = plane[(slice(None), *inside)]
+                mean = _beside_the_heap(values)
+                torch.div(values, weights[tuple(inside)], out=mean)
+                yield mean[:, None]
             new = 0 if self._at.reversed else last
             self._planes.insert(new, plane.zero_())
             self._weights.insert(new, weights.zero_())
+
+
+def _beside_the_heap(like: Tensor) -> Tensor:
+    """An empty tensor of the same shape; on the CPU in memory of its own.
+
+    A plane outlives the tile before it. In the heap it would stand where that tile's logits were, and those of
+    the next tile, which are large, would need as much memory again.
+    """
+    if like.device.type != "cpu":
+        return torch.empty(like.shape, device=like.device)
+    pages = mmap.mmap(-1, like.numel() * like.element_size())
+    return torch.frombuffer(pages, dtype=like.dtype).view(like.shape)
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
