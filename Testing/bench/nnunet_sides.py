@@ -187,7 +187,7 @@ def after_one_tile(job: Job) -> float:
 
 def our_argmax(job: Job) -> Figures:
     """Logits read slab by slab as the engine does."""
-    from medsegai.probabilities import Probabilities, Scale
+    from medsegai.probabilities import Scale, StreamedProbabilities
     from medsegai.volume import Geometry
 
     values = torch.from_numpy(np.load(job["logits"])).float()
@@ -197,7 +197,8 @@ def our_argmax(job: Job) -> Figures:
     planes = max(1, (1 << 20) // (job["shape"][1] * job["shape"][2]))
 
     def read() -> NDArray[Any]:
-        logits = Probabilities(range(len(values)), native, values, Scale.LOGITS)
+        slabs = iter(values.split(1, 1))
+        logits = StreamedProbabilities(range(len(values)), native, slabs, Scale.LOGITS)
         for k0 in range(0, grid.shape[0], planes):
             k1 = min(k0 + planes, grid.shape[0])
             found[k0:k1] = logits.argmax(grid, k0, k1).numpy()
