@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from medsegai.errors import MedSegAIError
     from medsegai.progress import ProgressEvent
     from medsegai.request import SegmentationRequest, SegmentationResult
-    from MedSegAILib.worker_client import WorkerClient
+    from MedSegAILib.worker.client import WorkerClient
 
 MODULE_FOLDER = Path(__file__).resolve().parent
 
@@ -211,7 +211,7 @@ def worker() -> WorkerClient:
     """The one worker of this Slicer, shared by the page and by scripts, so that it stays warm."""
     global _worker
     if _worker is None:
-        from MedSegAILib.worker_client import WorkerClient, worker_command, worker_environment
+        from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
 
         python = shutil.which("PythonSlicer") or sys.executable
         _worker = WorkerClient(worker_command(python), worker_environment(MODULE_FOLDER))

@@ -65,13 +65,13 @@ SCENE_NAMES = r"slicer|mrml|vtk\w*"
 QT_NAMES = r"qt|ctk"
 SLICER_FILES = (
     (r"MedSegAI\.py", rf"{SCENE_NAMES}|SampleData|PyTorchUtils"),
-    (r"MedSegAILib/scene\.py", SCENE_NAMES),
-    (r"MedSegAILib/(panel|options)\.py", QT_NAMES),
-    (r"MedSegAILib/worker_client\.py", "qt"),
+    (r"MedSegAILib/scene/\w+\.py", SCENE_NAMES),
+    (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
+    (r"MedSegAILib/worker/client\.py", "qt"),
     (r"MedSegAILib/translation\.py", "slicer"),
     (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
     (
-        r"MedSegAILib/effect\w*\.py",
+        r"MedSegAILib/correction/\w+\.py",
         rf"{SCENE_NAMES}|{QT_NAMES}|SegmentEditorEffects|qSlicerSegmentationsEditorEffectsPythonQt",
     ),
     (r".*", r"(?!)"),

@@ -74,12 +74,12 @@ OFFENCES = [
     ("MedSegAILib/controller.py", "import slicer"),
     ("MedSegAILib/controller.py", "import SimpleITK"),
     ("MedSegAILib/controller.py", "import vtk"),
-    ("MedSegAILib/panel.py", "import slicer"),
-    ("MedSegAILib/panel.py", "import torch"),
-    ("MedSegAILib/scene.py", "import qt"),
-    ("MedSegAILib/scene.py", "from medsegai.io.nifti import read"),
-    ("MedSegAILib/worker_client.py", "import vtk"),
-    ("MedSegAILib/options.py", "import slicer"),
+    ("MedSegAILib/panel/__init__.py", "import slicer"),
+    ("MedSegAILib/panel/__init__.py", "import torch"),
+    ("MedSegAILib/scene/__init__.py", "import qt"),
+    ("MedSegAILib/scene/__init__.py", "from medsegai.io.nifti import read"),
+    ("MedSegAILib/worker/client.py", "import vtk"),
+    ("MedSegAILib/panel/options.py", "import slicer"),
     ("MedSegAILib/translation.py", "import qt"),
     ("MedSegAILib/install.py", "import torch"),
 ]
@@ -118,11 +118,11 @@ CUSTOMS = [
     ("MedSegAI.py", "import slicer\nimport vtk\nfrom MedSegAILib.panel import Panel"),
     ("MedSegAI.py", "from slicer.ScriptedLoadableModule import *"),
     (
-        "MedSegAILib/scene.py",
+        "MedSegAILib/scene/__init__.py",
         "import slicer\nimport vtk\nimport numpy\nfrom medsegai.labels import Label",
     ),
-    ("MedSegAILib/panel.py", "import qt\nimport ctk\nfrom medsegai.request import option"),
-    ("MedSegAILib/worker_client.py", "import qt\nfrom medsegai import protocol"),
+    ("MedSegAILib/panel/__init__.py", "import qt\nimport ctk\nfrom medsegai.request import option"),
+    ("MedSegAILib/worker/client.py", "import qt\nfrom medsegai import protocol"),
 ]
 
 

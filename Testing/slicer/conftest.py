@@ -64,7 +64,7 @@ def fresh_module(application: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def module(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The same, its worker a real process with a made-up engine, and nothing to install."""
-    from MedSegAILib.worker_client import WorkerClient, worker_environment
+    from MedSegAILib.worker.client import WorkerClient, worker_environment
 
     environment = worker_environment(MODULE_FOLDER) | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(FAKE_WORKER)]

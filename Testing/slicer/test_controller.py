@@ -373,7 +373,7 @@ def test_the_bundled_models_are_in_the_catalogue(house: House) -> None:
 def test_the_controller_loads_neither_qt_nor_anything_heavy() -> None:
     heavy = ("qt", "torch", "SimpleITK", "nibabel", "scipy")
     code = (
-        "import sys, MedSegAILib.controller, MedSegAILib.exchange;"
+        "import sys, MedSegAILib.controller, MedSegAILib.worker.exchange;"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -17,8 +17,8 @@ from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.labels import Label
 from medsegai.progress import ProgressEvent
 from medsegai.request import StructureMeasures, request_from_options, request_options
-from MedSegAILib.options import ELSEWHERE
 from MedSegAILib.panel import Panel
+from MedSegAILib.panel.options import ELSEWHERE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UI = REPOSITORY / "MedSegAI" / "Resources" / "UI" / "MedSegAI.ui"

@@ -24,9 +24,9 @@ from medsegai.errors import (
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
-from MedSegAILib import worker_client
-from MedSegAILib.exchange import ExchangeFolder
-from MedSegAILib.worker_client import WorkerClient, worker_command, worker_environment
+from MedSegAILib.worker import client as worker_client
+from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
+from MedSegAILib.worker.exchange import ExchangeFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"

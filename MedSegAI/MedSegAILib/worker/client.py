@@ -40,7 +40,7 @@ from medsegai.protocol import (
     unpack_result,
 )
 from medsegai.request import SegmentationRequest, SegmentationResult
-from MedSegAILib.exchange import ExchangeFolder
+from MedSegAILib.worker.exchange import ExchangeFolder
 
 CANCEL_SECONDS = 1.5
 """How long a cancelled job may take to stop by itself."""

@@ -14,7 +14,7 @@ import qt
 from medsegai.card import ModelCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import StructureMeasures
-from MedSegAILib.options import OptionWidgets
+from MedSegAILib.panel.options import OptionWidgets
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 
