@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
 from MedSegAILib.worker.exchange import ExchangeFolder
+from MedSegAILib.worker.queue import JobQueue
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
@@ -446,3 +448,34 @@ def test_the_package_is_found_first_and_what_was_set_before_stays(
     assert path == os.pathsep.join(["/module", "/somewhere/else"])
     monkeypatch.delenv("PYTHONPATH")
     assert worker_environment(Path("/module"))["PYTHONPATH"] == "/module"
+
+
+# --- the queue with a real worker ------------------------------------------------------------------
+
+
+def test_the_queue_goes_on_after_a_crash_in_the_same_order(client: WorkerClient) -> None:
+    queue = JobQueue(client)
+    behaviours = ["quick", "crash", "refuse", "quick"]
+    ears = [Ear() for _ in behaviours]
+    for behaviour, ear in zip(behaviours, ears, strict=True):
+        queue.add(behaviour, functools.partial(request, behaviour), ear)
+    until(lambda: not queue.busy)
+    assert [entry.state for entry in queue.entries] == ["done", "failed", "failed", "done"]
+    assert [ear.told for ear in ears] == [1, 1, 1, 1]
+    assert "crashed" in queue.entries[1].message
+
+
+def test_cancelling_the_queue_leaves_nothing_under_way(
+    client: WorkerClient, temporary: Path
+) -> None:
+    queue, ear = JobQueue(client), Ear()
+    for behaviour in ("mother", "quick"):
+        queue.add(behaviour, functools.partial(request, behaviour), ear)
+    until(lambda: len(ear.events) > 1)
+    started = time.monotonic()
+    queue.cancel_all()
+    until(lambda: not queue.busy)
+    assert time.monotonic() - started < 2.5
+    assert [type(error) for error in ear.errors] == [Cancelled, Cancelled]
+    assert not client.busy
+    assert leftovers(temporary) == []

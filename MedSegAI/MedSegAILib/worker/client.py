@@ -16,12 +16,11 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import qt
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
-from medsegai.progress import ProgressEvent
 from medsegai.protocol import (
     CANCEL,
     ERROR,
@@ -39,8 +38,10 @@ from medsegai.protocol import (
     unpack_progress,
     unpack_result,
 )
-from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.request import SegmentationRequest
+from MedSegAILib.signals import Signal
 from MedSegAILib.worker.exchange import ExchangeFolder
+from MedSegAILib.worker.listener import JobListener
 
 CANCEL_SECONDS = 1.5
 """How long a cancelled job may take to stop by itself."""
@@ -53,16 +54,6 @@ LOG_CHARACTERS = 20_000
 
 
 STOPPED = "Stopped. The scene is as it was."
-
-
-class JobListener(Protocol):
-    """Hears of one job: `progressed` any number of times, then either `finished` or `failed`, once."""
-
-    def progressed(self, event: ProgressEvent) -> None: ...
-
-    def finished(self, result: SegmentationResult) -> None: ...
-
-    def failed(self, error: MedSegAIError) -> None: ...
 
 
 @dataclass
@@ -79,11 +70,15 @@ class WorkerClient:
     Args:
         command: program and arguments that start the worker.
         environment: variables to set for it besides those of this process.
+
+    Attributes:
+        freed: a job is over, and its listener has heard so; the next one may start.
     """
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
+        self.freed = Signal()
         self._command = list(command)
         self._job: _Job | None = None
         self._used_folders: list[ExchangeFolder] = []
@@ -252,6 +247,8 @@ class WorkerClient:
         finally:
             self._used_folders.append(job.folder)
             self._remove_used_folders()
+            if self._job is None:  # the listener may have started the next one
+                self.freed.emit()
 
     def _remove_used_folders(self) -> None:
         """What cannot go yet, because somebody still looks at its arrays, goes with the next job."""

@@ -1,0 +1,249 @@
+"""The queue: several volumes or models one after another, while the user goes on working.
+
+Neither Qt nor MRML. The worker client does one job at a time; here wait those to come, each with a
+state that a table can show, and those that are over stay until they are removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from medsegai.errors import Cancelled, MedSegAIError, WorkerError
+from medsegai.progress import ProgressEvent
+from medsegai.request import SegmentationRequest, SegmentationResult
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+from MedSegAILib.worker.listener import JobListener
+
+logger = logging.getLogger(__name__)
+
+
+class JobClient(Protocol):
+    """See `client.WorkerClient`; `freed` tells that a job is over, after its listener has heard so."""
+
+    freed: Signal
+
+    @property
+    def busy(self) -> bool: ...
+    def start(self, request: SegmentationRequest, listener: JobListener) -> None: ...
+    def cancel(self) -> None: ...
+
+
+class JobState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(eq=False)
+class Entry:
+    """One job in the queue; read it, and change it through the queue only.
+
+    Attributes:
+        title: what a table shows, such as volume and model.
+        make_request: called when the turn comes, so that the voxels are those of that moment.
+        listener: hears of the job as from the client; `failed` with `Cancelled` also where it never began.
+        state: where it stands.
+        stopping: running, and asked to stop.
+        fraction: of the whole job, 0 to 1.
+        seconds_left: None until it can be told.
+        stage: what is being done.
+        message: why it failed, or what the user should know.
+    """
+
+    title: str
+    make_request: Callable[[], SegmentationRequest] = field(repr=False)
+    listener: JobListener = field(repr=False)
+    state: JobState = JobState.WAITING
+    stopping: bool = False
+    fraction: float = 0.0
+    seconds_left: float | None = None
+    stage: str = ""
+    message: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state not in (JobState.WAITING, JobState.RUNNING)
+
+
+class JobQueue:
+    """Runs entries one after another through a client that it may share with others.
+
+    An entry that fails, and a listener that fails, do not stop the others; what a listener raises is logged.
+
+    Attributes:
+        changed: state, order or progress of any entry changed.
+    """
+
+    def __init__(self, client: JobClient) -> None:
+        self.changed = Signal()
+        self._client = client
+        self._entries: list[Entry] = []
+        self._running: Entry | None = None
+        self._leaving: set[Entry] = set()
+        self._advancing = False
+        client.freed.connect(self._advance)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(self._entries)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an entry runs or waits."""
+        return not all(entry.over for entry in self._entries)
+
+    def add(
+        self, title: str, make_request: Callable[[], SegmentationRequest], listener: JobListener
+    ) -> Entry:
+        """Put a job at the end; it begins at once where nothing else runs.
+
+        Args:
+            title: what a table shows.
+            make_request: called when the turn comes; a `MedSegAIError` that it raises fails this entry.
+            listener: hears of the job.
+        """
+        entry = Entry(title, make_request, listener)
+        self._entries.append(entry)
+        self._notify(self.changed.emit)
+        self._advance()
+        return entry
+
+    def move(self, entry: Entry, by: int) -> None:
+        """Let a waiting entry come `by` places later among those that wait, or sooner if negative."""
+        places = [
+            number for number, item in enumerate(self._entries) if item.state is JobState.WAITING
+        ]
+        waiting = [self._entries[place] for place in places]
+        if entry not in waiting:
+            return
+        position = waiting.index(entry)
+        waiting.insert(min(max(position + by, 0), len(waiting) - 1), waiting.pop(position))
+        for place, item in zip(places, waiting, strict=True):
+            self._entries[place] = item
+        self._notify(self.changed.emit)
+
+    def remove(self, entry: Entry) -> None:
+        """Take an entry out of the list; one that runs is cancelled, and leaves when it has stopped."""
+        if entry not in self._entries:
+            return
+        if entry.state is JobState.RUNNING:
+            self._leaving.add(entry)
+            self.cancel(entry)
+            return
+        self._entries.remove(entry)
+        if entry.state is JobState.WAITING:
+            self._conclude(entry, Cancelled(_("Taken out of the queue before it began.")))
+        else:
+            self._notify(self.changed.emit)
+
+    def remove_ended(self) -> None:
+        """Take every entry out that is over."""
+        self._entries = [entry for entry in self._entries if not entry.over]
+        self._notify(self.changed.emit)
+
+    def again(self, entry: Entry) -> Entry:
+        """A new entry at the end that does the same; the old one stays as it is."""
+        return self.add(entry.title, entry.make_request, entry.listener)
+
+    def cancel(self, entry: Entry) -> None:
+        """Stop an entry that runs, or let one that waits not begin."""
+        if entry.state is JobState.WAITING and entry in self._entries:
+            self._conclude(entry, Cancelled(_("Cancelled before it began.")))
+        elif entry.state is JobState.RUNNING and not entry.stopping:
+            entry.stopping = True
+            self._client.cancel()
+            self._notify(self.changed.emit)
+
+    def cancel_all(self) -> None:
+        """Stop what runs, and let nothing begin that waits now."""
+        for entry in self.entries[::-1]:  # those that wait first, lest one begin in between
+            self.cancel(entry)
+
+    def _advance(self) -> None:
+        """Begin what is next, if nothing is under way. A job may end before its start returns."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._running is None and not self._client.busy:
+                entry = next((item for item in self._entries if not item.over), None)
+                if entry is None:
+                    return
+                self._begin(entry)
+        finally:
+            self._advancing = False
+
+    def _begin(self, entry: Entry) -> None:
+        self._running, entry.state = entry, JobState.RUNNING
+        self._notify(self.changed.emit)
+        try:
+            request = entry.make_request()
+            if entry.stopping:  # the scene was closed while its voxels were read
+                raise Cancelled(_("Cancelled before it began."))
+            self._client.start(request, _Relay(self, entry))
+        except MedSegAIError as error:
+            self._conclude(entry, error)
+        except Exception as error:
+            # The others have nothing to do with this one, and must not wait for ever.
+            logger.exception("Unexpected defect while %s was prepared", entry.title)
+            self._conclude(
+                entry,
+                WorkerError(
+                    _("Unexpected defect in MedSegAI: {error}. Please report it.").format(
+                        error=f"{type(error).__name__}: {error}"
+                    )
+                ),
+            )
+
+    def _progress(self, entry: Entry, event: ProgressEvent) -> None:
+        entry.stage, entry.fraction = event.stage, event.fraction
+        entry.seconds_left, entry.message = event.seconds_left, ""
+        self._notify(entry.listener.progressed, event)
+        self._notify(self.changed.emit)
+
+    def _conclude(self, entry: Entry, answer: SegmentationResult | MedSegAIError) -> None:
+        entry.seconds_left, entry.stopping = None, False
+        if self._running is entry:
+            self._running = None
+        if entry in self._leaving:
+            self._leaving.discard(entry)
+            self._entries.remove(entry)
+        if isinstance(answer, SegmentationResult):
+            entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
+            self._notify(entry.listener.finished, answer)
+        else:
+            stopped = isinstance(answer, Cancelled)
+            entry.state = JobState.CANCELLED if stopped else JobState.FAILED
+            entry.message = str(answer)
+            self._notify(entry.listener.failed, answer)
+        self._notify(self.changed.emit)
+
+    def _notify(self, receiver: Callable[..., None], *values: Any) -> None:
+        try:
+            receiver(*values)
+        except Exception:
+            # What a listener does with its news is its own affair: the queue has to go on.
+            logger.exception("A listener of the queue failed")
+
+
+class _Relay:
+    """Stands between client and listener, and keeps the entry up to date."""
+
+    def __init__(self, queue: JobQueue, entry: Entry) -> None:
+        self._queue, self._entry = queue, entry
+
+    def progressed(self, event: ProgressEvent) -> None:
+        self._queue._progress(self._entry, event)
+
+    def finished(self, result: SegmentationResult) -> None:
+        self._queue._conclude(self._entry, result)
+
+    def failed(self, error: MedSegAIError) -> None:
+        self._queue._conclude(self._entry, error)
