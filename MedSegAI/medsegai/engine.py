@@ -29,10 +29,10 @@ from medsegai.fusion import Accumulator, JointLabels, fuse, join_labels, read_me
 from medsegai.io import check_scan, read_volume
 from medsegai.labels import Label
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.probabilities import Readable, Scale, StreamedProbabilities
+from medsegai.probabilities import Readable, Scale, StreamedProbabilities, runner_up
 from medsegai.progress import Progress
 from medsegai.refinements import refine
-from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
+from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.uncertainty import Agreement
 from medsegai.volume import Geometry, Volume
 
@@ -99,6 +99,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
         regions=None if answer.regions is None else place(answer.regions),
+        candidates=None if answer.candidates is None else place.candidates(answer.candidates),
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
         provenance=_provenance(request, cards, inputs, compute, fused),
@@ -257,6 +258,7 @@ class _Answer:
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
         overlap = request.overlap and fused.probabilities.scale is Scale.REGIONS
         self.regions = np.zeros(shape, bool) if overlap else None
+        self.candidates = _no_candidates(output.shape, kind) if request.candidates else None
         self.warnings: list[str] = []
         self._agreement = (
             Agreement(len(fused.members) or 1, [label.value for label in labels])
@@ -267,8 +269,16 @@ class _Answer:
     def add(self, k0: int, k1: int) -> None:
         """Fill planes k0 to k1 of `grid`."""
         probabilities, axes = self._fused.probabilities, self._fused.axes
-        labels = self._values[probabilities.argmax(self.grid, k0, k1).cpu().numpy()]
+        found = probabilities.argmax(self.grid, k0, k1)
+        labels = self._values[found.cpu().numpy()]
         self.labelmap.transpose(axes)[k0:k1] = labels
+        if self.candidates is not None:
+            rivals = runner_up(probabilities, self.grid, k0, k1, found)
+            second, p_first, p_second = (values.cpu().numpy() for values in rivals)
+            self.candidates.first.transpose(axes)[k0:k1] = labels
+            self.candidates.second.transpose(axes)[k0:k1] = self._values[second]
+            self.candidates.p_first.transpose(axes)[k0:k1] = p_first
+            self.candidates.p_second.transpose(axes)[k0:k1] = p_second
         if self.probabilities is not None or self.regions is not None:
             values = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
             by_planes = (0, *(1 + axis for axis in axes))
@@ -361,6 +371,17 @@ class _Placed:
         whole = np.zeros((*voxels.shape[:-3], *self.shape), voxels.dtype)
         whole[(..., *self.box)] = voxels
         return whole
+
+    def candidates(self, found: Candidates) -> Candidates:
+        return Candidates(*(self(array) for array in vars(found).values()))
+
+
+def _no_candidates(shape: tuple[int, int, int], kind: type[np.unsignedinteger[Any]]) -> Candidates:
+    labels, steps = (
+        [np.zeros(shape, kind) for _ in range(2)],
+        [np.zeros(shape, np.uint8) for _ in range(2)],
+    )
+    return Candidates(*labels, *steps)
 
 
 def _slabs(grid: Geometry, classes: int) -> Iterator[tuple[int, int]]:

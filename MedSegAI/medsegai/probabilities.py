@@ -25,6 +25,9 @@ from medsegai.volume import Geometry
 CERTAIN = 1e-3
 """Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
 
+SURE = 1.0 - 0.5 / 255.0
+"""Probability that eight bits cannot tell from one."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -69,6 +72,40 @@ class Scale(Enum):
             return _last_region(values, axis, 0.5)
         return _most_probable(values, axis)
 
+    def two_best(self, probabilities: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The runner-up of each voxel, and how probable both are.
+
+        Of regions, a voxel is in its region as surely as the decision that is nearest to one half; the runner-up
+        is what it would be, were that decision the other one. Both then add up to one.
+
+        Args:
+            probabilities: (class, voxel).
+            first: class index that was decided, int64 (voxel).
+
+        Returns:
+            Class index of the runner-up, probability of the first, probability of the runner-up: each (voxel).
+        """
+        own = probabilities.gather(0, first[None])[0]
+        if self is not Scale.REGIONS:
+            others = probabilities.scatter(0, first[None], -1.0)
+            second = _most_probable(others, 0).long()
+            return second, own, others.gather(0, second[None])[0]
+        numbers = torch.arange(len(probabilities), device=first.device)[:, None]
+        later = torch.where(numbers > first, probabilities, 0.0)
+        entered = later.argmax(0)
+        enters = later.gather(0, entered[None])[0]
+        leaves = torch.where(first > 0, 1.0 - own, 0.0)
+        left = _last_region(torch.where(numbers < first, probabilities, 0.0), 0, 0.5)
+        flipped = torch.maximum(enters, leaves)
+        return torch.where(enters >= leaves, entered, left), 1.0 - flipped, flipped
+
+    def sure(self, probabilities: Tensor, first: Tensor) -> Tensor:
+        """Whether the class `first` (j, i) of `probabilities` (class, j, i) is more probable than `SURE`."""
+        if self is not Scale.REGIONS:
+            return probabilities.amax(0) >= SURE
+        flat = probabilities.reshape(len(probabilities), -1)
+        return (self.two_best(flat, first.reshape(-1))[1] >= SURE).reshape(first.shape)
+
     def entropy(self, probabilities: Tensor, axis: int) -> Tensor:
         """Entropy in nats; of overlapping regions the sum over them."""
         result = torch.special.entr(probabilities.clamp(0.0, 1.0))
@@ -91,6 +128,8 @@ class Readable(Protocol):
     def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
 
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]: ...
 
@@ -118,6 +157,12 @@ class _Plane:
     def entropy(self) -> Tensor:
         """Entropy in nats of each voxel, float32 (j, i)."""
         return self._scale.entropy(self._scale.probabilities(self.values.float(), 0), 0)
+
+    @cached_property
+    def sure(self) -> Tensor:
+        """Whether the class of a voxel has all of its probability but what eight bits cannot hold, bool (j, i)."""
+        probabilities = self._scale.probabilities(self.values.float(), 0)
+        return self._scale.sure(probabilities, self.classes.long())
 
 
 class _Planes:
@@ -179,6 +224,18 @@ class _Planes:
         for part, values in points.interpolate(self._values(), unsure):
             flat[unsure[part]] = self.scale.decide(values, 0).to(flat.dtype)
         return result
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Voxels whose class may have a rival, on planes k0 to k1 of `target`: bool (k1 - k0, j, i).
+
+        Linear interpolation makes no class less probable than it is in all native voxels around, so what is sure
+        in all of them need not be looked at. (Of logits too: the logarithm of a sum of exponentials is convex.)
+        """
+        points = self._points(target, k0, k1)
+        sure = torch.stack([plane.sure for plane in self._planes])
+        sure = _over_cells(torch.logical_and, sure, points.between)
+        certain = points.at_base(sure) & self.consensus(target, k0, k1)[1]
+        return ~certain & points.inside
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i).
@@ -304,6 +361,10 @@ class StreamedProbabilities:
         """As `Probabilities.entropy`."""
         return self._at(target, k0, k1).entropy(target, k0, k1)
 
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.doubtful`."""
+        return self._at(target, k0, k1).doubtful(target, k0, k1)
+
     def _at(self, target: Geometry, k0: int, k1: int) -> _Planes:
         """The native planes that planes k0 to k1 of `target` need."""
         size = self.geometry.shape[0]
@@ -415,6 +476,41 @@ class JointProbabilities:
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Entropy in nats of the mean, computed on the output grid."""
         return self.scale.entropy(self.read(target, k0, k1), 0)
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.doubtful`: where any part doubts, or they differ."""
+        result = ~self.consensus(target, k0, k1)[1]
+        for part in self._parts:
+            result |= part.doubtful(target, k0, k1).cpu()
+        return result
+
+
+def runner_up(
+    readable: Readable, target: Geometry, k0: int, k1: int, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The second most probable class, and how probable it and the first are, on planes k0 to k1 of `target`.
+
+    Only voxels that are in doubt are interpolated; in the others the first has all of the probability.
+
+    Args:
+        first: class indices as `argmax` gives them.
+
+    Returns:
+        Class index of the runner-up, 0 where its probability rounds to nothing; the probability of the first, at
+        least 1, and that of the runner-up, uint8 in steps of 1/255: each (k1 - k0, j, i).
+    """
+    second, p_second = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.uint8)
+    p_first = torch.full_like(p_second, 255)
+    doubtful = readable.doubtful(target, k0, k1).reshape(-1).nonzero()[:, 0]
+    for part in doubtful.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
+        values = readable.read_points(target, k0, k1, part)
+        own = first.view(-1)[part].long()
+        other, p_own, p_other = readable.scale.two_best(values, own)
+        steps = (p_other * 255.0).round()
+        second.view(-1)[part] = (other * (steps > 0)).to(second.dtype)
+        p_first.view(-1)[part] = (p_own * 255.0).round().clamp(1.0, 255.0).to(torch.uint8)
+        p_second.view(-1)[part] = steps.to(torch.uint8)
+    return second, p_first, p_second
 
 
 def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1: int) -> Tensor:

@@ -7,7 +7,7 @@ To the worker:
 From the worker:
     ready     version, pid, leads_group         once, at the start
     progress  job, stage, fraction, seconds_left
-    result    job, labelmap, entropy, probabilities, labels, report
+    result    job, labelmap, entropy, probabilities, candidates, labels, report
     error     job, kind, message                `job` is null where the line could not be read
 
 `job` is a string that the client chooses; each `segment` is answered by exactly one `result` or
@@ -30,6 +30,7 @@ from medsegai.errors import InputError, MedSegAIError, OutputError, WorkerError
 from medsegai.labels import Label
 from medsegai.progress import ProgressEvent
 from medsegai.request import (
+    Candidates,
     SegmentationRequest,
     SegmentationResult,
     StructureMeasures,
@@ -139,15 +140,23 @@ def pack_result(result: SegmentationResult, exchange: Path) -> Message:
         "labelmap": pack_volume(result.labelmap, exchange),
         "entropy": entropy,
         "probabilities": None if probabilities is None else pack_array(probabilities, exchange),
+        "candidates": _pack_candidates(result.candidates, exchange),
         "labels": [label.to_dict() for label in result.labels],
         "report": result.report(),
     }
+
+
+def _pack_candidates(candidates: Candidates | None, exchange: Path) -> Message | None:
+    if candidates is None:
+        return None
+    return {name: pack_array(array, exchange) for name, array in vars(candidates).items()}
 
 
 def unpack_result(data: Mapping[str, Any]) -> SegmentationResult:
     labels = tuple(Label.from_dict(item) for item in data["labels"])
     report = data["report"]
     entropy, probabilities = data["entropy"], data["probabilities"]
+    candidates = data["candidates"]
     structures = tuple(
         StructureMeasures(label, **{name: item[name] for name in item.keys() - {"value", "name"}})
         for label, item in zip(labels, report["structures"], strict=True)
@@ -158,11 +167,16 @@ def unpack_result(data: Mapping[str, Any]) -> SegmentationResult:
         structures=structures,
         entropy=None if entropy is None else unpack_volume(entropy),
         probabilities=None if probabilities is None else unpack_array(probabilities),
+        candidates=None if candidates is None else _unpack_candidates(candidates),
         seconds=report["seconds"],
         peak_memory_mb=report["peak_memory_mb"],
         provenance=report["provenance"],
         warnings=tuple(report["warnings"]),
     )
+
+
+def _unpack_candidates(data: Mapping[str, str]) -> Candidates:
+    return Candidates(**{name: unpack_array(path) for name, path in data.items()})
 
 
 def pack_progress(event: ProgressEvent) -> Message:

@@ -11,6 +11,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medsegai.errors import RequestError
 from medsegai.labels import Label
 from medsegai.volume import Volume
@@ -72,6 +75,11 @@ class SegmentationRequest:
     )
     probabilities: bool = option(
         False, "keep the probability of every structure; needs 2 bytes per voxel and structure"
+    )
+    candidates: bool = option(
+        False,
+        "keep the two most probable structures of every voxel and how probable they are: what AI correct in "
+        "Slicer works from; needs 4 bytes per voxel",
     )
     seed: int = option(0, "start of the random numbers of Monte-Carlo dropout")
 
@@ -186,6 +194,33 @@ class StructureMeasures:
         return {"value": self.label.value, "name": self.label.name} | plain
 
 
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The two most probable structures of every voxel, all (k, j, i) on the grid of the result.
+
+    Where the second has less than half a step of `p_second`, both its label and its probability are 0. Of regions
+    that overlap, `second` is what the voxel would be if the decision nearest to one half fell the other way.
+
+    Attributes:
+        first: label value of the most probable, uint8 or uint16; what the label map was before it was refined.
+        second: label value of the runner-up, likewise; 0 is the background.
+        p_first: probability of `first` in steps of 1/255, uint8; 0 where nothing is known, such as outside of the
+            region that was asked for.
+        p_second: probability of `second`, likewise.
+    """
+
+    first: NDArray[Any]
+    second: NDArray[Any]
+    p_first: NDArray[np.uint8]
+    p_second: NDArray[np.uint8]
+
+    def probability_of(self, value: int) -> NDArray[np.float32]:
+        """How probable the label `value` is, from 0 to 1, float32 (k, j, i); 0 where it is neither of the two."""
+        steps = np.where(self.first == value, self.p_first, 0)
+        np.copyto(steps, self.p_second, where=(self.second == value) & (self.first != value))
+        return steps.astype(np.float32) / np.float32(255)
+
+
 @dataclass(frozen=True)
 class SegmentationResult:
     """What a job gives, all of it on the grid of the first input.
@@ -198,6 +233,7 @@ class SegmentationResult:
         probabilities: float16 (label, k, j, i) in the order of `labels`, if asked for.
         regions: where each label is, bool (label, k, j, i), if regions that overlap were asked for and the model
             has such; `labelmap` then holds the innermost region of each voxel.
+        candidates: the two most probable structures of each voxel, if asked for.
         seconds: what each stage took.
         peak_memory_mb: largest resident memory of this process until now.
         provenance: model hashes, versions, options, input hash, device.
@@ -210,6 +246,7 @@ class SegmentationResult:
     entropy: Volume | None = None
     probabilities: Any = None
     regions: Any = None
+    candidates: Candidates | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -145,7 +145,7 @@ def test_every_option_of_the_request_can_be_set() -> None:
         "region": [-60.0, 60.0, -90.0, 90.5, 0.0, 70.0],
     }
     assert {name: request.options()[name] for name in expected} == expected
-    by_output = {"uncertainty", "probabilities"}
+    by_output = {"uncertainty", "probabilities", "candidates"}
     assert {item.name for item in request_options()} == set(expected) | by_output
 
 
@@ -159,7 +159,7 @@ def test_help_shows_the_text_and_default_of_each_option(capsys: pytest.CaptureFi
         main(["segment", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for item in request_options():
-        if item.name not in ("uncertainty", "probabilities"):
+        if item.name not in ("uncertainty", "probabilities", "candidates"):
             assert item.metadata["help"] in text
     assert "(default: mean)" in text
     assert "(default: brain)" in text

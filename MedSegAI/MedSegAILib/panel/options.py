@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
@@ -11,10 +11,19 @@ import qt
 from medsegai.card import ModelCard
 from medsegai.request import request_options
 from MedSegAILib.translation import tr as _
+from MedSegAILib.view import DeviceChoice
 
-# The model and the region have selectors of their own; probabilities have no place in a scene.
-ELSEWHERE = ("models", "probabilities", "region")
-SUGGESTIONS = {"device": ("auto", "cpu", "cuda")}
+# The model and the region have selectors of their own; probabilities have no place in a scene; candidates are
+# what AI correct needs, and always wanted there.
+ELSEWHERE = ("models", "probabilities", "region", "candidates")
+
+PANEL_DEFAULTS: Mapping[str, Any] = {"uncertainty": True}
+"""What differs from the request's own defaults: who looks at a result should see where it is doubtful."""
+
+DEVICES = (
+    DeviceChoice("auto", "the fastest there is"),
+    DeviceChoice("cpu", "the processor"),
+)
 LARGEST_NUMBER = 1_000_000
 
 
@@ -29,52 +38,85 @@ class OptionWidgets:
     def __init__(self, form: Any, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._read: dict[str, Callable[[], Any]] = {}
-        self._members: list[tuple[str, Any]] = []
-        self._members_box = qt.QWidget()
-        qt.QVBoxLayout(self._members_box).setContentsMargins(0, 0, 0, 0)
+        self._members = _TickedNames("membersOption", True, self._on_members_changed)
+        self._others = _TickedNames("othersOption", False, changed)
+        self._device: Any = None
+        self._form = form
+        self._add_row(_("Together with"), self._others.box)
+        self._others.box.toolTip = _("Run these models too, and join what they find.")
         for option in request_options():
             if option.name not in ELSEWHERE:
                 widget = self._widget(option)
                 widget.toolTip = _(option.metadata["help"])
                 widget.objectName = f"{option.name}Option"
-                form.addRow(_title(option.name), widget)
+                self._add_row(_title(option.name), widget)
+        self._others_label = form.labelForField(self._others.box)
+        self.set_others(())
 
     def values(self) -> dict[str, Any]:
         """The options as they stand, as `request_from_options` takes them."""
         return {name: read() for name, read in self._read.items()}
 
+    def other_models(self) -> tuple[str, ...]:
+        """The names of the models to use besides the chosen one."""
+        return self._others.ticked()
+
     def set_members(self, card: ModelCard | None) -> None:
-        """Show a box to tick for each member of the model, all ticked."""
-        layout = self._members_box.layout()
-        for _name, box in self._members:
-            layout.removeWidget(box)
-            box.hide()
-            box.deleteLater()
-        names = [] if card is None else [member.name for member in card.members]
-        self._members = [(name, qt.QCheckBox(name)) for name in names]
-        for _name, box in self._members:
-            box.checked = True
-            box.connect("toggled(bool)", self._on_member_toggled)
-            layout.addWidget(box)
+        """Show a box to tick for each member of the model; those with a share are ticked."""
+        members = () if card is None else card.members
+        self._members.show({member.name: member.weight > 0 for member in members})
+
+    def set_others(self, names: Sequence[str]) -> None:
+        """Offer these models to be used together with the chosen one."""
+        self._others.show(dict.fromkeys(names, False))
+        self._others.box.visible = self._others_label.visible = bool(names)
+
+    def show_devices(self, devices: Sequence[DeviceChoice]) -> None:
+        """Offer these devices; the chosen one stays."""
+        chosen = _first_word(self._device.currentText)
+        self._device.blockSignals(True)
+        self._device.clear()
+        for device in devices:
+            self._device.addItem(_device_text(device))
+        texts = [_device_text(device) for device in devices]
+        values = [device.value for device in devices]
+        self._device.currentText = texts[values.index(chosen)] if chosen in values else chosen
+        self._device.blockSignals(False)
+
+    def _add_row(self, title: str, widget: Any) -> None:
+        self._form.addRow(f"{title}:", widget)
 
     def _widget(self, option: Field[Any]) -> Any:
+        default = PANEL_DEFAULTS.get(option.name, option.default)
         if option.name == "members":
-            self._read[option.name] = self._ticked_members
-            return self._members_box
-        choices = option.metadata["choices"] or SUGGESTIONS.get(option.name)
-        if choices:
-            return self._choice(option, choices)
-        if isinstance(option.default, bool):
-            return self._switch(option)
-        if isinstance(option.default, int):
+            self._read[option.name] = self._chosen_members
+            return self._members.box
+        if option.name == "device":
+            return self._device_selector(option)
+        if option.metadata["choices"]:
+            return self._choice(option, option.metadata["choices"])
+        if isinstance(default, bool):
+            return self._switch(option.name, default)
+        if isinstance(default, int):
             return self._number(option)
-        if isinstance(option.default, float):
+        if isinstance(default, float):
             return self._fraction(option)
         return self._text(option)
 
+    def _device_selector(self, option: Field[Any]) -> Any:
+        """Editable, so that a device can be named that nobody has asked for yet."""
+        widget = self._device = qt.QComboBox()
+        widget.editable = True
+        widget.minimumContentsLength = 10
+        widget.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
+        widget.currentText = option.default
+        self.show_devices(DEVICES)
+        widget.connect("currentTextChanged(QString)", self._on_change)
+        self._read[option.name] = lambda: _first_word(widget.currentText)
+        return widget
+
     def _choice(self, option: Field[Any], choices: Sequence[str]) -> Any:
         widget = qt.QComboBox()
-        widget.editable = not option.metadata["choices"]
         for choice in choices:
             widget.addItem(choice)
         widget.currentText = option.default
@@ -82,11 +124,11 @@ class OptionWidgets:
         self._read[option.name] = lambda: widget.currentText
         return widget
 
-    def _switch(self, option: Field[Any]) -> Any:
+    def _switch(self, name: str, default: bool) -> Any:
         widget = qt.QCheckBox()
-        widget.checked = option.default
+        widget.checked = default
         widget.connect("toggled(bool)", self._on_change)
-        self._read[option.name] = lambda: widget.checked
+        self._read[name] = lambda: widget.checked
         return widget
 
     def _number(self, option: Field[Any]) -> Any:
@@ -115,20 +157,65 @@ class OptionWidgets:
         self._read[option.name] = lambda: _words(widget.text) if several else widget.text
         return widget
 
-    def _ticked_members(self) -> tuple[str, ...]:
-        """No name at all means all of them, as in the request."""
-        ticked = tuple(name for name, box in self._members if box.checked)
-        return () if len(ticked) == len(self._members) else ticked
+    def _chosen_members(self) -> tuple[str, ...]:
+        """No name at all means those of the card, as in the request."""
+        return () if self._members.untouched() else self._members.ticked()
 
-    def _on_member_toggled(self, _ticked: bool) -> None:
-        """At least one has to run: without any tick all are ticked again."""
-        if self._members and not any(box.checked for _name, box in self._members):
-            for _name, box in self._members:
-                box.checked = True
+    def _on_members_changed(self) -> None:
+        """At least one has to run: without any tick those of the card are ticked again."""
+        if not self._members.ticked():
+            self._members.reset()
         self._changed()
 
     def _on_change(self, _value: object) -> None:
         self._changed()
+
+
+class _TickedNames:
+    """A box to tick for each name, one below the other."""
+
+    def __init__(self, name: str, ticked: bool, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._boxes: dict[str, Any] = {}
+        self._first: dict[str, bool] = {}
+        self.box = qt.QWidget()
+        self.box.objectName = name
+        qt.QVBoxLayout(self.box).setContentsMargins(0, 0, 0, 0)
+
+    def show(self, names: Mapping[str, bool]) -> None:
+        """These names, each ticked or not."""
+        layout = self.box.layout()
+        for box in self._boxes.values():
+            layout.removeWidget(box)
+            box.hide()
+            box.deleteLater()
+        self._first = dict(names)
+        self._boxes = {name: qt.QCheckBox(name) for name in names}
+        for name, box in self._boxes.items():
+            box.checked = names[name]
+            box.connect("toggled(bool)", self._on_toggled)
+            layout.addWidget(box)
+
+    def ticked(self) -> tuple[str, ...]:
+        return tuple(name for name, box in self._boxes.items() if box.checked)
+
+    def untouched(self) -> bool:
+        return {name: bool(box.checked) for name, box in self._boxes.items()} == self._first
+
+    def reset(self) -> None:
+        for name, box in self._boxes.items():
+            box.checked = self._first[name]
+
+    def _on_toggled(self, _ticked: bool) -> None:
+        self._changed()
+
+
+def _device_text(device: DeviceChoice) -> str:
+    return f"{device.value} – {_(device.description)}" if device.description else device.value
+
+
+def _first_word(text: str) -> str:
+    return text.split()[0] if text.split() else "auto"
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -136,4 +223,4 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _title(name: str) -> str:
-    return _(name.replace("_", " ").capitalize()) + ":"
+    return _(name.replace("_", " ").capitalize())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FLAGS = {"models": ("--model",), "members": ("--members", "--views", "--folds")}
 """Options of the request whose flags are not simply their name."""
 
-IMPLIED = {"uncertainty", "probabilities"}
+IMPLIED = {"uncertainty", "probabilities", "candidates"}
 """Switches of the request that are on exactly when the output that needs them is wanted."""
 
 MEASURES = {
