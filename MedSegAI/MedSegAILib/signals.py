@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 
 class Signal:
-    """Calls whoever is connected, in the order of connecting."""
+    """Calls whoever is connected, in the order of connecting, with what `emit` is given."""
 
     def __init__(self) -> None:
-        self._receivers: list[Callable[[], None]] = []
+        self._receivers: list[Callable[..., None]] = []
 
-    def connect(self, receiver: Callable[[], None]) -> None:
+    def connect(self, receiver: Callable[..., None]) -> None:
         self._receivers.append(receiver)
 
-    def emit(self) -> None:
+    def emit(self, *values: Any) -> None:
         for receiver in self._receivers:
-            receiver()
+            receiver(*values)

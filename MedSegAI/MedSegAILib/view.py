@@ -1,0 +1,94 @@
+"""What panel and controller tell each other: plain values, without Qt and without MRML.
+
+Nodes of the scene pass through as they are; nobody here looks into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medsegai.card import ModelCard
+from MedSegAILib.output_choice import OutputChoice
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose.
+
+    Attributes:
+        nodes: the volume node (or None) of each channel of the model, by the channel's name, in the model's
+            order; one entry with the name "" while there is no model.
+        cards: the models to use together; the first is the one whose channels are shown. Empty without one.
+        options: the other options of a request.
+        output: where the result goes.
+        region: the ROI node to stay within, or None for the whole volume.
+        every_frame: run on each frame of a sequence, not on the current one alone.
+    """
+
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+    cards: tuple[ModelCard, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    output: OutputChoice = OutputChoice()
+    region: Any = None
+    every_frame: bool = False
+
+    @property
+    def card(self) -> ModelCard | None:
+        return self.cards[0] if self.cards else None
+
+    @property
+    def node(self) -> Any:
+        """The first channel's volume node: the result lies on its grid."""
+        return next(iter(self.nodes.values()), None)
+
+
+@dataclass(frozen=True)
+class StructureRow:
+    """One structure in the table of results.
+
+    Attributes:
+        value: the label's value, by which the panel names the row.
+        agreement: how far the members agree, from 0 to 1 (certain); None where that was not measured.
+        measures: all measures of uncertainty in words, for the tool tip.
+        doubtful: whether a person should look at it first.
+        review: one of `REVIEW_STATES`; "" where there is no segment to review.
+    """
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    volume_ml: float
+    agreement: float | None = None
+    measures: str = ""
+    doubtful: bool = False
+    review: str = ""
+
+
+REVIEW_STATES = ("not started", "in progress", "completed", "flagged")
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """A device that networks can run on: the value of the option `device`, and what it is."""
+
+    value: str
+    description: str
+
+
+@dataclass(frozen=True)
+class PlaceChoice:
+    """Where the worker runs, as the fields of the settings show it.
+
+    Attributes:
+        kind: "own" (this Slicer's Python), "other" (another Python here) or "ssh" (another computer).
+        python: the other Python's path.
+        host: what ssh connects to.
+        command: what starts the worker there.
+    """
+
+    kind: str = "own"
+    python: str = ""
+    host: str = ""
+    command: str = "medsegai worker"
