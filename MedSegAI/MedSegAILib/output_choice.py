@@ -29,7 +29,7 @@ class OutputChoice:
     Attributes:
         mode: see `OutputMode`.
         node: the vtkMRMLSegmentationNode that UPDATE, ADD and PREVIEW work on; NEW needs none.
-        change_locked: also change segments that are locked (see `MedSegAILib.scene.locks`).
+        change_locked: also change segments that are locked (see `MedSegAILib.scene.review`).
         change_painted: also change what the user painted: segments that the AI did not make, or that were
             edited since.
     """

@@ -1,219 +1,173 @@
 """The MRML side: volume nodes become `Volume`s, results become segmentation nodes.
 
-Nothing here needs a window. A result always becomes new nodes, so whatever is in the scene stays as it
-is, and what went wrong half-way leaves nothing behind: nodes are finished before the scene gets them.
+Nothing here needs a window. `Scene` is the one door; behind it each file has one idea. What went wrong
+half-way leaves the scene as it was: everything is worked out before anything is changed.
 """
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import slicer
-import slicer.util
-import vtk
-from numpy.typing import NDArray
-from vtk.util import numpy_support
+from medsegai.card import ModelCard
+from medsegai.request import Candidates, SegmentationResult
+from medsegai.volume import Volume
+from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.scene import channels, doubt, inputs, review, sequences, statistics
+from MedSegAILib.scene.attachments import (
+    CANDIDATES_REFERENCE,
+    ENTROPY_REFERENCE,
+    candidates_of,
+)
+from MedSegAILib.scene.doubt import DoubtfulPlace
+from MedSegAILib.scene.review import ReviewState
+from MedSegAILib.scene.segments import label_value, segment_id
+from MedSegAILib.scene.undo import SaveUndo, no_undo
+from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Preview, Writer
 
-from medsegai.errors import GeometryError, InputError
-from medsegai.labels import Label
-from medsegai.request import SegmentationResult
-from medsegai.volume import Geometry, Volume
-
-REPORT_ATTRIBUTE = "MedSegAI.report"
-"""Attribute of the segmentation node: the report of its job, as JSON."""
-
-ENTROPY_REFERENCE = "MedSegAI.entropy"
-"""Reference of the segmentation node to the volume node of its entropy."""
-
-ENTROPY_COLORS = "vtkMRMLColorTableNodeIron"
-ENTROPY_SHOWN = 0.05
-"""Entropy in nats below which nothing is laid over the image: the network has no doubt there."""
-ENTROPY_BRIGHTEST = float(np.log(2))
-"""Entropy of two structures that are equally likely."""
-
-# What scalar volume nodes are besides images with one value per voxel.
-_OTHER_VOLUMES = {
-    "vtkMRMLLabelMapVolumeNode": "is a label map; choose the image that it was made from",
-    "vtkMRMLMultiVolumeNode": "holds several images; extract one of them",
-}
+__all__ = [
+    "CANDIDATES_REFERENCE",
+    "ENTROPY_REFERENCE",
+    "REPORT_ATTRIBUTE",
+    "DoubtfulPlace",
+    "Preview",
+    "ReviewState",
+    "Scene",
+    "segment_id",
+]
 
 
 class Scene:
-    """Reads inputs from a scene and writes results into it."""
+    """Reads inputs from a scene and writes results into it.
 
-    def __init__(self, mrml_scene: Any) -> None:
+    Args:
+        mrml_scene: the vtkMRMLScene.
+        save_undo: keeps the state of a segmentation before it changes; see `MedSegAILib.scene.undo`.
+    """
+
+    def __init__(self, mrml_scene: Any, save_undo: SaveUndo = no_undo) -> None:
         self._scene = mrml_scene
+        self._writer = Writer(mrml_scene, save_undo)
+        self._overlay = doubt.Overlay(mrml_scene)
+
+    # --- inputs ------------------------------------------------------------------------------------
 
     def read(self, node: Any) -> Volume:
-        """The image of a volume node at its place in the world: linear parent transforms are applied.
+        """The image of a volume node at its place in the world: see `inputs.read`."""
+        return inputs.read(node)
 
-        The voxels are the node's own memory, not a copy.
+    def read_channels(self, nodes: Sequence[Any]) -> tuple[Volume, ...]:
+        """One image per channel, all on one grid: see `inputs.read_channels`."""
+        return inputs.read_channels(nodes)
 
-        Raises:
-            InputError: there is no node, or it holds no image with one value per voxel.
-            GeometryError: it stands under a transform that is not linear, or its axes are sheared.
-        """
-        _check_image(node)
-        transform = node.GetParentTransformNode()
-        ijk_to_ras = vtk.vtkMatrix4x4()
-        node.GetIJKToRASMatrix(ijk_to_ras)
-        if transform is not None:
-            if not transform.IsTransformToWorldLinear():
-                raise GeometryError(
-                    f"{node.GetName()} stands under a transform that bends space "
-                    f"({transform.GetName()}). Harden the transform on a copy of the volume, "
-                    "or take the volume out of it."
-                )
-            to_world = vtk.vtkMatrix4x4()
-            transform.GetMatrixTransformToWorld(to_world)
-            vtk.vtkMatrix4x4.Multiply4x4(to_world, ijk_to_ras, ijk_to_ras)
-        voxels = slicer.util.arrayFromVolume(node)
-        geometry = Geometry(voxels.shape, slicer.util.arrayFromVTKMatrix(ijk_to_ras))
-        return Volume(voxels, geometry, node.GetName())
+    def guess_channels(self, card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
+        """The node of each channel by its name, None where nothing tells: see `channels.guess`."""
+        return channels.guess(card, nodes)
 
-    def write(self, source: Any, result: SegmentationResult) -> Any:
-        """Add a result to the scene, on the grid and under the transform of its source volume node.
+    def region(self, node: Any) -> tuple[float, ...]:
+        """The box of a region of interest, for `SegmentationRequest.region`: see `inputs.region`."""
+        return inputs.region(node)
+
+    def frames(self, node: Any) -> Sequence[int]:
+        """The frame numbers of a volume that shows a sequence, else none."""
+        return sequences.frames(node)
+
+    def current_frame(self, node: Any) -> int | None:
+        """The frame that is shown now."""
+        return sequences.current_frame(node)
+
+    def read_frame(self, node: Any, number: int) -> Volume:
+        """One frame of a sequence; the browser stays where it is: see `sequences.read_frame`."""
+        return sequences.read_frame(node, number)
+
+    # --- results -----------------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the last result left as it was, or why it went elsewhere than was chosen, in words."""
+        return tuple(self._writer.notes)
+
+    def write(
+        self,
+        source: Any,
+        result: SegmentationResult,
+        output: OutputChoice | None = None,
+        frame: int | None = None,
+    ) -> Any:
+        """Put a result into the scene, on the grid and under the transform of its source volume node.
+
+        Where the chosen segmentation has left the scene, or no segment of it matches, the result becomes a
+        new one rather than being lost; `notes` says so.
+
+        Args:
+            output: where to; a new segmentation if None. With a frame, its node is the segmentation that an
+                earlier frame of the job was given back as, or None for the first.
+            frame: which frame of a sequence the result is of.
 
         Returns:
-            the new segmentation node; it refers to the entropy volume node, where there is one.
+            the segmentation node; it refers to the volumes of entropy and candidates, where there are such.
 
         Raises:
-            InputError: the source has left the scene or has another size by now.
+            InputError: the source has left the scene or has another size by now, or the segmentation is made
+                of surfaces. The scene is as it was.
+            GeometryError: source or segmentation stand under a transform that is not linear.
         """
-        self._check_source(source, result)
-        segmentation = self._segmentation(source, result)
-        entropy = None if result.entropy is None else self._entropy(source, result.entropy)
-        self._add(segmentation, source)
-        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
+        return self._writer.write(source, result, output or OutputChoice(), frame)
+
+    def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Preview:
+        """Show what a result would change, before it does.
+
+        Raises:
+            InputError, GeometryError: as `write`.
+        """
+        return Preview(self._writer, source, result, output)
+
+    def show_3d(self, segmentation: Any, shown: bool = True) -> None:
+        """Make surfaces of all segments and show them in the 3D views, or hide them."""
+        if shown:
+            segmentation.CreateClosedSurfaceRepresentation()
         segmentation.CreateDefaultDisplayNodes()
-        if entropy is not None:
-            self._add(entropy, source)
-            self._show_entropy(entropy)
-            segmentation.SetNodeReferenceID(ENTROPY_REFERENCE, entropy.GetID())
-        return segmentation
+        segmentation.GetDisplayNode().SetVisibility3D(shown)
 
-    def _segmentation(self, source: Any, result: SegmentationResult) -> Any:
-        node = self._new("vtkMRMLSegmentationNode", f"{source.GetName()} segmentation")
-        _add_segments(node, source, result)
-        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
-        return node
+    def candidates_of(self, segmentation: Any) -> Candidates | None:
+        """What else each voxel could be: see `attachments.candidates_of`."""
+        return candidates_of(segmentation)
 
-    def _entropy(self, source: Any, entropy: Volume) -> Any:
-        node = self._new("vtkMRMLScalarVolumeNode", f"{source.GetName()} uncertainty")
-        slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(entropy.voxels))
-        node.SetIJKToRASMatrix(_ijk_to_ras(source))
-        return node
+    def label_value(self, segmentation: Any, segment: str) -> int | None:
+        """The label that the AI wrote into a segment."""
+        return label_value(segmentation, segment)
 
-    def _show_entropy(self, node: Any) -> None:
-        node.CreateDefaultDisplayNodes()
-        display = node.GetScalarVolumeDisplayNode()
-        if self._scene.GetNodeByID(ENTROPY_COLORS) is not None:
-            display.SetAndObserveColorNodeID(ENTROPY_COLORS)
-        largest = node.GetImageData().GetScalarRange()[1]
-        display.AutoWindowLevelOff()
-        display.SetWindowLevelMinMax(0.0, ENTROPY_BRIGHTEST)
-        display.SetThreshold(ENTROPY_SHOWN, max(ENTROPY_SHOWN, largest))
-        display.ApplyThresholdOn()
+    # --- doubt, review, statistics -----------------------------------------------------------------
 
-    def _check_source(self, source: Any, result: SegmentationResult) -> None:
-        if not self._scene.IsNodePresent(source):
-            raise InputError(
-                f"The volume {source.GetName()} has left the scene, so its segmentation was dropped."
-            )
-        _check_image(source)
-        dimensions = tuple(reversed(source.GetImageData().GetDimensions()))
-        if dimensions != result.labelmap.geometry.shape:
-            raise InputError(
-                f"The volume {source.GetName()} changed its size during the job, "
-                "so its segmentation was dropped. Run it again."
-            )
+    def doubtful_places(self, segmentation: Any) -> list[DoubtfulPlace]:
+        """Where to look first, the most uncertain place before the others: see `doubt.places`."""
+        return doubt.places(segmentation)
 
-    def _new(self, kind: str, name: str) -> Any:
-        node = self._scene.CreateNodeByClass(kind)
-        node.UnRegister(None)
-        node.SetName(self._scene.GenerateUniqueName(name))
-        return node
+    def jump(self, ras: Sequence[float]) -> None:
+        """Centre all slice views on a place in the world."""
+        doubt.jump(self._scene, ras)
 
-    def _add(self, node: Any, source: Any) -> None:
-        """Put a node into the scene, under the transform of `source` and beside it in the tree."""
-        self._scene.AddNode(node)
-        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
-        tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
-        item = 0 if tree is None else tree.GetItemByDataNode(source)
-        if item:
-            tree.CreateItem(tree.GetItemParent(item), node)
+    def center_of(self, segmentation: Any, segment: str) -> tuple[float, float, float] | None:
+        """A place in the world in the middle of a segment; None where it has no voxel."""
+        return doubt.center_of(segmentation, segment)
 
+    def show_uncertainty(self, segmentation: Any, shown: bool, opacity: float = 0.6) -> None:
+        """Lay the uncertainty over the slices, with a legend, or take it away."""
+        self._overlay.show(segmentation, shown, opacity)
 
-def _check_image(node: Any) -> None:
-    if node is None:
-        raise InputError("There is no input volume. Load an image and choose it.")
-    name = node.GetName()
-    if not node.IsA("vtkMRMLScalarVolumeNode"):
-        raise InputError(f"{name} is no volume. Choose an image.")
-    for kind, reason in _OTHER_VOLUMES.items():
-        if node.IsA(kind):
-            raise InputError(f"{name} {reason}.")
-    image = node.GetImageData()
-    if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
-        raise InputError(f"{name} holds no image. Load it again.")
-    components = image.GetNumberOfScalarComponents()
-    if components != 1:
-        raise InputError(
-            f"{name} has {components} values per voxel (colour or several images); "
-            "one is needed. Use Slicer's Vector to Scalar Volume module first."
-        )
+    def review_state(self, segmentation: Any, segment: str) -> ReviewState:
+        """How far the review of a segment is."""
+        return review.review_state(segmentation, segment)
 
+    def set_review_state(self, segmentation: Any, segment: str, state: ReviewState) -> None:
+        """Say how far the review of a segment is."""
+        review.set_review_state(segmentation, segment, state)
 
-def _add_segments(segmentation: Any, source: Any, result: SegmentationResult) -> None:
-    """Add a segment for each label that has voxels; they share one label map, as Slicer does."""
-    name = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    image = _oriented_image(result.labelmap.voxels, _ijk_to_ras(source))
-    segments = segmentation.GetSegmentation()
-    segments.SetSourceRepresentationName(name)
-    for measures in result.structures:
-        if not measures.voxels:
-            continue
-        segment = _segment(measures.label)
-        segment.AddRepresentation(name, image)
-        segments.AddSegment(segment, segment_id(measures.label))
+    def statistics(self, segmentation: Any) -> Any:
+        """A table of the segments as they are now, with a plot: see `statistics.table`."""
+        return statistics.table(self._scene, segmentation)
 
-
-def _segment(label: Label) -> Any:
-    segment = slicer.vtkSegment()
-    segment.SetName(label.name)
-    segment.SetColor(*(part / 255.0 for part in label.color))
-    segment.SetLabelValue(label.value)
-    segment.SetNameAutoGenerated(False)
-    segment.SetColorAutoGenerated(False)
-    if label.terminology is not None:
-        tag = slicer.vtkSegment.GetTerminologyEntryTagName()
-        segment.SetTag(tag, label.terminology.to_slicer())
-    return segment
-
-
-def segment_id(label: Label) -> str:
-    """The id of a label's segment, the same in every run; the value keeps like names apart."""
-    return f"{label.value:03d}_{re.sub(r'[^0-9A-Za-z]+', '_', label.name).strip('_')}"
-
-
-def _ijk_to_ras(node: Any) -> Any:
-    matrix = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(matrix)
-    return matrix
-
-
-def _oriented_image(voxels: NDArray[Any], ijk_to_ras: Any) -> Any:
-    image = slicer.vtkOrientedImageData()
-    image.SetDimensions(*reversed(voxels.shape))
-    scalars = numpy_support.numpy_to_vtk(
-        np.ascontiguousarray(voxels).ravel(),
-        deep=True,
-        array_type=numpy_support.get_vtk_array_type(voxels.dtype),
-    )
-    scalars.SetName("ImageScalars")
-    image.GetPointData().SetScalars(scalars)
-    image.SetImageToWorldMatrix(ijk_to_ras)
-    return image
+    def write_csv(self, segmentation: Any, path: Path | str) -> None:
+        """The same as a file: see `statistics.write_csv`."""
+        statistics.write_csv(segmentation, path)

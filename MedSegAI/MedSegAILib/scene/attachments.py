@@ -1,0 +1,111 @@
+"""Volumes that belong to a segmentation: where the networks doubted, and what else a voxel could be.
+
+The segmentation refers to them, so they are found again in a saved scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer.util
+from numpy.typing import NDArray
+
+from medsegai.request import Candidates, SegmentationResult
+from MedSegAILib.scene.inputs import ijk_to_local
+from MedSegAILib.scene.layers import Box, matrix
+
+ENTROPY_REFERENCE = "MedSegAI.entropy"
+"""Reference of the segmentation node to the volume node of its entropy."""
+
+CANDIDATES_REFERENCE = "MedSegAI.candidates"
+"""Reference of the segmentation node to a hidden volume with four values per voxel: the label of the most and
+of the second most probable structure, and the probabilities of both."""
+
+ENTROPY_COLORS = "vtkMRMLColorTableNodeIron"
+ENTROPY_SHOWN = 0.05
+"""Entropy in nats below which nothing is laid over the image: the network has no doubt there."""
+ENTROPY_BRIGHTEST = float(np.log(2))
+"""Entropy of two structures that are equally likely."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attachment:
+    """A volume to be: its voxels on the grid of the source, (k, j, i) or (k, j, i, 4)."""
+
+    role: str
+    voxels: NDArray[Any]
+
+
+def attachments_of(result: SegmentationResult) -> list[Attachment]:
+    """The volumes that come with a result."""
+    found = []
+    if result.entropy is not None:
+        found.append(Attachment(ENTROPY_REFERENCE, np.ascontiguousarray(result.entropy.voxels)))
+    if result.candidates is not None:
+        found.append(Attachment(CANDIDATES_REFERENCE, _stacked(result.candidates)))
+    return found
+
+
+def merged(attachment: Attachment, segmentation: Any, source: Any, box: Box) -> Attachment:
+    """The same, new in a box (k, j, i) of the source alone, where the segmentation has such a volume by now."""
+    node = segmentation.GetNodeReference(attachment.role)
+    if node is None or node.GetImageData() is None:
+        return attachment
+    present = slicer.util.arrayFromVolume(node)
+    same_place = np.allclose(ijk_to_local(node), ijk_to_local(source), atol=1e-4)
+    if present.shape != attachment.voxels.shape or not same_place:
+        return attachment
+    voxels = present.astype(attachment.voxels.dtype)
+    voxels[box] = attachment.voxels[box]
+    return Attachment(attachment.role, voxels)
+
+
+def candidates_of(segmentation: Any) -> Candidates | None:
+    """What else each voxel could be, on the grid of the source; None where that was not kept."""
+    node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
+    if node is None or node.GetImageData() is None:
+        return None
+    first, second, p_first, p_second = np.moveaxis(slicer.util.arrayFromVolume(node), -1, 0)
+    return Candidates(first, second, p_first.astype(np.uint8), p_second.astype(np.uint8))
+
+
+def make_node(scene: Any, attachment: Attachment, source: Any) -> Any:
+    """A volume node of an attachment, complete, and not in the scene yet."""
+    hidden = attachment.role == CANDIDATES_REFERENCE
+    kind = "vtkMRMLVectorVolumeNode" if hidden else "vtkMRMLScalarVolumeNode"
+    what = "candidates" if hidden else "uncertainty"
+    node = scene.CreateNodeByClass(kind)
+    node.UnRegister(None)
+    node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {what}"))
+    if hidden:
+        node.SetVoxelVectorType(node.VoxelVectorTypeUndefined)
+        node.HideFromEditorsOn()
+    fill_node(node, attachment, source)
+    return node
+
+
+def fill_node(node: Any, attachment: Attachment, source: Any) -> None:
+    """Put an attachment's voxels into a volume node, where the source lies."""
+    slicer.util.updateVolumeFromArray(node, attachment.voxels)
+    node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
+
+
+def show_entropy(scene: Any, node: Any) -> None:
+    """Give an entropy volume the colours in which it is laid over an image."""
+    node.CreateDefaultDisplayNodes()
+    display = node.GetScalarVolumeDisplayNode()
+    if scene.GetNodeByID(ENTROPY_COLORS) is not None:
+        display.SetAndObserveColorNodeID(ENTROPY_COLORS)
+    largest = node.GetImageData().GetScalarRange()[1]
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(0.0, ENTROPY_BRIGHTEST)
+    display.SetThreshold(ENTROPY_SHOWN, max(ENTROPY_SHOWN, largest))
+    display.ApplyThresholdOn()
+
+
+def _stacked(candidates: Candidates) -> NDArray[Any]:
+    parts = (candidates.first, candidates.second, candidates.p_first, candidates.p_second)
+    small = all(part.dtype == np.uint8 for part in parts)
+    return np.stack(parts, axis=-1).astype(np.uint8 if small else np.uint16, copy=False)

@@ -1,0 +1,122 @@
+"""Which volume is which channel of a model, as far as names and DICOM tags tell.
+
+A wrong channel gives a wrong segmentation that looks right, so nothing is guessed at random: a channel gets
+a volume only where one volume alone fits it, and the user confirms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import slicer
+
+from medsegai.card import Channel, ModelCard
+
+# Kinds of image, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
+_KINDS = (
+    ("flair", r"(t2)?flair|t2fl|darkfluid"),
+    (
+        "t1c",
+        r"t1(w)?(c|ce|gd|kontrast|contrast|post\w*|km|plusc?)|t1\w*(gad\w*|contrast|postcon\w*)",
+    ),
+    ("adc", r"adc|apparentdiffusion\w*"),
+    ("dwi", r"dwi|diffusion|ep2ddiff\w*|b\d{3,4}"),
+    ("swi", r"swi|swan"),
+    ("pd", r"pd(w)?|protondensity"),
+    ("t2", r"t2(w|wi|tse|fse|star)?"),
+    ("t1", r"t1(w|wi|mprage|spgr|bravo|tfe|vibe|native|n|pre)?|mprage|mp2rage|spgr|bravo"),
+    ("pet", r"pet|pt|suv\w*|fdg"),
+    ("ct", r"ct|cta|cect|ncct|hu"),
+    ("mr", r"mr|mri"),
+)
+_CONTRAST = re.compile(r"(c|ce|gd|gad\w*|contrast|post\w*|km|enhanced|kontrast)")
+_IS_MR = frozenset({"flair", "t1c", "adc", "dwi", "swi", "pd", "t2", "t1", "mr"})
+_TAGS = ("DICOM.SeriesDescription", "DICOM.ProtocolName")
+
+
+def guess(card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
+    """The volume of each channel by the channel's name, None where no single volume fits.
+
+    A volume fits a channel if its name or its DICOM tags hold the channel's name, or name the same kind of
+    image. A model with one channel takes the only volume there is, unless its modality says otherwise.
+    """
+    fitting = {
+        channel.name: _best([(_fit(channel, node), node) for node in nodes])
+        for channel in card.channels
+    }
+    chosen: dict[str, Any] = {}
+    for name, found in fitting.items():
+        shared = [other for other, theirs in fitting.items() if other != name and theirs is found]
+        chosen[name] = None if shared else found
+    (first, *more) = card.channels
+    if not more and len(nodes) == 1 and chosen[first.name] is None:
+        chosen[first.name] = None if _other_modality(first, nodes[0]) else nodes[0]
+    return chosen
+
+
+def _best(scored: list[tuple[int, Any]]) -> Any:
+    """The node that alone fits best; None where none or several do."""
+    top = max((score for score, _ in scored), default=0)
+    best = [node for score, node in scored if score == top]
+    return best[0] if top > 0 and len(best) == 1 else None
+
+
+def _fit(channel: Channel, node: Any) -> int:
+    """3 the channel's name, 2 its kind, 1 its modality, 0 nothing, -1 another kind or modality."""
+    if _other_modality(channel, node):
+        return -1
+    texts = [node.GetName() or "", *(_tag(node, name) for name in _TAGS)]
+    kind, modality = _kind(channel.name), _kind(channel.modality)
+    wanted = kind if kind not in ("", "mr") else modality
+    found = {each for each in map(_kind, texts) if each}
+    if wanted not in ("", "mr", "ct", "pet"):
+        return 2 if wanted in found else -1
+    if any(_squeezed(channel.name) in _words(text) for text in texts):
+        return 3
+    tag = _kind(_tag(node, "DICOM.Modality"))
+    return 1 if wanted and wanted in found | {tag} else 0
+
+
+def _other_modality(channel: Channel, node: Any) -> bool:
+    """Whether the DICOM tag says CT where the channel is MR, and the like."""
+    tag = _kind(_tag(node, "DICOM.Modality"))
+    wanted = _kind(channel.modality) or _kind(channel.name)
+    return bool(tag and wanted) and _family(tag) != _family(wanted)
+
+
+def _family(kind: str) -> str:
+    return "mr" if kind in _IS_MR else kind
+
+
+def _kind(text: str) -> str:
+    """What kind of image a name speaks of; "" where it names none."""
+    words = _words(text)
+    pairs = {a + b for a, b in itertools.pairwise(words)}
+    for kind, pattern in _KINDS:
+        if any(re.fullmatch(pattern, word) for word in pairs | set(words)):
+            if kind == "t1" and any(_CONTRAST.fullmatch(word) for word in words):
+                return "t1c"
+            return kind
+    return ""
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[^0-9a-z]+", text.lower()) if word]
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[^0-9a-z]+", "", text.lower())
+
+
+def _tag(node: Any, name: str) -> str:
+    """A DICOM tag, of the node or of its place in the tree of subjects."""
+    value = node.GetAttribute(name)
+    scene = node.GetScene()
+    if value is None and scene is not None:
+        tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+        item = 0 if tree is None else tree.GetItemByDataNode(node)
+        value = tree.GetItemAttribute(item, name) if item else None
+    return str(value or "")

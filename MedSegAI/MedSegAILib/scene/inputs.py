@@ -1,0 +1,146 @@
+"""Volume nodes become `Volume`s, regions of interest become boxes, each at its place in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import slicer.util
+import vtk
+from numpy.typing import NDArray
+
+from medsegai.errors import GeometryError, InputError
+from medsegai.volume import Geometry, Volume
+from MedSegAILib.scene.layers import array_of
+
+# What scalar volume nodes are besides images with one value per voxel.
+_OTHER_VOLUMES = {
+    "vtkMRMLLabelMapVolumeNode": "is a label map; choose the image that it was made from",
+    "vtkMRMLMultiVolumeNode": "holds several images; extract one of them",
+}
+
+
+def read(node: Any) -> Volume:
+    """The image of a volume node at its place in the world: linear parent transforms are applied.
+
+    The voxels are the node's own memory, not a copy.
+
+    Raises:
+        InputError: there is no node, or it holds no image with one value per voxel.
+        GeometryError: it stands under a transform that is not linear, or its axes are sheared.
+    """
+    check_image(node)
+    return image_at(node, transform_to_world(node), node.GetName())
+
+
+def read_channels(nodes: Sequence[Any]) -> tuple[Volume, ...]:
+    """One image per channel of a model, all on the grid of the first.
+
+    Raises:
+        InputError: as `read`; or one node is given for two channels.
+        GeometryError: as `read`; or two nodes lie on different grids.
+    """
+    if not nodes:
+        raise InputError("There is no input volume. Load an image and choose it.")
+    volumes = tuple(read(node) for node in nodes)
+    for index, node in enumerate(nodes):
+        if any(node is other for other in nodes[:index]):
+            raise InputError(
+                f"{node.GetName()} is chosen for two channels. Choose one volume for each."
+            )
+    for other in volumes[1:]:
+        if not other.geometry.matches(volumes[0].geometry):
+            raise GeometryError(
+                f"{volumes[0].source} ({volumes[0].geometry.describe()}) and {other.source} "
+                f"({other.geometry.describe()}) do not lie on the same voxels. Resample "
+                f"{other.source} onto {volumes[0].source}, for example with Slicer's Resample "
+                "Scalar/Vector/DWI Volume, and choose the result."
+            )
+    return volumes
+
+
+def image_at(node: Any, to_world: NDArray[np.float64], name: str) -> Volume:
+    """The image of a checked volume node, under the given transform."""
+    voxels = slicer.util.arrayFromVolume(node)
+    return Volume(voxels, Geometry(voxels.shape, to_world @ ijk_to_local(node)), name)
+
+
+def ijk_to_local(node: Any) -> NDArray[np.float64]:
+    """4 x 4 matrix of a volume node without the transform above it."""
+    ijk_to_ras = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(ijk_to_ras)
+    return array_of(ijk_to_ras)
+
+
+def transform_to_world(node: Any) -> NDArray[np.float64]:
+    """4 x 4 matrix of all transforms above a node.
+
+    Raises:
+        GeometryError: one of them is not linear.
+    """
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        raise GeometryError(
+            f"{node.GetName()} stands under a transform that bends space ({transform.GetName()}). "
+            "Harden the transform on a copy of it, or take it out of the transform."
+        )
+    to_world = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(to_world)
+    return array_of(to_world)
+
+
+def check_image(node: Any) -> None:
+    """Raises:
+    InputError: the node is None, or no image with one value per voxel.
+    """
+    if node is None:
+        raise InputError("There is no input volume. Load an image and choose it.")
+    name = node.GetName()
+    if not node.IsA("vtkMRMLScalarVolumeNode"):
+        raise InputError(f"{name} is no volume. Choose an image.")
+    for kind, reason in _OTHER_VOLUMES.items():
+        if node.IsA(kind):
+            raise InputError(f"{name} {reason}.")
+    image = node.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+        raise InputError(f"{name} holds no image. Load it again.")
+    components = image.GetNumberOfScalarComponents()
+    if components != 1:
+        raise InputError(
+            f"{name} has {components} values per voxel (colour or several images); "
+            "one is needed. Use Slicer's Vector to Scalar Volume module first."
+        )
+
+
+def region(node: Any) -> tuple[float, ...]:
+    """The box in the world around a region of interest: lowest and highest R, A and S in mm.
+
+    A box that is turned, in itself or by the transforms above it, is enclosed.
+
+    Args:
+        node: vtkMRMLMarkupsROINode, or an ROI of old scenes (vtkMRMLAnnotationROINode).
+
+    Raises:
+        InputError: the node is None, no ROI, or not drawn yet.
+        GeometryError: it stands under a transform that is not linear.
+    """
+    if node is None:
+        raise InputError("There is no region of interest. Choose one, or segment the whole volume.")
+    if node.IsA("vtkMRMLMarkupsROINode"):
+        local, half = array_of(node.GetObjectToNodeMatrix()), np.array(node.GetSize()) / 2
+        placed = node.GetNumberOfControlPoints() > 0
+    elif node.IsA("vtkMRMLAnnotationROINode"):
+        middle, half, local = np.zeros(3), np.zeros(3), np.eye(4)
+        placed = bool(node.GetXYZ(middle)) and bool(node.GetRadiusXYZ(half))
+        local[:3, 3] = middle
+    else:
+        raise InputError(f"{node.GetName()} is no region of interest. Choose an ROI.")
+    if not placed or not np.all(half > 0):
+        raise InputError(f"{node.GetName()} has no box yet. Draw it in a slice view first.")
+    to_world = transform_to_world(node) @ local
+    reach = np.abs(to_world[:3, :3]) @ half
+    low, high = to_world[:3, 3] - reach, to_world[:3, 3] + reach
+    return tuple(float(value) for pair in zip(low, high, strict=True) for value in pair)

@@ -1,0 +1,217 @@
+"""Label maps of a segmentation as arrays, and arrays as label maps.
+
+Segments that do not overlap share one label map, a layer. Coordinates are those of the segmentation node
+itself: the transform above it is not applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+from vtk.util import numpy_support
+
+from medsegai.volume import Geometry
+
+Box = tuple[slice, slice, slice]
+"""A part of a grid along (k, j, i)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Segments that share one label map.
+
+    Attributes:
+        voxels: label values, (k, j, i); of a layer in the scene it is the node's own memory.
+        geometry: where they lie, in the segmentation's coordinates.
+        values: the label value of each segment, by segment id.
+    """
+
+    voxels: NDArray[Any]
+    geometry: Geometry
+    values: Mapping[str, int]
+
+
+def labelmap_name() -> str:
+    """What Slicer calls the representation of segments as label maps."""
+    return str(slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName())
+
+
+def layers_of(segmentation: Any) -> tuple[Layer, ...]:
+    """The label maps of a segmentation node; segments without a voxel may be in none."""
+    segments = segmentation.GetSegmentation()
+    layers = []
+    for index in range(segments.GetNumberOfLayers(labelmap_name())):
+        image = segments.GetLayerDataObject(index, labelmap_name())
+        if image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+            continue
+        ids = segments.GetSegmentIDsForLayer(index, labelmap_name())
+        values = {name: int(segments.GetSegment(name).GetLabelValue()) for name in ids}
+        layers.append(Layer(voxels_of(image), geometry_of(image), values))
+    return tuple(layers)
+
+
+def oriented_image(voxels: NDArray[Any], geometry: Geometry) -> Any:
+    """A vtkOrientedImageData with a copy of label values (k, j, i)."""
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(*reversed(voxels.shape))
+    scalars = numpy_support.numpy_to_vtk(
+        np.ascontiguousarray(voxels).ravel(),
+        deep=True,
+        array_type=numpy_support.get_vtk_array_type(voxels.dtype),
+    )
+    scalars.SetName("ImageScalars")
+    image.GetPointData().SetScalars(scalars)
+    image.SetImageToWorldMatrix(matrix(geometry.ijk_to_ras))
+    return image
+
+
+def matrix(values: NDArray[Any]) -> Any:
+    """A vtkMatrix4x4 of a 4 x 4 array."""
+    out = vtk.vtkMatrix4x4()
+    out.DeepCopy(np.asarray(values, float).ravel())
+    return out
+
+
+def array_of(vtk_matrix: Any) -> NDArray[np.float64]:
+    """A 4 x 4 array of a vtkMatrix4x4."""
+    return np.array([[vtk_matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
+
+
+def offset_in(grid: Geometry, part: Geometry) -> tuple[int, int, int] | None:
+    """At which voxel (k, j, i) of `grid` `part` begins, also outside of it; None if voxels do not coincide."""
+    origin = (grid.ras_to_ijk @ part.ijk_to_ras[:, 3])[:3]
+    k, j, i = (int(value) for value in np.rint(origin)[::-1])
+    return (k, j, i) if part.matches(grid.cropped((k, j, i), part.shape)) else None
+
+
+def laid_on(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]:
+    """Label values on another grid, 0 where there are none; a new array.
+
+    Where the voxels of both grids coincide nothing is interpolated; else each voxel takes the value of the
+    nearest one.
+    """
+    start = offset_in(grid, own)
+    if start is None:
+        return _resampled(voxels, own, grid)
+    out = np.zeros(grid.shape, voxels.dtype)
+    there, here = [], []
+    for at, size, room in zip(start, own.shape, grid.shape, strict=True):
+        there.append(slice(max(at, 0), max(min(at + size, room), 0)))
+        here.append(slice(max(-at, 0), max(min(size, room - at), 0)))
+    out[tuple(there)] = voxels[tuple(here)]
+    return out
+
+
+def _resampled(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]:
+    """Nearest neighbour, plane by plane, so that no index of the whole grid stands in memory."""
+    to_own = own.ras_to_ijk @ grid.ijk_to_ras
+    sizes = np.array(own.shape[::-1])[:, None, None]
+    j, i = np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij")
+    out = np.zeros(grid.shape, voxels.dtype)
+    for k in range(grid.shape[0]):
+        position = np.stack([i, j, np.full_like(i, k), np.ones_like(i)])
+        index = np.rint(np.tensordot(to_own[:3], position, 1)).astype(np.intp)
+        inside = ((index >= 0) & (index < sizes)).all(axis=0)
+        x, y, z = index[:, inside]
+        out[k][inside] = voxels[z, y, x]
+    return out
+
+
+def grid_around(lattice: Geometry, parts: Iterable[Geometry]) -> Geometry:
+    """The lattice, made large enough for those parts whose voxels coincide with it."""
+    low, high = np.zeros(3, int), np.array(lattice.shape)
+    for part in parts:
+        start = offset_in(lattice, part)
+        if start is not None:
+            low = np.minimum(low, start)
+            high = np.maximum(high, np.array(start) + part.shape)
+    return lattice.cropped(low.tolist(), (high - low).tolist())
+
+
+def boxes(voxels: NDArray[Any]) -> dict[int, Box]:
+    """The smallest box around each label value of a label map (k, j, i), background left out."""
+    top = int(voxels.max(initial=0)) + 1
+    seen = [np.zeros((top, size), bool) for size in voxels.shape]
+    for k, plane in enumerate(voxels):
+        j, i = np.nonzero(plane)
+        values = plane[j, i]
+        seen[0][values, k] = True
+        seen[1][values, j] = True
+        seen[2][values, i] = True
+    found: dict[int, Box] = {}
+    for value in np.flatnonzero(seen[0].any(axis=1)):
+        spans = [np.flatnonzero(axis[value])[[0, -1]] for axis in seen]
+        in_k, in_j, in_i = (slice(int(first), int(last) + 1) for first, last in spans)
+        found[int(value)] = (in_k, in_j, in_i)
+    return found
+
+
+def digest(mask: NDArray[np.bool_]) -> str:
+    """What tells one set of voxels from another, wherever the box around them was cut; mask is (k, j, i)."""
+    box = boxes(mask.view(np.uint8)).get(1)
+    if box is None:
+        return "empty"
+    trimmed = np.ascontiguousarray(mask[box])
+    text = f"{trimmed.shape}".encode() + np.packbits(trimmed).tobytes()
+    return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
+class Packer:
+    """Puts masks that may overlap into as few label maps as they need.
+
+    Args:
+        grid: of all masks.
+        layers: label maps on that grid to begin with; they are changed.
+    """
+
+    def __init__(self, grid: Geometry, layers: Iterable[Layer] = ()) -> None:
+        self._grid = grid
+        self._open = [(layer.voxels, dict(layer.values)) for layer in layers]
+
+    def add(self, segment_id: str, mask: NDArray[np.bool_], box: Box, value: int) -> None:
+        """Put in a segment.
+
+        Args:
+            mask: its voxels inside `box`, (k, j, i).
+            value: the label value that it should have, and has where nobody else in its layer does.
+        """
+        free = (n for n, (voxels, _) in enumerate(self._open) if not voxels[box][mask].any())
+        index = next(free, len(self._open))
+        if index == len(self._open):
+            self._open.append((np.zeros(self._grid.shape, np.uint8), {}))
+        voxels, values = self._open[index]
+        taken = set(values.values())
+        if value in taken:
+            value = max(taken) + 1
+        if value > np.iinfo(voxels.dtype).max:
+            voxels = voxels.astype(np.uint16)
+        voxels[box][mask] = value
+        values[segment_id] = value
+        self._open[index] = (voxels, values)
+
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(Layer(voxels, self._grid, values) for voxels, values in self._open)
+
+
+def voxels_of(image: Any) -> NDArray[Any]:
+    """The values of a vtkOrientedImageData, (k, j, i): its own memory."""
+    scalars = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
+    return scalars.reshape(image.GetDimensions()[::-1])
+
+
+def geometry_of(image: Any) -> Geometry:
+    """Where the voxels of a vtkOrientedImageData lie, its extent taken into account."""
+    to_world = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(to_world)
+    extent = image.GetExtent()
+    start = array_of(to_world)
+    start[:3, 3] = (start @ [extent[0], extent[2], extent[4], 1.0])[:3]
+    i, j, k = image.GetDimensions()
+    return Geometry((k, j, i), start)

@@ -1,0 +1,78 @@
+"""Which segment of a segmentation stands for which label of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import slicer
+
+from medsegai.labels import Label
+from MedSegAILib.scene.segments import segment_id, tag_of
+
+# What of a terminology entry names the structure: category, type and type's modifier.
+_CODES = slice(1, 4)
+
+
+def match(segmentation: Any, labels: Sequence[Label]) -> dict[Label, str]:
+    """The segment id of each label that the segmentation has a segment for.
+
+    A label is looked for by segment id, then by name, then by terminology code; each segment stands for one
+    label at most. A name counts where the codes do not contradict it, and a code where one label and one
+    segment alone have it.
+    """
+    segments = segmentation.GetSegmentation()
+    left = {name: segments.GetSegment(name) for name in segments.GetSegmentIDs()}
+    found: dict[Label, str] = {}
+    for label in labels:
+        if segment_id(label) in left:
+            found[label] = segment_id(label)
+            del left[segment_id(label)]
+    _join(found, left, labels, lambda label: label.name.casefold(), _segment_name)
+    _join(found, left, labels, _label_code, _segment_code)
+    return found
+
+
+def _join(
+    found: dict[Label, str],
+    left: dict[str, Any],
+    labels: Sequence[Label],
+    of_label: Callable[[Label], str],
+    of_segment: Callable[[Any], str],
+) -> None:
+    """Join labels and segments that alone have the same key."""
+    open_labels = [label for label in labels if label not in found]
+    often = Counter(of_label(label) for label in open_labels)
+    names: dict[str, list[str]] = {}
+    for name, segment in left.items():
+        names.setdefault(of_segment(segment), []).append(name)
+    for label in open_labels:
+        key = of_label(label)
+        candidates = names.get(key, []) if key and often[key] == 1 else []
+        if len(candidates) == 1 and not _contradict(label, left[candidates[0]]):
+            found[label] = candidates[0]
+            del left[candidates[0]]
+
+
+def _contradict(label: Label, segment: Any) -> bool:
+    mine, theirs = _label_code(label), _segment_code(segment)
+    return bool(mine and theirs and mine != theirs)
+
+
+def _segment_name(segment: Any) -> str:
+    return str(segment.GetName()).casefold()
+
+
+def _label_code(label: Label) -> str:
+    return "" if label.terminology is None else _code(label.terminology.to_slicer())
+
+
+def _segment_code(segment: Any) -> str:
+    return _code(tag_of(segment, slicer.vtkSegment.GetTerminologyEntryTagName()))
+
+
+def _code(entry: str) -> str:
+    """The coded part of a terminology entry, without the meanings; "" where it says nothing of anatomy."""
+    codes = ["^".join(part.split("^")[:2]) for part in entry.split("~")[_CODES]]
+    return "" if len(codes) < 3 or codes[1] in ("", "^", "SCT^85756007") else "~".join(codes)

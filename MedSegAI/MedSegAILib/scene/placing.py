@@ -1,0 +1,354 @@
+"""A result into a segmentation that is there already: worked out first, in full, and then done at once.
+
+What is worked out is a `Plan`: the label maps that the segmentation will have. Nothing of the scene changes
+before the plan is complete, and what then happens is that segments are given other label maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import slicer
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError
+from medsegai.request import SegmentationResult, StructureMeasures
+from medsegai.volume import Geometry
+from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
+from MedSegAILib.scene.layers import (
+    Box,
+    Layer,
+    Packer,
+    boxes,
+    digest,
+    geometry_of,
+    grid_around,
+    labelmap_name,
+    laid_on,
+    layers_of,
+    offset_in,
+    oriented_image,
+)
+from MedSegAILib.scene.matching import match
+from MedSegAILib.scene.review import is_locked
+from MedSegAILib.scene.segments import (
+    new_segment,
+    painted,
+    result_layers,
+    segment_id,
+    sign,
+)
+from MedSegAILib.translation import tr as _
+
+
+@dataclass(frozen=True)
+class Target:
+    """A structure and the segment that it goes into."""
+
+    measures: StructureMeasures
+    segment_id: str
+    is_new: bool
+    painted: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a segmentation is going to be.
+
+    Attributes:
+        layers: all label maps that differ from the present ones.
+        written: the structures that go in, and the digest of what their segments will hold; "" where part of
+            that is a person's.
+        notes: what is left as it was, and why, in words for the user.
+    """
+
+    layers: tuple[Layer, ...]
+    written: Mapping[str, tuple[Target, str]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Present:
+    """A segmentation as it is, and what of it may change."""
+
+    layers: tuple[Layer, ...]
+    changing: frozenset[str]
+    grid: Geometry
+    inside: NDArray[np.bool_]
+    kept: list[NDArray[Any]] = field(default_factory=list)
+
+
+def plan_update(
+    segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice, add: bool
+) -> Plan:
+    """What `OutputMode.UPDATE` makes of a segmentation; with `add`, missing structures become segments.
+
+    Changed are voxels inside the region that the request named, if it named one, and on the grid of the
+    source. A voxel of a segment that stays is not given to another one, unless the two overlapped before.
+
+    Raises:
+        InputError: the segmentation is made of surfaces.
+        GeometryError: it stands under a transform that is not linear.
+    """
+    check_labelmaps(segmentation)
+    layers = layers_of(segmentation)
+    by_hand = painted(segmentation, layers)
+    found = match(segmentation, [measures.label for measures in result.structures])
+    locked, edited, targets = [], [], []
+    for measures in result.structures:
+        name = found.get(measures.label)
+        if name is None:
+            if add and measures.voxels:
+                fresh = segmentation.GetSegmentation().GenerateUniqueSegmentID(
+                    segment_id(measures.label)
+                )
+                targets.append(Target(measures, fresh, is_new=True))
+        elif is_locked(segmentation, name) and not output.change_locked:
+            locked.append(_name(segmentation, name))
+        elif name in by_hand and not output.change_painted:
+            edited.append(_name(segmentation, name))
+        else:
+            targets.append(Target(measures, name, is_new=False, painted=name in by_hand))
+    layers, written = _fill(segmentation, layers, source, result, targets, apart=True)
+    return Plan(layers, written, tuple(_notes(locked, edited, result, found, add)))
+
+
+def plan_addition(segmentation: Any, source: Any, result: SegmentationResult) -> Plan:
+    """What `OutputMode.ADD` makes of a segmentation: what it has stays, also where structures overlap it.
+
+    Raises:
+        InputError, GeometryError: as `plan_update`.
+    """
+    check_labelmaps(segmentation)
+    segments = segmentation.GetSegmentation()
+    targets = [
+        Target(measures, segments.GenerateUniqueSegmentID(segment_id(measures.label)), is_new=True)
+        for measures in result.structures
+        if measures.voxels
+    ]
+    layers = layers_of(segmentation)
+    return Plan(*_fill(segmentation, layers, source, result, targets, apart=False))
+
+
+def carry_out(segmentation: Any, plan: Plan, source: Any) -> None:
+    """Do what was planned."""
+    images = [(oriented_image(layer.voxels, layer.geometry), layer) for layer in plan.layers]
+    segments = segmentation.GetSegmentation()
+    if not segments.GetNumberOfSegments():
+        segments.SetSourceRepresentationName(labelmap_name())
+        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
+    was_modifying = segmentation.StartModify()
+    try:
+        for target, content in plan.written.values():
+            if target.is_new:
+                label = target.measures.label
+                segment = new_segment(label, _free_name(segments, label.name))
+                segments.AddSegment(segment, target.segment_id)
+            sign(segments.GetSegment(target.segment_id), target.measures, content)
+        for image, layer in images:
+            for name, value in layer.values.items():
+                segment = segments.GetSegment(name)
+                segment.SetLabelValue(value)
+                segment.AddRepresentation(labelmap_name(), image)
+    finally:
+        segmentation.EndModify(was_modifying)
+    for image, _layer in images:
+        image.Modified()  # whoever shows the segmentation hears of it by this
+    slicer.vtkSlicerSegmentationsModuleLogic.ReconvertAllRepresentations(segmentation)
+
+
+def check_labelmaps(segmentation: Any) -> None:
+    """Raises:
+    InputError: the segments are surfaces, and a label map could only replace them.
+    """
+    segments = segmentation.GetSegmentation()
+    if segments.GetNumberOfSegments() and segments.GetSourceRepresentationName() != labelmap_name():
+        raise InputError(
+            f"{segmentation.GetName()} is made of surfaces. Make the binary labelmap its source "
+            "representation in the Segmentations module, or choose a new segmentation."
+        )
+
+
+def region_box(result: SegmentationResult) -> Box:
+    """The voxels (k, j, i) of the source that the request asked for."""
+    options = result.provenance.get("options", {})
+    asked = tuple(options.get("region", ()))
+    whole = (slice(None), slice(None), slice(None))
+    return (result.labelmap.geometry.box_around(asked) or whole) if asked else whole
+
+
+def place_in(segmentation: Any, source: Any, shape: tuple[int, int, int]) -> Geometry:
+    """Where the voxels of a source lie now, in the coordinates of a segmentation.
+
+    Raises:
+        GeometryError: one of the two stands under a transform that is not linear.
+    """
+    if source.GetTransformNodeID() == segmentation.GetTransformNodeID():
+        return Geometry(shape, ijk_to_local(source))
+    to_world = transform_to_world(source) @ ijk_to_local(source)
+    return Geometry(shape, np.linalg.inv(transform_to_world(segmentation)) @ to_world)
+
+
+def _fill(
+    segmentation: Any,
+    layers: tuple[Layer, ...],
+    source: Any,
+    result: SegmentationResult,
+    targets: Sequence[Target],
+    apart: bool,
+) -> tuple[tuple[Layer, ...], Mapping[str, tuple[Target, str]]]:
+    """The label maps with the targets in them; `apart` keeps them from the voxels of other segments."""
+    if not targets:
+        return (), {}
+    place = place_in(segmentation, source, result.labelmap.geometry.shape)
+    parts = [place, *(layer.geometry for layer in layers)]
+    grid = grid_around(_lattice(segmentation, layers, place), parts)
+    inside = np.zeros(place.shape, np.uint8)
+    inside[region_box(result)] = 1
+    changing = frozenset(target.segment_id for target in targets)
+    present = _Present(layers, changing, grid, laid_on(inside, place, grid) != 0)
+    if apart:
+        present.kept = [_only(layer, grid, present.changing, stay=True) for layer in layers]
+    incoming = [
+        Layer(laid_on(layer.voxels, place, grid), grid, layer.values)
+        for layer in result_layers(result, place)
+    ]
+    bases, rest = _bases(present)
+    packer, written = Packer(grid, bases), {}
+    before, after = _Masks(_changing_layers(present)), _Masks(incoming)
+    for target in targets:
+        mask, box, own = _content(target, present, before, after)
+        value = target.measures.label.value
+        packer.add(target.segment_id, mask, box, value)
+        written[target.segment_id] = (target, "" if own else digest(mask))
+    return (*packer.layers(), *rest), written
+
+
+def _content(
+    target: Target, present: _Present, before: _Masks, after: _Masks
+) -> tuple[NDArray[np.bool_], Box, bool]:
+    """What a segment will hold inside a box, and whether part of it is a person's."""
+    new_name = segment_id(target.measures.label)
+    box = _union(before.box(target.segment_id), after.box(new_name))
+    old, new = before.mask(target.segment_id, box), after.mask(new_name, box)
+    free = present.inside[box].copy()
+    for layer in present.kept:
+        others = layer[box]
+        overlapped = np.unique(others[old])
+        free &= (others == 0) | np.isin(others, overlapped[overlapped != 0])
+    stays = old & ~free
+    return (new & free) | stays, box, target.painted and bool(stays.any())
+
+
+class _Masks:
+    """The segments of label maps on one grid, each cut out in a box."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self._found = {}
+        for layer in layers:
+            around = boxes(layer.voxels)
+            for name, value in layer.values.items():
+                if value in around:
+                    self._found[name] = (layer.voxels, value, around[value])
+
+    def box(self, name: str) -> Box | None:
+        return self._found[name][2] if name in self._found else None
+
+    def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
+        if name not in self._found:
+            return np.zeros([part.stop - part.start for part in box], bool)
+        voxels, value, _ = self._found[name]
+        mask: NDArray[np.bool_] = voxels[box] == value
+        return mask
+
+
+def _union(first: Box | None, second: Box | None) -> Box:
+    found = [box for box in (first, second) if box is not None]
+    if not found:
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    k, j, i = (
+        slice(min(part.start for part in axis), max(part.stop for part in axis))
+        for axis in zip(*found, strict=True)
+    )
+    return k, j, i
+
+
+def _only(layer: Layer, grid: Geometry, changing: frozenset[str], stay: bool) -> NDArray[Any]:
+    """A layer's label values on a grid, of those segments only that stay, or that do not."""
+    wanted = [value for name, value in layer.values.items() if (name not in changing) == stay]
+    voxels = laid_on(layer.voxels, layer.geometry, grid)
+    voxels[~np.isin(voxels, wanted)] = 0
+    return voxels
+
+
+def _changing_layers(present: _Present) -> Iterator[Layer]:
+    for layer in present.layers:
+        values = {name: v for name, v in layer.values.items() if name in present.changing}
+        if values:
+            yield Layer(_only(layer, present.grid, present.changing, False), present.grid, values)
+
+
+def _bases(present: _Present) -> tuple[list[Layer], list[Layer]]:
+    """Label maps that lose a segment: those to fill again, and those of another lattice."""
+    bases, rest = [], []
+    for layer in present.layers:
+        if not present.changing & set(layer.values):
+            continue
+        fits = offset_in(present.grid, layer.geometry) is not None
+        grid = present.grid if fits else layer.geometry
+        voxels = _only(layer, grid, present.changing, stay=True)
+        stay = {name: v for name, v in layer.values.items() if name not in present.changing}
+        if fits:
+            bases.append(Layer(voxels, grid, stay))
+        elif stay:
+            rest.append(Layer(voxels, grid, stay))
+    return bases, rest
+
+
+def _lattice(segmentation: Any, layers: tuple[Layer, ...], place: Geometry) -> Geometry:
+    """The voxels that a segmentation is edited on; those of the source where it has none."""
+    text = segmentation.GetSegmentation().GetConversionParameter(
+        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+    )
+    image = slicer.vtkOrientedImageData()
+    if layers and text and slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image):
+        return geometry_of(image)
+    return layers[0].geometry if layers else place
+
+
+def _free_name(segments: Any, name: str) -> str:
+    taken = {segments.GetSegment(each).GetName() for each in segments.GetSegmentIDs()}
+    number, free = 2, name
+    while free in taken:
+        free, number = f"{name} ({number})", number + 1
+    return free
+
+
+def _name(segmentation: Any, segment: str) -> str:
+    return str(segmentation.GetSegmentation().GetSegment(segment).GetName())
+
+
+def _notes(
+    locked: list[str],
+    edited: list[str],
+    result: SegmentationResult,
+    found: Mapping[Any, str],
+    add: bool,
+) -> Iterator[str]:
+    if locked:
+        yield _("Not changed, for their review is completed: {names}.").format(
+            names=", ".join(locked)
+        )
+    if edited:
+        yield _("Not changed, for they were painted by hand: {names}.").format(
+            names=", ".join(edited)
+        )
+    missing = [m.label.name for m in result.structures if m.voxels and m.label not in found]
+    if missing and not add:
+        yield _("Left out, for the segmentation has no such segment: {names}.").format(
+            names=", ".join(missing)
+        )

@@ -1,0 +1,159 @@
+"""Sequences: images of several times that one volume node shows in turn.
+
+A sequence keeps a data node per frame, outside of the scene; a browser puts that of the present frame into
+a node of the scene, its proxy. Frames are read from the data nodes, so the browser stays where it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer
+import slicer.util
+import vtk
+from numpy.typing import NDArray
+
+from medsegai.errors import GeometryError, InputError
+from medsegai.volume import Volume
+from MedSegAILib.scene.inputs import check_image, ijk_to_local, image_at, transform_to_world
+from MedSegAILib.scene.layers import array_of, labelmap_name
+
+
+def browser_of(node: Any) -> Any:
+    """The sequence browser that a node is a proxy of; None where it is none."""
+    scene = None if node is None else node.GetScene()
+    if scene is None:
+        return None
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", scene)
+    return next((each for each in browsers if each.IsProxyNodeID(node.GetID())), None)
+
+
+def frames(node: Any) -> range:
+    """The frame numbers of a volume node, from 0; empty where it is no proxy of a sequence."""
+    browser = browser_of(node)
+    return range(0) if browser is None else range(browser.GetNumberOfItems())
+
+
+def current_frame(node: Any) -> int | None:
+    """The frame that is shown; None where the node is no proxy of a sequence, or none is shown."""
+    browser = browser_of(node)
+    shown = -1 if browser is None else browser.GetSelectedItemNumber()
+    return shown if shown >= 0 else None
+
+
+def read_frame(node: Any, number: int) -> Volume:
+    """One frame of a volume node at its place in the world; the browser stays where it is.
+
+    Raises:
+        InputError: there is no such frame, or it holds no image with one value per voxel.
+        GeometryError: it stands under a transform that is not linear, or its axes are sheared.
+    """
+    browser, value = _at(node, number)
+    data = browser.GetSequenceNode(node).GetDataNodeAtValue(value)
+    if data is None:
+        raise InputError(f"{node.GetName()} has no image at frame {number + 1} ({value}).")
+    check_image(data)
+    return image_at(data, _transform_at(node, browser, value), f"{node.GetName()} ({value})")
+
+
+def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
+    """Put a segmentation into the segmentation sequence that goes along with a source's sequence.
+
+    Args:
+        proxy: the segmentation node that shows the sequence; None begins a new sequence.
+        filled: a segmentation node outside of the scene, which is copied.
+
+    Returns:
+        the proxy.
+    """
+    browser, value = _at(source, number)
+    if proxy is None:
+        sequence = _new_sequence(browser, source, filled)
+        sequence.SetDataNodeAtValue(filled, value)
+        browser.AddProxyNode(filled, sequence, True)
+        proxy = browser.GetProxyNode(sequence)
+        browser.SetSaveChanges(sequence, True)  # what the user edits stays with its frame
+    else:
+        sequence = browser.GetSequenceNode(proxy)
+        sequence.SetDataNodeAtValue(filled, value)
+    if browser.GetSelectedItemNumber() == number:
+        segments = proxy.GetSegmentation()
+        segments.DeepCopy(sequence.GetDataNodeAtValue(value).GetSegmentation())
+    return proxy
+
+
+def check_proxy(proxy: Any, source: Any, number: int) -> None:
+    """Raises:
+    InputError: the source is no sequence with this frame, or `proxy` does not go along with it.
+    """
+    browser, _ = _at(source, number)
+    if proxy is not None and browser.GetSequenceNode(proxy) is None:
+        raise InputError(
+            f"{proxy.GetName()} does not belong to the sequence of {source.GetName()}. "
+            "Choose a new segmentation."
+        )
+
+
+def frame_to_local(node: Any, number: int) -> NDArray[np.float64]:
+    """4 x 4 matrix of a frame's image, without the transform above it."""
+    browser, value = _at(node, number)
+    data = browser.GetSequenceNode(node).GetDataNodeAtValue(value)
+    return ijk_to_local(node if data is None else data)
+
+
+def _new_sequence(browser: Any, source: Any, filled: Any) -> Any:
+    scene = source.GetScene()
+    of_source = browser.GetSequenceNode(source)
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", filled.GetName())
+    sequence.CopySequenceIndex(of_source)
+    sequence.RemoveAllDataNodes()
+    browser.AddSynchronizedSequenceNode(sequence)
+    browser.SetMissingItemMode(sequence, browser.MissingItemDisplayHidden)
+    return sequence
+
+
+def empty_segmentation(name: str) -> Any:
+    """A segmentation node outside of any scene."""
+    node = slicer.vtkMRMLSegmentationNode()
+    node.SetName(name)
+    node.GetSegmentation().SetSourceRepresentationName(labelmap_name())
+    return node
+
+
+def _at(node: Any, number: int) -> tuple[Any, str]:
+    """The browser of a node, and the index value of a frame."""
+    browser = browser_of(node)
+    if browser is None:
+        name = "There is no volume that" if node is None else node.GetName()
+        raise InputError(f"{name} is no image of a sequence. Segment it as a single volume.")
+    if not 0 <= number < browser.GetNumberOfItems():
+        raise InputError(
+            f"{node.GetName()} has {browser.GetNumberOfItems()} frames; there is no frame {number + 1}."
+        )
+    return browser, str(browser.GetMasterSequenceNode().GetNthIndexValue(number))
+
+
+def _transform_at(node: Any, browser: Any, value: str) -> NDArray[np.float64]:
+    """All transforms above a node, each as it is at a frame where the browser moves it too."""
+    out = np.eye(4)
+    transform = node.GetParentTransformNode()
+    if transform is not None:
+        transform_to_world(node)  # refuses what bends space
+    while transform is not None:
+        sequence = browser.GetSequenceNode(transform)
+        data = None if sequence is None else sequence.GetDataNodeAtValue(value)
+        out = _to_parent(transform if data is None else data) @ out
+        transform = transform.GetParentTransformNode()
+    return out
+
+
+def _to_parent(transform: Any) -> NDArray[np.float64]:
+    if not transform.IsLinear():
+        raise GeometryError(
+            f"A frame stands under a transform that bends space ({transform.GetName()}). "
+            "Take the volume out of the transform."
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToParent(matrix)
+    return array_of(matrix)

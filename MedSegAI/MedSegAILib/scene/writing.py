@@ -1,0 +1,324 @@
+"""Results into the scene: as new nodes, or into a segmentation that is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import slicer
+
+from medsegai.errors import InputError
+from medsegai.request import SegmentationResult
+from medsegai.volume import Geometry
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.scene import sequences
+from MedSegAILib.scene.attachments import (
+    CANDIDATES_REFERENCE,
+    ENTROPY_REFERENCE,
+    attachments_of,
+    fill_node,
+    make_node,
+    merged,
+    show_entropy,
+)
+from MedSegAILib.scene.inputs import check_image, ijk_to_local
+from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
+from MedSegAILib.scene.matching import match
+from MedSegAILib.scene.placing import (
+    Plan,
+    carry_out,
+    check_labelmaps,
+    plan_addition,
+    plan_update,
+    region_box,
+)
+from MedSegAILib.scene.segments import add_segments, digests
+from MedSegAILib.scene.undo import SaveUndo
+from MedSegAILib.translation import tr as _
+
+REPORT_ATTRIBUTE = "MedSegAI.report"
+"""Attribute of the segmentation node: the report of its last job, as JSON."""
+
+
+@dataclass
+class Writer:
+    """Writes results into a scene.
+
+    Attributes:
+        scene: the vtkMRMLScene.
+        save_undo: called before a segmentation changes.
+        notes: what the last writing left as it was, or did in another way than was chosen, in words.
+    """
+
+    scene: Any
+    save_undo: SaveUndo
+    notes: list[str] = field(default_factory=list)
+
+    def write(
+        self, source: Any, result: SegmentationResult, output: OutputChoice, frame: int | None
+    ) -> Any:
+        """See `Scene.write`."""
+        self.notes.clear()
+        if frame is not None:
+            return self._write_frame(source, result, output, frame)
+        self.check_source(source, result)
+        if output.mode is OutputMode.NEW or not self._can_change(output, result):
+            return self.write_new(source, result)
+        return self.change(output.node, source, result, output)
+
+    def write_new(self, source: Any, result: SegmentationResult) -> Any:
+        """A new segmentation node; nodes are finished before the scene gets them."""
+        segmentation = self._new_segmentation(source, result)
+        volumes = [
+            (each.role, make_node(self.scene, each, source)) for each in attachments_of(result)
+        ]
+        self.add_beside(segmentation, source)
+        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
+        segmentation.CreateDefaultDisplayNodes()
+        for role, node in volumes:
+            self._attach(segmentation, source, role, node)
+        return segmentation
+
+    def change(
+        self, segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice
+    ) -> Any:
+        """Put a result into a segmentation that is there, as one undo step."""
+        plan = self.plan(segmentation, source, result, output)
+        self.notes.extend(plan.notes)
+        if not plan.written:
+            return segmentation
+        box = region_box(result)
+        ready = []
+        for each in attachments_of(result):
+            each = merged(each, segmentation, source, box)
+            node = segmentation.GetNodeReference(each.role)
+            ready.append((each, node or make_node(self.scene, each, source)))
+        if not self.save_undo(segmentation):
+            self.notes.append(
+                _("The Segment Editor is not open on {name}, so it cannot undo this.").format(
+                    name=segmentation.GetName()
+                )
+            )
+        carry_out(segmentation, plan, source)
+        segmentation.CreateDefaultDisplayNodes()
+        for each, node in ready:
+            fill_node(node, each, source)
+            self._attach(segmentation, source, each.role, node)
+        segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
+        return segmentation
+
+    def plan(
+        self, segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice
+    ) -> Plan:
+        if output.mode is OutputMode.ADD:
+            return plan_addition(segmentation, source, result)
+        add = output.mode is OutputMode.PREVIEW
+        return plan_update(segmentation, source, result, output, add)
+
+    def check_source(self, source: Any, result: SegmentationResult) -> None:
+        """Raises:
+        InputError: the source has left the scene or has another size by now.
+        """
+        if not self.scene.IsNodePresent(source):
+            raise InputError(
+                f"The volume {source.GetName()} has left the scene, so its segmentation was dropped."
+            )
+        check_image(source)
+        dimensions = tuple(reversed(source.GetImageData().GetDimensions()))
+        if dimensions != result.labelmap.geometry.shape:
+            raise InputError(
+                f"The volume {source.GetName()} changed its size during the job, "
+                "so its segmentation was dropped. Run it again."
+            )
+
+    def add_beside(self, node: Any, source: Any) -> None:
+        """Put a node into the scene, under the transform of `source` and beside it in the tree."""
+        self.scene.AddNode(node)
+        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
+        item = 0 if tree is None else tree.GetItemByDataNode(source)
+        if item and not node.GetHideFromEditors():
+            tree.CreateItem(tree.GetItemParent(item), node)
+
+    def _can_change(self, output: OutputChoice, result: SegmentationResult) -> bool:
+        """Whether the chosen segmentation can take a result; if not, a note says why a new one does."""
+        node = output.node
+        if node is None:
+            reason = _("No segmentation was chosen.")
+        elif not self.scene.IsNodePresent(node):
+            reason = _("{name} has left the scene.").format(name=node.GetName())
+        elif output.mode is OutputMode.UPDATE and not match(
+            node, [measures.label for measures in result.structures]
+        ):
+            reason = _("No segment of {name} has the name or the code of a structure.").format(
+                name=node.GetName()
+            )
+        else:
+            return True
+        self.notes.append(reason + " " + _("The result became a new segmentation."))
+        return False
+
+    def _write_frame(
+        self, source: Any, result: SegmentationResult, output: OutputChoice, frame: int
+    ) -> Any:
+        if not self.scene.IsNodePresent(source):
+            self.check_source(source, result)
+        if output.mode is not OutputMode.NEW:
+            raise InputError(
+                "The frames of a sequence become a new segmentation. Choose that as the output."
+            )
+        proxy = output.node
+        if proxy is not None and not self.scene.IsNodePresent(proxy):
+            self.notes.append(
+                _("{name} has left the scene. The next frames became a new segmentation.").format(
+                    name=proxy.GetName()
+                )
+            )
+            proxy = None
+        sequences.check_proxy(proxy, source, frame)
+        name = f"{source.GetName()} segmentation"
+        filled = sequences.empty_segmentation(self.scene.GenerateUniqueName(name))
+        self._fill(filled, sequences.frame_to_local(source, frame), result)
+        is_new = proxy is None
+        proxy = sequences.add_frame(proxy, source, frame, filled)
+        if is_new:
+            proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+            proxy.SetReferenceImageGeometryParameterFromVolumeNode(source)
+            proxy.CreateDefaultDisplayNodes()
+        return proxy
+
+    def _new_segmentation(self, source: Any, result: SegmentationResult) -> Any:
+        node = self.scene.CreateNodeByClass("vtkMRMLSegmentationNode")
+        node.UnRegister(None)
+        node.SetName(self.scene.GenerateUniqueName(f"{source.GetName()} segmentation"))
+        self._fill(node, ijk_to_local(source), result)
+        return node
+
+    def _fill(self, node: Any, ijk_to_ras: Any, result: SegmentationResult) -> None:
+        add_segments(node, result, Geometry(result.labelmap.geometry.shape, ijk_to_ras))
+        node.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
+
+    def _attach(self, segmentation: Any, source: Any, role: str, node: Any) -> None:
+        if not self.scene.IsNodePresent(node):
+            self.add_beside(node, source)
+        segmentation.SetNodeReferenceID(role, node.GetID())
+        if role == ENTROPY_REFERENCE:
+            show_entropy(self.scene, node)
+
+
+class Preview:
+    """A result that is shown beside what it would change, until it is accepted or rejected.
+
+    Attributes:
+        node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
+        notes: see `Writer.notes`.
+    """
+
+    def __init__(
+        self, writer: Writer, source: Any, result: SegmentationResult, output: OutputChoice
+    ) -> None:
+        writer.notes.clear()
+        writer.check_source(source, result)
+        self._writer, self._source, self._result, self._output = writer, source, result, output
+        self._plan: Plan | None = None
+        self._shown: Mapping[str, str] = {}
+        self._was_visible = True
+        if output.node is None or not writer._can_change(output, result):
+            self.node = writer.write_new(source, result)
+            self._name = self.node.GetName()
+        else:
+            self.node = self._copy(output.node)
+        self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
+        self.notes = tuple(writer.notes)
+
+    def accept(self) -> Any:
+        """Make the preview the result, as one undo step of the segmentation that it is of.
+
+        Returns:
+            that segmentation node, or the preview itself where there is none.
+
+        Raises:
+            InputError: preview or source have left the scene; nothing is changed.
+        """
+        writer, original = self._writer, self._output.node
+        writer.notes.clear()
+        if not writer.scene.IsNodePresent(self.node):
+            self._show_original()
+            raise InputError("The preview has left the scene, so it was not accepted.")
+        if self._plan is None or not writer.scene.IsNodePresent(original):
+            if self._plan is None:
+                self.node.SetName(self._name)
+            return self.node
+        writer.check_source(self._source, self._result)
+        edited = self._edited()
+        writer.change(original, self._source, self._result, self._output)
+        self._take_over(edited, original)
+        self.reject()
+        return original
+
+    def reject(self) -> None:
+        """Leave everything as it was before the preview."""
+        scene = self._writer.scene
+        if self._plan is None:
+            for role in (ENTROPY_REFERENCE, CANDIDATES_REFERENCE):
+                attached = self.node.GetNodeReference(role)
+                if attached is not None:
+                    scene.RemoveNode(attached)
+        if scene.IsNodePresent(self.node):
+            display = self.node.GetDisplayNode()
+            scene.RemoveNode(self.node)
+            if display is not None and scene.IsNodePresent(display):
+                scene.RemoveNode(display)
+        self._show_original()
+
+    def _copy(self, original: Any) -> Any:
+        """The original with the plan carried out, in its place."""
+        check_labelmaps(original)
+        plan = self._writer.plan(original, self._source, self._result, self._output)
+        self._writer.notes.extend(plan.notes)
+        scene = self._writer.scene
+        node = scene.CreateNodeByClass("vtkMRMLSegmentationNode")
+        node.UnRegister(None)
+        node.SetName(original.GetName())
+        node.GetSegmentation().DeepCopy(original.GetSegmentation())
+        if plan.written:
+            carry_out(node, plan, self._source)
+        self._writer.add_beside(node, original)
+        node.SetReferenceImageGeometryParameterFromVolumeNode(self._source)
+        node.CreateDefaultDisplayNodes()
+        self._plan, self._shown = plan, digests(layers_of(node))
+        display = original.GetDisplayNode()
+        if display is not None:
+            self._was_visible = bool(display.GetVisibility())
+            display.SetVisibility(False)
+        return node
+
+    def _edited(self) -> dict[str, Any]:
+        """What the user edited in the preview: images of segments, by id."""
+        images = {}
+        for name, content in digests(layers_of(self.node)).items():
+            if self._shown.get(name, "empty") != content:
+                images[name] = slicer.vtkOrientedImageData()
+                self.node.GetBinaryLabelmapRepresentation(name, images[name])
+        return images
+
+    def _take_over(self, edited: dict[str, Any], original: Any) -> None:
+        logic, segments = slicer.vtkSlicerSegmentationsModuleLogic, original.GetSegmentation()
+        for name, image in edited.items():
+            if segments.GetSegment(name) is None:
+                segments.AddEmptySegment(
+                    name, self.node.GetSegmentation().GetSegment(name).GetName()
+                )
+            if boxes(voxels_of(image)):
+                logic.SetBinaryLabelmapToSegment(image, original, name, logic.MODE_REPLACE)
+            else:
+                logic.ClearSegment(original, name)
+
+    def _show_original(self) -> None:
+        original = self._output.node
+        if self._plan is not None and self._writer.scene.IsNodePresent(original):
+            display = original.GetDisplayNode()
+            if display is not None:
+                display.SetVisibility(self._was_visible)
