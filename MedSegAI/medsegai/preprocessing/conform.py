@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsegai.volume import Geometry, Volume
 
@@ -48,7 +48,7 @@ def conform(volume: Volume, geometry: Geometry, antialias: bool) -> NDArray[np.f
         voxels = _blurred(voxels, volume.geometry, geometry)
     matrix = target_to_source[:3, :3][::-1, ::-1]
     offset = target_to_source[:3, 3][::-1]
-    return ndimage.affine_transform(  # type: ignore[no-any-return]
+    return scipy.ndimage.affine_transform(  # type: ignore[no-any-return]
         voxels,
         matrix,
         offset,
@@ -94,4 +94,6 @@ def _blurred(
 ) -> NDArray[np.float32]:
     coarsening = min(target.spacing_mm) / np.asarray(source.spacing_mm[::-1])
     sigma = 0.42 * np.sqrt(np.maximum(coarsening**2 - 1.0, 0.0))
-    return ndimage.gaussian_filter(voxels, sigma, truncate=3.0) if sigma.max() > 0.1 else voxels
+    return (
+        scipy.ndimage.gaussian_filter(voxels, sigma, truncate=3.0) if sigma.max() > 0.1 else voxels
+    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Box = tuple[slice, slice, slice]
 
@@ -37,7 +37,7 @@ def nonzero_mask(channels: NDArray[Any]) -> NDArray[np.bool_]:
     labelling of connected components.
     """
     occupied = _occupied(channels)
-    components, count = ndimage.label(~occupied)
+    components, count = scipy.ndimage.label(~occupied)
     if count == 0:
         return occupied
     is_hole = np.ones(count + 1, dtype=bool)

@@ -18,10 +18,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from medsegai.errors import ModelError
@@ -233,7 +233,7 @@ def spline_matrix(size: int, new_size: int, order: int) -> NDArray[np.float64]:
     position = np.clip(coordinates(size, new_size), 0, size - 1)
     if order > 1:
         padded = np.pad(coefficients, ((PADDING, PADDING), (0, 0)), mode="edge")
-        coefficients = ndimage.spline_filter1d(padded, order, axis=0, mode="nearest")
+        coefficients = scipy.ndimage.spline_filter1d(padded, order, axis=0, mode="nearest")
         position = coordinates(size, new_size) + PADDING
     base = np.floor(position if order % 2 else position + 0.5)
     matrix = np.zeros((new_size, size))

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 Starts = tuple[list[int], ...]
@@ -51,10 +50,8 @@ def gaussian(patch: tuple[int, ...]) -> NDArray[np.float32]:
     """
     weights = np.full((), 10.0)
     for size in patch:
-        peak = np.zeros(size)
-        peak[size // 2] = 1.0
-        bell = ndimage.gaussian_filter1d(peak, size / 8, mode="constant")
-        weights = weights[..., None] * (bell / bell.max())
+        distances = (np.arange(size) - size // 2) / (size / 8)
+        weights = weights[..., None] * np.exp(-0.5 * distances**2)
     result = weights.astype(np.float32)
     result[result == 0] = result[result > 0].min()
     result.flags.writeable = False

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsegai.volume import Volume
 
@@ -33,7 +33,7 @@ def apply(labelmap: Volume, options: Options) -> tuple[NDArray[Any], list[str]]:
     voxels, removed = labelmap.voxels, 0
     for group in options.labels:
         mask = np.isin(voxels, group)
-        components, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        components, count = scipy.ndimage.label(mask, np.ones((3, 3, 3)))
         if count > 1:
             sizes = np.bincount(components.ravel())
             rest = mask & (components != 1 + sizes[1:].argmax())
