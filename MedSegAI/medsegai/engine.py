@@ -53,6 +53,7 @@ class Fused:
         members: label values of each member, (k, j, i) on a native grid.
         axes: order of the output grid's axes in which its slabs must be read.
         geometries: the native grids.
+        networks: of each model, which members of its card answered.
         warnings: what the user should know of the input, in words.
     """
 
@@ -60,6 +61,7 @@ class Fused:
     members: list[tuple[Tensor, Geometry]]
     axes: tuple[int, int, int]
     geometries: list[Geometry]
+    networks: list[set[str]]
     warnings: list[str]
 
 
@@ -148,10 +150,12 @@ def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
     """Let all members predict: now, or, where a part can be read meanwhile, as it is read."""
     request, compute, progress = job.request, job.compute, job.progress
     parts: list[tuple[Part, Mapping[int, int]]] = []
+    networks: list[set[str]] = []
     for number, model in enumerate(models):
         progress.step("prepare", number, len(models))
         found = model.parts(job.inputs, job.output, request, compute, progress)
         parts += [(part, naming.renamed[number]) for part in found]
+        networks.append({name for part in found for name in part.networks})
     axis = None if request.members_apart else _plane_axis([part for part, _ in parts])
     work = _Work(progress, sum(len(part.members) for part, _ in parts))
     keep = request.uncertainty and len(work.done) > 1
@@ -174,6 +178,7 @@ def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
         answers,
         {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis or 0],
         [part.geometry for part, _ in parts],
+        networks,
         [warning for part, _ in parts for warning in part.warnings],
     )
 
@@ -422,10 +427,12 @@ def _provenance(
                 "id": card.id,
                 "version": card.version,
                 "weights_sha256": {
-                    member.name: card.weights_sha256(member) for member in card.members
+                    member.name: card.weights_sha256(member)
+                    for member in card.members
+                    if member.name in used
                 },
             }
-            for card in cards
+            for card, used in zip(cards, fused.networks, strict=True)
         ],
         "inputs": [
             {"sha256": _fingerprint(volume), "grid": volume.geometry.describe()}

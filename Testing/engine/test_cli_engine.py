@@ -116,7 +116,10 @@ def test_views_can_be_chosen(scan: Path, model: Path, tmp_path: Path) -> None:
     ]
     for views in ("axial", "axial,coronal"):
         output = tmp_path / f"{views}.nii.gz"
-        assert main([*words, "--views", views, "-o", str(output)]) == 0
+        report = tmp_path / f"{views}.json"
+        assert main([*words, "--views", views, "-o", str(output), "--report", str(report)]) == 0
+        (used,) = json.loads(report.read_text())["provenance"]["models"]
+        assert set(used["weights_sha256"]) == set(views.split(","))
     one, two = (
         np.asarray(nibabel.load(tmp_path / f"{views}.nii.gz").dataobj)
         for views in ("axial", "axial,coronal")

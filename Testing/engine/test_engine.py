@@ -76,7 +76,7 @@ class ThresholdModel:
             Thresholds("one", 300.0, voxels=voxels),
             Thresholds("two", other, voxels=voxels),
         ]
-        return [Part(grid, members, warnings=("a note on the input",))]
+        return [Part(grid, members, [], warnings=("a note on the input",))]
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class Part:
     Attributes:
         geometry: the native grid that the members answer for.
         members: at least one.
+        networks: which members of the card give these answers, those of an earlier stage included.
         scale: what they answer.
         linear: along which native axes (k, j, i) answers are interpolated.
         weight: share in the fusion with other parts; None for the sum of its members' weights.
@@ -58,6 +59,7 @@ class Part:
 
     geometry: Geometry
     members: Sequence[Member]
+    networks: Sequence[str]
     scale: Scale = Scale.PROBABILITIES
     linear: tuple[bool, bool, bool] = (True, True, True)
     weight: float | None = None

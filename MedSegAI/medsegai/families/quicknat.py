@@ -137,7 +137,7 @@ class QuickNATModel:
             for card in chosen
             for number in range(max(passes, 1))
         ]
-        return [Part(answered, side_aware_first(members))]
+        return [Part(answered, side_aware_first(members), [member.name for member in members])]
 
     def prepare(self, inputs: Sequence[Volume]) -> Volume:
         """The conformed scan, its intensities scaled, cropped to the head."""

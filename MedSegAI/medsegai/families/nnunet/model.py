@@ -110,6 +110,7 @@ class _Job:
         card = self.model.card
         configuration = card.settings["configurations"][name]
         before = configuration.get("previous_stage")
+        earlier = self.model.stage_members(before, self.request) if before else []
         ready = prepare(
             self.scan,
             configuration,
@@ -145,6 +146,7 @@ class _Job:
                 )
                 for group in groups
             ],
+            [member.name for member in (*members, *earlier)],
             scale=self.model._scale,
             linear=ready.linear,
             weight=sum(weights) / len(weights),
