@@ -1,18 +1,24 @@
 """The words that the panel's process and the worker speak: one JSON object a line.
 
 To the worker:
-    segment   job, exchange, inputs, options    do this job; its arrays go through folder `exchange`
-    cancel    job                               stop it, whether it waits or runs
+    warm                                        load what jobs need, if there is nothing else to do
+    array     job, name, data, done, total      part of an array of a `segment` that is to come
+    segment   job, exchange, inputs, options    do this job
+    cancel    job                               stop it, whether its arrays arrive, or it waits or runs
     quit                                        stop everything and end
 From the worker:
     ready     version, pid, leads_group         once, at the start
+    alive                                       every few seconds, whatever happens
     progress  job, stage, fraction, seconds_left
-    result    job, labelmap, entropy, probabilities, candidates, labels, report
+    array     job, name, data, done, total      part of an array of a `result` that is to come
+    result    job, labelmap, entropy, probabilities, regions, candidates, labels, report
     error     job, kind, message                `job` is null where the line could not be read
 
 `job` is a string that the client chooses; each `segment` is answered by exactly one `result` or
-`error`. Arrays never pass through JSON: the sender writes a .npy file into the exchange folder,
-which belongs to the client and vanishes with the job, and the other side maps it into memory.
+`error`, and so is a `cancel` that comes before it. An array is named by a .npy file in a folder, and mapped
+into memory from there. `exchange` of `segment` is that folder, where both sides see it; it belongs to the
+client and vanishes with the job. Where it is null, as between two computers, each side has a folder of its
+own, and the files come in `array` messages before the message that names them (`medsegai.exchange`).
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, MedSegAIError, OutputError, WorkerError
+from medsegai.exchange import file_in
 from medsegai.labels import Label
 from medsegai.progress import ProgressEvent
 from medsegai.request import (
@@ -38,10 +45,11 @@ from medsegai.request import (
 )
 from medsegai.volume import Geometry, Volume
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
-SEGMENT, CANCEL, QUIT = "segment", "cancel", "quit"
-READY, PROGRESS, RESULT, ERROR = "ready", "progress", "result", "error"
+WARM, SEGMENT, CANCEL, QUIT = "warm", "segment", "cancel", "quit"
+READY, ALIVE, PROGRESS, RESULT, ERROR = "ready", "alive", "progress", "result", "error"
+ARRAY = "array"
 
 Message = dict[str, Any]
 
@@ -69,7 +77,7 @@ def decode(line: bytes) -> Message:
 
 
 def pack_array(array: NDArray[Any], exchange: Path) -> str:
-    """Write `array` into the exchange folder and return its path.
+    """Write `array` into the exchange folder and return its name there.
 
     Raises:
         OutputError: the folder is gone or not writable, or the disk is full.
@@ -82,15 +90,16 @@ def pack_array(array: NDArray[Any], exchange: Path) -> str:
             f"The temporary file {path} cannot be written: {error.strerror or error}. "
             "Free space on that disk, or choose another temporary folder."
         ) from error
-    return str(path)
+    return path.name
 
 
-def unpack_array(path: str) -> NDArray[Any]:
-    """Map the array into memory, copy on write.
+def unpack_array(name: str, exchange: Path) -> NDArray[Any]:
+    """Map an array of the exchange folder into memory, copy on write.
 
     Raises:
         WorkerError: the file is missing, damaged, or would need code to be run.
     """
+    path = file_in(exchange, name)
     try:
         return np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError) as error:
@@ -105,8 +114,8 @@ def pack_volume(volume: Volume, exchange: Path) -> Message:
     }
 
 
-def unpack_volume(data: Mapping[str, Any]) -> Volume:
-    voxels = unpack_array(data["array"])
+def unpack_volume(data: Mapping[str, Any], exchange: Path) -> Volume:
+    voxels = unpack_array(data["array"], exchange)
     if voxels.ndim != 3:
         raise InputError(
             f"{data['source'] or 'The input'} has {voxels.ndim} dimensions; a 3D volume is needed."
@@ -126,57 +135,61 @@ def pack_request(request: SegmentationRequest, exchange: Path) -> Message:
     return {"inputs": inputs, "options": request.options()}
 
 
-def unpack_request(data: Mapping[str, Any]) -> SegmentationRequest:
+def unpack_request(data: Mapping[str, Any], exchange: Path) -> SegmentationRequest:
     inputs = tuple(
-        Path(item["path"]) if "path" in item else unpack_volume(item) for item in data["inputs"]
+        Path(item["path"]) if "path" in item else unpack_volume(item, exchange)
+        for item in data["inputs"]
     )
     return request_from_options(inputs, data["options"])
 
 
 def pack_result(result: SegmentationResult, exchange: Path) -> Message:
     entropy = None if result.entropy is None else pack_volume(result.entropy, exchange)
-    probabilities = result.probabilities
+    candidates = None if result.candidates is None else vars(result.candidates)
     return {
         "labelmap": pack_volume(result.labelmap, exchange),
         "entropy": entropy,
-        "probabilities": None if probabilities is None else pack_array(probabilities, exchange),
-        "candidates": _pack_candidates(result.candidates, exchange),
+        "probabilities": _pack_if_there(result.probabilities, exchange),
+        "regions": _pack_if_there(result.regions, exchange),
+        "candidates": candidates
+        and {name: pack_array(array, exchange) for name, array in candidates.items()},
         "labels": [label.to_dict() for label in result.labels],
         "report": result.report(),
     }
 
 
-def _pack_candidates(candidates: Candidates | None, exchange: Path) -> Message | None:
-    if candidates is None:
-        return None
-    return {name: pack_array(array, exchange) for name, array in vars(candidates).items()}
+def _pack_if_there(array: NDArray[Any] | None, exchange: Path) -> str | None:
+    return None if array is None else pack_array(array, exchange)
 
 
-def unpack_result(data: Mapping[str, Any]) -> SegmentationResult:
+def _unpack_if_there(name: str | None, exchange: Path) -> NDArray[Any] | None:
+    return None if name is None else unpack_array(name, exchange)
+
+
+def unpack_result(data: Mapping[str, Any], exchange: Path) -> SegmentationResult:
     labels = tuple(Label.from_dict(item) for item in data["labels"])
-    report = data["report"]
-    entropy, probabilities = data["entropy"], data["probabilities"]
-    candidates = data["candidates"]
+    report, entropy, candidates = data["report"], data["entropy"], data["candidates"]
     structures = tuple(
         StructureMeasures(label, **{name: item[name] for name in item.keys() - {"value", "name"}})
         for label, item in zip(labels, report["structures"], strict=True)
     )
     return SegmentationResult(
-        labelmap=unpack_volume(data["labelmap"]),
+        labelmap=unpack_volume(data["labelmap"], exchange),
         labels=labels,
         structures=structures,
-        entropy=None if entropy is None else unpack_volume(entropy),
-        probabilities=None if probabilities is None else unpack_array(probabilities),
-        candidates=None if candidates is None else _unpack_candidates(candidates),
+        entropy=None if entropy is None else unpack_volume(entropy, exchange),
+        probabilities=_unpack_if_there(data["probabilities"], exchange),
+        regions=_unpack_if_there(data["regions"], exchange),
+        candidates=None
+        if candidates is None
+        else Candidates(
+            **{name: unpack_array(array, exchange) for name, array in candidates.items()}
+        ),
         seconds=report["seconds"],
         peak_memory_mb=report["peak_memory_mb"],
         provenance=report["provenance"],
         warnings=tuple(report["warnings"]),
     )
-
-
-def _unpack_candidates(data: Mapping[str, str]) -> Candidates:
-    return Candidates(**{name: unpack_array(path) for name, path in data.items()})
 
 
 def pack_progress(event: ProgressEvent) -> Message:

@@ -2,13 +2,15 @@
 
 `medsegai.protocol` lists the messages. Jobs run one after another on the main thread, where torch
 and signals expect to be; a second thread reads the pipe, so that `cancel` and `quit` are heard at
-any time. The process stays alive between jobs, and with it the models that the engine has loaded;
-it ends when its stdin closes, so it never outlives the Slicer that started it.
+any time, and a third says every few seconds that the process is alive. The process stays between
+jobs, and with it the models that the engine has loaded; it ends when its stdin closes, so it never
+outlives the Slicer that started it, also where that runs on another computer.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -22,9 +24,12 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import BinaryIO, NoReturn
 
-from medsegai.errors import DeviceError, MedSegAIError, WorkerError
+from medsegai.errors import Cancelled, DeviceError, MedSegAIError, WorkerError
+from medsegai.exchange import ExchangeFolder, blocks, take_block
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.protocol import (
+    ALIVE,
+    ARRAY,
     CANCEL,
     ERROR,
     PROGRESS,
@@ -33,6 +38,7 @@ from medsegai.protocol import (
     READY,
     RESULT,
     SEGMENT,
+    WARM,
     Message,
     decode,
     encode,
@@ -51,6 +57,9 @@ GRACE_SECONDS = 2.0
 PROGRESS_INTERVAL = 0.1
 """Seconds between two progress events of the same stage; more would only keep the panel busy."""
 
+ALIVE_SECONDS = 2.0
+"""Seconds between two signs of life."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,25 +75,63 @@ def main(segment: Segment | None = None) -> None:
     faulthandler.enable(sys.stderr)
     _leave_terminal()
     incoming, outgoing = _take_pipes()
-    Worker(segment or _engine, incoming, outgoing).run()
+    Worker(segment or _engine, incoming, outgoing, _warm_up if segment is None else None).run()
+
+
+class _Shared:
+    """The exchange of a job whose client sees the same files."""
+
+    def __init__(self, folder: str) -> None:
+        self.incoming = self.outgoing = Path(folder)
+
+    def close(self) -> None:
+        """The folder is the client's."""
+
+
+class _Carried:
+    """The exchange of a job whose client is elsewhere: arrays come and go through the pipe."""
+
+    def __init__(self) -> None:
+        self._folders = [ExchangeFolder(), ExchangeFolder()]
+        self.incoming, self.outgoing = (folder.path for folder in self._folders)
+
+    def close(self) -> None:
+        for folder in self._folders:
+            folder.remove()
 
 
 @dataclass
 class _Job:
     id: str
     message: Message
+    exchange: _Shared | _Carried
     cancel: Event = field(default_factory=Event)
 
 
 class Worker:
-    """Reads messages from `incoming`, does jobs with `segment`, writes events to `outgoing`."""
+    """Reads messages from `incoming`, does jobs with `segment`, writes events to `outgoing`.
 
-    def __init__(self, segment: Segment, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    Args:
+        segment: what does a job.
+        incoming, outgoing: the pipe.
+        warm_up: loads what `segment` needs; called between jobs when the client asks for it.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        incoming: BinaryIO,
+        outgoing: BinaryIO,
+        warm_up: Callable[[], None] | None = None,
+    ) -> None:
         self._segment = segment
         self._incoming = incoming
         self._outgoing = outgoing
+        self._warm_up = warm_up
+        self._arriving: dict[str, _Carried] = {}
+        self._refused: set[str] = set()
         self._jobs: dict[str, _Job] = {}
-        self._waiting: SimpleQueue[_Job | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._writing = Lock()
         self._ended = Event()
 
@@ -92,10 +139,14 @@ class Worker:
         """Do jobs until `quit` comes or `incoming` ends."""
         self._send(READY, version=PROTOCOL_VERSION, pid=os.getpid(), leads_group=_leads_group())
         Thread(target=self._listen, name="pipe", daemon=True).start()
-        while (job := self._waiting.get()) is not None:
-            self._do(job)
-            del self._jobs[job.id]
+        Thread(target=self._give_signs, name="alive", daemon=True).start()
+        while (task := self._waiting.get()) is not None:
+            task()
         self._ended.set()
+
+    def _give_signs(self) -> None:
+        while not self._ended.wait(ALIVE_SECONDS):
+            self._send(ALIVE)
 
     def _listen(self) -> None:
         try:
@@ -116,39 +167,92 @@ class Worker:
     def _wind_up(self) -> None:
         for job in list(self._jobs.values()):
             job.cancel.set()
+        for exchange in self._arriving.values():
+            exchange.close()
         self._waiting.put(None)
         if not self._ended.wait(GRACE_SECONDS):
             logger.warning("The job did not stop in %g s; the process ends.", GRACE_SECONDS)
+            for job in list(self._jobs.values()):
+                job.exchange.close()
             _die()
 
     def _obey(self, message: Message) -> None:
         kind, name = message["type"], message.get("job")
-        if not isinstance(name, str) or kind not in (SEGMENT, CANCEL):
+        if kind == WARM:
+            if self._warm_up is not None:
+                self._waiting.put(self._warm_up)
+            return
+        if not isinstance(name, str) or kind not in (ARRAY, SEGMENT, CANCEL):
             raise WorkerError(f"The worker does not understand {kind!r} for job {name!r}.")
         if kind == CANCEL:
-            if name in self._jobs:
-                self._jobs[name].cancel.set()
+            self._cancel(name)
         elif name in self._jobs:
             raise WorkerError(f"There is already a job {name!r}.")
-        else:
-            self._jobs[name] = _Job(name, message)
-            self._waiting.put(self._jobs[name])
+        elif name not in self._refused:  # what was still under way when its first part was refused
+            self._accept(name, message)
+
+    def _cancel(self, name: str) -> None:
+        if name in self._jobs:
+            self._jobs[name].cancel.set()
+        elif name in self._arriving:
+            self._refuse(name, Cancelled("Stopped by the user. Nothing was written."))
+
+    def _accept(self, name: str, message: Message) -> None:
+        """Take part of an array, or the job itself."""
+        try:
+            if message["type"] == ARRAY:
+                if name not in self._arriving:
+                    self._arriving[name] = _Carried()
+                take_block(message, self._arriving[name].incoming)
+                return
+            folder = message["exchange"]
+            carried = self._arriving.pop(name, None)
+            exchange = _Shared(folder) if folder is not None else carried or _Carried()
+            job = self._jobs[name] = _Job(name, message, exchange)
+            self._waiting.put(lambda: self._do(job))
+        except MedSegAIError as error:
+            self._refuse(name, error)
+        except (KeyError, TypeError, ValueError) as error:
+            self._refuse(name, WorkerError(f"The job makes no sense: {error!r}."))
+
+    def _refuse(self, name: str, error: MedSegAIError) -> None:
+        self._refused.add(name)
+        exchange = self._arriving.pop(name, None)
+        if exchange is not None:
+            exchange.close()
+        self._send(ERROR, job=name, **pack_error(error))
 
     def _do(self, job: _Job) -> None:
+        error: MedSegAIError | None = None
         try:
-            exchange = Path(job.message["exchange"])
-            request = unpack_request(job.message)
-            progress = Progress(listener=self._reporter(job.id), cancel=job.cancel)
-            result = self._segment(request, progress)
-            self._send(RESULT, job=job.id, **pack_result(result, exchange))
-        except MedSegAIError as error:
-            self._send(ERROR, job=job.id, **pack_error(error))
+            answer = encode({"type": RESULT, "job": job.id, **self._answer(job)})
+        except MedSegAIError as caught:
+            error = caught.with_traceback(None)  # its frames hold the arrays of the job
         except MemoryError:
-            self._send(ERROR, job=job.id, **pack_error(_out_of_memory()))
-        except Exception as error:
+            error = _out_of_memory()
+        except Exception as caught:
             # The border of the process: what goes wrong in one job must not take the next along.
             logger.exception("Unexpected defect in job %s", job.id)
-            self._send(ERROR, job=job.id, **pack_error(_defect(error)))
+            error = _defect(caught)
+        if error is not None:
+            _give_memory_back()  # before the client hears of it, and perhaps starts the next job
+            answer = encode({"type": ERROR, "job": job.id, **pack_error(error)})
+        job.exchange.close()
+        del self._jobs[job.id]
+        self._write(answer)
+
+    def _answer(self, job: _Job) -> Message:
+        """Do the job, and see that the arrays of its result are where the client finds them."""
+        request = unpack_request(job.message, job.exchange.incoming)
+        progress = Progress(listener=self._reporter(job.id), cancel=job.cancel)
+        result = self._segment(request, progress)
+        message = pack_result(result, job.exchange.outgoing)
+        if isinstance(job.exchange, _Carried):
+            for block in blocks(job.exchange.outgoing):
+                if job.cancel.is_set():
+                    raise Cancelled("Stopped by the user. Nothing was written.")
+                self._send(ARRAY, job=job.id, **block)
+        return message
 
     def _reporter(self, job: str) -> Callable[[ProgressEvent], None]:
         last_stage, last_time = "", 0.0
@@ -164,7 +268,9 @@ class Worker:
         return report
 
     def _send(self, kind: str, /, **values: object) -> None:
-        line = encode({"type": kind, **values})
+        self._write(encode({"type": kind, **values}))
+
+    def _write(self, line: bytes) -> None:
         try:
             with self._writing:
                 self._outgoing.write(line)
@@ -177,15 +283,45 @@ class Worker:
 def _engine(request: SegmentationRequest, progress: Progress) -> SegmentationResult:
     """The real thing, imported with the first job: loading torch takes seconds."""
     try:
-        from medsegai.engine import segment
+        return _load_engine()(request, progress)
+    except ImportError as error:  # some packages are loaded when a job needs them
+        raise _lacks(error) from error
 
-        return segment(request, progress)
-    except ImportError as error:
-        raise WorkerError(
-            f"The worker's Python ({sys.executable}) lacks a package: {error}. "
-            "Inside Slicer, install the PyTorch extension and press Segment again; "
-            "elsewhere, `pip install medsegai[torch]`."
-        ) from error
+
+def _load_engine() -> Segment:
+    try:
+        from medsegai.engine import segment
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # OSError: a library of torch that the system cannot load
+        raise _lacks(error) from error
+    return segment
+
+
+def _warm_up() -> None:
+    """What is missing is told to the first job, which may never come."""
+    try:
+        _load_engine()
+    except WorkerError as error:
+        logger.warning("%s", error)
+
+
+def _lacks(error: Exception) -> WorkerError:
+    return WorkerError(
+        f"The worker's Python ({sys.executable}) lacks a package: {error}. "
+        "Inside Slicer, install the PyTorch extension and press Segment again; "
+        f"elsewhere, `{sys.executable} -m pip install medsegai[torch]`. "
+        "`medsegai doctor` says all that is missing."
+    )
+
+
+def _give_memory_back() -> None:
+    """A job that was stopped or failed leaves nothing behind, neither here nor on the graphics card."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _out_of_memory() -> DeviceError:

@@ -15,6 +15,7 @@ FLAT = frozenset(
         "card",
         "catalogue",
         "errors",
+        "exchange",
         "labels",
         "nnunet_dataset",
         "nnunet_plans",
@@ -67,7 +68,7 @@ SLICER_FILES = (
     (r"MedSegAI\.py", rf"{SCENE_NAMES}|SampleData|PyTorchUtils"),
     (r"MedSegAILib/scene/\w+\.py", SCENE_NAMES),
     (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
-    (r"MedSegAILib/worker/client\.py", "qt"),
+    (r"MedSegAILib/worker/(client|process|examination)\.py", "qt"),
     (r"MedSegAILib/translation\.py", "slicer"),
     (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
     (

@@ -194,7 +194,7 @@ def test_they_cross_the_pipe(there: bool, tmp_path: Path) -> None:
         candidates=Candidates(*labels, *steps) if there else None,
     )
     line = protocol.encode({"type": "result"} | protocol.pack_result(sent, tmp_path))
-    found = protocol.unpack_result(protocol.decode(line)).candidates
+    found = protocol.unpack_result(protocol.decode(line), tmp_path).candidates
     assert (found is not None) == there
     if found is not None:
         for name, array in vars(found).items():

@@ -35,6 +35,7 @@ OBLIQUE = np.array(
         [0.0, 0.0, 0.0, 1.0],
     ]
 )
+NAME = "0123456789abcdef" * 2 + ".npy"
 LIVER = Label(
     5,
     "Liver",
@@ -75,7 +76,9 @@ def test_a_number_that_json_does_not_know_is_refused() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64", ">i2", "bool"])
 def test_a_volume_arrives_bit_for_bit(tmp_path: Path, dtype: str) -> None:
     sent = volume(dtype)
-    received = protocol.unpack_volume(through_the_pipe(protocol.pack_volume(sent, tmp_path)))
+    received = protocol.unpack_volume(
+        through_the_pipe(protocol.pack_volume(sent, tmp_path)), tmp_path
+    )
     assert received.voxels.dtype == sent.voxels.dtype
     np.testing.assert_array_equal(received.voxels, sent.voxels)
     np.testing.assert_array_equal(received.geometry.ijk_to_ras, sent.geometry.ijk_to_ras)
@@ -90,35 +93,41 @@ def test_voxels_never_pass_through_json(tmp_path: Path) -> None:
 def test_a_view_with_gaps_in_memory_arrives_whole(tmp_path: Path) -> None:
     voxels = np.asfortranarray(np.arange(4 * 6 * 8).reshape(4, 6, 8))[::2, ::3, ::-1]
     sent = Volume(voxels, Geometry.from_spacing(voxels.shape, (1, 1, 1)))
-    received = protocol.unpack_volume(protocol.pack_volume(sent, tmp_path))
+    received = protocol.unpack_volume(protocol.pack_volume(sent, tmp_path), tmp_path)
     np.testing.assert_array_equal(received.voxels, voxels)
 
 
 def test_writing_into_a_received_array_leaves_the_file_alone(tmp_path: Path) -> None:
-    path = protocol.pack_array(np.zeros(3), tmp_path)
-    received = protocol.unpack_array(path)
+    name = protocol.pack_array(np.zeros(3), tmp_path)
+    received = protocol.unpack_array(name, tmp_path)
     received[0] = 1
-    np.testing.assert_array_equal(np.load(path), np.zeros(3))
+    np.testing.assert_array_equal(np.load(tmp_path / name), np.zeros(3))
 
 
 def test_an_array_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "evil.npy"
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(WorkerError, match=r"evil\.npy"):
-        protocol.unpack_array(str(path))
+    np.save(tmp_path / NAME, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(WorkerError, match=NAME):
+        protocol.unpack_array(NAME, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04", b"nothing of the kind"])
 def test_a_damaged_array_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "damaged.npy"
-    path.write_bytes(content)
-    with pytest.raises(WorkerError, match=r"damaged\.npy"):
-        protocol.unpack_array(str(path))
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(WorkerError, match=NAME):
+        protocol.unpack_array(NAME, tmp_path)
 
 
 def test_an_array_that_is_gone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="gone"):
-        protocol.unpack_array(str(tmp_path / "gone.npy"))
+    with pytest.raises(WorkerError, match=NAME):
+        protocol.unpack_array(NAME, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../" + "0" * 32 + ".npy", "a.npy", "", "0" * 32, None, 7]
+)
+def test_an_array_elsewhere_than_in_the_folder_is_refused(tmp_path: Path, name: object) -> None:
+    with pytest.raises(WorkerError, match="no array's name"):
+        protocol.unpack_array(name, tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_is_gone_is_an_output_error(tmp_path: Path) -> None:
@@ -140,16 +149,17 @@ def test_a_full_disk_is_an_output_error(
 
 
 def test_a_volume_that_is_not_3d_is_refused_by_name(tmp_path: Path) -> None:
-    path = protocol.pack_array(np.zeros((2, 2, 2, 3)), tmp_path)
+    name = protocol.pack_array(np.zeros((2, 2, 2, 3)), tmp_path)
+    message = {"array": name, "ijk_to_ras": OBLIQUE, "source": "rgb.png"}
     with pytest.raises(InputError, match=r"rgb\.png has 4 dimensions"):
-        protocol.unpack_volume({"array": path, "ijk_to_ras": OBLIQUE, "source": "rgb.png"})
+        protocol.unpack_volume(message, tmp_path)
 
 
 def test_a_sheared_matrix_is_refused_on_arrival(tmp_path: Path) -> None:
     message = protocol.pack_volume(volume(), tmp_path)
     message["ijk_to_ras"][0][1] = 5.0
     with pytest.raises(GeometryError, match="right angles"):
-        protocol.unpack_volume(message)
+        protocol.unpack_volume(message, tmp_path)
 
 
 def test_a_request_arrives_with_all_its_options(tmp_path: Path) -> None:
@@ -164,7 +174,9 @@ def test_a_request_arrives_with_all_its_options(tmp_path: Path) -> None:
         uncertainty=True,
         seed=3,
     )
-    received = protocol.unpack_request(through_the_pipe(protocol.pack_request(sent, tmp_path)))
+    received = protocol.unpack_request(
+        through_the_pipe(protocol.pack_request(sent, tmp_path)), tmp_path
+    )
     assert received.options() == sent.options()
     first, second = received.inputs
     assert isinstance(first, Volume)
@@ -184,7 +196,7 @@ def test_a_request_with_an_unknown_option_is_refused(tmp_path: Path) -> None:
     message = protocol.pack_request(SegmentationRequest((volume(),)), tmp_path)
     message["options"]["colour"] = "blue"
     with pytest.raises(RequestError, match="colour"):
-        protocol.unpack_request(message)
+        protocol.unpack_request(message, tmp_path)
 
 
 def result(**more: object) -> SegmentationResult:
@@ -204,9 +216,12 @@ def result(**more: object) -> SegmentationResult:
 
 def test_a_result_arrives_whole(tmp_path: Path) -> None:
     sent = result(
-        entropy=volume("float32"), probabilities=np.full((2, 2, 3, 4), 0.5, dtype=np.float16)
+        entropy=volume("float32"),
+        probabilities=np.full((2, 2, 3, 4), 0.5, dtype=np.float16),
+        regions=np.arange(48).reshape(2, 2, 3, 4) % 3 == 0,
     )
-    received = protocol.unpack_result(through_the_pipe(protocol.pack_result(sent, tmp_path)))
+    message = through_the_pipe(protocol.pack_result(sent, tmp_path))
+    received = protocol.unpack_result(message, tmp_path)
     np.testing.assert_array_equal(received.labelmap.voxels, sent.labelmap.voxels)
     np.testing.assert_array_equal(received.labelmap.geometry.ijk_to_ras, OBLIQUE)
     assert received.labels == sent.labels
@@ -215,13 +230,15 @@ def test_a_result_arrives_whole(tmp_path: Path) -> None:
     assert received.entropy is not None
     assert received.entropy.voxels.dtype == np.float32
     assert received.probabilities.dtype == np.float16
+    np.testing.assert_array_equal(received.regions, sent.regions)
     assert received.report() == sent.report()
 
 
 def test_a_plain_result_has_neither_entropy_nor_probabilities(tmp_path: Path) -> None:
-    received = protocol.unpack_result(protocol.pack_result(result(), tmp_path))
+    received = protocol.unpack_result(protocol.pack_result(result(), tmp_path), tmp_path)
     assert received.entropy is None
     assert received.probabilities is None
+    assert received.regions is None
 
 
 @pytest.mark.parametrize("seconds_left", [None, 12.5])
@@ -256,7 +273,9 @@ def test_the_words_are_told_in_the_docstring() -> None:
     words = {
         value for name, value in vars(protocol).items() if name.isupper() and isinstance(value, str)
     }
-    assert words == {"segment", "cancel", "quit", "ready", "progress", "result", "error"}
+    to_worker = {"warm", "segment", "cancel", "quit"}
+    from_worker = {"ready", "alive", "progress", "result", "error"}
+    assert words == {"array"} | to_worker | from_worker
     assert protocol.__doc__ is not None
     assert words <= set(protocol.__doc__.split())
 

@@ -124,7 +124,7 @@ def test_a_job_gives_progress_then_one_result(worker: Talk) -> None:
     first = worker.hear("progress", "result")
     assert (first["type"], first["job"], first["stage"]) == ("progress", "a", "read")
     assert first["fraction"] == pytest.approx(0.1)
-    result = protocol.unpack_result(worker.hear("result", "error"))
+    result = protocol.unpack_result(worker.hear("result", "error"), worker.exchange)
     assert result.labelmap.voxels[:, 0, 0].tolist() == [0, 1, 1]
     assert result.labelmap.geometry.spacing_mm == (1, 2, 3)
     assert result.entropy is not None

@@ -22,12 +22,12 @@ from medsegai.errors import (
     OutputError,
     WorkerError,
 )
+from medsegai.exchange import ExchangeFolder
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
-from MedSegAILib.worker.exchange import ExchangeFolder
 from MedSegAILib.worker.queue import JobQueue
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -378,32 +378,7 @@ tests.until(lambda: False)
 """
 
 
-# --- the exchange folder ---------------------------------------------------------------------------
-
-
-def test_the_folder_is_private_and_new(tmp_path: Path) -> None:
-    first, second = ExchangeFolder(tmp_path), ExchangeFolder(tmp_path)
-    assert first.path != second.path
-    assert first.path.stat().st_mode & 0o077 == 0
-    first.remove()
-    assert not first.path.exists()
-    assert second.path.exists()
-    second.remove()
-    second.remove()
-
-
-def test_the_sweep_leaves_the_living_and_the_strangers_alone(tmp_path: Path) -> None:
-    mine = ExchangeFolder(tmp_path)
-    parent = tmp_path / f"medsegai-exchange-{os.getppid()}-x"
-    stranger = tmp_path / "medsegai-exchange-notes"
-    dead = tmp_path / f"medsegai-exchange-{2**22 + 1}-x"
-    for folder in (parent, stranger, dead):
-        folder.mkdir()
-    ExchangeFolder(tmp_path).remove()
-    assert mine.path.exists()
-    assert parent.exists()
-    assert stranger.exists()
-    assert not dead.exists()
+# --- the temporary folder --------------------------------------------------------------------------
 
 
 def test_a_temporary_folder_that_is_gone_is_an_output_error(

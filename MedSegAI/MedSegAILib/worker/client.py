@@ -1,27 +1,29 @@
-"""The client of the worker process: QProcess, JSON lines, and an end to everything it starts.
+"""The client of the worker process: jobs out, events in, and no state in which nothing happens any more.
 
-The process is started with the first job and kept, so that the next one finds its models loaded. A job
-that is cancelled and does not stop, a worker that breaks the protocol, does not start or dies: each ends
-the process with its children, is told once to the job's listener, and the next job starts a new process.
+The process is started with the first job, or before, and kept, so that the next one finds its models loaded.
+A job that is cancelled and does not stop, a worker that breaks the protocol, falls silent, does not start or
+dies: each ends the process with its children, is told once to the job's listener, and the next job starts a
+new process. What a listener raises is its own affair: the client goes on.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
+import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import qt
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
+from medsegai.exchange import ExchangeFolder, blocks, take_block
+from medsegai.progress import ProgressEvent
 from medsegai.protocol import (
+    ALIVE,
+    ARRAY,
     CANCEL,
     ERROR,
     PROGRESS,
@@ -30,6 +32,7 @@ from medsegai.protocol import (
     READY,
     RESULT,
     SEGMENT,
+    WARM,
     Message,
     decode,
     encode,
@@ -40,8 +43,12 @@ from medsegai.protocol import (
 )
 from medsegai.request import SegmentationRequest
 from MedSegAILib.signals import Signal
-from MedSegAILib.worker.exchange import ExchangeFolder
+from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
+from MedSegAILib.worker.place import Place, for_elsewhere
+from MedSegAILib.worker.place import worker_command as worker_command
+from MedSegAILib.worker.place import worker_environment as worker_environment
+from MedSegAILib.worker.process import WorkerProcess
 
 CANCEL_SECONDS = 1.5
 """How long a cancelled job may take to stop by itself."""
@@ -49,177 +56,324 @@ CANCEL_SECONDS = 1.5
 START_SECONDS = 60.0
 """How long a process may take until it is ready; a virus scanner can make a first start slow."""
 
-LOG_CHARACTERS = 20_000
-"""How much of what the process wrote to stderr is kept."""
+SILENCE_SECONDS = 120.0
+"""How long a worker may give no sign of life; it gives one every two seconds unless a library holds it."""
 
+IDLE_SECONDS = 1800.0
+"""How long a process without a job is kept."""
 
-STOPPED = "Stopped. The scene is as it was."
+STALL_SECONDS = 900.0
+"""After how long without any progress the user is told."""
+
+TICK_SECONDS = 0.2
+AWAKE_SECONDS = 1.0
+"""What one tick counts at most: a computer that slept, or a busy interface, says nothing of the worker."""
+
+UNSENT_BYTES = 1 << 18
+"""While more than this waits to be sent, no further array is read for sending."""
+
+SENDING, RECEIVING = 0.05, 0.05
+"""Parts of a job elsewhere that go to the transfer of arrays."""
 
 
 @dataclass
 class _Job:
     listener: JobListener
     folder: ExchangeFolder
+    carried: bool
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    unsent: Iterator[Message] | None = None
     kill_at: float | None = None
+    stalled: bool = False
 
 
 class WorkerClient:
     """Runs one job at a time in the worker process.
 
     Args:
-        command: program and arguments that start the worker.
-        environment: variables to set for it besides those of this process.
+        place: where the worker runs, or a command that starts it on this computer.
+        environment: variables to set besides those of this process, with a command.
+        idle_seconds: how long a process without a job is kept.
+        stall_seconds: after how long without progress `stalled` is told.
 
     Attributes:
         freed: a job is over, and its listener has heard so; the next one may start.
+        stalled: the job has made no progress for a long time, although the worker is alive.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        place: Place | Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        idle_seconds: float = IDLE_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
-        self.freed = Signal()
-        self._command = list(command)
+        self.freed, self.stalled = Signal(), Signal()
+        self.idle_seconds, self.stall_seconds = idle_seconds, stall_seconds
+        self._place = place if isinstance(place, Place) else Place.running(place, environment)
+        self._launched: Place | None = None
+        self._command: list[str] = []
+        self._leaving = False
         self._job: _Job | None = None
         self._used_folders: list[ExchangeFolder] = []
-        self._launches = 0
-        self._received = b""
         self._hello: Message | None = None
-        self._ready_by = 0.0
-        self._log = ""
-        self._process = qt.QProcess()
-        variables = qt.QProcessEnvironment.systemEnvironment()
-        for name, value in (environment or {}).items():
-            variables.insert(name, value)
-        self._process.setProcessEnvironment(variables)
-        self._process.connect("readyReadStandardOutput()", self._read_events)
-        self._process.connect("readyReadStandardError()", self._read_log)
-        self._process.connect("errorOccurred(QProcess::ProcessError)", self._on_process_error)
-        self._process.connect("finished(int,QProcess::ExitStatus)", self._on_process_finished)
+        self._ticked = time.monotonic()
+        self._silent = self._still = self._idle = 0.0
+        self._process = WorkerProcess(self._hear, self._pump, self._on_end, self._on_missing)
         self._timer = qt.QTimer()
-        self._timer.setInterval(200)
-        self._timer.connect("timeout()", self._check_deadlines)
+        self._timer.setInterval(int(1000 * TICK_SECONDS))
+        self._timer.connect("timeout()", self._tick)
 
     @property
     def busy(self) -> bool:
         return self._job is not None
 
     @property
+    def warm(self) -> bool:
+        """Whether the process runs."""
+        return self._process.running
+
+    @property
     def log(self) -> str:
         """The end of what the worker wrote to stderr."""
-        return self._log
+        return self._process.log
+
+    @property
+    def place(self) -> Place:
+        return self._place
+
+    def set_place(self, place: Place) -> None:
+        """Where the next job runs. A job under way goes on where it is."""
+        self._place = place
+        if self._job is None and self._process.running:
+            self._let_go()
+
+    def warm_up(self) -> None:
+        """Start the process before there is a job; what goes wrong is told to the first job."""
+        if self._job is None:
+            self._make_ready()
+            self._send(WARM)
 
     def start(self, request: SegmentationRequest, listener: JobListener) -> None:
         """Send a job; `listener` hears of everything that follows, also if the start fails.
 
         Raises:
             WorkerError: another job is under way.
+            RequestError: the worker runs elsewhere, and cannot read a file of this computer.
             OutputError: the exchange folder cannot be made or written.
         """
         if self._job is not None:
-            raise WorkerError("A job is under way. Wait for it, or cancel it first.")
+            raise WorkerError(_("A job is under way. Wait for it, or cancel it first."))
+        if not self._place.shares_files:
+            request = for_elsewhere(request, self._place)
         folder = ExchangeFolder()
         try:
             message = pack_request(request, folder.path)
         except MedSegAIError:
             folder.remove()
             raise
-        job = self._job = _Job(listener, folder)
-        self._timer.start()
-        if not self._is_running():
-            self._launch()
-        if self._job is job:
-            self._send(SEGMENT, job=job.name, exchange=str(folder.path), **message)
+        job = self._job = _Job(listener, folder, carried=not self._place.shares_files)
+        job.unsent = _messages(job, message)
+        self._still = 0.0
+        self._make_ready()
+        self._pump()
 
     def cancel(self) -> None:
         """Stop the job, within two seconds: its listener then hears `Cancelled`."""
         if self._job is not None and self._job.kill_at is None:
             self._job.kill_at = time.monotonic() + CANCEL_SECONDS
+            self._job.unsent = None
             self._send(CANCEL, job=self._job.name)
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Return when the job is over; needs no event loop. Calls `meanwhile` several times a second."""
-        while self._job is not None:
-            self._process.waitForReadyRead(50)
+        """Return when the present job is over; needs no event loop.
+
+        Calls `meanwhile` several times a second.
+        """
+        job = self._job
+        while job is not None and self._job is job:
+            self._process.wait_for_output(50)
             if meanwhile is not None:
                 meanwhile()
-            self._check_deadlines()
+            self._tick()
 
     def close(self) -> None:
         """End the process; a job under way is cancelled."""
-        if self._is_running() and self._job is None:
+        if self._process.running and self._job is None:
             self._send(QUIT)
-            self._process.waitForFinished(int(1000 * CANCEL_SECONDS))
-        self._break(Cancelled("MedSegAI was closed. The job was stopped."))
+            self._process.wait_for_end()
+        self._break(Cancelled(_("MedSegAI was closed. The job was stopped.")))
+        self._timer.stop()
         self._remove_used_folders()
 
-    def _is_running(self) -> bool:
-        return bool(self._process.state() != qt.QProcess.NotRunning)
+    # --- the process ---
 
-    def _launch(self) -> None:
-        self._launches += 1
-        self._received, self._hello, self._log = b"", None, ""
-        self._ready_by = time.monotonic() + START_SECONDS
-        self._process.start(self._command[0], self._command[1:])
+    def _make_ready(self) -> None:
+        """See that a process runs that takes jobs; the job hears of it where that cannot be."""
+        self._idle = 0.0
+        if self._process.running and (self._leaving or self._launched != self._place):
+            self._kill()
+        if self._process.running:
+            return
+        try:
+            self._command = self._place.command()
+            environment = self._place.environment()
+        except WorkerError as error:
+            self._fail(error)
+            return
+        self._launched, self._hello, self._leaving = self._place, None, False
+        self._silent, self._ticked = 0.0, time.monotonic()
+        self._timer.start()
+        self._process.launch(self._command, environment)
+
+    def _let_go(self) -> None:
+        self._leaving = True
+        self._send(QUIT)
+
+    def _kill(self) -> None:
+        """A worker elsewhere ends by itself when its connection does: its number means nothing here."""
+        if self._hello is None or self._launched is None or not self._launched.shares_files:
+            self._process.kill(None, False)
+        else:
+            self._process.kill(self._hello["pid"], self._hello["leads_group"])
 
     def _send(self, kind: str, /, **values: Any) -> None:
-        self._process.write(encode({"type": kind, **values}))
+        if self._process.running:
+            self._process.send(encode({"type": kind, **values}))
 
-    def _read_events(self) -> None:
-        self._received += _as_bytes(self._process.readAllStandardOutput())
-        *lines, self._received = self._received.split(b"\n")
-        process = self._launches
-        for line in lines:
-            if (
-                process == self._launches
-            ):  # what a line tells may end the process that sent the rest
-                self._hear(line)
+    def _pump(self) -> None:
+        """Send what is left of the job, block by block, as fast as the process takes it."""
+        job = self._job
+        while (
+            job is not None
+            and job is self._job
+            and job.unsent is not None
+            and self._process.running
+            and self._process.unsent < UNSENT_BYTES
+        ):
+            try:
+                message = next(job.unsent, None)
+            except MedSegAIError as error:
+                self._break(error)
+                return
+            if message is None:
+                job.unsent = None
+                return
+            self._process.send(encode(message))
+            if message["type"] == ARRAY:
+                part = message["done"] / max(message["total"], 1)
+                self._report(job, ProgressEvent("send", SENDING * part))
 
-    def _read_log(self) -> None:
-        text = _as_bytes(self._process.readAllStandardError()).decode(errors="replace")
-        self._log = (self._log + text)[-LOG_CHARACTERS:]
+    def _tick(self) -> None:
+        now = time.monotonic()
+        awake, self._ticked = min(now - self._ticked, AWAKE_SECONDS), now
+        self._process.read()  # what is there already has been said, however late it is heard
+        self._silent += awake
+        self._still += awake
+        self._idle += awake
+        if self._job is not None:
+            self._pump()
+        elif not self._process.running:
+            self._timer.stop()
+        self._check_patience(now)
+
+    def _check_patience(self, now: float) -> None:
+        job = self._job
+        if job is not None and job.kill_at is not None and now > job.kill_at:
+            self._break(Cancelled(_stopped()))
+        elif self._hello is None and self._silent > START_SECONDS:
+            text = _("The worker did not start within {seconds:g} s ({command}).")
+            text = text.format(seconds=START_SECONDS, command=" ".join(self._command))
+            self._break(WorkerError(text + self._last_words()))
+        elif self._silent > SILENCE_SECONDS:
+            text = _(
+                "The worker gave no sign of life for {seconds:g} s and was ended. Press Segment again; "
+                "if it happens again, choose another device or fewer members."
+            )
+            self._break(WorkerError(text.format(seconds=SILENCE_SECONDS) + self._last_words()))
+        elif job is not None and self._still > self.stall_seconds and not job.stalled:
+            job.stalled = True
+            self.stalled.emit()
+        elif job is None and self._process.running and self._idle > self.idle_seconds:
+            if self._leaving:
+                self._kill()
+            else:
+                self._idle = 0.0
+                self._let_go()
+
+    # --- what the process says ---
 
     def _hear(self, line: bytes) -> None:
+        self._silent = 0.0
         try:
-            message = decode(line)
-            self._obey(message)
-        except WorkerError as error:
+            act = self._understand(decode(line))
+        except MedSegAIError as error:
             if self._hello is None:  # a greeting that the Python installation prints
-                self._log += line.decode(errors="replace") + "\n"
-            else:
-                self._break(error)
+                self._process.note(line.decode(errors="replace"))
+                return
+            act = _doing(self._break, error)
         except (KeyError, TypeError, ValueError) as error:
-            self._break(WorkerError(f"The worker sent a message that makes no sense: {error!r}."))
+            text = _("The worker sent a message that makes no sense: {error}.")
+            act = _doing(self._break, WorkerError(text.format(error=repr(error))))
+        act()
 
-    def _obey(self, message: Message) -> None:
-        kind = message["type"]
+    def _understand(self, message: Message) -> Callable[[], None]:
+        """What is to be done; nothing has been told to a listener yet."""
+        kind, job = message["type"], self._job
         if kind == READY:
-            self._greet(message)
-        elif kind == ERROR and message["job"] is None:
-            self._break(unpack_error(message))
-        elif self._job is not None and message["job"] == self._job.name:
-            self._advance(self._job, kind, message)
+            return self._greeted(message)
+        if kind == ALIVE:
+            return _doing(self._rest)
+        if kind == ERROR and message["job"] is None:
+            return _doing(self._break, self._error(message))
+        if job is None or message["job"] != job.name:
+            return _doing(self._rest)
+        if job.kill_at is not None:
+            over = kind in (RESULT, ERROR)
+            return _doing(self._fail, Cancelled(_stopped())) if over else _doing(self._rest)
+        return self._advanced(job, kind, message)
 
-    def _greet(self, message: Message) -> None:
+    def _rest(self) -> None:
+        """There is nothing to do."""
+
+    def _greeted(self, message: Message) -> Callable[[], None]:
         if message["version"] != PROTOCOL_VERSION:
-            self._break(
-                WorkerError(
-                    f"The worker speaks version {message['version']} of the protocol, the panel "
-                    f"{PROTOCOL_VERSION}. Install the same MedSegAI for both, and restart Slicer."
-                )
-            )
-        self._hello = message
+            text = _(
+                "The worker speaks version {theirs} of the protocol, the panel {ours}. Install the same "
+                "MedSegAI for both, and restart Slicer."
+            ).format(theirs=message["version"], ours=PROTOCOL_VERSION)
+            return _doing(self._break, WorkerError(text))
+        self._hello = {"pid": int(message["pid"]), "leads_group": bool(message["leads_group"])}
+        return self._rest
 
-    def _advance(self, job: _Job, kind: str, message: Message) -> None:
+    def _advanced(self, job: _Job, kind: str, message: Message) -> Callable[[], None]:
         if kind == PROGRESS:
-            job.listener.progressed(unpack_progress(message))
-        elif job.kill_at is not None and kind in (RESULT, ERROR):
-            self._fail(Cancelled(STOPPED))
-        elif kind == RESULT:
-            result = unpack_result(message)
-            self._end(lambda listener: listener.finished(result))
-        elif kind == ERROR:
-            self._fail(unpack_error(message))
+            event = unpack_progress(message)
+            if job.carried:
+                fraction = SENDING + (1 - SENDING - RECEIVING) * event.fraction
+                event = replace(event, fraction=fraction)
+            return _doing(self._report, job, event)
+        if kind == ARRAY:
+            part = take_block(message, job.folder.path).part
+            return _doing(self._report, job, ProgressEvent("receive", 1 - RECEIVING * (1 - part)))
+        if kind == RESULT:
+            result = unpack_result(message, job.folder.path)
+            return _doing(self._end, lambda listener: listener.finished(result))
+        if kind == ERROR:
+            return _doing(self._fail, self._error(message))
+        raise KeyError(kind)
+
+    def _error(self, message: Message) -> MedSegAIError:
+        error = unpack_error(message)
+        if self._launched is None or self._launched.shares_files:
+            return error
+        return type(error)(_("On {host}: {error}").format(host=self._launched.name, error=error))
+
+    def _report(self, job: _Job, event: ProgressEvent) -> None:
+        self._still, job.stalled = 0.0, False
+        job.listener.progressed(event)
+
+    # --- the end of a job ---
 
     def _end(self, tell: Callable[[JobListener], None]) -> None:
         self._tell(self._take_job(), tell)
@@ -236,7 +390,7 @@ class WorkerClient:
     def _take_job(self) -> _Job | None:
         """From here on there is no job, so its listener may start the next one."""
         job, self._job = self._job, None
-        self._timer.stop()
+        self._idle = 0.0
         return job
 
     def _tell(self, job: _Job | None, tell: Callable[[JobListener], None]) -> None:
@@ -254,102 +408,59 @@ class WorkerClient:
         """What cannot go yet, because somebody still looks at its arrays, goes with the next job."""
         self._used_folders = [folder for folder in self._used_folders if not folder.remove()]
 
-    def _check_deadlines(self) -> None:
-        now = time.monotonic()
-        if self._job is None:
-            return
-        if self._job.kill_at is not None and now > self._job.kill_at:
-            self._break(Cancelled(STOPPED))
-        elif self._hello is None and now > self._ready_by:
-            self._break(
-                WorkerError(
-                    f"The worker did not start within {START_SECONDS:g} s "
-                    f"({' '.join(self._command)}).{self._last_words()}"
-                )
-            )
+    def _on_missing(self, reason: str) -> None:
+        text = _("The worker could not be started: {reason} ({command}). Reinstall the extension.")
+        self._fail(WorkerError(text.format(reason=reason, command=" ".join(self._command))))
 
-    def _on_process_error(self, error: Any) -> None:
-        if error == qt.QProcess.FailedToStart:
-            self._fail(
-                WorkerError(
-                    f"The worker could not be started: {self._process.errorString()} "
-                    f"({' '.join(self._command)}). Reinstall the extension."
-                )
-            )
-
-    def _on_process_finished(self, code: int, status: Any) -> None:
-        self._read_events()
-        self._read_log()
+    def _on_end(self, code: int, crashed: bool) -> None:
         if self._job is not None and self._job.kill_at is not None:
-            self._fail(Cancelled(STOPPED))
+            self._fail(Cancelled(_stopped()))
         else:
-            crashed = status == qt.QProcess.CrashExit
-            self._fail(WorkerError(_obituary(code, crashed) + self._last_words()))
+            self._fail(WorkerError(self._obituary(code, crashed) + self._last_words()))
+
+    def _obituary(self, code: int, crashed: bool) -> str:
+        place = self._launched or self._place
+        explained = None if crashed else place.explain(code)
+        if explained is not None:
+            return explained
+        if code in (9, 128 + 9) or (crashed and sys.platform == "win32"):
+            return _(
+                "The worker was ended by the system, most likely because memory ran out. "
+                "Close other programs, crop the volume, or choose fewer models or members."
+            )
+        missing = re.search(
+            r"^ModuleNotFoundError: No module named '(\S+)'", self.log, re.MULTILINE
+        )
+        if missing:
+            return _(
+                "The Python of the worker ({python}) lacks the package {package}. Run Test in the settings "
+                "to see all that is missing, or choose another Python there."
+            ).format(python=place.target, package=missing.group(1))
+        if crashed:
+            text = _("The worker crashed (signal {code}). Slicer and your scene are as they were.")
+        else:
+            text = _(
+                "The worker ended unexpectedly (exit code {code}). Slicer and your scene are as they were."
+            )
+        return text.format(code=code)
 
     def _last_words(self) -> str:
-        """What the process said about its end: the fatal error where there is one, else the end."""
-        lines = [line for line in self._log.splitlines() if line.strip()]
-        fatal = [line for line in lines if line.startswith("Fatal")]
-        words = fatal[-1:] or lines[-3:]
-        return "\nIts last words: " + "\n".join(words) if words else ""
-
-    def _kill(self) -> None:
-        """End the process and its children. Slicer's Python is a launcher: the worker is its child."""
-        if not self._is_running():
-            return
-        if self._hello is not None:
-            _kill_tree(int(self._hello["pid"]), bool(self._hello["leads_group"]))
-        self._process.kill()
-        self._process.waitForFinished(int(1000 * CANCEL_SECONDS))
+        words = self._process.last_words()
+        return "\n" + _("Its last words: {words}").format(words=words) if words else ""
 
 
-def _as_bytes(data: Any) -> bytes:
-    """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
-    content = data.data() if hasattr(data, "data") else data
-    if content is None:
-        return b""
-    return content.encode() if isinstance(content, str) else bytes(content)
+def _messages(job: _Job, request: Message) -> Iterator[Message]:
+    """What is sent for a job: its arrays, where the worker does not see them, then the job itself."""
+    if job.carried:
+        for block in blocks(job.folder.path):
+            yield {"type": ARRAY, "job": job.name, **block}
+    exchange = None if job.carried else str(job.folder.path)
+    yield {"type": SEGMENT, "job": job.name, "exchange": exchange, **request}
 
 
-def _kill_tree(pid: int, leads_group: bool) -> None:
-    if sys.platform == "win32":
-        command = ["taskkill", "/F", "/T", "/PID", str(pid)]
-        no_window = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-        subprocess.run(command, capture_output=True, check=False, creationflags=no_window)
-        return
-    try:
-        if leads_group:
-            os.killpg(pid, signal.SIGKILL)
-        else:
-            os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _doing(function: Callable[..., None], *values: Any) -> Callable[[], None]:
+    return lambda: function(*values)
 
 
-def _obituary(code: int, crashed: bool) -> str:
-    killed = code in (9, 128 + 9) or (crashed and sys.platform == "win32")
-    if killed:
-        return (
-            "The worker was ended by the system, most likely because memory ran out. "
-            "Close other programs, crop the volume, or choose fewer models or members."
-        )
-    if crashed:
-        return f"The worker crashed (signal {code}). Slicer and your scene are as they were."
-    return (
-        f"The worker ended unexpectedly (exit code {code}). Slicer and your scene are as they were."
-    )
-
-
-def worker_command(python: str) -> list[str]:
-    """The command that starts the worker with this Python."""
-    return [python, "-m", "medsegai.worker"]
-
-
-def worker_environment(module_folder: Path) -> dict[str, str]:
-    """What lets any Python find the package `medsegai` that lies in `module_folder`.
-
-    The safe path keeps a file of the current folder from passing for a library.
-    """
-    inherited = os.environ.get("PYTHONPATH")
-    paths = [str(module_folder)] + ([inherited] if inherited else [])
-    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+def _stopped() -> str:
+    return _("Stopped. The scene is as it was.")

@@ -9,11 +9,14 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from medsegai.errors import WorkerError
+from medsegai.catalogue import find_card
+from medsegai.errors import RequestError, WorkerError
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Volume
 from MedSegAILib.translation import tr as _
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2]
@@ -255,3 +258,23 @@ def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name.startswith(kept)
     }
+
+
+def for_elsewhere(request: SegmentationRequest, place: Place) -> SegmentationRequest:
+    """The request as another computer understands it: a model that is a folder here goes by its id.
+
+    Raises:
+        RequestError: an input is a file, which the other computer does not see.
+        ModelError: a model's card cannot be read.
+    """
+    for item in request.inputs:
+        if not isinstance(item, Volume):
+            raise RequestError(
+                _(
+                    "{host} cannot read {path}, a file of this computer. Load it into Slicer."
+                ).format(host=place.name, path=item)
+            )
+    models = tuple(
+        find_card(model).id if Path(model).is_absolute() else model for model in request.models
+    )
+    return replace(request, models=models)

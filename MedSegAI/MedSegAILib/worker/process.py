@@ -1,0 +1,168 @@
+"""The worker's process: lines in, lines out, its log, and an end to everything that it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import qt
+
+END_SECONDS = 1.5
+"""How long a process may take to end by itself."""
+
+LOG_CHARACTERS = 20_000
+"""How much of what the process wrote to stderr is kept."""
+
+
+class WorkerProcess:
+    """A QProcess that can be started again and again.
+
+    Args:
+        hear: called with each line that it writes to stdout.
+        written: called when some of what was sent has left.
+        ended: called with exit code and whether it crashed, unless `kill` ended it.
+        missing: called with the reason where the program could not be started at all.
+    """
+
+    def __init__(
+        self,
+        hear: Callable[[bytes], None],
+        written: Callable[[], None],
+        ended: Callable[[int, bool], None],
+        missing: Callable[[str], None],
+    ) -> None:
+        self._hear, self._ended, self._missing = hear, ended, missing
+        self._received = bytearray()
+        self._log = ""
+        self._launches = 0
+        self._killed = False
+        self._process = qt.QProcess()
+        self._process.connect("readyReadStandardOutput()", self.read)
+        self._process.connect("readyReadStandardError()", self._read_log)
+        self._process.connect("bytesWritten(qint64)", lambda _count: written())
+        self._process.connect("errorOccurred(QProcess::ProcessError)", self._on_error)
+        self._process.connect("finished(int,QProcess::ExitStatus)", self._on_finished)
+
+    @property
+    def running(self) -> bool:
+        return bool(self._process.state() != qt.QProcess.NotRunning)
+
+    @property
+    def log(self) -> str:
+        """The end of what it wrote to stderr, the last time that it was started."""
+        return self._log
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and have not left yet."""
+        return int(self._process.bytesToWrite())
+
+    def launch(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start it; `missing` may be called before this returns.
+
+        Args:
+            command: program and arguments.
+            environment: all its variables.
+        """
+        self._launches += 1
+        self._received.clear()
+        self._log, self._killed = "", False
+        variables = qt.QProcessEnvironment()
+        for name, value in environment.items():
+            variables.insert(name, value)
+        self._process.setProcessEnvironment(variables)
+        self._process.start(command[0], list(command[1:]))
+
+    def send(self, line: bytes) -> None:
+        self._process.write(line)
+
+    def read(self) -> None:
+        """Pass on every line that is there. What a receiver raises leaves the rest for the next call."""
+        self._received += _as_bytes(self._process.readAllStandardOutput())
+        launch = self._launches
+        while launch == self._launches:  # what a line tells may end the process that sent the rest
+            end = self._received.find(b"\n")
+            if end < 0:
+                return
+            line = bytes(self._received[: end + 1])
+            del self._received[: end + 1]
+            self._hear(line)
+
+    def wait_for_output(self, milliseconds: int) -> None:
+        """Needs no event loop."""
+        self._process.waitForReadyRead(milliseconds)
+
+    def note(self, text: str) -> None:
+        """Add to the log."""
+        self._log = (self._log + text)[-LOG_CHARACTERS:]
+
+    def last_words(self) -> str:
+        """What it said about its end: the fatal error where there is one, else the end of its log."""
+        lines = [line for line in self._log.splitlines() if line.strip()]
+        fatal = [line for line in lines if line.startswith("Fatal")]
+        return "\n".join(fatal[-1:] or lines[-3:])
+
+    def wait_for_end(self) -> bool:
+        """Whether it ended by itself in time."""
+        return bool(self._process.waitForFinished(int(1000 * END_SECONDS)))
+
+    def kill(self, worker: int | None, leads_group: bool) -> None:
+        """End it and its children.
+
+        Args:
+            worker: process number of the worker, where it is one of this computer's. Slicer's Python is a
+                launcher: the worker is its child.
+            leads_group: whether that number is a process group as well.
+        """
+        if not self.running:
+            return
+        self._killed = True
+        if worker is not None:
+            _kill_tree(worker, leads_group)
+        self._process.kill()
+        self.wait_for_end()
+
+    def _read_log(self) -> None:
+        self.note(_as_bytes(self._process.readAllStandardError()).decode(errors="replace"))
+
+    def _on_error(self, error: Any) -> None:
+        if error == qt.QProcess.FailedToStart:
+            self._missing(str(self._process.errorString()))
+
+    def _on_finished(self, code: int, status: Any) -> None:
+        if self._killed:
+            return
+        launch = self._launches
+        try:
+            self._read_log()
+            self.read()
+        finally:
+            if launch == self._launches:
+                self._ended(code, status == qt.QProcess.CrashExit)
+
+
+def _as_bytes(data: Any) -> bytes:
+    """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
+    content = data.data() if hasattr(data, "data") else data
+    if content is None:
+        return b""
+    return content.encode() if isinstance(content, str) else bytes(content)
+
+
+def _kill_tree(pid: int, leads_group: bool) -> None:
+    if sys.platform == "win32":
+        command = ["taskkill", "/F", "/T", "/PID", str(pid)]
+        no_window = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+        subprocess.run(command, capture_output=True, check=False, creationflags=no_window)
+        return
+    try:
+        if leads_group:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

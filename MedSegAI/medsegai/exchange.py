@@ -1,0 +1,178 @@
+"""How arrays travel between panel and worker: through a folder that both see, or through the pipe.
+
+Either way an array is a .npy file in a private folder of the reader's computer, which is mapped into memory
+there. Where both see one folder, that is all. Else each keeps a folder of its own, and the files of one are
+sent to the other in messages of type `array`: blocks of a file, compressed each for itself, so that neither
+side holds more than a block, and other messages pass between them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ctypes
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import OutputError, WorkerError
+
+BLOCK_BYTES = 1 << 20
+"""What one message carries of a file, before it is compressed."""
+
+_PREFIX = "medsegai-exchange-"
+_NAME = re.compile(r"[0-9a-f]{32}\.npy")
+
+
+class ExchangeFolder:
+    """A new private folder; `remove` it when the job is over.
+
+    Its name holds the number of this process, so that folders which a crash left behind are known for what
+    they are: each new folder sweeps those of dead processes away.
+
+    Raises:
+        OutputError: the temporary folder does not exist or is not writable, or its disk is full.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        parent = temporary_folder() if parent is None else parent
+        sweep(parent)
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        except OSError as error:
+            raise OutputError(
+                f"No folder can be made in the temporary folder {parent}: {error.strerror}. "
+                "Free space there or make it writable, or choose another with the variable TMPDIR."
+            ) from error
+
+    def remove(self) -> bool:
+        """Delete the folder; False where Windows keeps it, as long as a file in it is mapped."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        return not self.path.exists()
+
+
+def temporary_folder() -> Path:
+    """Where temporary files go.
+
+    Raises:
+        OutputError: none of the usual folders can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise OutputError(
+            "No temporary folder can be written. Free space on the disk, or name a folder in the variable "
+            "TMPDIR."
+        ) from error
+
+
+def sweep(parent: Path) -> None:
+    """Delete the folders of processes that are no more."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        number = folder.name.removeprefix(_PREFIX).split("-")[0]
+        if number.isdecimal() and not _is_alive(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The array file of this name in a folder.
+
+    Raises:
+        WorkerError: this is no name that the other side may give, such as one that leads out of the folder.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise WorkerError(f"The worker pipe named an array {name!r}, which is no array's name.")
+    return folder / name
+
+
+@dataclass(frozen=True)
+class Travel:
+    """How much of what is to be sent has been sent, in bytes before compression."""
+
+    done: int
+    total: int
+
+    @property
+    def part(self) -> float:
+        return min(self.done / self.total, 1.0) if self.total > 0 else 1.0
+
+
+def blocks(folder: Path) -> Iterator[dict[str, Any]]:
+    """The array files of a folder as what messages of type `array` hold: name, data, done, total.
+
+    Raises:
+        OutputError: a file is gone or cannot be read.
+    """
+    try:
+        files = sorted(folder.iterdir())
+        total = sum(file.stat().st_size for file in files)
+        done = 0
+        for file in files:
+            with file.open("rb") as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    done += len(block)
+                    data = base64.b64encode(zlib.compress(block, 1)).decode()
+                    yield {"name": file.name, "data": data, "done": done, "total": total}
+    except OSError as error:
+        raise OutputError(
+            f"The temporary files in {folder} cannot be read: {error.strerror}."
+        ) from error
+
+
+def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
+    """Add what a message of type `array` holds to its file in `folder`.
+
+    Raises:
+        WorkerError: the message is damaged.
+        OutputError: the file cannot be written.
+    """
+    path = file_in(folder, message["name"])
+    try:
+        packed = base64.b64decode(message["data"], validate=True)
+        reader = zlib.decompressobj()
+        block = reader.decompress(packed, BLOCK_BYTES + 1)  # one more, so that its end is read
+    except (binascii.Error, zlib.error, TypeError, ValueError) as error:
+        raise WorkerError(f"An array arrived damaged through the pipe: {error}.") from error
+    if not reader.eof:
+        raise WorkerError("An array arrived damaged through the pipe: a block has no end.")
+    try:
+        with path.open("ab") as stream:
+            stream.write(block)
+    except OSError as error:
+        raise OutputError(
+            f"The temporary file {path} cannot be written: {error.strerror}. Free space on that disk, or "
+            "choose another temporary folder."
+        ) from error
+    return Travel(int(message["done"]), int(message["total"]))
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":
+        return _is_alive_on_windows(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _is_alive_on_windows(pid: int) -> bool:
+    """`os.kill` would end the process here."""
+    kernel = getattr(ctypes, "windll").kernel32  # noqa: B009, absent from the stubs of other systems
+    query_limited_information, still_active = 0x1000, 259
+    handle = kernel.OpenProcess(query_limited_information, False, pid)
+    if not handle:
+        return False
+    code = ctypes.c_ulong()
+    known = kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return not known or code.value == still_active

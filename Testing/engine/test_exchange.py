@@ -1,0 +1,154 @@
+"""Arrays in messages: what is sent arrives, whatever its size, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsegai import exchange, protocol
+from medsegai.errors import OutputError, WorkerError
+from medsegai.exchange import BLOCK_BYTES, ExchangeFolder, Travel, blocks, file_in, take_block
+
+NAME = "0123456789abcdef" * 2 + ".npy"
+
+
+def send(source: Path, destination: Path) -> list[Travel]:
+    lines = [protocol.encode({"type": "array", **block}) for block in blocks(source)]
+    return [take_block(protocol.decode(line), destination) for line in lines]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    source, destination = tmp_path / "here", tmp_path / "there"
+    source.mkdir()
+    destination.mkdir()
+    return source, destination
+
+
+@pytest.mark.parametrize("size", [1, BLOCK_BYTES - 128, BLOCK_BYTES, 3 * BLOCK_BYTES + 5])
+def test_arrays_arrive_bit_for_bit(folders: tuple[Path, Path], size: int) -> None:
+    source, destination = folders
+    noise = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    names = [protocol.pack_array(array, source) for array in (noise, noise[::-1], noise[:0])]
+    travels = send(source, destination)
+    np.testing.assert_array_equal(np.load(destination / names[0]), noise)
+    np.testing.assert_array_equal(np.load(destination / names[1]), noise[::-1])
+    assert np.load(destination / names[2]).size == 0
+    parts = [travel.part for travel in travels]
+    assert parts == sorted(parts)
+    assert parts[-1] == 1.0
+    assert travels[-1].total == sum(file.stat().st_size for file in source.iterdir())
+
+
+def test_an_image_shrinks_on_its_way(folders: tuple[Path, Path]) -> None:
+    source, _ = folders
+    image = np.zeros((60, 128, 128), np.int16)
+    image[20:40, 30:90, 30:90] = np.random.default_rng(0).integers(0, 200, (20, 60, 60))
+    protocol.pack_array(image, source)
+    sent = sum(len(block["data"]) for block in blocks(source))
+    assert sent < 0.3 * image.nbytes
+
+
+def test_neither_side_holds_more_than_a_few_blocks(folders: tuple[Path, Path]) -> None:
+    source, destination = folders
+    with (source / NAME).open("wb") as stream:
+        for _ in range(24):
+            stream.write(os.urandom(BLOCK_BYTES))
+    tracemalloc.start()
+    for block in blocks(source):
+        take_block(block, destination)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * BLOCK_BYTES
+    assert (destination / NAME).stat().st_size == 24 * BLOCK_BYTES
+
+
+def message(data: bytes | str, name: str = NAME) -> dict[str, object]:
+    text = data if isinstance(data, str) else base64.b64encode(data).decode()
+    return {"type": "array", "name": name, "data": text, "done": 1, "total": 1}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not compressed",
+        zlib.compress(b"cut short" * 100)[:-3],
+        zlib.compress(bytes(BLOCK_BYTES + 2)),
+        zlib.compress(bytes(500 * BLOCK_BYTES)),
+        "no base64!",
+        b"",
+    ],
+    ids=["plain", "cut", "too long", "bomb", "no base64", "empty"],
+)
+def test_a_damaged_block_is_refused(tmp_path: Path, data: bytes | str) -> None:
+    with pytest.raises(WorkerError, match="damaged"):
+        take_block(message(data), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x.npy", "/tmp/x.npy", ".", "x.npy", f"a/{NAME}", NAME + "\n"])
+def test_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WorkerError, match="no array's name"):
+        take_block(message(zlib.compress(b"x"), name), tmp_path)
+    with pytest.raises(WorkerError, match="no array's name"):
+        file_in(tmp_path, name)
+
+
+def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / NAME).symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="Free space"):
+        take_block(message(zlib.compress(b"x")), tmp_path)
+
+
+def test_a_file_that_is_gone_is_an_output_error(folders: tuple[Path, Path]) -> None:
+    source, _ = folders
+    protocol.pack_array(np.zeros(2 * BLOCK_BYTES, np.uint8), source)
+    protocol.pack_array(np.zeros(2 * BLOCK_BYTES, np.uint8), source)
+    sending = blocks(source)
+    next(sending)
+    for file in source.iterdir():
+        file.unlink()
+    with pytest.raises(OutputError, match="cannot be read"):
+        list(sending)
+
+
+def test_the_folder_is_private_and_new(tmp_path: Path) -> None:
+    first, second = ExchangeFolder(tmp_path), ExchangeFolder(tmp_path)
+    assert first.path != second.path
+    assert first.path.stat().st_mode & 0o077 == 0
+    first.remove()
+    assert not first.path.exists()
+    assert second.path.exists()
+    second.remove()
+    second.remove()
+
+
+def test_the_sweep_leaves_the_living_and_the_strangers_alone(tmp_path: Path) -> None:
+    mine = ExchangeFolder(tmp_path)
+    parent = tmp_path / f"medsegai-exchange-{os.getppid()}-x"
+    stranger = tmp_path / "medsegai-exchange-notes"
+    dead = tmp_path / f"medsegai-exchange-{2**22 + 1}-x"
+    for folder in (parent, stranger, dead):
+        folder.mkdir()
+    ExchangeFolder(tmp_path).remove()
+    assert mine.path.exists()
+    assert parent.exists()
+    assert stranger.exists()
+    assert not dead.exists()
+
+
+def test_without_any_temporary_folder_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_usable() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(exchange.tempfile, "gettempdir", none_usable)
+    with pytest.raises(OutputError, match="TMPDIR"):
+        ExchangeFolder()
