@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import slicer.util
+
 from medsegai.card import ModelCard
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Volume
 from MedSegAILib.output_choice import OutputChoice
-from MedSegAILib.scene import channels, doubt, inputs, review, sequences, statistics
+from MedSegAILib.scene import channels, doubt, inputs, review, sequences, statistics, structures
 from MedSegAILib.scene.attachments import (
     CANDIDATES_REFERENCE,
     ENTROPY_REFERENCE,
@@ -25,6 +27,7 @@ from MedSegAILib.scene.review import ReviewState
 from MedSegAILib.scene.segments import label_value, segment_id
 from MedSegAILib.scene.undo import SaveUndo, no_undo
 from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Preview, Writer
+from MedSegAILib.view import StructureRow
 
 __all__ = [
     "CANDIDATES_REFERENCE",
@@ -52,6 +55,16 @@ class Scene:
         self._overlay = doubt.Overlay(mrml_scene)
 
     # --- inputs ------------------------------------------------------------------------------------
+
+    def is_present(self, node: Any) -> bool:
+        """Whether a node is still in the scene."""
+        return bool(self._scene.IsNodePresent(node))
+
+    def volumes(self) -> list[Any]:
+        """The volume nodes that can be inputs."""
+        kind = "vtkMRMLScalarVolumeNode"
+        found = slicer.util.getNodesByClass(kind, self._scene)
+        return [node for node in found if node.GetClassName() == kind]
 
     def read(self, node: Any) -> Volume:
         """The image of a volume node at its place in the world: see `inputs.read`."""
@@ -144,6 +157,14 @@ class Scene:
         """Where to look first, the most uncertain place before the others: see `doubt.places`."""
         return doubt.places(segmentation)
 
+    def knows_uncertainty(self, segmentation: Any) -> bool:
+        """Whether it was measured where the networks doubt."""
+        return segmentation.GetNodeReference(ENTROPY_REFERENCE) is not None
+
+    def structures(self, segmentation: Any) -> list[StructureRow]:
+        """The segments as a table shows them: see `structures.rows`."""
+        return structures.rows(segmentation)
+
     def jump(self, ras: Sequence[float]) -> None:
         """Centre all slice views on a place in the world."""
         doubt.jump(self._scene, ras)
@@ -160,9 +181,9 @@ class Scene:
         """How far the review of a segment is."""
         return review.review_state(segmentation, segment)
 
-    def set_review_state(self, segmentation: Any, segment: str, state: ReviewState) -> None:
-        """Say how far the review of a segment is."""
-        review.set_review_state(segmentation, segment, state)
+    def set_review_state(self, segmentation: Any, segment: str, state: ReviewState | str) -> None:
+        """Say how far the review of a segment is; a state may be given by its word."""
+        review.set_review_state(segmentation, segment, ReviewState(state))
 
     def statistics(self, segmentation: Any) -> Any:
         """A table of the segments as they are now, with a plot: see `statistics.table`."""

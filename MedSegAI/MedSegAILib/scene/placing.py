@@ -141,6 +141,8 @@ def carry_out(segmentation: Any, plan: Plan, source: Any) -> None:
     if not segments.GetNumberOfSegments():
         segments.SetSourceRepresentationName(labelmap_name())
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
+    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    had_surfaces = segments.ContainsRepresentation(surface)
     was_modifying = segmentation.StartModify()
     try:
         for target, content in plan.written.values():
@@ -158,7 +160,9 @@ def carry_out(segmentation: Any, plan: Plan, source: Any) -> None:
         segmentation.EndModify(was_modifying)
     for image, _layer in images:
         image.Modified()  # whoever shows the segmentation hears of it by this
-    slicer.vtkSlicerSegmentationsModuleLogic.ReconvertAllRepresentations(segmentation)
+    if had_surfaces:  # they were dropped with the label maps that they were made of
+        segmentation.RemoveClosedSurfaceRepresentation()
+        segmentation.CreateClosedSurfaceRepresentation()
 
 
 def check_labelmaps(segmentation: Any) -> None:

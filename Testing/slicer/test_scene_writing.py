@@ -1,4 +1,4 @@
-"""Volume nodes in, segments out, on real MRML (slicer-core): every place in the world is checked."""
+"""Results in, new segmentation nodes out, on real MRML (slicer-core): every place in the world is checked."""
 
 from __future__ import annotations
 
@@ -17,240 +17,35 @@ from slicer.util import (
     arrayFromVolume,
     arrayFromVTKMatrix,
     updateVolumeFromArray,
-    vtkMatrixFromArray,
 )
 
-from medsegai.errors import GeometryError, InputError
-from medsegai.labels import Label, Terminology
+from medsegai.errors import InputError
+from medsegai.labels import Label
 from medsegai.request import SegmentationResult, StructureMeasures
-from medsegai.volume import Volume
 from MedSegAILib.scene import (
     ENTROPY_REFERENCE,
     REPORT_ATTRIBUTE,
     Scene,
     segment_id,
 )
-
-SHAPE = (9, 11, 14)  # k, j, i: no two alike, and no cube
-COSINE, SINE = np.cos(0.5), np.sin(0.5)
-
-
-def matrix(directions: Any, spacing: Any, origin: Any) -> np.ndarray:
-    out = np.eye(4)
-    out[:3, :3] = np.array(directions, float) @ np.diag(spacing)
-    out[:3, 3] = origin
-    return out
-
-
-TURNED = [[COSINE, -SINE, 0], [SINE, COSINE, 0], [0, 0, 1]]
-PLACES = {
-    "plain": matrix(np.eye(3), (1, 1, 1), (0, 0, 0)),
-    "LPS": matrix(np.diag([-1, -1, 1]), (0.5, 0.75, 3), (90, 110, -70)),
-    "mirrored": matrix(np.diag([-1, 1, 1]), (1, 2, 3), (5, 6, 7)),
-    "oblique": matrix(TURNED, (0.9, 1.3, 2.5), (-31.5, 12.25, 140)),
-    "axes swapped": matrix([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], (1, 2, 3), (10, 20, 30)),
-    "oblique and swapped": matrix(
-        np.array(TURNED) @ [[0, 1, 0], [0, 0, -1], [1, 0, 0]], (0.7, 1, 4), (1, 2, 3)
-    ),
-}
-MOVED = {
-    "no transform": None,
-    "shifted": matrix(np.eye(3), (1, 1, 1), (30, -40, 50)),
-    "turned": matrix(np.array(TURNED)[[2, 0, 1]][:, [2, 0, 1]], (1, 1, 1), (3, 2, 1)),
-}
-
-LEFT = Label(
-    3,
-    "Left hippocampus",
-    (220, 216, 20),
-    Terminology(
-        ("SCT", "123037004", "Anatomical Structure"),
-        ("SCT", "5366008", "Hippocampus"),
-        ("SCT", "7771000", "Left"),
-    ),
+from scene_images import (
+    LEFT,
+    MOVED,
+    PLACES,
+    SHAPE,
+    STEM,
+    add_transform,
+    add_volume,
+    result_for,
+    segment_voxels,
+    two_blocks,
+    world_of,
 )
-STEM = Label(300, "Brain-Stem", (119, 159, 176))
-ABSENT = Label(4, "Absent", (1, 2, 3))
-
-
-def add_volume(mrml: Any, place: np.ndarray, moved: np.ndarray | None = None) -> Any:
-    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
-    updateVolumeFromArray(node, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
-    node.SetIJKToRASMatrix(vtkMatrixFromArray(place))
-    if moved is not None:
-        node.SetAndObserveTransformNodeID(add_transform(mrml, moved).GetID())
-    return node
-
-
-def add_transform(mrml: Any, values: np.ndarray) -> Any:
-    node = mrml.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
-    node.SetMatrixTransformToParent(vtkMatrixFromArray(values))
-    return node
-
-
-def result_for(volume: Volume, labelmap: np.ndarray, entropy: bool = False) -> SegmentationResult:
-    labels = (LEFT, STEM, ABSENT)
-    voxels = [int((labelmap == label.value).sum()) for label in labels]
-    return SegmentationResult(
-        labelmap=volume.with_voxels(labelmap),
-        labels=labels,
-        structures=tuple(
-            StructureMeasures(label, count, count * volume.geometry.voxel_volume_ml)
-            for label, count in zip(labels, voxels, strict=True)
-        ),
-        entropy=volume.with_voxels(np.full(SHAPE, 0.3, np.float32)) if entropy else None,
-        provenance={"device": "cpu"},
-    )
-
-
-def two_blocks() -> np.ndarray:
-    labelmap = np.zeros(SHAPE, np.uint16)
-    labelmap[1:4, 2:6, 3:8] = LEFT.value
-    labelmap[5:8, 6:10, 9:13] = STEM.value
-    return labelmap
-
-
-def world_of(node: Any, i: int, j: int, k: int) -> np.ndarray:
-    """Where VTK and MRML put a voxel of a volume node."""
-    to_ras = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(to_ras)
-    local = to_ras.MultiplyPoint((i, j, k, 1))[:3]
-    world = [0.0, 0.0, 0.0]
-    node.TransformPointToWorld(local, world)
-    return np.array(world)
-
-
-# --- reading ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_every_voxel_is_read_where_slicer_shows_it(
-    mrml: Any, place: np.ndarray, moved: np.ndarray | None
-) -> None:
-    node = add_volume(mrml, place, moved)
-    volume = Scene(mrml).read(node)
-    assert volume.voxels.shape == SHAPE
-    assert volume.source == "Head"
-    for i, j, k in [(0, 0, 0), (13, 10, 8), (5, 3, 7)]:
-        world = volume.geometry.ijk_to_ras @ [i, j, k, 1]
-        np.testing.assert_allclose(world[:3], world_of(node, i, j, k), atol=1e-9)
-        value = node.GetImageData().GetScalarComponentAsDouble(i, j, k, 0)
-        assert volume.voxels[k, j, i] == value
-
-
-def test_nested_transforms_are_applied_in_order(mrml: Any) -> None:
-    node = add_volume(mrml, PLACES["oblique"], MOVED["turned"])
-    outer = add_transform(mrml, MOVED["shifted"])
-    node.GetParentTransformNode().SetAndObserveTransformNodeID(outer.GetID())
-    volume = Scene(mrml).read(node)
-    world = volume.geometry.ijk_to_ras @ [5, 3, 7, 1]
-    np.testing.assert_allclose(world[:3], world_of(node, 5, 3, 7), atol=1e-9)
-
-
-def test_reading_neither_copies_nor_changes_the_node(mrml: Any) -> None:
-    node = add_volume(mrml, PLACES["oblique"], MOVED["turned"])
-    before = arrayFromVTKMatrix(_matrix(node))
-    volume = Scene(mrml).read(node)
-    assert np.shares_memory(volume.voxels, arrayFromVolume(node))
-    np.testing.assert_array_equal(arrayFromVTKMatrix(_matrix(node)), before)
-
-
-def _matrix(node: Any) -> Any:
-    out = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(out)
-    return out
-
-
-def bending_transform(mrml: Any) -> Any:
-    spline = vtk.vtkThinPlateSplineTransform()
-    spline.SetBasisToR()
-    source, target = vtk.vtkPoints(), vtk.vtkPoints()
-    for point in [(0, 0, 0), (50, 0, 0), (0, 50, 0), (0, 0, 50)]:
-        source.InsertNextPoint(point)
-        target.InsertNextPoint(point[0] + 5, point[1], point[2] + point[0] / 5)
-    spline.SetSourceLandmarks(source)
-    spline.SetTargetLandmarks(target)
-    node = mrml.AddNewNodeByClass("vtkMRMLTransformNode", "Warp")
-    node.SetAndObserveTransformToParent(spline)
-    return node
-
-
-def test_a_bending_transform_is_refused_with_the_way_out(mrml: Any) -> None:
-    node = add_volume(mrml, PLACES["plain"])
-    node.SetAndObserveTransformNodeID(bending_transform(mrml).GetID())
-    with pytest.raises(GeometryError, match=r"Head .*\(Warp\).*Harden"):
-        Scene(mrml).read(node)
-
-
-def test_a_bending_transform_further_up_is_refused_as_well(mrml: Any) -> None:
-    node = add_volume(mrml, PLACES["plain"], MOVED["turned"])
-    node.GetParentTransformNode().SetAndObserveTransformNodeID(bending_transform(mrml).GetID())
-    with pytest.raises(GeometryError, match="bends space"):
-        Scene(mrml).read(node)
-
-
-def test_a_transform_that_shears_is_refused(mrml: Any) -> None:
-    shear = np.eye(4)
-    shear[0, 1] = 0.3
-    with pytest.raises(GeometryError, match="right angles"):
-        Scene(mrml).read(add_volume(mrml, PLACES["plain"], shear))
-
-
-def test_no_volume_is_refused(mrml: Any) -> None:
-    with pytest.raises(InputError, match="no input volume"):
-        Scene(mrml).read(None)
-
-
-def test_a_volume_without_image_is_refused(mrml: Any) -> None:
-    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Hollow")
-    with pytest.raises(InputError, match="Hollow holds no image"):
-        Scene(mrml).read(node)
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape", "reason"),
-    [
-        ("vtkMRMLModelNode", None, "is no volume"),
-        ("vtkMRMLLabelMapVolumeNode", SHAPE, "label map"),
-        ("vtkMRMLVectorVolumeNode", (*SHAPE, 3), "3 values per voxel"),
-    ],
-)
-def test_what_is_no_scalar_image_is_refused(
-    mrml: Any, kind: str, shape: tuple[int, ...] | None, reason: str
-) -> None:
-    node = mrml.AddNewNodeByClass(kind, "Thing")
-    if shape is not None:
-        updateVolumeFromArray(node, np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match=f"Thing .*{reason}"):
-        Scene(mrml).read(node)
-
-
-# --- writing ---------------------------------------------------------------------------------------
 
 
 def written(mrml: Any, node: Any, entropy: bool = False) -> Any:
     scene = Scene(mrml)
     return scene.write(node, result_for(scene.read(node), two_blocks(), entropy))
-
-
-def segment_voxels(segmentation: Any, label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """World positions of a segment's voxels, from its binary label map and the node's transform."""
-    image = slicer.vtkOrientedImageData()
-    assert segmentation.GetBinaryLabelmapRepresentation(segment_id(label), image)
-    to_local = vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(to_local)
-    low = np.array(image.GetExtent())[::2]
-    shape = tuple(reversed(image.GetDimensions()))
-    scalars = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
-    kji = np.argwhere(scalars.reshape(shape) > 0)
-    ijk = kji[:, ::-1] + low
-    world = []
-    for voxel in ijk:
-        point = [0.0, 0.0, 0.0]
-        segmentation.TransformPointToWorld(to_local.MultiplyPoint((*voxel, 1))[:3], point)
-        world.append(point)
-    return ijk, np.array(world)
 
 
 @pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)

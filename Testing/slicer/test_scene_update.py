@@ -1,0 +1,454 @@
+"""A result into a segmentation that is there: what changes, and above all what must not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+from slicer.util import updateVolumeFromArray, vtkMatrixFromArray
+
+from medsegai.errors import GeometryError, InputError
+from medsegai.request import SegmentationResult
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.scene import ReviewState, Scene, segment_id
+from scene_images import (
+    LEFT,
+    MOVED,
+    PLACES,
+    SHAPE,
+    STEM,
+    add_transform,
+    add_volume,
+    bending_transform,
+    block,
+    mask_on,
+    node_ids,
+    paint,
+    result_for,
+    two_blocks,
+)
+
+LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
+
+
+def shifted() -> np.ndarray:
+    """What a second run finds: both blocks one voxel further along i."""
+    return np.roll(two_blocks(), -1, axis=2)
+
+
+def update(node: Any, **options: Any) -> OutputChoice:
+    return OutputChoice(OutputMode.UPDATE, node, **options)
+
+
+class Room:
+    """A volume, its first segmentation, and what a second run would give."""
+
+    def __init__(self, mrml: Any, place: str = "oblique", moved: str = "turned") -> None:
+        self.mrml = mrml
+        self.volume = add_volume(mrml, PLACES[place], MOVED[moved])
+        self.scene = Scene(mrml)
+        self.image = self.scene.read(self.volume)
+        self.node = self.scene.write(self.volume, result_for(self.image, two_blocks()))
+
+    def result(self, labelmap: np.ndarray | None = None, region: Any = ()) -> SegmentationResult:
+        result = result_for(self.image, shifted() if labelmap is None else labelmap)
+        provenance = {"options": {"region": list(region)}}
+        return dataclasses.replace(result, provenance=provenance)
+
+    def write(self, choice: OutputChoice | None = None, **result: Any) -> Any:
+        output = update(self.node) if choice is None else choice
+        return self.scene.write(self.volume, self.result(**result), output)
+
+    def mask(self, name: str) -> np.ndarray:
+        return mask_on(self.node, name)
+
+    def segment(self, name: str) -> Any:
+        return self.node.GetSegmentation().GetSegment(name)
+
+
+@pytest.fixture
+def room(mrml: Any) -> Room:
+    return Room(mrml)
+
+
+# --- update ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved", MOVED)
+@pytest.mark.parametrize("place", PLACES)
+def test_matching_segments_get_the_new_voxels(mrml: Any, place: str, moved: str) -> None:
+    room = Room(mrml, place, moved)
+    assert room.write() is room.node
+    assert mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+    np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
+    np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
+    assert room.node.GetSegmentation().GetNumberOfLayers() == 1
+    assert room.segment(LEFT_ID).GetName() == LEFT.name
+
+
+def test_name_and_colour_that_the_user_gave_stay(room: Room) -> None:
+    room.segment(LEFT_ID).SetName("Hippo L")
+    room.segment(LEFT_ID).SetColor(0.1, 0.2, 0.3)
+    room.write()
+    assert room.segment(LEFT_ID).GetName() == "Hippo L"
+    assert room.segment(LEFT_ID).GetColor() == (0.1, 0.2, 0.3)
+    np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
+
+
+def test_update_adds_no_segment_and_says_so(room: Room) -> None:
+    room.node.GetSegmentation().RemoveSegment(STEM_ID)
+    room.write()
+    assert room.node.GetSegmentation().GetSegmentIDs() == (LEFT_ID,)
+    assert any("Brain-Stem" in note for note in room.scene.notes)
+
+
+def test_a_structure_that_is_gone_leaves_its_segment_empty(room: Room) -> None:
+    labelmap = shifted()
+    labelmap[labelmap == STEM.value] = 0
+    room.write(labelmap=labelmap)
+    assert not room.mask(STEM_ID).any()
+    assert room.mask(LEFT_ID).any()
+    room.write()
+    np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
+
+
+def test_a_second_and_third_update_work_alike(room: Room) -> None:
+    for labelmap in (shifted(), two_blocks(), shifted()):
+        room.write(labelmap=labelmap)
+        np.testing.assert_array_equal(room.mask(LEFT_ID), labelmap == LEFT.value)
+    assert room.scene.notes == room.scene.notes[:1], "nothing was taken for painted"
+    assert room.node.GetSegmentation().GetNumberOfLayers() == 1
+
+
+@pytest.mark.parametrize("place", ["oblique and swapped", "LPS"])
+def test_only_the_region_changes(mrml: Any, place: str) -> None:
+    """The box is in the world, the expected voxels come from testing each centre one by one."""
+    room = Room(mrml, place, "turned")
+    center = room.image.geometry.ijk_to_ras @ [5, 4, 3, 1.0]
+    region = [value for c in center[:3] for value in (c - 2.2, c + 2.2)]
+    k, j, i = room.image.geometry.box_around(region)
+    inside = np.zeros(SHAPE, bool)
+    inside[k, j, i] = True
+    assert (inside & (two_blocks() != shifted())).sum() > 0
+    assert ((two_blocks() != shifted()) & ~inside).any()
+    room.write(region=region)
+    expected = np.where(inside, shifted(), two_blocks())
+    np.testing.assert_array_equal(room.mask(LEFT_ID), expected == LEFT.value)
+    np.testing.assert_array_equal(room.mask(STEM_ID), expected == STEM.value)
+
+
+def test_after_a_region_the_segment_is_still_the_ais(room: Room) -> None:
+    center = room.image.geometry.ijk_to_ras @ [5, 4, 3, 1.0]
+    room.write(region=[value for c in center[:3] for value in (c - 2.2, c + 2.2)])
+    room.write(labelmap=two_blocks())
+    np.testing.assert_array_equal(room.mask(LEFT_ID), two_blocks() == LEFT.value)
+
+
+# --- what is never changed -------------------------------------------------------------------------
+
+
+def test_a_completed_segment_stays(room: Room) -> None:
+    room.scene.set_review_state(room.node, LEFT_ID, ReviewState.COMPLETED)
+    room.write()
+    np.testing.assert_array_equal(room.mask(LEFT_ID), two_blocks() == LEFT.value)
+    np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
+    assert "review is completed: Left hippocampus" in room.scene.notes[0]
+    assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.COMPLETED
+
+
+def test_a_completed_segment_changes_when_chosen(room: Room) -> None:
+    room.scene.set_review_state(room.node, LEFT_ID, ReviewState.COMPLETED)
+    room.write(update(room.node, change_locked=True))
+    np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
+    assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.NOT_STARTED
+
+
+def test_what_the_user_painted_stays(room: Room) -> None:
+    mine = room.mask(LEFT_ID)
+    mine[2, 3, 9] = True
+    paint(room.node, LEFT_ID, mine, room.volume)
+    room.write()
+    np.testing.assert_array_equal(room.mask(LEFT_ID), mine)
+    np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
+    assert "painted by hand: Left hippocampus" in room.scene.notes[0]
+
+
+def test_what_the_user_painted_changes_when_chosen(room: Room) -> None:
+    mine = room.mask(LEFT_ID)
+    mine[2, 3, 9] = True
+    paint(room.node, LEFT_ID, mine, room.volume)
+    room.write(update(room.node, change_painted=True))
+    np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
+
+
+def test_strokes_outside_of_the_region_are_remembered_as_the_users(room: Room) -> None:
+    mine = room.mask(LEFT_ID)
+    mine[8, 10, 0] = True
+    paint(room.node, LEFT_ID, mine, room.volume)
+    center = room.image.geometry.ijk_to_ras @ [5, 4, 3, 1.0]
+    region = [value for c in center[:3] for value in (c - 2.2, c + 2.2)]
+    room.write(update(room.node, change_painted=True), region=region)
+    kept = room.mask(LEFT_ID)
+    assert kept[8, 10, 0]
+    room.write(labelmap=two_blocks())
+    np.testing.assert_array_equal(room.mask(LEFT_ID), kept)
+
+
+def test_a_segment_that_the_user_emptied_stays_empty(room: Room) -> None:
+    paint(room.node, LEFT_ID, np.zeros(SHAPE, bool), room.volume)
+    room.write()
+    assert not room.mask(LEFT_ID).any()
+
+
+def test_an_empty_segment_that_the_user_prepared_is_filled(mrml: Any) -> None:
+    volume = add_volume(mrml, PLACES["oblique"], MOVED["turned"])
+    scene = Scene(mrml)
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    node.GetSegmentation().AddEmptySegment("Segment_1", "brain-stem")
+    result = result_for(scene.read(volume), two_blocks())
+    assert scene.write(volume, result, update(node)) is node
+    np.testing.assert_array_equal(mask_on(node, "Segment_1"), two_blocks() == STEM.value)
+    assert node.GetSegmentation().GetNumberOfSegments() == 1
+
+
+def test_other_segments_keep_their_voxels_and_the_ai_goes_around_them(room: Room) -> None:
+    """The user drew a segment of their own where the next result would be."""
+    mine = block(slice(2, 4), slice(2, 8), slice(1, 4))
+    room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
+    paint(room.node, "mine", mine, room.volume)
+    assert (mine & (shifted() == LEFT.value) & (two_blocks() != LEFT.value)).any()
+    stays = mine & (two_blocks() == LEFT.value)
+    paint(room.node, "mine", mine & ~stays, room.volume)
+    mine = mine & ~stays
+    room.write()
+    np.testing.assert_array_equal(room.mask("mine"), mine)
+    np.testing.assert_array_equal(room.mask(LEFT_ID), (shifted() == LEFT.value) & ~mine)
+
+
+def test_segments_that_overlapped_before_may_overlap_again(room: Room) -> None:
+    """A segment around everything, such as the whole head, must not keep the AI out."""
+    room.node.GetSegmentation().AddEmptySegment("head", "Head")
+    paint(room.node, "head", np.ones(SHAPE, bool), room.volume)
+    room.write()
+    assert room.mask("head").all()
+    np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
+    np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
+
+
+def test_a_protected_segment_in_the_same_label_map_keeps_its_voxels(room: Room) -> None:
+    """Both share one label map; the new block would run into the completed one."""
+    room.scene.set_review_state(room.node, STEM_ID, ReviewState.COMPLETED)
+    labelmap = two_blocks()
+    labelmap[3:7, 4:8, 7:11] = LEFT.value
+    room.write(labelmap=labelmap)
+    np.testing.assert_array_equal(room.mask(STEM_ID), two_blocks() == STEM.value)
+    expected = (labelmap == LEFT.value) & (two_blocks() != STEM.value)
+    np.testing.assert_array_equal(room.mask(LEFT_ID), expected)
+
+
+# --- matching --------------------------------------------------------------------------------------
+
+
+def renamed(room: Room, old: str, new: str) -> None:
+    """The same segment under another id, as after a detour through another program."""
+    segments = room.node.GetSegmentation()
+    segment = slicer.vtkSegment()
+    segment.DeepCopy(segments.GetSegment(old))
+    segments.RemoveSegment(old)
+    segments.AddSegment(segment, new)
+
+
+def test_a_segment_is_found_by_its_name(room: Room) -> None:
+    renamed(room, STEM_ID, "Segment_7")
+    room.segment("Segment_7").SetName("BRAIN-STEM")
+    room.write()
+    np.testing.assert_array_equal(room.mask("Segment_7"), shifted() == STEM.value)
+
+
+def test_a_segment_is_found_by_its_code(room: Room) -> None:
+    renamed(room, LEFT_ID, "Segment_7")
+    room.segment("Segment_7").SetName("Ammonshorn links")
+    room.write()
+    np.testing.assert_array_equal(room.mask("Segment_7"), shifted() == LEFT.value)
+
+
+def test_a_like_name_with_another_code_is_another_structure(room: Room) -> None:
+    renamed(room, LEFT_ID, "Segment_7")
+    segment = room.segment("Segment_7")
+    tag = slicer.vtkSegment.GetTerminologyEntryTagName()
+    assert LEFT.terminology is not None
+    segment.SetTag(tag, LEFT.terminology.to_slicer().replace("7771000^Left", "24028007^Right"))
+    room.write()
+    np.testing.assert_array_equal(room.mask("Segment_7"), two_blocks() == LEFT.value)
+
+
+def test_of_two_segments_with_one_name_none_is_taken_for_it(room: Room) -> None:
+    renamed(room, STEM_ID, "Segment_7")
+    room.node.GetSegmentation().AddEmptySegment("Segment_8", "Brain-Stem")
+    room.write()
+    np.testing.assert_array_equal(room.mask("Segment_7"), two_blocks() == STEM.value)
+
+
+# --- add -------------------------------------------------------------------------------------------
+
+
+def test_add_puts_structures_beside_those_that_are_there(room: Room) -> None:
+    room.write(OutputChoice(OutputMode.ADD, room.node))
+    segments = room.node.GetSegmentation()
+    assert segments.GetNumberOfSegments() == 4
+    first, second, third, fourth = segments.GetSegmentIDs()
+    assert (first, second) == (LEFT_ID, STEM_ID)
+    names = [segments.GetSegment(name).GetName() for name in (third, fourth)]
+    assert names == ["Left hippocampus (2)", "Brain-Stem (2)"]
+    for name, labelmap, label in (
+        (first, two_blocks(), LEFT),
+        (second, two_blocks(), STEM),
+        (third, shifted(), LEFT),
+        (fourth, shifted(), STEM),
+    ):
+        np.testing.assert_array_equal(room.mask(name), labelmap == label.value, name)
+
+
+def test_add_to_an_empty_segmentation_makes_it_ready_to_edit(mrml: Any) -> None:
+    volume = add_volume(mrml, PLACES["LPS"])
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks())
+    assert scene.write(volume, result, OutputChoice(OutputMode.ADD, node)) is node
+    role = node.GetReferenceImageGeometryReferenceRole()
+    assert node.GetNodeReferenceID(role) == volume.GetID()
+    np.testing.assert_array_equal(mask_on(node, LEFT_ID), two_blocks() == LEFT.value)
+    assert node.GetDisplayNode() is not None
+
+
+# --- other grids and transforms --------------------------------------------------------------------
+
+
+def test_a_segmentation_under_another_transform_gets_the_voxels_where_they_are(mrml: Any) -> None:
+    """The segmentation is edited in the world, its volume stands under a shift of whole voxels."""
+    volume = add_volume(mrml, PLACES["plain"])
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks()))
+    shift = np.eye(4)
+    shift[:3, 3] = (2, 1, -1)
+    volume.SetAndObserveTransformNodeID(add_transform(mrml, shift).GetID())
+    scene.write(volume, result_for(scene.read(volume), two_blocks()), update(node))
+    image = slicer.vtkOrientedImageData()
+    node.GetBinaryLabelmapRepresentation(LEFT_ID, image)
+    effective = [0] * 6
+    slicer.vtkOrientedImageDataResample.CalculateEffectiveExtent(image, effective)
+    found = np.argwhere(two_blocks() == LEFT.value)[:, ::-1]
+    moved = np.array([2, 1, -1])
+    origin = np.array(image.GetOrigin())
+    np.testing.assert_allclose(np.array(effective[::2]) + origin, found.min(0) + moved)
+    np.testing.assert_allclose(np.array(effective[1::2]) + origin, found.max(0) + moved)
+
+
+def test_a_finer_segmentation_keeps_its_own_voxels(mrml: Any) -> None:
+    """Edited on half the voxel size: the result comes to that grid, each voxel from the nearest one."""
+    coarse = add_volume(mrml, PLACES["plain"])
+    scene = Scene(mrml)
+    fine = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Fine")
+    place = np.diag([0.5, 0.5, 0.5, 1.0])
+    place[:3, 3] = -0.25
+    shape = tuple(2 * size for size in SHAPE)
+    updateVolumeFromArray(fine, np.zeros(shape, np.int16))
+    fine.SetIJKToRASMatrix(vtkMatrixFromArray(place))
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Fine segmentation")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(fine)
+    node.GetSegmentation().AddEmptySegment("mine", "Mine")
+    mine = np.zeros(shape, bool)
+    mine[0, 0, 0] = True
+    paint(node, "mine", mine, fine)
+    result = result_for(scene.read(coarse), two_blocks())
+    scene.write(coarse, result, OutputChoice(OutputMode.ADD, node))
+    np.testing.assert_array_equal(mask_on(node, "mine", shape), mine)
+    expected = np.kron(two_blocks() == LEFT.value, np.ones((2, 2, 2), bool))
+    np.testing.assert_array_equal(mask_on(node, LEFT_ID, shape), expected)
+
+
+def test_surfaces_follow_the_new_voxels(room: Room) -> None:
+    room.scene.show_3d(room.node)
+    before = np.array(room.segment(LEFT_ID).GetRepresentation("Closed surface").GetCenter())
+    room.write()
+    after = np.array(room.segment(LEFT_ID).GetRepresentation("Closed surface").GetCenter())
+    step = PLACES["oblique"][:3, 0]
+    np.testing.assert_allclose(after - before, -step, atol=1e-4)
+
+
+# --- what can happen -------------------------------------------------------------------------------
+
+
+def test_a_segmentation_of_surfaces_is_refused_and_left_alone(mrml: Any) -> None:
+    volume = add_volume(mrml, PLACES["plain"])
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Shells")
+    source = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    node.GetSegmentation().SetSourceRepresentationName(source)
+    ball = slicer.vtkSegment()
+    ball.SetName("Brain-Stem")
+    sphere = vtk.vtkSphereSource()
+    sphere.Update()
+    ball.AddRepresentation(source, sphere.GetOutput())
+    node.GetSegmentation().AddSegment(ball, "ball")
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks())
+    before = node_ids(mrml)
+    for choice in (update(node), OutputChoice(OutputMode.ADD, node)):
+        with pytest.raises(InputError, match="Shells is made of surfaces"):
+            scene.write(volume, result, choice)
+    assert node_ids(mrml) == before
+    assert node.GetSegmentation().GetNumberOfSegments() == 1
+
+
+def test_a_segmentation_under_a_bending_transform_is_refused(room: Room) -> None:
+    room.node.SetAndObserveTransformNodeID(bending_transform(room.mrml).GetID())
+    stamp = room.node.GetSegmentation().GetMTime()
+    with pytest.raises(GeometryError, match=r"bends space \(Warp\)"):
+        room.write()
+    assert room.node.GetSegmentation().GetMTime() == stamp
+
+
+def test_a_segmentation_that_was_deleted_loses_nothing(room: Room) -> None:
+    room.mrml.RemoveNode(room.node)
+    made = room.write()
+    assert made is not room.node
+    assert "Head segmentation has left the scene." in room.scene.notes[0]
+    assert "became a new segmentation" in room.scene.notes[0]
+    np.testing.assert_array_equal(mask_on(made, LEFT_ID), shifted() == LEFT.value)
+
+
+def test_a_segmentation_that_fits_nowhere_loses_nothing(room: Room) -> None:
+    node = room.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Bones")
+    node.GetSegmentation().AddEmptySegment("femur", "Femur")
+    made = room.write(update(node))
+    assert made not in (node, room.node)
+    assert "No segment of Bones" in room.scene.notes[0]
+
+
+def test_a_closed_scene_drops_the_update(room: Room) -> None:
+    room.mrml.Clear(0)
+    with pytest.raises(InputError, match="left the scene"):
+        room.write()
+    assert room.mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_a_failure_half_way_changes_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out when the last label map is made."""
+    from MedSegAILib.scene import placing
+
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(placing, "oriented_image", full)
+    stamp, before = room.node.GetSegmentation().GetMTime(), node_ids(room.mrml)
+    with pytest.raises(MemoryError):
+        room.write()
+    assert room.node.GetSegmentation().GetMTime() == stamp
+    assert node_ids(room.mrml) == before
+    np.testing.assert_array_equal(room.mask(LEFT_ID), two_blocks() == LEFT.value)
