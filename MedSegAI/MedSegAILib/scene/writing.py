@@ -142,6 +142,15 @@ class Writer:
         if item and not node.GetHideFromEditors():
             tree.CreateItem(tree.GetItemParent(item), node)
 
+    def remove(self, node: Any) -> None:
+        """Take a node and its display nodes out of the scene, if it is there."""
+        if node is None or not self.scene.IsNodePresent(node):
+            return
+        shown = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
+        for each in (node, *shown):
+            if each is not None and self.scene.IsNodePresent(each):
+                self.scene.RemoveNode(each)
+
     def _can_change(self, output: OutputChoice, result: SegmentationResult) -> bool:
         """Whether the chosen segmentation can take a result; if not, a note says why a new one does."""
         node = output.node
@@ -260,17 +269,10 @@ class Preview:
 
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
-        scene = self._writer.scene
         if self._plan is None:
             for role in (ENTROPY_REFERENCE, CANDIDATES_REFERENCE):
-                attached = self.node.GetNodeReference(role)
-                if attached is not None:
-                    scene.RemoveNode(attached)
-        if scene.IsNodePresent(self.node):
-            display = self.node.GetDisplayNode()
-            scene.RemoveNode(self.node)
-            if display is not None and scene.IsNodePresent(display):
-                scene.RemoveNode(display)
+                self._writer.remove(self.node.GetNodeReference(role))
+        self._writer.remove(self.node)
         self._show_original()
 
     def _copy(self, original: Any) -> Any:

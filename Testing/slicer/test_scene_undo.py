@@ -1,0 +1,267 @@
+"""One undo step of the Segment Editor takes the AI's change back; a preview changes nothing until accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+
+from medsegai.errors import InputError
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene, segment_id
+from MedSegAILib.scene.undo import undo_in, undo_of
+from scene_images import (
+    LEFT,
+    MOVED,
+    PLACES,
+    STEM,
+    add_volume,
+    block,
+    mask_on,
+    node_ids,
+    paint,
+    result_for,
+    two_blocks,
+)
+
+LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
+
+
+def shifted() -> np.ndarray:
+    return np.roll(two_blocks(), -1, axis=2)
+
+
+class Room:
+    """A volume, its segmentation and the Segment Editor's own logic."""
+
+    def __init__(self, mrml: Any) -> None:
+        self.mrml = mrml
+        self.volume = add_volume(mrml, PLACES["oblique and swapped"], MOVED["turned"])
+        self.editor = mrml.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        self.logic = slicer.vtkSlicerSegmentEditorLogic()
+        self.logic.SetMRMLScene(mrml)
+        self.logic.SetSegmentEditorNode(self.editor)
+        self.scene = Scene(mrml, undo_of(self.logic))
+        image = self.scene.read(self.volume)
+        self.node = self.scene.write(self.volume, result_for(image, two_blocks()))
+        self.editor.SetAndObserveSourceVolumeNode(self.volume)
+        self.editor.SetAndObserveSegmentationNode(self.node)
+        self.result = result_for(image, shifted(), entropy=True)
+
+    def write(self, mode: OutputMode) -> Any:
+        return self.scene.write(self.volume, self.result, OutputChoice(mode, self.node))
+
+    def state(self) -> dict[str, Any]:
+        segments = self.node.GetSegmentation()
+        return {
+            name: (mask_on(self.node, name).tobytes(), segments.GetSegment(name).GetName())
+            for name in segments.GetSegmentIDs()
+        }
+
+
+@pytest.fixture
+def room(mrml: Any) -> Room:
+    return Room(mrml)
+
+
+# --- undo ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [OutputMode.UPDATE, OutputMode.ADD, OutputMode.PREVIEW])
+def test_one_step_takes_all_of_it_back_and_another_brings_it_again(
+    room: Room, mode: OutputMode
+) -> None:
+    room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
+    paint(room.node, "mine", block(slice(0, 1), slice(0, 2), slice(0, 3)), room.volume)
+    room.node.GetSegmentation().RemoveSegment(STEM_ID)  # so that PREVIEW has something to add
+    before = room.state()
+    assert not room.logic.CanUndo()
+    room.write(mode)
+    after = room.state()
+    assert after != before
+    assert room.scene.notes == tuple(note for note in room.scene.notes if "undo" not in note)
+    room.logic.Undo()
+    assert room.state() == before
+    assert not room.logic.CanUndo(), "one step was enough"
+    room.logic.Redo()
+    assert room.state() == after
+
+
+def test_undo_brings_the_review_state_back(room: Room) -> None:
+    room.scene.set_review_state(room.node, LEFT_ID, ReviewState.IN_PROGRESS)
+    room.write(OutputMode.UPDATE)
+    assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.NOT_STARTED
+    room.logic.Undo()
+    assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.IN_PROGRESS
+
+
+def test_after_undo_the_segments_still_count_as_the_ais(room: Room) -> None:
+    room.write(OutputMode.UPDATE)
+    room.logic.Undo()
+    room.write(OutputMode.UPDATE)
+    assert not [note for note in room.scene.notes if "by hand" in note]
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), shifted() == LEFT.value)
+
+
+def test_the_users_strokes_before_and_after_are_steps_of_their_own(room: Room) -> None:
+    room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
+    states = [room.state()]
+    for k in (0, 8):
+        room.logic.SaveStateForUndo()
+        paint(room.node, "mine", block(slice(k, k + 1), slice(0, 2), slice(0, 3)), room.volume)
+        states.append(room.state())
+        if k == 0:
+            room.write(OutputMode.UPDATE)
+            states.append(room.state())
+    for expected in reversed(states[:-1]):
+        room.logic.Undo()
+        assert room.state() == expected
+
+
+def test_nothing_to_change_is_no_undo_step(room: Room) -> None:
+    for name in (LEFT_ID, STEM_ID):
+        room.scene.set_review_state(room.node, name, ReviewState.COMPLETED)
+    room.write(OutputMode.UPDATE)
+    assert not room.logic.CanUndo()
+
+
+def test_without_an_editor_a_note_says_that_there_is_no_undo(mrml: Any) -> None:
+    room = Room(mrml)
+    scene = Scene(mrml)
+    scene.write(room.volume, room.result, OutputChoice(OutputMode.UPDATE, room.node))
+    assert any("cannot undo" in note for note in scene.notes)
+
+
+class EditorWidget:
+    """What is used of qMRMLSegmentEditorWidget."""
+
+    def __init__(self, node: Any, stubborn: bool = False) -> None:
+        self.node, self.stubborn, self.saved = node, stubborn, []  # type: ignore[var-annotated]
+
+    def segmentationNode(self) -> Any:
+        return self.node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        if not self.stubborn:
+            self.node = node
+
+    def saveStateForUndo(self) -> None:
+        self.saved.append(self.node)
+
+
+def test_the_widget_of_the_application_keeps_the_state_of_the_right_node() -> None:
+    mine, other = slicer.vtkMRMLSegmentationNode(), slicer.vtkMRMLSegmentationNode()
+    for shown in (mine, other, None):
+        editor = EditorWidget(shown)
+        assert undo_in(editor)(mine)
+        assert editor.saved == [mine]
+    editor = EditorWidget(other, stubborn=True)
+    assert not undo_in(editor)(mine)
+    assert editor.saved == []
+
+
+# --- preview ---------------------------------------------------------------------------------------
+
+
+def preview(room: Room, node: Any = None) -> Any:
+    choice = OutputChoice(OutputMode.PREVIEW, node)
+    return room.scene.preview(room.volume, room.result, choice)
+
+
+def test_a_preview_shows_the_change_and_changes_nothing(room: Room) -> None:
+    before = room.state()
+    shown = preview(room, room.node)
+    assert room.state() == before
+    assert shown.node is not room.node
+    assert "preview" in shown.node.GetName()
+    np.testing.assert_array_equal(mask_on(shown.node, LEFT_ID), shifted() == LEFT.value)
+    assert shown.node.GetDisplayNode().GetVisibility()
+    assert not room.node.GetDisplayNode().GetVisibility(), "two of them would hide each other"
+
+
+def test_a_rejected_preview_leaves_the_scene_as_it_was(room: Room) -> None:
+    nodes, before = node_ids(room.mrml), room.state()
+    preview(room, room.node).reject()
+    assert node_ids(room.mrml) == nodes
+    assert room.state() == before
+    assert room.node.GetDisplayNode().GetVisibility()
+    preview(room).reject()
+    assert node_ids(room.mrml) == nodes
+
+
+def test_an_accepted_preview_is_one_undo_step(room: Room) -> None:
+    before = room.state()
+    shown = preview(room, room.node)
+    assert shown.accept() is room.node
+    assert not room.mrml.IsNodePresent(shown.node)
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), shifted() == LEFT.value)
+    assert room.node.GetNodeReference(ENTROPY_REFERENCE) is not None
+    assert room.node.GetDisplayNode().GetVisibility()
+    room.logic.Undo()
+    assert room.state() == before
+
+
+def test_what_was_edited_in_the_preview_is_accepted_with_it(room: Room) -> None:
+    shown = preview(room, room.node)
+    mine = shifted() == LEFT.value
+    mine[0, 0, 0] = True
+    paint(shown.node, LEFT_ID, mine, room.volume)
+    paint(shown.node, STEM_ID, np.zeros(mine.shape, bool), room.volume)
+    shown.accept()
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), mine)
+    assert not mask_on(room.node, STEM_ID).any()
+    room.write(OutputMode.UPDATE)
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), mine, "it counts as painted")
+
+
+def test_what_was_painted_in_the_segmentation_meanwhile_stays(room: Room) -> None:
+    shown = preview(room, room.node)
+    mine = two_blocks() == LEFT.value
+    mine[0, 0, 0] = True
+    paint(room.node, LEFT_ID, mine, room.volume)
+    shown.accept()
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), mine)
+    np.testing.assert_array_equal(mask_on(room.node, STEM_ID), shifted() == STEM.value)
+
+
+def test_a_preview_of_nothing_becomes_a_new_segmentation(room: Room) -> None:
+    shown = preview(room)
+    assert "preview" in shown.node.GetName()
+    made = shown.accept()
+    assert made is shown.node
+    assert "preview" not in made.GetName()
+    assert room.mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 2
+
+
+def test_a_preview_whose_segmentation_was_deleted_loses_nothing(room: Room) -> None:
+    shown = preview(room, room.node)
+    room.mrml.RemoveNode(room.node)
+    made = shown.accept()
+    assert room.mrml.IsNodePresent(made)
+    np.testing.assert_array_equal(mask_on(made, LEFT_ID), shifted() == LEFT.value)
+
+
+def test_a_preview_that_was_deleted_says_so(room: Room) -> None:
+    before = room.state()
+    shown = preview(room, room.node)
+    room.mrml.RemoveNode(shown.node)
+    with pytest.raises(InputError, match="preview has left the scene"):
+        shown.accept()
+    assert room.state() == before
+    assert room.node.GetDisplayNode().GetVisibility()
+    shown.reject()
+
+
+def test_a_preview_whose_volume_was_deleted_says_so(room: Room) -> None:
+    before = room.state()
+    shown = preview(room, room.node)
+    room.mrml.RemoveNode(room.volume)
+    with pytest.raises(InputError, match="Head has left the scene"):
+        shown.accept()
+    assert {name: kept[1] for name, kept in before.items()} == {
+        name: room.node.GetSegmentation().GetSegment(name).GetName() for name in before
+    }
+    shown.reject()
+    assert room.node.GetDisplayNode().GetVisibility()
