@@ -25,7 +25,7 @@ class Client:
     """Does one job at a time, as `WorkerClient`: tells its listener, then says that it is free."""
 
     def __init__(self) -> None:
-        self.freed = Signal()
+        self.freed, self.stalled = Signal(), Signal()
         self.begun: list[str] = []
         self.listener: JobListener | None = None
         self.cancelled = 0
@@ -143,6 +143,15 @@ def test_an_entry_shows_how_far_it_is(queue: JobQueue, client: Client) -> None:
     assert [event.fraction for event in ear.events] == [0.25]
     client.finish()
     assert (entry.fraction, entry.seconds_left) == (1.0, None)
+
+
+def test_a_job_that_stalls_says_so_until_it_goes_on(queue: JobQueue, client: Client) -> None:
+    client.stalled.emit()
+    entry = add(queue, "a")
+    client.stalled.emit()
+    assert "No progress" in entry.message
+    client.progress("predict", 0.5)
+    assert entry.message == ""
 
 
 def test_every_change_is_told(queue: JobQueue, client: Client) -> None:

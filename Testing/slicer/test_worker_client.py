@@ -8,114 +8,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import pythonqt
 from medsegai.errors import (
     Cancelled,
     DeviceError,
-    MedSegAIError,
     OutputError,
     WorkerError,
 )
 from medsegai.exchange import ExchangeFolder
-from medsegai.progress import ProgressEvent
-from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.volume import Geometry, Volume
+from medsegai.request import SegmentationResult
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
 from MedSegAILib.worker.queue import JobQueue
+from worker_help import (
+    ENVIRONMENT,
+    FAKE_WORKER,
+    REPOSITORY,
+    Ear,
+    client,
+    gone,
+    leftovers,
+    make_client,
+    only_error,
+    request,
+    run,
+    temporary,
+    until,
+)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
-ENVIRONMENT = worker_environment(REPOSITORY / "MedSegAI") | {"OMP_NUM_THREADS": "1"}
-PATIENCE = 20.0
-
-
-class Ear:
-    """A listener that writes down what it hears."""
-
-    def __init__(self) -> None:
-        self.events: list[ProgressEvent] = []
-        self.results: list[SegmentationResult] = []
-        self.errors: list[MedSegAIError] = []
-
-    @property
-    def told(self) -> int:
-        return len(self.results) + len(self.errors)
-
-    def progressed(self, event: ProgressEvent) -> None:
-        assert not self.told
-        self.events.append(event)
-
-    def finished(self, result: SegmentationResult) -> None:
-        self.results.append(result)
-
-    def failed(self, error: MedSegAIError) -> None:
-        self.errors.append(error)
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of the test's own, so that leftovers show."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def client() -> Iterator[WorkerClient]:
-    client = make_client()
-    yield client
-    client.close()
-
-
-def make_client(start: str = "", command: list[str] | None = None) -> WorkerClient:
-    fake = [sys.executable, str(FAKE_WORKER)]
-    return WorkerClient(command or fake, ENVIRONMENT | {"MEDSEGAI_FAKE_START": start})
-
-
-def request(behaviour: str, **options: object) -> SegmentationRequest:
-    image = np.zeros((3, 4, 5), np.float32)
-    image[1:] = 150
-    volume = Volume(image, Geometry.from_spacing((3, 4, 5), (1, 2, 3)), "head")
-    return SegmentationRequest((volume,), models=(behaviour,), **options)
-
-
-def run(client: WorkerClient, behaviour: str) -> Ear:
-    ear = Ear()
-    client.start(request(behaviour), ear)
-    until(lambda: ear.told)
-    return ear
-
-
-def until(condition: object) -> None:
-    """Let the event loop run until the condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "nothing happened"
-        pythonqt.process_events(10)
-
-
-def only_error(ear: Ear) -> MedSegAIError:
-    assert not ear.results
-    (error,) = ear.errors
-    return error
-
-
-def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("medsegai-*")]
-
-
-def gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state in "ZX"
+__all__ = ["client", "temporary"]
 
 
 def test_a_job_is_heard_from_start_to_end(client: WorkerClient, temporary: Path) -> None:
@@ -369,7 +293,7 @@ import sys
 sys.path.insert(0, {str(REPOSITORY / "Testing" / "slicer")!r})
 import pythonqt
 pythonqt.install()
-import test_worker_client as tests
+import worker_help as tests
 client, ear = tests.WorkerClient([sys.executable, sys.argv[1]], tests.ENVIRONMENT), tests.Ear()
 client.start(tests.request("deaf"), ear)
 tests.until(lambda: ear.events)

@@ -23,9 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 class JobClient(Protocol):
-    """See `client.WorkerClient`; `freed` tells that a job is over, after its listener has heard so."""
+    """See `client.WorkerClient`.
+
+    Attributes:
+        freed: a job is over, and its listener has heard so.
+        stalled: the job makes no progress, although the worker is alive.
+    """
 
     freed: Signal
+    stalled: Signal
 
     @property
     def busy(self) -> bool: ...
@@ -89,6 +95,7 @@ class JobQueue:
         self._leaving: set[Entry] = set()
         self._advancing = False
         client.freed.connect(self._advance)
+        client.stalled.connect(self._warn)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -207,6 +214,13 @@ class JobQueue:
         entry.seconds_left, entry.message = event.seconds_left, ""
         self._notify(entry.listener.progressed, event)
         self._notify(self.changed.emit)
+
+    def _warn(self) -> None:
+        if self._running is not None:
+            self._running.message = _(
+                "No progress for a long time. Wait, or cancel; the log of the worker may tell why."
+            )
+            self._notify(self.changed.emit)
 
     def _conclude(self, entry: Entry, answer: SegmentationResult | MedSegAIError) -> None:
         entry.seconds_left, entry.stopping = None, False
