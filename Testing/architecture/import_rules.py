@@ -14,6 +14,7 @@ FLAT = frozenset(
     {
         "card",
         "catalogue",
+        "correction",
         "errors",
         "exchange",
         "labels",
