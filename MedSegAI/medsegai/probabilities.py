@@ -195,12 +195,26 @@ class _Planes:
             points: flat indices into these planes.
         """
         where = self._points(target, k0, k1)
+        inside = where.inside.reshape(-1)[points]
+        if bool(inside.all()):
+            return self._interpolated(where, points)
         result = torch.zeros(len(self.labels), points.numel(), device=points.device)
         result[0] = 1.0
-        chosen = where.inside.reshape(-1)[points].nonzero()[:, 0]
-        for part, values in where.interpolate(self._values(), points[chosen]):
-            result[:, chosen[part]] = self.scale.probabilities(values, 0)
+        chosen = inside.nonzero()[:, 0]
+        result[:, chosen] = self._interpolated(where, points[chosen])
         return result
+
+    def _interpolated(self, where: GridPoints, points: Tensor) -> Tensor:
+        """Probabilities at points inside of the native grid, float32 (class, point)."""
+        result: Tensor | None = None
+        for part, values in where.interpolate(self._values(), points):
+            found = self.scale.probabilities(values, 0)
+            if found.shape[1] == points.numel():
+                return found
+            if result is None:
+                result = found.new_empty(points.numel(), len(found)).T
+            result[:, part] = found
+        return torch.empty(len(self.labels), 0) if result is None else result
 
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
         """What is known without interpolating on planes k0 to k1 of `target`.
@@ -433,11 +447,17 @@ class JointProbabilities:
         answers = []
         for part, places in zip(self._parts, self._places, strict=True):
             values = part.read_points(target, k0, k1, points).cpu()
-            answer = torch.zeros(len(self.labels), points.numel())
-            answers.append(answer.index_copy_(0, places, values))
+            if part.labels != self.labels:
+                values = values.new_zeros(len(self.labels), points.numel()).index_copy_(
+                    0, places, values
+                )
+            answers.append(values)
         if any(len(places) < len(self.labels) for places in self._places):
             answers = [self._shared(number, answers) for number in range(len(answers))]
-        return sum(answer * weight for answer, weight in zip(answers, self._weights, strict=True))  # type: ignore[return-value]
+        mean = answers[0].mul_(self._weights[0])
+        for answer, weight in zip(answers[1:], self._weights[1:], strict=True):
+            mean.add_(answer, alpha=weight)
+        return mean
 
     def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
         """The answer of a part with its background shared among the classes that it does not know."""

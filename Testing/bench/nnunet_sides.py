@@ -98,14 +98,19 @@ def theirs(job: Job) -> Figures:
 
 
 def their_ensemble(job: Job) -> Figures:
-    """Both configurations into npz files, and those joined, as the command lines do."""
+    """Both configurations into npz files, and those joined, as the command lines do; `exact`: sums in float32."""
     from nnunetv2.ensembling.ensemble import ensemble_folders
+
+    import nnunet_reference
 
     labels = Path(job["labels"])
     folders = [labels.parent / f"member_{number}" for number in range(len(job["results"]))]
     stages: dict[str, float] = {}
     begin, cpu = time.perf_counter(), time.process_time()
-    with trivial_networks(job["classes"]):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(trivial_networks(job["classes"]))
+        if job.get("exact"):
+            stack.enter_context(nnunet_reference.sums_in_float32())
         for folder, results in zip(folders, job["results"], strict=True):
             folder.mkdir(exist_ok=True)
             started = time.perf_counter()
@@ -157,7 +162,7 @@ class Trivial(nn.Module):
 
     def __init__(self, classes: int, dimensions: int = 3) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(dimensions)
+        generator = torch.Generator().manual_seed(3)  # 2D and 3D mostly agree, as trained ones do
         shape = (1, classes, *[1] * dimensions)
         self.register_buffer("slope", 3 * torch.randn(shape, generator=generator))
         self.register_buffer("offset", torch.randn(shape, generator=generator))
