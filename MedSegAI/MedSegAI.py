@@ -7,7 +7,6 @@ Nothing heavy is imported here, for Slicer runs this file at every start.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     from medsegai.errors import MedSegAIError
     from medsegai.progress import ProgressEvent
     from medsegai.request import SegmentationRequest, SegmentationResult
+    from MedSegAILib.output_choice import OutputChoice
     from MedSegAILib.worker.client import WorkerClient
+    from MedSegAILib.worker.queue import JobQueue
 
 MODULE_FOLDER = Path(__file__).resolve().parent
 
@@ -52,6 +53,7 @@ class MedSegAI(ScriptedLoadableModule):
             "Stands on 3D Slicer, PyTorch, OpenVINO, SimpleITK and nibabel. The brain model follows "
             "QuickNAT (A. Guha Roy, S. Conjeti, N. Navab, C. Wachinger, NeuroImage 2019)."
         )
+        slicer.app.connect("startupCompleted()", register_sample_data)
 
 
 class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMixin):
@@ -63,33 +65,42 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
 
     def setup(self) -> None:
         from MedSegAILib.controller import Controller
+        from MedSegAILib.host import Host, save_undo
         from MedSegAILib.panel import Panel
+        from MedSegAILib.panel.closing import CloseFilter
+        from MedSegAILib.panel.dialogs import save_file
+        from MedSegAILib.panel.process import Programs
         from MedSegAILib.scene import Scene
 
         ScriptedLoadableModuleWidget.setup(self)
-        widget = slicer.util.loadUI(self.resourcePath("UI/MedSegAI.ui"))
-        self.layout.addWidget(widget)
-        self.panel = Panel(slicer.util.childWidgetVariables(widget))
-        self.controller = Controller(
-            self.panel, Scene(slicer.mrmlScene), worker(), install_what_is_missing
-        )
-        self.panel.choice_changed.connect(self.observeInput)
-        self.controller.show_models()
-        widget.setMRMLScene(slicer.mrmlScene)
-        scene_closes = slicer.vtkMRMLScene.StartCloseEvent
-        self.addObserver(slicer.mrmlScene, scene_closes, self.onSceneStartClose)
+        self.page = slicer.util.loadUI(self.resourcePath("UI/MedSegAI.ui"))
+        self.layout.addWidget(self.page)
+        self.panel = Panel(slicer.util.childWidgetVariables(self.page), slicer.qMRMLNodeComboBox)
+        self.programs = Programs()
+        self.host = Host(worker, lambda: install_what_is_missing(), self.programs, save_file)
+        scene = Scene(slicer.mrmlScene, save_undo)
+        self.controller = Controller(self.panel, scene, queue(), self.host)
+        self.panel.choice_changed.connect(self.observeInputs)
+        self.page.setMRMLScene(slicer.mrmlScene)
+        self.controller.models.show()
+        closes = slicer.vtkMRMLScene.StartCloseEvent
+        self.addObserver(slicer.mrmlScene, closes, self.onSceneStartClose)
+        self.closeFilter = CloseFilter()
+        if slicer.util.mainWindow() is not None:
+            self.closeFilter.watch(slicer.util.mainWindow(), self.mayClose)
 
     def enter(self) -> None:
         """The user comes back to the page: volumes may have changed meanwhile."""
-        self.controller.update_plan()
+        self.controller.enter()
 
-    def observeInput(self) -> None:
+    def observeInputs(self) -> None:
         """A volume can get its voxels, its name or its transform after it was chosen."""
-        node = self.panel.choice().node
-        if self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.onInputModified):
+        choice = self.panel.choice()
+        wanted = {node for node in (*choice.nodes.values(), choice.region) if node is not None}
+        if wanted == {item[0] for item in self.Observations if item[2] == self.onInputModified}:
             return
         self.removeObservers(self.onInputModified)
-        if node is not None:
+        for node in wanted:
             for event in (
                 vtk.vtkCommand.ModifiedEvent,
                 slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent,
@@ -98,14 +109,31 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
                 self.addObserver(node, event, self.onInputModified)
 
     def onInputModified(self, caller: Any, event: Any) -> None:
-        self.controller.update_plan()
+        self.controller.jobs.update_plan()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
-        """The result would have no volume to belong to."""
-        self.controller.cancel()
+        """The results would have no volume to belong to: keep what can be kept, and stop the rest."""
+        from MedSegAILib.host import can_ask
+
+        question = self.controller.scene_question()
+        if question and can_ask() and self.host.confirm(question):
+            while queue().busy:
+                worker().wait(slicer.app.processEvents)
+            slicer.util.openSaveDataDialog()
+        self.controller.scene_closes()
+
+    def mayClose(self) -> bool:
+        """Whether Slicer may close: the user is asked where jobs are under way."""
+        question = self.controller.close_question()
+        return not question or self.host.confirm(question)
 
     def cleanup(self) -> None:
         self.removeObservers()
+        if slicer.util.mainWindow() is not None:
+            slicer.util.mainWindow().removeEventFilter(self.closeFilter)
+        self.page.setMRMLScene(None)
+        self.programs.close()
+        self.panel.browser.close()
         close_worker()
 
     def onReload(self) -> None:
@@ -125,32 +153,60 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         volumeNode: Any,
         model: str | Sequence[str] = "brain",
         progress: Callable[[ProgressEvent], None] | None = None,
+        output: OutputChoice | None = None,
         **options: Any,
     ) -> Any:
         """Segment a volume and wait for the result; also without a main window.
 
         Args:
-            volumeNode: the image, a vtkMRMLScalarVolumeNode; it is not changed.
+            volumeNode: the image, a vtkMRMLScalarVolumeNode, or one for each channel of the model, in its
+                order. They are not changed.
             model: id or folder of a model, or several of them, to be used together.
             progress: called with stage, fraction and seconds left.
-            options: the other options of `medsegai.request.SegmentationRequest`.
+            output: where the result goes; a new segmentation if None.
+            options: the other options of `medsegai.request.SegmentationRequest`; `region` may also be a
+                ROI node.
 
         Returns:
-            a new vtkMRMLSegmentationNode, under the same transform as the volume.
+            a vtkMRMLSegmentationNode, under the same transform as the volume.
 
         Raises:
             MedSegAIError: the volume, an option, the model or the device cannot be used; the message
                 says what to do. The scene is as it was.
         """
+        return self.start(volumeNode, model, progress, output, **options).wait()
+
+    def start(
+        self,
+        volumeNode: Any,
+        model: str | Sequence[str] = "brain",
+        progress: Callable[[ProgressEvent], None] | None = None,
+        output: OutputChoice | None = None,
+        **options: Any,
+    ) -> Job:
+        """The same, without waiting: the job goes to the end of the queue that the panel shows."""
         from medsegai.request import request_from_options
+        from MedSegAILib.host import save_undo
         from MedSegAILib.scene import Scene
 
-        scene = Scene(slicer.mrmlScene)
-        volume = scene.read(volumeNode)
+        scene = Scene(slicer.mrmlScene, save_undo)
+        nodes = list(volumeNode) if isinstance(volumeNode, (list, tuple)) else [volumeNode]
         models = (model,) if isinstance(model, str) else tuple(model)
-        request = request_from_options((volume,), {"models": models, **options})
-        install_what_is_missing()
-        return scene.write(volumeNode, _run(request, progress))
+        region = options.get("region")
+        if hasattr(region, "GetID"):
+            options["region"] = scene.region(region)
+
+        def make_request() -> SegmentationRequest:
+            return request_from_options(
+                scene.read_channels(nodes), {"models": models, **options}
+            )
+
+        make_request()  # what can be told before the job is told at once
+        if worker().place.kind == "own":
+            install_what_is_missing()
+        job = Job(lambda result: scene.write(nodes[0], result, output), progress)
+        job.entry = queue().add(f"{nodes[0].GetName()}: {', '.join(models)}", make_request, job)
+        return job
 
     @staticmethod
     def report(segmentationNode: Any) -> dict[str, Any]:
@@ -160,69 +216,113 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         return dict(json.loads(segmentationNode.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 
 
-class _Answer:
-    """Listens to one job and keeps what it hears."""
+class Job:
+    """A job that a script started.
 
-    def __init__(self) -> None:
-        self.events: list[ProgressEvent] = []
-        self.result: SegmentationResult | None = None
-        self.error: MedSegAIError | None = None
+    Attributes:
+        entry: its place in the queue: state, fraction, seconds_left, message.
+        over: whether it has ended.
+    """
+
+    entry: Any
+
+    def __init__(
+        self,
+        write: Callable[[SegmentationResult], Any],
+        progress: Callable[[ProgressEvent], None] | None,
+    ) -> None:
+        self._write, self._progress = write, progress
+        self._events: list[ProgressEvent] = []
+        self._node: Any = None
+        self._error: MedSegAIError | None = None
+        self.over = False
+
+    def wait(self) -> Any:
+        """The segmentation node, as soon as it is there, while Slicer stays alive.
+
+        Raises:
+            MedSegAIError: why there is none.
+        """
+        try:
+            self._work_until_over()
+        finally:
+            if not self.over:  # `progress` raised, or Ctrl-C came
+                self._progress = None
+                self.cancel()
+                self._work_until_over()
+        if self._error is not None:
+            raise self._error
+        return self._node
+
+    def cancel(self) -> None:
+        """Stop it; `wait` then raises `Cancelled`."""
+        queue().cancel(self.entry)
 
     def progressed(self, event: ProgressEvent) -> None:
-        self.events.append(event)
+        self._events.append(event)
 
     def finished(self, result: SegmentationResult) -> None:
-        self.result = result
+        from medsegai.errors import MedSegAIError
+
+        try:
+            self._node = self._write(result)
+        except MedSegAIError as error:
+            self._error = error
+        self.over = True
 
     def failed(self, error: MedSegAIError) -> None:
-        self.error = error
+        self._error, self.over = error, True
 
+    def _work_until_over(self) -> None:
+        while not self.over:
+            worker().wait(self._meanwhile)
+            self._meanwhile()
+        self._tell()
 
-def _run(
-    request: SegmentationRequest, progress: Callable[[ProgressEvent], None] | None
-) -> SegmentationResult:
-    """Run a job in the worker and wait for it, while Slicer stays alive."""
-    client, answer = worker(), _Answer()
-
-    def meanwhile() -> None:
+    def _meanwhile(self) -> None:
         slicer.app.processEvents()
-        while answer.events:  # told from here and not from Qt, which would swallow an exception
-            event = answer.events.pop(0)
-            if progress is not None:
-                progress(event)
+        self._tell()
 
-    client.start(request, answer)
-    try:
-        client.wait(meanwhile)
-    finally:
-        if answer.result is None and answer.error is None:  # `progress` raised, or Ctrl-C came
-            client.cancel()
-            client.wait()
-    if answer.error is not None:
-        raise answer.error
-    assert answer.result is not None
-    return answer.result
+    def _tell(self) -> None:
+        """From here and not from Qt, which would swallow an exception."""
+        while self._events:
+            event = self._events.pop(0)
+            if self._progress is not None:
+                self._progress(event)
 
 
 _worker: WorkerClient | None = None
+_queue: JobQueue | None = None
 
 
 def worker() -> WorkerClient:
     """The one worker of this Slicer, shared by the page and by scripts, so that it stays warm."""
     global _worker
     if _worker is None:
-        from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
+        from MedSegAILib.host import chosen_place
+        from MedSegAILib.worker.client import WorkerClient
 
-        python = shutil.which("PythonSlicer") or sys.executable
-        _worker = WorkerClient(worker_command(python), worker_environment(MODULE_FOLDER))
+        _worker = WorkerClient(chosen_place())
         slicer.app.connect("aboutToQuit()", close_worker)
     return _worker
 
 
+def queue() -> JobQueue:
+    """The one queue, likewise."""
+    global _queue
+    if _queue is None:
+        from MedSegAILib.worker.queue import JobQueue
+
+        _queue = JobQueue(worker())
+    return _queue
+
+
 def close_worker() -> None:
-    """End the worker process; the next job starts a new one."""
-    global _worker
-    client, _worker = _worker, None
+    """End the worker process and forget what waits for it; the next job starts a new one."""
+    global _worker, _queue
+    client, jobs, _worker, _queue = _worker, _queue, None, None
+    if jobs is not None:
+        jobs.cancel_all()
     if client is not None:
         client.close()
 
@@ -233,7 +333,29 @@ def install_what_is_missing() -> None:
         return
     from MedSegAILib import install
 
-    install.ensure(interactive=slicer.util.mainWindow() is not None)
+    if slicer.util.mainWindow() is None:
+        install.ensure(None)
+    else:
+        from MedSegAILib.panel.install_dialog import ask
+
+        install.ensure(ask)
+
+
+def register_sample_data() -> None:
+    """Slicer's own MR of a head, given by the person in it for unrestricted use (Slicer's SampleData)."""
+    import SampleData
+
+    digest = "cc211f0dfd9a05ca3841ce1141b292898b2dd2d3f08286affadf823a7e58df93"
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="MedSegAI",
+        sampleName="MedSegAIHead",
+        sampleDescription=_("MR of a head, for the model brain"),
+        thumbnailFileName=str(MODULE_FOLDER / "Resources" / "Icons" / "MedSegAIHead.png"),
+        uris=f"https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/{digest}",
+        fileNames="MR-head.nrrd",
+        nodeNames="MRHead",
+        checksums=f"SHA256:{digest}",
+    )
 
 
 class MedSegAITest(ScriptedLoadableModuleTest):

@@ -1,14 +1,17 @@
 """Installs what the worker needs into Slicer's Python, when the first job needs it.
 
 PyTorch comes from the PyTorch extension, which knows the right build for the graphics card; the rest
-comes through Slicer's package tools. What Slicer brings itself is never replaced.
+comes through Slicer's package tools. What Slicer brings itself is never replaced. Without a network all of
+it can come from a folder of wheels.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -25,21 +28,96 @@ TORCH = Requirement("torch>=2.6")
 # Slicer brings these, or another extension does: an installation must leave them as they are.
 PROTECTED = ("numpy", "SimpleITK", "scipy", "pillow", "torch", "torchvision", "vtk")
 
+SIZES = {"torch": "0.2 to 3 GB", "nibabel": "4 MB", "safetensors": "1 MB"}
+"""What a download takes, about; torch depends on the graphics card. The others are smaller than 1 MB."""
 
-def ensure(interactive: bool) -> None:
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be installed, and where.
+
+    Attributes:
+        packages: with their bounds, as pip writes them.
+        folder: the folder that gets them.
+        needs_torch: whether PyTorch is among them, which the PyTorch extension brings.
+    """
+
+    packages: tuple[Requirement, ...]
+    folder: Path
+    needs_torch: bool
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """For each package what it is, where it comes from and how large it is."""
+        return [
+            (
+                str(package),
+                _("the PyTorch extension") if package.name == TORCH.name else "pypi.org",
+                _(SIZES.get(package.name, "below 1 MB")),
+            )
+            for package in self.packages
+        ]
+
+
+@dataclass(frozen=True)
+class Consent:
+    """The user agrees; `wheels` is the folder that everything comes from, or None for the network."""
+
+    wheels: Path | None = None
+
+
+Ask = Callable[[Plan], "Consent | None"]
+
+
+def ensure(ask: Ask | None) -> None:
     """Install what is missing, and return at once where nothing is.
 
     Args:
-        interactive: ask before; without a window nobody could answer.
+        ask: shows the plan and gives the user's consent, or None where it was refused; without a window
+            nobody could answer, and nobody is asked.
 
     Raises:
         WorkerError: the user declined, the PyTorch extension is missing, or the installation failed.
     """
-    if not _is_installed(TORCH):
-        _install_torch(interactive)
-    missing = [requirement for requirement in _requirements() if not _is_installed(requirement)]
-    if missing:
-        _install(missing, interactive)
+    plan = missing()
+    if plan is None:
+        return
+    consent = Consent() if ask is None else ask(plan)
+    if consent is None:
+        raise WorkerError(
+            _("Nothing was installed. MedSegAI cannot run without {names}.").format(
+                names=_names(plan.packages)
+            )
+        )
+    if consent.wheels is not None:
+        _from_wheels(plan.packages, consent.wheels)
+        return
+    if plan.needs_torch:
+        _install_torch()
+    others = [package for package in plan.packages if package.name != TORCH.name]
+    if others:
+        _install(others, interactive=ask is not None)
+
+
+def missing() -> Plan | None:
+    """What is not there yet; None where nothing is missing.
+
+    Raises:
+        WorkerError: PyTorch is there and too old; it is not replaced behind the user's back.
+    """
+    needs_torch = not _is_installed(TORCH)
+    if needs_torch and _version(TORCH.name) is not None:
+        raise WorkerError(
+            _(
+                "PyTorch {version} is too old; {needed} is needed. Uninstall it with Slicer's module "
+                "PyTorch Utils, restart Slicer, and press Segment again."
+            ).format(version=_version(TORCH.name), needed=TORCH)
+        )
+    packages = [requirement for requirement in _requirements() if not _is_installed(requirement)]
+    if needs_torch:
+        packages.insert(0, TORCH)
+    if not packages:
+        return None
+    return Plan(tuple(packages), Path(sysconfig.get_paths()["purelib"]), needs_torch)
 
 
 def _requirements() -> list[Requirement]:
@@ -60,14 +138,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _install_torch(interactive: bool) -> None:
-    if _version(TORCH.name) is not None:
-        raise WorkerError(
-            _(
-                "PyTorch {version} is too old; {needed} is needed. Uninstall it with Slicer's module "
-                "PyTorch Utils, restart Slicer, and press Segment again."
-            ).format(version=_version(TORCH.name), needed=TORCH)
-        )
+def _install_torch() -> None:
     try:
         import PyTorchUtils
     except ImportError as error:
@@ -79,7 +150,7 @@ def _install_torch(interactive: bool) -> None:
         ) from error
     try:
         torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(
-            askConfirmation=interactive, torchVersionRequirement=str(TORCH.specifier)
+            askConfirmation=False, torchVersionRequirement=str(TORCH.specifier)
         )
     except (OSError, ValueError, ImportError, subprocess.CalledProcessError) as error:
         raise WorkerError(_failure("PyTorch", error)) from error
@@ -87,47 +158,58 @@ def _install_torch(interactive: bool) -> None:
         raise WorkerError(_("MedSegAI cannot run without PyTorch, which was not installed."))
 
 
-def _install(missing: Sequence[Requirement], interactive: bool) -> None:
-    names = ", ".join(str(requirement) for requirement in missing)
+def _install(packages: Sequence[Requirement], interactive: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="medsegai-") as folder:
-        constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("".join(f"{line}\n" for line in _pins()))
+        constraints = _write_constraints(Path(folder))
         try:
-            _run_pip(missing, constraints, interactive)
+            _run_pip(packages, constraints, interactive)
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-            raise WorkerError(_failure(names, error)) from error
+            raise WorkerError(_failure(_names(packages), error)) from error
 
 
-def _pins() -> list[str]:
-    """Constraints that hold what Slicer brings at the version it has."""
+def _from_wheels(packages: Sequence[Requirement], wheels: Path) -> None:
+    """Install from a folder alone: no network is touched."""
+    if not any(wheels.glob("*.whl")):
+        raise WorkerError(
+            _("There is no wheel (*.whl) in {folder}. Choose another folder.").format(folder=wheels)
+        )
+    with tempfile.TemporaryDirectory(prefix="medsegai-") as folder:
+        constraints = _write_constraints(Path(folder))
+        options = ["--no-index", "--find-links", str(wheels), "--constraint", str(constraints)]
+        try:
+            slicer.util.pip_install([*(str(package) for package in packages), *options])
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            raise WorkerError(_failure(_names(packages), error)) from error
+
+
+def _write_constraints(folder: Path) -> Path:
+    """A file that holds what Slicer brings at the version it has."""
     versions = {name: _version(name) for name in PROTECTED}
-    return [f"{name}=={version}" for name, version in versions.items() if version is not None]
+    lines = [f"{name}=={version}\n" for name, version in versions.items() if version is not None]
+    path = folder / "constraints.txt"
+    path.write_text("".join(lines))
+    return path
 
 
-def _run_pip(missing: Sequence[Requirement], constraints: Path, interactive: bool) -> None:
+def _run_pip(packages: Sequence[Requirement], constraints: Path, interactive: bool) -> None:
+    names = [str(package) for package in packages]
     try:
         from slicer import packaging
     except ImportError:  # Slicer before 5.13
-        _run_old_pip(missing, constraints, interactive)
+        slicer.util.pip_install([*names, "--constraint", str(constraints)])
         return
     packaging.pip_ensure(
-        [str(requirement) for requirement in missing],
+        names,
         constraints=constraints,
-        prompt_install=interactive,
+        prompt_install=False,  # that was asked already
         prompt_restart=interactive,
         requester="MedSegAI",
         show_progress=interactive,
     )
 
 
-def _run_old_pip(missing: Sequence[Requirement], constraints: Path, interactive: bool) -> None:
-    names = [str(requirement) for requirement in missing]
-    question = _("MedSegAI needs these Python packages: {names}. Install them now?")
-    if interactive and not slicer.util.confirmOkCancelDisplay(
-        question.format(names=", ".join(names)), "MedSegAI"
-    ):
-        raise RuntimeError(_("the installation was declined"))
-    slicer.util.pip_install([*names, "--constraint", str(constraints)])
+def _names(packages: Sequence[Requirement]) -> str:
+    return ", ".join(str(package) for package in packages)
 
 
 def _failure(what: str, error: Exception) -> str:

@@ -49,14 +49,14 @@ class StructureRow:
     """One structure in the table of results.
 
     Attributes:
-        value: the label's value, by which the panel names the row.
+        segment_id: names the row.
         agreement: how far the members agree, from 0 to 1 (certain); None where that was not measured.
         measures: all measures of uncertainty in words, for the tool tip.
         doubtful: whether a person should look at it first.
         review: one of `REVIEW_STATES`; "" where there is no segment to review.
     """
 
-    value: int
+    segment_id: str
     name: str
     color: tuple[int, int, int]
     volume_ml: float
@@ -66,7 +66,13 @@ class StructureRow:
     review: str = ""
 
 
-REVIEW_STATES = ("not started", "in progress", "completed", "flagged")
+REVIEW_STATES = {
+    "notstarted": "Not started",
+    "inprogress": "In progress",
+    "completed": "Completed",
+    "flagged": "Flagged",
+}
+"""How far a person is with a segment: the words that Slicer stores, and what the panel calls them."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
-from slicer_widgets import STAND_INS
+from slicer_widgets import STAND_INS, qMRMLNodeComboBox
 
 slot_errors: list[BaseException] = []
 
@@ -45,7 +45,9 @@ class Object(metaclass=_Kind):
     _real: Any
 
     def __init__(self, *arguments: Any) -> None:
-        object.__setattr__(self, "_real", self.real_class(*_native(arguments)))
+        object.__setattr__(self, "_real", _real_class(self)(*_native(arguments)))
+        if type(self) is not _kinds.get(self.real_class):
+            _python_sides[self._real] = self
 
     def __getattr__(self, name: str) -> Any:
         meta = self._real.metaObject()
@@ -58,6 +60,9 @@ class Object(metaclass=_Kind):
     def __setattr__(self, name: str, value: Any) -> None:
         meta = self._real.metaObject()
         index = meta.indexOfProperty(name)
+        if index < 0 and type(self) is not _kinds.get(self.real_class):
+            object.__setattr__(self, name, value)  # a Python class of the caller's own
+            return
         if index < 0 or not meta.property(index).isWritable():
             raise AttributeError(f"{meta.className()} has no property {name!r} that can be set")
         if not self._real.setProperty(name, _native(value)):
@@ -78,6 +83,33 @@ class Object(metaclass=_Kind):
         count = len(arguments.split(",")) if arguments else 0
         slot = _slot(function, count)
         return bool(self._real.connect(self._real, QtCore.SIGNAL(known), slot))
+
+
+_python_sides: dict[Any, Object] = {}
+"""The Python objects of classes that a script derives from Qt's, kept alive as PythonQt keeps them."""
+
+VIRTUAL = ("eventFilter",)
+"""What a script's class may override, as far as anybody here does."""
+
+
+def _real_class(wrapped: Object) -> type:
+    """The Qt class to make; of a script's own class one that calls what it overrides."""
+    kind = type(wrapped)
+    overridden = [name for name in VIRTUAL if any(name in vars(base) for base in kind.__mro__)]
+    if not overridden:
+        return kind.real_class
+
+    def forward(name: str) -> Callable[..., Any]:
+        def method(_real: Any, *arguments: Any) -> Any:
+            try:
+                return getattr(wrapped, name)(*(_foreign(argument) for argument in arguments))
+            except BaseException as error:
+                slot_errors.append(error)
+                raise
+
+        return method
+
+    return type(kind.__name__, (kind.real_class,), {name: forward(name) for name in overridden})
 
 
 class _Signal:
@@ -210,6 +242,11 @@ def _check_widget(widget: Any, element: ElementTree.Element) -> None:
     for item in element.findall("property"):
         name = item.attrib["name"]
         assert widget.metaObject().indexOfProperty(name) >= 0, f"{kind} has no property {name}"
+
+
+def new_node_selector() -> Object:
+    """What `slicer.qMRMLNodeComboBox()` gives."""
+    return _kind(qMRMLNodeComboBox)()
 
 
 def child_widget_variables(widget: Object) -> types.SimpleNamespace:

@@ -21,6 +21,19 @@ import pythonqt
 MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSegAI"
 
 
+class Settings:
+    """What of QSettings is used; values come back as they went in."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def value(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def setValue(self, key: str, value: Any) -> None:
+        self.values[key] = value
+
+
 class Application:
     """`slicer.app`."""
 
@@ -28,12 +41,22 @@ class Application:
 
     def __init__(self) -> None:
         self.quitting: list[Any] = []
+        self.starting: list[Any] = []
         self.testing = False
+        self.settings = Settings()
 
     def connect(self, signature: str, function: Any) -> bool:
-        assert signature == "aboutToQuit()", signature
-        self.quitting.append(function)
+        {"aboutToQuit()": self.quitting, "startupCompleted()": self.starting}[signature].append(
+            function
+        )
         return True
+
+    def start(self) -> None:
+        for function in self.starting:
+            function()
+
+    def userSettings(self) -> Any:
+        return self.settings
 
     def quit(self) -> None:
         for function in self.quitting:
@@ -106,6 +129,7 @@ def start(scene: Any, patch: pytest.MonkeyPatch) -> Application:
     patch.setattr(slicer.util, "loadUI", pythonqt.load_ui)
     patch.setattr(slicer.util, "childWidgetVariables", pythonqt.child_widget_variables)
     patch.setattr(slicer.util, "mainWindow", lambda: None)
+    patch.setattr(slicer, "qMRMLNodeComboBox", pythonqt.new_node_selector, raising=False)
     _add_module(patch, "i18n", tr=lambda text: text, translate=lambda context, text: text)
     bases = (
         ScriptedLoadableModule,

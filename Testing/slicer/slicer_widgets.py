@@ -60,6 +60,7 @@ class qMRMLNodeComboBox(QWidget):
     showChildNodeTypes = _stored(bool, "showChildNodeTypes", True)
     showHidden = _stored(bool, "showHidden", False)
     noneEnabled = _stored(bool, "noneEnabled", False)
+    noneDisplay = _stored(str, "noneDisplay", "None")
     addEnabled = _stored(bool, "addEnabled", True)
     removeEnabled = _stored(bool, "removeEnabled", True)
     editEnabled = _stored(bool, "editEnabled", False)
@@ -75,7 +76,13 @@ class qMRMLNodeComboBox(QWidget):
     def setMRMLScene(self, scene: Any) -> None:
         for tag in self._observers:
             self._scene.RemoveObserver(tag)
-        self._scene = scene
+        self._scene, self._observers = scene, []
+        if scene is None:
+            self._nodes = []
+            self._box.blockSignals(True)
+            self._box.clear()
+            self._box.blockSignals(False)
+            return
         events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent)
         self._observers = [scene.AddObserver(event, self._on_scene_event) for event in events]
         self._refresh()
@@ -102,7 +109,7 @@ class qMRMLNodeComboBox(QWidget):
         self._nodes = [node for kind in self.nodeTypes for node in self._of_class(kind)]
         self._box.clear()
         if self.noneEnabled:
-            self._box.addItem("None")
+            self._box.addItem(self.noneDisplay)
         self._box.addItems([node.GetName() for node in self._nodes])
         self.setCurrentNode(current if current in self._nodes else self._first())
         self._box.blockSignals(False)

@@ -131,7 +131,7 @@ def test_installing_asks_only_where_somebody_can_answer(
     from MedSegAILib import install
 
     heard: list[bool] = []
-    monkeypatch.setattr(install, "ensure", lambda interactive: heard.append(interactive))
+    monkeypatch.setattr(install, "ensure", lambda ask: heard.append(ask is not None))
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
     application.testing = testing
     fresh_module.install_what_is_missing()
@@ -197,38 +197,38 @@ def test_the_page_runs_a_job_and_shows_it(page: Any) -> None:
 
 
 def test_closing_the_scene_stops_the_job_and_drops_the_result(
-    page: Any, monkeypatch: pytest.MonkeyPatch
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = head()
     page.panel.choose_input(volume)
-    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "slow")
+    monkeypatch.setattr("MedSegAILib.controller.house.House._model", lambda self, card: "slow")
     press(page, "segmentButton")
     slicer.mrmlScene.Clear(0)
-    client = page.controller._client
+    client = module.worker()
     until(lambda: not client.busy)
     assert node_count() == 0
     assert "Stopped" in message(page)
     page.panel.choose_input(head())
-    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "quick")
+    monkeypatch.setattr("MedSegAILib.controller.house.House._model", lambda self, card: "quick")
     press(page, "segmentButton")
     until(lambda: node_count() == 1)
 
 
 def test_the_page_tells_of_a_crash_and_works_on(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page.panel.choose_input(head())
-    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "crash")
+    monkeypatch.setattr("MedSegAILib.controller.house.House._model", lambda self, card: "crash")
     press(page, "segmentButton")
     until(lambda: "crashed" in message(page))
-    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "quick")
+    monkeypatch.setattr("MedSegAILib.controller.house.House._model", lambda self, card: "quick")
     press(page, "segmentButton")
     until(lambda: node_count() == 1)
 
 
-def test_the_page_cancels(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_cancels(page: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page.panel.choose_input(head())
-    monkeypatch.setattr("MedSegAILib.controller._name", lambda card: "deaf")
+    monkeypatch.setattr("MedSegAILib.controller.house.House._model", lambda self, card: "deaf")
     press(page, "segmentButton")
-    until(lambda: page.controller._client._hello is not None)
+    until(lambda: module.worker()._hello is not None)
     press(page, "cancelButton")
     until(lambda: "Stopped" in message(page))
     assert node_count() == 0
@@ -274,8 +274,8 @@ def test_a_volume_that_is_not_chosen_any_more_is_not_watched(page: Any) -> None:
     assert watched == {second}
 
 
-def test_the_page_does_not_start_a_process_before_it_is_asked(page: Any) -> None:
-    assert page.controller._client._launches == 0
+def test_the_page_does_not_start_a_process_before_it_is_asked(page: Any, module: Any) -> None:
+    assert not module.worker().warm
 
 
 def test_cleaning_up_ends_the_worker_and_the_observations(module: Any) -> None:

@@ -70,7 +70,7 @@ def widget() -> Iterator[Any]:
 
 @pytest.fixture
 def panel(widget: Any) -> Panel:
-    return Panel(pythonqt.child_widget_variables(widget))
+    return Panel(pythonqt.child_widget_variables(widget), pythonqt.new_node_selector)
 
 
 def find(widget: Any, name: str, kind: type = QtWidgets.QWidget) -> Any:

@@ -5,41 +5,27 @@ The panel decides nothing and knows neither scene nor worker; nodes pass through
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import qt
 
 from medsegai.card import ModelCard
 from medsegai.progress import ProgressEvent
-from medsegai.request import StructureMeasures
+from MedSegAILib.model_shelf import usable_together
+from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.panel.inputs import InputWidgets
+from MedSegAILib.panel.models import ModelBrowser
 from MedSegAILib.panel.options import OptionWidgets
+from MedSegAILib.panel.output import OutputWidgets, PreviewBar
+from MedSegAILib.panel.queue_table import QueueTable
+from MedSegAILib.panel.results import ResultsView
+from MedSegAILib.panel.settings import SettingsWidgets
+from MedSegAILib.panel.shortcuts import add_shortcuts
+from MedSegAILib.panel.style import duration, error_style
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
+from MedSegAILib.view import Choice, DeviceChoice
 
 PROGRESS_STEPS = 1000
-
-# Measures of uncertainty; the first has a column, all stand in its tool tip.
-AGREEMENT = (
-    ("iou", "IoU"),
-    ("pairwise_dice", "Dice"),
-    ("volume_cv", "CV"),
-    ("mean_entropy", "Entropy"),
-)
-AGREEMENT_HELP = (
-    "How far the members agree on a structure: what all of them found, over what any of them found. "
-    "1 is certain; look at what is well below the others."
-)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the user chose: the input node (or None), the model (or None), and the options."""
-
-    node: Any
-    card: ModelCard | None
-    options: dict[str, Any]
 
 
 class Panel:
@@ -47,47 +33,91 @@ class Panel:
 
     Args:
         ui: the named widgets of `Resources/UI/MedSegAI.ui`.
+        new_selector: makes a qMRMLNodeComboBox, for models with several channels.
 
     Attributes:
-        segment_requested, cancel_requested: a button was pressed.
+        segment_requested, cancel_requested, log_requested: a button was pressed.
         choice_changed: another volume, model or option was chosen.
+        model_changed: another model was chosen; `choice_changed` follows.
+        preview, results, queue, settings, browser: the parts that speak for themselves.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Any, new_selector: Callable[[], Any]) -> None:
         self._ui = ui
         self._cards: tuple[ModelCard, ...] = ()
         self._ready = False
         self._running = False
-        self.segment_requested = Signal()
-        self.cancel_requested = Signal()
-        self.choice_changed = Signal()
-        self._options = OptionWidgets(ui.advancedButton.layout(), self.choice_changed.emit)
-        self._make_error_style()
-        ui.segmentButton.connect("clicked()", self.segment_requested.emit)
-        ui.cancelButton.connect("clicked()", self.cancel_requested.emit)
-        ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_input_changed)
-        ui.modelSelector.connect("currentIndexChanged(int)", self._on_model_changed)
+        self.segment_requested, self.cancel_requested = Signal(), Signal()
+        self.choice_changed, self.model_changed = Signal(), Signal()
+        self.log_requested = Signal()
+        self._inputs = InputWidgets(ui, new_selector, self.choice_changed.emit)
+        self._output = OutputWidgets(ui, self.choice_changed.emit)
+        self._options = OptionWidgets(ui.advancedArea.layout(), self.choice_changed.emit)
+        self.preview = PreviewBar(ui)
+        self.results = ResultsView(ui)
+        self.queue = QueueTable(ui)
+        self.settings = SettingsWidgets(ui)
+        self.browser = ModelBrowser(ui.inputsButton)
+        self.browser.card_chosen.connect(self.choose_model)
+        self._connect()
+        add_shortcuts(ui)
         ui.progressBar.visible = False
         ui.messageLabel.visible = False
-        ui.resultTable.visible = False
+        ui.logButton.visible = False
 
     def choice(self) -> Choice:
-        return Choice(self._ui.inputSelector.currentNode(), self._card(), self._options.values())
+        return Choice(
+            nodes=self._inputs.nodes(),
+            cards=self._chosen_cards(),
+            options=self._options.values(),
+            output=self._output.choice(),
+            region=self._inputs.region(),
+            every_frame=self._inputs.every_frame(),
+        )
 
     def choose_input(self, node: Any) -> None:
         """Choose this volume, as a user would."""
-        self._ui.inputSelector.setCurrentNode(node)
+        self._inputs.choose(node)
+
+    def choose_region(self, node: Any) -> None:
+        self._inputs.choose_region(node)
+
+    def choose_output(self, mode: OutputMode, node: Any = None) -> None:
+        self._output.choose(mode, node)
+
+    def choose_model(self, card: ModelCard) -> None:
+        folders = [item.folder for item in self._cards]
+        if card.folder in folders:
+            self._ui.modelSelector.currentIndex = folders.index(card.folder)
 
     def show_models(self, cards: Sequence[ModelCard]) -> None:
-        """Offer these models; the first is chosen."""
+        """Offer these models; the one that was chosen stays chosen, else the first is."""
+        chosen = self._card()
         self._cards = ()  # so that what the selector tells meanwhile is of no model
         selector = self._ui.modelSelector
         selector.clear()
         for card in cards:
             selector.addItem(card.name)
         self._cards = tuple(cards)
-        selector.currentIndex = 0 if cards else -1
-        self._on_model_changed(selector.currentIndex)
+        folders = [card.folder for card in cards]
+        first = 0 if cards else -1
+        kept = folders.index(chosen.folder) if chosen and chosen.folder in folders else first
+        selector.blockSignals(True)
+        selector.currentIndex = kept
+        selector.blockSignals(False)
+        self.browser.show_cards(cards)
+        self._on_model_changed(kept)
+
+    def show_devices(self, devices: Sequence[DeviceChoice]) -> None:
+        self._options.show_devices(devices)
+
+    def show_frames(self, count: int) -> None:
+        """Offer this many frames of a sequence; 0 where the volume is no part of one."""
+        self._inputs.show_frames(count)
+
+    def show_guess(self, nodes: Mapping[str, Any]) -> None:
+        """Choose these nodes for the channels of the model, to be checked by the user."""
+        self._inputs.show_guess(nodes)
 
     def show_plan(self, text: str, ready: bool) -> None:
         """Say what will run, or why nothing can (`ready` is false then)."""
@@ -118,63 +148,53 @@ class Panel:
 
     def show_message(self, text: str) -> None:
         self._say(text, "")
+        self._ui.logButton.visible = False
 
-    def show_error(self, text: str) -> None:
-        self._say(text, self._error_style)
+    def show_error(self, text: str, log: bool = False) -> None:
+        """Say what went wrong; with `log` the worker's own words are one click away."""
+        self._say(text, error_style(self._ui.messageLabel))
+        self._ui.logButton.visible = log
 
-    def show_structures(self, structures: Sequence[StructureMeasures]) -> None:
-        """Fill the table; nothing to show hides it."""
-        table = self._ui.resultTable
-        uncertain = any(_agreement_text(measures) for measures in structures)
-        titles = [_("Structure"), _("Volume (ml)"), *([_("Agreement")] if uncertain else [])]
-        table.sortingEnabled = False
-        table.clear()
-        table.setRowCount(len(structures))
-        table.setColumnCount(len(titles))
-        table.setHorizontalHeaderLabels(titles)
-        for row, measures in enumerate(structures):
-            table.setItem(row, 0, _name_item(measures))
-            table.setItem(row, 1, _number_item(measures.volume_ml))
-            if uncertain:
-                table.setItem(row, 2, _number_item(measures.iou, _agreement_text(measures)))
-        if uncertain:
-            table.horizontalHeaderItem(2).setToolTip(_(AGREEMENT_HELP))
-        self._lay_out_table()
-        table.visible = bool(structures)
+    def _connect(self) -> None:
+        ui = self._ui
+        ui.segmentButton.connect("clicked()", self.segment_requested.emit)
+        ui.cancelButton.connect("clicked()", self.cancel_requested.emit)
+        ui.logButton.connect("clicked()", self.log_requested.emit)
+        ui.modelsButton.connect("clicked()", self._browse)
+        ui.modelSelector.connect("currentIndexChanged(int)", self._on_model_changed)
 
-    def _lay_out_table(self) -> None:
-        table = self._ui.resultTable
-        rows, columns = table.verticalHeader(), table.horizontalHeader()
-        rows.visible = False
-        rows.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
-        columns.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
-        columns.setSectionResizeMode(0, qt.QHeaderView.Stretch)
-        columns.setSortIndicator(-1, qt.Qt.AscendingOrder)  # the model's order, until a click
-        table.sortingEnabled = True
+    def _browse(self) -> None:
+        card = self._card()
+        if card is not None:
+            self.browser.select(card)
+        self.browser.open()
 
     def _card(self) -> ModelCard | None:
         index = self._ui.modelSelector.currentIndex
         return self._cards[index] if 0 <= index < len(self._cards) else None
 
-    def _on_input_changed(self, _node: Any) -> None:
-        self.choice_changed.emit()
+    def _chosen_cards(self) -> tuple[ModelCard, ...]:
+        card = self._card()
+        if card is None:
+            return ()
+        names = self._options.other_models()
+        others = usable_together(card, self._cards)
+        return (card, *(other for other in others if other.name in names))
 
     def _on_model_changed(self, _index: int) -> None:
         card = self._card()
+        others = [] if card is None else usable_together(card, self._cards)
         self._options.set_members(card)
+        self._options.set_others([other.name for other in others])
+        self._inputs.set_channels(card)
         self._ui.modelSelector.toolTip = "" if card is None else _card_text(card)
+        self.model_changed.emit()
         self.choice_changed.emit()
 
     def _update_buttons(self) -> None:
-        self._ui.segmentButton.enabled = self._ready and not self._running
+        self._ui.segmentButton.enabled = self._ready
+        self._ui.segmentButton.text = _("Add to the queue") if self._running else _("Segment")
         self._ui.cancelButton.enabled = self._running
-        self._ui.inputsButton.enabled = not self._running
-        self._ui.advancedButton.enabled = not self._running
-
-    def _make_error_style(self) -> None:
-        """A red that can be read on a light and on a dark window."""
-        dark = self._ui.messageLabel.palette.color(qt.QPalette.Window).lightness() < 128
-        self._error_style = "color: #ff8a80;" if dark else "color: #b00020;"
 
     def _say(self, text: str, style: str) -> None:
         label = self._ui.messageLabel
@@ -196,13 +216,8 @@ def _progress_text(event: ProgressEvent) -> str:
     percent = f"{100 * event.fraction:.0f} %"
     if event.seconds_left is None:
         return f"{stage} – {percent}"
-    left = _("{time} left").format(time=_duration(event.seconds_left))
+    left = _("{time} left").format(time=duration(event.seconds_left))
     return f"{stage} – {percent} – {left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _card_text(card: ModelCard) -> str:
@@ -212,22 +227,3 @@ def _card_text(card: ModelCard) -> str:
         card.licence and f"{_('Licence')}: {card.licence}",
     )
     return "\n".join(part for part in parts if part)
-
-
-def _name_item(measures: StructureMeasures) -> Any:
-    item = qt.QTableWidgetItem(measures.label.name)
-    item.setData(qt.Qt.DecorationRole, qt.QColor(*measures.label.color))
-    return item
-
-
-def _number_item(value: float | None, explanation: str = "") -> Any:
-    """Padded to one length, numbers sort as texts in their order."""
-    item = qt.QTableWidgetItem("" if value is None else f"{value:9.2f}")
-    item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
-    item.setToolTip(explanation)
-    return item
-
-
-def _agreement_text(measures: StructureMeasures) -> str:
-    values = [(title, getattr(measures, name)) for name, title in AGREEMENT]
-    return ", ".join(f"{_(title)} {value:.3f}" for title, value in values if value is not None)

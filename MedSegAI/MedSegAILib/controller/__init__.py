@@ -1,0 +1,80 @@
+"""What happens when: neither Qt nor MRML, so a test needs no window and no scene.
+
+Panel, scene, queue and application come as arguments; `protocols` says what is asked of them.
+"""
+
+from __future__ import annotations
+
+from MedSegAILib.controller.house import House
+from MedSegAILib.controller.jobs import Jobs
+from MedSegAILib.controller.models import Models
+from MedSegAILib.controller.places import Places
+from MedSegAILib.controller.protocols import (
+    HostProtocol,
+    PanelProtocol,
+    QueueProtocol,
+    SceneProtocol,
+)
+from MedSegAILib.controller.results import Results
+from MedSegAILib.translation import tr as _
+
+CLOSE_QUESTION = (
+    "{count} MedSegAI jobs are under way ({names}). Closing stops them, and what they did so far is lost. "
+    "Close all the same?"
+)
+SCENE_QUESTION = (
+    "{count} MedSegAI jobs are under way ({names}), on volumes of the scene that is being closed. Wait until "
+    "they are done, and save the results before the scene closes? With No they are stopped."
+)
+
+
+class Controller:
+    """Joins panel, scene, queue and application.
+
+    Attributes:
+        jobs, results, models, places: the parts.
+    """
+
+    def __init__(
+        self, panel: PanelProtocol, scene: SceneProtocol, queue: QueueProtocol, host: HostProtocol
+    ) -> None:
+        self._house = House(panel, scene, queue, host)
+        self.results = Results(panel, scene, host)  # type: ignore[arg-type]  # one scene has both
+        self.jobs = Jobs(self._house, self.results)
+        self.models = Models(self._house)
+        self.places = Places(self._house, self.jobs.update_plan)
+        panel.log_requested.connect(self._show_log)
+        self._asked_devices = False
+
+    def enter(self) -> None:
+        """The page is shown: volumes may have changed meanwhile, and devices may be unknown."""
+        self.jobs.update_plan()
+        self.results.refresh()
+        if not self._asked_devices:
+            self._asked_devices = True
+            self.places.ask_devices()
+
+    def close_question(self) -> str:
+        """What to ask before Slicer closes; "" where nothing is under way."""
+        return self._question(_(CLOSE_QUESTION))
+
+    def scene_question(self) -> str:
+        """What to ask while the scene closes, likewise."""
+        return self._question(_(SCENE_QUESTION))
+
+    def scene_closes(self) -> None:
+        """What is under way would have no volume to belong to."""
+        self._house.queue.cancel_all()
+        self.jobs.forget_previews()
+        self.results.show(None)
+
+    def _question(self, text: str) -> str:
+        names = [
+            entry.title
+            for entry in self._house.queue.entries
+            if str(entry.state) in ("running", "waiting")
+        ]
+        return text.format(count=len(names), names="; ".join(names[:3])) if names else ""
+
+    def _show_log(self) -> None:
+        self._house.host.show_text(_("Log of the worker"), self._house.host.log())

@@ -1,0 +1,86 @@
+"""What the parts of the controller share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medsegai.card import CARD_NAME, ModelCard
+from medsegai.errors import ModelError, RequestError
+from medsegai.request import SegmentationRequest, request_from_options
+from medsegai.volume import Volume
+from MedSegAILib.controller.devices import Devices
+from MedSegAILib.controller.estimates import Estimates
+from MedSegAILib.controller.protocols import (
+    HostProtocol,
+    PanelProtocol,
+    QueueProtocol,
+    SceneProtocol,
+)
+from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import Choice
+from MedSegAILib.worker.place import PlaceKind
+
+TIMES = "times"
+"""Name of the setting that holds what jobs took."""
+
+
+@dataclass
+class House:
+    """Panel, scene, queue and application, and what is known of the devices."""
+
+    panel: PanelProtocol
+    scene: SceneProtocol
+    queue: QueueProtocol
+    host: HostProtocol
+    devices: Devices = Devices()
+
+    def __post_init__(self) -> None:
+        self.estimates = Estimates(
+            lambda: self.host.setting(TIMES), lambda text: self.host.set_setting(TIMES, text)
+        )
+
+    def place_is_here(self) -> bool:
+        """Whether the worker runs in Slicer's own Python, where things may have to be installed."""
+        return self.host.place().kind is PlaceKind.OWN
+
+    def request(self, choice: Choice, volumes: Sequence[Volume]) -> SegmentationRequest:
+        """The request of a choice, with these voxels.
+
+        Raises:
+            MedSegAIError: the options, the output or the region do not fit, or a model is gone.
+        """
+        if choice.output.mode in (OutputMode.UPDATE, OutputMode.ADD) and choice.output.node is None:
+            raise RequestError(
+                _("Choose the segmentation that the result goes into, or a new one as the result.")
+            )
+        if choice.every_frame and choice.output.mode is not OutputMode.NEW:
+            raise RequestError(
+                _("Every frame of a sequence gets a new segmentation. Choose that as the result.")
+            )
+        options = dict(choice.options) | {
+            "models": tuple(self._model(card) for card in choice.cards),
+            "candidates": not choice.every_frame,
+        }
+        if len(choice.cards) > 1:
+            options["members"] = ()  # their names belong to one model
+        if choice.region is not None:
+            options["region"] = self.scene.region(choice.region)
+        return request_from_options(tuple(volumes), options)
+
+    def _model(self, card: ModelCard) -> str:
+        """What finds exactly this card again: its folder, for two models could have one id.
+
+        Raises:
+            ModelError: it was removed meanwhile.
+        """
+        if not self.host.place().shares_files:
+            return card.id
+        if not card.in_place and not (card.folder / CARD_NAME).is_file():
+            raise ModelError(
+                _("The model {name} is no longer in {folder}. Import it again.").format(
+                    name=card.name, folder=card.folder
+                )
+            )
+        return str(card.folder)

@@ -1,0 +1,259 @@
+"""From the choice in the panel to the result in the scene: the plan, the queue, and each job's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import Cancelled, InputError, MedSegAIError, ModelError, RequestError, WorkerError
+from medsegai.progress import ProgressEvent
+from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.volume import Volume
+from MedSegAILib.controller import texts
+from MedSegAILib.controller.house import House
+from MedSegAILib.controller.results import Results
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import Choice
+
+
+class Jobs:
+    """Plans, starts and ends jobs.
+
+    Args:
+        results: shows the segmentation when one lies in the scene.
+    """
+
+    def __init__(self, house: House, results: Results) -> None:
+        self._house, self._results = house, results
+        self._running: Any = None
+        self._previews: list[Any] = []
+        panel, queue = house.panel, house.queue
+        panel.segment_requested.connect(self.start)
+        panel.cancel_requested.connect(self.cancel)
+        panel.choice_changed.connect(self.update_plan)
+        panel.model_changed.connect(self.guess_channels)
+        panel.preview.accepted.connect(self.accept)
+        panel.preview.rejected.connect(self.reject)
+        panel.queue.move_requested.connect(queue.move)
+        panel.queue.again_requested.connect(queue.again)
+        panel.queue.cancel_requested.connect(queue.cancel)
+        panel.queue.remove_requested.connect(queue.remove)
+        panel.queue.clear_requested.connect(queue.remove_ended)
+        queue.changed.connect(self._on_queue_changed)
+
+    def guess_channels(self) -> None:
+        """Where a model takes several images, choose those whose names fit."""
+        choice = self._house.panel.choice()
+        if choice.card is not None and len(choice.card.channels) > 1:
+            volumes = self._house.scene.volumes()
+            self._house.panel.show_guess(self._house.scene.guess_channels(choice.card, volumes))
+
+    def update_plan(self) -> None:
+        """Say what Segment would do with the present choice, or why it cannot."""
+        panel = self._house.panel
+        try:
+            choice = panel.choice()
+            panel.show_frames(0 if choice.node is None else len(self._house.scene.frames(choice.node)))
+            request = self._request(choice)
+        except MedSegAIError as error:
+            panel.show_plan(str(error), False)
+        else:
+            seconds = self._house.estimates.seconds(choice.cards, request)
+            panel.show_plan(texts.plan(choice.cards, request, self._house.devices, seconds), True)
+
+    def start(self) -> None:
+        """Put the present choice into the queue; it begins at once where nothing else runs."""
+        house = self._house
+        house.panel.show_message("")
+        try:
+            choice = house.panel.choice()
+            if house.place_is_here():
+                house.host.prepare()
+            request = self._request(choice)
+        except MedSegAIError as error:
+            house.panel.show_error(str(error))
+            return
+        name = _source(request)
+        frames = house.scene.frames(choice.node) if choice.every_frame else (None,)
+        series = _Series()
+        for frame in frames:
+            title = f"{name}: {' + '.join(card.name for card in choice.cards)}"
+            title += "" if frame is None else _(", frame {number}").format(number=frame + 1)
+            job = _Job(self, choice, frame, series)
+            house.queue.add(title, job.make_request, job)
+
+    def cancel(self) -> None:
+        """Stop the job that runs; the panel hears of it when it has stopped."""
+        running = self._under_way()
+        if running is not None:
+            self._house.panel.show_cancelling()
+            self._house.queue.cancel(running)
+
+    def accept(self) -> None:
+        """Keep the preview that is shown."""
+        self._conclude_preview(lambda preview: preview.accept())
+
+    def reject(self) -> None:
+        self._conclude_preview(lambda preview: preview.reject())
+
+    def forget_previews(self) -> None:
+        """The scene was closed, and with it whatever waited for an answer."""
+        self._previews = []
+        self._house.panel.preview.show("")
+
+    def place(self, source: Any, output: OutputChoice, frame: int | None, result: Any) -> Any:
+        """Bring a result into the scene, as the user chose.
+
+        Returns:
+            the segmentation node.
+
+        Raises:
+            MedSegAIError: it has no place any more.
+        """
+        scene = self._house.scene
+        if output.mode is OutputMode.PREVIEW:
+            preview = scene.preview(source, result, output)
+            self._previews.append(preview)
+            self._show_preview()
+            node, notes = preview.node, preview.notes
+        else:
+            node = scene.write(source, result, output, frame)
+            notes = scene.notes
+        self._results.show_chosen(node)
+        self._house.panel.show_message(texts.summary(node.GetName(), result, notes))
+        return node
+
+    def _conclude_preview(self, conclude: Callable[[Any], Any]) -> None:
+        if not self._previews:
+            return
+        try:
+            node = conclude(self._previews.pop(0))
+        except MedSegAIError as error:
+            self._house.panel.show_error(str(error))
+            node = None
+        self._show_preview()
+        self._results.show_chosen(node)
+
+    def _show_preview(self) -> None:
+        self._house.panel.preview.show(self._previews[0].node.GetName() if self._previews else "")
+
+    def _on_queue_changed(self) -> None:
+        panel, running = self._house.panel, self._under_way()
+        if running is not self._running:
+            self._running = running
+            if running is None:
+                panel.show_idle()
+                self.update_plan()  # now it is known how long this takes
+            else:
+                panel.show_running()
+        panel.queue.show(self._house.queue.entries)
+
+    def _under_way(self) -> Any:
+        entries = self._house.queue.entries
+        return next((entry for entry in entries if str(entry.state) == "running"), None)
+
+    def _request(self, choice: Choice) -> SegmentationRequest:
+        """Everything that can be told before a job is checked here.
+
+        Raises:
+            MedSegAIError: what was chosen cannot be run.
+        """
+        volumes = self._house.scene.read_channels(chosen_nodes(choice))
+        return self._house.request(choice, volumes)
+
+
+@dataclass
+class _Series:
+    """What the frames of a sequence share: the segmentation that the first of them became."""
+
+    node: Any = None
+
+
+class _Job:
+    """One entry of the queue: reads its input when its turn comes, and hears of its end."""
+
+    def __init__(self, jobs: Jobs, choice: Choice, frame: int | None, series: _Series) -> None:
+        self._jobs, self._choice, self._frame, self._series = jobs, choice, frame, series
+        self._request: SegmentationRequest | None = None
+        self._house = jobs._house
+
+    def make_request(self) -> SegmentationRequest:
+        """The request with the voxels, the region and the models of this moment."""
+        choice, house = self._choice, self._house
+        for node in chosen_nodes(choice):
+            if not house.scene.is_present(node):
+                raise InputError(
+                    _("The volume {name} has left the scene. Load it again.").format(
+                        name=node.GetName()
+                    )
+                )
+        output = choice.output.node
+        if output is not None and not house.scene.is_present(output):
+            raise InputError(
+                _(
+                    "The segmentation {name} has left the scene. Choose another output, and run it again."
+                ).format(name=output.GetName())
+            )
+        if self._frame is None:
+            volumes = house.scene.read_channels(chosen_nodes(choice))
+        else:
+            volumes = tuple(
+                house.scene.read_frame(node, self._frame) for node in chosen_nodes(choice)
+            )
+        self._request = house.request(choice, volumes)
+        return self._request
+
+    def progressed(self, event: ProgressEvent) -> None:
+        self._house.panel.show_progress(event)
+
+    def finished(self, result: SegmentationResult) -> None:
+        if self._request is not None:
+            self._house.estimates.learn(self._choice.cards, self._request, result)
+        self._request = None  # it holds the voxels
+        output = self._choice.output
+        if self._frame is not None:
+            output = replace(output, node=self._series.node)
+        try:
+            self._series.node = self._jobs.place(self._choice.node, output, self._frame, result)
+        except MedSegAIError as error:
+            self._house.panel.show_error(str(error))
+
+    def failed(self, error: MedSegAIError) -> None:
+        self._request = None
+        if isinstance(error, Cancelled):
+            self._house.panel.show_message(str(error))
+        else:
+            self._house.panel.show_error(str(error), log=isinstance(error, WorkerError))
+
+
+def chosen_nodes(choice: Choice) -> list[Any]:
+    """One node for each channel; channels that may be left out can be, from the last on.
+
+    Raises:
+        MedSegAIError: there is no model, or no volume where one is needed.
+    """
+    if choice.card is None:
+        raise ModelError(_("There is no model. Import one with Browse…, or reinstall MedSegAI."))
+    if all(node is None for node in choice.nodes.values()):
+        raise InputError(_("There is no input volume. Load an image and choose it."))
+    channels = choice.card.channels
+    needed = max(
+        (n for n, c in enumerate(channels, 1) if c.required or choice.nodes.get(c.name) is not None),
+        default=1,
+    )
+    missing = [c.name for c in channels[:needed] if choice.nodes.get(c.name) is None]
+    if missing:
+        raise RequestError(
+            _("{model} needs {count} images; choose a volume for {names}.").format(
+                model=choice.card.name, count=needed, names=", ".join(missing)
+            )
+        )
+    return [choice.nodes[channel.name] for channel in channels[:needed]]
+
+
+def _source(request: SegmentationRequest) -> str:
+    volume = request.inputs[0]
+    return volume.source if isinstance(volume, Volume) else Path(volume).name

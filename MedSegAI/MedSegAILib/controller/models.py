@@ -1,0 +1,102 @@
+"""Models: shown, imported and checked. What needs torch runs in the worker's Python, never in this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from medsegai.card import ModelCard
+from medsegai.catalogue import user_models_folder
+from MedSegAILib import model_shelf
+from MedSegAILib.controller import texts
+from MedSegAILib.controller.house import House
+from MedSegAILib.translation import tr as _
+from MedSegAILib.worker.place import Place, PlaceKind
+
+
+class Models:
+    """Joins the model browser with the models on disk."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        browser = house.panel.browser
+        browser.expectation = self._expectation
+        browser.import_requested.connect(self.import_from)
+        browser.verify_requested.connect(self.verify)
+
+    def show(self, files: Iterable[Path] | None = None) -> None:
+        """Offer the models that are at hand; a card that cannot be read is told, and left out."""
+        cards, problems = model_shelf.read_cards(files)
+        self._house.panel.show_models(cards)
+        if problems:
+            self._house.panel.show_error("\n".join(problems))
+
+    def import_from(self, path: str) -> None:
+        """Add the model at `path` to the user's own, in the background."""
+        before = set(_own_cards())
+        browser = self._house.panel.browser
+        browser.show_busy(True)
+        browser.show_status(_("Importing {path} …").format(path=path))
+
+        def done(answer: Any) -> None:
+            browser.show_busy(False)
+            if answer.code != 0:
+                browser.show_status(_reason(answer), problem=True)
+                return
+            self.show()
+            for file in sorted(set(_own_cards()) - before):
+                cards, _problems = model_shelf.read_cards([file])
+                for card in cards:
+                    self._house.panel.choose_model(card)
+                    browser.select(card)
+            browser.show_status(answer.output.strip().splitlines()[0])
+
+        self._run(["models", "import", path], done)
+
+    def verify(self, card: ModelCard) -> None:
+        """Compare a model's weights with the hashes in its card, in the background."""
+        browser = self._house.panel.browser
+        browser.show_busy(True)
+        browser.show_status(_("Checking the weights of {name} …").format(name=card.name))
+
+        def done(answer: Any) -> None:
+            browser.show_busy(False)
+            if answer.code == 0:
+                browser.show_status(
+                    _("Every weights file of {name} has the SHA-256 that its card gives.").format(
+                        name=card.name
+                    )
+                )
+            else:
+                browser.show_status(_reason(answer), problem=True)
+
+        self._run(["models", "verify", str(card.folder)], done)
+
+    def _run(self, arguments: list[str], done: Any) -> None:
+        place = self._local_place()
+        command = [place.command()[0], "-m", "medsegai", *arguments]
+        self._house.host.run(command, place.environment(), done)
+
+    def _local_place(self) -> Place:
+        """Models lie on this computer, so a Python of this computer looks after them."""
+        place = self._house.host.place()
+        if place.kind is PlaceKind.SSH:
+            return Place.own(self._house.host.own_python())
+        return place
+
+    def _expectation(self, card: ModelCard) -> str:
+        seconds = self._house.estimates.typical_seconds(card)
+        return texts.expectation(card, self._house.devices, seconds)
+
+
+def _own_cards() -> list[Path]:
+    return sorted(user_models_folder().glob("*/card.json"))
+
+
+def _reason(answer: Any) -> str:
+    """Why a command failed: what it said last."""
+    lines = [line for line in (answer.errors or answer.output).splitlines() if line.strip()]
+    if not lines:
+        return _("It ended without a word (code {code}).").format(code=answer.code)
+    return lines[-1].removeprefix("medsegai: ")

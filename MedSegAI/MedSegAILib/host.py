@@ -1,0 +1,128 @@
+"""What the controller asks of the application: settings, questions, programs, and Slicer's own windows."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import slicer
+import slicer.util
+
+from medsegai.errors import WorkerError
+from MedSegAILib.scene.statistics import CHART_REFERENCE
+from MedSegAILib.scene.undo import undo_in
+from MedSegAILib.translation import tr as _
+from MedSegAILib.worker.place import Place
+
+SETTINGS = "MedSegAI/"
+"""Where Slicer's user settings keep ours."""
+
+
+def own_python() -> str:
+    """Slicer's own Python."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+def setting(name: str) -> str:
+    """A setting of the user's; "" where there is none."""
+    return str(slicer.app.userSettings().value(SETTINGS + name) or "")
+
+
+def chosen_place() -> Place:
+    """Where the worker runs, as the settings say; a damaged setting is Slicer's own Python."""
+    try:
+        return Place.from_text(setting("place"), own_python())
+    except WorkerError:
+        return Place.own(own_python())
+
+
+def can_ask() -> bool:
+    """Whether somebody is there to answer a question; a test must never wait for one."""
+    return slicer.util.mainWindow() is not None and not slicer.app.testingEnabled()
+
+
+def save_undo(segmentation: Any) -> bool:
+    """Keep the state of a segmentation for the Segment Editor's undo; False without a window."""
+    if slicer.util.mainWindow() is None:
+        return False
+    page = slicer.util.getModuleWidget("SegmentEditor")
+    if page.editor.mrmlSegmentEditorNode() is None:
+        page.selectParameterNode()
+    return undo_in(page.editor)(segmentation)
+
+
+class Host:
+    """The application.
+
+    Args:
+        client: gives the one worker client.
+        prepare: installs what is missing.
+        programs: see `panel.process.Programs`.
+        ask_path: asks for a file to write: see `panel.dialogs.save_file`.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Any],
+        prepare: Callable[[], None],
+        programs: Any,
+        ask_path: Callable[[Any, str, str, str], str],
+    ) -> None:
+        self._client, self._ask_path, self._programs = client, ask_path, programs
+        self.prepare = prepare
+
+    def setting(self, name: str) -> str:
+        return setting(name)
+
+    def set_setting(self, name: str, value: str) -> None:
+        slicer.app.userSettings().setValue(SETTINGS + name, value)
+
+    def own_python(self) -> str:
+        return own_python()
+
+    def place(self) -> Place:
+        place: Place = self._client().place
+        return place
+
+    def set_place(self, place: Place) -> None:
+        place.command()  # says what is wrong with it, before a job does
+        self._client().set_place(place)
+
+    def log(self) -> str:
+        return str(self._client().log)
+
+    def run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        done: Callable[[Any], None],
+    ) -> Any:
+        return self._programs.run(command, environment, done)
+
+    def show_text(self, title: str, text: str) -> None:
+        """A long text, in a window that can be scrolled."""
+        slicer.util.infoDisplay(
+            _("The end of what the worker wrote stands below."),
+            windowTitle=title,
+            detailedText=text or _("It wrote nothing."),
+        )
+
+    def ask_save_file(self, title: str, name: str) -> str:
+        return self._ask_path(slicer.util.mainWindow(), title, name, "CSV (*.csv)")
+
+    def show_table(self, table: Any) -> None:
+        """Bring a table and its plot into view."""
+        if slicer.util.mainWindow() is None:
+            return
+        logic = slicer.app.applicationLogic()
+        logic.GetSelectionNode().SetActiveTableID(table.GetID())
+        logic.PropagateTableSelection()
+        chart = table.GetNodeReference(CHART_REFERENCE)
+        if chart is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+    def confirm(self, question: str) -> bool:
+        """Yes, where nobody can answer."""
+        return not can_ask() or bool(slicer.util.confirmYesNoDisplay(question, "MedSegAI"))

@@ -1,0 +1,25 @@
+"""Asks before Slicer closes while jobs are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+
+
+class CloseFilter(qt.QWidget):
+    """Stands before the main window's close. `may_close` is asked, and False keeps the window open."""
+
+    may_close: Callable[[], bool]
+
+    def watch(self, window: Any, may_close: Callable[[], bool]) -> None:
+        self.may_close = may_close
+        window.installEventFilter(self)
+
+    def eventFilter(self, _watched: Any, event: Any) -> bool:
+        """Called by Qt for each event of the window; True keeps the event from it."""
+        if event.type() == qt.QEvent.Close and not self.may_close():
+            event.ignore()
+            return True
+        return False

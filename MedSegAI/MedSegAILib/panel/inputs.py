@@ -1,0 +1,134 @@
+"""What goes in: the volumes of the model's channels, the frames of a sequence, and the region."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import qt
+
+from medsegai.card import ModelCard
+from MedSegAILib.panel.style import quiet_style
+from MedSegAILib.translation import tr as _
+
+
+class InputWidgets:
+    """The first channel has the selector of the .ui file, each further one a selector made for it.
+
+    Args:
+        ui: the named widgets.
+        new_selector: makes a qMRMLNodeComboBox.
+        changed: called after each change by the user or the scene.
+    """
+
+    def __init__(
+        self, ui: Any, new_selector: Callable[[], Any], changed: Callable[[], None]
+    ) -> None:
+        self._ui, self._new_selector, self._changed = ui, new_selector, changed
+        self._channels: tuple[str, ...] = ("",)
+        self._further: list[tuple[Any, Any]] = []
+        self._frames = 0
+        self._filling = False
+        ui.channelsArea.visible = False
+        ui.channelsNote.visible = False
+        ui.channelsNote.styleSheet = quiet_style(ui.channelsNote)
+        ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
+        ui.regionSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
+        ui.framesSelector.connect("currentIndexChanged(int)", self._on_frames_changed)
+        self.show_frames(0)
+
+    def nodes(self) -> dict[str, Any]:
+        selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
+        return {
+            name: selector.currentNode()
+            for name, selector in zip(self._channels, selectors, strict=True)
+        }
+
+    def region(self) -> Any:
+        return self._ui.regionSelector.currentNode()
+
+    def every_frame(self) -> bool:
+        return self._frames > 0 and self._ui.framesSelector.currentIndex == 1
+
+    def choose(self, node: Any) -> None:
+        self._ui.inputSelector.setCurrentNode(node)
+
+    def choose_region(self, node: Any) -> None:
+        self._ui.regionSelector.setCurrentNode(node)
+
+    def set_channels(self, card: ModelCard | None) -> None:
+        """One selector for each channel of the model."""
+        channels = ("",) if card is None else tuple(channel.name for channel in card.channels)
+        if channels == self._channels:
+            return
+        self._channels = channels
+        layout = self._ui.channelsArea.layout()
+        for label, selector in self._further:
+            for widget in (label, selector):
+                layout.removeWidget(widget)
+                widget.hide()
+                widget.deleteLater()
+        several = len(channels) > 1
+        self._ui.inputLabel.text = f"{channels[0]}:" if several else _("Volume:")
+        self._further = []
+        for number, name in enumerate(channels[1:], start=1):
+            assert card is not None
+            self._add_channel(number, name, card.channels[number].required)
+        self._ui.channelsArea.visible = several
+        self._ui.channelsNote.visible = False
+
+    def show_guess(self, nodes: Mapping[str, Any]) -> None:
+        """Choose these nodes for the channels, and ask for a look at them."""
+        self._filling = True
+        selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
+        for name, selector in zip(self._channels, selectors, strict=True):
+            if nodes.get(name) is not None:
+                selector.setCurrentNode(nodes[name])
+        self._filling = False
+        self._ui.channelsNote.text = _(
+            "Guessed from names and DICOM tags. Please check before you press Segment."
+        )
+        self._ui.channelsNote.visible = len(self._channels) > 1
+        self._changed()
+
+    def show_frames(self, count: int) -> None:
+        """Offer the frames of a sequence; with none there is nothing to choose."""
+        if count == self._frames and count:
+            return
+        self._frames = count
+        selector = self._ui.framesSelector
+        selector.blockSignals(True)
+        selector.clear()
+        selector.addItem(_("The current frame"))
+        selector.addItem(_("Every frame ({count})").format(count=count))
+        selector.blockSignals(False)
+        self._ui.framesLabel.visible = selector.visible = count > 0
+
+    def show_missing(self, names: Sequence[str]) -> None:
+        """Mark the channels that have no volume yet."""
+        for (label, _selector), name in zip(self._further, self._channels[1:], strict=True):
+            label.text = f"{name}: ▸" if name in names else f"{name}:"
+
+    def _add_channel(self, number: int, name: str, required: bool) -> None:
+        selector = self._new_selector()
+        selector.objectName = f"channel{number}Selector"
+        selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+        selector.showChildNodeTypes = False
+        selector.noneEnabled = True
+        selector.noneDisplay = _("Choose …") if required else _("None (may be left out)")
+        selector.addEnabled = selector.removeEnabled = False
+        selector.toolTip = _("The image for the channel {name} of the model.").format(name=name)
+        scene = self._ui.inputSelector.mrmlScene()
+        if scene is not None:
+            selector.setMRMLScene(scene)
+        selector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
+        label = qt.QLabel(f"{name}:")
+        self._ui.channelsArea.layout().addRow(label, selector)
+        self._further.append((label, selector))
+
+    def _on_node_changed(self, _node: Any) -> None:
+        if not self._filling:
+            self._changed()
+
+    def _on_frames_changed(self, _index: int) -> None:
+        self._changed()

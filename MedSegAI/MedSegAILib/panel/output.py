@@ -1,0 +1,87 @@
+"""Where the result goes, and the preview that waits for a yes or a no."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+
+MODES = (
+    (OutputMode.NEW, "New segmentation"),
+    (OutputMode.UPDATE, "Update its segments"),
+    (OutputMode.ADD, "Add beside its segments"),
+    (OutputMode.PREVIEW, "Preview, then accept"),
+)
+
+
+class OutputWidgets:
+    """The choice of the output.
+
+    Args:
+        ui: the named widgets.
+        changed: called after each change.
+    """
+
+    def __init__(self, ui: Any, changed: Callable[[], None]) -> None:
+        self._ui, self._changed = ui, changed
+        for _mode, title in MODES:
+            ui.outputSelector.addItem(_(title))
+        ui.outputSelector.connect("currentIndexChanged(int)", self._on_mode_changed)
+        ui.outputNodeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_change)
+        for box in (ui.lockedCheck, ui.paintedCheck):
+            box.connect("toggled(bool)", self._on_change)
+        self._show_what_matters()
+
+    def choice(self) -> OutputChoice:
+        mode = self._mode()
+        if mode is OutputMode.NEW:
+            return OutputChoice()
+        return OutputChoice(
+            mode,
+            self._ui.outputNodeSelector.currentNode(),
+            change_locked=self._ui.lockedCheck.checked,
+            change_painted=self._ui.paintedCheck.checked,
+        )
+
+    def choose(self, mode: OutputMode, node: Any = None) -> None:
+        """Choose as a user would."""
+        self._ui.outputSelector.currentIndex = [item for item, _title in MODES].index(mode)
+        if node is not None:
+            self._ui.outputNodeSelector.setCurrentNode(node)
+
+    def _mode(self) -> OutputMode:
+        return MODES[max(self._ui.outputSelector.currentIndex, 0)][0]
+
+    def _show_what_matters(self) -> None:
+        mode = self._mode()
+        changes = mode in (OutputMode.UPDATE, OutputMode.PREVIEW)
+        node_matters = mode is not OutputMode.NEW
+        self._ui.outputNodeLabel.visible = self._ui.outputNodeSelector.visible = node_matters
+        self._ui.lockedCheck.visible = self._ui.paintedCheck.visible = changes
+
+    def _on_mode_changed(self, _index: int) -> None:
+        self._show_what_matters()
+        self._changed()
+
+    def _on_change(self, _value: Any) -> None:
+        self._changed()
+
+
+class PreviewBar:
+    """Attributes: `accepted`, `rejected`: a button was pressed."""
+
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self.accepted, self.rejected = Signal(), Signal()
+        ui.acceptButton.connect("clicked()", self.accepted.emit)
+        ui.rejectButton.connect("clicked()", self.rejected.emit)
+        ui.previewBar.visible = False
+
+    def show(self, name: str) -> None:
+        """Ask about the preview with this name; "" hides the question."""
+        text = _("{name} is a preview. Nothing in your segmentation was changed yet.")
+        self._ui.previewLabel.text = text.format(name=name)
+        self._ui.previewBar.visible = bool(name)

@@ -1,0 +1,120 @@
+"""Short programs in the background: the doctor, imports, checks of hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import qt
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended: its exit code, or -1 where it did not start or crashed, and what it wrote."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Programs:
+    """Starts programs and tells when they have ended; nothing here waits."""
+
+    def __init__(self) -> None:
+        self._running: list[Any] = []
+
+    def run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        done: Callable[[Finished], None],
+        heard: Callable[[str], None] | None = None,
+    ) -> Any:
+        """Start a program.
+
+        Args:
+            environment: all variables of the program.
+            done: called once, when it has ended or could not be started.
+            heard: called with each line of its output as it comes.
+
+        Returns:
+            the process, for `stop`.
+        """
+        process = qt.QProcess()
+        variables = qt.QProcessEnvironment()
+        for name, value in environment.items():
+            variables.insert(name, value)
+        process.setProcessEnvironment(variables)
+        self._running.append(process)
+        told = _Told(self, process, done, heard)
+        process.connect("readyReadStandardOutput()", told.on_output)
+        process.connect("errorOccurred(QProcess::ProcessError)", told.on_error)
+        process.connect("finished(int,QProcess::ExitStatus)", told.on_finished)
+        process.start(command[0], list(command[1:]))
+        process.closeWriteChannel()
+        return process
+
+    def stop(self, process: Any) -> None:
+        """End a program; its `done` is told."""
+        if process in self._running:
+            process.kill()
+
+    def close(self) -> None:
+        """End all of them."""
+        for process in list(self._running):
+            process.kill()
+            process.waitForFinished(1000)
+        self._running = []
+
+    def _forget(self, process: Any) -> None:
+        self._running = [item for item in self._running if item is not process]
+
+
+class _Told:
+    """Hears one program."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        process: Any,
+        done: Callable[[Finished], None],
+        heard: Callable[[str], None] | None,
+    ) -> None:
+        self._programs, self._process = programs, process
+        self._done, self._heard = done, heard
+        self._output = b""
+        self._lines = b""
+        self._over = False
+
+    def on_output(self) -> None:
+        data = _as_bytes(self._process.readAllStandardOutput())
+        self._output += data
+        if self._heard is None:
+            return
+        *lines, self._lines = (self._lines + data).split(b"\n")
+        for line in lines:
+            self._heard(line.decode(errors="replace"))
+
+    def on_error(self, error: Any) -> None:
+        if error == qt.QProcess.FailedToStart:
+            self._tell(-1, self._process.errorString())
+
+    def on_finished(self, code: int, status: Any) -> None:
+        self.on_output()
+        errors = _as_bytes(self._process.readAllStandardError()).decode(errors="replace")
+        self._tell(-1 if status == qt.QProcess.CrashExit else code, errors)
+
+    def _tell(self, code: int, errors: str) -> None:
+        if not self._over:
+            self._over = True
+            self._programs._forget(self._process)
+            self._done(Finished(code, self._output.decode(errors="replace"), errors))
+
+
+def _as_bytes(data: Any) -> bytes:
+    """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
+    content = data.data() if hasattr(data, "data") else data
+    if content is None:
+        return b""
+    return content.encode() if isinstance(content, str) else bytes(content)

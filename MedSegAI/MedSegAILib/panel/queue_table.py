@@ -1,0 +1,117 @@
+"""The queue: each job with its state and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from MedSegAILib.panel.style import duration, lay_out_table, text_item
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+
+STATES = {
+    "waiting": "waiting",
+    "running": "running",
+    "done": "done",
+    "failed": "failed",
+    "cancelled": "stopped",
+}
+
+
+class QueueTable:
+    """Shows the entries of `worker.queue.JobQueue`, which pass through untouched.
+
+    Attributes:
+        move_requested: an entry, and by how many places.
+        again_requested, cancel_requested, remove_requested: an entry.
+        clear_requested: take out what is over.
+    """
+
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self._table = ui.queueTable
+        self._entries: list[Any] = []
+        self.move_requested, self.again_requested = Signal(), Signal()
+        self.cancel_requested, self.remove_requested = Signal(), Signal()
+        self.clear_requested = Signal()
+        ui.upButton.connect("clicked()", lambda: self._tell(self.move_requested, -1))
+        ui.downButton.connect("clicked()", lambda: self._tell(self.move_requested, 1))
+        ui.againButton.connect("clicked()", lambda: self._tell(self.again_requested))
+        ui.cancelEntryButton.connect("clicked()", lambda: self._tell(self.cancel_requested))
+        ui.removeButton.connect("clicked()", lambda: self._tell(self.remove_requested))
+        ui.clearButton.connect("clicked()", self.clear_requested.emit)
+        self._table.connect("itemSelectionChanged()", self._update_buttons)
+        self.show(())
+
+    def show(self, entries: Sequence[Any]) -> None:
+        """Show the entries as they stand; the one that was chosen stays chosen."""
+        if [id(entry) for entry in entries] != [id(entry) for entry in self._entries]:
+            self._rebuild(list(entries))
+        for row, entry in enumerate(self._entries):
+            state, tip = _state_text(entry)
+            item = self._table.item(row, 1)
+            if item.text() != state:
+                item.setText(state)
+            item.setToolTip(tip)
+        waiting = sum(1 for entry in self._entries if entry.state == "waiting")
+        running = sum(1 for entry in self._entries if entry.state == "running")
+        self._ui.queueButton.visible = bool(self._entries)
+        self._ui.queueButton.text = _queue_title(running, waiting)
+        self._update_buttons()
+
+    def unfold(self) -> None:
+        self._ui.queueButton.collapsed = False
+
+    def chosen(self) -> Any:
+        rows = self._table.selectionModel().selectedRows()
+        row = rows[0].row() if len(rows) else -1
+        return self._entries[row] if 0 <= row < len(self._entries) else None
+
+    def _rebuild(self, entries: list[Any]) -> None:
+        chosen = self.chosen()
+        table = self._table
+        table.blockSignals(True)
+        self._entries = entries
+        table.clear()
+        table.setRowCount(len(entries))
+        table.setColumnCount(2)
+        table.setHorizontalHeaderLabels([_("Job"), _("State")])
+        for row, entry in enumerate(entries):
+            table.setItem(row, 0, text_item(entry.title, entry.title))
+            table.setItem(row, 1, text_item(""))
+        lay_out_table(table, 0)
+        if chosen in entries:
+            table.selectRow(entries.index(chosen))
+        table.blockSignals(False)
+
+    def _tell(self, signal: Signal, *values: Any) -> None:
+        entry = self.chosen()
+        if entry is not None:
+            signal.emit(entry, *values)
+
+    def _update_buttons(self) -> None:
+        entry = self.chosen()
+        state = None if entry is None else str(entry.state)
+        self._ui.upButton.enabled = self._ui.downButton.enabled = state == "waiting"
+        self._ui.cancelEntryButton.enabled = state in ("waiting", "running")
+        self._ui.againButton.enabled = state in ("done", "failed", "cancelled")
+        self._ui.removeButton.enabled = entry is not None
+        over = ("done", "failed", "cancelled")
+        self._ui.clearButton.enabled = any(str(item.state) in over for item in self._entries)
+
+
+def _state_text(entry: Any) -> tuple[str, str]:
+    """What stands in the table, and the whole story for the tool tip."""
+    state = _(STATES.get(str(entry.state), str(entry.state)))
+    if str(entry.state) == "running":
+        if getattr(entry, "stopping", False):
+            return _("stopping …"), ""
+        left = "" if entry.seconds_left is None else f", {duration(entry.seconds_left)}"
+        return f"{100 * entry.fraction:.0f} %{left}", entry.stage
+    return state, entry.message
+
+
+def _queue_title(running: int, waiting: int) -> str:
+    parts = [_("{count} running").format(count=running)] if running else []
+    parts += [_("{count} waiting").format(count=waiting)] if waiting else []
+    return _("Queue") + (f" – {', '.join(parts)}" if parts else "")

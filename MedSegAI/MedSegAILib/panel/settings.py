@@ -1,0 +1,88 @@
+"""Where the worker runs, and the answer of its doctor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from MedSegAILib.panel import dialogs
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import PlaceChoice
+
+KINDS = (
+    ("own", "This Slicer's Python"),
+    ("other", "Another Python on this computer"),
+    ("ssh", "Another computer, through ssh"),
+)
+
+
+class SettingsWidgets:
+    """The settings.
+
+    Attributes:
+        place_changed: another place was chosen, or one of its fields was finished.
+        test_requested: ask the doctor there.
+    """
+
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self._filling = False
+        self.place_changed, self.test_requested = Signal(), Signal()
+        for _kind, title in KINDS:
+            ui.placeSelector.addItem(_(title))
+        ui.placeSelector.connect("currentIndexChanged(int)", self._on_kind_changed)
+        for edit in (ui.pythonEdit, ui.hostEdit, ui.commandEdit):
+            edit.connect("editingFinished()", self._on_change)
+        ui.pythonButton.connect("clicked()", self._choose_python)
+        ui.testButton.connect("clicked()", self.test_requested.emit)
+        ui.doctorText.visible = False
+        self.show(PlaceChoice())
+
+    def choice(self) -> PlaceChoice:
+        return PlaceChoice(
+            self._kind(),
+            self._ui.pythonEdit.text.strip(),
+            self._ui.hostEdit.text.strip(),
+            self._ui.commandEdit.text.strip(),
+        )
+
+    def show(self, choice: PlaceChoice) -> None:
+        """Show a choice, without telling anybody."""
+        self._filling = True
+        self._ui.placeSelector.currentIndex = [kind for kind, _title in KINDS].index(choice.kind)
+        self._ui.pythonEdit.text = choice.python
+        self._ui.hostEdit.text = choice.host
+        self._ui.commandEdit.text = choice.command
+        self._filling = False
+        self._show_what_matters()
+
+    def show_answer(self, text: str, busy: bool = False) -> None:
+        """What the doctor says; `busy` while it is still being asked."""
+        self._ui.doctorText.plainText = text
+        self._ui.doctorText.visible = bool(text)
+        self._ui.testButton.enabled = not busy
+
+    def _kind(self) -> str:
+        return KINDS[max(self._ui.placeSelector.currentIndex, 0)][0]
+
+    def _show_what_matters(self) -> None:
+        ui, kind = self._ui, self._kind()
+        for widget in (ui.pythonLabel, ui.pythonEdit, ui.pythonButton):
+            widget.visible = kind == "other"
+        for widget in (ui.hostLabel, ui.hostEdit, ui.commandLabel, ui.commandEdit):
+            widget.visible = kind == "ssh"
+
+    def _on_kind_changed(self, _index: int) -> None:
+        self._show_what_matters()
+        self._on_change()
+
+    def _on_change(self) -> None:
+        if not self._filling:
+            self.show_answer("")
+            self.place_changed.emit()
+
+    def _choose_python(self) -> None:
+        path = dialogs.open_file(self._ui.settingsButton, _("Python of the worker"), "")
+        if path:
+            self._ui.pythonEdit.text = path
+            self._on_change()

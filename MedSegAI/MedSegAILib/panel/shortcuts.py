@@ -1,0 +1,26 @@
+"""Keys for what is done many times a day. They work wherever the focus is, while the page is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+
+SHORTCUTS = (
+    ("Ctrl+Alt+S", "segmentButton"),
+    ("Ctrl+Alt+N", "nextButton"),
+    ("Ctrl+Alt+U", "uncertaintyButton"),
+    ("Ctrl+Alt+D", "show3dButton"),
+    ("Ctrl+Alt+A", "acceptButton"),
+    ("Ctrl+Alt+R", "rejectButton"),
+)
+
+
+def add_shortcuts(ui: Any) -> None:
+    """Each key clicks a button, if that can be seen and pressed."""
+    for keys, name in SHORTCUTS:
+        button = getattr(ui, name)
+        shortcut = qt.QShortcut(qt.QKeySequence(keys), button)
+        shortcut.objectName = f"{name}Shortcut"
+        shortcut.setContext(qt.Qt.ApplicationShortcut)
+        shortcut.connect("activated()", button.click)

@@ -1,0 +1,58 @@
+"""Colours that can be read on a light and on a dark window, and small things that several widgets share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+
+from MedSegAILib.translation import tr as _
+
+
+def is_dark(widget: Any) -> bool:
+    return bool(widget.palette.color(qt.QPalette.Window).lightness() < 128)
+
+
+def error_style(widget: Any) -> str:
+    return "color: #ff8a80;" if is_dark(widget) else "color: #b00020;"
+
+
+def quiet_style(widget: Any) -> str:
+    """For what explains, and need not be read every day."""
+    return "color: #a8a8a8;" if is_dark(widget) else "color: #5f5f5f;"
+
+
+def doubt_color(widget: Any) -> Any:
+    return qt.QColor("#ffb74d") if is_dark(widget) else qt.QColor("#b45309")
+
+
+def duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return _("{hours} h {minutes:02d} min").format(hours=hours, minutes=minutes)
+    if minutes:
+        return _("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
+    return _("{seconds} s").format(seconds=rest)
+
+
+def text_item(text: str, tool_tip: str = "") -> Any:
+    item = qt.QTableWidgetItem(text)
+    item.setToolTip(tool_tip)
+    return item
+
+
+def number_item(value: float | None, tool_tip: str = "") -> Any:
+    """Padded to one length, numbers sort as texts in their order."""
+    item = text_item("" if value is None else f"{value:9.2f}", tool_tip)
+    item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+    return item
+
+
+def lay_out_table(table: Any, stretched: int) -> None:
+    """Rows and columns as small as their content; the column `stretched` takes the rest."""
+    rows, columns = table.verticalHeader(), table.horizontalHeader()
+    rows.visible = False
+    rows.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+    columns.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+    columns.setSectionResizeMode(stretched, qt.QHeaderView.Stretch)

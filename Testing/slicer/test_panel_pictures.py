@@ -1,0 +1,220 @@
+"""Pictures of the running panel, for a person to look at: light, dark, narrow, and at work.
+
+They are written to Testing/output/panel, which git does not know; the tutorial shows some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PySide6 import QtCore, QtGui, QtWidgets
+
+import pythonqt
+from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.card import load_card
+from medsegai.progress import ProgressEvent
+from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.panel import Panel
+from MedSegAILib.view import DeviceChoice, StructureRow
+from panel_help import REPOSITORY, UI, add_volume, card, find, new_panel
+
+OUTPUT = REPOSITORY / "Testing" / "output" / "panel"
+BRAIN = load_card(BUNDLED_MODELS / "brain")
+PLAN = (
+    "Brain structures (QuickNAT) 0.2.0 on MRHead (256 x 256 x 130 voxels of 1 x 1 x 1.3 mm): axial, "
+    "coronal, sagittal. Device: the fastest there is, cuda:0 (NVIDIA RTX 4070, 9.1 GB free of 12.0 GB). "
+    "Memory: about 1.5 GB of 9.1 GB that are free. About 12 s."
+)
+SUMMARY = (
+    "MRHead segmentation: 32 of 32 structures in 11.8 s on cuda:0.\n"
+    "Research software. Not for diagnostic use."
+)
+
+
+def palette(dark: bool) -> QtGui.QPalette:
+    """Fusion's colours, as Slicer has them in its two styles."""
+    made = QtGui.QPalette()
+    role = QtGui.QPalette.ColorRole
+    colors = (
+        {
+            role.Window: "#353535",
+            role.WindowText: "#ffffff",
+            role.Base: "#2a2a2a",
+            role.AlternateBase: "#313131",
+            role.Text: "#ffffff",
+            role.Button: "#353535",
+            role.ButtonText: "#ffffff",
+            role.Highlight: "#2a82da",
+            role.HighlightedText: "#000000",
+            role.PlaceholderText: "#909090",
+            role.ToolTipBase: "#353535",
+            role.ToolTipText: "#ffffff",
+        }
+        if dark
+        else {role.Window: "#efefef", role.Button: "#efefef", role.Base: "#ffffff"}
+    )
+    for which, color in colors.items():
+        made.setColor(which, QtGui.QColor(color))
+    return made
+
+
+@pytest.fixture(params=["light", "dark"])
+def style(request: pytest.FixtureRequest) -> Iterator[str]:
+    application = QtWidgets.QApplication.instance()
+    assert isinstance(application, QtWidgets.QApplication)
+    before, name = application.palette(), application.style().objectName()
+    application.setStyle("Fusion")
+    application.setPalette(palette(request.param == "dark"))
+    yield request.param
+    application.setPalette(before)
+    application.setStyle(name)
+
+
+class Scenery:
+    """The page with a volume and the bundled model, of a chosen width."""
+
+    def __init__(self, mrml: Any, width: int, height: int = 760) -> None:
+        self.widget = pythonqt.load_ui(UI)
+        self.panel: Panel = new_panel(self.widget)
+        pythonqt.real(self.widget).resize(width, height)
+        pythonqt.real(self.widget).setMRMLScene(mrml)
+        self.volume = add_volume(mrml, "MRHead")
+        self.panel.show_models([BRAIN, card("abdomen", "fold_0", labels=BRAIN.labels[:3])])
+        self.panel.show_plan(PLAN, True)
+        pythonqt.real(self.widget).show()
+
+    def picture(self, name: str, widget: Any = None) -> QtGui.QImage:
+        pythonqt.process_events(20)
+        shown = pythonqt.real(self.widget) if widget is None else widget
+        image = shown.grab().toImage()
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        assert image.save(str(OUTPUT / f"{name}.png"))
+        return image
+
+
+@pytest.fixture
+def scenery(mrml: Any) -> Iterator[Any]:
+    made: list[Scenery] = []
+
+    def make(width: int = 400, height: int = 760) -> Scenery:
+        made.append(Scenery(mrml, width, height))
+        return made[-1]
+
+    yield make
+    for item in made:
+        pythonqt.real(item.panel.browser.dialog).close()
+        pythonqt.real(item.widget).close()
+
+
+def rows() -> list[StructureRow]:
+    shown = []
+    for number, label in enumerate(BRAIN.labels):
+        agreement = 0.95 - 0.07 * (number % 5)
+        state = ("notstarted", "completed", "inprogress", "flagged")[
+            number % 4 if number < 8 else 0
+        ]
+        volume = 2.1 + 37.7 * ((number * 7) % 11)
+        doubtful = agreement < 0.7
+        shown.append(
+            StructureRow(
+                label.value, label.name, label.color, volume, agreement, "", doubtful, state
+            )
+        )
+    return shown
+
+
+def entry(title: str, state: str, **more: Any) -> SimpleNamespace:
+    values = {"fraction": 0.0, "seconds_left": None, "stage": "", "message": "", "stopping": False}
+    return SimpleNamespace(title=title, state=state, **(values | more))
+
+
+def contrast(image: QtGui.QImage) -> int:
+    """Brightest less darkest of a picture: nothing can be read where it is small."""
+    scaled = image.convertToFormat(QtGui.QImage.Format.Format_Grayscale8)
+    values = [
+        QtGui.qGray(scaled.pixel(x, y))
+        for x in range(0, scaled.width(), 2)
+        for y in range(0, scaled.height(), 2)
+    ]
+    return max(values) - min(values)
+
+
+def test_before_the_first_run(scenery: Any, style: str) -> None:
+    image = scenery().picture(f"start-{style}")
+    assert contrast(image) > 120
+
+
+def test_at_work(scenery: Any, style: str) -> None:
+    scene = scenery()
+    scene.panel.show_running()
+    scene.panel.show_progress(ProgressEvent("predict", 0.42, 7.0))
+    scene.panel.queue.show(
+        [
+            entry("MRHead: Brain structures", "running", fraction=0.42, seconds_left=7.0),
+            entry("MRHead 2: Brain structures", "waiting"),
+            entry("Abdomen: Organs", "failed", message="There is no device cuda:7."),
+        ]
+    )
+    scene.panel.queue.unfold()
+    image = scene.picture(f"running-{style}")
+    assert contrast(image) > 120
+    assert find(scene.widget, "segmentButton").text() == "Add to the queue"
+
+
+def test_after_the_run(scenery: Any, style: str) -> None:
+    scene = scenery(400, 900)
+    scene.panel.show_message(SUMMARY)
+    scene.panel.results.show("MRHead segmentation", rows(), True)
+    image = scene.picture(f"results-{style}")
+    assert contrast(image) > 120
+
+
+def test_an_error_and_a_preview(scenery: Any, style: str) -> None:
+    scene = scenery()
+    scene.panel.choose_output(OutputMode.PREVIEW)
+    scene.panel.preview.show("MRHead segmentation")
+    scene.panel.show_error(
+        "The worker was ended by the system, most likely because memory ran out. Close other programs, "
+        "crop the volume, or choose fewer models or members.",
+        log=True,
+    )
+    image = scene.picture(f"error-{style}")
+    assert contrast(image) > 120
+
+
+def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> None:
+    """Slicer's module column can be 300 pixels wide: nothing may be cut off."""
+    scene = scenery(300, 1500)
+    flair = card("tumour", "fold_0", channels=("T1", "T1 with contrast", "T2", "FLAIR?"))
+    scene.panel.show_models([flair, BRAIN])
+    scene.panel.choose_output(OutputMode.UPDATE)
+    scene.panel.show_devices(
+        [DeviceChoice("auto", "the fastest there is"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
+    )
+    scene.panel.results.show("MRHead segmentation", rows(), True)
+    scene.panel.queue.show([entry("MRHead: Brain structures (QuickNAT)", "done")])
+    scene.panel.queue.unfold()
+    for name in ("advancedButton", "settingsButton"):
+        find(scene.widget, name).setProperty("collapsed", False)
+    find(scene.widget, "placeSelector").setCurrentIndex(2)
+    scene.panel.settings.show_answer("✓ torch: 2.9.0")
+    scene.picture(f"narrow-{style}")
+    assert pythonqt.real(scene.widget).minimumSizeHint().width() <= 300
+    for child in pythonqt.real(scene.widget).findChildren(QtWidgets.QWidget):
+        if child.isVisible() and child.parentWidget() is not None:
+            right = child.mapTo(pythonqt.real(scene.widget), QtCore.QPoint(child.width(), 0)).x()
+            viewport = child.parentWidget().parentWidget()
+            inside_table = isinstance(viewport, QtWidgets.QAbstractItemView)
+            assert right <= 300 or inside_table, f"{child.objectName()} ends at {right}"
+
+
+def test_the_model_browser(scenery: Any, style: str) -> None:
+    scene = scenery()
+    scene.panel.browser.expectation = lambda shown: "About 12 s. Memory: about 1.5 GB."
+    scene.panel.browser.open()
+    scene.panel.browser.select(BRAIN)
+    image = scene.picture(f"models-{style}", pythonqt.real(scene.panel.browser.dialog))
+    assert contrast(image) > 120
