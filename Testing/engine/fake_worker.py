@@ -37,6 +37,9 @@ LABELS = (
 )
 
 
+STAGES = ("read", "prepare", "predict", "labels", "refine")
+
+
 def halves(volume: Volume, uncertainty: bool = False) -> SegmentationResult:
     """Label 1 where the image is above 100, label 2 where it is above 200, label 7 nowhere."""
     image = np.asarray(volume.voxels)
@@ -91,6 +94,22 @@ def deaf(progress: Progress) -> None:
     time.sleep(60)
 
 
+def stuck(progress: Progress) -> None:
+    """A library that never gives the interpreter back: no thread of ours runs any more."""
+    ctypes.PyDLL(None).sleep(60)
+
+
+def steps(progress: Progress) -> None:
+    """Comes by every stage of a real job; MEDSEGAI_FAKE_DIE names the one in which the system ends it."""
+    progress.plan(dict.fromkeys(STAGES, 1.0))
+    for stage in STAGES:
+        for done in range(20):
+            progress.step(stage, done, 20)
+            if os.environ.get("MEDSEGAI_FAKE_DIE") == stage and done == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+
+
 def noisy(progress: Progress) -> None:
     sys.stdout.write("chatter of a library\n")
     os.write(1, b"chatter of a C library\n")
@@ -140,6 +159,8 @@ BEHAVIOURS = {
     "short": short,
     "slow": slow,
     "deaf": deaf,
+    "stuck": stuck,
+    "steps": steps,
     "noisy": noisy,
     "mother": mother,
     "refuse": refuse,

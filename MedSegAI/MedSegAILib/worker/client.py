@@ -429,7 +429,7 @@ class WorkerClient:
                 "Close other programs, crop the volume, or choose fewer models or members."
             )
         missing = re.search(
-            r"^ModuleNotFoundError: No module named '(\S+)'", self.log, re.MULTILINE
+            r"^ModuleNotFoundError: .*?(?:named '|import of )([\w.]+)", self.log, re.MULTILINE
         )
         if missing:
             return _(
