@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from medsegai import __version__
 from medsegai.commands import (
+    batch,
     best,
     crossval,
     demo,
@@ -26,12 +27,12 @@ from medsegai.commands import (
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
-COMMANDS = (segment, demo, models, doctor, evaluate, train, crossval, best, worker)
+COMMANDS = (segment, batch, demo, models, doctor, evaluate, train, crossval, best, worker)
 
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    other error
+  1    other error; batch: some cases failed
   2    options contradict each other, or an option is unknown
   3    an input cannot be used
   4    a model is unknown, damaged or refused

@@ -24,8 +24,7 @@ import fake_engine
 from medsegai import errors, outputs
 from medsegai.cli import EXIT_CODES, build_parser, main
 from medsegai.commands.segment import request_from_arguments
-from medsegai.progress import Progress
-from medsegai.request import SegmentationRequest, SegmentationResult, request_options
+from medsegai.request import SegmentationRequest, request_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_COMMAND = Path(fake_engine.__file__)
@@ -42,43 +41,6 @@ def scan(tmp_path: Path) -> Path:
     path = tmp_path / "scan.nii.gz"
     nibabel.save(nibabel.Nifti1Image(voxels, STRANGE_AFFINE), path)
     return path
-
-
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A model of the user's own with members axial and coronal; the fake engine needs no weights."""
-    models = tmp_path / "models"
-    card = {
-        "id": "toy",
-        "name": "Toy",
-        "family": "none",
-        "version": "1",
-        "channels": [{"name": "any", "modality": "MR"}],
-        "labels": [label.to_dict() for label in fake_engine.LABELS],
-        "members": [{"name": "axial"}, {"name": "coronal"}],
-        "spacing_mm": [1, 1, 1],
-    }
-    (models / "toy").mkdir(parents=True)
-    (models / "toy" / "card.json").write_text(json.dumps(card))
-    monkeypatch.setenv("MEDSEGAI_MODELS", str(models))
-    return "toy"
-
-
-@pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[SegmentationRequest]:
-    """Puts the fake engine in place; the list receives the requests that reach it."""
-    seen: list[SegmentationRequest] = []
-
-    def segment(
-        request: SegmentationRequest, progress: Progress | None = None
-    ) -> SegmentationResult:
-        seen.append(request)
-        return fake_engine.segment(request, progress)
-
-    module = fake_engine.as_module()
-    module.segment = segment  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "medsegai.engine", module)
-    return seen
 
 
 @pytest.fixture
@@ -208,7 +170,7 @@ def test_the_documentation_of_a_command_names_its_options(name: str) -> None:
     sections = re.split(r"^## (medsegai[\w ]*)$", page, flags=re.MULTILINE)[1:]
     texts = dict(zip(sections[::2], sections[1::2], strict=True))
     section = next(text for title, text in texts.items() if name.startswith(title))
-    if name == "medsegai demo":
+    if name in ("medsegai demo", "medsegai batch"):
         section += texts["medsegai segment"]
     options = dict(subcommands(build_parser(), "medsegai"))[name]._option_string_actions
     missing = {option for option in options if option not in ("-h", "--help")}

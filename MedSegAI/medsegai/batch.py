@@ -1,0 +1,289 @@
+"""Many cases one after another: what is done is known by its report, so a batch can be stopped and gone on with.
+
+A case that cannot be segmented does not keep the others from it. Models stay loaded from case to case.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import DeviceError, InputError, OutputError, RequestError
+from medsegai.io import READABLE, atomic_path
+from medsegai.io.dicom import is_dicom
+from medsegai.outputs import Outputs
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest, SegmentationResult
+
+Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
+
+ENDINGS = sorted(set(READABLE) - {".hdr", ".dcm"}, key=len, reverse=True)
+"""Endings of images; the voxels of an Analyze pair are in its .img."""
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""Names of nnU-Net's raw images: case, channel."""
+
+OF_THE_CASE = (InputError, DeviceError)
+"""What is wrong with one case; any other error would meet the next case too, and ends the batch."""
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+TABLE_NAME, VOLUMES_NAME = "batch.csv", "volumes.csv"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its name, and one image per channel of the model."""
+
+    name: str
+    inputs: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table. `message` says why a case failed, or what the user should know of it."""
+
+    case: str
+    state: str = WAITING
+    seconds: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class BatchFiles:
+    """What is written of each case, into one folder, under the name of the case.
+
+    Attributes:
+        folder: where to.
+        ending: type of the segmentations, such as `.seg.nrrd`.
+        uncertainty, preview: whether there are entropy maps and pictures too.
+    """
+
+    folder: Path
+    ending: str = ".seg.nrrd"
+    uncertainty: bool = False
+    preview: bool = False
+
+    def outputs(self, case: str) -> Outputs:
+        return Outputs(
+            segmentation=self.folder / f"{case}{self.ending}",
+            uncertainty=self.folder / f"{case}_uncertainty.nii.gz" if self.uncertainty else None,
+            preview=self.folder / f"{case}.png" if self.preview else None,
+            report=self.report(case),
+        )
+
+    def report(self, case: str) -> Path:
+        return self.folder / f"{case}.json"
+
+
+class Batch:
+    """Cases and how far they are. The table is written anew with each change.
+
+    Args:
+        cases: what to segment.
+        request: how; its inputs are replaced by those of each case.
+        files: what to write, and where to. The folder is made if it is missing.
+        listener: told of each line of the table that changes.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        request: SegmentationRequest,
+        files: BatchFiles,
+        listener: Callable[[Entry], None] = lambda entry: None,
+    ) -> None:
+        self._cases = {case.name: case for case in cases}
+        self._request, self._files, self._listener = request, files, listener
+        self.entries = {name: Entry(name) for name in self._cases}
+        try:
+            files.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"The folder {files.folder} cannot be made: {error.strerror}. Name another one."
+            ) from error
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Find what is there already, before anything runs.
+
+        Raises:
+            OutputError: results are there, and neither going on nor replacing them was asked for; or a file cannot
+                be written.
+            RequestError: the results that are there were made with other options or models.
+        """
+        for name, case in self._cases.items():
+            done = not overwrite and self._is_done(name)
+            if done and resume:
+                self._check_options(name)
+                self.entries[name] = Entry(name, DONE)
+            elif done:
+                raise OutputError(
+                    f"{self._files.folder} holds a result of {name} already. Add --resume to keep what is there "
+                    "and do the rest, or --overwrite to do everything again."
+                )
+            else:
+                self._files.outputs(name).check(case.inputs, overwrite)
+
+    def run(self, segment: Segment, progress_of: Callable[[str], Progress]) -> None:
+        """Do the cases that are not done.
+
+        Args:
+            segment: the engine.
+            progress_of: makes the progress of a case.
+
+        Raises:
+            Cancelled: the user stopped; what is done stays.
+            MedSegAIError: what would go wrong with every case.
+        """
+        order = self._order()
+        self._write_table()
+        try:
+            for name in order:
+                self._set(Entry(name, RUNNING))
+                try:
+                    self._do(self._cases[name], segment, progress_of(name))
+                except BaseException:
+                    self._set(Entry(name))
+                    raise
+        finally:
+            self._write_volumes()
+
+    def _do(self, case: Case, segment: Segment, progress: Progress) -> None:
+        try:
+            result = segment(replace(self._request, inputs=case.inputs), progress)
+            self._files.outputs(case.name).write(result, case.inputs[0], progress)
+        except OF_THE_CASE as error:
+            self._set(Entry(case.name, FAILED, message=str(error)))
+            return
+        seconds = round(sum(progress.seconds.values()), 1)
+        self._set(Entry(case.name, DONE, seconds, " ".join(result.warnings)))
+
+    def _order(self) -> list[str]:
+        """Those that were under way when the batch was ended last, perhaps by them, come last."""
+        left = {name for name, state in self._states_before().items() if state == RUNNING}
+        waiting = [name for name, entry in self.entries.items() if entry.state != DONE]
+        return sorted(waiting, key=lambda name: name in left)
+
+    def _states_before(self) -> dict[str, str]:
+        try:
+            with (self._files.folder / TABLE_NAME).open(newline="", encoding="utf-8") as file:
+                return {row.get("case", ""): row.get("state", "") for row in csv.DictReader(file)}
+        except (OSError, UnicodeDecodeError, csv.Error):
+            return {}
+
+    def _is_done(self, name: str) -> bool:
+        """The report is put in place last."""
+        return (
+            self._files.report(name).is_file() and self._files.outputs(name).segmentation.is_file()
+        )
+
+    def _report(self, name: str) -> dict[str, Any]:
+        path = self._files.report(name)
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            return {"options": report["provenance"]["options"], "structures": report["structures"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is no report of a segmentation. Delete it, and that case is done again."
+            ) from error
+
+    def _check_options(self, name: str) -> None:
+        before, now = self._report(name)["options"], self._request.options()
+        other = sorted(key for key in now if before.get(key, now[key]) != now[key])
+        if other:
+            raise RequestError(
+                f"The result of {name} in {self._files.folder} was made with other options "
+                f"({', '.join(other)}). Name another folder, or add --overwrite."
+            )
+
+    def _set(self, entry: Entry) -> None:
+        self.entries[entry.case] = entry
+        self._write_table()
+        self._listener(entry)
+
+    def _write_table(self) -> None:
+        names = [item.name for item in fields(Entry)]
+        _write_csv(self._files.folder / TABLE_NAME, names, map(asdict, self.entries.values()))
+
+    def _write_volumes(self) -> None:
+        """One table with the structures of all cases that are done."""
+        done = [name for name, entry in self.entries.items() if entry.state == DONE]
+        rows = [{"case": name, **row} for name in done for row in self._report(name)["structures"]]
+        if rows:
+            _write_csv(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
+
+
+def find_cases(folder: Path, channels: int) -> list[Case]:
+    """The cases in a folder: image files, or folders that hold one DICOM series each, at any depth.
+
+    Images of several channels are named as nnU-Net's are, case_0000.nii.gz, case_0001.nii.gz and so on; those of
+    one channel may be.
+
+    Raises:
+        InputError: there is no case, a channel is missing, or two files are named as one image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder. Name the folder that holds the scans.")
+    images: dict[tuple[str, int], Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = _image_name(path)
+        if name is not None:
+            numbered = CHANNEL.fullmatch(name)
+            key = (numbered[1], int(numbered[2])) if numbered else (name, 0)
+            if key in images:
+                raise InputError(
+                    f"{images[key].name} and {path.name} in {folder} have one name. Rename one."
+                )
+            images[key] = path
+    cases = [_of_channels(name, images, channels) for name in dict.fromkeys(n for n, _ in images)]
+    if channels == 1:
+        cases += _of_series(folder, {case.name for case in cases})
+    if not cases:
+        raise InputError(
+            f"{folder} holds no scan: neither an image ({', '.join(ENDINGS)}) nor a folder with a DICOM series."
+        )
+    return cases
+
+
+def _image_name(path: Path) -> str | None:
+    """The name of an image file without its ending; None for anything else, segmentations among it."""
+    name = path.name.lower()
+    if name.startswith(".") or name.endswith(".seg.nrrd") or not path.is_file():
+        return None
+    return next((path.name[: -len(end)] for end in ENDINGS if name.endswith(end)), None)
+
+
+def _of_channels(name: str, images: Mapping[tuple[str, int], Path], channels: int) -> Case:
+    found = {channel: path for (case, channel), path in images.items() if case == name}
+    if sorted(found) != list(range(channels)):
+        there = ", ".join(path.name for path in found.values())
+        raise InputError(
+            f"Case {name} must have {channels} images, {name}_0000 to {name}_{channels - 1:04}; there is {there}."
+        )
+    return Case(name, tuple(found[channel] for channel in range(channels)))
+
+
+def _of_series(folder: Path, taken: set[str]) -> Iterator[Case]:
+    for inner in sorted(path for path in (folder, *folder.rglob("*")) if path.is_dir()):
+        files = (path for path in sorted(inner.iterdir()) if path.is_file())
+        first = next((path for path in files if not path.name.startswith(".")), None)
+        if first is None or _image_name(first) is not None or not is_dicom(first):
+            continue
+        name = "_".join(inner.relative_to(folder).parts) or folder.resolve().name
+        if name in taken:
+            raise InputError(f"{inner} and an image in {folder} have one name. Rename one.")
+        yield Case(name, (inner,))
+
+
+def _write_csv(path: Path, names: Sequence[str], rows: Any) -> None:
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)

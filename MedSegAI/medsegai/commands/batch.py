@@ -1,0 +1,134 @@
+"""`medsegai batch`: every scan in a folder, with a table of what is done, which can be gone on with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsegai.catalogue import find_card
+from medsegai.commands.console import ProgressBar, duration, stoppable
+from medsegai.commands.segment import (
+    add_request_options,
+    check_request,
+    request_from_arguments,
+)
+from medsegai.progress import Progress, ProgressEvent
+from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
+
+if TYPE_CHECKING:
+    from medsegai.batch import Batch, Entry
+    from medsegai.commands.console import Subparsers
+
+FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
+SOME_FAILED = 1
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "batch",
+        help="segment every scan in a folder",
+        description="Segment every scan in a folder: image files, named CASE_0000, CASE_0001 … where the model "
+        "takes several channels, and folders of a DICOM series, at any depth. Of each case OUT gets the "
+        "segmentation and a report; batch.csv says how far each is, volumes.csv has the structures of all. A case "
+        "that fails does not stop the others.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder that holds the scans")
+    group = parser.add_argument_group("outputs")
+    group.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results"
+    )
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="type of the segmentations: named segments for 3D Slicer, or labelmaps (default: %(default)s)",
+    )
+    group.add_argument(
+        "--uncertainty", action="store_true", help="measure uncertainty and write entropy maps"
+    )
+    group.add_argument("--preview", action="store_true", help="write a picture of each case")
+    group.add_argument(
+        "--resume", action="store_true", help="keep results that are there, and do the rest"
+    )
+    group.add_argument("--overwrite", action="store_true", help="do everything again")
+    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument(
+        "--events", action="store_true", help="print what happens as JSON, one object a line"
+    )
+    add_request_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.batch import FAILED, Batch, BatchFiles, find_cases
+
+    models = getattr(arguments, "models", None) or SegmentationRequest.models
+    cases = find_cases(arguments.folder, len(find_card(models[0]).channels))
+    request = request_from_arguments(arguments, cases[0].inputs, uncertainty=arguments.uncertainty)
+    check_request(request)
+    files = BatchFiles(arguments.output, arguments.format, arguments.uncertainty, arguments.preview)
+    tell: Callable[[dict[str, Any]], None] = _print_json if arguments.events else _ignore
+    console = _Console(tell, arguments.quiet or arguments.events)
+    batch = Batch(cases, request, files, console.entry_changed)
+    batch.check(arguments.resume, arguments.overwrite)
+    console.begin(batch)
+    progress = Progress(console)
+    try:
+        with stoppable(progress):
+            from medsegai.engine import segment
+
+            batch.run(segment, lambda case: Progress(console, progress.cancel))
+    finally:
+        console.clear()
+    failed = [entry for entry in batch.entries.values() if entry.state == FAILED]
+    if not console.quiet:
+        print(
+            f"{len(cases) - len(failed)} of {len(cases)} cases: {files.folder}. {NOT_FOR_DIAGNOSIS}"
+        )
+    return SOME_FAILED if failed else 0
+
+
+class _Console:
+    """Shows a batch: a progress bar and a line for each case, or events for another program."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None], quiet: bool) -> None:
+        self.quiet = quiet
+        self._tell = tell
+        self._bar = ProgressBar(quiet=quiet)
+        self._case = ""
+
+    def begin(self, batch: Batch) -> None:
+        for entry in batch.entries.values():
+            self._tell({"event": "case", **asdict(entry)})
+
+    def entry_changed(self, entry: Entry) -> None:
+        self._case = entry.case
+        self._tell({"event": "case", **asdict(entry)})
+        if entry.state in ("done", "failed"):
+            self._bar.clear()
+            took = "" if entry.seconds is None else f" in {duration(entry.seconds)}"
+            line = f"{entry.case}: {entry.state}{took}. {entry.message}".rstrip()
+            if entry.state == "failed":
+                print(f"medsegai: {line}", file=sys.stderr)
+            elif not self.quiet:
+                print(line, flush=True)
+
+    def __call__(self, event: ProgressEvent) -> None:
+        self._bar(event)
+        self._tell({"event": "progress", "case": self._case, **vars(event)})
+
+    def clear(self) -> None:
+        self._bar.clear()
+
+
+def _print_json(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def _ignore(event: dict[str, Any]) -> None:
+    pass

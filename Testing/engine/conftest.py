@@ -1,0 +1,50 @@
+"""What tests of several commands share: a made-up engine, and a model for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import fake_engine
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest, SegmentationResult
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model of the user's own with members axial and coronal; the fake engine needs no weights."""
+    models = tmp_path / "models"
+    card = {
+        "id": "toy",
+        "name": "Toy",
+        "family": "none",
+        "version": "1",
+        "channels": [{"name": "any", "modality": "MR"}],
+        "labels": [label.to_dict() for label in fake_engine.LABELS],
+        "members": [{"name": "axial"}, {"name": "coronal"}],
+        "spacing_mm": [1, 1, 1],
+    }
+    (models / "toy").mkdir(parents=True)
+    (models / "toy" / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(models))
+    return "toy"
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[SegmentationRequest]:
+    """Puts the fake engine in place; the list receives the requests that reach it."""
+    seen: list[SegmentationRequest] = []
+
+    def segment(
+        request: SegmentationRequest, progress: Progress | None = None
+    ) -> SegmentationResult:
+        seen.append(request)
+        return fake_engine.segment(request, progress)
+
+    module = fake_engine.as_module()
+    module.segment = segment  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "medsegai.engine", module)
+    return seen

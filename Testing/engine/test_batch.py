@@ -1,0 +1,231 @@
+"""Cohorts: which scans a folder holds, what is written of each, and going on after failures and ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+import dicom_files
+import fake_engine
+from medsegai.batch import Case, find_cases
+from medsegai.cli import main
+from medsegai.errors import DeviceError, InputError
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
+
+Batch = Callable[..., int]
+
+
+def save(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).integers(0, 200, (9, 7, 8), dtype=np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0])), path)
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def states(out: Path) -> dict[str, str]:
+    return {row["case"]: row["state"] for row in rows(out / "batch.csv")}
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Three scans; the second is damaged."""
+    folder = tmp_path / "scans"
+    for seed, name in enumerate("abc"):
+        save(folder / f"{name}.nii.gz", seed)
+    (folder / "b.nii.gz").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def batch(scans: Path, model: str, requests: list[SegmentationRequest], tmp_path: Path) -> Batch:
+    """`medsegai batch` with the toy model, into out/, and more arguments."""
+
+    def run(*arguments: object) -> int:
+        words = ["batch", scans, "-o", tmp_path / "out", "--model", model, *arguments]
+        return main([str(word) for word in words])
+
+    return run
+
+
+# Which cases
+
+
+def test_images_are_cases_by_their_names(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "x.nii.gz"), save(tmp_path / "y_0000.nii")
+    (tmp_path / "x.seg.nrrd").write_text("a segmentation")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert find_cases(tmp_path, 1) == [Case("x", (first,)), Case("y", (second,))]
+
+
+def test_channels_are_put_in_order(tmp_path: Path) -> None:
+    paths = {name: save(tmp_path / f"{name}.nii.gz") for name in ("p_0001", "p_0000", "q_0000")}
+    with pytest.raises(InputError, match=r"q must have 2 images, q_0000 to q_0001"):
+        find_cases(tmp_path, 2)
+    paths["q_0000"].unlink()
+    assert find_cases(tmp_path, 2) == [Case("p", (paths["p_0000"], paths["p_0001"]))]
+
+
+def test_folders_of_dicom_series_are_cases(tmp_path: Path) -> None:
+    inner = tmp_path / "patients" / "one" / "t1"
+    inner.parent.mkdir(parents=True)
+    voxels = np.zeros((4, 6, 5), np.int16)
+    dicom_files.write_series(inner, Volume(voxels, Geometry.from_spacing((4, 6, 5), (1, 1, 2))))
+    save(tmp_path / "patients" / "two.nii.gz")
+    names = [case.name for case in find_cases(tmp_path / "patients", 1)]
+    assert names == ["two", "one_t1"]
+
+
+def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match="holds no scan"):
+        find_cases(tmp_path, 1)
+    with pytest.raises(InputError, match="is no folder"):
+        find_cases(tmp_path / "missing", 1)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "x.nii.gz")
+    save(tmp_path / "x.nii")
+    with pytest.raises(InputError, match=r"x\.nii.* have one name"):
+        find_cases(tmp_path, 1)
+
+
+# What is written
+
+
+def test_a_damaged_scan_does_not_stop_the_others(
+    batch: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert batch("--preview") == 1
+    assert states(out) == {"a": "done", "b": "failed", "c": "done"}
+    assert "b.nii.gz" in rows(out / "batch.csv")[1]["message"]
+    assert "b.nii.gz" in capsys.readouterr().err
+    kept = {path.name for path in out.iterdir()}
+    each = {f"{name}{end}" for name in "ac" for end in (".seg.nrrd", ".json", ".png")}
+    assert kept == {*each, "batch.csv", "volumes.csv"}
+
+
+def test_the_table_of_volumes_has_every_case(batch: Batch, scans: Path, tmp_path: Path) -> None:
+    batch("--format", ".nii.gz")
+    table = rows(tmp_path / "out" / "volumes.csv")
+    assert {row["case"] for row in table} == {"a", "c"}
+    for row in table:
+        labels = nibabel.load(tmp_path / "out" / f"{row['case']}.nii.gz").get_fdata()
+        assert int(row["voxels"]) == (labels == int(row["value"])).sum()
+
+
+def test_events_are_json_lines(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    batch("--events")
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [(e["case"], e["state"]) for e in events if e["event"] == "case"]
+    assert found[:3] == [("a", "waiting"), ("b", "waiting"), ("c", "waiting")]
+    assert found[3:] == [
+        ("a", "running"),
+        ("a", "done"),
+        ("b", "running"),
+        ("b", "failed"),
+        ("c", "running"),
+        ("c", "done"),
+    ]
+    fractions = [e["fraction"] for e in events if e["event"] == "progress" and e["case"] == "a"]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[-1] <= 1
+
+
+# Going on
+
+
+def test_resume_does_only_what_is_left(
+    batch: Batch, scans: Path, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    batch()
+    corrected = tmp_path / "out" / "a.seg.nrrd"
+    corrected.write_text("corrected by hand")
+    save(scans / "b.nii.gz", 5)
+    requests.clear()
+    assert batch("--resume") == 0
+    assert [request.inputs[0].name for request in requests] == ["b.nii.gz"]  # type: ignore[union-attr]
+    assert corrected.read_text() == "corrected by hand"
+    assert set(states(tmp_path / "out").values()) == {"done"}
+    assert {row["case"] for row in rows(tmp_path / "out" / "volumes.csv")} == {"a", "b", "c"}
+
+
+def test_results_are_never_replaced_unasked(
+    batch: Batch, requests: list[SegmentationRequest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch()
+    requests.clear()
+    assert batch() == 5
+    assert "--resume" in capsys.readouterr().err
+    assert requests == []
+    assert batch("--overwrite") == 1
+    assert len(requests) == 3
+
+
+def test_other_options_are_not_mixed_into_a_batch(
+    batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch()
+    assert batch("--resume", "--members", "axial") == 2
+    assert "other options (members)" in capsys.readouterr().err
+
+
+def test_a_segmentation_without_report_is_not_replaced(
+    batch: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.seg.nrrd").write_text("made by hand")
+    assert batch("--resume") == 5
+    assert "a.seg.nrrd is there already" in capsys.readouterr().err
+
+
+def test_a_case_that_takes_all_memory_does_not_stop_the_others(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def segment(request: SegmentationRequest, progress: object) -> object:
+        if "a.nii" in str(request.inputs[0]):
+            raise DeviceError("too little memory")
+        return fake_engine.segment(request)
+
+    monkeypatch.setattr(sys.modules["medsegai.engine"], "segment", segment)
+    assert batch() == 1
+    assert states(tmp_path / "out") == {"a": "failed", "b": "failed", "c": "done"}
+
+
+def test_a_batch_that_was_killed_goes_on_and_does_the_killer_last(
+    scans: Path, model: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["batch", str(scans), "-o", str(out), "--model", model, "--events"]
+    command = [sys.executable, fake_engine.__file__, *words]
+    save(scans / "b.nii.gz", 5)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("state") == "running":
+            process.kill()
+            break
+    process.wait()
+    assert states(out)["a"] == "running"
+    again = subprocess.run(
+        [*command, "--resume"], stdout=subprocess.PIPE, text=True, check=True, timeout=60
+    )
+    events = [json.loads(line) for line in again.stdout.splitlines()]
+    done = [event["case"] for event in events if event.get("state") == "running"]
+    assert done[-1] == "a"
+    assert set(states(out).values()) == {"done"}
