@@ -197,9 +197,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
             options["region"] = scene.region(region)
 
         def make_request() -> SegmentationRequest:
-            return request_from_options(
-                scene.read_channels(nodes), {"models": models, **options}
-            )
+            return request_from_options(scene.read_channels(nodes), {"models": models, **options})
 
         make_request()  # what can be told before the job is told at once
         if worker().place.kind == "own":

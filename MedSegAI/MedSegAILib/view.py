@@ -30,7 +30,7 @@ class Choice:
     nodes: Mapping[str, Any] = field(default_factory=dict)
     cards: tuple[ModelCard, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    output: OutputChoice = OutputChoice()
+    output: OutputChoice = field(default_factory=OutputChoice)
     region: Any = None
     every_frame: bool = False
 

@@ -70,10 +70,11 @@ SLICER_FILES = (
     (r"MedSegAILib/scene/\w+\.py", SCENE_NAMES),
     (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
     (r"MedSegAILib/worker/(client|process|examination)\.py", "qt"),
+    (r"MedSegAILib/host\.py", SCENE_NAMES),
     (r"MedSegAILib/translation\.py", "slicer"),
     (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
     (
-        r"MedSegAILib/correction/\w+\.py",
+        r"MedSegAILib/correction/(\w+/)?\w+\.py",
         rf"{SCENE_NAMES}|{QT_NAMES}|SegmentEditorEffects|qSlicerSegmentationsEditorEffectsPythonQt",
     ),
     (r".*", r"(?!)"),

@@ -7,57 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import slicer
 from PySide6 import QtCore, QtWidgets
-from PySide6.QtTest import QTest
-from slicer.util import updateVolumeFromArray
 
 import pythonqt
-from medsegai.card import Channel, MemberCard, ModelCard
-from medsegai.labels import Label
 from medsegai.progress import ProgressEvent
-from medsegai.request import StructureMeasures, request_from_options, request_options
+from medsegai.request import request_from_options, request_options
+from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel import Panel
-from MedSegAILib.panel.options import ELSEWHERE
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-UI = REPOSITORY / "MedSegAI" / "Resources" / "UI" / "MedSegAI.ui"
-LEFT = Label(3, "Left hippocampus", (220, 216, 20))
-STEM = Label(16, "Brain-Stem", (119, 159, 176))
-
-
-def card(name: str, *members: str) -> ModelCard:
-    return ModelCard(
-        id=name,
-        name=name.capitalize(),
-        family="quicknat",
-        version="1.0",
-        channels=(Channel("MR", "MR"),),
-        labels=(LEFT, STEM),
-        members=tuple(MemberCard(member) for member in members),
-        spacing_mm=(1, 1, 1),
-        intended_use="Research only",
-        licence="Apache-2.0",
-    )
-
-
-class Heard:
-    """Counts what the panel says."""
-
-    def __init__(self, panel: Panel) -> None:
-        self.segment = self.cancel = self.choice = 0
-        panel.segment_requested.connect(self._on_segment)
-        panel.cancel_requested.connect(self._on_cancel)
-        panel.choice_changed.connect(self._on_choice)
-
-    def _on_segment(self) -> None:
-        self.segment += 1
-
-    def _on_cancel(self) -> None:
-        self.cancel += 1
-
-    def _on_choice(self) -> None:
-        self.choice += 1
+from MedSegAILib.panel.options import ELSEWHERE, PANEL_DEFAULTS
+from MedSegAILib.view import DeviceChoice
+from panel_help import UI, Heard, add_volume, card, click, find, new_panel
 
 
 @pytest.fixture
@@ -70,25 +29,7 @@ def widget() -> Iterator[Any]:
 
 @pytest.fixture
 def panel(widget: Any) -> Panel:
-    return Panel(pythonqt.child_widget_variables(widget), pythonqt.new_node_selector)
-
-
-def find(widget: Any, name: str, kind: type = QtWidgets.QWidget) -> Any:
-    found = pythonqt.real(widget).findChild(kind, name)
-    assert found is not None, name
-    return found
-
-
-def click(widget: Any, name: str) -> None:
-    QTest.mouseClick(find(widget, name), QtCore.Qt.MouseButton.LeftButton)
-
-
-def add_volume(mrml: Any, name: str) -> Any:
-    import numpy as np
-
-    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
-    updateVolumeFromArray(node, np.zeros((3, 4, 5)))
-    return node
+    return new_panel(widget)
 
 
 def test_the_panel_starts_with_nothing_to_press(widget: Any, panel: Panel) -> None:
@@ -103,7 +44,7 @@ def test_volumes_of_the_scene_are_offered_and_other_nodes_are_not(
 ) -> None:
     pythonqt.real(widget).setMRMLScene(mrml)
     assert panel.choice().node is None
-    heard = Heard(panel)
+    heard = Heard(panel.choice_changed)
     mrml.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
     mrml.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "Colour")
     mrml.AddNewNodeByClass("vtkMRMLModelNode", "Skin")
@@ -115,7 +56,7 @@ def test_volumes_of_the_scene_are_offered_and_other_nodes_are_not(
     assert panel.choice().node is second
     mrml.RemoveNode(second)
     assert panel.choice().node is first
-    assert heard.choice >= 3
+    assert len(heard) >= 3
 
 
 def test_the_user_can_neither_add_nor_remove_nodes_here(widget: Any) -> None:
@@ -130,49 +71,55 @@ def test_models_are_offered_and_the_first_is_chosen(widget: Any, panel: Panel) -
     assert panel.choice().card is None
     panel.show_models(cards)
     assert panel.choice().card is cards[0]
-    heard = Heard(panel)
+    heard = Heard(panel.choice_changed)
     find(widget, "modelSelector").setCurrentIndex(1)
     assert panel.choice().card is cards[1]
-    assert heard.choice == 1
+    assert len(heard) == 1
     assert "Research only" in find(widget, "modelSelector").toolTip()
     panel.show_models([])
     assert panel.choice().card is None
 
 
 def test_buttons_are_heard(widget: Any, panel: Panel) -> None:
-    heard = Heard(panel)
+    segment, cancel = Heard(panel.segment_requested), Heard(panel.cancel_requested)
     panel.show_plan("Ready", True)
     click(widget, "segmentButton")
-    assert (heard.segment, heard.cancel) == (1, 0)
+    assert (len(segment), len(cancel)) == (1, 0)
     panel.show_running()
-    click(widget, "segmentButton")
     click(widget, "cancelButton")
-    assert (heard.segment, heard.cancel) == (1, 1)
+    assert (len(segment), len(cancel)) == (1, 1)
+
+
+def test_while_a_job_runs_the_button_adds_to_the_queue(widget: Any, panel: Panel) -> None:
+    heard = Heard(panel.segment_requested)
+    panel.show_plan("Ready", True)
+    assert find(widget, "segmentButton").text() == "Segment"
+    panel.show_running()
+    assert find(widget, "segmentButton").text() == "Add to the queue"
+    assert find(widget, "inputSelector").isEnabled(), "the user goes on meanwhile"
+    click(widget, "segmentButton")
+    assert len(heard) == 1
 
 
 def test_the_plan_says_why_nothing_can_run(widget: Any, panel: Panel) -> None:
     panel.show_plan("There is no input volume.", False)
     assert find(widget, "planLabel").text() == "There is no input volume."
     assert not find(widget, "segmentButton").isEnabled()
-    panel.show_plan("Brain on T1.", True)
+    panel.show_plan("Runs axial on cpu.", True, "Brain on T1")
     assert find(widget, "segmentButton").isEnabled()
+    assert find(widget, "planLabel").toolTip() == "Brain on T1"
 
 
-def test_a_job_locks_what_it_depends_on_and_frees_it(widget: Any, panel: Panel) -> None:
+def test_a_job_shows_its_progress_and_ends_it(widget: Any, panel: Panel) -> None:
     panel.show_plan("Ready", True)
-    panel.show_message("old news")
     panel.show_running()
     assert find(widget, "progressBar").isVisible()
-    assert not find(widget, "messageLabel").isVisible(), "old news beside a new job"
-    for name in ("segmentButton", "inputSelector", "modelSelector"):
-        assert not find(widget, name).isEnabled(), name
     assert find(widget, "cancelButton").isEnabled()
     panel.show_cancelling()
     assert not find(widget, "cancelButton").isEnabled()
     panel.show_idle()
     assert not find(widget, "progressBar").isVisible()
     assert find(widget, "segmentButton").isEnabled()
-    assert find(widget, "inputSelector").isEnabled()
     assert not find(widget, "cancelButton").isEnabled()
 
 
@@ -210,6 +157,119 @@ def test_errors_stand_out_and_text_is_taken_as_text(widget: Any, panel: Panel) -
     assert not label.isVisible()
 
 
+def test_the_log_is_offered_with_an_error_of_the_worker_alone(widget: Any, panel: Panel) -> None:
+    heard = Heard(panel.log_requested)
+    panel.show_error("There is no input volume.")
+    assert not find(widget, "logButton").isVisible()
+    panel.show_error("The worker crashed.", log=True)
+    click(widget, "logButton")
+    assert len(heard) == 1
+    panel.show_message("Done")
+    assert not find(widget, "logButton").isVisible()
+
+
+# --- channels, region, frames ----------------------------------------------------------------------
+
+
+def selector(widget: Any, name: str) -> Any:
+    return pythonqt._foreign(find(widget, name))
+
+
+def test_a_model_with_several_channels_gets_a_selector_for_each(
+    widget: Any, panel: Panel, mrml: Any
+) -> None:
+    pythonqt.real(widget).setMRMLScene(mrml)
+    first, second = add_volume(mrml, "T1"), add_volume(mrml, "FLAIR")
+    tumour = card("tumour", "fold_0", channels=("T1", "FLAIR", "T2?"))
+    panel.show_models([card("brain", "axial"), tumour])
+    panel.choose_model(tumour)
+    assert panel.choice().nodes == {"T1": first, "FLAIR": None, "T2": None}
+    assert find(widget, "inputLabel").text() == "T1:"
+    heard = Heard(panel.choice_changed)
+    selector(widget, "channel1Selector").setCurrentNode(second)
+    assert panel.choice().nodes["FLAIR"] is second
+    assert len(heard) == 1
+    assert selector(widget, "channel2Selector").noneDisplay == "None (may be left out)"
+    panel.choose_model(panel._cards[0])
+    pythonqt.process_events()
+    assert list(panel.choice().nodes) == ["MR"]
+    assert find(widget, "inputLabel").text() == "Volume:"
+    assert not pythonqt.real(widget).findChildren(QtWidgets.QWidget, "channel1Selector")
+
+
+def test_guessed_channels_are_shown_to_be_checked(widget: Any, panel: Panel, mrml: Any) -> None:
+    pythonqt.real(widget).setMRMLScene(mrml)
+    first, second = add_volume(mrml, "FLAIR"), add_volume(mrml, "T1")
+    panel.show_models([card("tumour", "fold_0", channels=("T1", "FLAIR"))])
+    heard = Heard(panel.choice_changed)
+    assert not find(widget, "channelsNote").isVisible()
+    panel.show_guess({"T1": second, "FLAIR": first})
+    assert panel.choice().nodes == {"T1": second, "FLAIR": first}
+    assert panel.choice().node is second
+    assert "check" in find(widget, "channelsNote").text()
+    assert find(widget, "channelsNote").isVisible()
+    assert len(heard) == 1, "one change, not one for each channel"
+
+
+def test_a_region_can_be_chosen_and_is_none_at_first(widget: Any, panel: Panel, mrml: Any) -> None:
+    pythonqt.real(widget).setMRMLScene(mrml)
+    region = mrml.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    assert panel.choice().region is None
+    panel.choose_region(region)
+    assert panel.choice().region is region
+
+
+def test_frames_are_offered_where_there_are_some(widget: Any, panel: Panel) -> None:
+    assert not find(widget, "framesSelector").isVisible()
+    panel.show_frames(12)
+    assert find(widget, "framesSelector").isVisible()
+    assert not panel.choice().every_frame
+    find(widget, "framesSelector").setCurrentIndex(1)
+    assert find(widget, "framesSelector").currentText() == "Every frame (12)"
+    assert panel.choice().every_frame
+    panel.show_frames(12)
+    assert panel.choice().every_frame, "the choice stays while the volume does"
+    panel.show_frames(0)
+    assert not panel.choice().every_frame
+
+
+# --- output ----------------------------------------------------------------------------------------
+
+
+def test_a_new_segmentation_is_the_default_and_asks_nothing_more(widget: Any, panel: Panel) -> None:
+    assert panel.choice().output == OutputChoice()
+    for name in ("outputNodeSelector", "lockedCheck", "paintedCheck"):
+        assert not find(widget, name).isVisible(), name
+
+
+@pytest.mark.parametrize("mode", [OutputMode.UPDATE, OutputMode.ADD, OutputMode.PREVIEW])
+def test_an_output_that_is_there_can_be_chosen(
+    widget: Any, panel: Panel, mrml: Any, mode: OutputMode
+) -> None:
+    pythonqt.real(widget).setMRMLScene(mrml)
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Manual")
+    panel.choose_output(mode, node)
+    assert panel.choice().output == OutputChoice(mode, node)
+    assert find(widget, "outputNodeSelector").isVisible()
+    changes = mode is not OutputMode.ADD
+    assert find(widget, "lockedCheck").isVisible() is changes
+    if changes:
+        find(widget, "paintedCheck").setChecked(True)
+        assert panel.choice().output == OutputChoice(mode, node, change_painted=True)
+
+
+def test_a_preview_asks_for_a_yes_or_a_no(widget: Any, panel: Panel) -> None:
+    accepted, rejected = Heard(panel.preview.accepted), Heard(panel.preview.rejected)
+    assert not find(widget, "previewBar").isVisible()
+    panel.preview.show("Head segmentation")
+    assert "Head segmentation is a preview" in find(widget, "previewLabel").text()
+    click(widget, "acceptButton")
+    click(widget, "rejectButton")
+    assert (len(accepted), len(rejected)) == (1, 1)
+    panel.preview.show("")
+    assert not find(widget, "previewBar").isVisible()
+
+
 # --- options ---------------------------------------------------------------------------------------
 
 
@@ -225,22 +285,22 @@ def test_untouched_options_are_the_defaults(panel: Panel) -> None:
     panel.show_models([card("brain", "axial", "coronal", "sagittal")])
     values = panel.choice().options
     request = request_from_options((Path("x"),), values)
-    assert request.options() == request_from_options((Path("x"),), {}).options()
+    assert request.options() == request_from_options((Path("x"),), PANEL_DEFAULTS).options()
 
 
 def test_changed_options_arrive_with_their_types(widget: Any, panel: Panel) -> None:
     panel.show_models([card("brain", "axial", "coronal", "sagittal")])
-    heard = Heard(panel)
+    heard = Heard(panel.choice_changed)
     find(widget, "fusionOption").setCurrentText("vote")
     find(widget, "deviceOption").setEditText("cuda:1")
     find(widget, "dropout_passesOption").setValue(12)
-    find(widget, "uncertaintyOption").setChecked(True)
-    assert heard.choice == 4
+    find(widget, "uncertaintyOption").setChecked(False)
+    assert len(heard) == 4
     request = request_from_options((Path("x"),), panel.choice().options)
     assert request.fusion == "vote"
     assert request.device == "cuda:1"
     assert request.dropout_passes == 12
-    assert request.uncertainty is True
+    assert request.uncertainty is False
 
 
 def test_members_are_those_of_the_model(widget: Any, panel: Panel) -> None:
@@ -270,146 +330,68 @@ def test_advanced_options_are_folded_away_at_first(widget: Any, panel: Panel) ->
     assert find(widget, "deviceOption").isVisible()
 
 
-# --- the table -------------------------------------------------------------------------------------
+def test_devices_are_shown_with_what_they_are_and_chosen_by_name(widget: Any, panel: Panel) -> None:
+    assert panel.choice().options["device"] == "auto"
+    devices = [DeviceChoice("auto", "the fastest"), DeviceChoice("cuda:0", "RTX 4070, 9 GB free")]
+    panel.show_devices(devices)
+    assert panel.choice().options["device"] == "auto", "what was chosen stays"
+    box = find(widget, "deviceOption")
+    assert [box.itemText(n) for n in range(box.count())][1] == "cuda:0 – RTX 4070, 9 GB free"
+    box.setCurrentIndex(1)
+    assert panel.choice().options["device"] == "cuda:0"
+    panel.show_devices(devices[:1])
+    assert panel.choice().options["device"] == "cuda:0", "also where it is not offered any more"
 
 
-def column(widget: Any, number: int) -> list[str]:
-    table = find(widget, "resultTable")
-    return [table.item(row, number).text().strip() for row in range(table.rowCount())]
+def test_members_without_a_share_are_not_ticked_at_first(widget: Any, panel: Panel) -> None:
+    from dataclasses import replace
+
+    plain = card("liver", "2d/fold_0", "3d/fold_0")
+    members = (replace(plain.members[0], weight=0.0), plain.members[1])
+    panel.show_models([replace(plain, members=members)])
+    boxes = find(widget, "membersOption").findChildren(QtWidgets.QCheckBox)
+    assert [box.isChecked() for box in boxes] == [False, True]
+    assert panel.choice().options["members"] == ()
+    boxes[0].setChecked(True)
+    assert panel.choice().options["members"] == ("2d/fold_0", "3d/fold_0")
 
 
-def headers(widget: Any) -> list[str]:
-    table = find(widget, "resultTable")
-    return [table.horizontalHeaderItem(index).text() for index in range(table.columnCount())]
+def test_models_that_take_the_same_images_can_be_used_together(widget: Any, panel: Panel) -> None:
+    brain, other = card("brain", "axial"), card("other", "fold_0")
+    panel.show_models([brain, other, card("tumour", "fold_0", channels=("T1", "T2"))])
+    boxes = find(widget, "othersOption").findChildren(QtWidgets.QCheckBox)
+    assert [box.text() for box in boxes] == ["Other"]
+    assert panel.choice().cards == (brain,)
+    boxes[0].setChecked(True)
+    assert panel.choice().cards == (brain, other)
+    panel.show_models([brain])
+    assert panel.choice().cards == (brain,)
 
 
-def test_the_table_shows_structures_in_the_models_order(widget: Any, panel: Panel) -> None:
-    panel.show_structures(
-        [StructureMeasures(LEFT, 4000, 4.0), StructureMeasures(STEM, 25_500, 25.504)]
-    )
-    assert find(widget, "resultTable").isVisible()
-    assert headers(widget) == ["Structure", "Volume (ml)"]
-    assert column(widget, 0) == ["Left hippocampus", "Brain-Stem"]
-    assert column(widget, 1) == ["4.00", "25.50"]
-    color = find(widget, "resultTable").item(0, 0).data(QtCore.Qt.ItemDataRole.DecorationRole)
-    assert color.getRgb()[:3] == LEFT.color
-
-
-def test_the_table_shows_agreement_where_there_is_some(widget: Any, panel: Panel) -> None:
-    panel.show_structures(
-        [
-            StructureMeasures(LEFT, 4000, 4.0, 0.05, 0.93, 0.87, 0.2),
-            StructureMeasures(STEM, 0, 0.0, None, None, None, None),
-        ]
-    )
-    assert headers(widget) == ["Structure", "Volume (ml)", "Agreement"]
-    assert column(widget, 2) == ["0.87", ""]
-    tip = find(widget, "resultTable").item(0, 2).toolTip()
-    assert tip == "IoU 0.870, Dice 0.930, CV 0.050, Entropy 0.200"
-
-
-def test_the_table_sorts_numbers_as_numbers(widget: Any, panel: Panel) -> None:
-    volumes = [100.0, 9.5, 0.0, 1234.25, 25.0]
-    panel.show_structures(
-        [
-            StructureMeasures(Label(value, f"S{value}", (0, 0, 0)), 1, volume)
-            for value, volume in enumerate(volumes, start=1)
-        ]
-    )
-    table = find(widget, "resultTable")
-    table.sortItems(1, QtCore.Qt.SortOrder.DescendingOrder)
-    assert column(widget, 1) == ["1234.25", "100.00", "25.00", "9.50", "0.00"]
-    assert column(widget, 0) == ["S4", "S1", "S5", "S2", "S3"]
-
-
-def test_a_second_result_replaces_the_first_even_if_that_was_sorted(
-    widget: Any, panel: Panel
-) -> None:
-    panel.show_structures([StructureMeasures(LEFT, 1, 4.0), StructureMeasures(STEM, 1, 25.0)])
-    find(widget, "resultTable").sortItems(0, QtCore.Qt.SortOrder.AscendingOrder)
-    panel.show_structures([StructureMeasures(LEFT, 1, 5.0), StructureMeasures(STEM, 1, 26.0)])
-    assert column(widget, 0) == ["Left hippocampus", "Brain-Stem"]
-    assert column(widget, 1) == ["5.00", "26.00"]
-    panel.show_structures([])
-    assert not find(widget, "resultTable").isVisible()
-
-
-def test_a_narrow_panel_cuts_nothing_off(widget: Any, panel: Panel) -> None:
-    """Slicer's module column can be 300 pixels wide."""
+def test_the_chosen_model_stays_when_the_list_is_read_again(widget: Any, panel: Panel) -> None:
+    panel.show_models([card("brain", "axial"), card("liver", "fold_0")])
+    find(widget, "modelSelector").setCurrentIndex(1)
+    panel.show_models([card("abdomen", "fold_0"), card("brain", "axial"), card("liver", "fold_0")])
+    assert panel.choice().card.id == "liver"
     panel.show_models([card("brain", "axial")])
-    find(widget, "advancedButton").setProperty("collapsed", False)
-    panel.show_plan("Brain structures 0.1 on T1 (256 x 256 x 130 voxels): axial. " * 2, True)
-    panel.show_error("What went wrong, at some length, so that it has to be wrapped. " * 3)
-    pythonqt.process_events()
-    assert pythonqt.real(widget).minimumSizeHint().width() <= 300
+    assert panel.choice().card.id == "brain"
 
 
-# --- the adapter itself: each rule of PythonQt is enforced -------------------------------------------
+# --- keys ------------------------------------------------------------------------------------------
 
 
-def test_the_adapter_finds_a_misspelt_signal() -> None:
-    import qt
+def test_keys_press_the_buttons(widget: Any, panel: Panel) -> None:
+    from PySide6 import QtGui
 
-    button = qt.QPushButton("Go")
-    with pytest.raises(pythonqt.MisspeltSignal):
-        button.connect("click()", print)
-    with pytest.raises(pythonqt.MisspeltSignal):
-        button.connect("clicked(int)", print)
-    assert button.connect("clicked(bool)", print)
-
-
-def test_the_adapter_shows_properties_as_attributes() -> None:
-    import qt
-
-    button = qt.QPushButton("Go")
-    assert button.text == "Go"
-    with pytest.raises(TypeError):
-        button.text()
-    button.setText("Stop")
-    assert button.text == "Stop"
-    button.enabled = False
-    assert not button.isEnabled()
-
-
-def test_the_adapter_refuses_unknown_attributes() -> None:
-    import qt
-
-    button = qt.QPushButton("Go")
-    with pytest.raises(AttributeError):
-        button.enable = False
-    with pytest.raises(AttributeError):
-        button.colour  # noqa: B018
-    with pytest.raises(AttributeError):
-        qt.QPushButtn  # noqa: B018
-
-
-def test_the_adapter_keeps_what_a_slot_raises() -> None:
-    import qt
-
-    def fail() -> None:
-        raise ZeroDivisionError
-
-    button = qt.QPushButton("Go")
-    button.connect("clicked()", fail)
-    button.click()
-    assert [type(error) for error in pythonqt.slot_errors] == [ZeroDivisionError]
-    pythonqt.slot_errors.clear()
-
-
-def test_the_adapter_checks_the_ui_file(tmp_path: Path) -> None:
-    text = UI.read_text()
-    for right, wrong in (
-        ('name="noneEnabled"', 'name="noneEnable"'),
-        ('class="QProgressBar"', 'class="QProgressBr"'),
-        ("setMRMLScene(vtkMRMLScene*)</slot>", "setScene(vtkMRMLScene*)</slot>"),
-        ("<signal>mrmlSceneChanged(", "<signal>sceneChanged("),
-    ):
-        assert right in text
-        path = tmp_path / "wrong.ui"
-        path.write_text(text.replace(right, wrong))
-        with pytest.raises((AssertionError, AttributeError)):
-            pythonqt.load_ui(path)
-
-
-def test_slicer_core_is_the_real_thing() -> None:
-    assert slicer.vtkMRMLScene().IsA("vtkMRMLScene")
+    heard = Heard(panel.segment_requested)
+    panel.show_plan("Ready", True)
+    shortcut = find(widget, "segmentButtonShortcut", QtGui.QShortcut)
+    assert shortcut.key().toString() == "Ctrl+Alt+S"
+    assert shortcut.context() == QtCore.Qt.ShortcutContext.ApplicationShortcut
+    shortcut.activated.emit()
+    assert len(heard) == 1
+    panel.show_plan("Not ready", False)
+    shortcut.activated.emit()
+    assert len(heard) == 1, "a button that cannot be pressed is not"
+    keys = [item.key().toString() for item in pythonqt.real(widget).findChildren(QtGui.QShortcut)]
+    assert len(keys) == len(set(keys)) == 6

@@ -13,8 +13,8 @@ import pytest
 from PySide6 import QtCore, QtGui, QtWidgets
 
 import pythonqt
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.card import load_card
+from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
@@ -24,9 +24,8 @@ from panel_help import REPOSITORY, UI, add_volume, card, find, new_panel
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"
 BRAIN = load_card(BUNDLED_MODELS / "brain")
 PLAN = (
-    "Brain structures (QuickNAT) 0.2.0 on MRHead (256 x 256 x 130 voxels of 1 x 1 x 1.3 mm): axial, "
-    "coronal, sagittal. Device: the fastest there is, cuda:0 (NVIDIA RTX 4070, 9.1 GB free of 12.0 GB). "
-    "Memory: about 1.5 GB of 9.1 GB that are free. About 12 s."
+    "Runs axial, coronal, sagittal on cuda:0 (NVIDIA RTX 4070, 9.1 GB free of 12.0 GB); needs about 1.5 GB "
+    "and about 12 s."
 )
 SUMMARY = (
     "MRHead segmentation: 32 of 32 structures in 11.8 s on cuda:0.\n"
@@ -77,6 +76,7 @@ class Scenery:
     """The page with a volume and the bundled model, of a chosen width."""
 
     def __init__(self, mrml: Any, width: int, height: int = 760) -> None:
+        self.mrml = mrml
         self.widget = pythonqt.load_ui(UI)
         self.panel: Panel = new_panel(self.widget)
         pythonqt.real(self.widget).resize(width, height)
@@ -85,6 +85,11 @@ class Scenery:
         self.panel.show_models([BRAIN, card("abdomen", "fold_0", labels=BRAIN.labels[:3])])
         self.panel.show_plan(PLAN, True)
         pythonqt.real(self.widget).show()
+
+    def show_results(self) -> None:
+        segmentation = self.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "MRHead segmentation")
+        self.panel.results.choose(segmentation)
+        self.panel.results.show(rows(), True)
 
     def picture(self, name: str, widget: Any = None) -> QtGui.QImage:
         pythonqt.process_events(20)
@@ -113,7 +118,7 @@ def rows() -> list[StructureRow]:
     shown = []
     for number, label in enumerate(BRAIN.labels):
         agreement = 0.95 - 0.07 * (number % 5)
-        state = ("notstarted", "completed", "inprogress", "flagged")[
+        state = ("flagged", "completed", "inprogress", "notstarted")[
             number % 4 if number < 8 else 0
         ]
         volume = 2.1 + 37.7 * ((number * 7) % 11)
@@ -167,7 +172,7 @@ def test_at_work(scenery: Any, style: str) -> None:
 def test_after_the_run(scenery: Any, style: str) -> None:
     scene = scenery(400, 900)
     scene.panel.show_message(SUMMARY)
-    scene.panel.results.show("MRHead segmentation", rows(), True)
+    scene.show_results()
     image = scene.picture(f"results-{style}")
     assert contrast(image) > 120
 
@@ -194,7 +199,7 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     scene.panel.show_devices(
         [DeviceChoice("auto", "the fastest there is"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
     )
-    scene.panel.results.show("MRHead segmentation", rows(), True)
+    scene.show_results()
     scene.panel.queue.show([entry("MRHead: Brain structures (QuickNAT)", "done")])
     scene.panel.queue.unfold()
     for name in ("advancedButton", "settingsButton"):

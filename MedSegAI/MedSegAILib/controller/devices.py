@@ -43,8 +43,9 @@ class Devices:
         if device != "auto":
             return f"{device} ({found[device]})" if device in found else device
         fastest = self._fastest()
-        text = _("the fastest there is")
-        return text if fastest is None else f"{text}, {fastest['name']} ({fastest['found']})"
+        if fastest is None:
+            return _("the fastest device there is")
+        return f"{fastest['name']} ({fastest['found']})"
 
     def free_gb(self, device: str) -> float | None:
         """Free memory of a device; of the processor that of the computer."""
@@ -68,7 +69,9 @@ class Devices:
         return "\n".join(lines)
 
     def _usable(self) -> list[dict[str, str]]:
-        return [item for item in self.findings if item["topic"] == "device" and item["health"] == "good"]
+        return [
+            item for item in self.findings if item["topic"] == "device" and item["health"] == "good"
+        ]
 
     def _named(self, device: str) -> dict[str, str] | None:
         return next((item for item in self._usable() if item["name"] == device), None)

@@ -33,7 +33,12 @@ class Estimates:
     def typical_seconds(self, card: ModelCard) -> float | None:
         """How long this model took for a volume of ten million voxels, whatever the options."""
         start = f"{card.id} {card.version} "
-        times = [value for kind, values in self._times.items() if kind.startswith(start) for value in values]
+        times = [
+            value
+            for kind, values in self._times.items()
+            if kind.startswith(start)
+            for value in values
+        ]
         return 10 * median(times) if times else None
 
     def learn(
@@ -65,7 +70,9 @@ def _kind(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
     members = len(request.members) or len(names)
     box = "box" if request.region else ""
     passes = request.dropout_passes
-    return f"{models} {members} {request.device} {request.backend} {request.mirroring} {passes} {box}"
+    return (
+        f"{models} {members} {request.device} {request.backend} {request.mirroring} {passes} {box}"
+    )
 
 
 def _megavoxels(request: SegmentationRequest) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medsegai.card import CARD_NAME, ModelCard
 from medsegai.errors import ModelError, RequestError
@@ -34,7 +34,7 @@ class House:
     scene: SceneProtocol
     queue: QueueProtocol
     host: HostProtocol
-    devices: Devices = Devices()
+    devices: Devices = field(default_factory=Devices)
 
     def __post_init__(self) -> None:
         self.estimates = Estimates(

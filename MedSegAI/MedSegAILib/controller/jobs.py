@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsegai.errors import Cancelled, InputError, MedSegAIError, ModelError, RequestError, WorkerError
+from medsegai.errors import (
+    Cancelled,
+    InputError,
+    MedSegAIError,
+    ModelError,
+    RequestError,
+    WorkerError,
+)
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
@@ -56,13 +63,16 @@ class Jobs:
         panel = self._house.panel
         try:
             choice = panel.choice()
-            panel.show_frames(0 if choice.node is None else len(self._house.scene.frames(choice.node)))
+            panel.show_frames(
+                0 if choice.node is None else len(self._house.scene.frames(choice.node))
+            )
             request = self._request(choice)
         except MedSegAIError as error:
             panel.show_plan(str(error), False)
         else:
             seconds = self._house.estimates.seconds(choice.cards, request)
-            panel.show_plan(texts.plan(choice.cards, request, self._house.devices, seconds), True)
+            plan = texts.plan(choice.cards, request, self._house.devices, seconds)
+            panel.show_plan(plan, True, texts.details(choice.cards, request))
 
     def start(self) -> None:
         """Put the present choice into the queue; it begins at once where nothing else runs."""
@@ -241,7 +251,11 @@ def chosen_nodes(choice: Choice) -> list[Any]:
         raise InputError(_("There is no input volume. Load an image and choose it."))
     channels = choice.card.channels
     needed = max(
-        (n for n, c in enumerate(channels, 1) if c.required or choice.nodes.get(c.name) is not None),
+        (
+            n
+            for n, c in enumerate(channels, 1)
+            if c.required or choice.nodes.get(c.name) is not None
+        ),
         default=1,
     )
     missing = [c.name for c in channels[:needed] if choice.nodes.get(c.name) is None]

@@ -20,49 +20,54 @@ def plan(
     devices: Devices,
     seconds: float | None,
 ) -> str:
-    """What Segment will do.
+    """What Segment will do: networks, device, memory and time.
 
     Args:
         seconds: how long it will take; None where that is not known yet.
     """
-    volume = request.inputs[0]
-    assert isinstance(volume, Volume)
-    models = " + ".join(f"{card.name} {card.version}" for card in cards)
-    parts = [
-        _("{model} on {volume} ({grid}): {members}.").format(
-            model=models,
-            volume=", ".join(item.source for item in request.inputs if isinstance(item, Volume)),
-            grid=volume.geometry.describe(),
-            members=_members(cards, request),
-        ),
-        _("Device: {device}.").format(device=devices.describe(request.device)),
-        memory(sum(card.memory_mb for card in cards), devices, request.device),
-        _("The first run here shows how long it takes.")
-        if seconds is None
-        else _("About {time}.").format(time=duration(seconds)),
+    needed = sum(card.memory_mb for card in cards) / 1000
+    needs = [_("about {size:.1f} GB").format(size=needed)] if needed else []
+    needs += [_("about {time}").format(time=duration(seconds))] if seconds is not None else []
+    text = _("Runs {members} on {device}").format(
+        members=_members(cards, request), device=devices.describe(request.device)
+    )
+    text += _("; needs {what}.").format(what=_(" and ").join(needs)) if needs else "."
+    return f"{text} {tightness(needed, devices, request.device)}".strip()
+
+
+def details(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
+    """Which models on which volumes."""
+    volumes = [
+        f"{volume.source} ({volume.geometry.describe()})"
+        for volume in request.inputs
+        if isinstance(volume, Volume)
     ]
-    return " ".join(part for part in parts if part)
+    models = " + ".join(f"{card.name} {card.version}" for card in cards)
+    return _("{models} on {volumes}").format(models=models, volumes=", ".join(volumes))
 
 
 def expectation(card: ModelCard, devices: Devices, seconds: float | None) -> str:
     """Time and memory of one model on this device, as far as they are known."""
-    needed = memory(card.memory_mb, devices, "auto")
-    time = "" if seconds is None else _("About {time}.").format(time=duration(seconds))
-    return " ".join(part for part in (time, needed) if part)
+    needed = card.memory_mb / 1000
+    parts = []
+    if seconds is not None:
+        parts.append(_("About {time} here.").format(time=duration(seconds)))
+    if needed:
+        free = devices.free_gb("auto")
+        text = _("About {size:.1f} GB of memory").format(size=needed)
+        parts.append(text + (f" ({free:.1f} GB free)." if free is not None else "."))
+    parts.append(tightness(needed, devices, "auto"))
+    return " ".join(part for part in parts if part)
 
 
-def memory(needed_mb: float, devices: Devices, device: str) -> str:
-    """What a job needs beside what is free; "" where the card does not say."""
-    if not needed_mb:
-        return ""
-    needed = _("Memory: about {size:.1f} GB").format(size=needed_mb / 1000)
+def tightness(needed_gb: float, devices: Devices, device: str) -> str:
+    """A warning where a job needs more memory than is free; "" where it does not, or nobody knows."""
     free = devices.free_gb(device)
-    if free is None:
-        return f"{needed}."
-    text = _("{needed} of {free:.1f} GB that are free.").format(needed=needed, free=free)
-    if needed_mb / 1000 <= free:
-        return text
-    return text + " " + _("That is tight: close other programs, or choose fewer networks.")
+    if free is None or needed_gb <= free:
+        return ""
+    return _("Only {free:.1f} GB are free: close other programs, or choose fewer networks.").format(
+        free=free
+    )
 
 
 def summary(name: str, result: SegmentationResult, notes: Sequence[str]) -> str:

@@ -119,9 +119,10 @@ class Panel:
         """Choose these nodes for the channels of the model, to be checked by the user."""
         self._inputs.show_guess(nodes)
 
-    def show_plan(self, text: str, ready: bool) -> None:
+    def show_plan(self, text: str, ready: bool, details: str = "") -> None:
         """Say what will run, or why nothing can (`ready` is false then)."""
         self._ui.planLabel.text = text
+        self._ui.planLabel.toolTip = details
         self._ready = ready
         self._update_buttons()
 

@@ -177,7 +177,9 @@ class ModelBrowser:
         self._import(dialogs.open_folder(self.dialog, _("Folder of a model")))
 
     def _import_archive(self) -> None:
-        filter = _("Archives and weights (*.zip *.json *.pth *.pth.tar *.safetensors);;All files (*)")
+        filter = _(
+            "Archives and weights (*.zip *.json *.pth *.pth.tar *.safetensors);;All files (*)"
+        )
         self._import(dialogs.open_file(self.dialog, _("Archive of a model"), filter))
 
     def _import(self, path: str) -> None:

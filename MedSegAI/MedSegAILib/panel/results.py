@@ -43,9 +43,7 @@ class ResultsView:
         self.next_requested, self.uncertainty_shown = Signal(), Signal()
         self.surfaces_shown, self.statistics_requested = Signal(), Signal()
         self.csv_requested = Signal()
-        ui.resultSelector.connect(
-            "currentNodeChanged(vtkMRMLNode*)", self.segmentation_chosen.emit
-        )
+        ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.segmentation_chosen.emit)
         self._table.connect("cellClicked(int,int)", self._on_cell)
         self._table.connect("cellActivated(int,int)", self._on_cell)
         ui.nextButton.connect("clicked()", self.next_requested.emit)
