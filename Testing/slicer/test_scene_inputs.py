@@ -160,7 +160,7 @@ def test_channels_of_two_sizes_are_refused(mrml: Any) -> None:
     first, second = add_volume(mrml, PLACES["plain"]), add_volume(mrml, PLACES["plain"])
     second.SetName("FLAIR")
     updateVolumeFromArray(second, np.zeros((2, 3, 4), np.int16))
-    with pytest.raises(GeometryError, match=r"14 x 11 x 9 voxels .* 4 x 3 x 2 voxels"):
+    with pytest.raises(GeometryError, match=r"14 x 11 x 9 voxels .*FLAIR .4 x 3 x 2 voxels"):
         Scene(mrml).read_channels([first, second])
 
 

@@ -16,6 +16,7 @@ from medsegai.volume import Geometry
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, ENTROPY_SHOWN
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, boxes, layers_of
+from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.translation import tr as _
 
 SMOOTHED_MM = 2.0
@@ -113,7 +114,7 @@ class Overlay:
                 f"The uncertainty of {segmentation.GetName()} was not measured. Run the model again "
                 "with uncertainty switched on."
             )
-        for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self.scene):
+        for node in nodes_of(self.scene, "vtkMRMLSliceCompositeNode"):
             if shown:
                 self._lay_over(node, entropy.GetID(), opacity)
             elif node.GetForegroundVolumeID() == entropy.GetID():

@@ -18,6 +18,7 @@ from medsegai.errors import GeometryError, InputError
 from medsegai.volume import Volume
 from MedSegAILib.scene.inputs import check_image, ijk_to_local, image_at, transform_to_world
 from MedSegAILib.scene.layers import array_of, labelmap_name
+from MedSegAILib.scene.nodes import nodes_of
 
 
 def browser_of(node: Any) -> Any:
@@ -25,7 +26,7 @@ def browser_of(node: Any) -> Any:
     scene = None if node is None else node.GetScene()
     if scene is None:
         return None
-    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", scene)
+    browsers = nodes_of(scene, "vtkMRMLSequenceBrowserNode")
     return next((each for each in browsers if each.IsProxyNodeID(node.GetID())), None)
 
 
@@ -68,18 +69,18 @@ def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
         the proxy.
     """
     browser, value = _at(source, number)
-    if proxy is None:
-        sequence = _new_sequence(browser, source, filled)
-        sequence.SetDataNodeAtValue(filled, value)
-        browser.AddProxyNode(filled, sequence, True)
+    is_new = proxy is None
+    sequence = _new_sequence(browser, source, filled) if is_new else browser.GetSequenceNode(proxy)
+    sequence.SetDataNodeAtValue(filled, value)
+    if is_new:
+        if browser.GetProxyNode(sequence) is None:  # the logic of the Sequences module was faster
+            browser.AddProxyNode(filled, sequence, True)
         proxy = browser.GetProxyNode(sequence)
+    stored, shown = sequence.GetDataNodeAtValue(value).GetSegmentation(), proxy.GetSegmentation()
+    if browser.GetSelectedItemNumber() == number and shown is not stored:  # else it is shown already
+        shown.DeepCopy(stored)
+    if is_new:
         browser.SetSaveChanges(sequence, True)  # what the user edits stays with its frame
-    else:
-        sequence = browser.GetSequenceNode(proxy)
-        sequence.SetDataNodeAtValue(filled, value)
-    if browser.GetSelectedItemNumber() == number:
-        segments = proxy.GetSegmentation()
-        segments.DeepCopy(sequence.GetDataNodeAtValue(value).GetSegmentation())
     return proxy
 
 
