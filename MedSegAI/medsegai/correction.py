@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,14 +107,25 @@ def box_around(
 ) -> tuple[slice, slice, slice] | None:
     """The voxels (k, j, i) that strokes can change; None where there are no strokes."""
     box = []
-    for axis, spacing in enumerate(reversed(spacing_mm)):
+    for axis in range(3):
         hits = np.flatnonzero(strokes.any(axis=tuple({0, 1, 2} - {axis})))
         if not hits.size:
             return None
-        margin = int(np.ceil(reach_mm / spacing)) + 1
-        first, last = int(hits[0]) - margin, int(hits[-1]) + margin + 1
-        box.append(slice(max(first, 0), min(last, strokes.shape[axis])))
-    return box[0], box[1], box[2]
+        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return within_reach(box, strokes.shape, spacing_mm, reach_mm)
+
+
+def within_reach(
+    box: Sequence[slice], shape: Sequence[int], spacing_mm: Sequence[float], reach_mm: float
+) -> tuple[slice, slice, slice]:
+    """The voxels (k, j, i) of a grid of `shape` that strokes in `box` can change."""
+    k, j, i = (
+        slice(max(part.start - margin, 0), min(part.stop + margin, size))
+        for part, size, margin in zip(
+            box, shape, (ceil(reach_mm / mm) + 1 for mm in reversed(spacing_mm)), strict=True
+        )
+    )
+    return k, j, i
 
 
 def _step_costs(region: Region, inside: Mask, outside: Mask) -> Floats:

@@ -1,0 +1,311 @@
+"""The Segment Editor effect *AI correct*: widgets and mouse; what happens is in `correction.tool`.
+
+Slicer loads this file by its path, makes one object of the class of the same name for each editor, and calls it by
+the names below.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import qt
+import slicer
+import vtk
+from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
+
+from medsegai.correction import REACH_MM
+from MedSegAILib.correction import EFFECT_NAME
+from MedSegAILib.correction.painting import Brush
+from MedSegAILib.correction.tool import CorrectionTool
+from MedSegAILib.scene.layers import array_of
+from MedSegAILib.translation import tr as _
+
+RADIUS_MM = 2.0
+RADIUS, REACH, OUTSIDE = "BrushRadiusMm", "ReachMm", "PaintOutside"
+"""Parameters that the editor keeps with the scene."""
+
+OUTLINE_POINTS = 36
+
+
+class EffectEditor:
+    """The Segment Editor, as an effect sees it."""
+
+    def __init__(self, effect: Any) -> None:
+        self._effect = effect
+
+    def segmentation(self) -> Any:
+        node = self._effect.parameterSetNode()
+        return None if node is None else node.GetSegmentationNode()
+
+    def segment_id(self) -> str:
+        node = self._effect.parameterSetNode()
+        return "" if node is None else node.GetSelectedSegmentID() or ""
+
+    def source_image(self) -> Any:
+        node = self._effect.parameterSetNode()
+        if node is None or node.GetSourceVolumeNode() is None:
+            return None
+        return self._effect.sourceVolumeImageData()
+
+    def segment_image(self) -> Any:
+        return self._effect.selectedSegmentLabelmap()
+
+    def mask_image(self) -> Any:
+        everywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+        if self._effect.parameterSetNode().GetMaskMode() == everywhere:
+            return None
+        return self._effect.maskLabelmap()
+
+    def change(self, added: Any, removed: Any) -> None:
+        modes = slicer.qSlicerSegmentEditorAbstractEffect
+        self._effect.saveStateForUndo()
+        if added is not None:
+            self._effect.modifySelectedSegmentByLabelmap(added, modes.ModificationModeAdd)
+        if removed is not None:
+            self._effect.modifySelectedSegmentByLabelmap(removed, modes.ModificationModeRemove)
+
+
+class BrushOutline:
+    """A circle as large as the brush, in one slice view."""
+
+    def __init__(self, effect: Any, view: Any) -> None:
+        self._effect, self._view = effect, view
+        self._circle = vtk.vtkRegularPolygonSource()
+        self._circle.SetNumberOfSides(OUTLINE_POINTS)
+        self._circle.GeneratePolygonOff()
+        mapper = vtk.vtkPolyDataMapper2D()
+        mapper.SetInputConnection(self._circle.GetOutputPort())
+        self._actor = vtk.vtkActor2D()
+        self._actor.SetMapper(mapper)
+        effect.addActor2D(view, self._actor)
+
+    def show(self, position: Any, radius_mm: float, inside: bool) -> None:
+        """Around a position in the view, in pixels."""
+        to_ras = array_of(self._view.mrmlSliceNode().GetXYToRAS())
+        self._circle.SetRadius(radius_mm / float(np.linalg.norm(to_ras[:3, 0])))
+        self._circle.SetCenter(position[0], position[1], 0)
+        self._actor.GetProperty().SetColor(*((0.1, 1.0, 0.4) if inside else (1.0, 0.15, 0.1)))
+        self._effect.scheduleRender(self._view)
+
+    def remove(self) -> None:
+        self._effect.removeActor2D(self._view, self._actor)
+
+
+class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
+    """A few strokes inside or outside, and the segment is corrected around them."""
+
+    def __init__(self, scriptedEffect: Any) -> None:
+        scriptedEffect.name = EFFECT_NAME  # never translated: it is how effects are found
+        scriptedEffect.title = _("AI correct")
+        AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
+        self.tool = CorrectionTool(
+            EffectEditor(scriptedEffect), scriptedEffect.scene, self.showMessage
+        )
+        self._outlines: dict[Any, BrushOutline] = {}
+        self._message: Any = None
+
+    def clone(self) -> Any:
+        import qSlicerSegmentationsEditorEffectsPythonQt as effects
+
+        cloned = effects.qSlicerSegmentEditorScriptedEffect(None)
+        cloned.setPythonSource(Path(__file__).as_posix())
+        return cloned
+
+    def icon(self) -> Any:
+        path = Path(__file__).resolve().parents[3] / "Resources" / "Icons" / "MedSegAI.png"
+        return qt.QIcon(str(path)) if path.exists() else qt.QIcon()
+
+    def helpText(self) -> str:
+        return "<html>" + _(
+            "Corrects the selected segment by a few strokes, from the AI's probabilities and the image.<br>"
+            "<p><ul style='margin: 0'>"
+            "<li><b>Left button:</b> paint what belongs to the segment (or, with <i>Outside</i>, what does not)."
+            "<li><b>Ctrl + left button:</b> paint the other kind."
+            "<li><b>x:</b> take back the last stroke. <b>Enter:</b> apply. <b>Esc:</b> cancel."
+            "</ul><p>Green is added, red is removed. Nothing is written before Apply, which is one undo step."
+        )
+
+    # widgets
+
+    def setupOptionsFrame(self) -> None:
+        effect = self.scriptedEffect
+        self.insideButton, self.outsideButton = (
+            qt.QRadioButton(_("Inside")),
+            qt.QRadioButton(_("Outside")),
+        )
+        self.insideButton.toolTip = _("Strokes show what belongs to the segment.")
+        self.outsideButton.toolTip = _("Strokes show what does not belong to the segment.")
+        effect.addLabeledOptionsWidget(_("Strokes:"), _row(self.insideButton, self.outsideButton))
+        self.radiusBox = _millimetres(0.1, 50.0, _("Radius of the brush."))
+        effect.addLabeledOptionsWidget(_("Brush radius:"), self.radiusBox)
+        self.reachBox = _millimetres(
+            0.5, 50.0, _("How far a stroke acts at most; edges and the AI's certainty shorten it.")
+        )
+        effect.addLabeledOptionsWidget(_("Reach:"), self.reachBox)
+        self.takeBackButton = qt.QPushButton(_("Take back stroke"))
+        self.cancelButton = qt.QPushButton(_("Cancel"))
+        self.applyButton = qt.QPushButton(_("Apply"))
+        effect.addOptionsWidget(_row(self.takeBackButton, self.cancelButton, self.applyButton))
+        self._message = qt.QLabel("")
+        self._message.wordWrap = True
+        effect.addOptionsWidget(self._message)
+        self.insideButton.checked = True
+        self.outsideButton.connect("toggled(bool)", self.onOutsideToggled)
+        self.radiusBox.connect("valueChanged(double)", self.onRadiusChanged)
+        self.reachBox.connect("valueChanged(double)", self.onReachChanged)
+        self.takeBackButton.connect("clicked()", self.onTakeBack)
+        self.cancelButton.connect("clicked()", self.onCancel)
+        self.applyButton.connect("clicked()", self.onApply)
+        self._enable_buttons()
+
+    def showMessage(self, text: str) -> None:
+        """Say what the correction goes by, or why there is none."""
+        if self._message is not None:
+            self._message.text = text
+
+    def onOutsideToggled(self, outside: bool) -> None:
+        self.scriptedEffect.setParameter(OUTSIDE, int(outside))
+
+    def onRadiusChanged(self, radius_mm: float) -> None:
+        self.scriptedEffect.setParameter(RADIUS, radius_mm)
+
+    def onReachChanged(self, reach_mm: float) -> None:
+        self.scriptedEffect.setParameter(REACH, reach_mm)
+        self.tool.reach_mm = reach_mm
+
+    def onTakeBack(self) -> None:
+        self.tool.take_back()
+        self._enable_buttons()
+
+    def onCancel(self) -> None:
+        self.tool.cancel()
+        self._enable_buttons()
+
+    def onApply(self) -> None:
+        self.tool.apply()
+        self._enable_buttons()
+
+    def _enable_buttons(self) -> None:
+        for button in (self.takeBackButton, self.cancelButton, self.applyButton):
+            button.enabled = self.tool.strokes > 0
+
+    # what the editor calls
+
+    def setMRMLDefaults(self) -> None:
+        self.scriptedEffect.setParameterDefault(RADIUS, RADIUS_MM)
+        self.scriptedEffect.setParameterDefault(REACH, REACH_MM)
+        self.scriptedEffect.setParameterDefault(OUTSIDE, 0)
+
+    def updateGUIFromMRML(self) -> None:
+        effect = self.scriptedEffect
+        for box, name in ((self.radiusBox, RADIUS), (self.reachBox, REACH)):
+            if effect.doubleParameter(name) > 0:
+                was_blocked = box.blockSignals(True)
+                box.value = effect.doubleParameter(name)
+                box.blockSignals(was_blocked)
+        self.tool.reach_mm = self.reachBox.value
+        outside = effect.integerParameter(OUTSIDE) != 0
+        (self.outsideButton if outside else self.insideButton).checked = True
+        self.tool.follow_selection()
+        self._enable_buttons()
+
+    def updateMRMLFromGUI(self) -> None:
+        self.onOutsideToggled(self.outsideButton.checked)
+        self.onRadiusChanged(self.radiusBox.value)
+        self.onReachChanged(self.reachBox.value)
+
+    def createCursor(self, _view: Any) -> Any:
+        return qt.QCursor(qt.Qt.CrossCursor)
+
+    def deactivate(self) -> None:
+        self.onCancel()
+        self._remove_outlines()
+
+    def cleanup(self) -> None:
+        self.tool.cancel()
+        self._remove_outlines()
+
+    def referenceGeometryChanged(self) -> None:
+        self.tool.cancel()
+
+    def sourceVolumeNodeChanged(self) -> None:
+        self.tool.cancel()
+
+    def layoutChanged(self) -> None:
+        self._remove_outlines()
+
+    def processInteractionEvents(self, interactor: Any, event: int, view: Any) -> bool:
+        """Paint in slice views; True keeps the event from others."""
+        if view.className() != "qMRMLSliceWidget":
+            return False
+        if event == vtk.vtkCommand.KeyPressEvent:
+            return self._on_key(interactor.GetKeySym())
+        position = interactor.GetEventPosition()
+        inside = self.insideButton.checked != bool(interactor.GetControlKey())
+        if event == vtk.vtkCommand.LeaveEvent:
+            self._remove_outlines()
+            return False
+        if event in (vtk.vtkCommand.MouseMoveEvent, vtk.vtkCommand.LeftButtonPressEvent):
+            self._outline(view).show(position, self.radiusBox.value, inside)
+        if event == vtk.vtkCommand.LeftButtonPressEvent:
+            return self._on_press(interactor, view, inside)
+        if event == vtk.vtkCommand.MouseMoveEvent and self.tool.painting:
+            self.tool.move(self.xyToRas(position, view))
+            return True
+        if event == vtk.vtkCommand.LeftButtonReleaseEvent and self.tool.painting:
+            self.tool.release()
+            self._enable_buttons()
+            return True
+        return False
+
+    def _on_press(self, interactor: Any, view: Any, inside: bool) -> bool:
+        if interactor.GetShiftKey() or interactor.GetAltKey():
+            return False
+        effect = self.scriptedEffect
+        if effect.confirmCurrentSegmentVisible() != effect.ConfirmedWithoutDialog:
+            return True  # the dialog took the release of the button
+        normal = array_of(view.mrmlSliceNode().GetSliceToRAS())[:3, 2]
+        brush = Brush(self.radiusBox.value, normal / np.linalg.norm(normal))
+        self.tool.press(self.xyToRas(interactor.GetEventPosition(), view), brush, inside)
+        return True
+
+    def _on_key(self, key: str) -> bool:
+        actions = {
+            "x": self.onTakeBack,
+            "Return": self.onApply,
+            "KP_Enter": self.onApply,
+            "Escape": self.onCancel,
+        }
+        if key not in actions or self.tool.strokes == 0:
+            return False
+        actions[key]()
+        return True
+
+    def _outline(self, view: Any) -> BrushOutline:
+        if view not in self._outlines:
+            self._outlines[view] = BrushOutline(self.scriptedEffect, view)
+        return self._outlines[view]
+
+    def _remove_outlines(self) -> None:
+        for outline in self._outlines.values():
+            outline.remove()
+        self._outlines = {}
+
+
+def _row(*widgets: Any) -> Any:
+    row = qt.QWidget()
+    layout = qt.QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row
+
+
+def _millimetres(least: float, most: float, help_text: str) -> Any:
+    box = qt.QDoubleSpinBox()
+    box.minimum, box.maximum = least, most
+    box.singleStep, box.decimals, box.suffix = 0.5, 1, " mm"
+    box.toolTip = help_text
+    return box

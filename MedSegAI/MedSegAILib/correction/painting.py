@@ -1,0 +1,109 @@
+"""Where a brush that is drawn through a slice view meets the voxels of a grid; neither Qt nor MRML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medsegai.volume import Geometry
+
+Box = tuple[slice, slice, slice]
+"""A part of a grid along (k, j, i)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Painted:
+    """Voxels under a stroke: `mask` fills `box` of the grid, bool (k, j, i)."""
+
+    box: Box
+    mask: NDArray[np.bool_]
+
+    def laid_into(self, box: Box) -> NDArray[np.bool_]:
+        """The same voxels in another box; what lies outside of it is left out."""
+        out = np.zeros([part.stop - part.start for part in box], bool)
+        there, here = [], []
+        for own, other in zip(self.box, box, strict=True):
+            first, last = max(own.start, other.start), min(own.stop, other.stop)
+            there.append(slice(first - other.start, max(last, first) - other.start))
+            here.append(slice(first - own.start, max(last, first) - own.start))
+        out[tuple(there)] = self.mask[tuple(here)]
+        return out
+
+
+@dataclass(frozen=True)
+class Brush:
+    """A round brush that paints one slice.
+
+    Attributes:
+        radius_mm: around the middle, in the slice.
+        normal: unit vector in the world, R, A, S, across the slice.
+    """
+
+    radius_mm: float
+    normal: ArrayLike
+
+    def line(self, grid: Geometry, start: ArrayLike, end: ArrayLike) -> Painted | None:
+        """What is painted from one point of the world to another; None where that lies outside of the grid.
+
+        A voxel is painted if its middle is under the brush and the slice passes through it; so is the voxel
+        at either end, however thin the brush.
+        """
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        normal = np.asarray(self.normal, float)
+        axes = grid.ijk_to_ras[:3, :3]
+        half = float(np.abs(normal @ axes).sum()) / 2
+        reach = np.array([[-1.0], [1.0]]) * (self.radius_mm + half)
+        corners = np.concatenate(
+            [np.minimum(start, end) + reach[0], np.maximum(start, end) + reach[1]]
+        )
+        box = grid.box_around(corners.reshape(2, 3).T.ravel().tolist())
+        if box is None:
+            return None
+        middle = _middles(grid, box)
+        across = (middle - start) @ normal
+        mask = (across > -half) & (across <= half)
+        along = end - start - ((end - start) @ normal) * normal
+        flat = middle - start - across[..., None] * normal
+        length = float(along @ along)
+        part = np.clip(flat @ along / length, 0.0, 1.0) if length > 0 else np.zeros(across.shape)
+        mask &= np.linalg.norm(flat - part[..., None] * along, axis=-1) <= self.radius_mm
+        for point in (start, end):
+            _mark(mask, box, grid, point)
+        return Painted(box, mask) if mask.any() else None
+
+
+def joined(pieces: Sequence[Painted]) -> Painted:
+    """All of them as one; there must be one at least."""
+    box = bounds([piece.box for piece in pieces])
+    mask = np.zeros([part.stop - part.start for part in box], bool)
+    for piece in pieces:
+        mask |= piece.laid_into(box)
+    return Painted(box, mask)
+
+
+def bounds(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of these."""
+    k, j, i = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*boxes, strict=True)
+    )
+    return k, j, i
+
+
+def _middles(grid: Geometry, box: Box) -> NDArray[np.float64]:
+    """World positions of the voxels of a box, (k, j, i, 3)."""
+    k, j, i = np.meshgrid(*(np.arange(part.start, part.stop) for part in box), indexing="ij")
+    positions = np.stack([i, j, k, np.ones_like(i)], axis=-1) @ grid.ijk_to_ras.T
+    return np.asarray(positions[..., :3])
+
+
+def _mark(mask: NDArray[np.bool_], box: Box, grid: Geometry, point: NDArray[np.float64]) -> None:
+    """Paint the voxel that holds a point, if it lies in the box."""
+    at = np.rint((grid.ras_to_ijk @ [*point, 1.0])[2::-1]).astype(int) - [
+        part.start for part in box
+    ]
+    if (at >= 0).all() and (at < mask.shape).all():
+        mask[tuple(at)] = True

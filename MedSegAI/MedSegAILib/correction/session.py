@@ -1,0 +1,307 @@
+"""Strokes into a segment and what becomes of it, on real MRML and without Qt.
+
+The editor shows what would change; nothing is written before `apply`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import slicer
+import slicer.util
+import vtk
+from numpy.typing import ArrayLike, NDArray
+
+from medsegai.correction import REACH_MM, Region, corrected, within_reach
+from medsegai.errors import InputError
+from medsegai.request import Candidates
+from medsegai.volume import Geometry
+from MedSegAILib.correction.painting import Box, Brush, Painted, bounds, joined
+from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE
+from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
+from MedSegAILib.scene.layers import geometry_of, laid_on, offset_in, voxels_of
+from MedSegAILib.scene.segments import label_value
+from MedSegAILib.translation import tr as _
+
+
+class Editor(Protocol):
+    """What is needed of Slicer's Segment Editor; images are vtkOrientedImageData."""
+
+    def segmentation(self) -> Any:
+        """The segmentation node that is edited, or None."""
+        ...
+
+    def segment_id(self) -> str:
+        """The selected segment; empty where there is none."""
+        ...
+
+    def source_image(self) -> Any:
+        """The source volume on the grid of the segmentation, or None."""
+        ...
+
+    def segment_image(self) -> Any:
+        """The selected segment."""
+        ...
+
+    def mask_image(self) -> Any:
+        """Not 0 where the masking settings forbid editing; None where all is allowed."""
+        ...
+
+    def change(self, added: Any, removed: Any) -> None:
+        """Add and remove voxels of the selected segment as one undo step, under the masking settings."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stroke:
+    """Voxels that the user painted as inside or as outside of the segment."""
+
+    painted: Painted
+    inside: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a correction would do within `box` of the grid; arrays are bool (k, j, i)."""
+
+    box: Box
+    added: NDArray[np.bool_]
+    removed: NDArray[np.bool_]
+    inside: NDArray[np.bool_]
+    outside: NDArray[np.bool_]
+
+
+class Correction:
+    """The strokes into one segment, from the first until they are applied or given up.
+
+    Attributes:
+        reach_mm: how far a stroke acts.
+        notice: in words, what the correction goes by.
+        segmentation: the node that is corrected.
+        grid: its voxels in the world.
+
+    Raises:
+        InputError: there is no segment or no source volume.
+        GeometryError: the segmentation stands under a transform that is not linear.
+    """
+
+    def __init__(self, editor: Editor, reach_mm: float = REACH_MM) -> None:
+        self._editor, self.reach_mm = editor, reach_mm
+        self.segmentation, self._segment_id = editor.segmentation(), editor.segment_id()
+        if self.segmentation is None or not self._segment_id:
+            raise InputError(
+                _("No segment is selected. Choose the segment that is to be corrected.")
+            )
+        image = editor.source_image()
+        if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+            raise InputError(
+                _(
+                    "There is no source volume. Choose the image of this segmentation in the Segment Editor."
+                )
+            )
+        self._image: NDArray[Any] = voxels_of(image)
+        self._local = geometry_of(image)
+        self.grid = Geometry(
+            self._local.shape, transform_to_world(self.segmentation) @ self._local.ijk_to_ras
+        )
+        self._start = image.GetExtent()[::2]
+        self._origin = image
+        self._before = self._segment()
+        self._after = self._before.copy()
+        self._strokes: list[Stroke] = []
+        self._touched: list[Box] = []
+        self._pieces: list[Painted] = []
+        self._candidates, self.notice = self._what_the_ai_thought()
+
+    @property
+    def strokes(self) -> int:
+        """How many strokes there are."""
+        return len(self._strokes)
+
+    def belongs_to(self, editor: Editor) -> bool:
+        """Whether the editor still has the segment that the strokes are for."""
+        return (
+            editor.segmentation() is self.segmentation
+            and editor.segment_id() == self._segment_id
+            and self.segmentation.GetSegmentation().GetSegment(self._segment_id) is not None
+        )
+
+    # painting
+
+    def paint(self, brush: Brush, start: ArrayLike, end: ArrayLike) -> None:
+        """Go on with the stroke that is being painted, from one point of the world to the next."""
+        piece = brush.line(self.grid, start, end)
+        if piece is not None:
+            self._pieces.append(piece)
+
+    def end_stroke(self, inside: bool) -> bool:
+        """Take the stroke that was painted, and correct the segment around it.
+
+        Returns:
+            whether it met the image.
+        """
+        if not self._pieces:
+            return False
+        self._strokes.append(Stroke(joined(self._pieces), inside))
+        self._pieces = []
+        self._correct(len(self._strokes))
+        return True
+
+    def take_back(self) -> None:
+        """Forget the last stroke."""
+        if not self._strokes:
+            return
+        self._strokes.pop()
+        self.recompute()
+
+    def recompute(self) -> None:
+        """Correct anew from the first stroke, as after a change of the reach."""
+        for box in self._touched:
+            self._after[box] = self._before[box]
+        self._touched = []
+        for count in range(1, len(self._strokes) + 1):
+            self._correct(count)
+
+    def change(self, painting_inside: bool | None = None) -> Change | None:
+        """What would be done; None where there is no stroke.
+
+        Args:
+            painting_inside: show also the stroke that is being painted, as inside or outside.
+        """
+        shown = [(stroke.painted, stroke.inside) for stroke in self._strokes]
+        if painting_inside is not None:
+            shown += [(piece, painting_inside) for piece in self._pieces]
+        if not shown:
+            return None
+        box = bounds([*self._touched, *(painted.box for painted, _inside in shown)])
+        sides = self._sides(shown, box)
+        before, after = self._before[box], self._after[box]
+        return Change(box, after & ~before, before & ~after, sides[0], sides[1])
+
+    # the end
+
+    def apply(self) -> bool:
+        """Write the change into the segment, as one undo step.
+
+        Returns:
+            whether there was anything to change.
+
+        Raises:
+            InputError: the segment has left the segmentation, or was changed since the first stroke.
+        """
+        change = self.change()
+        if change is None:
+            return False
+        self._check_unchanged()
+        self.forget()
+        if not change.added.any() and not change.removed.any():
+            return False
+        self._editor.change(
+            self.image_of(change.added, change.box) if change.added.any() else None,
+            self.image_of(change.removed, change.box) if change.removed.any() else None,
+        )
+        self._before = self._segment()
+        self._after = self._before.copy()
+        return True
+
+    def forget(self) -> None:
+        """Give up all strokes."""
+        for box in self._touched:
+            self._after[box] = self._before[box]
+        self._strokes, self._pieces, self._touched = [], [], []
+
+    def image_of(self, mask: NDArray[np.bool_], box: Box) -> Any:
+        """A vtkOrientedImageData of 0 and 1 on the lattice of the segmentation, as large as the box."""
+        image = slicer.vtkOrientedImageData()
+        extent: list[int] = []
+        for axis, start in zip((2, 1, 0), self._start, strict=True):
+            extent += [start + box[axis].start, start + box[axis].stop - 1]
+        image.SetExtent(*extent)
+        to_world = vtk.vtkMatrix4x4()
+        self._origin.GetImageToWorldMatrix(to_world)
+        image.SetGeometryFromImageToWorldMatrix(to_world)
+        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        voxels_of(image)[...] = mask
+        return image
+
+    # what it is computed from
+
+    def _correct(self, count: int) -> None:
+        """Correct around stroke number `count`, with the strokes before it as they are."""
+        stroke = self._strokes[count - 1]
+        spacing = self.grid.spacing_mm
+        box = within_reach(stroke.painted.box, self.grid.shape, spacing, self.reach_mm)
+        strokes = [(other.painted, other.inside) for other in self._strokes[:count]]
+        inside, outside = self._sides(strokes, box)
+        region = Region(self._image[box], self._after[box], spacing, self._probability(box))
+        result = corrected(region, inside, outside, self.reach_mm)
+        forbidden = self._forbidden(box)
+        if forbidden is not None:
+            result = np.where(forbidden, self._before[box], result)
+        self._after[box] = result
+        self._touched.append(box)
+
+    def _sides(
+        self, strokes: list[tuple[Painted, bool]], box: Box
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """What is painted as inside and as outside within a box; a later stroke covers an earlier one."""
+        shape = [part.stop - part.start for part in box]
+        sides = {True: np.zeros(shape, bool), False: np.zeros(shape, bool)}
+        for painted, inside in strokes:
+            mask = painted.laid_into(box)
+            sides[inside] |= mask
+            sides[not inside] &= ~mask
+        return sides[True], sides[False]
+
+    def _segment(self) -> NDArray[np.bool_]:
+        """The selected segment on the whole grid, a copy."""
+        image = self._editor.segment_image()
+        if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+            return np.zeros(self._local.shape, bool)
+        return laid_on(voxels_of(image), geometry_of(image), self._local) != 0
+
+    def _forbidden(self, box: Box) -> NDArray[np.bool_] | None:
+        image = self._editor.mask_image()
+        if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+            return None
+        return laid_on(voxels_of(image), geometry_of(image), self._part(box)) != 0
+
+    def _part(self, box: Box) -> Geometry:
+        return self._local.cropped(
+            [part.start for part in box], [part.stop - part.start for part in box]
+        )
+
+    def _what_the_ai_thought(self) -> tuple[tuple[Any, int] | None, str]:
+        """The volume of candidates and the label of the segment, or why there are none."""
+        node = self.segmentation.GetNodeReference(CANDIDATES_REFERENCE)
+        value = label_value(self.segmentation, self._segment_id)
+        if node is None or node.GetImageData() is None or value is None:
+            return None, _("Goes by the image alone: this segment is not from an AI of MedSegAI.")
+        shape = slicer.util.arrayFromVolume(node).shape[:3]
+        if offset_in(Geometry(shape, ijk_to_local(node)), self._local) is None:
+            return None, _("Goes by the image alone: the AI's probabilities lie on another grid.")
+        return (node, value), _("Goes by the AI's probabilities and the image.")
+
+    def _probability(self, box: Box) -> NDArray[np.float32] | None:
+        """Of the segment within a box; NaN where the AI was not asked."""
+        if self._candidates is None:
+            return None
+        node, value = self._candidates
+        voxels = slicer.util.arrayFromVolume(node)
+        own, part = Geometry(voxels.shape[:3], ijk_to_local(node)), self._part(box)
+        first, second, p_first, p_second = (
+            laid_on(voxels[..., number], own, part) for number in range(4)
+        )
+        found = Candidates(first, second, p_first, p_second).probability_of(value)
+        found[p_first == 0] = np.nan
+        return found
+
+    def _check_unchanged(self) -> None:
+        if not self.belongs_to(self._editor) or not np.array_equal(self._segment(), self._before):
+            raise InputError(
+                _(
+                    "The segment was changed after the first stroke. Cancel, and paint the strokes again."
+                )
+            )

@@ -1,0 +1,133 @@
+"""What the effect *AI correct* does, whatever shows it: strokes begin, go on and end; apply, cancel.
+
+Neither Qt nor views are known here. What goes wrong becomes a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from medsegai.correction import REACH_MM
+from medsegai.errors import MedSegAIError
+from MedSegAILib.correction.painting import Brush
+from MedSegAILib.correction.preview import Preview
+from MedSegAILib.correction.session import Correction, Editor
+
+
+class CorrectionTool:
+    """Strokes of one user in one editor.
+
+    Args:
+        editor: the Segment Editor.
+        get_scene: gives the scene, which the editor may not have yet.
+        tell: called with a message for the user; "" clears it.
+    """
+
+    def __init__(
+        self, editor: Editor, get_scene: Callable[[], Any], tell: Callable[[str], None]
+    ) -> None:
+        self._editor, self._get_scene, self._tell = editor, get_scene, tell
+        self._correction: Correction | None = None
+        self._preview: Preview | None = None
+        self._brush: Brush | None = None
+        self._inside = True
+        self._last: ArrayLike = (0.0, 0.0, 0.0)
+        self._reach_mm = REACH_MM
+
+    @property
+    def strokes(self) -> int:
+        """How many strokes wait to be applied."""
+        return 0 if self._correction is None else self._correction.strokes
+
+    @property
+    def painting(self) -> bool:
+        """Whether a stroke is under way."""
+        return self._brush is not None
+
+    @property
+    def reach_mm(self) -> float:
+        return self._reach_mm
+
+    @reach_mm.setter
+    def reach_mm(self, reach_mm: float) -> None:
+        if reach_mm == self._reach_mm:
+            return
+        self._reach_mm = reach_mm
+        if self._correction is not None:
+            self._correction.reach_mm = reach_mm
+            self._correction.recompute()
+            self._show()
+
+    def press(self, point: ArrayLike, brush: Brush, inside: bool) -> bool:
+        """Begin a stroke at a point of the world; whether one has begun."""
+        self.follow_selection()
+        try:
+            if self._correction is None:
+                self._correction = Correction(self._editor, self._reach_mm)
+        except MedSegAIError as error:
+            self._tell(str(error))
+            return False
+        self._tell(self._correction.notice)
+        self._brush, self._inside, self._last = brush, inside, point
+        self.move(point)
+        return True
+
+    def move(self, point: ArrayLike) -> None:
+        """Go on with the stroke."""
+        if self._brush is None or self._correction is None:
+            return
+        self._correction.paint(self._brush, self._last, point)
+        self._last = point
+        self._show(painting=True)
+
+    def release(self) -> None:
+        """End the stroke, and show what it changes."""
+        if self._brush is None or self._correction is None:
+            return
+        self._brush = None
+        self._correction.end_stroke(self._inside)
+        self._show()
+
+    def take_back(self) -> None:
+        """Forget the last stroke."""
+        if self._correction is not None and not self.painting:
+            self._correction.take_back()
+            self._show()
+
+    def apply(self) -> bool:
+        """Write the change as one undo step; whether anything was changed."""
+        if self._correction is None or self.painting:
+            return False
+        try:
+            changed = self._correction.apply()
+        except MedSegAIError as error:
+            self._tell(str(error))
+            return False
+        self.cancel()
+        return changed
+
+    def cancel(self) -> None:
+        """Forget all strokes and leave the scene as it was."""
+        self._brush, self._correction = None, None
+        if self._preview is not None:
+            self._preview.remove()
+            self._preview = None
+        self._tell("")
+
+    def follow_selection(self) -> None:
+        """Strokes belong to a segment: they go when another one is selected, or its segmentation left."""
+        correction = self._correction
+        if correction is not None and not correction.belongs_to(self._editor):
+            self.cancel()
+
+    def _show(self, painting: bool = False) -> None:
+        correction = self._correction
+        if correction is None:
+            return
+        if self._preview is None:
+            self._preview = Preview(self._get_scene())
+        change = correction.change(self._inside if painting else None)
+        self._preview.show(correction, change)
