@@ -167,14 +167,19 @@ class Worker:
     def _wind_up(self) -> None:
         for job in list(self._jobs.values()):
             job.cancel.set()
-        for exchange in self._arriving.values():
+        for exchange in list(self._arriving.values()):
             exchange.close()
         self._waiting.put(None)
         if not self._ended.wait(GRACE_SECONDS):
             logger.warning("The job did not stop in %g s; the process ends.", GRACE_SECONDS)
-            for job in list(self._jobs.values()):
-                job.exchange.close()
-            _die()
+            self._end_at_once()
+
+    def _end_at_once(self) -> NoReturn:
+        for job in list(self._jobs.values()):
+            job.exchange.close()
+        for exchange in list(self._arriving.values()):
+            exchange.close()
+        _die()
 
     def _obey(self, message: Message) -> None:
         kind, name = message["type"], message.get("job")
@@ -277,7 +282,7 @@ class Worker:
                 self._outgoing.flush()
         except OSError:
             logger.warning("Nobody listens any more; the process ends.")
-            _die()
+            self._end_at_once()
 
 
 def _engine(request: SegmentationRequest, progress: Progress) -> SegmentationResult:
