@@ -49,7 +49,7 @@ class DoubtfulPlace:
 def places(segmentation: Any, count: int = 30) -> list[DoubtfulPlace]:
     """The most uncertain places, the worst first; none where uncertainty was not measured.
 
-    They are the highest values of the smoothed entropy that lie `APART_MM` from any higher one.
+    They are the tops of the smoothed entropy that lie `APART_MM` from any higher one.
     """
     node = segmentation.GetNodeReference(ENTROPY_REFERENCE)
     if node is None or node.GetImageData() is None:
@@ -57,7 +57,7 @@ def places(segmentation: Any, count: int = 30) -> list[DoubtfulPlace]:
     entropy = slicer.util.arrayFromVolume(node)
     to_world = transform_to_world(node) @ ijk_to_local(node)
     spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
-    left = _box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing])
+    left = _tops(_box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
     to_segmentation = np.linalg.inv(transform_to_world(segmentation))
     layers, found = layers_of(segmentation), []
     for _number in range(count):
@@ -157,6 +157,16 @@ def _box_mean(values: NDArray[Any], radii: Sequence[int]) -> NDArray[np.float32]
                 total[tuple(to)] += out[tuple(of)]
             out = total / np.float32(2 * radius + 1)
     return out
+
+
+def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values that none of their six neighbours exceeds; 0 elsewhere."""
+    is_top = np.ones(values.shape, bool)
+    for axis in range(3):
+        along, top = np.moveaxis(values, axis, 0), np.moveaxis(is_top, axis, 0)
+        top[:-1] &= along[:-1] >= along[1:]
+        top[1:] &= along[1:] >= along[:-1]
+    return np.where(is_top, values, np.float32(0))
 
 
 def _clear_around(

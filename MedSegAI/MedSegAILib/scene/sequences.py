@@ -77,7 +77,9 @@ def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
             browser.AddProxyNode(filled, sequence, True)
         proxy = browser.GetProxyNode(sequence)
     stored, shown = sequence.GetDataNodeAtValue(value).GetSegmentation(), proxy.GetSegmentation()
-    if browser.GetSelectedItemNumber() == number and shown is not stored:  # else it is shown already
+    if (
+        browser.GetSelectedItemNumber() == number and shown is not stored
+    ):  # else it is shown already
         shown.DeepCopy(stored)
     if is_new:
         browser.SetSaveChanges(sequence, True)  # what the user edits stays with its frame
