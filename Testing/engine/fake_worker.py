@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -69,7 +70,10 @@ def fake_segment(request: SegmentationRequest, progress: Progress) -> Segmentati
     volume = request.inputs[0]
     assert isinstance(volume, Volume)
     BEHAVIOURS.get(behaviour, quick)(progress)
-    return halves(volume, request.uncertainty)
+    result = halves(volume, request.uncertainty)
+    if behaviour == "not a number":
+        return replace(result, seconds={"predict": float("nan")})
+    return result
 
 
 def quick(progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from medsegai import protocol
+from medsegai import worker as worker_module
+from medsegai.errors import Cancelled
+from medsegai.exchange import ExchangeFolder, blocks, take_block
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
@@ -25,12 +30,20 @@ FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
 PATIENCE = 20.0
 
 
+def request(*models: str, **options: Any) -> SegmentationRequest:
+    image = np.zeros((3, 4, 5), np.float32)
+    image[1:] = 150
+    volume = Volume(image, Geometry.from_spacing((3, 4, 5), (1, 2, 3)))
+    return SegmentationRequest((volume,), models=models, **options)
+
+
 class Talk:
     """The other end of a worker's pipes."""
 
     def __init__(self, command: list[str], exchange: Path) -> None:
         self.exchange = exchange
         environment = os.environ | {
+            "TMPDIR": str(exchange),
             "PYTHONPATH": str(REPOSITORY / "MedSegAI"),
             "OMP_NUM_THREADS": "1",
         }
@@ -65,12 +78,18 @@ class Talk:
         self.process.stdin.flush()
 
     def segment(self, job: str, *models: str, **options: Any) -> None:
-        image = np.zeros((3, 4, 5), np.float32)
-        image[1:] = 150
-        volume = Volume(image, Geometry.from_spacing((3, 4, 5), (1, 2, 3)))
-        request = SegmentationRequest((volume,), models=models, **options)
-        message = protocol.pack_request(request, self.exchange)
+        message = protocol.pack_request(request(*models, **options), self.exchange)
         self.say(type="segment", job=job, exchange=str(self.exchange), **message)
+
+    def carry(self, job: str, *models: str, arrays_only: bool = False) -> None:
+        """The same job for a worker that does not see our files."""
+        folder = ExchangeFolder(self.exchange)
+        message = protocol.pack_request(request(*models), folder.path)
+        for block in blocks(folder.path):
+            self.say(type="array", job=job, **block)
+        folder.remove()
+        if not arrays_only:
+            self.say(type="segment", job=job, exchange=None, **message)
 
     def hear(self, *kinds: str) -> dict[str, Any]:
         """The next message of one of these kinds."""
@@ -318,3 +337,137 @@ def test_a_missing_package_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert answer["kind"] == "WorkerError"
     assert "PyTorch extension" in answer["message"]
     assert talk.end() == 0
+
+
+def test_signs_of_life_come_while_a_job_hears_nothing(worker: Talk) -> None:
+    worker.segment("a", "deaf")
+    worker.hear("progress")
+    started = time.monotonic()
+    worker.hear("alive")
+    worker.hear("alive")
+    assert time.monotonic() - started < 3 * worker_module.ALIVE_SECONDS
+
+
+def test_no_sign_of_life_comes_while_a_library_holds_the_interpreter(worker: Talk) -> None:
+    worker.segment("a", "stuck")
+    worker.hear("progress")
+    time.sleep(2.5 * worker_module.ALIVE_SECONDS)
+    assert not any(b'"alive"' in line for line in list(worker.lines.queue)[1:])
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.glob("medsegai-exchange-*"))
+
+
+def test_arrays_come_and_go_through_the_pipe(worker: Talk, tmp_path: Path) -> None:
+    worker.carry("a", "quick")
+    received = tmp_path / "received"
+    received.mkdir()
+    while (answer := worker.hear("array", "result", "error"))["type"] == "array":
+        assert answer["job"] == "a"
+        take_block(answer, received)
+    result = protocol.unpack_result(answer, received)
+    assert result.labelmap.voxels[:, 0, 0].tolist() == [0, 1, 1]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_job_that_is_cancelled_while_its_arrays_come_is_answered(
+    worker: Talk, tmp_path: Path
+) -> None:
+    worker.carry("a", "quick", arrays_only=True)
+    worker.say(type="cancel", job="a")
+    answer = worker.hear("result", "error")
+    assert (answer["job"], answer["kind"]) == ("a", "Cancelled")
+    assert leftovers(tmp_path) == []
+    worker.carry("b", "quick")
+    assert worker.hear("result", "error")["job"] == "b"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"name": "../evil.npy", "data": "", "done": 1, "total": 1},
+        {"name": "0" * 32 + ".npy", "data": "no base64", "done": 1, "total": 1},
+        {"name": "0" * 32 + ".npy"},
+    ],
+)
+def test_a_damaged_array_is_answered_once_under_the_name_of_its_job(
+    worker: Talk, tmp_path: Path, block: dict[str, Any]
+) -> None:
+    worker.say(type="array", job="a", **block)
+    worker.carry("a", "quick")  # what was under way already is dropped in silence
+    answer = worker.hear("result", "error")
+    assert (answer["job"], answer["kind"]) == ("a", "WorkerError")
+    worker.carry("b", "quick")
+    answer = worker.hear("result", "error")
+    assert (answer["type"], answer["job"]) == ("result", "b")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("behaviour", ["arrive", "deaf", "slow"])
+def test_the_end_of_the_client_leaves_no_folder(
+    worker: Talk, tmp_path: Path, behaviour: str
+) -> None:
+    worker.hear("ready")
+    worker.carry("a", behaviour, arrays_only=behaviour == "arrive")
+    if behaviour != "arrive":
+        worker.hear("progress")
+    worker.end()
+    assert leftovers(tmp_path) == []
+
+
+def test_a_killed_worker_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    for behaviour, left in (("out of memory", 2), ("quick", 0)):
+        talk = Talk([sys.executable, str(FAKE_WORKER)], tmp_path)
+        talk.hear("ready")
+        talk.carry("a", behaviour)
+        talk.process.wait(PATIENCE) if left else talk.hear("result", "error")
+        assert len(leftovers(tmp_path)) == left
+        talk.end()
+
+
+def test_a_result_that_json_cannot_carry_is_a_defect_and_survived(worker: Talk) -> None:
+    worker.segment("a", "not a number")
+    answer = worker.hear("result", "error")
+    assert (answer["job"], answer["kind"]) == ("a", "WorkerError")
+    worker.segment("b", "quick")
+    assert worker.hear("result", "error")["job"] == "b"
+
+
+def test_warming_up_loads_the_engine_before_there_is_a_job(tmp_path: Path) -> None:
+    talk = Talk([sys.executable, "-X", "importtime", "-m", "medsegai.worker"], tmp_path)
+    talk.say(type="warm")
+    deadline = time.monotonic() + 3 * PATIENCE
+    while "medsegai.engine\n" not in talk.log():
+        assert time.monotonic() < deadline, talk.log()[-500:]
+        time.sleep(0.1)
+    talk.hear("ready")
+    assert talk.end() == 0
+
+
+def test_a_fake_engine_needs_no_warming(worker: Talk) -> None:
+    worker.say(type="warm")
+    worker.segment("a", "quick")
+    assert worker.hear("result", "error")["type"] == "result"
+
+
+def test_what_stopped_gives_the_graphics_card_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A torch that uses a card, as far as the worker looks."""
+    emptied = []
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, empty_cache=lambda: emptied.append(len(emptied))
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+    def stop(*_: object) -> Any:
+        raise Cancelled("stop")
+
+    message = protocol.pack_request(request("a"), tmp_path)
+    line = protocol.encode({"type": "segment", "job": "a", "exchange": str(tmp_path), **message})
+    outgoing = io.BytesIO()
+    worker_module.Worker(stop, io.BytesIO(line), outgoing).run()
+    answers = [protocol.decode(line)["type"] for line in outgoing.getvalue().splitlines()]
+    assert "error" in answers
+    assert emptied == [0]
