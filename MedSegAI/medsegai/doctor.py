@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,7 +23,8 @@ from types import ModuleType
 from medsegai import __version__
 from medsegai.card import ModelCard, load_card
 from medsegai.catalogue import card_files, user_models_folder
-from medsegai.errors import ModelError
+from medsegai.errors import ModelError, OutputError
+from medsegai.exchange import temporary_folder
 
 OLDEST_PYTHON = (3, 11)
 LEAST_DISK_BYTES = 1_000_000_000
@@ -53,15 +55,24 @@ class Health(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `cure` says what to do unless it is good."""
+    """One thing that was looked at.
+
+    Attributes:
+        cure: what to do, unless it is good.
+        package: what pip would have to install for that.
+        free_bytes, total_bytes: of a device or a disk, where they are known.
+    """
 
     topic: str
     name: str
     found: str
     health: Health = Health.GOOD
     cure: str = ""
+    package: str = ""
+    free_bytes: int | None = None
+    total_bytes: int | None = None
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str | int | None]:
         return asdict(self)
 
 
@@ -71,12 +82,31 @@ def examine() -> list[Finding]:
     findings = [*_packages(), *_torch(torch), *_processor(torch)]
     if isinstance(torch, ModuleType):
         findings += _graphics_cards(torch)
-    return [*findings, *_memory(), *_models(), *_disk()]
+    return [*findings, *_memory(), *_models(), *_disk(), *_temporary_folder()]
 
 
 def can_segment(findings: list[Finding]) -> bool:
     """Whether the main job can run."""
     return not any(finding.health is Health.PROBLEM for finding in findings)
+
+
+def repairs(findings: list[Finding]) -> list[str]:
+    """What would put everything right, each step once, what the main job needs first.
+
+    Packages come in one step: pip then finds versions that go together.
+    """
+    problems = [finding for finding in findings if finding.health is Health.PROBLEM]
+    packages = [finding.package for finding in problems if finding.package]
+    steps = [finding.cure for finding in problems if not finding.package]
+    if packages and "SLICER_HOME" in os.environ:
+        steps.append(
+            "In 3D Slicer, press Segment in the module MedSegAI: it installs "
+            f"{', '.join(packages)} and leaves what Slicer brings as it is."
+        )
+    elif packages:
+        steps.append(f'"{sys.executable}" -m pip install --upgrade {" ".join(packages)}')
+    steps += [finding.cure for finding in findings if finding.health is Health.ADVICE]
+    return list(dict.fromkeys(steps))
 
 
 def _import(name: str) -> ModuleType | ImportError | OSError:
@@ -88,7 +118,7 @@ def _import(name: str) -> ModuleType | ImportError | OSError:
 
 
 def _packages() -> Iterator[Finding]:
-    python = platform.python_version()
+    python = f"{platform.python_version()}, {sys.executable}"
     if sys.version_info[:2] >= OLDEST_PYTHON:
         yield Finding("software", "python", python)
     else:
@@ -101,7 +131,7 @@ def _packages() -> Iterator[Finding]:
             yield Finding("software", package, _version(package))
         else:
             cure = f"pip install --upgrade {package}"
-            yield Finding("software", package, _reason(loaded), Health.PROBLEM, cure)
+            yield Finding("software", package, _reason(loaded), Health.PROBLEM, cure, package)
 
 
 def _torch(torch: ModuleType | ImportError | OSError) -> Iterator[Finding]:
@@ -159,7 +189,8 @@ def _graphics_card(torch: ModuleType, index: int) -> Finding:
         cure = "Install a torch build made for this card and driver, or use --device cpu."
         reason = str(error).splitlines()[0]
         return Finding("device", name, f"{found}: {reason}", Health.ADVICE, cure)
-    return Finding("device", name, f"{found}, {_gb(free)} free of {_gb(total)}")
+    found = f"{found}, {_gb(free)} free of {_gb(total)}"
+    return Finding("device", name, found, free_bytes=free, total_bytes=total)
 
 
 def _memory() -> Iterator[Finding]:
@@ -170,10 +201,10 @@ def _memory() -> Iterator[Finding]:
     needed = max((card.memory_mb for card in cards), default=0.0) or DEFAULT_MEMORY_MB
     found = f"{_gb(available)} available"
     if available >= needed * 1e6:
-        yield Finding("memory", "ram", found)
+        yield Finding("memory", "ram", found, free_bytes=available)
     else:
         cure = f"The models here need up to {needed / 1000:.1f} GB: close other programs."
-        yield Finding("memory", "ram", found, Health.ADVICE, cure)
+        yield Finding("memory", "ram", found, Health.ADVICE, cure, free_bytes=available)
 
 
 def available_memory() -> int | None:
@@ -238,7 +269,26 @@ def _disk() -> Iterator[Finding]:
         cure = "Free some space, or set MEDSEGAI_MODELS to a folder on another disk."
         yield Finding("disk", "models folder", found, Health.ADVICE, cure)
     else:
-        yield Finding("disk", "models folder", found)
+        yield Finding("disk", "models folder", found, free_bytes=free)
+
+
+def _temporary_folder() -> Iterator[Finding]:
+    """Write into it: whether that works is more than its permissions tell."""
+    name, cure = "temporary folder", "Free space there, or name another folder in TMPDIR."
+    try:
+        folder = temporary_folder()
+        with tempfile.TemporaryFile(prefix="medsegai-", dir=folder) as file:
+            file.write(bytes(1 << 16))
+        free = shutil.disk_usage(folder).free
+    except (OutputError, OSError) as error:
+        yield Finding("disk", name, str(error), Health.PROBLEM, cure)
+        return
+    found, health = f"{folder}, {_gb(free)} free", Health.GOOD
+    if free < LEAST_DISK_BYTES:
+        health = Health.ADVICE
+    yield Finding(
+        "disk", name, found, health, "" if health is Health.GOOD else cure, free_bytes=free
+    )
 
 
 def _version(package: str) -> str:

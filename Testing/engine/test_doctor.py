@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 
 from medsegai import catalogue, doctor
 from medsegai.cli import main
-from medsegai.doctor import Finding, Health, available_memory, can_segment, examine
+from medsegai.doctor import Finding, Health, available_memory, can_segment, examine, repairs
 from test_models_command import write_model
 
 Capture = pytest.CaptureFixture[str]
@@ -189,3 +191,78 @@ def test_a_card_that_this_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torch", fake_torch(0, cuda=None))
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert finding("cuda").health is Health.ADVICE
+
+
+def test_a_graphics_card_tells_its_memory_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(1))
+    found = finding("cuda:0").to_dict()
+    assert (found["free_bytes"], found["total_bytes"]) == (3_000_000_000, 8_000_000_000)
+
+
+def test_where_all_is_well_nothing_is_to_be_repaired() -> None:
+    assert repairs([item for item in examine() if item.health is Health.GOOD]) == []
+
+
+def test_missing_packages_are_one_step_of_repair(
+    fails_to_load: Callable[[str, Exception], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.delenv("SLICER_HOME", raising=False)
+    missing = ModuleNotFoundError("No module named this")
+    for name in ("slicerio", "PIL", "torch"):
+        fails_to_load(name, missing)
+    steps = repairs(examine())
+    assert f'"{sys.executable}" -m pip install --upgrade slicerio pillow' in steps
+    assert doctor.GET_TORCH in steps
+    assert main(["doctor"]) == 6
+    out = capsys.readouterr().out
+    assert all(f"  {step}\n" in out for step in steps)
+    main(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["repairs"] == steps
+
+
+def test_inside_slicer_the_module_installs_what_is_missing(
+    fails_to_load: Callable[[str, Exception], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip alone could replace what Slicer brings."""
+    monkeypatch.setenv("SLICER_HOME", "/opt/Slicer")
+    fails_to_load("slicerio", ModuleNotFoundError("No module named 'slicerio'"))
+    (step,) = repairs([item for item in examine() if item.name == "slicerio"])
+    assert "press Segment" in step
+    assert "pip" not in step
+
+
+def test_a_temporary_folder_that_can_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = finding("temporary folder")
+    assert found.health is Health.GOOD
+    assert str(tmp_path) in found.found
+    assert list(tmp_path.glob("medsegai-*")) == []
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    found = finding("temporary folder")
+    assert found.health is Health.PROBLEM
+    assert "TMPDIR" in found.cure
+    assert not can_segment([found])
+
+
+def test_the_doctor_needs_no_numpy() -> None:
+    """As in the Python of an environment that was made a minute ago."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "medsegai.commands.doctor", "--json"],
+        env=os.environ | {"PYTHONPATH": str(Path(doctor.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 6, done.stderr
+    missing = {
+        item["name"] for item in json.loads(done.stdout)["findings"] if item["health"] == "problem"
+    }
+    assert {"numpy", "torch"} <= missing

@@ -107,7 +107,7 @@ def test_the_doctor_runs_where_the_worker_would(fake_ssh: Path) -> None:
         "python3 -m medsegai doctor --json"
     )
     own = Place.own("/opt/PythonSlicer").doctor_command()
-    assert own == ["/opt/PythonSlicer", "-m", "medsegai", "doctor", "--json"]
+    assert own == ["/opt/PythonSlicer", "-m", "medsegai.commands.doctor", "--json"]
 
 
 @pytest.mark.parametrize(

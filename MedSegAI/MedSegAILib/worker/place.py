@@ -169,7 +169,8 @@ class Place:
         """
         if self.kind is PlaceKind.SSH:
             return self._ssh_command(self.program.removesuffix("worker") + "doctor --json")
-        return [self._python(), "-m", "medsegai", "doctor", "--json"]
+        python = self.words[0] if self.kind is PlaceKind.COMMAND else self._python()
+        return [python, "-m", "medsegai.commands.doctor", "--json"]
 
     def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
         """All variables of the new process.

@@ -1,46 +1,84 @@
-"""`medsegai doctor`: what is there, and what to do about each problem."""
+"""`medsegai doctor`: what is there, and what to do about each problem.
+
+`python -m medsegai.commands.doctor` does the same, also in a Python that lacks NumPy.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from medsegai.errors import DeviceError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
+    from medsegai.doctor import Finding
 
 
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="what is installed, which devices, and what to do about problems",
-        description="Look at packages, devices, memory and models. The exit code is 0 if the main "
-        f"job can run, and {DeviceError.exit_code} if not.",
+        description="Look at packages, devices, memory, models and disks, and say what would repair "
+        "what is missing. The exit code is 0 if the main job can run, and "
+        f"{DeviceError.exit_code} if not.",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_options(parser)
     parser.set_defaults(run=run)
 
 
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.doctor import Health, can_segment, examine
+    from medsegai.doctor import can_segment, examine
 
     findings = examine()
     ready = can_segment(findings)
     if arguments.json:
-        report = {"ready": ready, "findings": [finding.to_dict() for finding in findings]}
-        print(json.dumps(report, indent=2))
+        print(json.dumps(_report(findings, ready), indent=2))
     else:
-        width = max(len(finding.name) for finding in findings)
-        topic = ""
-        for finding in findings:
-            if finding.topic != topic:
-                topic = finding.topic
-                print(f"{topic}:")
-            mark = {Health.GOOD: " ", Health.ADVICE: "!", Health.PROBLEM: "X"}[finding.health]
-            print(f" {mark} {finding.name:<{width}}  {finding.found}")
-            if finding.cure:
-                print(f"   {'':<{width}}  -> {finding.cure}")
-        print("\nReady to segment." if ready else "\nNot ready: see the lines marked X.")
+        _show(findings, ready)
     return 0 if ready else DeviceError.exit_code
+
+
+def _report(findings: list[Finding], ready: bool) -> dict[str, Any]:
+    from medsegai import __version__
+    from medsegai.doctor import repairs
+
+    return {
+        "ready": ready,
+        "medsegai": __version__,
+        "python": sys.executable,
+        "findings": [finding.to_dict() for finding in findings],
+        "repairs": repairs(findings),
+    }
+
+
+def _show(findings: list[Finding], ready: bool) -> None:
+    from medsegai.doctor import Health, repairs
+
+    width = max(len(finding.name) for finding in findings)
+    topic = ""
+    for finding in findings:
+        if finding.topic != topic:
+            topic = finding.topic
+            print(f"{topic}:")
+        mark = {Health.GOOD: " ", Health.ADVICE: "!", Health.PROBLEM: "X"}[finding.health]
+        print(f" {mark} {finding.name:<{width}}  {finding.found}")
+        if finding.cure:
+            print(f"   {'':<{width}}  -> {finding.cure}")
+    if not ready:
+        print("\nTo repair it:")
+        for step in repairs(findings):
+            print(f"  {step}")
+    print("\nReady to segment." if ready else "\nNot ready: see the lines marked X.")
+
+
+if __name__ == "__main__":
+    own_parser = argparse.ArgumentParser(prog="medsegai doctor")
+    _add_options(own_parser)
+    sys.exit(run(own_parser.parse_args()))
