@@ -25,6 +25,11 @@ ALL = {
 }
 
 
+def agree(plan: install.Plan) -> install.Consent:
+    """A user who says yes."""
+    return install.Consent()
+
+
 class Slicer:
     """Installed packages, and what was asked of pip and of the PyTorch extension."""
 
@@ -55,7 +60,7 @@ class Slicer:
         self._patch.setitem(sys.modules, "slicer.packaging", module)
         self._patch.setattr(slicer, "packaging", module, raising=False)
 
-    def give_old_pip(self, answer: bool = True, error: Exception | None = None) -> None:
+    def give_old_pip(self, error: Exception | None = None) -> None:
         """A Slicer of before `slicer.packaging`."""
 
         def pip_install(arguments: list[str]) -> None:
@@ -64,14 +69,9 @@ class Slicer:
             if error:
                 raise error
 
-        def confirm(text: str, title: str) -> bool:
-            self.calls.append({"question": text})
-            return answer
-
         self._patch.delitem(sys.modules, "slicer.packaging", raising=False)
         self._patch.delattr(slicer, "packaging", raising=False)
         self._patch.setattr(slicer.util, "pip_install", pip_install)
-        self._patch.setattr(slicer.util, "confirmOkCancelDisplay", confirm, raising=False)
 
     def give_torch_extension(self, install_torch: Callable[[], Any]) -> None:
         made = self.torch_calls
@@ -94,7 +94,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Slicer:
 
 
 def test_where_nothing_is_missing_nothing_is_done(host: Slicer) -> None:
-    install.ensure(interactive=True)
+    install.ensure(agree)
     assert host.calls == []
     assert host.torch_calls == []
 
@@ -102,25 +102,86 @@ def test_where_nothing_is_missing_nothing_is_done(host: Slicer) -> None:
 def test_what_is_missing_is_installed_through_slicer(host: Slicer) -> None:
     del host.installed["slicerio"]
     host.installed["nibabel"] = "4.0"
-    install.ensure(interactive=True)
+    install.ensure(agree)
     (call,) = host.calls
     assert sorted(call["requirements"]) == ["nibabel>=5.2", "slicerio>=1.1"]
-    assert call["prompt_install"] is True
+    assert call["prompt_install"] is False, "our dialog has asked, and once is enough"
+    assert call["prompt_restart"] is True
     assert call["requester"] == "MedSegAI"
 
 
 def test_without_a_window_nobody_is_asked(host: Slicer) -> None:
     del host.installed["slicerio"]
-    install.ensure(interactive=False)
+    install.ensure(None)
     (call,) = host.calls
     assert call["prompt_install"] is False
     assert call["prompt_restart"] is False
 
 
+def test_one_question_says_everything_that_will_be_installed(host: Slicer) -> None:
+    del host.installed["slicerio"]
+    del host.installed["torch"]
+    host.give_torch_extension(lambda: "torch")
+    plans: list[install.Plan] = []
+
+    def ask(plan: install.Plan) -> install.Consent:
+        plans.append(plan)
+        return install.Consent()
+
+    install.ensure(ask)
+    (plan,) = plans
+    assert [str(package) for package in plan.packages] == ["torch>=2.6", "slicerio>=1.1"]
+    assert plan.needs_torch
+    assert plan.folder.is_dir()
+    assert plan.lines()[0] == ("torch>=2.6", "the PyTorch extension", "0.2 to 3 GB")
+
+
+def test_a_no_installs_nothing(host: Slicer) -> None:
+    del host.installed["slicerio"]
+    with pytest.raises(WorkerError, match=r"Nothing was installed.*slicerio>=1\.1"):
+        install.ensure(lambda plan: None)
+    assert host.calls == host.torch_calls == []
+
+
+def test_a_folder_of_wheels_is_enough_and_no_network_is_touched(
+    host: Slicer, tmp_path: Path
+) -> None:
+    host.give_old_pip()
+    del host.installed["slicerio"]
+    del host.installed["torch"]
+    (tmp_path / "slicerio-1.4.0-py3-none-any.whl").touch()
+    install.ensure(lambda plan: install.Consent(tmp_path))
+    (call,) = host.calls
+    assert call["arguments"] == [
+        "torch>=2.6",
+        "slicerio>=1.1",
+        "--no-index",
+        "--find-links",
+        str(tmp_path),
+        "--constraint",
+    ]
+    assert "numpy==2.4.0" in host.constraints
+    assert host.torch_calls == [], "the PyTorch extension would need the network"
+
+
+def test_a_folder_without_wheels_is_told(host: Slicer, tmp_path: Path) -> None:
+    del host.installed["slicerio"]
+    with pytest.raises(WorkerError, match="no wheel"):
+        install.ensure(lambda plan: install.Consent(tmp_path))
+
+
+def test_wheels_that_do_not_fit_are_told(host: Slicer, tmp_path: Path) -> None:
+    host.give_old_pip(error=subprocess.CalledProcessError(1, "pip install"))
+    del host.installed["slicerio"]
+    (tmp_path / "slicerio-1.4.0-py3-none-any.whl").touch()
+    with pytest.raises(WorkerError, match="could not be installed"):
+        install.ensure(lambda plan: install.Consent(tmp_path))
+
+
 def test_what_slicer_brings_is_held_at_its_version(host: Slicer) -> None:
     """pip must not replace Slicer's SimpleITK or numpy, whatever a package asks for."""
     del host.installed["slicerio"]
-    install.ensure(interactive=False)
+    install.ensure(None)
     assert {"numpy==2.4.0", "SimpleITK==2.5.0", "torch==2.9.0"} <= set(host.constraints)
     assert not [line for line in host.constraints if line.startswith("vtk")], "not installed here"
 
@@ -139,39 +200,23 @@ def test_an_installation_that_fails_is_told_with_the_way_out(
     host.give_packaging(error)
     del host.installed["slicerio"]
     with pytest.raises(WorkerError, match=r"slicerio>=1\.1 could not be installed.*wheels"):
-        install.ensure(interactive=True)
+        install.ensure(agree)
 
 
 def test_an_older_slicer_uses_its_own_pip(host: Slicer) -> None:
     host.give_old_pip()
     del host.installed["slicerio"]
-    install.ensure(interactive=True)
-    question, call = host.calls
-    assert "slicerio>=1.1" in question["question"]
+    install.ensure(agree)
+    (call,) = host.calls
     assert call["arguments"] == ["slicerio>=1.1", "--constraint"]
     assert "numpy==2.4.0" in host.constraints
-
-
-def test_an_older_slicer_installs_nothing_that_was_declined(host: Slicer) -> None:
-    host.give_old_pip(answer=False)
-    del host.installed["slicerio"]
-    with pytest.raises(WorkerError, match="declined"):
-        install.ensure(interactive=True)
-    assert [list(call) for call in host.calls] == [["question"]]
-
-
-def test_an_older_slicer_without_a_window_does_not_ask(host: Slicer) -> None:
-    host.give_old_pip()
-    del host.installed["slicerio"]
-    install.ensure(interactive=False)
-    assert [list(call) for call in host.calls] == [["arguments"]]
 
 
 def test_pytorch_comes_from_its_extension_and_never_from_pip(host: Slicer) -> None:
     del host.installed["torch"]
     host.give_torch_extension(lambda: "torch")
-    install.ensure(interactive=True)
-    assert host.torch_calls == [{"askConfirmation": True, "torchVersionRequirement": ">=2.6"}]
+    install.ensure(agree)
+    assert host.torch_calls == [{"askConfirmation": False, "torchVersionRequirement": ">=2.6"}]
     assert host.calls == []
 
 
@@ -181,14 +226,14 @@ def test_a_missing_pytorch_extension_is_named(
     del host.installed["torch"]
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     with pytest.raises(WorkerError, match=r"PyTorch extension.*Extensions Manager"):
-        install.ensure(interactive=True)
+        install.ensure(agree)
 
 
 def test_pytorch_that_was_declined_is_told(host: Slicer) -> None:
     del host.installed["torch"]
     host.give_torch_extension(lambda: None)
     with pytest.raises(WorkerError, match="cannot run without PyTorch"):
-        install.ensure(interactive=True)
+        install.ensure(agree)
 
 
 def test_pytorch_that_cannot_be_installed_is_told(host: Slicer) -> None:
@@ -198,20 +243,20 @@ def test_pytorch_that_cannot_be_installed_is_told(host: Slicer) -> None:
     del host.installed["torch"]
     host.give_torch_extension(fail)
     with pytest.raises(WorkerError, match="PyTorch could not be installed"):
-        install.ensure(interactive=True)
+        install.ensure(agree)
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu121"])
 def test_an_old_pytorch_is_told_and_not_replaced(host: Slicer, version: str) -> None:
     host.installed["torch"] = version
     with pytest.raises(WorkerError, match=r"too old.*PyTorch Utils"):
-        install.ensure(interactive=True)
+        install.ensure(agree)
 
 
 @pytest.mark.parametrize("version", ["2.6.0", "2.9.1+cu128", "3.0.0.dev20270101"])
 def test_a_new_pytorch_is_taken_whatever_its_build(host: Slicer, version: str) -> None:
     host.installed["torch"] = version
-    install.ensure(interactive=True)
+    install.ensure(agree)
     assert host.torch_calls == []
 
 

@@ -57,6 +57,9 @@ def palette(dark: bool) -> QtGui.QPalette:
     )
     for which, color in colors.items():
         made.setColor(which, QtGui.QColor(color))
+    for which in (role.WindowText, role.Text, role.ButtonText):
+        gray = QtGui.QColor("#7f7f7f" if dark else "#a0a0a0")
+        made.setColor(QtGui.QPalette.ColorGroup.Disabled, which, gray)
     return made
 
 

@@ -125,7 +125,7 @@ def test_the_review_is_changed_in_its_cell(widget: Any, panel: Panel, mrml: Any)
 
     unfold(panel, mrml)
     panel.results.show([replace(LEFT, review="notstarted"), replace(STEM, review="flagged")], False)
-    assert headers(widget)[-1] == "Review"
+    assert headers(widget)[-1] == "✓"
     assert column(widget, 2) == ["·", "⚑"]
     chosen, jumped = Heard(panel.results.review_chosen), Heard(panel.results.structure_chosen)
     table(widget).cellClicked.emit(0, 2)

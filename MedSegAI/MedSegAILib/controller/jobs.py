@@ -159,6 +159,8 @@ class Jobs:
                 self.update_plan()  # now it is known how long this takes
             else:
                 panel.show_running()
+        if running is not None and running.message:  # it has stood still for a long time
+            panel.show_message(running.message)
         panel.queue.show(self._house.queue.entries)
 
     def _under_way(self) -> Any:

@@ -87,7 +87,7 @@ class ModelBrowser:
         splitter.addWidget(self._details)
         splitter.setStretchFactor(1, 1)
         splitter.setSizes([240, 500])
-        layout.addWidget(splitter)
+        layout.addWidget(splitter, 1)
         self._status = _named(qt.QLabel(""), "modelStatus")
         self._status.wordWrap = True
         layout.addWidget(self._status)

@@ -81,6 +81,7 @@ class OptionWidgets:
         texts = [_device_text(device) for device in devices]
         values = [device.value for device in devices]
         self._device.currentText = texts[values.index(chosen)] if chosen in values else chosen
+        self._device.lineEdit().setCursorPosition(0)  # the name matters more than what it is
         self._device.blockSignals(False)
 
     def _add_row(self, title: str, widget: Any) -> None:

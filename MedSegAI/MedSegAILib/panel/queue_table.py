@@ -107,7 +107,7 @@ def _state_text(entry: Any) -> tuple[str, str]:
         if getattr(entry, "stopping", False):
             return _("stopping …"), ""
         left = "" if entry.seconds_left is None else f", {duration(entry.seconds_left)}"
-        return f"{100 * entry.fraction:.0f} %{left}", entry.stage
+        return f"{100 * entry.fraction:.0f} %{left}", entry.message or entry.stage
     return state, entry.message
 
 

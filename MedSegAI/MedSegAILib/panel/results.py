@@ -16,7 +16,8 @@ AGREEMENT_HELP = (
     "How far the networks agree on a structure: what all of them found, over what any of them found. "
     "1 is certain; ⚠ marks what to look at first."
 )
-REVIEW_HELP = "How far you are with it. Click to change; completed segments are locked."
+REVIEW_TITLE = "✓"
+REVIEW_HELP = "Review: how far you are with it. Click to change; completed segments are locked."
 REVIEW_MARKS = {"": "", "notstarted": "·", "inprogress": "…", "completed": "✓", "flagged": "⚑"}
 DOUBT_MARK = "⚠"
 
@@ -94,7 +95,7 @@ class ResultsView:
         reviewed = any(row.review for row in rows)
         titles = [_("Structure"), _("ml")]
         titles += [_("Sure")] if measured else []
-        titles += [_("Review")] if reviewed else []
+        titles += [REVIEW_TITLE] if reviewed else []
         self._review_column = len(titles) - 1 if reviewed else -1
         table = self._table
         table.sortingEnabled = False
@@ -129,8 +130,8 @@ class ResultsView:
 
     def _agreement_item(self, row: StructureRow) -> Any:
         item = number_item(row.agreement, row.measures)
-        if row.doubtful:
-            item.setText(f"{DOUBT_MARK}{row.agreement:8.2f}")
+        if row.doubtful and row.agreement is not None:
+            item.setText(f"{DOUBT_MARK} {row.agreement:.2f}")
             item.setForeground(qt.QBrush(doubt_color(self._table)))
         return item
 

@@ -44,7 +44,7 @@ def text_item(text: str, tool_tip: str = "") -> Any:
 
 def number_item(value: float | None, tool_tip: str = "") -> Any:
     """Padded to one length, numbers sort as texts in their order."""
-    item = text_item("" if value is None else f"{value:9.2f}", tool_tip)
+    item = text_item("" if value is None else f"{value:7.2f}", tool_tip)
     item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
     return item
 

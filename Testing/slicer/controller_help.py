@@ -1,0 +1,376 @@
+"""A made-up panel, scene, application and worker, for tests of what happens when.
+
+Each writes down what it is told; the queue between them is the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import fake_worker
+from medsegai.card import Channel, MemberCard, ModelCard
+from medsegai.errors import MedSegAIError, WorkerError
+from medsegai.progress import ProgressEvent
+from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.volume import Geometry, Volume
+from MedSegAILib.controller import Controller
+from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.signals import Signal
+from MedSegAILib.view import Choice, PlaceChoice, StructureRow
+from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.queue import JobQueue
+
+HEAD = Volume(np.full((4, 5, 6), 150.0), Geometry.from_spacing((4, 5, 6), (1, 1, 2)), "Head")
+
+
+def brain(folder: Path, **more: Any) -> ModelCard:
+    """A model whose card lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").touch()
+    values: dict[str, Any] = {
+        "id": "brain",
+        "name": "Brain",
+        "family": "quicknat",
+        "version": "1.2",
+        "channels": (Channel("MR", "MR"),),
+        "labels": fake_worker.LABELS,
+        "members": (MemberCard("axial"), MemberCard("coronal")),
+        "spacing_mm": (1, 1, 1),
+        "memory_mb": 1500,
+        "folder": folder,
+    }
+    return ModelCard(**(values | more))
+
+
+class Node:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def GetName(self) -> str:
+        return self.name
+
+
+class Part:
+    """A part of the panel: any signal that is asked for, and a record of every call."""
+
+    def __init__(self, *signals: str) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self.answers: dict[str, Any] = {}
+        for name in signals:
+            setattr(self, name, Signal())
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*values: Any, **named: Any) -> Any:
+            self.told.append((name, *values, *named.values()))
+            return self.answers.get(name)
+
+        return call
+
+    def last(self, name: str) -> tuple[Any, ...]:
+        """What the last call of this name was given."""
+        return next(values[1:] for values in reversed(self.told) if values[0] == name)
+
+
+class Panel:
+    """Writes down the last thing it was told of each kind."""
+
+    def __init__(self) -> None:
+        self.segment_requested, self.cancel_requested = Signal(), Signal()
+        self.choice_changed, self.model_changed = Signal(), Signal()
+        self.log_requested = Signal()
+        self.preview = Part("accepted", "rejected")
+        self.results = Part(
+            "segmentation_chosen",
+            "structure_chosen",
+            "review_chosen",
+            "next_requested",
+            "uncertainty_shown",
+            "surfaces_shown",
+            "statistics_requested",
+            "csv_requested",
+        )
+        self.queue = Part(
+            "move_requested",
+            "again_requested",
+            "cancel_requested",
+            "remove_requested",
+            "clear_requested",
+        )
+        self.settings = Part("place_changed", "test_requested")
+        self.settings.answers["choice"] = PlaceChoice()
+        self.browser = Part("card_chosen", "import_requested", "verify_requested")
+        self.chosen = Choice()
+        self.state = "idle"
+        self.plan: tuple[str, bool] = ("", False)
+        self.details = self.message = self.error = ""
+        self.log_offered = False
+        self.models: list[ModelCard] = []
+        self.chosen_model: ModelCard | None = None
+        self.guess: Mapping[str, Any] = {}
+        self.frames = 0
+        self.devices: list[str] = []
+        self.progress: list[float] = []
+
+    def choice(self) -> Choice:
+        return self.chosen
+
+    def choose_model(self, card: ModelCard) -> None:
+        self.chosen_model = card
+
+    def show_models(self, cards: Sequence[ModelCard]) -> None:
+        self.models = list(cards)
+        self.choice_changed.emit()
+
+    def show_devices(self, devices: Sequence[Any]) -> None:
+        self.devices = [device.value for device in devices]
+
+    def show_frames(self, count: int) -> None:
+        self.frames = count
+
+    def show_guess(self, nodes: Mapping[str, Any]) -> None:
+        self.guess = nodes
+
+    def show_plan(self, text: str, ready: bool, details: str = "") -> None:
+        self.plan, self.details = (text, ready), details
+
+    def show_running(self) -> None:
+        self.state = "running"
+
+    def show_cancelling(self) -> None:
+        self.state = "cancelling"
+
+    def show_progress(self, event: ProgressEvent) -> None:
+        self.progress.append(event.fraction)
+
+    def show_idle(self) -> None:
+        self.state = "idle"
+
+    def show_message(self, text: str) -> None:
+        self.message, self.error = text, ""
+
+    def show_error(self, text: str, log: bool = False) -> None:
+        self.error, self.log_offered = text, log
+
+
+class Scene:
+    """Nodes are in it until they are put into `gone`."""
+
+    def __init__(self) -> None:
+        self.notes: tuple[str, ...] = ()
+        self.gone: list[Any] = []
+        self.volume = HEAD
+        self.sequence: Sequence[int] = ()
+        self.read_error: MedSegAIError | None = None
+        self.write_error: MedSegAIError | None = None
+        self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
+        self.previews: list[Any] = []
+        self.rows: list[StructureRow] = []
+        self.places: list[Any] = []
+        self.done: list[tuple[Any, ...]] = []
+        self.error: MedSegAIError | None = None
+
+    def is_present(self, node: Any) -> bool:
+        return node not in self.gone
+
+    def volumes(self) -> list[Any]:
+        return [Node("T1"), Node("FLAIR")]
+
+    def guess_channels(self, card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
+        names = {node.GetName(): node for node in nodes}
+        return {channel.name: names.get(channel.name) for channel in card.channels}
+
+    def read_channels(self, nodes: Sequence[Any]) -> tuple[Volume, ...]:
+        if self.read_error:
+            raise self.read_error
+        return tuple(
+            Volume(self.volume.voxels, self.volume.geometry, node.GetName()) for node in nodes
+        )
+
+    def region(self, node: Any) -> tuple[float, ...]:
+        return (0.0, 1.0, 0.0, 2.0, 0.0, 3.0)
+
+    def frames(self, node: Any) -> Sequence[int]:
+        return self.sequence
+
+    def read_frame(self, node: Any, number: int) -> Volume:
+        return Volume(HEAD.voxels + number, HEAD.geometry, f"Head {number}")
+
+    def write(
+        self,
+        source: Any,
+        result: SegmentationResult,
+        output: OutputChoice | None = None,
+        frame: int | None = None,
+    ) -> Any:
+        if self.write_error:
+            raise self.write_error
+        self.written.append((source, result, output or OutputChoice(), frame))
+        return output.node if output and output.node else Node("Head segmentation")
+
+    def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Any:
+        def accept() -> Any:
+            if self.write_error:
+                raise self.write_error
+            self.done.append(("accept",))
+            return Node("Head segmentation")
+
+        def reject() -> None:
+            self.done.append(("reject",))
+
+        node = Node(f"Preview {len(self.previews) + 1}")
+        made = SimpleNamespace(node=node, notes=(), accept=accept, reject=reject)
+        self.previews.append(made)
+        return made
+
+    def structures(self, segmentation: Any) -> list[StructureRow]:
+        return self.rows
+
+    def knows_uncertainty(self, segmentation: Any) -> bool:
+        return True
+
+    def doubtful_places(self, segmentation: Any) -> list[Any]:
+        self.done.append(("places",))
+        return self.places
+
+    def center_of(self, segmentation: Any, segment: str) -> tuple[float, ...] | None:
+        return None if segment == "empty" else (1.0, 2.0, 3.0)
+
+    def statistics(self, segmentation: Any) -> Any:
+        if self.error:
+            raise self.error
+        return Node("Table")
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in ("jump", "set_review_state", "show_uncertainty", "show_3d", "write_csv"):
+            raise AttributeError(name)
+
+        def call(*values: Any) -> None:
+            if self.error:
+                raise self.error
+            self.done.append((name, *values))
+
+        return call
+
+
+class Client:
+    """A worker whose answers the test gives."""
+
+    def __init__(self) -> None:
+        self.freed, self.stalled = Signal(), Signal()
+        self.busy = False
+        self.start_error: MedSegAIError | None = None
+        self.requests: list[SegmentationRequest] = []
+        self.listener: Any = None
+        self.cancelled = 0
+
+    def start(self, request: SegmentationRequest, listener: Any) -> None:
+        if self.start_error:
+            raise self.start_error
+        self.busy, self.listener = True, listener
+        self.requests.append(request)
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    def answer(self, tell: Callable[[Any], None]) -> None:
+        self.busy = False
+        tell(self.listener)
+        self.freed.emit()
+
+
+class Host:
+    """The application; programs answer when the test says so."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, str] = {}
+        self.where = Place.own("/slicer/python")
+        self.prepared = 0
+        self.prepare_error: MedSegAIError | None = None
+        self.ran: list[tuple[list[str], Callable[[Any], None]]] = []
+        self.shown: list[tuple[str, str]] = []
+        self.tables: list[Any] = []
+        self.path = ""
+
+    def prepare(self) -> None:
+        self.prepared += 1
+        if self.prepare_error:
+            raise self.prepare_error
+
+    def setting(self, name: str) -> str:
+        return self.settings.get(name, "")
+
+    def set_setting(self, name: str, value: str) -> None:
+        self.settings[name] = value
+
+    def own_python(self) -> str:
+        return "/slicer/python"
+
+    def place(self) -> Place:
+        return self.where
+
+    def set_place(self, place: Place) -> None:
+        if place.target == "/nowhere":
+            raise WorkerError("There is no Python at /nowhere.")
+        self.where = place
+
+    def log(self) -> str:
+        return "what the worker said"
+
+    def show_text(self, title: str, text: str) -> None:
+        self.shown.append((title, text))
+
+    def show_table(self, table: Any) -> None:
+        self.tables.append(table)
+
+    def ask_save_file(self, title: str, name: str) -> str:
+        return self.path
+
+    def run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        done: Callable[[Any], None],
+    ) -> None:
+        self.ran.append((list(command), done))
+
+    def answer(self, code: int = 0, output: str = "", errors: str = "") -> None:
+        """Let the program that was started last end."""
+        _command, done = self.ran[-1]
+        done(SimpleNamespace(code=code, output=output, errors=errors))
+
+
+class House:
+    """All of it, joined."""
+
+    def __init__(self, folder: Path) -> None:
+        self.card = brain(folder / "brain")
+        self.head = Node("Head")
+        self.panel, self.scene, self.client, self.host = Panel(), Scene(), Client(), Host()
+        self.panel.chosen = Choice({"MR": self.head}, (self.card,))
+        self.queue = JobQueue(self.client)
+        self.controller = Controller(self.panel, self.scene, self.queue, self.host)
+
+    def choose(self, **changes: Any) -> None:
+        """Change the choice as the user would."""
+        from dataclasses import replace
+
+        self.panel.chosen = replace(self.panel.chosen, **changes)
+        self.panel.choice_changed.emit()
+
+    def press_segment(self) -> None:
+        self.panel.segment_requested.emit()
+
+    def finish(self, result: SegmentationResult | None = None) -> None:
+        made = fake_worker.halves(HEAD) if result is None else result
+        self.client.answer(lambda listener: listener.finished(made))
+
+    def fail(self, error: MedSegAIError) -> None:
+        self.client.answer(lambda listener: listener.failed(error))

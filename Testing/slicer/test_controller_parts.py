@@ -1,0 +1,391 @@
+"""The parts of the controller: results, models, where the worker runs, and what is known of time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import fake_worker
+from controller_help import HEAD, House, Node
+from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.errors import OutputError, WorkerError
+from medsegai.request import SegmentationRequest
+from MedSegAILib import model_shelf
+from MedSegAILib.controller.devices import Devices, read_devices
+from MedSegAILib.controller.estimates import KEPT, Estimates
+from MedSegAILib.view import PlaceChoice, StructureRow
+from MedSegAILib.worker.place import Place, PlaceKind
+
+ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, 0.5, "", True, "flagged")
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "models"))
+    return House(tmp_path)
+
+
+# --- results ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(house: House) -> House:
+    """With a segmentation in the table."""
+    house.scene.rows = [ROW]
+    house.controller.results.show(Node("Result"))
+    return house
+
+
+def test_a_chosen_segmentation_fills_the_table(house: House) -> None:
+    house.scene.rows = [ROW]
+    house.panel.results.segmentation_chosen.emit(Node("Result"))
+    assert house.panel.results.last("show") == ([ROW], True)
+    house.panel.results.segmentation_chosen.emit(None)
+    assert house.panel.results.last("show") == ((), False)
+
+
+def test_coming_back_to_the_page_reads_edited_segments_again(shown: House) -> None:
+    edited = replace(ROW, volume_ml=5.0)
+    shown.scene.rows = [edited]
+    shown.controller.enter()
+    assert shown.panel.results.last("show") == ([edited], True)
+
+
+def test_a_click_goes_to_the_structure(shown: House) -> None:
+    shown.panel.results.structure_chosen.emit("001_Left")
+    assert shown.scene.done == [("jump", (1.0, 2.0, 3.0))]
+    shown.panel.results.structure_chosen.emit("empty")
+    assert shown.panel.message == "This segment is empty."
+
+
+def test_next_walks_the_doubtful_places_in_turn(shown: House) -> None:
+    shown.scene.places = [
+        SimpleNamespace(segment_id="001_Left", name="Left hippocampus", ras=(1.0, 0.0, 0.0)),
+        SimpleNamespace(segment_id="", name="", ras=(2.0, 0.0, 0.0)),
+    ]
+    for _ in range(3):
+        shown.panel.results.next_requested.emit()
+    jumps = [values[1] for values in shown.scene.done if values[0] == "jump"]
+    assert jumps == [(1.0, 0.0, 0.0), (2.0, 0.0, 0.0), (1.0, 0.0, 0.0)]
+    assert shown.scene.done.count(("places",)) == 1, "looked for once"
+    assert shown.panel.message == "Doubtful place 1 of 2: Left hippocampus."
+    assert shown.panel.results.last("select") == ("001_Left",)
+
+
+def test_without_a_doubtful_place_that_is_said(shown: House) -> None:
+    shown.panel.results.next_requested.emit()
+    assert shown.panel.message == "There is no doubtful place in this segmentation."
+
+
+def test_the_review_is_kept_and_shown(shown: House) -> None:
+    node = shown.controller.results._node
+    shown.panel.results.review_chosen.emit("001_Left", "completed")
+    assert shown.scene.done == [("set_review_state", node, "001_Left", "completed")]
+    assert shown.panel.results.last("show_review") == ("001_Left", "completed")
+
+
+def test_overlay_and_surfaces_are_switched(shown: House) -> None:
+    node = shown.controller.results._node
+    shown.panel.results.uncertainty_shown.emit(True)
+    shown.panel.results.surfaces_shown.emit(False)
+    assert shown.scene.done == [("show_uncertainty", node, True), ("show_3d", node, False)]
+
+
+def test_statistics_go_into_a_table_and_a_file(shown: House) -> None:
+    shown.panel.results.statistics_requested.emit()
+    assert [table.GetName() for table in shown.host.tables] == ["Table"]
+    shown.panel.results.csv_requested.emit()
+    assert shown.scene.done == [], "no file was chosen"
+    shown.host.path = "/out/result.csv"
+    shown.panel.results.csv_requested.emit()
+    assert shown.scene.done[0][0] == "write_csv"
+    assert shown.panel.message == "Wrote /out/result.csv."
+
+
+def test_what_goes_wrong_with_a_result_is_said(shown: House) -> None:
+    shown.scene.error = OutputError("The disk is full.")
+    shown.host.path = "/out/result.csv"
+    shown.panel.results.csv_requested.emit()
+    assert shown.panel.error == "The disk is full."
+
+
+def test_nothing_is_done_to_a_segmentation_that_has_left_the_scene(shown: House) -> None:
+    shown.scene.gone.append(shown.controller.results._node)
+    shown.panel.results.surfaces_shown.emit(True)
+    assert shown.scene.done == []
+    assert shown.panel.error == "The segmentation Result has left the scene."
+    assert shown.panel.results.last("show") == ((), False)
+
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_shows_good_models_and_tells_of_broken_ones(
+    house: House, tmp_path: Path
+) -> None:
+    good, broken, missing = (tmp_path / name for name in ("good", "broken", "missing"))
+    for folder in (good, broken):
+        folder.mkdir()
+    (good / "card.json").write_text(json.dumps(house.card.to_dict()))
+    (broken / "card.json").write_text("{")
+    house.controller.models.show(folder / "card.json" for folder in (broken, good, missing))
+    assert [card.name for card in house.panel.models] == ["Brain"]
+    assert house.panel.models[0].folder == good
+    assert "broken" in house.panel.error
+    assert "missing" in house.panel.error
+
+
+def test_the_bundled_models_are_in_the_catalogue(house: House) -> None:
+    house.controller.models.show()
+    assert "brain" in [card.id for card in house.panel.models]
+
+
+def test_an_import_runs_in_the_background_and_its_model_is_chosen(
+    house: House, tmp_path: Path
+) -> None:
+    house.panel.browser.import_requested.emit("/downloads/model.zip")
+    command, _done = house.host.ran[-1]
+    assert command == [
+        "/slicer/python",
+        "-m",
+        "medsegai",
+        "models",
+        "import",
+        "/downloads/model.zip",
+    ]
+    assert house.panel.browser.last("show_busy") == (True,)
+    new = tmp_path / "models" / "liver"
+    new.mkdir(parents=True)
+    (new / "card.json").write_text(json.dumps(house.card.to_dict() | {"id": "liver"}))
+    house.host.answer(output="Imported liver (Brain) into …\nUse it: …")
+    assert house.panel.chosen_model is not None
+    assert house.panel.chosen_model.id == "liver"
+    assert house.panel.browser.last("show_busy") == (False,)
+    assert house.panel.browser.last("show_status") == ("Imported liver (Brain) into …",)
+
+
+def test_an_import_that_fails_says_why(house: House) -> None:
+    house.panel.browser.import_requested.emit("/downloads/holiday.zip")
+    house.host.answer(
+        4, errors="log line\nmedsegai: holiday.zip is no model that MedSegAI knows.\n"
+    )
+    text, problem = house.panel.browser.last("show_status")
+    assert text == "holiday.zip is no model that MedSegAI knows."
+    assert problem
+    house.panel.browser.import_requested.emit("/downloads/holiday.zip")
+    house.host.answer(-1)
+    assert "code -1" in house.panel.browser.last("show_status")[0]
+
+
+def test_models_of_this_computer_are_looked_after_here(house: House) -> None:
+    """Also where the worker runs on another computer."""
+    house.host.where = Place.ssh("server")
+    house.panel.browser.verify_requested.emit(house.card)
+    command, _done = house.host.ran[-1]
+    assert command[0] == "/slicer/python"
+    assert command[-2:] == ["verify", str(house.card.folder)]
+    house.host.answer()
+    assert "has the SHA-256 that its card gives" in house.panel.browser.last("show_status")[0]
+    house.panel.browser.verify_requested.emit(house.card)
+    house.host.answer(4, errors="axial.safetensors is not the file its card describes")
+    assert house.panel.browser.last("show_status")[1], "a problem"
+
+
+def test_search_finds_words_anywhere_and_filters_join() -> None:
+    cards, problems = model_shelf.read_cards(sorted(BUNDLED_MODELS.glob("*/card.json")))
+    assert not problems
+    for text in ("hippocampus", "QUICKNAT head", ""):
+        assert cards[0] in model_shelf.found(cards, model_shelf.Query(text)), text
+    assert model_shelf.found(cards, model_shelf.Query("kidney")) == []
+    assert model_shelf.found(cards, model_shelf.Query("", "CT")) == []
+    assert cards[0] in model_shelf.found(cards, model_shelf.Query("", "MR", "Hippocampus"))
+    assert "Hippocampus" in model_shelf.structures(cards)
+    assert not [name for name in model_shelf.structures(cards) if name.startswith("Left")]
+
+
+def test_a_card_is_described_as_it_stands(tmp_path: Path) -> None:
+    (card,), _ = model_shelf.read_cards([BUNDLED_MODELS / "brain" / "card.json"])
+    text = model_shelf.describe(replace(card, name="A <b>bold</b> name"), "About 12 s.")
+    for part in (card.licence, card.intended_use, "About 12 s.", "Left hippocampus"):
+        assert model_shelf.html.escape(part) in text
+    assert "A &lt;b&gt;bold" in text, "a card is a stranger's text"
+    assert "<img" not in model_shelf.describe(replace(card, folder=tmp_path), "")
+    shutil.copy(Path(__file__).parents[2] / "Resources" / "MedSegAI.png", tmp_path / "picture.png")
+    assert "<img" in model_shelf.describe(replace(card, folder=tmp_path), "")
+
+
+# --- places ----------------------------------------------------------------------------------------
+
+DOCTOR = {
+    "ready": True,
+    "findings": [
+        {"topic": "software", "name": "torch", "found": "2.9.0", "health": "good", "cure": ""},
+        {
+            "topic": "software",
+            "name": "openvino",
+            "found": "not installed",
+            "health": "advice",
+            "cure": "pip install openvino",
+        },
+        {
+            "topic": "device",
+            "name": "cpu",
+            "found": "x86_64, 8 cores",
+            "health": "good",
+            "cure": "",
+        },
+        {
+            "topic": "device",
+            "name": "cuda:0",
+            "found": "RTX 4070, 9.1 GB free of 12.0 GB",
+            "health": "good",
+            "cure": "",
+        },
+        {
+            "topic": "device",
+            "name": "cuda:1",
+            "found": "old card: no kernel image",
+            "health": "advice",
+            "cure": "Install another torch.",
+        },
+        {
+            "topic": "memory",
+            "name": "ram",
+            "found": "1.2 GB available",
+            "health": "good",
+            "cure": "",
+        },
+    ],
+}
+
+
+def test_the_devices_are_asked_once_in_the_background(house: House) -> None:
+    house.controller.enter()
+    house.controller.enter()
+    ((command, _done),) = house.host.ran
+    assert command == Place.own("/slicer/python").doctor_command()
+    house.host.answer(output=json.dumps(DOCTOR))
+    assert house.panel.devices == ["auto", "cpu", "cuda:0"], "without the card that does not work"
+    text, _ready = house.panel.plan
+    assert "on cuda:0 (RTX 4070, 9.1 GB free of 12.0 GB)" in text
+    assert [name for name, *_ in house.panel.settings.told].count("show_answer") == 0
+
+
+def test_a_job_that_needs_more_than_is_free_is_told_so(house: House) -> None:
+    house.controller.enter()
+    house.host.answer(output=json.dumps(DOCTOR))
+    house.choose(options={"device": "cpu"})
+    assert "Only 1.2 GB are free" in house.panel.plan[0]
+    assert house.panel.plan[1], "it may run all the same"
+
+
+def test_the_test_button_shows_what_the_doctor_says(house: House) -> None:
+    house.panel.settings.test_requested.emit()
+    assert house.panel.settings.last("show_answer") == ("Asking …", True)
+    house.host.answer(output="Welcome to server\n" + json.dumps(DOCTOR))
+    (text,) = house.panel.settings.last("show_answer")
+    lines = text.splitlines()
+    assert lines[0] == "Ready to segment."
+    assert lines[1] == "! openvino: not installed"
+    assert lines[2].strip() == "→ pip install openvino"
+
+
+def test_another_place_is_tested_before_it_is_used(house: House) -> None:
+    house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="me@server")
+    house.panel.settings.test_requested.emit()
+    if not house.host.ran:
+        pytest.skip("there is no ssh on this computer")
+    command, _done = house.host.ran[-1]
+    assert command[-2:] == ["me@server", "medsegai doctor --json"]
+    house.host.answer(255, errors="ssh: connect to host server port 22: No route to host")
+    assert "cannot be reached through ssh" in house.panel.settings.last("show_answer")[0]
+    assert house.host.place().kind is PlaceKind.OWN
+
+
+def test_a_place_is_used_from_the_next_job_on_and_kept(house: House) -> None:
+    house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="server")
+    house.panel.settings.place_changed.emit()
+    assert house.host.place() == Place.ssh("server")
+    kept = Place.from_text(house.host.settings["place"], "/slicer/python")
+    assert kept == Place.ssh("server")
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        (PlaceChoice("ssh", host="two words"), "no name of a computer"),
+        (PlaceChoice("other", python=""), "Name a Python"),
+        (PlaceChoice("other", python="/nowhere"), "no Python at /nowhere"),
+    ],
+)
+def test_a_place_that_cannot_be_is_told_and_not_used(
+    house: House, choice: PlaceChoice, reason: str
+) -> None:
+    house.panel.settings.answers["choice"] = choice
+    house.panel.settings.place_changed.emit()
+    assert reason in house.panel.settings.last("show_answer")[0]
+    assert house.host.place().kind is PlaceKind.OWN
+    assert house.host.settings == {}
+
+
+def test_an_answer_of_an_earlier_place_is_not_taken(house: House) -> None:
+    house.panel.settings.test_requested.emit()
+    _command, first = house.host.ran[-1]
+    house.panel.settings.test_requested.emit()
+    house.host.answer(output=json.dumps(DOCTOR | {"ready": False}))
+    first(SimpleNamespace(code=0, output=json.dumps(DOCTOR), errors=""))
+    assert house.panel.settings.last("show_answer")[0].startswith("Not ready")
+
+
+@pytest.mark.parametrize(
+    "output", ["", "command not found", "{}", '{"ready": 1, "findings": [{}]}']
+)
+def test_no_answer_of_a_doctor_is_told(house: House, output: str) -> None:
+    with pytest.raises(WorkerError, match="cannot be read"):
+        read_devices(output)
+    house.panel.settings.test_requested.emit()
+    house.host.answer(1, output=output, errors="No module named medsegai")
+    assert house.panel.settings.last("show_answer")[0] == "No module named medsegai"
+
+
+def test_nothing_is_known_of_devices_that_nobody_asked() -> None:
+    devices = Devices()
+    assert [choice.value for choice in devices.choices()] == ["auto"]
+    assert devices.free_gb("auto") is None
+    assert devices.describe("cuda:3") == "cuda:3"
+
+
+# --- how long it takes -----------------------------------------------------------------------------
+
+
+def request(**options: Any) -> SegmentationRequest:
+    return SegmentationRequest((HEAD,), **options)
+
+
+def test_time_is_learnt_by_kind_of_job_and_outlives_the_session(house: House) -> None:
+    kept = [""]
+    estimates = Estimates(lambda: kept[0], lambda text: kept.__setitem__(0, text))
+    cards = (house.card,)
+    assert estimates.seconds(cards, request()) is None
+    result = fake_worker.halves(HEAD)
+    for seconds in (3.0, 2.0, 100.0):
+        estimates.learn(cards, request(), replace(result, seconds={"predict": seconds}))
+    assert estimates.seconds(cards, request()) == pytest.approx(3.0), "the median"
+    assert estimates.seconds(cards, request(device="cpu")) is None, "another device"
+    again = Estimates(lambda: kept[0], lambda text: None)
+    assert again.seconds(cards, request()) == pytest.approx(3.0)
+    assert again.typical_seconds(house.card) is not None
+    for _ in range(KEPT):
+        estimates.learn(cards, request(), replace(result, seconds={"predict": 1.0}))
+    assert estimates.seconds(cards, request()) == pytest.approx(1.0), "the last ones count"
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": "b"}', '{"a": ["b"]}'])
+def test_a_damaged_memory_is_forgotten(house: House, text: str) -> None:
+    assert Estimates(lambda: text, lambda _: None).seconds((house.card,), request()) is None
