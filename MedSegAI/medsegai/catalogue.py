@@ -69,6 +69,8 @@ def _unknown(name: str, known: list[str]) -> str:
             f"{name} holds no model: neither a {CARD_NAME} nor the dataset.json, plans.json and folds "
             f"of an nnU-Net. {names}"
         )
+    if Path(name).is_file() and is_nnunet_folder(Path(name).parent):
+        return f"{name} is one file of an nnU-Net. Name its folder: {Path(name).parent}"
     if Path(name).is_file():
         return f"{name} is a file. `medsegai models import {name}` may make a model of it. {names}"
     return f"There is no model {name!r}. {names}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,16 @@ def test_weights_are_those_of_the_checkpoint_each_once(results: Path, own: Path)
 def test_a_fold_or_a_file_of_it_can_be_imported(results: Path, own: Path) -> None:
     card = import_model(results / "fold_1", own)
     assert [member.name for member in card.members] == ["3d_fullres/fold_1"]
+
+
+@pytest.mark.parametrize("file", ["plans.json", "fold_0/checkpoint_final.pth"])
+def test_one_file_of_a_model_names_the_folder_to_take(results: Path, own: Path, file: str) -> None:
+    path = results / file
+    message = rf"one file of an nnU-Net\. Name its folder: {re.escape(str(path.parent))}$"
+    with pytest.raises(ModelError, match=message):
+        import_model(path, own)
+    with pytest.raises(ModelError, match=message):
+        find_card(str(path))
 
 
 def test_a_cascade_brings_its_first_stage(tmp_path: Path, own: Path) -> None:

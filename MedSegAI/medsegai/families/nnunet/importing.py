@@ -60,6 +60,8 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         return convert(card_of_folder(path), destination)
     if path.is_file() and path.suffix.lower() == ".zip":
         return _import_archive(path, destination)
+    if path.is_file() and is_nnunet_folder(path.parent):
+        raise ModelError(f"{path} is one file of an nnU-Net. Name its folder: {path.parent}")
     return None
 
 
