@@ -124,6 +124,21 @@ def test_what_is_no_scalar_image_is_refused(
         Scene(mrml).read(node)
 
 
+def test_what_can_be_an_input_is_offered(mrml: Any) -> None:
+    scene = Scene(mrml)
+    first, second = add_volume(mrml, PLACES["plain"]), add_volume(mrml, PLACES["plain"])
+    for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode", "vtkMRMLModelNode"):
+        mrml.AddNewNodeByClass(kind, "Thing")
+    hidden = add_volume(mrml, PLACES["plain"])
+    hidden.HideFromEditorsOn()
+    assert scene.volumes() == [first, second]
+    assert scene.is_present(first)
+    mrml.RemoveNode(first)
+    assert scene.volumes() == [second]
+    assert not scene.is_present(first)
+    assert not scene.is_present(None)
+
+
 # --- several channels ------------------------------------------------------------------------------
 
 

@@ -215,3 +215,42 @@ def test_real_labels_are_counted_like_simpleitk_does(mrml: Any, shared_data: Pat
         center = np.array(shape.GetCentroid(value)) * [-1, -1, 1]
         found = [row[name] for name in ("R [mm]", "A [mm]", "S [mm]")]
         np.testing.assert_allclose(found, center, atol=1e-4)
+
+
+# --- the table of results --------------------------------------------------------------------------
+
+
+def test_the_rows_of_the_results_are_the_segments_as_they_are_now(mrml: Any) -> None:
+    scene, volume, node = segmented(mrml, "oblique and swapped")
+    left, stem = scene.structures(node)
+    size = abs(np.linalg.det(PLACES["oblique and swapped"][:3, :3])) / 1000
+    assert (left.segment_id, left.name, left.color) == (LEFT_ID, LEFT.name, LEFT.color)
+    assert left.volume_ml == pytest.approx(60 * size)
+    assert (left.agreement, left.doubtful, left.review) == (0.5, True, "flagged")
+    assert "IoU 0.500" in left.measures
+    assert "members share only 50 %" in left.measures
+    assert (stem.agreement, stem.doubtful, stem.measures, stem.review) == (
+        None,
+        False,
+        "",
+        "notstarted",
+    )
+    assert scene.knows_uncertainty(node)
+
+    mine = two_blocks() == LEFT.value
+    mine[0, 0, 0] = True
+    paint(node, LEFT_ID, mine, volume)
+    node.GetSegmentation().AddEmptySegment("mine", "Lesion")
+    scene.set_review_state(node, LEFT_ID, "completed")
+    left, _, lesion = scene.structures(node)
+    assert left.volume_ml == pytest.approx(61 * size)
+    assert (left.agreement, left.doubtful, left.review) == (None, False, "completed")
+    assert (lesion.name, lesion.volume_ml, lesion.review) == ("Lesion", 0, "notstarted")
+
+
+def test_an_empty_segmentation_has_no_rows(mrml: Any) -> None:
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Empty")
+    scene = Scene(mrml)
+    assert scene.structures(node) == []
+    assert rows(scene.statistics(node)) == []
+    assert not scene.knows_uncertainty(node)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import slicer.util
-
 from medsegai.card import ModelCard
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Volume
@@ -61,10 +59,8 @@ class Scene:
         return bool(self._scene.IsNodePresent(node))
 
     def volumes(self) -> list[Any]:
-        """The volume nodes that can be inputs."""
-        kind = "vtkMRMLScalarVolumeNode"
-        found = slicer.util.getNodesByClass(kind, self._scene)
-        return [node for node in found if node.GetClassName() == kind]
+        """The volume nodes that can be inputs, in the order of the scene; hidden ones are left out."""
+        return inputs.volumes(self._scene)
 
     def read(self, node: Any) -> Volume:
         """The image of a volume node at its place in the world: see `inputs.read`."""

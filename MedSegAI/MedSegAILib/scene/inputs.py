@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from medsegai.errors import GeometryError, InputError
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.scene.layers import array_of
+from MedSegAILib.scene.nodes import nodes_of
 
 # What scalar volume nodes are besides images with one value per voxel.
 _OTHER_VOLUMES = {
     "vtkMRMLLabelMapVolumeNode": "is a label map; choose the image that it was made from",
     "vtkMRMLMultiVolumeNode": "holds several images; extract one of them",
 }
+
+_NO_INPUTS = (*_OTHER_VOLUMES, "vtkMRMLVectorVolumeNode", "vtkMRMLTensorVolumeNode")
 
 
 def read(node: Any) -> Volume:
@@ -58,6 +61,15 @@ def read_channels(nodes: Sequence[Any]) -> tuple[Volume, ...]:
                 "Scalar/Vector/DWI Volume, and choose the result."
             )
     return volumes
+
+
+def volumes(scene: Any) -> list[Any]:
+    """The volume nodes of a scene that can be inputs; hidden ones are left out."""
+    return [
+        node
+        for node in nodes_of(scene, "vtkMRMLScalarVolumeNode")
+        if not node.GetHideFromEditors() and not any(map(node.IsA, _NO_INPUTS))
+    ]
 
 
 def image_at(node: Any, to_world: NDArray[np.float64], name: str) -> Volume:
