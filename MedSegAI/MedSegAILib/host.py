@@ -98,8 +98,12 @@ class Host:
         command: Sequence[str],
         environment: Mapping[str, str],
         done: Callable[[Any], None],
+        heard: Callable[[str], None] | None = None,
     ) -> Any:
-        return self._programs.run(command, environment, done)
+        return self._programs.run(command, environment, done, heard)
+
+    def stop(self, program: Any) -> None:
+        self._programs.stop(program)
 
     def show_text(self, title: str, text: str) -> None:
         """A long text, in a window that can be scrolled."""

@@ -59,7 +59,14 @@ def _fits(card: ModelCard, query: Query) -> bool:
         return False
     if query.structure and query.structure not in _structures(card):
         return False
-    told = (card.id, card.name, card.family, card.description, card.intended_use, *modalities([card]))
+    told = (
+        card.id,
+        card.name,
+        card.family,
+        card.description,
+        card.intended_use,
+        *modalities([card]),
+    )
     text = " ".join((*told, *(label.name for label in card.labels))).lower()
     return all(word in text for word in query.text.lower().split())
 
@@ -109,7 +116,9 @@ def describe(card: ModelCard, expectation: str) -> str:
 
 
 def _channel(channel: Any) -> str:
-    text = channel.name if channel.name == channel.modality else f"{channel.name} ({channel.modality})"
+    text = (
+        channel.name if channel.name == channel.modality else f"{channel.name} ({channel.modality})"
+    )
     return text if channel.required else _("{channel}, may be left out").format(channel=text)
 
 

@@ -98,3 +98,23 @@ class PlaceChoice:
     python: str = ""
     host: str = ""
     command: str = "medsegai worker"
+
+
+@dataclass(frozen=True)
+class BatchChoice:
+    """A folder of scans, the folder that gets the results, and whether results that are there stay."""
+
+    folder: str = ""
+    output: str = ""
+    resume: bool = True
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One case of a batch. `fraction` is None unless it is being done."""
+
+    case: str
+    state: str
+    seconds: float | None = None
+    message: str = ""
+    fraction: float | None = None

@@ -104,6 +104,7 @@ class Panel:
             "remove_requested",
             "clear_requested",
         )
+        self.batch = Part("start_requested", "stop_requested")
         self.settings = Part("place_changed", "test_requested")
         self.settings.answers["choice"] = PlaceChoice()
         self.browser = Part("card_chosen", "import_requested", "verify_requested")
@@ -295,6 +296,8 @@ class Host:
         self.prepared = 0
         self.prepare_error: MedSegAIError | None = None
         self.ran: list[tuple[list[str], Callable[[Any], None]]] = []
+        self.heard: Callable[[str], None] | None = None
+        self.stopped: list[str] = []
         self.shown: list[tuple[str, str]] = []
         self.tables: list[Any] = []
         self.path = ""
@@ -338,8 +341,14 @@ class Host:
         command: Sequence[str],
         environment: Mapping[str, str],
         done: Callable[[Any], None],
-    ) -> None:
+        heard: Callable[[str], None] | None = None,
+    ) -> str:
         self.ran.append((list(command), done))
+        self.heard = heard
+        return "program"
+
+    def stop(self, program: str) -> None:
+        self.stopped.append(program)
 
     def answer(self, code: int = 0, output: str = "", errors: str = "") -> None:
         """Let the program that was started last end."""

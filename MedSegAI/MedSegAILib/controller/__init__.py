@@ -5,6 +5,7 @@ Panel, scene, queue and application come as arguments; `protocols` says what is 
 
 from __future__ import annotations
 
+from MedSegAILib.controller.batches import Batches
 from MedSegAILib.controller.house import House
 from MedSegAILib.controller.jobs import Jobs
 from MedSegAILib.controller.models import Models
@@ -32,7 +33,7 @@ class Controller:
     """Joins panel, scene, queue and application.
 
     Attributes:
-        jobs, results, models, places: the parts.
+        jobs, results, models, batches, places: the parts.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Controller:
         self.results = Results(panel, scene, host)  # type: ignore[arg-type]  # one scene has both
         self.jobs = Jobs(self._house, self.results)
         self.models = Models(self._house)
+        self.batches = Batches(self._house)
         self.places = Places(self._house, self.jobs.update_plan)
         panel.log_requested.connect(self._show_log)
         self._asked_devices = False
@@ -56,11 +58,12 @@ class Controller:
 
     def close_question(self) -> str:
         """What to ask before Slicer closes; "" where nothing is under way."""
-        return self._question(_(CLOSE_QUESTION))
+        batch = [_("the batch")] if self.batches.running else []
+        return self._question(_(CLOSE_QUESTION), batch)
 
     def scene_question(self) -> str:
         """What to ask while the scene closes, likewise."""
-        return self._question(_(SCENE_QUESTION))
+        return self._question(_(SCENE_QUESTION), [])
 
     def scene_closes(self) -> None:
         """What is under way would have no volume to belong to."""
@@ -68,8 +71,8 @@ class Controller:
         self.jobs.forget_previews()
         self.results.show(None)
 
-    def _question(self, text: str) -> str:
-        names = [
+    def _question(self, text: str, others: list[str]) -> str:
+        names = others + [
             entry.title
             for entry in self._house.queue.entries
             if str(entry.state) in ("running", "waiting")

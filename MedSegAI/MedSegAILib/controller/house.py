@@ -22,6 +22,8 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice
 from MedSegAILib.worker.place import PlaceKind
 
+NO_MODEL = "There is no model. Import one with Browse…, or reinstall MedSegAI."
+
 TIMES = "times"
 """Name of the setting that holds what jobs took."""
 
@@ -60,7 +62,7 @@ class House:
                 _("Every frame of a sequence gets a new segmentation. Choose that as the result.")
             )
         options = dict(choice.options) | {
-            "models": tuple(self._model(card) for card in choice.cards),
+            "models": self.models(choice),
             "candidates": not choice.every_frame,
         }
         if len(choice.cards) > 1:
@@ -68,6 +70,16 @@ class House:
         if choice.region is not None:
             options["region"] = self.scene.region(choice.region)
         return request_from_options(tuple(volumes), options)
+
+    def models(self, choice: Choice) -> tuple[str, ...]:
+        """What finds the chosen models again.
+
+        Raises:
+            ModelError: one was removed meanwhile, or none is chosen.
+        """
+        if not choice.cards:
+            raise ModelError(_(NO_MODEL))
+        return tuple(self._model(card) for card in choice.cards)
 
     def _model(self, card: ModelCard) -> str:
         """What finds exactly this card again: its folder, for two models could have one id.

@@ -19,7 +19,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.house import House
+from MedSegAILib.controller.house import NO_MODEL, House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.translation import tr as _
@@ -248,7 +248,7 @@ def chosen_nodes(choice: Choice) -> list[Any]:
         MedSegAIError: there is no model, or no volume where one is needed.
     """
     if choice.card is None:
-        raise ModelError(_("There is no model. Import one with Browse…, or reinstall MedSegAI."))
+        raise ModelError(_(NO_MODEL))
     if all(node is None for node in choice.nodes.values()):
         raise InputError(_("There is no input volume. Load an image and choose it."))
     channels = choice.card.channels

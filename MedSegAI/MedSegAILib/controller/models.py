@@ -42,7 +42,7 @@ class Models:
         def done(answer: Any) -> None:
             browser.show_busy(False)
             if answer.code != 0:
-                browser.show_status(_reason(answer), problem=True)
+                browser.show_status(reason(answer), problem=True)
                 return
             self.show()
             for file in sorted(set(_own_cards()) - before):
@@ -69,7 +69,7 @@ class Models:
                     )
                 )
             else:
-                browser.show_status(_reason(answer), problem=True)
+                browser.show_status(reason(answer), problem=True)
 
         self._run(["models", "verify", str(card.folder)], done)
 
@@ -94,7 +94,7 @@ def _own_cards() -> list[Path]:
     return sorted(user_models_folder().glob("*/card.json"))
 
 
-def _reason(answer: Any) -> str:
+def reason(answer: Any) -> str:
     """Why a command failed: what it said last."""
     lines = [line for line in (answer.errors or answer.output).splitlines() if line.strip()]
     if not lines:

@@ -28,6 +28,7 @@ class PanelProtocol(Protocol):
     queue: Any
     settings: Any
     browser: Any
+    batch: Any
 
     def choice(self) -> Choice: ...
     def choose_model(self, card: ModelCard) -> None: ...
@@ -106,4 +107,6 @@ class HostProtocol(Protocol):
         command: Sequence[str],
         environment: Mapping[str, str],
         done: Callable[[Any], None],
+        heard: Callable[[str], None] | None = None,
     ) -> Any: ...
+    def stop(self, program: Any) -> None: ...

@@ -12,6 +12,7 @@ from medsegai.card import ModelCard
 from medsegai.progress import ProgressEvent
 from MedSegAILib.model_shelf import usable_together
 from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.inputs import InputWidgets
 from MedSegAILib.panel.models import ModelBrowser
 from MedSegAILib.panel.options import OptionWidgets
@@ -39,7 +40,7 @@ class Panel:
         segment_requested, cancel_requested, log_requested: a button was pressed.
         choice_changed: another volume, model or option was chosen.
         model_changed: another model was chosen; `choice_changed` follows.
-        preview, results, queue, settings, browser: the parts that speak for themselves.
+        preview, results, queue, batch, settings, browser: the parts that speak for themselves.
     """
 
     def __init__(self, ui: Any, new_selector: Callable[[], Any]) -> None:
@@ -56,6 +57,7 @@ class Panel:
         self.preview = PreviewBar(ui)
         self.results = ResultsView(ui)
         self.queue = QueueTable(ui)
+        self.batch = BatchView(ui)
         self.settings = SettingsWidgets(ui)
         self.browser = ModelBrowser(ui.inputsButton)
         self.browser.card_chosen.connect(self.choose_model)

@@ -1,0 +1,90 @@
+"""A folder of scans: what is asked for, and how far each case is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from MedSegAILib.panel import dialogs
+from MedSegAILib.panel.style import duration, error_style, lay_out_table, text_item
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import BatchChoice, CaseRow
+
+
+class BatchView:
+    """The section of the batch.
+
+    Attributes:
+        start_requested, stop_requested: a button was pressed.
+    """
+
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self._rows: dict[str, int] = {}
+        self.start_requested, self.stop_requested = Signal(), Signal()
+        ui.batchStartButton.connect("clicked()", self.start_requested.emit)
+        ui.batchStopButton.connect("clicked()", self.stop_requested.emit)
+        for button, edit in (
+            (ui.batchFolderButton, ui.batchFolderEdit),
+            (ui.batchOutputButton, ui.batchOutputEdit),
+        ):
+            button.connect("clicked()", lambda edit=edit: self._browse(edit))
+        self._ui.batchTable.visible = False
+        self.show_message("")
+
+    def choice(self) -> BatchChoice:
+        return BatchChoice(
+            self._ui.batchFolderEdit.text.strip(),
+            self._ui.batchOutputEdit.text.strip(),
+            bool(self._ui.batchResumeCheck.checked),
+        )
+
+    def show_running(self, running: bool) -> None:
+        """While a batch runs, no other begins."""
+        ui = self._ui
+        for widget in (ui.batchStartButton, ui.batchFolderEdit, ui.batchOutputEdit):
+            widget.enabled = not running
+        ui.batchStopButton.enabled = running
+
+    def show_message(self, text: str, problem: bool = False) -> None:
+        label = self._ui.batchLabel
+        label.styleSheet = error_style(label) if problem else ""
+        label.text = text
+        label.visible = bool(text)
+
+    def clear(self) -> None:
+        """Another batch begins."""
+        self._rows = {}
+        table = self._ui.batchTable
+        table.clear()
+        table.setRowCount(0)
+        table.setColumnCount(2)
+        table.setHorizontalHeaderLabels([_("Case"), _("State")])
+        lay_out_table(table, 0)
+        table.visible = False
+
+    def show_case(self, row: CaseRow) -> None:
+        """Show how far a case is; one that is new comes below the others."""
+        table = self._ui.batchTable
+        if row.case not in self._rows:
+            number = self._rows[row.case] = table.rowCount
+            table.setRowCount(number + 1)
+            table.setItem(number, 0, text_item(row.case, row.case))
+            table.setItem(number, 1, text_item(""))
+            table.visible = True
+        item = table.item(self._rows[row.case], 1)
+        item.setText(_state(row))
+        item.setToolTip(row.message)
+
+    def _browse(self, edit: Any) -> None:
+        folder = dialogs.open_folder(self._ui.batchButton, _("Folder"))
+        if folder:
+            edit.text = folder
+
+
+def _state(row: CaseRow) -> str:
+    if row.fraction is not None:
+        return f"{100 * row.fraction:.0f} %"
+    if row.seconds is not None:
+        return f"{_(row.state)}, {duration(row.seconds)}"
+    return _(row.state)
