@@ -191,6 +191,32 @@ def test_another_foreground_that_the_user_chose_meanwhile_stays(mrml: Any) -> No
     assert red.GetForegroundVolumeID() == volume.GetID()
 
 
+def test_one_overlay_may_follow_another(mrml: Any) -> None:
+    red, _ = composites(mrml)
+    volume = add_volume(mrml, PLACES["LPS"])
+    red.SetForegroundVolumeID(volume.GetID())
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks(), entropy=True)
+    first, second = scene.write(volume, result), scene.write(volume, result)
+    scene.show_uncertainty(first, True)
+    scene.show_uncertainty(second, True)
+    assert red.GetForegroundVolumeID() == second.GetNodeReferenceID(ENTROPY_REFERENCE)
+    scene.show_uncertainty(second, False)
+    assert red.GetForegroundVolumeID() == volume.GetID()
+
+
+def test_what_has_left_the_scene_does_not_come_back(mrml: Any) -> None:
+    red, _ = composites(mrml)
+    volume, other = add_volume(mrml, PLACES["LPS"]), add_volume(mrml, PLACES["LPS"])
+    red.SetForegroundVolumeID(other.GetID())
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
+    scene.show_uncertainty(node, True)
+    mrml.RemoveNode(other)
+    scene.show_uncertainty(node, False)
+    assert not red.GetForegroundVolumeID()
+
+
 def test_without_uncertainty_the_way_to_it_is_said(mrml: Any) -> None:
     volume = add_volume(mrml, PLACES["LPS"])
     scene = Scene(mrml)

@@ -215,6 +215,8 @@ BRATS = card(("T1", "MR"), ("T1ce", "MR"), ("T2", "MR"), ("FLAIR", "MR"))
         (("5: AX T2 FLAIR", "3: AX T1", "7: AX T1 POST GD", "4: AX T2 TSE"), (1, 2, 3, 0)),
         (("t2w", "T1w MPRAGE", "t2_flair", "t1_gd"), (1, 3, 0, 2)),
         (("Sag T1 +C", "T1", "T2", "FLAIR"), (1, 0, 2, 3)),
+        (("T1 C-spine", "T1+C C-spine", "t2w", "t2f"), (0, 1, 2, 3)),
+        (("case-t1n", "case-t1c", "case-t2w", "case-t2f"), (0, 1, 2, 3)),
         (("scan a", "scan b", "scan c", "scan d"), (None, None, None, None)),
         (("T1 first", "T1 second", "T2", "FLAIR"), (None, None, 2, 3)),
         (("FLAIR",), (None, None, None, 0)),

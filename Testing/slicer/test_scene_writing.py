@@ -91,7 +91,11 @@ def test_segments_have_names_colours_and_codes(mrml: Any) -> None:
     assert entry.GetCategoryObject().GetCodeValue() == "123037004"
     assert entry.GetTypeObject().GetCodeMeaning() == "Hippocampus"
     assert entry.GetTypeModifierObject().GetCodeMeaning() == "Left"
-    assert segments.GetSegment(segment_id(STEM)).GetName() == "Brain-Stem"
+    stem = segments.GetSegment(segment_id(STEM))
+    assert stem.GetName() == "Brain-Stem"
+    assert stem.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag)
+    assert logic.DeserializeTerminologyEntry(str(tag), entry)
+    assert entry.GetTypeObject().GetCodeMeaning() == "Tissue", "without a code no DICOM SEG"
 
 
 def test_segments_are_shown_in_their_own_colour(mrml: Any) -> None:

@@ -17,10 +17,10 @@ from medsegai.card import Channel, ModelCard
 
 # Kinds of image, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
 _KINDS = (
-    ("flair", r"(t2)?flair|t2fl|darkfluid"),
+    ("flair", r"(t2)?flair|t2f|t2fl|darkfluid"),
     (
         "t1c",
-        r"t1(w)?(c|ce|gd|kontrast|contrast|post\w*|km|plusc?)|t1\w*(gad\w*|contrast|postcon\w*)",
+        r"t1w?(c|ce|gd|km|post)|t1\w*(gad\w*|[ck]ontrast|postcon\w*|postgd)",
     ),
     ("adc", r"adc|apparentdiffusion\w*"),
     ("dwi", r"dwi|diffusion|ep2ddiff\w*|b\d{3,4}"),
@@ -32,7 +32,7 @@ _KINDS = (
     ("ct", r"ct|cta|cect|ncct|hu"),
     ("mr", r"mr|mri"),
 )
-_CONTRAST = re.compile(r"(c|ce|gd|gad\w*|contrast|post\w*|km|enhanced|kontrast)")
+_CONTRAST = re.compile(r"ce|gd|gad\w*|contrast|post(con\w*|gd|gad\w*|km)?|km|enhanced|kontrast")
 _IS_MR = frozenset({"flair", "t1c", "adc", "dwi", "swi", "pd", "t2", "t1", "mr"})
 _TAGS = ("DICOM.SeriesDescription", "DICOM.ProtocolName")
 
@@ -94,7 +94,7 @@ def _family(kind: str) -> str:
 def _kind(text: str) -> str:
     """What kind of image a name speaks of; "" where it names none."""
     words = _words(text)
-    pairs = {a + b for a, b in itertools.pairwise(words)}
+    pairs = {a + b for a, b in itertools.pairwise(words) if len(b) > 1}
     for kind, pattern in _KINDS:
         if any(re.fullmatch(pattern, word) for word in pairs | set(words)):
             if kind == "t1" and any(_CONTRAST.fullmatch(word) for word in words):
@@ -104,7 +104,9 @@ def _kind(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[^0-9a-z]+", text.lower()) if word]
+    """The words of a name; "+C", as radiologists write with contrast, is one."""
+    text = re.sub(r"\+\s?(c|gd|km)\b", " contrast ", text.lower())
+    return [word for word in re.split(r"[^0-9a-z]+", text) if word]
 
 
 def _squeezed(text: str) -> str:

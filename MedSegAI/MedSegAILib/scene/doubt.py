@@ -99,6 +99,7 @@ class Overlay:
 
     scene: Any
     _before: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _own: set[str] = field(default_factory=set)
 
     def show(self, segmentation: Any, shown: bool, opacity: float) -> None:
         """Show the uncertainty of a segmentation, with a legend, or take it away.
@@ -114,21 +115,26 @@ class Overlay:
                 f"The uncertainty of {segmentation.GetName()} was not measured. Run the model again "
                 "with uncertainty switched on."
             )
-        for node in nodes_of(self.scene, "vtkMRMLSliceCompositeNode"):
+        for view in nodes_of(self.scene, "vtkMRMLSliceCompositeNode"):
             if shown:
-                self._lay_over(node, entropy.GetID(), opacity)
-            elif node.GetForegroundVolumeID() == entropy.GetID():
-                volume, before = self._before.pop(node.GetID(), ("", 0.0))
-                node.SetForegroundVolumeID(volume or None)
-                node.SetForegroundOpacity(before)
+                self._lay_over(view, entropy.GetID(), opacity)
+            elif view.GetForegroundVolumeID() == entropy.GetID():
+                self._put_back(view)
         _legend(entropy, shown)
 
-    def _lay_over(self, node: Any, volume: str, opacity: float) -> None:
-        if node.GetForegroundVolumeID() != volume:
-            before = (node.GetForegroundVolumeID() or "", node.GetForegroundOpacity())
-            self._before.setdefault(node.GetID(), before)
-        node.SetForegroundVolumeID(volume)
-        node.SetForegroundOpacity(opacity)
+    def _lay_over(self, view: Any, volume: str, opacity: float) -> None:
+        present = view.GetForegroundVolumeID() or ""
+        if present not in self._own:  # one overlay may follow another
+            self._before[view.GetID()] = (present, view.GetForegroundOpacity())
+        self._own.add(volume)
+        view.SetForegroundVolumeID(volume)
+        view.SetForegroundOpacity(opacity)
+
+    def _put_back(self, view: Any) -> None:
+        volume, opacity = self._before.pop(view.GetID(), ("", 0.0))
+        is_there = bool(volume) and self.scene.GetNodeByID(volume) is not None
+        view.SetForegroundVolumeID(volume if is_there else None)
+        view.SetForegroundOpacity(opacity if is_there else 0.0)
 
 
 def _legend(entropy: Any, shown: bool) -> None:

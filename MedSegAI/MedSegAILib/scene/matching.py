@@ -9,7 +9,7 @@ from typing import Any
 import slicer
 
 from medsegai.labels import Label
-from MedSegAILib.scene.segments import segment_id, tag_of
+from MedSegAILib.scene.segments import UNSPECIFIC, segment_id, tag_of
 
 # What of a terminology entry names the structure: category, type and type's modifier.
 _CODES = slice(1, 4)
@@ -75,4 +75,8 @@ def _segment_code(segment: Any) -> str:
 def _code(entry: str) -> str:
     """The coded part of a terminology entry, without the meanings; "" where it says nothing of anatomy."""
     codes = ["^".join(part.split("^")[:2]) for part in entry.split("~")[_CODES]]
-    return "" if len(codes) < 3 or codes[1] in ("", "^", "SCT^85756007") else "~".join(codes)
+    return (
+        ""
+        if len(codes) < 3 or codes[1] in ("", "^", "^".join(UNSPECIFIC.type[:2]))
+        else "~".join(codes)
+    )

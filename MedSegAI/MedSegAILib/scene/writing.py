@@ -84,7 +84,10 @@ class Writer:
     def change(
         self, segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice
     ) -> Any:
-        """Put a result into a segmentation that is there, as one undo step."""
+        """Put a result into a segmentation that is there, as one undo step.
+
+        The undo is that of segments; the volumes that belong to the segmentation keep what is newest.
+        """
         plan = self.plan(segmentation, source, result, output)
         self.notes.extend(plan.notes)
         if not plan.written:
@@ -288,7 +291,8 @@ class Preview:
         if plan.written:
             carry_out(node, plan, self._source)
         self._writer.add_beside(node, original)
-        node.SetReferenceImageGeometryParameterFromVolumeNode(self._source)
+        role = original.GetReferenceImageGeometryReferenceRole()
+        node.SetNodeReferenceID(role, original.GetNodeReferenceID(role) or self._source.GetID())
         node.CreateDefaultDisplayNodes()
         self._plan, self._shown = plan, digests(layers_of(node))
         display = original.GetDisplayNode()
