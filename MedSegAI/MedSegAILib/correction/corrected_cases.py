@@ -1,0 +1,257 @@
+"""Corrected cases, kept on this computer as a data set that `medsegai train nnunet` reads; nothing is sent.
+
+The folder is a raw nnU-Net data set: `dataset.json`, `imagesTr` and `labelsTr`. A case gets a name by chance, and
+its files hold voxels and their place, nothing that names a person.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.card import ModelCard
+from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError
+from medsegai.labels import Label
+from medsegai.volume import Geometry, Volume
+from MedSegAILib.correction.nifti import write_nifti
+from MedSegAILib.scene.inputs import read_channels, transform_to_world
+from MedSegAILib.scene.layers import laid_on, layers_of
+from MedSegAILib.scene.segments import label_value
+from MedSegAILib.translation import tr as _
+
+CONSENT = _(
+    "Keep this image and its corrected segmentation in a folder on this computer, so that a model can learn "
+    "from them? Nothing is sent anywhere. The files hold no name, date or other entry of the patient's record, "
+    "but the image itself is kept as it is: a scan of a head shows a face. Keep only what you may keep, under "
+    "the rules of your institution, and delete the files when they are no longer needed."
+)
+"""What a user agrees to before `keep_case` may be called with consent."""
+
+IMAGES, LABELS, DATASET = "imagesTr", "labelsTr", "dataset.json"
+ENDING = ".nii.gz"
+FIRST_NUMBER, LAST_NUMBER = 900, 999
+"""Numbers of data sets that are one's own, in nnU-Net's counting."""
+
+
+@dataclass(frozen=True)
+class KeptCase:
+    """What was written.
+
+    Attributes:
+        name: of the case.
+        dataset: folder of the data set, which `medsegai train nnunet` takes.
+        notes: what was left out, in words.
+    """
+
+    name: str
+    dataset: Path
+    notes: tuple[str, ...] = ()
+
+
+def keep_case(
+    folder: Path, card: ModelCard, sources: Sequence[Any], segmentation: Any, consent: bool
+) -> KeptCase:
+    """Keep images and corrected segmentation for training.
+
+    The data set of a model lies below `folder`; it is made with the first case, and takes further cases of the
+    same channels and labels. No file of another case is changed.
+
+    Args:
+        folder: of the user's choice; it must be there.
+        card: of the model that was corrected: its channels, and its labels in their order.
+        sources: one volume node per channel, in the order of the card.
+        segmentation: the corrected segmentation node.
+        consent: whether the user agreed to `CONSENT`.
+
+    Raises:
+        RequestError: there is no consent, or not one image per channel.
+        InputError: images cannot be read, or no segment is a structure of the model.
+        GeometryError: images on different grids, or under a transform that is not linear.
+        OutputError: the folder cannot be written, or holds another data set.
+    """
+    if not consent:
+        raise RequestError(_("Nothing was kept, for the user did not agree to it."))
+    if len(sources) != len(card.channels):
+        raise RequestError(
+            f"Model {card.id!r} takes {len(card.channels)} images, not {len(sources)}. Choose one per channel."
+        )
+    images = read_channels(sources)
+    labels, notes = _labels(segmentation, card.labels, images[0].geometry)
+    return _Dataset(_dataset_folder(folder, card), card).add(
+        images, images[0].with_voxels(labels), notes
+    )
+
+
+def _labels(
+    segmentation: Any, labels: Sequence[Label], grid: Geometry
+) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Each voxel's place in the list of labels, from 1, on the grid of the images; and what is left out."""
+    kind = np.uint8 if len(labels) < 256 else np.uint16
+    out = np.zeros(grid.shape, kind)
+    to_world = transform_to_world(segmentation)
+    numbers = {label.value: number for number, label in enumerate(labels, start=1)}
+    names = {label.name: label.value for label in labels}
+    left_out, doubled, kept = [], 0, 0
+    for layer in layers_of(segmentation):
+        own = Geometry(layer.geometry.shape, to_world @ layer.geometry.ijk_to_ras)
+        voxels = laid_on(layer.voxels, own, grid)
+        for segment_id, shown in layer.values.items():
+            name = segmentation.GetSegmentation().GetSegment(segment_id).GetName()
+            value = label_value(segmentation, segment_id)
+            number = numbers.get(names.get(name, -1) if value is None else value)
+            if number is None:
+                left_out.append(name)
+                continue
+            mask = voxels == shown
+            doubled += int((mask & (out != 0)).sum())
+            out[mask & (out == 0)] = number
+            kept += 1
+    if not kept:
+        raise InputError(
+            f"{segmentation.GetName()} has no segment that is a structure of the model. Nothing was kept."
+        )
+    notes = (
+        [f"Left out, for the model does not know them: {', '.join(left_out)}."] if left_out else []
+    )
+    if doubled:
+        notes.append(f"{doubled} voxels were in two segments and count for the first of them.")
+    return out, tuple(notes)
+
+
+def _dataset_folder(folder: Path, card: ModelCard) -> Path:
+    """Where cases of this model are kept: found by its name, or with the next number that is free."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is no folder. Choose one that is there.")
+    title = "Corrected_" + (re.sub(r"[^0-9A-Za-z]+", "_", card.id).strip("_") or "model")
+    numbers = set()
+    for path in sorted(folder.glob("Dataset[0-9][0-9][0-9]_*")):
+        if path.name[11:] == title:
+            return path
+        numbers.add(int(path.name[7:10]))
+    free = [number for number in range(FIRST_NUMBER, LAST_NUMBER + 1) if number not in numbers]
+    if not free:
+        raise OutputError(
+            f"{folder} holds data sets of all numbers from {FIRST_NUMBER} on. Choose another folder."
+        )
+    return folder / f"Dataset{free[0]:03d}_{title}"
+
+
+class _Dataset:
+    """A raw nnU-Net data set that grows."""
+
+    def __init__(self, folder: Path, card: ModelCard) -> None:
+        self._folder, self._card = folder, card
+
+    def add(self, images: Sequence[Volume], labels: Volume, notes: tuple[str, ...]) -> KeptCase:
+        """Write a case; with any error the data set is as before."""
+        with _errors_named(self._folder):
+            for name in (IMAGES, LABELS):
+                (self._folder / name).mkdir(parents=True, exist_ok=True)
+            self._check()
+            case = self._free_name()
+            # a case is there when its images are, as nnU-Net counts: they come last
+            files = {self._folder / LABELS / f"{case}{ENDING}": labels}
+            for number, image in enumerate(images):
+                files[self._folder / IMAGES / f"{case}_{number:04d}{ENDING}"] = image
+            _write_all(files)
+            try:
+                self._describe()
+            except BaseException:
+                for path in files:
+                    path.unlink(missing_ok=True)
+                raise
+        return KeptCase(case, self._folder, notes)
+
+    def _free_name(self) -> str:
+        while True:
+            name = f"case_{secrets.token_hex(4)}"
+            if not (self._folder / LABELS / f"{name}{ENDING}").exists():
+                return name
+
+    def _check(self) -> None:
+        """Raises OutputError where another data set lies in the folder."""
+        path = self._folder / DATASET
+        if not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OutputError(f"{path} is damaged. Repair it, or choose another folder.") from error
+        wanted = self._description(0)
+        for key in ("channel_names", "labels", "file_ending"):
+            if not isinstance(found, dict) or found.get(key) != wanted[key]:
+                raise OutputError(
+                    f"{path} belongs to a model with other {key.replace('_', ' ')}. Choose another folder."
+                )
+
+    def _describe(self) -> None:
+        cases = len(list((self._folder / IMAGES).glob(f"*_0000{ENDING}")))
+        text = json.dumps(self._description(cases), indent=1, ensure_ascii=False) + "\n"
+        partial = self._folder / f".{secrets.token_hex(8)}.json"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            _flush(partial)
+            partial.replace(self._folder / DATASET)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _description(self, cases: int) -> dict[str, Any]:
+        labels = {label.name: number for number, label in enumerate(self._card.labels, start=1)}
+        return {
+            "channel_names": {
+                str(n): channel.name for n, channel in enumerate(self._card.channels)
+            },
+            "labels": {"background": 0, **labels},
+            "numTraining": cases,
+            "file_ending": ENDING,
+        }
+
+
+def _write_all(files: dict[Path, Volume]) -> None:
+    """Write all of them, or none; the last to appear is the last named."""
+    partials: dict[Path, Path] = {}
+    done: list[Path] = []
+    try:
+        for path, volume in files.items():
+            partials[path] = path.with_name(f".{secrets.token_hex(8)}{ENDING}")
+            write_nifti(partials[path], volume)
+            _flush(partials[path])
+        for path, partial in partials.items():
+            os.rename(partial, path)
+            done.append(path)
+    except BaseException:
+        for path in done:
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file to the disk, so that a power cut leaves no half of it under its final name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _errors_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except MedSegAIError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"The case cannot be kept in {folder}: {error.strerror or error}. Free space there, or choose another "
+            "folder. Nothing was kept."
+        ) from error

@@ -1,0 +1,99 @@
+"""Running the AI again on a part of a scan only: a box, or the slices around the one that is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from medsegai.errors import InputError
+from medsegai.volume import Geometry
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.scene.inputs import read, region
+from MedSegAILib.scene.layers import array_of
+from MedSegAILib.translation import tr as _
+
+EDGE = 0.499
+"""From the middle of a voxel to where a box around it ends, in voxels."""
+
+SLAB_MM = 20.0
+"""How thick a slab is unless the user says otherwise."""
+
+
+def again_in(segmentation: Any, bounds: Sequence[float]) -> tuple[dict[str, Any], OutputChoice]:
+    """What to run and where it goes: options of the request, and an update of the segmentation in that part only.
+
+    Args:
+        segmentation: the node whose segments are to be replaced within the part.
+        bounds: of `region_of_roi` or `region_of_slab`.
+
+    Raises:
+        InputError: there is no segmentation to update.
+    """
+    if segmentation is None:
+        raise InputError(
+            _("There is no segmentation to update. Choose one, or segment the whole volume.")
+        )
+    options = {"region": tuple(float(value) for value in bounds), "candidates": True}
+    return options, OutputChoice(OutputMode.UPDATE, segmentation)
+
+
+def region_of_roi(roi: Any) -> tuple[float, ...]:
+    """The box around a region-of-interest node: lowest and highest R, A and S in mm. As `scene.inputs.region`."""
+    return region(roi)
+
+
+def region_of_slab(
+    slice_node: Any, volume: Any, thickness_mm: float = SLAB_MM
+) -> tuple[float, ...]:
+    """The box around the slices of a volume near the one that a view shows.
+
+    The slab follows the slices of the volume: it is as thick as asked for along the axis of the volume that is
+    nearest to the direction of the view, and as wide as the volume. A slanted view gives the slab of its middle.
+
+    Args:
+        slice_node: vtkMRMLSliceNode of the view.
+        volume: the volume node that is segmented.
+        thickness_mm: of the slab, in all.
+
+    Returns:
+        Lowest and highest R, A and S in mm: a box in the world around the slab. In an oblique volume it encloses
+        more than the slab.
+
+    Raises:
+        InputError: the thickness is not above 0, or the view shows no slice of the volume.
+        GeometryError: the volume stands under a transform that is not linear.
+    """
+    if not thickness_mm > 0:
+        raise InputError(f"A slab must be thicker than 0 mm, not {thickness_mm:g}.")
+    grid = read(volume).geometry
+    to_ras = array_of(slice_node.GetSliceToRAS())
+    directions = grid.ijk_to_ras[:3, :3] / grid.spacing_mm
+    axis = int(np.argmax(np.abs(directions.T @ to_ras[:3, 2])))  # of (i, j, k)
+    middle = float((grid.ras_to_ijk @ [*to_ras[:3, 3], 1.0])[axis])
+    half = max(thickness_mm / grid.spacing_mm[axis] / 2, 0.5)
+    size = grid.shape[2 - axis]
+    if not -0.5 <= middle <= size - 0.5:
+        raise InputError(
+            _("The view shows no slice of the volume. Scroll to where the AI is to run again.")
+        )
+    first = max(round(middle - half + 1e-6), 0)
+    last = min(round(middle + half - 1e-6), size - 1)
+    return bounds_of(grid, axis, first, max(first, last))
+
+
+def bounds_of(grid: Geometry, axis: int, first: int, last: int) -> tuple[float, ...]:
+    """The box in the world around planes `first` to `last` of `grid` along an axis of (i, j, k).
+
+    It ends a hair inside of their edges, so that it does not touch the next planes.
+    """
+    low, high = np.zeros(3), np.array(grid.shape[::-1]) - 1.0
+    low[axis], high[axis] = first, last
+    low, high = low - EDGE, high + EDGE
+    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners[:, :3] = low + corners[:, :3] * (high - low)
+    world = (grid.ijk_to_ras @ corners.T)[:3]
+    return tuple(
+        float(value) for pair in zip(world.min(1), world.max(1), strict=True) for value in pair
+    )
