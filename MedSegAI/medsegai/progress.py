@@ -76,6 +76,8 @@ class Progress:
         under_way = self._stage or stage
         if under_way != stage and not {under_way, stage} <= self._together:
             self._finished.add(under_way)
+            if under_way in self._together:  # their turns are over, whichever had the last
+                self._finished |= self._together
         self.seconds[under_way] = self.seconds.get(under_way, 0.0) + now - self._last
         self._last, self._stage = now, stage
 

@@ -67,6 +67,18 @@ def test_the_fraction_never_falls_nor_leaves_0_to_1() -> None:
     assert max(fractions) <= 1
 
 
+def test_stages_that_take_turns_are_over_together() -> None:
+    progress, events = recorded({"read": 1, "predict": 6, "labels": 2, "refine": 1})
+    progress.plan(progress.weights, together=("predict", "labels"))
+    progress.step("read", 1, 1)
+    progress.step("predict", 4, 5)  # planes that need no prediction are left out
+    progress.step("labels", 4, 5)
+    progress.step("refine", 0, 1)
+    assert events[-1].fraction == pytest.approx(0.9)
+    progress.step("refine", 1, 1)
+    assert events[-1].fraction == pytest.approx(1.0)
+
+
 def test_an_unplanned_stage_leaves_the_fraction() -> None:
     progress, events = recorded(PLAN)
     progress.step("read", 1, 1)

@@ -213,8 +213,10 @@ class ViewMember:
         view = self.network.view
         stack = view.stack(self.head)
         runner = self.network.runner(compute, dropout=self.dropout_seed is not None)
+        batches = list(_batches(stack, runner.batch_size(compute), self._slices()))
+        done, total = 0, sum(last - first for first, last in batches)
         with _random_numbers(self.dropout_seed):
-            for first, last in _batches(stack, runner.batch_size(compute), self._slices()):
+            for first, last in batches:
                 slices = thick_slices(stack, np.arange(first, last), self.network.slices)
                 logits = runner(torch.from_numpy(slices), compute)
                 rows, columns = (self.kept[axis] for axis in view.axes[1:])
@@ -222,7 +224,8 @@ class ViewMember:
                 start = [0, 0, 0]
                 start[view.axes[0]] = first - self.kept[view.axes[0]].start
                 yield Block((start[0], start[1], start[2]), _unstacked(probabilities, view))
-                step(last / len(stack))
+                done += last - first
+                step(done / total)
 
     def _slices(self) -> slice:
         """The slices of the stack that are asked for."""
