@@ -155,11 +155,10 @@ class EffectFactory:
         return self
 
     def registerEffect(self, effect: ScriptedEffect) -> bool:
+        if effect.name in [known.name for known in self.effects]:
+            return False
         self.effects.append(effect)
         return True
-
-    def registeredEffects(self) -> tuple[ScriptedEffect, ...]:
-        return tuple(self.effects)
 
 
 class SliceView:

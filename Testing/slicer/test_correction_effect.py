@@ -273,12 +273,15 @@ def test_an_outside_stroke_takes_away(way: str, editing: Bench) -> None:
 
 def test_a_stroke_is_shown_while_it_is_painted(editing: Bench) -> None:
     editing.mouse.press(editing.at(14, 8, 8))
-    first = mask_of(editing.preview(), "inside").sum()
+    first = mask_of(editing.preview(), "sketch").sum()
     editing.mouse.move(editing.at(14, 12, 8))
-    assert mask_of(editing.preview(), "inside").sum() > first > 0
+    painted = mask_of(editing.preview(), "sketch")
+    assert painted.sum() > first > 0
     assert not mask_of(editing.preview(), "added").any()
     editing.mouse.release()
     assert mask_of(editing.preview(), "added").any()
+    assert not mask_of(editing.preview(), "sketch").any()
+    np.testing.assert_array_equal(mask_of(editing.preview(), "inside"), painted)
 
 
 def test_the_last_stroke_can_be_taken_back(editing: Bench) -> None:

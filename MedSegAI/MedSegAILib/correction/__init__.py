@@ -12,14 +12,10 @@ EFFECT_FILE = Path(__file__).resolve().parent / "MedSegAIEffects" / "MedSegAICor
 def register() -> None:
     """Give the Segment Editor the effect *AI correct*; to be called when Slicer has started.
 
-    A second call does nothing, for the editor keeps what it was given.
+    The editor takes it once: it ignores a second effect of the same name.
     """
     import qSlicerSegmentationsEditorEffectsPythonQt as effects
-    import slicer
 
-    factory = slicer.qSlicerSegmentEditorEffectFactory.instance()
-    if any(effect.name == EFFECT_NAME for effect in factory.registeredEffects()):
-        return
     effect = effects.qSlicerSegmentEditorScriptedEffect(None)
     effect.setPythonSource(EFFECT_FILE.as_posix())
     effect.self().register()

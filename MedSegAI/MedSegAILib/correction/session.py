@@ -5,6 +5,7 @@ The editor shows what would change; nothing is written before `apply`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -164,21 +165,19 @@ class Correction:
         for count in range(1, len(self._strokes) + 1):
             self._correct(count)
 
-    def change(self, painting_inside: bool | None = None) -> Change | None:
-        """What would be done; None where there is no stroke.
+    @property
+    def sketch(self) -> Painted | None:
+        """The stroke that is being painted."""
+        return joined(self._pieces) if self._pieces else None
 
-        Args:
-            painting_inside: show also the stroke that is being painted, as inside or outside.
-        """
-        shown = [(stroke.painted, stroke.inside) for stroke in self._strokes]
-        if painting_inside is not None:
-            shown += [(piece, painting_inside) for piece in self._pieces]
-        if not shown:
+    def change(self) -> Change | None:
+        """What would be done; None where there is no stroke."""
+        if not self._strokes:
             return None
-        box = bounds([*self._touched, *(painted.box for painted, _inside in shown)])
-        sides = self._sides(shown, box)
+        box = bounds(self._touched)
+        inside, outside = self._sides(self._strokes, box)
         before, after = self._before[box], self._after[box]
-        return Change(box, after & ~before, before & ~after, sides[0], sides[1])
+        return Change(box, after & ~before, before & ~after, inside, outside)
 
     # the end
 
@@ -233,8 +232,7 @@ class Correction:
         stroke = self._strokes[count - 1]
         spacing = self.grid.spacing_mm
         box = within_reach(stroke.painted.box, self.grid.shape, spacing, self.reach_mm)
-        strokes = [(other.painted, other.inside) for other in self._strokes[:count]]
-        inside, outside = self._sides(strokes, box)
+        inside, outside = self._sides(self._strokes[:count], box)
         region = Region(self._image[box], self._after[box], spacing, self._probability(box))
         result = corrected(region, inside, outside, self.reach_mm)
         forbidden = self._forbidden(box)
@@ -244,15 +242,15 @@ class Correction:
         self._touched.append(box)
 
     def _sides(
-        self, strokes: list[tuple[Painted, bool]], box: Box
+        self, strokes: Sequence[Stroke], box: Box
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """What is painted as inside and as outside within a box; a later stroke covers an earlier one."""
         shape = [part.stop - part.start for part in box]
         sides = {True: np.zeros(shape, bool), False: np.zeros(shape, bool)}
-        for painted, inside in strokes:
-            mask = painted.laid_into(box)
-            sides[inside] |= mask
-            sides[not inside] &= ~mask
+        for stroke in strokes:
+            mask = stroke.painted.laid_into(box)
+            sides[stroke.inside] |= mask
+            sides[not stroke.inside] &= ~mask
         return sides[True], sides[False]
 
     def _segment(self) -> NDArray[np.bool_]:

@@ -81,7 +81,7 @@ class CorrectionTool:
             return
         self._correction.paint(self._brush, self._last, point)
         self._last = point
-        self._show(painting=True)
+        self._shown().show_sketch(self._correction, self._inside)
 
     def release(self) -> None:
         """End the stroke, and show what it changes."""
@@ -123,11 +123,11 @@ class CorrectionTool:
         if correction is not None and not correction.belongs_to(self._editor):
             self.cancel()
 
-    def _show(self, painting: bool = False) -> None:
-        correction = self._correction
-        if correction is None:
-            return
+    def _show(self) -> None:
+        if self._correction is not None:
+            self._shown().show(self._correction)
+
+    def _shown(self) -> Preview:
         if self._preview is None:
             self._preview = Preview(self._get_scene())
-        change = correction.change(self._inside if painting else None)
-        self._preview.show(correction, change)
+        return self._preview

@@ -16,7 +16,7 @@ import vtk
 from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 
 from medsegai.correction import REACH_MM
-from MedSegAILib.correction import EFFECT_NAME
+from MedSegAILib.correction import EFFECT_NAME, preview
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
 from MedSegAILib.scene.layers import array_of
@@ -86,7 +86,7 @@ class BrushOutline:
         to_ras = array_of(self._view.mrmlSliceNode().GetXYToRAS())
         self._circle.SetRadius(radius_mm / float(np.linalg.norm(to_ras[:3, 0])))
         self._circle.SetCenter(position[0], position[1], 0)
-        self._actor.GetProperty().SetColor(*((0.1, 1.0, 0.4) if inside else (1.0, 0.15, 0.1)))
+        self._actor.GetProperty().SetColor(*(preview.INSIDE if inside else preview.OUTSIDE))
         self._effect.scheduleRender(self._view)
 
     def remove(self) -> None:
