@@ -53,7 +53,7 @@ class MedSegAI(ScriptedLoadableModule):
             "Stands on 3D Slicer, PyTorch, OpenVINO, SimpleITK and nibabel. The brain model follows "
             "QuickNAT (A. Guha Roy, S. Conjeti, N. Navab, C. Wachinger, NeuroImage 2019)."
         )
-        slicer.app.connect("startupCompleted()", register_sample_data)
+        slicer.app.connect("startupCompleted()", when_slicer_has_started)
 
 
 class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMixin):
@@ -76,8 +76,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.page = slicer.util.loadUI(self.resourcePath("UI/MedSegAI.ui"))
         self.layout.addWidget(self.page)
         self.panel = Panel(slicer.util.childWidgetVariables(self.page), slicer.qMRMLNodeComboBox)
-        self.programs = Programs()
-        self.host = Host(worker, lambda: install_what_is_missing(), self.programs, save_file)
+        self.host = Host(worker, lambda: install_what_is_missing(), Programs(), save_file)
         scene = Scene(slicer.mrmlScene, save_undo)
         self.controller = Controller(self.panel, scene, queue(), self.host)
         self.panel.choice_changed.connect(self.observeInputs)
@@ -132,7 +131,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         if slicer.util.mainWindow() is not None:
             slicer.util.mainWindow().removeEventFilter(self.closeFilter)
         self.page.setMRMLScene(None)
-        self.programs.close()
+        self.host.close()
         self.panel.browser.close()
         close_worker()
 
@@ -339,6 +338,14 @@ def install_what_is_missing() -> None:
         install.ensure(ask)
 
 
+def when_slicer_has_started() -> None:
+    """What other modules have to be there for."""
+    from MedSegAILib.correction import register
+
+    register_sample_data()
+    register()
+
+
 def register_sample_data() -> None:
     """Slicer's own MR of a head, given by the person in it for unrestricted use (Slicer's SampleData)."""
     import SampleData
@@ -348,7 +355,7 @@ def register_sample_data() -> None:
         category="MedSegAI",
         sampleName="MedSegAIHead",
         sampleDescription=_("MR of a head, for the model brain"),
-        thumbnailFileName=str(MODULE_FOLDER / "Resources" / "Icons" / "MedSegAIHead.png"),
+        thumbnailFileName=str(MODULE_FOLDER / "Resources" / "Icons" / "MedSegAI.png"),
         uris=f"https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/{digest}",
         fileNames="MR-head.nrrd",
         nodeNames="MRHead",

@@ -71,6 +71,7 @@ class Host:
         ask_path: Callable[[Any, str, str, str], str],
     ) -> None:
         self._client, self._ask_path, self._programs = client, ask_path, programs
+        self._examination: Any = None
         self.prepare = prepare
 
     def setting(self, name: str) -> str:
@@ -89,6 +90,21 @@ class Host:
     def set_place(self, place: Place) -> None:
         place.command()  # says what is wrong with it, before a job does
         self._client().set_place(place)
+
+    def examine(self, place: Place, told: Callable[[Any], None]) -> None:
+        """Ask the doctor there, in the background; an earlier question is forgotten."""
+        from MedSegAILib.worker.examination import Examination
+
+        if self._examination is not None:
+            self._examination.cancel()
+        self._examination = Examination(place, told)
+        self._examination.start()
+
+    def close(self) -> None:
+        """End whatever runs in the background."""
+        if self._examination is not None:
+            self._examination.cancel()
+        self._programs.close()
 
     def log(self) -> str:
         return str(self._client().log)

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import ModelCard, load_card
+from medsegai.card import PICTURE_NAME, ModelCard, load_card
 from medsegai.catalogue import BUNDLED_MODELS, card_files
 from medsegai.errors import ModelError
 from MedSegAILib.translation import tr as _
-
-PICTURE_NAME = "picture.png"
-"""A picture of what the model does, beside its card; nobody needs one."""
 
 SIDES = re.compile(r"\b(left|right)\b[ _-]*", re.IGNORECASE)
 

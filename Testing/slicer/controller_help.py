@@ -301,6 +301,7 @@ class Host:
         self.shown: list[tuple[str, str]] = []
         self.tables: list[Any] = []
         self.path = ""
+        self.asked: list[tuple[Place, Callable[[Any], None]]] = []
 
     def prepare(self) -> None:
         self.prepared += 1
@@ -323,6 +324,9 @@ class Host:
         if place.target == "/nowhere":
             raise WorkerError("There is no Python at /nowhere.")
         self.where = place
+
+    def examine(self, place: Place, told: Callable[[Any], None]) -> None:
+        self.asked.append((place, told))
 
     def log(self) -> str:
         return "what the worker said"

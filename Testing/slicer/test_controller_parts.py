@@ -14,12 +14,13 @@ import pytest
 import fake_worker
 from controller_help import HEAD, House, Node
 from medsegai.catalogue import BUNDLED_MODELS
-from medsegai.errors import OutputError, WorkerError
+from medsegai.errors import OutputError
 from medsegai.request import SegmentationRequest
 from MedSegAILib import model_shelf
-from MedSegAILib.controller.devices import Devices, read_devices
+from MedSegAILib.controller.devices import Devices
 from MedSegAILib.controller.estimates import KEPT, Estimates
 from MedSegAILib.view import PlaceChoice, StructureRow
+from MedSegAILib.worker.examination import Report
 from MedSegAILib.worker.place import Place, PlaceKind
 
 ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, 0.5, "", True, "flagged")
@@ -222,55 +223,33 @@ def test_a_card_is_described_as_it_stands(tmp_path: Path) -> None:
 
 # --- places ----------------------------------------------------------------------------------------
 
-DOCTOR = {
-    "ready": True,
-    "findings": [
-        {"topic": "software", "name": "torch", "found": "2.9.0", "health": "good", "cure": ""},
-        {
-            "topic": "software",
-            "name": "openvino",
-            "found": "not installed",
-            "health": "advice",
-            "cure": "pip install openvino",
-        },
-        {
-            "topic": "device",
-            "name": "cpu",
-            "found": "x86_64, 8 cores",
-            "health": "good",
-            "cure": "",
-        },
-        {
-            "topic": "device",
-            "name": "cuda:0",
-            "found": "RTX 4070, 9.1 GB free of 12.0 GB",
-            "health": "good",
-            "cure": "",
-        },
-        {
-            "topic": "device",
-            "name": "cuda:1",
-            "found": "old card: no kernel image",
-            "health": "advice",
-            "cure": "Install another torch.",
-        },
-        {
-            "topic": "memory",
-            "name": "ram",
-            "found": "1.2 GB available",
-            "health": "good",
-            "cure": "",
-        },
-    ],
-}
+FINDINGS = tuple(
+    {"topic": topic, "name": name, "found": found, "health": health, "cure": cure}
+    for topic, name, found, health, cure in (
+        ("software", "torch", "2.9.0", "good", ""),
+        ("software", "openvino", "not installed", "advice", "pip install openvino"),
+        ("device", "cpu", "x86_64, 8 cores", "good", ""),
+        ("device", "cuda:0", "RTX 4070, 9.1 GB free of 12.0 GB", "good", ""),
+        ("device", "cuda:1", "old card: no kernel image", "advice", "Install another torch."),
+        ("memory", "ram", "1.2 GB available", "good", ""),
+    )
+)
+
+
+def answer(house: House, number: int = -1, **changes: Any) -> Report:
+    """Let the doctor answer a question."""
+    place, told = house.host.asked[number]
+    values: dict[str, Any] = {"ready": True, "findings": FINDINGS, **changes}
+    report = Report(place, **values)
+    told(report)
+    return report
 
 
 def test_the_devices_are_asked_once_in_the_background(house: House) -> None:
     house.controller.enter()
     house.controller.enter()
-    ((command, _done),) = house.host.ran
-    assert command == Place.own("/slicer/python").doctor_command()
-    house.host.answer(output=json.dumps(DOCTOR))
+    assert [place for place, _ in house.host.asked] == [Place.own("/slicer/python")]
+    answer(house)
     assert house.panel.devices == ["auto", "cpu", "cuda:0"], "without the card that does not work"
     text, _ready = house.panel.plan
     assert "on cuda:0 (RTX 4070, 9.1 GB free of 12.0 GB)" in text
@@ -279,7 +258,7 @@ def test_the_devices_are_asked_once_in_the_background(house: House) -> None:
 
 def test_a_job_that_needs_more_than_is_free_is_told_so(house: House) -> None:
     house.controller.enter()
-    house.host.answer(output=json.dumps(DOCTOR))
+    answer(house)
     house.choose(options={"device": "cpu"})
     assert "Only 1.2 GB are free" in house.panel.plan[0]
     assert house.panel.plan[1], "it may run all the same"
@@ -288,24 +267,21 @@ def test_a_job_that_needs_more_than_is_free_is_told_so(house: House) -> None:
 def test_the_test_button_shows_what_the_doctor_says(house: House) -> None:
     house.panel.settings.test_requested.emit()
     assert house.panel.settings.last("show_answer") == ("Asking …", True)
-    house.host.answer(output="Welcome to server\n" + json.dumps(DOCTOR))
-    (text,) = house.panel.settings.last("show_answer")
-    lines = text.splitlines()
-    assert lines[0] == "Ready to segment."
-    assert lines[1] == "! openvino: not installed"
-    assert lines[2].strip() == "→ pip install openvino"
+    report = answer(house, repairs=("pip install openvino",))
+    assert house.panel.settings.last("show_answer") == (report.text(),)
+    assert "pip install openvino" in report.text()
 
 
 def test_another_place_is_tested_before_it_is_used(house: House) -> None:
     house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="me@server")
     house.panel.settings.test_requested.emit()
-    if not house.host.ran:
-        pytest.skip("there is no ssh on this computer")
-    command, _done = house.host.ran[-1]
-    assert command[-2:] == ["me@server", "medsegai doctor --json"]
-    house.host.answer(255, errors="ssh: connect to host server port 22: No route to host")
-    assert "cannot be reached through ssh" in house.panel.settings.last("show_answer")[0]
+    assert house.host.asked[-1][0] == Place.ssh("me@server")
+    answer(house, ready=False, findings=(), trouble="It cannot be reached through ssh.")
+    assert house.panel.settings.last("show_answer") == ("It cannot be reached through ssh.",)
     assert house.host.place().kind is PlaceKind.OWN
+    house.panel.settings.test_requested.emit()
+    answer(house)
+    assert house.panel.devices == [], "its devices are not those of the place in use"
 
 
 def test_a_place_is_used_from_the_next_job_on_and_kept(house: House) -> None:
@@ -334,24 +310,12 @@ def test_a_place_that_cannot_be_is_told_and_not_used(
     assert house.host.settings == {}
 
 
-def test_an_answer_of_an_earlier_place_is_not_taken(house: House) -> None:
+def test_an_answer_of_an_earlier_question_is_not_taken(house: House) -> None:
     house.panel.settings.test_requested.emit()
-    _command, first = house.host.ran[-1]
     house.panel.settings.test_requested.emit()
-    house.host.answer(output=json.dumps(DOCTOR | {"ready": False}))
-    first(SimpleNamespace(code=0, output=json.dumps(DOCTOR), errors=""))
+    answer(house, ready=False)
+    answer(house, 0)
     assert house.panel.settings.last("show_answer")[0].startswith("Not ready")
-
-
-@pytest.mark.parametrize(
-    "output", ["", "command not found", "{}", '{"ready": 1, "findings": [{}]}']
-)
-def test_no_answer_of_a_doctor_is_told(house: House, output: str) -> None:
-    with pytest.raises(WorkerError, match="cannot be read"):
-        read_devices(output)
-    house.panel.settings.test_requested.emit()
-    house.host.answer(1, output=output, errors="No module named medsegai")
-    assert house.panel.settings.last("show_answer")[0] == "No module named medsegai"
 
 
 def test_nothing_is_known_of_devices_that_nobody_asked() -> None:
@@ -389,3 +353,8 @@ def test_time_is_learnt_by_kind_of_job_and_outlives_the_session(house: House) ->
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": "b"}', '{"a": ["b"]}'])
 def test_a_damaged_memory_is_forgotten(house: House, text: str) -> None:
     assert Estimates(lambda: text, lambda _: None).seconds((house.card,), request()) is None
+
+
+def test_the_bundled_brain_model_has_a_picture() -> None:
+    (card,), _ = model_shelf.read_cards([BUNDLED_MODELS / "brain" / "card.json"])
+    assert model_shelf.picture(card) is not None

@@ -23,6 +23,7 @@ from slicer.util import (
 import pythonqt
 from medsegai.errors import DeviceError, InputError, RequestError
 from medsegai.request import request_options
+from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ENTROPY_REFERENCE
 from slicer_application import MODULE_FOLDER
 
@@ -242,8 +243,9 @@ def test_users_models_are_offered_beside_the_bundled(fake_model: Path, module: A
 
 
 def plan(page: Any) -> str:
+    """What will run, on what, or why nothing can."""
     label = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QLabel, "planLabel")
-    return str(label.text())
+    return f"{label.text()} {label.toolTip()}"
 
 
 def test_the_plan_follows_what_becomes_of_the_volume(page: Any) -> None:
@@ -320,6 +322,247 @@ def test_opening_slicer_loads_nothing_of_ours_but_the_entry(application: Any) ->
     finally:
         sys.modules.update(saved)
     assert loaded == []
+
+
+# --- the working day -------------------------------------------------------------------------------
+
+
+def button(page: Any, name: str) -> Any:
+    found = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QPushButton, name)
+    assert found is not None, name
+    return found
+
+
+def model_called(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The made-up engine takes the name of the model for how the job goes."""
+    monkeypatch.setattr("MedSegAILib.controller.house.House._model", lambda self, card: name)
+
+
+def structures(page: Any) -> list[str]:
+    table = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QTableWidget, "resultTable")
+    return [table.item(row, 0).text() for row in range(table.rowCount())]
+
+
+def test_the_table_follows_a_job_and_an_edit(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_called(monkeypatch, "quick")
+    volume = head()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    assert structures(page) == ["Left hippocampus", "Brain-Stem"]
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    segmentation.GetSegmentation().RemoveSegment("002_Brain_Stem")
+    page.controller.results.refresh()
+    assert structures(page) == ["Left hippocampus"]
+
+
+def test_a_second_volume_waits_for_the_first(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_called(monkeypatch, "quick")
+    for name in ("First", "Second"):
+        page.panel.choose_input(head(name))
+        press(page, "segmentButton")
+    until(lambda: node_count() == 2)
+    names = {node.GetName() for node in slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")}
+    assert names == {"First segmentation", "Second segmentation"}
+
+
+def test_a_preview_is_accepted_into_a_segmentation(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "quick")
+    volume = head()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    (first,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    page.panel.choose_output(OutputMode.PREVIEW, first)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 2)
+    assert button(page, "acceptButton").isEnabled()
+    press(page, "acceptButton")
+    assert node_count() == 1
+    assert segment_voxels(first, 1, volume)[1].all()
+
+
+def test_a_deleted_output_becomes_a_message_and_not_a_loss(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "short")
+    output = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Manual")
+    page.panel.choose_input(head())
+    page.panel.choose_output(OutputMode.UPDATE, output)
+    press(page, "segmentButton")
+    until(lambda: module.worker()._hello is not None)
+    slicer.mrmlScene.RemoveNode(output)
+    until(lambda: node_count() == 1)
+    assert "Manual has left the scene" in message(page)
+
+
+def test_an_input_that_is_renamed_during_the_job_keeps_its_result(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "short")
+    volume = head()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: module.worker()._hello is not None)
+    volume.SetName("Patient 7")
+    until(lambda: node_count() == 1)
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    assert segmentation.GetName() == "Patient 7 segmentation"
+
+
+def test_an_input_that_is_deleted_during_the_job_is_told(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "short")
+    volume = head()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: module.worker()._hello is not None)
+    slicer.mrmlScene.RemoveNode(volume)
+    until(lambda: "has left the scene" in message(page))
+    assert node_count() == 0
+
+
+def test_a_label_volume_is_no_input(page: Any) -> None:
+    """The selector does not offer it, and a script that gives one is told."""
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
+    assert page.panel.choice().node is None
+    with pytest.raises(InputError, match="is a label map"):
+        sys.modules["MedSegAI"].MedSegAILogic().segment(labels)
+
+
+def test_closing_slicer_asks_while_jobs_are_under_way(
+    page: Any, application: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def confirm(question: str, title: str) -> bool:
+        asked.append(question)
+        return False
+
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
+    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", confirm, raising=False)
+    assert page.mayClose()
+    assert asked == [], "nothing is under way"
+    model_called(monkeypatch, "slow")
+    page.panel.choose_input(head())
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    press(page, "segmentButton")
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
+    assert not page.mayClose()
+    assert "1 MedSegAI jobs are under way (Head: Brain" in asked[0]
+    application.testing = True
+    assert page.mayClose(), "a test must not wait for an answer"
+    application.testing = False
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_closing_the_scene_asks_whether_to_wait(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    """With yes the results are there to be saved before the scene goes, with no the jobs stop."""
+    saved: list[int] = []
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
+    monkeypatch.setattr(
+        slicer.util, "confirmYesNoDisplay", lambda question, title: wait, raising=False
+    )
+    monkeypatch.setattr(
+        slicer.util, "openSaveDataDialog", lambda: saved.append(node_count()), raising=False
+    )
+    model_called(monkeypatch, "short")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    slicer.mrmlScene.Clear(0)
+    until(lambda: not module.worker().busy)
+    assert saved == ([1] if wait else [])
+    assert node_count() == 0
+
+
+def test_a_script_starts_a_job_and_waits_later(module: Any) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    first = logic.start(volume, model="quick")
+    second = logic.start(head("Second"), model="quick")
+    assert not first.over
+    assert second.wait().GetName() == "Second segmentation"
+    assert first.over, "one after the other"
+    assert first.wait().GetName() == "Head segmentation"
+    assert str(first.entry.state) == "done"
+
+
+def test_a_script_cancels_what_it_started(module: Any) -> None:
+    from medsegai.errors import Cancelled
+
+    job = module.MedSegAILogic().start(head(), model="slow")
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.wait()
+    assert node_count() == 0
+
+
+def test_a_script_gives_one_volume_per_channel_and_a_box(module: Any) -> None:
+    from medsegai.errors import GeometryError
+
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    roi.SetCenter(-5.0, -2.0, 3.0)
+    roi.SetSize(6.0, 4.0, 4.0)
+    logic, volume = module.MedSegAILogic(), head()
+    report = logic.report(logic.segment([volume, head("T2")], model="quick", region=roi))
+    assert report["structures"]
+    other = addVolumeFromArray(np.zeros((3, 3, 3), np.int16), np.eye(4), "Other")
+    with pytest.raises(GeometryError, match="same voxels"):
+        logic.segment([volume, other], model="quick")
+
+
+def test_a_script_updates_a_segmentation(module: Any) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    first = logic.segment(volume, model="quick")
+    first.GetSegmentation().RemoveSegment("002_Brain_Stem")
+    again = logic.segment(volume, model="quick", output=OutputChoice(OutputMode.UPDATE, first))
+    assert again is first
+    assert list(first.GetSegmentation().GetSegmentIDs()) == ["001_Left_hippocampus"]
+
+
+def test_the_place_of_the_worker_is_a_setting(module: Any, application: Any) -> None:
+    module.close_worker()
+    application.settings.setValue("MedSegAI/place", "ssh:server medsegai worker")
+    assert module.worker().place.target == "server"
+    module.close_worker()
+    application.settings.setValue("MedSegAI/place", "nonsense")
+    assert module.worker().place.kind == "own"
+
+
+def test_when_slicer_has_started_data_and_effect_are_registered(
+    fresh_module: Any, application: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import types
+
+    registered: list[dict[str, Any]] = []
+    effects: list[bool] = []
+
+    class SampleDataLogic:
+        @staticmethod
+        def registerCustomSampleDataSource(**source: Any) -> None:
+            registered.append(source)
+
+    sample_data = types.ModuleType("SampleData")
+    sample_data.SampleDataLogic = SampleDataLogic  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
+    monkeypatch.setattr("MedSegAILib.correction.register", lambda: effects.append(True))
+
+    class Parent:
+        pass
+
+    fresh_module.MedSegAI(Parent())
+    application.start()
+    (source,) = registered
+    digest = source["checksums"].removeprefix("SHA256:")
+    assert source["uris"].endswith(digest)
+    assert len(digest) == 64
+    assert Path(source["thumbnailFileName"]).is_file()
+    assert effects == [True]
 
 
 # --- the self-test that runs inside the application ----------------------------------------------------

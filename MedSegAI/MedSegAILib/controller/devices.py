@@ -1,13 +1,12 @@
-"""What the worker's computer has: read from the answer of `medsegai doctor --json`."""
+"""What the worker's computer has, as its doctor says."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medsegai.errors import WorkerError
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import DeviceChoice
 
@@ -16,25 +15,15 @@ FREE = re.compile(r"([\d.]+) GB (?:free|available)")
 
 @dataclass(frozen=True)
 class Devices:
-    """The answer of a doctor, or nothing yet.
+    """The findings of a doctor, or nothing where nobody has asked yet: see `medsegai.doctor.Finding`."""
 
-    Attributes:
-        ready: whether a job can run there; None where nobody has asked.
-        findings: as the doctor gives them.
-    """
-
-    ready: bool | None = None
-    findings: tuple[dict[str, str], ...] = ()
+    findings: tuple[Mapping[str, Any], ...] = ()
 
     def choices(self) -> list[DeviceChoice]:
         """What the option `device` can be; graphics cards that do not work are left out."""
         return [
             DeviceChoice("auto", _("the fastest there is")),
-            *(
-                DeviceChoice(item["name"], item["found"])
-                for item in self._usable()
-                if item["name"] != "cuda"
-            ),
+            *(DeviceChoice(item["name"], item["found"]) for item in self._usable()),
         ]
 
     def describe(self, device: str) -> str:
@@ -57,53 +46,23 @@ class Devices:
         memory = next((item for item in self.findings if item["topic"] == "memory"), None)
         return None if memory is None else _gigabytes(memory["found"])
 
-    def text(self) -> str:
-        """Everything, for a person: problems first, each with what to do."""
-        marks = {"problem": "✗", "advice": "!", "good": "✓"}
-        order = sorted(self.findings, key=lambda item: list(marks).index(item["health"]))
-        lines = [_("Ready to segment.") if self.ready else _("Not ready: see the lines with ✗.")]
-        for item in order:
-            lines.append(f"{marks[item['health']]} {item['name']}: {item['found']}")
-            if item["cure"]:
-                lines.append(f"    → {item['cure']}")
-        return "\n".join(lines)
-
-    def _usable(self) -> list[dict[str, str]]:
+    def _usable(self) -> list[Mapping[str, Any]]:
+        """Devices that a job can be given; `cuda` alone says that there is no graphics card."""
         return [
-            item for item in self.findings if item["topic"] == "device" and item["health"] == "good"
+            item
+            for item in self.findings
+            if item["topic"] == "device" and item["health"] == "good" and item["name"] != "cuda"
         ]
 
-    def _named(self, device: str) -> dict[str, str] | None:
+    def _named(self, device: str) -> Mapping[str, Any] | None:
         return next((item for item in self._usable() if item["name"] == device), None)
 
-    def _fastest(self) -> dict[str, str] | None:
+    def _fastest(self) -> Mapping[str, Any] | None:
         """As the engine chooses: the graphics card with most free memory, else the processor."""
         cards = [item for item in self._usable() if item["name"].startswith("cuda:")]
         if cards:
             return max(cards, key=lambda item: _gigabytes(item["found"]) or 0.0)
         return self._named("cpu")
-
-
-def read_devices(output: str) -> Devices:
-    """What a doctor printed.
-
-    Raises:
-        WorkerError: this is no answer of a doctor.
-    """
-    start = output.find("{")  # a login on another computer may say hello first
-    try:
-        report: Any = json.loads(output[start:])
-        findings = tuple(
-            {key: str(item[key]) for key in ("topic", "name", "found", "health", "cure")}
-            for item in report["findings"]
-        )
-        return Devices(bool(report["ready"]), findings)
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorkerError(
-            _("The answer of `medsegai doctor` there cannot be read: {text}").format(
-                text=output.strip()[:200] or _("it said nothing")
-            )
-        ) from error
 
 
 def _gigabytes(text: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medsegai.errors import MedSegAIError
-from MedSegAILib.controller.devices import Devices, read_devices
+from MedSegAILib.controller.devices import Devices
 from MedSegAILib.controller.house import House
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import PlaceChoice
@@ -63,32 +63,24 @@ class Places:
         number = self._asked
         try:
             place = self._chosen() if shown else house.host.place()
-            command, environment = place.doctor_command(), place.environment()
         except MedSegAIError as error:
-            if shown:
-                house.panel.settings.show_answer(str(error))
+            house.panel.settings.show_answer(str(error))
             return
 
-        def done(answer: Any) -> None:
+        def told(report: Any) -> None:
             if number == self._asked:  # else another place was asked meanwhile
-                self._hear(place, answer, shown)
+                self._hear(report, shown)
 
-        house.host.run(command, environment, done)
+        house.host.examine(place, told)
 
-    def _hear(self, place: Place, answer: Any, shown: bool) -> None:
+    def _hear(self, report: Any, shown: bool) -> None:
         house = self._house
-        try:
-            devices = read_devices(answer.output)
-        except MedSegAIError as error:
-            if shown:
-                reason = place.explain(answer.code) or answer.errors.strip() or str(error)
-                house.panel.settings.show_answer(reason)
-            return
-        house.devices = devices
-        house.panel.show_devices(devices.choices())
         if shown:
-            house.panel.settings.show_answer(devices.text())
-        self._changed()
+            house.panel.settings.show_answer(report.text())
+        if report.findings and report.place == house.host.place():
+            house.devices = Devices(report.findings)
+            house.panel.show_devices(house.devices.choices())
+            self._changed()
 
     def _chosen(self) -> Place:
         choice = self._house.panel.settings.choice()
