@@ -20,6 +20,10 @@ from medsegai.errors import ModelError
 from medsegai.labels import Label
 
 CARD_NAME = "card.json"
+
+PICTURE_NAME = "picture.png"
+"""A picture of what the model does, beside its card; it may be missing."""
+
 NOT_IN_FILE = frozenset({"folder", "in_place"})
 
 

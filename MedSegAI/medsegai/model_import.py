@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from medsegai.card import CARD_NAME, ModelCard, load_card
+from medsegai.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import InputError, ModelError, OutputError, UnsafeModelError
 
@@ -127,9 +127,11 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
 
 
 def _copy_folder(card: ModelCard, staged: Path) -> None:
-    """Copy the card and the weights it names, and nothing else that lies in the folder."""
+    """Copy the card, its picture and the weights it names, and nothing else that lies in the folder."""
     staged.mkdir()
     shutil.copyfile(card.folder / CARD_NAME, staged / CARD_NAME)
+    if (card.folder / PICTURE_NAME).is_file():
+        shutil.copyfile(card.folder / PICTURE_NAME, staged / PICTURE_NAME)
     for name in {member.weights for member in card.members if member.weights is not None}:
         _check_weights_name(card, name)
         if not (card.folder / name).is_file():
