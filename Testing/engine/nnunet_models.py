@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -341,3 +341,41 @@ def write_inference_information(
         },
     )
     return dataset / "inference_information.json"
+
+
+def write_folders(root: Path, made: Made | None = None, **changes: Any) -> Path:
+    """The JSON files of a training, and files that stand for checkpoints: a card opens none."""
+    made = made or Made(**changes)
+    folder = root / made.dataset
+    for configuration in made.configurations:
+        results = folder / made.results_name(configuration)
+        write_json(results / "dataset.json", dataset_json(made))
+        write_json(results / "plans.json", plans_json(made))
+        for fold in made.folds:
+            (results / f"fold_{fold}").mkdir()
+            (results / f"fold_{fold}" / "checkpoint_final.pth").write_bytes(b"not opened")
+    return folder
+
+
+def results_of(root: Path, **changes: Any) -> Path:
+    """One results folder."""
+    made = Made(**changes)
+    return write_folders(root, made) / made.results_name(made.configurations[0])
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def in_plans(**changes: Any) -> Callable[[Path], None]:
+    """Replace values in plans.json; None takes them away."""
+    return lambda results: edit(results / "plans.json", lambda data: replace_values(data, changes))
+
+
+def replace_values(data: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set these keys; None takes one away."""
+    data |= changes
+    for key in [key for key in data if data[key] is None]:
+        del data[key]

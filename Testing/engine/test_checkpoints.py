@@ -12,6 +12,7 @@ import torch
 from medsegai.errors import ModelError, UnsafeModelError
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.networks.unet import build_unet, load_state
+from nnunet_models import require_nnunet
 
 ARCHITECTURE = {
     "n_stages": 3,
@@ -70,18 +71,14 @@ def plans() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A trainer of nnU-Net after one step and one epoch of its log, and the checkpoint that it saved."""
+    require_nnunet()
     folder = tmp_path_factory.mktemp("nnunet")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("raw", "preprocessed", "results"):
             patch.setenv(f"nnUNet_{name}", str(folder / name))
         patch.setenv("nnUNet_compile", "0")
-        try:
-            from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-        except ImportError:
-            reason = "nnunetv2 is not installed: pip install 'medsegai[test]'"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
         cases = folder / "preprocessed" / "Dataset999_Tiny" / "nnUNetPlans_2d"
         cases.mkdir(parents=True)
         (cases / "case.npz").touch()  # by its suffix the trainer knows how cases are stored

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,13 @@ from nnunet_models import (
     RAW,
     RESULTS,
     Made,
-    dataset_json,
+    edit,
+    in_plans,
     make_model,
     nnunet_folders,
-    plans_json,
     require_nnunet,
+    results_of,
+    write_folders,
     write_inference_information,
     write_json,
     write_postprocessing,
@@ -36,32 +37,6 @@ from nnunet_models import (
 
 ALL = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
-
-
-def write_folders(root: Path, made: Made | None = None, **changes: Any) -> Path:
-    """The JSON files of a training, and files that stand for checkpoints: a card opens none."""
-    made = made or Made(**changes)
-    folder = root / made.dataset
-    for configuration in made.configurations:
-        results = folder / made.results_name(configuration)
-        write_json(results / "dataset.json", dataset_json(made))
-        write_json(results / "plans.json", plans_json(made))
-        for fold in made.folds:
-            (results / f"fold_{fold}").mkdir()
-            (results / f"fold_{fold}" / "checkpoint_final.pth").write_bytes(b"not opened")
-    return folder
-
-
-def results_of(root: Path, **changes: Any) -> Path:
-    """One results folder."""
-    made = Made(**changes)
-    return write_folders(root, made) / made.results_name(made.configurations[0])
-
-
-def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    data = json.loads(file.read_text())
-    change(data)
-    file.write_text(json.dumps(data))
 
 
 def managers(results: Path, configuration: str) -> tuple[Any, Any, Any]:
@@ -517,179 +492,6 @@ def test_unknown_postprocessing_is_told(tmp_path: Path) -> None:
     card = card_of_folder(results)
     assert steps(card) == [[2]]
     assert "'fill_holes' is unknown" in card.description
-
-
-# what is refused
-
-
-def in_plans(**changes: Any) -> Callable[[Path], None]:
-    """Replace values in plans.json; None takes them away."""
-    return lambda results: edit(results / "plans.json", lambda data: _replace(data, changes))
-
-
-def in_configuration(**changes: Any) -> Callable[[Path], None]:
-    return lambda results: edit(
-        results / "plans.json",
-        lambda data: _replace(data["configurations"]["3d_fullres"], changes),
-    )
-
-
-def in_dataset(**changes: Any) -> Callable[[Path], None]:
-    return lambda results: edit(results / "dataset.json", lambda data: _replace(data, changes))
-
-
-def _replace(data: dict[str, Any], changes: dict[str, Any]) -> None:
-    data |= changes
-    for key in [key for key in data if data[key] is None]:
-        del data[key]
-
-
-def labels(**values: Any) -> Callable[[Path], None]:
-    return in_dataset(labels=values)
-
-
-BAD: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda r: shutil.rmtree(r / "fold_0"), "no folds"),
-    (lambda r: (r / "fold_0" / "checkpoint_final.pth").unlink(), "training did not end"),
-    (lambda r: (r / "fold_1").mkdir(), r"fold_1 has neither"),
-    (lambda r: (r / "plans.json").unlink(), r"plans\.json is missing"),
-    (lambda r: (r / "dataset.json").unlink(), r"dataset\.json is missing"),
-    (lambda r: (r / "plans.json").write_text('{"a": '), r"plans\.json cannot be read as JSON"),
-    (lambda r: (r / "dataset.json").write_text("[]"), r"dataset\.json must hold a JSON object"),
-    (lambda r: (r / "plans.json").write_bytes(b"\xff\xfe\x00"), r"plans\.json cannot be read"),
-    (lambda r: (r / "plans.json").write_text("[" * 100_000), r"plans\.json cannot be read"),
-    (lambda r: (r / "plans.pkl").touch(), "nnU-Net v1"),
-    (in_plans(plans_per_stage={}), "nnU-Net v1"),
-    (in_plans(configurations=None), "no 'configurations'"),
-    (in_plans(configurations={"2d": {}}), "no configuration '3d_fullres'; it has 2d"),
-    (in_plans(transpose_forward=[0, 1, 1]), "transpose_forward"),
-    (in_plans(transpose_forward=["a", 1, {}]), "transpose_forward"),
-    (in_plans(image_reader_writer=None), "image_reader_writer"),
-    (in_plans(dataset_name=5), "dataset_name"),
-    (in_plans(label_manager="OurLabels"), "OurLabels"),
-    (in_plans(foreground_intensity_properties_per_channel={"0": {"mean": 1}}), "std"),
-    (in_configuration(inherits_from="3d_cascade_fullres"), "ring"),
-    (in_configuration(inherits_from="3d_nowhere"), "3d_nowhere"),
-    (in_configuration(patch_size=None), "patch_size"),
-    (in_configuration(patch_size=[16, 0, 16]), "patch_size"),
-    (in_configuration(spacing=[1.0, 1.0]), "2 or 3 values"),
-    (in_configuration(spacing=["1", 1, 1]), "spacing"),
-    (in_configuration(preprocessor_name="OurPreprocessor"), "OurPreprocessor"),
-    (in_configuration(architecture=None), "UNet_class_name"),
-    (in_configuration(architecture={"arch_kwargs": {}}), "network_class_name"),
-    (in_configuration(architecture=None, UNet_class_name="UMamba"), "UMamba"),
-    (in_configuration(normalization_schemes=["CTNormalization"] * 2), "normalises 2 channels"),
-    (in_configuration(resampling_fn_seg=None), "resampling_fn_seg"),
-    (in_dataset(labels=None), "no 'labels'"),
-    (in_dataset(labels={"0": "background", "1": "liver"}), "nnU-Net v1"),
-    (in_dataset(channel_names=None), "channel_names"),
-    (in_dataset(channel_names={"0": "T1", "1": "T2"}), "names 2"),
-    (in_dataset(channel_names={}), "names no channels"),
-    (in_dataset(channel_names=["MRI"]), "channel_names"),
-    (labels(a=1), "background"),
-    (labels(background=1, a=0), "background"),
-    (labels(background=0), "nothing but"),
-    (labels(background=0, a=1, b=3), "without gaps"),
-    (labels(background=0, a=1, b=1), "without gaps"),
-    (labels(background=0, a="one"), "'a'"),
-    (labels(background=0, a=-1), "'a'"),
-    (labels(background=0, a=1.5), "'a'"),
-    (labels(background=0, a=[]), "'a'"),
-    (labels(background=0, a=1, ignore=3), "must be 2, the highest"),
-    (labels(background=0, a=[1, 2], b=2), "regions_class_order"),
-    (in_dataset(labels=REGIONS, regions_class_order=[1, 2]), "regions_class_order"),
-    (in_dataset(labels=REGIONS, regions_class_order=[1, 2, 2]), "of its own"),
-    (lambda r: (r / "postprocessing.json").write_text("{}"), "postprocessing_fns"),
-    (lambda r: r.rename(r.parent / "my_model"), "TRAINER__PLANS__CONFIGURATION|give it back"),
-    (
-        lambda r: r.rename(r.parent / "nnUNetTrainer__nnUNetPlans__4d"),
-        "no configuration '4d'; it has 2d",
-    ),
-]
-
-
-@pytest.mark.parametrize(("spoil", "words"), BAD)
-def test_a_bad_folder_is_refused_with_the_reason(
-    spoil: Callable[[Path], Any], words: str, tmp_path: Path
-) -> None:
-    results = results_of(tmp_path)
-    assert card_of_folder(results)
-    spoil(results)
-    (results,) = results.parent.iterdir()
-    assert is_nnunet_folder(results) or not any(results.glob("fold_*"))
-    with pytest.raises(ModelError, match=words) as caught:
-        card_of_folder(results)
-    assert str(results) in str(caught.value)
-
-
-def test_a_renamed_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    results = results_of(tmp_path)
-    renamed = results.rename(tmp_path / "my_model")
-    with pytest.raises(ModelError, match=r"my_model.*nnUNetTrainer__nnUNetPlans__3d_fullres"):
-        find_card(str(renamed))
-
-
-@pytest.mark.parametrize("name", ["fold_7", "fold_all"])
-def test_a_fold_that_is_not_there_is_refused(name: str, tmp_path: Path) -> None:
-    results = results_of(tmp_path, folds=(0, 2))
-    with pytest.raises(ModelError, match=f"no {name}; it has fold_0, fold_2"):
-        find_card(str(results / name))
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (in_plans(transpose_forward=[2, 0, 1]), "transpose_forward"),
-        (in_plans(image_reader_writer="NibabelIO"), "image_reader_writer"),
-        (in_plans(dataset_name="Dataset902_Other"), "dataset_name"),
-        (in_configuration(patch_size=[32, 32, 32]), "3d_fullres"),
-        (labels(background=0, anterior=1), "labels"),
-        (in_dataset(channel_names={"0": "CT"}), "channel_names"),
-        (
-            lambda results: edit(
-                results / "plans.json",
-                lambda data: data["foreground_intensity_properties_per_channel"]["0"].update(
-                    mean=-5.0
-                ),
-            ),
-            "intensities",
-        ),
-    ],
-)
-def test_folders_that_do_not_belong_together_are_refused(
-    change: Callable[[Path], None], word: str, tmp_path: Path
-) -> None:
-    folder = write_folders(tmp_path, configurations=("2d", "3d_fullres"))
-    change(folder / "nnUNetTrainer__nnUNetPlans__2d")
-    with pytest.raises(ModelError, match=f"do not belong together.*{word}"):
-        card_of_folder(folder)
-
-
-def test_a_configuration_that_was_planned_later_is_no_contradiction(tmp_path: Path) -> None:
-    folder = write_folders(tmp_path, configurations=("2d", "3d_fullres"))
-    plans = folder / "nnUNetTrainer__nnUNetPlans__2d" / "plans.json"
-    edit(plans, lambda data: data["configurations"].pop("3d_fullres"))
-    assert len(card_of_folder(folder).members) == 2
-
-
-@pytest.mark.parametrize("text", ["", '{"best_model_or_ensemble": 5}', "[1]"])
-def test_damaged_inference_information_is_refused(text: str, tmp_path: Path) -> None:
-    folder = write_folders(tmp_path)
-    (folder / "inference_information.json").write_text(text)
-    with pytest.raises(ModelError, match=r"inference_information\.json"):
-        card_of_folder(folder)
-
-
-def test_a_folder_that_may_not_be_read_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forbidden(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    results = results_of(tmp_path)
-    monkeypatch.setattr(Path, "iterdir", forbidden)
-    with pytest.raises(ModelError, match=r"cannot be read.*Permission denied"):
-        find_card(str(results))
 
 
 # what is such a folder

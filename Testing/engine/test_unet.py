@@ -1,6 +1,5 @@
 """The U-Nets of nnU-Net: the same logits as its own networks, and the same weights."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from medsegai.errors import ModelError
 from medsegai.networks.unet import build_unet, load_state, with_norm_of
+from nnunet_models import require_nnunet
 
 MODULE = "dynamic_network_architectures.architectures.unet"
 IMPORTED = ["conv_op", "norm_op", "dropout_op", "nonlin", "block"]
@@ -19,13 +19,8 @@ Reference = Callable[..., nn.Module]
 @pytest.fixture
 def reference() -> Reference:
     """Networks as nnU-Net builds them, with random weights that differ in every channel."""
-    try:
-        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    except ImportError:
-        reason = "nnunetv2 is not installed: pip install 'medsegai[test]'"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require_nnunet()
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     def build(name: str, arguments: dict[str, Any], channels: int, classes: int) -> nn.Module:
         torch.manual_seed(0)
