@@ -66,7 +66,7 @@ class Accumulator:
         geometry: the native grid, or the box of it that members answer for.
         device: where the sum is kept. It moves to the CPU when the device runs out of memory.
         vote: members count with one vote for their most probable class, not with probabilities.
-        keep_members: remember each member's own labels, for `member_labels`.
+        keep_members: remember each member's own labels, for `member_values`.
         scale: what members answer.
         linear: along which native axes the result is interpolated, as in `Probabilities`.
         notes: what had to be changed on the way, in words.
@@ -149,7 +149,7 @@ class Accumulator:
             for start, size in zip(block.start, block.values.shape[1:], strict=True)
         )
         values = block.values.to(self._sum.device)
-        best = self._best(values) if self.vote or self.keep_members else None
+        best = self.scale.decide(values, 0) if self.vote or self.keep_members else None
         if best is not None and self.keep_members:
             channels = self._members[-1].channels
             channels[where] = best.to("cpu", channels.dtype)
@@ -159,10 +159,6 @@ class Accumulator:
                 self._sum[indices[0]][where].add_(answer, alpha=self._weight)
             else:
                 _share_out(self._sum[(slice(None), *where)], indices, answer * self._weight)
-
-    def _best(self, values: Tensor) -> Tensor:
-        """The channel that each voxel of a block belongs to."""
-        return self.scale.decide(values, 0)
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
