@@ -265,7 +265,8 @@ class Worker:
         def report(event: ProgressEvent) -> None:
             nonlocal last_stage, last_time
             now = time.monotonic()
-            if event.stage == last_stage and now - last_time < PROGRESS_INTERVAL:
+            soon = event.stage == last_stage and now - last_time < PROGRESS_INTERVAL
+            if soon and event.fraction < 1:
                 return
             last_stage, last_time = event.stage, now
             self._send(PROGRESS, job=job, **pack_progress(event))
