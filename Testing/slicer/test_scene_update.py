@@ -295,6 +295,22 @@ def test_of_two_segments_with_one_name_none_is_taken_for_it(room: Room) -> None:
     np.testing.assert_array_equal(room.mask("Segment_7"), two_blocks() == STEM.value)
 
 
+def test_a_code_that_two_structures_share_decides_for_none(room: Room) -> None:
+    """Both halves of a structure carry its code; a segment of that code could be either."""
+    renamed(room, LEFT_ID, "Segment_7")
+    room.segment("Segment_7").SetName("Ammonshorn links")
+    result = room.result()
+    twin = dataclasses.replace(STEM, terminology=LEFT.terminology)
+    structures = tuple(
+        dataclasses.replace(measures, label=twin) if measures.label == STEM else measures
+        for measures in result.structures
+    )
+    result = dataclasses.replace(result, labels=(LEFT, twin), structures=structures)
+    room.scene.write(room.volume, result, update(room.node))
+    np.testing.assert_array_equal(room.mask("Segment_7"), two_blocks() == LEFT.value)
+    np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
+
+
 # --- add -------------------------------------------------------------------------------------------
 
 
@@ -371,6 +387,37 @@ def test_a_finer_segmentation_keeps_its_own_voxels(mrml: Any) -> None:
     np.testing.assert_array_equal(mask_on(node, "mine", shape), mine)
     expected = np.kron(two_blocks() == LEFT.value, np.ones((2, 2, 2), bool))
     np.testing.assert_array_equal(mask_on(node, LEFT_ID, shape), expected)
+
+
+def test_a_completed_segment_keeps_its_voxels_when_the_editor_goes_on_with_finer_ones(
+    mrml: Any,
+) -> None:
+    """Both were on the grid of the volume; then the user gave the segmentation a finer geometry."""
+    room = Room(mrml, "plain", "no transform")
+    fine = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Fine")
+    place = np.diag([0.5, 0.5, 0.5, 1.0])
+    place[:3, 3] = -0.25
+    shape = tuple(2 * size for size in SHAPE)
+    updateVolumeFromArray(fine, np.zeros(shape, np.int16))
+    fine.SetIJKToRASMatrix(vtkMatrixFromArray(place))
+    room.node.SetReferenceImageGeometryParameterFromVolumeNode(fine)
+    room.scene.set_review_state(room.node, STEM_ID, ReviewState.COMPLETED)
+    room.write()
+    double = np.ones((2, 2, 2), bool)
+    expected = np.kron(two_blocks() == STEM.value, double)
+    np.testing.assert_array_equal(mask_on(room.node, STEM_ID, shape), expected)
+    expected = np.kron(shifted() == LEFT.value, double)
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID, shape), expected)
+
+
+def test_views_hear_of_the_change(room: Room) -> None:
+    heard = []
+    segments = room.node.GetSegmentation()
+    event = slicer.vtkSegmentation.SourceRepresentationModified
+    segments.AddObserver(event, lambda *_: heard.append(room.mask(LEFT_ID)))
+    room.write()
+    assert heard, "the slice views would show the old voxels"
+    np.testing.assert_array_equal(heard[-1], shifted() == LEFT.value)
 
 
 def test_surfaces_follow_the_new_voxels(room: Room) -> None:

@@ -43,7 +43,7 @@ def _join(
 ) -> None:
     """Join labels and segments that alone have the same key."""
     open_labels = [label for label in labels if label not in found]
-    often = Counter(of_label(label) for label in open_labels)
+    often = Counter(of_label(label) for label in labels)
     names: dict[str, list[str]] = {}
     for name, segment in left.items():
         names.setdefault(of_segment(segment), []).append(name)
