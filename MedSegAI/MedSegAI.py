@@ -375,6 +375,9 @@ class MedSegAITest(ScriptedLoadableModuleTest):
             self.test_segments_can_be_edited_at_once,
             self.test_bad_input_is_refused,
             self.test_panel_follows_the_scene,
+            self.test_every_part_of_the_panel_works,
+            self.test_results_are_listed_and_reviewed,
+            self.test_effect_is_in_the_segment_editor,
             self.test_worker_process_answers,
             self.test_brain_model_runs,
         ):
@@ -421,6 +424,54 @@ class MedSegAITest(ScriptedLoadableModuleTest):
         options = page.panel.choice().options
         self.assertEqual(options["device"], "auto")
         self.assertEqual(options["members"], ())
+
+    def test_every_part_of_the_panel_works(self) -> None:
+        """Nothing here blocks: what asks has a window of its own, or is not asked."""
+        from MedSegAILib.output_choice import OutputMode
+        from MedSegAILib.view import PlaceChoice
+
+        panel = slicer.util.getModuleWidget("MedSegAI").panel
+        panel.browser.open()
+        slicer.app.processEvents()
+        self.assertIsNotNone(panel.browser.current())
+        panel.browser.close()
+        segmentation = self._write_ball(_ball_volume(moved=False))
+        panel.choose_output(OutputMode.PREVIEW, segmentation)
+        self.assertEqual(panel.choice().output.node, segmentation)
+        panel.choose_output(OutputMode.NEW)
+        self.assertIsNone(panel.choice().output.node)
+        before = panel.settings.choice()
+        panel.settings.show(PlaceChoice("ssh", host="user@server"))
+        self.assertEqual(panel.settings.choice().host, "user@server")
+        panel.settings.show(before)
+        panel.queue.show(())
+        self.assertTrue(panel.batch.choice().resume)
+
+    def test_results_are_listed_and_reviewed(self) -> None:
+        page = slicer.util.getModuleWidget("MedSegAI")
+        segmentation = self._write_ball(_ball_volume(moved=False))
+        page.panel.results.choose(segmentation)
+        slicer.app.processEvents()
+        from MedSegAILib.scene import Scene
+
+        scene = Scene(slicer.mrmlScene)
+        (row,) = scene.structures(segmentation)
+        self.assertEqual(row.name, "Ball")
+        self.assertAlmostEqual(row.volume_ml, _ball().sum() * 4 * 4 * 5 / 1000, places=3)
+        page.panel.results.review_chosen.emit(row.segment_id, "completed")
+        self.assertEqual(scene.structures(segmentation)[0].review, "completed")
+        page.panel.results.structure_chosen.emit(row.segment_id)
+        page.panel.results.surfaces_shown.emit(True)
+        self.assertTrue(segmentation.GetDisplayNode().GetVisibility3D())
+
+    def test_effect_is_in_the_segment_editor(self) -> None:
+        from MedSegAILib.correction import EFFECT_NAME
+
+        if not hasattr(slicer, "qSlicerSegmentEditorEffectFactory"):
+            self.delayDisplay("There is no Segment Editor here: the effect was not looked for")
+            return
+        effects = slicer.qSlicerSegmentEditorEffectFactory.instance().registeredEffects()
+        self.assertIn(EFFECT_NAME, [effect.name for effect in effects])
 
     def test_worker_process_answers(self) -> None:
         """The whole way to the engine and back, without a network: the model does not exist."""

@@ -46,8 +46,8 @@ def console(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     image[1:] = 150
     sitk.WriteImage(sitk.GetImageFromArray(image), "head.nii.gz")
     Path("scans").mkdir()
-    for name in ("a", "b"):
-        shutil.copy("head.nii.gz", f"scans/{name}.nii.gz")
+    for name in ("scans/a", "scans/b", "flair"):
+        shutil.copy("head.nii.gz", f"{name}.nii.gz")
     return {"__name__": "__main__"}
 
 
@@ -55,30 +55,66 @@ def run(code: str, console: dict[str, Any]) -> None:
     exec(compile(code, "docs/scripting.md", "exec"), console)
 
 
+CODE = dict(EXAMPLES)
+FIRST, FOLDER = "Segment a volume", "A folder, without a window"
+
+
 def test_every_example_is_found() -> None:
-    assert len(EXAMPLES) == SLICER_SECTION.count("\n### ") == 6
+    assert len(CODE) == SLICER_SECTION.count("\n### ") == 11
+    assert list(CODE)[0] == FIRST
+    assert FOLDER in CODE
 
 
-@pytest.mark.parametrize("number", range(1, 5))
-def test_an_example_runs_after_the_first(number: int, console: dict[str, Any]) -> None:
-    run(EXAMPLES[0][1], console)
-    run(EXAMPLES[number][1], console)
+@pytest.mark.parametrize("title", [title for title in CODE if title not in (FIRST, FOLDER)])
+def test_an_example_runs_after_the_first(title: str, console: dict[str, Any]) -> None:
+    run(CODE[FIRST], console)
+    run(CODE[title], console)
     assert slicer.mrmlScene.IsNodePresent(console["segmentation"])
 
 
 def test_the_first_example_writes_its_file(console: dict[str, Any]) -> None:
-    run(EXAMPLES[0][1], console)
+    run(CODE[FIRST], console)
     assert nrrd.read_header("head.seg.nrrd")["Segment0_Name"] == "Left hippocampus"
 
 
 def test_the_example_of_options_gets_its_entropy(console: dict[str, Any]) -> None:
-    run(EXAMPLES[0][1], console)
-    run(EXAMPLES[1][1], console)
+    run(CODE[FIRST], console)
+    run(CODE["Choose model and options"], console)
     assert console["entropy"].GetName() == "head uncertainty"
 
 
+def test_the_examples_ask_for_what_they_say(
+    console: dict[str, Any], module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    start = module.worker().start
+
+    def spy(request: Any, listener: Any) -> None:
+        asked.append(request)
+        start(request, listener)
+
+    monkeypatch.setattr(module.worker(), "start", spy)
+    run(CODE[FIRST], console)
+    for title in ("Several channels", "An ensemble", "Refinement"):
+        run(CODE[title], console)
+    assert [item.source for item in asked[1].inputs] == ["head", "head_1"]
+    assert asked[2].models == ("brain", "my-brain")
+    assert [request.refine for request in asked[3:]] == [False, True]
+    before = console["segmentation"]
+    run(CODE["Only a part, into a segmentation that is there"], console)
+    assert asked[-1].region == (-8.0, -2.0, -4.0, 0.0, 1.0, 5.0)
+    assert console["segmentation"] is before, "updated, not made anew"
+
+
+def test_the_example_of_waiting_gets_one_result_per_volume(console: dict[str, Any]) -> None:
+    run(CODE[FIRST], console)
+    load_volume("flair.nii.gz")
+    run(CODE["Start now, wait later"], console)
+    assert len(console["segmentations"]) == 2
+
+
 def test_the_loop_over_segments_runs(console: dict[str, Any], capsys: Any) -> None:
-    run(EXAMPLES[0][1], console)
+    run(CODE[FIRST], console)
     (code,) = re.findall(r"^```python\n(segments = .*?)^```", SLICER_SECTION, re.M | re.S)
     run(code, console)
     assert "001_Left_hippocampus Left hippocampus 150" in capsys.readouterr().out
@@ -86,7 +122,7 @@ def test_the_loop_over_segments_runs(console: dict[str, Any], capsys: Any) -> No
 
 def test_the_script_without_a_window_works_through_its_folder(console: dict[str, Any]) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(EXAMPLES[5][1], console)
+        run(CODE[FOLDER], console)
     assert ended.value.code == 0
     assert sorted(path.name for path in Path("scans").glob("*.seg.nrrd")) == [
         "a.seg.nrrd",
@@ -97,7 +133,7 @@ def test_the_script_without_a_window_works_through_its_folder(console: dict[str,
 def test_the_script_without_a_window_ends_with_the_code_of_the_error(
     console: dict[str, Any], capsys: Any
 ) -> None:
-    code = EXAMPLES[5][1].replace("segment(volume)", "segment(volume, model='refuse')")
+    code = CODE[FOLDER].replace("segment(volume)", "segment(volume, model='refuse')")
     with pytest.raises(SystemExit) as ended:
         run(code, console)
     assert ended.value.code == 6
