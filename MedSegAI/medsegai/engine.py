@@ -407,6 +407,11 @@ def _model(folder: str, _fingerprint: str) -> Model:
     return load_model(find_card(folder))
 
 
+def forget_models() -> None:
+    """Let go of the models that stayed loaded, and of what they hold on a graphics card."""
+    _model.cache_clear()
+
+
 def _provenance(
     request: SegmentationRequest,
     cards: Sequence[ModelCard],

@@ -323,10 +323,15 @@ def _lacks(error: Exception) -> WorkerError:
 
 
 def _give_memory_back() -> None:
-    """A job that was stopped or failed leaves nothing behind, neither here nor on the graphics card."""
-    gc.collect()
+    """A job that was stopped or failed leaves nothing behind, and nothing at all on a graphics card."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    on_card = torch is not None and torch.cuda.is_initialized()
+    if on_card and "medsegai.engine" in sys.modules:
+        from medsegai.engine import forget_models
+
+        forget_models()
+    gc.collect()
+    if torch is not None and on_card:
         torch.cuda.empty_cache()
 
 

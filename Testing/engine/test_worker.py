@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, Queue
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsegai import protocol
+from medsegai import engine, protocol
 from medsegai import worker as worker_module
 from medsegai.errors import Cancelled
 from medsegai.exchange import ExchangeFolder, blocks, take_block
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
+from tiny_quicknat import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
@@ -451,15 +453,16 @@ def test_a_fake_engine_needs_no_warming(worker: Talk) -> None:
     assert worker.hear("result", "error")["type"] == "result"
 
 
+@pytest.mark.parametrize("on_card", [True, False])
 def test_what_stopped_gives_the_graphics_card_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_card: bool
 ) -> None:
-    """A torch that uses a card, as far as the worker looks."""
-    emptied = []
-    cuda = SimpleNamespace(
-        is_initialized=lambda: True, empty_cache=lambda: emptied.append(len(emptied))
-    )
+    """A torch that uses a card, as far as the worker looks; on a processor models stay loaded."""
+    done: list[str] = []
+    cuda = SimpleNamespace(is_initialized=lambda: on_card, empty_cache=lambda: done.append("empty"))
+    forgetful = SimpleNamespace(forget_models=lambda: done.append("forget"))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "medsegai.engine", forgetful)
 
     def stop(*_: object) -> Any:
         raise Cancelled("stop")
@@ -470,4 +473,34 @@ def test_what_stopped_gives_the_graphics_card_back(
     worker_module.Worker(stop, io.BytesIO(line), outgoing).run()
     answers = [protocol.decode(line)["type"] for line in outgoing.getvalue().splitlines()]
     assert "error" in answers
-    assert emptied == [0]
+    assert done == (["forget", "empty"] if on_card else [])
+
+
+def test_a_stopped_job_is_not_kept_in_memory(tmp_path: Path) -> None:
+    """Not even by the error that it ended with."""
+    arrays: list[weakref.ref[Any]] = []
+
+    def stop(*_: object) -> Any:
+        tensor = np.zeros(1000)
+        arrays.append(weakref.ref(tensor))
+        raise Cancelled("stop")
+
+    message = protocol.pack_request(request("a"), tmp_path)
+    line = protocol.encode({"type": "segment", "job": "a", "exchange": str(tmp_path), **message})
+    held: list[Any] = []
+
+    class Outgoing(io.BytesIO):
+        def write(self, data: Any) -> int:
+            held.extend(array() for array in arrays)
+            return super().write(data)
+
+    worker_module.Worker(stop, io.BytesIO(line), Outgoing()).run()
+    assert held == [None]
+
+
+def test_models_that_are_forgotten_are_loaded_again(tmp_path: Path) -> None:
+    card = write_model(tmp_path / "tiny")
+    first = engine._model(*engine._key(card))
+    assert engine._model(*engine._key(card)) is first
+    engine.forget_models()
+    assert engine._model(*engine._key(card)) is not first

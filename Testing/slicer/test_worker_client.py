@@ -314,6 +314,16 @@ def test_a_temporary_folder_that_is_gone_is_an_output_error(
     assert not client.busy
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files, not even from root")
+def test_a_read_only_temporary_folder_is_an_output_error(
+    client: WorkerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/sys")
+    with pytest.raises(OutputError, match=r"temporary folder /sys.*TMPDIR"):
+        client.start(request("quick"), Ear())
+    assert not client.busy
+
+
 def test_a_full_disk_is_an_output_error_and_leaves_no_folder(
     client: WorkerClient, monkeypatch: pytest.MonkeyPatch, temporary: Path
 ) -> None:
