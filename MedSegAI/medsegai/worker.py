@@ -295,12 +295,10 @@ def _engine(request: SegmentationRequest, progress: Progress) -> SegmentationRes
 
 
 def _load_engine() -> Segment:
+    """An OSError is a shared library, such as torch brings, that the system cannot load."""
     try:
         from medsegai.engine import segment
-    except (
-        ImportError,
-        OSError,
-    ) as error:  # OSError: a library of torch that the system cannot load
+    except (ImportError, OSError) as error:
         raise _lacks(error) from error
     return segment
 

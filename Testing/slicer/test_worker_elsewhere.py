@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pythonqt
+from medsegai.engine import segment
 from medsegai.errors import Cancelled, ModelError, OutputError, RequestError, WorkerError
 from medsegai.exchange import BLOCK_BYTES, ExchangeFolder
 from medsegai.request import SegmentationRequest
@@ -274,6 +275,35 @@ def test_the_real_worker_runs_elsewhere(elsewhere: Path) -> None:
     assert "On box: There is no model 'no such model'" in str(error)
     client.close()
     until(lambda: leftovers(elsewhere) == [])
+
+
+def test_a_real_network_gives_the_same_labels_elsewhere(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model lies in a folder here, and is installed under its id there."""
+    here = write_model(tmp_path / "tiny")
+    write_model(elsewhere / "models" / "tiny")
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(elsewhere / "models"))
+    k, j, i = np.ogrid[:40, :48, :44]
+    ball = (k - 20) ** 2 + (j - 24) ** 2 + (i - 22) ** 2 < 17**2
+    voxels = np.where(ball, 600 + 10 * k + 3 * i, 0).astype(np.int16)
+    head = Volume(voxels, Geometry.from_spacing(voxels.shape, (2, 2, 2)), "head")
+    sent = SegmentationRequest((head,), models=(str(here.folder),), device="cpu", uncertainty=True)
+    client = WorkerClient(Place.ssh("box", f"{sys.executable} -m medsegai worker"))
+    ear = Ear()
+    client.start(sent, ear)
+    until(lambda: ear.told)
+    client.close()
+    assert ear.results, ear.errors
+    expected = segment(sent)
+    np.testing.assert_array_equal(ear.results[0].labelmap.voxels, expected.labelmap.voxels)
+    assert expected.labelmap.voxels.any()
+    assert ear.results[0].entropy is not None
+    np.testing.assert_allclose(
+        ear.results[0].entropy.voxels,
+        expected.entropy.voxels,  # type: ignore[union-attr]
+        atol=1e-4,
+    )
 
 
 def test_the_folders_of_both_sides_are_private(client: WorkerClient, elsewhere: Path) -> None:
