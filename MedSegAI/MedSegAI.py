@@ -66,9 +66,8 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
     def setup(self) -> None:
         from MedSegAILib.controller import Controller
         from MedSegAILib.host import Host, save_undo
-        from MedSegAILib.panel import Panel
+        from MedSegAILib.panel import Panel, dialogs
         from MedSegAILib.panel.closing import CloseFilter
-        from MedSegAILib.panel.dialogs import save_file
         from MedSegAILib.panel.process import Programs
         from MedSegAILib.scene import Scene
 
@@ -76,7 +75,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.page = slicer.util.loadUI(self.resourcePath("UI/MedSegAI.ui"))
         self.layout.addWidget(self.page)
         self.panel = Panel(slicer.util.childWidgetVariables(self.page), slicer.qMRMLNodeComboBox)
-        self.host = Host(worker, lambda: install_what_is_missing(), Programs(), save_file)
+        self.host = Host(worker, lambda: install_what_is_missing(), Programs(), dialogs)
         scene = Scene(slicer.mrmlScene, save_undo)
         self.controller = Controller(self.panel, scene, queue(), self.host)
         self.panel.choice_changed.connect(self.observeInputs)

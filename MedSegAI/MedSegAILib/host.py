@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import slicer
 import slicer.util
 
-from medsegai.errors import WorkerError
+from medsegai.errors import InputError, ModelError, WorkerError
 from MedSegAILib.scene.statistics import CHART_REFERENCE
 from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.translation import tr as _
+from MedSegAILib.view import Choice
 from MedSegAILib.worker.place import Place
+
+SLAB_VIEW = "vtkMRMLSliceNodeRed"
 
 SETTINGS = "MedSegAI/"
 """Where Slicer's user settings keep ours."""
@@ -60,7 +64,7 @@ class Host:
         client: gives the one worker client.
         prepare: installs what is missing.
         programs: see `panel.process.Programs`.
-        ask_path: asks for a file to write: see `panel.dialogs.save_file`.
+        dialogs: asks for files and folders: see `panel.dialogs`.
     """
 
     def __init__(
@@ -68,9 +72,9 @@ class Host:
         client: Callable[[], Any],
         prepare: Callable[[], None],
         programs: Any,
-        ask_path: Callable[[Any, str, str, str], str],
+        dialogs: Any,
     ) -> None:
-        self._client, self._ask_path, self._programs = client, ask_path, programs
+        self._client, self._programs, self._dialogs = client, programs, dialogs
         self._examination: Any = None
         self.prepare = prepare
 
@@ -130,7 +134,7 @@ class Host:
         )
 
     def ask_save_file(self, title: str, name: str) -> str:
-        return self._ask_path(slicer.util.mainWindow(), title, name, "CSV (*.csv)")
+        return str(self._dialogs.save_file(slicer.util.mainWindow(), title, name, "CSV (*.csv)"))
 
     def show_table(self, table: Any) -> None:
         """Bring a table and its plot into view."""
@@ -142,6 +146,55 @@ class Host:
         chart = table.GetNodeReference(CHART_REFERENCE)
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+    def open_editor(self, segmentation: Any, source: Any) -> None:
+        """The Segment Editor on a segmentation and its image, with the effect AI correct."""
+        from MedSegAILib.correction import EFFECT_NAME
+
+        if slicer.util.mainWindow() is None:
+            return
+        slicer.util.selectModule("SegmentEditor")
+        editor = slicer.util.getModuleWidget("SegmentEditor").editor
+        editor.setSegmentationNode(segmentation)
+        if source is not None:
+            editor.setSourceVolumeNode(source)
+        editor.setActiveEffectByName(EFFECT_NAME)
+
+    def slab(self, volume: Any) -> tuple[float, ...]:
+        """The box around the slice of a volume that the red view shows.
+
+        Raises:
+            MedSegAIError: the view shows nothing of the volume.
+        """
+        from MedSegAILib.correction.region import region_of_slab
+
+        view = slicer.mrmlScene.GetNodeByID(SLAB_VIEW)
+        if view is None:
+            raise InputError(_("There is no red slice view. Choose a layout that has one."))
+        return region_of_slab(view, volume)
+
+    def keep_case(self, choice: Choice, segmentation: Any) -> str:
+        """Keep a corrected case for training, where the user agrees.
+
+        Returns:
+            what was kept where; "" where the user did not agree or chose no folder.
+
+        Raises:
+            MedSegAIError: it does not fit the model, or cannot be written.
+        """
+        from MedSegAILib.correction.corrected_cases import CONSENT, keep_case
+
+        if choice.card is None:
+            raise ModelError(_("Choose the model that the segmentation was made with."))
+        if not can_ask() or not self.confirm(CONSENT):
+            return ""
+        folder = self._dialogs.open_folder(slicer.util.mainWindow(), _("Folder of corrected cases"))
+        if not folder:
+            return ""
+        nodes = [node for node in choice.nodes.values() if node is not None]
+        kept = keep_case(Path(folder), choice.card, nodes, segmentation, consent=True)
+        text = _("Kept as {name} in {folder}; `medsegai train nnunet` takes that folder.")
+        return "\n".join([text.format(name=kept.name, folder=kept.dataset), *kept.notes])
 
     def confirm(self, question: str) -> bool:
         """Yes, where nobody can answer."""

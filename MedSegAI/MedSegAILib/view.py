@@ -24,6 +24,7 @@ class Choice:
         options: the other options of a request.
         output: where the result goes.
         region: the ROI node to stay within, or None for the whole volume.
+        bounds: the same as numbers, as `SegmentationRequest.region` takes them; empty without.
         every_frame: run on each frame of a sequence, not on the current one alone.
     """
 
@@ -32,6 +33,7 @@ class Choice:
     options: Mapping[str, Any] = field(default_factory=dict)
     output: OutputChoice = field(default_factory=OutputChoice)
     region: Any = None
+    bounds: tuple[float, ...] = ()
     every_frame: bool = False
 
     @property

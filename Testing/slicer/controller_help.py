@@ -96,6 +96,9 @@ class Panel:
             "surfaces_shown",
             "statistics_requested",
             "csv_requested",
+            "correct_requested",
+            "slab_requested",
+            "keep_requested",
         )
         self.queue = Part(
             "move_requested",
@@ -300,6 +303,9 @@ class Host:
         self.stopped: list[str] = []
         self.shown: list[tuple[str, str]] = []
         self.tables: list[Any] = []
+        self.edited: list[tuple[Any, Any]] = []
+        self.kept: list[Any] = []
+        self.kept_where = ""
         self.path = ""
         self.asked: list[tuple[Place, Callable[[Any], None]]] = []
 
@@ -333,6 +339,16 @@ class Host:
 
     def show_text(self, title: str, text: str) -> None:
         self.shown.append((title, text))
+
+    def open_editor(self, segmentation: Any, source: Any) -> None:
+        self.edited.append((segmentation, source))
+
+    def slab(self, volume: Any) -> tuple[float, ...]:
+        return (0.0, 9.0, 0.0, 9.0, 0.0, 2.0)
+
+    def keep_case(self, choice: Choice, segmentation: Any) -> str:
+        self.kept.append(segmentation)
+        return self.kept_where
 
     def show_table(self, table: Any) -> None:
         self.tables.append(table)

@@ -19,6 +19,7 @@ from medsegai.request import SegmentationRequest
 from MedSegAILib import model_shelf
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.controller.estimates import KEPT, Estimates
+from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.view import PlaceChoice, StructureRow
 from MedSegAILib.worker.examination import Report
 from MedSegAILib.worker.place import Place, PlaceKind
@@ -122,6 +123,34 @@ def test_nothing_is_done_to_a_segmentation_that_has_left_the_scene(shown: House)
     assert shown.scene.done == []
     assert shown.panel.error == "The segmentation Result has left the scene."
     assert shown.panel.results.last("show") == ((), False)
+
+
+def test_the_editor_opens_on_the_result_and_its_image(shown: House) -> None:
+    shown.panel.results.correct_requested.emit()
+    assert shown.host.edited == [(shown.controller.results.node, shown.head)]
+
+
+def test_a_slab_is_run_again_into_the_result(shown: House) -> None:
+    shown.choose(region=Node("Box"), options={"uncertainty": True})
+    shown.panel.results.slab_requested.emit()
+    (asked,) = shown.client.requests
+    assert asked.region == (0.0, 9.0, 0.0, 9.0, 0.0, 2.0)
+    node = shown.controller.results.node
+    shown.finish()
+    ((_source, _result, output, _frame),) = shown.scene.written
+    assert output == OutputChoice(OutputMode.UPDATE, node)
+    shown.choose(nodes={"MR": None})
+    shown.panel.results.slab_requested.emit()
+    assert "no input volume" in shown.panel.error
+
+
+def test_a_case_is_kept_where_the_user_agrees(shown: House) -> None:
+    shown.panel.show_message("before")
+    shown.panel.results.keep_requested.emit()
+    assert shown.panel.message == "before", "a no is answered by nothing"
+    shown.host.kept_where = "Kept as case_1 in /data."
+    shown.panel.results.keep_requested.emit()
+    assert shown.panel.message == "Kept as case_1 in /data."
 
 
 # --- models ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -479,6 +480,67 @@ def test_closing_the_scene_asks_whether_to_wait(
     until(lambda: not module.worker().busy)
     assert saved == ([1] if wait else [])
     assert node_count() == 0
+
+
+def test_a_corrected_case_is_kept_only_with_consent(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a window nobody could agree, and so nothing is kept."""
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    monkeypatch.setattr("MedSegAILib.panel.dialogs.open_folder", lambda *_: str(tmp_path))
+    answers, kept = [False, True], []
+
+    def keep(folder: Path, card: Any, nodes: Any, segmentation: Any, consent: bool) -> Any:
+        kept.append((folder, card.id, [node.GetName() for node in nodes], consent))
+        return SimpleNamespace(name="case_1", dataset=folder / "Dataset900", notes=("No label 7.",))
+
+    monkeypatch.setattr("MedSegAILib.correction.corrected_cases.keep_case", keep)
+    monkeypatch.setattr(
+        slicer.util, "confirmYesNoDisplay", lambda question, title: answers.pop(0), raising=False
+    )
+    press(page, "keepButton")
+    assert kept == []
+    assert len(answers) == 2, "nobody was asked"
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
+    press(page, "keepButton")
+    assert kept == [], "a no"
+    press(page, "keepButton")
+    assert kept == [(tmp_path, "brain", ["Head"], True)]
+    assert message(page).splitlines()[0].startswith("Kept as case_1 in ")
+    assert message(page).splitlines()[1] == "No label 7."
+
+
+def test_the_slab_around_the_red_slice_is_run_again(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    press(page, "slabButton")
+    assert "no red slice view" in message(page)
+    view = slicer.vtkMRMLSliceNode()
+    view.SetSingletonTag("Red")
+    view.SetLayoutName("Red")
+    slicer.mrmlScene.AddNode(view)
+    view.SetOrientationToAxial()
+    view.JumpSlice(-5.0, -2.0, 2.0)
+    asked: list[Any] = []
+    start = module.worker().start
+
+    def spy(request: Any, listener: Any) -> None:
+        asked.append(request)
+        start(request, listener)
+
+    monkeypatch.setattr(module.worker(), "start", spy)
+    press(page, "slabButton")
+    until(lambda: not module.queue().busy)
+    low, high = asked[0].region[4:]
+    assert low <= 2.0 <= high
+    assert node_count() == 1, "into the segmentation that is there"
 
 
 def test_a_script_starts_a_job_and_waits_later(module: Any) -> None:

@@ -394,4 +394,4 @@ def test_keys_press_the_buttons(widget: Any, panel: Panel) -> None:
     shortcut.activated.emit()
     assert len(heard) == 1, "a button that cannot be pressed is not"
     keys = [item.key().toString() for item in pythonqt.real(widget).findChildren(QtGui.QShortcut)]
-    assert len(keys) == len(set(keys)) == 6
+    assert len(keys) == len(set(keys)) == 7

@@ -61,7 +61,7 @@ FIRST, FOLDER = "Segment a volume", "A folder, without a window"
 
 def test_every_example_is_found() -> None:
     assert len(CODE) == SLICER_SECTION.count("\n### ") == 11
-    assert list(CODE)[0] == FIRST
+    assert next(iter(CODE)) == FIRST
     assert FOLDER in CODE
 
 

@@ -67,7 +67,9 @@ class House:
         }
         if len(choice.cards) > 1:
             options["members"] = ()  # their names belong to one model
-        if choice.region is not None:
+        if choice.bounds:
+            options["region"] = choice.bounds
+        elif choice.region is not None:
             options["region"] = self.scene.region(choice.region)
         return request_from_options(tuple(volumes), options)
 

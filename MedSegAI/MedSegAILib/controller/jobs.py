@@ -42,6 +42,7 @@ class Jobs:
         panel.cancel_requested.connect(self.cancel)
         panel.choice_changed.connect(self.update_plan)
         panel.model_changed.connect(self.guess_channels)
+        panel.results.slab_requested.connect(self.start_in_slab)
         panel.preview.accepted.connect(self.accept)
         panel.preview.rejected.connect(self.reject)
         panel.queue.move_requested.connect(queue.move)
@@ -76,10 +77,24 @@ class Jobs:
 
     def start(self) -> None:
         """Put the present choice into the queue; it begins at once where nothing else runs."""
+        self._start(self._house.panel.choice())
+
+    def start_in_slab(self) -> None:
+        """Run the present model again around the slice that is shown, into the segmentation in the table."""
+        choice = self._house.panel.choice()
+        try:
+            chosen_nodes(choice)
+            bounds = self._house.host.slab(choice.node)
+        except MedSegAIError as error:
+            self._house.panel.show_error(str(error))
+            return
+        output = OutputChoice(OutputMode.UPDATE, self._results.node)
+        self._start(replace(choice, bounds=bounds, region=None, output=output, every_frame=False))
+
+    def _start(self, choice: Choice) -> None:
         house = self._house
         house.panel.show_message("")
         try:
-            choice = house.panel.choice()
             if house.place_is_here():
                 house.host.prepare()
             request = self._request(choice)

@@ -50,6 +50,8 @@ class Results:
         view.surfaces_shown.connect(self._guarded(self._show_surfaces))
         view.statistics_requested.connect(self._guarded(self._show_statistics))
         view.csv_requested.connect(self._guarded(self._save_csv))
+        view.correct_requested.connect(self._guarded(self._correct))
+        view.keep_requested.connect(self._guarded(self._keep))
 
     def show(self, node: Any) -> None:
         """Show the segments of a segmentation node; None shows nothing."""
@@ -72,6 +74,11 @@ class Results:
             self.show(node)
         else:
             self.refresh()
+
+    @property
+    def node(self) -> Any:
+        """The segmentation node that is shown, or None."""
+        return self._node
 
     def refresh(self) -> None:
         """Segments may have been edited since."""
@@ -126,6 +133,15 @@ class Results:
         if path:
             self._scene.write_csv(self._node, path)
             self._panel.show_message(_("Wrote {path}.").format(path=path))
+
+    def _correct(self) -> None:
+        self._host.open_editor(self._node, self._panel.choice().node)
+
+    def _keep(self) -> None:
+        """The host asks for the user's consent; without it nothing is kept, and nothing said."""
+        message = self._host.keep_case(self._panel.choice(), self._node)
+        if message:
+            self._panel.show_message(message)
 
     def _guarded(self, action: Callable[..., None]) -> Callable[..., None]:
         """Nothing is done to a node that has left the scene; what goes wrong is said."""

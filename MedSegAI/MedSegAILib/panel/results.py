@@ -31,7 +31,8 @@ class ResultsView:
         review_chosen: the id of a segment, and the state that was chosen for it.
         next_requested: go to the next doubtful place.
         uncertainty_shown, surfaces_shown: True or False.
-        statistics_requested, csv_requested: a button was pressed.
+        statistics_requested, csv_requested, correct_requested, slab_requested, keep_requested: a button was
+            pressed.
     """
 
     def __init__(self, ui: Any) -> None:
@@ -43,7 +44,8 @@ class ResultsView:
         self.structure_chosen, self.review_chosen = Signal(), Signal()
         self.next_requested, self.uncertainty_shown = Signal(), Signal()
         self.surfaces_shown, self.statistics_requested = Signal(), Signal()
-        self.csv_requested = Signal()
+        self.csv_requested, self.correct_requested = Signal(), Signal()
+        self.slab_requested, self.keep_requested = Signal(), Signal()
         ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.segmentation_chosen.emit)
         self._table.connect("cellClicked(int,int)", self._on_cell)
         self._table.connect("cellActivated(int,int)", self._on_cell)
@@ -52,6 +54,9 @@ class ResultsView:
         ui.show3dButton.connect("toggled(bool)", self.surfaces_shown.emit)
         ui.statisticsButton.connect("clicked()", self.statistics_requested.emit)
         ui.csvButton.connect("clicked()", self.csv_requested.emit)
+        ui.correctButton.connect("clicked()", self.correct_requested.emit)
+        ui.slabButton.connect("clicked()", self.slab_requested.emit)
+        ui.keepButton.connect("clicked()", self.keep_requested.emit)
         self.show((), False)
 
     def choose(self, node: Any) -> None:

@@ -11,6 +11,7 @@ SHORTCUTS = (
     ("Ctrl+Alt+N", "nextButton"),
     ("Ctrl+Alt+U", "uncertaintyButton"),
     ("Ctrl+Alt+D", "show3dButton"),
+    ("Ctrl+Alt+C", "correctButton"),
     ("Ctrl+Alt+A", "acceptButton"),
     ("Ctrl+Alt+R", "rejectButton"),
 )
