@@ -500,6 +500,14 @@ def test_the_deleted_segmentation_gives_the_strokes_up(editing: Bench) -> None:
     assert editing.preview() is None
 
 
+def test_a_closed_scene_gives_the_strokes_up(editing: Bench) -> None:
+    paint_doubt(editing)
+    editing.scene.Clear(0)
+    editing.panel.updateGUIFromMRML()
+    assert editing.tool.strokes == 0
+    assert editing.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
 # --- the shell ------------------------------------------------------------------------------------
 
 
