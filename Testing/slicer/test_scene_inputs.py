@@ -270,6 +270,20 @@ def test_pet_and_ct_are_told_apart(mrml: Any) -> None:
     assert Scene(mrml).guess_channels(model, nodes) == {"CT": nodes[1], "PET": nodes[0]}
 
 
+def test_a_tag_counts_more_than_a_name(mrml: Any) -> None:
+    """A PET series resampled onto the CT, and called after it."""
+    nodes = [mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name) for name in ("CT", "3")]
+    nodes[0].SetAttribute("DICOM.Modality", "PT")
+    nodes[1].SetAttribute("DICOM.Modality", "CT")
+    assert Scene(mrml).guess_channels(card(("CT", "CT"), ("PET", "PT")), nodes)["CT"] is nodes[1]
+
+
+def test_one_volume_that_fits_two_channels_is_given_to_none(mrml: Any) -> None:
+    node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "PET")
+    model = card(("early", "PT"), ("late", "PT"))
+    assert Scene(mrml).guess_channels(model, [node]) == {"early": None, "late": None}
+
+
 # --- regions of interest ---------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from medsegai.errors import GeometryError, InputError
 from medsegai.request import SegmentationResult
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ReviewState, Scene, segment_id
+from MedSegAILib.scene.layers import layers_of
 from scene_images import (
     LEFT,
     MOVED,
@@ -408,6 +409,10 @@ def test_a_completed_segment_keeps_its_voxels_when_the_editor_goes_on_with_finer
     np.testing.assert_array_equal(mask_on(room.node, STEM_ID, shape), expected)
     expected = np.kron(shifted() == LEFT.value, double)
     np.testing.assert_array_equal(mask_on(room.node, LEFT_ID, shape), expected)
+    for layer in layers_of(room.node):
+        assert set(np.unique(layer.voxels)) - {0} == set(layer.values.values()), (
+            "nothing is left over"
+        )
 
 
 def test_views_hear_of_the_change(room: Room) -> None:

@@ -143,14 +143,14 @@ def region(node: Any) -> tuple[float, ...]:
         raise InputError("There is no region of interest. Choose one, or segment the whole volume.")
     if node.IsA("vtkMRMLMarkupsROINode"):
         local, half = array_of(node.GetObjectToNodeMatrix()), np.array(node.GetSize()) / 2
-        placed = node.GetNumberOfControlPoints() > 0
     elif node.IsA("vtkMRMLAnnotationROINode"):
         middle, half, local = np.zeros(3), np.zeros(3), np.eye(4)
-        placed = bool(node.GetXYZ(middle)) and bool(node.GetRadiusXYZ(half))
+        node.GetXYZ(middle)
+        node.GetRadiusXYZ(half)
         local[:3, 3] = middle
     else:
         raise InputError(f"{node.GetName()} is no region of interest. Choose an ROI.")
-    if not placed or not np.all(half > 0):
+    if not np.all(half > 0):
         raise InputError(f"{node.GetName()} has no box yet. Draw it in a slice view first.")
     to_world = transform_to_world(node) @ local
     reach = np.abs(to_world[:3, :3]) @ half
