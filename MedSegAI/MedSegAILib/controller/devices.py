@@ -28,13 +28,11 @@ class Devices:
 
     def describe(self, device: str) -> str:
         """A device in words; of `auto` also which one it will be, where that is known."""
-        found = {item["name"]: item["found"] for item in self._usable()}
-        if device != "auto":
-            return f"{device} ({found[device]})" if device in found else device
-        fastest = self._fastest()
-        if fastest is None:
-            return _("the fastest device there is")
-        return f"{fastest['name']} ({fastest['found']})"
+        chosen = self._fastest() if device == "auto" else self._named(device)
+        if chosen is None:
+            return _("the fastest device there is") if device == "auto" else device
+        what = ", ".join(chosen["found"].split(", ")[:2])  # instruction sets are for experts
+        return f"{chosen['name']} ({what})"
 
     def free_gb(self, device: str) -> float | None:
         """Free memory of a device; of the processor that of the computer."""

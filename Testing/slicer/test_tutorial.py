@@ -1,0 +1,192 @@
+"""docs/tutorial.md word for word: what it names is on the screen, and a walk through it works."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+from PySide6 import QtGui, QtWidgets
+
+import pythonqt
+from medsegai.catalogue import BUNDLED_MODELS, find_card
+from medsegai.errors import InputError
+from MedSegAILib.correction import EFFECT_NAME
+from MedSegAILib.panel.shortcuts import SHORTCUTS
+from MedSegAILib.view import REVIEW_STATES
+from panel_help import REPOSITORY, UI, card, find, new_panel
+from slicer_application import MODULE_FOLDER
+
+TEXT = (REPOSITORY / "docs" / "tutorial.md").read_text()
+PICTURES = REPOSITORY / "Testing" / "output" / "tutorial"
+PATIENCE = 900.0
+
+SLICERS_OWN = {
+    "Download Sample Data",
+    "Markups",
+    "MedSegAI",
+    "Segment Editor",
+    "Undo",
+    "italics",
+}
+
+
+def words_on_screen() -> set[str]:
+    """Every text of the panel, also of what is folded away, and of the model browser."""
+    widget = pythonqt.load_ui(UI)
+    panel = new_panel(widget)
+    panel.show_models([find_card("brain"), card("tumour", "fold_0")])
+    panel.show_running()
+    found = {"Segment", EFFECT_NAME, *REVIEW_STATES.values()}
+    for child in pythonqt.real(widget).findChildren(QtWidgets.QWidget):
+        for name in ("text", "title", "windowTitle"):
+            if child.metaObject().indexOfProperty(name) >= 0:
+                found.add(str(child.property(name)))
+        if isinstance(child, QtWidgets.QComboBox):
+            found |= {child.itemText(number) for number in range(child.count())}
+    source = (MODULE_FOLDER / "MedSegAI.py").read_text()
+    return found | set(re.findall(r'sampleDescription=_\("(.+?)"\)', source))
+
+
+def named() -> set[str]:
+    """What the tutorial puts in italics, outside of code."""
+    plain = re.sub(r"```.*?```|`[^`]*`", "", TEXT, flags=re.S)
+    return set(re.findall(r"(?<![*\w])\*([^*\n]+)\*(?![*\w])", plain))
+
+
+def test_every_word_in_italics_is_on_the_screen() -> None:
+    assert len(named()) > 30
+    assert named() - words_on_screen() - SLICERS_OWN == set()
+
+
+def test_the_keys_of_the_tutorial_are_those_of_the_panel() -> None:
+    (section,) = re.findall(r"^## Keys\n(.*?)(?=^## )", TEXT, re.M | re.S)
+    assert set(re.findall(r"Ctrl\+Alt\+\w", section)) == {keys for keys, _button in SHORTCUTS}
+
+
+def test_the_pictures_are_there_and_can_be_looked_at() -> None:
+    names = re.findall(r"!\[.*?\]\((images/\S+)\)", TEXT)
+    assert len(names) == 5
+    for name in names:
+        image = QtGui.QImage(str(REPOSITORY / "docs" / name))
+        assert image.width() >= 300, name
+
+
+def head_mr() -> Any:
+    """The ICBM152 T1 that nilearn carries, as a volume node."""
+    import nibabel
+
+    from medsegai.commands.demo import nilearn_scan
+
+    try:
+        path = nilearn_scan()
+    except InputError as error:
+        pytest.skip(str(error))
+    image: Any = nibabel.load(path)
+    voxels = np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 1, 0).astype(np.int16))
+    return slicer.util.addVolumeFromArray(voxels, image.affine, "MRHead")
+
+
+class Walk:
+    """The page with the real engine behind it, and the hands of a reader."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.widget = pythonqt.real(page.parent)
+        self.widget.resize(400, 420)
+        self.widget.show()
+
+    def press(self, text: str) -> None:
+        """The button with this text."""
+        buttons = self.widget.findChildren(QtWidgets.QPushButton)
+        (button,) = [item for item in buttons if item.text() == text and item.isVisibleTo(self.widget)]
+        assert button.isEnabled(), text
+        button.click()
+        pythonqt.process_events(10)
+
+    def message(self) -> str:
+        return str(find(self.page.parent, "messageLabel").text())
+
+    def picture(self, name: str, widget: Any = None) -> None:
+        pythonqt.process_events(50)
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        assert (widget or self.widget).grab().save(str(PICTURES / f"{name}.png"))
+
+    def until(self, condition: Any) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"nothing happened; {self.message()}"
+            pythonqt.process_events(20)
+
+
+@pytest.fixture
+def walk(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
+    application = QtWidgets.QApplication.instance()
+    assert isinstance(application, QtWidgets.QApplication)
+    before = application.style().objectName()
+    application.setStyle("Fusion")
+    monkeypatch.setattr("shutil.which", lambda name, *_, **__: None)  # this Python is Slicer's
+    monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda: None)
+    monkeypatch.setenv("MEDSEGAI_MODELS", os.devnull)
+    page = fresh_module.MedSegAIWidget()
+    yield Walk(page)
+    page.cleanup()
+    application.setStyle(before)
+
+
+@pytest.mark.slow
+def test_a_walk_through_the_tutorial(walk: Walk, tmp_path: Path) -> None:
+    """The whole day with the bundled model on a real head MR; it takes a minute on two cores."""
+    page, volume = walk.page, head_mr()
+    page.panel.choose_input(volume)
+    page.enter()
+    walk.until(lambda: page.controller._house.devices.findings)
+    assert find(page.parent, "modelSelector").currentText() == "Brain structures (QuickNAT)"
+    walk.picture("panel-start")
+
+    walk.press("Segment")
+    bar = find(page.parent, "progressBar")
+    walk.until(lambda: bar.value() > 200)
+    walk.picture("panel-running")
+    nodes = slicer.mrmlScene.GetNodesByClass
+    walk.until(lambda: nodes("vtkMRMLSegmentationNode").GetNumberOfItems() == 1)
+    assert "of 32 structures" in walk.message()
+    segmentation = nodes("vtkMRMLSegmentationNode").GetItemAsObject(0)
+
+    table = find(page.parent, "resultTable")
+    assert table.rowCount() >= 30
+    rows = {row.name: row for row in page.controller._house.scene.structures(segmentation)}
+    assert 2 < rows["Left hippocampus"].volume_ml < 8
+    assert 500 < sum(row.volume_ml for row in rows.values()) < 2500
+    table.cellClicked.emit(0, 0)
+    walk.press("Next doubtful place")
+    assert walk.message().startswith("Doubtful place 1 of ")
+    walk.press("Uncertainty")
+    walk.press("Uncertainty")
+    walk.press("Show 3D")
+    assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    page.panel.results.review_chosen.emit(rows["Brain stem"].segment_id, "completed")
+    page.panel.results.review_chosen.emit(rows["Left thalamus"].segment_id, "inprogress")
+    walk.widget.resize(400, 900)
+    walk.picture("panel-results")
+
+    walk.press("Statistics")
+    assert "are in the scene" in walk.message()
+    scene = page.controller._house.scene
+    scene.write_csv(segmentation, tmp_path / "numbers.csv")
+    assert (tmp_path / "numbers.csv").read_text().count("\n") > 30
+    again = re.search(r"about (\d+) (s|min)", find(page.parent, "planLabel").text())
+    assert again, "from the second run on the time is told"
+
+    walk.press("Browse…")
+    browser = find(page.parent, "modelBrowser")
+    page.panel.browser.select(find_card("brain"))
+    walk.picture("panel-models", browser)
+    browser.close()
+    assert (BUNDLED_MODELS / "brain" / "picture.png").is_file()
