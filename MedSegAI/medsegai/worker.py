@@ -240,11 +240,12 @@ class Worker:
             logger.exception("Unexpected defect in job %s", job.id)
             error = _defect(caught)
         if error is not None:
-            _give_memory_back()  # before the client hears of it, and perhaps starts the next job
             answer = encode({"type": ERROR, "job": job.id, **pack_error(error)})
         job.exchange.close()
         del self._jobs[job.id]
         self._write(answer)
+        if error is not None:
+            _give_memory_back()  # may take a while, and the next job waits for it
 
     def _answer(self, job: _Job) -> Message:
         """Do the job, and see that the arrays of its result are where the client finds them."""

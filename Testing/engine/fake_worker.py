@@ -1,6 +1,7 @@
 """A real worker process with a made-up engine: the name of the model says how the job goes.
 
-Run as `python fake_worker.py`; `MEDSEGAI_FAKE_START` changes how the process starts.
+Run as `python fake_worker.py`; `MEDSEGAI_FAKE_START` changes how the process starts, and
+`MEDSEGAI_FAKE_ALIVE` says after how many seconds it gives a sign of life.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from medsegai import worker
 from medsegai.errors import DeviceError
 from medsegai.labels import Label, Terminology
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.volume import Volume
-from medsegai.worker import main
 
 LABELS = (
     Label(
@@ -184,4 +185,5 @@ if __name__ == "__main__":
         os.write(1, b"Welcome to this Python\n")
     if start == "slow":
         time.sleep(1)
-    main(fake_segment)
+    worker.ALIVE_SECONDS = float(os.environ.get("MEDSEGAI_FAKE_ALIVE", worker.ALIVE_SECONDS))
+    worker.main(fake_segment)

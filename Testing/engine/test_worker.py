@@ -30,6 +30,7 @@ from tiny_quicknat import write_model
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
 PATIENCE = 20.0
+ALIVE = 0.5
 
 
 def request(*models: str, **options: Any) -> SegmentationRequest:
@@ -48,6 +49,7 @@ class Talk:
             "TMPDIR": str(exchange),
             "PYTHONPATH": str(REPOSITORY / "MedSegAI"),
             "OMP_NUM_THREADS": "1",
+            "MEDSEGAI_FAKE_ALIVE": str(ALIVE),
         }
         self.process = subprocess.Popen(
             command,
@@ -347,13 +349,13 @@ def test_signs_of_life_come_while_a_job_hears_nothing(worker: Talk) -> None:
     started = time.monotonic()
     worker.hear("alive")
     worker.hear("alive")
-    assert time.monotonic() - started < 3 * worker_module.ALIVE_SECONDS
+    assert time.monotonic() - started < PATIENCE / 4
 
 
 def test_no_sign_of_life_comes_while_a_library_holds_the_interpreter(worker: Talk) -> None:
     worker.segment("a", "stuck")
     worker.hear("progress")
-    time.sleep(2.5 * worker_module.ALIVE_SECONDS)
+    time.sleep(4 * ALIVE)
     assert not any(b'"alive"' in line for line in list(worker.lines.queue)[1:])
 
 
@@ -439,7 +441,7 @@ def test_a_result_that_json_cannot_carry_is_a_defect_and_survived(worker: Talk) 
 def test_warming_up_loads_the_engine_before_there_is_a_job(tmp_path: Path) -> None:
     talk = Talk([sys.executable, "-X", "importtime", "-m", "medsegai.worker"], tmp_path)
     talk.say(type="warm")
-    deadline = time.monotonic() + 3 * PATIENCE
+    deadline = time.monotonic() + 15 * PATIENCE
     while "medsegai.engine\n" not in talk.log():
         assert time.monotonic() < deadline, talk.log()[-500:]
         time.sleep(0.1)
@@ -453,6 +455,13 @@ def test_a_fake_engine_needs_no_warming(worker: Talk) -> None:
     assert worker.hear("result", "error")["type"] == "result"
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker within this process must not end it, however slow the computer is."""
+    monkeypatch.setattr(worker_module, "GRACE_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("on_card", [True, False])
 def test_what_stopped_gives_the_graphics_card_back(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_card: bool
@@ -476,6 +485,7 @@ def test_what_stopped_gives_the_graphics_card_back(
     assert done == (["forget", "empty"] if on_card else [])
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_stopped_job_is_not_kept_in_memory(tmp_path: Path) -> None:
     """Not even by the error that it ended with."""
     arrays: list[weakref.ref[Any]] = []
@@ -495,7 +505,8 @@ def test_a_stopped_job_is_not_kept_in_memory(tmp_path: Path) -> None:
             return super().write(data)
 
     worker_module.Worker(stop, io.BytesIO(line), Outgoing()).run()
-    assert held == [None]
+    assert held
+    assert all(item is None for item in held)
 
 
 def test_models_that_are_forgotten_are_loaded_again(tmp_path: Path) -> None:

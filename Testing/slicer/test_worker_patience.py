@@ -42,10 +42,10 @@ def pid(client: WorkerClient) -> int:
 def test_a_worker_that_hangs_is_ended_and_the_next_job_works(
     client: WorkerClient, pid: int, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 5.0)
+    monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 3.0)
     error = only_error(run(client, "stuck"))
     assert isinstance(error, WorkerError)
-    assert "no sign of life for 5 s" in str(error)
+    assert "no sign of life for 3 s" in str(error)
     assert gone(pid)
     assert leftovers(temporary) == []
     assert len(run(client, "quick").results) == 1
@@ -55,10 +55,10 @@ def test_a_worker_that_works_in_silence_is_left_alone(
     client: WorkerClient, pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long native call makes no progress, but the process says that it is alive."""
-    monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 5.0)
+    monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 3.0)
     ear = Ear()
     client.start(request("deaf"), ear)
-    pythonqt.process_events(7000)
+    pythonqt.process_events(4500)
     assert not ear.told
     client.cancel()
     until(lambda: ear.told)
@@ -68,11 +68,11 @@ def test_an_interface_that_was_blocked_blames_nobody(
     client: WorkerClient, pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when Slicer loads a scene for minutes, or the computer slept."""
-    monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 2.5)
+    monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 1.5)
     ear = Ear()
     client.start(request("slow"), ear)
     until(lambda: ear.events)
-    time.sleep(4)
+    time.sleep(2.5)
     client._tick()
     assert not ear.told
     client.cancel()

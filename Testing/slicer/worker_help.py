@@ -21,7 +21,10 @@ from MedSegAILib.worker.place import worker_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
-ENVIRONMENT = worker_environment(REPOSITORY / "MedSegAI") | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = worker_environment(REPOSITORY / "MedSegAI") | {
+    "OMP_NUM_THREADS": "1",
+    "MEDSEGAI_FAKE_ALIVE": "0.5",
+}
 PATIENCE = 20.0
 
 
