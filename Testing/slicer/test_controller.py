@@ -440,13 +440,24 @@ def test_a_channel_that_is_missing_is_named(house: House) -> None:
 def test_channels_are_guessed_when_a_model_takes_several(house: House) -> None:
     house.panel.model_changed.emit()
     assert house.panel.guess == {}
-    house.panel.chosen = several_channels(house)
+    chosen = several_channels(house)
+    house.panel.chosen = replace(chosen, nodes={**chosen.nodes, "FLAIR": None})
     house.panel.model_changed.emit()
     assert {name: node and node.GetName() for name, node in house.panel.guess.items()} == {
         "T1": "T1",
         "FLAIR": "FLAIR",
         "T2": None,
     }
+
+
+def test_channels_that_were_chosen_are_not_guessed_again(house: House) -> None:
+    house.panel.chosen = several_channels(house)
+    house.controller.enter()
+    assert house.panel.guess == {}
+    nodes = {"T1": Node("T1"), "FLAIR": None, "T2": None}
+    house.panel.chosen = replace(house.panel.chosen, nodes=nodes)
+    house.controller.enter()
+    assert house.panel.guess["FLAIR"].GetName() == "FLAIR"
 
 
 def test_the_log_is_shown_when_asked_for(house: House) -> None:

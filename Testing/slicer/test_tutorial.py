@@ -105,7 +105,9 @@ class Walk:
     def press(self, text: str) -> None:
         """The button with this text."""
         buttons = self.widget.findChildren(QtWidgets.QPushButton)
-        (button,) = [item for item in buttons if item.text() == text and item.isVisibleTo(self.widget)]
+        (button,) = [
+            item for item in buttons if item.text() == text and item.isVisibleTo(self.widget)
+        ]
         assert button.isEnabled(), text
         button.click()
         pythonqt.process_events(10)

@@ -50,6 +50,7 @@ class Controller:
 
     def enter(self) -> None:
         """The page is shown: volumes may have changed meanwhile, and devices may be unknown."""
+        self.jobs.guess_channels()
         self.jobs.update_plan()
         self.results.refresh()
         if not self._asked_devices:

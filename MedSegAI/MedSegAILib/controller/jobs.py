@@ -53,11 +53,14 @@ class Jobs:
         queue.changed.connect(self._on_queue_changed)
 
     def guess_channels(self) -> None:
-        """Where a model takes several images, choose those whose names fit."""
+        """Where a model takes several images, choose those whose names fit; what was chosen stays."""
         choice = self._house.panel.choice()
-        if choice.card is not None and len(choice.card.channels) > 1:
-            volumes = self._house.scene.volumes()
-            self._house.panel.show_guess(self._house.scene.guess_channels(choice.card, volumes))
+        if choice.card is None or len(choice.card.channels) < 2:
+            return
+        guess = self._house.scene.guess_channels(choice.card, self._house.scene.volumes())
+        chosen = [node for node in list(choice.nodes.values())[1:] if node is not None]
+        if not chosen:  # the first selector chooses by itself, and so its node is nobody's choice
+            self._house.panel.show_guess(guess)
 
     def update_plan(self) -> None:
         """Say what Segment would do with the present choice, or why it cannot."""

@@ -38,7 +38,7 @@ class ModelBrowser:
 
     def open(self) -> None:
         self.dialog.show()
-        self.dialog.raise_()
+        self.dialog.activateWindow()
 
     def close(self) -> None:
         self.dialog.hide()
