@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,25 +81,30 @@ class CancelsIn(Ear):
     def __init__(self, client: WorkerClient, stage: str) -> None:
         super().__init__()
         self._client, self._stage = client, stage
-        self.cancelled_at: float | None = None
+        self.cancelled = False
 
     def progressed(self, event: ProgressEvent) -> None:
         super().progressed(event)
-        if event.stage == self._stage and self.cancelled_at is None:
-            self.cancelled_at = time.monotonic()
+        if event.stage == self._stage and not self.cancelled:
+            self.cancelled = True
             self._client.cancel()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_job_stops_in_every_stage(
-    warm: WorkerClient, model: str, temporary: Path, stage: str
+    warm: WorkerClient,
+    model: str,
+    temporary: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By itself, that is: the process stays. What does not stop is ended, which other tests show."""
+    monkeypatch.setattr(worker_client, "CANCEL_SECONDS", 60.0)
     run(warm, head(model))
     worker, ear = warm._hello["pid"], CancelsIn(warm, stage)
     warm.start(head(model, dropout_passes=2, uncertainty=True), ear)
     until(lambda: ear.told)
-    assert ear.cancelled_at is not None
-    assert time.monotonic() - ear.cancelled_at < 2
+    assert ear.cancelled
     assert isinstance(only_error(ear), Cancelled)
     assert leftovers(temporary) == []
     run(warm, head(model))
@@ -147,9 +151,7 @@ def test_a_client_that_is_closed_ends_the_real_worker(model: str, temporary: Pat
     client.start(head(model, dropout_passes=200), ear)
     until(lambda: len(ear.events) > 5)
     worker = client._hello["pid"]
-    started = time.monotonic()
     client.close()
-    assert time.monotonic() - started < worker_client.CANCEL_SECONDS + 1
     assert not Path(f"/proc/{worker}").exists()
     assert isinstance(only_error(ear), Cancelled)
     assert leftovers(temporary) == []

@@ -25,7 +25,8 @@ ENVIRONMENT = worker_environment(REPOSITORY / "MedSegAI") | {
     "OMP_NUM_THREADS": "1",
     "MEDSEGAI_FAKE_ALIVE": "0.5",
 }
-PATIENCE = 20.0
+PATIENCE = 120.0
+"""A busy computer may take a minute to load torch."""
 
 
 class Ear:
