@@ -55,5 +55,5 @@ setup-test:
 	@.ci/setup $(TEST_EXTRAS)
 
 clean: ## remove the environment, caches and everything that make wrote
-	rm -rf .venv build dist demo bench MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo bench Testing/output MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find MedSegAI Testing -name __pycache__ -type d -prune -exec rm -rf {} +

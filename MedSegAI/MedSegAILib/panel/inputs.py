@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import qt
@@ -103,11 +103,6 @@ class InputWidgets:
         selector.addItem(_("Every frame ({count})").format(count=count))
         selector.blockSignals(False)
         self._ui.framesLabel.visible = selector.visible = count > 0
-
-    def show_missing(self, names: Sequence[str]) -> None:
-        """Mark the channels that have no volume yet."""
-        for (label, _selector), name in zip(self._further, self._channels[1:], strict=True):
-            label.text = f"{name}: ▸" if name in names else f"{name}:"
 
     def _add_channel(self, number: int, name: str, required: bool) -> None:
         selector = self._new_selector()

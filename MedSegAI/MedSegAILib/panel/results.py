@@ -79,10 +79,6 @@ class ResultsView:
             button.blockSignals(False)
         self._fill(rows)
 
-    def show_uncertainty_as(self, shown: bool) -> None:
-        """Set the button to what the scene shows."""
-        self._ui.uncertaintyButton.checked = shown
-
     def show_review(self, segment_id: str, state: str) -> None:
         """Show another state of a segment."""
         for row in range(self._table.rowCount):
