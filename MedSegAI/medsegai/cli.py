@@ -19,7 +19,9 @@ from medsegai.commands import (
     demo,
     doctor,
     evaluate,
+    measure,
     models,
+    refine,
     segment,
     train,
     worker,
@@ -27,7 +29,20 @@ from medsegai.commands import (
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
-COMMANDS = (segment, batch, demo, models, doctor, evaluate, train, crossval, best, worker)
+COMMANDS = (
+    segment,
+    refine,
+    measure,
+    batch,
+    demo,
+    models,
+    doctor,
+    evaluate,
+    train,
+    crossval,
+    best,
+    worker,
+)
 
 EXIT_CODES = """\
 exit codes:

@@ -23,7 +23,7 @@ from torch import Tensor
 from medsegai import __version__
 from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
-from medsegai.errors import GeometryError, RequestError
+from medsegai.errors import GeometryError, ModelError, RequestError
 from medsegai.families import Model, Part, Step, load_model
 from medsegai.fusion import Accumulator, JointLabels, fuse, join_labels, read_members
 from medsegai.io import check_scan, read_volume
@@ -31,13 +31,16 @@ from medsegai.labels import Label
 from medsegai.networks.backends import Compute, choose_compute
 from medsegai.probabilities import Readable, Scale, StreamedProbabilities, runner_up
 from medsegai.progress import Progress
-from medsegai.refinements import refine
+from medsegai.refinements import Draft, apply, check, parse
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.uncertainty import Agreement
 from medsegai.volume import Geometry, Volume
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
 """What a job consists of, and how the stages weigh in its progress."""
+
+REFINEMENT_SHARE = 5.0
+"""How much longer each refinement that is asked for makes the last stage."""
 
 SLAB_VOXELS = 1 << 20
 SLAB_VALUES = 1 << 25
@@ -78,9 +81,11 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         Cancelled: the user stopped the job.
     """
     progress = progress or Progress()
-    progress.plan(STAGES, together=("predict", "labels"))
     cards = [find_card(name) for name in request.models]
     naming = join_labels(cards)
+    refinements = _refinements(request, cards, naming)
+    refining = STAGES["refine"] * (1 + REFINEMENT_SHARE * len(request.refinements))
+    progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
     compute = choose_compute(request.device, request.backend, request.precision)
     inputs, warnings = _read(request, progress)
     box = _region_box(request, inputs[0])
@@ -92,7 +97,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     for k0, k1 in _slabs(answer.grid, len(fused.probabilities.labels)):
         progress.step("labels", k0, answer.grid.shape[0])
         answer.add(k0, k1)
-    answer.refine(_refinements(request, cards, naming), progress)
+    refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
     scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
     return SegmentationResult(
         labelmap=scan.with_voxels(place(answer.labelmap)),
@@ -101,10 +106,12 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
         regions=None if answer.regions is None else place(answer.regions),
-        candidates=None if answer.candidates is None else place.candidates(answer.candidates),
+        candidates=place.candidates(answer.candidates)
+        if request.candidates and answer.candidates is not None
+        else None,
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
-        provenance=_provenance(request, cards, inputs, compute, fused),
+        provenance=_provenance(request, cards, inputs, compute, fused) | {"refinements": refined},
         warnings=(*warnings, *fused.warnings, *compute.notes, *answer.warnings),
     )
 
@@ -263,7 +270,8 @@ class _Answer:
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
         overlap = request.overlap and fused.probabilities.scale is Scale.REGIONS
         self.regions = np.zeros(shape, bool) if overlap else None
-        self.candidates = _no_candidates(output.shape, kind) if request.candidates else None
+        wanted = request.candidates or request.refinements  # freed voxels go to the runner-up
+        self.candidates = _no_candidates(output.shape, kind) if wanted else None
         self.warnings: list[str] = []
         self._agreement = (
             Agreement(len(fused.members) or 1, [label.value for label in labels])
@@ -301,18 +309,29 @@ class _Answer:
             )
             self._agreement.add(members, labels, entropy)
 
-    def refine(self, refinements: Sequence[Mapping[str, Any]], progress: Progress) -> None:
-        """Clean the labels, and say what was changed."""
-        progress.step("refine", 0, 1)
-        for number, options in enumerate(refinements):
-            progress.step("refine", number, len(refinements))
-            self.labelmap, changes = refine(Volume(self.labelmap, self._output), options)
-            self.warnings += changes
+    def refine(
+        self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
+    ) -> list[dict[str, Any]]:
+        """Clean the labels, and tell all that was changed."""
+        changes: list[dict[str, Any]] = []
+        for number, settings in enumerate(refinements):
+
+            def step(part: float, done: int = number) -> None:
+                progress.step("refine", done + part, len(refinements))
+
+            labelmap = Volume(self.labelmap, self._output)
+            refined = apply(
+                Draft(labelmap, tuple(self._labels), image, self.candidates), settings, step
+            )
+            self.labelmap = refined.labels
+            self.warnings += refined.words(str(settings["name"]))
+            changes.append(refined.to_dict(settings))
         if not self.labelmap.any():
             self.warnings.append(
                 "Nothing was found. Is the image of the kind that the model was made for?"
             )
         progress.step("refine", 1, 1)
+        return changes
 
     def structures(self) -> tuple[StructureMeasures, ...]:
         count = int(self._values.max()) + 1
@@ -335,14 +354,33 @@ class _Answer:
 def _refinements(
     request: SegmentationRequest, cards: Sequence[ModelCard], naming: JointLabels
 ) -> list[dict[str, Any]]:
-    """What the cards suggest, with the label values of the result."""
-    if not request.refine:
-        return []
-    return [
-        dict(item)
-        | {"labels": [[renamed[value] for value in group] for group in item.get("labels", [])]}
+    """What the cards suggest, with the label values of the result; then what was asked for.
+
+    Where a card names no labels, all of its model are meant, and none of another's.
+
+    Raises:
+        ModelError: a card suggests what there is not.
+        RequestError: the same of what was asked for.
+    """
+    suggested = [
+        dict(item) | {"labels": _renamed(item.get("labels", list(renamed)), renamed)}
         for card, renamed in zip(cards, naming.renamed, strict=True)
         for item in card.suggested_refinements
+        if request.refine
+    ]
+    for item in suggested:
+        try:
+            check(item)
+        except RequestError as error:
+            raise ModelError(f"The model suggests a refinement that cannot be: {error}") from None
+    return suggested + [parse(text) for text in request.refinements]
+
+
+def _renamed(labels: Sequence[Any], renamed: Mapping[int, int]) -> list[Any]:
+    """Values, or groups of them, as the result has them."""
+    return [
+        [renamed[value] for value in item] if isinstance(item, (list, tuple)) else renamed[item]
+        for item in labels
     ]
 
 
@@ -356,6 +394,10 @@ def _region_box(request: SegmentationRequest, scan: Volume) -> tuple[slice, slic
             f"The region lies outside of {scan.source or 'the image'}. Move it onto the image."
         )
     return box
+
+
+def _cut(scan: Volume, box: tuple[slice, slice, slice], output: Geometry) -> Volume:
+    return Volume(scan.voxels[box], output, scan.source)
 
 
 def _start_and_shape(box: Sequence[slice]) -> tuple[list[int], list[int]]:

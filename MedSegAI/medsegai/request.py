@@ -58,6 +58,11 @@ class SegmentationRequest:
     refine: bool = option(
         True, "clean the result as the model's card suggests, such as nnU-Net's largest components"
     )
+    refinements: tuple[str, ...] = option(
+        (),
+        "refine the result further, in this order: islands, holes, smoothing, snap, level_set, each with options "
+        "as in islands:smallest_ml=0.1;keep=1",
+    )
     overlap: bool = option(
         False,
         "keep regions that overlap whole, such as a tumour around its core, as segments that overlap",
@@ -95,6 +100,10 @@ class SegmentationRequest:
         if not 0 < self.tile_step <= 1:
             raise RequestError(f"tile_step must lie above 0 and up to 1, not {self.tile_step}.")
         _check_region(self.region)
+        if self.overlap and self.refinements:
+            raise RequestError(
+                "refinements work on one structure per voxel. Leave out either overlap or refinements."
+            )
         for item in request_options():
             choices = item.metadata["choices"]
             value = getattr(self, item.name)

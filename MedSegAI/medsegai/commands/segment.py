@@ -14,6 +14,7 @@ from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, duration, stoppable, table
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.progress import Progress
+from medsegai.refinements import parse
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,
     SegmentationRequest,
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.outputs import Outputs
 
-FLAGS = {"models": ("--model",), "members": ("--members", "--views", "--folds")}
+FLAGS = {
+    "models": ("--model",),
+    "members": ("--members", "--views", "--folds"),
+    "refinements": ("--refinement",),
+}
 """Options of the request whose flags are not simply their name."""
 
 IMPLIED = {"uncertainty", "probabilities", "candidates"}
@@ -104,7 +109,7 @@ def _argument(item: Field[Any]) -> dict[str, Any]:
     if item.type == "tuple[float, ...]":
         return argument | {"type": number_list, "metavar": "NUMBERS", "help": text}
     if isinstance(item.default, tuple):
-        shown = ",".join(item.default) or "all"
+        shown = ",".join(item.default) or {"refinements": "none"}.get(item.name, "all")
         text += f"; separated by commas (default: {shown})"
         return argument | {"action": "extend", "type": comma_list, "metavar": "NAME", "help": text}
     argument |= {"type": type(item.default), "help": f"{text} (default: {item.default})"}
@@ -209,7 +214,10 @@ def check_request(request: SegmentationRequest) -> None:
     Raises:
         InputError: an input does not exist.
         ModelError: a model is unknown, or none has a member of that name.
+        RequestError: there is no such refinement, or it has no such option.
     """
+    for text in request.refinements:
+        parse(text)
     for path in request.inputs:
         if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path} does not exist. Check the path.")

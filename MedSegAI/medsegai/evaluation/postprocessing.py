@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medsegai.evaluation.crossval import Counts, Figures, Task, count
-from medsegai.refinements import largest_component
+from medsegai.refinements.largest_component import keep_largest
 from medsegai.volume import Volume
 
 Groups = tuple[tuple[int, ...], ...]
@@ -90,10 +90,9 @@ def _with_row(before: Figures, tried: Figures, number: int) -> Figures:
 
 def _figures(pairs: Pairs, before: Figures, groups: Sequence[Sequence[int]]) -> Figures:
     task: Task = before.task
-    options = largest_component.Options(groups)
     counts = {}
     for case, predicted, reference in pairs():
-        voxels, removed = largest_component.apply(predicted, options)
+        voxels, removed = keep_largest(predicted.voxels, groups)
         counts[case] = (
             count(np.asarray(voxels), reference.voxels, task) if removed else before.counts[case]
         )

@@ -1,45 +1,318 @@
 """What cleans and sharpens a segmentation: one module each, found by its name.
 
-A refinement has an `Options` dataclass and `apply(labelmap, options)`, which gives the new labels and says in
-words what it changed. Refinements never import each other.
+A refinement has an `Options` dataclass, whose fields `_settings.setting` makes, and
+`apply(draft, options, step) -> Refined`. It never alters the draft it is given, keeps every label that it was not
+asked to refine, and measures in millimetres on the grid of the draft. Refinements never import each other; nothing
+heavy is imported before one is applied, so that options can be listed at once.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.errors import ModelError
+from medsegai.errors import GeometryError, RequestError
+from medsegai.labels import Label, made_color
+from medsegai.request import Candidates
 from medsegai.volume import Volume
+
+Step = Callable[[float], None]
+"""Told which share of a refinement is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
+
+NAMED_AT_MOST = 3
+"""Structures that a sentence about a refinement names; the report has all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """What there is to refine, all on one grid.
+
+    Attributes:
+        labelmap: label values from 0, (k, j, i), an unsigned integer type.
+        labels: what the values mean; values without an entry are named by their number.
+        image: the scan, for refinements that look at it.
+        candidates: the two most probable structures of each voxel as the model saw them, (k, j, i).
+
+    Raises:
+        GeometryError: image or candidates lie on another grid.
+    """
+
+    labelmap: Volume
+    labels: tuple[Label, ...] = ()
+    image: Volume | None = None
+    candidates: Candidates | None = None
+
+    def __post_init__(self) -> None:
+        grid = self.labelmap.geometry
+        if self.image is not None and not grid.matches(self.image.geometry):
+            raise GeometryError(
+                f"{self.image.source or 'The image'} ({self.image.geometry.describe()}) does not lie on the "
+                f"grid of the segmentation ({grid.describe()}). Resample one onto the other first."
+            )
+        if self.candidates is not None and self.candidates.first.shape != grid.shape:
+            raise GeometryError(
+                f"Candidates of shape {self.candidates.first.shape} do not fill a grid of {grid.shape}."
+            )
+
+    def label(self, value: int) -> Label:
+        for label in self.labels:
+            if label.value == value:
+                return label
+        return Label(value, f"Label {value}", made_color(value))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a refinement did to one structure.
+
+    Attributes:
+        label: which structure.
+        lost: voxels that were of it before, and are no more.
+        gained: voxels that are of it now, and were not.
+        ml: volume of both together.
+        where_ras: centroid of both together, R, A, S in mm.
+        gone: no voxel is left.
+    """
+
+    label: Label
+    lost: int
+    gained: int
+    ml: float
+    where_ras: tuple[float, float, float]
+    gone: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = {name: value for name, value in vars(self).items() if name != "label"}
+        named = {"value": self.label.value, "name": self.label.name}
+        return named | values | {"where_ras": list(self.where_ras)}
+
+    def __str__(self) -> str:
+        r, a, s = self.where_ras
+        end = ", nothing is left" if self.gone else ""
+        return (
+            f"{self.label.name} -{self.lost} +{self.gained} voxels ({self.ml:.3g} ml around "
+            f"R {r:.0f}, A {a:.0f}, S {s:.0f} mm{end})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """The new labels, (k, j, i), in the type of the draft; what changed, structure by structure; and notes.
+
+    Attributes:
+        notes: what else the user should know, such as a structure that was left as it is, in words.
+    """
+
+    labels: NDArray[Any]
+    changes: tuple[Change, ...] = ()
+    voxels: int = 0
+    ml: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, draft: Draft, labels: NDArray[Any], notes: Sequence[str] = ()) -> Refined:
+        """Compare with the draft, so that no change is silent. Nothing changed: the draft's own array is kept."""
+        before, geometry = draft.labelmap.voxels, draft.labelmap.geometry
+        places = np.flatnonzero(before != labels)
+        if not len(places):
+            return cls(before, notes=tuple(notes))
+        old, new = before.reshape(-1)[places], labels.reshape(-1)[places]
+        ijk = np.stack(np.unravel_index(places, geometry.shape)[::-1])
+        changes = []
+        for value in np.union1d(old, new):
+            if value:
+                lost, gained = old == value, new == value
+                middle = [*ijk[:, lost | gained].mean(1), 1.0]
+                r, a, s = (geometry.ijk_to_ras @ middle)[:3].tolist()
+                counts = int(lost.sum()), int(gained.sum())
+                ml = sum(counts) * geometry.voxel_volume_ml
+                gone = counts[0] > 0 and not (counts[1] or (labels == value).any())
+                changes.append(Change(draft.label(int(value)), *counts, ml, (r, a, s), gone))
+        changes.sort(key=lambda change: -change.ml)
+        ml = len(places) * geometry.voxel_volume_ml
+        return cls(labels, tuple(changes), len(places), ml, tuple(notes))
+
+    def words(self, name: str) -> list[str]:
+        """What was changed, in sentences; none where nothing was."""
+        sentences = list(self.notes)
+        if self.changes:
+            named = [
+                *self.changes[:NAMED_AT_MOST],
+                *(item for item in self.changes[NAMED_AT_MOST:] if item.gone),
+            ]
+            more = len(self.changes) - len(named)
+            end = f"; and {more} more, listed in the report" if more else ""
+            sentences.insert(
+                0,
+                f"Refinement {name} changed {self.voxels} voxels, {self.ml:.3g} ml: "
+                f"{'; '.join(str(item) for item in named)}{end}.",
+            )
+        return sentences
+
+    def to_dict(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """JSON values, with the settings that led here."""
+        return {
+            "settings": dict(settings),
+            "voxels": self.voxels,
+            "ml": self.ml,
+            "structures": [change.to_dict() for change in self.changes],
+            "notes": list(self.notes),
+        }
 
 
 def refinement_names() -> tuple[str, ...]:
-    return tuple(module.name for module in pkgutil.iter_modules(__path__))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(name for name in names if not name.startswith("_"))
 
 
-def refine(labelmap: Volume, settings: Mapping[str, Any]) -> tuple[NDArray[Any], list[str]]:
-    """Apply one refinement as a card suggests it: its name, and its options.
+def option_fields(name: str) -> tuple[Field[Any], ...]:
+    """The options of a refinement: name, default, and in `metadata` help, bounds and choices.
+
+    Raises:
+        RequestError: there is no such refinement.
+    """
+    return fields(_module(name).Options)
+
+
+def summary(name: str) -> str:
+    """What a refinement does, in one line."""
+    return (_module(name).__doc__ or "").partition("\n")[0]
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Settings from `name` or `name:option=value;option=value`; several labels as in `labels=17+53`.
+
+    Raises:
+        RequestError: there is no such refinement or option, or a value is none that it takes.
+    """
+    name, _, rest = text.strip().partition(":")
+    known = {item.name: item for item in option_fields(name)}
+    settings: dict[str, Any] = {"name": name}
+    for part in filter(None, (part.strip() for part in rest.split(";"))):
+        option, equals, value = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise RequestError(f"Write {part!r} in {text!r} as option=value.")
+        _require_option(name, option, known)
+        if option in settings:
+            raise RequestError(f"Option {option!r} stands twice in {text!r}.")
+        settings[option] = _from_text(f"{name}:{option}", value, known[option].default)
+    check(settings)
+    return settings
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Find mistakes in settings before the work begins.
+
+    Raises:
+        RequestError: there is no such refinement or option, or a value is out of bounds.
+    """
+    _options(settings)
+
+
+def refine(
+    draft: Draft | Volume, settings: Mapping[str, Any], step: Step = lambda part: None
+) -> tuple[NDArray[Any], list[str]]:
+    """Apply one refinement as a card or `parse` names it: its name, and its options.
 
     Returns:
         The labels, (k, j, i), and what was changed, in words.
 
     Raises:
-        ModelError: there is no such refinement, or it has no such option.
+        RequestError: see `apply`.
     """
-    options = dict(settings)
-    name = options.pop("name", None)
+    refined = apply(draft if isinstance(draft, Draft) else Draft(draft), settings, step)
+    return refined.labels, refined.words(str(settings["name"]))
+
+
+def apply(draft: Draft, settings: Mapping[str, Any], step: Step = lambda part: None) -> Refined:
+    """Apply one refinement, and tell all that it changed.
+
+    Raises:
+        RequestError: there is no such refinement, it has no such option, a value is out of bounds, or it needs an
+            image and there is none.
+        Cancelled: `step` asked to stop.
+    """
+    module, options = _options(settings)
+    step(0.0)
+    refined: Refined = module.apply(draft, options, step)
+    step(1.0)
+    return refined
+
+
+def _module(name: object) -> ModuleType:
     if name not in refinement_names():
-        raise ModelError(
+        raise RequestError(
             f"There is no refinement {name!r}. Known refinements: {', '.join(refinement_names())}."
         )
-    module = importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _options(settings: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """The refinement and its options, each checked."""
+    values = dict(settings)
+    name = values.pop("name", None)
+    module = _module(name)
+    known = {item.name: item for item in fields(module.Options)}
+    for option, value in values.items():
+        _require_option(str(name), option, known)
+        values[option] = _checked(f"{name}:{option}", value, known[option])
+    return module, module.Options(**values)
+
+
+def _require_option(name: str, option: str, known: Mapping[str, Any]) -> None:
+    if option not in known:
+        raise RequestError(
+            f"Refinement {name!r} has no option {option!r}. Its options: {', '.join(known)}."
+        )
+
+
+def _from_text(where: str, text: str, default: Any) -> Any:
+    """A value of the type of the default."""
+    switches = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
     try:
-        chosen = module.Options(**options)
-    except TypeError as error:
-        raise ModelError(f"The options of refinement {name!r} do not fit: {error}.") from None
-    changed: tuple[NDArray[Any], list[str]] = module.apply(labelmap, chosen)
-    return changed
+        if isinstance(default, bool):
+            return switches[text.lower()]
+        if isinstance(default, tuple):
+            return tuple(int(number) for number in text.split("+"))
+        return type(default)(text)
+    except (KeyError, ValueError):
+        kind = {bool: "yes or no", int: "a whole number", float: "a number"}.get(type(default))
+        kind = kind or "label values joined by +"
+        raise RequestError(f"{where} must be {kind}, not {text!r}.") from None
+
+
+def _checked(where: str, value: Any, item: Field[Any]) -> Any:
+    default, bounds, choices = item.default, item.metadata["bounds"], item.metadata["choices"]
+    if isinstance(default, tuple):
+        return _checked_labels(where, value)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        raise RequestError(f"{where} must be a {type(default).__name__}, not {value!r}.")
+    if choices and value not in choices:
+        raise RequestError(f"{where} must be one of {', '.join(choices)}, not {value!r}.")
+    if bounds is not None and not bounds[0] <= value <= bounds[1]:
+        raise RequestError(
+            f"{where} must lie between {bounds[0]:g} and {bounds[1]:g}, not {value!r}."
+        )
+    return value
+
+
+def _checked_labels(where: str, value: Any) -> tuple[Any, ...]:
+    """Label values, or groups of them, as tuples."""
+    several = isinstance(value, (list, tuple))
+    found = tuple(tuple(item) if isinstance(item, list) else item for item in value if several)
+    numbers = [
+        number for item in found for number in (item if isinstance(item, tuple) else (item,))
+    ]
+    if not several or not all(type(number) is int and number > 0 for number in numbers):
+        raise RequestError(f"{where} must be values of labels, 1 or more, not {value!r}.")
+    return found

@@ -1,0 +1,150 @@
+"""`medsegai refine`: clean and sharpen a segmentation that is there already, whoever made it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.segment import comma_list
+from medsegai.errors import OutputError, RequestError
+from medsegai.progress import Progress
+from medsegai.refinements import (
+    Draft,
+    Refined,
+    apply,
+    option_fields,
+    parse,
+    refinement_names,
+    summary,
+)
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "refine",
+        help="clean and sharpen a segmentation",
+        description="Refine a segmentation that is there already, whoever made it.",
+        epilog=_options_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "segmentation", metavar="SEGMENTATION", type=Path, help=".seg.nrrd or labelmap"
+    )
+    parser.add_argument(
+        "--image", type=Path, metavar="SCAN", help="the scan, for refinements that look at it"
+    )
+    parser.add_argument(
+        "--refinement",
+        dest="refinements",
+        action="extend",
+        type=comma_list,
+        required=True,
+        metavar="NAME[:OPTION=VALUE;…]",
+        help="what to do, in this order; separated by commas or named again",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="refined segmentation: .seg.nrrd, or a labelmap: .nii.gz, .nrrd, .mha",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="JSON", help="what changed, structure by structure"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace outputs that are there already"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print neither progress nor what changed"
+    )
+    parser.set_defaults(run=run)
+
+
+def _options_text() -> str:
+    """Every refinement with its options, from the one list of them."""
+    lines = ["refinements and their options:"]
+    for name in refinement_names():
+        lines.append(f"  {name}: {summary(name)}")
+        for item in option_fields(name):
+            bounds, choices = item.metadata["bounds"], item.metadata["choices"]
+            known = f"; one of {', '.join(choices)}" if choices else ""
+            known += f"; {bounds[0]:g} to {bounds[1]:g}" if bounds else ""
+            default = "" if item.default == () else item.default
+            lines.append(f"    {item.name}={default}  {item.metadata['help']}{known}")
+    return "\n".join(lines)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = [parse(text) for text in arguments.refinements]
+    _check_outputs(arguments)
+
+    from medsegai.io import read_labelmap, read_volume, write_segmentation
+
+    labelmap, labels = read_labelmap(arguments.segmentation)
+    image = None if arguments.image is None else read_volume(arguments.image)
+    draft = Draft(labelmap, labels, image)
+    done = _refine(draft, settings, arguments.quiet)
+    for item, refined in zip(settings, done, strict=True):
+        for sentence in refined.words(item["name"]) if not arguments.quiet else ():
+            print(sentence)
+    write_segmentation(arguments.output, labelmap.with_voxels(done[-1].labels), labels)
+    if arguments.report is not None:
+        _write_report(arguments.report, [r.to_dict(s) for s, r in zip(settings, done, strict=True)])
+    return 0
+
+
+def _refine(draft: Draft, settings: Sequence[dict[str, Any]], quiet: bool) -> list[Refined]:
+    bar = ProgressBar(quiet=quiet)
+    progress = Progress(bar)
+    progress.plan({"refine": 1.0})
+    done: list[Refined] = []
+    try:
+        with stoppable(progress):
+            for number, item in enumerate(settings):
+
+                def step(part: float, before: int = number) -> None:
+                    progress.step("refine", before + part, len(settings))
+
+                done.append(apply(draft, item, step))
+                labelmap = draft.labelmap.with_voxels(done[-1].labels)
+                draft = Draft(labelmap, draft.labels, draft.image)
+    finally:
+        bar.clear()
+    return done
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Find what would keep the result from being written, before the work begins.
+
+    Raises:
+        RequestError: an output is one of the inputs, or both outputs are one.
+        OutputError: a file is there already, or cannot be written.
+    """
+    from medsegai.io import WRITABLE, check_output
+
+    seen = {path.resolve() for path in (arguments.segmentation, arguments.image) if path}
+    for path, endings in ((arguments.output, WRITABLE), (arguments.report, (".json",))):
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise RequestError(f"{path} is named twice. Name another file.")
+        seen.add(path.resolve())
+        check_output(path, endings)
+        if path.exists() and not arguments.overwrite:
+            raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
+
+
+def _write_report(path: Path, report: list[dict[str, Any]]) -> None:
+    from medsegai.io import atomic_path
+
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps({"refinements": report}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,103 @@
+"""Boxes around structures, so that memory and time grow with a structure and not with the scan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import RequestError
+from medsegai.volume import Geometry
+
+Box = tuple[slice, slice, slice]
+
+LISTED_VALUE = 65535
+"""Up to here label values are list positions to SciPy; larger ones are ranked first."""
+
+
+def boxes(labels: NDArray[Any], wanted: Sequence[int] = ()) -> dict[int, Box]:
+    """The box of each label that has voxels, by value, ascending.
+
+    Args:
+        labels: (k, j, i).
+        wanted: which values; all if none is named. Those without voxels are left out.
+    """
+    from scipy import ndimage
+
+    values = None
+    if labels.size and labels.max() > LISTED_VALUE:
+        values, ranks = np.unique(labels, return_inverse=True)
+        if values[0]:
+            values, ranks = np.r_[0, values], ranks + 1
+        labels = ranks.reshape(labels.shape).astype(np.int32)
+    found = {
+        number if values is None else int(values[number]): box
+        for number, box in enumerate(ndimage.find_objects(labels), start=1)
+        if box is not None
+    }
+    return found if not wanted else {value: found[value] for value in wanted if value in found}
+
+
+def joined_box(found: Iterable[Box]) -> Box:
+    """The smallest box around at least one box."""
+    k, j, i = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*found, strict=True)
+    )
+    return k, j, i
+
+
+def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+    """The box with so many voxels more on each side, (k, j, i), as far as the volume reaches."""
+    k, j, i = (
+        slice(max(part.start - more, 0), min(part.stop + more, size))
+        for part, more, size in zip(box, margin, shape, strict=True)
+    )
+    return k, j, i
+
+
+def margin(geometry: Geometry, reach_mm: float, more: int = 0) -> tuple[int, int, int]:
+    """How many voxels a distance reaches along (k, j, i)."""
+    i, j, k = (math.ceil(reach_mm / length - 1e-9) + more for length in geometry.spacing_mm)
+    return k, j, i
+
+
+def spacing_kji(geometry: Geometry) -> tuple[float, float, float]:
+    i, j, k = geometry.spacing_mm
+    return k, j, i
+
+
+def flat_indices(inside: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> NDArray[np.int64]:
+    """Positions in the flat volume of the voxels that are true in an array as large as the box, ascending."""
+    local = np.unravel_index(np.flatnonzero(inside), inside.shape)
+    places = [index + part.start for index, part in zip(local, box, strict=True)]
+    return np.ravel_multi_index(places, tuple(shape)).astype(np.int64)
+
+
+def structures(found: dict[int, Box], joined: bool) -> list[tuple[tuple[int, ...], Box]]:
+    """Each label with its box, or all of them as one structure."""
+    if joined and found:
+        return [(tuple(found), joined_box(found.values()))]
+    return [((value,), box) for value, box in found.items()]
+
+
+def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where labels are one of `values`."""
+    if len(values) == 1:
+        return np.asarray(labels == values[0])
+    return np.isin(labels, values)
+
+
+def connected(connectivity: str) -> NDArray[np.bool_]:
+    """SciPy's structure of voxels that touch by faces (6), also by edges (18), also by corners (26)."""
+    from scipy import ndimage
+
+    if connectivity not in CONNECTIVITIES:
+        raise RequestError(f"Connectivity must be 6, 18 or 26, not {connectivity}.")
+    return np.asarray(ndimage.generate_binary_structure(3, 1 + CONNECTIVITIES.index(connectivity)))
+
+
+CONNECTIVITIES = ("6", "18", "26")

@@ -1,0 +1,114 @@
+"""What becomes of voxels that a structure loses: the runner-up gets them, or the neighbour that touches most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.request import Candidates
+
+Shape = tuple[int, ...]
+
+
+def give_to_runner_up(
+    labels: NDArray[Any], places: NDArray[np.int64], candidates: Candidates
+) -> NDArray[np.bool_]:
+    """Give each voxel to the other of its two candidates, in place.
+
+    Args:
+        labels: contiguous (k, j, i).
+        places: positions in the flat volume.
+
+    Returns:
+        Of which places the runner-up is known: the label is one of the two, and the other is possible at all.
+    """
+    flat = labels.reshape(-1)
+    first, second, p_first, p_second = (
+        array.reshape(-1)[places]
+        for array in (candidates.first, candidates.second, candidates.p_first, candidates.p_second)
+    )
+    own = flat[places]
+    known = (p_second > 0) & (p_first > 0) & (first != second) & ((own == first) | (own == second))
+    flat[places[known]] = np.where(own == first, second, first)[known]
+    return known
+
+
+def give_to_neighbours(
+    labels: NDArray[Any], places: NDArray[np.int64], parts: NDArray[np.int64]
+) -> None:
+    """Give each part to the label, or the background, that touches it by most faces, in place.
+
+    What touches only other freed parts waits until those have found theirs; what touches nothing at all becomes
+    background.
+
+    Args:
+        labels: contiguous (k, j, i).
+        places: positions of the freed voxels in the flat volume, each once.
+        parts: number of the part that each belongs to.
+    """
+    flat = labels.reshape(-1)
+    order = np.argsort(places)
+    places, (_, parts) = places[order], np.unique(parts[order], return_inverse=True)
+    waiting = np.ones(len(places), bool)
+    while waiting.any():
+        part, label = _contacts(flat, labels.shape, places, parts, waiting)
+        if not len(part):
+            flat[places[waiting]] = 0
+            return
+        given = _most_touching(part, label)
+        target = np.full(int(parts.max()) + 1, -1, np.int64)
+        target[given[0]] = given[1]
+        ready = waiting & (target[parts] >= 0)
+        flat[places[ready]] = target[parts[ready]].astype(flat.dtype)
+        waiting &= ~ready
+
+
+def contacts(
+    labels: NDArray[Any], places: NDArray[np.int64], parts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each face between a place and a voxel that is none of the places: the part, and the voxel's label."""
+    order = np.argsort(places)
+    waiting = np.ones(len(places), bool)
+    return _contacts(labels.reshape(-1), labels.shape, places[order], parts[order], waiting)
+
+
+def _contacts(
+    flat: NDArray[Any],
+    shape: Shape,
+    places: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    waiting: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    asked, own = places[waiting], parts[waiting]
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for inside, beside in neighbours(asked, shape):
+        rank = np.minimum(np.searchsorted(asked, beside), len(asked) - 1)
+        free = asked[rank] != beside
+        found.append((own[inside][free], flat[beside[free]].astype(np.int64)))
+    return np.concatenate([part for part, _ in found]), np.concatenate([to for _, to in found])
+
+
+def neighbours(
+    places: NDArray[np.int64], shape: Shape
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+    """In each of the six directions: which places have a neighbour there, and where it is in the flat volume."""
+    ranks = np.unravel_index(places, shape)
+    strides = (shape[1] * shape[2], shape[2], 1)
+    for rank, size, stride in zip(ranks, shape, strides, strict=True):
+        for inside, move in ((rank > 0, -stride), (rank < size - 1, stride)):
+            yield inside, places[inside] + move
+
+
+def _most_touching(
+    part: NDArray[np.int64], label: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each part the label with most faces; of equals the smallest label that is not the background."""
+    base = int(label.max()) + 1
+    pairs, faces = np.unique(part * base + label, return_counts=True)
+    part, label = pairs // base, pairs % base
+    order = np.lexsort((np.where(label == 0, base, label), -faces, part))
+    first = np.r_[True, np.diff(part[order]) > 0]
+    return part[order][first], label[order][first]
