@@ -127,6 +127,8 @@ def _flags(choice: Choice) -> list[str]:
             flags += [flag] if value else []
         elif isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag[2:]}")
-        elif not isinstance(value, tuple):
+        elif isinstance(value, tuple):
+            flags += [f"{flag}={','.join(map(str, value))}"] if value else []
+        else:
             flags.append(f"{flag}={value}")
     return flags
