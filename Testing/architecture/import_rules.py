@@ -39,8 +39,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("uncertainty",),
     ("families", "refinements"),
     ("engine",),  # L3
-    ("doctor", "model_import", "preview"),  # L4
-    ("outputs",),
+    ("doctor", "measurements", "model_import", "preview"),  # L4
+    ("handover", "outputs"),
     ("evaluation",),
     ("batch", "training", "worker"),
     ("commands",),

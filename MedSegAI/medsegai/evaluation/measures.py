@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +12,9 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from medsegai.errors import GeometryError, InputError
+from medsegai.io import Box, label_boxes
 from medsegai.labels import Label
 from medsegai.volume import Volume
-
-Box = tuple[slice, ...]
-
-SMALL_VALUE = 65535
-"""Up to here label values are list positions to SciPy; larger ones are ranked first."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def evaluate(
         _require_labels(volume)
     _require_same_grid(prediction, reference)
     values = [label.value for label in labels]
-    boxes = [_boxes(volume.voxels, values) for volume in (prediction, reference)]
+    boxes = [label_boxes(volume.voxels, values) for volume in (prediction, reference)]
     figures = []
     for label in labels:
         box = _union([found.get(label.value) for found in boxes])
@@ -147,28 +142,16 @@ def _surface_points(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDA
     return np.argwhere(surface) * np.asarray(spacing_mm, np.float64)[::-1]
 
 
-def _boxes(voxels: NDArray[Any], values: Sequence[int]) -> dict[int, Box]:
-    """Bounding box of each of `values` that occurs."""
-    known = np.unique(np.array(values, np.int64))
-    if not len(known):
-        return {}
-    if known[-1] <= SMALL_VALUE:
-        found = ndimage.find_objects(voxels.astype(np.int32, copy=False), max_label=known[-1])
-        return {value: found[value - 1] for value in known.tolist() if found[value - 1]}
-    rank = np.minimum(np.searchsorted(known, voxels), len(known) - 1)
-    found = ndimage.find_objects(np.where(known[rank] == voxels, rank + 1, 0), len(known))
-    return {value: box for value, box in zip(known.tolist(), found, strict=True) if box}
-
-
 def _union(boxes: Sequence[Box | None]) -> Box | None:
     """The box around all boxes there are."""
     known = [box for box in boxes if box is not None]
     if not known:
         return None
-    return tuple(
+    k, j, i = (
         slice(min(part.start for part in axis), max(part.stop for part in axis))
         for axis in zip(*known, strict=True)
     )
+    return k, j, i
 
 
 def _require_labels(volume: Volume) -> None:

@@ -11,13 +11,23 @@ import numpy as np
 import slicerio
 from nrrd import NRRDError
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from medsegai.errors import InputError, ModelError
+from medsegai.errors import GeometryError, InputError, ModelError
 from medsegai.io.files import PARSER_ERRORS, check_3d, native, placed, unreadable
 from medsegai.io.itk import HEADER_BYTES, LPS_TO_RAS, check_itk_header
 from medsegai.io.reading import read_unchecked
 from medsegai.labels import Label, Terminology, made_color
-from medsegai.volume import Volume
+from medsegai.volume import Geometry, Volume
+
+Box = tuple[slice, slice, slice]
+"""The voxels (k, j, i) around a structure."""
+
+LISTED_VALUE = 65535
+"""Up to here label values are list positions to SciPy; larger ones are ranked first."""
+
+SAME_PLACE = 0.01
+"""How far voxels of one grid may lie from those of another one, in voxels, and count as the same."""
 
 MAX_LABEL = 2**31 - 1
 """The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
@@ -54,6 +64,70 @@ def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind == "u" and voxels.dtype.itemsize <= 2:
         return np.flatnonzero(np.bincount(voxels.ravel())).astype(voxels.dtype)
     return np.unique(voxels)
+
+
+def label_boxes(voxels: NDArray[Any], values: Sequence[int]) -> dict[int, Box]:
+    """The box around each of `values` (1 or more) that occurs in an array of labels, by value."""
+    known = np.unique(np.array(values, np.int64))
+    if not len(known):
+        return {}
+    if known[-1] <= LISTED_VALUE:
+        found = ndimage.find_objects(voxels.astype(np.int32, copy=False), max_label=known[-1])
+        return {value: found[value - 1] for value in known.tolist() if found[value - 1]}
+    rank = np.minimum(np.searchsorted(known, voxels), len(known) - 1)
+    found = ndimage.find_objects(np.where(known[rank] == voxels, rank + 1, 0), len(known))
+    return {value: box for value, box in zip(known.tolist(), found, strict=True) if box}
+
+
+def laid_on(labelmap: Volume, grid: Geometry, name: str = "the scan") -> Volume:
+    """The same labels on `grid`, whose voxels are those of the labelmap in another order or extent.
+
+    Readers order axes differently and Slicer writes only the box around its segments; nothing is
+    resampled, so every label keeps its voxels.
+
+    Args:
+        labelmap: label values, 0 is background.
+        grid: where they are wanted.
+        name: what lies on `grid`, for messages.
+
+    Raises:
+        GeometryError: the voxels of the two grids lie elsewhere, or a label lies outside of `grid`.
+    """
+    if labelmap.geometry.matches(grid):
+        return Volume(labelmap.voxels, grid, labelmap.source, labelmap.notes)
+    moved = (grid.ras_to_ijk @ labelmap.geometry.ijk_to_ras)[2::-1]  # rows k, j, i
+    axes = moved[:, 2::-1]
+    turn, start = np.rint(axes), np.rint(moved[:, 3])
+    far = np.abs(axes - turn) @ labelmap.geometry.shape + np.abs(moved[:, 3] - start)
+    source = labelmap.source or "The segmentation"
+    if not np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) or far.max() > SAME_PLACE:
+        raise GeometryError(
+            f"{source} ({labelmap.geometry.describe()}) and {name} ({grid.describe()}) lie on "
+            "different grids. Segment that scan itself, or resample the segmentation onto it with "
+            "nearest neighbour first; MedSegAI does not do so unasked, for volumes would change."
+        )
+    order = np.abs(turn).argmax(axis=1)
+    backwards = turn.sum(axis=1) < 0
+    voxels = labelmap.voxels.transpose(order)
+    voxels = voxels[tuple(slice(None, None, -1 if back else 1) for back in backwards)]
+    first = start.astype(int) - np.where(backwards, np.array(voxels.shape) - 1, 0)
+    return Volume(_pasted(voxels, first, grid, f"{source}: labels", name), grid, source)
+
+
+def _pasted(
+    voxels: NDArray[Any], first: NDArray[Any], grid: Geometry, what: str, name: str
+) -> NDArray[Any]:
+    """An array of the grid's shape that holds `voxels` from the place `first` (k, j, i) on."""
+    pasted = np.zeros(grid.shape, voxels.dtype)
+    there, here = [], []
+    for start, length, size in zip(first.tolist(), voxels.shape, grid.shape, strict=True):
+        low, high = max(start, 0), max(min(start + length, size), max(start, 0))
+        there.append(slice(low, high))
+        here.append(slice(low - start, high - start))
+    pasted[tuple(there)] = voxels[tuple(here)]
+    if np.count_nonzero(pasted) != np.count_nonzero(voxels):
+        raise GeometryError(f"{what} lie outside of {name}. Name the scan that was segmented.")
+    return pasted
 
 
 def _has_segments(path: Path) -> bool:

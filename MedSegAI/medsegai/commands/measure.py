@@ -1,0 +1,119 @@
+"""`medsegai measure`: volume, surface, place and grey values of every structure."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import table
+from medsegai.errors import OutputError, RequestError
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+    from medsegai.measurements import Measurement
+
+SHOWN = {
+    "volume_ml": ("ml", ".2f"),
+    "surface_mm2": ("mm²", ".0f"),
+    "mean": ("mean", ".1f"),
+    "sd": ("SD", ".1f"),
+    "asymmetry_percent": ("asymmetry %", "+.1f"),
+}
+"""Columns of the printed table: heading and number format. The files have all."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "measure",
+        help="volume, surface, place and grey values of every structure",
+        description="Measure every structure of a segmentation, as it is now. Asymmetry is left less right "
+        "volume in per cent of the mean of both.",
+    )
+    add_segmentation(parser)
+    parser.add_argument(
+        "--image",
+        type=Path,
+        metavar="SCAN",
+        help="the scan that was segmented, for mean and SD of its grey values",
+    )
+    for flag in ("--csv", "--json"):
+        name = flag[2:].upper()
+        parser.add_argument(flag, type=Path, metavar=name, help=f"write all columns as {name}")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace outputs that are there already"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print the table")
+    parser.set_defaults(run=run)
+
+
+def add_segmentation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "segmentation",
+        metavar="SEGMENTATION",
+        type=Path,
+        help=".seg.nrrd, or a labelmap: .nii.gz, .nii, .nrrd, .mha, .mgz",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="ID",
+        help="names, colours and codes of a labelmap's values, from the card of this model",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    outputs = [path for path in (arguments.csv, arguments.json) if path is not None]
+    inputs = [path for path in (arguments.segmentation, arguments.image) if path is not None]
+    check_files(outputs, inputs, arguments.overwrite)
+
+    from medsegai.handover import load_case
+    from medsegai.io import check_output
+    from medsegai.measurements import measure, warnings_of, write_csv, write_json
+
+    for path, ending in ((arguments.csv, ".csv"), (arguments.json, ".json")):
+        if path is not None:
+            check_output(path, (ending,))
+    case = load_case(arguments.segmentation, arguments.image, arguments.model)
+    rows = measure(case.labelmap, case.labels, case.image)
+    for path, write in ((arguments.csv, write_csv), (arguments.json, write_json)):
+        if path is not None:
+            write(path, rows)
+    for warning in (*case.notes, *warnings_of(rows)):
+        print(f"medsegai: warning: {warning}", file=sys.stderr)
+    if not arguments.quiet:
+        print(measurement_table(rows))
+    return 0
+
+
+def check_files(outputs: list[Path], inputs: list[Path], overwrite: bool) -> None:
+    """Refuse outputs that are inputs, named twice, or there already.
+
+    Raises:
+        RequestError, OutputError: with the name.
+    """
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise RequestError(f"{path} is named twice. Name another file to write.")
+        taken.add(path.resolve())
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
+
+
+def measurement_table(rows: tuple[Measurement, ...]) -> str:
+    """The columns of `SHOWN`, less those that no structure has."""
+    known = [name for name in SHOWN if any(_known(getattr(row, name)) for row in rows)]
+    lines = [
+        [row.label.name, *(_cell(getattr(row, name), SHOWN[name][1]) for name in known)]
+        for row in rows
+    ]
+    return table(["structure", *(SHOWN[name][0] for name in known)], lines)
+
+
+def _known(value: float) -> bool:
+    return value == value
+
+
+def _cell(value: float, spec: str) -> str:
+    return format(value, spec) if _known(value) else "-"
