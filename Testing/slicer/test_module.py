@@ -482,6 +482,47 @@ def test_closing_the_scene_asks_whether_to_wait(
     assert node_count() == 0
 
 
+def test_every_frame_of_a_sequence_goes_into_one_segmentation(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_scene_sequences import TIMES, Cine
+
+    model_called(monkeypatch, "quick")
+    cine = Cine(slicer.mrmlScene)
+    page.panel.choose_input(cine.proxy)
+    frames = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QComboBox, "framesSelector")
+    assert frames.itemText(1) == f"Every frame ({len(TIMES)})"
+    frames.setCurrentIndex(1)
+    press(page, "segmentButton")
+    assert len(module.queue().entries) == len(TIMES)
+    until(lambda: not module.queue().busy)
+    assert [str(entry.state) for entry in module.queue().entries] == ["done"] * len(TIMES)
+    assert node_count() == 1, "its frames go along with the browser"
+
+
+def test_a_model_with_two_channels_gets_the_volumes_that_fit(
+    fake_model: Path, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = json.loads((fake_model / "card.json").read_text())
+    data["channels"] = [
+        {"name": "T1", "modality": "MR", "required": True},
+        {"name": "FLAIR", "modality": "MR", "required": True},
+    ]
+    (fake_model / "card.json").write_text(json.dumps(data | {"name": "Two channels"}))
+    flair, other, first = head("Patient FLAIR"), head("Patient T2"), head("Patient T1")
+    page = module.MedSegAIWidget()
+    (card,) = [card for card in page.panel._cards if card.name == "Two channels"]
+    page.panel.choose_model(card)
+    assert page.panel.choice().nodes == {"T1": first, "FLAIR": flair}
+    assert "Patient T1" in plan(page)
+    assert "Patient FLAIR" in plan(page)
+    page.panel._inputs._further[0][1].setCurrentNode(other)
+    page.enter()
+    assert page.panel.choice().nodes == {"T1": first, "FLAIR": other}, "the user's choice stays"
+    page.host.close()
+    page.cleanup()
+
+
 def test_a_corrected_case_is_kept_only_with_consent(
     page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
