@@ -162,6 +162,13 @@ def test_a_break_changes_nothing(trained: Path, training: NnunetTraining, tmp_pa
     train_nnunet(training, output, resume=True)
     assert (fold / "checkpoint_final.pth").stat().st_mtime_ns == finished
 
+    longer = dataclasses.replace(training, epochs=training.epochs + 1)
+    train_nnunet(longer, output, resume=True)
+    steps = [entry["step"] for entry in read_log(output / "log.jsonl")]
+    assert max(steps) == training.epochs + 1
+    further = weights(output)
+    assert any(not torch.equal(further[name], whole[name]) for name in whole)
+
 
 @pytest.mark.slow
 def test_a_configuration_that_is_not_planned(
@@ -247,6 +254,23 @@ def test_an_output_folder_holds_one_training(training: NnunetTraining, tmp_path:
     (output / "training.json").write_text("{")
     with pytest.raises(RequestError, match="is damaged"):
         begin(training, output, resume=True)
+
+
+def test_a_finished_training_can_be_made_longer(training: NnunetTraining, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    begin(training, output)
+    fold = output / "Dataset905_Balls" / RESULTS / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_final.pth").write_bytes(b"after three epochs")
+    with pytest.raises(RequestError, match="other settings: epochs 3"):
+        begin(dataclasses.replace(training, epochs=2), output, resume=True)
+    begin(training, output, resume=True)
+    assert (fold / "checkpoint_final.pth").is_file()
+    longer = dataclasses.replace(training, epochs=5)
+    begin(longer, output, resume=True)
+    assert not (fold / "checkpoint_final.pth").exists()
+    assert (fold / "checkpoint_latest.pth").read_bytes() == b"after three epochs"
+    begin(longer, output, resume=True)  # the longer one is now what is resumed
 
 
 def test_what_is_prepared_is_remembered(training: NnunetTraining, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from medsegai.progress import Progress
 from medsegai.training.checkpoint import LOG, read_log
 from medsegai.training.curves import draw_curves
 from medsegai.training.export import CURVES
-from medsegai.training.nnunet import AUGMENTING, GRACE_SECONDS, PLANNERS, Job
+from medsegai.training.nnunet import AUGMENTING, FINAL, GRACE_SECONDS, LATEST, PLANNERS, Job
 
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 """In the order in which they are trained: the cascade learns from the low resolution."""
@@ -197,7 +197,7 @@ class Run:
         self.progress.plan({"prepare": PREPARE_SHARE, **dict.fromkeys(runs, 1.0)})
 
     def _settings(self, splits: str) -> dict[str, Any]:
-        """What decides the result; a run is only resumed with the settings it began with."""
+        """What decides the result; a run is only resumed with the settings it began with, or for more epochs."""
         chosen = self.training
         return {
             "dataset": chosen.dataset.name,
@@ -220,12 +220,19 @@ class Run:
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise RequestError(f"{state} is damaged: {error!r}. Start anew elsewhere.") from error
         different = [name for name in settings if begun.get(name) != settings[name]]
-        if different:
+        if different == ["epochs"] and int(begun["epochs"]) < settings["epochs"]:
+            self._reopen()
+        elif different:
             raise RequestError(
                 f"{self.output} was begun with other settings: "
                 f"{', '.join(f'{name} {begun.get(name)}' for name in different)}. Resume with those, or start "
                 "anew in another folder."
             )
+
+    def _reopen(self) -> None:
+        """Make what is finished something to go on with, for it is to be trained for longer."""
+        for final in self.output.glob(f"{self.training.dataset.name}/*/fold_*/{FINAL}"):
+            final.replace(final.with_name(LATEST))
 
     def _save(self, settings: Mapping[str, Any] | None = None) -> None:
         if settings is not None:
