@@ -101,3 +101,12 @@ def connected(connectivity: str) -> NDArray[np.bool_]:
 
 
 CONNECTIVITIES = ("6", "18", "26")
+
+
+def near_borders(labels: NDArray[Any], reach: Sequence[int]) -> NDArray[np.bool_]:
+    """Voxels that have another label than theirs within so many voxels along (k, j, i), corners included."""
+    from scipy import ndimage
+
+    size = [2 * voxels + 1 for voxels in reach]
+    highest = ndimage.maximum_filter(labels, size, mode="nearest")
+    return np.asarray(highest != ndimage.minimum_filter(labels, size, mode="nearest"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.refinements import Draft
 from medsegai.request import Candidates
 
 Shape = tuple[int, ...]
@@ -64,6 +65,38 @@ def give_to_neighbours(
         ready = waiting & (target[parts] >= 0)
         flat[places[ready]] = target[parts[ready]].astype(flat.dtype)
         waiting &= ~ready
+
+
+def give_away(labels: NDArray[Any], places: NDArray[np.int64], free: NDArray[Any]) -> None:
+    """Give each voxel to that of the `free` labels, other than its own, that touches it by most faces, in place.
+
+    It keeps its label where none does.
+    """
+    flat = labels.reshape(-1)
+    places = np.sort(places)
+    own = flat[places].astype(np.int64)
+    waiting = np.ones(len(places), bool)
+    parts = np.arange(len(places))
+    while waiting.any():
+        part, label = _contacts(flat, labels.shape, places, parts, waiting)
+        taken = (label != own[part]) & np.isin(label, free)
+        if not taken.any():
+            return
+        part, label = _most_touching(part[taken], label[taken])
+        flat[places[part]] = label.astype(flat.dtype)
+        waiting[part] = False
+
+
+def restore_gone(draft: Draft, labels: NDArray[Any], values: Sequence[int]) -> list[str]:
+    """Give structures that have lost all their voxels back what they had, in place; and say which, in words."""
+    before = draft.labelmap.voxels
+    changed = before != labels
+    suspects = set(before[changed].tolist()) & set(values)
+    left = {value for value in suspects if (labels == value).any()}
+    for value in suspects - left:
+        labels[before == value] = value
+    names = ", ".join(draft.label(value).name for value in sorted(suspects - left))
+    return [f"Too small to be refined, and left as it was: {names}."] if names else []
 
 
 def contacts(

@@ -1,0 +1,323 @@
+"""Move the border of each structure by an ITK level set, from the prediction to what the image shows.
+
+Geodesic active contour (Caselles, Kimmel and Sapiro, 1997), threshold or Laplacian level set of ITK, each in a box
+around one structure, started from the signed distance to its border. Edges are those of the image and of the
+probabilities together. A border moves no farther than it may, and not where the model was certain; a voxel that
+two structures claim goes to the one that claims it deeper inside, and one that all leave to what is likely there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import Cancelled, RequestError
+from medsegai.refinements import Draft, Refined, Step
+from medsegai.refinements._boxes import Box, boxes, flat_indices, grown, margin, spacing_kji
+from medsegai.refinements._freed import give_away, give_to_runner_up, restore_gone
+from medsegai.refinements._settings import labels_setting, setting
+
+METHODS = ("geodesic", "threshold", "laplacian")
+
+MORE_VOXELS = 4
+"""So far beyond the largest displacement does a box reach: filters need neighbours."""
+
+SMALLEST_VOXELS, SMALLEST_SIDE = 27, 4
+"""Below, a structure or the box around it is too small for a level set."""
+
+NOTHING_LEFT_TO_DO = 1e-3
+"""Root mean square of the last change at which ITK stops, in voxels."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which level set, how far it may move, and what drives it."""
+
+    labels: tuple[int, ...] = labels_setting()
+    method: str = setting("geodesic", "which level set of ITK", choices=METHODS)
+    move_mm: float = setting(1.0, "how far a border may move, in mm", (0.1, 50.0))
+    sigma_mm: float = setting(
+        0.7, "standard deviation of the Gaussian before edges are looked for, in mm", (0.1, 20.0)
+    )
+    iterations: int = setting(40, "steps of the level set at most", (1, 2000))
+    curvature: float = setting(0.2, "how much the border is kept smooth", (0.0, 20.0))
+    advection: float = setting(1.0, "geodesic: how much edges attract", (0.0, 20.0))
+    propagation: float = setting(
+        0.0, "geodesic: how much the border swells, or shrinks if below 0", (-20.0, 20.0)
+    )
+    spread: float = setting(
+        2.0,
+        "threshold: grey values within so many standard deviations of those deep inside belong to it, or those "
+        "halfway to what lies around",
+        (0.1, 20.0),
+    )
+    probability: float = setting(
+        0.5, "geodesic: weight of edges of the probability besides those of the image", (0.0, 20.0)
+    )
+    doubt: float = setting(
+        0.02,
+        "how probable the runner-up must be for a voxel to change, where it is known",
+        (0.0, 0.5),
+    )
+
+
+def apply(draft: Draft, options: Options, step: Step) -> Refined:
+    if draft.image is None:
+        raise RequestError("Refinement 'level_set' needs the scan. Name it with --image.")
+    before = draft.labelmap.voxels
+    found = boxes(before, options.labels)
+    free = np.array([0, *found], np.int64)
+    claims, small = _Claims(before.shape), []
+    for number, (value, box) in enumerate(found.items()):
+
+        def part(done: float, first: int = number) -> None:
+            step((first + done) / len(found))
+
+        part(0.0)
+        around = grown(
+            box, margin(draft.labelmap.geometry, options.move_mm, MORE_VOXELS), before.shape
+        )
+        if not _fits(before[around] == value):
+            small.append(draft.label(value).name)
+            continue
+        claims.add(value, around, *_moved(draft, options, value, around, free, part))
+    labels = np.array(before, order="C")
+    left = claims.settle(labels)
+    if draft.candidates is not None:
+        left = left[~_to_free_runner_up(labels, left, draft, free)]
+    give_away(labels, left, free)
+    notes = [f"Too small for a level set, and left as it was: {', '.join(small)}."] if small else []
+    return Refined.of(draft, labels, [*notes, *restore_gone(draft, labels, list(found))])
+
+
+def _fits(mask: NDArray[np.bool_]) -> bool:
+    return (
+        min(mask.shape) >= SMALLEST_SIDE and int(mask.sum()) >= SMALLEST_VOXELS and not mask.all()
+    )
+
+
+def _moved(
+    draft: Draft,
+    options: Options,
+    value: int,
+    box: Box,
+    free: NDArray[np.int64],
+    step: Step,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The level set of one structure in its box, negative inside, in mm; and which voxels it may decide on."""
+    labels = draft.labelmap.voxels[box]
+    start = signed_distance(labels == value, spacing_kji(draft.labelmap.geometry))
+    allowed = (np.abs(start) <= options.move_mm) & np.isin(labels, free)
+    if draft.candidates is not None:
+        allowed &= draft.candidates.p_second[box] >= 255 * options.doubt
+    if not allowed.any():
+        return start, allowed
+    run = {"geodesic": _geodesic, "threshold": _threshold, "laplacian": _laplacian}[options.method]
+    return run(draft, options, value, box, start, step), allowed
+
+
+def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float32]:
+    """Distance to the border of a mask in mm, negative inside; the border lies halfway between voxels."""
+    from scipy import ndimage
+
+    half = min(spacing) / 2
+    inside = ndimage.distance_transform_edt(mask, spacing)
+    outside = ndimage.distance_transform_edt(~mask, spacing)
+    return np.where(mask, half - inside, outside - half).astype(np.float32)
+
+
+def _geodesic(
+    draft: Draft,
+    options: Options,
+    value: int,
+    box: Box,
+    start: NDArray[np.float32],
+    step: Step,
+) -> NDArray[np.float32]:
+    import SimpleITK as sitk
+
+    near = np.abs(start) <= options.move_mm
+    assert draft.image is not None
+    edges = _edges(draft, draft.image.voxels[box], options, near)
+    if draft.candidates is not None and options.probability:
+        probability = _probability(draft, value, box)
+        edges += options.probability * _edges(draft, probability, options, near)
+    contour = sitk.GeodesicActiveContourLevelSetImageFilter()
+    contour.SetPropagationScaling(options.propagation)
+    contour.SetCurvatureScaling(options.curvature)
+    contour.SetAdvectionScaling(options.advection)
+    return _run(contour, draft, options, (start, (1 / (1 + edges)).astype(np.float32)), step)
+
+
+def _threshold(
+    draft: Draft,
+    options: Options,
+    value: int,
+    box: Box,
+    start: NDArray[np.float32],
+    step: Step,
+) -> NDArray[np.float32]:
+    import SimpleITK as sitk
+
+    grey = _smooth(draft, options, box)
+    deep = start < max(-options.move_mm, float(start.min()) / 2)
+    middle, spread = float(grey[deep].mean()), options.spread * float(grey[deep].std())
+    far = start > options.move_mm
+    halfway = (middle + float(grey[far].mean())) / 2 if far.any() else middle
+    lower, upper = min(middle - spread, halfway), max(middle + spread, halfway)
+    level = sitk.ThresholdSegmentationLevelSetImageFilter()
+    level.SetLowerThreshold(lower)
+    level.SetUpperThreshold(upper)
+    level.SetPropagationScaling(1.0)
+    level.SetCurvatureScaling(options.curvature)
+    return _run(level, draft, options, (start, grey), step)
+
+
+def _laplacian(
+    draft: Draft,
+    options: Options,
+    value: int,
+    box: Box,
+    start: NDArray[np.float32],
+    step: Step,
+) -> NDArray[np.float32]:
+    import SimpleITK as sitk
+
+    grey = _smooth(draft, options, box)
+    near = np.abs(start) <= options.move_mm + max(spacing_kji(draft.labelmap.geometry))
+    inside, outside = grey[near & (start < 0)], grey[near & (start >= 0)]
+    level = sitk.LaplacianSegmentationLevelSetImageFilter()
+    # ITK moves the border the right way for bright or for dark structures, not for both.
+    level.SetReverseExpansionDirection(bool(inside.mean() > outside.mean()))
+    level.SetPropagationScaling(1.0)
+    level.SetCurvatureScaling(options.curvature)
+    return _run(level, draft, options, (start, grey), step)
+
+
+def _smooth(draft: Draft, options: Options, box: Box) -> NDArray[np.float32]:
+    """The scan in a box, smoothed, in standard deviations."""
+    from scipy import ndimage
+
+    assert draft.image is not None
+    grey = draft.image.voxels[box].astype(np.float32)
+    sigmas = [options.sigma_mm / length for length in spacing_kji(draft.labelmap.geometry)]
+    smooth = ndimage.gaussian_filter(grey, sigmas, mode="nearest")
+    return np.asarray((smooth - smooth.mean()) / (smooth.std() or 1.0))
+
+
+def _edges(
+    draft: Draft, values: NDArray[Any], options: Options, near: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Squared gradient per mm; 1 is what is usual near the border."""
+    from scipy import ndimage
+
+    spacing = spacing_kji(draft.labelmap.geometry)
+    sigmas = [options.sigma_mm / length for length in spacing]
+    squared = np.zeros(values.shape, np.float32)
+    for axis, length in enumerate(spacing):
+        order = [int(axis == other) for other in range(3)]
+        slope = ndimage.gaussian_filter(values.astype(np.float32), sigmas, order, mode="nearest")
+        squared += np.square(slope / np.float32(length))
+    return squared / (float(np.median(squared[near])) or 1.0)
+
+
+def _probability(draft: Draft, value: int, box: Box) -> NDArray[np.float32]:
+    assert draft.candidates is not None
+    first, second, p_first, p_second = (array[box] for array in vars(draft.candidates).values())
+    steps = np.where(first == value, p_first, np.where(second == value, p_second, 0))
+    return np.asarray(steps.astype(np.float32) / np.float32(255))
+
+
+def _run(
+    level: Any,
+    draft: Draft,
+    options: Options,
+    images: tuple[NDArray[np.float32], NDArray[np.float32]],
+    step: Step,
+) -> NDArray[np.float32]:
+    """Run a level set of ITK on start and feature; it can be stopped at each iteration."""
+    import SimpleITK as sitk
+
+    level.SetNumberOfIterations(options.iterations)
+    level.SetMaximumRMSError(NOTHING_LEFT_TO_DO)
+    stopped: list[Cancelled] = []
+
+    def heard() -> None:
+        try:
+            step(min(level.GetElapsedIterations() / options.iterations, 1.0))
+        except Cancelled as error:  # ITK would make another error of it
+            stopped.append(error)
+            level.Abort()
+
+    level.AddCommand(sitk.sitkIterationEvent, heard)
+    inputs = []
+    for array in images:
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(draft.labelmap.geometry.spacing_mm)
+        inputs.append(image)
+    try:
+        found = level.Execute(*inputs)
+    except RuntimeError:
+        if not stopped:
+            raise
+    if stopped:
+        raise stopped[0]
+    return np.asarray(sitk.GetArrayFromImage(found))
+
+
+class _Claims:
+    """Which structures claim which voxels, how deep inside, and which voxels theirs leave."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._places: list[NDArray[np.int64]] = []
+        self._levels: list[NDArray[np.float32]] = []
+        self._values: list[NDArray[np.int64]] = []
+
+    def add(
+        self, value: int, box: Box, level: NDArray[np.float32], allowed: NDArray[np.bool_]
+    ) -> None:
+        """What one structure says of the voxels that it may decide on."""
+        places = flat_indices(allowed, box, self._shape)
+        self._places.append(places)
+        self._levels.append(level[allowed])
+        self._values.append(np.full(len(places), value, np.int64))
+
+    def settle(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Give each voxel to who claims it deepest inside, in place.
+
+        Returns:
+            The voxels that their structure leaves and nobody claims, as positions in the flat volume.
+        """
+        if not self._places:
+            return np.zeros(0, np.int64)
+        places, levels, values = (
+            np.concatenate(parts) for parts in (self._places, self._levels, self._values)
+        )
+        flat = labels.reshape(-1)
+        left = places[(levels >= 0) & (flat[places] == values)]
+        # A voxel whose own structure was not asked of it stays: it lies deep inside, or is certain.
+        asked = places[flat[places] == values]
+        background = flat[places] == 0
+        claimed = (levels < 0) & (background | np.isin(places, asked))
+        order = np.lexsort((levels[claimed], places[claimed]))
+        places, values = places[claimed][order], values[claimed][order]
+        first = np.r_[True, np.diff(places) > 0] if len(places) else np.zeros(0, bool)
+        flat[places[first]] = values[first]
+        return np.setdiff1d(left, places)
+
+
+def _to_free_runner_up(
+    labels: NDArray[Any], places: NDArray[np.int64], draft: Draft, free: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Give voxels to their runner-up where that is one of the free labels; tell which."""
+    assert draft.candidates is not None
+    flat = labels.reshape(-1)
+    before = flat[places]
+    known = give_to_runner_up(labels, places, draft.candidates) & np.isin(flat[places], free)
+    flat[places[~known]] = before[~known]
+    return known

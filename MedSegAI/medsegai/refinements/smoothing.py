@@ -1,0 +1,189 @@
+"""Smooth the borders of all structures together, without gaps or overlaps, and keep their volumes.
+
+The indicator of each structure is smoothed by a Gaussian in a box around it, and each voxel near a border goes to
+the structure with the largest value, as in Merriman, Bence and Osher's scheme; the background takes part as one
+more. So that structures neither shrink nor grow, each has an offset that is added to its values, and the offsets are
+turned until all volumes are what they were (after Jacobs, Merkurjev and Esedoglu, "Auction dynamics: a volume
+constrained MBO scheme", Journal of Computational Physics 354 (2018) 288-310).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.refinements import Draft, Refined, Step
+from medsegai.refinements._boxes import (
+    Box,
+    boxes,
+    flat_indices,
+    grown,
+    joined_box,
+    near_borders,
+    spacing_kji,
+)
+from medsegai.refinements._freed import restore_gone
+from medsegai.refinements._settings import labels_setting, setting
+
+TRUNCATE = 3.0
+"""Where the Gaussian ends, in standard deviations."""
+
+NEAR = 1.5
+"""Voxels farther from every border than so many standard deviations keep their label."""
+
+RIVALS = 4
+"""Structures besides the background that are compared at a voxel; of more that meet, the least likely stay out."""
+
+LEAST = 0.01
+"""Smoothed values below have no chance."""
+
+ROUNDS, FIRST_TURN, TOLERANCE = 40, 0.05, 1e-3
+"""How often offsets are turned at most, how far at first, and the share of a volume that it may then be off."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is smoothed."""
+
+    labels: tuple[int, ...] = labels_setting()
+    sigma_mm: float = setting(
+        0.7, "standard deviation of the Gaussian that smooths, in mm", (0.05, 20.0)
+    )
+    keep_volume: bool = setting(True, "keep the volume of each structure")
+
+
+def apply(draft: Draft, options: Options, step: Step) -> Refined:
+    before = draft.labelmap.voxels
+    found = boxes(before)
+    named = [value for value in found if value in options.labels or not options.labels]
+    if not named:
+        return Refined.of(draft, before)
+    sigmas = [options.sigma_mm / length for length in spacing_kji(draft.labelmap.geometry)]
+    near = [math.ceil(NEAR * sigma) for sigma in sigmas]
+    region = grown(joined_box(found[value] for value in named), near, before.shape)
+    free = near_borders(before[region], near) & np.isin(before[region], [0, *named])
+    rivals = _Rivals(flat_indices(free, region, before.shape), named)
+    for number, (value, box) in enumerate(found.items()):
+        step(0.8 * number / len(found))
+        _compare(rivals, before, value, box, sigmas)
+    labels = np.array(before, order="C")
+    old = np.searchsorted([0, *named], labels.reshape(-1)[rivals.places])
+    ranks = rivals.balanced(old, _tolerances(before, named), options.keep_volume, step)
+    labels.reshape(-1)[rivals.places] = np.array([0, *named], before.dtype)[ranks]
+    return Refined.of(draft, labels, restore_gone(draft, labels, named))
+
+
+def _tolerances(labels: NDArray[Any], named: Sequence[int]) -> NDArray[np.float64]:
+    """By how many voxels each structure may be off; the background by any number."""
+    if max(named) > 1 << 20:
+        counts = np.array([int((labels == value).sum()) for value in named])
+    else:
+        counts = np.bincount(labels.reshape(-1), minlength=max(named) + 1)[list(named)]
+    return np.r_[np.inf, TOLERANCE * counts]
+
+
+class _Rivals:
+    """The structures that have a chance at each voxel in question, and their smoothed values there.
+
+    Attributes:
+        places: the voxels, positions in the flat volume, ascending.
+    """
+
+    def __init__(self, places: NDArray[np.int64], named: Sequence[int]) -> None:
+        self.places = places
+        self._rank = {value: rank for rank, value in enumerate(named, start=1)}
+        self._ranks = np.zeros((1 + RIVALS, len(places)), np.uint16)
+        self._values = np.full((1 + RIVALS, len(places)), -np.inf, np.float32)
+        self._values[0] = 1.0  # background: what the structures leave of it
+        self._filled = np.ones(len(places), np.uint8)
+
+    def add(self, value: int, rows: NDArray[np.int64], smoothed: NDArray[np.float32]) -> None:
+        """Of one structure: which of the places it is near, and its smoothed indicator there."""
+        self._values[0, rows] -= smoothed
+        chance = smoothed >= LEAST
+        rows, smoothed = rows[chance], smoothed[chance]
+        if value not in self._rank:
+            return
+        slots = self._filled[rows].astype(np.int64)
+        full = slots > RIVALS
+        if full.any():
+            slots[full] = 1 + self._values[1:, rows[full]].argmin(0)
+        better = smoothed > self._values[slots, rows]
+        slots, rows, smoothed, full = slots[better], rows[better], smoothed[better], full[better]
+        self._values[slots, rows] = smoothed
+        self._ranks[slots, rows] = self._rank[value]
+        self._filled[rows[~full]] += 1
+
+    def balanced(
+        self, old: NDArray[np.int64], tolerances: NDArray[np.float64], keep: bool, step: Step
+    ) -> NDArray[np.uint16]:
+        """The winner at each place: rank of its value among those named, 0 for the background.
+
+        Args:
+            old: the ranks before.
+            tolerances: by how many voxels each rank may be off.
+            keep: turn offsets until each rank has as many places as before.
+        """
+        count = len(self._rank) + 1
+        wanted = np.bincount(old, minlength=count)
+        offsets, turn = np.zeros(count), np.full(count, FIRST_TURN)
+        last, least, best = np.zeros(count), np.inf, np.zeros(0, np.uint16)
+        for number in range(ROUNDS):
+            step(0.8 + 0.2 * number / ROUNDS)
+            winners = self._winners(offsets)
+            lacking = (wanted - np.bincount(winners, minlength=count))[1:]
+            off = float(np.maximum(np.abs(lacking) - tolerances[1:], 0).sum())
+            if off < least:
+                least, best = off, winners
+            if not keep or off == 0:
+                break
+            sign = np.r_[0, np.sign(lacking) * (np.abs(lacking) > tolerances[1:])]
+            turn *= np.where(sign * last < 0, 0.5, np.where(sign * last > 0, 1.2, 1.0))
+            offsets = np.clip(offsets + sign * turn, -1, 1)
+            last = np.where(sign == 0, last, sign)
+        return best
+
+    def _winners(self, offsets: NDArray[np.float64]) -> NDArray[np.uint16]:
+        turned = offsets.astype(np.float32)
+        best = self._values[0] + turned[0]
+        winners = np.zeros(len(best), np.uint16)
+        for ranks, values in zip(self._ranks[1:], self._values[1:], strict=True):
+            score = values + turned[ranks]
+            better = score > best
+            np.copyto(best, score, where=better)
+            np.copyto(winners, ranks, where=better)
+        return winners
+
+
+def _compare(
+    rivals: _Rivals, labels: NDArray[Any], value: int, box: Box, sigmas: Sequence[float]
+) -> None:
+    """Smooth one structure, and let it take part at all places that its values reach."""
+    from scipy import ndimage
+
+    radii = [int(TRUNCATE * sigma + 0.5) for sigma in sigmas]
+    around = grown(box, radii, labels.shape)
+    first, last = (
+        np.ravel_multi_index([index(part) for part in around], labels.shape)
+        for index in (lambda part: part.start, lambda part: part.stop - 1)
+    )
+    start, stop = np.searchsorted(rivals.places, [first, last + 1])
+    places = np.unravel_index(rivals.places[start:stop], labels.shape)
+    within = np.ones(stop - start, bool)
+    for index, part in zip(places, around, strict=True):
+        within &= (index >= part.start) & (index < part.stop)
+    if not within.any():
+        return
+    smoothed = (labels[around] == value).astype(np.float32)
+    for axis, (sigma, radius) in enumerate(zip(sigmas, radii, strict=True)):
+        if radius:
+            smoothed = ndimage.gaussian_filter1d(
+                smoothed, sigma, axis, mode="nearest", truncate=TRUNCATE
+            )
+    local = tuple(index[within] - part.start for index, part in zip(places, around, strict=True))
+    rivals.add(value, start + np.flatnonzero(within), smoothed[local])
