@@ -35,12 +35,17 @@ PAPER = {"2d": (0.885, 0.867), "3d_fullres": (0.899, 0.882)}
 """Dice of the anterior and posterior part: nnU-Net, 5-fold cross-validation on the 260 training cases."""
 
 CONFIGURATION, FOLD = "3d_fullres", "0"
-HIPPOCAMPUS = Terminology(
-    ("SCT", "123037004", "Anatomical Structure"), ("SCT", "5366008", "Hippocampus")
+PART, HIPPOCAMPUS = (
+    ("SCT", "123037004", "Anatomical Structure"),
+    ("SCT", "5366008", "Hippocampus"),
+)
+ANTERIOR, POSTERIOR = (
+    Terminology(PART, HIPPOCAMPUS, ("SCT", code, meaning))
+    for code, meaning in (("255549009", "Anterior"), ("255551008", "Posterior"))
 )
 LABELS = (
-    Label(1, "Anterior hippocampus", (220, 216, 20), HIPPOCAMPUS),
-    Label(2, "Posterior hippocampus", (240, 140, 40), HIPPOCAMPUS),
+    Label(1, "Anterior hippocampus", (220, 216, 20), ANTERIOR),
+    Label(2, "Posterior hippocampus", (240, 140, 40), POSTERIOR),
 )
 DESCRIPTION = (
     "Anterior and posterior part of one hippocampus in a T1 MR crop around it (about 35x51x35 mm, 1 mm voxels): "
