@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from images import DIRECTIONS
 from medsegai.refinements import Draft, apply
 from medsegai.request import Candidates
 from medsegai.volume import Geometry, Volume

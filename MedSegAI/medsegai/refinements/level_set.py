@@ -51,8 +51,8 @@ class Options:
     )
     spread: float = setting(
         2.0,
-        "threshold: grey values within so many standard deviations of those deep inside belong to it, or those "
-        "halfway to what lies around",
+        "threshold: grey values within so many standard deviations of those deep inside belong to it, or "
+        "those halfway to what lies around",
         (0.1, 20.0),
     )
     probability: float = setting(
