@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 DEMO_EXTRAS := torch,cpu,demo
-TEST_EXTRAS := torch,cpu,demo,train,test,dev
+TEST_EXTRAS := torch,cpu,demo,handover,train,test,dev
 export VENV PYTHON TORCH
 
 .DEFAULT_GOAL := help
