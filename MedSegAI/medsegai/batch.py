@@ -6,6 +6,7 @@ A case that cannot be segmented does not keep the others from it. Models stay lo
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from medsegai.card import Channel
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
-from medsegai.io import READABLE, atomic_path
+from medsegai.io import READABLE, atomic_path, read_volume
 from medsegai.io.dicom import is_dicom
 from medsegai.outputs import Outputs
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.volume import Volume
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 
@@ -27,6 +30,12 @@ ENDINGS = sorted(set(READABLE) - {".hdr", ".dcm"}, key=len, reverse=True)
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """Names of nnU-Net's raw images: case, channel."""
+
+CASE_NAME = re.compile(r'[^.\s\\/:*?"<>|\x00-\x1f][^\\/:*?"<>|\x00-\x1f]*(?<![.\s])')
+"""What a file can be named on every system, and is not hidden."""
+
+DELIMITERS = ",;\t"
+"""Spreadsheets write the second where the comma stands in numbers."""
 
 OF_THE_CASE = (InputError, DeviceError)
 """What is wrong with one case; any other error would meet the next case too, and ends the batch."""
@@ -37,10 +46,29 @@ TABLE_NAME, VOLUMES_NAME = "batch.csv", "volumes.csv"
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its name, and one image per channel of the model."""
+    """One scan.
+
+    Attributes:
+        name: its results are named after it.
+        inputs: one image per channel of the model.
+        series: which DICOM series of each input, as `read_volume` takes it; "" where there is one only.
+    """
 
     name: str
     inputs: tuple[Path, ...]
+    series: tuple[str, ...] = ()
+
+    def images(self) -> tuple[Path | Volume, ...]:
+        """What the engine takes: paths, and the voxels where a series was named.
+
+        Raises:
+            MedSegAIError: such a series cannot be read.
+        """
+        series = (*self.series, *[""] * len(self.inputs))
+        return tuple(
+            read_volume(path, wanted) if wanted else path
+            for path, wanted in zip(self.inputs, series, strict=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -157,8 +185,9 @@ class Batch:
 
     def _do(self, case: Case, segment: Segment, progress: Progress) -> None:
         try:
-            result = segment(replace(self._request, inputs=case.inputs), progress)
-            self._files.outputs(case.name).write(result, case.inputs[0], progress)
+            images = case.images()
+            result = segment(replace(self._request, inputs=images), progress)
+            self._files.outputs(case.name).write(result, images[0], progress)
         except OF_THE_CASE as error:
             self._set(Entry(case.name, FAILED, message=str(error)))
             return
@@ -230,7 +259,9 @@ def find_cases(folder: Path, channels: int) -> list[Case]:
         InputError: there is no case, a channel is missing, or two files are named as one image.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder. Name the folder that holds the scans.")
+        raise InputError(
+            f"{folder} is no folder. Name the folder that holds the scans, or a table of cases."
+        )
     images: dict[tuple[str, int], Path] = {}
     for path in sorted(folder.iterdir()):
         name = _image_name(path)
@@ -280,6 +311,98 @@ def _of_series(folder: Path, taken: set[str]) -> Iterator[Case]:
         if name in taken:
             raise InputError(f"{inner} and an image in {folder} have one name. Rename one.")
         yield Case(name, (inner,))
+
+
+def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channel]) -> list[Case]:
+    """The cases of a table: CSV in UTF-8, separated by commas, semicolons or tabs, with a line of headings.
+
+    Columns are `case`; `image`, or, of a model with several channels, `image_0000`, `image_0001` and so on or the
+    names of the channels; and, where a folder holds several DICOM series, `series`, or `series_0000` and so on.
+    Other columns are left alone.
+
+    Args:
+        table: its content.
+        where: what it is called in messages.
+        folder: what relative paths start from.
+        channels: those of the model; the last may be left out where the model does not require them.
+
+    Raises:
+        InputError: it is no such table, or a line names no case, one that is named already, or a missing image.
+    """
+    columns, lines = _lines(table, where)
+    images = [_column(columns, "image", number, channels) for number in range(len(channels))]
+    missing = [] if "case" in columns else ["case"]
+    missing += [
+        "image" if len(channels) == 1 else f"image_{number:04} or {channel.name}"
+        for number, channel in enumerate(channels)
+        if channel.required and not images[number]
+    ]
+    if missing:
+        raise InputError(
+            f"{where} has no column {', '.join(missing)}. Its columns are {', '.join(columns)}."
+        )
+    series = [_column(columns, "series", number, channels) for number in range(len(channels))]
+    cases: dict[str, Case] = {}
+    for number, line in lines:
+        case = _of_line(
+            f"{where}, line {number}", line, folder, list(zip(images, series, strict=True))
+        )
+        if len(case.inputs) < sum(channel.required for channel in channels):
+            raise InputError(
+                f"{where}, line {number}: case {case.name} lacks an image; the model takes "
+                f"{', '.join(channel.name for channel in channels)}."
+            )
+        if cases.setdefault(case.name.casefold(), case) is not case:
+            raise InputError(
+                f"{where}, line {number}: there is a case {case.name} already. Give each a name of its own."
+            )
+    if not cases:
+        raise InputError(f"{where} has no case. Write a line for each, below the headings.")
+    return list(cases.values())
+
+
+def _lines(table: bytes, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Headings in lower case, and the lines that are not empty, each with its number in the file."""
+    try:
+        text = table.decode("utf-8-sig")
+        head = text.partition("\n")[0]
+        delimiter = max(DELIMITERS, key=head.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{where} is no table of cases ({error}). Save it as CSV in UTF-8, with the columns case and image."
+        ) from error
+    lines = [(number, line) for number, line in lines if any(line)]
+    if not lines:
+        raise InputError(f"{where} is empty. It needs the columns case and image.")
+    columns = [name.casefold() for name in lines[0][1]]
+    return columns, [(number, dict(zip(columns, line, strict=False))) for number, line in lines[1:]]
+
+
+def _column(columns: Sequence[str], kind: str, number: int, channels: Sequence[Channel]) -> str:
+    """The heading of a channel's images or series; "" where there is none."""
+    names = [f"{kind}_{number:04}"]
+    names += [kind] if len(channels) == 1 else []
+    names += [channels[number].name.casefold()] if kind == "image" else []
+    return next((name for name in names if name in columns), "")
+
+
+def _of_line(
+    where: str, line: Mapping[str, str], folder: Path, columns: Sequence[tuple[str, str]]
+) -> Case:
+    name = line.get("case", "")
+    if not CASE_NAME.fullmatch(name):
+        raise InputError(f"{where}: a file cannot be named {name!r}. Give the case another name.")
+    named = [(line.get(image, ""), line.get(series, "")) for image, series in columns]
+    while named and not named[-1][0]:
+        named.pop()
+    inputs = tuple(folder / image for image, _series in named)
+    for (image, _series), path in zip(named, inputs, strict=True):
+        if not image or not path.exists():
+            problem = f"{path} does not exist" if image else "an image is left out before another"
+            raise InputError(f"{where}, case {name}: {problem}. Correct the table.")
+    return Case(name, inputs, tuple(series for _image, series in named))
 
 
 def _write_csv(path: Path, names: Sequence[str], rows: Any) -> None:

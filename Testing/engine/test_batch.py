@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 
 import dicom_files
 import fake_engine
-from medsegai.batch import Case, find_cases
+from medsegai.batch import Case, find_cases, read_cases
+from medsegai.card import Channel
 from medsegai.cli import main
 from medsegai.errors import DeviceError, InputError
 from medsegai.request import SegmentationRequest
@@ -102,6 +104,97 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "x.nii")
     with pytest.raises(InputError, match=r"x\.nii.* have one name"):
         find_cases(tmp_path, 1)
+
+
+# A table of cases
+
+ONE = (Channel("MR", "MR"),)
+TWO = (Channel("T1", "MR"), Channel("FLAIR", "MR", required=False))
+
+
+def cases_of(text: str, folder: Path, channels: tuple[Channel, ...] = ONE) -> list[Case]:
+    return read_cases(text.encode(), "cases.csv", folder, channels)
+
+
+def test_a_table_names_the_cases(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "x.nii.gz"), save(tmp_path / "y, z.nii")
+    table = f'case,age,image,series\r\nA 1,40,x.nii.gz,\r\n\r\nB,50,"{second}",3\r\n'
+    assert cases_of(table, tmp_path) == [Case("A 1", (first,), ("",)), Case("B", (second,), ("3",))]
+    german = table.replace("y, z", "y; z").replace(",", ";").replace("y; z", "y, z")
+    assert cases_of("\ufeff" + german, tmp_path) == cases_of(table, tmp_path)
+
+
+def test_channels_of_a_table_are_known_by_number_or_name(tmp_path: Path) -> None:
+    t1, flair = save(tmp_path / "t1.nii.gz"), save(tmp_path / "flair.nii.gz")
+    both = [Case("a", (t1, flair), ("", ""))]
+    table = "case,{},{}\na,flair.nii.gz,t1.nii.gz"
+    assert cases_of(table.format("image_0001", "image_0000"), tmp_path, TWO) == both
+    assert cases_of(table.format("flair", "T1"), tmp_path, TWO) == both
+    assert cases_of("case,T1\na,t1.nii.gz", tmp_path, TWO) == [Case("a", (t1,), ("",))]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("", "is empty"),
+        ("case,image\n", "has no case"),
+        ("name,image\na,x.nii", "has no column case. Its columns are name, image"),
+        ("case,path\na,x.nii", "has no column image"),
+        ("case,image\na,x.nii\nb,gone.nii", r"line 3, case b: .*gone\.nii does not exist"),
+        ("case,image\na,", r"line 2: case a lacks an image"),
+        ("case,image\na,x.nii\nA,x.nii", "line 3: there is a case A already"),
+        ("case,image\n../a,x.nii", r"line 2: a file cannot be named '\.\./a'"),
+        ("case,image\n,x.nii", "line 2: a file cannot be named ''"),
+        ('case,image\na,"x.nii', "is no table of cases"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused(table: str, said: str, tmp_path: Path) -> None:
+    save(tmp_path / "x.nii")
+    with pytest.raises(InputError, match=said):
+        cases_of(table, tmp_path)
+
+
+def test_what_is_no_text_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Save it as CSV in UTF-8"):
+        read_cases(b"\x1f\x8b\x08\xff", "x.nii.gz", tmp_path, ONE)
+
+
+def test_a_channel_before_another_cannot_be_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "x.nii")
+    with pytest.raises(InputError, match="an image is left out before another"):
+        cases_of("case,T1,FLAIR\na,,x.nii", tmp_path, TWO)
+
+
+def test_a_series_of_a_folder_that_holds_several_is_segmented(
+    model: str, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    wanted = np.random.default_rng(3).integers(0, 200, (4, 6, 5)).astype(np.int16)
+    geometry = Geometry.from_spacing((4, 6, 5), (1, 1, 2))
+    for number, voxels in ((1, np.zeros_like(wanted)), (2, wanted)):
+        dicom_files.write_series(tmp_path / "study", Volume(voxels, geometry), series=number)
+    table, out = tmp_path / "cases.csv", tmp_path / "out"
+    table.write_text("case,image,series\ngood,study,2\nunclear,study,\nmissing,study,7\n")
+    assert main(["batch", str(table), "-o", str(out), "--model", model, "--preview"]) == 1
+    assert states(out)["good"] == "done"
+    assert (out / "good.png").is_file()
+    assert "no series is known as '7'" in rows(out / "batch.csv")[2]["message"]
+    (image,) = requests[0].inputs
+    assert isinstance(image, Volume)
+    np.testing.assert_array_equal(image.voxels, wanted)
+
+
+def test_a_table_can_come_through_a_pipe(
+    scans: Path,
+    model: str,
+    requests: list[SegmentationRequest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = f"case,image\nä,{scans / 'a.nii.gz'}\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert main(["batch", "-", "-o", str(tmp_path / "out"), "--model", model]) == 0
+    assert states(tmp_path / "out") == {"ä": "done"}
+    assert (tmp_path / "out" / "ä.seg.nrrd").is_file()
 
 
 # What is written

@@ -46,7 +46,7 @@ def test_the_command_is_the_one_without_slicer_with_the_options_of_the_panel(hou
     command, _done = house.host.ran[-1]
     assert command[:4] == ["/slicer/python", "-m", "medsegai", "batch"]
     arguments = vars(build_parser().parse_args(command[3:]))  # the real parser understands it
-    assert arguments["folder"] == Path("/scans")
+    assert arguments["source"] == Path("/scans")
     assert arguments["output"] == Path("/results")
     assert arguments["events"] is arguments["resume"] is arguments["uncertainty"] is True
     named = {name: arguments[name] for name in ("device", "members", "mirroring", "models")}

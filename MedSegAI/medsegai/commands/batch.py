@@ -1,4 +1,4 @@
-"""`medsegai batch`: every scan in a folder, with a table of what is done, which can be gone on with."""
+"""`medsegai batch`: every scan in a folder or of a table, with how far each is, to be gone on with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, duration, stoppable
 from medsegai.commands.segment import (
@@ -17,11 +18,12 @@ from medsegai.commands.segment import (
     check_request,
     request_from_arguments,
 )
+from medsegai.errors import InputError
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
 
 if TYPE_CHECKING:
-    from medsegai.batch import Batch, Entry
+    from medsegai.batch import Batch, Case, Entry
     from medsegai.commands.console import Subparsers
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
@@ -31,13 +33,21 @@ SOME_FAILED = 1
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "batch",
-        help="segment every scan in a folder",
+        help="segment every scan in a folder, or of a table",
         description="Segment every scan in a folder: image files, named CASE_0000, CASE_0001 … where the model "
-        "takes several channels, and folders of a DICOM series, at any depth. Of each case OUT gets the "
+        "takes several channels, and folders of a DICOM series, at any depth. Or the scans that a table names, "
+        "in the columns case, image (image_0000, image_0001 … or the names of the channels where there are "
+        "several) and, for a folder of several DICOM series, series: the number of the series, or its "
+        "SeriesInstanceUID. Of each case OUT gets the "
         "segmentation and a report; batch.csv says how far each is, volumes.csv has the structures of all. A case "
         "that fails does not stop the others.",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder that holds the scans")
+    parser.add_argument(
+        "source",
+        metavar="FOLDER|TABLE",
+        type=Path,
+        help="folder that holds the scans, or table (CSV) of cases; - reads the table from standard input",
+    )
     group = parser.add_argument_group("outputs")
     group.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results"
@@ -65,10 +75,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.batch import FAILED, Batch, BatchFiles, find_cases
+    from medsegai.batch import FAILED, Batch, BatchFiles
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models
-    cases = find_cases(arguments.folder, len(find_card(models[0]).channels))
+    cases = _cases(arguments.source, find_card(models[0]))
     request = request_from_arguments(arguments, cases[0].inputs, uncertainty=arguments.uncertainty)
     check_request(request)
     files = BatchFiles(arguments.output, arguments.format, arguments.uncertainty, arguments.preview)
@@ -91,6 +101,20 @@ def run(arguments: argparse.Namespace) -> int:
             f"{len(cases) - len(failed)} of {len(cases)} cases: {files.folder}. {NOT_FOR_DIAGNOSIS}"
         )
     return SOME_FAILED if failed else 0
+
+
+def _cases(source: Path, card: ModelCard) -> list[Case]:
+    from medsegai.batch import find_cases, read_cases
+
+    if str(source) == "-":
+        return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)
+    if not source.is_file():
+        return find_cases(source, len(card.channels))
+    try:
+        table = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source} cannot be opened: {error.strerror}.") from error
+    return read_cases(table, str(source), source.parent, card.channels)
 
 
 class _Console:

@@ -252,7 +252,8 @@ def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:
         )
     raise InputError(
         f"{path} holds {len(volumes)} series: {_listed(volumes)}. Move the wanted one to a folder of its "
-        "own; in Python, read_volume(folder, series=...) takes its number or the end of its UID."
+        "own, or give its number or the end of its UID: to read_volume(folder, series=...) in Python, or in "
+        "the column series of a table for medsegai batch."
     )
 
 
