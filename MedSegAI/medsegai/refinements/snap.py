@@ -77,7 +77,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 @dataclass(frozen=True, eq=False)
 class _Doubt:
-    """Voxels in doubt: where they lie in the flat volume, ascending; label and rival, and how probable both are."""
+    """Voxels in doubt: where they are in the flat volume, ascending; label and rival, and how probable each is."""
 
     places: NDArray[np.int64]
     own: NDArray[np.int64]
