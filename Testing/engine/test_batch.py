@@ -240,6 +240,17 @@ def test_events_are_json_lines(batch: Batch, capsys: pytest.CaptureFixture[str])
     assert 0 < fractions[-1] <= 1
 
 
+def test_a_model_can_lie_in_a_folder_with_a_comma_in_its_name(
+    scans: Path, model: str, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    folder = (tmp_path / "models" / model).rename(tmp_path / "models" / "one, two")
+    (scans / "b.nii.gz").unlink()
+    words = ["batch", str(scans), "-o", str(tmp_path / "out"), "--model", str(folder)]
+    assert main([*words, "--members", "axial,coronal"]) == 0
+    assert requests[0].models == (str(folder),)
+    assert requests[0].members == ("axial", "coronal")
+
+
 # Going on
 
 

@@ -111,7 +111,8 @@ def _argument(item: Field[Any]) -> dict[str, Any]:
     if isinstance(item.default, tuple):
         shown = ",".join(item.default) or {"refinements": "none"}.get(item.name, "all")
         text += f"; separated by commas (default: {shown})"
-        return argument | {"action": "extend", "type": comma_list, "metavar": "NAME", "help": text}
+        kind = model_list if item.name == "models" else comma_list
+        return argument | {"action": "extend", "type": kind, "metavar": "NAME", "help": text}
     argument |= {"type": type(item.default), "help": f"{text} (default: {item.default})"}
     if item.metadata["choices"]:
         return argument | {"choices": item.metadata["choices"]}
@@ -124,6 +125,11 @@ def comma_list(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name between its commas")
     return names
+
+
+def model_list(text: str) -> list[str]:
+    """The same for models, of which a folder is one name although there is a comma in its path."""
+    return [text] if Path(text).is_dir() else comma_list(text)
 
 
 def number_list(text: str) -> list[float]:
