@@ -12,10 +12,11 @@ import slicer
 import slicer.util
 
 from medsegai.errors import InputError, ModelError, WorkerError
+from MedSegAILib.scene.dicom_database import folder_of, series_of
 from MedSegAILib.scene.statistics import CHART_REFERENCE
 from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import Choice
+from MedSegAILib.view import Choice, SeriesRow
 from MedSegAILib.worker.place import Place
 
 SLAB_VIEW = "vtkMRMLSliceNodeRed"
@@ -119,8 +120,17 @@ class Host:
         environment: Mapping[str, str],
         done: Callable[[Any], None],
         heard: Callable[[str], None] | None = None,
+        given: str = "",
     ) -> Any:
-        return self._programs.run(command, environment, done, heard)
+        return self._programs.run(command, environment, done, heard, given)
+
+    def dicom_series(self) -> list[SeriesRow]:
+        """What Slicer's DICOM database holds; see `scene.dicom_database`."""
+        return series_of(getattr(slicer, "dicomDatabase", None))
+
+    def dicom_folder(self, row: SeriesRow) -> str:
+        """Where the files of a series lie."""
+        return folder_of(slicer.dicomDatabase, row)
 
     def stop(self, program: Any) -> None:
         self._programs.stop(program)

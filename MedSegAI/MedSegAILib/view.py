@@ -103,20 +103,44 @@ class PlaceChoice:
 
 
 @dataclass(frozen=True)
+class SeriesRow:
+    """A series of the DICOM database: who, which study, which series, and its SeriesInstanceUID."""
+
+    patient: str
+    study: str
+    description: str
+    uid: str
+
+    @property
+    def title(self) -> str:
+        """For the screen alone: it names the patient."""
+        return ", ".join(name for name in (self.patient, self.study, self.description) if name)
+
+
+@dataclass(frozen=True)
 class BatchChoice:
-    """A folder of scans, the folder that gets the results, and whether results that are there stay."""
+    """What a batch is asked for.
+
+    Attributes:
+        folder: where the scans lie; "" where series are chosen.
+        output: the folder that gets the results.
+        resume: whether results that are there stay.
+        series: those of the DICOM database to take in place of a folder; None for a folder.
+    """
 
     folder: str = ""
     output: str = ""
     resume: bool = True
+    series: tuple[SeriesRow, ...] | None = None
 
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One case of a batch. `fraction` is None unless it is being done."""
+    """One case of a batch. `fraction` is None unless it is being done; `title` says more than its name."""
 
     case: str
     state: str
     seconds: float | None = None
     message: str = ""
     fraction: float | None = None
+    title: str = ""

@@ -21,7 +21,7 @@ from medsegai.volume import Geometry, Volume
 from MedSegAILib.controller import Controller
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.signals import Signal
-from MedSegAILib.view import Choice, PlaceChoice, StructureRow
+from MedSegAILib.view import Choice, PlaceChoice, SeriesRow, StructureRow
 from MedSegAILib.worker.place import Place
 from MedSegAILib.worker.queue import JobQueue
 
@@ -107,7 +107,7 @@ class Panel:
             "remove_requested",
             "clear_requested",
         )
-        self.batch = Part("start_requested", "stop_requested")
+        self.batch = Part("start_requested", "stop_requested", "series_requested")
         self.settings = Part("place_changed", "test_requested")
         self.settings.answers["choice"] = PlaceChoice()
         self.browser = Part("card_chosen", "import_requested", "verify_requested")
@@ -308,6 +308,9 @@ class Host:
         self.kept_where = ""
         self.path = ""
         self.asked: list[tuple[Place, Callable[[Any], None]]] = []
+        self.given = ""
+        self.series: Sequence[SeriesRow] = ()
+        self.dicom_error: MedSegAIError | None = None
 
     def prepare(self) -> None:
         self.prepared += 1
@@ -362,10 +365,21 @@ class Host:
         environment: Mapping[str, str],
         done: Callable[[Any], None],
         heard: Callable[[str], None] | None = None,
+        given: str = "",
     ) -> str:
         self.ran.append((list(command), done))
-        self.heard = heard
+        self.heard, self.given = heard, given
         return "program"
+
+    def dicom_series(self) -> Sequence[SeriesRow]:
+        if self.dicom_error:
+            raise self.dicom_error
+        return self.series
+
+    def dicom_folder(self, row: SeriesRow) -> str:
+        if self.dicom_error:
+            raise self.dicom_error
+        return f"/database/{row.uid}"
 
     def stop(self, program: str) -> None:
         self.stopped.append(program)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PySide6 import QtCore
 
 import pythonqt
-from controller_help import House
+from controller_help import House, brain
+from medsegai.batch import read_cases
+from medsegai.card import Channel
 from medsegai.cli import build_parser
-from medsegai.errors import WorkerError
+from medsegai.errors import InputError, WorkerError
 from medsegai.request import request_from_options, request_options
-from MedSegAILib.panel import dialogs
+from MedSegAILib.controller.batches import case_name
+from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.options import ELSEWHERE
-from MedSegAILib.view import BatchChoice, CaseRow
+from MedSegAILib.panel.process import Programs
+from MedSegAILib.scene import dicom_database
+from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
 from MedSegAILib.worker.place import Place
 from panel_help import UI, Heard, click, find, new_panel
 
@@ -109,6 +121,203 @@ def test_why_a_batch_cannot_run_is_said(house: House) -> None:
     house.panel.batch.start_requested.emit()
     assert "PyTorch" in house.panel.batch.last("show_message")[0]
     assert len(house.host.ran) == 1
+
+
+DOE = SeriesRow("Doe^Jane", "Brain", "T1 of Jane_Doe", "1.2.3")
+ROE = SeriesRow("Roe^Max", "Brain", "", "1.2.4")
+
+
+def test_series_go_to_the_command_as_a_table_without_names(house: House) -> None:
+    house.panel.batch.answers["choice"] = BatchChoice("", "/results", True, (DOE, ROE))
+    house.panel.batch.start_requested.emit()
+    command, _done = house.host.ran[-1]
+    assert vars(build_parser().parse_args(command[3:]))["source"] == Path("-")
+    lines = list(csv.DictReader(io.StringIO(house.host.given)))
+    names = [line["case"] for line in lines]
+    assert [line["image_0000"] for line in lines] == ["/database/1.2.3", "/database/1.2.4"]
+    assert [line["series_0000"] for line in lines] == ["1.2.3", "1.2.4"]
+    assert names == [case_name(DOE), case_name(ROE)]
+    assert [name[:-9] for name in names] == ["T1_of", "series"]
+    text = house.host.given + " ".join(command)
+    assert not any(part in text for part in ("Doe", "Jane", "Roe", "Max"))
+    assert house.host.heard is not None
+    house.host.heard(case(names[0], "running"))
+    assert told(house)[-1].title == "Doe^Jane, Brain, T1 of Jane_Doe"
+
+
+def test_names_of_series_do_not_depend_on_what_else_is_chosen() -> None:
+    """Else a batch that is gone on with would take the result of one patient for that of another."""
+    twin = replace(DOE, uid="1.2.5")
+    assert case_name(DOE) == case_name(replace(DOE, study="another word for it"))
+    assert case_name(DOE) != case_name(twin)
+
+
+def test_the_engine_reads_the_table_that_the_panel_writes(house: House, tmp_path: Path) -> None:
+    folder = tmp_path / "1,2 ü"
+    folder.mkdir()
+    house.host.dicom_folder = lambda row: str(folder)  # type: ignore[method-assign]
+    house.panel.batch.answers["choice"] = BatchChoice("", "/results", True, (DOE, ROE))
+    house.panel.batch.start_requested.emit()
+    cases = read_cases(house.host.given.encode(), "The table", Path(), house.card.channels)
+    assert [item.inputs for item in cases] == [(folder,), (folder,)]
+    assert [item.series for item in cases] == [("1.2.3",), ("1.2.4",)]
+
+
+def test_why_series_cannot_be_taken_is_said(house: House) -> None:
+    house.host.series = (DOE,)
+    house.panel.batch.series_requested.emit()
+    assert house.panel.batch.last("ask_series") == ((DOE,),)
+    house.panel.batch.answers["choice"] = BatchChoice("", "/results", True, ())
+    house.panel.batch.start_requested.emit()
+    assert "Choose series" in house.panel.batch.last("show_message")[0]
+    house.panel.batch.answers["choice"] = BatchChoice("", "/results", True, (DOE,))
+    house.host.dicom_error = InputError("The DICOM database is not open.")
+    house.panel.batch.start_requested.emit()
+    assert house.panel.batch.last("show_message") == ("The DICOM database is not open.", True)
+    house.panel.batch.series_requested.emit()
+    assert house.panel.batch.last("show_message") == ("The DICOM database is not open.", True)
+    house.host.dicom_error = None
+    channels = (Channel("T1", "MR"), Channel("T2", "MR"))
+    house.choose(cards=(replace(house.card, channels=channels),))
+    house.panel.batch.start_requested.emit()
+    assert "several images of each case" in house.panel.batch.last("show_message")[0]
+    assert house.host.ran == []
+
+
+def test_a_folder_of_a_model_with_a_comma_is_one_model(house: House, tmp_path: Path) -> None:
+    house.choose(cards=(brain(tmp_path / "a, b"), house.card))
+    house.panel.batch.start_requested.emit()
+    command, _done = house.host.ran[-1]
+    models = vars(build_parser().parse_args(command[3:]))["models"]
+    assert models == [str(tmp_path / "a, b"), str(house.card.folder)]
+
+
+class Database:
+    """What of ctkDICOMDatabase is used: two patients, one of them with a segmentation too."""
+
+    isOpen = True
+
+    def __init__(self, files: dict[str, tuple[str, ...]]) -> None:
+        self.files = files
+
+    def patients(self) -> tuple[str, ...]:
+        return ("1", "2")
+
+    def nameForPatient(self, patient: str) -> str:
+        return {"1": "Doe^Jane", "2": "Roe^Max"}[patient]
+
+    def studiesForPatient(self, patient: str) -> tuple[str, ...]:
+        return (f"{patient}.1",)
+
+    def descriptionForStudy(self, study: str) -> str:
+        return "Brain"
+
+    def seriesForStudy(self, study: str) -> tuple[str, ...]:
+        return {"1.1": ("a", "seg"), "2.1": ("b",)}[study]
+
+    def descriptionForSeries(self, series: str) -> str:
+        return {"a": "T1", "b": "", "seg": "Tumour"}[series]
+
+    def fieldForSeries(self, field: str, series: str) -> str:
+        assert field == "Modality"
+        return "SEG" if series == "seg" else "MR"
+
+    def filesForSeries(self, series: str) -> tuple[str, ...]:
+        return self.files.get(series, ())
+
+
+def test_what_the_database_holds() -> None:
+    rows = dicom_database.series_of(Database({}))
+    assert rows == [
+        SeriesRow("Doe^Jane", "Brain", "T1", "a"),
+        SeriesRow("Roe^Max", "Brain", "", "b"),
+    ]
+    with pytest.raises(InputError, match="is not open"):
+        dicom_database.series_of(None)
+    empty = Database({})
+    empty.patients = lambda: ()  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="holds no images"):
+        dicom_database.series_of(empty)
+
+
+def test_where_a_series_lies(tmp_path: Path) -> None:
+    row = SeriesRow("Doe^Jane", "Brain", "T1", "a")
+    here = tuple(str(tmp_path / name) for name in ("1.dcm", "2.dcm"))
+    assert dicom_database.folder_of(Database({"a": here}), row) == str(tmp_path)
+    (tmp_path / "other").mkdir()
+    apart = (*here, str(tmp_path / "other" / "3.dcm"))
+    for files, said in (((), "not on this computer"), (apart, "lie in 2 folders")):
+        with pytest.raises(InputError, match=said):
+            dicom_database.folder_of(Database({"a": files}), row)
+    gone = (str(tmp_path / "gone" / "1.dcm"),)
+    with pytest.raises(InputError, match="not on this computer"):
+        dicom_database.folder_of(Database({"a": gone}), row)
+
+
+def test_series_are_ticked_one_by_one_or_by_patient() -> None:
+    rows = [DOE, replace(DOE, uid="1.2.5", description="T2"), ROE]
+    dialog = series_dialog.SeriesDialog(None, rows, (ROE,))
+    tree = find(dialog.dialog, "seriesTree")
+    doe, roe = (tree.topLevelItem(number) for number in range(2))
+    assert dialog.chosen() == (ROE,)
+    checked = QtCore.Qt.CheckState.Checked
+    assert roe.checkState(0) == checked
+    doe.setCheckState(0, checked)
+    assert dialog.chosen() == tuple(rows)
+    doe.child(0).child(0).setCheckState(0, QtCore.Qt.CheckState.Unchecked)
+    assert dialog.chosen() == tuple(rows[1:])
+    find(dialog.dialog, "seriesSearch").setText("t2 doe")
+    hidden = [item.isHidden() for item in (doe, doe.child(0), roe)]
+    assert hidden == [False, False, True]
+    assert [doe.child(0).child(number).isHidden() for number in range(2)] == [True, False]
+    assert dialog.chosen() == tuple(rows[1:]), "what the search hides stays chosen"
+
+
+def test_the_source_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    widget = pythonqt.load_ui(UI)
+    view = new_panel(widget).batch
+    pythonqt.real(widget).show()
+    find(widget, "batchButton").setProperty("collapsed", False)
+    find(widget, "batchFolderEdit").setText("/scans")
+    assert not find(widget, "batchSeriesButton").isVisible()
+    find(widget, "batchSourceSelector").setCurrentIndex(1)
+    assert not find(widget, "batchFolderEdit").isVisible()
+    assert view.choice() == BatchChoice("", "", True, ())
+    wanted = Heard(view.series_requested)
+    click(widget, "batchSeriesButton")
+    assert len(wanted) == 1
+    answers: list[Any] = [(DOE, ROE), None, ()]
+    asked: list[Any] = []
+
+    def ask(_parent: Any, *given: Any) -> Any:
+        asked.append(given)
+        return answers.pop(0)
+
+    monkeypatch.setattr(series_dialog, "ask", ask)
+    view.ask_series([DOE, ROE])
+    assert view.choice().series == (DOE, ROE)
+    assert find(widget, "batchSeriesButton").text() == "2 series chosen…"
+    view.ask_series([DOE, ROE])
+    assert asked[-1] == ([DOE, ROE], (DOE, ROE))
+    assert view.choice().series == (DOE, ROE), "Cancel changes nothing"
+    view.ask_series([DOE])
+    assert view.choice().series == ()
+    assert find(widget, "batchSeriesButton").text() == "Choose series…"
+    find(widget, "batchSourceSelector").setCurrentIndex(0)
+    assert view.choice() == BatchChoice("/scans", "", True)
+    pythonqt.real(widget).close()
+
+
+def test_a_program_reads_what_it_is_given() -> None:
+    answers: list[Any] = []
+    text = "ä,b\n" * 100_000  # more than fits into a pipe
+    code = "import sys; print(len(sys.stdin.buffer.read()))"
+    Programs().run([sys.executable, "-c", code], dict(os.environ), answers.append, given=text)
+    until = time.monotonic() + 60
+    while not answers and time.monotonic() < until:
+        pythonqt.process_events(20)
+    assert answers[0].code == 0
+    assert int(answers[0].output) == len(text.encode())
 
 
 def test_the_section_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

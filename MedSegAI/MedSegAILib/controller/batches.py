@@ -1,9 +1,12 @@
-"""A folder of scans: `medsegai batch` in a process of its own, and what it tells."""
+"""Many scans: `medsegai batch` in a process of its own, and what it tells."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
-from collections.abc import Mapping
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +14,8 @@ from medsegai.errors import MedSegAIError, RequestError
 from MedSegAILib.controller.house import House
 from MedSegAILib.controller.models import reason
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import CaseRow, Choice
-from MedSegAILib.worker.place import PlaceKind
+from MedSegAILib.view import BatchChoice, CaseRow, Choice, SeriesRow
+from MedSegAILib.worker.place import Place, PlaceKind
 
 STATES = ("waiting", "running", "done", "failed")
 
@@ -26,19 +29,22 @@ class Batches:
         self._program: Any = None
         self._stopping = False
         self._cases: dict[str, CaseRow] = {}
+        self._titles: dict[str, str] = {}
         self._view.start_requested.connect(self.start)
         self._view.stop_requested.connect(self.stop)
+        self._view.series_requested.connect(self.choose_series)
 
     @property
     def running(self) -> bool:
         return self._program is not None
 
     def start(self) -> None:
-        """Segment every scan of the folder with the chosen model and options."""
+        """Segment every scan that is asked for with the chosen model and options."""
         if self.running:
             return
         try:
-            command, environment = self._command()
+            asked, place = self._view.choice(), self._place()
+            command, table = self._command(asked, place), self._table(asked)
             if self._house.place_is_here():
                 self._house.host.prepare()
         except MedSegAIError as error:
@@ -48,7 +54,9 @@ class Batches:
         self._view.clear()
         self._view.show_running(True)
         self._view.show_message(_("Looking for scans …"))
-        self._program = self._house.host.run(command, environment, self._ended, self._heard)
+        self._program = self._house.host.run(
+            command, place.environment(), self._ended, self._heard, table
+        )
 
     def stop(self) -> None:
         """End it; what is done stays, and another start goes on."""
@@ -56,26 +64,59 @@ class Batches:
             self._stopping = True
             self._house.host.stop(self._program)
 
-    def _command(self) -> tuple[list[str], Mapping[str, str]]:
-        asked, choice, place = (
-            self._view.choice(),
-            self._house.panel.choice(),
-            self._house.host.place(),
-        )
+    def choose_series(self) -> None:
+        """Let the user choose among the series of the DICOM database."""
+        try:
+            rows = self._house.host.dicom_series()
+        except MedSegAIError as error:
+            self._view.show_message(str(error), problem=True)
+            return
+        self._view.show_message("")
+        self._view.ask_series(rows)
+
+    def _place(self) -> Place:
+        place = self._house.host.place()
         if place.kind is PlaceKind.SSH:
             raise RequestError(
                 _(
                     "A batch runs on this computer. Choose a Python of this computer in the settings."
                 )
             )
-        if not asked.folder or not asked.output:
+        return place
+
+    def _command(self, asked: BatchChoice, place: Place) -> list[str]:
+        if asked.series is None and not (asked.folder and asked.output):
             raise RequestError(_("Choose the folder of scans and the folder of results."))
+        if asked.series is not None and not (asked.series and asked.output):
+            raise RequestError(_("Choose series of the DICOM database and the folder of results."))
+        choice = self._house.panel.choice()
         models = self._house.models(choice)
-        command = [place.command()[0], "-m", "medsegai", "batch", asked.folder, "-o", asked.output]
+        source = asked.folder if asked.series is None else "-"
+        command = [place.command()[0], "-m", "medsegai", "batch", source, "-o", asked.output]
         command += ["--events", *(["--resume"] if asked.resume else [])]
         for model in models:
             command += ["--model", model]
-        return [*command, *_flags(choice)], place.environment()
+        return [*command, *_flags(choice)]
+
+    def _table(self, asked: BatchChoice) -> str:
+        """The cases for the command, through its standard input: no file is left behind, whatever happens."""
+        self._titles = {case_name(row): row.title for row in asked.series or ()}
+        if asked.series is None:
+            return ""
+        card = self._house.panel.choice().card
+        if card is not None and sum(channel.required for channel in card.channels) > 1:
+            raise RequestError(
+                _(
+                    "{model} takes several images of each case, and series are cases of one image each. "
+                    "Choose a folder, whose files are named after case and channel."
+                ).format(model=card.name)
+            )
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(("case", "image_0000", "series_0000"))
+        for row in asked.series:
+            table.writerow((case_name(row), self._house.host.dicom_folder(row), row.uid))
+        return text.getvalue()
 
     def _heard(self, line: str) -> None:
         """One event of the command; what is none is the chatter of a library."""
@@ -84,6 +125,7 @@ class Batches:
             case, kind = event["case"], event["event"]
             if kind == "case" and event["state"] in STATES:
                 row = CaseRow(case, event["state"], event["seconds"], event["message"])
+                row = replace(row, title=self._titles.get(case, ""))
             elif kind == "progress" and case in self._cases:
                 row = replace(self._cases[case], fraction=float(event["fraction"]))
             else:
@@ -114,6 +156,15 @@ class Batches:
         )
         failed = states.count("failed")
         return text + (" " + _("{count} failed.").format(count=failed) if failed else "")
+
+
+def case_name(row: SeriesRow) -> str:
+    """What names a series and not its patient, and is the same each time, so that a batch can be gone on with."""
+    words = re.findall(r"[^\W_]+", row.description)
+    of_patient = {name.casefold() for name in re.findall(r"[^\W_]+", row.patient)}
+    plain = "_".join(word for word in words if word.casefold() not in of_patient)[:40]
+    digest = hashlib.sha256(row.uid.encode()).hexdigest()[:8]
+    return f"{plain or 'series'}_{digest}"
 
 
 def _flags(choice: Choice) -> list[str]:

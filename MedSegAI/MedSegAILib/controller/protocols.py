@@ -11,7 +11,7 @@ from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.signals import Signal
-from MedSegAILib.view import Choice, DeviceChoice
+from MedSegAILib.view import Choice, DeviceChoice, SeriesRow
 from MedSegAILib.worker.place import Place
 
 
@@ -114,5 +114,8 @@ class HostProtocol(Protocol):
         environment: Mapping[str, str],
         done: Callable[[Any], None],
         heard: Callable[[str], None] | None = None,
+        given: str = "",
     ) -> Any: ...
+    def dicom_series(self) -> Sequence[SeriesRow]: ...
+    def dicom_folder(self, row: SeriesRow) -> str: ...
     def stop(self, program: Any) -> None: ...

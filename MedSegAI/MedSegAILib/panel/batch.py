@@ -1,14 +1,17 @@
-"""A folder of scans: what is asked for, and how far each case is."""
+"""Many scans: what is asked for, and how far each case is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from MedSegAILib.panel import dialogs
+from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.style import duration, error_style, lay_out_table, text_item
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import BatchChoice, CaseRow
+from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
+
+SOURCES = ("A folder", "Series of Slicer's DICOM database")
 
 
 class BatchView:
@@ -16,12 +19,19 @@ class BatchView:
 
     Attributes:
         start_requested, stop_requested: a button was pressed.
+        series_requested: the user wants to see what the DICOM database holds.
     """
 
     def __init__(self, ui: Any) -> None:
         self._ui = ui
         self._rows: dict[str, int] = {}
+        self._series: tuple[SeriesRow, ...] = ()
         self.start_requested, self.stop_requested = Signal(), Signal()
+        self.series_requested = Signal()
+        for source in SOURCES:
+            ui.batchSourceSelector.addItem(_(source))
+        ui.batchSourceSelector.connect("currentIndexChanged(int)", self._show_source)
+        ui.batchSeriesButton.connect("clicked()", self.series_requested.emit)
         ui.batchStartButton.connect("clicked()", self.start_requested.emit)
         ui.batchStopButton.connect("clicked()", self.stop_requested.emit)
         for button, edit in (
@@ -30,19 +40,41 @@ class BatchView:
         ):
             button.connect("clicked()", lambda edit=edit: self._browse(edit))
         self._ui.batchTable.visible = False
+        self._show_source(0)
         self.show_message("")
 
     def choice(self) -> BatchChoice:
+        of_database = self._ui.batchSourceSelector.currentIndex == 1
         return BatchChoice(
-            self._ui.batchFolderEdit.text.strip(),
+            "" if of_database else self._ui.batchFolderEdit.text.strip(),
             self._ui.batchOutputEdit.text.strip(),
             bool(self._ui.batchResumeCheck.checked),
+            self._series if of_database else None,
+        )
+
+    def ask_series(self, rows: Sequence[SeriesRow]) -> None:
+        """Let the user choose among these series; those that were chosen are ticked."""
+        chosen = series_dialog.ask(self._ui.batchButton, rows, self._series)
+        if chosen is None:
+            return
+        self._series = chosen
+        self._ui.batchSeriesButton.text = (
+            _("{count} series chosen…").format(count=len(chosen)) if chosen else _("Choose series…")
         )
 
     def show_running(self, running: bool) -> None:
         """While a batch runs, no other begins."""
         ui = self._ui
-        for widget in (ui.batchStartButton, ui.batchFolderEdit, ui.batchOutputEdit):
+        for widget in (
+            ui.batchStartButton,
+            ui.batchSourceSelector,
+            ui.batchFolderEdit,
+            ui.batchFolderButton,
+            ui.batchSeriesButton,
+            ui.batchOutputEdit,
+            ui.batchOutputButton,
+            ui.batchResumeCheck,
+        ):
             widget.enabled = not running
         ui.batchStopButton.enabled = running
 
@@ -69,12 +101,17 @@ class BatchView:
         if row.case not in self._rows:
             number = self._rows[row.case] = table.rowCount
             table.setRowCount(number + 1)
-            table.setItem(number, 0, text_item(row.case, row.case))
+            table.setItem(number, 0, text_item(row.case, row.title or row.case))
             table.setItem(number, 1, text_item(""))
             table.visible = True
         item = table.item(self._rows[row.case], 1)
         item.setText(_state(row))
         item.setToolTip(row.message)
+
+    def _show_source(self, index: int) -> None:
+        ui = self._ui
+        ui.batchFolderEdit.visible = ui.batchFolderButton.visible = index == 0
+        ui.batchSeriesButton.visible = index == 1
 
     def _browse(self, edit: Any) -> None:
         folder = dialogs.open_folder(self._ui.batchButton, _("Folder"))

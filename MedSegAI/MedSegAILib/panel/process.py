@@ -30,6 +30,7 @@ class Programs:
         environment: Mapping[str, str],
         done: Callable[[Finished], None],
         heard: Callable[[str], None] | None = None,
+        given: str = "",
     ) -> Any:
         """Start a program.
 
@@ -37,6 +38,7 @@ class Programs:
             environment: all variables of the program.
             done: called once, when it has ended or could not be started.
             heard: called with each line of its output as it comes.
+            given: what it reads from its standard input.
 
         Returns:
             the process, for `stop`.
@@ -52,7 +54,9 @@ class Programs:
         process.connect("errorOccurred(QProcess::ProcessError)", told.on_error)
         process.connect("finished(int,QProcess::ExitStatus)", told.on_finished)
         process.start(command[0], list(command[1:]))
-        process.closeWriteChannel()
+        if given:
+            process.write(given.encode())
+        process.closeWriteChannel()  # after what is still to be written
         return process
 
     def stop(self, process: Any) -> None:
