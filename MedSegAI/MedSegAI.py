@@ -46,7 +46,8 @@ class MedSegAI(ScriptedLoadableModule):
         parent.contributors = ["The MedSegAI contributors"]
         parent.helpText = _(
             "Segments a volume with AI models: choose a volume and a model, and press Segment. "
-            "The networks run in a process of their own on this computer; no image leaves it. "
+            "The networks run in a process of their own on this computer, which no image leaves unless another "
+            "one is chosen in the settings. "
             "Research software, not for diagnostic use."
         )
         parent.acknowledgementText = _(

@@ -309,6 +309,8 @@ class Host:
         self.path = ""
         self.asked: list[tuple[Place, Callable[[Any], None]]] = []
         self.given = ""
+        self.questions: list[str] = []
+        self.consent = True
         self.series: Sequence[SeriesRow] = ()
         self.dicom_error: MedSegAIError | None = None
 
@@ -370,6 +372,10 @@ class Host:
         self.ran.append((list(command), done))
         self.heard, self.given = heard, given
         return "program"
+
+    def confirm(self, question: str) -> bool:
+        self.questions.append(question)
+        return self.consent
 
     def dicom_series(self) -> Sequence[SeriesRow]:
         if self.dicom_error:

@@ -321,6 +321,41 @@ def test_a_place_is_used_from_the_next_job_on_and_kept(house: House) -> None:
     assert kept == Place.ssh("server")
 
 
+def test_images_go_to_another_computer_only_where_the_user_agrees(house: House) -> None:
+    house.choose(nodes={"MR": house.head})
+    assert "travel" not in house.panel.plan[0]
+    house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="me@server")
+    house.host.consent = False
+    house.panel.settings.place_changed.emit()
+    assert "me@server" in house.host.questions[-1]
+    assert house.host.place().kind is PlaceKind.OWN
+    assert house.panel.settings.last("show") == (PlaceChoice(),), "the settings show what is in use"
+    assert house.host.settings == {}
+    house.host.consent = True
+    house.panel.settings.place_changed.emit()
+    house.panel.settings.place_changed.emit()
+    assert len(house.host.questions) == 2, "asked until the answer is yes, and then no more"
+    assert house.panel.plan[0].endswith("The images travel to me@server through ssh.")
+    house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="other")
+    house.panel.settings.place_changed.emit()
+    assert len(house.host.questions) == 3, "another computer is another question"
+    assert house.host.settings["agreed_hosts"].split() == ["me@server", "other"]
+
+
+def test_a_field_that_loses_the_focus_to_the_question_asks_no_second_one(house: House) -> None:
+    house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="server")
+
+    def confirm(question: str) -> bool:
+        house.host.questions.append(question)
+        house.panel.settings.place_changed.emit()
+        return True
+
+    house.host.confirm = confirm  # type: ignore[method-assign]
+    house.panel.settings.place_changed.emit()
+    assert len(house.host.questions) == 1
+    assert house.host.place() == Place.ssh("server")
+
+
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [

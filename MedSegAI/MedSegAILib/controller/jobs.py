@@ -76,6 +76,7 @@ class Jobs:
         else:
             seconds = self._house.estimates.seconds(choice.cards, request)
             plan = texts.plan(choice.cards, request, self._house.devices, seconds)
+            plan = f"{plan} {texts.travel(self._house.host.place())}".strip()
             panel.show_plan(plan, True, texts.details(choice.cards, request))
 
     def start(self) -> None:

@@ -11,8 +11,13 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.view import PlaceChoice
 from MedSegAILib.worker.place import Place, PlaceKind
 
-PLACE = "place"
-"""Name of the setting."""
+PLACE, AGREED = "place", "agreed_hosts"
+"""Names of settings: the place, and the computers to which images may travel, one a line."""
+
+TRAVEL_QUESTION = (
+    "The AI will run on {host}: images and results travel there through ssh, and lie there in a private temporary "
+    "folder while a job runs. May images of your patients go there?"
+)
 
 
 class Places:
@@ -25,18 +30,27 @@ class Places:
     def __init__(self, house: House, changed: Any) -> None:
         self._house, self._changed = house, changed
         self._asked = 0
+        self._asking = False
         settings = house.panel.settings
         settings.place_changed.connect(self.apply)
         settings.test_requested.connect(self.test)
         settings.show(_shown(house.host.place()))
 
     def apply(self) -> None:
-        """Use what the settings show from the next job on, and keep it."""
+        """Use what the settings show from the next job on, and keep it.
+
+        Images go to another computer only after the user agreed to it, once for each.
+        """
+        if self._asking:  # the question took the focus of a field, which tells so a second time
+            return
         house = self._house
         try:
             place = self._chosen()
         except MedSegAIError as error:
             house.panel.settings.show_answer(str(error))
+            return
+        if not self._may_be_used(place):
+            house.panel.settings.show(_shown(house.host.place()))
             return
         try:
             house.host.set_place(place)
@@ -47,6 +61,19 @@ class Places:
         house.devices = Devices()
         house.panel.show_devices(house.devices.choices())
         self._changed()
+
+    def _may_be_used(self, place: Place) -> bool:
+        agreed = self._house.host.setting(AGREED).split("\n")
+        if place.shares_files or place.target in agreed:
+            return True
+        self._asking = True
+        try:
+            answer = self._house.host.confirm(_(TRAVEL_QUESTION).format(host=place.target))
+        finally:
+            self._asking = False
+        if answer:
+            self._house.host.set_setting(AGREED, "\n".join(filter(None, [*agreed, place.target])))
+        return answer
 
     def ask_devices(self) -> None:
         """Ask the doctor, and say nothing but which devices there are."""

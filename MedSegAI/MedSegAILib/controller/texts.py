@@ -9,6 +9,7 @@ from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest, Segmentatio
 from medsegai.volume import Volume
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.translation import tr as _
+from MedSegAILib.worker.place import Place
 
 MEMBERS_NAMED = 4
 """More networks than these are counted and not named."""
@@ -33,6 +34,13 @@ def plan(
     )
     text += _("; needs {what}.").format(what=_(" and ").join(needs)) if needs else "."
     return f"{text} {tightness(needed, devices, request.device)}".strip()
+
+
+def travel(place: Place) -> str:
+    """Where the images go; "" where they stay on this computer."""
+    if place.shares_files:
+        return ""
+    return _("The images travel to {host} through ssh.").format(host=place.target)
 
 
 def details(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
