@@ -373,7 +373,10 @@ def _refinements(
             check(item)
         except RequestError as error:
             raise ModelError(f"The model suggests a refinement that cannot be: {error}") from None
-    return suggested + [parse(text) for text in request.refinements]
+    wanted = [parse(text) for text in request.refinements]
+    for item in wanted:
+        check(item, naming.labels)
+    return suggested + wanted
 
 
 def _renamed(labels: Sequence[Any], renamed: Mapping[int, int]) -> list[Any]:

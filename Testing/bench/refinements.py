@@ -38,7 +38,7 @@ from medsegai.request import Candidates, SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-SIZE, STRUCTURES, REACH = 256, 32, 40
+SIZE, STRUCTURES, REACH, STRAYS = 256, 32, 40, 500
 ROWS = (
     "islands",
     "islands:keep=1",
@@ -71,8 +71,13 @@ def made_head() -> Draft:
         np.minimum(near[box], apart, out=near[box])
     image = ndimage.gaussian_filter(20.0 + 6.0 * values.astype(np.float32), 0.8)
     image += rng.normal(0, 3, values.shape).astype(np.float32)
-    where = tuple(rng.integers(0, SIZE, (3, 20_000)))
-    values[where] = rng.integers(0, STRUCTURES + 1, 20_000)
+    for count, shift in (
+        (20_000, 6),
+        (STRAYS, SIZE // 3),
+    ):  # labels from nearby, some from far away
+        where = rng.integers(0, SIZE, (3, count))
+        there = np.clip(where + rng.integers(-shift, shift + 1, where.shape), 0, SIZE - 1)
+        values[tuple(where)] = values[tuple(there)]
     geometry = Geometry.from_spacing(values.shape, (1.0, 1.0, 1.0))
     second = np.roll(values, 1, 2)
     steps = np.full(values.shape, 80, np.uint8) * (second != values)

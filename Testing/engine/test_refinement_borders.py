@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from images import DIRECTIONS
-from medsegai.refinements import Draft, apply
+from medsegai.refinements import Draft, apply, smoothing
 from medsegai.request import Candidates
 from medsegai.volume import Geometry, Volume
 from refinement_cases import ball, candidates_of, draft_of, grid, image_of, noisy
@@ -43,6 +43,15 @@ def test_without_offsets_smoothing_is_that_of_the_whole_volume(sigma: float, pla
     expected = smoothed_whole(voxels, sigma)
     assert (expected != voxels).mean() > 0.02
     assert (found != expected).mean() < 2e-3  # the Gaussian ends at 3 instead of 4 sigmas
+
+
+def test_bricks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    voxels = noisy(seed=6)
+    whole = apply(draft_of(voxels), {"name": "smoothing", "sigma_mm": 1.5}).labels
+    monkeypatch.setattr(smoothing, "BRICK", 5)
+    small = apply(draft_of(voxels), {"name": "smoothing", "sigma_mm": 1.5}).labels
+    assert (whole != voxels).any()
+    np.testing.assert_array_equal(small, whole)
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.5])

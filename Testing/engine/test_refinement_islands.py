@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from medsegai.io import read_labelmap
 from medsegai.refinements import Draft, apply
+from medsegai.refinements._components import components
 from medsegai.volume import Volume
 from refinement_cases import candidates_of, draft_of, grid, noisy
 
@@ -132,6 +133,26 @@ def test_islands_are_found_at_the_border_and_twice_changes_nothing() -> None:
     first = apply(again, {"name": "islands"}).labels
     second = apply(draft_of(first), {"name": "islands"})
     assert second.voxels == 0
+
+
+@pytest.mark.parametrize(("connectivity", "rank"), [("6", 1), ("18", 2), ("26", 3)])
+@pytest.mark.parametrize("shape", [(14, 18, 22), (1, 9, 30), (12, 1, 1), (5, 40, 2)])
+def test_components_of_all_labels_at_once_are_those_of_scipy(
+    connectivity: str, rank: int, shape: tuple[int, int, int]
+) -> None:
+    labels = np.random.default_rng(3).integers(0, 4, shape).astype(np.uint8)
+    found = components(labels, np.arange(4), connectivity, lambda part: None)
+    numbers = np.full(labels.size, -1)
+    places, part = found.voxels(np.ones(len(found.size), bool))
+    numbers[places] = part
+    numbers = numbers.reshape(shape)
+    for value in range(4):
+        expected, count = ndimage.label(labels == value, ndimage.generate_binary_structure(3, rank))
+        assert (found.value == value).sum() == count
+        pairs = np.unique(np.stack([expected, numbers])[:, labels == value], axis=1)
+        assert pairs.shape[1] == count  # one number here for one number there
+        sizes = np.bincount(expected.ravel())[pairs[0]]
+        np.testing.assert_array_equal(found.size[pairs[1]], sizes)
 
 
 # Cavities

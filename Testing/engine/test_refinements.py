@@ -247,6 +247,12 @@ def test_a_label_that_is_not_there_is_no_error() -> None:
     assert apply(full_draft(voxels), {"name": "islands", "labels": [9]}).labels is voxels
 
 
+def test_a_label_that_nobody_knows_is_an_error() -> None:
+    draft = draft_of(noisy(), labels=(Label(1, "One", (9, 9, 9)), Label(2, "Two", (9, 9, 9))))
+    with pytest.raises(RequestError, match="'islands' names label 9, which is none of 1, 2"):
+        apply(draft, {"name": "islands", "labels": [1, 9]})
+
+
 def test_an_image_on_another_grid_is_refused() -> None:
     voxels = noisy()
     other = Volume(voxels.astype(np.float32), Geometry.from_spacing(voxels.shape, (1, 1, 1)), "T1")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import GeometryError, RequestError
 from medsegai.labels import Label, made_color
+from medsegai.refinements._boxes import boxes
 from medsegai.request import Candidates
 from medsegai.volume import Volume
 
@@ -28,6 +29,9 @@ Step = Callable[[float], None]
 
 NAMED_AT_MOST = 3
 """Structures that a sentence about a refinement names; the report has all."""
+
+NAMED_LABELS = 40
+"""Label values that an error lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +130,7 @@ class Refined:
             return cls(before, notes=tuple(notes))
         old, new = before.reshape(-1)[places], labels.reshape(-1)[places]
         ijk = np.stack(np.unravel_index(places, geometry.shape)[::-1])
-        changes = []
+        changes, left = [], boxes(labels)
         for value in np.union1d(old, new):
             if value:
                 lost, gained = old == value, new == value
@@ -134,8 +138,8 @@ class Refined:
                 r, a, s = (geometry.ijk_to_ras @ middle)[:3].tolist()
                 counts = int(lost.sum()), int(gained.sum())
                 ml = sum(counts) * geometry.voxel_volume_ml
-                gone = counts[0] > 0 and not (counts[1] or (labels == value).any())
-                changes.append(Change(draft.label(int(value)), *counts, ml, (r, a, s), gone))
+                label = draft.label(int(value))
+                changes.append(Change(label, *counts, ml, (r, a, s), label.value not in left))
         changes.sort(key=lambda change: -change.ml)
         ml = len(places) * geometry.voxel_volume_ml
         return cls(labels, tuple(changes), len(places), ml, tuple(notes))
@@ -208,13 +212,26 @@ def parse(text: str) -> dict[str, Any]:
     return settings
 
 
-def check(settings: Mapping[str, Any]) -> None:
+def check(settings: Mapping[str, Any], labels: Sequence[Label] = ()) -> None:
     """Find mistakes in settings before the work begins.
 
+    Args:
+        settings: name and options.
+        labels: the labels that there are; if none is given, labels are not checked.
+
     Raises:
-        RequestError: there is no such refinement or option, or a value is out of bounds.
+        RequestError: there is no such refinement, option or label, or a value is out of bounds.
     """
-    _options(settings)
+    _, options = _options(settings)
+    known = {label.value for label in labels}
+    for item in options.labels if known else ():
+        for value in item if isinstance(item, tuple) else (item,):
+            if value not in known:
+                raise RequestError(
+                    f"Refinement {settings['name']!r} names label {value}, which is none of "
+                    f"{', '.join(str(number) for number in sorted(known)[:NAMED_LABELS])}"
+                    f"{', …' if len(known) > NAMED_LABELS else ''}."
+                )
 
 
 def refine(
@@ -236,10 +253,11 @@ def apply(draft: Draft, settings: Mapping[str, Any], step: Step = lambda part: N
     """Apply one refinement, and tell all that it changed.
 
     Raises:
-        RequestError: there is no such refinement, it has no such option, a value is out of bounds, or it needs an
-            image and there is none.
+        RequestError: there is no such refinement, option or label, a value is out of bounds, or an image is needed
+            and there is none.
         Cancelled: `step` asked to stop.
     """
+    check(settings, draft.labels)
     module, options = _options(settings)
     step(0.0)
     refined: Refined = module.apply(draft, options, step)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.errors import RequestError
 from medsegai.volume import Geometry
 
 Box = tuple[slice, slice, slice]
@@ -75,32 +74,6 @@ def flat_indices(inside: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> N
     local = np.unravel_index(np.flatnonzero(inside), inside.shape)
     places = [index + part.start for index, part in zip(local, box, strict=True)]
     return np.ravel_multi_index(places, tuple(shape)).astype(np.int64)
-
-
-def structures(found: dict[int, Box], joined: bool) -> list[tuple[tuple[int, ...], Box]]:
-    """Each label with its box, or all of them as one structure."""
-    if joined and found:
-        return [(tuple(found), joined_box(found.values()))]
-    return [((value,), box) for value, box in found.items()]
-
-
-def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
-    """Where labels are one of `values`."""
-    if len(values) == 1:
-        return np.asarray(labels == values[0])
-    return np.isin(labels, values)
-
-
-def connected(connectivity: str) -> NDArray[np.bool_]:
-    """SciPy's structure of voxels that touch by faces (6), also by edges (18), also by corners (26)."""
-    from scipy import ndimage
-
-    if connectivity not in CONNECTIVITIES:
-        raise RequestError(f"Connectivity must be 6, 18 or 26, not {connectivity}.")
-    return np.asarray(ndimage.generate_binary_structure(3, 1 + CONNECTIVITIES.index(connectivity)))
-
-
-CONNECTIVITIES = ("6", "18", "26")
 
 
 def near_borders(labels: NDArray[Any], reach: Sequence[int]) -> NDArray[np.bool_]:

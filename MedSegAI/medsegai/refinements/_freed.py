@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.refinements import Draft
+from medsegai.refinements._boxes import Box
 from medsegai.request import Candidates
 
 Shape = tuple[int, ...]
@@ -87,15 +88,20 @@ def give_away(labels: NDArray[Any], places: NDArray[np.int64], free: NDArray[Any
         waiting[part] = False
 
 
-def restore_gone(draft: Draft, labels: NDArray[Any], values: Sequence[int]) -> list[str]:
-    """Give structures that have lost all their voxels back what they had, in place; and say which, in words."""
+def restore_gone(draft: Draft, labels: NDArray[Any], found: Mapping[int, Box]) -> list[str]:
+    """Give structures that have lost all their voxels back what they had, in place; and say which, in words.
+
+    Args:
+        found: the boxes of structures in the draft.
+    """
     before = draft.labelmap.voxels
-    changed = before != labels
-    suspects = set(before[changed].tolist()) & set(values)
-    left = {value for value in suspects if (labels == value).any()}
-    for value in suspects - left:
-        labels[before == value] = value
-    names = ", ".join(draft.label(value).name for value in sorted(suspects - left))
+    places = np.flatnonzero(before != labels)
+    lost = set(np.unique(before.reshape(-1)[places]).tolist()) & set(found)
+    lost -= set(np.unique(labels.reshape(-1)[places]).tolist())
+    gone = sorted(value for value in lost if not (labels[found[value]] == value).any())
+    for value in gone:
+        labels[found[value]][before[found[value]] == value] = value
+    names = ", ".join(draft.label(value).name for value in gone)
     return [f"Too small to be refined, and left as it was: {names}."] if names else []
 
 

@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._boxes import (
-    CONNECTIVITIES,
-    Box,
-    boxes,
-    connected,
-    flat_indices,
-    structures,
-)
+from medsegai.refinements._boxes import boxes
+from medsegai.refinements._components import CONNECTIVITIES, Components, components
 from medsegai.refinements._freed import contacts, give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
 
@@ -47,54 +41,58 @@ class Options:
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     labels = np.array(draft.labelmap.voxels, order="C")
-    named = structures(boxes(labels, options.labels), options.joined)
-    for number, (values, box) in enumerate(named):
-        step(number / len(named))
-        places, parts = _cavities(labels, box, options, draft.labelmap.geometry.voxel_volume_ml)
-        if len(places):
-            _fill(labels, values, places, parts, draft)
+    named = np.array(options.labels or list(boxes(labels)), np.int64)
+    found = components(labels, np.zeros(1, np.int64), DUAL[options.connectivity], step)
+    step(0.7)
+    places, parts = found.voxels(_closed(found, labels, options, draft))
+    if len(places):
+        part, touching = contacts(labels, places, parts)
+        foreign = np.unique(part[~np.isin(touching, named)])
+        if not options.joined:
+            foreign = np.union1d(foreign, _of_several(part, touching))
+        mine = ~np.isin(parts, foreign)
+        _fill(labels, named, places[mine], parts[mine], draft)
     return Refined.of(draft, labels)
 
 
-def _cavities(
-    labels: NDArray[Any], box: Box, options: Options, voxel_ml: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Background in the box that does not reach its faces: positions in the flat volume, and part of each."""
-    from scipy import ndimage
-
-    empty = labels[box] == 0
-    components, count = ndimage.label(empty, connected(DUAL[options.connectivity]))
-    sizes = np.bincount(components.reshape(-1), minlength=count + 1)
-    closed = np.ones(count + 1, bool)
-    closed[0] = False
-    for axis in range(3):
-        for end in (0, -1):
-            closed[components.take(end, axis)] = False
+def _closed(
+    found: Components, labels: NDArray[Any], options: Options, draft: Draft
+) -> NDArray[np.bool_]:
+    """Which parts of the background are small enough and do not reach the edge of the volume."""
+    closed = np.ones(len(found.size), bool)
+    ends = np.stack([found.start, found.start + found.length - 1])
+    for index, size in zip(np.unravel_index(ends, labels.shape), labels.shape, strict=True):
+        at_edge = ((index == 0) | (index == size - 1)).any(0)
+        closed[found.number[at_edge]] = False
     if options.largest_ml:
-        closed &= sizes * voxel_ml <= options.largest_ml + 1e-9
-    if not closed.any():
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    inside = closed[components]
-    return flat_indices(inside, box, labels.shape), components[inside].astype(np.int64)
+        ml = found.size * draft.labelmap.geometry.voxel_volume_ml
+        closed &= ml <= options.largest_ml + 1e-9
+    return closed
+
+
+def _of_several(part: NDArray[np.int64], touching: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Parts that more than one label touches."""
+    pairs = np.unique(np.stack([part, touching]), axis=1)
+    numbers, labels = np.unique(pairs[0], return_counts=True)
+    return np.asarray(numbers[labels > 1])
 
 
 def _fill(
     labels: NDArray[Any],
-    values: tuple[int, ...],
+    named: NDArray[np.int64],
     places: NDArray[np.int64],
     parts: NDArray[np.int64],
     draft: Draft,
 ) -> None:
-    """Fill, in place, the cavities that nothing but these labels encloses."""
-    part, touching = contacts(labels, places, parts)
-    foreign = np.unique(part[~np.isin(touching, values)])
-    mine = ~np.isin(parts, foreign)
-    places, parts = places[mine], parts[mine]
-    if len(values) > 1 and draft.candidates is not None:
-        flat, before = labels.reshape(-1), labels.reshape(-1)[places]
-        known = give_to_runner_up(labels, places, draft.candidates)
-        known &= np.isin(flat[places], values)
-        flat[places[~known]] = before[~known]
-        places, parts = places[~known], parts[~known]
+    """Fill cavities in place: with the more probable of several labels, else with what touches most."""
+    flat = labels.reshape(-1)
+    if draft.candidates is not None:
+        part, touching = contacts(labels, places, parts)
+        several = np.isin(parts, _of_several(part, touching))
+        chosen = places[several]
+        known = give_to_runner_up(labels, chosen, draft.candidates) & np.isin(flat[chosen], named)
+        flat[chosen[~known]] = 0
+        waiting = flat[places] == 0
+        places, parts = places[waiting], parts[waiting]
     if len(places):
         give_to_neighbours(labels, places, parts)

@@ -91,7 +91,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
         left = left[~_to_free_runner_up(labels, left, draft, free)]
     give_away(labels, left, free)
     notes = [f"Too small for a level set, and left as it was: {', '.join(small)}."] if small else []
-    return Refined.of(draft, labels, [*notes, *restore_gone(draft, labels, list(found))])
+    return Refined.of(draft, labels, [*notes, *restore_gone(draft, labels, found)])
 
 
 def _fits(mask: NDArray[np.bool_]) -> bool:

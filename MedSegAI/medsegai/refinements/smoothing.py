@@ -1,9 +1,9 @@
 """Smooth the borders of all structures together, without gaps or overlaps, and keep their volumes.
 
-The indicator of each structure is smoothed by a Gaussian in a box around it, and each voxel near a border goes to
-the structure with the largest value, as in Merriman, Bence and Osher's scheme; the background takes part as one
-more. So that structures neither shrink nor grow, each has an offset that is added to its values, and offsets are
-turned until all volumes are what they were (after Jacobs, Merkurjev and Esedoglu, "Auction dynamics: a volume
+The indicator of each structure is smoothed by a Gaussian, brick by brick in a box around it, and each voxel near a
+border goes to the structure with the largest value, as in Merriman, Bence and Osher's scheme; the background takes
+part as one more. So that structures neither shrink nor grow, each has an offset that is added to its values, and
+offsets are turned until all volumes are what they were (after Jacobs, Merkurjev and Esedoglu, "Auction dynamics: a volume
 constrained MBO scheme", Journal of Computational Physics 354 (2018) 288-310).
 """
 
@@ -42,6 +42,9 @@ RIVALS = 4
 LEAST = 0.01
 """Smoothed values below have no chance."""
 
+BRICK = 64
+"""Side of the bricks, in voxels: a stray voxel far away costs a brick, not a box as large as the volume."""
+
 ROUNDS, FIRST_TURN, TOLERANCE = 40, 0.05, 1e-3
 """How often offsets are turned at most, how far at first, and the share of a volume that it may then be off."""
 
@@ -68,23 +71,26 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     region = grown(joined_box(found[value] for value in named), near, before.shape)
     free = near_borders(before[region], near) & np.isin(before[region], [0, *named])
     rivals = _Rivals(flat_indices(free, region, before.shape), named)
-    for number, (value, box) in enumerate(found.items()):
-        step(0.8 * number / len(found))
-        _compare(rivals, before, value, box, sigmas)
+    bricks = rivals.by_bricks(before.shape) if len(rivals.places) else []
+    for number, (brick, rows) in enumerate(bricks):
+        step(0.8 * number / len(bricks))
+        _compare(rivals, before, brick, rows, sigmas)
     labels = np.array(before, order="C")
     old = np.searchsorted([0, *named], labels.reshape(-1)[rivals.places])
-    ranks = rivals.balanced(old, _tolerances(before, named), options.keep_volume, step)
+    ranks = rivals.balanced(
+        old,
+        _tolerances(before, {value: found[value] for value in named}),
+        options.keep_volume,
+        step,
+    )
     labels.reshape(-1)[rivals.places] = np.array([0, *named], before.dtype)[ranks]
-    return Refined.of(draft, labels, restore_gone(draft, labels, named))
+    return Refined.of(draft, labels, restore_gone(draft, labels, found))
 
 
-def _tolerances(labels: NDArray[Any], named: Sequence[int]) -> NDArray[np.float64]:
+def _tolerances(labels: NDArray[Any], named: dict[int, Box]) -> NDArray[np.float64]:
     """By how many voxels each structure may be off; the background by any number."""
-    if max(named) > 1 << 20:
-        counts = np.array([int((labels == value).sum()) for value in named])
-    else:
-        counts = np.bincount(labels.reshape(-1), minlength=max(named) + 1)[list(named)]
-    return np.r_[np.inf, TOLERANCE * counts]
+    counts = [np.count_nonzero(labels[box] == value) for value, box in named.items()]
+    return np.r_[np.inf, TOLERANCE * np.array(counts)]
 
 
 class _Rivals:
@@ -101,6 +107,21 @@ class _Rivals:
         self._values = np.full((1 + RIVALS, len(places)), -np.inf, np.float32)
         self._values[0] = 1.0  # background: what the structures leave of it
         self._filled = np.ones(len(places), np.uint8)
+
+    def by_bricks(self, shape: Sequence[int]) -> list[tuple[Box, NDArray[np.int64]]]:
+        """The bricks of the volume that have places, and which of the places lie in each."""
+        k, j, i = (index // BRICK for index in np.unravel_index(self.places, tuple(shape)))
+        across = [-(-size // BRICK) for size in shape]
+        numbers = (k * across[1] + j) * across[2] + i
+        order = np.argsort(numbers, kind="stable")
+        found, first = np.unique(numbers[order], return_index=True)
+        bricks = []
+        for number, rows in zip(found.tolist(), np.split(order, first[1:]), strict=True):
+            corner = np.array(np.unravel_index(number, across)) * BRICK
+            k0, j0, i0 = corner.tolist()
+            whole = (slice(k0, k0 + BRICK), slice(j0, j0 + BRICK), slice(i0, i0 + BRICK))
+            bricks.append((grown(whole, (0, 0, 0), shape), rows))
+        return bricks
 
     def add(self, value: int, rows: NDArray[np.int64], smoothed: NDArray[np.float32]) -> None:
         """Of one structure: which of the places it is near, and its smoothed indicator there."""
@@ -161,29 +182,34 @@ class _Rivals:
 
 
 def _compare(
-    rivals: _Rivals, labels: NDArray[Any], value: int, box: Box, sigmas: Sequence[float]
+    rivals: _Rivals,
+    labels: NDArray[Any],
+    brick: Box,
+    rows: NDArray[np.int64],
+    sigmas: Sequence[float],
 ) -> None:
-    """Smooth one structure, and let it take part at all places that its values reach."""
+    """Smooth every structure in and around a brick, and let it take part at the places that its values reach."""
     from scipy import ndimage
 
     radii = [int(TRUNCATE * sigma + 0.5) for sigma in sigmas]
-    around = grown(box, radii, labels.shape)
-    first, last = (
-        np.ravel_multi_index([index(part) for part in around], labels.shape)
-        for index in (lambda part: part.start, lambda part: part.stop - 1)
-    )
-    start, stop = np.searchsorted(rivals.places, [first, last + 1])
-    places = np.unravel_index(rivals.places[start:stop], labels.shape)
-    within = np.ones(stop - start, bool)
-    for index, part in zip(places, around, strict=True):
-        within &= (index >= part.start) & (index < part.stop)
-    if not within.any():
-        return
-    smoothed = (labels[around] == value).astype(np.float32)
-    for axis, (sigma, radius) in enumerate(zip(sigmas, radii, strict=True)):
-        if radius:
-            smoothed = ndimage.gaussian_filter1d(
-                smoothed, sigma, axis, mode="nearest", truncate=TRUNCATE
-            )
-    local = tuple(index[within] - part.start for index, part in zip(places, around, strict=True))
-    rivals.add(value, start + np.flatnonzero(within), smoothed[local])
+    around = grown(brick, radii, labels.shape)
+    part = labels[around]
+    places = np.stack(np.unravel_index(rivals.places[rows], labels.shape))
+    places -= np.array([[side.start] for side in around])
+    for value, box in boxes(part).items():
+        box = grown(box, radii, part.shape)
+        low, high = (
+            np.array([[side.start] for side in box]),
+            np.array([[side.stop] for side in box]),
+        )
+        near = ((places >= low) & (places < high)).all(0)
+        if not near.any():
+            continue
+        smoothed = (part[box] == value).astype(np.float32)
+        for axis, (sigma, radius) in enumerate(zip(sigmas, radii, strict=True)):
+            if radius:
+                smoothed = ndimage.gaussian_filter1d(
+                    smoothed, sigma, axis, mode="nearest", truncate=TRUNCATE
+                )
+        k, j, i = places[:, near] - low
+        rivals.add(value, rows[near], smoothed[k, j, i])

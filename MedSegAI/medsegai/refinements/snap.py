@@ -72,7 +72,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
         graph.walk(value, options.prior, share, step)
     doubt = graph.doubt
     labels.reshape(-1)[doubt.places] = np.where(share[1] > share[0], doubt.other, doubt.own)
-    return Refined.of(draft, labels, restore_gone(draft, labels, list(found)))
+    return Refined.of(draft, labels, restore_gone(draft, labels, found))
 
 
 @dataclass(frozen=True, eq=False)

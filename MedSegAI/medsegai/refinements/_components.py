@@ -1,0 +1,111 @@
+"""Connected components of all labels at once, from runs of equal voxels.
+
+A stray voxel far away makes the box around a structure as large as the volume, so components are not looked for in
+boxes: the volume is cut into runs of equal label along its last axis, runs that touch are joined in a graph, and
+the components of that graph are those of all labels. Time and memory grow with the number of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.refinements import Step
+
+CONNECTIVITIES = ("6", "18", "26")
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The components of an array of labels, numbered in the order in which a scan of the volume meets them.
+
+    Attributes:
+        start: where each run begins in the flat volume, ascending.
+        length: its voxels.
+        number: the component that each run belongs to.
+        value: label of each component.
+        size: voxels of each component.
+    """
+
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+    number: NDArray[np.int64]
+    value: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+    def voxels(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions in the flat volume, ascending, and component of all voxels of the chosen components."""
+        inside = chosen[self.number]
+        start, length = self.start[inside], self.length[inside]
+        first = np.cumsum(length) - length
+        places = np.repeat(start - first, length) + np.arange(int(length.sum()))
+        return places, np.repeat(self.number[inside], length)
+
+
+def components(
+    labels: NDArray[Any], wanted: NDArray[np.int64], connectivity: str, step: Step
+) -> Components:
+    """Find the components of the wanted values; voxels of different values never belong together.
+
+    Args:
+        labels: contiguous (k, j, i).
+        wanted: values, of which 0 may be one.
+        connectivity: what touches: faces (6), also edges (18), also corners (26).
+    """
+    from scipy.sparse import coo_matrix, csgraph
+
+    begins = np.ones(labels.shape, bool)
+    np.not_equal(labels[:, :, 1:], labels[:, :, :-1], out=begins[:, :, 1:])
+    start = np.flatnonzero(begins)
+    length = np.diff(np.append(start, labels.size))
+    value = labels.reshape(-1)[start].astype(np.int64)
+    kept = np.isin(value, wanted)
+    start, length, value = start[kept], length[kept], value[kept]
+    pairs = []
+    for lines, beyond in _ways(connectivity):
+        step(0.0)
+        pairs.append(_touching(start, length, labels.shape, lines, beyond))
+    one, other = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+    same = value[one] == value[other]
+    links = (np.ones(int(same.sum()), bool), (one[same], other[same]))
+    count, found = csgraph.connected_components(coo_matrix(links, (len(start),) * 2), False)
+    _, first, number = np.unique(found, return_index=True, return_inverse=True)
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(first)] = np.arange(count)
+    size = np.bincount(rank[number], length, count).astype(np.int64)
+    return Components(start, length, rank[number], value[np.sort(first)], size)
+
+
+def _ways(connectivity: str) -> Iterator[tuple[tuple[int, int], int]]:
+    """To which later line (k, j) runs touch, and whether also one voxel beyond their ends."""
+    most = 1 + CONNECTIVITIES.index(connectivity)
+    for lines in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        steps = abs(lines[0]) + abs(lines[1])
+        if steps <= most:
+            yield lines, int(steps + 1 <= most)
+
+
+def _touching(
+    start: NDArray[np.int64],
+    length: NDArray[np.int64],
+    shape: tuple[int, ...],
+    lines: tuple[int, int],
+    beyond: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All pairs of runs of which the second lies so many lines on and touches the first."""
+    line, first = np.divmod(start, shape[2])
+    k, j = np.divmod(line, shape[1])
+    there = (k + lines[0] < shape[0]) & (j + lines[1] >= 0) & (j + lines[1] < shape[1])
+    runs = np.flatnonzero(there)
+    base = (line[runs] + lines[0] * shape[1] + lines[1]) * shape[2]
+    left = np.maximum(first[runs] - beyond, 0)
+    right = np.minimum(first[runs] + length[runs] + beyond, shape[2])
+    low = np.searchsorted(start + length, base + left, side="right")
+    high = np.searchsorted(start, base + right, side="left")
+    count = np.maximum(high - low, 0)
+    before = np.cumsum(count) - count
+    return np.repeat(runs, count), np.repeat(low - before, count) + np.arange(int(count.sum()))

@@ -1,0 +1,107 @@
+"""Refinements within a job: after the model, with its candidates, told in warnings and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_quicknat
+from images import DIRECTIONS
+from medsegai.card import CARD_NAME, load_card
+from medsegai.engine import segment
+from medsegai.errors import ModelError, RequestError
+from medsegai.refinements import Draft, apply, parse
+from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.volume import Geometry, Volume
+
+TEXTS = ("islands:smallest_ml=0.5;connectivity=6", "smoothing:sigma_mm=2")
+
+
+@pytest.fixture(scope="module")
+def scan() -> Volume:
+    shape = (20, 28, 24)
+    noise = np.random.default_rng(5).normal(0, 30, shape)
+    k, j, i = np.indices(shape)
+    ball = (k - 10) ** 2 * 2.2 + (j - 14) ** 2 + (i - 12) ** 2 < 9**2
+    geometry = Geometry.from_spacing(shape, (2.1, 2.0, 2.6), (-30, -20, 5), DIRECTIONS["oblique"])
+    return Volume((ball * (200 + noise)).astype(np.float32), geometry, "scan")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_quicknat.write_model(folder)
+    return folder
+
+
+def run(model: Path, scan: Volume, **options: Any) -> SegmentationResult:
+    fixed: dict[str, Any] = {"device": "cpu", "backend": "torch", "precision": "fp32"}
+    return segment(SegmentationRequest((scan,), (str(model),), **fixed | options))
+
+
+@pytest.fixture(scope="module")
+def raw(model: Path, scan: Volume) -> SegmentationResult:
+    return run(model, scan, candidates=True)
+
+
+def test_a_job_refines_as_the_refinements_do_by_themselves(
+    model: Path, scan: Volume, raw: SegmentationResult
+) -> None:
+    result = run(model, scan, refinements=TEXTS)
+    expected, words, changes = raw.labelmap, [], []
+    for text in TEXTS:
+        draft = Draft(expected, raw.labels, scan, raw.candidates)
+        refined = apply(draft, parse(text))
+        words += refined.words(parse(text)["name"])
+        changes.append(refined.to_dict(parse(text)))
+        expected = expected.with_voxels(refined.labels)
+    assert (expected.voxels != raw.labelmap.voxels).any()
+    np.testing.assert_array_equal(result.labelmap.voxels, expected.voxels)
+    assert [word for word in result.warnings if word.startswith("Refinement")] == words
+    told = json.loads(json.dumps(result.report()))["provenance"]["refinements"]
+    assert told == json.loads(json.dumps(changes))
+    assert result.candidates is None  # nobody asked for them
+    counts = np.bincount(expected.voxels.ravel(), minlength=256)
+    assert [item.voxels for item in result.structures] == [
+        counts[item.label.value] for item in result.structures
+    ]
+
+
+def test_what_a_card_suggests_comes_first_and_can_be_left_out(
+    model: Path, scan: Volume, raw: SegmentationResult, tmp_path: Path
+) -> None:
+    card = load_card(model)
+    value = card.labels[0].value
+    suggested = {"name": "islands", "labels": [value], "keep": 1}
+    folder = suggesting(model, tmp_path / "suggesting", suggested)
+    told = run(folder, scan, refinements=TEXTS[1:]).provenance["refinements"]
+    assert [item["settings"]["name"] for item in told] == ["islands", "smoothing"]
+    plain = run(folder, scan, refine=False)
+    np.testing.assert_array_equal(plain.labelmap.voxels, raw.labelmap.voxels)
+    assert plain.provenance["refinements"] == []
+
+
+def suggesting(model: Path, folder: Path, suggested: dict[str, Any]) -> Path:
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    card = dataclasses.replace(load_card(folder), suggested_refinements=(suggested,))
+    (folder / CARD_NAME).write_text(json.dumps(card.to_dict()))
+    return folder
+
+
+def test_mistakes_are_found_before_the_model_runs(
+    model: Path, scan: Volume, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match="no refinement 'polish'"):
+        run(model, scan, refinements=("polish",))
+    with pytest.raises(RequestError, match="names label 77"):
+        run(model, scan, refinements=("islands:labels=77",))
+    folder = suggesting(model, tmp_path / "wrong", {"name": "islands", "size": 3})
+    with pytest.raises(ModelError, match="suggests a refinement that cannot be"):
+        run(folder, scan)
