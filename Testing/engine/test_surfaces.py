@@ -97,14 +97,14 @@ def test_a_ball_is_round_and_in_its_place(name: str) -> None:
     np.testing.assert_allclose(as_trimesh(surface).center_mass, geometry.center_ras, atol=0.05)
 
 
-@pytest.mark.parametrize("tolerance", [0.1, 0.4])
+@pytest.mark.parametrize("tolerance", [0.4, 0.8])
 def test_thinning_keeps_to_the_tolerance(tolerance: float) -> None:
-    whole = surface_of(ball(), grid(), 0.0)
-    thin = surface_of(ball(), grid(), tolerance)
-    _, there, _ = trimesh.proximity.closest_point_naive(as_trimesh(thin), whole.points[::3])
-    _, back, _ = trimesh.proximity.closest_point_naive(as_trimesh(whole), thin.points[::3])
+    mask = ball(radius_mm=9.0)
+    whole, thin = surface_of(mask, grid(), 0.0), surface_of(mask, grid(), tolerance)
+    _, there, _ = trimesh.proximity.closest_point_naive(as_trimesh(thin), whole.points[::2])
+    _, back, _ = trimesh.proximity.closest_point_naive(as_trimesh(whole), thin.points[::4])
     assert len(thin.triangles) < 0.8 * len(whole.triangles)
-    assert max(there.max(), back.max()) <= tolerance * 1.05  # and what keeping the volume moves
+    assert max(there.max(), back.max()) <= tolerance
 
 
 def test_an_open_surface_is_found() -> None:

@@ -129,7 +129,7 @@ def _voxel_faces(mask: NDArray[np.bool_]) -> tuple[Points, Triangles]:
     )
     places = np.stack(np.unravel_index(used, tuple(size)), axis=1)
     four = number.reshape(-1, 4)
-    return places - 1.5, np.concatenate([four[:, [0, 1, 2]], four[:, [0, 2, 3]]])
+    return places.astype(np.float64) - 1.5, np.concatenate([four[:, [0, 1, 2]], four[:, [0, 2, 3]]])
 
 
 def _manifold_mesh(
@@ -149,9 +149,8 @@ def _manifold_mesh(
 
 def _arrays(body: manifold3d.Manifold) -> tuple[Points, Triangles]:
     mesh = body.to_mesh64()
-    points: Points = np.asarray(mesh.vert_properties, dtype=np.float64)[:, :3]
-    triangles: Triangles = np.asarray(mesh.tri_verts).astype(np.int64)
-    return points, triangles
+    points = np.array(mesh.vert_properties, np.float64)[:, :3]
+    return points, np.array(mesh.tri_verts, np.int64)
 
 
 def _relaxed(points: Points, triangles: Triangles) -> Points:

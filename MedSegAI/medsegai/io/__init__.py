@@ -6,6 +6,7 @@ nowhere else.
 
 from medsegai.io.atomic import atomic_path, check_output
 from medsegai.io.checks import check_scan, check_voxels
+from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
 from medsegai.io.labelmaps import Box, label_boxes, laid_on, read_labelmap
 from medsegai.io.nifti import axes_to_ras
@@ -26,6 +27,7 @@ __all__ = [
     "laid_on",
     "read_labelmap",
     "read_volume",
+    "series_frames",
     "to_sitk",
     "write_probabilities",
     "write_segmentation",

@@ -111,15 +111,33 @@ def read_dicom(path: Path, wanted: str | None = None) -> Volume:
         GeometryError: missing or repeated slices, uneven distances, gantry tilt, several
             orientations.
     """
+    where, slices, matrix, notes = _regular(path, wanted)
+    voxels = native(_voxels(slices))
+    return Volume(voxels, placed(where, voxels.shape, LPS_TO_RAS @ matrix), str(path), notes)
+
+
+def series_frames(path: Path, wanted: str | None = None) -> tuple[tuple[Path, int], ...]:
+    """The file of each slice that `read_dicom` reads, and its frame in that file, in the order of k.
+
+    Raises:
+        InputError, GeometryError: as `read_dicom`.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Check the name.")
+    return tuple((item.path, item.frame) for item in _regular(path, wanted)[1])
+
+
+def _regular(
+    path: Path, wanted: str | None
+) -> tuple[Path, list[_Slice], NDArray[np.float64], tuple[str, ...]]:
+    """Name of the chosen series, its slices in the order of k, the matrix to LPS, and notes."""
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
     series = _choose(path, _series([item for item in files if is_dicom(item)]), wanted)
     where = path if path.is_file() else Path(f"{path} ({series.describe()})")
     slices = list({item.identity: item for item in series.slices}.values())
     copies = len(series.slices) - len(slices)
     notes = (f"{where}: {copies} copies of slices were left out.",) if copies else ()
-    slices, matrix = _arranged(where, slices)
-    voxels = native(_voxels(slices))
-    return Volume(voxels, placed(where, voxels.shape, LPS_TO_RAS @ matrix), str(path), notes)
+    return where, *_arranged(where, slices), notes
 
 
 def _series(files: Iterable[Path]) -> list[_Series]:

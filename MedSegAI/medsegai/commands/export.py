@@ -1,0 +1,123 @@
+"""`medsegai export`: a segmentation for other systems: DICOM SEG and SR, surfaces, tables, a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.measure import add_segmentation
+from medsegai.progress import Progress
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="hand a segmentation over: DICOM SEG and SR, surfaces, tables, a report",
+        description="Write a segmentation, as it is now, for other systems. Everything is written, or nothing.",
+    )
+    add_segmentation(parser)
+    _add_inputs(parser.add_argument_group("where it comes from"))
+    _add_outputs(parser.add_argument_group("what to write"))
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace outputs that are there already"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
+    parser.set_defaults(run=run)
+
+
+def _add_inputs(group: argparse._ArgumentGroup) -> None:
+    for flag, metavar, text in (
+        ("--dicom", "FOLDER", "DICOM series that was segmented; needed for --seg and --sr"),
+        ("--image", "SCAN", "the scan, where it is not DICOM: for pictures and grey values"),
+    ):
+        group.add_argument(flag, type=Path, metavar=metavar, help=text)
+    group.add_argument(
+        "--run",
+        dest="run_report",  # `run` is the function of the command
+        type=Path,
+        metavar="JSON",
+        help="report of the run, from medsegai segment --report: model, options, warnings",
+    )
+    group.add_argument(
+        "--corrected",
+        action="store_true",
+        help="a person changed the segmentation: it counts as semi-automatic",
+    )
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    for flag, metavar, text in (
+        ("--seg", "DCM", "DICOM segmentation"),
+        ("--sr", "DCM", "DICOM structured report (TID 1500) of the volumes; needs --seg"),
+        ("--report", "HTML", "pictures, table, warnings and provenance, in one file"),
+        ("--csv", "CSV", "table of measurements"),
+        ("--json", "JSON", "the same as JSON"),
+        ("--surfaces", "FOLDER", "a closed surface per structure, in mm; made if missing"),
+    ):
+        group.add_argument(flag, type=Path, metavar=metavar, help=text)
+    group.add_argument(
+        "--encoding",
+        choices=("binary", "labelmap"),
+        default="binary",
+        help="of --seg: binary, which every viewer reads, or the newer labelmap (default: binary)",
+    )
+    group.add_argument(
+        "--formats",
+        default="stl",
+        metavar="NAMES",
+        help="of --surfaces: stl, obj and glb, separated by commas (default: stl)",
+    )
+    group.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.1,
+        metavar="MM",
+        help="how far surfaces may move where points are left out (default: 0.1)",
+    )
+    group.add_argument(
+        "--space",
+        choices=("LPS", "RAS"),
+        default="LPS",
+        help="world of --surfaces; 3D Slicer takes LPS for granted (default: LPS)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.handover.export import Exports, Inputs, export
+
+    inputs = Inputs(
+        arguments.segmentation,
+        arguments.dicom,
+        arguments.image,
+        arguments.run_report,
+        arguments.model,
+        arguments.corrected,
+    )
+    exports = Exports(
+        arguments.seg,
+        arguments.sr,
+        arguments.report,
+        arguments.csv,
+        arguments.json,
+        arguments.surfaces,
+        arguments.encoding,
+        tuple("." + name.strip().lower() for name in arguments.formats.split(",")),
+        arguments.tolerance,
+        arguments.space,
+    )
+    bar = ProgressBar(quiet=arguments.quiet)
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            warnings = export(inputs, exports, progress, arguments.overwrite)
+    finally:
+        bar.clear()
+    for warning in warnings:
+        print(f"medsegai: warning: {warning}", file=sys.stderr)
+    return 0

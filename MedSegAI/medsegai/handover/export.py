@@ -1,0 +1,269 @@
+"""Everything that is handed over of one case: checked before the work, written together or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsegai import measurements
+from medsegai.errors import MedSegAIError, OutputError, RequestError
+from medsegai.handover import dicom_seg
+from medsegai.handover.case import Case, load_case
+from medsegai.handover.dicom_sr import measurement_report
+from medsegai.handover.provenance import Provenance, provenance
+from medsegai.handover.report import Content, write_report
+from medsegai.handover.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
+from medsegai.io import atomic_path, check_output, label_boxes
+from medsegai.labels import Label
+from medsegai.progress import Progress
+
+ENDINGS = {
+    "seg": (".dcm",),
+    "sr": (".dcm",),
+    "report": (".html",),
+    "csv": (".csv",),
+    "json": (".json",),
+}
+"""File types of the outputs that are one file."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is exported.
+
+    Attributes:
+        segmentation: .seg.nrrd or labelmap.
+        dicom: folder or file of the DICOM series that was segmented.
+        image: the scan as another file; pictures and grey values need one of both.
+        run: report of the run that made the segmentation (`medsegai segment --report`).
+        model: whose card names the values of a labelmap.
+        corrected: a person changed the segmentation.
+    """
+
+    segmentation: Path
+    dicom: Path | None = None
+    image: Path | None = None
+    run: Path | None = None
+    model: str | None = None
+    corrected: bool = False
+
+    def paths(self) -> tuple[Path, ...]:
+        named = (self.segmentation, self.dicom, self.image, self.run)
+        return tuple(path for path in named if path is not None)
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Where the parts go; None for those that are not wanted.
+
+    Attributes:
+        seg, sr: DICOM segmentation, and the report of its volumes; .dcm.
+        report: .html.
+        csv, json: tables of measurements.
+        surfaces: folder for a file per structure; made if missing.
+        encoding: of `seg`, one of `dicom_seg.ENCODINGS`.
+        formats: of `surfaces`, from `surfaces.FORMATS`.
+        tolerance_mm: of `surfaces`.
+        space: of `surfaces`, LPS or RAS.
+    """
+
+    seg: Path | None = None
+    sr: Path | None = None
+    report: Path | None = None
+    csv: Path | None = None
+    json: Path | None = None
+    surfaces: Path | None = None
+    encoding: str = dicom_seg.ENCODINGS[0]
+    formats: tuple[str, ...] = FORMATS[:1]
+    tolerance_mm: float = 0.1
+    space: str = "LPS"
+
+    def files(self) -> dict[str, Path]:
+        """The wanted parts that are one file."""
+        named = {name: getattr(self, name) for name in ENDINGS}
+        return {name: path for name, path in named.items() if path is not None}
+
+    def check(self, inputs: Inputs, overwrite: bool = False) -> None:
+        """Find mistakes that can be seen before any file is read.
+
+        Raises:
+            RequestError: nothing is wanted, parts lack what they need, an option is out of range, or
+                one file is named twice.
+            OutputError: a folder is missing, a file type is unknown, or a file is there already.
+            MedSegAIError: a library is not installed.
+        """
+        self._check_options(inputs)
+        seen = {path.resolve() for path in inputs.paths()}
+        for name, path in self.files().items():
+            check_output(path, ENDINGS[name])
+            if path.resolve() in seen:
+                raise RequestError(f"{path} is named twice. Name another file to write.")
+            seen.add(path.resolve())
+            _check_free(path, overwrite)
+        if self.surfaces is not None and not self.surfaces.is_dir():
+            if self.surfaces.exists():
+                raise OutputError(f"{self.surfaces} is no folder. Name a folder for the surfaces.")
+            check_output(self.surfaces)
+
+    def _check_options(self, inputs: Inputs) -> None:
+        if not self.files() and self.surfaces is None:
+            raise RequestError("Name at least one thing to write, such as --report OUT.html.")
+        if self.seg is not None and inputs.dicom is None:
+            raise RequestError(
+                "A DICOM SEG needs the DICOM series that was segmented: --dicom FOLDER. A scan that is not DICOM "
+                "has no patient, study and frame of reference to put it in."
+            )
+        if self.sr is not None and self.seg is None:
+            raise RequestError("The DICOM SR refers to a DICOM SEG: name that, too, with --seg.")
+        if inputs.dicom is not None and inputs.image is not None:
+            raise RequestError("Name the scan once: as --dicom or as --image.")
+        if self.encoding not in dicom_seg.ENCODINGS:
+            raise RequestError(f"encoding is one of {', '.join(dicom_seg.ENCODINGS)}.")
+        if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
+            raise RequestError(
+                f"Surfaces are {', '.join(FORMATS)} in {' or '.join(SPACES)}, not {', '.join(self.formats)} in "
+                f"{self.space}."
+            )
+        if not 0 <= self.tolerance_mm < math.inf:
+            raise RequestError(f"The tolerance is 0 mm or more, not {self.tolerance_mm:g}.")
+        for wanted, module in ((self.seg, "highdicom"), (self.surfaces, "manifold3d")):
+            if wanted is not None and importlib.util.find_spec(module) is None:
+                raise MedSegAIError(
+                    f"This needs {module}, which is not installed: pip install 'medsegai[handover]'."
+                )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that the parts are made of."""
+
+    case: Case
+    rows: Sequence[measurements.Measurement]
+    made: Provenance
+    warnings: tuple[str, ...]
+    source: dicom_seg.Source | None
+
+
+def export(
+    inputs: Inputs, exports: Exports, progress: Progress, overwrite: bool = False
+) -> tuple[str, ...]:
+    """Make every part and, when all are complete, move them to their places.
+
+    Returns:
+        Warnings, in words.
+
+    Raises:
+        MedSegAIError: as the parts say; nothing was written then.
+        Cancelled: the user stopped; nothing was written.
+    """
+    exports.check(inputs, overwrite)
+    work = _read(inputs, exports)
+    planned = _planned_surfaces(exports, work.case)
+    for _, path in planned:
+        _check_free(path, overwrite)
+    total = len(exports.files()) + len(planned)
+    with ExitStack() as stack:
+        if exports.surfaces is not None:
+            stack.enter_context(_Folder(exports.surfaces))
+        for done, _ in enumerate(_written(exports, work, planned, stack)):
+            progress.step("write", done, total)
+        progress.step("write", total, total)
+    return work.warnings
+
+
+def _read(inputs: Inputs, exports: Exports) -> _Work:
+    scan = inputs.dicom or inputs.image
+    source = None
+    if exports.seg is not None and inputs.dicom is not None:
+        source = dicom_seg.read_source(inputs.dicom)
+    case = load_case(inputs.segmentation, scan, inputs.model)
+    if exports.seg is not None or exports.surfaces is not None:
+        dicom_seg.present(case)
+    made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
+    rows = measurements.measure(case.labelmap, case.labels, case.image)
+    warnings = (*made.warnings, *case.notes, *measurements.warnings_of(rows))
+    return _Work(case, rows, made, tuple(dict.fromkeys(warnings)), source)
+
+
+def _written(
+    exports: Exports, work: _Work, planned: Sequence[tuple[Label, Path]], stack: ExitStack
+) -> Iterator[str]:
+    """Write the parts one after the other beside their places; gives the name of each before it is made."""
+    files = exports.files()
+    segmentation: Any = None
+    for name, path in files.items():
+        yield name
+        partial = stack.enter_context(atomic_path(path))
+        if name == "seg" and work.source is not None:
+            segmentation = dicom_seg.segmentation(
+                work.case, work.source, work.made.maker, exports.encoding
+            )
+            dicom_seg.stored(segmentation, partial)
+        elif name == "sr" and work.source is not None:
+            maker = work.made.maker
+            document = measurement_report(segmentation, work.source, work.rows, maker)
+            dicom_seg.stored(document, partial)
+        elif name == "report":
+            write_report(partial, Content(work.case, work.rows, work.warnings, work.made.lines))
+        else:
+            measurements.WRITERS[path.suffix.lower()](partial, work.rows)
+    yield from _written_surfaces(exports, work.case, planned, stack)
+
+
+def _planned_surfaces(exports: Exports, case: Case) -> list[tuple[Label, Path]]:
+    if exports.surfaces is None:
+        return []
+    endings = tuple(dict.fromkeys(exports.formats))
+    return [
+        (label, exports.surfaces / file_name(label, ending))
+        for label in dicom_seg.present(case)
+        for ending in endings
+    ]
+
+
+def _written_surfaces(
+    exports: Exports, case: Case, planned: Sequence[tuple[Label, Path]], stack: ExitStack
+) -> Iterator[str]:
+    voxels = case.labelmap.voxels
+    boxes = label_boxes(voxels, [label.value for label, _ in planned])
+    made: tuple[int, Any] = (0, None)
+    for label, path in planned:
+        yield path.name
+        if made[0] != label.value:
+            box = boxes[label.value]
+            mask = voxels[box] == label.value
+            part = case.labelmap.geometry.cropped([side.start for side in box], mask.shape)
+            made = label.value, surface_of(mask, part, exports.tolerance_mm)
+        partial = stack.enter_context(atomic_path(path))
+        write_surface(partial, made[1], label, exports.space)
+
+
+class _Folder:
+    """A folder that is made where it is missing, and goes again if the work within fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False
+
+    def __enter__(self) -> None:
+        if not self._path.is_dir():
+            try:
+                self._path.mkdir()
+            except OSError as error:
+                raise OutputError(f"{self._path} cannot be made: {error.strerror}.") from error
+            self._made = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._made:
+            with suppress(OSError):
+                self._path.rmdir()
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
