@@ -49,7 +49,7 @@ LABELS = (
 )
 DESCRIPTION = (
     "Anterior and posterior part of one hippocampus in a T1 MR crop around it (about 35x51x35 mm, 1 mm voxels): "
-    "nnU-Net, one fold of 3d_fullres. On a whole head, give a region around one hippocampus."
+    "nnU-Net, one fold of 3d_fullres. Crop a scan of the head to one hippocampus first."
 )
 INTENDED_USE = (
     "Research and education. Not a medical device; not for diagnosis or treatment. Trained on crops of one "
