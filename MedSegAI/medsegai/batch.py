@@ -153,8 +153,8 @@ class Batch:
                 self.entries[name] = Entry(name, DONE)
             elif done:
                 raise OutputError(
-                    f"{self._files.folder} holds a result of {name} already. Add --resume to keep what is there "
-                    "and do the rest, or --overwrite to do everything again."
+                    f"{self._files.folder} holds a result of {name} already. Keep what is there and do the "
+                    "rest (--resume), or do everything again (--overwrite)."
                 )
             else:
                 self._files.outputs(name).check(case.inputs, overwrite)
@@ -229,7 +229,7 @@ class Batch:
         if other:
             raise RequestError(
                 f"The result of {name} in {self._files.folder} was made with other options "
-                f"({', '.join(other)}). Name another folder, or add --overwrite."
+                f"({', '.join(other)}). Name another folder, or do everything again (--overwrite)."
             )
 
     def _set(self, entry: Entry) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slicer
 from PySide6 import QtCore
 
 import pythonqt
@@ -23,6 +24,7 @@ from medsegai.cli import build_parser
 from medsegai.errors import InputError, WorkerError
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.controller.batches import case_name
+from MedSegAILib.host import Host
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.options import ELSEWHERE
 from MedSegAILib.panel.process import Programs
@@ -121,6 +123,24 @@ def test_why_a_batch_cannot_run_is_said(house: House) -> None:
     house.panel.batch.start_requested.emit()
     assert "PyTorch" in house.panel.batch.last("show_message")[0]
     assert len(house.host.ran) == 1
+
+
+def test_results_are_replaced_only_where_the_user_agrees(house: House, tmp_path: Path) -> None:
+    house.panel.batch.answers["choice"] = BatchChoice("/scans", str(tmp_path), False)
+    house.panel.batch.start_requested.emit()
+    command, _done = house.host.ran[-1]
+    assert not {"--resume", "--overwrite"} & set(command)
+    assert house.host.questions == [], "nothing is there yet"
+    house.host.answer()
+    (tmp_path / "batch.csv").write_text("case,state\na,done\n")
+    house.host.consent = False
+    house.panel.batch.start_requested.emit()
+    assert len(house.host.ran) == 1
+    assert str(tmp_path) in house.host.questions[-1]
+    house.host.consent = True
+    house.panel.batch.start_requested.emit()
+    command, _done = house.host.ran[-1]
+    assert vars(build_parser().parse_args(command[3:]))["overwrite"] is True
 
 
 DOE = SeriesRow("Doe^Jane", "Brain", "T1 of Jane_Doe", "1.2.3")
@@ -238,6 +258,16 @@ def test_what_the_database_holds() -> None:
     empty.patients = lambda: ()  # type: ignore[method-assign]
     with pytest.raises(InputError, match="holds no images"):
         dicom_database.series_of(empty)
+
+
+def test_the_database_is_slicers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    host = Host(lambda: None, lambda: None, None, None)
+    monkeypatch.delattr(slicer, "dicomDatabase", raising=False)
+    with pytest.raises(InputError, match="is not open"):
+        host.dicom_series()
+    files = {"a": (str(tmp_path / "1.dcm"),)}
+    monkeypatch.setattr(slicer, "dicomDatabase", Database(files), raising=False)
+    assert host.dicom_folder(host.dicom_series()[0]) == str(tmp_path)
 
 
 def test_where_a_series_lies(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from medsegai.errors import MedSegAIError, RequestError
@@ -16,6 +17,10 @@ from MedSegAILib.controller.models import reason
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import BatchChoice, CaseRow, Choice, SeriesRow
 from MedSegAILib.worker.place import Place, PlaceKind
+
+REPLACE_QUESTION = "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. Go on?"
+TABLE_NAME = "batch.csv"
+"""What the command writes into the folder of results."""
 
 STATES = ("waiting", "running", "done", "failed")
 
@@ -49,6 +54,10 @@ class Batches:
                 self._house.host.prepare()
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
+            return
+        if "--overwrite" in command and not self._house.host.confirm(
+            _(REPLACE_QUESTION).format(folder=asked.output)
+        ):
             return
         self._cases, self._stopping = {}, False
         self._view.clear()
@@ -93,7 +102,11 @@ class Batches:
         models = self._house.models(choice)
         source = asked.folder if asked.series is None else "-"
         command = [place.command()[0], "-m", "medsegai", "batch", source, "-o", asked.output]
-        command += ["--events", *(["--resume"] if asked.resume else [])]
+        command.append("--events")
+        if asked.resume:
+            command.append("--resume")
+        elif (Path(asked.output) / TABLE_NAME).is_file():
+            command.append("--overwrite")
         for model in models:
             command += ["--model", model]
         return [*command, *_flags(choice)]
