@@ -18,7 +18,8 @@ from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
-from MedSegAILib.view import DeviceChoice, StructureRow
+from MedSegAILib.panel.series_dialog import SeriesDialog
+from MedSegAILib.view import DeviceChoice, SeriesRow, StructureRow
 from panel_help import REPOSITORY, UI, add_volume, card, find, new_panel
 
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"
@@ -205,8 +206,9 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     scene.show_results()
     scene.panel.queue.show([entry("MRHead: Brain structures (QuickNAT)", "done")])
     scene.panel.queue.unfold()
-    for name in ("advancedButton", "settingsButton"):
+    for name in ("advancedButton", "batchButton", "settingsButton"):
         find(scene.widget, name).setProperty("collapsed", False)
+    find(scene.widget, "batchSourceSelector").setCurrentIndex(1)
     find(scene.widget, "placeSelector").setCurrentIndex(2)
     scene.panel.settings.show_answer("✓ torch: 2.9.0")
     scene.picture(f"narrow-{style}")
@@ -217,6 +219,25 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
             viewport = child.parentWidget().parentWidget()
             inside_table = isinstance(viewport, QtWidgets.QAbstractItemView)
             assert right <= 300 or inside_table, f"{child.objectName()} ends at {right}"
+
+
+def test_the_series_of_the_database(scenery: Any, style: str) -> None:
+    scene = scenery()
+    shown = [
+        SeriesRow(patient, study, series, f"1.2.{number}")
+        for number, (patient, study, series) in enumerate(
+            (
+                ("Doe^Jane", "Head 2026-03-02", "T1 MPRAGE"),
+                ("Doe^Jane", "Head 2026-03-02", "T2 FLAIR"),
+                ("Doe^Jane", "Abdomen 2025-11-20", ""),
+                ("Roe^Max", "Head 2026-01-15", "T1 MPRAGE"),
+            )
+        )
+    ]
+    dialog = SeriesDialog(scene.widget, shown, shown[:1]).dialog
+    pythonqt.real(dialog).show()
+    image = scene.picture(f"series-{style}", pythonqt.real(dialog))
+    assert contrast(image) > 120
 
 
 def test_the_model_browser(scenery: Any, style: str) -> None:

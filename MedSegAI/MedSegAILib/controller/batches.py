@@ -18,7 +18,10 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.view import BatchChoice, CaseRow, Choice, SeriesRow
 from MedSegAILib.worker.place import Place, PlaceKind
 
-REPLACE_QUESTION = "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. Go on?"
+REPLACE_QUESTION = (
+    "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. "
+    "Go on?"
+)
 TABLE_NAME = "batch.csv"
 """What the command writes into the folder of results."""
 

@@ -11,7 +11,7 @@ from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
 
-SOURCES = ("A folder", "Series of Slicer's DICOM database")
+SOURCES = ("A folder", "Slicer's DICOM database")
 
 
 class BatchView:

@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 
+from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import SeriesRow
 
@@ -43,6 +44,7 @@ class SeriesDialog:
         self._tree = qt.QTreeWidget()
         self._tree.objectName = "seriesTree"
         self._tree.headerHidden = True
+        show_empty_boxes(self._tree)
         layout.addWidget(self._tree)
         self._parents: dict[tuple[str, ...], Any] = {}
         self._items = [(self._add(row, row in chosen), row) for row in rows]
@@ -101,6 +103,7 @@ class SeriesDialog:
         ):
             button = qt.QPushButton(text)
             button.objectName = name
+            button.autoDefault = False  # Enter in the search presses nothing
             button.connect("clicked()", act)
             layout.addWidget(button)
         return layout

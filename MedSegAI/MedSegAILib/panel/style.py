@@ -26,6 +26,14 @@ def doubt_color(widget: Any) -> Any:
     return qt.QColor("#ffb74d") if is_dark(widget) else qt.QColor("#b45309")
 
 
+def show_empty_boxes(view: Any) -> None:
+    """Let the empty boxes of a tree be seen in dark style, where Qt draws their frames darker than the window."""
+    if is_dark(view):
+        palette = view.palette
+        palette.setColor(qt.QPalette.Window, qt.QColor("#a0a0a0"))
+        view.setPalette(palette)
+
+
 def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)
