@@ -36,7 +36,7 @@ def draft_of(voxels: NDArray[Any], name: str = "oblique", **more: Any) -> Draft:
     return Draft(Volume(voxels, grid(name, voxels.shape)), **more)
 
 
-def candidates_of(first: NDArray[Any], second: NDArray[Any], p_second: float = 0.3) -> Candidates:
+def candidates_of(first: NDArray[Any], second: NDArray[Any], p_second: float = 0.4) -> Candidates:
     """The same doubt everywhere."""
     steps = np.full(first.shape, round(255 * p_second), np.uint8)
     return Candidates(first.copy(), second, (255 - steps).astype(np.uint8), steps)

@@ -59,7 +59,7 @@ class Options:
         0.5, "geodesic: weight of edges of the probability besides those of the image", (0.0, 20.0)
     )
     doubt: float = setting(
-        0.02,
+        0.3,
         "how probable the runner-up must be for a voxel to change, where it is known",
         (0.0, 0.5),
     )

@@ -1,10 +1,10 @@
 """Smooth the borders of all structures together, without gaps or overlaps, and keep their volumes.
 
-The indicator of each structure is smoothed by a Gaussian, brick by brick in a box around it, and each voxel near a
-border goes to the structure with the largest value, as in Merriman, Bence and Osher's scheme; the background takes
-part as one more. So that structures neither shrink nor grow, each has an offset that is added to its values, and
-offsets are turned until all volumes are what they were (after Jacobs, Merkurjev and Esedoglu, "Auction dynamics: a volume
-constrained MBO scheme", Journal of Computational Physics 354 (2018) 288-310).
+The indicator of each structure is smoothed by a Gaussian, brick by brick in a box around it, and each voxel near
+a border goes to the structure with the largest value, as in Merriman, Bence and Osher's scheme; the background
+takes part as one more. So that structures neither shrink nor grow, each has an offset that is added to its
+values, and offsets are turned until all volumes are what they were (after Jacobs, Merkurjev and Esedoglu,
+"Auction dynamics: a volume constrained MBO scheme", Journal of Computational Physics 354 (2018) 288-310).
 """
 
 from __future__ import annotations

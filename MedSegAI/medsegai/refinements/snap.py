@@ -44,7 +44,7 @@ class Options:
         1.0, "how far from a border voxels may change, in mm; at least those beside it", (0.0, 20.0)
     )
     doubt: float = setting(
-        0.15, "how probable the runner-up must be, where the model's answer is known", (0.01, 0.5)
+        0.05, "how probable the runner-up must be, where the model's answer is known", (0.01, 0.5)
     )
     prior: float = setting(1.0, "how much the probabilities weigh against the image", (0.01, 100.0))
     contrast: float = setting(1.0, "how sharply edges of the image divide", (0.0, 100.0))
