@@ -135,7 +135,9 @@ def shipped_dependencies() -> set[str]:
     """Names of the packages that users install, in small letters: the base and the extras for them."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    used = [line for extra in ("torch", "cpu", "demo", "train") for line in extras[extra]]
+    used = [
+        line for extra in ("torch", "cpu", "demo", "handover", "train") for line in extras[extra]
+    ]
     lines = [*project["dependencies"], *used]
     return {re.split(r"[<>=!~;\[ ]", line)[0].lower() for line in lines}
 

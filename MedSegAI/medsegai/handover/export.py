@@ -162,6 +162,8 @@ def export(
         Cancelled: the user stopped; nothing was written.
     """
     exports.check(inputs, overwrite)
+    progress.plan({"read": 1.0, "write": 9.0})
+    progress.step("read", 0, 1)
     work = _read(inputs, exports)
     planned = _planned_surfaces(exports, work.case)
     for _, path in planned:

@@ -52,6 +52,7 @@ def provenance(
     if model is not None:
         card = find_card(model)
         name, version = card.id, card.version
+    written: str | None = None
     if run is not None:
         made, warnings, written = _read(run)
         name = "+".join(item["id"] for item in made["models"])
@@ -60,7 +61,7 @@ def provenance(
         lines = _lines(made)
     if name != Maker.name:
         lines = {"Model": f"{name} {version}"} | lines
-    lines["Corrected by a person"] = "yes" if corrected else "not known"
+    lines["Corrected by a person"] = "yes" if corrected else "no" if written else "not known"
     lines["Segmentation (SHA-256)"] = digest
     lines["Handed over"] = datetime.now(UTC).isoformat(timespec="seconds")
     return Provenance(Maker(name, version, corrected), lines, warnings)

@@ -25,12 +25,12 @@ from medsegai.request import NOT_FOR_DIAGNOSIS
 COLUMNS = {
     "volume_ml": ("Volume (ml)", ".2f"),
     "surface_mm2": ("Surface (mm²)", ".0f"),
-    "mean": ("Mean", ".1f"),
-    "sd": ("SD", ".1f"),
-    "r_mm": ("R (mm)", ".1f"),
-    "a_mm": ("A (mm)", ".1f"),
-    "s_mm": ("S (mm)", ".1f"),
-    "asymmetry_percent": ("Asymmetry (%)", "+.1f"),
+    "mean": ("Mean", "z.1f"),
+    "sd": ("SD", "z.1f"),
+    "r_mm": ("R (mm)", "z.1f"),
+    "a_mm": ("A (mm)", "z.1f"),
+    "s_mm": ("S (mm)", "z.1f"),
+    "asymmetry_percent": ("Asymmetry (%)", "+z.1f"),
 }
 
 STYLE = """
