@@ -141,7 +141,7 @@ def test_components_of_all_labels_at_once_are_those_of_scipy(
     connectivity: str, rank: int, shape: tuple[int, int, int]
 ) -> None:
     labels = np.random.default_rng(3).integers(0, 4, shape).astype(np.uint8)
-    found = components(labels, np.arange(4), connectivity, lambda part: None)
+    found = components(labels, np.arange(4), connectivity, lambda: None)
     numbers = np.full(labels.size, -1)
     places, part = found.voxels(np.ones(len(found.size), bool))
     numbers[places] = part

@@ -7,16 +7,15 @@ the components of that graph are those of all labels. Time and memory grow with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.refinements import Step
-
 CONNECTIVITIES = ("6", "18", "26")
+Tick = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class Components:
 
 
 def components(
-    labels: NDArray[Any], wanted: NDArray[np.int64], connectivity: str, step: Step
+    labels: NDArray[Any], wanted: NDArray[np.int64], connectivity: str, tick: Tick
 ) -> Components:
     """Find the components of the wanted values; voxels of different values never belong together.
 
@@ -55,6 +54,7 @@ def components(
         labels: contiguous (k, j, i).
         wanted: values, of which 0 may be one.
         connectivity: what touches: faces (6), also edges (18), also corners (26).
+        tick: called now and then; it may raise `Cancelled`.
     """
     from scipy.sparse import coo_matrix, csgraph
 
@@ -67,7 +67,7 @@ def components(
     start, length, value = start[kept], length[kept], value[kept]
     pairs = []
     for lines, beyond in _ways(connectivity):
-        step(0.0)
+        tick()
         pairs.append(_touching(start, length, labels.shape, lines, beyond))
     one, other = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
     same = value[one] == value[other]

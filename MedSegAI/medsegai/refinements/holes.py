@@ -8,6 +8,7 @@ the more probable of them, or to the one that touches the cavity most.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ class Options:
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     labels = np.array(draft.labelmap.voxels, order="C")
     named = np.array(options.labels or list(boxes(labels)), np.int64)
-    found = components(labels, np.zeros(1, np.int64), DUAL[options.connectivity], step)
+    found = components(
+        labels, np.zeros(1, np.int64), DUAL[options.connectivity], partial(step, 0.1)
+    )
     step(0.7)
     places, parts = found.voxels(_closed(found, labels, options, draft))
     if len(places):

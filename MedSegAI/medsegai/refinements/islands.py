@@ -8,6 +8,7 @@ goes to the label, or the background, that touches it by most faces.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._boxes import boxes
-from medsegai.refinements._components import CONNECTIVITIES, Components, components
+from medsegai.refinements._components import CONNECTIVITIES, Components, Tick, components
 from medsegai.refinements._freed import give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
 
@@ -44,7 +45,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     smallest = options.smallest_ml / draft.labelmap.geometry.voxel_volume_ml
     for number in range(ROUNDS):
         step(number / ROUNDS)
-        places, parts = _islands(labels, options, smallest, lambda part, n=number: step(n / ROUNDS))
+        places, parts = _islands(labels, options, smallest, partial(step, number / ROUNDS))
         if not len(places):
             break
         known = np.zeros(len(places), bool)
@@ -55,13 +56,13 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 
 def _islands(
-    labels: NDArray[Any], options: Options, smallest: float, step: Step
+    labels: NDArray[Any], options: Options, smallest: float, tick: Tick
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of all voxels to remove in the flat volume, and the number of the part of each."""
     named = np.array(options.labels or list(boxes(labels)), np.int64)
     if options.joined:
         labels, named = np.isin(labels, named).view(np.uint8), np.ones(1, np.int64)
-    found = components(labels, named, options.connectivity, step)
+    found = components(labels, named, options.connectivity, tick)
     return found.voxels(_to_remove(found, options, smallest))
 
 

@@ -295,9 +295,8 @@ class _Claims:
         """
         if not self._places:
             return np.zeros(0, np.int64)
-        places, levels, values = (
-            np.concatenate(parts) for parts in (self._places, self._levels, self._values)
-        )
+        places, values = np.concatenate(self._places), np.concatenate(self._values)
+        levels = np.concatenate(self._levels)
         flat = labels.reshape(-1)
         left = places[(levels >= 0) & (flat[places] == values)]
         # A voxel whose own structure was not asked of it stays: it lies deep inside, or is certain.

@@ -113,7 +113,7 @@ def _doubtful(
         doubtful = ((own == first) | swapped) & (own != other) & (np.minimum(p_own, p_other) > 0)
         doubtful &= p_other >= least
     chosen = doubtful & np.isin(own, free) & np.isin(other, free)
-    return _Doubt(*(array[chosen] for array in (shell, own, other, p_own, p_other)))
+    return _Doubt(shell[chosen], own[chosen], other[chosen], p_own[chosen], p_other[chosen])
 
 
 def _neighbour_label(
