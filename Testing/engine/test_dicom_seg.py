@@ -222,6 +222,20 @@ def test_frames_of_one_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, numbered(drawn("oblique")))
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_three_hundred_segments(encoding: str, tmp_path: Path) -> None:
+    voxels = np.zeros(SHAPE, np.uint16)
+    voxels.ravel()[100:700] = np.repeat(np.arange(300) * 7 + 11, 2)
+    labels = [Label(number * 7 + 11, f"Part {number}", (9, 99, 200)) for number in range(300)]
+    write_series(tmp_path / "series", scan("oblique"), described)
+    write_segmentation(tmp_path / "case.seg.nrrd", drawn("oblique").with_voxels(voxels), labels)
+    case = load_case(tmp_path / "case.seg.nrrd", tmp_path / "series")
+    dataset = segmentation(case, read_source(tmp_path / "series"), Maker(), encoding)
+    stored(dataset, tmp_path / "seg.dcm")
+    found = by_pydicom(tmp_path / "seg.dcm", scan("oblique"))
+    np.testing.assert_array_equal(found, np.where(voxels, (voxels.astype(int) - 11) // 7 + 1, 0))
+
+
 def numbers_of(item: pydicom.Dataset) -> list[tuple[str, float, str]]:
     """Every number of a structured report: name, value and unit."""
     found = []
