@@ -189,6 +189,31 @@ def test_patient_codes_and_algorithm(tmp_path: Path) -> None:
     assert {item.ReferencedSOPInstanceUID for item in references} == uids
 
 
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("", "Doe^Jane"),
+        ("ISO_IR 100", "Müller^Jörg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+    ],
+)
+def test_names_in_any_character_set(
+    character_set: str | list[str], name: str, tmp_path: Path, dciodvfy: str
+) -> None:
+    def spelt(head: pydicom.Dataset, k: int) -> None:
+        described(head, k)
+        head.SpecificCharacterSet, head.PatientName = character_set, name
+
+    write_series(tmp_path / "series", scan("straight"), spelt)
+    write_segmentation(tmp_path / "case.seg.nrrd", drawn("straight"), LABELS)
+    outputs = [tmp_path / "seg.dcm", tmp_path / "sr.dcm"]
+    command = ["export", str(tmp_path / "case.seg.nrrd"), "--dicom", str(tmp_path / "series"), "-q"]
+    assert main([*command, "--seg", str(outputs[0]), "--sr", str(outputs[1])]) == 0
+    for path in outputs:
+        assert str(pydicom.dcmread(path).PatientName) == name
+        assert complaints(dciodvfy, path) == []
+
+
 def test_the_report_of_a_run_names_the_model(tmp_path: Path) -> None:
     run = tmp_path / "run.json"
     made = {"models": [{"id": "brain", "version": "0.2.0"}], "medsegai": "0.1.0"}
@@ -265,6 +290,7 @@ def test_the_report_holds_the_volumes(tmp_path: Path) -> None:
     assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DA")
 def test_no_patient_in_words(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,6 +351,26 @@ def test_nothing_is_written_where_something_is_wrong(problem: str, tmp_path: Pat
     series = str(tmp_path / "series")
     assert main(["export", str(tmp_path / "case.seg.nrrd"), "--dicom", series, *parts]) in (2, 3)
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("series", ["ct-3slice", "24x38x3/image", "24x38x3/multiframe/mf.dcm"])
+def test_real_series_with_their_headers(
+    series: str, shared_data: Path, tmp_path: Path, dciodvfy: str
+) -> None:
+    folder = shared_data / "dicom-seg-examples"
+    drawn = folder / ("liver_seg.nrrd" if series == "ct-3slice" else "24x38x3/nrrd/label.nrrd")
+    out, report = tmp_path / "seg.dcm", tmp_path / "sr.dcm"
+    command = ["export", str(drawn), "--dicom", str(folder / series), "-q"]
+    assert main([*command, "--seg", str(out), "--sr", str(report)]) == 0
+    assert complaints(dciodvfy, out) == []
+    assert complaints(dciodvfy, report) == []
+    found, labels = by_dcmqi(out, tmp_path / "dcmqi"), sitk.ReadImage(str(drawn))
+    onto = sitk.Resample(
+        found, labels, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8
+    )
+    expected = sitk.GetArrayFromImage(labels)
+    assert expected.any()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(onto) > 0, expected > 0)
 
 
 def test_a_real_series(shared_data: Path, tmp_path: Path, dciodvfy: str) -> None:

@@ -8,7 +8,7 @@ header, which may quote it, is dropped.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ UNCODED: tuple[Code, Code] = (
     ("SCT", "85756007", "Tissue"),
 )
 """Category and type of structures without codes; their names still stand in the segment labels."""
+
+UTF_8 = "ISO_IR 192"
+"""The character set that holds both the names of structures and those of any series."""
 
 REQUIRED = (
     "SOPClassUID",
@@ -150,7 +153,7 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
         numbers[label.value] = number
     frames = numbers[case.labelmap.voxels[list(source.frames)]]
     with quiet(f"{case.labelmap.source}: the headers of its series break the DICOM standard"):
-        dataset = hd.seg.Segmentation(
+        return hd.seg.Segmentation(
             source_images=source.images,
             pixel_array=frames,
             segmentation_type=encoding.upper(),
@@ -168,9 +171,8 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
             content_label="SEGMENTATION",
             content_description=plain(f"{maker.name} {maker.version}, not for diagnostic use"),
             series_description=plain(f"Segmentation by {maker.name}"),
+            specific_character_set=UTF_8,
         )
-        in_unicode(dataset, labels)
-        return dataset
 
 
 def _description(number: int, label: Label, maker: Maker) -> Any:
@@ -195,12 +197,6 @@ def _description(number: int, label: Label, maker: Maker) -> Any:
         types = description.SegmentedPropertyTypeCodeSequence
         types[0].SegmentedPropertyTypeModifierCodeSequence = [coded(modifier)]
     return description
-
-
-def in_unicode(dataset: Any, labels: Sequence[Label]) -> None:
-    """Let a dataset be written in UTF-8 where its series' character set may not have the names."""
-    if not all(label.name.isascii() for label in labels):
-        dataset.SpecificCharacterSet = "ISO_IR 192"
 
 
 def identification(maker: Maker) -> Any:

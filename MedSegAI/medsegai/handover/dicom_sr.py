@@ -13,11 +13,11 @@ from medsegai import __version__
 from medsegai.handover.dicom_seg import (
     MANUFACTURER,
     SERIES_NUMBERS,
+    UTF_8,
     Maker,
     Source,
     coded,
     highdicom,
-    in_unicode,
     plain,
     quiet,
 )
@@ -76,10 +76,10 @@ def measurement_report(
             manufacturer=MANUFACTURER,
             is_complete=True,
             series_description=plain(f"Volumes by {maker.name}"),
+            specific_character_set=UTF_8,
         )
         report.ManufacturerModelName = plain(maker.name)
         report.SoftwareVersions = __version__
-        in_unicode(report, [row.label for row in found])
         return report
 
 
