@@ -313,6 +313,7 @@ class _Answer:
         self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
     ) -> list[dict[str, Any]]:
         """Clean the labels, and tell all that was changed."""
+        progress.step("refine", 0, 1)
         changes: list[dict[str, Any]] = []
         for number, settings in enumerate(refinements):
 
