@@ -167,19 +167,22 @@ class Worker:
     def _wind_up(self) -> None:
         for job in list(self._jobs.values()):
             job.cancel.set()
-        for exchange in list(self._arriving.values()):
-            exchange.close()
-        self._waiting.put(None)
-        if not self._ended.wait(GRACE_SECONDS):
-            logger.warning("The job did not stop in %g s; the process ends.", GRACE_SECONDS)
-            self._end_at_once()
+        try:
+            for exchange in list(self._arriving.values()):
+                exchange.close()
+        finally:
+            self._waiting.put(None)
+            if not self._ended.wait(GRACE_SECONDS):
+                self._end_at_once()
 
     def _end_at_once(self) -> NoReturn:
-        for job in list(self._jobs.values()):
-            job.exchange.close()
-        for exchange in list(self._arriving.values()):
-            exchange.close()
-        _die()
+        try:
+            for job in list(self._jobs.values()):
+                job.exchange.close()
+            for exchange in list(self._arriving.values()):
+                exchange.close()
+        finally:  # whatever a folder that cannot go says: nobody listens any more
+            _die()
 
     def _obey(self, message: Message) -> None:
         kind, name = message["type"], message.get("job")

@@ -26,13 +26,13 @@ from worker_help import (
     FAKE_WORKER,
     REPOSITORY,
     Ear,
-    gone,
     leftovers,
     only_error,
     request,
     run,
     temporary,
     until,
+    until_gone,
 )
 
 __all__ = ["temporary"]
@@ -142,7 +142,7 @@ def test_cancel_is_answered_within_two_seconds_and_nothing_stays(
     assert time.monotonic() - started < 2.5
     assert isinstance(only_error(ear), Cancelled)
     if behaviour != "slow":
-        until(lambda: gone(worker))
+        until_gone(worker)
     until(lambda: leftovers(elsewhere) == [])
     assert len(run(client, "quick").results) == 1
 
@@ -170,7 +170,7 @@ def test_closing_ends_the_worker_elsewhere(client: WorkerClient, elsewhere: Path
     worker = client._hello["pid"]
     client.close()
     assert isinstance(only_error(ear), Cancelled)
-    until(lambda: gone(worker))
+    until_gone(worker)
     until(lambda: leftovers(elsewhere) == [])
 
 

@@ -108,6 +108,15 @@ def leftovers(folder: Path) -> list[str]:
 def gone(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
     return state in "ZX"
+
+
+def until_gone(pid: int) -> None:
+    """Let the event loop run until a process has ended; else say what it is doing."""
+    try:
+        until(lambda: gone(pid))
+    except AssertionError as error:
+        facts = (Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "wchan", "status"))
+        raise AssertionError("\n".join(facts)) from error
