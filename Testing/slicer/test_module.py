@@ -399,14 +399,20 @@ def test_a_deleted_output_becomes_a_message_and_not_a_loss(
     assert "Manual has left the scene" in message(page)
 
 
-def test_an_input_that_is_renamed_during_the_job_keeps_its_result(
-    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def head_under_way(page: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A volume whose job the worker has taken."""
     model_called(monkeypatch, "short")
     volume = head()
     page.panel.choose_input(volume)
     press(page, "segmentButton")
     until(lambda: module.worker()._hello is not None)
+    return volume
+
+
+def test_an_input_that_is_renamed_during_the_job_keeps_its_result(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head_under_way(page, module, monkeypatch)
     volume.SetName("Patient 7")
     until(lambda: node_count() == 1)
     (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
@@ -416,11 +422,7 @@ def test_an_input_that_is_renamed_during_the_job_keeps_its_result(
 def test_an_input_that_is_deleted_during_the_job_is_told(
     page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_called(monkeypatch, "short")
-    volume = head()
-    page.panel.choose_input(volume)
-    press(page, "segmentButton")
-    until(lambda: module.worker()._hello is not None)
+    volume = head_under_way(page, module, monkeypatch)
     slicer.mrmlScene.RemoveNode(volume)
     until(lambda: "has left the scene" in message(page))
     assert node_count() == 0
