@@ -54,7 +54,7 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
 def _add_outputs(group: argparse._ArgumentGroup) -> None:
     for flag, metavar, text in (
         ("--seg", "DCM", "DICOM segmentation"),
-        ("--sr", "DCM", "DICOM structured report (TID 1500) of the volumes; needs --seg"),
+        ("--sr", "DCM", "DICOM structured report (TID 1500) of the measurements; needs --seg"),
         ("--report", "HTML", "pictures, table, warnings and provenance, in one file"),
         ("--csv", "CSV", "table of measurements"),
         ("--json", "JSON", "the same as JSON"),

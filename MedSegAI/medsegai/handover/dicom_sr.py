@@ -1,12 +1,14 @@
-"""The volumes of a DICOM SEG as a DICOM SR: a measurement report by template TID 1500.
+"""The measurements of a DICOM SEG as a DICOM SR: a measurement report by template TID 1500.
 
 Each structure is a group of measurements (TID 1411) that refers to its segment, so that a viewer can
-show the number and the outline together. Written by highdicom.
+show the numbers and the outline together: volume, surface area, mean and SD of what the scan holds
+inside. Codes are those of DICOM's own lists (CID 7469, 7464 and 244). Written by highdicom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medsegai import __version__
@@ -21,11 +23,31 @@ from medsegai.handover.dicom_seg import (
     plain,
     quiet,
 )
-from medsegai.labels import Code
-from medsegai.measurements import Measurement
+from medsegai.labels import Code, Label
+from medsegai.measurements import SIDES, Measurement
 
 VOLUME: Code = ("SCT", "118565006", "Volume")
 MILLILITRE: Code = ("UCUM", "mL", "milliliter")
+AREA: Code = ("SCT", "42798000", "Area")
+SQUARE_MILLIMETRE: Code = ("UCUM", "mm2", "square millimeter")
+CROFTON: Code = ("99MEDSEGAI", "CROFTON", "Surface by Cauchy-Crofton formula")
+"""How the area was found. The list has the area of a mesh besides; ours comes from voxels (`surface_area`)."""
+
+MEAN: Code = ("SCT", "373098007", "Mean")
+STANDARD_DEVIATION: Code = ("SCT", "386136009", "Standard Deviation")
+INTENSITIES: dict[str, tuple[Code, Code]] = {
+    "CT": (("DCM", "112031", "Attenuation Coefficient"), ("UCUM", "[hnsf'U]", "Hounsfield unit")),
+    "MR": (("DCM", "110852", "MR signal intensity"), ("UCUM", "1", "no units")),
+    "PT": (
+        ("DCM", "110821", "Nuclear Medicine Tomographic Activity"),
+        ("UCUM", "Bq/ml", "Becquerels/milliliter"),
+    ),
+}
+"""What the numbers of a scan are, by its modality; for others there is no code that would be true."""
+
+ANATOMY: Code = ("SCT", "123037004", "Anatomical Structure")
+"""Category of the structures that are places, and so can have a side."""
+
 IMAGING: Code = ("SCT", "363679005", "Imaging")
 """The procedure reported: which one it was, the scan does not say in codes."""
 
@@ -33,7 +55,7 @@ IMAGING: Code = ("SCT", "363679005", "Imaging")
 def measurement_report(
     segmentation: Any, source: Source, rows: Sequence[Measurement], maker: Maker
 ) -> Any:
-    """The report of the volumes of a DICOM SEG.
+    """The report of the measurements of a DICOM SEG.
 
     Args:
         segmentation: from `dicom_seg.segmentation`.
@@ -50,6 +72,7 @@ def measurement_report(
     """
     hd = highdicom()
     found = [row for row in rows if row.voxels]
+    intensity = intensity_of(source)
     with quiet("The headers of the series break the DICOM standard, so that no report can be made"):
         device = hd.sr.ObserverContext(
             observer_type=coded(("DCM", "121007", "Device")),
@@ -61,7 +84,7 @@ def measurement_report(
             observation_context=hd.sr.ObservationContext(observer_device_context=device),
             procedure_reported=coded(IMAGING),
             imaging_measurements=[
-                _group(number, row, segmentation, maker)
+                _group(segmentation, number, _numbers(row, intensity, maker), row.label)
                 for number, row in enumerate(found, start=1)
             ],
             title=coded(("DCM", "126000", "Imaging Measurement Report")),
@@ -75,7 +98,7 @@ def measurement_report(
             instance_number=1,
             manufacturer=MANUFACTURER,
             is_complete=True,
-            series_description=plain(f"Volumes by {maker.name}"),
+            series_description=plain(f"Measurements by {maker.name}"),
             specific_character_set=UTF_8,
         )
         report.ManufacturerModelName = plain(maker.name)
@@ -83,11 +106,21 @@ def measurement_report(
         return report
 
 
-def _group(number: int, row: Measurement, segmentation: Any, maker: Maker) -> Any:
-    """One structure: what it is, its segment, and its volume."""
+def intensity_of(source: Source) -> tuple[Code, Code] | None:
+    """What the grey values of a series are and their unit; None where its headers do not say for sure."""
+    head = source.images[0]
+    modality = str(head.get("Modality", ""))
+    if modality == "CT" and str(head.get("RescaleType") or "HU").strip().upper() != "HU":
+        return None
+    if modality == "PT" and str(head.get("Units", "")) != "BQML":
+        return None
+    return INTENSITIES.get(modality)
+
+
+def _group(segmentation: Any, number: int, numbers: Sequence[Any], label: Label) -> Any:
+    """One structure: what and where it is, its segment, and its numbers."""
     hd = highdicom()
     segment = segmentation.get_segment_description(number)
-    algorithm = hd.sr.AlgorithmIdentification(name=plain(maker.name), version=plain(maker.version))
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=segment.tracking_uid, identifier=segment.tracking_id
@@ -102,12 +135,45 @@ def _group(number: int, row: Measurement, segmentation: Any, maker: Maker) -> An
         ),
         finding_category=segment.segmented_property_category,
         finding_type=segment.segmented_property_type,
-        measurements=[
-            hd.sr.Measurement(
-                name=coded(VOLUME),
-                value=round(row.volume_ml, 6),
-                unit=coded(MILLILITRE),
-                algorithm_id=algorithm,
-            )
-        ],
+        finding_sites=_sites(label),
+        measurements=numbers,
     )
+
+
+def _sites(label: Label) -> list[Any] | None:
+    """Where a structure is and on which side (CID 244); None where its codes do not say."""
+    codes = label.terminology
+    if codes is None or codes.modifier is None or codes.category[:2] != ANATOMY[:2]:
+        return None
+    if codes.modifier[1] not in SIDES:
+        return None
+    return [highdicom().sr.FindingSite(coded(codes.type), laterality=coded(codes.modifier))]
+
+
+def _numbers(row: Measurement, intensity: tuple[Code, Code] | None, maker: Maker) -> list[Any]:
+    """The measurements of a structure; what does not exist is left out."""
+    hd = highdicom()
+    algorithm = hd.sr.AlgorithmIdentification(name=plain(maker.name), version=plain(maker.version))
+    return [
+        hd.sr.Measurement(
+            name=coded(name),
+            value=round(value, 6),
+            unit=coded(unit),
+            algorithm_id=algorithm,
+            **{kind: coded(code) for kind, code in more.items()},
+        )
+        for name, value, unit, more in _values(row, intensity)
+        if not math.isnan(value)
+    ]
+
+
+def _values(
+    row: Measurement, intensity: tuple[Code, Code] | None
+) -> Iterator[tuple[Code, float, Code, dict[str, Code]]]:
+    """Name, value, unit, and what else is to be known of it."""
+    yield VOLUME, row.volume_ml, MILLILITRE, {}
+    yield AREA, row.surface_mm2, SQUARE_MILLIMETRE, {"method": CROFTON}
+    if intensity is not None:
+        name, unit = intensity
+        yield name, row.mean, unit, {"derivation": MEAN}
+        yield name, row.sd, unit, {"derivation": STANDARD_DEVIATION}
