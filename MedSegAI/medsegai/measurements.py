@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import SphericalVoronoi
 
+from medsegai.boxes import Box, label_boxes
 from medsegai.errors import GeometryError
-from medsegai.io import Box, atomic_path, label_boxes
+from medsegai.io import atomic_path
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
 

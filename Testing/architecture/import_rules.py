@@ -30,7 +30,8 @@ FLAT = frozenset(
 # The rooms above it, from the lowest to the highest. A room imports rooms of earlier rows only:
 # neighbours in one row, such as families and refinements, do not know each other.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("io",),  # L1
+    ("boxes",),  # L1
+    ("io",),
     ("preprocessing",),
     ("networks",),
     ("grid_points",),

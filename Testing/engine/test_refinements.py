@@ -74,7 +74,7 @@ def test_listing_the_options_loads_nothing_heavy() -> None:
     code = (
         "import sys; from medsegai.refinements import option_fields, refinement_names\n"
         "[option_fields(name) for name in refinement_names()]\n"
-        "print([name for name in ('scipy', 'SimpleITK', 'torch') if name in sys.modules])"
+        "print([name for name in ('scipy', 'SimpleITK', 'nibabel', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -97,7 +97,7 @@ def test_text_is_read_with_the_types_of_the_options() -> None:
     [
         ("island", "no refinement 'island'. Known refinements: .*islands"),
         ("", "no refinement ''"),
-        ("_boxes", "no refinement '_boxes'"),
+        ("_places", "no refinement '_places'"),
         ("islands:size=3", "no option 'size'. Its options: labels, smallest_ml"),
         ("islands:smallest_ml", "as option=value"),
         ("islands:smallest_ml=much", "islands:smallest_ml must be a number, not 'much'"),

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from images import DIRECTIONS, ORIGIN_RAS, SPACING_MM
+from medsegai.boxes import label_boxes
 from medsegai.errors import InputError, OutputError, RequestError
 from medsegai.handover.surfaces import (
     FORMATS,
@@ -18,7 +19,7 @@ from medsegai.handover.surfaces import (
     surface_of,
     write_surface,
 )
-from medsegai.io import label_boxes, read_labelmap
+from medsegai.io import read_labelmap
 from medsegai.labels import Label
 from medsegai.volume import Geometry
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from medsegai.boxes import joined_box, label_boxes
 from medsegai.errors import GeometryError, InputError
-from medsegai.io import Box, label_boxes
 from medsegai.labels import Label
 from medsegai.volume import Volume
 
@@ -80,10 +80,11 @@ def evaluate(
     boxes = [label_boxes(volume.voxels, values) for volume in (prediction, reference)]
     figures = []
     for label in labels:
-        box = _union([found.get(label.value) for found in boxes])
-        if box is None:
+        there = [found[label.value] for found in boxes if label.value in found]
+        if not there:
             figures.append(StructureFigures(label))
             continue
+        box = joined_box(there)
         masks = (prediction.voxels[box] == label.value, reference.voxels[box] == label.value)
         figures.append(_structure(label, *masks, reference))
     return figures
@@ -140,18 +141,6 @@ def _surface_points(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDA
     """Centres of the surface voxels in mm along (k, j, i); the array's border is surface, too."""
     surface = mask & ~ndimage.binary_erosion(mask)
     return np.argwhere(surface) * np.asarray(spacing_mm, np.float64)[::-1]
-
-
-def _union(boxes: Sequence[Box | None]) -> Box | None:
-    """The box around all boxes there are."""
-    known = [box for box in boxes if box is not None]
-    if not known:
-        return None
-    k, j, i = (
-        slice(min(part.start for part in axis), max(part.stop for part in axis))
-        for axis in zip(*known, strict=True)
-    )
-    return k, j, i
 
 
 def _require_labels(volume: Volume) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegai import measurements
+from medsegai.boxes import label_boxes
 from medsegai.errors import MedSegAIError, OutputError, RequestError
 from medsegai.handover import dicom_seg
 from medsegai.handover.case import Case, load_case
@@ -18,7 +19,7 @@ from medsegai.handover.dicom_sr import measurement_report
 from medsegai.handover.provenance import Provenance, provenance
 from medsegai.handover.report import Content, write_report
 from medsegai.handover.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
-from medsegai.io import atomic_path, check_output, label_boxes
+from medsegai.io import atomic_path, check_output
 from medsegai.labels import Label
 from medsegai.progress import Progress
 

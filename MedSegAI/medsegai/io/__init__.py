@@ -8,7 +8,7 @@ from medsegai.io.atomic import atomic_path, check_output
 from medsegai.io.checks import check_scan, check_voxels
 from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
-from medsegai.io.labelmaps import Box, label_boxes, laid_on, read_labelmap
+from medsegai.io.labelmaps import laid_on, read_labelmap
 from medsegai.io.nifti import axes_to_ras
 from medsegai.io.reading import READABLE, read_volume
 from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
@@ -16,14 +16,12 @@ from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentatio
 __all__ = [
     "READABLE",
     "WRITABLE",
-    "Box",
     "atomic_path",
     "axes_to_ras",
     "check_output",
     "check_scan",
     "check_voxels",
     "from_sitk",
-    "label_boxes",
     "laid_on",
     "read_labelmap",
     "read_volume",

@@ -11,7 +11,6 @@ import numpy as np
 import slicerio
 from nrrd import NRRDError
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medsegai.errors import GeometryError, InputError, ModelError
 from medsegai.io.files import PARSER_ERRORS, check_3d, native, placed, unreadable
@@ -19,12 +18,6 @@ from medsegai.io.itk import HEADER_BYTES, LPS_TO_RAS, check_itk_header
 from medsegai.io.reading import read_unchecked
 from medsegai.labels import Label, Terminology, made_color
 from medsegai.volume import Geometry, Volume
-
-Box = tuple[slice, slice, slice]
-"""The voxels (k, j, i) around a structure."""
-
-LISTED_VALUE = 65535
-"""Up to here label values are list positions to SciPy; larger ones are ranked first."""
 
 SAME_PLACE = 0.01
 """How far voxels of one grid may lie from those of another one, in voxels, and count as the same."""
@@ -64,19 +57,6 @@ def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind == "u" and voxels.dtype.itemsize <= 2:
         return np.flatnonzero(np.bincount(voxels.ravel())).astype(voxels.dtype)
     return np.unique(voxels)
-
-
-def label_boxes(voxels: NDArray[Any], values: Sequence[int]) -> dict[int, Box]:
-    """The box around each of `values` (1 or more) that occurs in an array of labels, by value."""
-    known = np.unique(np.array(values, np.int64))
-    if not len(known):
-        return {}
-    if known[-1] <= LISTED_VALUE:
-        found = ndimage.find_objects(voxels.astype(np.int32, copy=False), max_label=known[-1])
-        return {value: found[value - 1] for value in known.tolist() if found[value - 1]}
-    rank = np.minimum(np.searchsorted(known, voxels), len(known) - 1)
-    found = ndimage.find_objects(np.where(known[rank] == voxels, rank + 1, 0), len(known))
-    return {value: box for value, box in zip(known.tolist(), found, strict=True) if box}
 
 
 def laid_on(labelmap: Volume, grid: Geometry, name: str = "the scan") -> Volume:

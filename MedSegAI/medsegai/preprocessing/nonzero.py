@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-Box = tuple[slice, slice, slice]
+from medsegai.boxes import Box
 
 
 def nonzero_box(channels: NDArray[Any]) -> Box:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import label_boxes
 from medsegai.errors import GeometryError, RequestError
 from medsegai.labels import Label, made_color
-from medsegai.refinements._boxes import boxes
 from medsegai.request import Candidates
 from medsegai.volume import Volume
 
@@ -130,7 +130,7 @@ class Refined:
             return cls(before, notes=tuple(notes))
         old, new = before.reshape(-1)[places], labels.reshape(-1)[places]
         ijk = np.stack(np.unravel_index(places, geometry.shape)[::-1])
-        changes, left = [], boxes(labels)
+        changes, left = [], label_boxes(labels)
         for value in np.union1d(old, new):
             if value:
                 lost, gained = old == value, new == value

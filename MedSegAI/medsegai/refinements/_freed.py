@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import Box
 from medsegai.refinements import Draft
-from medsegai.refinements._boxes import Box
 from medsegai.request import Candidates
 
 Shape = tuple[int, ...]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import label_boxes
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._boxes import boxes
 from medsegai.refinements._components import CONNECTIVITIES, Components, components
 from medsegai.refinements._freed import contacts, give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
@@ -42,7 +42,7 @@ class Options:
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     labels = np.array(draft.labelmap.voxels, order="C")
-    named = np.array(options.labels or list(boxes(labels)), np.int64)
+    named = np.array(options.labels or list(label_boxes(labels)), np.int64)
     found = components(
         labels, np.zeros(1, np.int64), DUAL[options.connectivity], partial(step, 0.1)
     )

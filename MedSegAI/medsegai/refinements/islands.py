@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import label_boxes
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._boxes import boxes
 from medsegai.refinements._components import CONNECTIVITIES, Components, Tick, components
 from medsegai.refinements._freed import give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
@@ -59,7 +59,7 @@ def _islands(
     labels: NDArray[Any], options: Options, smallest: float, tick: Tick
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of all voxels to remove in the flat volume, and the number of the part of each."""
-    named = np.array(options.labels or list(boxes(labels)), np.int64)
+    named = np.array(options.labels or list(label_boxes(labels)), np.int64)
     if options.joined:
         labels, named = np.isin(labels, named).view(np.uint8), np.ones(1, np.int64)
     found = components(labels, named, options.connectivity, tick)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import Box, grown, label_boxes
 from medsegai.errors import Cancelled, RequestError
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._boxes import Box, boxes, flat_indices, grown, margin, spacing_kji
 from medsegai.refinements._freed import give_away, give_to_runner_up, restore_gone
+from medsegai.refinements._places import flat_indices, margin, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
 
 METHODS = ("geodesic", "threshold", "laplacian")
@@ -69,7 +70,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     if draft.image is None:
         raise RequestError("Refinement 'level_set' needs the scan. Name it with --image.")
     before = draft.labelmap.voxels
-    found = boxes(before, options.labels)
+    found = label_boxes(before, options.labels or None)
     free = np.array([0, *found], np.int64)
     claims, small = _Claims(before.shape), []
     for number, (value, box) in enumerate(found.items()):

@@ -17,17 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import Box, grown, joined_box, label_boxes
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._boxes import (
-    Box,
-    boxes,
-    flat_indices,
-    grown,
-    joined_box,
-    near_borders,
-    spacing_kji,
-)
 from medsegai.refinements._freed import restore_gone
+from medsegai.refinements._places import flat_indices, near_borders, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
 
 TRUNCATE = 3.0
@@ -62,7 +55,7 @@ class Options:
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     before = draft.labelmap.voxels
-    found = boxes(before)
+    found = label_boxes(before)
     named = [value for value in found if value in options.labels or not options.labels]
     if not named:
         return Refined.of(draft, before)
@@ -196,7 +189,7 @@ def _compare(
     part = labels[around]
     places = np.stack(np.unravel_index(rivals.places[rows], labels.shape))
     places -= np.array([[side.start] for side in around])
-    for value, box in boxes(part).items():
+    for value, box in label_boxes(part).items():
         box = grown(box, radii, part.shape)
         low, high = (
             np.array([[side.start] for side in box]),

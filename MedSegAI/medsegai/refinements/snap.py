@@ -13,18 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import grown, joined_box, label_boxes
 from medsegai.errors import RequestError
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._boxes import (
-    boxes,
-    flat_indices,
-    grown,
-    joined_box,
-    margin,
-    near_borders,
-    spacing_kji,
-)
 from medsegai.refinements._freed import neighbours, restore_gone
+from medsegai.refinements._places import flat_indices, margin, near_borders, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
 from medsegai.volume import Volume
 
@@ -54,7 +47,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     if draft.image is None:
         raise RequestError("Refinement 'snap' needs the scan. Name it with --image.")
     labels = np.array(draft.labelmap.voxels, order="C")
-    found = boxes(labels, options.labels)
+    found = label_boxes(labels, options.labels or None)
     if not found:
         return Refined.of(draft, labels)
     step(0.05)

@@ -1,0 +1,58 @@
+"""Boxes around structures, so that memory and time grow with a structure and not with the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[slice, slice, slice]
+"""The voxels (k, j, i) around a structure."""
+
+LISTED_VALUE = 65535
+"""Up to here label values are list positions to SciPy; larger ones are ranked first."""
+
+
+def label_boxes(labels: NDArray[Any], wanted: Sequence[int] | None = None) -> dict[int, Box]:
+    """The box of each label (1 or more) that has voxels, by value, ascending.
+
+    Args:
+        labels: whole numbers from 0, (k, j, i).
+        wanted: which labels; all if it is None. Those without voxels are left out.
+    """
+    from scipy import ndimage  # here, for refinements are listed without it
+
+    known = None if wanted is None else np.unique(np.array(wanted, np.int64))
+    if not labels.size or (known is not None and not len(known)):
+        return {}
+    if labels.max() <= LISTED_VALUE:
+        found = ndimage.find_objects(labels)
+        values = range(1, len(found) + 1) if known is None else known.tolist()
+        boxes = {value: found[value - 1] for value in values if value <= len(found)}
+    else:
+        known = np.unique(labels) if known is None else known
+        known = known[known > 0]
+        rank = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+        found = ndimage.find_objects(np.where(known[rank] == labels, rank + 1, 0), len(known))
+        boxes = dict(zip(known.tolist(), found, strict=True))
+    return {value: box for value, box in boxes.items() if box is not None}
+
+
+def joined_box(found: Iterable[Box]) -> Box:
+    """The smallest box around at least one box."""
+    k, j, i = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*found, strict=True)
+    )
+    return k, j, i
+
+
+def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+    """The box with so many voxels more on each side, (k, j, i), as far as the volume reaches."""
+    k, j, i = (
+        slice(max(part.start - more, 0), min(part.stop + more, size))
+        for part, more, size in zip(box, margin, shape, strict=True)
+    )
+    return k, j, i

@@ -1,0 +1,44 @@
+"""Boxes of labels, against SciPy and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from medsegai.boxes import grown, joined_box, label_boxes
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+@pytest.mark.parametrize("by", [1, 7000])
+def test_boxes_are_where_the_labels_are(kind: Any, by: int) -> None:
+    if by * 12 > np.iinfo(kind).max:
+        pytest.skip("the type holds no such labels")
+    rng = np.random.default_rng(2)
+    voxels = np.zeros((9, 11, 13), kind)
+    for value in (12, 3, 5):
+        voxels[tuple(rng.integers(0, size, 6) for size in voxels.shape)] = value * by
+    found = label_boxes(voxels)
+    assert list(found) == [3 * by, 5 * by, 12 * by]
+    for value, box in found.items():
+        assert box == ndimage.find_objects((voxels == value).astype(np.uint8))[0]
+    assert label_boxes(voxels, [5 * by, 4, 5 * by]) == {5 * by: found[5 * by]}
+    assert label_boxes(voxels, [99_999]) == {}
+
+
+@pytest.mark.parametrize("highest", [1, 70_000])
+def test_without_voxels_there_are_no_boxes(highest: int) -> None:
+    assert label_boxes(np.zeros((2, 3, 4), np.uint32)) == {}
+    assert label_boxes(np.zeros((0, 3, 4), np.uint32)) == {}
+    full = np.full((2, 3, 4), highest, np.uint32)
+    assert label_boxes(full, []) == {}
+    assert label_boxes(full) == {highest: (slice(0, 2), slice(0, 3), slice(0, 4))}
+
+
+def test_boxes_are_joined_and_grown_up_to_the_edge() -> None:
+    boxes = [(slice(1, 3), slice(4, 5), slice(0, 2)), (slice(2, 6), slice(1, 2), slice(7, 8))]
+    joined = joined_box(boxes)
+    assert joined == (slice(1, 6), slice(1, 5), slice(0, 8))
+    assert grown(joined, (2, 1, 3), (7, 9, 9)) == (slice(0, 7), slice(0, 6), slice(0, 9))
