@@ -16,7 +16,7 @@ from typing import Any
 
 from medsegai.card import Channel
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
-from medsegai.io import READABLE, atomic_path, read_volume
+from medsegai.io import READABLE, read_volume, write_table
 from medsegai.io.dicom import is_dicom
 from medsegai.outputs import Outputs
 from medsegai.progress import Progress
@@ -239,14 +239,14 @@ class Batch:
 
     def _write_table(self) -> None:
         names = [item.name for item in fields(Entry)]
-        _write_csv(self._files.folder / TABLE_NAME, names, map(asdict, self.entries.values()))
+        write_table(self._files.folder / TABLE_NAME, names, map(asdict, self.entries.values()))
 
     def _write_volumes(self) -> None:
         """One table with the structures of all cases that are done."""
         done = [name for name, entry in self.entries.items() if entry.state == DONE]
         rows = [{"case": name, **row} for name in done for row in self._report(name)["structures"]]
         if rows:
-            _write_csv(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
+            write_table(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
 
 
 def find_cases(folder: Path, channels: int) -> list[Case]:
@@ -403,10 +403,3 @@ def _of_line(
             problem = f"{path} does not exist" if image else "an image is left out before another"
             raise InputError(f"{where}, case {name}: {problem}. Correct the table.")
     return Case(name, inputs, tuple(series for _image, series in named))
-
-
-def _write_csv(path: Path, names: Sequence[str], rows: Any) -> None:
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -18,7 +17,7 @@ from scipy.spatial import SphericalVoronoi
 
 from medsegai.boxes import Box, label_boxes
 from medsegai.errors import GeometryError
-from medsegai.io import atomic_path
+from medsegai.io import atomic_path, write_table
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
 
@@ -228,10 +227,7 @@ def _code_key(label: Label) -> Any:
 
 def write_csv(path: Path | str, rows: Sequence[Measurement]) -> None:
     """Write one row per structure; what does not exist is an empty cell. Raises OutputError."""
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(_cells(row) for row in rows)
+    write_table(path, COLUMNS, (_cells(row) for row in rows))
 
 
 def write_json(path: Path | str, rows: Sequence[Measurement]) -> None:
@@ -253,8 +249,7 @@ WRITERS: dict[str, Callable[[Path | str, Sequence[Measurement]], None]] = {
 
 
 def _cells(row: Measurement) -> dict[str, Any]:
-    values = row.to_dict() | {"at_border": "yes" if row.at_border else "no"}
-    return {name: "" if value is None else value for name, value in values.items()}
+    return row.to_dict() | {"at_border": "yes" if row.at_border else "no"}
 
 
 def warnings_of(rows: Sequence[Measurement]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from medsegai.io import (
     read_volume,
     write_probabilities,
     write_segmentation,
+    write_table,
     write_volume,
 )
 from medsegai.preview import render_preview
@@ -31,12 +31,16 @@ WRITE_STAGE = "write"
 ENDINGS = {
     "segmentation": WRITABLE,
     "uncertainty": WRITABLE,
+    "mutual_information": WRITABLE,
     "probabilities": (".nii.gz", ".nii"),
     "volumes": (".csv",),
     "preview": (".png",),
     "report": (".json",),
 }
 """File types of each part."""
+
+MAPS = ("uncertainty", "mutual_information")
+"""Parts that are images with a number for each voxel."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Outputs:
     Attributes:
         segmentation: .seg.nrrd with named segments, or a labelmap as .nii.gz, .nrrd or .mha.
         uncertainty: entropy map, as image.
+        mutual_information: map of how much members differ, as image.
         probabilities: 4D NIfTI with one volume per structure.
         volumes: table of structures, .csv.
         preview: picture of three planes, .png.
@@ -54,6 +59,7 @@ class Outputs:
 
     segmentation: Path
     uncertainty: Path | None = None
+    mutual_information: Path | None = None
     probabilities: Path | None = None
     volumes: Path | None = None
     preview: Path | None = None
@@ -78,7 +84,7 @@ class Outputs:
             if other != name:
                 raise RequestError(f"{path} is named as {name} and as {other}. Name another file.")
             check_output(path, ENDINGS[name])
-            if name == "uncertainty" and path.name.lower().endswith(".seg.nrrd"):
+            if name in MAPS and path.name.lower().endswith(".seg.nrrd"):
                 raise OutputError(f"{path}: .seg.nrrd is for segments. Name the map .nrrd instead.")
             if path.exists() and not overwrite:
                 raise OutputError(
@@ -122,9 +128,17 @@ def _write_segmentation(path: Path, result: SegmentationResult, scan: Path | Vol
 
 
 def _write_uncertainty(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    if result.entropy is None:
-        raise OutputError(f"{path} was asked for, but the engine measured no uncertainty.")
-    write_volume(path, result.entropy)
+    _write_map(path, result.entropy, "measured no uncertainty")
+
+
+def _write_information(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    _write_map(path, result.mutual_information, "had one member alone, which differs from nobody")
+
+
+def _write_map(path: Path, volume: Volume | None, missing: str) -> None:
+    if volume is None:
+        raise OutputError(f"{path} was asked for, but the engine {missing}.")
+    write_volume(path, volume)
 
 
 def _write_probabilities(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
@@ -135,10 +149,7 @@ def _write_probabilities(path: Path, result: SegmentationResult, scan: Path | Vo
 
 def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     rows = volume_rows(result)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, list(rows[0]), rows)
 
 
 def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
@@ -165,6 +176,7 @@ def _write_report(
 WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = {
     "segmentation": _write_segmentation,
     "uncertainty": _write_uncertainty,
+    "mutual_information": _write_information,
     "probabilities": _write_probabilities,
     "volumes": _write_volumes,
     "preview": _write_preview,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medsegai.evaluation.measures import FIGURES, StructureFigures
-from medsegai.io import atomic_path
+from medsegai.io import atomic_path, write_table
 from medsegai.labels import Label
 
 _COLUMNS = {
@@ -149,20 +148,19 @@ class Evaluation:
         An undefined figure is an empty cell. In the last column stands over how many cases the
         Dice was averaged; it is 1 or 0 in the rows of single cases. Raises OutputError.
         """
-        with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["case", "value", "name", *FIGURES, "cases"])
-            for case in self.cases:
-                for item in case.structures:
-                    figures = item.to_dict()
-                    cells = [_plain(figures[name]) for name in FIGURES]
-                    counted = int(not math.isnan(item.dice))
-                    writer.writerow([case.name, item.label.value, item.label.name, *cells, counted])
-            for summary in self.structures():
-                cells = [_plain(summary.spreads[name].mean) for name in FIGURES]
-                counted = summary.spreads["dice"].count
-                label = summary.label
-                writer.writerow(["mean", label.value, label.name, *cells, counted])
+        write_table(path, ("case", "value", "name", *FIGURES, "cases"), self._cells())
+
+    def _cells(self) -> Iterator[dict[str, Any]]:
+        for case in self.cases:
+            for item in case.structures:
+                values = item.to_dict()
+                figures = {name: values[name] for name in FIGURES}
+                counted = int(not math.isnan(item.dice))
+                yield {"case": case.name, **_named(item.label, figures), "cases": counted}
+        for summary in self.structures():
+            counted = summary.spreads["dice"].count
+            means = _part(summary, "mean")
+            yield {"case": "mean", **_named(summary.label, means), "cases": counted}
 
     def _structure_rows(self, several: bool) -> list[list[str]]:
         rows = [["Structure", *(heading for heading, _ in _COLUMNS.values())]]

@@ -11,6 +11,7 @@ from medsegai.io.itk import from_sitk, to_sitk
 from medsegai.io.labelmaps import laid_on, read_labelmap
 from medsegai.io.nifti import axes_to_ras
 from medsegai.io.reading import READABLE, read_volume
+from medsegai.io.tables import write_table
 from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "to_sitk",
     "write_probabilities",
     "write_segmentation",
+    "write_table",
     "write_volume",
 ]

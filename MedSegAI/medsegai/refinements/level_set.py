@@ -149,7 +149,6 @@ def _geodesic(
         edges += options.probability * _edges(draft, probability, options, near)
     contour = sitk.GeodesicActiveContourLevelSetImageFilter()
     contour.SetPropagationScaling(options.propagation)
-    contour.SetCurvatureScaling(options.curvature)
     contour.SetAdvectionScaling(options.advection)
     return _run(contour, draft, options, (start, (1 / (1 + edges)).astype(np.float32)), step)
 
@@ -173,8 +172,6 @@ def _threshold(
     level = sitk.ThresholdSegmentationLevelSetImageFilter()
     level.SetLowerThreshold(lower)
     level.SetUpperThreshold(upper)
-    level.SetPropagationScaling(1.0)
-    level.SetCurvatureScaling(options.curvature)
     return _run(level, draft, options, (start, grey), step)
 
 
@@ -194,8 +191,6 @@ def _laplacian(
     level = sitk.LaplacianSegmentationLevelSetImageFilter()
     # ITK moves the border the right way for bright or for dark structures, not for both.
     level.SetReverseExpansionDirection(bool(inside.mean() > outside.mean()))
-    level.SetPropagationScaling(1.0)
-    level.SetCurvatureScaling(options.curvature)
     return _run(level, draft, options, (start, grey), step)
 
 
@@ -243,6 +238,7 @@ def _run(
     """Run a level set of ITK on start and feature; it can be stopped at each iteration."""
     import SimpleITK as sitk
 
+    level.SetCurvatureScaling(options.curvature)
     level.SetNumberOfIterations(options.iterations)
     level.SetMaximumRMSError(NOTHING_LEFT_TO_DO)
     stopped: list[Cancelled] = []

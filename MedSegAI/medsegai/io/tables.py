@@ -1,0 +1,24 @@
+"""Tables for spreadsheets and scripts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsegai.io.atomic import atomic_path
+
+
+def write_table(
+    path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write rows below their headings, as CSV in UTF-8; what is None or left out is an empty cell.
+
+    Raises:
+        OutputError: the file cannot be written; what was there stays.
+    """
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
