@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from medsegai.errors import ModelError
 from medsegai.labels import Label
+from medsegai.quality import Calibration, Reference
+from medsegai.strict import checked_fields
 
 CARD_NAME = "card.json"
 
@@ -71,6 +73,8 @@ class ModelCard:
         folder: where the weights lie; not in the file.
         in_place: whether the card was made from the folder of another program, such as nnU-Net. There is
             no file then that could say which hashes the weights should have. Not in the file.
+        calibration: what held-out cases tell of its probabilities and of its members' agreement, if known.
+        reference: which volumes are plausible, if known.
     """
 
     id: str
@@ -90,6 +94,8 @@ class ModelCard:
     suggested_refinements: tuple[Mapping[str, Any], ...] = ()
     memory_mb: float = 0.0
     performance: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    reference: Reference | None = None
     folder: Path = Path()
     in_place: bool = False
 
@@ -110,6 +116,19 @@ class ModelCard:
             if unknown:
                 raise ModelError(
                     f"Member {member.name!r} of model {self.id!r} feeds unknown labels {sorted(unknown)}."
+                )
+        self._check_quality(known)
+
+    def _check_quality(self, known: set[int]) -> None:
+        """What the card tells of quality must be of its own labels and members."""
+        spoken_of = {
+            "calibration": set(self.calibration.structures) if self.calibration else set(),
+            "reference": self.reference.label_values if self.reference else set(),
+        }
+        for what, values in spoken_of.items():
+            if values - known:
+                raise ModelError(
+                    f"The {what} of model {self.id!r} names unknown labels {sorted(values - known)}."
                 )
 
     @property
@@ -221,6 +240,10 @@ class ModelCard:
         ]
         data["spacing_mm"] = list(self.spacing_mm)
         data["suggested_refinements"] = [dict(item) for item in self.suggested_refinements]
+        for name in ("calibration", "reference"):
+            known = data.pop(name)
+            if known is not None:
+                data[name] = known.to_dict()
         return data
 
 
@@ -240,15 +263,18 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
 
 
 def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
-    values = _checked(data, {item.name for item in fields(ModelCard)} - NOT_IN_FILE, ModelCard)
+    values = checked_fields(data, ModelCard, NOT_IN_FILE)
     values["channels"] = tuple(
-        Channel(**_checked(item, None, Channel)) for item in data["channels"]
+        Channel(**checked_fields(item, Channel)) for item in data["channels"]
     )
     values["labels"] = tuple(Label.from_dict(item) for item in data["labels"])
     values["members"] = tuple(_member(item) for item in data["members"])
     first, second, third = (float(value) for value in data["spacing_mm"])
     values["spacing_mm"] = (first, second, third)
     values["suggested_refinements"] = tuple(data.get("suggested_refinements", ()))
+    for name, read in (("calibration", Calibration.from_dict), ("reference", Reference.from_dict)):
+        if values.get(name) is not None:
+            values[name] = read(values[name])
     return ModelCard(**values, folder=folder)
 
 
@@ -286,27 +312,11 @@ def _known_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def _member(data: Mapping[str, Any]) -> MemberCard:
-    values = _checked(data, None, MemberCard)
+    values = checked_fields(data, MemberCard)
     values["classes"] = tuple(
         tuple(int(value) for value in feeds) for feeds in data.get("classes", ())
     )
     return MemberCard(**values)
-
-
-def _checked(data: Any, known: set[str] | None, kind: type) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise ModelError(f"{kind.__name__} must be an object, not {data!r}.")
-    unknown = set(data) - (known or {item.name for item in fields(kind)})
-    if unknown:
-        raise ModelError(f"unknown keys {', '.join(sorted(unknown))} in {kind.__name__}.")
-    missing = {item.name for item in fields(kind) if _is_required(item)} - set(data)
-    if missing:
-        raise ModelError(f"missing keys {', '.join(sorted(missing))} in {kind.__name__}.")
-    return dict(data)
-
-
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _no_doubles(card: ModelCard, what: str, values: list[Any]) -> None:

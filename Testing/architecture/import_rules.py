@@ -22,7 +22,10 @@ FLAT = frozenset(
         "nnunet_plans",
         "progress",
         "protocol",
+        "quality",
         "request",
+        "tasks",
+        "strict",
         "volume",
     }
 )
@@ -35,12 +38,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("preprocessing",),
     ("networks",),
     ("grid_points",),
+    ("scale",),
     ("probabilities",),
     ("fusion",),  # L2
     ("uncertainty",),
     ("families", "refinements"),
     ("engine",),  # L3
-    ("doctor", "measurements", "model_import", "preview"),  # L4
+    ("doctor", "measurements", "model_import", "preview", "refining"),  # L4
     ("handover", "outputs"),
     ("evaluation",),
     ("batch", "training", "worker"),

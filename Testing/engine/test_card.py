@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -82,9 +83,100 @@ def test_a_card_says_what_its_file_says(tmp_path: Path) -> None:
     assert card.weights_path(card.members[0]) == tmp_path / "toy" / "axial.safetensors"
 
 
-def test_a_card_survives_being_written_and_read() -> None:
-    card = card_from_dict(card_data())
-    assert card_from_dict(json.loads(json.dumps(card.to_dict()))) == card
+QUALITY: dict[str, Any] = {
+    "calibration": {
+        "temperature": 1.3,
+        "source": "40 held-out cases",
+        "members": ["axial", "sagittal"],
+        "score": "iou",
+        "structures": {"17": {"dice": 0.8, "score": 0.7, "slope": 0.9, "limit": 0.5}},
+    },
+    "reference": {
+        "source": "15 adults",
+        "volumes_ml": {"17": [2.0, 6.5], "53": [2, 7]},
+        "asymmetry_percent": {"17": [-30, 25.5]},
+        "largest_part": {"53": 0.95},
+    },
+}
+
+
+@pytest.mark.parametrize("more", [{}, QUALITY])
+def test_a_card_survives_being_written_and_read(more: dict[str, Any]) -> None:
+    card = card_from_dict(card_data() | more)
+    written = json.loads(json.dumps(card.to_dict()))
+    assert card_from_dict(written) == card
+    assert {name: written[name] for name in QUALITY if name in written} == more
+
+
+def test_a_card_tells_what_quality_to_expect() -> None:
+    card = card_from_dict(card_data() | QUALITY)
+    assert card.calibration is not None
+    assert card.calibration.structures[17].limit == 0.5
+    assert card.reference is not None
+    assert card.reference.volumes_ml == {17: (2.0, 6.5), 53: (2.0, 7.0)}
+    assert card.reference.asymmetry_percent == {17: (-30.0, 25.5)}
+    assert card.reference.largest_part == {53: 0.95}
+    assert card_from_dict(card_data()).reference is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        (("calibration",), 5, "Calibration must be an object"),
+        (("calibration", "temprature"), 1, "temprature"),
+        (("calibration", "temperature"), 0, "temperature"),
+        (("calibration", "temperature"), "hot", "'hot'"),
+        (("calibration", "temperature"), True, "True"),
+        (("calibration", "temperature"), float("nan"), "nan"),
+        (("calibration", "source"), 5, "source"),
+        (("calibration", "members"), "axial", "list of names"),
+        (("calibration", "members"), [1], "list of names"),
+        (("calibration", "score"), "dice", "pairwise_dice"),
+        (("calibration", "score"), None, "need a score"),
+        (("calibration", "score"), ["iou"], "must be text"),
+        (("calibration", "structures"), [], "structures must be an object"),
+        (("calibration", "structures", "left"), {}, "'left' is no label value"),
+        (("calibration", "structures", "17", "dice"), 1.2, "structure 17: dice"),
+        (("calibration", "structures", "17", "limit"), float("inf"), "structure 17: limit"),
+        (("calibration", "structures", "17", "limit"), None, "structure 17: missing keys limit"),
+        (("calibration", "structures", "99"), QUALITY["calibration"]["structures"]["17"], "[99]"),
+        (("reference",), [], "Reference must be an object"),
+        (("reference", "source"), None, "source"),
+        (("reference", "source"), " ", "source"),
+        (("reference", "volume_ml"), {}, "volume_ml"),
+        (("reference", "volumes_ml", "99"), [1, 2], "[99]"),
+        (("reference", "volumes_ml", "17"), [2, 1], "2 must be less than 1"),
+        (("reference", "volumes_ml", "17"), [-1, 1], "volumes_ml of 17"),
+        (("reference", "volumes_ml", "17"), [1], "two numbers"),
+        (("reference", "volumes_ml", "17"), "1-2", "two numbers"),
+        (("reference", "volumes_ml", "17"), [1, None], "None"),
+        (("reference", "asymmetry_percent", "17"), [-300, 0], "-200 to 200"),
+        (("reference", "asymmetry_percent", "-17"), [-3, 0], "'-17' is no label value"),
+        (("reference", "largest_part", "17"), 95, "0 to 1"),
+        (("reference", "largest_part"), 0.9, "largest_part must be an object"),
+    ],
+)
+def test_a_mistake_in_what_it_tells_of_quality_is_named(
+    path: tuple[Any, ...], value: Any, word: str, tmp_path: Path
+) -> None:
+    """None takes the key away."""
+    folder = write_model(tmp_path / "toy", changed(card_data() | QUALITY, path, value))
+    with pytest.raises(ModelError, match=re.escape(word)) as caught:
+        load_card(folder)
+    assert str(folder / "card.json") in str(caught.value)
+
+
+def changed(data: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """The same with another value at a path; None takes the key away."""
+    data = copy.deepcopy(data)
+    place: Any = data
+    for step in path[:-1]:
+        place = place[step]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return data
 
 
 def test_the_folder_and_its_card_file_are_the_same_model(tmp_path: Path) -> None:
@@ -127,15 +219,7 @@ def test_the_folder_and_its_card_file_are_the_same_model(tmp_path: Path) -> None
 )
 def test_a_mistake_is_named(path: tuple[Any, ...], value: Any, word: str, tmp_path: Path) -> None:
     """None takes the key away."""
-    data = card_data()
-    place: Any = data
-    for step in path[:-1]:
-        place = place[step]
-    if value is None:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
-    folder = write_model(tmp_path / "toy", data)
+    folder = write_model(tmp_path / "toy", changed(card_data(), path, value))
     with pytest.raises(ModelError, match=re.escape(word)) as caught:
         load_card(folder)
     assert str(folder / "card.json") in str(caught.value)

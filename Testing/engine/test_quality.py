@@ -1,0 +1,98 @@
+"""What agreement of members tells of a structure: the Dice to expect, and whether to look at it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from medsegai.labels import Label
+from medsegai.quality import Calibration, Expected, expected_dice, remarks
+from medsegai.request import StructureMeasures
+
+HIPPOCAMPUS = Label(17, "Left hippocampus", (220, 216, 20))
+AMYGDALA = Label(18, "Left amygdala", (103, 255, 255))
+MEMBERS = ("axial", "coronal", "sagittal")
+BY_IOU = Calibration(
+    1.0, "40 cases", MEMBERS, "iou", {17: Expected(dice=0.8, score=0.7, slope=0.5, limit=0.5)}
+)
+BY_CV = Calibration(
+    1.0, "40 cases", MEMBERS, "volume_cv", {17: Expected(dice=0.8, score=0.1, slope=-2, limit=0.2)}
+)
+
+
+def measured(label: Label = HIPPOCAMPUS, **values: float | None) -> StructureMeasures:
+    return StructureMeasures(label, 100, 0.1, **values)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "values", "dice"),
+    [
+        (BY_IOU, {"iou": 0.7}, 0.8),
+        (BY_IOU, {"iou": 0.5}, 0.7),
+        (BY_IOU, {"iou": 0.9}, 0.9),
+        (BY_CV, {"volume_cv": 0.2}, 0.6),
+        (BY_CV, {"volume_cv": 0.6}, 0.0),
+        (BY_CV, {"volume_cv": 0.0}, 1.0),
+    ],
+)
+def test_dice_is_expected_along_a_line_through_the_means(
+    calibration: Calibration, values: dict[str, float], dice: float
+) -> None:
+    assert expected_dice(measured(**values), calibration) == pytest.approx(dice)
+
+
+@pytest.mark.parametrize(
+    ("measures", "calibration"),
+    [
+        (measured(iou=0.5), None),
+        (measured(), BY_IOU),
+        (measured(iou=math.nan), BY_IOU),
+        (measured(volume_cv=0.1), BY_IOU),
+        (measured(AMYGDALA, iou=0.5), BY_IOU),
+        (measured(iou=0.5), Calibration()),
+    ],
+)
+def test_no_dice_is_expected_where_nothing_is_known(
+    measures: StructureMeasures, calibration: Calibration | None
+) -> None:
+    assert expected_dice(measures, calibration) is None
+
+
+def test_a_score_beyond_its_limit_is_remarked_with_what_to_expect() -> None:
+    assert remarks(measured(iou=0.5), BY_IOU) == ()
+    (said,) = remarks(measured(iou=0.4), BY_IOU)
+    assert "0.4, below the limit of 0.5" in said
+    assert "Dice of about 0.65" in said
+    assert "0.80" in said
+    assert remarks(measured(volume_cv=0.2), BY_CV) == ()
+    (said,) = remarks(measured(volume_cv=0.25), BY_CV)
+    assert "0.25, above the limit of 0.2" in said
+    assert "Dice of about 0.50" in said
+
+
+def test_the_limit_of_a_model_replaces_the_general_ones() -> None:
+    shaky = measured(iou=0.55, volume_cv=0.5)
+    assert remarks(shaky, BY_IOU) == ()
+    assert len(remarks(shaky, None)) == 2
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration(), BY_IOU])
+def test_general_limits_hold_where_there_are_no_others(calibration: Calibration | None) -> None:
+    assert remarks(measured(AMYGDALA, iou=0.6, volume_cv=0.2), calibration) == ()
+    agreement, volumes = remarks(measured(AMYGDALA, iou=0.43, volume_cv=0.31), calibration)
+    assert "43 %" in agreement
+    assert "31 %" in volumes
+
+
+@pytest.mark.parametrize("calibration", [None, BY_IOU, BY_CV])
+def test_what_was_not_measured_is_not_remarked(calibration: Calibration | None) -> None:
+    assert remarks(measured(), calibration) == ()
+    assert remarks(measured(iou=math.nan, volume_cv=math.nan), calibration) == ()
+
+
+def test_limits_hold_for_the_members_that_were_looked_at() -> None:
+    assert BY_IOU.holds_for(["sagittal", "axial", "coronal"])
+    assert not BY_IOU.holds_for(["axial", "coronal"])
+    assert not BY_IOU.holds_for([*MEMBERS, "axial pass 2"])
+    assert not Calibration(members=MEMBERS).holds_for(MEMBERS)
