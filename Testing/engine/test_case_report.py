@@ -7,6 +7,8 @@ import html.parser
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,30 @@ def test_the_page_needs_nothing_else(case: Case) -> None:
     )
     for label in LABELS[:2]:  # both structures are drawn
         assert (picture == label.color).all(axis=1).any()
+
+
+def test_pages_on_paper(case: Case, tmp_path: Path) -> None:
+    browser, reader = shutil.which("chromium"), shutil.which("pdftotext")
+    if browser is None or reader is None:
+        pytest.skip("no chromium or pdftotext: apt-get install chromium poppler-utils")
+    many = tuple(Label(value, f"Structure {value:03d}", (200, 60, 90)) for value in range(1, 121))
+    rows = measure(case.labelmap, many, case.image)
+    page, paper = tmp_path / "r.html", tmp_path / "r.pdf"
+    page.write_text(case_report(Content(case, rows, ["Look at this."], {"Model": "brain 0.2.0"})))
+    how = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    subprocess.run(
+        [browser, *how, f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={paper}", page],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    done = subprocess.run([reader, "-layout", paper, "-"], capture_output=True, text=True)
+    pages = done.stdout.split("\f")[:-1]
+    assert len(pages) >= 3
+    for number, text in enumerate(pages, start=1):
+        assert NOT_FOR_DIAGNOSIS in text
+        assert re.search(rf"{number} ?/ ?{len(pages)}\n", text)
+        if "Structure 0" in text or "Structure 1" in text:
+            assert "Volume" in text  # the heading of the table
+    assert re.findall(r"Structure (\d{3})", done.stdout) == [f"{n:03d}" for n in range(1, 121)]
 
 
 def test_no_scan_no_pictures(case: Case) -> None:

@@ -1,7 +1,8 @@
 """A report of one case: pictures, table, warnings and where it all comes from, in one HTML file.
 
 The page needs nothing else: no scripts, no fonts, no pictures from elsewhere. Printed from a browser it
-makes A4 pages, and so a PDF. It says nothing of the patient, for the scan's header is not read for it.
+makes A4 pages with the notice on each, and so a PDF. It says nothing of the patient, for the scan's
+header is not read for it.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ td:first-child { white-space: nowrap; }
   border: 1px solid #888; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1.2em; } dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; }
-@page { size: A4; margin: 15mm; }
+@page { size: A4; margin: 15mm 15mm 18mm; @bottom-left { content: "NOTICE"; font: 9px system-ui, sans-serif; }
+  @bottom-right { content: counter(page) " / " counter(pages); font: 9px system-ui, sans-serif; } }
 @media print { body { font-size: 11px; margin: 0; max-width: none; } tr, img { break-inside: avoid; }
-  thead { display: table-header-group; } }
-"""
+  h2 { break-after: avoid; } thead { display: table-header-group; } }
+""".replace("NOTICE", NOT_FOR_DIAGNOSIS)  # at the foot of each printed page, too
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def case_report(content: Content) -> str:
             *_pictures(content.case),
             "<h2>Structures</h2>",
             _table(content.rows),
-            "<p>Asymmetry: left less right volume, in per cent of the mean of both. Centroids in RAS.</p>",
+            f"<p>{_legend(content.rows)}</p>",
             "<h2>Provenance</h2>",
             _provenance({"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)),
             "</body></html>\n",
@@ -140,6 +142,13 @@ def _table(rows: Sequence[Measurement]) -> str:
         lines.append(f"<tr><td>{name}</td>{cells}</tr>")
     body = "\n".join(lines)
     return f"<table><thead><tr><th>Structure</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _legend(rows: Sequence[Measurement]) -> str:
+    """What the columns are that need a word."""
+    paired = any(not math.isnan(row.asymmetry_percent) for row in rows)
+    words = "Asymmetry: left less right volume, in per cent of the mean of both. " if paired else ""
+    return f"{words}R, A, S: the centroid, towards right, anterior and superior."
 
 
 def _number(value: float, spec: str) -> str:
