@@ -2,8 +2,9 @@
 
 To the worker:
     warm                                        load what jobs need, if there is nothing else to do
-    array     job, name, data, done, total      part of an array of a `segment` that is to come
+    array     job, name, data, done, total      part of an array of a job that is to come
     segment   job, exchange, inputs, options    do this job
+    refine    job, exchange, labelmap, labels, settings, fixed, image, candidates   or this one
     cancel    job                               stop it, whether its arrays arrive, or it waits or runs
     quit                                        stop everything and end
 From the worker:
@@ -11,12 +12,15 @@ From the worker:
     alive                                       every few seconds, whatever happens
     progress  job, stage, fraction, seconds_left
     array     job, name, data, done, total      part of an array of a `result` that is to come
-    result    job, labelmap, entropy, probabilities, regions, candidates, labels, report
+    result    job, and of `segment`: labelmap, entropy, mutual_information, probabilities, regions, candidates,
+                   labels, report
+                   of `refine`: labelmap, words, report, seconds
     error     job, kind, message                `job` is null where the line could not be read
 
-`job` is a string that the client chooses; each `segment` is answered by exactly one `result` or
+There are several kinds of jobs; `KINDS` says how each is asked for and answered, and all else is the same for
+all of them. `job` is a string that the client chooses; each job is answered by exactly one `result` or
 `error`, and so is a `cancel` that comes before it. An array is named by a .npy file in a folder, and mapped
-into memory from there. `exchange` of `segment` is that folder, where both sides see it; it belongs to the
+into memory from there. `exchange` of a job is that folder, where both sides see it; it belongs to the
 client and vanishes with the job. Where it is null, as between two computers, each side has a folder of its
 own, and the files come in `array` messages before the message that names them (`medsegai.exchange`).
 """
@@ -25,7 +29,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +48,12 @@ from medsegai.request import (
     StructureMeasures,
     request_from_options,
 )
+from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
-WARM, SEGMENT, CANCEL, QUIT = "warm", "segment", "cancel", "quit"
+WARM, SEGMENT, REFINE, CANCEL, QUIT = "warm", "segment", "refine", "cancel", "quit"
 READY, ALIVE, PROGRESS, RESULT, ERROR = "ready", "alive", "progress", "result", "error"
 ARRAY = "array"
 
@@ -144,15 +150,13 @@ def unpack_request(data: Mapping[str, Any], exchange: Path) -> SegmentationReque
 
 
 def pack_result(result: SegmentationResult, exchange: Path) -> Message:
-    entropy = None if result.entropy is None else pack_volume(result.entropy, exchange)
-    candidates = None if result.candidates is None else vars(result.candidates)
     return {
         "labelmap": pack_volume(result.labelmap, exchange),
-        "entropy": entropy,
+        "entropy": _pack_volume_if_there(result.entropy, exchange),
+        "mutual_information": _pack_volume_if_there(result.mutual_information, exchange),
         "probabilities": _pack_if_there(result.probabilities, exchange),
         "regions": _pack_if_there(result.regions, exchange),
-        "candidates": candidates
-        and {name: pack_array(array, exchange) for name, array in candidates.items()},
+        "candidates": _pack_candidates(result.candidates, exchange),
         "labels": [label.to_dict() for label in result.labels],
         "report": result.report(),
     }
@@ -162,34 +166,138 @@ def _pack_if_there(array: NDArray[Any] | None, exchange: Path) -> str | None:
     return None if array is None else pack_array(array, exchange)
 
 
+def _pack_volume_if_there(volume: Volume | None, exchange: Path) -> Message | None:
+    return None if volume is None else pack_volume(volume, exchange)
+
+
+def _pack_candidates(candidates: Candidates | None, exchange: Path) -> dict[str, str] | None:
+    if candidates is None:
+        return None
+    return {name: pack_array(array, exchange) for name, array in vars(candidates).items()}
+
+
 def _unpack_if_there(name: str | None, exchange: Path) -> NDArray[Any] | None:
     return None if name is None else unpack_array(name, exchange)
 
 
+def _unpack_volume_if_there(data: Mapping[str, Any] | None, exchange: Path) -> Volume | None:
+    return None if data is None else unpack_volume(data, exchange)
+
+
+def _unpack_candidates(data: Mapping[str, str] | None, exchange: Path) -> Candidates | None:
+    if data is None:
+        return None
+    return Candidates(**{name: unpack_array(array, exchange) for name, array in data.items()})
+
+
 def unpack_result(data: Mapping[str, Any], exchange: Path) -> SegmentationResult:
     labels = tuple(Label.from_dict(item) for item in data["labels"])
-    report, entropy, candidates = data["report"], data["entropy"], data["candidates"]
+    report = data["report"]
     structures = tuple(
-        StructureMeasures(label, **{name: item[name] for name in item.keys() - {"value", "name"}})
+        StructureMeasures.from_dict(label, item)
         for label, item in zip(labels, report["structures"], strict=True)
     )
     return SegmentationResult(
         labelmap=unpack_volume(data["labelmap"], exchange),
         labels=labels,
         structures=structures,
-        entropy=None if entropy is None else unpack_volume(entropy, exchange),
+        entropy=_unpack_volume_if_there(data["entropy"], exchange),
+        mutual_information=_unpack_volume_if_there(data["mutual_information"], exchange),
         probabilities=_unpack_if_there(data["probabilities"], exchange),
         regions=_unpack_if_there(data["regions"], exchange),
-        candidates=None
-        if candidates is None
-        else Candidates(
-            **{name: unpack_array(array, exchange) for name, array in candidates.items()}
-        ),
+        candidates=_unpack_candidates(data["candidates"], exchange),
         seconds=report["seconds"],
         peak_memory_mb=report["peak_memory_mb"],
         provenance=report["provenance"],
         warnings=tuple(report["warnings"]),
     )
+
+
+def pack_refinement(request: RefinementRequest, exchange: Path) -> Message:
+    return {
+        "labelmap": pack_volume(request.labelmap, exchange),
+        "labels": [label.to_dict() for label in request.labels],
+        "settings": [dict(item) for item in request.settings],
+        "fixed": list(request.fixed),
+        "image": _pack_volume_if_there(request.image, exchange),
+        "candidates": _pack_candidates(request.candidates, exchange),
+    }
+
+
+def unpack_refinement(data: Mapping[str, Any], exchange: Path) -> RefinementRequest:
+    return RefinementRequest(
+        unpack_volume(data["labelmap"], exchange),
+        tuple(Label.from_dict(item) for item in data["labels"]),
+        tuple(data["settings"]),
+        tuple(data["fixed"]),
+        _unpack_volume_if_there(data["image"], exchange),
+        _unpack_candidates(data["candidates"], exchange),
+    )
+
+
+def pack_refined(result: RefinementResult, exchange: Path) -> Message:
+    return {
+        "labelmap": pack_volume(result.labelmap, exchange),
+        "words": list(result.words),
+        "report": [dict(item) for item in result.report],
+        "seconds": dict(result.seconds),
+    }
+
+
+def unpack_refined(data: Mapping[str, Any], exchange: Path) -> RefinementResult:
+    labelmap = unpack_volume(data["labelmap"], exchange)
+    return RefinementResult(labelmap, tuple(data["words"]), tuple(data["report"]), data["seconds"])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job.
+
+    Attributes:
+        name: the `type` of the message that asks for it.
+        asked: the class of what is asked.
+        pack_request, pack_result: make what a message holds besides `type`, `job` and `exchange` from what is
+            asked or answered; arrays go into the folder that is given.
+        unpack_request, unpack_result: the way back.
+    """
+
+    name: str
+    asked: type
+    pack_request: Callable[[Any, Path], Message]
+    unpack_request: Callable[[Mapping[str, Any], Path], Any]
+    pack_result: Callable[[Any, Path], Message]
+    unpack_result: Callable[[Mapping[str, Any], Path], Any]
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            SEGMENT, SegmentationRequest, pack_request, unpack_request, pack_result, unpack_result
+        ),
+        Kind(
+            REFINE,
+            RefinementRequest,
+            pack_refinement,
+            unpack_refinement,
+            pack_refined,
+            unpack_refined,
+        ),
+    )
+}
+"""What jobs there are, by the name of their message."""
+
+
+def kind_of(request: object) -> Kind:
+    """The kind of job that a request asks for.
+
+    Raises:
+        WorkerError: there is none.
+    """
+    for kind in KINDS.values():
+        if isinstance(request, kind.asked):
+            return kind
+    raise WorkerError(f"The worker has no job for a {type(request).__name__}.")
 
 
 def pack_progress(event: ProgressEvent) -> Message:

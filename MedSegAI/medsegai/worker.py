@@ -16,13 +16,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread, current_thread, main_thread
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, WorkerError
 from medsegai.exchange import ExchangeFolder, blocks, take_block
@@ -32,10 +32,12 @@ from medsegai.protocol import (
     ARRAY,
     CANCEL,
     ERROR,
+    KINDS,
     PROGRESS,
     PROTOCOL_VERSION,
     QUIT,
     READY,
+    REFINE,
     RESULT,
     SEGMENT,
     WARM,
@@ -44,12 +46,13 @@ from medsegai.protocol import (
     encode,
     pack_error,
     pack_progress,
-    pack_result,
-    unpack_request,
 )
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.tasks import RefinementRequest, RefinementResult
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
+Work = Callable[[Any, Progress], Any]
+"""Does a job of one kind: takes what `Kind.unpack_request` gives, and gives what `Kind.pack_result` takes."""
 
 GRACE_SECONDS = 2.0
 """How long a running job may take to notice that it is to end, before the process is ended."""
@@ -67,7 +70,7 @@ def main(segment: Segment | None = None) -> None:
     """Serve until stdin closes: `medsegai worker`, or `python -m medsegai.worker`.
 
     Args:
-        segment: what does a job; the engine if not given.
+        segment: what segments; the engine if not given.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
@@ -75,7 +78,8 @@ def main(segment: Segment | None = None) -> None:
     faulthandler.enable(sys.stderr)
     _leave_terminal()
     incoming, outgoing = _take_pipes()
-    Worker(segment or _engine, incoming, outgoing, _warm_up if segment is None else None).run()
+    work = WORK if segment is None else {**WORK, SEGMENT: segment}
+    Worker(work, incoming, outgoing, _warm_up if segment is None else None).run()
 
 
 class _Shared:
@@ -109,22 +113,22 @@ class _Job:
 
 
 class Worker:
-    """Reads messages from `incoming`, does jobs with `segment`, writes events to `outgoing`.
+    """Reads messages from `incoming`, does jobs, writes events to `outgoing`.
 
     Args:
-        segment: what does a job.
+        work: what does the jobs of each kind, by its name in `protocol.KINDS`.
         incoming, outgoing: the pipe.
-        warm_up: loads what `segment` needs; called between jobs when the client asks for it.
+        warm_up: loads what jobs need; called between them when the client asks for it.
     """
 
     def __init__(
         self,
-        segment: Segment,
+        work: Mapping[str, Work],
         incoming: BinaryIO,
         outgoing: BinaryIO,
         warm_up: Callable[[], None] | None = None,
     ) -> None:
-        self._segment = segment
+        self._work = work
         self._incoming = incoming
         self._outgoing = outgoing
         self._warm_up = warm_up
@@ -190,7 +194,7 @@ class Worker:
             if self._warm_up is not None:
                 self._waiting.put(self._warm_up)
             return
-        if not isinstance(name, str) or kind not in (ARRAY, SEGMENT, CANCEL):
+        if not isinstance(name, str) or kind not in (ARRAY, CANCEL, *self._work):
             raise WorkerError(f"The worker does not understand {kind!r} for job {name!r}.")
         if kind == CANCEL:
             self._cancel(name)
@@ -252,10 +256,11 @@ class Worker:
 
     def _answer(self, job: _Job) -> Message:
         """Do the job, and see that the arrays of its result are where the client finds them."""
-        request = unpack_request(job.message, job.exchange.incoming)
+        kind = KINDS[job.message["type"]]
+        request = kind.unpack_request(job.message, job.exchange.incoming)
         progress = Progress(listener=self._reporter(job.id), cancel=job.cancel)
-        result = self._segment(request, progress)
-        message = pack_result(result, job.exchange.outgoing)
+        result = self._work[kind.name](request, progress)
+        message = kind.pack_result(result, job.exchange.outgoing)
         if isinstance(job.exchange, _Carried):
             for block in blocks(job.exchange.outgoing):
                 if job.cancel.is_set():
@@ -296,6 +301,19 @@ def _engine(request: SegmentationRequest, progress: Progress) -> SegmentationRes
         return _load_engine()(request, progress)
     except ImportError as error:  # some packages are loaded when a job needs them
         raise _lacks(error) from error
+
+
+def _refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
+    try:
+        from medsegai.refining import refine
+
+        return refine(request, progress)
+    except ImportError as error:  # SciPy and SimpleITK are loaded when a refinement needs them
+        raise _lacks(error) from error
+
+
+WORK: Mapping[str, Work] = {SEGMENT: _engine, REFINE: _refine}
+"""What does the jobs of each kind."""
 
 
 def _load_engine() -> Segment:

@@ -24,8 +24,8 @@ FLAT = frozenset(
         "protocol",
         "quality",
         "request",
-        "tasks",
         "strict",
+        "tasks",
         "volume",
     }
 )

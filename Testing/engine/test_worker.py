@@ -479,7 +479,7 @@ def test_what_stopped_gives_the_graphics_card_back(
     message = protocol.pack_request(request("a"), tmp_path)
     line = protocol.encode({"type": "segment", "job": "a", "exchange": str(tmp_path), **message})
     outgoing = io.BytesIO()
-    worker_module.Worker(stop, io.BytesIO(line), outgoing).run()
+    worker_module.Worker({"segment": stop}, io.BytesIO(line), outgoing).run()
     answers = [protocol.decode(line)["type"] for line in outgoing.getvalue().splitlines()]
     assert "error" in answers
     assert done == (["forget", "empty"] if on_card else [])
@@ -504,7 +504,7 @@ def test_a_stopped_job_is_not_kept_in_memory(tmp_path: Path) -> None:
             held.extend(array() for array in arrays)
             return super().write(data)
 
-    worker_module.Worker(stop, io.BytesIO(line), Outgoing()).run()
+    worker_module.Worker({"segment": stop}, io.BytesIO(line), Outgoing()).run()
     assert held
     assert all(item is None for item in held)
 

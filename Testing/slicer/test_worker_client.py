@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from medsegai import protocol
 from medsegai.errors import (
     Cancelled,
     DeviceError,
@@ -330,7 +331,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_folder(
     def full(*_: object) -> None:
         raise OutputError("The disk is full.")
 
-    monkeypatch.setattr(worker_client, "pack_request", full)
+    monkeypatch.setattr(protocol, "pack_array", full)
     with pytest.raises(OutputError, match="full"):
         client.start(request("quick"), Ear())
     assert not client.busy

@@ -31,17 +31,15 @@ from medsegai.protocol import (
     QUIT,
     READY,
     RESULT,
-    SEGMENT,
     WARM,
+    Kind,
     Message,
     decode,
     encode,
-    pack_request,
+    kind_of,
     unpack_error,
     unpack_progress,
-    unpack_result,
 )
-from medsegai.request import SegmentationRequest
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
@@ -78,6 +76,7 @@ SENDING, RECEIVING = 0.05, 0.05
 
 @dataclass
 class _Job:
+    kind: Kind
     listener: JobListener
     folder: ExchangeFolder
     carried: bool
@@ -154,25 +153,30 @@ class WorkerClient:
             self._make_ready()
             self._send(WARM)
 
-    def start(self, request: SegmentationRequest, listener: JobListener) -> None:
+    def start(self, request: Any, listener: JobListener) -> None:
         """Send a job; `listener` hears of everything that follows, also if the start fails.
 
+        Args:
+            request: what a kind of job in `medsegai.protocol.KINDS` asks for, such as a SegmentationRequest.
+            listener: hears of the job.
+
         Raises:
-            WorkerError: another job is under way.
+            WorkerError: another job is under way, or the request is of no kind.
             RequestError: the worker runs elsewhere, and cannot read a file of this computer.
             OutputError: the exchange folder cannot be made or written.
         """
         if self._job is not None:
             raise WorkerError(_("A job is under way. Wait for it, or cancel it first."))
+        kind = kind_of(request)
         if not self._place.shares_files:
             request = for_elsewhere(request, self._place)
         folder = ExchangeFolder()
         try:
-            message = pack_request(request, folder.path)
+            message = kind.pack_request(request, folder.path)
         except MedSegAIError:
             folder.remove()
             raise
-        job = self._job = _Job(listener, folder, carried=not self._place.shares_files)
+        job = self._job = _Job(kind, listener, folder, carried=not self._place.shares_files)
         job.unsent = _messages(job, message)
         self._still = 0.0
         self._make_ready()
@@ -357,7 +361,7 @@ class WorkerClient:
             part = take_block(message, job.folder.path).part
             return _doing(self._report, job, ProgressEvent("receive", 1 - RECEIVING * (1 - part)))
         if kind == RESULT:
-            result = unpack_result(message, job.folder.path)
+            result = job.kind.unpack_result(message, job.folder.path)
             return _doing(self._end, lambda listener: listener.finished(result))
         if kind == ERROR:
             return _doing(self._fail, self._error(message))
@@ -455,7 +459,7 @@ def _messages(job: _Job, request: Message) -> Iterator[Message]:
         for block in blocks(job.folder.path):
             yield {"type": ARRAY, "job": job.name, **block}
     exchange = None if job.carried else str(job.folder.path)
-    yield {"type": SEGMENT, "job": job.name, "exchange": exchange, **request}
+    yield {"type": job.kind.name, "job": job.name, "exchange": exchange, **request}
 
 
 def _doing(function: Callable[..., None], *values: Any) -> Callable[[], None]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from medsegai.errors import MedSegAIError
 from medsegai.progress import ProgressEvent
-from medsegai.request import SegmentationResult
 
 
 class JobListener(Protocol):
-    """Hears of one job: `progressed` any number of times, then either `finished` or `failed`, once."""
+    """Hears of one job: `progressed` any number of times, then either `finished` or `failed`, once.
+
+    What `finished` gets is the answer of that kind of job, such as a SegmentationResult.
+    """
 
     def progressed(self, event: ProgressEvent) -> None: ...
 
-    def finished(self, result: SegmentationResult) -> None: ...
+    def finished(self, result: Any) -> None: ...
 
     def failed(self, error: MedSegAIError) -> None: ...

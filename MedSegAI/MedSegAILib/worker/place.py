@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from medsegai.catalogue import find_card
 from medsegai.errors import RequestError, WorkerError
@@ -261,13 +262,17 @@ def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def for_elsewhere(request: SegmentationRequest, place: Place) -> SegmentationRequest:
+def for_elsewhere(request: Any, place: Place) -> Any:
     """The request as another computer understands it: a model that is a folder here goes by its id.
+
+    Of the kinds of jobs only a segmentation names files.
 
     Raises:
         RequestError: an input is a file, which the other computer does not see.
         ModelError: a model's card cannot be read.
     """
+    if not isinstance(request, SegmentationRequest):
+        return request
     for item in request.inputs:
         if not isinstance(item, Volume):
             raise RequestError(

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
 from medsegai.progress import ProgressEvent
-from medsegai.request import SegmentationRequest, SegmentationResult
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
@@ -35,7 +34,7 @@ class JobClient(Protocol):
 
     @property
     def busy(self) -> bool: ...
-    def start(self, request: SegmentationRequest, listener: JobListener) -> None: ...
+    def start(self, request: Any, listener: JobListener) -> None: ...
     def cancel(self) -> None: ...
 
 
@@ -64,7 +63,7 @@ class Entry:
     """
 
     title: str
-    make_request: Callable[[], SegmentationRequest] = field(repr=False)
+    make_request: Callable[[], Any] = field(repr=False)
     listener: JobListener = field(repr=False)
     state: JobState = JobState.WAITING
     stopping: bool = False
@@ -106,14 +105,13 @@ class JobQueue:
         """Whether an entry runs or waits."""
         return not all(entry.over for entry in self._entries)
 
-    def add(
-        self, title: str, make_request: Callable[[], SegmentationRequest], listener: JobListener
-    ) -> Entry:
+    def add(self, title: str, make_request: Callable[[], Any], listener: JobListener) -> Entry:
         """Put a job at the end; it begins at once where nothing else runs.
 
         Args:
             title: what a table shows.
-            make_request: called when the turn comes; a `MedSegAIError` that it raises fails this entry.
+            make_request: gives what the client starts, when the turn comes; a `MedSegAIError` that it raises
+                fails this entry.
             listener: hears of the job.
         """
         entry = Entry(title, make_request, listener)
@@ -222,21 +220,22 @@ class JobQueue:
             )
             self._notify(self.changed.emit)
 
-    def _conclude(self, entry: Entry, answer: SegmentationResult | MedSegAIError) -> None:
+    def _conclude(self, entry: Entry, answer: Any) -> None:
+        """The entry is over, with the answer of its job or with the error that ended it."""
         entry.seconds_left, entry.stopping = None, False
         if self._running is entry:
             self._running = None
         if entry in self._leaving:
             self._leaving.discard(entry)
             self._entries.remove(entry)
-        if isinstance(answer, SegmentationResult):
-            entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
-            self._notify(entry.listener.finished, answer)
-        else:
+        if isinstance(answer, MedSegAIError):
             stopped = isinstance(answer, Cancelled)
             entry.state = JobState.CANCELLED if stopped else JobState.FAILED
             entry.message = str(answer)
             self._notify(entry.listener.failed, answer)
+        else:
+            entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
+            self._notify(entry.listener.finished, answer)
         self._notify(self.changed.emit)
 
     def _notify(self, receiver: Callable[..., None], *values: Any) -> None:
@@ -256,7 +255,7 @@ class _Relay:
     def progressed(self, event: ProgressEvent) -> None:
         self._queue._progress(self._entry, event)
 
-    def finished(self, result: SegmentationResult) -> None:
+    def finished(self, result: Any) -> None:
         self._queue._conclude(self._entry, result)
 
     def failed(self, error: MedSegAIError) -> None:
