@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,3 +73,29 @@ def module(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda: None)
     yield fresh_module
     fresh_module.close_worker()
+
+
+@pytest.fixture
+def page(module: Any) -> Iterator[Any]:
+    page = module.MedSegAIWidget()
+    yield page
+    page.cleanup()
+
+
+@pytest.fixture
+def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A card in the user's folder; its folder's name is what the made-up engine is told."""
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "models"))
+    folder = tmp_path / "models" / "quick"
+    folder.mkdir(parents=True)
+    source = MODULE_FOLDER / "medsegai" / "models" / "brain" / "card.json"
+    (folder / "card.json").write_text(json.dumps(json.loads(source.read_text()) | {"id": "quick"}))
+    return folder
+
+
+@pytest.fixture
+def editing(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A scan that an AI segmented, in the Segment Editor with the effect AI correct."""
+    from correction_help import bench
+
+    return bench(mrml, monkeypatch)

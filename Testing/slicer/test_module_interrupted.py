@@ -1,0 +1,118 @@
+"""Jobs of the page while the scene changes, nodes go, or Slicer is closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import slicer
+
+from MedSegAILib.output_choice import OutputMode
+from module_help import (
+    head,
+    head_under_way,
+    message,
+    model_called,
+    node_count,
+    press,
+    until,
+)
+
+
+def test_closing_the_scene_stops_the_job_and_drops_the_result(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head()
+    page.panel.choose_input(volume)
+    model_called(monkeypatch, "slow")
+    press(page, "segmentButton")
+    slicer.mrmlScene.Clear(0)
+    client = module.worker()
+    until(lambda: not client.busy)
+    assert node_count() == 0
+    assert "Stopped" in message(page)
+    page.panel.choose_input(head())
+    model_called(monkeypatch, "quick")
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+
+
+def test_a_deleted_output_becomes_a_message_and_not_a_loss(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "short")
+    output = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Manual")
+    page.panel.choose_input(head())
+    page.panel.choose_output(OutputMode.UPDATE, output)
+    press(page, "segmentButton")
+    until(lambda: module.worker()._hello is not None)
+    slicer.mrmlScene.RemoveNode(output)
+    until(lambda: node_count() == 1)
+    assert "Manual has left the scene" in message(page)
+
+
+def test_an_input_that_is_renamed_during_the_job_keeps_its_result(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head_under_way(page, module, monkeypatch)
+    volume.SetName("Patient 7")
+    until(lambda: node_count() == 1)
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    assert segmentation.GetName() == "Patient 7 segmentation"
+
+
+def test_an_input_that_is_deleted_during_the_job_is_told(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head_under_way(page, module, monkeypatch)
+    slicer.mrmlScene.RemoveNode(volume)
+    until(lambda: "has left the scene" in message(page))
+    assert node_count() == 0
+
+
+def test_closing_slicer_asks_while_jobs_are_under_way(
+    page: Any, application: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def confirm(question: str, title: str) -> bool:
+        asked.append(question)
+        return False
+
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
+    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", confirm, raising=False)
+    assert page.mayClose()
+    assert asked == [], "nothing is under way"
+    model_called(monkeypatch, "slow")
+    page.panel.choose_input(head())
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    press(page, "segmentButton")
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
+    assert not page.mayClose()
+    assert "1 MedSegAI jobs are under way (Head: Brain" in asked[0]
+    application.testing = True
+    assert page.mayClose(), "a test must not wait for an answer"
+    application.testing = False
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_closing_the_scene_asks_whether_to_wait(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    """With yes the results are there to be saved before the scene goes, with no the jobs stop."""
+    saved: list[int] = []
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
+    monkeypatch.setattr(
+        slicer.util, "confirmYesNoDisplay", lambda question, title: wait, raising=False
+    )
+    monkeypatch.setattr(
+        slicer.util, "openSaveDataDialog", lambda: saved.append(node_count()), raising=False
+    )
+    model_called(monkeypatch, "short")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    slicer.mrmlScene.Clear(0)
+    until(lambda: not module.worker().busy)
+    assert saved == ([1] if wait else [])
+    assert node_count() == 0

@@ -1,0 +1,254 @@
+"""The module's page with real scene and worker: from the choice of a volume to its segments."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+from slicer.util import (
+    updateVolumeFromArray,
+)
+
+import pythonqt
+from medsegai.errors import InputError
+from MedSegAILib.output_choice import OutputMode
+from module_help import (
+    button,
+    head,
+    message,
+    model_called,
+    node_count,
+    plan,
+    press,
+    segment_voxels,
+    structures,
+    until,
+)
+
+
+def test_the_page_runs_a_job_and_shows_it(page: Any) -> None:
+    volume = head()
+    page.panel.choose_input(volume)
+    assert page.panel.choice().card.id == "brain"
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    assert "2 of 3 structures" in message(page)
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    assert segment_voxels(segmentation, 2, volume)[2].all()
+
+
+def test_the_page_tells_of_a_crash_and_works_on(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.panel.choose_input(head())
+    model_called(monkeypatch, "crash")
+    press(page, "segmentButton")
+    until(lambda: "crashed" in message(page))
+    model_called(monkeypatch, "quick")
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+
+
+def test_the_page_cancels(page: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.panel.choose_input(head())
+    model_called(monkeypatch, "deaf")
+    press(page, "segmentButton")
+    until(lambda: module.worker()._hello is not None)
+    press(page, "cancelButton")
+    until(lambda: "Stopped" in message(page))
+    assert node_count() == 0
+
+
+def test_users_models_are_offered_beside_the_bundled(fake_model: Path, module: Any) -> None:
+    page = module.MedSegAIWidget()
+    offered = [card.folder.name for card in page.panel._cards]
+    assert offered == ["brain", "hippocampus", "quick"]
+    page.cleanup()
+
+
+def test_the_plan_follows_what_becomes_of_the_volume(page: Any) -> None:
+    assert "no input volume" in plan(page)
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
+    assert "holds no image" in plan(page)
+    updateVolumeFromArray(volume, np.zeros((4, 5, 10), np.int16))
+    assert "on Head (10 x 5 x 4 voxels" in plan(page)
+    volume.SetName("Patient 7")
+    assert "on Patient 7" in plan(page)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    shear = vtk.vtkMatrix4x4()
+    shear.SetElement(0, 1, 0.5)
+    transform.SetMatrixTransformToParent(shear)
+    assert "right angles" in plan(page)
+    transform.SetMatrixTransformToParent(vtk.vtkMatrix4x4())
+    assert "on Patient 7" in plan(page)
+    slicer.mrmlScene.RemoveNode(volume)
+    assert "no input volume" in plan(page)
+
+
+def test_a_volume_that_is_not_chosen_any_more_is_not_watched(page: Any) -> None:
+    first, second = head("First"), head("Second")
+    page.panel.choose_input(first)
+    page.panel.choose_input(second)
+    watched = {item[0] for item in page.Observations if item[2] == page.onInputModified}
+    assert watched == {second}
+
+
+def test_the_page_does_not_start_a_process_before_it_is_asked(page: Any, module: Any) -> None:
+    assert not module.worker().warm
+
+
+def test_the_table_follows_a_job_and_an_edit(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_called(monkeypatch, "quick")
+    volume = head()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    assert structures(page) == ["Left hippocampus", "Brain-Stem"]
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    segmentation.GetSegmentation().RemoveSegment("002_Brain_Stem")
+    page.controller.results.refresh()
+    assert structures(page) == ["Left hippocampus"]
+
+
+def test_a_second_volume_waits_for_the_first(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_called(monkeypatch, "quick")
+    for name in ("First", "Second"):
+        page.panel.choose_input(head(name))
+        press(page, "segmentButton")
+    until(lambda: node_count() == 2)
+    names = {node.GetName() for node in slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")}
+    assert names == {"First segmentation", "Second segmentation"}
+
+
+def test_a_preview_is_accepted_into_a_segmentation(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "quick")
+    volume = head()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    (first,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    page.panel.choose_output(OutputMode.PREVIEW, first)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 2)
+    assert button(page, "acceptButton").isEnabled()
+    press(page, "acceptButton")
+    assert node_count() == 1
+    assert segment_voxels(first, 1, volume)[1].all()
+
+
+def test_a_label_volume_is_no_input(page: Any) -> None:
+    """The selector does not offer it, and a script that gives one is told."""
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
+    assert page.panel.choice().node is None
+    with pytest.raises(InputError, match="is a label map"):
+        sys.modules["MedSegAI"].MedSegAILogic().segment(labels)
+
+
+def test_every_frame_of_a_sequence_goes_into_one_segmentation(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_scene_sequences import TIMES, Cine
+
+    model_called(monkeypatch, "quick")
+    cine = Cine(slicer.mrmlScene)
+    page.panel.choose_input(cine.proxy)
+    frames = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QComboBox, "framesSelector")
+    assert frames.itemText(1) == f"Every frame ({len(TIMES)})"
+    frames.setCurrentIndex(1)
+    press(page, "segmentButton")
+    assert len(module.queue().entries) == len(TIMES)
+    until(lambda: not module.queue().busy)
+    assert [str(entry.state) for entry in module.queue().entries] == ["done"] * len(TIMES)
+    assert node_count() == 1, "its frames go along with the browser"
+
+
+def test_a_model_with_two_channels_gets_the_volumes_that_fit(
+    fake_model: Path, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = json.loads((fake_model / "card.json").read_text())
+    data["channels"] = [
+        {"name": "T1", "modality": "MR", "required": True},
+        {"name": "FLAIR", "modality": "MR", "required": True},
+    ]
+    (fake_model / "card.json").write_text(json.dumps(data | {"name": "Two channels"}))
+    flair, other, first = head("Patient FLAIR"), head("Patient T2"), head("Patient T1")
+    page = module.MedSegAIWidget()
+    (card,) = [card for card in page.panel._cards if card.name == "Two channels"]
+    page.panel.choose_model(card)
+    assert page.panel.choice().nodes == {"T1": first, "FLAIR": flair}
+    assert "Patient T1" in plan(page)
+    assert "Patient FLAIR" in plan(page)
+    page.panel._inputs._further[0][1].setCurrentNode(other)
+    page.enter()
+    assert page.panel.choice().nodes == {"T1": first, "FLAIR": other}, "the user's choice stays"
+    page.host.close()
+    page.cleanup()
+
+
+def test_a_corrected_case_is_kept_only_with_consent(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a window nobody could agree, and so nothing is kept."""
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    monkeypatch.setattr("MedSegAILib.panel.dialogs.open_folder", lambda *_: str(tmp_path))
+    answers, kept = [False, True], []
+
+    def keep(folder: Path, card: Any, nodes: Any, segmentation: Any, consent: bool) -> Any:
+        kept.append((folder, card.id, [node.GetName() for node in nodes], consent))
+        return SimpleNamespace(name="case_1", dataset=folder / "Dataset900", notes=("No label 7.",))
+
+    monkeypatch.setattr("MedSegAILib.correction.corrected_cases.keep_case", keep)
+    monkeypatch.setattr(
+        slicer.util, "confirmYesNoDisplay", lambda question, title: answers.pop(0), raising=False
+    )
+    press(page, "keepButton")
+    assert kept == []
+    assert len(answers) == 2, "nobody was asked"
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
+    press(page, "keepButton")
+    assert kept == [], "a no"
+    press(page, "keepButton")
+    assert kept == [(tmp_path, "brain", ["Head"], True)]
+    assert message(page).splitlines()[0].startswith("Kept as case_1 in ")
+    assert message(page).splitlines()[1] == "No label 7."
+
+
+def test_the_slab_around_the_red_slice_is_run_again(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    press(page, "slabButton")
+    assert "no red slice view" in message(page)
+    view = slicer.vtkMRMLSliceNode()
+    view.SetSingletonTag("Red")
+    view.SetLayoutName("Red")
+    slicer.mrmlScene.AddNode(view)
+    view.SetOrientationToAxial()
+    view.JumpSlice(-5.0, -2.0, 2.0)
+    asked: list[Any] = []
+    start = module.worker().start
+
+    def spy(request: Any, listener: Any) -> None:
+        asked.append(request)
+        start(request, listener)
+
+    monkeypatch.setattr(module.worker(), "start", spy)
+    press(page, "slabButton")
+    until(lambda: not module.queue().busy)
+    low, high = asked[0].region[4:]
+    assert low <= 2.0 <= high
+    assert node_count() == 1, "into the segmentation that is there"

@@ -1,0 +1,131 @@
+"""What scripts do with the module: segment, wait, cancel, update, with real scene and worker."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+from slicer.util import (
+    addVolumeFromArray,
+)
+
+from medsegai.errors import DeviceError, InputError, RequestError
+from medsegai.request import request_options
+from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.scene import ENTROPY_REFERENCE
+from module_help import (
+    head,
+    node_count,
+    segment_voxels,
+)
+
+
+def test_a_script_gets_segments_for_a_volume(module: Any) -> None:
+    volume, events = head(), []
+    segmentation = module.MedSegAILogic().segment(volume, model="quick", progress=events.append)
+    assert slicer.mrmlScene.IsNodePresent(segmentation)
+    assert segmentation.GetName() == "Head segmentation"
+    assert segment_voxels(segmentation, 1, volume)[1].all()
+    assert segment_voxels(segmentation, 2, volume).sum() == 50
+    assert events[0].stage == "read"
+    assert all(a.fraction <= b.fraction for a, b in itertools.pairwise(events))
+
+
+def test_a_script_reads_how_it_was_made(module: Any) -> None:
+    logic = module.MedSegAILogic()
+    report = logic.report(logic.segment(head(), model="quick"))
+    volumes = {item["name"]: item["volume_ml"] for item in report["structures"]}
+    assert volumes["Left hippocampus"] == pytest.approx(50 * 2 / 1000)
+    assert report["seconds"] == {"predict": 0.5}
+    assert logic.report(slicer.vtkMRMLSegmentationNode()) == {}
+
+
+def test_a_script_gets_the_entropy_where_it_asks(module: Any) -> None:
+    segmentation = module.MedSegAILogic().segment(head(), model="quick", uncertainty=True)
+    entropy = segmentation.GetNodeReference(ENTROPY_REFERENCE)
+    assert entropy.GetName() == "Head uncertainty"
+
+
+def test_the_worker_stays_warm_between_scripts(module: Any) -> None:
+    pids = set()
+    for _ in range(3):
+        logic = module.MedSegAILogic()
+        pids.add(logic.report(logic.segment(head(), model="quick"))["provenance"]["pid"])
+    assert len(pids) == 1
+
+
+def test_errors_are_raised_and_the_scene_is_as_it_was(module: Any) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    with pytest.raises(DeviceError, match="cuda:7"):
+        logic.segment(volume, model="refuse")
+    with pytest.raises(InputError, match="no input volume"):
+        logic.segment(None)
+    with pytest.raises(RequestError, match="no_such_option"):
+        logic.segment(volume, no_such_option=1)
+    with pytest.raises(RequestError, match="members"):
+        logic.segment(volume, members="axial")
+    assert node_count() == 0
+    assert logic.segment(volume, model=["quick"]) is not None
+
+
+def test_an_exception_in_the_callback_stops_the_job(module: Any) -> None:
+    def fail(event: Any) -> None:
+        raise ZeroDivisionError("in the user's script")
+
+    with pytest.raises(ZeroDivisionError, match="user's script"):
+        module.MedSegAILogic().segment(head(), model="slow", progress=fail)
+    assert node_count() == 0
+    assert module.MedSegAILogic().segment(head(), model="quick") is not None
+
+
+def test_every_option_of_the_panel_is_an_option_of_a_script(module: Any) -> None:
+    defaults = {option.name: option.default for option in request_options()}
+    del defaults["models"]
+    assert module.MedSegAILogic().segment(head(), model="quick", **defaults) is not None
+
+
+def test_a_script_starts_a_job_and_waits_later(module: Any) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    first = logic.start(volume, model="quick")
+    second = logic.start(head("Second"), model="quick")
+    assert not first.over
+    assert second.wait().GetName() == "Second segmentation"
+    assert first.over, "one after the other"
+    assert first.wait().GetName() == "Head segmentation"
+    assert str(first.entry.state) == "done"
+
+
+def test_a_script_cancels_what_it_started(module: Any) -> None:
+    from medsegai.errors import Cancelled
+
+    job = module.MedSegAILogic().start(head(), model="slow")
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.wait()
+    assert node_count() == 0
+
+
+def test_a_script_gives_one_volume_per_channel_and_a_box(module: Any) -> None:
+    from medsegai.errors import GeometryError
+
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    roi.SetCenter(-5.0, -2.0, 3.0)
+    roi.SetSize(6.0, 4.0, 4.0)
+    logic, volume = module.MedSegAILogic(), head()
+    report = logic.report(logic.segment([volume, head("T2")], model="quick", region=roi))
+    assert report["structures"]
+    other = addVolumeFromArray(np.zeros((3, 3, 3), np.int16), np.eye(4), "Other")
+    with pytest.raises(GeometryError, match="same voxels"):
+        logic.segment([volume, other], model="quick")
+
+
+def test_a_script_updates_a_segmentation(module: Any) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    first = logic.segment(volume, model="quick")
+    first.GetSegmentation().RemoveSegment("002_Brain_Stem")
+    again = logic.segment(volume, model="quick", output=OutputChoice(OutputMode.UPDATE, first))
+    assert again is first
+    assert list(first.GetSegmentation().GetSegmentIDs()) == ["001_Left_hippocampus"]
