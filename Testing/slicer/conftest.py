@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,20 @@ def editing(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from correction_help import bench
 
     return bench(mrml, monkeypatch)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test's own, so that leftovers show."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def client(temporary: Path) -> Iterator[Any]:
+    """A worker client whose worker has a made-up engine."""
+    from worker_help import make_client
+
+    client = make_client()
+    yield client
+    client.close()

@@ -12,7 +12,7 @@ from slicer.util import updateVolumeFromArray, vtkMatrixFromArray
 from medsegai.labels import Label, Terminology
 from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Volume
-from MedSegAILib.scene import segment_id
+from MedSegAILib.scene import Scene, segment_id
 
 SHAPE = (9, 11, 14)  # k, j, i: no two alike, and no cube
 COSINE, SINE = np.cos(0.5), np.sin(0.5)
@@ -54,6 +54,7 @@ LEFT = Label(
 )
 STEM = Label(300, "Brain-Stem", (119, 159, 176))
 ABSENT = Label(4, "Absent", (1, 2, 3))
+LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 
 
 def add_volume(mrml: Any, place: np.ndarray, moved: np.ndarray | None = None) -> Any:
@@ -91,6 +92,28 @@ def two_blocks() -> np.ndarray:
     labelmap[1:4, 2:6, 3:8] = LEFT.value
     labelmap[5:8, 6:10, 9:13] = STEM.value
     return labelmap
+
+
+def shifted() -> np.ndarray:
+    """What a second run finds: both blocks one voxel further along i."""
+    return np.roll(two_blocks(), -1, axis=2)
+
+
+class Room:
+    """A volume and its first segmentation; a subclass may give the scene an editor that can undo."""
+
+    def __init__(self, mrml: Any, place: str = "oblique", moved: str = "turned") -> None:
+        self.mrml = mrml
+        self.volume = add_volume(mrml, PLACES[place], MOVED[moved])
+        self.scene = self.made_scene()
+        self.image = self.scene.read(self.volume)
+        self.node = self.scene.write(self.volume, result_for(self.image, two_blocks()))
+
+    def made_scene(self) -> Scene:
+        return Scene(self.mrml)
+
+    def mask(self, name: str) -> np.ndarray:
+        return mask_on(self.node, name)
 
 
 def world_of(node: Any, i: int, j: int, k: int) -> np.ndarray:

@@ -17,20 +17,20 @@ from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArr
 from medsegai.errors import InputError
 from medsegai.request import StructureMeasures
 from MedSegAILib.flags import doubt
-from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene, segment_id
+from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
 from scene_images import (
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     STEM,
+    STEM_ID,
     add_transform,
     add_volume,
     result_for,
     two_blocks,
     world_of,
 )
-
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 
 
 def with_entropy(mrml: Any, place: np.ndarray, entropy: np.ndarray) -> tuple[Scene, Any, Any]:

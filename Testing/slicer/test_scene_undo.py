@@ -10,45 +10,39 @@ import slicer
 
 from medsegai.errors import InputError
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene, segment_id
+from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
 from MedSegAILib.scene.undo import undo_in, undo_of
 from scene_images import (
     LEFT,
-    MOVED,
-    PLACES,
+    LEFT_ID,
     STEM,
-    add_volume,
+    STEM_ID,
+    Room,
     block,
     mask_on,
     node_ids,
     paint,
     result_for,
+    shifted,
     two_blocks,
 )
 
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 
-
-def shifted() -> np.ndarray:
-    return np.roll(two_blocks(), -1, axis=2)
-
-
-class Room:
-    """A volume, its segmentation and the Segment Editor's own logic."""
+class Edited(Room):
+    """The same with the Segment Editor's own logic, which can undo."""
 
     def __init__(self, mrml: Any) -> None:
-        self.mrml = mrml
-        self.volume = add_volume(mrml, PLACES["oblique and swapped"], MOVED["turned"])
-        self.editor = mrml.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-        self.logic = slicer.vtkSlicerSegmentEditorLogic()
-        self.logic.SetMRMLScene(mrml)
-        self.logic.SetSegmentEditorNode(self.editor)
-        self.scene = Scene(mrml, undo_of(self.logic))
-        image = self.scene.read(self.volume)
-        self.node = self.scene.write(self.volume, result_for(image, two_blocks()))
+        super().__init__(mrml, "oblique and swapped")
         self.editor.SetAndObserveSourceVolumeNode(self.volume)
         self.editor.SetAndObserveSegmentationNode(self.node)
-        self.result = result_for(image, shifted(), entropy=True)
+        self.result = result_for(self.image, shifted(), entropy=True)
+
+    def made_scene(self) -> Scene:
+        self.editor = self.mrml.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        self.logic = slicer.vtkSlicerSegmentEditorLogic()
+        self.logic.SetMRMLScene(self.mrml)
+        self.logic.SetSegmentEditorNode(self.editor)
+        return Scene(self.mrml, undo_of(self.logic))
 
     def write(self, mode: OutputMode) -> Any:
         return self.scene.write(self.volume, self.result, OutputChoice(mode, self.node))
@@ -62,8 +56,8 @@ class Room:
 
 
 @pytest.fixture
-def room(mrml: Any) -> Room:
-    return Room(mrml)
+def room(mrml: Any) -> Edited:
+    return Edited(mrml)
 
 
 # --- undo ------------------------------------------------------------------------------------------
@@ -71,7 +65,7 @@ def room(mrml: Any) -> Room:
 
 @pytest.mark.parametrize("mode", [OutputMode.UPDATE, OutputMode.ADD, OutputMode.PREVIEW])
 def test_one_step_takes_all_of_it_back_and_another_brings_it_again(
-    room: Room, mode: OutputMode
+    room: Edited, mode: OutputMode
 ) -> None:
     room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
     paint(room.node, "mine", block(slice(0, 1), slice(0, 2), slice(0, 3)), room.volume)
@@ -89,7 +83,7 @@ def test_one_step_takes_all_of_it_back_and_another_brings_it_again(
     assert room.state() == after
 
 
-def test_undo_brings_the_review_state_back(room: Room) -> None:
+def test_undo_brings_the_review_state_back(room: Edited) -> None:
     room.scene.set_review_state(room.node, LEFT_ID, ReviewState.IN_PROGRESS)
     room.write(OutputMode.UPDATE)
     assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.NOT_STARTED
@@ -97,7 +91,7 @@ def test_undo_brings_the_review_state_back(room: Room) -> None:
     assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.IN_PROGRESS
 
 
-def test_after_undo_the_segments_still_count_as_the_ais(room: Room) -> None:
+def test_after_undo_the_segments_still_count_as_the_ais(room: Edited) -> None:
     room.write(OutputMode.UPDATE)
     room.logic.Undo()
     room.write(OutputMode.UPDATE)
@@ -105,7 +99,7 @@ def test_after_undo_the_segments_still_count_as_the_ais(room: Room) -> None:
     np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), shifted() == LEFT.value)
 
 
-def test_the_users_strokes_before_and_after_are_steps_of_their_own(room: Room) -> None:
+def test_the_users_strokes_before_and_after_are_steps_of_their_own(room: Edited) -> None:
     room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
     states = [room.state()]
     for k in (0, 8):
@@ -120,7 +114,7 @@ def test_the_users_strokes_before_and_after_are_steps_of_their_own(room: Room) -
         assert room.state() == expected
 
 
-def test_nothing_to_change_is_no_undo_step(room: Room) -> None:
+def test_nothing_to_change_is_no_undo_step(room: Edited) -> None:
     for name in (LEFT_ID, STEM_ID):
         room.scene.set_review_state(room.node, name, ReviewState.COMPLETED)
     room.write(OutputMode.UPDATE)
@@ -128,7 +122,7 @@ def test_nothing_to_change_is_no_undo_step(room: Room) -> None:
 
 
 def test_without_an_editor_a_note_says_that_there_is_no_undo(mrml: Any) -> None:
-    room = Room(mrml)
+    room = Edited(mrml)
     scene = Scene(mrml)
     scene.write(room.volume, room.result, OutputChoice(OutputMode.UPDATE, room.node))
     assert any("cannot undo" in note for note in scene.notes)
@@ -165,12 +159,12 @@ def test_the_widget_of_the_application_keeps_the_state_of_the_right_node() -> No
 # --- preview ---------------------------------------------------------------------------------------
 
 
-def preview(room: Room, node: Any = None) -> Any:
+def preview(room: Edited, node: Any = None) -> Any:
     choice = OutputChoice(OutputMode.PREVIEW, node)
     return room.scene.preview(room.volume, room.result, choice)
 
 
-def test_a_preview_shows_the_change_and_changes_nothing(room: Room) -> None:
+def test_a_preview_shows_the_change_and_changes_nothing(room: Edited) -> None:
     before = room.state()
     shown = preview(room, room.node)
     assert room.state() == before
@@ -181,7 +175,7 @@ def test_a_preview_shows_the_change_and_changes_nothing(room: Room) -> None:
     assert not room.node.GetDisplayNode().GetVisibility(), "two of them would hide each other"
 
 
-def test_a_rejected_preview_leaves_the_scene_as_it_was(room: Room) -> None:
+def test_a_rejected_preview_leaves_the_scene_as_it_was(room: Edited) -> None:
     nodes, before = node_ids(room.mrml), room.state()
     preview(room, room.node).reject()
     assert node_ids(room.mrml) == nodes
@@ -191,7 +185,7 @@ def test_a_rejected_preview_leaves_the_scene_as_it_was(room: Room) -> None:
     assert node_ids(room.mrml) == nodes
 
 
-def test_an_accepted_preview_is_one_undo_step(room: Room) -> None:
+def test_an_accepted_preview_is_one_undo_step(room: Edited) -> None:
     before = room.state()
     shown = preview(room, room.node)
     assert shown.accept() is room.node
@@ -203,7 +197,7 @@ def test_an_accepted_preview_is_one_undo_step(room: Room) -> None:
     assert room.state() == before
 
 
-def test_what_was_edited_in_the_preview_is_accepted_with_it(room: Room) -> None:
+def test_what_was_edited_in_the_preview_is_accepted_with_it(room: Edited) -> None:
     shown = preview(room, room.node)
     mine = shifted() == LEFT.value
     mine[0, 0, 0] = True
@@ -216,7 +210,7 @@ def test_what_was_edited_in_the_preview_is_accepted_with_it(room: Room) -> None:
     np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), mine, "it counts as painted")
 
 
-def test_what_was_painted_in_the_segmentation_meanwhile_stays(room: Room) -> None:
+def test_what_was_painted_in_the_segmentation_meanwhile_stays(room: Edited) -> None:
     shown = preview(room, room.node)
     mine = two_blocks() == LEFT.value
     mine[0, 0, 0] = True
@@ -226,7 +220,7 @@ def test_what_was_painted_in_the_segmentation_meanwhile_stays(room: Room) -> Non
     np.testing.assert_array_equal(mask_on(room.node, STEM_ID), shifted() == STEM.value)
 
 
-def test_a_preview_of_nothing_becomes_a_new_segmentation(room: Room) -> None:
+def test_a_preview_of_nothing_becomes_a_new_segmentation(room: Edited) -> None:
     shown = preview(room)
     assert "preview" in shown.node.GetName()
     made = shown.accept()
@@ -235,7 +229,7 @@ def test_a_preview_of_nothing_becomes_a_new_segmentation(room: Room) -> None:
     assert room.mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 2
 
 
-def test_a_preview_whose_segmentation_was_deleted_loses_nothing(room: Room) -> None:
+def test_a_preview_whose_segmentation_was_deleted_loses_nothing(room: Edited) -> None:
     shown = preview(room, room.node)
     room.mrml.RemoveNode(room.node)
     made = shown.accept()
@@ -243,7 +237,7 @@ def test_a_preview_whose_segmentation_was_deleted_loses_nothing(room: Room) -> N
     np.testing.assert_array_equal(mask_on(made, LEFT_ID), shifted() == LEFT.value)
 
 
-def test_a_preview_that_was_deleted_says_so(room: Room) -> None:
+def test_a_preview_that_was_deleted_says_so(room: Edited) -> None:
     before = room.state()
     shown = preview(room, room.node)
     room.mrml.RemoveNode(shown.node)
@@ -254,7 +248,7 @@ def test_a_preview_that_was_deleted_says_so(room: Room) -> None:
     shown.reject()
 
 
-def test_a_preview_whose_volume_was_deleted_says_so(room: Room) -> None:
+def test_a_preview_whose_volume_was_deleted_says_so(room: Edited) -> None:
     before = room.state()
     shown = preview(room, room.node)
     room.mrml.RemoveNode(room.volume)

@@ -14,14 +14,17 @@ from slicer.util import updateVolumeFromArray, vtkMatrixFromArray
 from medsegai.errors import GeometryError, InputError
 from medsegai.request import SegmentationResult
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import ReviewState, Scene, segment_id
+from MedSegAILib.scene import ReviewState, Scene
 from MedSegAILib.scene.layers import layers_of
 from scene_images import (
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     SHAPE,
     STEM,
+    STEM_ID,
+    Room,
     add_transform,
     add_volume,
     bending_transform,
@@ -30,30 +33,17 @@ from scene_images import (
     node_ids,
     paint,
     result_for,
+    shifted,
     two_blocks,
 )
-
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
-
-
-def shifted() -> np.ndarray:
-    """What a second run finds: both blocks one voxel further along i."""
-    return np.roll(two_blocks(), -1, axis=2)
 
 
 def update(node: Any, **options: Any) -> OutputChoice:
     return OutputChoice(OutputMode.UPDATE, node, **options)
 
 
-class Room:
-    """A volume, its first segmentation, and what a second run would give."""
-
-    def __init__(self, mrml: Any, place: str = "oblique", moved: str = "turned") -> None:
-        self.mrml = mrml
-        self.volume = add_volume(mrml, PLACES[place], MOVED[moved])
-        self.scene = Scene(mrml)
-        self.image = self.scene.read(self.volume)
-        self.node = self.scene.write(self.volume, result_for(self.image, two_blocks()))
+class Again(Room):
+    """What a second run would give, and its way into the segmentation of the first."""
 
     def result(self, labelmap: np.ndarray | None = None, region: Any = ()) -> SegmentationResult:
         result = result_for(self.image, shifted() if labelmap is None else labelmap)
@@ -64,16 +54,13 @@ class Room:
         output = update(self.node) if choice is None else choice
         return self.scene.write(self.volume, self.result(**result), output)
 
-    def mask(self, name: str) -> np.ndarray:
-        return mask_on(self.node, name)
-
     def segment(self, name: str) -> Any:
         return self.node.GetSegmentation().GetSegment(name)
 
 
 @pytest.fixture
-def room(mrml: Any) -> Room:
-    return Room(mrml)
+def room(mrml: Any) -> Again:
+    return Again(mrml)
 
 
 # --- update ----------------------------------------------------------------------------------------
@@ -82,7 +69,7 @@ def room(mrml: Any) -> Room:
 @pytest.mark.parametrize("moved", MOVED)
 @pytest.mark.parametrize("place", PLACES)
 def test_matching_segments_get_the_new_voxels(mrml: Any, place: str, moved: str) -> None:
-    room = Room(mrml, place, moved)
+    room = Again(mrml, place, moved)
     assert room.write() is room.node
     assert mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
     np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
@@ -91,7 +78,7 @@ def test_matching_segments_get_the_new_voxels(mrml: Any, place: str, moved: str)
     assert room.segment(LEFT_ID).GetName() == LEFT.name
 
 
-def test_name_and_colour_that_the_user_gave_stay(room: Room) -> None:
+def test_name_and_colour_that_the_user_gave_stay(room: Again) -> None:
     room.segment(LEFT_ID).SetName("Hippo L")
     room.segment(LEFT_ID).SetColor(0.1, 0.2, 0.3)
     room.write()
@@ -100,14 +87,14 @@ def test_name_and_colour_that_the_user_gave_stay(room: Room) -> None:
     np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
 
 
-def test_update_adds_no_segment_and_says_so(room: Room) -> None:
+def test_update_adds_no_segment_and_says_so(room: Again) -> None:
     room.node.GetSegmentation().RemoveSegment(STEM_ID)
     room.write()
     assert room.node.GetSegmentation().GetSegmentIDs() == (LEFT_ID,)
     assert any("Brain-Stem" in note for note in room.scene.notes)
 
 
-def test_a_structure_that_is_gone_leaves_its_segment_empty(room: Room) -> None:
+def test_a_structure_that_is_gone_leaves_its_segment_empty(room: Again) -> None:
     labelmap = shifted()
     labelmap[labelmap == STEM.value] = 0
     room.write(labelmap=labelmap)
@@ -117,7 +104,7 @@ def test_a_structure_that_is_gone_leaves_its_segment_empty(room: Room) -> None:
     np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
 
 
-def test_a_second_and_third_update_work_alike(room: Room) -> None:
+def test_a_second_and_third_update_work_alike(room: Again) -> None:
     for labelmap in (shifted(), two_blocks(), shifted()):
         room.write(labelmap=labelmap)
         np.testing.assert_array_equal(room.mask(LEFT_ID), labelmap == LEFT.value)
@@ -128,7 +115,7 @@ def test_a_second_and_third_update_work_alike(room: Room) -> None:
 @pytest.mark.parametrize("place", ["oblique and swapped", "LPS"])
 def test_only_the_region_changes(mrml: Any, place: str) -> None:
     """The box is in the world, the expected voxels come from testing each centre one by one."""
-    room = Room(mrml, place, "turned")
+    room = Again(mrml, place, "turned")
     center = room.image.geometry.ijk_to_ras @ [5, 4, 3, 1.0]
     region = [value for c in center[:3] for value in (c - 2.2, c + 2.2)]
     k, j, i = room.image.geometry.box_around(region)
@@ -142,7 +129,7 @@ def test_only_the_region_changes(mrml: Any, place: str) -> None:
     np.testing.assert_array_equal(room.mask(STEM_ID), expected == STEM.value)
 
 
-def test_after_a_region_the_segment_is_still_the_ais(room: Room) -> None:
+def test_after_a_region_the_segment_is_still_the_ais(room: Again) -> None:
     center = room.image.geometry.ijk_to_ras @ [5, 4, 3, 1.0]
     room.write(region=[value for c in center[:3] for value in (c - 2.2, c + 2.2)])
     room.write(labelmap=two_blocks())
@@ -152,7 +139,7 @@ def test_after_a_region_the_segment_is_still_the_ais(room: Room) -> None:
 # --- what is never changed -------------------------------------------------------------------------
 
 
-def test_a_completed_segment_stays(room: Room) -> None:
+def test_a_completed_segment_stays(room: Again) -> None:
     room.scene.set_review_state(room.node, LEFT_ID, ReviewState.COMPLETED)
     room.write()
     np.testing.assert_array_equal(room.mask(LEFT_ID), two_blocks() == LEFT.value)
@@ -161,14 +148,14 @@ def test_a_completed_segment_stays(room: Room) -> None:
     assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.COMPLETED
 
 
-def test_a_completed_segment_changes_when_chosen(room: Room) -> None:
+def test_a_completed_segment_changes_when_chosen(room: Again) -> None:
     room.scene.set_review_state(room.node, LEFT_ID, ReviewState.COMPLETED)
     room.write(update(room.node, change_locked=True))
     np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
     assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.NOT_STARTED
 
 
-def test_what_the_user_painted_stays(room: Room) -> None:
+def test_what_the_user_painted_stays(room: Again) -> None:
     mine = room.mask(LEFT_ID)
     mine[2, 3, 9] = True
     paint(room.node, LEFT_ID, mine, room.volume)
@@ -178,7 +165,7 @@ def test_what_the_user_painted_stays(room: Room) -> None:
     assert "painted by hand: Left hippocampus" in room.scene.notes[0]
 
 
-def test_what_the_user_painted_changes_when_chosen(room: Room) -> None:
+def test_what_the_user_painted_changes_when_chosen(room: Again) -> None:
     mine = room.mask(LEFT_ID)
     mine[2, 3, 9] = True
     paint(room.node, LEFT_ID, mine, room.volume)
@@ -186,7 +173,7 @@ def test_what_the_user_painted_changes_when_chosen(room: Room) -> None:
     np.testing.assert_array_equal(room.mask(LEFT_ID), shifted() == LEFT.value)
 
 
-def test_strokes_outside_of_the_region_are_remembered_as_the_users(room: Room) -> None:
+def test_strokes_outside_of_the_region_are_remembered_as_the_users(room: Again) -> None:
     mine = room.mask(LEFT_ID)
     mine[8, 10, 0] = True
     paint(room.node, LEFT_ID, mine, room.volume)
@@ -199,7 +186,7 @@ def test_strokes_outside_of_the_region_are_remembered_as_the_users(room: Room) -
     np.testing.assert_array_equal(room.mask(LEFT_ID), kept)
 
 
-def test_a_segment_that_the_user_emptied_stays_empty(room: Room) -> None:
+def test_a_segment_that_the_user_emptied_stays_empty(room: Again) -> None:
     paint(room.node, LEFT_ID, np.zeros(SHAPE, bool), room.volume)
     room.write()
     assert not room.mask(LEFT_ID).any()
@@ -218,7 +205,7 @@ def test_an_empty_segment_that_the_user_prepared_is_filled(mrml: Any) -> None:
     assert node.GetSegmentation().GetNumberOfSegments() == 1
 
 
-def test_other_segments_keep_their_voxels_and_the_ai_goes_around_them(room: Room) -> None:
+def test_other_segments_keep_their_voxels_and_the_ai_goes_around_them(room: Again) -> None:
     """The user drew a segment of their own where the next result would be."""
     mine = block(slice(2, 4), slice(2, 8), slice(1, 4))
     room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
@@ -232,7 +219,7 @@ def test_other_segments_keep_their_voxels_and_the_ai_goes_around_them(room: Room
     np.testing.assert_array_equal(room.mask(LEFT_ID), (shifted() == LEFT.value) & ~mine)
 
 
-def test_segments_that_overlapped_before_may_overlap_again(room: Room) -> None:
+def test_segments_that_overlapped_before_may_overlap_again(room: Again) -> None:
     """A segment around everything, such as the whole head, must not keep the AI out."""
     room.node.GetSegmentation().AddEmptySegment("head", "Head")
     paint(room.node, "head", np.ones(SHAPE, bool), room.volume)
@@ -242,7 +229,7 @@ def test_segments_that_overlapped_before_may_overlap_again(room: Room) -> None:
     np.testing.assert_array_equal(room.mask(STEM_ID), shifted() == STEM.value)
 
 
-def test_a_protected_segment_in_the_same_label_map_keeps_its_voxels(room: Room) -> None:
+def test_a_protected_segment_in_the_same_label_map_keeps_its_voxels(room: Again) -> None:
     """Both share one label map; the new block would run into the completed one."""
     room.scene.set_review_state(room.node, STEM_ID, ReviewState.COMPLETED)
     labelmap = two_blocks()
@@ -256,7 +243,7 @@ def test_a_protected_segment_in_the_same_label_map_keeps_its_voxels(room: Room) 
 # --- matching --------------------------------------------------------------------------------------
 
 
-def renamed(room: Room, old: str, new: str) -> None:
+def renamed(room: Again, old: str, new: str) -> None:
     """The same segment under another id, as after a detour through another program."""
     segments = room.node.GetSegmentation()
     segment = slicer.vtkSegment()
@@ -265,21 +252,21 @@ def renamed(room: Room, old: str, new: str) -> None:
     segments.AddSegment(segment, new)
 
 
-def test_a_segment_is_found_by_its_name(room: Room) -> None:
+def test_a_segment_is_found_by_its_name(room: Again) -> None:
     renamed(room, STEM_ID, "Segment_7")
     room.segment("Segment_7").SetName("BRAIN-STEM")
     room.write()
     np.testing.assert_array_equal(room.mask("Segment_7"), shifted() == STEM.value)
 
 
-def test_a_segment_is_found_by_its_code(room: Room) -> None:
+def test_a_segment_is_found_by_its_code(room: Again) -> None:
     renamed(room, LEFT_ID, "Segment_7")
     room.segment("Segment_7").SetName("Ammonshorn links")
     room.write()
     np.testing.assert_array_equal(room.mask("Segment_7"), shifted() == LEFT.value)
 
 
-def test_a_like_name_with_another_code_is_another_structure(room: Room) -> None:
+def test_a_like_name_with_another_code_is_another_structure(room: Again) -> None:
     renamed(room, LEFT_ID, "Segment_7")
     segment = room.segment("Segment_7")
     tag = slicer.vtkSegment.GetTerminologyEntryTagName()
@@ -289,14 +276,14 @@ def test_a_like_name_with_another_code_is_another_structure(room: Room) -> None:
     np.testing.assert_array_equal(room.mask("Segment_7"), two_blocks() == LEFT.value)
 
 
-def test_of_two_segments_with_one_name_none_is_taken_for_it(room: Room) -> None:
+def test_of_two_segments_with_one_name_none_is_taken_for_it(room: Again) -> None:
     renamed(room, STEM_ID, "Segment_7")
     room.node.GetSegmentation().AddEmptySegment("Segment_8", "Brain-Stem")
     room.write()
     np.testing.assert_array_equal(room.mask("Segment_7"), two_blocks() == STEM.value)
 
 
-def test_a_code_that_two_structures_share_decides_for_none(room: Room) -> None:
+def test_a_code_that_two_structures_share_decides_for_none(room: Again) -> None:
     """Both halves of a structure carry its code; a segment of that code could be either."""
     renamed(room, LEFT_ID, "Segment_7")
     room.segment("Segment_7").SetName("Ammonshorn links")
@@ -315,7 +302,7 @@ def test_a_code_that_two_structures_share_decides_for_none(room: Room) -> None:
 # --- add -------------------------------------------------------------------------------------------
 
 
-def test_add_puts_structures_beside_those_that_are_there(room: Room) -> None:
+def test_add_puts_structures_beside_those_that_are_there(room: Again) -> None:
     room.write(OutputChoice(OutputMode.ADD, room.node))
     segments = room.node.GetSegmentation()
     assert segments.GetNumberOfSegments() == 4
@@ -394,7 +381,7 @@ def test_a_completed_segment_keeps_its_voxels_when_the_editor_goes_on_with_finer
     mrml: Any,
 ) -> None:
     """Both were on the grid of the volume; then the user gave the segmentation a finer geometry."""
-    room = Room(mrml, "plain", "no transform")
+    room = Again(mrml, "plain", "no transform")
     fine = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Fine")
     place = np.diag([0.5, 0.5, 0.5, 1.0])
     place[:3, 3] = -0.25
@@ -415,7 +402,7 @@ def test_a_completed_segment_keeps_its_voxels_when_the_editor_goes_on_with_finer
         )
 
 
-def test_views_hear_of_the_change(room: Room) -> None:
+def test_views_hear_of_the_change(room: Again) -> None:
     heard = []
     segments = room.node.GetSegmentation()
     event = slicer.vtkSegmentation.SourceRepresentationModified
@@ -425,7 +412,7 @@ def test_views_hear_of_the_change(room: Room) -> None:
     np.testing.assert_array_equal(heard[-1], shifted() == LEFT.value)
 
 
-def test_surfaces_follow_the_new_voxels(room: Room) -> None:
+def test_surfaces_follow_the_new_voxels(room: Again) -> None:
     room.scene.show_3d(room.node)
     before = np.array(room.segment(LEFT_ID).GetRepresentation("Closed surface").GetCenter())
     room.write()
@@ -458,7 +445,7 @@ def test_a_segmentation_of_surfaces_is_refused_and_left_alone(mrml: Any) -> None
     assert node.GetSegmentation().GetNumberOfSegments() == 1
 
 
-def test_a_segmentation_under_a_bending_transform_is_refused(room: Room) -> None:
+def test_a_segmentation_under_a_bending_transform_is_refused(room: Again) -> None:
     room.node.SetAndObserveTransformNodeID(bending_transform(room.mrml).GetID())
     stamp = room.node.GetSegmentation().GetMTime()
     with pytest.raises(GeometryError, match=r"bends space \(Warp\)"):
@@ -466,7 +453,7 @@ def test_a_segmentation_under_a_bending_transform_is_refused(room: Room) -> None
     assert room.node.GetSegmentation().GetMTime() == stamp
 
 
-def test_a_segmentation_that_was_deleted_loses_nothing(room: Room) -> None:
+def test_a_segmentation_that_was_deleted_loses_nothing(room: Again) -> None:
     room.mrml.RemoveNode(room.node)
     made = room.write()
     assert made is not room.node
@@ -475,7 +462,7 @@ def test_a_segmentation_that_was_deleted_loses_nothing(room: Room) -> None:
     np.testing.assert_array_equal(mask_on(made, LEFT_ID), shifted() == LEFT.value)
 
 
-def test_a_segmentation_that_fits_nowhere_loses_nothing(room: Room) -> None:
+def test_a_segmentation_that_fits_nowhere_loses_nothing(room: Again) -> None:
     node = room.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Bones")
     node.GetSegmentation().AddEmptySegment("femur", "Femur")
     made = room.write(update(node))
@@ -483,14 +470,14 @@ def test_a_segmentation_that_fits_nowhere_loses_nothing(room: Room) -> None:
     assert "No segment of Bones" in room.scene.notes[0]
 
 
-def test_a_closed_scene_drops_the_update(room: Room) -> None:
+def test_a_closed_scene_drops_the_update(room: Again) -> None:
     room.mrml.Clear(0)
     with pytest.raises(InputError, match="left the scene"):
         room.write()
     assert room.mrml.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
 
 
-def test_a_failure_half_way_changes_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_half_way_changes_nothing(room: Again, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory runs out when the last label map is made."""
     from MedSegAILib.scene import placing
 

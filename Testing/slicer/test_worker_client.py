@@ -29,18 +29,16 @@ from worker_help import (
     FAKE_WORKER,
     REPOSITORY,
     Ear,
-    client,
     gone,
     leftovers,
     make_client,
     only_error,
     request,
     run,
-    temporary,
     until,
 )
 
-__all__ = ["client", "temporary"]
+pytestmark = pytest.mark.usefixtures("temporary")
 
 
 def test_a_job_is_heard_from_start_to_end(client: WorkerClient, temporary: Path) -> None:

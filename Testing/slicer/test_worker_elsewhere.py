@@ -30,12 +30,11 @@ from worker_help import (
     only_error,
     request,
     run,
-    temporary,
     until,
     until_gone,
 )
 
-__all__ = ["temporary"]
+pytestmark = pytest.mark.usefixtures("temporary")
 
 SSH = f"""#!/bin/sh
 while [ "$1" != "--" ]; do shift; done

@@ -18,9 +18,9 @@ from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient
 from MedSegAILib.worker.place import Place
 from tiny_quicknat import write_model
-from worker_help import Ear, leftovers, only_error, temporary, until
+from worker_help import Ear, leftovers, only_error, until
 
-__all__ = ["temporary"]
+pytestmark = pytest.mark.usefixtures("temporary")
 
 STAGES = ["read", "prepare", "predict", "labels", "refine"]
 

@@ -19,18 +19,16 @@ from worker_help import (
     ENVIRONMENT,
     FAKE_WORKER,
     Ear,
-    client,
     gone,
     leftovers,
     make_client,
     only_error,
     request,
     run,
-    temporary,
     until,
 )
 
-__all__ = ["client", "temporary"]
+pytestmark = pytest.mark.usefixtures("temporary")
 
 
 @pytest.fixture

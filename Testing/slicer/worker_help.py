@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import pythonqt
 from medsegai.errors import MedSegAIError
@@ -50,20 +47,6 @@ class Ear:
 
     def failed(self, error: MedSegAIError) -> None:
         self.errors.append(error)
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of the test's own, so that leftovers show."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def client() -> Iterator[WorkerClient]:
-    client = make_client()
-    yield client
-    client.close()
 
 
 def make_client(start: str = "", command: list[str] | None = None) -> WorkerClient:
