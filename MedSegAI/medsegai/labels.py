@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medsegai.errors import ModelError
 
 SLICER_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
+
+SIDES = {"7771000": "left", "24028007": "right"}
+"""SNOMED CT codes of the sides, as modifiers of a terminology."""
+
+_SIDE_WORD = re.compile(
+    r"(?i)(?<![a-z])(left|right|lh|rh)(?![a-z])|^(L|R)(?=[ _.-])|(?<=[ _.-])(L|R)$"
+)
 
 Code = tuple[str, str, str]
 """A coded concept: coding scheme, code value, meaning. For example ("SCT", "10200004", "Liver")."""
@@ -107,6 +115,47 @@ def made_color(value: int) -> tuple[int, int, int]:
     """The colour of a label that brings none, always the same for a value."""
     red, green, blue = colorsys.hsv_to_rgb(value * GOLDEN_TURN % 1.0, 0.6, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def counterparts(labels: Sequence[Label]) -> list[tuple[int, int]]:
+    """Positions (left, right) of the structures that are one structure on both sides of the body.
+
+    By name, less its word for the side; those without a partner by their codes. What several
+    structures share pairs none of them.
+    """
+    pairs: list[tuple[int, int]] = []
+    paired: set[int] = set()
+    for key_of in (_name_key, _code_key):
+        groups: dict[Any, dict[str, list[int]]] = {}
+        for number, label in enumerate(labels):
+            side, key = _side(label), key_of(label)
+            if side and key and number not in paired:
+                groups.setdefault(key, {"left": [], "right": []})[side].append(number)
+        for found in groups.values():
+            if len(found["left"]) == len(found["right"]) == 1:
+                pairs.append((found["left"][0], found["right"][0]))
+                paired.update(pairs[-1])
+    return sorted(pairs)
+
+
+def _side(label: Label) -> str | None:
+    """`left`, `right` or neither, by the modifier of the codes and, without one, by the name."""
+    modifier = label.terminology.modifier if label.terminology else None
+    if modifier is not None and modifier[1] in SIDES:
+        return SIDES[modifier[1]]
+    word = _SIDE_WORD.search(label.name)
+    return None if word is None else "left" if word.group()[0] in "lL" else "right"
+
+
+def _name_key(label: Label) -> str:
+    """The name without its side; empty if it names none."""
+    rest, count = _SIDE_WORD.subn(" ", label.name, count=1)
+    return " ".join(rest.replace("_", " ").split()).casefold() if count else ""
+
+
+def _code_key(label: Label) -> Any:
+    codes = label.terminology
+    return None if codes is None else (codes.category[:2], codes.type[:2])
 
 
 def _code(values: Any) -> Code:

@@ -16,10 +16,9 @@ from images import DIRECTIONS, ORIGIN_RAS, SPACING_MM
 from medsegai.cli import main
 from medsegai.errors import GeometryError, InputError
 from medsegai.io import laid_on, read_labelmap, to_sitk, write_segmentation, write_volume
-from medsegai.labels import Label, Terminology
+from medsegai.labels import Label, Terminology, counterparts
 from medsegai.measurements import (
     COLUMNS,
-    counterparts,
     measure,
     surface_area,
     warnings_of,

@@ -23,8 +23,8 @@ from medsegai.handover.dicom_seg import (
     plain,
     quiet,
 )
-from medsegai.labels import Code, Label
-from medsegai.measurements import SIDES, Measurement
+from medsegai.labels import SIDES, Code, Label
+from medsegai.measurements import Measurement
 
 VOLUME: Code = ("SCT", "118565006", "Volume")
 MILLILITRE: Code = ("UCUM", "mL", "milliliter")
