@@ -44,7 +44,8 @@ def write_series(
             _set_pixels(head, plane)
             if change is not None:
                 change(head, k)
-            head.save_as(folder / f"{(k * 5 + 3) % 11:02d}-{series}.dcm", enforce_file_format=True)
+            name = f"{(k * 5 + 3) % 11:02d}-{k // 11}-{series}.dcm"
+            head.save_as(folder / name, enforce_file_format=True)
 
 
 def write_multiframe(

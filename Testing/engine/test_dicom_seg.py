@@ -244,6 +244,21 @@ def test_what_is_not_dicom_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "seg.dcm").exists()
 
 
+def test_headers_that_a_program_emptied(tmp_path: Path) -> None:
+    def hidden(head: pydicom.Dataset, _: int) -> None:
+        for name in ("PatientName", "PatientID", "PatientBirthDate"):
+            delattr(head, name)
+
+    write_series(tmp_path / "series", scan("oblique"), hidden)
+    write_segmentation(tmp_path / "case.seg.nrrd", drawn("oblique"), LABELS)
+    outputs = [tmp_path / "seg.dcm", tmp_path / "sr.dcm"]
+    command = ["export", str(tmp_path / "case.seg.nrrd"), "--dicom", str(tmp_path / "series"), "-q"]
+    assert main([*command, "--seg", str(outputs[0]), "--sr", str(outputs[1])]) == 0
+    for path in outputs:
+        assert pydicom.dcmread(path).PatientName == ""
+        assert [line for line in complaints(path) if "Missing" in line] == []
+
+
 def test_headers_without_identity_are_refused(tmp_path: Path) -> None:
     def anonymous(head: pydicom.Dataset, _: int) -> None:
         head.StudyInstanceUID = ""

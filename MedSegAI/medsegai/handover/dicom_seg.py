@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ REQUIRED = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
 )
+
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "PositionReferenceIndicator",
+)
+"""What DICOM wants in every header, if only empty (type 2), and programs that hide names leave out."""
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What pydicom and highdicom raise on headers that break the standard."""
@@ -100,6 +114,9 @@ def read_source(path: Path, series: str | None = None) -> Source:
     with quiet(f"{path}: its headers cannot be used for a DICOM SEG"):
         images = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in files)
         missing = [name for name in REQUIRED if any(not item.get(name) for item in images)]
+        for item, name in product(images, MAY_BE_EMPTY):
+            if name not in item:
+                setattr(item, name, "")
     if missing:
         raise InputError(
             f"{path}: the headers lack {', '.join(missing)}, without which no segmentation can refer to "
