@@ -6,21 +6,32 @@ half-way leaves the scene as it was: everything is worked out before anything is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegai.card import ModelCard
 from medsegai.request import Candidates, SegmentationResult
+from medsegai.tasks import RefinementResult
 from medsegai.volume import Volume
 from MedSegAILib.output_choice import OutputChoice
-from MedSegAILib.scene import channels, doubt, inputs, review, sequences, statistics, structures
+from MedSegAILib.scene import (
+    channels,
+    doubt,
+    inputs,
+    refining,
+    review,
+    sequences,
+    statistics,
+    structures,
+)
 from MedSegAILib.scene.attachments import (
     CANDIDATES_REFERENCE,
     ENTROPY_REFERENCE,
     candidates_of,
 )
 from MedSegAILib.scene.doubt import DoubtfulPlace
+from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
 from MedSegAILib.scene.segments import label_value, segment_id
 from MedSegAILib.scene.undo import SaveUndo, no_undo
@@ -32,7 +43,9 @@ __all__ = [
     "ENTROPY_REFERENCE",
     "REPORT_ATTRIBUTE",
     "DoubtfulPlace",
+    "Draft",
     "Preview",
+    "RefinedPreview",
     "ReviewState",
     "Scene",
     "segment_id",
@@ -146,6 +159,44 @@ class Scene:
     def label_value(self, segmentation: Any, segment: str) -> int | None:
         """The label that the AI wrote into a segment."""
         return label_value(segmentation, segment)
+
+    # --- refinement --------------------------------------------------------------------------------
+
+    def reference_volume(self, segmentation: Any) -> Any:
+        """The volume that a segmentation was made of, or None."""
+        role = segmentation.GetReferenceImageGeometryReferenceRole()
+        node = segmentation.GetNodeReference(role)
+        return node if node is not None and node.IsA("vtkMRMLScalarVolumeNode") else None
+
+    def draft(
+        self,
+        segmentation: Any,
+        settings: Sequence[Mapping[str, Any]],
+        segments: Sequence[str] = (),
+        image: Any = None,
+    ) -> Draft:
+        """A segmentation as the worker is to see it: see `refining.draft`."""
+        return refining.draft(segmentation, settings, segments, image)
+
+    def write_refined(self, draft: Draft, result: RefinementResult) -> Any:
+        """Put what became of a draft into its segmentation, as one undo step.
+
+        Returns:
+            the segmentation node.
+
+        Raises:
+            InputError: it has left the scene, or was changed since it was read. It is as it was.
+        """
+        refining.apply(self._writer, draft, result)
+        return draft.segmentation
+
+    def preview_refined(self, draft: Draft, result: RefinementResult) -> RefinedPreview:
+        """Show what a refinement would change, before it does.
+
+        Raises:
+            InputError: as `write_refined`.
+        """
+        return RefinedPreview(self._writer, draft, result)
 
     # --- doubt, review, statistics -----------------------------------------------------------------
 

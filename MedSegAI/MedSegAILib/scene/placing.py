@@ -210,7 +210,7 @@ def _fill(
         return (), {}
     place = place_in(segmentation, source, result.labelmap.geometry.shape)
     parts = [place, *(layer.geometry for layer in layers)]
-    grid = grid_around(_lattice(segmentation, layers, place), parts)
+    grid = grid_around(lattice(segmentation, layers, place), parts)
     inside = np.zeros(place.shape, np.uint8)
     inside[region_box(result)] = 1
     changing = frozenset(target.segment_id for target in targets)
@@ -221,7 +221,7 @@ def _fill(
         Layer(laid_on(layer.voxels, place, grid), grid, layer.values)
         for layer in result_layers(result, place)
     ]
-    bases, rest = _bases(present)
+    bases, rest = layers_without(present.layers, present.changing, present.grid)
     packer, written = Packer(grid, bases), {}
     before, after = _Masks(_changing_layers(present)), _Masks(incoming)
     for target in targets:
@@ -296,25 +296,31 @@ def _changing_layers(present: _Present) -> Iterator[Layer]:
             yield Layer(_only(layer, present.grid, present.changing, False), present.grid, values)
 
 
-def _bases(present: _Present) -> tuple[list[Layer], list[Layer]]:
-    """Label maps that lose a segment: those to fill again, and those of another lattice."""
+def layers_without(
+    layers: Iterable[Layer], changing: frozenset[str], grid: Geometry
+) -> tuple[list[Layer], list[Layer]]:
+    """Those label maps that lose one of the changing segments, without these.
+
+    Returns:
+        those whose voxels are those of the grid, on it, to be filled again; and those of another lattice.
+    """
     bases, rest = [], []
-    for layer in present.layers:
-        if not present.changing & set(layer.values):
+    for layer in layers:
+        if not changing & set(layer.values):
             continue
-        fits = offset_in(present.grid, layer.geometry) is not None
-        grid = present.grid if fits else layer.geometry
-        voxels = _only(layer, grid, present.changing, stay=True)
-        stay = {name: v for name, v in layer.values.items() if name not in present.changing}
+        fits = offset_in(grid, layer.geometry) is not None
+        own = grid if fits else layer.geometry
+        voxels = _only(layer, own, changing, stay=True)
+        stay = {name: v for name, v in layer.values.items() if name not in changing}
         if fits:
-            bases.append(Layer(voxels, grid, stay))
+            bases.append(Layer(voxels, own, stay))
         elif stay:
-            rest.append(Layer(voxels, grid, stay))
+            rest.append(Layer(voxels, own, stay))
     return bases, rest
 
 
-def _lattice(segmentation: Any, layers: tuple[Layer, ...], place: Geometry) -> Geometry:
-    """The voxels that a segmentation is edited on; those of the source where it has none."""
+def lattice(segmentation: Any, layers: Sequence[Layer], place: Geometry) -> Geometry:
+    """The voxels that a segmentation is edited on; `place` where it has none."""
     text = segmentation.GetSegmentation().GetConversionParameter(
         slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
     )

@@ -1,0 +1,377 @@
+"""A segmentation that is in the scene, to be refined: what the worker sees of it, and what becomes of its answer.
+
+The worker sees one label map on the voxels that the segmentation is edited on. Segments that are not to change are
+in it as what lies around, and fixed. The answer is worked out in full before anything of the scene changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError, RequestError
+from medsegai.labels import Label
+from medsegai.request import Candidates
+from medsegai.tasks import RefinementRequest, RefinementResult
+from medsegai.volume import Geometry, Volume
+from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
+from MedSegAILib.scene.copies import ShownCopy
+from MedSegAILib.scene.inputs import read, transform_to_world
+from MedSegAILib.scene.layers import (
+    Box,
+    Layer,
+    Packer,
+    boxes,
+    digest,
+    grid_around,
+    laid_on,
+    layers_of,
+)
+from MedSegAILib.scene.placing import (
+    Plan,
+    carry_out,
+    check_labelmaps,
+    lattice,
+    layers_without,
+    place_in,
+)
+from MedSegAILib.scene.review import is_locked, segment_of
+from MedSegAILib.scene.segments import DIGEST_TAG, digests, label_value, tag_of
+from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Writer
+from MedSegAILib.translation import tr as _
+
+REFINED = "refined"
+"""Entry of a segmentation's report: what refinements did to it since, from the first to the last."""
+
+NO_VOXELS = "{name} has no voxels to refine."
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A segmentation as it was read to be refined.
+
+    Attributes:
+        segmentation: the node.
+        request: what the worker is asked; its label map lies in the world.
+        grid: the voxels of that label map, in the coordinates of the segmentation.
+        segments: the id of the segment that each of its label values stands for.
+        contents: digest of each segment as it was, by id.
+        notes: what will be left as it is, and why, in words.
+    """
+
+    segmentation: Any
+    request: RefinementRequest
+    grid: Geometry
+    segments: Mapping[int, str]
+    contents: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def draft(
+    segmentation: Any,
+    settings: Sequence[Mapping[str, Any]],
+    segments: Sequence[str] = (),
+    image: Any = None,
+) -> Draft:
+    """Read a segmentation to have some or all of its segments refined.
+
+    Segments whose review is completed are never refined. What is not refined is fixed: it stays as it is. A
+    segment of that kind which overlaps one that is refined has no say in where the other may go.
+
+    Args:
+        settings: refinements in their order, each its name and options without labels.
+        segments: ids of the segments to refine; all if none is named.
+        image: the volume node of the scan, for refinements that look at it.
+
+    Raises:
+        InputError: there is no segmentation, it is made of surfaces, has no voxels or no such segment; all
+            segments are completed, or two that are to be refined overlap; or the volume is no image.
+        GeometryError: segmentation or image stand under a transform that is not linear.
+        RequestError: the settings name labels.
+    """
+    if segmentation is None:
+        raise InputError(_("There is no segmentation. Choose the one that is to be refined."))
+    for item in settings:
+        if "labels" in item:
+            raise RequestError(
+                _("Name the segments to refine, and no label values in {name}.").format(
+                    name=item["name"]
+                )
+            )
+    check_labelmaps(segmentation)
+    layers = layers_of(segmentation)
+    if not layers:
+        raise InputError(_(NO_VOXELS).format(name=segmentation.GetName()))
+    refined, locked = _chosen(segmentation, layers, segments)
+    grid = grid_around(
+        lattice(segmentation, layers, layers[0].geometry), (layer.geometry for layer in layers)
+    )
+    values = _values(segmentation, layers)
+    voxels, fixed = _joined(segmentation, layers, grid, values, refined)
+    names = {value: name for name, value in values.items() if name in refined or value in fixed}
+    world = Geometry(grid.shape, transform_to_world(segmentation) @ grid.ijk_to_ras)
+    labels = sorted(values[name] for name in refined)
+    request = RefinementRequest(
+        Volume(voxels, world, segmentation.GetName()),
+        tuple(_label(segmentation, name, value) for value, name in names.items()),
+        tuple({**item, "labels": labels} for item in settings),
+        tuple(fixed),
+        None if image is None else read(image),
+        _candidates(segmentation, grid, names),
+    )
+    return Draft(segmentation, request, grid, names, digests(layers), _notes(segmentation, locked))
+
+
+def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
+    """Put the answer into the segmentation, as one undo step; `writer.notes` says what was left as it is.
+
+    Raises:
+        InputError: the segmentation has left the scene, or its segments were changed since it was read.
+    """
+    segmentation = read_as.segmentation
+    check_unchanged(writer, read_as)
+    planned = plan(read_as, result)
+    writer.notes[:] = planned.notes
+    if not planned.layers:
+        return
+    if not writer.save_undo(segmentation):
+        writer.notes.append(
+            _("The Segment Editor is not open on {name}, so it cannot undo this.").format(
+                name=segmentation.GetName()
+            )
+        )
+    carry_out(segmentation, planned, None)
+    _sign(read_as, result)
+    report = json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}")
+    report.setdefault(REFINED, []).extend(dict(item) for item in result.report)
+    segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
+
+
+def plan(read_as: Draft, result: RefinementResult) -> Plan:
+    """The label maps that the segmentation will have; none where nothing changes."""
+    before, after = read_as.request.labelmap.voxels, result.labelmap.voxels
+    changing = {value: read_as.segments[value] for value in _changing(before, after)}
+    if not changing:
+        return Plan((), {}, read_as.notes)
+    layers = layers_of(read_as.segmentation)
+    bases, rest = layers_without(layers, frozenset(changing.values()), read_as.grid)
+    packer, around = Packer(read_as.grid, bases), boxes(after)
+    nowhere = slice(0, 1), slice(0, 1), slice(0, 1)
+    for value, name in changing.items():
+        box = around.get(value, nowhere)
+        packer.add(name, after[box] == value, box, value)
+    return Plan((*packer.layers(), *rest), {}, read_as.notes)
+
+
+def check_unchanged(writer: Writer, read_as: Draft) -> None:
+    """Raises:
+    InputError: the segmentation has left the scene, or its segments are not what they were.
+    """
+    node = read_as.segmentation
+    if not writer.scene.IsNodePresent(node):
+        raise InputError(
+            _("The segmentation {name} has left the scene, so it was not refined.").format(
+                name=node.GetName()
+            )
+        )
+    if digests(layers_of(node)) != read_as.contents or _newly_locked(read_as):
+        raise InputError(
+            _("{name} was changed while it was refined. Refine it again.").format(
+                name=node.GetName()
+            )
+        )
+
+
+class RefinedPreview:
+    """What a refinement would do, shown beside what it would change, until it is accepted or rejected.
+
+    Attributes:
+        node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
+        notes: see `Writer.notes`.
+    """
+
+    def __init__(self, writer: Writer, read_as: Draft, result: RefinementResult) -> None:
+        check_unchanged(writer, read_as)
+        self._writer, self._draft, self._result = writer, read_as, result
+        planned = plan(read_as, result)
+        self._copy = ShownCopy(read_as.segmentation, planned, None, writer.add_beside)
+        self.node, self.notes = self._copy.node, planned.notes
+        self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
+
+    def accept(self) -> Any:
+        """Make the preview the segmentation, as one undo step.
+
+        Returns:
+            the segmentation node.
+
+        Raises:
+            InputError: preview or segmentation have left the scene, or the segmentation was changed meanwhile;
+                nothing is changed then, and the preview is gone.
+        """
+        scene, original = self._writer.scene, self._draft.segmentation
+        if not scene.IsNodePresent(self.node):
+            self.reject()
+            raise InputError(_("The preview has left the scene, so it was not accepted."))
+        edited = self._copy.edited()
+        try:
+            apply(self._writer, self._draft, self._result)
+            self._copy.give(edited)
+        finally:
+            self.reject()
+        return original
+
+    def reject(self) -> None:
+        """Leave everything as it was before the preview."""
+        self._writer.remove(self.node)
+        if self._writer.scene.IsNodePresent(self._draft.segmentation):
+            self._copy.show_original()
+
+
+def _chosen(
+    segmentation: Any, layers: Iterable[Layer], segments: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The ids of the segments to refine, and of those that were meant too and are completed."""
+    filled: set[str] = set()
+    for layer in layers:
+        around = boxes(layer.voxels)
+        filled.update(name for name, value in layer.values.items() if value in around)
+    known = segmentation.GetSegmentation().GetSegmentIDs()
+    for name in segments:
+        segment_of(segmentation, name)
+    meant = [name for name in known if name in filled and (not segments or name in segments)]
+    if not meant:
+        raise InputError(
+            _(NO_VOXELS).format(name=segmentation.GetName())
+            if not segments
+            else _("The segments that were chosen are empty. Choose others.")
+        )
+    locked = [name for name in meant if is_locked(segmentation, name)]
+    if len(locked) == len(meant):
+        raise InputError(
+            _(
+                "The review of these segments is completed, so they are not changed: {names}."
+            ).format(names=_names(segmentation, locked))
+        )
+    return [name for name in meant if name not in locked], locked
+
+
+def _values(segmentation: Any, layers: Iterable[Layer]) -> dict[str, int]:
+    """A label value for each segment, by id: that which the AI gave it, for its candidates speak of those."""
+    names = [name for layer in layers for name in layer.values]
+    ordered = [name for name in segmentation.GetSegmentation().GetSegmentIDs() if name in names]
+    values: dict[str, int] = {}
+    for name in ordered:
+        value = label_value(segmentation, name)
+        if value and value not in values.values():
+            values[name] = value
+    free = max(values.values(), default=0)
+    for name in ordered:
+        if name not in values:
+            values[name] = free = free + 1
+    return values
+
+
+def _joined(
+    segmentation: Any,
+    layers: Iterable[Layer],
+    grid: Geometry,
+    values: Mapping[str, int],
+    refined: Sequence[str],
+) -> tuple[NDArray[Any], list[int]]:
+    """One label map of the segments to refine and of those around them; and the values of the latter."""
+    out = np.zeros(grid.shape, np.min_scalar_type(max(values.values())))
+    for name, box, mask in _masks(layers, grid, refined, True):
+        part = out[box]
+        if part[mask].any():
+            other = next(key for key, value in values.items() if value == part[mask].max())
+            raise InputError(
+                _(
+                    "{first} and {second} overlap, and cannot be refined together, for each voxel belongs to one "
+                    "segment then. Choose one of them, or take the overlap away with the Segment Editor."
+                ).format(first=_names(segmentation, [other]), second=_names(segmentation, [name]))
+            )
+        part[mask] = values[name]
+    taken, fixed = out != 0, []
+    for name, box, mask in _masks(layers, grid, refined, False):
+        if not taken[box][mask].any():
+            out[box][mask] = values[name]
+            fixed.append(values[name])
+    return out, fixed
+
+
+def _masks(
+    layers: Iterable[Layer], grid: Geometry, wanted: Sequence[str], inside: bool
+) -> Iterator[tuple[str, Box, NDArray[np.bool_]]]:
+    """Id, box and voxels in it of the segments that are wanted, or of all others."""
+    for layer in layers:
+        values = {name: v for name, v in layer.values.items() if (name in wanted) == inside}
+        if values:
+            voxels = laid_on(layer.voxels, layer.geometry, grid)
+            around = boxes(voxels)
+            for name, value in values.items():
+                if value in around:
+                    yield name, around[value], voxels[around[value]] == value
+
+
+def _candidates(segmentation: Any, grid: Geometry, names: Mapping[int, str]) -> Candidates | None:
+    """What the AI thought of each voxel, as far as it is about segments that are there."""
+    found = candidates_of(segmentation)
+    if found is None:
+        return None
+    node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
+    own = place_in(segmentation, node, found.first.shape)
+    first, second, p_first, p_second = (
+        laid_on(array, own, grid)
+        for array in (found.first, found.second, found.p_first, found.p_second)
+    )
+    there = [0, *names]
+    strange = ~np.isin(first, there) | ~np.isin(second, there)
+    p_first[strange] = p_second[strange] = 0
+    return Candidates(first, second, p_first, p_second)
+
+
+def _changing(before: NDArray[Any], after: NDArray[Any]) -> list[int]:
+    found = before != after
+    return [int(value) for value in np.union1d(before[found], after[found]) if value]
+
+
+def _sign(read_as: Draft, result: RefinementResult) -> None:
+    """What the AI wrote and nobody painted stays the AI's."""
+    before, after = read_as.request.labelmap.voxels, result.labelmap.voxels
+    around = boxes(after)
+    for value in _changing(before, after):
+        name = read_as.segments[value]
+        segment = read_as.segmentation.GetSegmentation().GetSegment(name)
+        if tag_of(segment, DIGEST_TAG) == read_as.contents[name]:
+            box = around.get(value)
+            content = "empty" if box is None else digest(after[box] == value)
+            segment.SetTag(DIGEST_TAG, content)
+
+
+def _newly_locked(read_as: Draft) -> bool:
+    """Whether a segment that was to be refined is completed by now."""
+    refined = set(read_as.segments) - set(read_as.request.fixed)
+    return any(is_locked(read_as.segmentation, read_as.segments[value]) for value in refined)
+
+
+def _label(segmentation: Any, name: str, value: int) -> Label:
+    segment = segmentation.GetSegmentation().GetSegment(name)
+    red, green, blue = (round(255 * part) for part in segment.GetColor())
+    return Label(value, segment.GetName() or name, (red, green, blue))
+
+
+def _names(segmentation: Any, segments: Iterable[str]) -> str:
+    found = (segmentation.GetSegmentation().GetSegment(name) for name in segments)
+    return ", ".join(str(segment.GetName()) for segment in found)
+
+
+def _notes(segmentation: Any, locked: Sequence[str]) -> tuple[str, ...]:
+    if not locked:
+        return ()
+    text = _("Not changed, for their review is completed: {names}.")
+    return (text.format(names=_names(segmentation, locked)),)
