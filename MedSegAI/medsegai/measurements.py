@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import SphericalVoronoi
 
+from medsegai import plausibility
 from medsegai.boxes import Box, label_boxes
 from medsegai.errors import GeometryError
 from medsegai.io import atomic_path, write_table
 from medsegai.labels import Label, counterparts
+from medsegai.quality import Reference, sentences
 from medsegai.volume import Geometry, Volume
 
 DIRECTIONS = tuple(step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
@@ -39,6 +41,7 @@ class Measurement:
         asymmetry_percent: left less right volume, in per cent of the mean of both; for structures
             that have a counterpart on the other side, and equal for both.
         at_border: whether it touches the border of the grid, so that part of it may be missing.
+        remarks: why a person should look at it, in words (`plausibility.remarks`).
     """
 
     label: Label
@@ -52,19 +55,24 @@ class Measurement:
     s_mm: float = math.nan
     asymmetry_percent: float = math.nan
     at_border: bool = False
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN becomes None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)[1:]}
         plain = {name: None if value != value else value for name, value in values.items()}
-        return {"value": self.label.value, "name": self.label.name} | plain
+        named = {"value": self.label.value, "name": self.label.name}
+        return named | plain | {"remarks": list(self.remarks)}
 
 
 COLUMNS = ("value", "name", *(item.name for item in fields(Measurement)[1:]))
 
 
 def measure(
-    labelmap: Volume, labels: Sequence[Label], image: Volume | None = None
+    labelmap: Volume,
+    labels: Sequence[Label],
+    image: Volume | None = None,
+    reference: Reference | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure every structure.
 
@@ -72,6 +80,7 @@ def measure(
         labelmap: label values (k, j, i); any spacing and orientation.
         labels: the structures; those without voxels get a row, too.
         image: the scan on the same grid; without it there are no grey values.
+        reference: of the model that the labels are of; without it less is remarked.
 
     Returns:
         One entry per label, in their order.
@@ -95,7 +104,10 @@ def measure(
         mask = labelmap.voxels[box] == label.value
         grey = None if image is None else image.voxels[box][mask].astype(np.float64)
         rows.append(_measured(label, mask, box, labelmap.geometry, grey))
-    return _with_asymmetry(rows)
+    remarks = plausibility.remarks(labelmap, labels, reference)
+    return tuple(
+        replace(row, remarks=remarks.get(row.label.value, ())) for row in _with_asymmetry(rows)
+    )
 
 
 def _measured(
@@ -165,7 +177,7 @@ def _entries(mask: NDArray[np.bool_], step: Sequence[int]) -> int:
     return int(np.count_nonzero(mask) - inside)
 
 
-def _with_asymmetry(rows: Sequence[Measurement]) -> tuple[Measurement, ...]:
+def _with_asymmetry(rows: Sequence[Measurement]) -> list[Measurement]:
     compared = list(rows)
     for left, right in counterparts([row.label for row in rows]):
         one, other = rows[left].volume_ml, rows[right].volume_ml
@@ -173,7 +185,7 @@ def _with_asymmetry(rows: Sequence[Measurement]) -> tuple[Measurement, ...]:
             percent = 200 * (one - other) / (one + other)
             compared[left] = replace(compared[left], asymmetry_percent=percent)
             compared[right] = replace(compared[right], asymmetry_percent=percent)
-    return tuple(compared)
+    return compared
 
 
 def write_csv(path: Path | str, rows: Sequence[Measurement]) -> None:
@@ -200,16 +212,13 @@ WRITERS: dict[str, Callable[[Path | str, Sequence[Measurement]], None]] = {
 
 
 def _cells(row: Measurement) -> dict[str, Any]:
-    return row.to_dict() | {"at_border": "yes" if row.at_border else "no"}
+    words = {"at_border": "yes" if row.at_border else "no", "remarks": "; ".join(row.remarks)}
+    return row.to_dict() | words
 
 
-def warnings_of(rows: Sequence[Measurement]) -> Iterator[str]:
-    """What the reader of a table should look at, in words."""
-    missing = [row.label.name for row in rows if not row.voxels]
+def warnings_of(rows: Sequence[Measurement], reference: Reference | None = None) -> Iterator[str]:
+    """What the reader of a table should look at, in words; `reference` is what the rows were measured with."""
+    missing = [row.label.name for row in rows if not row.voxels and not row.remarks]
     if missing:
         yield f"Not found: {', '.join(missing)}."
-    cut = [row.label.name for row in rows if row.at_border]
-    if cut:
-        yield (
-            f"At the border of the field of view, so that part of it may be missing: {', '.join(cut)}."
-        )
+    yield from sentences(rows, [] if reference is None else [reference.source])

@@ -7,12 +7,14 @@ expected Dice and tells which structures a person should look at; a reference sa
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from medsegai.errors import ModelError
+from medsegai.labels import Label
 from medsegai.request import StructureMeasures
 from medsegai.strict import by_label, checked_fields, number, words
 
@@ -25,12 +27,21 @@ SCORES = {
 }
 """Measures of uncertainty that can stand for quality: in words, and whether high values are bad."""
 
+SENTENCES = 8
+"""How many remarks the warnings of a case spell out; the table of its structures has all."""
+
+NAMED_AT_MOST = 6
+"""Structures that a sentence names."""
+
 IOU_DOUBTFUL = 0.6
 """Members that share less than this part of what any of them found disagree on the structure, whatever the model.
 Two members of Dice 0.75 share 0.6 of their union."""
 
 CV_DOUBTFUL = 0.2
 """The same for standard deviation over mean of their volumes: two volumes of 1 and 1.5 ml."""
+
+MANY = 0.5
+"""Part of the structures that makes a case one to look at first."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,10 @@ class Calibration:
             },
         }
 
+    def renamed(self, values: Mapping[int, int]) -> Calibration:
+        """The same where the labels have other values, as in a result of several models."""
+        return replace(self, structures=_renamed(self.structures, values))
+
     def holds_for(self, members: Collection[str]) -> bool:
         """Whether the limits are those of just these members."""
         return bool(self.structures) and set(members) == set(self.members)
@@ -169,6 +184,11 @@ class Reference:
         }
         parts = {str(value): part for value, part in self.largest_part.items()}
         return {"source": self.source, **ranges, "largest_part": parts}
+
+    def renamed(self, values: Mapping[int, int]) -> Reference:
+        """The same where the labels have other values, as in a result of several models."""
+        parts = (self.volumes_ml, self.asymmetry_percent, self.largest_part)
+        return Reference(self.source, *(_renamed(part, values) for part in parts))
 
     @property
     def label_values(self) -> set[int]:
@@ -216,6 +236,46 @@ def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tup
     )
 
 
+class Remarked(Protocol):
+    """A structure of which something may be said, such as `StructureMeasures`."""
+
+    @property
+    def label(self) -> Label: ...
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
+
+
+def sentences(structures: Sequence[Remarked], sources: Sequence[str] = ()) -> list[str]:
+    """What the remarks on structures come to, for a person who reads no table.
+
+    Structures of which the same is said stand together.
+
+    Args:
+        structures: all of the case, also those without remarks.
+        sources: of the references that remarks may rest on; named at the end if there is any remark.
+    """
+    names: dict[str, list[str]] = {}
+    for item in structures:
+        for remark in item.remarks:
+            names.setdefault(remark, []).append(item.label.name)
+    said = list(itertools.islice(names.items(), SENTENCES))
+    lines = [f"{_listed(together)}: {remark}." for remark, together in said]
+    if len(names) > SENTENCES:
+        lines.append(f"There are {len(names) - SENTENCES} more remarks in the table of structures.")
+    count = sum(bool(item.remarks) for item in structures)
+    if count > MANY * len(structures) and len(structures) > 1:
+        lines.append(
+            f"{count} of {len(structures)} structures have remarks: look at this case first, and whether the "
+            "image is of the kind that the model was made for."
+        )
+    return lines + [f"What is plausible: {source.rstrip('.')}." for source in sources if names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
 def _general_remarks(measures: StructureMeasures) -> list[str]:
     found = []
     if measures.iou is not None and measures.iou < IOU_DOUBTFUL:
@@ -234,6 +294,10 @@ def _score(
         return None
     score = getattr(measures, calibration.score)
     return None if score is None or math.isnan(score) else (float(score), expected)
+
+
+def _renamed(items: Mapping[int, Any], values: Mapping[int, int]) -> dict[int, Any]:
+    return {values[value]: item for value, item in items.items()}
 
 
 def _ranges(

@@ -43,8 +43,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fusion",),  # L2
     ("uncertainty",),
     ("families", "refinements"),
+    ("plausibility",),
+    ("answer", "plausibility"),
+    ("measurements",),
     ("engine",),  # L3
-    ("doctor", "measurements", "model_import", "preview", "refining"),  # L4
+    ("doctor", "model_import", "preview", "refining"),  # L4
     ("handover", "outputs"),
     ("evaluation",),
     ("batch", "training", "worker"),

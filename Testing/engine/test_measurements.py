@@ -25,6 +25,7 @@ from medsegai.measurements import (
     write_csv,
     write_json,
 )
+from medsegai.quality import Reference
 from medsegai.volume import Geometry, Volume
 
 RED = (255, 0, 0)
@@ -155,6 +156,27 @@ def test_nothing_there() -> None:
     assert [row.voxels for row in rows] == [0, 0, 0]
     assert rows[0].to_dict()["mean"] is None
     assert list(warnings_of(rows)) == ["Not found: Left kidney, Right kidney, Liver."]
+
+
+def test_what_is_implausible_is_told_in_tables_and_warnings(tmp_path: Path) -> None:
+    labelmap, image = organs()
+    liver = float(np.count_nonzero(labelmap.voxels == 7)) * image.geometry.voxel_volume_ml
+    reference = Reference("Ten livers.", {7: (2 * liver, 3 * liver), 9: (1.0, 2.0)})
+    labels = (*LABELS, Label(9, "Spleen", RED))
+    assert not any(row.remarks for row in measure(labelmap, LABELS, image))
+    rows = measure(labelmap, labels, image, reference)
+    assert [bool(row.remarks) for row in rows] == [False, False, True, True]
+    warnings = list(warnings_of(rows, reference))
+    assert [line.split(":")[0] for line in warnings] == ["Liver", "Spleen", "What is plausible"]
+    assert "not found" in warnings[1]
+    assert warnings[-1] == "What is plausible: Ten livers."
+    write_csv(tmp_path / "table.csv", rows)
+    write_json(tmp_path / "table.json", rows)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [line["remarks"] for line in table] == ["; ".join(row.remarks) for row in rows]
+    structures = json.loads((tmp_path / "table.json").read_text())["structures"]
+    assert structures[2]["remarks"] == list(rows[2].remarks)
 
 
 def test_one_voxel() -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from medsegai.labels import Label
-from medsegai.quality import Calibration, Expected, expected_dice, remarks
+from medsegai.quality import (
+    Calibration,
+    Expected,
+    Reference,
+    expected_dice,
+    remarks,
+    sentences,
+)
 from medsegai.request import StructureMeasures
 
 HIPPOCAMPUS = Label(17, "Left hippocampus", (220, 216, 20))
@@ -96,3 +104,38 @@ def test_limits_hold_for_the_members_that_were_looked_at() -> None:
     assert not BY_IOU.holds_for(["axial", "coronal"])
     assert not BY_IOU.holds_for([*MEMBERS, "axial pass 2"])
     assert not Calibration(members=MEMBERS).holds_for(MEMBERS)
+
+
+def test_what_is_known_follows_labels_to_other_values() -> None:
+    assert BY_IOU.renamed({17: 4, 18: 5}).structures == {4: BY_IOU.structures[17]}
+    reference = Reference("15 adults", {17: (2, 6)}, {17: (-20, 20)}, {17: 0.9, 18: 0.8})
+    assert reference.renamed({17: 4, 18: 5}) == Reference(
+        "15 adults", {4: (2, 6)}, {4: (-20, 20)}, {4: 0.9, 5: 0.8}
+    )
+
+
+def structures(count: int, *said: str) -> list[StructureMeasures]:
+    """So many, of which the first ones have one remark each."""
+    plain = [measured(Label(value, f"Part {value}", (1, 2, 3))) for value in range(1, count + 1)]
+    remarked = [replace(item, remarks=(text,)) for item, text in zip(plain, said, strict=False)]
+    return remarked + plain[len(said) :]
+
+
+def test_remarks_become_sentences_that_take_alike_ones_together() -> None:
+    lines = sentences(structures(20, "too large", "not found", "not found"), ["15 adults."])
+    assert lines == [
+        "Part 1: too large.",
+        "Part 2, Part 3: not found.",
+        "What is plausible: 15 adults.",
+    ]
+    assert sentences(structures(20), ["15 adults."]) == []
+    assert sentences([]) == []
+
+
+def test_a_case_with_many_remarks_is_told_in_few_sentences() -> None:
+    lines = sentences(structures(20, *["not found"] * 12))
+    assert lines[0] == "Part 1, Part 2, Part 3, Part 4, Part 5, Part 6 and 6 more: not found."
+    assert lines[1].startswith("12 of 20 structures have remarks: look at this case first")
+    lines = sentences(structures(40, *(f"remark {number}" for number in range(12))))
+    assert len(lines) == 9
+    assert lines[-1] == "There are 4 more remarks in the table of structures."

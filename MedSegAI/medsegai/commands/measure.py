@@ -58,7 +58,8 @@ def add_segmentation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="ID",
-        help="names, colours and codes of a labelmap's values, from the card of this model",
+        help="the model whose labels these are: its card names the values of a labelmap, and says which volumes "
+        "are plausible",
     )
 
 
@@ -75,11 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
         if path is not None:
             check_output(path, (ending,))
     case = load_case(arguments.segmentation, arguments.image, arguments.model)
-    rows = measure(case.labelmap, case.labels, case.image)
+    rows = measure(case.labelmap, case.labels, case.image, case.reference)
     for path, write in ((arguments.csv, write_csv), (arguments.json, write_json)):
         if path is not None:
             write(path, rows)
-    for warning in (*case.notes, *warnings_of(rows)):
+    for warning in (*case.notes, *warnings_of(rows, case.reference)):
         print(f"medsegai: warning: {warning}", file=sys.stderr)
     if not arguments.quiet:
         print(measurement_table(rows))

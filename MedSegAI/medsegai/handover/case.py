@@ -10,6 +10,7 @@ from medsegai.catalogue import find_card
 from medsegai.errors import InputError
 from medsegai.io import laid_on, read_labelmap, read_volume
 from medsegai.labels import Label
+from medsegai.quality import Reference
 from medsegai.volume import Volume
 
 
@@ -22,12 +23,14 @@ class Case:
         labels: what they mean; also those that no voxel has.
         image: the scan on the same grid.
         notes: what the readers found doubtful, in words.
+        reference: what is plausible of the structures, if the model that was named tells.
     """
 
     labelmap: Volume
     labels: tuple[Label, ...]
     image: Volume | None = None
     notes: tuple[str, ...] = ()
+    reference: Reference | None = None
 
 
 def load_case(
@@ -44,7 +47,7 @@ def load_case(
     Args:
         segmentation: .seg.nrrd or labelmap.
         scan: image, or folder of a DICOM series.
-        model: whose card names the labels, for files that hold only values.
+        model: whose card names the labels, for files that hold only values, and says what is plausible.
         series: which series of a DICOM folder, see `read_volume`.
 
     Raises:
@@ -53,15 +56,17 @@ def load_case(
         ModelError: the model is unknown.
     """
     labelmap, labels = read_labelmap(segmentation)
+    reference = None
     if model is not None:
-        labels = _named(segmentation, labels, find_card(model).labels)
+        card = find_card(model)
+        labels, reference = _named(segmentation, labels, card.labels), card.reference
     if not labels:
         raise InputError(f"{segmentation} is empty: it has no label and no segment.")
     if scan is None:
-        return Case(labelmap, labels, None, labelmap.notes)
+        return Case(labelmap, labels, None, labelmap.notes, reference)
     image = read_volume(scan, series)
     placed = laid_on(labelmap, image.geometry, str(scan))
-    return Case(placed, labels, image, (*labelmap.notes, *image.notes))
+    return Case(placed, labels, image, (*labelmap.notes, *image.notes), reference)
 
 
 def _named(path: Path, found: Sequence[Label], known: Sequence[Label]) -> tuple[Label, ...]:

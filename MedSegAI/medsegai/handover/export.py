@@ -188,8 +188,8 @@ def _read(inputs: Inputs, exports: Exports) -> _Work:
     if exports.seg is not None or exports.surfaces is not None:
         dicom_seg.present(case)
     made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
-    rows = measurements.measure(case.labelmap, case.labels, case.image)
-    warnings = (*made.warnings, *case.notes, *measurements.warnings_of(rows))
+    rows = measurements.measure(case.labelmap, case.labels, case.image, case.reference)
+    warnings = (*made.warnings, *case.notes, *measurements.warnings_of(rows, case.reference))
     return _Work(case, rows, made, tuple(dict.fromkeys(warnings)), source)
 
 
