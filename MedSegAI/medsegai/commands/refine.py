@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,8 @@ from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.commands.segment import comma_list
 from medsegai.errors import OutputError, RequestError
 from medsegai.progress import Progress
-from medsegai.refinements import (
-    Draft,
-    Refined,
-    apply,
-    option_fields,
-    parse,
-    refinement_names,
-    summary,
-)
+from medsegai.refinements import Draft, option_fields, parse, refinement_names, summary
+from medsegai.tasks import RefinementRequest, RefinementResult
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -39,6 +32,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--image", type=Path, metavar="SCAN", help="the scan, for refinements that look at it"
+    )
+    parser.add_argument(
+        "--probabilities",
+        type=Path,
+        metavar="IMAGE",
+        help="what `segment --save-probabilities` wrote: what is freed goes to the runner-up, and borders move "
+        "where the model was in doubt",
     )
     parser.add_argument(
         "--refinement",
@@ -84,42 +84,39 @@ def _options_text() -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = [parse(text) for text in arguments.refinements]
+    settings = tuple(parse(text) for text in arguments.refinements)
     _check_outputs(arguments)
 
-    from medsegai.io import read_labelmap, read_volume, write_segmentation
+    from medsegai.io import read_candidates, read_labelmap, read_volume, write_segmentation
 
     labelmap, labels = read_labelmap(arguments.segmentation)
     image = None if arguments.image is None else read_volume(arguments.image)
-    draft = Draft(labelmap, labels, image)
-    done = _refine(draft, settings, arguments.quiet)
-    for item, refined in zip(settings, done, strict=True):
-        for sentence in refined.words(item["name"]) if not arguments.quiet else ():
-            print(sentence)
-    write_segmentation(arguments.output, labelmap.with_voxels(done[-1].labels), labels)
+    candidates = (
+        None
+        if arguments.probabilities is None
+        else read_candidates(arguments.probabilities, labelmap, labels)
+    )
+    Draft(labelmap, labels, image, candidates)  # refuses a scan on another grid
+    asked = RefinementRequest(labelmap, labels, settings, image=image, candidates=candidates)
+    result = _refine(asked, arguments.quiet)
+    for sentence in () if arguments.quiet else result.words:
+        print(sentence)
+    write_segmentation(arguments.output, result.labelmap, labels)
     if arguments.report is not None:
-        _write_report(arguments.report, [r.to_dict(s) for s, r in zip(settings, done, strict=True)])
+        _write_report(arguments.report, result.report)
     return 0
 
 
-def _refine(draft: Draft, settings: Sequence[dict[str, Any]], quiet: bool) -> list[Refined]:
+def _refine(asked: RefinementRequest, quiet: bool) -> RefinementResult:
+    from medsegai.refining import refine
+
     bar = ProgressBar(quiet=quiet)
     progress = Progress(bar)
-    progress.plan({"refine": 1.0})
-    done: list[Refined] = []
     try:
         with stoppable(progress):
-            for number, item in enumerate(settings):
-
-                def step(part: float, before: int = number) -> None:
-                    progress.step("refine", before + part, len(settings))
-
-                done.append(apply(draft, item, step))
-                labelmap = draft.labelmap.with_voxels(done[-1].labels)
-                draft = Draft(labelmap, draft.labels, draft.image)
+            return refine(asked, progress)
     finally:
         bar.clear()
-    return done
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
@@ -131,7 +128,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     """
     from medsegai.io import WRITABLE, check_output
 
-    seen = {path.resolve() for path in (arguments.segmentation, arguments.image) if path}
+    inputs = (arguments.segmentation, arguments.image, arguments.probabilities)
+    seen = {path.resolve() for path in inputs if path}
     for path, endings in ((arguments.output, WRITABLE), (arguments.report, (".json",))):
         if path is None:
             continue
@@ -143,8 +141,10 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
 
 
-def _write_report(path: Path, report: list[dict[str, Any]]) -> None:
+def _write_report(path: Path, report: Sequence[Mapping[str, Any]]) -> None:
     from medsegai.io import atomic_path
 
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps({"refinements": report}, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps({"refinements": list(report)}, indent=2) + "\n", encoding="utf-8"
+        )

@@ -5,6 +5,7 @@ nowhere else.
 """
 
 from medsegai.io.atomic import atomic_path, check_output
+from medsegai.io.candidates import read_candidates
 from medsegai.io.checks import check_scan, check_voxels
 from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
@@ -24,6 +25,7 @@ __all__ = [
     "check_voxels",
     "from_sitk",
     "laid_on",
+    "read_candidates",
     "read_labelmap",
     "read_volume",
     "series_frames",

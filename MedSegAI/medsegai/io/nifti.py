@@ -8,6 +8,7 @@ in 3D Slicer.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,52 @@ def read_with_nibabel(path: Path) -> Volume:
     try:
         image: Any = nibabel.load(path, mmap=False)
         shape = check_3d(path, image.shape)[::-1]
-        _check_type(path, image)
+        _check_type(path, image, math.prod(shape))
         geometry, notes = _geometry(path, image, shape)
         voxels = _voxels(image).reshape(shape[::-1]).T
     except _DAMAGE as error:
         raise unreadable(path, error, "a NIfTI, Analyze or MGH image") from error
     return Volume(native(voxels), geometry, str(path), notes)
+
+
+class Volumes:
+    """The volumes of a 4D NIfTI image, of which one at a time stands in memory.
+
+    Attributes:
+        path: the file.
+        count: how many there are; a 3D image is one.
+        geometry: grid of each.
+        comments: the comments in its header.
+
+    Raises:
+        InputError: not a NIfTI image of 3 or 4 dimensions, or damaged.
+        GeometryError: the voxels cannot be placed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._image: Any = nibabel.load(path, mmap=False, keep_file_open=True)
+            if not isinstance(self._image, nibabel.Nifti1Pair):
+                raise unreadable(path, "it is of another kind", "a NIfTI image")
+            *sizes, self.count = (*self._image.shape, 1)[:4]
+            shape = check_3d(path, (*sizes, *self._image.shape[4:]))
+            _check_type(path, self._image, math.prod(shape))
+            self.geometry, _ = _geometry(path, self._image, shape[::-1])
+            found = (item for item in self._image.header.extensions if item.get_code() == 6)
+            self.comments = [item.get_content() for item in found]
+        except _DAMAGE as error:
+            raise unreadable(path, error, "a NIfTI image") from error
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Each volume in turn, (k, j, i), scaled as the header says."""
+        try:
+            values = self._image.dataobj
+            for number in range(self.count):
+                volume = values[..., number] if len(self._image.shape) > 3 else values[...]
+                yield volume.T.astype(np.float32)
+        except _DAMAGE as error:
+            raise unreadable(self.path, error, "a NIfTI image") from error
 
 
 def _check_pair(path: Path) -> None:
@@ -80,8 +121,8 @@ def _check_pair(path: Path) -> None:
         )
 
 
-def _check_type(path: Path, image: Any) -> None:
-    """Refuse voxels that are no plain numbers, and more voxels than the file can hold."""
+def _check_type(path: Path, image: Any, voxels: int) -> None:
+    """Refuse voxels that are no plain numbers, and more voxels than file and memory can hold."""
     voxel_type = image.get_data_dtype()
     if voxel_type.kind == "c":
         raise InputError(f"{path} holds complex numbers. Export the magnitude image.")
@@ -90,7 +131,7 @@ def _check_type(path: Path, image: Any) -> None:
             f"{path} has several values per voxel (a colour image). Convert it to one grey value per voxel."
         )
     data = Path(image.file_map["image"].filename)
-    needed = math.prod(int(size) for size in image.shape) * voxel_type.itemsize
+    needed = voxels * voxel_type.itemsize
     compressed = data.suffix.lower() in (".gz", ".mgz")
     header = 0 if compressed else int(image.dataobj.offset)
     check_stored_size(path, needed, data.stat().st_size - header, compressed)

@@ -1,0 +1,161 @@
+"""The two most probable structures of each voxel, from a file of probabilities, one volume after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import GeometryError, InputError
+from medsegai.io.nifti import Volumes
+from medsegai.labels import Label
+from medsegai.request import Candidates
+from medsegai.volume import Volume
+
+ROUNDING = 0.01
+"""So far may probabilities lie outside of 0 to 1, and their sum above 1: they are stored rounded."""
+
+
+def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label]) -> Candidates:
+    """Read what refinements need of the probabilities that `write_probabilities` wrote.
+
+    Where the volumes add up to more than one they are regions that overlap, in the order in which the later of
+    them counts, and the candidates are those of `Candidates` for regions.
+
+    The file has 16 bits a value, made from half precision, and not the background: so probabilities may be one of
+    255 steps off what the job itself had, and of structures that are within a step equally probable another may be
+    the second.
+
+    Args:
+        path: 4D NIfTI.
+        labelmap: the segmentation that is to be refined.
+        labels: its labels. Structures are found in it by their name, or by their value where it names none so.
+
+    Raises:
+        InputError: the file cannot be read, or does not hold probabilities of named structures.
+        GeometryError: it lies on another grid than the segmentation.
+    """
+    volumes = Volumes(Path(path))
+    values = _values_of(volumes, labels)
+    if not volumes.geometry.matches(labelmap.geometry):
+        raise GeometryError(
+            f"{path} ({volumes.geometry.describe()}) does not lie on the grid of "
+            f"{labelmap.source or 'the segmentation'} ({labelmap.geometry.describe()}). Name the "
+            "probabilities of this segmentation."
+        )
+    kind = np.min_scalar_type(max(values))
+    found = _of_classes(volumes, values, kind)
+    return _of_regions(volumes, values, kind) if found is None else found
+
+
+def _values_of(volumes: Volumes, labels: Sequence[Label]) -> list[int]:
+    """The label value of each volume in the segmentation."""
+    named = next((entries for entries in map(_entries, volumes.comments) if entries), [])
+    if not named:
+        raise InputError(
+            f"{volumes.path} does not say which structure is which. Name what `medsegai segment "
+            "--save-probabilities` has written."
+        )
+    if len(named) != volumes.count:
+        raise InputError(
+            f"{volumes.path} names {len(named)} structures, but holds {volumes.count} volumes. It was cut or "
+            "joined: name what `medsegai segment --save-probabilities` has written."
+        )
+    by_name = {label.name: label.value for label in labels}
+    by_value = {label.value: label.name for label in labels}
+    values = []
+    for value, name in named:
+        other = by_value.get(value, f"Label {value}")
+        if name not in by_name and other != f"Label {value}":
+            raise InputError(
+                f"{volumes.path}: label {value} is {name!r}, but {other!r} in the segmentation. Name the "
+                "probabilities of this segmentation."
+            )
+        values.append(by_name.get(name, value))
+    return values
+
+
+def _entries(comment: str) -> list[tuple[int, str]]:
+    """Value and name of each volume, in their order; none where the comment is another one."""
+    try:
+        found = sorted(json.loads(comment), key=lambda entry: int(entry["index"]))
+        entries = [(int(entry["value"]), str(entry["name"])) for entry in found]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
+    return entries if all(value > 0 for value, _ in entries) else []
+
+
+def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates | None:
+    """Candidates of structures of which a voxel has one; None where they overlap."""
+    shape = volumes.geometry.shape
+    first, second = np.zeros(shape, kind), np.zeros(shape, kind)
+    best, next_best, total = (np.zeros(shape, np.float32) for _ in range(3))
+
+    def compete(value: int, probability: NDArray[np.float32], wins_ties: bool = False) -> None:
+        compared = np.greater_equal if wins_ties else np.greater
+        wins = compared(probability, best)
+        follows = compared(probability, next_best) & ~wins
+        for ranked, earlier, new in ((second, first, value), (next_best, best, probability)):
+            np.copyto(ranked, earlier, where=wins)
+            np.copyto(ranked, new, where=follows)
+            np.copyto(earlier, new, where=wins)
+
+    for value, probability in zip(values, volumes, strict=True):
+        _check_range(volumes.path, probability)
+        total += probability
+        if total.max() > 1 + ROUNDING:
+            return None
+        compete(value, probability)
+    compete(0, 1 - total, wins_ties=True)
+    return _in_steps(first, second, best, next_best)
+
+
+def _of_regions(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates:
+    """Candidates of regions that overlap: what the decision nearest to one half would change.
+
+    The same as `Scale.two_best`, told region by region. A voxel is in the last region above one half; leaving it,
+    the voxel falls back to the one before, and it may enter those that come after.
+    """
+    shape = volumes.geometry.shape
+    inside, before, entered = (np.zeros(shape, kind) for _ in range(3))
+    leaves, enters = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for value, probability in zip(values, volumes, strict=True):
+        _check_range(volumes.path, probability)
+        there = probability > 0.5
+        np.copyto(before, inside, where=there)
+        np.copyto(inside, value, where=there)
+        np.copyto(leaves, 1 - probability, where=there)
+        np.copyto(enters, 0, where=there)
+        nearer = ~there & (probability > enters)
+        np.copyto(entered, value, where=nearer)
+        np.copyto(enters, probability, where=nearer)
+    flipped = np.maximum(enters, leaves)
+    second = np.where(enters >= leaves, entered, before)
+    return _in_steps(inside, second, 1 - flipped, flipped)
+
+
+def _check_range(path: Path, probability: NDArray[np.float32]) -> None:
+    low, high = float(probability.min()), float(probability.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise InputError(
+            f"{path} has values from {low:g} to {high:g}, which are no probabilities. Name what `medsegai "
+            "segment --save-probabilities` has written."
+        )
+
+
+def _in_steps(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    p_first: NDArray[np.float32],
+    p_second: NDArray[np.float32],
+) -> Candidates:
+    high, low = (
+        np.rint(255 * np.clip(values, least, 1)).astype(np.uint8)
+        for values, least in ((p_first, 1 / 255), (p_second, 0.0))
+    )
+    second[low == 0] = 0
+    return Candidates(first, second, high, low)
