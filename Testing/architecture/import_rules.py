@@ -43,7 +43,6 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fusion",),  # L2
     ("uncertainty",),
     ("families", "refinements"),
-    ("plausibility",),
     ("answer", "plausibility"),
     ("measurements",),
     ("engine",),  # L3
