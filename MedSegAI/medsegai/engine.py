@@ -10,7 +10,7 @@ import hashlib
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,20 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsegai import __version__
+from medsegai import __version__, plausibility, quality
+from medsegai.answer import Answer
 from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
 from medsegai.errors import GeometryError, ModelError, RequestError
 from medsegai.families import Model, Part, Step, load_model
-from medsegai.fusion import Accumulator, JointLabels, fuse, join_labels, read_members
+from medsegai.fusion import (
+    Accumulator,
+    Fused,
+    JointLabels,
+    fuse,
+    join_labels,
+)
 from medsegai.io import check_scan, read_volume
-from medsegai.labels import Label
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.probabilities import Readable, Scale, StreamedProbabilities, runner_up
+from medsegai.probabilities import NativeMap, Readable, StreamedProbabilities
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, apply, check, parse
+from medsegai.refinements import check, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
-from medsegai.uncertainty import Agreement
 from medsegai.volume import Geometry, Volume
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
@@ -45,27 +50,6 @@ REFINEMENT_SHARE = 5.0
 SLAB_VOXELS = 1 << 20
 SLAB_VALUES = 1 << 25
 """Voxels of the output grid, and voxels times classes, that are worked on together at most."""
-
-
-@dataclass
-class Fused:
-    """All members in one: probabilities, and the labels of each member where they are wanted.
-
-    Attributes:
-        probabilities: read slab by slab along the first axis of the output grid in the order `axes`.
-        members: label values of each member, (k, j, i) on a native grid.
-        axes: order of the output grid's axes in which its slabs must be read.
-        geometries: the native grids.
-        networks: of each model, which members of its card answered.
-        warnings: what the user should know of the input, in words.
-    """
-
-    probabilities: Readable
-    members: list[tuple[Tensor, Geometry]]
-    axes: tuple[int, int, int]
-    geometries: list[Geometry]
-    networks: list[set[str]]
-    warnings: list[str]
 
 
 def segment(request: SegmentationRequest, progress: Progress | None = None) -> SegmentationResult:
@@ -91,19 +75,24 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     box = _region_box(request, inputs[0])
     models = [_model(*_key(card)) for card in cards]
     output = inputs[0].geometry.cropped(*_start_and_shape(box))
-    job = _Job(request, inputs, output, compute, progress)
+    job = _Job(request, inputs, output, compute, progress, _temperature(request, cards))
     fused = _predict(job, models, naming)
-    answer = _Answer(request, naming.labels, output, fused)
+    freeing = any(uses_candidates(item) for item in refinements)
+    answer = Answer(request, naming.labels, output, fused, freeing)
     for k0, k1 in _slabs(answer.grid, len(fused.probabilities.labels)):
         progress.step("labels", k0, answer.grid.shape[0])
         answer.add(k0, k1)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
+    structures = _judged(job, answer, cards, fused.names)
     scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
     return SegmentationResult(
         labelmap=scan.with_voxels(place(answer.labelmap)),
         labels=naming.labels,
-        structures=answer.structures(),
+        structures=structures,
         entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
+        mutual_information=None
+        if answer.information is None
+        else scan.with_voxels(place(answer.information)),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
         regions=None if answer.regions is None else place(answer.regions),
         candidates=place.candidates(answer.candidates)
@@ -112,7 +101,13 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
         provenance=_provenance(request, cards, inputs, compute, fused) | {"refinements": refined},
-        warnings=(*warnings, *fused.warnings, *compute.notes, *answer.warnings),
+        warnings=(
+            *warnings,
+            *fused.warnings,
+            *compute.notes,
+            *answer.warnings,
+            *quality.sentences(structures),
+        ),
     )
 
 
@@ -144,13 +139,17 @@ def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume
 
 @dataclass(frozen=True)
 class _Job:
-    """One case: what is asked for, of which scan, and where it runs. `output` is the part of the scan's grid."""
+    """One case: what is asked for, of which scan, and where it runs.
+
+    `output` is the part of the scan's grid; `temperature` that of the probabilities.
+    """
 
     request: SegmentationRequest
     inputs: Sequence[Volume]
     output: Geometry
     compute: Compute
     progress: Progress
+    temperature: float
 
 
 def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
@@ -161,13 +160,17 @@ def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
     for number, model in enumerate(models):
         progress.step("prepare", number, len(models))
         found = model.parts(job.inputs, job.output, request, compute, progress)
-        parts += [(part, naming.renamed[number]) for part in found]
+        parts += [
+            (replace(part, scale=part.scale.at(job.temperature)), naming.renamed[number])
+            for part in found
+        ]
         networks.append({name for part in found for name in part.networks})
     axis = None if request.members_apart else _plane_axis([part for part, _ in parts])
     work = _Work(progress, sum(len(part.members) for part, _ in parts))
     keep = request.uncertainty and len(work.done) > 1
     readable: list[Readable] = []
     answers: list[tuple[Tensor, Geometry]] = []
+    information: list[NativeMap] = []
     for part, renamed in parts:
         if axis is not None and part.plane_axis == axis:
             readable.append(_streamed(part, renamed, compute, work))
@@ -175,18 +178,23 @@ def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
             total = _accumulated(part, renamed, compute, work, request.fusion == "vote", keep)
             joined = total.result()
             readable.append(joined)
-            answers += [(values, part.geometry) for values in total.member_values(joined)]
+            if keep:
+                answers += [(values, part.geometry) for values in total.member_values(joined)]
+                information.append(total.information(joined))
     weights = [
         sum(member.weight for member in part.members) if part.weight is None else part.weight
         for part, _ in parts
     ]
     return Fused(
         fuse(readable, weights, (0, *(label.value for label in naming.labels))),
-        answers,
+        weights,
         {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis or 0],
         [part.geometry for part, _ in parts],
         networks,
         [warning for part, _ in parts for warning in part.warnings],
+        tuple(member.name for part, _ in parts for member in part.members),
+        answers,
+        information,
     )
 
 
@@ -251,107 +259,6 @@ class _Work:
         return step
 
 
-class _Answer:
-    """Everything that is gathered on the output grid, slab by slab.
-
-    Arrays are kept with their axes as on the output grid; `grid` has them in the order in which slabs come.
-    """
-
-    def __init__(
-        self, request: SegmentationRequest, labels: Sequence[Label], output: Geometry, fused: Fused
-    ) -> None:
-        self._labels, self._output, self._fused = labels, output, fused
-        self.grid = output.permuted(fused.axes)
-        kind = np.uint8 if max(fused.probabilities.labels) < 256 else np.uint16
-        self._values = np.array(fused.probabilities.labels, kind)
-        self.labelmap: NDArray[Any] = np.zeros(output.shape, kind)
-        self.entropy = np.zeros(output.shape, np.float32) if request.uncertainty else None
-        shape = (len(labels), *output.shape)
-        self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
-        overlap = request.overlap and fused.probabilities.scale is Scale.REGIONS
-        self.regions = np.zeros(shape, bool) if overlap else None
-        wanted = request.candidates or request.refinements  # freed voxels go to the runner-up
-        self.candidates = _no_candidates(output.shape, kind) if wanted else None
-        self.warnings: list[str] = []
-        self._agreement = (
-            Agreement(len(fused.members) or 1, [label.value for label in labels])
-            if request.uncertainty
-            else None
-        )
-
-    def add(self, k0: int, k1: int) -> None:
-        """Fill planes k0 to k1 of `grid`."""
-        probabilities, axes = self._fused.probabilities, self._fused.axes
-        found = probabilities.argmax(self.grid, k0, k1)
-        labels = self._values[found.cpu().numpy()]
-        self.labelmap.transpose(axes)[k0:k1] = labels
-        if self.candidates is not None:
-            rivals = runner_up(probabilities, self.grid, k0, k1, found)
-            second, p_first, p_second = (values.cpu().numpy() for values in rivals)
-            self.candidates.first.transpose(axes)[k0:k1] = labels
-            self.candidates.second.transpose(axes)[k0:k1] = self._values[second]
-            self.candidates.p_first.transpose(axes)[k0:k1] = p_first
-            self.candidates.p_second.transpose(axes)[k0:k1] = p_second
-        if self.probabilities is not None or self.regions is not None:
-            values = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
-            by_planes = (0, *(1 + axis for axis in axes))
-            if self.probabilities is not None:
-                self.probabilities.transpose(by_planes)[:, k0:k1] = values
-            if self.regions is not None:
-                self.regions.transpose(by_planes)[:, k0:k1] = values > 0.5
-        if self.entropy is not None and self._agreement is not None:
-            entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
-            self.entropy.transpose(axes)[k0:k1] = entropy
-            members = (
-                read_members(self._fused.members, self.grid, k0, k1).numpy()
-                if self._fused.members
-                else labels[None]
-            )
-            self._agreement.add(members, labels, entropy)
-
-    def refine(
-        self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
-    ) -> list[dict[str, Any]]:
-        """Clean the labels, and tell all that was changed."""
-        progress.step("refine", 0, 1)
-        changes: list[dict[str, Any]] = []
-        for number, settings in enumerate(refinements):
-
-            def step(part: float, done: int = number) -> None:
-                progress.step("refine", done + part, len(refinements))
-
-            labelmap = Volume(self.labelmap, self._output)
-            refined = apply(
-                Draft(labelmap, tuple(self._labels), image, self.candidates), settings, step
-            )
-            self.labelmap = refined.labels
-            self.warnings += refined.words(str(settings["name"]))
-            changes.append(refined.to_dict(settings))
-        if not self.labelmap.any():
-            self.warnings.append(
-                "Nothing was found. Is the image of the kind that the model was made for?"
-            )
-        progress.step("refine", 1, 1)
-        return changes
-
-    def structures(self) -> tuple[StructureMeasures, ...]:
-        count = int(self._values.max()) + 1
-        counts = np.zeros(count, np.int64)
-        for plane in self.labelmap:  # bincount makes 64 bits of each voxel
-            counts += np.bincount(plane.ravel(), minlength=count)
-        if self.regions is not None:
-            counts[[label.value for label in self._labels]] = self.regions.sum((1, 2, 3))
-        return tuple(
-            StructureMeasures(
-                label,
-                int(counts[label.value]),
-                float(counts[label.value]) * self._output.voxel_volume_ml,
-                **(self._agreement.measures(label.value) if self._agreement else {}),
-            )
-            for label in self._labels
-        )
-
-
 def _refinements(
     request: SegmentationRequest, cards: Sequence[ModelCard], naming: JointLabels
 ) -> list[dict[str, Any]]:
@@ -386,6 +293,46 @@ def _renamed(labels: Sequence[Any], renamed: Mapping[int, int]) -> list[Any]:
         [renamed[value] for value in item] if isinstance(item, (list, tuple)) else renamed[item]
         for item in labels
     ]
+
+
+def _judged(
+    job: _Job, answer: Answer, cards: Sequence[ModelCard], members: Sequence[str]
+) -> tuple[StructureMeasures, ...]:
+    """The structures, with the Dice that is to be expected of each, and why a person should look at it.
+
+    What cards tell of models that were joined holds for neither; and in a region nothing need be whole.
+    """
+    card = cards[0] if len(cards) == 1 else None
+    calibration = card.calibration if card is not None else None
+    if calibration is not None and not calibration.holds_for(members):
+        calibration = None
+    structures = answer.structures()
+    implausible: dict[int, tuple[str, ...]] = {}
+    if not job.request.region:
+        implausible = plausibility.remarks(
+            Volume(answer.labelmap, job.output),
+            [item.label for item in structures],
+            None if card is None else card.reference,
+        )
+    return tuple(
+        replace(
+            item,
+            expected_dice=quality.expected_dice(item, calibration),
+            remarks=(
+                *quality.remarks(item, calibration),
+                *implausible.get(item.label.value, ()),
+            ),
+        )
+        for item in structures
+    )
+
+
+def _temperature(request: SegmentationRequest, cards: Sequence[ModelCard]) -> float:
+    """That of the card. Votes are no probabilities, and of models together no temperature was measured: 1."""
+    if not request.calibrated or request.fusion == "vote" or len(cards) > 1:
+        return 1.0
+    calibration = cards[0].calibration
+    return 1.0 if calibration is None else calibration.temperature
 
 
 def _region_box(request: SegmentationRequest, scan: Volume) -> tuple[slice, slice, slice]:
@@ -425,14 +372,6 @@ class _Placed:
 
     def candidates(self, found: Candidates) -> Candidates:
         return Candidates(*(self(array) for array in vars(found).values()))
-
-
-def _no_candidates(shape: tuple[int, int, int], kind: type[np.unsignedinteger[Any]]) -> Candidates:
-    labels, steps = (
-        [np.zeros(shape, kind) for _ in range(2)],
-        [np.zeros(shape, np.uint8) for _ in range(2)],
-    )
-    return Candidates(*labels, *steps)
 
 
 def _slabs(grid: Geometry, classes: int) -> Iterator[tuple[int, int]]:

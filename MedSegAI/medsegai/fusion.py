@@ -13,7 +13,7 @@ that is surely left is not half uncertain. Members that know the side therefore 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -26,12 +26,14 @@ from medsegai.labels import Label
 from medsegai.probabilities import (
     Block,
     JointProbabilities,
+    NativeMap,
     Probabilities,
     Readable,
-    Scale,
     index_type,
+    read_information,
     read_nearest,
 )
+from medsegai.scale import Scale
 from medsegai.volume import Geometry
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ class Accumulator:
         geometry: the native grid, or the box of it that members answer for.
         device: where the sum is kept. It moves to the CPU when the device runs out of memory.
         vote: members count with one vote for their most probable class, not with probabilities.
-        keep_members: remember each member's own labels, for `member_values`.
+        keep_members: remember each member's own labels and the entropies, for `member_values` and `information`.
         scale: what members answer.
         linear: along which native axes the result is interpolated, as in `Probabilities`.
         notes: what had to be changed on the way, in words.
@@ -84,7 +86,7 @@ class Accumulator:
     def __post_init__(self) -> None:
         self.total_weight = 0.0
         self._members: list[MemberLabels] = []
-        self._sums_logits = self.scale is not Scale.PROBABILITIES and not self.vote
+        self._sums_logits = not self.scale.sums_to_one and not self.vote
         shape = (len(self.labels), *self.geometry.shape)
         dtype = torch.float32 if self._sums_logits else torch.float16
         try:
@@ -92,6 +94,9 @@ class Accumulator:
         except torch.OutOfMemoryError:
             self._move_to_cpu()
             self._sum = torch.zeros(shape, dtype=dtype)
+        own_mean = self.keep_members and (self._sums_logits or self.vote)
+        self._mean = torch.zeros(shape) if own_mean else None
+        self._entropy = torch.zeros(self.geometry.shape if self.keep_members else 0)
 
     def begin_member(self, classes: Classes, weight: float) -> None:
         """Say whose blocks come next."""
@@ -123,16 +128,36 @@ class Accumulator:
         Probabilities are normalised, and what no member spoke about is background. Logits must have come for
         every voxel.
         """
+        scale = self.scale
         if self._sums_logits:
             self._sum /= self.total_weight
-            return Probabilities(self.labels, self.geometry, self._sum, self.scale, self.linear)
-        for plane in self._sum.unbind(1):
-            values = plane.float() / self.total_weight
-            values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
-            plane.copy_(values / values.sum(0))
-        return Probabilities(
-            self.labels, self.geometry, self._sum, Scale.PROBABILITIES, self.linear
-        )
+        else:
+            scale = Scale.PROBABILITIES.at(scale.temperature)
+            for plane in self._sum.unbind(1):
+                plane.copy_(self._normalised(plane.float()))
+        return Probabilities(self.labels, self.geometry, self._sum, scale, self.linear)
+
+    def information(self, fused: Probabilities) -> NativeMap:
+        """How much the members' answers differ, beyond the doubt that each of them has: their mutual information.
+
+        Entropy of the mean of their probabilities, less the mean of their entropies, in nats (N. Houlsby et al.,
+        Bayesian Active Learning for Classification, 2011), at temperature 1. Where several labels share a channel
+        of a member, that member's entropy is that of its channels.
+        """
+        result = self._entropy / -self.total_weight
+        total = fused.values if self._mean is None else self._mean
+        for plane, values in zip(result.unbind(), total.unbind(1), strict=True):
+            mean = values.float()
+            if self._mean is not None:
+                mean = mean / self.total_weight if self.scale.regions else self._normalised(mean)
+            plane.add_(self.scale.entropy(mean, 0).cpu()).clamp_(min=0.0)
+        return NativeMap(result, self.geometry, self.linear)
+
+    def _normalised(self, sums: Tensor) -> Tensor:
+        """The mean of probabilities (class, j, i); what no member spoke about is background."""
+        values = sums / self.total_weight
+        values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
+        return values / values.sum(0)
 
     def member_values(self, fused: Probabilities) -> list[Tensor]:
         """The label values of each member itself, int32 (k, j, i).
@@ -149,16 +174,32 @@ class Accumulator:
             for start, size in zip(block.start, block.values.shape[1:], strict=True)
         )
         values = block.values.to(self._sum.device)
-        best = self.scale.decide(values, 0) if self.vote or self.keep_members else None
-        if best is not None and self.keep_members:
-            channels = self._members[-1].channels
-            channels[where] = best.to("cpu", channels.dtype)
-        for channel, indices in enumerate(self._fed):
-            answer = values[channel] if best is None or not self.vote else (best == channel).float()
+        answers: Iterable[Tensor] = values
+        if self.vote or self.keep_members:
+            best = self.scale.decide(values, 0)
+            if self.keep_members:
+                self._remember(where, values, best)
+            if self.vote:
+                answers = ((best == channel).float() for channel in range(len(values)))
+        self._feed(self._sum[(slice(None), *where)], answers)
+
+    def _remember(self, where: tuple[slice, ...], values: Tensor, best: Tensor) -> None:
+        """What the member itself says: its classes, and how sure it is."""
+        channels = self._members[-1].channels
+        channels[where] = best.to("cpu", channels.dtype)
+        told = self.scale.at(1.0).probabilities(values.float(), 0)
+        entropy = self.scale.entropy(told, 0).cpu()
+        if self._mean is not None:
+            self._feed(self._mean[(slice(None), *where)], told.cpu())
+        self._entropy[where].add_(entropy, alpha=self._weight)
+
+    def _feed(self, total: Tensor, answers: Iterable[Tensor]) -> None:
+        """Add the channels (k, j, i) of a member to the labels they feed in `total` (class, k, j, i)."""
+        for indices, answer in zip(self._fed, answers, strict=True):
             if len(indices) == 1:
-                self._sum[indices[0]][where].add_(answer, alpha=self._weight)
+                total[indices[0]].add_(answer, alpha=self._weight)
             else:
-                _share_out(self._sum[(slice(None), *where)], indices, answer * self._weight)
+                _share_out(total, indices, answer * self._weight)
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
@@ -189,7 +230,7 @@ def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int,
     """
     if len(parts) == 1 and parts[0].labels == labels:
         return parts[0]
-    if len({part.scale is Scale.REGIONS for part in parts}) != 1:
+    if len({part.scale.regions for part in parts}) != 1:
         raise RequestError(
             "A model of overlapping regions and one of classes cannot be joined. Use --fusion vote, or run "
             "them one after the other."
@@ -202,6 +243,58 @@ def read_members(
 ) -> Tensor:
     """Labels of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
     return torch.stack([read_nearest(labels, native, target, k0, k1) for labels, native in members])
+
+
+@dataclass
+class Fused:
+    """All members in one: probabilities, and what each member says where that is wanted.
+
+    Attributes:
+        probabilities: read slab by slab along the first axis of the output grid in the order `axes`.
+        weights: of the parts in it.
+        members: label values of each member, (k, j, i) on a native grid.
+        names: of all members.
+        information: of each part, how much its members differ.
+        axes: order of the output grid's axes in which its slabs must be read.
+        geometries: the native grids.
+        networks: of each model, which members of its card answered.
+        warnings: what the user should know of the input, in words.
+    """
+
+    probabilities: Readable
+    weights: list[float]
+    axes: tuple[int, int, int]
+    geometries: list[Geometry]
+    networks: list[set[str]]
+    warnings: list[str]
+    names: tuple[str, ...]
+    members: list[tuple[Tensor, Geometry]] = field(default_factory=list)
+    information: list[NativeMap] = field(default_factory=list)
+
+
+def read_disagreement(
+    fused: Readable,
+    parts: Sequence[NativeMap],
+    weights: Sequence[float],
+    target: Geometry,
+    planes: tuple[int, int],
+) -> Tensor:
+    """Mutual information of all members on some planes of `target`, in nats, float32 (planes, j, i).
+
+    The mean of what members of one part tell, and what parts on grids of their own tell beside that.
+
+    Args:
+        fused: as `fuse` joined the parts.
+        parts: the `information` of each.
+        weights: of the parts.
+        planes: first and last but one.
+    """
+    total = torch.zeros(planes[1] - planes[0], *target.shape[1:])
+    for part, weight in zip(parts, weights, strict=True):
+        total.add_(read_information(part, target, *planes), alpha=weight / sum(weights))
+    if isinstance(fused, JointProbabilities):
+        total += fused.divergence(target, *planes)
+    return total
 
 
 @dataclass(frozen=True)

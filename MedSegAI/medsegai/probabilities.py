@@ -11,22 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from medsegai.grid_points import VALUES_AT_ONCE, GridPoints, planes_needed
+from medsegai.scale import Scale
 from medsegai.volume import Geometry
 
 CERTAIN = 1e-3
 """Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
-
-SURE = 1.0 - 0.5 / 255.0
-"""Probability that eight bits cannot tell from one."""
 
 
 @dataclass(frozen=True)
@@ -42,76 +38,13 @@ class Block:
     values: Tensor
 
 
-class Scale(Enum):
-    """What native values are, which tells how they become probabilities and labels.
+@dataclass(frozen=True)
+class NativeMap:
+    """One number for each native voxel, float32 (k, j, i); `linear` as in `Probabilities`."""
 
-    PROBABILITIES sum to one. LOGITS become probabilities by softmax. REGIONS are logits of regions that may
-    overlap, each with a sigmoid of its own; a voxel gets the last region of those it lies in, and channel 0
-    stands for none of them (nnU-Net's `regions_class_order`).
-    """
-
-    PROBABILITIES = "probabilities"
-    LOGITS = "logits"
-    REGIONS = "regions"
-
-    def probabilities(self, values: Tensor, axis: int) -> Tensor:
-        """Probabilities of the classes along `axis`."""
-        if self is Scale.LOGITS:
-            return values.softmax(axis)
-        return values.sigmoid() if self is Scale.REGIONS else values
-
-    def decide(self, values: Tensor, axis: int) -> Tensor:
-        """Class index of native values: the most probable class, or the last region with more than one half."""
-        if self is Scale.REGIONS:
-            return _last_region(values, axis, 0.0)
-        return _most_probable(values, axis)
-
-    def decide_probabilities(self, values: Tensor, axis: int) -> Tensor:
-        """As `decide`, of what `probabilities` gives."""
-        if self is Scale.REGIONS:
-            return _last_region(values, axis, 0.5)
-        return _most_probable(values, axis)
-
-    def two_best(self, probabilities: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The runner-up of each voxel, and how probable both are.
-
-        Of regions, a voxel is in its region as surely as the decision that is nearest to one half; the runner-up
-        is what it would be, were that decision the other one. Both then add up to one.
-
-        Args:
-            probabilities: (class, voxel).
-            first: class index that was decided, int64 (voxel).
-
-        Returns:
-            Class index of the runner-up, probability of the first, probability of the runner-up: each (voxel).
-        """
-        own = probabilities.gather(0, first[None])[0]
-        if self is not Scale.REGIONS:
-            others = probabilities.scatter(0, first[None], -1.0)
-            second = _most_probable(others, 0).long()
-            return second, own, others.gather(0, second[None])[0]
-        numbers = torch.arange(len(probabilities), device=first.device)[:, None]
-        later = torch.where(numbers > first, probabilities, 0.0)
-        entered = later.argmax(0)
-        enters = later.gather(0, entered[None])[0]
-        leaves = torch.where(first > 0, 1.0 - own, 0.0)
-        left = _last_region(torch.where(numbers < first, probabilities, 0.0), 0, 0.5)
-        flipped = torch.maximum(enters, leaves)
-        return torch.where(enters >= leaves, entered, left), 1.0 - flipped, flipped
-
-    def sure(self, probabilities: Tensor, first: Tensor) -> Tensor:
-        """Whether the class `first` (j, i) of `probabilities` (class, j, i) is more probable than `SURE`."""
-        if self is not Scale.REGIONS:
-            return probabilities.amax(0) >= SURE
-        flat = probabilities.reshape(len(probabilities), -1)
-        return (self.two_best(flat, first.reshape(-1))[1] >= SURE).reshape(first.shape)
-
-    def entropy(self, probabilities: Tensor, axis: int) -> Tensor:
-        """Entropy in nats; of overlapping regions the sum over them."""
-        result = torch.special.entr(probabilities.clamp(0.0, 1.0))
-        if self is Scale.REGIONS:
-            result = result + torch.special.entr(1.0 - probabilities.clamp(0.0, 1.0))
-        return result.sum(axis)
+    values: Tensor
+    geometry: Geometry
+    linear: tuple[bool, ...]
 
 
 class Readable(Protocol):
@@ -133,7 +66,9 @@ class Readable(Protocol):
 
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]: ...
 
-    def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor: ...
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor: ...
 
 
 class _Plane:
@@ -188,27 +123,31 @@ class _Planes:
         every = torch.arange(points.count, device=points.inside.device)
         return self.read_points(target, k0, k1, every).reshape(-1, *points.shape)
 
-    def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
         """Probabilities at some voxels of planes k0 to k1 of `target`, float32 (class, point).
 
         Args:
             points: flat indices into these planes.
+            raw: at temperature 1, whatever that of the scale is.
         """
         where = self._points(target, k0, k1)
         inside = where.inside.reshape(-1)[points]
+        scale = self.scale.at(1.0) if raw else self.scale
         if bool(inside.all()):
-            return self._interpolated(where, points)
+            return self._interpolated(where, points, scale)
         result = torch.zeros(len(self.labels), points.numel(), device=points.device)
         result[0] = 1.0
         chosen = inside.nonzero()[:, 0]
-        result[:, chosen] = self._interpolated(where, points[chosen])
+        result[:, chosen] = self._interpolated(where, points[chosen], scale)
         return result
 
-    def _interpolated(self, where: GridPoints, points: Tensor) -> Tensor:
+    def _interpolated(self, where: GridPoints, points: Tensor, scale: Scale) -> Tensor:
         """Probabilities at points inside of the native grid, float32 (class, point)."""
         result: Tensor | None = None
         for part, values in where.interpolate(self._values(), points):
-            found = self.scale.probabilities(values, 0)
+            found = scale.probabilities(values, 0)
             if found.shape[1] == points.numel():
                 return found
             if result is None:
@@ -256,14 +195,7 @@ class _Planes:
 
         Where all native voxels around a point are certain it is 0.
         """
-        points = self._points(target, k0, k1)
-        planes = [plane.entropy for plane in self._planes]
-        some = _over_cells(torch.maximum, torch.stack(planes), points.between) > CERTAIN
-        unsure = (points.inside & points.at_base(some)).reshape(-1).nonzero()[:, 0]
-        result = torch.zeros(points.count, device=points.inside.device)
-        for part, values in points.interpolate([plane[None] for plane in planes], unsure):
-            result[unsure[part]] = values[0]
-        return result.reshape(points.shape)
+        return _read_map([plane.entropy for plane in self._planes], self._points(target, k0, k1))
 
     def _values(self) -> list[Tensor]:
         return [plane.values for plane in self._planes]
@@ -359,9 +291,11 @@ class StreamedProbabilities:
         """As `Probabilities.read`."""
         return self._at(target, k0, k1).read(target, k0, k1)
 
-    def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
         """As `Probabilities.read_points`."""
-        return self._at(target, k0, k1).read_points(target, k0, k1, points)
+        return self._at(target, k0, k1).read_points(target, k0, k1, points, raw)
 
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
         """As `Probabilities.consensus`."""
@@ -424,6 +358,7 @@ class JointProbabilities:
     def __init__(
         self, parts: Sequence[Readable], weights: Sequence[float], labels: Sequence[int]
     ) -> None:
+        """The temperature is that of the parts; they are joined as they are at temperature 1."""
         self.labels = tuple(labels)
         self.scale = parts[0].scale
         self._weights = [weight / sum(weights) for weight in weights]
@@ -438,15 +373,47 @@ class JointProbabilities:
         every = torch.arange(math.prod(shape))
         return self.read_points(target, k0, k1, every).reshape(-1, *shape)
 
-    def read_points(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
         """As `Probabilities.read_points`."""
         parts = points.split(max(1, VALUES_AT_ONCE // len(self.labels)))
-        return torch.cat([self._mean(target, k0, k1, part) for part in parts], 1)
+        scale = self.scale.at(1.0) if raw else self.scale
+        means = [self._mean(target, k0, k1, part) for part in parts]
+        return torch.cat([scale.tempered(mean, 0) for mean in means], 1)
+
+    def divergence(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """How far the parts disagree: entropy of their mean less mean of their entropies, in nats.
+
+        At temperature 1; also called generalised Jensen-Shannon divergence. float32 (k1 - k0, j, i).
+        """
+        shape = (k1 - k0, *target.shape[1:])
+        every = torch.arange(math.prod(shape))
+        found = []
+        for points in every.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+            answers = self._answers(target, k0, k1, points)
+            apart = [self.scale.entropy(answer, 0) for answer in answers]
+            gap = self.scale.entropy(self._sum(answers), 0)
+            for entropy, weight in zip(apart, self._weights, strict=True):
+                gap.sub_(entropy, alpha=weight)
+            found.append(gap.clamp_(min=0.0))
+        return torch.cat(found).reshape(shape)
 
     def _mean(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+        return self._sum(self._answers(target, k0, k1, points))
+
+    def _sum(self, answers: list[Tensor]) -> Tensor:
+        """The weighted mean; the first of the answers becomes it."""
+        mean = answers[0].mul_(self._weights[0])
+        for answer, weight in zip(answers[1:], self._weights[1:], strict=True):
+            mean.add_(answer, alpha=weight)
+        return mean
+
+    def _answers(self, target: Geometry, k0: int, k1: int, points: Tensor) -> list[Tensor]:
+        """What each part says of all joint classes, at temperature 1, float32 (class, point)."""
         answers = []
         for part, places in zip(self._parts, self._places, strict=True):
-            values = part.read_points(target, k0, k1, points).cpu()
+            values = part.read_points(target, k0, k1, points, raw=True).cpu()
             if part.labels != self.labels:
                 values = values.new_zeros(len(self.labels), points.numel()).index_copy_(
                     0, places, values
@@ -454,10 +421,7 @@ class JointProbabilities:
             answers.append(values)
         if any(len(places) < len(self.labels) for places in self._places):
             answers = [self._shared(number, answers) for number in range(len(answers))]
-        mean = answers[0].mul_(self._weights[0])
-        for answer, weight in zip(answers[1:], self._weights[1:], strict=True):
-            mean.add_(answer, alpha=weight)
-        return mean
+        return answers
 
     def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
         """The answer of a part with its background shared among the classes that it does not know."""
@@ -539,30 +503,25 @@ def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1
     return points.at_nearest(values).masked_fill_(~points.inside, 0)
 
 
-def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:
-    """The last class along `axis` above the threshold; 0 where there is none. Class 0 itself is not looked at."""
-    shape = [-1 if n == axis % values.ndim else 1 for n in range(values.ndim)]
-    numbers = torch.arange(values.shape[axis], device=values.device).reshape(shape)
-    return ((values > threshold) * numbers).amax(axis)
-
-
-def _most_probable(values: Tensor, axis: int) -> Tensor:
-    """The first of the largest along `axis`. On a CPU by running maxima, which is several times faster."""
-    if values.device.type != "cpu" or values.shape[axis] > 256:
-        return values.argmax(axis)
-    values = values.movedim(axis, 0)
-    first, *others = (values if values.stride(-1) == 1 else values.contiguous()).numpy()
-    largest, found = first.copy(), np.zeros(first.shape, np.uint8)
-    for number, other in enumerate(others, start=1):
-        larger = (other > largest).view(np.uint8)
-        np.maximum(found, np.multiply(larger, np.uint8(number), out=larger), out=found)
-        np.maximum(largest, other, out=largest)
-    return torch.from_numpy(found)
+def read_information(part: NativeMap, target: Geometry, k0: int, k1: int) -> Tensor:
+    """A native map of entropies, linearly interpolated on planes k0 to k1 of `target`, float32 (k1 - k0, j, i)."""
+    points = GridPoints(part.geometry, target, (k0, k1), part.values.device, part.linear)
+    return _read_map(part.values.unbind(), points)
 
 
 def index_type(classes: int) -> torch.dtype:
     """The smallest type that holds the indices of so many classes."""
     return torch.uint8 if classes <= 256 else torch.int16
+
+
+def _read_map(planes: Sequence[Tensor], points: GridPoints) -> Tensor:
+    """Native planes (j, i) of entropies, interpolated at all points; 0 where all around is certain."""
+    some = _over_cells(torch.maximum, torch.stack(list(planes)), points.between) > CERTAIN
+    unsure = (points.inside & points.at_base(some)).reshape(-1).nonzero()[:, 0]
+    result = torch.zeros(points.count, device=points.inside.device)
+    for part, values in points.interpolate([plane[None] for plane in planes], unsure):
+        result[unsure[part]] = values[0]
+    return result.reshape(points.shape)
 
 
 def _over_cells(

@@ -5,6 +5,9 @@ To the worker:
     array     job, name, data, done, total      part of an array of a job that is to come
     segment   job, exchange, inputs, options    do this job
     refine    job, exchange, labelmap, labels, settings, fixed, image, candidates   or this one
+    measure   job, exchange, parts, image, models, drawn   or this one
+    export    job, exchange, labelmap, labels, outputs, image, dicom, series, run, touched, drawn, warnings,
+              overwrite                         or this one
     cancel    job                               stop it, whether its arrays arrive, or it waits or runs
     quit                                        stop everything and end
 From the worker:
@@ -15,6 +18,7 @@ From the worker:
     result    job, and of `segment`: labelmap, entropy, mutual_information, probabilities, regions, candidates,
                    labels, report
                    of `refine`: labelmap, words, report, seconds
+                   of `measure`: rows; of `export`: files, warnings
     error     job, kind, message                `job` is null where the line could not be read
 
 There are several kinds of jobs; `KINDS` says how each is asked for and answered, and all else is the same for
@@ -48,12 +52,21 @@ from medsegai.request import (
     StructureMeasures,
     request_from_options,
 )
-from medsegai.tasks import RefinementRequest, RefinementResult
+from medsegai.tasks import (
+    ExportRequest,
+    ExportResult,
+    MeasurementRequest,
+    MeasurementResult,
+    Part,
+    RefinementRequest,
+    RefinementResult,
+)
 from medsegai.volume import Geometry, Volume
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
-WARM, SEGMENT, REFINE, CANCEL, QUIT = "warm", "segment", "refine", "cancel", "quit"
+WARM, CANCEL, QUIT = "warm", "cancel", "quit"
+SEGMENT, REFINE, MEASURE, EXPORT = "segment", "refine", "measure", "export"
 READY, ALIVE, PROGRESS, RESULT, ERROR = "ready", "alive", "progress", "result", "error"
 ARRAY = "array"
 
@@ -249,6 +262,78 @@ def unpack_refined(data: Mapping[str, Any], exchange: Path) -> RefinementResult:
     return RefinementResult(labelmap, tuple(data["words"]), tuple(data["report"]), data["seconds"])
 
 
+def pack_measurement(request: MeasurementRequest, exchange: Path) -> Message:
+    parts = [
+        {
+            "labelmap": pack_volume(part.labelmap, exchange),
+            "labels": [label.to_dict() for label in part.labels],
+            "seen": _pack_volume_if_there(part.seen, exchange),
+        }
+        for part in request.parts
+    ]
+    return {
+        "parts": parts,
+        "image": _pack_volume_if_there(request.image, exchange),
+        "models": list(request.models),
+        "drawn": list(request.drawn),
+    }
+
+
+def unpack_measurement(data: Mapping[str, Any], exchange: Path) -> MeasurementRequest:
+    parts = tuple(
+        Part(
+            unpack_volume(item["labelmap"], exchange),
+            tuple(Label.from_dict(label) for label in item["labels"]),
+            _unpack_volume_if_there(item["seen"], exchange),
+        )
+        for item in data["parts"]
+    )
+    image = _unpack_volume_if_there(data["image"], exchange)
+    return MeasurementRequest(parts, image, tuple(data["models"]), tuple(data["drawn"]))
+
+
+def pack_measured(result: MeasurementResult, exchange: Path) -> Message:
+    return {"rows": [dict(row) for row in result.rows]}
+
+
+def unpack_measured(data: Mapping[str, Any], exchange: Path) -> MeasurementResult:
+    return MeasurementResult(tuple(data["rows"]))
+
+
+def pack_export(request: ExportRequest, exchange: Path) -> Message:
+    plain = {name: getattr(request, name) for name in _PLAIN_OF_EXPORT}
+    return plain | {
+        "labelmap": pack_volume(request.labelmap, exchange),
+        "labels": [label.to_dict() for label in request.labels],
+        "image": _pack_volume_if_there(request.image, exchange),
+    }
+
+
+def unpack_export(data: Mapping[str, Any], exchange: Path) -> ExportRequest:
+    plain = {name: data[name] for name in _PLAIN_OF_EXPORT}
+    lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+    return ExportRequest(
+        unpack_volume(data["labelmap"], exchange),
+        tuple(Label.from_dict(item) for item in data["labels"]),
+        image=_unpack_volume_if_there(data["image"], exchange),
+        **plain | lists,
+    )
+
+
+_PLAIN_OF_EXPORT = (
+    "outputs", "dicom", "series", "run", "touched", "drawn", "warnings", "overwrite",
+)  # fmt: skip
+"""Fields of an ExportRequest that are JSON values as they are."""
+
+
+def pack_exported(result: ExportResult, exchange: Path) -> Message:
+    return {"files": list(result.files), "warnings": list(result.warnings)}
+
+
+def unpack_exported(data: Mapping[str, Any], exchange: Path) -> ExportResult:
+    return ExportResult(tuple(data["files"]), tuple(data["warnings"]))
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of job.
@@ -283,6 +368,15 @@ KINDS: Mapping[str, Kind] = {
             pack_refined,
             unpack_refined,
         ),
+        Kind(
+            MEASURE,
+            MeasurementRequest,
+            pack_measurement,
+            unpack_measurement,
+            pack_measured,
+            unpack_measured,
+        ),
+        Kind(EXPORT, ExportRequest, pack_export, unpack_export, pack_exported, unpack_exported),
     )
 }
 """What jobs there are, by the name of their message."""

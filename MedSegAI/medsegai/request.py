@@ -86,6 +86,11 @@ class SegmentationRequest:
         "keep the two most probable structures of every voxel and how probable they are: what AI correct in "
         "Slicer works from; needs 4 bytes per voxel",
     )
+    calibrated: bool = option(
+        True,
+        "scale probabilities by the temperature in the model's card, so that they are as often right as they say; "
+        "labels stay the same",
+    )
     seed: int = option(0, "start of the random numbers of Monte-Carlo dropout")
 
     def __post_init__(self) -> None:
@@ -173,7 +178,7 @@ def request_from_options(
 
 @dataclass(frozen=True)
 class StructureMeasures:
-    """One structure in a result. The last four are None where uncertainty was not asked for.
+    """One structure in a result. What is None was not asked for, or is not known.
 
     Attributes:
         label: which structure.
@@ -183,6 +188,9 @@ class StructureMeasures:
         pairwise_dice: mean Dice over all pairs of members (d_s).
         iou: intersection of all members over their union (IoU_s).
         mean_entropy: mean entropy of the fused probabilities inside the structure, in nats.
+        mutual_information: mean of the members' mutual information inside the structure, in nats.
+        expected_dice: Dice with a manual segmentation that the agreement of members lets expect.
+        remarks: why a person should look at it, in words.
     """
 
     label: Label
@@ -192,6 +200,9 @@ class StructureMeasures:
     pairwise_dice: float | None = None
     iou: float | None = None
     mean_entropy: float | None = None
+    mutual_information: float | None = None
+    expected_dice: float | None = None
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN (a structure no member found) becomes None."""
@@ -200,7 +211,14 @@ class StructureMeasures:
             name: None if value is None or value != value else value
             for name, value in values.items()
         }
-        return {"value": self.label.value, "name": self.label.name} | plain
+        named = {"value": self.label.value, "name": self.label.name}
+        return named | plain | {"remarks": list(self.remarks)}
+
+    @classmethod
+    def from_dict(cls, label: Label, data: Mapping[str, Any]) -> StructureMeasures:
+        """What `to_dict` gave, of this label."""
+        values = {name: data[name] for name in data.keys() - {"value", "name"}}
+        return cls(label, **values | {"remarks": tuple(data["remarks"])})
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +257,8 @@ class SegmentationResult:
         labels: what the values mean, in the model's order; also those that no voxel has.
         structures: measures per label, in the same order.
         entropy: entropy of the fused probabilities in nats, float32 (k, j, i), if asked for.
+        mutual_information: how much the members differ beyond the doubt that each has, likewise, where there are
+            several.
         probabilities: float16 (label, k, j, i) in the order of `labels`, if asked for.
         regions: where each label is, bool (label, k, j, i), if regions that overlap were asked for and the model
             has such; `labelmap` then holds the innermost region of each voxel.
@@ -253,6 +273,7 @@ class SegmentationResult:
     labels: tuple[Label, ...]
     structures: tuple[StructureMeasures, ...]
     entropy: Volume | None = None
+    mutual_information: Volume | None = None
     probabilities: Any = None
     regions: Any = None
     candidates: Candidates | None = None

@@ -40,12 +40,14 @@ class Agreement:
         self._shared = np.zeros((len(self._row), members, members), np.int64)
         self._fused = np.zeros(self._top, np.int64)
         self._entropy = np.zeros(self._top, np.float64)
+        self._information = np.zeros(self._top, np.float64)
 
     def add(
         self,
         member_labels: Sequence[NDArray[Any]] | NDArray[Any],
         fused_labels: NDArray[Any],
         entropy: NDArray[Any] | None = None,
+        information: NDArray[Any] | None = None,
     ) -> None:
         """Count one slab; slabs must not overlap.
 
@@ -53,6 +55,7 @@ class Agreement:
             member_labels: label value of each member, M integer arrays (k, j, i) or one (M, k, j, i).
             fused_labels: label value of the result, (k, j, i).
             entropy: of the fused probabilities, (k, j, i), in nats.
+            information: mutual information of the members, likewise.
 
         Raises:
             ValueError: the shapes do not fit each other or the number of members.
@@ -65,17 +68,21 @@ class Agreement:
             differs |= labels != member_labels[0]
         self._common += self._histogram(member_labels[0][~differs])
         self._compare(np.stack([labels[differs] for labels in member_labels]))
-        if entropy is not None:
-            if entropy.shape != fused_labels.shape:
-                raise ValueError(f"Entropy {entropy.shape} is not on {fused_labels.shape}.")
-            inside = fused_labels != 0
-            self._fused += self._histogram(fused_labels[inside])
-            self._entropy += self._histogram(fused_labels[inside], entropy[inside])
+        inside = fused_labels != 0
+        self._fused += self._histogram(fused_labels[inside])
+        for values, total in ((entropy, self._entropy), (information, self._information)):
+            if values is None:
+                total[:] = np.nan
+            elif values.shape != fused_labels.shape:
+                raise ValueError(f"Entropy {values.shape} is not on {fused_labels.shape}.")
+            else:
+                total += self._histogram(fused_labels[inside], values[inside])
 
     def measures(self, value: int) -> dict[str, float]:
-        """The four measures of one structure; NaN where no member, or no result, has a voxel of it.
+        """The measures of one structure; NaN where no member, or no result, has a voxel of it.
 
-        With a single member there is nothing to compare: all but the entropy are NaN. Keys:
+        With a single member there is nothing to compare: all but the entropy are NaN. So is a mean of what was not
+        given. Keys:
 
         - ``volume_cv``: CV_s, standard deviation over mean of the members' volumes; the deviation
           divides by M, not M - 1, as in the authors' code.
@@ -83,6 +90,7 @@ class Agreement:
           has the structure is left out.
         - ``iou``: IoU_s, voxels in all members over voxels in any.
         - ``mean_entropy``: mean entropy inside the structure of the result, in nats.
+        - ``mutual_information``: mean of that inside the structure of the result, in nats.
         """
         row = self._row[value]
         common = int(self._common[value])
@@ -100,6 +108,7 @@ class Agreement:
             else np.nan,
             "iou": common / (common + int(self._union[row])) if compared else np.nan,
             "mean_entropy": float(self._entropy[value]) / voxels if voxels else np.nan,
+            "mutual_information": float(self._information[value]) / voxels if voxels else np.nan,
         }
 
     def _compare(self, labels: NDArray[Any]) -> None:

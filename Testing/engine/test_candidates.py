@@ -15,8 +15,8 @@ from images import DIRECTIONS
 from medsegai import protocol
 from medsegai.engine import segment
 from medsegai.labels import Label
-from medsegai.probabilities import Scale
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
+from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
 from nnunet_models import Made, make_model
 from test_nnunet_parity import COARSE, REGIONS, made_image

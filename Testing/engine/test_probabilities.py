@@ -10,10 +10,10 @@ from medsegai import grid_points, probabilities
 from medsegai.probabilities import (
     JointProbabilities,
     Probabilities,
-    Scale,
     StreamedProbabilities,
     read_nearest,
 )
+from medsegai.scale import Scale
 from medsegai.volume import Geometry
 
 NATIVE = Geometry.from_spacing(

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from medsegai.uncertainty import Agreement
 
-MEASURES = ("volume_cv", "pairwise_dice", "iou", "mean_entropy")
+MEASURES = ("volume_cv", "pairwise_dice", "iou", "mean_entropy", "mutual_information")
 
 
 def whole_volume_measures(
-    members: NDArray[Any], fused: NDArray[Any], voxel_entropy: NDArray[Any], value: int
+    members: NDArray[Any],
+    fused: NDArray[Any],
+    voxel_entropy: NDArray[Any],
+    information: NDArray[Any],
+    value: int,
 ) -> dict[str, float]:
     """The definitions, one structure at a time, on whole volumes and without any shortcut."""
     masks = [member == value for member in members]
@@ -34,6 +38,7 @@ def whole_volume_measures(
         if mean
         else math.nan,
         "mean_entropy": float(voxel_entropy[inside].mean()) if inside.any() else math.nan,
+        "mutual_information": float(information[inside].mean()) if inside.any() else math.nan,
     }
 
 
@@ -57,10 +62,12 @@ def test_slabs_give_what_the_whole_volume_gives(count: int, dtype: type[np.gener
     members, fused, voxel_entropy = noisy_members(count, dtype)
     labels = [12, 1, 5, 30, 7]  # neither sorted nor complete; no voxel has 30
     agreement = Agreement(count, labels)
+    information = voxel_entropy**2
     for start, stop in ((0, 4), (4, 5), (5, 9)):
-        agreement.add(members[:, start:stop], fused[start:stop], voxel_entropy[start:stop])
+        part = slice(start, stop)
+        agreement.add(members[:, part], fused[part], voxel_entropy[part], information[part])
     for value in labels:
-        expected = whole_volume_measures(members, fused, voxel_entropy, value)
+        expected = whole_volume_measures(members, fused, voxel_entropy, information, value)
         assert agreement.measures(value) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
@@ -68,9 +75,10 @@ def test_slabs_larger_than_one_matrix_product(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("medsegai.uncertainty._COLUMNS", 100)
     members, fused, voxel_entropy = noisy_members(4, np.uint8)
     agreement = Agreement(4, [1, 5])
-    agreement.add(list(members), fused, voxel_entropy)
+    information = voxel_entropy**2
+    agreement.add(list(members), fused, voxel_entropy, information)
     for value in (1, 5):
-        expected = whole_volume_measures(members, fused, voxel_entropy, value)
+        expected = whole_volume_measures(members, fused, voxel_entropy, information, value)
         assert agreement.measures(value) == pytest.approx(expected, rel=1e-6)
 
 
@@ -88,6 +96,7 @@ def test_measures_counted_by_hand() -> None:
     assert measures["pairwise_dice"] == pytest.approx((4 / 6 + 4 / 10 + 4 / 8) / 3)
     assert measures["iou"] == pytest.approx(2 / 8)
     assert measures["mean_entropy"] == pytest.approx(1.5)
+    assert math.isnan(measures["mutual_information"])  # nobody measured it
     assert all(type(value) is float for value in measures.values())
 
 

@@ -19,9 +19,19 @@ from MedSegAILib.scene.layers import Box, matrix
 ENTROPY_REFERENCE = "MedSegAI.entropy"
 """Reference of the segmentation node to the volume node of its entropy."""
 
+INFORMATION_REFERENCE = "MedSegAI.mutual_information"
+"""Reference of the segmentation node to the volume node of what its members differ in."""
+
 CANDIDATES_REFERENCE = "MedSegAI.candidates"
 """Reference of the segmentation node to a hidden volume with four values per voxel: the label of the most and
 of the second most probable structure, and the probabilities of both."""
+
+NAMES = {
+    ENTROPY_REFERENCE: "uncertainty",
+    INFORMATION_REFERENCE: "mutual information",
+    CANDIDATES_REFERENCE: "candidates",
+}
+"""What the volumes are called, by their roles."""
 
 ENTROPY_COLORS = "vtkMRMLColorTableNodeIron"
 ENTROPY_SHOWN = 0.05
@@ -43,6 +53,9 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
     found = []
     if result.entropy is not None:
         found.append(Attachment(ENTROPY_REFERENCE, np.ascontiguousarray(result.entropy.voxels)))
+    if result.mutual_information is not None:
+        voxels = np.ascontiguousarray(result.mutual_information.voxels)
+        found.append(Attachment(INFORMATION_REFERENCE, voxels))
     if result.candidates is not None:
         found.append(Attachment(CANDIDATES_REFERENCE, _stacked(result.candidates)))
     return found
@@ -75,10 +88,9 @@ def make_node(scene: Any, attachment: Attachment, source: Any) -> Any:
     """A volume node of an attachment, complete, and not in the scene yet."""
     hidden = attachment.role == CANDIDATES_REFERENCE
     kind = "vtkMRMLVectorVolumeNode" if hidden else "vtkMRMLScalarVolumeNode"
-    what = "candidates" if hidden else "uncertainty"
     node = scene.CreateNodeByClass(kind)
     node.UnRegister(None)
-    node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {what}"))
+    node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {NAMES[attachment.role]}"))
     if hidden:
         node.SetVoxelVectorType(node.VoxelVectorTypeUndefined)
         node.HideFromEditorsOn()
@@ -93,7 +105,7 @@ def fill_node(node: Any, attachment: Attachment, source: Any) -> None:
 
 
 def show_entropy(scene: Any, node: Any) -> None:
-    """Give an entropy volume the colours in which it is laid over an image."""
+    """Give a volume in nats the colours in which it is laid over an image."""
     node.CreateDefaultDisplayNodes()
     display = node.GetScalarVolumeDisplayNode()
     if scene.GetNodeByID(ENTROPY_COLORS) is not None:

@@ -16,7 +16,7 @@ from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import sequences
 from MedSegAILib.scene.attachments import (
     CANDIDATES_REFERENCE,
-    ENTROPY_REFERENCE,
+    NAMES,
     attachments_of,
     fill_node,
     make_node,
@@ -216,7 +216,7 @@ class Writer:
         if not self.scene.IsNodePresent(node):
             self.add_beside(node, source)
         segmentation.SetNodeReferenceID(role, node.GetID())
-        if role == ENTROPY_REFERENCE:
+        if role != CANDIDATES_REFERENCE:
             show_entropy(self.scene, node)
 
 
@@ -273,7 +273,7 @@ class Preview:
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
         if self._plan is None:
-            for role in (ENTROPY_REFERENCE, CANDIDATES_REFERENCE):
+            for role in NAMES:
                 self._writer.remove(self.node.GetNodeReference(role))
         self._writer.remove(self.node)
         self._show_original()

@@ -42,6 +42,8 @@ MEASURES = {
     "pairwise_dice": "Dice",
     "iou": "IoU",
     "mean_entropy": "entropy",
+    "mutual_information": "MI",
+    "expected_dice": "expected Dice",
 }
 """Columns of the table that stand there only when uncertainty was measured."""
 
@@ -77,6 +79,11 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
     for flag, metavar, text in (
         ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
+        (
+            "--mutual-information",
+            "IMAGE",
+            "the same of how much the members differ, beyond the doubt that each has",
+        ),
         ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
         ("--report", "JSON", "everything about this run: model hashes, versions, options, seconds"),
         ("--preview", "PNG", "picture of three planes with outlines"),
@@ -191,7 +198,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_from_arguments(
         arguments,
         inputs,
-        uncertainty=arguments.uncertainty is not None,
+        uncertainty=bool(arguments.uncertainty or arguments.mutual_information),
         probabilities=arguments.save_probabilities is not None,
     )
     check_request(request)
@@ -201,6 +208,7 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = Outputs(
         segmentation=arguments.output,
         uncertainty=arguments.uncertainty,
+        mutual_information=arguments.mutual_information,
         probabilities=arguments.save_probabilities,
         volumes=arguments.volumes,
         preview=arguments.preview,

@@ -17,9 +17,10 @@ from typing import Protocol
 from medsegai.card import ModelCard
 from medsegai.errors import ModelError
 from medsegai.networks.backends import Compute
-from medsegai.probabilities import Block, Scale
+from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
+from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
 
 Step = Callable[[float], None]

@@ -265,6 +265,11 @@ def apply(draft: Draft, settings: Mapping[str, Any], step: Step = lambda part: N
     return refined
 
 
+def uses_candidates(settings: Mapping[str, Any]) -> bool:
+    """Whether the refinement looks at what else a voxel could be, such as to whom it gives what it frees."""
+    return bool(getattr(_module(settings.get("name")), "USES_CANDIDATES", True))
+
+
 def _module(name: object) -> ModuleType:
     if name not in refinement_names():
         raise RequestError(

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._settings import setting
 
+USES_CANDIDATES = False
+"""nnU-Net makes background of what it removes, and so does this."""
+
 
 @dataclass(frozen=True)
 class Options:

@@ -26,9 +26,10 @@ from medsegai.families.nnunet.sliding import Window, logits_by_planes, mirroring
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.networks.unet import build_unet, load_state, with_norm_of
-from medsegai.probabilities import Block, Scale, StreamedProbabilities
+from medsegai.probabilities import Block, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
+from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
 
 PLANES_READ_AT_ONCE = 16
@@ -127,31 +128,49 @@ class _Job:
         )
         if self.scan.reversed:
             grid = grid.flipped(0)
-        networks = [self.model._networks[member.name] for member in members]
         weights = [member.weight or 1.0 for member in members]
-        apart = [[number] for number in range(len(members))]
-        together = [list(range(len(members)))]
-        groups = apart if self.request.members_apart else together
         return Part(
             grid,
-            [
-                FoldsMember(
-                    name if len(group) > 1 else members[group[0]].name,
-                    sum(weights[number] for number in group),
-                    self.model._classes,
-                    [(networks[number], weights[number]) for number in group],
-                    at,
-                    self.request.mirroring,
-                    first_class=1 if self.model._scale is Scale.REGIONS else 0,
-                )
-                for group in groups
-            ],
+            self._members(name, members, at),
             [member.name for member in (*members, *earlier)],
             scale=self.model._scale,
             linear=ready.linear,
             weight=sum(weights) / len(weights),
             plane_axis=self.scan.plane_axis,
         )
+
+    def _members(self, name: str, members: Sequence[MemberCard], at: Window) -> list[FoldsMember]:
+        """The folds, as one or one by one; of a fold alone its mirrored passes, where their differences matter."""
+        folds = [
+            (self.model._networks[member.name], member.weight or 1.0, member.name)
+            for member in members
+        ]
+        everything = FoldsMember(
+            name if len(folds) > 1 else folds[0][2],
+            sum(weight for _, weight, _ in folds),
+            self.model._classes,
+            [(network, weight) for network, weight, _ in folds],
+            at,
+            first_class=1 if self.model._scale.regions else 0,
+            mirrored=None if self.request.mirroring else [()],
+        )
+        if len(folds) > 1 and self.request.members_apart:
+            return [
+                replace(everything, name=own, weight=weight, folds=[(network, weight)])
+                for network, weight, own in folds
+            ]
+        if self.request.uncertainty and self.request.mirroring and self.request.fusion == "mean":
+            passes = mirrorings(folds[0][0].mirror_axes)
+            return [
+                replace(
+                    everything,
+                    name=" mirrored ".join(filter(None, [everything.name, _axes(axes)])),
+                    weight=everything.weight / len(passes),
+                    mirrored=[axes],
+                )
+                for axes in passes
+            ]
+        return [everything]
 
     def _labels_of(self, name: str) -> tuple[NDArray[Any], list[int]]:
         """What the stage before found, on the grid of the turned scan, and its foreground labels."""
@@ -250,7 +269,9 @@ class FoldNetwork:
 class FoldsMember:
     """One fold, or several of a configuration whose logits are averaged.
 
-    `first_class` is 1 for networks of regions, which have no channel for background: channel 0 stays zero.
+    Attributes:
+        first_class: 1 for networks of regions, which have no channel for background: channel 0 stays zero.
+        mirrored: the ways to mirror patches, as `mirrorings` gives them; None for all that each was trained for.
     """
 
     name: str
@@ -258,14 +279,18 @@ class FoldsMember:
     classes: Sequence[Sequence[int]]
     folds: Sequence[tuple[FoldNetwork, float]]
     window: Window
-    mirroring: bool
     first_class: int = 0
+    mirrored: list[tuple[int, ...]] | None = None
 
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
         """Whole planes of logits, in order."""
         total = sum(weight for _, weight in self.folds)
         passes = [
-            _Passes(network.runner(compute), compute, mirrorings(self._mirror_axes(network)))
+            _Passes(
+                network.runner(compute),
+                compute,
+                mirrorings(network.mirror_axes) if self.mirrored is None else self.mirrored,
+            )
             for network, _ in self.folds
         ]
         calls = self.window.tiles * sum(len(each.mirrors) for each in passes)
@@ -283,8 +308,10 @@ class FoldsMember:
             yield Block((plane, 0, 0), values)
             plane += values.shape[1]
 
-    def _mirror_axes(self, network: FoldNetwork) -> Sequence[int]:
-        return network.mirror_axes if self.mirroring else ()
+
+def _axes(dimensions: Sequence[int]) -> str:
+    """Axes of a patch (0 is the first), such as 0+2, from the dimensions of (N, channel, *patch)."""
+    return "+".join(str(dimension - 2) for dimension in dimensions)
 
 
 class _Passes:

@@ -1,0 +1,143 @@
+"""What native values are, and how they become probabilities, labels and entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SURE = 1.0 - 0.5 / 255.0
+"""Probability that eight bits cannot tell from one."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What native values are, and the temperature at which they become probabilities.
+
+    PROBABILITIES sum to one. LOGITS become probabilities by softmax. REGIONS are logits of regions that may
+    overlap, each with a sigmoid of its own; a voxel gets the last region of those it lies in, and channel 0
+    stands for none of them (nnU-Net's `regions_class_order`).
+
+    Above 1 the temperature makes probabilities less sure, below 1 surer (C. Guo et al., On Calibration of Modern
+    Neural Networks, 2017). Which class is the most probable, and so every label, does not depend on it.
+    """
+
+    kind: str
+    temperature: float = 1.0
+
+    PROBABILITIES: ClassVar[Scale]
+    LOGITS: ClassVar[Scale]
+    REGIONS: ClassVar[Scale]
+
+    @property
+    def regions(self) -> bool:
+        """Whether classes may overlap."""
+        return self.kind == "regions"
+
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether native values are probabilities themselves."""
+        return self.kind == "probabilities"
+
+    def at(self, temperature: float) -> Scale:
+        """The same values at another temperature."""
+        return replace(self, temperature=temperature)
+
+    def probabilities(self, values: Tensor, axis: int) -> Tensor:
+        """Probabilities of the classes along `axis`."""
+        if self.sums_to_one:
+            return self.tempered(values, axis)
+        if self.temperature != 1.0:
+            values = values / self.temperature
+        return values.sigmoid() if self.regions else values.softmax(axis)
+
+    def tempered(self, probabilities: Tensor, axis: int) -> Tensor:
+        """Probabilities of temperature 1 at this one: p^(1/T), normalised; of regions, odds^(1/T)."""
+        if self.temperature == 1.0:
+            return probabilities
+        powers = probabilities.pow(1.0 / self.temperature)
+        if self.regions:
+            return powers / (powers + (1.0 - probabilities).pow(1.0 / self.temperature))
+        return powers / powers.sum(axis, keepdim=True)
+
+    def decide(self, values: Tensor, axis: int) -> Tensor:
+        """Class index of native values: the most probable class, or the last region with more than one half."""
+        if self.regions:
+            return _last_region(values, axis, 0.0)
+        return _most_probable(values, axis)
+
+    def decide_probabilities(self, values: Tensor, axis: int) -> Tensor:
+        """As `decide`, of what `probabilities` gives."""
+        if self.regions:
+            return _last_region(values, axis, 0.5)
+        return _most_probable(values, axis)
+
+    def two_best(self, probabilities: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The runner-up of each voxel, and how probable both are.
+
+        Of regions, a voxel is in its region as surely as the decision that is nearest to one half; the runner-up
+        is what it would be, were that decision the other one. Both then add up to one.
+
+        Args:
+            probabilities: (class, voxel).
+            first: class index that was decided, int64 (voxel).
+
+        Returns:
+            Class index of the runner-up, probability of the first, probability of the runner-up: each (voxel).
+        """
+        own = probabilities.gather(0, first[None])[0]
+        if not self.regions:
+            others = probabilities.scatter(0, first[None], -1.0)
+            second = _most_probable(others, 0).long()
+            return second, own, others.gather(0, second[None])[0]
+        numbers = torch.arange(len(probabilities), device=first.device)[:, None]
+        later = torch.where(numbers > first, probabilities, 0.0)
+        entered = later.argmax(0)
+        enters = later.gather(0, entered[None])[0]
+        leaves = torch.where(first > 0, 1.0 - own, 0.0)
+        left = _last_region(torch.where(numbers < first, probabilities, 0.0), 0, 0.5)
+        flipped = torch.maximum(enters, leaves)
+        return torch.where(enters >= leaves, entered, left), 1.0 - flipped, flipped
+
+    def sure(self, probabilities: Tensor, first: Tensor) -> Tensor:
+        """Whether the class `first` (j, i) of `probabilities` (class, j, i) is more probable than `SURE`."""
+        if not self.regions:
+            return probabilities.amax(0) >= SURE
+        flat = probabilities.reshape(len(probabilities), -1)
+        return (self.two_best(flat, first.reshape(-1))[1] >= SURE).reshape(first.shape)
+
+    def entropy(self, probabilities: Tensor, axis: int) -> Tensor:
+        """Entropy in nats; of regions, each of which is there or not, the sum over them."""
+        if not self.regions:
+            return torch.special.entr(probabilities.clamp(0.0, 1.0)).sum(axis)
+        inside = probabilities.narrow(axis, 1, probabilities.shape[axis] - 1).clamp(0.0, 1.0)
+        return (torch.special.entr(inside) + torch.special.entr(1.0 - inside)).sum(axis)
+
+
+Scale.PROBABILITIES = Scale("probabilities")
+Scale.LOGITS = Scale("logits")
+Scale.REGIONS = Scale("regions")
+
+
+def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:
+    """The last class along `axis` above the threshold; 0 where there is none. Class 0 itself is not looked at."""
+    shape = [-1 if n == axis % values.ndim else 1 for n in range(values.ndim)]
+    numbers = torch.arange(values.shape[axis], device=values.device).reshape(shape)
+    return ((values > threshold) * numbers).amax(axis)
+
+
+def _most_probable(values: Tensor, axis: int) -> Tensor:
+    """The first of the largest along `axis`. On a CPU by running maxima, which is several times faster."""
+    if values.device.type != "cpu" or values.shape[axis] > 256:
+        return values.argmax(axis)
+    values = values.movedim(axis, 0)
+    first, *others = (values if values.stride(-1) == 1 else values.contiguous()).numpy()
+    largest, found = first.copy(), np.zeros(first.shape, np.uint8)
+    for number, other in enumerate(others, start=1):
+        larger = (other > largest).view(np.uint8)
+        np.maximum(found, np.multiply(larger, np.uint8(number), out=larger), out=found)
+        np.maximum(largest, other, out=largest)
+    return torch.from_numpy(found)
