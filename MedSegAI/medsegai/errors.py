@@ -45,6 +45,10 @@ class OutputError(MedSegAIError):
     exit_code = 5
 
 
+class OutputExistsError(OutputError):
+    """A file is there already, and was not to be replaced. Nothing was written."""
+
+
 class DeviceError(MedSegAIError):
     """The chosen device or backend is not there, or its memory is not enough."""
 

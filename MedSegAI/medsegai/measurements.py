@@ -106,7 +106,7 @@ def measure(
         rows.append(_measured(label, mask, box, labelmap.geometry, grey))
     remarks = plausibility.remarks(labelmap, labels, reference)
     return tuple(
-        replace(row, remarks=remarks.get(row.label.value, ())) for row in _with_asymmetry(rows)
+        replace(row, remarks=remarks.get(row.label.value, ())) for row in with_asymmetry(rows)
     )
 
 
@@ -177,7 +177,8 @@ def _entries(mask: NDArray[np.bool_], step: Sequence[int]) -> int:
     return int(np.count_nonzero(mask) - inside)
 
 
-def _with_asymmetry(rows: Sequence[Measurement]) -> list[Measurement]:
+def with_asymmetry(rows: Sequence[Measurement]) -> list[Measurement]:
+    """The rows with left and right compared, where both are there."""
     compared = list(rows)
     for left, right in counterparts([row.label for row in rows]):
         one, other = rows[left].volume_ml, rows[right].volume_ml

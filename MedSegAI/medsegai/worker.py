@@ -32,7 +32,9 @@ from medsegai.protocol import (
     ARRAY,
     CANCEL,
     ERROR,
+    EXPORT,
     KINDS,
+    MEASURE,
     PROGRESS,
     PROTOCOL_VERSION,
     QUIT,
@@ -48,7 +50,14 @@ from medsegai.protocol import (
     pack_progress,
 )
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.tasks import RefinementRequest, RefinementResult
+from medsegai.tasks import (
+    ExportRequest,
+    ExportResult,
+    MeasurementRequest,
+    MeasurementResult,
+    RefinementRequest,
+    RefinementResult,
+)
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 Work = Callable[[Any, Progress], Any]
@@ -312,7 +321,30 @@ def _refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
         raise _lacks(error) from error
 
 
-WORK: Mapping[str, Work] = {SEGMENT: _engine, REFINE: _refine}
+def _measure(request: MeasurementRequest, progress: Progress) -> MeasurementResult:
+    try:
+        from medsegai.handover.jobs import measure_segments
+
+        return measure_segments(request, progress)
+    except ImportError as error:
+        raise _lacks(error) from error
+
+
+def _export(request: ExportRequest, progress: Progress) -> ExportResult:
+    try:
+        from medsegai.handover.jobs import export_segments
+
+        return export_segments(request, progress)
+    except ImportError as error:
+        raise _lacks(error) from error
+
+
+WORK: Mapping[str, Work] = {
+    SEGMENT: _engine,
+    REFINE: _refine,
+    MEASURE: _measure,
+    EXPORT: _export,
+}
 """What does the jobs of each kind."""
 
 

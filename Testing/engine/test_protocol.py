@@ -273,7 +273,7 @@ def test_the_words_are_told_in_the_docstring() -> None:
     words = {
         value for name, value in vars(protocol).items() if name.isupper() and isinstance(value, str)
     }
-    to_worker = {"warm", "segment", "refine", "cancel", "quit"}
+    to_worker = {"warm", "segment", "refine", "measure", "export", "cancel", "quit"}
     from_worker = {"ready", "alive", "progress", "result", "error"}
     assert words == {"array"} | to_worker | from_worker
     assert protocol.__doc__ is not None

@@ -72,16 +72,23 @@ class Maker:
 
     Attributes:
         name, version: of the model; MedSegAI's own where no model is known.
-        corrected: whether a person has changed it since: then it counts as semi-automatic.
+        corrected: whether a person has changed it since: then all of it counts as semi-automatic.
+        touched: values of labels that a person changed or reviewed, where that is known of each.
+        drawn: values of labels that no model made.
     """
 
     name: str = MANUFACTURER
     version: str = __version__
     corrected: bool = False
+    touched: frozenset[int] = frozenset()
+    drawn: frozenset[int] = frozenset()
 
-    @property
-    def algorithm_type(self) -> str:
-        return "SEMIAUTOMATIC" if self.corrected else "AUTOMATIC"
+    def algorithm_type(self, label: Label) -> str:
+        """What DICOM calls it: MANUAL, SEMIAUTOMATIC or AUTOMATIC."""
+        if label.value in self.drawn:
+            return "MANUAL"
+        touched = self.corrected or label.value in self.touched
+        return "SEMIAUTOMATIC" if touched else "AUTOMATIC"
 
 
 @dataclass(frozen=True)
@@ -204,8 +211,8 @@ def _description(number: int, label: Label, maker: Maker) -> Any:
         segment_label=plain(label.name),
         segmented_property_category=coded(category),
         segmented_property_type=coded(kind),
-        algorithm_type=maker.algorithm_type,
-        algorithm_identification=identification(maker),
+        algorithm_type=maker.algorithm_type(label),
+        algorithm_identification=None if label.value in maker.drawn else identification(maker),
         tracking_uid=hd.UID(),
         tracking_id=plain(label.name),
         display_color=hd.color.CIELabColor.from_rgb(*label.color),

@@ -12,7 +12,7 @@ from typing import Any
 
 from medsegai import measurements
 from medsegai.boxes import label_boxes
-from medsegai.errors import MedSegAIError, OutputError, RequestError
+from medsegai.errors import MedSegAIError, OutputError, OutputExistsError, RequestError
 from medsegai.handover import dicom_seg
 from medsegai.handover.case import Case, load_case
 from medsegai.handover.dicom_sr import measurement_report
@@ -31,6 +31,9 @@ ENDINGS = {
     "json": (".json",),
 }
 """File types of the outputs that are one file."""
+
+STAGES = {"read": 1.0, "write": 9.0}
+"""What is done, and about how long it takes in comparison."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Inputs:
     def paths(self) -> tuple[Path, ...]:
         named = (self.segmentation, self.dicom, self.image, self.run)
         return tuple(path for path in named if path is not None)
+
+    def check(self) -> None:
+        """Raises RequestError: the scan is named twice."""
+        if self.dicom is not None and self.image is not None:
+            raise RequestError("Name the scan once: as --dicom or as --image.")
 
 
 @dataclass(frozen=True)
@@ -89,17 +97,25 @@ class Exports:
         named = {name: getattr(self, name) for name in ENDINGS}
         return {name: path for name, path in named.items() if path is not None}
 
-    def check(self, inputs: Inputs, overwrite: bool = False) -> None:
+    def check(
+        self, dicom: Path | None, taken: Sequence[Path] = (), overwrite: bool = False
+    ) -> None:
         """Find mistakes that can be seen before any file is read.
+
+        Args:
+            dicom: the series that was segmented, if there is one.
+            taken: files that are read, and so cannot be written.
+            overwrite: whether files that are there are replaced.
 
         Raises:
             RequestError: nothing is wanted, parts lack what they need, an option is out of range, or
                 one file is named twice.
-            OutputError: a folder is missing, a file type is unknown, or a file is there already.
+            OutputError: a folder is missing, or a file type is unknown.
+            OutputExistsError: a file is there already.
             MedSegAIError: a library is not installed.
         """
-        self._check_options(inputs)
-        seen = {path.resolve() for path in inputs.paths()}
+        self._check_options(dicom)
+        seen = {path.resolve() for path in taken}
         for name, path in self.files().items():
             check_output(path, ENDINGS[name])
             if path.resolve() in seen:
@@ -111,18 +127,16 @@ class Exports:
                 raise OutputError(f"{self.surfaces} is no folder. Name a folder for the surfaces.")
             check_output(self.surfaces)
 
-    def _check_options(self, inputs: Inputs) -> None:
+    def _check_options(self, dicom: Path | None) -> None:
         if not self.files() and self.surfaces is None:
             raise RequestError("Name at least one thing to write, such as --report OUT.html.")
-        if self.seg is not None and inputs.dicom is None:
+        if self.seg is not None and dicom is None:
             raise RequestError(
                 "A DICOM SEG needs the DICOM series that was segmented: --dicom FOLDER. A scan that is not DICOM "
                 "has no patient, study and frame of reference to put it in."
             )
         if self.sr is not None and self.seg is None:
             raise RequestError("The DICOM SR refers to a DICOM SEG: name that, too, with --seg.")
-        if inputs.dicom is not None and inputs.image is not None:
-            raise RequestError("Name the scan once: as --dicom or as --image.")
         if self.encoding not in dicom_seg.ENCODINGS:
             raise RequestError(f"encoding is one of {', '.join(dicom_seg.ENCODINGS)}.")
         if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
@@ -140,14 +154,29 @@ class Exports:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """All that the parts are made of."""
+class Work:
+    """All that the parts are made of.
+
+    Attributes:
+        case: labels and scan.
+        rows: its measurements.
+        made: who made it and how.
+        warnings: of all three, in words.
+        source: the DICOM series, for DICOM SEG and SR.
+    """
 
     case: Case
     rows: Sequence[measurements.Measurement]
     made: Provenance
     warnings: tuple[str, ...]
-    source: dicom_seg.Source | None
+    source: dicom_seg.Source | None = None
+
+    @classmethod
+    def of(cls, case: Case, made: Provenance, source: dicom_seg.Source | None = None) -> Work:
+        """Measure a case."""
+        rows = measurements.measure(case.labelmap, case.labels, case.image, case.reference)
+        said = (*made.warnings, *case.notes, *measurements.warnings_of(rows, case.reference))
+        return cls(case, rows, made, tuple(dict.fromkeys(said)), source)
 
 
 def export(
@@ -162,10 +191,33 @@ def export(
         MedSegAIError: as the parts say; nothing was written then.
         Cancelled: the user stopped; nothing was written.
     """
-    exports.check(inputs, overwrite)
-    progress.plan({"read": 1.0, "write": 9.0})
+    inputs.check()
+    exports.check(inputs.dicom, inputs.paths(), overwrite)
+    progress.plan(STAGES)
     progress.step("read", 0, 1)
-    work = _read(inputs, exports)
+    source = None
+    if exports.seg is not None and inputs.dicom is not None:
+        source = dicom_seg.read_source(inputs.dicom)
+    case = load_case(inputs.segmentation, inputs.dicom or inputs.image, inputs.model)
+    made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
+    work = Work.of(case, made, source)
+    write(work, exports, progress, overwrite)
+    return work.warnings
+
+
+def write(
+    work: Work, exports: Exports, progress: Progress, overwrite: bool = False
+) -> tuple[Path, ...]:
+    """The second half of `export`: all parts of what was read, or none.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MedSegAIError, Cancelled: as `export`.
+    """
+    if exports.seg is not None or exports.surfaces is not None:
+        dicom_seg.present(work.case)
     planned = _planned_surfaces(exports, work.case)
     for _, path in planned:
         _check_free(path, overwrite)
@@ -176,25 +228,11 @@ def export(
         for done, _ in enumerate(_written(exports, work, planned, stack)):
             progress.step("write", done, total)
         progress.step("write", total, total)
-    return work.warnings
-
-
-def _read(inputs: Inputs, exports: Exports) -> _Work:
-    scan = inputs.dicom or inputs.image
-    source = None
-    if exports.seg is not None and inputs.dicom is not None:
-        source = dicom_seg.read_source(inputs.dicom)
-    case = load_case(inputs.segmentation, scan, inputs.model)
-    if exports.seg is not None or exports.surfaces is not None:
-        dicom_seg.present(case)
-    made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
-    rows = measurements.measure(case.labelmap, case.labels, case.image, case.reference)
-    warnings = (*made.warnings, *case.notes, *measurements.warnings_of(rows, case.reference))
-    return _Work(case, rows, made, tuple(dict.fromkeys(warnings)), source)
+    return (*exports.files().values(), *(path for _, path in planned))
 
 
 def _written(
-    exports: Exports, work: _Work, planned: Sequence[tuple[Label, Path]], stack: ExitStack
+    exports: Exports, work: Work, planned: Sequence[tuple[Label, Path]], stack: ExitStack
 ) -> Iterator[str]:
     """Write the parts one after the other beside their places; gives the name of each before it is made."""
     files = exports.files()
@@ -269,4 +307,4 @@ class _Folder:
 
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
+        raise OutputExistsError(f"{path} is there already. Name another file, or add --overwrite.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from medsegai.card import file_sha256
 from medsegai.catalogue import find_card
 from medsegai.errors import InputError
 from medsegai.handover.dicom_seg import Maker
+
+_NO_REPORT = "{} is not a report of `medsegai segment --report`. Name that file, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -46,45 +48,50 @@ def provenance(
         ModelError: the model is unknown.
     """
     digest = file_sha256(segmentation)
-    lines: dict[str, Any] = {}
-    name, version = Maker.name, Maker.version
-    warnings: tuple[str, ...] = ()
+    found = Provenance(Maker())
     if model is not None:
         card = find_card(model)
-        name, version = card.id, card.version
+        found = Provenance(Maker(card.id, card.version))
     written: str | None = None
     if run is not None:
-        made, warnings, written = _read(run)
-        name = "+".join(item["id"] for item in made["models"])
-        version = "+".join(item["version"] for item in made["models"])
+        try:
+            report = json.loads(run.read_text(encoding="utf-8"))
+            found = of_report(report)
+            written = report.get("outputs", {}).get("segmentation", {}).get("sha256")
+        except OSError as error:
+            raise InputError(f"{run} cannot be opened: {error.strerror or error}.") from error
+        except (AttributeError, ValueError) as error:
+            raise InputError(_NO_REPORT.format(run)) from error
         corrected = corrected or written not in (None, digest)
-        lines = _lines(made)
-    if name != Maker.name:
-        lines = {"Model": f"{name} {version}"} | lines
-    lines["Corrected by a person"] = "yes" if corrected else "no" if written else "not known"
-    lines["Segmentation (SHA-256)"] = digest
-    lines["Handed over"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return Provenance(Maker(name, version, corrected), lines, warnings)
+    known = "yes" if corrected else "no" if written else "not known"
+    lines = {"Corrected by a person": known, "Segmentation (SHA-256)": digest}
+    return closed(replace(found, maker=replace(found.maker, corrected=corrected)), lines)
 
 
-def _read(run: Path) -> tuple[dict[str, Any], tuple[str, ...], str | None]:
-    """Provenance, warnings and the hash of the segmentation, from the report of a run."""
+def of_report(report: Mapping[str, Any]) -> Provenance:
+    """What the report of a run says.
+
+    Raises:
+        ValueError: it is no such report.
+    """
     try:
-        report = json.loads(run.read_text(encoding="utf-8"))
         made = report["provenance"]
-        named = [
-            {"id": str(item["id"]), "version": str(item["version"])} for item in made["models"]
-        ]
-        if not named:
+        models = [(str(item["id"]), str(item["version"])) for item in made["models"]]
+        if not models:
             raise ValueError("no model")
-        written = report.get("outputs", {}).get("segmentation", {}).get("sha256")
-        return made, tuple(str(item) for item in report["warnings"]), written
-    except OSError as error:
-        raise InputError(f"{run} cannot be opened: {error.strerror or error}.") from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{run} is not a report of `medsegai segment --report`. Name that file, or leave it out."
-        ) from error
+        name, version = ("+".join(parts) for parts in zip(*models, strict=True))
+        warnings = tuple(str(item) for item in report["warnings"])
+        return Provenance(Maker(name, version), _lines(made), warnings)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError("not the report of a run") from error
+
+
+def closed(found: Provenance, lines: Mapping[str, Any]) -> Provenance:
+    """With the model in front, and at the end what else is known and the time of the hand-over."""
+    maker = found.maker
+    model = {"Model": f"{maker.name} {maker.version}"} if maker.name != Maker.name else {}
+    now = {"Handed over": datetime.now(UTC).isoformat(timespec="seconds")}
+    return replace(found, lines={**model, **found.lines, **lines, **now})
 
 
 def _lines(made: Mapping[str, Any]) -> dict[str, Any]:
