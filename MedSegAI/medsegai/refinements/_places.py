@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,21 @@ def margin(geometry: Geometry, reach_mm: float, more: int = 0) -> tuple[int, int
     """How many voxels a distance reaches along (k, j, i)."""
     i, j, k = (math.ceil(reach_mm / length - 1e-9) + more for length in geometry.spacing_mm)
     return k, j, i
+
+
+def upright(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How to turn a grid so that k, j, i run as close as can be to S, A and R.
+
+    Returns:
+        The order in which its axes (k, j, i) are to be taken, and which of the new ones are then to be reversed.
+    """
+    towards = geometry.ijk_to_ras[2::-1, 2::-1] / np.array(
+        spacing_kji(geometry)
+    )  # S, A, R by k, j, i
+    order = max(
+        permutations(range(3)), key=lambda axes: sum(abs(towards[n, axes[n]]) for n in range(3))
+    )
+    return order, tuple(n for n, axis in enumerate(order) if towards[n, axis] < 0)
 
 
 def spacing_kji(geometry: Geometry) -> tuple[float, float, float]:

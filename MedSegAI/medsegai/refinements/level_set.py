@@ -19,8 +19,10 @@ from medsegai.boxes import Box, grown, label_boxes
 from medsegai.errors import Cancelled, RequestError
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._freed import give_away, give_to_runner_up, restore_gone
-from medsegai.refinements._places import flat_indices, margin, spacing_kji
+from medsegai.refinements._places import flat_indices, margin, spacing_kji, upright
 from medsegai.refinements._settings import labels_setting, setting
+from medsegai.request import Candidates
+from medsegai.volume import Volume
 
 METHODS = ("geodesic", "threshold", "laplacian")
 
@@ -29,6 +31,9 @@ MORE_VOXELS = 4
 
 SMALLEST_VOXELS, SMALLEST_SIDE = 27, 4
 """Below, a structure or the box around it is too small for a level set."""
+
+TRIFLE = 1e-3
+"""How far inside of the middle between voxels the border begins, in voxels."""
 
 NOTHING_LEFT_TO_DO = 1e-3
 """Root mean square of the last change at which ITK stops, in voxels."""
@@ -69,6 +74,31 @@ class Options:
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     if draft.image is None:
         raise RequestError("Refinement 'level_set' needs the scan. Name it with --image.")
+    # ITK goes through voxels in their order and decides ties by it: a head stored in another order is turned back.
+    order, flips = upright(draft.labelmap.geometry)
+    labels, notes = _refined(_turned(draft, order, flips), options, step)
+    back = np.flip(labels, flips).transpose(np.argsort(order))
+    return Refined.of(draft, np.ascontiguousarray(back), notes)
+
+
+def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Draft:
+    """The same with its axes in another order and some of them reversed; nothing is copied."""
+    grid = draft.labelmap.geometry.permuted(order).flipped(*flips)
+
+    def turned(voxels: NDArray[Any]) -> NDArray[Any]:
+        return np.flip(voxels.transpose(order), flips)
+
+    image, candidates = draft.image, draft.candidates
+    return Draft(
+        Volume(turned(draft.labelmap.voxels), grid),
+        draft.labels,
+        None if image is None else Volume(turned(image.voxels), grid),
+        candidates and Candidates(*(turned(array) for array in vars(candidates).values())),
+    )
+
+
+def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[Any], list[str]]:
+    """The new labels, and notes."""
     before = draft.labelmap.voxels
     found = label_boxes(before, options.labels or None)
     free = np.array([0, *found], np.int64)
@@ -92,7 +122,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
         left = left[~_to_free_runner_up(labels, left, draft, free)]
     give_away(labels, left, free)
     notes = [f"Too small for a level set, and left as it was: {', '.join(small)}."] if small else []
-    return Refined.of(draft, labels, [*notes, *restore_gone(draft, labels, found)])
+    return labels, [*notes, *restore_gone(draft, labels, found)]
 
 
 def _fits(mask: NDArray[np.bool_]) -> bool:
@@ -122,13 +152,16 @@ def _moved(
 
 
 def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float32]:
-    """Distance to the border of a mask in mm, negative inside; the border lies halfway between voxels."""
+    """Distance to the border of a mask in mm, negative inside; the border lies halfway between voxels.
+
+    Or a trifle inside: of two voxels as near to it on either side ITK would choose by their place in memory.
+    """
     from scipy import ndimage
 
-    half = min(spacing) / 2
+    half, trifle = min(spacing) / 2, TRIFLE * min(spacing)
     inside = ndimage.distance_transform_edt(mask, spacing)
     outside = ndimage.distance_transform_edt(~mask, spacing)
-    return np.where(mask, half - inside, outside - half).astype(np.float32)
+    return (np.where(mask, half - inside, outside - half) + trifle).astype(np.float32)
 
 
 def _geodesic(
