@@ -94,7 +94,7 @@ class _Found:
     @classmethod
     def of(cls, labelmap: Volume, values: Sequence[int]) -> _Found:
         boxes = label_boxes(labelmap.voxels, values)
-        sizes = _part_sizes(labelmap.voxels, boxes)
+        sizes = parts_of(labelmap.voxels, boxes)
         voxels = {value: int(parts.sum()) for value, parts in sizes.items()}
         return cls(
             boxes,
@@ -104,7 +104,7 @@ class _Found:
         )
 
 
-def _part_sizes(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArray[np.int64]]:
+def parts_of(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArray[np.int64]]:
     """Voxels of each connected part of each label."""
     if not boxes:
         return {}
