@@ -15,6 +15,7 @@ from medsegai import __version__
 from medsegai.commands import (
     batch,
     best,
+    calibrate,
     crossval,
     demo,
     doctor,
@@ -43,6 +44,7 @@ COMMANDS = (
     train,
     crossval,
     best,
+    calibrate,
     worker,
 )
 

@@ -428,6 +428,7 @@ def _provenance(
             {"sha256": _fingerprint(volume), "grid": volume.geometry.describe()}
             for volume in inputs
         ],
+        "members": list(fused.names),
         "native_grids": [geometry.describe() for geometry in fused.geometries],
     }
 

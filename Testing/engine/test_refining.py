@@ -1,210 +1,131 @@
-"""Refinements that the worker does for the panel: what is fixed stays, grids may differ, and it can be stopped."""
+"""Which refinement helps, and that trying one is what the engine does."""
 
-from __future__ import annotations
-
-from typing import Any
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from medsegai import protocol
-from medsegai.errors import Cancelled, RequestError, WorkerError
-from medsegai.exchange import ExchangeFolder
+from medsegai.card import load_card
+from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.engine import segment
+from medsegai.evaluation import evaluate
+from medsegai.evaluation.refining import (
+    AS_PREDICTED,
+    Table,
+    as_suggested,
+    best_of,
+    settings_of,
+    try_all,
+    worth,
+)
+from medsegai.io import read_labelmap, read_volume
 from medsegai.labels import Label
-from medsegai.progress import Progress
 from medsegai.refinements import Draft, apply
-from medsegai.refining import kept, on_grid, refine
-from medsegai.request import Candidates
-from medsegai.tasks import RefinementRequest, RefinementResult
+from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
-SHAPE = (8, 11, 14)
-LIVER, SPLEEN = Label(1, "Liver", (200, 100, 50)), Label(2, "Spleen", (50, 100, 200))
-TURNED = np.array(
-    [[0.6, -1.6, 0.0, 10.0], [0.8, 1.2, 0.0, -20.0], [0.0, 0.0, 2.5, 3.0], [0, 0, 0, 1]]
+LABELS = (Label(1, "Large", (9, 9, 9)), Label(2, "Small", (9, 9, 8)))
+RNG = np.random.default_rng(0)
+
+
+def made(gain: float, large: float = 0.0, hd95: float = 0.0, noise: float = 0.002) -> list[Table]:
+    """Ten cases; the refinement `tried` adds to Dice, more or less to that of Large, and to HD95."""
+    tables = []
+    for _ in range(10):
+        before = np.stack([RNG.normal(0.8, 0.05, 2), RNG.normal(2, 0.2, 2), np.ones(2)], 1)
+        after = before.copy()
+        after[:, 0] += gain + RNG.normal(0, noise, 2)
+        after[0, 0] += large
+        after[:, 1] += hd95 + RNG.normal(0, 0.01, 2)
+        tables.append({AS_PREDICTED: before, "tried": after, "nothing": before.copy()})
+    return tables
+
+
+def judged(tables: list[Table]) -> dict[str, str]:
+    changed = [{"tried": 1.0, "nothing": 0.0}] * len(tables)
+    return {item.name: item.reason for item in worth(tables, changed, LABELS)}
+
+
+def test_what_helps_is_chosen() -> None:
+    tables = made(0.01)
+    found = worth(tables, [{"tried": 1.5, "nothing": 0.0}] * 10, LABELS)
+    best = best_of(found)
+    assert best is not None
+    assert best.name == "tried"
+    assert best.rose == 10
+    assert best.fell == 0
+    assert best.changed_ml == 1.5
+    gains = [(item["tried"] - item[AS_PREDICTED])[:, 0].mean() for item in tables]
+    interval = stats.ttest_1samp(gains, 0.0, alternative="greater").confidence_interval(0.95)
+    assert best.gain == pytest.approx(np.mean(gains))
+    assert best.gain_at_least == pytest.approx(interval.low)
+    assert found[0].dice == pytest.approx(
+        np.mean([item[AS_PREDICTED][:, 0].mean() for item in tables])
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        (made(0.0), "Dice does not surely rise"),
+        (made(0.001, noise=0.02), "Dice does not surely rise"),
+        (made(0.02, large=-0.03), "Large loses 0.0"),
+        (made(0.01, hd95=0.1), "HD95 rises"),
+    ],
 )
-ISLANDS = {"name": "islands", "labels": [1], "smallest_ml": 0.02}
+def test_what_does_not_help_is_not_chosen(tables: list[Table], reason: str) -> None:
+    found = judged(tables)
+    assert found["tried"].startswith(reason)
+    assert found["nothing"] == "changes no Dice"
+    assert best_of(worth(tables, [{"tried": 1.0, "nothing": 0.0}] * 10, LABELS)) is None
 
 
-def labels() -> np.ndarray:
-    """Liver beside spleen, an island of liver inside of the spleen, and one in the background."""
-    found = np.zeros(SHAPE, np.uint8)
-    found[1:7, 1:10, 1:6] = 1
-    found[1:7, 1:10, 6:11] = 2
-    found[3, 5, 8] = 1
-    found[6, 9, 12] = 1
-    return found
+def test_structures_that_are_nowhere_do_not_count() -> None:
+    tables = made(0.01)
+    for item in tables:
+        for values in item.values():
+            values[1] = np.nan
+    assert judged(tables)["tried"] == ""
 
 
-def request(**more: Any) -> RefinementRequest:
-    labelmap = Volume(labels(), Geometry(SHAPE, TURNED), "Abdomen segmentation")
-    values: dict[str, Any] = {"labelmap": labelmap, "labels": (LIVER, SPLEEN)}
-    return RefinementRequest(**(values | {"settings": (ISLANDS,)} | more))
+def test_one_case_proves_nothing() -> None:
+    assert judged(made(0.5)[:1])["tried"] == "Dice does not surely rise"
 
 
-def test_it_is_what_the_refinement_does() -> None:
-    asked = request()
-    result = refine(asked, Progress())
-    expected = apply(Draft(asked.labelmap, asked.labels), ISLANDS)
-    assert np.array_equal(result.labelmap.voxels, expected.labels)
-    assert result.words == tuple(expected.words("islands"))
-    assert result.report == (expected.to_dict(ISLANDS),)
-    assert result.labelmap.voxels[3, 5, 8] == SPLEEN.value
-    assert result.labelmap.voxels[6, 9, 12] == 0
+def test_trying_is_what_the_engine_does(shared_data: Path) -> None:
+    dataset = shared_data / "Dataset004_Hippocampus"
+    image = dataset / "imagesTr" / "hippocampus_035_0000.nii.gz"
+    reference = read_labelmap(dataset / "labelsTr" / "hippocampus_035.nii.gz")[0]
+    options = {"device": "cpu", "mirroring": False, "refine": False}
+    plain = segment(SegmentationRequest((image,), ("hippocampus",), candidates=True, **options))
+    draft = Draft(plain.labelmap, plain.labels, read_volume(image), plain.candidates)
+    steps: list[float] = []
+    rows = ("snap", "islands")
+    table, changed = try_all(draft, reference, plain.labels, rows, steps.append)
+    asked = SegmentationRequest((image,), ("hippocampus",), refinements=("snap",), **options)
+    result = segment(asked)
+    found = evaluate(result.labelmap, reference, plain.labels)
+    assert (result.labelmap.voxels != plain.labelmap.voxels).any()
+    np.testing.assert_array_equal(table["snap"][:, 0], [item.dice for item in found])
+    np.testing.assert_array_equal(table["snap"][:, 1], [item.hd95_mm for item in found])
+    np.testing.assert_array_equal(table["islands"], table[AS_PREDICTED])
+    assert changed["snap"] > changed["islands"] == 0.0
+    assert steps == [0.0, 0.5]
 
 
-def test_an_island_in_a_fixed_structure_becomes_background_and_is_told() -> None:
-    result = refine(request(fixed=(2,)), Progress())
-    found = result.labelmap.voxels
-    assert np.array_equal(found == 2, labels() == 2)
-    assert found[3, 5, 8] == 0
-    assert any("1 voxels, 0.005 ml, became background" in text for text in result.words)
-
-
-def test_a_border_that_would_move_into_a_fixed_structure_stays_without_a_gap() -> None:
-    before = labels()
-    after = before.copy()
-    after[1:7, 1:10, 5] = 2  # liver gives a plane to the spleen,
-    after[1:7, 1:10, 0] = 1  # takes one of the background,
-    after[1:7, 3, 6] = 1  # and a row of the spleen
-    found, cleared = kept(before, after, (2,))
-    assert np.array_equal(found == 2, before == 2)
-    assert (found[1:7, 1:10, 5] == 1).all()
-    assert (found[1:7, 1:10, 0] == 1).all()
-    assert cleared == 0
-
-
-def test_random_changes_never_touch_what_is_fixed() -> None:
-    random = np.random.default_rng(3)
-    before = random.integers(0, 6, SHAPE).astype(np.uint16) * 70
-    after = np.where(random.random(SHAPE) < 0.3, random.integers(0, 6, SHAPE) * 70, before)
-    found, cleared = kept(before, after.astype(np.uint16), (70, 350))
-    for value in (70, 350):
-        assert np.array_equal(found == value, before == value)
-    free = ~np.isin(before, (70, 350)) & ~np.isin(after, (70, 350))
-    assert np.array_equal(found[free], after[free])
-    assert int(((found == 0) & (after != 0)).sum()) - cleared == int(
-        ((before == 0) & np.isin(after, (70, 350))).sum()
-    )
-
-
-def test_several_refinements_follow_each_other() -> None:
-    hollow = labels()
-    hollow[3, 4, 3] = 0
-    settings = (ISLANDS, {"name": "holes", "labels": [1]})
-    labelmap = Volume(hollow, Geometry(SHAPE, TURNED))
-    result = refine(request(labelmap=labelmap, settings=settings), Progress())
-    assert result.labelmap.voxels[3, 4, 3] == 1
-    assert result.labelmap.voxels[6, 9, 12] == 0
-    assert [item["settings"]["name"] for item in result.report] == ["islands", "holes"]
-
-
-def test_freed_voxels_go_to_the_runner_up() -> None:
-    first = labels()
-    second = np.zeros_like(first)
-    second[6, 9, 12] = 2
-    p_second = np.where(second > 0, 90, 0).astype(np.uint8)
-    candidates = Candidates(first, second, np.full(SHAPE, 150, np.uint8), p_second)
-    result = refine(request(candidates=candidates), Progress())
-    assert result.labelmap.voxels[6, 9, 12] == 2
-
-
-def test_it_can_be_stopped_and_tells_how_far_it_is() -> None:
-    events = []
-    progress = Progress(lambda event: events.append(event.fraction))
-    refine(request(), progress)
-    assert events == sorted(events)
-    assert events[-1] == 1.0
-    progress.cancel.set()
-    with pytest.raises(Cancelled):
-        refine(request(), progress)
-
-
-def test_a_mistake_is_told() -> None:
-    with pytest.raises(RequestError, match="names label 9"):
-        refine(request(settings=({"name": "islands", "labels": [9]},)), Progress())
-    with pytest.raises(RequestError, match="image"):
-        refine(request(settings=({"name": "snap"},)), Progress())
-
-
-def test_an_image_on_another_grid_lies_where_it_lay() -> None:
-    """A ramp in the world is linear on every grid, so interpolation gives it back exactly."""
-
-    def ramp(grid: Geometry) -> np.ndarray:
-        k, j, i = np.indices(grid.shape)
-        world = np.tensordot(grid.ijk_to_ras[:3], np.stack([i, j, k, np.ones_like(i)]), 1)
-        return np.asarray(np.tensordot([1.5, -2.0, 0.7], world, 1))
-
-    grid = Geometry(SHAPE, TURNED)
-    fine = grid.resized((20, 24, 30)).permuted((2, 0, 1)).flipped(1)
-    found = on_grid(Volume(ramp(fine), fine, "scan"), grid)
-    assert found.source == "scan"
-    inner = tuple(slice(1, -1) for _ in range(3))
-    assert np.allclose(found.voxels[inner], ramp(grid)[inner], atol=1e-3)
-    same = Volume(ramp(grid), grid)
-    assert on_grid(same, grid) is same
-
-
-def test_an_image_beside_the_segmentation_is_not_refused() -> None:
-    image = Volume(np.full((3, 3, 3), 7, np.int16), Geometry.from_spacing((3, 3, 3), (1, 1, 1)))
-    found = on_grid(image, Geometry(SHAPE, TURNED))
-    assert found.voxels.shape == SHAPE
-    assert (found.voxels == 7).all()
-
-
-def test_request_and_result_cross_the_pipe_as_they_are() -> None:
-    folder = ExchangeFolder()
-    candidates = Candidates(*(np.full(SHAPE, n, np.uint8) for n in range(4)))
-    image = Volume(np.arange(27, dtype=np.float32).reshape(3, 3, 3), Geometry((3, 3, 3), TURNED))
-    settings = ({"name": "largest_component", "labels": ((1, 2),)},)
-    asked = request(fixed=(2,), image=image, candidates=candidates, settings=settings)
-    kind = protocol.kind_of(asked)
-    sent = protocol.decode(
-        protocol.encode({"type": kind.name, **kind.pack_request(asked, folder.path)})
-    )
-    got = kind.unpack_request(sent, folder.path)
-    assert isinstance(got, RefinementRequest)
-    assert (got.labels, got.fixed) == (asked.labels, (2,))
-    assert got.settings == ({"name": "largest_component", "labels": [[1, 2]]},)
-    assert np.array_equal(got.labelmap.voxels, labels())
-    assert got.image is not None
-    assert np.array_equal(got.image.voxels, image.voxels)
-    assert got.candidates is not None
-    assert int(got.candidates.p_second[0, 0, 0]) == 3
-    result = RefinementResult(asked.labelmap, ("One word.",), ({"voxels": 3},), {"refine": 0.5})
-    back = kind.unpack_result(kind.pack_result(result, folder.path), folder.path)
-    assert (back.words, back.report, back.seconds) == (result.words, result.report, result.seconds)
-    assert np.array_equal(back.labelmap.voxels, labels())
-    del got, back
-    folder.remove()
-
-
-def test_every_kind_of_job_has_somebody_who_does_it() -> None:
-    from medsegai.worker import WORK
-
-    assert set(WORK) == set(protocol.KINDS)
-    with pytest.raises(WorkerError, match="no job for a str"):
-        protocol.kind_of("segment")
-
-
-def test_memory_stays_a_few_times_that_of_the_labels() -> None:
-    """`kept` makes one copy; besides, it looks at changed voxels and at boxes alone."""
-    import tracemalloc
-
-    before = np.zeros((128, 128, 128), np.uint8)
-    before[20:100, 20:100, 20:60] = 1
-    before[20:100, 20:100, 60:100] = 2
-    after = before.copy()
-    after[20:100, 20:100, 59] = 2
-    tracemalloc.start()
-    kept(before, after, (2,))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4 * before.nbytes
-
-
-def test_without_settings_nothing_changes() -> None:
-    asked = request(settings=())
-    result = refine(asked, Progress())
-    assert result.labelmap is asked.labelmap
-    assert result.words == ()
+def test_what_a_card_suggests_already_is_done_first() -> None:
+    card = load_card(BUNDLED_MODELS / "hippocampus")
+    voxels = np.zeros((12, 12, 12), np.uint8)
+    voxels[2:6, 2:6, 2:6] = 1
+    voxels[9, 9, 9] = 1
+    grid = Geometry.from_spacing(voxels.shape, (1.0, 1.0, 1.0))
+    draft = Draft(Volume(voxels, grid), card.labels)
+    suggested = ({"name": "largest_component"},)
+    suggesting = dataclasses.replace(card, suggested_refinements=suggested)
+    found = as_suggested(draft, suggesting).labelmap.voxels
+    assert found[9, 9, 9] == 0
+    assert found[3, 3, 3] == 1
+    settings = settings_of("largest_component", card.labels)
+    assert (apply(draft, settings).labels == found).all()

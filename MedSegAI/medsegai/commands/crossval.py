@@ -76,6 +76,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="table with the columns case and patient, the folds having been made of it",
     )
+    add_running(parser)
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """How networks run."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "mixed"), default="auto", help="default: auto"
@@ -138,13 +143,16 @@ def find_splits(arguments: argparse.Namespace, cases: Sequence[str]) -> list[Spl
 
     if arguments.groups is not None:
         return folds.patient_folds(folds.read_groups(arguments.groups, cases))
-    places = [Path(name).absolute().parent / "preprocessed" for name in arguments.models]
+    splits = arguments.splits or splits_of_training(arguments.models, arguments.dataset)
+    return folds.default_folds(cases) if splits is None else folds.read_splits(splits, cases)
+
+
+def splits_of_training(models: Sequence[str], dataset: Path) -> Path | None:
+    """The file that says which cases each fold of a training held out; None where nothing is found."""
+    places = [Path(name).absolute().parent / "preprocessed" for name in models]
     places += map(Path, filter(None, [os.environ.get("nnUNet_preprocessed")]))  # noqa: SIM112
-    found = [path / arguments.dataset.name / "splits_final.json" for path in places]
-    there = [path for path in found if path.is_file()]
-    if arguments.splits is not None or there:
-        return folds.read_splits(arguments.splits or there[0], cases)
-    return folds.default_folds(cases)
+    found = [path / dataset.name / "splits_final.json" for path in places]
+    return next((path for path in found if path.is_file()), None)
 
 
 def _fold_number(fold: str, splits: Sequence[Split]) -> int:

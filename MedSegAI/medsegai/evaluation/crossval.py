@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256
 from medsegai.catalogue import find_card
-from medsegai.errors import GeometryError, InputError, OutputError, RequestError
+from medsegai.errors import GeometryError, InputError, RequestError
 from medsegai.evaluation.folds import Split, TrainingCase
+from medsegai.evaluation.kept import claim_folder
 from medsegai.io import atomic_path, read_labelmap, write_volume
 from medsegai.nnunet_dataset import classes_of, read_json
 from medsegai.progress import Progress
@@ -317,25 +318,8 @@ class CrossValidation:
         return result.labelmap.with_voxels(as_in_dataset(result, self.task))
 
     def _claim_folder(self) -> None:
-        try:
-            for candidate in self.candidates:
-                folder = self.folder / "predictions" / candidate.folder_name
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder} cannot be written: {error}. Choose another folder."
-            ) from error
-        settings = self._settings()
-        path = self.folder / SETTINGS
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-        different = [name for name in settings if before.get(name) != settings[name]]
-        if different:
-            raise RequestError(
-                f"{self.folder} holds predictions with other {' and '.join(different)}. Name another folder with "
-                "-o, or remove that one."
-            )
-        with atomic_path(path) as partial:
-            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        parts = [self.folder / "predictions" / item.folder_name for item in self.candidates]
+        claim_folder(self.folder, SETTINGS, self._settings(), parts)
 
     def _settings(self) -> dict[str, Any]:
         """What decides the predictions."""

@@ -1,0 +1,340 @@
+"""`medsegai calibrate`: how far a model can be believed, measured on cases that it has not seen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, stoppable, table
+from medsegai.commands.crossval import add_running, splits_of_training
+from medsegai.commands.segment import comma_list
+from medsegai.errors import Cancelled, RequestError
+from medsegai.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medsegai.card import ModelCard
+    from medsegai.commands.console import Subparsers
+    from medsegai.evaluation.findings import Findings
+    from medsegai.evaluation.folds import TrainingCase
+    from medsegai.evaluation.held_out import HeldOut, Job
+
+REPORT, DIAGRAM = "report.json", "reliability.png"
+ALL = "all"
+GROUPS = 5
+"""How many parts the cases are put into, to judge each by the others."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "calibrate",
+        help="measure how far a model can be believed",
+        description="Segment cases that the model has not seen and compare with their labels: how often its "
+        "probabilities are right, and the temperature that makes them so; how well the agreement of its members "
+        "tells the Dice, and from where on a structure should be looked at; which refinement helps. With --write "
+        "all of it goes into the model's card. What is finished is kept: the same command goes on after Ctrl-C.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="id or folder; {fold} in it stands for the number of the fold, where each fold is a model of its own",
+    )
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        type=Path,
+        help="raw nnU-Net folder: dataset.json, imagesTr, labelsTr",
+    )
+    _add_cases(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("calibration"),
+        help="folder (default: calibration)",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write what is found into the model's card"
+    )
+    parser.add_argument(
+        "--mapping",
+        type=Path,
+        metavar="CSV",
+        help="which value of the dataset is which label of the model: columns reference and evaluated, as for "
+        "`medsegai evaluate` (default: labels are matched by name)",
+    )
+    parser.add_argument(
+        "--members",
+        type=comma_list,
+        default=[],
+        metavar="NAME",
+        help="only these members of the model, such as 3d_fullres",
+    )
+    parser.add_argument(
+        "--refinement",
+        dest="rows",
+        action="extend",
+        type=comma_list,
+        metavar="NAME[:OPTION=VALUE;…]",
+        help="refinements to try, `none` for none (default: each there is)",
+    )
+    parser.add_argument(
+        "--dropout-passes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Monte-Carlo dropout passes per member",
+    )
+    add_running(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--cases",
+        type=comma_list,
+        metavar="NAME",
+        help="cases that the model has not seen; `all` for the whole dataset",
+    )
+    chosen.add_argument(
+        "--fold",
+        dest="folds",
+        type=comma_list,
+        metavar="N",
+        help="the cases that these folds of the training held out, each predicted by its own fold",
+    )
+    parser.add_argument(
+        "--splits",
+        type=Path,
+        metavar="JSON",
+        help="nnU-Net's splits_final.json (default: that of the training, if it is beside the model)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="table with the columns case and patient: cases of a patient are never used to judge each other",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.evaluation.findings import (
+        draw_reliability,
+        find,
+        writable_card,
+        write_into_card,
+    )
+    from medsegai.io import atomic_path
+
+    held_out, groups = planned(arguments)
+    if arguments.write:
+        if "{fold}" in arguments.model:
+            raise RequestError("--write needs one model, not one per fold. Name the fold's own.")
+        writable_card(held_out.card)
+    bar = ProgressBar()
+    progress = Progress(bar, weights={"held-out cases": 1.0})
+    try:
+        with stoppable(progress):
+            records = held_out.records(progress)
+    except Cancelled:
+        raise Cancelled(
+            "Stopped by the user. Finished cases are kept: the same command goes on."
+        ) from None
+    finally:
+        bar.clear()
+    findings = find(records, groups, held_out.truth.labels, _source(arguments, len(records)))
+    print(text_of(findings))
+    with atomic_path(arguments.output / REPORT) as partial:
+        partial.write_text(json.dumps(findings.to_dict(), indent=1) + "\n", encoding="utf-8")
+    draw_reliability(findings.before, findings.after, arguments.output / DIAGRAM)
+    print(f"\nReport: {arguments.output / REPORT}")
+    if arguments.write:
+        write_into_card(held_out.card, findings)
+        print(f"Written into the card of {held_out.card.id} in {held_out.card.folder}.")
+    return 0
+
+
+def planned(arguments: argparse.Namespace) -> tuple[HeldOut, list[int]]:
+    """The held-out cases that the command line describes, and a group for each.
+
+    Raises:
+        RequestError: it is not said which cases the model has not seen, or options contradict each other.
+        InputError, ModelError: dataset, table, splits or model cannot be used.
+    """
+    from medsegai.catalogue import find_card
+    from medsegai.evaluation.crossval import Task
+    from medsegai.evaluation.folds import dataset_cases, read_groups
+    from medsegai.evaluation.held_out import HeldOut, Truth, groups_of
+    from medsegai.evaluation.mapping import read_mapping
+
+    cases = {case.name: case for case in dataset_cases(arguments.dataset)}
+    jobs, folds = _jobs(arguments, cases)
+    card = find_card(jobs[0].model)
+    mapping = None if arguments.mapping is None else read_mapping(arguments.mapping)
+    task = Task.of(arguments.dataset)
+    truth = Truth.of_dataset(card, task) if mapping is None else Truth.of_mapping(card, mapping)
+    rows = chosen_rows(arguments.rows)
+    names = [job.case.name for job in jobs]
+    owners: Mapping[str, str | int] = dict(folds) if len(set(folds.values())) > 1 else {}
+    if arguments.groups is not None:
+        owners = read_groups(arguments.groups, names)
+    options = {
+        name: getattr(arguments, name)
+        for name in ("device", "precision", "mirroring", "dropout_passes")
+    }
+    held_out = HeldOut(card, jobs, truth, mapping, rows, arguments.output, options)
+    return held_out, list(groups_of(names, owners, GROUPS))
+
+
+def chosen_rows(asked: Sequence[str] | None) -> list[str]:
+    """The refinements to try.
+
+    Raises:
+        RequestError: there is no such refinement or option.
+    """
+    from medsegai.evaluation.refining import ROWS
+    from medsegai.refinements import parse
+
+    rows = [] if asked == ["none"] else list(asked or ROWS)
+    for text in rows:
+        parse(text)
+    return rows
+
+
+def _jobs(
+    arguments: argparse.Namespace, cases: Mapping[str, TrainingCase]
+) -> tuple[list[Job], dict[str, str]]:
+    """Who answers for which case, and the fold of each case."""
+    from medsegai.evaluation.held_out import Job
+
+    members = tuple(arguments.members)
+    if arguments.cases:
+        if "{fold}" in arguments.model:
+            raise RequestError("{fold} in the name of the model needs --fold, not --cases.")
+        names = sorted(cases) if arguments.cases == [ALL] else arguments.cases
+        unknown = sorted(set(names) - set(cases))
+        if unknown:
+            raise RequestError(f"{arguments.dataset} has no cases {', '.join(unknown[:10])}.")
+        return [Job(cases[name], arguments.model, members) for name in names], {}
+    if not arguments.folds:
+        raise RequestError(
+            "Say which cases the model has not seen: --fold N for those that its training held out, or --cases."
+        )
+    splits = _splits(arguments, sorted(cases))
+    jobs, folds = [], {}
+    for fold in arguments.folds:
+        if not fold.isdigit() or int(fold) >= len(splits):
+            raise RequestError(f"There is no fold {fold}; there are {len(splits)}, from 0.")
+        model = arguments.model.replace("{fold}", fold)
+        own = _of_fold(model, members, fold)
+        jobs += [Job(cases[name], model, own) for name in splits[int(fold)]]
+        folds.update(dict.fromkeys(splits[int(fold)], fold))
+    return jobs, folds
+
+
+def _splits(arguments: argparse.Namespace, cases: Sequence[str]) -> Sequence[Sequence[str]]:
+    from medsegai.evaluation.folds import read_splits
+
+    found = arguments.splits or splits_of_training([arguments.model], arguments.dataset)
+    if found is None:
+        raise RequestError(
+            "Nothing beside the model says which cases its training held out. Name nnU-Net's "
+            "splits_final.json with --splits, or the cases with --cases."
+        )
+    return read_splits(found, cases)
+
+
+def _of_fold(model: str, members: tuple[str, ...], fold: str) -> tuple[str, ...]:
+    """The members that have not seen the cases of a fold: those of this fold, where members have folds.
+
+    Raises:
+        ModelError: the model has folds, but not this one.
+    """
+    from medsegai.catalogue import find_card
+    from medsegai.evaluation.crossval import FOLD_MEMBER
+
+    card = find_card(model)
+    if not any(FOLD_MEMBER.fullmatch(member.name) for member in card.members):
+        return members
+    chosen = (*members, f"fold_{fold}")
+    _all_of_fold(card, chosen, fold)
+    return chosen
+
+
+def _all_of_fold(card: ModelCard, chosen: Sequence[str], fold: str) -> None:
+    others = [
+        member.name
+        for member in card.chosen_members(chosen)
+        if not member.name.endswith(f"/fold_{fold}")
+    ]
+    if others:
+        raise RequestError(f"{', '.join(others)} of {card.id} may have seen cases of fold {fold}.")
+
+
+def _source(arguments: argparse.Namespace, count: int) -> str:
+    """Which cases these are, for the card."""
+    which = f"{count} cases of {arguments.dataset.resolve().name}"
+    if arguments.folds:
+        return f"{which} that fold {' and '.join(arguments.folds)} of the training held out"
+    return f"{which} that the training did not see"
+
+
+def text_of(findings: Findings) -> str:
+    """The findings for a terminal."""
+    before, after = findings.before, findings.after
+    rows = [
+        [name, f"{item.error:.4f}", f"{item.likelihood_loss:.4f}"]
+        for name, item in (("as it is", before), ("calibrated", after))
+    ]
+    lines = [
+        f"Temperature {findings.calibration.temperature:.3f}, from {findings.cases} cases; calibrated: each case "
+        "with the temperature of the others.",
+        table(["probabilities", "calibration error", "log loss"], rows),
+        "",
+        _correlations(findings),
+    ]
+    if findings.flags is not None:
+        flags = findings.flags
+        lines.append(
+            f"Score: {findings.calibration.score}. Of {flags.results} results the worst {flags.bad}: "
+            f"{flags.caught} are among the {flags.flagged} flagged; AUC {flags.auc:.2f}. Expected Dice is off by "
+            f"{flags.error:.3f} (the structure's mean by {flags.error_of_means:.3f})."
+        )
+    return "\n".join([*lines, "", _refinements(findings)])
+
+
+def _correlations(findings: Findings) -> str:
+    rows = [
+        [
+            name,
+            f"{item.pooled_pearson:.2f}",
+            f"{item.pooled_spearman:.2f}",
+            f"{item.within_pearson:.2f}",
+            f"{item.within_spearman:.2f}",
+        ]
+        for name, item in findings.correlations.items()
+    ]
+    heading = ["correlation with Dice", "Pearson", "Spearman", "Pearson within", "Spearman within"]
+    return table(heading, rows)
+
+
+def _refinements(findings: Findings) -> str:
+    chosen = None if findings.chosen is None else findings.chosen.name
+    rows = [
+        [
+            item.name,
+            f"{item.dice:.4f}",
+            f"{item.gain:+.4f}",
+            f"{item.gain_at_least:+.4f}",
+            f"{item.hd95_mm:.3f}",
+            f"{item.assd_mm:.4f}",
+            "chosen" if item.name == chosen else item.reason,
+        ]
+        for item in findings.refinements
+    ]
+    heading = ["refinement", "Dice", "gain", "at least", "HD95, mm", "ASSD, mm", ""]
+    return table(heading, rows)

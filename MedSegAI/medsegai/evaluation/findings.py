@@ -1,0 +1,202 @@
+"""What held-out cases tell of a model: how sure it should be, what shows a bad result, and what refines it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsegai.card import CARD_NAME, ModelCard, card_from_dict
+from medsegai.errors import ModelError, OutputError
+from medsegai.evaluation import refining
+from medsegai.evaluation.calibration import (
+    Reliability,
+    cross_fitted,
+    fit_temperature,
+    reliability,
+)
+from medsegai.evaluation.held_out import Record
+from medsegai.evaluation.refining import AS_PREDICTED, Worth
+from medsegai.evaluation.scores import (
+    Correlation,
+    Flags,
+    Scored,
+    choose_score,
+    correlation,
+    cross_fitted_flags,
+    expectations,
+)
+from medsegai.io import atomic_path
+from medsegai.labels import Label
+from medsegai.quality import SCORES, Calibration
+from medsegai.refinements import parse
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All of it.
+
+    Attributes:
+        calibration: for the card; its temperature is fitted to all cases.
+        before: reliability of the probabilities as they are.
+        after: the same, each case at the temperature that the cases of other groups give.
+        refinements: what each is worth; the first is the prediction as it was.
+        chosen: the one to add to the card's suggestions; None for none.
+        correlations: of each measure with Dice.
+        flags: what the limits of the calibration's score catch.
+        cases: how many.
+    """
+
+    calibration: Calibration
+    before: Reliability
+    after: Reliability
+    refinements: tuple[Worth, ...]
+    chosen: Worth | None
+    correlations: Mapping[str, Correlation]
+    flags: Flags | None
+    cases: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "cases": self.cases,
+            "calibration": self.calibration.to_dict(),
+            "reliability before": self.before.to_dict(),
+            "reliability after, cross-fitted": self.after.to_dict(),
+            "correlation with Dice": {
+                name: item.to_dict() for name, item in self.correlations.items()
+            },
+            "flags, cross-fitted": None if self.flags is None else self.flags.to_dict(),
+            "refinements": [item.to_dict() for item in self.refinements],
+            "chosen refinement": None if self.chosen is None else self.chosen.name,
+        }
+
+
+def find(
+    records: Sequence[Record], groups: Sequence[int], labels: Sequence[Label], source: str
+) -> Findings:
+    """Look at all cases together.
+
+    The refinement is decided first, so that the Dice to be expected is that of the result as it will be handed
+    out.
+
+    Args:
+        records: of the cases.
+        groups: a number for each; those with the same number are never used to judge each other.
+        labels: that the figures in the records are of, in their order.
+        source: which cases these are, in words for the card.
+    """
+    decisions = [record.decisions for record in records]
+    temperatures = cross_fitted(decisions, groups)
+    worths = refining.worth(
+        [record.table for record in records], [record.changed_ml for record in records], labels
+    )
+    chosen = refining.best_of(worths)
+    rows = scored(records, groups, labels, AS_PREDICTED if chosen is None else chosen.name)
+    score = choose_score(rows)
+    found = {measure: correlation(rows, measure) for measure in SCORES}
+    members = {record.members for record in records}
+    calibration = Calibration(
+        temperature=round(fit_temperature(decisions), 4),
+        source=source,
+        members=next(iter(members)) if len(members) == 1 else (),
+        score=score,
+        structures=expectations(rows, score) if score else {},
+    )
+    return Findings(
+        calibration=calibration,
+        before=reliability((item, 1.0) for item in decisions),
+        after=reliability(zip(decisions, temperatures, strict=True)),
+        refinements=tuple(worths),
+        chosen=chosen,
+        correlations={name: item for name, item in found.items() if item is not None},
+        flags=cross_fitted_flags(rows, score) if score else None,
+        cases=len(records),
+    )
+
+
+def scored(
+    records: Sequence[Record],
+    groups: Sequence[int],
+    labels: Sequence[Label],
+    row: str = AS_PREDICTED,
+) -> list[Scored]:
+    """Each structure of each case, with the Dice that it has after a refinement."""
+    return [
+        Scored(record.case, label.value, float(figures[0]), record.measures[label.value], group)
+        for record, group in zip(records, groups, strict=True)
+        for label, figures in zip(labels, record.table[row], strict=True)
+        if label.value in record.measures
+    ]
+
+
+def write_into_card(card: ModelCard, findings: Findings) -> None:
+    """Put the calibration and, if one was chosen, the refinement into the model's card.json. The rest of it stays.
+
+    Raises:
+        ModelError: the model has no card of its own, or it cannot be read.
+        OutputError: it cannot be written.
+    """
+    path = writable_card(card)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["calibration"] = findings.calibration.to_dict()
+    if findings.chosen is not None:
+        suggested = parse(findings.chosen.name)
+        data["suggested_refinements"] = [*data.get("suggested_refinements", []), suggested]
+    card_from_dict(data, card.folder)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def writable_card(card: ModelCard) -> Path:
+    """The card's file.
+
+    Raises:
+        ModelError: the model is used in place, as nnU-Net left it, and has no card of its own.
+        OutputError: the file cannot be written.
+    """
+    path = card.folder / CARD_NAME
+    if card.in_place or not path.is_file():
+        raise ModelError(
+            f"{card.folder} is used as nnU-Net left it and has no {CARD_NAME} to write into. Make a model of it "
+            f"with `medsegai models import {card.folder}`."
+        )
+    try:
+        with path.open("r+b"):
+            return path
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from error
+
+
+def draw_reliability(before: Reliability, after: Reliability, path: Path) -> bool:
+    """Draw both as a diagram into a PNG; without matplotlib say so and give False."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("No diagram drawn: install matplotlib (pip install 'medsegai[train]').")
+        return False
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, found, title in zip(
+        figure.subplots(1, 2), (before, after), ("as the network says", "calibrated"), strict=True
+    ):
+        axes.plot([0, 1], [0, 1], color="0.5", linewidth=1.0, linestyle="--")
+        shares = [count / found.decisions for count in found.counts]
+        width = 1.0 / len(shares)
+        middles = [(number + 0.5) * width for number in range(len(shares))]
+        axes.bar(middles, shares, 0.9 * width, color="0.85", label="share of voxels")
+        axes.plot(found.confidence, found.accuracy, marker="o", markersize=4, label="accuracy")
+        error = f"{title}: expected calibration error {found.error:.3f}"
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=error)
+        axes.title.set_fontsize(10)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left")
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=110)
+    return True

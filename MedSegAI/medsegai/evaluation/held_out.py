@@ -1,0 +1,375 @@
+"""What a model gives on cases that it has not seen: probabilities, agreement of members, figures of quality."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.card import ModelCard
+from medsegai.errors import GeometryError, InputError, RequestError
+from medsegai.evaluation import refining
+from medsegai.evaluation.calibration import Decisions, around, of_classes, of_regions, some
+from medsegai.evaluation.crossval import Task
+from medsegai.evaluation.folds import TrainingCase
+from medsegai.evaluation.kept import claim_folder
+from medsegai.evaluation.mapping import LabelMapping
+from medsegai.evaluation.measures import evaluate
+from medsegai.io import atomic_path, read_labelmap, read_volume
+from medsegai.labels import Label
+from medsegai.progress import Progress
+from medsegai.quality import SCORES
+from medsegai.refinements import Draft
+from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.volume import Volume
+
+STAGE = "held-out cases"
+SETTINGS = "calibrate.json"
+
+MARGIN_MM = 10.0
+"""Around what the reference has: as far as mistakes reach that are not wholly elsewhere."""
+
+VOXELS = 30_000
+"""Of a case, drawn at random in the box around its structures: many enough for a mean, few enough to keep."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """How the labels of a reference become those of the model.
+
+    Attributes:
+        labels: those of the model that the reference knows.
+        values: for each of them the values of the reference that belong to it.
+        ignored: value of the reference whose voxels do not count.
+        regions: whether labels overlap.
+    """
+
+    labels: tuple[Label, ...]
+    values: tuple[tuple[int, ...], ...]
+    ignored: int | None = None
+    regions: bool = False
+
+    @classmethod
+    def of_dataset(cls, card: ModelCard, task: Task) -> Truth:
+        """Match by name.
+
+        Raises:
+            RequestError: the dataset has none of the model's structures.
+        """
+        known = {item.name.casefold(): item.values for item in task.structures}
+        labels = tuple(label for label in card.labels if label.name.casefold() in known)
+        if not labels:
+            raise RequestError(
+                f"The model finds {', '.join(label.name for label in card.labels[:10])}; none of these names "
+                f"is in the dataset, which has {', '.join(item.name for item in task.structures[:10])}. Say with "
+                "--mapping which value of the dataset is which label of the model."
+            )
+        values = tuple(known[label.name.casefold()] for label in labels)
+        return cls(labels, values, task.ignored, task.regions)
+
+    @classmethod
+    def of_mapping(cls, card: ModelCard, mapping: LabelMapping) -> Truth:
+        """For references that `mapping` translates to the values of the model.
+
+        Raises:
+            RequestError: the table names none of the model's labels.
+        """
+        named = {value for values in mapping.rules.values() for value in values}
+        labels = tuple(label for label in card.labels if label.value in named)
+        if not labels:
+            raise RequestError(
+                f"{mapping.source} names none of the labels of {card.id}: {list(card.label_values)}."
+            )
+        return cls(labels, tuple((label.value,) for label in labels))
+
+    def in_model_values(self, reference: Volume) -> Volume:
+        """The reference with the values of the model; what is not of its labels becomes background."""
+        found = np.zeros(reference.voxels.shape, np.uint16)
+        for label, values in zip(self.labels, self.values, strict=True):
+            found[np.isin(reference.voxels, values)] = label.value
+        return reference.with_voxels(found)
+
+    def masks(self, reference: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where each label is, (label, ...)."""
+        return np.stack([np.isin(reference, values) for values in self.values])
+
+
+# one case
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What is kept of a case.
+
+    Attributes:
+        case: its name.
+        decisions: some voxels of it.
+        measures: how far members agree, by label value, then by name of the measure.
+        table: figures as predicted and after refinements, (structure, measure) in the order of the labels.
+        changed_ml: by refinement.
+        members: names of those that were fused.
+    """
+
+    case: str
+    decisions: Decisions
+    measures: Mapping[int, Mapping[str, float]]
+    table: refining.Table
+    changed_ml: Mapping[str, float]
+    members: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write it as .npz, whole or not at all."""
+        about = {
+            "case": self.case,
+            "measures": {str(value): dict(found) for value, found in self.measures.items()},
+            "changed_ml": dict(self.changed_ml),
+            "members": list(self.members),
+            "rows": list(self.table),
+        }
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                about=np.array(json.dumps(about)),
+                probabilities=self.decisions.probabilities.astype(np.float16),
+                truth=self.decisions.truth,
+                table=np.stack(list(self.table.values())),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Raises InputError: it is no such file."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+                return cls(
+                    about["case"],
+                    Decisions(arrays["probabilities"], arrays["truth"]),
+                    {int(value): found for value, found in about["measures"].items()},
+                    dict(zip(about["rows"], arrays["table"], strict=True)),
+                    about["changed_ml"],
+                    tuple(about["members"]),
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} cannot be read: {error!r}. Remove it; it is made again."
+            ) from error
+
+
+def record_of(
+    case: str,
+    result: SegmentationResult,
+    reference: Volume,
+    truth: Truth,
+    refined: tuple[refining.Table, Mapping[str, float]] | None = None,
+) -> Record:
+    """What is kept of a result.
+
+    Args:
+        case: its name.
+        result: of `segment` with uncertainty and probabilities, neither calibrated nor refined.
+        reference: what is true, as it was read, on the same grid.
+        truth: what its values mean.
+        refined: figures with and without refinements; None to take those of the prediction itself.
+    """
+    table, changed = refined or ({refining.AS_PREDICTED: figures_of(result, reference, truth)}, {})
+    return Record(
+        case,
+        drawn_decisions(case, result, reference, truth),
+        measures_of(result, truth.labels),
+        table,
+        changed,
+        tuple(result.provenance.get("members", ())),
+    )
+
+
+def drawn_decisions(
+    case: str, result: SegmentationResult, reference: Volume, truth: Truth
+) -> Decisions:
+    """Decisions in some voxels around the structures of the reference; the same for the same name of the case."""
+    masks = truth.masks(reference.voxels)
+    box = around(np.asarray(masks.any(0)), reference.geometry.spacing_mm, MARGIN_MM)
+    numbers = [result.labels.index(label) for label in truth.labels]
+    heeded = np.ones(reference.voxels[box].shape, bool)
+    if truth.ignored is not None:
+        heeded = reference.voxels[box] != truth.ignored
+    places = np.flatnonzero(heeded)
+    places = places[some(len(places), VOXELS, zlib.crc32(case.encode()))]
+    inside = np.stack([mask[box].reshape(-1)[places] for mask in masks])
+    found = np.stack([result.probabilities[number][box].reshape(-1)[places] for number in numbers])
+    if truth.regions:
+        return of_regions(found, inside)
+    return of_classes(found, np.where(inside.any(0), 1 + inside.argmax(0), 0).astype(np.uint16))
+
+
+def measures_of(result: SegmentationResult, labels: Sequence[Label]) -> dict[int, dict[str, float]]:
+    """The measures of agreement that are known, by label value."""
+    wanted = {label.value for label in labels}
+    return {
+        item.label.value: {
+            name: float(value)
+            for name in SCORES
+            if (value := getattr(item, name)) is not None and np.isfinite(value)
+        }
+        for item in result.structures
+        if item.label.value in wanted
+    }
+
+
+def figures_of(result: SegmentationResult, reference: Volume, truth: Truth) -> NDArray[np.float64]:
+    """Figures of a prediction, (structure, measure); regions are compared one by one, for they overlap."""
+    if not truth.regions:
+        pairs = [(result.labelmap, truth.in_model_values(reference), truth.labels)]
+    else:
+        masks = truth.masks(reference.voxels)
+        pairs = [
+            (
+                reference.with_voxels((result.probabilities[number] > 0.5).astype(np.uint8)),
+                reference.with_voxels(mask.astype(np.uint8)),
+                (dataclasses.replace(label, value=1),),
+            )
+            for label, mask in zip(truth.labels, masks, strict=True)
+            for number in [result.labels.index(label)]
+        ]
+    found = [item for pair in pairs for item in evaluate(*pair)]
+    return np.array([[getattr(item, name) for name in refining.MEASURES] for item in found])
+
+
+# all cases
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case, and who answers for it: a model, and those of its members that have not seen it."""
+
+    case: TrainingCase
+    model: str
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Cases that a model has not seen.
+
+    Attributes:
+        card: whose labels and suggestions count.
+        jobs: the cases.
+        truth: what the values of the references mean.
+        mapping: translates them first; None where that is not needed.
+        rows: refinements to try, as they are written.
+        folder: keeps what is done.
+        options: of the request, such as the device.
+    """
+
+    card: ModelCard
+    jobs: Sequence[Job]
+    truth: Truth
+    mapping: LabelMapping | None
+    rows: Sequence[str]
+    folder: Path
+    options: Mapping[str, Any]
+
+    def records(self, progress: Progress) -> list[Record]:
+        """Do what was not done before; what is done stays when this is stopped.
+
+        Raises:
+            RequestError: the folder holds cases of other models or options.
+            Cancelled: stopped through `progress`.
+        """
+        claim_folder(self.folder, SETTINGS, self._settings(), [self.folder / "cases"])
+        for number, job in enumerate(self.jobs):
+            path = self._path(job)
+            if not path.is_file():
+
+                def step(part: float, done: int = number) -> None:
+                    progress.step(STAGE, done + part, len(self.jobs))
+
+                step(0.0)
+                self._record(job, step, progress).save(path)
+        progress.step(STAGE, 1, 1)
+        return [Record.load(self._path(job)) for job in self.jobs]
+
+    def _path(self, job: Job) -> Path:
+        return self.folder / "cases" / f"{job.case.name}.npz"
+
+    def _record(self, job: Job, step: Callable[[float], None], progress: Progress) -> Record:
+        from medsegai.engine import segment  # loads torch
+
+        request = SegmentationRequest(
+            inputs=job.case.images,
+            models=(job.model,),
+            members=job.members,
+            refine=False,
+            uncertainty=True,
+            probabilities=True,
+            candidates=bool(self.rows),
+            calibrated=False,
+            **self.options,
+        )
+        image, reference = self._read(job)
+        result = segment(request, Progress(cancel=progress.cancel))
+        step(0.3)
+        refined = None
+        if not self.truth.regions:
+            draft = Draft(result.labelmap, result.labels, image, result.candidates)
+            draft = refining.as_suggested(draft, self.card)
+            expected = self.truth.in_model_values(reference)
+            refined = refining.try_all(
+                draft, expected, self.truth.labels, self.rows, lambda part: step(0.3 + 0.7 * part)
+            )
+        return record_of(job.case.name, result, reference, self.truth, refined)
+
+    def _read(self, job: Job) -> tuple[Volume, Volume]:
+        """Image and reference of a case, the values of the reference translated."""
+        image = read_volume(job.case.images[0])
+        reference = read_labelmap(job.case.label)[0]
+        if not image.geometry.matches(reference.geometry):
+            raise GeometryError(
+                f"{reference.source} does not lie on the grid of its image ({image.geometry.describe()}). "
+                "Resample one onto the other first."
+            )
+        return image, reference if self.mapping is None else self.mapping.apply(reference)
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the results."""
+        from medsegai.catalogue import find_card
+
+        cards: dict[str, str] = {}
+        for job in self.jobs:
+            cards.setdefault(job.model, _fingerprint(find_card(job.model)))
+        options = {name: value for name, value in self.options.items() if name != "device"}
+        return {
+            "models": cards,
+            "suggested refinements": [dict(item) for item in self.card.suggested_refinements],
+            "refinements": list(self.rows),
+            "options": options,
+            "labels": [label.value for label in self.truth.labels],
+            "members": sorted({name for job in self.jobs for name in job.members}),
+        }
+
+
+def _fingerprint(card: ModelCard) -> str:
+    """Changes with the networks, not with what else a card says."""
+    hashes = sorted(str(card.weights_sha256(member)) for member in card.members)
+    return f"{zlib.crc32(' '.join(hashes).encode()):08x}"
+
+
+def groups_of(cases: Sequence[str], owners: Mapping[str, str | int], count: int) -> Iterator[int]:
+    """A number for each case, so that cases of one owner share it: of `count` numbers, or one per owner if less.
+
+    Args:
+        cases: names.
+        owners: patient or fold of a case; cases without one are owners themselves.
+        count: how many numbers there are at most.
+    """
+    numbers: dict[str | int, int] = {}
+    for case in cases:
+        owner = owners.get(case, case)
+        yield numbers.setdefault(owner, len(numbers)) % count

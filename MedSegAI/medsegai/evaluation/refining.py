@@ -1,0 +1,224 @@
+"""Which refinement helps a model, decided on cases that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from medsegai.card import ModelCard
+from medsegai.errors import ModelError, RequestError
+from medsegai.evaluation.measures import evaluate
+from medsegai.labels import Label
+from medsegai.refinements import Draft, apply, parse
+from medsegai.volume import Volume
+
+ROWS = (
+    "islands",
+    "islands:keep=1",
+    "holes",
+    "smoothing",
+    "snap",
+    "level_set",
+    "largest_component",
+)
+"""What is tried, unless something else is asked for."""
+
+AS_PREDICTED = "as predicted"
+MEASURES = ("dice", "hd95_mm", "assd_mm")
+
+CONFIDENCE = 0.95
+MATERIAL = 0.001
+"""A loss of mean Dice in a structure that matters; on a few cases less is chance."""
+
+Table = dict[str, NDArray[np.float64]]
+"""For each row the figures of one case, (structure, measure); NaN where a structure has none."""
+
+
+def settings_of(text: str, labels: Sequence[Label]) -> dict[str, Any]:
+    """A refinement as a card suggests it to all labels, and as the engine then applies it.
+
+    Raises:
+        RequestError: there is no such refinement or option.
+    """
+    settings = parse(text)
+    return {"labels": [label.value for label in labels]} | settings
+
+
+def as_suggested(draft: Draft, card: ModelCard) -> Draft:
+    """The draft with what the card suggests already.
+
+    Raises:
+        ModelError: the card suggests what there is not.
+    """
+    every = {"labels": list(card.label_values)}
+    for item in card.suggested_refinements:
+        try:
+            refined = apply(draft, every | dict(item))
+        except RequestError as error:
+            raise ModelError(f"The card of {card.id} cannot be followed: {error}") from None
+        labelmap = draft.labelmap.with_voxels(refined.labels)
+        draft = Draft(labelmap, draft.labels, draft.image, draft.candidates)
+    return draft
+
+
+def try_all(
+    draft: Draft,
+    reference: Volume,
+    labels: Sequence[Label],
+    rows: Sequence[str],
+    step: Callable[[float], None] = lambda part: None,
+) -> tuple[Table, dict[str, float]]:
+    """Figures of one case as it is, and after each refinement; and what each changed, in ml.
+
+    A structure that a refinement leaves alone keeps its figures without being measured again.
+
+    Args:
+        draft: a prediction with all of the model's labels.
+        reference: what is true, in the values of the model.
+        labels: those that the reference knows.
+        rows: refinements, each as it is written.
+        step: is told which share is done.
+    """
+    before = _figures(draft.labelmap, reference, labels)
+    table, changed = {AS_PREDICTED: before}, {}
+    for number, text in enumerate(rows):
+        step(number / len(rows))
+        refined = apply(draft, settings_of(text, draft.labels))
+        touched = {change.label.value for change in refined.changes}
+        places = [number for number, label in enumerate(labels) if label.value in touched]
+        after = before.copy()
+        if places:
+            labelmap = draft.labelmap.with_voxels(refined.labels)
+            after[places] = _figures(labelmap, reference, [labels[place] for place in places])
+        table[text], changed[text] = after, refined.ml
+    return table, changed
+
+
+def _figures(labelmap: Volume, reference: Volume, labels: Sequence[Label]) -> NDArray[np.float64]:
+    found = evaluate(labelmap, reference, labels)
+    return np.array([[getattr(item, name) for name in MEASURES] for item in found])
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a refinement is worth over all cases.
+
+    Attributes:
+        name: as it is written.
+        dice, hd95_mm, assd_mm: mean over cases of the mean over structures.
+        rose, fell: in how many cases the mean Dice did.
+        gain: mean difference of the mean Dice.
+        gain_at_least: lower bound of it, at 95 % confidence over cases.
+        changed_ml: mean volume that changed.
+        reason: why it is not to be used, in words; "" where it helps.
+    """
+
+    name: str
+    dice: float
+    hd95_mm: float
+    assd_mm: float
+    rose: int = 0
+    fell: int = 0
+    gain: float = 0.0
+    gain_at_least: float = 0.0
+    changed_ml: float = 0.0
+    reason: str = ""
+
+    @property
+    def helps(self) -> bool:
+        return not self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            name: round(value, 5) if isinstance(value, float) else value
+            for name, value in vars(self).items()
+        }
+
+
+def worth(
+    tables: Sequence[Table], changed: Sequence[Mapping[str, float]], labels: Sequence[Label]
+) -> list[Worth]:
+    """Judge each row over all cases; the first of the result is what was there before.
+
+    A refinement helps where the mean Dice rises, by a margin that 95 % confidence bears out (one-sided, Student's
+    t over cases), no structure loses more than `MATERIAL` of its mean Dice, and the HD95 does not rise with the
+    same confidence.
+    """
+    rows = [name for name in tables[0] if name != AS_PREDICTED]
+    before = np.stack([table[AS_PREDICTED] for table in tables])
+    dice, hd95, assd = _means(before)
+    result = [Worth(AS_PREDICTED, dice, hd95, assd)]
+    for name in rows:
+        after = np.stack([table[name] for table in tables])
+        dice, hd95, assd = _means(after)
+        gains = _by_case(after)[:, 0] - _by_case(before)[:, 0]
+        result.append(
+            Worth(
+                name,
+                dice,
+                hd95,
+                assd,
+                rose=int((gains > 1e-6).sum()),
+                fell=int((gains < -1e-6).sum()),
+                gain=float(gains.mean()),
+                gain_at_least=_at_least(gains),
+                changed_ml=float(np.mean([item[name] for item in changed])),
+                reason=_against(before, after, labels),
+            )
+        )
+    return result
+
+
+def best_of(rows: Sequence[Worth]) -> Worth | None:
+    """The refinement that raises Dice most surely among those that help; None where none does."""
+    helping = [row for row in rows if row.name != AS_PREDICTED and row.helps]
+    return max(helping, key=lambda row: row.gain_at_least, default=None)
+
+
+def _against(before: NDArray[Any], after: NDArray[Any], labels: Sequence[Label]) -> str:
+    """What speaks against a refinement; figures are (case, structure, measure)."""
+    gains = _by_case(after) - _by_case(before)
+    if not (gains[:, 0] != 0).any():
+        return "changes no Dice"
+    if _at_least(gains[:, 0]) <= 0:
+        return "Dice does not surely rise"
+    losses = _mean(before[:, :, 0] - after[:, :, 0], 0)
+    worst = int(np.nanargmax(losses))
+    if losses[worst] > MATERIAL:
+        return f"{labels[worst].name} loses {losses[worst]:.3f}"
+    if _at_least(gains[:, 1]) > 0:
+        return "HD95 rises"
+    return ""
+
+
+def _at_least(values: NDArray[Any]) -> float:
+    """One-sided lower bound of the mean; of a single case minus infinity, unless it is 0."""
+    values = values[np.isfinite(values)]
+    if not values.any():
+        return 0.0
+    if len(values) < 2:
+        return float("-inf")
+    reach = stats.t.ppf(CONFIDENCE, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - reach)
+
+
+def _means(figures: NDArray[Any]) -> list[float]:
+    return [float(value) for value in _mean(_by_case(figures), 0)]
+
+
+def _by_case(figures: NDArray[Any]) -> NDArray[Any]:
+    """(case, structure, measure) to (case, measure)."""
+    return _mean(figures, 1)
+
+
+def _mean(figures: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Mean of what is known; NaN where nothing is."""
+    known = np.isfinite(figures)
+    total, count = np.where(known, figures, 0.0).sum(axis), known.sum(axis)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -1,0 +1,238 @@
+"""Which measure of agreement tells how good a structure is, and from where on it should be looked at.
+
+Without a reference nobody knows the Dice of a result. Where members disagree it tends to be low: how far that
+holds is measured on cases that the model has not seen (as A. G. Roy et al., Bayesian QuickNAT, NeuroImage 195,
+2019, 11-22, did for theirs). Small structures have a low Dice and a low agreement in every case, so that a
+correlation over all structures is high even where a measure cannot tell a good case from a bad one. It is within
+structures that it must
+hold: of the differences from the structure's own mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from medsegai.quality import SCORES, Expected
+
+AT_ANY_TEMPERATURE = ("iou", "pairwise_dice", "volume_cv", "mutual_information")
+"""Those that a temperature does not change, so that a limit holds for results with it and without."""
+
+WORST = 0.1
+"""Share of the held-out results that count as bad, and that a limit flags."""
+
+SIGNIFICANT = 0.05
+LEAST_CASES = 5
+"""Of a structure; with less of them it gets no limit, and none of its own figures."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One structure in one case: what members agree on, and the Dice that it truly has.
+
+    Attributes:
+        case, value: which case, and the label value.
+        dice: against the reference.
+        measures: by name, as in `StructureMeasures`; those that are not known are left out.
+        group: cases of the same group are never used to judge each other.
+    """
+
+    case: str
+    value: int
+    dice: float
+    measures: Mapping[str, float]
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of a measure with Dice; `within` after the mean of its structure was taken from each."""
+
+    pooled_pearson: float
+    pooled_spearman: float
+    within_pearson: float
+    within_spearman: float
+    within_p: float
+    results: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+def measured(rows: Iterable[Scored], measure: str) -> list[Scored]:
+    """The results of which both Dice and this measure are known, and whose structure occurs in several cases."""
+    known = [row for row in rows if _is_known(row.dice) and _is_known(row.measures.get(measure))]
+    counts: dict[int, int] = {}
+    for row in known:
+        counts[row.value] = counts.get(row.value, 0) + 1
+    return [row for row in known if counts[row.value] >= LEAST_CASES]
+
+
+def correlation(rows: Iterable[Scored], measure: str) -> Correlation | None:
+    """Correlation of a measure with Dice over (case, structure); None where there is too little to compare."""
+    known = measured(rows, measure)
+    scores, dice = _columns(known, measure)
+    own_scores, own_dice = _within(known, scores), _within(known, dice)
+    if len(known) < LEAST_CASES or not (own_scores.any() and own_dice.any()):
+        return None
+    within = stats.pearsonr(own_scores, own_dice)
+    return Correlation(
+        float(stats.pearsonr(scores, dice).statistic),
+        float(stats.spearmanr(scores, dice).statistic),
+        float(within.statistic),
+        float(stats.spearmanr(own_scores, own_dice).statistic),
+        float(within.pvalue),
+        len(known),
+    )
+
+
+def choose_score(rows: Sequence[Scored]) -> str:
+    """The measure that tells quality best within structures; "" where none does.
+
+    Those that depend on the temperature are left out: see `AT_ANY_TEMPERATURE`.
+    """
+    best, name = 0.0, ""
+    for measure in AT_ANY_TEMPERATURE:
+        found = correlation(rows, measure)
+        if found is not None and found.within_p < SIGNIFICANT:
+            strength = found.within_pearson * _sign(measure)
+            if strength > best:
+                best, name = strength, measure
+    return name
+
+
+def expectations(rows: Iterable[Scored], measure: str) -> dict[int, Expected]:
+    """What is to be expected of each structure, by label value.
+
+    The slope is one for all structures, for a line through a few cases of one would follow chance; the limit is
+    that of the structure itself, beyond which the worst tenth of its own scores lie.
+    """
+    known = measured(rows, measure)
+    scores, dice = _columns(known, measure)
+    own_scores, own_dice = _within(known, scores), _within(known, dice)
+    spread = float(own_scores @ own_scores)
+    slope = float(own_scores @ own_dice) / spread if spread else 0.0
+    quantile = WORST if _sign(measure) > 0 else 1.0 - WORST
+    values = np.array([row.value for row in known])
+    return {
+        int(value): Expected(
+            dice=_rounded(dice[values == value].mean()),
+            score=_rounded(scores[values == value].mean()),
+            slope=_rounded(slope),
+            limit=_rounded(np.quantile(scores[values == value], quantile)),
+        )
+        for value in np.unique(values)
+    }
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What limits catch on cases that they were not made of.
+
+    Attributes:
+        results: (case, structure) that were judged.
+        bad: of these, the tenth whose Dice lies farthest below the mean of its structure.
+        flagged: beyond the limit.
+        caught: both.
+        auc: chance that a bad result has a worse score, for its structure, than one that is not (area under the
+            ROC).
+        error: mean distance of the expected Dice from the true one.
+        error_of_means: the same of the structure's mean Dice, for comparison.
+    """
+
+    results: int
+    bad: int
+    flagged: int
+    caught: int
+    auc: float
+    error: float
+    error_of_means: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+def cross_fitted_flags(rows: Sequence[Scored], measure: str) -> Flags | None:
+    """Judge each group of cases by the expectations that all other groups give; None with less than two groups."""
+    known = measured(rows, measure)
+    groups = sorted({row.group for row in known})
+    judged: list[tuple[Scored, Expected]] = []
+    for group in groups if len(groups) > 1 else ():
+        made = expectations([row for row in known if row.group != group], measure)
+        judged += [
+            (row, made[row.value]) for row in known if row.group == group and row.value in made
+        ]
+    return judge(judged, measure) if judged else None
+
+
+def judge(judged: Sequence[tuple[Scored, Expected]], measure: str) -> Flags:
+    """Compare what was expected of each result with its true Dice."""
+    dice = np.array([row.dice for row, _ in judged])
+    means = np.array([made.dice for _, made in judged])
+    scores = np.array([row.measures[measure] for row, _ in judged])
+    limits = np.array([made.limit for _, made in judged])
+    change = np.array([made.slope * (row.measures[measure] - made.score) for row, made in judged])
+    below = dice - means
+    bad = below <= np.quantile(below, WORST)
+    flagged = _sign(measure) * (scores - limits) < 0
+    return Flags(
+        results=len(judged),
+        bad=int(bad.sum()),
+        flagged=int(flagged.sum()),
+        caught=int((bad & flagged).sum()),
+        auc=_auc(change, bad),
+        error=float(np.abs(np.clip(means + change, 0.0, 1.0) - dice).mean()),
+        error_of_means=float(np.abs(below).mean()),
+    )
+
+
+def _sign(measure: str) -> float:
+    """1 if high values are good, -1 if they are bad."""
+    _, high_is_bad = SCORES[measure]
+    return -1.0 if high_is_bad else 1.0
+
+
+def _auc(goodness: NDArray[Any], bad: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve, from the ranks (Mann and Whitney's U); ties count half."""
+    count = int(bad.sum())
+    if count in (0, len(bad)):
+        return math.nan
+    ranks = stats.rankdata(-goodness)
+    above = ranks[bad].sum() - count * (count + 1) / 2
+    return float(above / (count * (len(bad) - count)))
+
+
+def _columns(rows: Sequence[Scored], measure: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    scores = np.array([row.measures[measure] for row in rows], np.float64)
+    return scores, np.array([row.dice for row in rows], np.float64)
+
+
+def _within(rows: Sequence[Scored], column: NDArray[Any]) -> NDArray[Any]:
+    """The column less the mean of its structure."""
+    values = np.array([row.value for row in rows])
+    result = column.copy()
+    for value in np.unique(values):
+        result[values == value] -= column[values == value].mean()
+    return result
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _plain(value: float) -> float | None:
+    if isinstance(value, int):
+        return value
+    return round(value, 5) if math.isfinite(value) else None
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 5)

@@ -1,0 +1,187 @@
+"""How far a brain model's doubts can be believed on scans it never saw, drawn by hand: MALC 2012.
+
+    python Testing/bench/uncertainty.py -o malc-views
+    python Testing/bench/uncertainty.py -o malc-dropout --cases 5 --dropout-passes 5 --refinement none
+
+Reliability of the probabilities as the networks give them and at the temperature in the model's card, correlation
+of the members' agreement with Dice, what the card's limits flag, and what refinements are worth. Nothing is
+fitted: the scans are for evaluation only. What is finished is kept in the folder; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from malc import CREDIT, CSF, LABELS, MAPPING, REPOSITORY, SCAN
+
+from medsegai.card import ModelCard
+from medsegai.catalogue import find_card
+from medsegai.commands.calibrate import chosen_rows
+from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.segment import comma_list
+from medsegai.errors import InputError, MedSegAIError
+from medsegai.evaluation import read_mapping
+from medsegai.evaluation.calibration import Reliability, reliability
+from medsegai.evaluation.findings import draw_reliability, scored
+from medsegai.evaluation.folds import TrainingCase
+from medsegai.evaluation.held_out import HeldOut, Job, Record, Truth
+from medsegai.evaluation.refining import Worth, worth
+from medsegai.evaluation.scores import Correlation, Flags, correlation, judge
+from medsegai.labels import Label
+from medsegai.progress import Progress
+from medsegai.quality import SCORES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    bar = ProgressBar()
+    progress = Progress(bar, weights={"held-out cases": 1.0})
+    try:
+        card = find_card(arguments.model)
+        held_out = planned(card, arguments)
+        with stoppable(progress):
+            records = held_out.records(progress)
+        bar.clear()
+        report = measured(card, records, held_out.truth.labels, arguments.output)
+    except MedSegAIError as error:
+        print(f"uncertainty: {error}", file=sys.stderr)
+        return error.exit_code
+    (arguments.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
+    """The scans as held-out cases. CSF is left out, for it is not comparable: see `malc.py`."""
+    scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
+    if not scans:
+        raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
+    names = [path.name.removesuffix(SCAN) for path in scans]
+    jobs = [
+        Job(TrainingCase(name, (path,), path.with_name(name + LABELS)), arguments.model)
+        for name, path in zip(names, scans, strict=True)
+    ]
+    mapping = read_mapping(MAPPING)
+    truth = Truth.of_mapping(card, mapping)
+    labels = tuple(label for label in truth.labels if label.value != CSF)
+    truth = replace(truth, labels=labels, values=tuple((label.value,) for label in labels))
+    options = {"device": arguments.device, "dropout_passes": arguments.dropout_passes}
+    rows = chosen_rows(arguments.rows)
+    return HeldOut(card, jobs, truth, mapping, rows, arguments.output, options)
+
+
+def measured(
+    card: ModelCard, records: Sequence[Record], labels: Sequence[Label], folder: Path
+) -> dict[str, Any]:
+    """All figures, printed as Markdown on the way."""
+    temperature = 1.0 if card.calibration is None else card.calibration.temperature
+    raw, cooled = (
+        reliability((record.decisions, choice) for record in records)
+        for choice in (1.0, temperature)
+    )
+    draw_reliability(raw, cooled, folder / "reliability.png")
+    rows = scored(records, range(len(records)), labels)
+    found = {name: correlation(rows, name) for name in SCORES}
+    flags = None
+    if card.calibration is not None and card.calibration.holds_for(records[0].members):
+        expected = card.calibration.structures
+        known = [row for row in rows if card.calibration.score in row.measures]
+        flags = judge(
+            [(row, expected[row.value]) for row in known if row.value in expected],
+            card.calibration.score,
+        )
+    worths = worth([item.table for item in records], [item.changed_ml for item in records], labels)
+    print(f"{len(records)} scans, members: {', '.join(records[0].members)}\n")
+    print(reliability_table(raw, cooled, temperature))
+    print(correlation_table(found))
+    print(flags_text(flags))
+    print(worth_table(worths))
+    print(CREDIT)
+    return {
+        "scans": [record.case for record in records],
+        "members": list(records[0].members),
+        "temperature": temperature,
+        "reliability raw": raw.to_dict(),
+        "reliability at the card's temperature": cooled.to_dict(),
+        "correlation with Dice": {
+            name: item.to_dict() for name, item in found.items() if item is not None
+        },
+        "flags by the card": None if flags is None else flags.to_dict(),
+        "refinements": [item.to_dict() for item in worths],
+    }
+
+
+def reliability_table(raw: Reliability, cooled: Reliability, temperature: float) -> str:
+    lines = ["| temperature | expected calibration error | log loss |", "| ---: | ---: | ---: |"]
+    for value, item in ((1.0, raw), (temperature, cooled)):
+        lines.append(f"| {value:.3f} | {item.error:.4f} | {item.likelihood_loss:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def correlation_table(found: dict[str, Correlation | None]) -> str:
+    lines = [
+        "| measure | Pearson | Spearman | Pearson within structures | Spearman within |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, item in found.items():
+        if item is not None:
+            lines.append(
+                f"| `{name}` | {item.pooled_pearson:.2f} | {item.pooled_spearman:.2f} | "
+                f"{item.within_pearson:.2f} | {item.within_spearman:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def flags_text(flags: Flags | None) -> str:
+    if flags is None:
+        return "The card has no limits for these members.\n"
+    return (
+        f"Of {flags.results} results the worst {flags.bad}: {flags.caught} are among the {flags.flagged} flagged; "
+        f"AUC {flags.auc:.2f}. Expected Dice is off by {flags.error:.3f} (the structure's mean on the held-out "
+        f"cases by {flags.error_of_means:.3f}).\n"
+    )
+
+
+def worth_table(worths: Sequence[Worth]) -> str:
+    lines = [
+        "| | Dice | gain | at least | HD95, mm | surface distance, mm | changed, ml |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for item in worths:
+        tally = f" (+{item.rose} -{item.fell})" if item is not worths[0] else ""
+        lines.append(
+            f"| `{item.name}` | {item.dice:.4f}{tally} | {item.gain:+.4f} | {item.gain_at_least:+.4f} | "
+            f"{item.hd95_mm:.3f} | {item.assd_mm:.4f} | {item.changed_ml:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = os.environ.get("MEDSEGAI_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="brain", metavar="ID", help="id or folder of the model")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--cases", type=int, metavar="N", help="the first N scans only")
+    parser.add_argument("--dropout-passes", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--refinement", dest="rows", action="extend", type=comma_list, help="as in calibrate"
+    )
+    parser.add_argument("--device", default="auto", help="as in `medsegai segment`")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(shared) / "malc2012-train",
+        metavar="FOLDER",
+        help=f"where the scans *{SCAN} and their labels *{LABELS} are",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
