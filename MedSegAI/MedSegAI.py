@@ -25,12 +25,13 @@ from slicer.ScriptedLoadableModule import (
 )
 
 if TYPE_CHECKING:
-    from medsegai.errors import MedSegAIError
     from medsegai.progress import ProgressEvent
-    from medsegai.request import SegmentationRequest, SegmentationResult
+    from medsegai.request import SegmentationRequest
+    from medsegai.tasks import RefinementResult
     from MedSegAILib.output_choice import OutputChoice
     from MedSegAILib.worker.client import WorkerClient
     from MedSegAILib.worker.queue import JobQueue
+    from MedSegAILib.worker.scripted import Job
 
 MODULE_FOLDER = Path(__file__).resolve().parent
 
@@ -201,9 +202,60 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         make_request()  # what can be told before the job is told at once
         if worker().place.kind == "own":
             install_what_is_missing()
-        job = Job(lambda result: scene.write(nodes[0], result, output), progress)
+        job = _job(lambda result: scene.write(nodes[0], result, output), progress)
         job.entry = queue().add(f"{nodes[0].GetName()}: {', '.join(models)}", make_request, job)
         return job
+
+    def refine(
+        self,
+        segmentationNode: Any,
+        refinements: str | Sequence[str],
+        volumeNode: Any = None,
+        segments: Sequence[str] = (),
+        progress: Callable[[ProgressEvent], None] | None = None,
+    ) -> tuple[str, ...]:
+        """Clean and sharpen a segmentation that is there, whoever made it, and wait until it is done.
+
+        Segments whose review is completed, and those that are not named, stay as they are.
+
+        Args:
+            segmentationNode: it is changed, as one undo step of the Segment Editor.
+            refinements: what to do, in this order, as for `medsegai refine`, without labels.
+            volumeNode: the image, for refinements that look at it; the segmentation's own if None.
+            segments: ids or names of the segments to refine; all if none is named.
+            progress: called with stage, fraction and seconds left.
+
+        Returns:
+            what was changed, in sentences; none where there was nothing to change.
+
+        Raises:
+            MedSegAIError: the segmentation, a segment, a refinement or an option cannot be used; the message
+                says what to do. The scene is as it was.
+        """
+        from medsegai.refinements import parse
+        from MedSegAILib.host import save_undo
+        from MedSegAILib.reading import Reading
+        from MedSegAILib.scene import Scene
+
+        scene, node = Scene(slicer.mrmlScene, save_undo), segmentationNode
+        texts = [refinements] if isinstance(refinements, str) else list(refinements)
+        settings, ids = [parse(text) for text in texts], scene.segment_ids(node, segments)
+        image = volumeNode or scene.reference_volume(node)
+        reading = Reading(lambda: scene.draft(node, settings, ids, image))
+        if worker().place.kind == "own":
+            install_what_is_missing()
+
+        def write(result: RefinementResult) -> tuple[str, ...]:
+            scene.write_refined(reading.read_as, result)
+            return (*result.words, *reading.read_as.notes)
+
+        job = _job(write, progress)
+        job.entry = queue().add(f"{node.GetName()}: {', '.join(texts)}", reading.make_request, job)
+        reading.waits()
+        try:
+            return tuple(job.wait())
+        finally:
+            reading.forget()
 
     @staticmethod
     def report(segmentationNode: Any) -> dict[str, Any]:
@@ -211,81 +263,6 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         from MedSegAILib.scene import REPORT_ATTRIBUTE
 
         return dict(json.loads(segmentationNode.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
-
-
-class Job:
-    """A job that a script started.
-
-    Attributes:
-        entry: its place in the queue: state, fraction, seconds_left, message.
-        over: whether it has ended.
-    """
-
-    entry: Any
-
-    def __init__(
-        self,
-        write: Callable[[SegmentationResult], Any],
-        progress: Callable[[ProgressEvent], None] | None,
-    ) -> None:
-        self._write, self._progress = write, progress
-        self._events: list[ProgressEvent] = []
-        self._node: Any = None
-        self._error: MedSegAIError | None = None
-        self.over = False
-
-    def wait(self) -> Any:
-        """The segmentation node, as soon as it is there, while Slicer stays alive.
-
-        Raises:
-            MedSegAIError: why there is none.
-        """
-        try:
-            self._work_until_over()
-        finally:
-            if not self.over:  # `progress` raised, or Ctrl-C came
-                self._progress = None
-                self.cancel()
-                self._work_until_over()
-        if self._error is not None:
-            raise self._error
-        return self._node
-
-    def cancel(self) -> None:
-        """Stop it; `wait` then raises `Cancelled`."""
-        queue().cancel(self.entry)
-
-    def progressed(self, event: ProgressEvent) -> None:
-        self._events.append(event)
-
-    def finished(self, result: SegmentationResult) -> None:
-        from medsegai.errors import MedSegAIError
-
-        try:
-            self._node = self._write(result)
-        except MedSegAIError as error:
-            self._error = error
-        self.over = True
-
-    def failed(self, error: MedSegAIError) -> None:
-        self._error, self.over = error, True
-
-    def _work_until_over(self) -> None:
-        while not self.over:
-            worker().wait(self._meanwhile)
-            self._meanwhile()
-        self._tell()
-
-    def _meanwhile(self) -> None:
-        slicer.app.processEvents()
-        self._tell()
-
-    def _tell(self) -> None:
-        """From here and not from Qt, which would swallow an exception."""
-        while self._events:
-            event = self._events.pop(0)
-            if self._progress is not None:
-                self._progress(event)
 
 
 _worker: WorkerClient | None = None
@@ -312,6 +289,12 @@ def queue() -> JobQueue:
 
         _queue = JobQueue(worker())
     return _queue
+
+
+def _job(write: Callable[[Any], Any], progress: Callable[[ProgressEvent], None] | None) -> Job:
+    from MedSegAILib.worker.scripted import Job
+
+    return Job(queue(), worker(), slicer.app.processEvents, write, progress)
 
 
 def close_worker() -> None:

@@ -68,6 +68,35 @@ class StructureRow:
     review: str = ""
 
 
+@dataclass(frozen=True)
+class SegmentRow:
+    """A segment to choose from; one that is `locked` must not change."""
+
+    segment_id: str
+    name: str
+    color: tuple[int, int, int]
+    locked: bool = False
+
+
+@dataclass(frozen=True)
+class RefineChoice:
+    """What is to be done to a segmentation that is there.
+
+    Attributes:
+        segmentation: the node, or None.
+        image: the volume node of the scan, or None.
+        every: whether all its segments may change; else those in `segments` alone.
+        segments: their ids.
+        settings: the refinement's name and options.
+    """
+
+    segmentation: Any = None
+    image: Any = None
+    every: bool = True
+    segments: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 REVIEW_STATES = {
     "notstarted": "Not started",
     "inprogress": "In progress",

@@ -78,6 +78,9 @@ OFFENCES = [
     ("MedSegAILib/panel/__init__.py", "import torch"),
     ("MedSegAILib/scene/__init__.py", "import qt"),
     ("MedSegAILib/scene/__init__.py", "from medsegai.io.nifti import read"),
+    ("MedSegAILib/panel/options.py", "from medsegai.refinements import apply"),
+    ("MedSegAILib/panel/options.py", "from medsegai.refinements import islands"),
+    ("MedSegAILib/panel/options.py", "from medsegai import refinements"),
     ("MedSegAILib/worker/client.py", "import vtk"),
     ("MedSegAILib/panel/options.py", "import slicer"),
     ("MedSegAILib/translation.py", "import qt"),
@@ -116,6 +119,7 @@ CUSTOMS = [
     ("medsegai/cli.py", "from medsegai.commands import segment, train"),
     ("medsegai/training/__main__.py", "from medsegai.cli import main"),
     ("MedSegAI.py", "import slicer\nimport vtk\nfrom MedSegAILib.panel import Panel"),
+    ("MedSegAILib/panel/options.py", "import qt\nfrom medsegai.refinements import option_fields"),
     ("MedSegAI.py", "from slicer.ScriptedLoadableModule import *"),
     (
         "MedSegAILib/scene/__init__.py",
@@ -174,10 +178,22 @@ def imports_of_a_fresh_process(statement: str) -> set[str]:
 ALL_OF_L0 = ", ".join(f"medsegai.{name}" for name in sorted(import_rules.FLAT))
 
 
+HEAVY = {"torch", "monai", "SimpleITK", "nibabel", "scipy", "openvino", "matplotlib", "nilearn"}
+
+
 @pytest.mark.parametrize("modules", [ALL_OF_L0, "medsegai.cli"], ids=["L0", "cli"])
 def test_no_heavy_library_is_loaded_before_it_is_needed(modules: str) -> None:
-    heavy = {"torch", "monai", "SimpleITK", "nibabel", "scipy", "openvino", "matplotlib", "nilearn"}
-    assert not heavy & imports_of_a_fresh_process(f"import {modules}")
+    assert not HEAVY & imports_of_a_fresh_process(f"import {modules}")
+
+
+def test_refinements_describe_themselves_without_a_heavy_library() -> None:
+    """As the panel asks them, inside of Slicer."""
+    statement = (
+        "from medsegai.refinements import *; from medsegai import refinements as r; "
+        "found = [(r.summary(name), r.option_fields(name), r.parse(name), r.as_text({'name': name})) "
+        "for name in r.refinement_names()]; assert len(found) > 4"
+    )
+    assert not HEAVY & imports_of_a_fresh_process(statement)
 
 
 def test_a_heavy_library_would_be_seen() -> None:

@@ -17,11 +17,12 @@ from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.errors import MedSegAIError, WorkerError
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.tasks import RefinementRequest
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.controller import Controller
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.signals import Signal
-from MedSegAILib.view import Choice, PlaceChoice, SeriesRow, StructureRow
+from MedSegAILib.view import Choice, PlaceChoice, RefineChoice, SegmentRow, SeriesRow, StructureRow
 from MedSegAILib.worker.place import Place
 from MedSegAILib.worker.queue import JobQueue
 
@@ -100,6 +101,14 @@ class Panel:
             "slab_requested",
             "keep_requested",
         )
+        self.refine = Part(
+            "segmentation_chosen",
+            "choice_changed",
+            "preview_requested",
+            "apply_requested",
+            "cancel_requested",
+        )
+        self.refine.answers["choice"] = RefineChoice()
         self.queue = Part(
             "move_requested",
             "again_requested",
@@ -233,6 +242,37 @@ class Scene:
         made = SimpleNamespace(node=node, notes=(), accept=accept, reject=reject)
         self.previews.append(made)
         return made
+
+    def reference_volume(self, segmentation: Any) -> Any:
+        return Node("Head")
+
+    def segments(self, segmentation: Any) -> list[SegmentRow]:
+        return [SegmentRow(row.segment_id, row.name, row.color) for row in self.rows]
+
+    def draft(self, segmentation: Any, settings: Any, segments: Any = (), image: Any = None) -> Any:
+        if self.read_error:
+            raise self.read_error
+        self.done.append(("draft", segmentation, settings, segments, image))
+        labelmap = Volume(np.ones((4, 5, 6), np.uint8), HEAD.geometry, "Head")
+        request = RefinementRequest(labelmap, fake_worker.LABELS, tuple(settings))
+        return SimpleNamespace(
+            request=request, segmentation=segmentation, notes=("Not changed: Stem.",)
+        )
+
+    def write_refined(self, draft: Any, result: Any) -> Any:
+        if self.write_error:
+            raise self.write_error
+        self.done.append(("write_refined", draft.segmentation))
+        return draft.segmentation
+
+    def preview_refined(self, draft: Any, result: Any) -> Any:
+        made = self.preview(None, result, OutputChoice())
+
+        def accept() -> Any:
+            made.accept()
+            return draft.segmentation
+
+        return SimpleNamespace(node=made.node, notes=(), accept=accept, reject=made.reject)
 
     def structures(self, segmentation: Any) -> list[StructureRow]:
         return self.rows

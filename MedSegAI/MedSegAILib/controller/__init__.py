@@ -16,6 +16,7 @@ from MedSegAILib.controller.protocols import (
     QueueProtocol,
     SceneProtocol,
 )
+from MedSegAILib.controller.refining import Refining
 from MedSegAILib.controller.results import Results
 from MedSegAILib.translation import tr as _
 
@@ -33,7 +34,7 @@ class Controller:
     """Joins panel, scene, queue and application.
 
     Attributes:
-        jobs, results, models, batches, places: the parts.
+        jobs, results, refining, models, batches, places: the parts.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Controller:
         self._house = House(panel, scene, queue, host)
         self.results = Results(panel, scene, host)  # type: ignore[arg-type]  # one scene has both
         self.jobs = Jobs(self._house, self.results)
+        self.refining = Refining(self._house, self.results)
         self.models = Models(self._house)
         self.batches = Batches(self._house)
         self.places = Places(self._house, self.jobs.update_plan)
@@ -53,6 +55,7 @@ class Controller:
         self.jobs.guess_channels()
         self.jobs.update_plan()
         self.results.refresh()
+        self.refining.refresh()
         if not self._asked_devices:
             self._asked_devices = True
             self.places.ask_devices()
@@ -70,6 +73,7 @@ class Controller:
         """What is under way would have no volume to belong to."""
         self._house.queue.cancel_all()
         self.jobs.forget_previews()
+        self.refining.forget()
         self.results.show(None)
 
     def _question(self, text: str, others: list[str]) -> str:

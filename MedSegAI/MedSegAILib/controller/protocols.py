@@ -8,10 +8,11 @@ from typing import Any, Protocol
 from medsegai.card import ModelCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationResult
+from medsegai.tasks import RefinementResult
 from medsegai.volume import Volume
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.signals import Signal
-from MedSegAILib.view import Choice, DeviceChoice, SeriesRow
+from MedSegAILib.view import Choice, DeviceChoice, SegmentRow, SeriesRow
 from MedSegAILib.worker.place import Place
 
 
@@ -25,6 +26,7 @@ class PanelProtocol(Protocol):
     log_requested: Signal
     preview: Any
     results: Any
+    refine: Any
     queue: Any
     settings: Any
     browser: Any
@@ -65,6 +67,17 @@ class SceneProtocol(Protocol):
         frame: int | None = None,
     ) -> Any: ...
     def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Any: ...
+    def segments(self, segmentation: Any) -> Sequence[SegmentRow]: ...
+    def reference_volume(self, segmentation: Any) -> Any: ...
+    def draft(
+        self,
+        segmentation: Any,
+        settings: Sequence[Mapping[str, Any]],
+        segments: Sequence[str] = (),
+        image: Any = None,
+    ) -> Any: ...
+    def write_refined(self, draft: Any, result: RefinementResult) -> Any: ...
+    def preview_refined(self, draft: Any, result: RefinementResult) -> Any: ...
 
 
 class QueueProtocol(Protocol):

@@ -18,6 +18,7 @@ from MedSegAILib.panel.models import ModelBrowser
 from MedSegAILib.panel.options import OptionWidgets
 from MedSegAILib.panel.output import OutputWidgets, PreviewBar
 from MedSegAILib.panel.queue_table import QueueTable
+from MedSegAILib.panel.refining import RefineView
 from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.shortcuts import add_shortcuts
@@ -40,7 +41,7 @@ class Panel:
         segment_requested, cancel_requested, log_requested: a button was pressed.
         choice_changed: another volume, model or option was chosen.
         model_changed: another model was chosen; `choice_changed` follows.
-        preview, results, queue, batch, settings, browser: the parts that speak for themselves.
+        preview, results, refine, queue, batch, settings, browser: the parts that speak for themselves.
     """
 
     def __init__(self, ui: Any, new_selector: Callable[[], Any]) -> None:
@@ -56,6 +57,7 @@ class Panel:
         self._options = OptionWidgets(ui.advancedArea.layout(), self.choice_changed.emit)
         self.preview = PreviewBar(ui)
         self.results = ResultsView(ui)
+        self.refine = RefineView(ui)
         self.queue = QueueTable(ui)
         self.batch = BatchView(ui)
         self.settings = SettingsWidgets(ui)
@@ -187,7 +189,7 @@ class Panel:
     def _on_model_changed(self, _index: int) -> None:
         card = self._card()
         others = [] if card is None else usable_together(card, self._cards)
-        self._options.set_members(card)
+        self._options.set_model(card)
         self._options.set_others([other.name for other in others])
         self._inputs.set_channels(card)
         self._ui.modelSelector.toolTip = "" if card is None else _card_text(card)
@@ -211,6 +213,7 @@ STAGES = {
     "prepare": "Preparing",
     "predict": "Predicting",
     "labels": "Joining",
+    "refine": "Refining",
 }
 
 

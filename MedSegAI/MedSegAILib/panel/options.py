@@ -10,6 +10,8 @@ import qt
 
 from medsegai.card import ModelCard
 from medsegai.request import request_options
+from MedSegAILib.panel.fields import field_widget, title_of
+from MedSegAILib.panel.refinement_list import RefinementList
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import DeviceChoice
 
@@ -24,7 +26,6 @@ DEVICES = (
     DeviceChoice("auto", "the fastest there is"),
     DeviceChoice("cpu", "the processor"),
 )
-LARGEST_NUMBER = 1_000_000
 
 
 class OptionWidgets:
@@ -40,6 +41,7 @@ class OptionWidgets:
         self._read: dict[str, Callable[[], Any]] = {}
         self._members = _TickedNames("membersOption", True, self._on_members_changed)
         self._others = _TickedNames("othersOption", False, changed)
+        self._refinements = RefinementList(changed)
         self._device: Any = None
         self._form = form
         self._add_row(_("Together with"), self._others.box)
@@ -49,7 +51,7 @@ class OptionWidgets:
                 widget = self._widget(option)
                 widget.toolTip = _(option.metadata["help"])
                 widget.objectName = f"{option.name}Option"
-                self._add_row(_title(option.name), widget)
+                self._add_row(_(title_of(option.name)), widget)
         self._others_label = form.labelForField(self._others.box)
         self.set_others(())
 
@@ -61,10 +63,11 @@ class OptionWidgets:
         """The names of the models to use besides the chosen one."""
         return self._others.ticked()
 
-    def set_members(self, card: ModelCard | None) -> None:
-        """Show a box to tick for each member of the model; those with a share are ticked."""
+    def set_model(self, card: ModelCard | None) -> None:
+        """Show the members of the model, those with a share ticked; and offer its structures for refinements."""
         members = () if card is None else card.members
         self._members.show({member.name: member.weight > 0 for member in members})
+        self._refinements.set_labels(() if card is None else card.labels)
 
     def set_others(self, names: Sequence[str]) -> None:
         """Offer these models to be used together with the chosen one."""
@@ -94,15 +97,11 @@ class OptionWidgets:
             return self._members.box
         if option.name == "device":
             return self._device_selector(option)
-        if option.metadata["choices"]:
-            return self._choice(option, option.metadata["choices"])
-        if isinstance(default, bool):
-            return self._switch(option.name, default)
-        if isinstance(default, int):
-            return self._number(option)
-        if isinstance(default, float):
-            return self._fraction(option)
-        return self._text(option)
+        if option.name == "refinements":
+            self._read[option.name] = self._refinements.values
+            return self._refinements.widget
+        widget, self._read[option.name] = field_widget(option, default, self._changed)
+        return widget
 
     def _device_selector(self, option: Field[Any]) -> Any:
         """Editable, so that a device can be named that nobody has asked for yet."""
@@ -114,48 +113,6 @@ class OptionWidgets:
         self.show_devices(DEVICES)
         widget.connect("currentTextChanged(QString)", self._on_change)
         self._read[option.name] = lambda: _first_word(widget.currentText)
-        return widget
-
-    def _choice(self, option: Field[Any], choices: Sequence[str]) -> Any:
-        widget = qt.QComboBox()
-        for choice in choices:
-            widget.addItem(choice)
-        widget.currentText = option.default
-        widget.connect("currentTextChanged(QString)", self._on_change)
-        self._read[option.name] = lambda: widget.currentText
-        return widget
-
-    def _switch(self, name: str, default: bool) -> Any:
-        widget = qt.QCheckBox()
-        widget.checked = default
-        widget.connect("toggled(bool)", self._on_change)
-        self._read[name] = lambda: widget.checked
-        return widget
-
-    def _number(self, option: Field[Any]) -> Any:
-        widget = qt.QSpinBox()
-        widget.maximum = LARGEST_NUMBER
-        widget.value = option.default
-        widget.connect("valueChanged(int)", self._on_change)
-        self._read[option.name] = lambda: widget.value
-        return widget
-
-    def _fraction(self, option: Field[Any]) -> Any:
-        widget = qt.QDoubleSpinBox()
-        widget.minimum, widget.maximum, widget.singleStep = 0.05, 1.0, 0.05
-        widget.value = option.default
-        widget.connect("valueChanged(double)", self._on_change)
-        self._read[option.name] = lambda: widget.value
-        return widget
-
-    def _text(self, option: Field[Any]) -> Any:
-        """A text, or several separated by commas."""
-        widget = qt.QLineEdit()
-        default: Any = option.default
-        several = isinstance(default, tuple)
-        widget.text = ", ".join(default) if several else default
-        widget.connect("textChanged(QString)", self._on_change)
-        self._read[option.name] = lambda: _words(widget.text) if several else widget.text
         return widget
 
     def _chosen_members(self) -> tuple[str, ...]:
@@ -217,11 +174,3 @@ def _device_text(device: DeviceChoice) -> str:
 
 def _first_word(text: str) -> str:
     return text.split()[0] if text.split() else "auto"
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _title(name: str) -> str:
-    return _(name.replace("_", " ").capitalize())

@@ -36,7 +36,7 @@ from MedSegAILib.scene.review import ReviewState
 from MedSegAILib.scene.segments import label_value, segment_id
 from MedSegAILib.scene.undo import SaveUndo, no_undo
 from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Preview, Writer
-from MedSegAILib.view import StructureRow
+from MedSegAILib.view import SegmentRow, StructureRow
 
 __all__ = [
     "CANDIDATES_REFERENCE",
@@ -164,9 +164,19 @@ class Scene:
 
     def reference_volume(self, segmentation: Any) -> Any:
         """The volume that a segmentation was made of, or None."""
+        if segmentation is None:
+            return None
         role = segmentation.GetReferenceImageGeometryReferenceRole()
         node = segmentation.GetNodeReference(role)
         return node if node is not None and node.IsA("vtkMRMLScalarVolumeNode") else None
+
+    def segment_ids(self, segmentation: Any, names: Sequence[str]) -> list[str]:
+        """The ids of segments that are given by id or by name; what is neither stays as it is."""
+        return structures.segment_ids(segmentation, names)
+
+    def segments(self, segmentation: Any) -> list[SegmentRow]:
+        """The segments to choose from, without a look at their voxels."""
+        return structures.segments(segmentation)
 
     def draft(
         self,

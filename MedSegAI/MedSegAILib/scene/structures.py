@@ -12,10 +12,10 @@ from medsegai.request import StructureMeasures
 from MedSegAILib.flags import doubt
 from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import Layer, layers_of
-from MedSegAILib.scene.review import review_state
+from MedSegAILib.scene.review import is_locked, review_state
 from MedSegAILib.scene.segments import label_value, measures_of, painted
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import StructureRow
+from MedSegAILib.view import SegmentRow, StructureRow
 
 # Measures of uncertainty, as the tool tip names them.
 _TITLES = {
@@ -44,6 +44,37 @@ def rows(segmentation: Any) -> list[StructureRow]:
     return found
 
 
+def segments(segmentation: Any) -> list[SegmentRow]:
+    """The same without a look at voxels: names to choose from, and which are completed."""
+    found = []
+    for name in segmentation.GetSegmentation().GetSegmentIDs():
+        segment = segmentation.GetSegmentation().GetSegment(name)
+        found.append(
+            SegmentRow(
+                name, segment.GetName() or name, _color(segment), is_locked(segmentation, name)
+            )
+        )
+    return found
+
+
+def segment_ids(segmentation: Any, names: Iterable[str]) -> list[str]:
+    """The ids of segments that are given by id or by name; what is neither stays as it is."""
+    if segmentation is None:
+        return list(names)
+    known = segmentation.GetSegmentation()
+    return [
+        name
+        if known.GetSegment(name) is not None
+        else known.GetSegmentIdBySegmentName(name) or name
+        for name in names
+    ]
+
+
+def _color(segment: Any) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * part) for part in segment.GetColor())
+    return red, green, blue
+
+
 def _volumes_ml(segmentation: Any, layers: Iterable[Layer]) -> dict[str, float]:
     to_world = transform_to_world(segmentation)
     found = {}
@@ -62,8 +93,7 @@ def _row(
     segmentation: Any, name: str, volume_ml: float, known: Mapping[str, float]
 ) -> StructureRow:
     segment = segmentation.GetSegmentation().GetSegment(name)
-    red, green, blue = (round(255 * part) for part in segment.GetColor())
-    color, title = (red, green, blue), segment.GetName() or name
+    color, title = _color(segment), segment.GetName() or name
     label = Label(label_value(segmentation, name) or 1, title, color)
     reason = doubt(StructureMeasures(label, 1, volume_ml, **known))
     words = ", ".join(f"{_(_TITLES[key])} {value:.3f}" for key, value in known.items())

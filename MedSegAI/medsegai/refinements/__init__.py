@@ -212,6 +212,12 @@ def parse(text: str) -> dict[str, Any]:
     return settings
 
 
+def as_text(settings: Mapping[str, Any]) -> str:
+    """What `parse` reads as these settings; labels in groups have no such text."""
+    parts = [f"{name}={_to_text(value)}" for name, value in settings.items() if name != "name"]
+    return ":".join(filter(None, (str(settings["name"]), ";".join(parts))))
+
+
 def check(settings: Mapping[str, Any], labels: Sequence[Label] = ()) -> None:
     """Find mistakes in settings before the work begins.
 
@@ -310,6 +316,12 @@ def _from_text(where: str, text: str, default: Any) -> Any:
         kind = {bool: "yes or no", int: "a whole number", float: "a number"}.get(type(default))
         kind = kind or "label values joined by +"
         raise RequestError(f"{where} must be {kind}, not {text!r}.") from None
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _checked(where: str, value: Any, item: Field[Any]) -> Any:

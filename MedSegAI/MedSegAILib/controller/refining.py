@@ -1,0 +1,196 @@
+"""A segmentation that is there, refined: previewed, applied, or given up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medsegai.errors import Cancelled, MedSegAIError, RequestError, WorkerError
+from medsegai.progress import ProgressEvent
+from medsegai.tasks import RefinementResult
+from MedSegAILib.controller.house import House
+from MedSegAILib.controller.results import Results
+from MedSegAILib.reading import Reading
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import RefineChoice
+
+STALE = "The preview was of other choices, and was taken away."
+ONLY_SHOWN = "This is a preview: Apply makes it the segmentation, Cancel takes it away."
+NOTHING = "There was nothing to change."
+NONE_TICKED = "No segment is ticked. Tick those that are to be refined, or choose all segments."
+
+
+class Refining:
+    """Joins the section of the panel with scene and worker.
+
+    Args:
+        results: shows the segments when they have changed.
+    """
+
+    def __init__(self, house: House, results: Results) -> None:
+        self._house, self._results = house, results
+        self._view = house.panel.refine
+        self._entry: Any = None
+        self._preview: Any = None
+        self._words: tuple[str, ...] = ()
+        view = self._view
+        view.segmentation_chosen.connect(self.show)
+        view.choice_changed.connect(self._on_choice)
+        view.preview_requested.connect(self.preview)
+        view.apply_requested.connect(self.apply)
+        view.cancel_requested.connect(self.cancel)
+        house.panel.results.segmentation_chosen.connect(view.choose)
+
+    def show(self, node: Any) -> None:
+        """Offer the segments of a segmentation node, and the volume that it was made of."""
+        present = node is not None and self._house.scene.is_present(node)
+        self._view.show_segments(self._house.scene.segments(node) if present else ())
+        if present:
+            self._view.choose_image(self._house.scene.reference_volume(node))
+
+    def refresh(self) -> None:
+        """Segments may have been renamed, drawn or completed since."""
+        node = self._view.choice().segmentation
+        present = node is not None and self._house.scene.is_present(node)
+        self._view.show_segments(self._house.scene.segments(node) if present else ())
+
+    def preview(self) -> None:
+        """Work out what would change, and show it."""
+        self._start(shown_only=True)
+
+    def apply(self) -> None:
+        """Make the preview the segmentation; without one, do what is chosen at once."""
+        if self._preview is None:
+            self._start(shown_only=False)
+            return
+        preview, self._preview = self._preview, None
+        try:
+            node = preview.accept()
+        except MedSegAIError as error:
+            self._view.show_message(str(error), problem=True)
+        else:
+            self._tell(*self._words, *self._house.scene.notes)
+            self._results.show_chosen(node)
+        self.refresh()
+        self._show_state()
+
+    def cancel(self) -> None:
+        """Stop what runs, or take the preview away."""
+        if self._entry is not None:
+            self._house.queue.cancel(self._entry)
+        elif self._drop_preview():
+            self._view.show_message(_("The preview was taken away. Nothing was changed."))
+
+    def forget(self) -> None:
+        """The scene was closed, and the preview with it."""
+        self._preview = None
+        self._view.show_message("")
+        self._show_state()
+
+    def over(self) -> None:
+        """The job has ended, however it did."""
+        self._entry = None
+        self._show_state()
+
+    def failed(self, error: MedSegAIError) -> None:
+        self.over()
+        self._view.show_message(str(error), problem=not isinstance(error, Cancelled))
+        if isinstance(error, WorkerError):
+            self._house.panel.show_error(str(error), log=True)
+
+    def finished(self, draft: Any, result: RefinementResult, shown_only: bool) -> None:
+        """Show the answer of the worker, or write it."""
+        self.over()
+        try:
+            if not result.words:
+                self._tell(_(NOTHING), *draft.notes)
+            elif shown_only:
+                self._drop_preview()
+                self._preview = self._house.scene.preview_refined(draft, result)
+                self._words = result.words
+                self._tell(_(ONLY_SHOWN), *result.words, *draft.notes)
+            else:
+                node = self._house.scene.write_refined(draft, result)
+                self._tell(*result.words, *self._house.scene.notes)
+                self._results.show_chosen(node)
+                self.refresh()
+        except MedSegAIError as error:
+            self._view.show_message(str(error), problem=True)
+        self._show_state()
+
+    def _start(self, shown_only: bool) -> None:
+        if self._entry is not None:
+            return
+        house, choice = self._house, self._view.choice()
+        self._drop_preview()
+        self._view.show_message("")
+        try:
+            if house.place_is_here():
+                house.host.prepare()
+            job = _Job(self, house, choice, shown_only)
+        except MedSegAIError as error:
+            self._view.show_message(str(error), problem=True)
+            return
+        title = _("{name}: refine {what}").format(
+            name=choice.segmentation.GetName(), what=choice.settings["name"]
+        )
+        entry = house.queue.add(title, job.reading.make_request, job)
+        job.reading.waits()
+        self._entry = None if job.over else entry
+        self._show_state()
+
+    def _on_choice(self) -> None:
+        if self._drop_preview():
+            self._view.show_message(_(STALE))
+
+    def _drop_preview(self) -> bool:
+        """Take the preview away, if there is one; whether there was."""
+        preview, self._preview = self._preview, None
+        if preview is None:
+            return False
+        preview.reject()
+        self._show_state()
+        return True
+
+    def _show_state(self) -> None:
+        self._view.show_state(self._entry is not None, self._preview is not None)
+
+    def _tell(self, *sentences: str) -> None:
+        self._view.show_message("\n".join(sentences))
+
+
+class _Job:
+    """One refinement, from the press of the button to its end. It may be run again from the queue.
+
+    Raises:
+        MedSegAIError: what was chosen cannot be refined.
+    """
+
+    def __init__(
+        self, section: Refining, house: House, choice: RefineChoice, shown_only: bool
+    ) -> None:
+        self._section, self._house = section, house
+        self._choice, self._shown_only = choice, shown_only
+        self.over = False
+        self.reading = Reading(self._read)
+
+    def progressed(self, event: ProgressEvent) -> None:
+        self._house.panel.show_progress(event)
+
+    def finished(self, result: RefinementResult) -> None:
+        self.over, draft = True, self.reading.read_as
+        self.reading.forget()
+        self._section.finished(draft, result, self._shown_only)
+
+    def failed(self, error: MedSegAIError) -> None:
+        self.over = True
+        self.reading.forget()
+        self._section.failed(error)
+
+    def _read(self) -> Any:
+        choice = self._choice
+        if not choice.every and not choice.segments:
+            raise RequestError(_(NONE_TICKED))
+        segments = () if choice.every else choice.segments
+        return self._house.scene.draft(
+            choice.segmentation, [choice.settings], segments, choice.image
+        )

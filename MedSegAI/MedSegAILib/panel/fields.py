@@ -1,0 +1,91 @@
+"""A widget for an option, made from its description: default, choices and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import Field
+from typing import Any
+
+import qt
+
+LARGEST_NUMBER = 1_000_000
+FRACTION = (0.05, 1.0)
+"""Bounds of a number without bounds of its own: a part of a whole."""
+
+Widget = tuple[Any, Callable[[], Any]]
+"""A widget, and what reads its value."""
+
+
+def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) -> Widget:
+    """A widget that shows `value`, of the kind that the option's default asks for.
+
+    Args:
+        option: a field whose metadata may hold `choices` and `bounds` (lowest and highest).
+        value: what is shown at first.
+        changed: called after each change by the user.
+    """
+    bounds = option.metadata.get("bounds")
+    if option.metadata.get("choices"):
+        return _choice(option.metadata["choices"], value, changed)
+    if isinstance(option.default, bool):
+        return _switch(value, changed)
+    if isinstance(option.default, int):
+        return _number(bounds or (0, LARGEST_NUMBER), value, changed)
+    if isinstance(option.default, float):
+        return _measure(bounds, value, changed)
+    return _text(isinstance(option.default, tuple), value, changed)
+
+
+def _choice(choices: Sequence[str], value: str, changed: Callable[[], None]) -> Widget:
+    widget = qt.QComboBox()
+    for choice in choices:
+        widget.addItem(choice)
+    widget.currentText = value
+    widget.connect("currentTextChanged(QString)", lambda _value: changed())
+    return widget, lambda: widget.currentText
+
+
+def _switch(value: bool, changed: Callable[[], None]) -> Widget:
+    widget = qt.QCheckBox()
+    widget.checked = value
+    widget.connect("toggled(bool)", lambda _value: changed())
+    return widget, lambda: bool(widget.checked)
+
+
+def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) -> Widget:
+    widget = qt.QSpinBox()
+    widget.minimum, widget.maximum = int(bounds[0]), int(bounds[1])
+    widget.value = value
+    widget.connect("valueChanged(int)", lambda _value: changed())
+    return widget, lambda: int(widget.value)
+
+
+def _measure(bounds: Sequence[float] | None, value: float, changed: Callable[[], None]) -> Widget:
+    """Millimetres, millilitres and weights need finer steps the smaller they are."""
+    widget = qt.QDoubleSpinBox()
+    if bounds is None:
+        widget.minimum, widget.maximum, widget.singleStep = *FRACTION, FRACTION[0]
+    else:
+        widget.decimals = 3
+        widget.minimum, widget.maximum = bounds[0], bounds[1]
+        widget.setStepType(qt.QAbstractSpinBox.AdaptiveDecimalStepType)
+    widget.value = value
+    widget.connect("valueChanged(double)", lambda _value: changed())
+    return widget, lambda: float(widget.value)
+
+
+def _text(several: bool, value: Any, changed: Callable[[], None]) -> Widget:
+    """A text, or several separated by commas."""
+    widget = qt.QLineEdit()
+    widget.text = ", ".join(value) if several else value
+    widget.connect("textChanged(QString)", lambda _value: changed())
+    return widget, lambda: _words(widget.text) if several else widget.text
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def title_of(name: str) -> str:
+    """How an option is called on the screen."""
+    return name.replace("_", " ").capitalize()

@@ -1,0 +1,143 @@
+"""Refinements of a run: which, in which order, each with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import qt
+
+from medsegai.labels import Label
+from medsegai.refinements import as_text, refinement_names, summary
+from MedSegAILib.panel.refinement_form import RefinementForm
+from MedSegAILib.translation import tr as _
+
+ROWS_SHOWN = 4
+
+
+class RefinementList:
+    """The chosen refinements as a list; below it the options of the one that is selected.
+
+    Args:
+        changed: called after each change by the user.
+
+    Attributes:
+        widget: holds all of it.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._chosen: list[dict[str, Any]] = []
+        self._labels: tuple[Label, ...] = ()
+        self.widget = qt.QWidget()
+        layout = qt.QVBoxLayout(self.widget)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._names = qt.QComboBox()
+        self._list = qt.QListWidget()
+        self._buttons = qt.QWidget()
+        self._options = qt.QWidget()
+        self._form = RefinementForm(
+            qt.QFormLayout(self._options), self._on_option_changed, "refinement"
+        )
+        self._options.layout().setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(self._row_to_add())
+        for part in (self._list, self._buttons, self._options):
+            layout.addWidget(part)
+        self._make_list()
+        self._make_buttons()
+        self._show(-1)
+
+    def values(self) -> tuple[str, ...]:
+        """The refinements in their order, as the option `refinements` takes them."""
+        return tuple(as_text(settings) for settings in self._chosen)
+
+    def set_labels(self, labels: Sequence[Label]) -> None:
+        """The structures of the model; those that were chosen of another one are forgotten."""
+        if tuple(labels) == self._labels:
+            return
+        self._labels = tuple(labels)
+        self._chosen = [
+            {name: value for name, value in settings.items() if not isinstance(value, tuple)}
+            for settings in self._chosen
+        ]
+        self._show(self._list.currentRow)
+
+    def _row_to_add(self) -> Any:
+        row = qt.QHBoxLayout()
+        self._names.objectName = "refinementNames"
+        self._names.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
+        self._names.minimumContentsLength = 8
+        for number, name in enumerate(refinement_names()):
+            self._names.addItem(name)
+            self._names.setItemData(number, _(summary(name)), qt.Qt.ToolTipRole)
+        row.addWidget(self._names, 1)
+        row.addWidget(_button("addRefinementButton", _("Add"), self._add))
+        return row
+
+    def _make_list(self) -> None:
+        self._list.objectName = "refinementList"
+        height = self._list.fontMetrics().height()
+        self._list.setMaximumHeight(ROWS_SHOWN * (height + 6))
+        self._list.connect("currentRowChanged(int)", self._on_selected)
+
+    def _make_buttons(self) -> None:
+        row = qt.QHBoxLayout(self._buttons)
+        row.setContentsMargins(0, 0, 0, 0)
+        for name, text, act in (
+            ("refinementUpButton", _("Sooner"), lambda: self._move(-1)),
+            ("refinementDownButton", _("Later"), lambda: self._move(1)),
+            ("removeRefinementButton", _("Remove"), self._remove),
+        ):
+            row.addWidget(_button(name, text, act))
+
+    def _add(self) -> None:
+        self._chosen.append({"name": self._names.currentText})
+        self._show(len(self._chosen) - 1)
+        self._changed()
+
+    def _remove(self) -> None:
+        row = self._list.currentRow
+        if 0 <= row < len(self._chosen):
+            del self._chosen[row]
+            self._show(min(row, len(self._chosen) - 1))
+            self._changed()
+
+    def _move(self, by: int) -> None:
+        row = self._list.currentRow
+        if 0 <= row < len(self._chosen) and 0 <= row + by < len(self._chosen):
+            self._chosen.insert(row + by, self._chosen.pop(row))
+            self._show(row + by)
+            self._changed()
+
+    def _show(self, row: int) -> None:
+        """The list as it is now, with this row selected."""
+        self._list.blockSignals(True)
+        self._list.clear()
+        for settings in self._chosen:
+            self._list.addItem(as_text(settings))
+        self._list.currentRow = row
+        self._list.blockSignals(False)
+        for part in (self._list, self._buttons, self._options):
+            part.visible = bool(self._chosen)
+        self._on_selected(row)
+
+    def _on_selected(self, row: int) -> None:
+        if 0 <= row < len(self._chosen):
+            settings = self._chosen[row]
+            self._list.toolTip = _(summary(settings["name"]))
+            self._form.show(settings["name"], settings, self._labels)
+        else:
+            self._form.show("")
+
+    def _on_option_changed(self) -> None:
+        row = self._list.currentRow
+        self._chosen[row] = self._form.settings()
+        self._list.item(row).setText(as_text(self._chosen[row]))
+        self._changed()
+
+
+def _button(name: str, text: str, act: Callable[[], None]) -> Any:
+    button = qt.QPushButton(text)
+    button.objectName = name
+    button.connect("clicked()", act)
+    return button

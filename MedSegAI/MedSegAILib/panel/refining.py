@@ -1,0 +1,119 @@
+"""The section that refines a segmentation which is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from medsegai.refinements import refinement_names, summary
+from MedSegAILib.panel.refinement_form import RefinementForm
+from MedSegAILib.panel.structure_list import Structure, StructureList
+from MedSegAILib.panel.style import error_style, quiet_style
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import RefineChoice, SegmentRow
+
+ALL, TICKED = 0, 1
+WHICH = ("All segments", "Those that are ticked")
+SEGMENTS_ROW = 2
+"""Below the choice between all and some."""
+
+
+class RefineView:
+    """Which segmentation, which of its segments, and one refinement with its options.
+
+    Attributes:
+        segmentation_chosen: another segmentation node, or None.
+        choice_changed: anything was chosen.
+        preview_requested, apply_requested, cancel_requested: a button was pressed.
+    """
+
+    def __init__(self, ui: Any) -> None:
+        self._ui = ui
+        self.segmentation_chosen, self.choice_changed = Signal(), Signal()
+        self.preview_requested, self.apply_requested = Signal(), Signal()
+        self.cancel_requested = Signal()
+        self._segments = StructureList(self.choice_changed.emit)
+        self._segments.widget.objectName = "refineSegments"
+        ui.refineArea.layout().insertRow(SEGMENTS_ROW, "", self._segments.widget)
+        self._form = RefinementForm(
+            ui.refinementArea.layout(), self.choice_changed.emit, "refineOption"
+        )
+        for title in WHICH:
+            ui.refineSegmentsSelector.addItem(_(title))
+        for name in refinement_names():
+            ui.refinementSelector.addItem(name)
+        ui.refinementNote.styleSheet = quiet_style(ui.refinementNote)
+        self._connect()
+        self._show_refinement()
+        self._show_which()
+        self.show_state(running=False, previewing=False)
+        self.show_message("")
+
+    def choice(self) -> RefineChoice:
+        ui = self._ui
+        return RefineChoice(
+            ui.refineSelector.currentNode(),
+            ui.refineImageSelector.currentNode(),
+            ui.refineSegmentsSelector.currentIndex == ALL,
+            self._segments.ticked(),
+            self._form.settings(),
+        )
+
+    def choose(self, node: Any) -> None:
+        """Choose this segmentation, as a user would."""
+        self._ui.refineSelector.setCurrentNode(node)
+
+    def choose_image(self, node: Any) -> None:
+        self._ui.refineImageSelector.setCurrentNode(node)
+
+    def show_segments(self, rows: Sequence[SegmentRow]) -> None:
+        """The segments to choose from; those that are ticked stay so."""
+        found = [Structure(row.segment_id, row.name, row.color, row.locked) for row in rows]
+        self._segments.show(found, self._segments.ticked())
+
+    def show_state(self, running: bool, previewing: bool) -> None:
+        """While a refinement runs or waits no other can begin; a preview waits for a yes or a no."""
+        ui = self._ui
+        ui.refinePreviewButton.enabled = not running
+        ui.refineApplyButton.enabled = not running
+        ui.refineCancelButton.enabled = running or previewing
+
+    def show_message(self, text: str, problem: bool = False) -> None:
+        label = self._ui.refineMessage
+        label.styleSheet = error_style(label) if problem else ""
+        label.text = text
+        label.visible = bool(text)
+
+    def _connect(self) -> None:
+        ui = self._ui
+        ui.refineSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_segmentation)
+        ui.refineImageSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_change)
+        ui.refineSegmentsSelector.connect("currentIndexChanged(int)", self._on_which)
+        ui.refinementSelector.connect("currentIndexChanged(int)", self._on_refinement)
+        ui.refinePreviewButton.connect("clicked()", self.preview_requested.emit)
+        ui.refineApplyButton.connect("clicked()", self.apply_requested.emit)
+        ui.refineCancelButton.connect("clicked()", self.cancel_requested.emit)
+
+    def _on_segmentation(self, node: Any) -> None:
+        self.segmentation_chosen.emit(node)
+        self.choice_changed.emit()
+
+    def _on_which(self, _index: int) -> None:
+        self._show_which()
+        self.choice_changed.emit()
+
+    def _on_refinement(self, _index: int) -> None:
+        self._show_refinement()
+        self.choice_changed.emit()
+
+    def _on_change(self, _value: Any) -> None:
+        self.choice_changed.emit()
+
+    def _show_which(self) -> None:
+        self._segments.widget.visible = self._ui.refineSegmentsSelector.currentIndex == TICKED
+
+    def _show_refinement(self) -> None:
+        name = self._ui.refinementSelector.currentText
+        self._ui.refinementNote.text = _(summary(name))
+        self._form.show(name)

@@ -1,0 +1,73 @@
+"""A list of structures with a box to tick beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import qt
+
+from MedSegAILib.panel.style import show_empty_boxes
+from MedSegAILib.translation import tr as _
+
+ROWS_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One row: `key` names it to the program; what is `locked` cannot be ticked."""
+
+    key: Hashable
+    name: str
+    color: tuple[int, int, int]
+    locked: bool = False
+
+
+class StructureList:
+    """Attributes: `widget`, a QListWidget, empty until `show`.
+
+    Args:
+        changed: called after each change by the user.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._rows: list[tuple[Any, Structure]] = []
+        self.widget = qt.QListWidget()
+        show_empty_boxes(self.widget)
+        height = self.widget.fontMetrics().height()
+        self.widget.setMaximumHeight(ROWS_SHOWN * (height + 6))
+        self.widget.connect("itemChanged(QListWidgetItem*)", self._on_changed)
+
+    def show(self, structures: Sequence[Structure], ticked: Iterable[Hashable] = ()) -> None:
+        """These structures, some of them ticked."""
+        wanted = set(ticked)
+        self.widget.blockSignals(True)
+        self.widget.clear()
+        self._rows = []
+        for structure in structures:
+            item = qt.QListWidgetItem(structure.name)
+            item.setData(qt.Qt.DecorationRole, qt.QColor(*structure.color))
+            on = structure.key in wanted and not structure.locked
+            item.setFlags(
+                qt.Qt.ItemIsUserCheckable
+                if structure.locked
+                else qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled
+            )
+            item.setCheckState(qt.Qt.Checked if on else qt.Qt.Unchecked)
+            item.setToolTip(_("Its review is completed.") if structure.locked else structure.name)
+            self.widget.addItem(item)
+            self._rows.append((item, structure))
+        self.widget.blockSignals(False)
+
+    def ticked(self) -> tuple[Any, ...]:
+        """The keys of those that are ticked, in the order of the list."""
+        return tuple(
+            structure.key
+            for item, structure in self._rows
+            if item.checkState() == qt.Qt.Checked and not structure.locked
+        )
+
+    def _on_changed(self, _item: Any) -> None:
+        self._changed()

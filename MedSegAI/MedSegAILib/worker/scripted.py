@@ -1,0 +1,94 @@
+"""A job that a script started and waits for, while Slicer stays alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from medsegai.errors import MedSegAIError
+from medsegai.progress import ProgressEvent
+from MedSegAILib.worker.queue import JobQueue
+
+
+class Job:
+    """Hears of the job, and writes its result.
+
+    Args:
+        queue: where the job is.
+        client: a `WorkerClient`, which does it.
+        live: lets Slicer work for a moment.
+        write: brings the result into the scene, and gives what `wait` returns.
+        progress: called with stage, fraction and seconds left.
+
+    Attributes:
+        entry: its place in the queue: state, fraction, seconds_left, message.
+        over: whether it has ended.
+    """
+
+    entry: Any
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        client: Any,
+        live: Callable[[], None],
+        write: Callable[[Any], Any],
+        progress: Callable[[ProgressEvent], None] | None,
+    ) -> None:
+        self._queue, self._client, self._live = queue, client, live
+        self._write, self._progress = write, progress
+        self._events: list[ProgressEvent] = []
+        self._written: Any = None
+        self._error: MedSegAIError | None = None
+        self.over = False
+
+    def wait(self) -> Any:
+        """What the result became, such as the segmentation node, as soon as it is there.
+
+        Raises:
+            MedSegAIError: why there is none.
+        """
+        try:
+            self._work_until_over()
+        finally:
+            if not self.over:  # `progress` raised, or Ctrl-C came
+                self._progress = None
+                self.cancel()
+                self._work_until_over()
+        if self._error is not None:
+            raise self._error
+        return self._written
+
+    def cancel(self) -> None:
+        """Stop it; `wait` then raises `Cancelled`."""
+        self._queue.cancel(self.entry)
+
+    def progressed(self, event: ProgressEvent) -> None:
+        self._events.append(event)
+
+    def finished(self, result: Any) -> None:
+        try:
+            self._written = self._write(result)
+        except MedSegAIError as error:
+            self._error = error
+        self.over = True
+
+    def failed(self, error: MedSegAIError) -> None:
+        self._error, self.over = error, True
+
+    def _work_until_over(self) -> None:
+        while not self.over:
+            self._client.wait(self._meanwhile)
+            self._meanwhile()
+        self._tell()
+
+    def _meanwhile(self) -> None:
+        self._live()
+        self._tell()
+
+    def _tell(self) -> None:
+        """From here and not from Qt, which would swallow an exception."""
+        while self._events:
+            event = self._events.pop(0)
+            if self._progress is not None:
+                self._progress(event)
