@@ -53,7 +53,7 @@ class StructureRow:
     Attributes:
         segment_id: names the row.
         agreement: how far the members agree, from 0 to 1 (certain); None where that was not measured.
-        measures: all measures of uncertainty in words, for the tool tip.
+        measures: all measures of uncertainty and remarks in words, for the tool tip.
         doubtful: whether a person should look at it first.
         review: one of `REVIEW_STATES`; "" where there is no segment to review.
     """

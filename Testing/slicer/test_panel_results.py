@@ -82,6 +82,17 @@ def test_agreement_and_doubt_are_shown_where_they_were_measured(
     assert not find(widget, "uncertaintyButton").isEnabled()
 
 
+def test_doubt_is_marked_where_agreement_was_not_measured(
+    widget: Any, panel: Panel, mrml: Any
+) -> None:
+    unfold(panel, mrml)
+    small = StructureRow("1", "Small", (0, 0, 0), 1.0, None, "volume 1 ml", True)
+    panel.results.show([small, STEM], False)
+    assert headers(widget) == ["Structure", "ml", "⚠"]
+    assert column(widget, 2) == ["⚠", ""]
+    assert table(widget).item(0, 2).toolTip() == "volume 1 ml"
+
+
 def test_numbers_sort_as_numbers(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
     volumes = [100.0, 9.5, 0.0, 1234.25, 25.0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ import slicer
 from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArray
 
 from medsegai.errors import InputError
-from medsegai.request import StructureMeasures
-from MedSegAILib.flags import doubt
 from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
 from scene_images import (
     LEFT,
@@ -242,35 +238,19 @@ def test_3d_is_shown_on_demand(mrml: Any) -> None:
 # --- flags and review ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("iou", "cv", "words"),
-    [
-        (None, None, ""),
-        (math.nan, math.nan, ""),
-        (0.95, 0.01, ""),
-        (0.6, 0.2, ""),
-        (0.41, 0.01, "share only 41 %"),
-        (0.95, 0.35, "differ by 35 %"),
-        (0.1, 0.9, "share only 10 %.*; .*differ by 90 %"),
-    ],
-)
-def test_a_structure_is_flagged_with_the_reason(
-    iou: float | None, cv: float | None, words: str
-) -> None:
-    text = doubt(StructureMeasures(LEFT, 10, 0.1, volume_cv=cv, iou=iou))
-    assert bool(text) == bool(words)
-    assert re.search(words, text)
-
-
-def test_doubtful_structures_are_flagged_on_the_segments(mrml: Any) -> None:
+def test_structures_with_remarks_are_flagged_on_the_segments(mrml: Any) -> None:
     volume = add_volume(mrml, PLACES["LPS"])
     scene = Scene(mrml)
     result = result_for(scene.read(volume), two_blocks())
     sure, unsure, absent = result.structures
-    unsure = dataclasses.replace(unsure, iou=0.2)
+    unsure = dataclasses.replace(unsure, iou=0.2, remarks=("they disagree", "too | small"))
     node = scene.write(volume, dataclasses.replace(result, structures=(sure, unsure, absent)))
     assert scene.review_state(node, LEFT_ID) is ReviewState.NOT_STARTED
     assert scene.review_state(node, STEM_ID) is ReviewState.FLAGGED
+    left, stem = scene.structures(node)
+    assert (left.doubtful, left.measures) == (False, "")
+    assert (stem.doubtful, stem.agreement) == (True, 0.2)
+    assert stem.measures == "IoU 0.200\nthey disagree; too / small"
 
 
 @pytest.mark.parametrize("state", ReviewState)

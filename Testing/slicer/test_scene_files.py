@@ -53,7 +53,9 @@ def full_result(
 ) -> SegmentationResult:
     labels = two_blocks() if labelmap is None else labelmap
     result = result_for(scene.read(volume), labels, entropy=True)
-    unsure = dataclasses.replace(result.structures[0], iou=0.31, volume_cv=0.02)
+    unsure = dataclasses.replace(
+        result.structures[0], iou=0.31, volume_cv=0.02, remarks=("members: share 31 %",)
+    )
     structures = (unsure, *result.structures[1:])
     return dataclasses.replace(result, candidates=made_candidates(), structures=structures)
 
@@ -169,6 +171,7 @@ def test_a_segmentation_file_keeps_what_the_ai_noted(mrml: Any, tmp_path: Path, 
     assert scene.review_state(back, LEFT_ID) is ReviewState.FLAGGED
     left, _ = scene.structures(back)
     assert (left.agreement, left.doubtful) == (0.31, True)
+    assert "members: share 31 %" in left.measures
     moved = np.roll(two_blocks(), -1, axis=2)
     scene.write(volume, full_result(scene, volume, moved), OutputChoice(OutputMode.UPDATE, back))
     assert not [note for note in scene.notes if "by hand" in note]

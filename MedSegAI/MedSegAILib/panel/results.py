@@ -20,6 +20,7 @@ REVIEW_TITLE = "✓"
 REVIEW_HELP = "Review: how far you are with it. Click to change; completed segments are locked."
 REVIEW_MARKS = {"": "", "notstarted": "·", "inprogress": "…", "completed": "✓", "flagged": "⚑"}
 DOUBT_MARK = "⚠"
+DOUBT_HELP = "⚠ marks what to look at first. Point at it for the reason."
 
 
 class ResultsView:
@@ -93,9 +94,10 @@ class ResultsView:
 
     def _fill(self, rows: Sequence[StructureRow]) -> None:
         measured = any(row.agreement is not None for row in rows)
+        marked = measured or any(row.doubtful for row in rows)
         reviewed = any(row.review for row in rows)
         titles = [_("Structure"), _("ml")]
-        titles += [_("Sure")] if measured else []
+        titles += [_("Sure") if measured else DOUBT_MARK] if marked else []
         titles += [REVIEW_TITLE] if reviewed else []
         self._review_column = len(titles) - 1 if reviewed else -1
         table = self._table
@@ -107,7 +109,7 @@ class ResultsView:
         for number, row in enumerate(rows):
             table.setItem(number, 0, self._name_item(row))
             table.setItem(number, 1, number_item(row.volume_ml))
-            if measured:
+            if marked:
                 table.setItem(number, 2, self._agreement_item(row))
             if reviewed:
                 item = text_item("")
@@ -115,8 +117,8 @@ class ResultsView:
                 self._set_review(item, row.review)
                 table.setItem(number, self._review_column, item)
         table.horizontalHeaderItem(1).setToolTip(_("Volume in millilitres"))
-        if measured:
-            table.horizontalHeaderItem(2).setToolTip(_(AGREEMENT_HELP))
+        if marked:
+            table.horizontalHeaderItem(2).setToolTip(_(AGREEMENT_HELP if measured else DOUBT_HELP))
         if reviewed:
             table.horizontalHeaderItem(self._review_column).setToolTip(_(REVIEW_HELP))
         lay_out_table(table, 0)
@@ -131,8 +133,9 @@ class ResultsView:
 
     def _agreement_item(self, row: StructureRow) -> Any:
         item = number_item(row.agreement, row.measures)
-        if row.doubtful and row.agreement is not None:
-            item.setText(f"{DOUBT_MARK} {row.agreement:.2f}")
+        if row.doubtful:
+            known = "" if row.agreement is None else f" {row.agreement:.2f}"
+            item.setText(DOUBT_MARK + known)
             item.setForeground(qt.QBrush(doubt_color(self._table)))
         return item
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import vtk
 from medsegai.labels import Label, Terminology
 from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry
-from MedSegAILib.flags import doubt
 from MedSegAILib.scene.layers import (
     Layer,
     Packer,
@@ -38,7 +37,17 @@ MEASURES_TAG = "MedSegAI.measures"
 UNSPECIFIC = Terminology(("SCT", "85756007", "Tissue"), ("SCT", "85756007", "Tissue"))
 """What Slicer calls a new segment. DICOM segmentations cannot be written of segments without a code."""
 
-_MEASURES = ("iou", "volume_cv", "pairwise_dice", "mean_entropy")
+REMARKS_TAG = "MedSegAI.remarks"
+"""Tag of a segment that the AI wrote: why a person should look at it, in words."""
+
+_MEASURES = (
+    "iou",
+    "volume_cv",
+    "pairwise_dice",
+    "mean_entropy",
+    "mutual_information",
+    "expected_dice",
+)
 
 
 def segment_id(label: Label) -> str:
@@ -99,7 +108,7 @@ def new_segment(label: Label, name: str = "") -> Any:
 
 
 def sign(segment: Any, measures: StructureMeasures, content: str) -> None:
-    """Note on a segment what the AI wrote into it, and flag it where that is doubtful.
+    """Note on a segment what the AI wrote into it, and flag it where there are remarks.
 
     Args:
         content: digest of the segment's voxels, "" where some of them are a person's.
@@ -111,12 +120,13 @@ def sign(segment: Any, measures: StructureMeasures, content: str) -> None:
         for name, value in known.items()
         if value is not None and not math.isnan(value)
     )
-    for tag, value in ((DIGEST_TAG, content), (MEASURES_TAG, text)):
+    remarks = "; ".join(measures.remarks).replace("|", "/")  # which separates tags in a file
+    for tag, value in ((DIGEST_TAG, content), (MEASURES_TAG, text), (REMARKS_TAG, remarks)):
         if value:
             segment.SetTag(tag, value)
         else:
             segment.RemoveTag(tag)
-    set_state(segment, ReviewState.FLAGGED if doubt(measures) else ReviewState.NOT_STARTED)
+    set_state(segment, ReviewState.FLAGGED if remarks else ReviewState.NOT_STARTED)
 
 
 def tag_of(segment: Any, name: str) -> str:
@@ -132,10 +142,42 @@ def label_value(segmentation: Any, name: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
+def values_of(segmentation: Any, names: Collection[str]) -> dict[str, int]:
+    """A label value for each of these segments, by id, in the segmentation's order.
+
+    It is that which the AI gave a segment, for its candidates and its card speak of those; no two are equal.
+    """
+    ordered = [name for name in segmentation.GetSegmentation().GetSegmentIDs() if name in names]
+    values: dict[str, int] = {}
+    for name in ordered:
+        value = label_value(segmentation, name)
+        if value and value not in values.values():
+            values[name] = value
+    free = max(values.values(), default=0)
+    for name in ordered:
+        if name not in values:
+            values[name] = free = free + 1
+    return values
+
+
+def label_of(segmentation: Any, name: str, value: int) -> Label:
+    """What a segment is called and coded, and its colour, as the label of a value."""
+    segment = segmentation.GetSegmentation().GetSegment(name)
+    red, green, blue = (round(255 * part) for part in segment.GetColor())
+    codes = Terminology.from_slicer(tag_of(segment, segment.GetTerminologyEntryTagName()))
+    title = " ".join(str(segment.GetName()).split()) or name
+    return Label(value, title, (red, green, blue), None if codes == UNSPECIFIC else codes)
+
+
 def measures_of(segment: Any) -> dict[str, float]:
-    """How far members agreed on a segment: those of iou, volume_cv, pairwise_dice, mean_entropy that are known."""
+    """How far members agreed on a segment, and what that lets expect: those of `_MEASURES` that are known."""
     pairs = (part.partition("=") for part in tag_of(segment, MEASURES_TAG).split(";"))
     return {name: float(value) for name, _, value in pairs if name in _MEASURES}
+
+
+def remarks_of(segment: Any) -> str:
+    """Why a person should look at what the AI wrote into a segment; "" where nothing speaks for it."""
+    return tag_of(segment, REMARKS_TAG)
 
 
 def painted(segmentation: Any, layers: Iterable[Layer] | None = None) -> frozenset[str]:

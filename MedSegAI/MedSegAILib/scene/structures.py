@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from medsegai.labels import Label
-from medsegai.request import StructureMeasures
-from MedSegAILib.flags import doubt
 from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import Layer, layers_of
 from MedSegAILib.scene.review import is_locked, review_state
-from MedSegAILib.scene.segments import label_value, measures_of, painted
+from MedSegAILib.scene.segments import measures_of, painted, remarks_of
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import SegmentRow, StructureRow
 
 # Measures of uncertainty, as the tool tip names them.
 _TITLES = {
     "iou": "IoU",
-    "pairwise_dice": "Dice",
+    "pairwise_dice": "Dice between members",
     "volume_cv": "CV",
     "mean_entropy": "Entropy",
+    "mutual_information": "Mutual information",
+    "expected_dice": "Dice to expect",
 }
 
 
 def rows(segmentation: Any) -> list[StructureRow]:
     """One row per segment, in the segmentation's order.
 
-    How far members agreed is left out where a person edited what they wrote.
+    How far members agreed, and what was remarked, is left out where a person edited what they wrote.
 
     Raises:
         GeometryError: the segmentation stands under a transform that is not linear.
@@ -39,8 +38,7 @@ def rows(segmentation: Any) -> list[StructureRow]:
     segments = segmentation.GetSegmentation()
     found = []
     for name in segments.GetSegmentIDs():
-        known = {} if name in by_hand else measures_of(segments.GetSegment(name))
-        found.append(_row(segmentation, name, sizes.get(name, 0.0), known))
+        found.append(_row(segmentation, name, sizes.get(name, 0.0), name in by_hand))
     return found
 
 
@@ -89,21 +87,18 @@ def _volumes_ml(segmentation: Any, layers: Iterable[Layer]) -> dict[str, float]:
     return found
 
 
-def _row(
-    segmentation: Any, name: str, volume_ml: float, known: Mapping[str, float]
-) -> StructureRow:
+def _row(segmentation: Any, name: str, volume_ml: float, by_hand: bool) -> StructureRow:
     segment = segmentation.GetSegmentation().GetSegment(name)
-    color, title = _color(segment), segment.GetName() or name
-    label = Label(label_value(segmentation, name) or 1, title, color)
-    reason = doubt(StructureMeasures(label, 1, volume_ml, **known))
+    known = {} if by_hand else measures_of(segment)
+    remarks = "" if by_hand else remarks_of(segment)
     words = ", ".join(f"{_(_TITLES[key])} {value:.3f}" for key, value in known.items())
     return StructureRow(
         name,
-        title,
-        color,
+        segment.GetName() or name,
+        _color(segment),
         volume_ml,
         known.get("iou"),
-        "\n".join(part for part in (words, reason) if part),
-        bool(reason),
+        "\n".join(part for part in (words, remarks) if part),
+        bool(remarks),
         review_state(segmentation, name).value,
     )
