@@ -7,12 +7,14 @@ the components of that graph are those of all labels. Time and memory grow with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medsegai.boxes import Box
 
 CONNECTIVITIES = ("6", "18", "26")
 Tick = Callable[[], None]
@@ -43,6 +45,21 @@ class Components:
         first = np.cumsum(length) - length
         places = np.repeat(start - first, length) + np.arange(int(length.sum()))
         return places, np.repeat(self.number[inside], length)
+
+    def boxes(self, chosen: NDArray[np.bool_], shape: Sequence[int]) -> list[Box]:
+        """The box of each of the chosen components, in their order; `shape` is that of the volume."""
+        inside = chosen[self.number]
+        order = np.argsort(self.number[inside], kind="stable")
+        line, first = np.divmod(self.start[inside][order], shape[2])
+        k, j = np.divmod(line, shape[1])
+        last = first + self.length[inside][order]
+        begins = np.searchsorted(self.number[inside][order], np.flatnonzero(chosen))
+        if not len(begins):
+            return []
+        low = np.stack([np.minimum.reduceat(index, begins) for index in (k, j, first)], 1)
+        high = np.stack([np.maximum.reduceat(index, begins) for index in (k + 1, j + 1, last)], 1)
+        sides = np.stack([low, high], 2).tolist()
+        return [(slice(*k), slice(*j), slice(*i)) for k, j, i in sides]
 
 
 def components(

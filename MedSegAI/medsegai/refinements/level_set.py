@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box, grown, label_boxes
+from medsegai.boxes import Box, grown, joined_box, label_boxes
 from medsegai.errors import Cancelled, RequestError
 from medsegai.refinements import Draft, Refined, Step
+from medsegai.refinements._components import Tick, components
 from medsegai.refinements._freed import give_away, give_to_runner_up, restore_gone
 from medsegai.refinements._places import flat_indices, margin, spacing_kji, upright
 from medsegai.refinements._settings import labels_setting, setting
@@ -34,6 +35,9 @@ SMALLEST_VOXELS, SMALLEST_SIDE = 27, 4
 
 TRIFLE = 1e-3
 """How far inside of the middle between voxels the border begins, in voxels."""
+
+CONNECTIVITY = "26"
+"""What touches is one part of a structure, and gets one box."""
 
 NOTHING_LEFT_TO_DO = 1e-3
 """Root mean square of the last change at which ITK stops, in voxels."""
@@ -100,29 +104,57 @@ def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Dra
 def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[Any], list[str]]:
     """The new labels, and notes."""
     before = draft.labelmap.voxels
-    found = label_boxes(before, options.labels or None)
+    labels = np.array(before, order="C")
+    found = label_boxes(labels, options.labels or None)
     free = np.array([0, *found], np.int64)
-    claims, small = _Claims(before.shape), []
-    for number, (value, box) in enumerate(found.items()):
+    reach = margin(draft.labelmap.geometry, options.move_mm, MORE_VOXELS)
+    pieces = _pieces(labels, list(found), reach, lambda: step(0.0))
+    claims = _Claims(before.shape)
+    for number, (value, around) in enumerate(pieces):
 
         def part(done: float, first: int = number) -> None:
-            step((first + done) / len(found))
+            step((first + done) / len(pieces))
 
         part(0.0)
-        around = grown(
-            box, margin(draft.labelmap.geometry, options.move_mm, MORE_VOXELS), before.shape
-        )
-        if not _fits(before[around] == value):
-            small.append(draft.label(value).name)
-            continue
         claims.add(value, around, *_moved(draft, options, value, around, free, part))
-    labels = np.array(before, order="C")
     left = claims.settle(labels)
     if draft.candidates is not None:
         left = left[~_to_free_runner_up(labels, left, draft, free)]
     give_away(labels, left, free)
+    small = [
+        draft.label(value).name for value in sorted(set(found) - {value for value, _ in pieces})
+    ]
     notes = [f"Too small for a level set, and left as it was: {', '.join(small)}."] if small else []
     return labels, [*notes, *restore_gone(draft, labels, found)]
+
+
+def _pieces(
+    labels: NDArray[Any], wanted: Sequence[int], reach: Sequence[int], tick: Tick
+) -> list[tuple[int, Box]]:
+    """The boxes in which level sets run, each with its label: around parts of structures that are large enough.
+
+    A stray voxel far away would make one box around its structure as large as the volume. Boxes of one structure
+    that share voxels become one.
+    """
+    parts = components(labels, np.array(wanted, np.int64), CONNECTIVITY, tick)
+    large = parts.size >= SMALLEST_VOXELS
+    pieces: list[tuple[int, Box]] = []
+    for value, box in zip(
+        parts.value[large].tolist(), parts.boxes(large, labels.shape), strict=True
+    ):
+        box = grown(box, reach, labels.shape)
+        while shared := [item for item in pieces if item[0] == value and _meet(item[1], box)]:
+            box = joined_box([box, *(other for _, other in shared)])
+            pieces = [item for item in pieces if item not in shared]
+        pieces.append((value, box))
+    return sorted(
+        (piece for piece in pieces if _fits(labels[piece[1]] == piece[0])),
+        key=lambda piece: (piece[0], [side.start for side in piece[1]]),
+    )
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 def _fits(mask: NDArray[np.bool_]) -> bool:
@@ -142,6 +174,7 @@ def _moved(
     """The level set of one structure in its box, negative inside, in mm; and which voxels it may decide on."""
     labels = draft.labelmap.voxels[box]
     start = signed_distance(labels == value, spacing_kji(draft.labelmap.geometry))
+    step(0.0)
     allowed = (np.abs(start) <= options.move_mm) & np.isin(labels, free)
     if draft.candidates is not None:
         allowed &= draft.candidates.p_second[box] >= 255 * options.doubt
@@ -177,9 +210,11 @@ def _geodesic(
     near = np.abs(start) <= options.move_mm
     assert draft.image is not None
     edges = _edges(draft, draft.image.voxels[box], options, near)
+    step(0.0)
     if draft.candidates is not None and options.probability:
         probability = _probability(draft, value, box)
         edges += options.probability * _edges(draft, probability, options, near)
+        step(0.0)
     contour = sitk.GeodesicActiveContourLevelSetImageFilter()
     contour.SetPropagationScaling(options.propagation)
     contour.SetAdvectionScaling(options.advection)
