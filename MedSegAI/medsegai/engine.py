@@ -106,7 +106,9 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
             *fused.warnings,
             *compute.notes,
             *answer.warnings,
-            *quality.sentences(structures),
+            *quality.sentences(
+                structures, [card.reference.source for card in cards if card.reference]
+            ),
         ),
     )
 

@@ -213,8 +213,7 @@ WRITERS: dict[str, Callable[[Path | str, Sequence[Measurement]], None]] = {
 
 
 def _cells(row: Measurement) -> dict[str, Any]:
-    words = {"at_border": "yes" if row.at_border else "no", "remarks": "; ".join(row.remarks)}
-    return row.to_dict() | words
+    return row.to_dict() | {"at_border": "yes" if row.at_border else "no"}
 
 
 def warnings_of(rows: Sequence[Measurement], reference: Reference | None = None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import Box, joined_box, label_boxes
 from medsegai.labels import Label, counterparts
-from medsegai.quality import Reference
+from medsegai.quality import PLAUSIBLE, Reference
 from medsegai.refinements._components import components
 from medsegai.volume import Geometry, Volume
 
@@ -70,7 +70,7 @@ def remarks(
         if share < least:
             said[value].append(
                 f"in {found.parts[value]} parts, of which the largest holds {100 * share:.0f} %; at least "
-                f"{100 * least:.0f} % is {'plausible' if reference else 'usual'}"
+                f"{100 * least:.0f} % is {PLAUSIBLE if reference else 'usual'}"
             )
     return {value: tuple(words) for value, words in said.items() if words}
 
@@ -174,7 +174,8 @@ def _judge_volumes(
             said[value].append("not found, although it is to be expected")
         elif not low <= whole.get(value, low) <= high:
             said[value].append(
-                f"volume {_number(whole[value])} ml, where {_number(low)} to {_number(high)} ml is plausible"
+                f"volume {_number(whole[value])} ml, where {_number(low)} to {_number(high)} ml is "
+                f"{PLAUSIBLE}"
             )
 
 
@@ -192,7 +193,7 @@ def _judge_asymmetry(
         if not low <= percent <= high:
             words = (
                 f"left less right volume is {percent:+.0f} % of the mean of both, where {low:+.0f} to "
-                f"{high:+.0f} % is plausible"
+                f"{high:+.0f} % is {PLAUSIBLE}"
             )
             said[left].append(words)
             said[right].append(words)

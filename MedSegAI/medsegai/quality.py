@@ -27,6 +27,9 @@ SCORES = {
 }
 """Measures of uncertainty that can stand for quality: in words, and whether high values are bad."""
 
+PLAUSIBLE = "plausible"
+"""A word of every remark that rests on a reference."""
+
 SENTENCES = 8
 """How many remarks the warnings of a case spell out; the table of its structures has all."""
 
@@ -252,7 +255,7 @@ def sentences(structures: Sequence[Remarked], sources: Sequence[str] = ()) -> li
 
     Args:
         structures: all of the case, also those without remarks.
-        sources: of the references that remarks may rest on; named at the end if there is any remark.
+        sources: of the references; named at the end where a remark rests on one.
     """
     names: dict[str, list[str]] = {}
     for item in structures:
@@ -268,7 +271,9 @@ def sentences(structures: Sequence[Remarked], sources: Sequence[str] = ()) -> li
             f"{count} of {len(structures)} structures have remarks: look at this case first, and whether the "
             "image is of the kind that the model was made for."
         )
-    return lines + [f"What is plausible: {source.rstrip('.')}." for source in sources if names]
+    if any(PLAUSIBLE in remark for remark in names):
+        lines += [f"What is plausible: {source.rstrip('.')}." for source in sources]
+    return lines
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -66,7 +66,8 @@ def measures(label: Label, labelmap: Volume, uncertainty: bool) -> StructureMeas
         return StructureMeasures(label, voxels, volume)
     if not voxels:
         return StructureMeasures(label, voxels, volume, *[float("nan")] * 4)
-    return StructureMeasures(label, voxels, volume, 0.125, 0.875, 0.75, 0.5)
+    agreement = (0.125, 0.875, 0.75, 0.5)
+    return StructureMeasures(label, voxels, volume, *agreement, remarks=("too small", "in 2 parts"))
 
 
 def wait_in(stage: str, progress: Progress) -> None:

@@ -231,6 +231,8 @@ def test_the_table_of_volumes_agrees_with_the_labelmap(segment: Segment, out: Pa
         assert float(rows[label.name]["volume_ml"]) == pytest.approx(count * voxel_ml)
     assert float(rows["Dark tissue"]["iou"]) == 0.75
     assert rows["Absent tissue"]["iou"] == ""
+    assert rows["Dark tissue"]["remarks"] == "too small; in 2 parts"
+    assert rows["Absent tissue"]["remarks"] == ""
 
 
 def test_the_report_names_the_outputs_and_their_hashes(segment: Segment, out: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_request_with_an_unknown_option_is_refused(tmp_path: Path) -> None:
 def result(**more: object) -> SegmentationResult:
     labelmap = volume().with_voxels(np.full((2, 3, 4), 5, np.uint8))
     measures = (
-        StructureMeasures(LIVER, 24, 0.5, 0.1, 0.9, 0.8, 0.05),
+        StructureMeasures(LIVER, 24, 0.5, 0.1, 0.9, 0.8, 0.05, remarks=("small", "in parts")),
         StructureMeasures(SPLEEN, 0, 0.0, math.nan, None, None, None),
     )
     values = {

@@ -122,12 +122,13 @@ def structures(count: int, *said: str) -> list[StructureMeasures]:
 
 
 def test_remarks_become_sentences_that_take_alike_ones_together() -> None:
-    lines = sentences(structures(20, "too large", "not found", "not found"), ["15 adults."])
+    lines = sentences(structures(20, "1 ml is plausible", "not found", "not found"), ["15 adults."])
     assert lines == [
-        "Part 1: too large.",
+        "Part 1: 1 ml is plausible.",
         "Part 2, Part 3: not found.",
         "What is plausible: 15 adults.",
     ]
+    assert sentences(structures(20, "not found"), ["15 adults."]) == ["Part 1: not found."]
     assert sentences(structures(20), ["15 adults."]) == []
     assert sentences([]) == []
 

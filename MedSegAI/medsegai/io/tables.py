@@ -13,7 +13,9 @@ from medsegai.io.atomic import atomic_path
 def write_table(
     path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write rows below their headings, as CSV in UTF-8; what is None or left out is an empty cell.
+    """Write rows below their headings, as CSV in UTF-8.
+
+    What is None or left out is an empty cell; of a list, the items stand in one cell, joined by "; ".
 
     Raises:
         OutputError: the file cannot be written; what was there stays.
@@ -21,4 +23,8 @@ def write_table(
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    return "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
