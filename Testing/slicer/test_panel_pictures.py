@@ -19,8 +19,8 @@ from medsegai.progress import ProgressEvent
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.series_dialog import SeriesDialog
-from MedSegAILib.view import DeviceChoice, SeriesRow, StructureRow
-from panel_help import REPOSITORY, UI, add_volume, card, find, new_panel
+from MedSegAILib.view import DeviceChoice, SegmentRow, SeriesRow, StructureRow
+from panel_help import REPOSITORY, UI, add_volume, card, click, find, new_panel
 
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"
 BRAIN = load_card(BUNDLED_MODELS / "brain")
@@ -31,6 +31,12 @@ PLAN = (
 SUMMARY = (
     "MRHead segmentation: 32 of 32 structures in 11.8 s on cuda:0.\n"
     "Research software. Not for diagnostic use."
+)
+REFINED = (
+    "This is a preview: Apply makes it the segmentation, Cancel takes it away.\n"
+    "Refinement level_set changed 212 voxels, 0.212 ml: Left hippocampus -61 +151 voxels (0.212 ml around R -26, "
+    "A -21, S -14 mm).\n"
+    "Not changed, for their review is completed: Brain stem."
 )
 
 
@@ -196,7 +202,7 @@ def test_an_error_and_a_preview(scenery: Any, style: str) -> None:
 
 def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> None:
     """Slicer's module column can be 300 pixels wide: nothing may be cut off."""
-    scene = scenery(300, 1500)
+    scene = scenery(300, 3100)
     flair = card("tumour", "fold_0", channels=("T1", "T1 with contrast", "T2", "FLAIR?"))
     scene.panel.show_models([flair, BRAIN])
     scene.panel.choose_output(OutputMode.UPDATE)
@@ -206,8 +212,11 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     scene.show_results()
     scene.panel.queue.show([entry("MRHead: Brain structures (QuickNAT)", "done")])
     scene.panel.queue.unfold()
-    for name in ("advancedButton", "batchButton", "settingsButton"):
+    for name in ("refineButton", "advancedButton", "batchButton", "settingsButton"):
         find(scene.widget, name).setProperty("collapsed", False)
+    show_refinement(scene)
+    find(scene.widget, "refinementNames").setCurrentText("level_set")
+    click(scene.widget, "addRefinementButton")
     find(scene.widget, "batchSourceSelector").setCurrentIndex(1)
     find(scene.widget, "placeSelector").setCurrentIndex(2)
     scene.panel.settings.show_answer("✓ torch: 2.9.0")
@@ -219,6 +228,46 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
             viewport = child.parentWidget().parentWidget()
             inside_table = isinstance(viewport, QtWidgets.QAbstractItemView)
             assert right <= 300 or inside_table, f"{child.objectName()} ends at {right}"
+
+
+def show_refinement(scene: Scenery) -> None:
+    """The section with a preview of the refinement that has most options, for a few segments."""
+    node = scene.mrml.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+    scene.panel.refine.choose(node)
+    scene.panel.refine.choose_image(scene.volume)
+    scene.panel.refine.show_segments(
+        [SegmentRow(str(n), row.name, row.color, n == 1) for n, row in enumerate(rows())]
+    )
+    find(scene.widget, "refineSegmentsSelector").setCurrentIndex(1)
+    find(scene.widget, "refineSegments").item(3).setCheckState(QtCore.Qt.CheckState.Checked)
+    find(scene.widget, "refinementSelector").setCurrentText("level_set")
+    scene.panel.refine.show_state(running=False, previewing=True)
+    scene.panel.refine.show_message(REFINED)
+
+
+def test_a_refinement_that_is_previewed(scenery: Any, style: str) -> None:
+    scene = scenery(400, 1100)
+    scene.show_results()
+    find(scene.widget, "resultsButton").setProperty("collapsed", True)
+    find(scene.widget, "inputsButton").setProperty("collapsed", True)
+    find(scene.widget, "refineButton").setProperty("collapsed", False)
+    show_refinement(scene)
+    image = scene.picture(f"refine-{style}")
+    assert contrast(image) > 120
+
+
+def test_refinements_of_a_run(scenery: Any, style: str) -> None:
+    scene = scenery(400, 1300)
+    find(scene.widget, "inputsButton").setProperty("collapsed", True)
+    find(scene.widget, "advancedButton").setProperty("collapsed", False)
+    for name in ("islands", "smoothing", "snap"):
+        find(scene.widget, "refinementNames").setCurrentText(name)
+        click(scene.widget, "addRefinementButton")
+    find(scene.widget, "refinementList").setCurrentRow(0)
+    find(scene.widget, "refinement_smallest_ml").setValue(0.1)
+    find(scene.widget, "refinement_labels").item(2).setCheckState(QtCore.Qt.CheckState.Checked)
+    image = scene.picture(f"refinements-{style}")
+    assert contrast(image) > 120
 
 
 def test_the_series_of_the_database(scenery: Any, style: str) -> None:

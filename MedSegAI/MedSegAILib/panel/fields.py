@@ -12,6 +12,9 @@ LARGEST_NUMBER = 1_000_000
 FRACTION = (0.05, 1.0)
 """Bounds of a number without bounds of its own: a part of a whole."""
 
+UNITS = ("mm", "ml")
+"""With which names of options end."""
+
 Widget = tuple[Any, Callable[[], Any]]
 """A widget, and what reads its value."""
 
@@ -87,5 +90,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def title_of(name: str) -> str:
-    """How an option is called on the screen."""
-    return name.replace("_", " ").capitalize()
+    """How an option is called on the screen: `move_mm` is Move (mm)."""
+    words, _, unit = name.rpartition("_")
+    title = words if unit in UNITS else name
+    return title.replace("_", " ").capitalize() + (f" ({unit})" if unit in UNITS else "")

@@ -88,7 +88,11 @@ class OptionWidgets:
         self._device.blockSignals(False)
 
     def _add_row(self, title: str, widget: Any) -> None:
-        self._form.addRow(f"{title}:", widget)
+        if widget is self._refinements.widget:  # it has rows of its own, and needs the whole width
+            self._form.addRow(qt.QLabel(f"{title}:"))
+            self._form.addRow(widget)
+        else:
+            self._form.addRow(f"{title}:", widget)
 
     def _widget(self, option: Field[Any]) -> Any:
         default = PANEL_DEFAULTS.get(option.name, option.default)

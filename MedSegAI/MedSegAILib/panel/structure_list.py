@@ -36,6 +36,7 @@ class StructureList:
         self._rows: list[tuple[Any, Structure]] = []
         self.widget = qt.QListWidget()
         show_empty_boxes(self.widget)
+        self.widget.horizontalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff  # long names are elided
         height = self.widget.fontMetrics().height()
         self.widget.setMaximumHeight(ROWS_SHOWN * (height + 6))
         self.widget.connect("itemChanged(QListWidgetItem*)", self._on_changed)
