@@ -99,6 +99,7 @@ def describe(card: ModelCard, expectation: str) -> str:
         (_("Networks"), ", ".join(member.name for member in card.members)),
         (_("Time and memory"), expectation),
         (_("Licence"), card.licence),
+        (_("Plausible volumes"), card.reference.source if card.reference else ""),
         (_("Origin"), card.origin),
         (_("Please cite"), card.citation),
         (_("Version"), f"{card.version} ({card.family})"),

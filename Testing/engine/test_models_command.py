@@ -120,6 +120,16 @@ def test_show_tells_what_a_user_must_know(own: Path, capsys: Capture) -> None:
         assert text in out
 
 
+def test_show_tells_what_is_plausible_and_by_whose_measure(capsys: Capture) -> None:
+    folder = Path(catalogue.__file__).with_name("models") / "brain"
+    assert main(["models", "show", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "15 label maps of whole heads" in shown
+    assert "no norm population" in shown
+    (line,) = (line for line in shown.splitlines() if "Left hippocampus  " in line)
+    assert "1.33 to 10.1" in line
+
+
 def test_show_as_json_is_the_card(own: Path, capsys: Capture) -> None:
     write_model(own / "toy")
     assert main(["models", "show", "toy", "--json"]) == 0

@@ -145,22 +145,32 @@ def describe_card(card: ModelCard) -> str:
         ("citation", card.citation),
         ("works at", f"{spacing} mm"),
         ("memory", f"{card.memory_mb:.0f} MB" if card.memory_mb else ""),
+        ("calibrated", card.calibration.source if card.calibration else ""),
+        ("plausible", card.reference.source if card.reference else ""),
         ("folder", str(card.folder)),
     ]
     channels = [[c.name, c.modality, "yes" if c.required else "no"] for c in card.channels]
     members = [[m.name, m.weights or "-", f"{m.weight:g}", m.sha256 or "-"] for m in card.members]
-    labels = [[str(label.value), label.name, _codes(card, label.value)] for label in card.labels]
+    labels = [
+        [str(label.value), label.name, _range(card, label.value), _codes(card, label.value)]
+        for label in card.labels
+    ]
     parts = [
         f"{card.id}: {card.name}",
         card.description,
         "\n".join(f"{name + ':':<14}{value}" for name, value in facts if value),
         table(["input", "modality", "required"], channels, left=3),
         table(["member", "weights", "share", "SHA-256"], members, left=2),
-        table(["value", "structure", "code"], labels, left=3),
+        table(["value", "structure", "plausible ml", "code"], labels, left=4),
     ]
     if card.performance:
         parts.append("Accuracy: " + json.dumps(dict(card.performance), indent=2))
     return "\n\n".join(part for part in parts if part)
+
+
+def _range(card: ModelCard, value: int) -> str:
+    volumes = card.reference.volumes_ml if card.reference else {}
+    return "{:g} to {:g}".format(*volumes[value]) if value in volumes else "-"
 
 
 def _codes(card: ModelCard, value: int) -> str:
