@@ -22,6 +22,7 @@ from medsegai.batch import read_cases
 from medsegai.card import Channel
 from medsegai.cli import build_parser
 from medsegai.errors import InputError, WorkerError
+from medsegai.refinements import parse
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.controller.batches import case_name
 from MedSegAILib.host import Host
@@ -46,7 +47,8 @@ def told(house: House) -> list[CaseRow]:
 
 
 def case(name: str, state: str, **more: Any) -> str:
-    values = {"event": "case", "case": name, "state": state, "seconds": None, "message": ""}
+    values = {"event": "case", "case": name, "state": state, "seconds": None, "remarks": None}
+    values["message"] = ""
     return json.dumps(values | more)
 
 
@@ -70,6 +72,42 @@ def test_the_command_is_the_one_without_slicer_with_the_options_of_the_panel(hou
     assert request.models == (str(house.card.folder),)
 
 
+OTHERS = {
+    "members": ("axial", "coronal"),
+    "refinements": ("islands:smallest_ml=0.1;labels=1+2", "smoothing:keep_volume=no", "snap"),
+    "device": "cpu",
+    "tile_step": 0.75,
+}
+
+
+@pytest.mark.parametrize("name", [o.name for o in request_options() if o.name not in ELSEWHERE])
+def test_each_option_reaches_the_batch_as_it_was_chosen(house: House, name: str) -> None:
+    """Also those with several values, as the real parser of the command reads them."""
+    (option,) = [item for item in request_options() if item.name == name]
+    value = OTHERS.get(name)
+    if value is None:
+        kinds = {bool: lambda: not option.default, int: lambda: option.default + 3}
+        others = [choice for choice in option.metadata["choices"] if choice != option.default]
+        value = others[0] if others else kinds[type(option.default)]()
+    house.choose(options={name: value})
+    house.panel.batch.start_requested.emit()
+    command, _done = house.host.ran[-1]
+    arguments = vars(build_parser().parse_args(command[3:]))
+    request = request_from_options((Path("x"),), {name: arguments[name]})
+    assert getattr(request, name) == value != option.default
+    for text in request.refinements:
+        parse(text)
+
+
+def test_options_with_several_values_may_be_left_empty(house: House) -> None:
+    house.choose(options={"members": (), "refinements": ()})
+    house.panel.batch.start_requested.emit()
+    command, _done = house.host.ran[-1]
+    arguments = vars(build_parser().parse_args(command[3:]))
+    assert "members" not in arguments
+    assert "refinements" not in arguments
+
+
 def test_events_fill_the_table_and_the_count(house: House) -> None:
     house.panel.batch.start_requested.emit()
     hear = house.host.heard
@@ -78,9 +116,10 @@ def test_events_fill_the_table_and_the_count(house: House) -> None:
         hear(line)
     hear(json.dumps({"event": "progress", "case": "a", "fraction": 0.4, "stage": "predict"}))
     assert told(house)[-1] == CaseRow("a", "running", fraction=0.4)
-    hear(case("a", "done", seconds=12.0))
+    hear(case("a", "done", seconds=12.0, remarks=3))
+    assert told(house)[-1] == CaseRow("a", "done", 12.0, 3)
     hear(case("b", "failed", message="b is truncated."))
-    assert told(house)[-1] == CaseRow("b", "failed", None, "b is truncated.")
+    assert told(house)[-1] == CaseRow("b", "failed", message="b is truncated.")
     house.host.answer(1)
     assert house.panel.batch.last("show_message") == ("1 of 2 cases are done. 1 failed.",)
     assert house.panel.batch.last("show_running") == (False,)

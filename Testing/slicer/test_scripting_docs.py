@@ -60,7 +60,7 @@ FIRST, FOLDER = "Segment a volume", "A folder, without a window"
 
 
 def test_every_example_is_found() -> None:
-    assert len(CODE) == SLICER_SECTION.count("\n### ") == 11
+    assert len(CODE) == SLICER_SECTION.count("\n### ") == 12
     assert next(iter(CODE)) == FIRST
     assert FOLDER in CODE
 
@@ -81,6 +81,26 @@ def test_the_example_of_options_gets_its_entropy(console: dict[str, Any]) -> Non
     run(CODE[FIRST], console)
     run(CODE["Choose model and options"], console)
     assert console["entropy"].GetName() == "head uncertainty"
+
+
+def test_the_example_that_refines_changes_what_it_names(
+    console: dict[str, Any], module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        module.MedSegAILogic, "refine", lambda self, *values, **named: asked.append(named) or ()
+    )
+    run(CODE[FIRST], console)
+    run(CODE["Refine a segmentation that is there"], console)
+    assert asked[1]["volumeNode"] is console["volume"]
+    names = {
+        segment.GetName()
+        for segment in map(
+            console["segmentation"].GetSegmentation().GetNthSegment,
+            range(console["segmentation"].GetSegmentation().GetNumberOfSegments()),
+        )
+    }
+    assert set(asked[1]["segments"]) <= names
 
 
 def test_the_examples_ask_for_what_they_say(

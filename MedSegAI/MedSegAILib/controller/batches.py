@@ -25,6 +25,9 @@ REPLACE_QUESTION = (
 TABLE_NAME = "batch.csv"
 """What the command writes into the folder of results."""
 
+FLAGS = {"refinements": "--refinement"}
+"""Options whose flag on the command line is not simply their name."""
+
 STATES = ("waiting", "running", "done", "failed")
 
 
@@ -140,7 +143,8 @@ class Batches:
             event = json.loads(line)
             case, kind = event["case"], event["event"]
             if kind == "case" and event["state"] in STATES:
-                row = CaseRow(case, event["state"], event["seconds"], event["message"])
+                told = (event[name] for name in ("state", "seconds", "remarks", "message"))
+                row = CaseRow(case, *told)
                 row = replace(row, title=self._titles.get(case, ""))
             elif kind == "progress" and case in self._cases:
                 row = replace(self._cases[case], fraction=float(event["fraction"]))
@@ -187,7 +191,7 @@ def _flags(choice: Choice) -> list[str]:
     """The options as the command line writes them."""
     flags = []
     for name, value in choice.options.items():
-        flag = "--" + name.replace("_", "-")
+        flag = FLAGS.get(name, "--" + name.replace("_", "-"))
         if name == "members":
             flags += [f"--members={','.join(value)}"] if value and len(choice.cards) == 1 else []
         elif name == "uncertainty":
