@@ -164,12 +164,38 @@ class BatchChoice:
 
 
 @dataclass(frozen=True)
+class HandOverChoice:
+    """What is to be written of a segmentation.
+
+    Attributes:
+        folder: where to.
+        parts: of report, csv, json, seg, sr and surfaces.
+        encoding: of the DICOM SEG: binary or labelmap.
+        formats: of the surfaces: .stl, .obj, .glb.
+        tolerance_mm: how far surfaces may move where points are left out.
+        space: world of the surfaces: LPS or RAS.
+    """
+
+    folder: str = ""
+    parts: tuple[str, ...] = ("report", "csv")
+    encoding: str = "binary"
+    formats: tuple[str, ...] = (".stl",)
+    tolerance_mm: float = 0.1
+    space: str = "LPS"
+
+
+@dataclass(frozen=True)
 class CaseRow:
-    """One case of a batch. `fraction` is None unless it is being done; `title` says more than its name."""
+    """One case of a batch.
+
+    `fraction` is None unless it is being done; `title` says more than its name; `remarks` counts the structures to
+    look at.
+    """
 
     case: str
     state: str
     seconds: float | None = None
+    remarks: int | None = None
     message: str = ""
     fraction: float | None = None
     title: str = ""

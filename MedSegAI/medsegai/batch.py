@@ -73,12 +73,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table. `message` says why a case failed, or what the user should know of it."""
+    """A line of the table.
+
+    Attributes:
+        remarks: how many structures a person should look at; None unless the case is done.
+        message: why a case failed, or what the user should know of it.
+    """
 
     case: str
     state: str = WAITING
     seconds: float | None = None
+    remarks: int | None = None
     message: str = ""
+
+    @classmethod
+    def done(cls, case: str, report: Mapping[str, Any]) -> Entry:
+        """That of a case that is done, from its report."""
+        seconds = round(sum(report["seconds"].values()), 1)
+        remarks = sum(bool(item["remarks"]) for item in report["structures"])
+        return cls(case, DONE, seconds, remarks, " ".join(report["warnings"]))
 
 
 @dataclass(frozen=True)
@@ -149,8 +162,8 @@ class Batch:
         for name, case in self._cases.items():
             done = not overwrite and self._is_done(name)
             if done and resume:
-                self._check_options(name)
-                self.entries[name] = Entry(name, DONE)
+                self.entries[name], options, _ = self._report(name)
+                self._check_options(name, options)
             elif done:
                 raise OutputError(
                     f"{self._files.folder} holds a result of {name} already. Keep what is there and do the "
@@ -191,8 +204,7 @@ class Batch:
         except OF_THE_CASE as error:
             self._set(Entry(case.name, FAILED, message=str(error)))
             return
-        seconds = round(sum(progress.seconds.values()), 1)
-        self._set(Entry(case.name, DONE, seconds, " ".join(result.warnings)))
+        self._set(Entry.done(case.name, result.report()))
 
     def _order(self) -> list[str]:
         """Those that were under way when the batch was ended last, perhaps by them, come last."""
@@ -213,18 +225,20 @@ class Batch:
             self._files.report(name).is_file() and self._files.outputs(name).segmentation.is_file()
         )
 
-    def _report(self, name: str) -> dict[str, Any]:
+    def _report(self, name: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:
+        """What the report of a case that is done says of it, its options, and its structures."""
         path = self._files.report(name)
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            return {"options": report["provenance"]["options"], "structures": report["structures"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            options = dict(report["provenance"]["options"])
+            return Entry.done(name, report), options, list(report["structures"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} is no report of a segmentation. Delete it, and that case is done again."
             ) from error
 
-    def _check_options(self, name: str) -> None:
-        before, now = self._report(name)["options"], self._request.options()
+    def _check_options(self, name: str, before: Mapping[str, Any]) -> None:
+        now = self._request.options()
         other = sorted(key for key in now if before.get(key, now[key]) != now[key])
         if other:
             raise RequestError(
@@ -244,7 +258,7 @@ class Batch:
     def _write_volumes(self) -> None:
         """One table with the structures of all cases that are done."""
         done = [name for name, entry in self.entries.items() if entry.state == DONE]
-        rows = [{"case": name, **row} for name in done for row in self._report(name)["structures"]]
+        rows = [{"case": name, **row} for name in done for row in self._report(name)[2]]
         if rows:
             write_table(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
 

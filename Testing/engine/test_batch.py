@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -20,7 +21,8 @@ from medsegai.batch import Case, find_cases, read_cases
 from medsegai.card import Channel
 from medsegai.cli import main
 from medsegai.errors import DeviceError, InputError
-from medsegai.request import SegmentationRequest
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 
 Batch = Callable[..., int]
@@ -267,6 +269,31 @@ def test_resume_does_only_what_is_left(
     assert corrected.read_text() == "corrected by hand"
     assert set(states(tmp_path / "out").values()) == {"done"}
     assert {row["case"] for row in rows(tmp_path / "out" / "volumes.csv")} == {"a", "b", "c"}
+
+
+def test_the_table_tells_which_cases_to_look_at_first_also_after_going_on(
+    batch: Batch,
+    scans: Path,
+    requests: list[SegmentationRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def doubtful(request: SegmentationRequest, progress: Progress) -> SegmentationResult:
+        result = fake_engine.segment(request, progress)
+        first, *others = result.structures
+        first = replace(first, remarks=("members differ", "in 3 parts") if not requests else ())
+        requests.append(request)
+        return replace(result, structures=(first, *others))
+
+    monkeypatch.setattr(sys.modules["medsegai.engine"], "segment", doubtful)
+    batch()
+    save(scans / "b.nii.gz", 5)
+    assert batch("--resume") == 0
+    table = {row["case"]: row for row in rows(tmp_path / "out" / "batch.csv")}
+    assert {case: row["remarks"] for case, row in table.items()} == {"a": "1", "b": "0", "c": "0"}
+    assert all(float(row["seconds"]) >= 0 for row in table.values())
+    first = rows(tmp_path / "out" / "volumes.csv")[0]
+    assert (first["case"], first["remarks"]) == ("a", "members differ; in 3 parts")
 
 
 def test_results_are_never_replaced_unasked(

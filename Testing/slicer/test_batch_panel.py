@@ -408,10 +408,10 @@ def test_the_section_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not find(widget, "batchTable").isVisible()
     view.show_case(CaseRow("a", "waiting"))
     view.show_case(CaseRow("b", "running", fraction=0.4))
-    view.show_case(CaseRow("a", "done", 75.0, "Look at it."))
+    view.show_case(CaseRow("a", "done", 75.0, 3, "Look at it."))
     table = find(widget, "batchTable")
     states = [table.item(row, 1).text() for row in range(table.rowCount())]
-    assert states == ["done, 1 min 15 s", "40 %"]
+    assert states == ["⚠ 3, done, 1 min 15 s", "40 %"]
     assert table.item(0, 1).toolTip() == "Look at it."
     view.show_message("There is no scan.", problem=True)
     assert "color" in find(widget, "batchLabel").styleSheet()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from MedSegAILib.panel import dialogs, series_dialog
+from MedSegAILib.panel.results import DOUBT_MARK
 from MedSegAILib.panel.style import duration, error_style, lay_out_table, text_item
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
@@ -123,5 +124,6 @@ def _state(row: CaseRow) -> str:
     if row.fraction is not None:
         return f"{100 * row.fraction:.0f} %"
     if row.seconds is not None:
-        return f"{_(row.state)}, {duration(row.seconds)}"
+        state = f"{_(row.state)}, {duration(row.seconds)}"
+        return f"{DOUBT_MARK} {row.remarks}, {state}" if row.remarks else state
     return _(row.state)
