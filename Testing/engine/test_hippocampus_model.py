@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from medsegai.boxes import label_boxes
 from medsegai.card import ModelCard, load_card
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.engine import segment
 from medsegai.evaluation import evaluate
-from medsegai.io import read_labelmap
+from medsegai.io import read_labelmap, read_volume
 from medsegai.request import SegmentationRequest
+from medsegai.volume import Volume
 
 HIPPOCAMPUS = BUNDLED_MODELS / "hippocampus"
 HELD_OUT = ("hippocampus_019", "hippocampus_035", "hippocampus_037")
@@ -57,3 +59,25 @@ def test_held_out_cases_are_as_good_as_the_card_says(card: ModelCard, shared_dat
         reference, _ = read_labelmap(dataset / "labelsTr" / f"{case}.nii.gz")
         found += [item.dice for item in evaluate(result.labelmap, reference, card.labels)]
     assert statistics.fmean(found) > promised["mean_dice"] - 0.05
+
+
+def test_a_scan_that_cuts_the_hippocampus_is_remarked(shared_data: Path) -> None:
+    """And nothing of the whole scan."""
+    folder = shared_data / "Dataset004_Hippocampus"
+    scan = read_volume(folder / "imagesTr" / "hippocampus_019_0000.nii.gz")
+    labels, _ = read_labelmap(folder / "labelsTr" / "hippocampus_019.nii.gz")
+    (_, posterior_to_anterior, _) = label_boxes(labels.voxels, [1])[1]
+    middle = (posterior_to_anterior.start + posterior_to_anterior.stop) // 2
+    k, _, i = scan.geometry.shape
+    cut = Volume(scan.voxels[:, :middle], scan.geometry.cropped((0, 0, 0), (k, middle, i)))
+    whole, part = (
+        segment(SegmentationRequest((image,), ("hippocampus",), device="cpu", mirroring=False))
+        for image in (scan, cut)
+    )
+    assert not any(structure.remarks for structure in whole.structures)
+    assert not any("plausible" in warning for warning in whole.warnings)
+    (remark,) = part.structures[0].remarks
+    assert remark.startswith(f"volume {part.structures[0].volume_ml:.3g} ml, where 0.976 to 2.94")
+    assert part.structures[1].remarks == ()
+    assert f"Anterior hippocampus: {remark}." in part.warnings
+    assert "200 hippocampi" in part.warnings[-1]

@@ -6,6 +6,7 @@ Manual labels of MALC 2012 are good, so nothing should be remarked on them; and 
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import shutil
 import sys
@@ -18,8 +19,9 @@ import pytest
 from medsegai.boxes import label_boxes
 from medsegai.card import load_card
 from medsegai.catalogue import find_card
+from medsegai.cli import main
 from medsegai.evaluation import read_mapping
-from medsegai.io import read_labelmap
+from medsegai.io import read_labelmap, write_segmentation
 from medsegai.labels import Label
 from medsegai.plausibility import remarks
 from medsegai.quality import Reference
@@ -173,3 +175,23 @@ def test_the_script_writes_into_a_card(
     assert RANGES.main(["alarms", str(tmp_path), *map(str, maps)]) == 0
     assert "0 of 40" in capsys.readouterr().out
     assert RANGES.main(["measure", str(tmp_path), str(maps[0]), "--source", "one"]) == 3
+
+
+def test_table_and_report_say_what_is_implausible(
+    manual: Volume, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From files, as a person would, with the model named: its values alone say nothing."""
+    voxels = manual.voxels.copy()
+    RANGES.delete(voxels, HIPPOCAMPUS, label_boxes(voxels, [HIPPOCAMPUS])[HIPPOCAMPUS])
+    labels, table, page = (tmp_path / name for name in ("head.nii.gz", "head.json", "head.html"))
+    write_segmentation(labels, manual.with_voxels(voxels.astype(np.uint8)), BRAIN.labels)
+    assert main(["measure", str(labels), "--model", "brain", "--json", str(table)]) == 0
+    said = {row["name"]: row["remarks"] for row in json.loads(table.read_text())["structures"]}
+    assert [name for name, remarks in said.items() if remarks] == ["Left hippocampus"]
+    shown = capsys.readouterr().err
+    assert "Left hippocampus: not found, although it is to be expected." in shown
+    assert main(["export", str(labels), "--model", "brain", "--report", str(page)]) == 0
+    assert "Left hippocampus: not found" in page.read_text()
+    capsys.readouterr()
+    assert main(["measure", str(labels)]) == 0
+    assert "Left hippocampus" not in capsys.readouterr().err
