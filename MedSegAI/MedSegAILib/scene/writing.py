@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +22,8 @@ from MedSegAILib.scene.attachments import (
     merged,
     show_entropy,
 )
+from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import check_image, ijk_to_local
-from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
 from MedSegAILib.scene.matching import match
 from MedSegAILib.scene.placing import (
     Plan,
@@ -34,7 +33,7 @@ from MedSegAILib.scene.placing import (
     plan_update,
     region_box,
 )
-from MedSegAILib.scene.segments import add_segments, digests
+from MedSegAILib.scene.segments import add_segments
 from MedSegAILib.scene.undo import SaveUndo
 from MedSegAILib.translation import tr as _
 
@@ -234,14 +233,13 @@ class Preview:
         writer.notes.clear()
         writer.check_source(source, result)
         self._writer, self._source, self._result, self._output = writer, source, result, output
-        self._plan: Plan | None = None
-        self._shown: Mapping[str, str] = {}
-        self._was_visible = True
+        self._copy: ShownCopy | None = None
         if output.node is None or not writer._can_change(output, result):
             self.node = writer.write_new(source, result)
             self._name = self.node.GetName()
         else:
-            self.node = self._copy(output.node)
+            self._copy = self._copied(output.node)
+            self.node = self._copy.node
         self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
         self.notes = tuple(writer.notes)
 
@@ -259,72 +257,32 @@ class Preview:
         if not writer.scene.IsNodePresent(self.node):
             self._show_original()
             raise InputError("The preview has left the scene, so it was not accepted.")
-        if self._plan is None or not writer.scene.IsNodePresent(original):
-            if self._plan is None:
+        if self._copy is None or not writer.scene.IsNodePresent(original):
+            if self._copy is None:
                 self.node.SetName(self._name)
             return self.node
         writer.check_source(self._source, self._result)
-        edited = self._edited()
+        edited = self._copy.edited()
         writer.change(original, self._source, self._result, self._output)
-        self._take_over(edited, original)
+        self._copy.give(edited)
         self.reject()
         return original
 
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
-        if self._plan is None:
+        if self._copy is None:
             for role in NAMES:
                 self._writer.remove(self.node.GetNodeReference(role))
         self._writer.remove(self.node)
         self._show_original()
 
-    def _copy(self, original: Any) -> Any:
+    def _copied(self, original: Any) -> ShownCopy:
         """The original with the plan carried out, in its place."""
         check_labelmaps(original)
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
-        scene = self._writer.scene
-        node = scene.CreateNodeByClass("vtkMRMLSegmentationNode")
-        node.UnRegister(None)
-        node.SetName(original.GetName())
-        node.GetSegmentation().DeepCopy(original.GetSegmentation())
-        if plan.written:
-            carry_out(node, plan, self._source)
-        self._writer.add_beside(node, original)
-        role = original.GetReferenceImageGeometryReferenceRole()
-        node.SetNodeReferenceID(role, original.GetNodeReferenceID(role) or self._source.GetID())
-        node.CreateDefaultDisplayNodes()
-        self._plan, self._shown = plan, digests(layers_of(node))
-        display = original.GetDisplayNode()
-        if display is not None:
-            self._was_visible = bool(display.GetVisibility())
-            display.SetVisibility(False)
-        return node
-
-    def _edited(self) -> dict[str, Any]:
-        """What the user edited in the preview: images of segments, by id."""
-        images = {}
-        for name, content in digests(layers_of(self.node)).items():
-            if self._shown.get(name, "empty") != content:
-                images[name] = slicer.vtkOrientedImageData()
-                self.node.GetBinaryLabelmapRepresentation(name, images[name])
-        return images
-
-    def _take_over(self, edited: dict[str, Any], original: Any) -> None:
-        logic, segments = slicer.vtkSlicerSegmentationsModuleLogic, original.GetSegmentation()
-        for name, image in edited.items():
-            if segments.GetSegment(name) is None:
-                segments.AddEmptySegment(
-                    name, self.node.GetSegmentation().GetSegment(name).GetName()
-                )
-            if boxes(voxels_of(image)):
-                logic.SetBinaryLabelmapToSegment(image, original, name, logic.MODE_REPLACE)
-            else:
-                logic.ClearSegment(original, name)
+        return ShownCopy(original, plan, self._source, self._writer.add_beside)
 
     def _show_original(self) -> None:
-        original = self._output.node
-        if self._plan is not None and self._writer.scene.IsNodePresent(original):
-            display = original.GetDisplayNode()
-            if display is not None:
-                display.SetVisibility(self._was_visible)
+        if self._copy is not None and self._writer.scene.IsNodePresent(self._output.node):
+            self._copy.show_original()
