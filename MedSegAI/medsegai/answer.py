@@ -12,7 +12,8 @@ from medsegai.fusion import Fused, read_disagreement, read_members
 from medsegai.labels import Label
 from medsegai.probabilities import runner_up
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, apply
+from medsegai.refinements import Draft, Refined, Step, apply
+from medsegai.regions import Regions, apply_to_regions
 from medsegai.request import Candidates, SegmentationRequest, StructureMeasures
 from medsegai.uncertainty import Agreement
 from medsegai.volume import Geometry, Volume
@@ -50,7 +51,8 @@ class Answer:
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
         overlap = request.overlap and fused.probabilities.scale.regions
         self.regions = np.zeros(shape, bool) if overlap else None
-        wanted = candidates or request.candidates
+        self._steps = np.zeros(shape, np.uint8) if overlap and candidates else None
+        wanted = (candidates and not overlap) or request.candidates
         self.candidates = _no_candidates(output.shape, kind) if wanted else None
         self.warnings: list[str] = []
         self._agreement = (
@@ -79,6 +81,8 @@ class Answer:
                 self.probabilities.transpose(by_planes)[:, k0:k1] = values
             if self.regions is not None:
                 self.regions.transpose(by_planes)[:, k0:k1] = values > 0.5
+            if self._steps is not None:
+                self._steps.transpose(by_planes)[:, k0:k1] = np.rint(255 * values)
         if self.entropy is not None and self._agreement is not None:
             entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
             self.entropy.transpose(axes)[k0:k1] = entropy
@@ -111,11 +115,7 @@ class Answer:
             def step(part: float, done: int = number) -> None:
                 progress.step("refine", done + part, len(refinements))
 
-            labelmap = Volume(self.labelmap, self._output)
-            refined = apply(
-                Draft(labelmap, tuple(self._labels), image, self.candidates), settings, step
-            )
-            self.labelmap = refined.labels
+            refined = self._refined(settings, image, step)
             self.warnings += refined.words(str(settings["name"]))
             changes.append(refined.to_dict(settings))
         if not self.labelmap.any():
@@ -124,6 +124,22 @@ class Answer:
             )
         progress.step("refine", 1, 1)
         return changes
+
+    def _refined(self, settings: Mapping[str, Any], image: Volume, step: Step) -> Refined:
+        """Apply one refinement. Regions that overlap are refined one by one; the label map has the innermost."""
+        labels = tuple(self._labels)
+        if self.regions is None:
+            labelmap = Volume(self.labelmap, self._output)
+            refined = apply(Draft(labelmap, labels, image, self.candidates), settings, step)
+            self.labelmap = refined.labels
+            return refined
+        regions = Regions(self.regions, labels, self._output, image, self._steps)
+        refined = apply_to_regions(regions, settings, step)
+        self.regions = refined.labels
+        self.labelmap = np.zeros_like(self.labelmap)
+        for label, mask in zip(labels, self.regions, strict=True):
+            self.labelmap[mask] = label.value
+        return refined
 
     def structures(self) -> tuple[StructureMeasures, ...]:
         """How much there is of each structure, and how far members agree on it."""

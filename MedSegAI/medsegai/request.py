@@ -65,7 +65,8 @@ class SegmentationRequest:
     )
     overlap: bool = option(
         False,
-        "keep regions that overlap whole, such as a tumour around its core, as segments that overlap",
+        "keep regions that overlap whole, such as a tumour around its core, as segments that overlap; each is "
+        "refined by itself",
     )
     region: tuple[float, ...] = option(
         (),
@@ -105,10 +106,6 @@ class SegmentationRequest:
         if not 0 < self.tile_step <= 1:
             raise RequestError(f"tile_step must lie above 0 and up to 1, not {self.tile_step}.")
         _check_region(self.region)
-        if self.overlap and self.refinements:
-            raise RequestError(
-                "refinements work on one structure per voxel. Leave out either overlap or refinements."
-            )
         for item in request_options():
             choices = item.metadata["choices"]
             value = getattr(self, item.name)

@@ -43,7 +43,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("fusion",),  # L2
     ("uncertainty",),
     ("families", "refinements"),
-    ("answer", "plausibility"),
+    ("plausibility", "regions"),
+    ("answer",),
     ("measurements",),
     ("engine",),  # L3
     ("doctor", "model_import", "preview", "refining"),  # L4

@@ -89,7 +89,7 @@ def test_every_option_of_the_request_can_be_set() -> None:
         *("--model", "a,b", "--model", "c", "--views", "axial, coronal", "--fusion", "vote"),
         *("--device", "cuda:1", "--backend", "torch", "--precision", "fp32"),
         *("--dropout-passes", "12", "--seed", "7", "--no-mirroring", "--tile-step", "0.25"),
-        *("--no-refine", "--no-calibrated", "--region=-60,60,-90,90.5,0,70"),
+        *("--no-refine", "--no-calibrated", "--overlap", "--region=-60,60,-90,90.5,0,70"),
         *("--refinement", "islands:smallest_ml=0.1;keep=1,holes", "--refinement", "smoothing"),
     )
     expected = {
@@ -105,13 +105,13 @@ def test_every_option_of_the_request_can_be_set() -> None:
         "tile_step": 0.25,
         "refine": False,
         "calibrated": False,
+        "overlap": True,
         "refinements": ["islands:smallest_ml=0.1;keep=1", "holes", "smoothing"],
         "region": [-60.0, 60.0, -90.0, 90.5, 0.0, 70.0],
     }
     assert {name: request.options()[name] for name in expected} == expected
-    assert requested("--overlap").overlap  # not together with refinements
     by_output = {"uncertainty", "probabilities", "candidates"}
-    assert {item.name for item in request_options()} == {*expected, "overlap"} | by_output
+    assert {item.name for item in request_options()} == {*expected} | by_output
 
 
 def test_views_folds_and_members_are_one_option() -> None:

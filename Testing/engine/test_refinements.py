@@ -321,5 +321,3 @@ def test_overlapping_segments_are_refused(
     assert main([str(word) for word in words]) == 3
     assert "overlap" in capsys.readouterr().err
     assert not out.exists()
-    with pytest.raises(RequestError, match="overlap or refinements"):
-        SegmentationRequest((Path("x"),), overlap=True, refinements=("islands",))

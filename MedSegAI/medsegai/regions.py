@@ -1,0 +1,118 @@
+"""Regions that overlap, such as a tumour around its core: each is refined as if there were no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.labels import Label
+from medsegai.refinements import Change, Draft, Refined, Step, apply, check
+from medsegai.request import Candidates
+from medsegai.volume import Geometry, Volume
+
+SURELY_IN = 128
+"""From here on, in steps of 1/255, a voxel is more probably in a region than not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """What there is to refine where structures overlap, all on one grid.
+
+    Attributes:
+        masks: where each region is, bool (label, k, j, i).
+        labels: of the regions, from the outermost to the innermost.
+        geometry: the grid.
+        image: the scan, for refinements that look at it.
+        steps: how probable each region is in steps of 1/255, uint8 (label, k, j, i), where it is known.
+    """
+
+    masks: NDArray[np.bool_]
+    labels: tuple[Label, ...]
+    geometry: Geometry
+    image: Volume | None = None
+    steps: NDArray[np.uint8] | None = None
+
+    def draft(self, masks: NDArray[np.bool_], group: Sequence[int]) -> Draft:
+        """The regions of a group as one structure, which has the label of the first; all else is background."""
+        label = self.labels[group[0]]
+        steps = None if self.steps is None else self.steps[list(group)].max(0)
+        labelmap = _labelled(np.logical_or.reduce(masks[list(group)]), label)
+        candidates = None if steps is None else _candidates(steps, label)
+        return Draft(Volume(labelmap, self.geometry), (label,), self.image, candidates)
+
+
+def apply_to_regions(
+    regions: Regions, settings: Mapping[str, Any], step: Step = lambda part: None
+) -> Refined:
+    """Apply a refinement to each region by itself, as if there were no other.
+
+    Labels that are taken together, as a group or because they are joined, are refined as one: what it loses all of
+    them lose, and what it gains the outermost gains.
+
+    Returns:
+        What changed, region by region; `labels` are the new masks, bool (label, k, j, i).
+
+    Raises:
+        RequestError: see `apply`.
+        Cancelled: `step` asked to stop.
+    """
+    check(settings, regions.labels)
+    masks, notes = regions.masks.copy(), list[str]()
+    groups = list(_groups(settings, [label.value for label in regions.labels]))
+    for number, group in enumerate(groups):
+
+        def part(done: float, before: int = number) -> None:
+            step((before + done) / len(groups))
+
+        draft = regions.draft(masks, group)
+        refined = apply(draft, _alone(settings, draft.labels[0].value), part)
+        notes += refined.notes
+        before, after = draft.labelmap.voxels != 0, refined.labels != 0
+        masks[list(group)] &= after | ~before
+        masks[group[0]] |= after & ~before
+    return _compared(regions, masks, notes)
+
+
+def _groups(settings: Mapping[str, Any], values: Sequence[int]) -> Iterator[list[int]]:
+    """Positions of the regions that are refined together, the outermost first."""
+    named = settings.get("labels") or values
+    entries = [item if isinstance(item, (list, tuple)) else (item,) for item in named]
+    if settings.get("joined"):
+        entries = [tuple(value for entry in entries for value in entry)]
+    for entry in entries:
+        yield sorted({values.index(value) for value in entry})
+
+
+def _alone(settings: Mapping[str, Any], value: int) -> dict[str, Any]:
+    """The settings for one structure, where there is no other."""
+    alone = {key: item for key, item in settings.items() if key != "joined"}
+    return alone | {"labels": [value]} if settings.get("labels") else alone
+
+
+def _labelled(mask: NDArray[np.bool_], label: Label) -> NDArray[Any]:
+    kind = np.min_scalar_type(label.value)
+    return mask.astype(kind) * kind.type(label.value)
+
+
+def _candidates(steps: NDArray[np.uint8], label: Label) -> Candidates:
+    """Each voxel is in the region or not, and both probabilities add up to one."""
+    inside = steps >= SURELY_IN
+    high = np.maximum(steps, 255 - steps)
+    low = (255 - high).astype(np.uint8)
+    first = _labelled(inside, label)
+    return Candidates(first, _labelled(~inside & (low > 0), label), high, low)
+
+
+def _compared(regions: Regions, masks: NDArray[np.bool_], notes: Sequence[str]) -> Refined:
+    changes, voxels, ml = list[Change](), 0, 0.0
+    for label, before, after in zip(regions.labels, regions.masks, masks, strict=True):
+        draft = Draft(Volume(_labelled(before, label), regions.geometry), (label,))
+        refined = Refined.of(draft, _labelled(after, label))
+        changes += refined.changes
+        voxels, ml = voxels + refined.voxels, ml + refined.ml
+    changes.sort(key=lambda change: -change.ml)
+    return Refined(masks, tuple(changes), voxels, ml, tuple(notes))
