@@ -27,8 +27,9 @@ from slicer.ScriptedLoadableModule import (
 if TYPE_CHECKING:
     from medsegai.progress import ProgressEvent
     from medsegai.request import SegmentationRequest
-    from medsegai.tasks import RefinementResult
+    from medsegai.tasks import ExportResult, MeasurementResult, RefinementResult
     from MedSegAILib.output_choice import OutputChoice
+    from MedSegAILib.reading import Reading
     from MedSegAILib.worker.client import WorkerClient
     from MedSegAILib.worker.queue import JobQueue
     from MedSegAILib.worker.scripted import Job
@@ -77,7 +78,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.page = slicer.util.loadUI(self.resourcePath("UI/MedSegAI.ui"))
         self.layout.addWidget(self.page)
         self.panel = Panel(slicer.util.childWidgetVariables(self.page), slicer.qMRMLNodeComboBox)
-        self.host = Host(worker, lambda: install_what_is_missing(), Programs(), dialogs)
+        self.host = Host(worker, lambda *more: install_what_is_missing(*more), Programs(), dialogs)
         scene = Scene(slicer.mrmlScene, save_undo)
         self.controller = Controller(self.panel, scene, queue(), self.host)
         self.panel.choice_changed.connect(self.observeInputs)
@@ -242,20 +243,65 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         settings, ids = [parse(text) for text in texts], scene.segment_ids(node, segments)
         image = volumeNode or scene.reference_volume(node)
         reading = Reading(lambda: scene.draft(node, settings, ids, image))
-        if worker().place.kind == "own":
-            install_what_is_missing()
 
         def write(result: RefinementResult) -> tuple[str, ...]:
             scene.write_refined(reading.read_as, result)
             return (*result.words, *reading.read_as.notes)
 
-        job = _job(write, progress)
-        job.entry = queue().add(f"{node.GetName()}: {', '.join(texts)}", reading.make_request, job)
-        reading.waits()
-        try:
-            return tuple(job.wait())
-        finally:
-            reading.forget()
+        return _done(f"{node.GetName()}: {', '.join(texts)}", reading, write, progress)
+
+    def measure(
+        self, segmentationNode: Any, progress: Callable[[ProgressEvent], None] | None = None
+    ) -> tuple[dict[str, Any], ...]:
+        """For each segment as it is now the columns of `medsegai measure`; None for what does not exist.
+
+        A table node with a plot gets the numbers, too.
+        """
+        from MedSegAILib.reading import Reading
+        from MedSegAILib.scene import Scene
+
+        scene = Scene(slicer.mrmlScene)
+        reading = Reading(lambda: scene.measurable(segmentationNode))
+
+        def write(result: MeasurementResult) -> tuple[dict[str, Any], ...]:
+            scene.statistics(reading.read_as, result)
+            return tuple(dict(row) for row in result.rows)
+
+        return _done(f"{segmentationNode.GetName()}: measure", reading, write, progress)
+
+    def export(
+        self,
+        segmentationNode: Any,
+        dicom: str = "",
+        overwrite: bool = False,
+        progress: Callable[[ProgressEvent], None] | None = None,
+        **outputs: Any,
+    ) -> ExportResult:
+        """Hand a segmentation over: everything is written, or nothing.
+
+        Args:
+            segmentationNode: its segments as they are now.
+            dicom: folder of the DICOM series that was segmented, for `seg` and `sr`; if "", that in Slicer's
+                DICOM database which the volume was loaded from.
+            overwrite: whether files that are there already are replaced.
+            outputs: what to write: paths for seg, sr, report, csv, json and surfaces; and the options encoding,
+                formats, tolerance_mm and space.
+
+        Returns:
+            what was written (`files`), and `warnings` in words.
+
+        Raises:
+            MedSegAIError: a file is there already, or cannot be written; the message says what to do.
+        """
+        from MedSegAILib.reading import Reading
+        from MedSegAILib.scene import Scene
+        from MedSegAILib.scene.dicom_database import source_of
+
+        scene, node, series = Scene(slicer.mrmlScene), segmentationNode, (dicom, "")
+        if outputs.get("seg") and not dicom:
+            series = source_of(slicer.dicomDatabase, scene.reference_volume(node))
+        reading = Reading(lambda: scene.handed_over(node, outputs, series, overwrite))
+        return _done(f"{node.GetName()}: hand over", reading, lambda done: done, progress, True)
 
     @staticmethod
     def report(segmentationNode: Any) -> dict[str, Any]:
@@ -291,6 +337,25 @@ def queue() -> JobQueue:
     return _queue
 
 
+def _done(
+    title: str,
+    reading: Reading,
+    write: Callable[[Any], Any],
+    progress: Callable[[ProgressEvent], None] | None,
+    handover: bool = False,
+) -> Any:
+    """What `write` makes of the worker's answer."""
+    if worker().place.kind == "own":
+        install_what_is_missing(handover)
+    job = _job(write, progress)
+    job.entry = queue().add(title, reading.make_request, job)
+    reading.waits()
+    try:
+        return job.wait()
+    finally:
+        reading.forget()
+
+
 def _job(write: Callable[[Any], Any], progress: Callable[[ProgressEvent], None] | None) -> Job:
     from MedSegAILib.worker.scripted import Job
 
@@ -307,18 +372,18 @@ def close_worker() -> None:
         client.close()
 
 
-def install_what_is_missing() -> None:
+def install_what_is_missing(handover: bool = False) -> None:
     """Before a job: see `MedSegAILib.install.ensure`. A test must not change the installation."""
     if slicer.app.testingEnabled():
         return
     from MedSegAILib import install
 
     if slicer.util.mainWindow() is None:
-        install.ensure(None)
+        install.ensure(None, handover)
     else:
         from MedSegAILib.panel.install_dialog import ask
 
-        install.ensure(ask)
+        install.ensure(ask, handover)
 
 
 def when_slicer_has_started() -> None:

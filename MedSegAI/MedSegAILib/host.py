@@ -12,7 +12,7 @@ import slicer
 import slicer.util
 
 from medsegai.errors import InputError, ModelError, WorkerError
-from MedSegAILib.scene.dicom_database import folder_of, series_of
+from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
 from MedSegAILib.scene.statistics import CHART_REFERENCE
 from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.translation import tr as _
@@ -63,7 +63,7 @@ class Host:
 
     Args:
         client: gives the one worker client.
-        prepare: installs what is missing.
+        prepare: installs what is missing; with True also what handing over needs.
         programs: see `panel.process.Programs`.
         dialogs: asks for files and folders: see `panel.dialogs`.
     """
@@ -71,7 +71,7 @@ class Host:
     def __init__(
         self,
         client: Callable[[], Any],
-        prepare: Callable[[], None],
+        prepare: Callable[..., None],
         programs: Any,
         dialogs: Any,
     ) -> None:
@@ -131,6 +131,10 @@ class Host:
     def dicom_folder(self, row: SeriesRow) -> str:
         """Where the files of a series lie."""
         return folder_of(slicer.dicomDatabase, row)
+
+    def dicom_source(self, volume: Any) -> tuple[str, str]:
+        """Folder and UID of the DICOM series behind a volume; see `scene.dicom_database.source_of`."""
+        return source_of(getattr(slicer, "dicomDatabase", None), volume)
 
     def stop(self, program: Any) -> None:
         self._programs.stop(program)

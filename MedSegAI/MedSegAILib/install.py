@@ -23,12 +23,19 @@ from medsegai.errors import WorkerError
 from MedSegAILib.translation import tr as _
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
+HANDOVER = REQUIREMENTS.with_name("requirements-handover.txt")
 TORCH = Requirement("torch>=2.6")
 
 # Slicer brings these, or another extension does: an installation must leave them as they are.
 PROTECTED = ("numpy", "SimpleITK", "scipy", "pillow", "torch", "torchvision", "vtk")
 
-SIZES = {"torch": "0.2 to 3 GB", "nibabel": "4 MB", "safetensors": "1 MB"}
+SIZES = {
+    "torch": "0.2 to 3 GB",
+    "nibabel": "4 MB",
+    "safetensors": "1 MB",
+    "highdicom": "1 MB",
+    "manifold3d": "1 MB",
+}
 """What a download takes, about; torch depends on the graphics card. The others are smaller than 1 MB."""
 
 
@@ -68,17 +75,18 @@ class Consent:
 Ask = Callable[[Plan], "Consent | None"]
 
 
-def ensure(ask: Ask | None) -> None:
+def ensure(ask: Ask | None, handover: bool = False) -> None:
     """Install what is missing, and return at once where nothing is.
 
     Args:
         ask: shows the plan and gives the user's consent, or None where it was refused; without a window
             nobody could answer, and nobody is asked.
+        handover: also what writing DICOM SEG and SR and surfaces needs.
 
     Raises:
         WorkerError: the user declined, the PyTorch extension is missing, or the installation failed.
     """
-    plan = missing()
+    plan = missing(handover)
     if plan is None:
         return
     consent = Consent() if ask is None else ask(plan)
@@ -98,7 +106,7 @@ def ensure(ask: Ask | None) -> None:
         _install(others, interactive=ask is not None)
 
 
-def missing() -> Plan | None:
+def missing(handover: bool = False) -> Plan | None:
     """What is not there yet; None where nothing is missing.
 
     Raises:
@@ -112,7 +120,8 @@ def missing() -> Plan | None:
                 "PyTorch Utils, restart Slicer, and press Segment again."
             ).format(version=_version(TORCH.name), needed=TORCH)
         )
-    packages = [requirement for requirement in _requirements() if not _is_installed(requirement)]
+    wanted = _requirements() + (_requirements(HANDOVER) if handover else [])
+    packages = [requirement for requirement in wanted if not _is_installed(requirement)]
     if needs_torch:
         packages.insert(0, TORCH)
     if not packages:
@@ -120,8 +129,8 @@ def missing() -> Plan | None:
     return Plan(tuple(packages), Path(sysconfig.get_paths()["purelib"]), needs_torch)
 
 
-def _requirements() -> list[Requirement]:
-    lines = (line.split("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+def _requirements(path: Path = REQUIREMENTS) -> list[Requirement]:
+    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
     return [Requirement(line) for line in lines if line]
 
 

@@ -98,6 +98,10 @@ class MeasurementResult:
     rows: tuple[Mapping[str, Any], ...]
 
 
+EXPORT_PATHS = ("seg", "sr", "report", "csv", "json", "surfaces")
+"""What of the outputs of an ExportRequest are paths."""
+
+
 @dataclass(frozen=True, eq=False)
 class ExportRequest:
     """A segmentation to be handed over, as `medsegai export` does.

@@ -115,6 +115,12 @@ def test_slicer_installs_what_it_does_not_bring_and_nothing_else() -> None:
     assert asked == {name + bound for name, bound in base.items() if name not in SLICER_BRINGS}
 
 
+def test_slicer_installs_for_a_hand_over_what_the_extra_names() -> None:
+    lines = (MODULE / "Resources" / "requirements-handover.txt").read_text().splitlines()
+    asked = {line.split("#")[0].strip() for line in lines} - {""}
+    assert asked == set(PROJECT["optional-dependencies"]["handover"])
+
+
 def test_installing_the_package_never_installs_torch() -> None:
     assert "torch" not in base_requirements()
     assert not {"monai", "openvino", "nilearn", "torchvision"} & base_requirements().keys()

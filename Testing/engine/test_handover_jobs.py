@@ -20,7 +20,6 @@ from medsegai.cli import main
 from medsegai.errors import (
     Cancelled,
     GeometryError,
-    InputError,
     OutputExistsError,
     RequestError,
 )
@@ -159,6 +158,15 @@ def test_everything_is_handed_over(tmp_path: Path) -> None:
     assert kidney.SegmentedPropertyCategoryCodeSequence[0].CodeValue == ANATOMY[1]
 
 
+def test_a_record_that_cannot_be_understood(tmp_path: Path) -> None:
+    request = replace(asked(tmp_path, seg="s.dcm"), run={"odd": 1}, touched=(), drawn=())
+    result = export_segments(request, Progress())
+    assert any("cannot be understood" in warning for warning in result.warnings)
+    segment = pydicom.dcmread(tmp_path / "s.dcm").SegmentSequence[0]
+    algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == "MedSegAI"
+
+
 def test_without_dicom(tmp_path: Path) -> None:
     request = asked(tmp_path, report="r.html", surfaces="parts")
     request = replace(request, dicom="", image=scan("oblique"), run={})
@@ -184,8 +192,6 @@ def test_nothing_is_replaced_without_a_word(tmp_path: Path) -> None:
 def test_mistakes_and_a_stop_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="colour"):
         export_segments(asked(tmp_path, csv="t.csv", colour="red"), Progress())
-    with pytest.raises(InputError, match="how it was made"):
-        export_segments(replace(asked(tmp_path, csv="t.csv"), run={"odd": 1}), Progress())
     other = replace(asked(tmp_path, seg="s.dcm"), labelmap=drawn("straight"))
     with pytest.raises(GeometryError, match="different grids"):
         export_segments(other, Progress())

@@ -97,6 +97,7 @@ class Panel:
             "surfaces_shown",
             "statistics_requested",
             "csv_requested",
+            "handover_requested",
             "correct_requested",
             "slab_requested",
             "keep_requested",
@@ -287,10 +288,23 @@ class Scene:
     def center_of(self, segmentation: Any, segment: str) -> tuple[float, ...] | None:
         return None if segment == "empty" else (1.0, 2.0, 3.0)
 
-    def statistics(self, segmentation: Any) -> Any:
+    def measurable(self, segmentation: Any) -> Any:
+        if self.read_error:
+            raise self.read_error
+        return SimpleNamespace(segmentation=segmentation, request="measure")
+
+    def statistics(self, measured: Any, result: Any) -> Any:
         if self.error:
             raise self.error
+        self.done.append(("statistics", measured.segmentation, result))
         return Node("Table")
+
+    def handed_over(
+        self, segmentation: Any, outputs: Any, dicom: Any = ("", ""), overwrite: bool = False
+    ) -> Any:
+        if self.read_error:
+            raise self.read_error
+        return SimpleNamespace(request=(segmentation, outputs, dicom, overwrite))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in ("jump", "set_review_state", "show_uncertainty", "show_3d", "write_csv"):
@@ -337,6 +351,7 @@ class Host:
         self.settings: dict[str, str] = {}
         self.where = Place.own("/slicer/python")
         self.prepared = 0
+        self.prepared_handover = False
         self.prepare_error: MedSegAIError | None = None
         self.ran: list[tuple[list[str], Callable[[Any], None]]] = []
         self.heard: Callable[[str], None] | None = None
@@ -354,8 +369,9 @@ class Host:
         self.series: Sequence[SeriesRow] = ()
         self.dicom_error: MedSegAIError | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, handover: bool = False) -> None:
         self.prepared += 1
+        self.prepared_handover = handover
         if self.prepare_error:
             raise self.prepare_error
 
@@ -426,6 +442,11 @@ class Host:
         if self.dicom_error:
             raise self.dicom_error
         return f"/database/{row.uid}"
+
+    def dicom_source(self, volume: Any) -> tuple[str, str]:
+        if self.dicom_error:
+            raise self.dicom_error
+        return ("/database/head", "1.2.3")
 
     def stop(self, program: str) -> None:
         self.stopped.append(program)

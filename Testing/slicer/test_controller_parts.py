@@ -14,13 +14,20 @@ import pytest
 import fake_worker
 from controller_help import HEAD, House, Node
 from medsegai.catalogue import BUNDLED_MODELS
-from medsegai.errors import OutputError
+from medsegai.errors import (
+    Cancelled,
+    InputError,
+    OutputError,
+    OutputExistsError,
+    WorkerError,
+)
 from medsegai.request import SegmentationRequest
+from medsegai.tasks import ExportResult
 from MedSegAILib import model_shelf
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.controller.estimates import KEPT, Estimates
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.view import PlaceChoice, StructureRow
+from MedSegAILib.view import HandOverChoice, PlaceChoice, StructureRow
 from MedSegAILib.worker.examination import Report
 from MedSegAILib.worker.place import Place, PlaceKind
 
@@ -99,22 +106,108 @@ def test_overlay_and_surfaces_are_switched(shown: House) -> None:
     assert shown.scene.done == [("show_uncertainty", node, True), ("show_3d", node, False)]
 
 
-def test_statistics_go_into_a_table_and_a_file(shown: House) -> None:
+def answered(house: House, result: Any) -> None:
+    house.client.answer(lambda listener: listener.finished(result))
+
+
+def test_statistics_are_measured_and_go_into_a_table_and_a_file(shown: House) -> None:
+    node = shown.controller.results.node
     shown.panel.results.statistics_requested.emit()
+    assert shown.client.requests == ["measure"]
+    assert shown.host.tables == [], "the worker has not answered yet"
+    answered(shown, "rows")
+    assert shown.scene.done == [("statistics", node, "rows")]
     assert [table.GetName() for table in shown.host.tables] == ["Table"]
     shown.panel.results.csv_requested.emit()
-    assert shown.scene.done == [], "no file was chosen"
+    assert len(shown.client.requests) == 1, "no file was chosen"
     shown.host.path = "/out/result.csv"
     shown.panel.results.csv_requested.emit()
-    assert shown.scene.done[0][0] == "write_csv"
+    answered(shown, "rows")
+    assert shown.scene.done[1][0] == "write_csv"
+    assert shown.scene.done[1][2:] == ("rows", "/out/result.csv")
     assert shown.panel.message == "Wrote /out/result.csv."
+    assert (shown.host.prepared, shown.host.prepared_handover) == (2, False)
 
 
 def test_what_goes_wrong_with_a_result_is_said(shown: House) -> None:
     shown.scene.error = OutputError("The disk is full.")
     shown.host.path = "/out/result.csv"
     shown.panel.results.csv_requested.emit()
+    answered(shown, "rows")
     assert shown.panel.error == "The disk is full."
+    shown.scene.read_error = InputError("It is bent.")
+    shown.panel.results.statistics_requested.emit()
+    assert shown.panel.error == "It is bent."
+    shown.host.prepare_error = WorkerError("Nothing was installed.")
+    shown.panel.results.statistics_requested.emit()
+    assert shown.panel.error == "Nothing was installed."
+    assert len(shown.client.requests) == 1
+
+
+CHOICE = HandOverChoice("/out", ("report", "seg", "surfaces"), "labelmap", (".glb",), 0.3, "RAS")
+OUTPUTS = {
+    "report": "/out/report.html",
+    "seg": "/out/segmentation.dcm",
+    "surfaces": "/out/surfaces",
+    "encoding": "labelmap",
+    "formats": [".glb"],
+    "tolerance_mm": 0.3,
+    "space": "RAS",
+}
+
+
+def test_a_segmentation_is_handed_over(shown: House) -> None:
+    node = shown.controller.results.node
+    shown.panel.results.answers["ask_hand_over"] = CHOICE
+    shown.panel.results.handover_requested.emit()
+    assert shown.panel.results.last("ask_hand_over") == ("Result", "")
+    assert shown.client.requests == [(node, OUTPUTS, ("/database/head", "1.2.3"), False)]
+    assert shown.host.prepared_handover
+    answered(shown, ExportResult(("a", "b"), ("Look at the liver.",)))
+    assert shown.panel.message == "Wrote 2 files into /out.\nLook at the liver."
+
+
+def test_without_dicom_the_reason_is_told(shown: House) -> None:
+    shown.host.dicom_error = InputError("Head was not loaded by the module DICOM.")
+    shown.panel.results.handover_requested.emit()
+    reason = "Head was not loaded by the module DICOM."
+    assert shown.panel.results.last("ask_hand_over") == ("Result", reason)
+    assert shown.client.requests == [], "the user gave up"
+    shown.panel.results.answers["ask_hand_over"] = HandOverChoice("/out", ("csv",))
+    shown.panel.results.handover_requested.emit()
+    assert shown.client.requests[0][2] == ("", "")
+    assert not shown.host.prepared_handover, "a table needs no other package"
+
+
+@pytest.mark.parametrize("consent", [True, False])
+def test_files_are_replaced_when_the_user_says_so(shown: House, consent: bool) -> None:
+    shown.panel.results.answers["ask_hand_over"] = CHOICE
+    shown.host.consent = consent
+    shown.panel.results.handover_requested.emit()
+    shown.fail(OutputExistsError("/out/report.html is there already."))
+    assert shown.host.questions == ["In /out some of these files are there already. Replace them?"]
+    assert [request[3] for request in shown.client.requests] == [False, True][: 1 + consent]
+    if consent:
+        shown.fail(OutputExistsError("/out/report.html is there already."))
+        assert len(shown.host.questions) == 1, "one answer is enough"
+        assert shown.panel.error == "/out/report.html is there already."
+    else:
+        assert shown.panel.message == "Nothing was written."
+
+
+def test_a_hand_over_can_fail_and_be_stopped(shown: House) -> None:
+    shown.panel.results.answers["ask_hand_over"] = CHOICE
+    shown.panel.results.handover_requested.emit()
+    shown.panel.cancel_requested.emit()
+    assert shown.client.cancelled == 1
+    shown.fail(Cancelled("Stopped. The scene is as it was."))
+    assert shown.panel.message == "Stopped. The scene is as it was."
+    shown.panel.results.handover_requested.emit()
+    shown.fail(WorkerError("It crashed."))
+    assert (shown.panel.error, shown.panel.log_offered) == ("It crashed.", True)
+    shown.scene.gone.append(shown.controller.results.node)
+    shown.panel.results.handover_requested.emit()
+    assert shown.panel.error == "The segmentation Result has left the scene."
 
 
 def test_nothing_is_done_to_a_segmentation_that_has_left_the_scene(shown: House) -> None:

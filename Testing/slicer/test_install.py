@@ -110,6 +110,14 @@ def test_what_is_missing_is_installed_through_slicer(host: Slicer) -> None:
     assert call["requester"] == "MedSegAI"
 
 
+def test_what_handing_over_needs_is_asked_for_when_it_is_wanted(host: Slicer) -> None:
+    install.ensure(agree)
+    assert host.calls == []
+    install.ensure(agree, handover=True)
+    (call,) = host.calls
+    assert sorted(call["requirements"]) == ["highdicom>=0.25", "manifold3d>=3.1"]
+
+
 def test_without_a_window_nobody_is_asked(host: Slicer) -> None:
     del host.installed["slicerio"]
     install.ensure(None)

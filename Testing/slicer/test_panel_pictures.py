@@ -18,8 +18,9 @@ from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
+from MedSegAILib.panel.handover_dialog import HandOverDialog
 from MedSegAILib.panel.series_dialog import SeriesDialog
-from MedSegAILib.view import DeviceChoice, SegmentRow, SeriesRow, StructureRow
+from MedSegAILib.view import DeviceChoice, HandOverChoice, SegmentRow, SeriesRow, StructureRow
 from panel_help import REPOSITORY, UI, add_volume, card, click, find, new_panel
 
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"
@@ -287,6 +288,24 @@ def test_the_series_of_the_database(scenery: Any, style: str) -> None:
     pythonqt.real(dialog).show()
     image = scene.picture(f"series-{style}", pythonqt.real(dialog))
     assert contrast(image) > 120
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "",
+        "MRHead was not loaded by the module DICOM. A DICOM SEG or SR "
+        "needs the patient, study and frame of reference of a DICOM series.",
+    ],
+)
+def test_the_dialog_of_the_hand_over(scenery: Any, style: str, reason: str) -> None:
+    scene = scenery()
+    parts = ("report", "csv", "surfaces") if reason else ("report", "seg", "sr", "surfaces")
+    choice = HandOverChoice("/home/me/hand-over", parts, formats=(".stl", ".glb"))
+    dialog = HandOverDialog(scene.widget, "MRHead segmentation", reason, choice).dialog
+    pythonqt.real(dialog).show()
+    name = f"hand-over{'-no-dicom' if reason else ''}-{style}"
+    assert contrast(scene.picture(name, pythonqt.real(dialog))) > 120
 
 
 def test_the_model_browser(scenery: Any, style: str) -> None:

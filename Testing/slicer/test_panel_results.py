@@ -160,6 +160,7 @@ def test_the_buttons_of_a_result_are_heard(widget: Any, panel: Panel, mrml: Any)
         "show3dButton": results.surfaces_shown,
         "statisticsButton": results.statistics_requested,
         "csvButton": results.csv_requested,
+        "handOverButton": results.handover_requested,
         "correctButton": results.correct_requested,
         "slabButton": results.slab_requested,
         "keepButton": results.keep_requested,

@@ -60,7 +60,7 @@ FIRST, FOLDER = "Segment a volume", "A folder, without a window"
 
 
 def test_every_example_is_found() -> None:
-    assert len(CODE) == SLICER_SECTION.count("\n### ") == 12
+    assert len(CODE) == SLICER_SECTION.count("\n### ") == 14
     assert next(iter(CODE)) == FIRST
     assert FOLDER in CODE
 

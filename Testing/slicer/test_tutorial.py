@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pythonqt
 from medsegai.catalogue import BUNDLED_MODELS, find_card
 from medsegai.errors import InputError
 from MedSegAILib.correction import EFFECT_NAME
+from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
-from MedSegAILib.view import REVIEW_STATES
+from MedSegAILib.view import REVIEW_STATES, HandOverChoice
 from panel_help import REPOSITORY, UI, card, find, new_panel
 from slicer_application import MODULE_FOLDER
 
@@ -120,6 +122,19 @@ class Walk:
         PICTURES.mkdir(parents=True, exist_ok=True)
         assert (widget or self.widget).grab().save(str(PICTURES / f"{name}.png"))
 
+    def hand_over_into(self, folder: Path) -> Callable[..., HandOverChoice]:
+        """Looks at the dialog, and answers in its place."""
+
+        def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice:
+            chosen = HandOverChoice("/home/me/head", ("report", "csv", "surfaces"))
+            dialog = handover_dialog.HandOverDialog(parent, name, reason, chosen)
+            pythonqt.real(dialog.dialog).show()
+            self.picture("panel-hand-over", pythonqt.real(dialog.dialog))
+            pythonqt.real(dialog.dialog).close()
+            return replace(dialog.choice(), folder=str(folder))
+
+        return ask
+
     def until(self, condition: Any) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
@@ -143,7 +158,9 @@ def walk(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
 
 
 @pytest.mark.slow
-def test_a_walk_through_the_tutorial(walk: Walk, tmp_path: Path) -> None:
+def test_a_walk_through_the_tutorial(
+    walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole day with the bundled model on a real head MR; it takes a minute on two cores."""
     page, volume = walk.page, head_mr()
     page.panel.choose_input(volume)
@@ -179,10 +196,16 @@ def test_a_walk_through_the_tutorial(walk: Walk, tmp_path: Path) -> None:
     walk.picture("panel-results")
 
     walk.press("Statistics")
-    assert "are in the scene" in walk.message()
-    scene = page.controller._house.scene
-    scene.write_csv(segmentation, tmp_path / "numbers.csv")
+    walk.until(lambda: "are in the scene" in walk.message())
+    monkeypatch.setattr(page.host, "ask_save_file", lambda *_: str(tmp_path / "numbers.csv"))
+    walk.press("Save CSV…")
+    walk.until(lambda: walk.message().startswith("Wrote "))
     assert (tmp_path / "numbers.csv").read_text().count("\n") > 30
+    monkeypatch.setattr(handover_dialog, "ask", walk.hand_over_into(tmp_path))
+    walk.press("Hand over…")
+    walk.until(lambda: re.search(r"Wrote \d\d files", walk.message()))
+    assert "Not for diagnostic use" in (tmp_path / "report.html").read_text()
+    assert len(list((tmp_path / "surfaces").glob("*.stl"))) > 28
     again = re.search(r"about (\d+) (s|min)", find(page.parent, "planLabel").text())
     assert again, "from the second run on the time is told"
 

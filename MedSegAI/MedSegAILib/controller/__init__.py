@@ -6,6 +6,7 @@ Panel, scene, queue and application come as arguments; `protocols` says what is 
 from __future__ import annotations
 
 from MedSegAILib.controller.batches import Batches
+from MedSegAILib.controller.handing_over import HandingOver
 from MedSegAILib.controller.house import House
 from MedSegAILib.controller.jobs import Jobs
 from MedSegAILib.controller.models import Models
@@ -44,6 +45,7 @@ class Controller:
         self.results = Results(panel, scene, host)  # type: ignore[arg-type]  # one scene has both
         self.jobs = Jobs(self._house, self.results)
         self.refining = Refining(self._house, self.results)
+        self.handing_over = HandingOver(self._house, self.results)
         self.models = Models(self._house)
         self.batches = Batches(self._house)
         self.places = Places(self._house, self.jobs.update_plan)

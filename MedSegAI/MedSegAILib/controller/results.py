@@ -22,8 +22,6 @@ class ResultsScene(Protocol):
     def center_of(self, segmentation: Any, segment: str) -> Sequence[float] | None: ...
     def show_uncertainty(self, segmentation: Any, shown: bool) -> None: ...
     def show_3d(self, segmentation: Any, shown: bool) -> None: ...
-    def statistics(self, segmentation: Any) -> Any: ...
-    def write_csv(self, segmentation: Any, path: str) -> None: ...
 
 
 class Results:
@@ -32,7 +30,7 @@ class Results:
     Args:
         panel: shows messages and errors; its part `results` is the table.
         scene: see `ResultsScene`.
-        host: asks for the name of a file.
+        host: opens the Segment Editor, and keeps cases.
     """
 
     def __init__(self, panel: Any, scene: ResultsScene, host: Any) -> None:
@@ -43,15 +41,13 @@ class Results:
         self._next = 0
         view = self._view
         view.segmentation_chosen.connect(self.show)
-        view.structure_chosen.connect(self._guarded(self._go_to))
-        view.review_chosen.connect(self._guarded(self._review))
-        view.next_requested.connect(self._guarded(self._go_to_next))
-        view.uncertainty_shown.connect(self._guarded(self._show_uncertainty))
-        view.surfaces_shown.connect(self._guarded(self._show_surfaces))
-        view.statistics_requested.connect(self._guarded(self._show_statistics))
-        view.csv_requested.connect(self._guarded(self._save_csv))
-        view.correct_requested.connect(self._guarded(self._correct))
-        view.keep_requested.connect(self._guarded(self._keep))
+        view.structure_chosen.connect(self.guarded(self._go_to))
+        view.review_chosen.connect(self.guarded(self._review))
+        view.next_requested.connect(self.guarded(self._go_to_next))
+        view.uncertainty_shown.connect(self.guarded(self._show_uncertainty))
+        view.surfaces_shown.connect(self.guarded(self._show_surfaces))
+        view.correct_requested.connect(self.guarded(self._correct))
+        view.keep_requested.connect(self.guarded(self._keep))
 
     def show(self, node: Any) -> None:
         """Show the segments of a segmentation node; None shows nothing."""
@@ -121,19 +117,6 @@ class Results:
     def _show_surfaces(self, shown: bool) -> None:
         self._scene.show_3d(self._node, shown)
 
-    def _show_statistics(self) -> None:
-        table = self._scene.statistics(self._node)
-        self._host.show_table(table)
-        self._panel.show_message(
-            _("The table {name} and its plot are in the scene.").format(name=table.GetName())
-        )
-
-    def _save_csv(self) -> None:
-        path = self._host.ask_save_file(_("Save statistics"), f"{self._node.GetName()}.csv")
-        if path:
-            self._scene.write_csv(self._node, path)
-            self._panel.show_message(_("Wrote {path}.").format(path=path))
-
     def _correct(self) -> None:
         self._host.open_editor(self._node, self._panel.choice().node)
 
@@ -143,8 +126,8 @@ class Results:
         if message:
             self._panel.show_message(message)
 
-    def _guarded(self, action: Callable[..., None]) -> Callable[..., None]:
-        """Nothing is done to a node that has left the scene; what goes wrong is said."""
+    def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
+        """What a signal calls: nothing is done to a node that has left the scene; what goes wrong is said."""
 
         def guarded(*values: Any) -> None:
             if self._node is None:

@@ -214,6 +214,8 @@ STAGES = {
     "predict": "Predicting",
     "labels": "Joining",
     "refine": "Refining",
+    "measure": "Measuring",
+    "write": "Writing",
 }
 
 

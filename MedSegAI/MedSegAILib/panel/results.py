@@ -7,10 +7,11 @@ from typing import Any
 
 import qt
 
+from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.style import doubt_color, lay_out_table, number_item, text_item
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import REVIEW_STATES, StructureRow
+from MedSegAILib.view import REVIEW_STATES, HandOverChoice, StructureRow
 
 AGREEMENT_HELP = (
     "How far the networks agree on a structure: what all of them found, over what any of them found. "
@@ -32,8 +33,8 @@ class ResultsView:
         review_chosen: the id of a segment, and the state that was chosen for it.
         next_requested: go to the next doubtful place.
         uncertainty_shown, surfaces_shown: True or False.
-        statistics_requested, csv_requested, correct_requested, slab_requested, keep_requested: a button was
-            pressed.
+        statistics_requested, csv_requested, handover_requested, correct_requested, slab_requested,
+            keep_requested: a button was pressed.
     """
 
     def __init__(self, ui: Any) -> None:
@@ -46,6 +47,8 @@ class ResultsView:
         self.next_requested, self.uncertainty_shown = Signal(), Signal()
         self.surfaces_shown, self.statistics_requested = Signal(), Signal()
         self.csv_requested, self.correct_requested = Signal(), Signal()
+        self.handover_requested = Signal()
+        self._hand_over = HandOverChoice()
         self.slab_requested, self.keep_requested = Signal(), Signal()
         ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.segmentation_chosen.emit)
         self._table.connect("cellClicked(int,int)", self._on_cell)
@@ -55,6 +58,7 @@ class ResultsView:
         ui.show3dButton.connect("toggled(bool)", self.surfaces_shown.emit)
         ui.statisticsButton.connect("clicked()", self.statistics_requested.emit)
         ui.csvButton.connect("clicked()", self.csv_requested.emit)
+        ui.handOverButton.connect("clicked()", self.handover_requested.emit)
         ui.correctButton.connect("clicked()", self.correct_requested.emit)
         ui.slabButton.connect("clicked()", self.slab_requested.emit)
         ui.keepButton.connect("clicked()", self.keep_requested.emit)
@@ -79,6 +83,17 @@ class ResultsView:
             button.checked = False
             button.blockSignals(False)
         self._fill(rows)
+
+    def ask_hand_over(self, name: str, reason: str) -> HandOverChoice | None:
+        """Let the user choose what is written where; None where that was given up.
+
+        Args:
+            name: of the segmentation.
+            reason: why no DICOM can be written; "" where it can.
+        """
+        choice = handover_dialog.ask(self._table, name, reason, self._hand_over)
+        self._hand_over = choice or self._hand_over
+        return choice
 
     def show_review(self, segment_id: str, state: str) -> None:
         """Show another state of a segment."""

@@ -12,13 +12,15 @@ from typing import Any
 
 from medsegai.card import ModelCard
 from medsegai.request import Candidates, SegmentationResult
-from medsegai.tasks import RefinementResult
+from medsegai.tasks import MeasurementResult, RefinementResult
 from medsegai.volume import Volume
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.scene import (
     channels,
     doubt,
+    handing_over,
     inputs,
+    measuring,
     refining,
     review,
     sequences,
@@ -31,6 +33,8 @@ from MedSegAILib.scene.attachments import (
     candidates_of,
 )
 from MedSegAILib.scene.doubt import DoubtfulPlace
+from MedSegAILib.scene.handing_over import HandedOver
+from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
 from MedSegAILib.scene.segments import label_value, segment_id
@@ -44,6 +48,8 @@ __all__ = [
     "REPORT_ATTRIBUTE",
     "DoubtfulPlace",
     "Draft",
+    "HandedOver",
+    "Measurable",
     "Preview",
     "RefinedPreview",
     "ReviewState",
@@ -242,10 +248,25 @@ class Scene:
         """Say how far the review of a segment is; a state may be given by its word."""
         review.set_review_state(segmentation, segment, ReviewState(state))
 
-    def statistics(self, segmentation: Any) -> Any:
-        """A table of the segments as they are now, with a plot: see `statistics.table`."""
-        return statistics.table(self._scene, segmentation)
+    def measurable(self, segmentation: Any) -> Measurable:
+        """The segments as they are now, to be measured by the worker: see `measuring.measurable`."""
+        return measuring.measurable(segmentation)
 
-    def write_csv(self, segmentation: Any, path: Path | str) -> None:
+    def statistics(self, measured: Measurable, result: MeasurementResult) -> Any:
+        """A table of what was measured, with a plot: see `statistics.table`."""
+        found = statistics.rows(measured, result)
+        return statistics.table(self._scene, measured.segmentation, found)
+
+    def write_csv(self, measured: Measurable, result: MeasurementResult, path: Path | str) -> None:
         """The same as a file: see `statistics.write_csv`."""
-        statistics.write_csv(segmentation, path)
+        statistics.write_csv(statistics.rows(measured, result), path)
+
+    def handed_over(
+        self,
+        segmentation: Any,
+        outputs: Mapping[str, Any],
+        dicom: tuple[str, str] = ("", ""),
+        overwrite: bool = False,
+    ) -> HandedOver:
+        """A segmentation to be written for other systems by the worker: see `handing_over.handed_over`."""
+        return handing_over.handed_over(segmentation, outputs, dicom, overwrite)

@@ -12,6 +12,9 @@ from medsegai.errors import InputError
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import SeriesRow
 
+INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
+"""Where Slicer keeps the SOPInstanceUIDs that a volume node was loaded from, separated by blanks."""
+
 NO_IMAGES = frozenset({"DOC", "KO", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT", "SEG", "SR"})
 """Modalities of series that nothing can be segmented in."""
 
@@ -44,6 +47,39 @@ def series_of(database: Any) -> list[SeriesRow]:
             _("The DICOM database holds no images. Import them in the module DICOM first.")
         )
     return rows
+
+
+def source_of(database: Any, volume: Any) -> tuple[str, str]:
+    """Folder and SeriesInstanceUID of the DICOM series that a volume node was loaded from.
+
+    Args:
+        database: a ctkDICOMDatabase, or None where Slicer has none.
+        volume: the node, or None.
+
+    Raises:
+        InputError: it did not come from the database, or its files are not here; the message is for a person who
+            wants a DICOM SEG.
+    """
+    if volume is None:
+        raise InputError(_("The scan is not in the scene, so no DICOM SEG or SR can be written."))
+    instances = str(volume.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
+    if not instances:
+        raise InputError(
+            _(
+                "{name} was not loaded by the module DICOM. A DICOM SEG or SR needs the patient, study and frame "
+                "of reference of a DICOM series."
+            ).format(name=volume.GetName())
+        )
+    file = "" if database is None else str(database.fileForInstance(instances[0]) or "")
+    series = str(database.seriesForFile(file) or "") if file else ""
+    if not series:
+        raise InputError(
+            _(
+                "The DICOM series of {name} is no longer in Slicer's DICOM database. Import it there again, for a "
+                "DICOM SEG or SR needs it."
+            ).format(name=volume.GetName())
+        )
+    return folder_of(database, SeriesRow("", "", volume.GetName(), series)), series
 
 
 def folder_of(database: Any, row: SeriesRow) -> str:

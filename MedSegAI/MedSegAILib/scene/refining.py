@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
-from medsegai.labels import Label
 from medsegai.request import Candidates
 from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
@@ -41,7 +40,7 @@ from MedSegAILib.scene.placing import (
     place_in,
 )
 from MedSegAILib.scene.review import is_locked, segment_of
-from MedSegAILib.scene.segments import DIGEST_TAG, digests, label_value, tag_of
+from MedSegAILib.scene.segments import DIGEST_TAG, digests, label_of, tag_of, values_of
 from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Writer
 from MedSegAILib.translation import tr as _
 
@@ -111,14 +110,14 @@ def draft(
     grid = grid_around(
         lattice(segmentation, layers, layers[0].geometry), (layer.geometry for layer in layers)
     )
-    values = _values(segmentation, layers)
+    values = values_of(segmentation, {name for layer in layers for name in layer.values})
     voxels, fixed = _joined(segmentation, layers, grid, values, refined)
     names = {value: name for name, value in values.items() if name in refined or value in fixed}
     world = Geometry(grid.shape, transform_to_world(segmentation) @ grid.ijk_to_ras)
     labels = sorted(values[name] for name in refined)
     request = RefinementRequest(
         Volume(voxels, world, segmentation.GetName()),
-        tuple(_label(segmentation, name, value) for value, name in names.items()),
+        tuple(label_of(segmentation, name, value) for value, name in names.items()),
         tuple({**item, "labels": labels} for item in settings),
         tuple(fixed),
         None if image is None else read(image),
@@ -260,22 +259,6 @@ def _chosen(
     return [name for name in meant if name not in locked], locked
 
 
-def _values(segmentation: Any, layers: Iterable[Layer]) -> dict[str, int]:
-    """A label value for each segment, by id: that which the AI gave it, for its candidates speak of those."""
-    names = [name for layer in layers for name in layer.values]
-    ordered = [name for name in segmentation.GetSegmentation().GetSegmentIDs() if name in names]
-    values: dict[str, int] = {}
-    for name in ordered:
-        value = label_value(segmentation, name)
-        if value and value not in values.values():
-            values[name] = value
-    free = max(values.values(), default=0)
-    for name in ordered:
-        if name not in values:
-            values[name] = free = free + 1
-    return values
-
-
 def _joined(
     segmentation: Any,
     layers: Iterable[Layer],
@@ -357,12 +340,6 @@ def _newly_locked(read_as: Draft) -> bool:
     """Whether a segment that was to be refined is completed by now."""
     refined = set(read_as.segments) - set(read_as.request.fixed)
     return any(is_locked(read_as.segmentation, read_as.segments[value]) for value in refined)
-
-
-def _label(segmentation: Any, name: str, value: int) -> Label:
-    segment = segmentation.GetSegmentation().GetSegment(name)
-    red, green, blue = (round(255 * part) for part in segment.GetColor())
-    return Label(value, segment.GetName() or name, (red, green, blue))
 
 
 def _names(segmentation: Any, segments: Iterable[str]) -> str:

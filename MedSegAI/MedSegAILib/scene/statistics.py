@@ -1,4 +1,8 @@
-"""Numbers on every segment as it is now, also after it was edited: a table, a plot, a file."""
+"""Numbers on every segment as it is now, also after it was edited: a table, a plot, a file.
+
+What is measured comes from the worker (`medsegai.measurements`), and so is what `medsegai measure` gives. Added is
+what only the scene knows: how far members agreed, what was edited, and how far its review is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import csv
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,10 @@ import vtk
 from numpy.typing import NDArray
 
 from medsegai.errors import OutputError
+from medsegai.tasks import MeasurementResult
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
-from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import Layer, boxes, laid_on, layers_of
+from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.placing import place_in
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
@@ -31,70 +36,69 @@ CHART_REFERENCE = "MedSegAI.chart"
 """Reference of the table node to the plot of its volumes."""
 
 VOLUME_COLUMN = "Volume [mL]"
-NUMBERS = (
-    "Label",
-    "Voxels",
-    VOLUME_COLUMN,
-    "Mean",
-    "SD",
-    "R [mm]",
-    "A [mm]",
-    "S [mm]",
-    "IoU",
-    "Volume CV",
-    "Mean entropy",
-)
-TEXTS = ("Segment", "Edited", "Review")
-COLUMNS = ("Segment", *NUMBERS, "Edited", "Review")
+HEADINGS = {
+    "name": "Segment",
+    "value": "Label",
+    "voxels": "Voxels",
+    "volume_ml": VOLUME_COLUMN,
+    "surface_mm2": "Surface [mm²]",
+    "mean": "Mean",
+    "sd": "SD",
+    "r_mm": "R [mm]",
+    "a_mm": "A [mm]",
+    "s_mm": "S [mm]",
+    "asymmetry_percent": "Asymmetry [%]",
+    "at_border": "At border",
+    "remarks": "Remarks",
+    "iou": "IoU",
+    "volume_cv": "Volume CV",
+    "mean_entropy": "Mean entropy",
+    "edited": "Edited",
+    "review": "Review",
+}
+"""What a file calls each column, as `medsegai measure` does, and what the table calls it."""
+
+TEXTS = ("name", "at_border", "remarks", "edited", "review")
+AGREEMENT = ("iou", "volume_cv")
 
 Row = dict[str, float | str]
 
 
-def rows(segmentation: Any) -> list[Row]:
-    """One row per segment, in the segmentation's order; unknown numbers are NaN.
+def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
+    """One row per segment by the names of `HEADINGS`, in the segmentation's order; unknown numbers are NaN.
 
-    Mean and standard deviation (over n - 1) are those of the source volume. IoU and CV tell how far the
-    members of the model agreed on what they wrote, so they are left out where a person edited that.
+    IoU and CV tell how far the members of the model agreed on what they wrote, so they are left out where a
+    person edited that. Segments that have left the segmentation meanwhile are left out.
 
     Raises:
-        GeometryError: the segmentation or a volume stands under a transform that is not linear.
+        GeometryError: the segmentation or its map of entropy stands under a transform that is not linear.
     """
-    layers = layers_of(segmentation)
-    by_hand, contents = painted(segmentation, layers), digests(layers)
-    shapes = {name: numbers for layer in layers for name, numbers in _shape(segmentation, layer)}
-    role = segmentation.GetReferenceImageGeometryReferenceRole()
-    image = _values(segmentation, layers, segmentation.GetNodeReference(role))
-    entropy = _values(segmentation, layers, segmentation.GetNodeReference(ENTROPY_REFERENCE))
-    segments, out = segmentation.GetSegmentation(), []
+    node = measured.segmentation
+    layers = layers_of(node)
+    by_hand, contents = painted(node, layers), digests(layers)
+    entropy = _means(node, layers, node.GetNodeReference(ENTROPY_REFERENCE))
+    numbers = dict(zip(measured.segments, result.rows, strict=True))
+    segments, out = node.GetSegmentation(), []
     for name in segments.GetSegmentIDs():
-        segment = segments.GetSegment(name)
-        row: Row = {"Segment": segment.GetName()} | dict.fromkeys(NUMBERS, math.nan)
-        row |= {"Voxels": 0.0, VOLUME_COLUMN: 0.0} | shapes.get(name, {})
-        value = label_value(segmentation, name)
-        row["Label"] = math.nan if value is None else float(value)
-        inside = image.get(name, np.empty(0))
-        row["Mean"] = float(inside.mean()) if inside.size else math.nan
-        row["SD"] = float(inside.std(ddof=1)) if inside.size > 1 else math.nan
-        if name not in by_hand:
-            known = measures_of(segment)
-            row["IoU"] = known.get("iou", math.nan)
-            row["Volume CV"] = known.get("volume_cv", math.nan)
-        doubts = entropy.get(name, np.empty(0))
-        row["Mean entropy"] = float(doubts.mean()) if doubts.size else math.nan
+        if name not in numbers:
+            continue
+        known = {} if name in by_hand else measures_of(segments.GetSegment(name))
+        value = label_value(node, name)
         edited = name in by_hand and contents.get(name, "empty") != "empty"
-        row["Edited"] = "yes" if edited else "no"
-        row["Review"] = review_state(segmentation, name).value
-        out.append(row)
+        row = _plain(numbers[name]) | {
+            "name": segments.GetSegment(name).GetName(),
+            "value": math.nan if value is None else float(value),
+            "mean_entropy": entropy.get(name, math.nan),
+            "edited": "yes" if edited else "no",
+            "review": review_state(node, name).value,
+        }
+        row |= {item: known.get(item, math.nan) for item in AGREEMENT}
+        out.append({item: row[item] for item in HEADINGS})
     return out
 
 
-def table(scene: Any, segmentation: Any) -> Any:
-    """A vtkMRMLTableNode of the statistics, with a plot of the volumes; a later call fills the same nodes.
-
-    Raises:
-        GeometryError: as `rows`.
-    """
-    found = rows(segmentation)
+def table(scene: Any, segmentation: Any, found: list[Row]) -> Any:
+    """A vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
     node = segmentation.GetNodeReference(TABLE_REFERENCE)
     if node is None:
         name = scene.GenerateUniqueName(f"{segmentation.GetName()} statistics")
@@ -102,9 +106,9 @@ def table(scene: Any, segmentation: Any) -> Any:
         segmentation.SetNodeReferenceID(TABLE_REFERENCE, node.GetID())
     was_modifying = node.StartModify()
     node.RemoveAllColumns()
-    for column in COLUMNS:
+    for column, heading in HEADINGS.items():
         values: Any = vtk.vtkStringArray() if column in TEXTS else vtk.vtkDoubleArray()
-        values.SetName(column)
+        values.SetName(heading)
         for row in found:
             values.InsertNextValue(row[column])
         node.AddColumn(values)
@@ -115,18 +119,17 @@ def table(scene: Any, segmentation: Any) -> Any:
     return node
 
 
-def write_csv(segmentation: Any, path: Path | str) -> None:
-    """Write the statistics as a CSV file (UTF-8, with a header), which appears complete or not at all.
+def write_csv(found: list[Row], path: Path | str) -> None:
+    """Write the rows as a CSV file (UTF-8, with a header), which appears complete or not at all.
 
     Raises:
         OutputError: the file cannot be written; what was there stays.
-        GeometryError: as `rows`.
     """
-    path, found = Path(path), rows(segmentation)
+    path = Path(path)
     partial = path.with_name(f".{secrets.token_hex(8)}.csv")
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, list(HEADINGS))
             writer.writeheader()
             writer.writerows({name: _text(value) for name, value in row.items()} for row in found)
         os.replace(partial, path)
@@ -137,43 +140,32 @@ def write_csv(segmentation: Any, path: Path | str) -> None:
         ) from error
 
 
+def _plain(row: Mapping[str, Any]) -> Row:
+    """A row of the worker as the cells of a table."""
+    cells: Row = {name: math.nan if value is None else value for name, value in row.items()}
+    words = {"at_border": "yes" if row["at_border"] else "no", "remarks": "; ".join(row["remarks"])}
+    return cells | words
+
+
 def _text(value: float | str) -> str:
     if isinstance(value, str):
         return value
     return "" if math.isnan(value) else f"{value:.10g}"
 
 
-def _shape(segmentation: Any, layer: Layer) -> Iterator[tuple[str, Row]]:
-    """Size and centre of mass of the segments of a layer that have voxels."""
-    around = boxes(layer.voxels)
-    to_world = transform_to_world(segmentation) @ layer.geometry.ijk_to_ras
-    voxel_ml = abs(float(np.linalg.det(to_world[:3, :3]))) / 1000.0
-    for name, value in layer.values.items():
-        if value in around:
-            inside = np.argwhere(layer.voxels[around[value]] == value)
-            k, j, i = inside.mean(axis=0) + [part.start for part in around[value]]
-            r, a, s = (to_world @ [i, j, k, 1.0])[:3]
-            numbers: Row = {"Voxels": float(len(inside)), VOLUME_COLUMN: len(inside) * voxel_ml}
-            yield name, numbers | {"R [mm]": float(r), "A [mm]": float(a), "S [mm]": float(s)}
-
-
-def _values(
-    segmentation: Any, layers: tuple[Layer, ...], node: Any
-) -> dict[str, NDArray[np.float64]]:
-    """What a volume holds inside each segment, by segment id."""
-    if node is None or not node.IsA("vtkMRMLScalarVolumeNode") or node.GetImageData() is None:
+def _means(segmentation: Any, layers: tuple[Layer, ...], node: Any) -> dict[str, float]:
+    """The mean of a volume inside each segment, by segment id; those outside of it are left out."""
+    if node is None or node.GetImageData() is None:
         return {}
-    image = slicer.util.arrayFromVolume(node)
-    if image.ndim != 3:
-        return {}
+    image: NDArray[Any] = slicer.util.arrayFromVolume(node)
     place, found = place_in(segmentation, node, image.shape), {}
     for layer in layers:
         labels = laid_on(layer.voxels, layer.geometry, place)
         around = boxes(labels)
         for name, value in layer.values.items():
             if value in around:
-                box = around[value]
-                found[name] = image[box][labels[box] == value].astype(np.float64)
+                inside = image[around[value]][labels[around[value]] == value]
+                found[name] = float(np.mean(inside, dtype=np.float64))
     return found
 
 
@@ -182,7 +174,7 @@ def _add_chart(scene: Any, node: Any) -> None:
     series.SetAndObserveTableNodeID(node.GetID())
     series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
     series.SetYColumnName(VOLUME_COLUMN)
-    series.SetLabelColumnName("Segment")
+    series.SetLabelColumnName(HEADINGS["name"])
     chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", node.GetName())
     chart.AddAndObservePlotSeriesNodeID(series.GetID())
     chart.SetTitle(node.GetName())

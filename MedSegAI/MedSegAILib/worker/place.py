@@ -17,6 +17,7 @@ from typing import Any
 from medsegai.catalogue import find_card
 from medsegai.errors import RequestError, WorkerError
 from medsegai.request import SegmentationRequest
+from medsegai.tasks import ExportRequest
 from medsegai.volume import Volume
 from MedSegAILib.translation import tr as _
 
@@ -265,12 +266,19 @@ def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def for_elsewhere(request: Any, place: Place) -> Any:
     """The request as another computer understands it: a model that is a folder here goes by its id.
 
-    Of the kinds of jobs only a segmentation names files.
+    Of the kinds of jobs, only segmenting and exporting name files.
 
     Raises:
-        RequestError: an input is a file, which the other computer does not see.
+        RequestError: an input is a file, which the other computer does not see, or files are to be written.
         ModelError: a model's card cannot be read.
     """
+    if isinstance(request, ExportRequest):
+        raise RequestError(
+            _(
+                "{host} cannot write files on this computer. To hand a segmentation over, choose a Python of this "
+                "computer in the settings."
+            ).format(host=place.name)
+        )
     if not isinstance(request, SegmentationRequest):
         return request
     for item in request.inputs:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medsegai.catalogue import find_card
-from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.errors import ModelError, RequestError
 from medsegai.handover import dicom_seg
 from medsegai.handover.case import Case
 from medsegai.handover.export import STAGES, Exports, Work, write
@@ -22,6 +22,7 @@ from medsegai.measurements import Measurement, measure, with_asymmetry
 from medsegai.progress import Progress
 from medsegai.quality import Reference
 from medsegai.tasks import (
+    EXPORT_PATHS,
     ExportRequest,
     ExportResult,
     MeasurementRequest,
@@ -32,8 +33,7 @@ from medsegai.volume import Volume
 
 T = TypeVar("T")
 
-PATHS = ("seg", "sr", "report", "csv", "json", "surfaces")
-"""Fields of `Exports` that are paths."""
+UNKNOWN = "{name}: the record of how it was made cannot be understood, so model and options are not known."
 
 
 def measure_segments(request: MeasurementRequest, progress: Progress) -> MeasurementResult:
@@ -104,7 +104,7 @@ def exports_of(outputs: Mapping[str, Any]) -> Exports:
     if unknown:
         raise RequestError(f"There is nothing to hand over called {', '.join(sorted(unknown))}.")
     values = dict(outputs)
-    for name in PATHS:
+    for name in EXPORT_PATHS:
         if values.get(name) is not None:
             values[name] = Path(values[name])
     if "formats" in values:
@@ -144,11 +144,8 @@ def _made(request: ExportRequest) -> Provenance:
     if request.run:
         try:
             found = of_report(request.run)
-        except ValueError as error:
-            raise InputError(
-                f"{request.labelmap.source}: what it says of how it was made cannot be understood. Segment the "
-                "scan again."
-            ) from error
+        except ValueError:
+            found = replace(found, warnings=(UNKNOWN.format(name=request.labelmap.source),))
     touched, drawn = frozenset(request.touched), frozenset(request.drawn)
     names = {label.value: label.name for label in request.labels}
     lines = {

@@ -1,0 +1,138 @@
+"""Segments of the scene as the worker measures them: label maps on the whole field of view, and the scan.
+
+Segments that overlap lie in different label maps, as they do in the scene.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.tasks import MeasurementRequest, Part
+from medsegai.volume import Geometry, Volume
+from MedSegAILib.scene.inputs import read, transform_to_world
+from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
+from MedSegAILib.scene.placing import lattice, place_in
+from MedSegAILib.scene.segments import label_of, label_value, values_of
+from MedSegAILib.scene.writing import REPORT_ATTRIBUTE
+
+NOWHERE = Geometry((1, 1, 1), np.eye(4))
+"""The grid of a segmentation without any voxel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measurable:
+    """A segmentation as it was read to be measured.
+
+    Attributes:
+        segmentation: the node.
+        request: what the worker is asked.
+        segments: the ids of its segments, in the order of the worker's rows.
+    """
+
+    segmentation: Any
+    request: MeasurementRequest
+    segments: tuple[str, ...]
+
+
+def measurable(segmentation: Any) -> Measurable:
+    """Read the segments as they are now, and the scan that they were made of.
+
+    Raises:
+        GeometryError: the segmentation or the scan stands under a transform that is not linear.
+    """
+    layers = layers_of(segmentation)
+    scan = scan_of(segmentation)
+    names = list(segmentation.GetSegmentation().GetSegmentIDs())
+    values = values_of(segmentation, names)
+    grid = field_of_view(segmentation, layers, scan)
+    place = None if scan is None else scan_place(segmentation, scan)
+    beside = place is not None and layers and not place.matches(grid)
+    world = transform_to_world(segmentation)
+    parts, rows = [], []
+    for layer, held in _held(layers, names):
+        labels = tuple(label_of(segmentation, name, values[name]) for name in held)
+        voxels = renumbered(layer, values)
+        whole = Volume(laid_on(voxels, layer.geometry, grid), _moved(grid, world))
+        seen = None
+        if beside and place is not None:
+            seen = Volume(laid_on(voxels, layer.geometry, place), _moved(place, world))
+        parts.append(Part(whole, labels, seen))
+        rows += held
+    drawn = tuple(
+        value for name, value in values.items() if label_value(segmentation, name) is None
+    )
+    image = None if scan is None or not layers else read(scan)
+    request = MeasurementRequest(tuple(parts), image, models_of(segmentation), drawn)
+    return Measurable(segmentation, request, tuple(rows))
+
+
+def scan_of(segmentation: Any) -> Any:
+    """The volume that a segmentation was made of; None where it is gone, or is no image of one value per voxel."""
+    node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
+    if node is None or not node.IsA("vtkMRMLScalarVolumeNode") or node.GetImageData() is None:
+        return None
+    one = node.GetImageData().GetNumberOfScalarComponents() == 1
+    return node if one and 0 not in node.GetImageData().GetDimensions() else None
+
+
+def scan_place(segmentation: Any, scan: Any) -> Geometry:
+    """The voxels of the scan in the coordinates of the segmentation."""
+    i, j, k = scan.GetImageData().GetDimensions()
+    return place_in(segmentation, scan, (k, j, i))
+
+
+def field_of_view(segmentation: Any, layers: Sequence[Layer], scan: Any) -> Geometry:
+    """The voxels of the scan, where the segments lie within them; else those that the segments are edited on."""
+    if not layers:
+        return NOWHERE
+    if scan is not None:
+        place = scan_place(segmentation, scan)
+        parts = [layer.geometry for layer in layers]
+        whole = grid_around(place, parts)
+        if whole.shape == place.shape and None not in [offset_in(place, part) for part in parts]:
+            return place
+    return grid_around(
+        lattice(segmentation, layers, layers[0].geometry), (layer.geometry for layer in layers)
+    )
+
+
+def renumbered(layer: Layer, values: Mapping[str, int]) -> NDArray[Any]:
+    """The label map of a layer with these values for its segments, (k, j, i)."""
+    top = max(int(layer.voxels.max(initial=0)), *layer.values.values())
+    lookup = np.zeros(top + 1, np.min_scalar_type(max(values.values())))
+    for name, value in layer.values.items():
+        lookup[value] = values[name]
+    return lookup[layer.voxels]
+
+
+def models_of(segmentation: Any) -> tuple[str, ...]:
+    """The ids of the models that made a segmentation, as its report says."""
+    made = report_of(segmentation).get("provenance", {})
+    return tuple(str(item["id"]) for item in made.get("models", ()))
+
+
+def report_of(segmentation: Any) -> dict[str, Any]:
+    """How a segmentation was made; empty where MedSegAI did not make it."""
+    return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
+
+
+def _held(layers: Sequence[Layer], names: Sequence[str]) -> Iterable[tuple[Layer, list[str]]]:
+    """Each label map and its segments; segments without voxels belong to the first."""
+    filled = {name for layer in layers for name in layer.values}
+    empty = [name for name in names if name not in filled]
+    if not layers and names:
+        layers = (Layer(np.zeros(NOWHERE.shape, np.uint8), NOWHERE, dict.fromkeys(names, 0)),)
+        empty = []
+    for number, layer in enumerate(layers):
+        held = [name for name in names if name in layer.values]
+        yield layer, held + (empty if number == 0 else [])
+
+
+def _moved(grid: Geometry, to_world: NDArray[np.float64]) -> Geometry:
+    return Geometry(grid.shape, to_world @ grid.ijk_to_ras)

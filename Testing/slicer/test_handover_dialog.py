@@ -1,0 +1,164 @@
+"""The dialog of the hand-over on real Qt, and where the DICOM series behind a volume lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slicer
+from PySide6 import QtCore, QtWidgets
+
+import pythonqt
+from medsegai.errors import InputError
+from medsegai.handover.dicom_seg import ENCODINGS
+from medsegai.handover.export import ENDINGS, Exports
+from medsegai.handover.jobs import exports_of
+from medsegai.handover.surfaces import FORMATS, SPACES
+from MedSegAILib.controller.handing_over import FILES, outputs_of
+from MedSegAILib.host import Host
+from MedSegAILib.panel import handover_dialog
+from MedSegAILib.panel.handover_dialog import HandOverDialog
+from MedSegAILib.scene.dicom_database import source_of
+from MedSegAILib.view import HandOverChoice
+from panel_help import UI, click, find, new_panel
+
+REASON = "Head was not loaded by the module DICOM."
+
+
+def opened(reason: str = "", choice: HandOverChoice | None = None) -> HandOverDialog:
+    dialog = HandOverDialog(None, "Head", reason, choice or HandOverChoice())
+    pythonqt.real(dialog.dialog).show()
+    return dialog
+
+
+def tick(dialog: HandOverDialog, *names: str) -> None:
+    for name in names:
+        find(dialog.dialog, f"{name}Tick", QtWidgets.QCheckBox).click()
+
+
+def test_what_is_ticked_is_chosen() -> None:
+    dialog = opened()
+    write = find(dialog.dialog, "handOverWriteButton")
+    assert dialog.choice() == HandOverChoice()
+    assert not write.isEnabled(), "there is no folder yet"
+    find(dialog.dialog, "handOverFolder").setText("/out ")
+    assert write.isEnabled()
+    tick(dialog, "report", "json", "seg", "sr", "surfaces", "glb", "stl")
+    find(dialog.dialog, "encodingSelector").setCurrentIndex(1)
+    find(dialog.dialog, "spaceSelector").setCurrentIndex(1)
+    find(dialog.dialog, "toleranceBox").setValue(0.35)
+    parts = ("csv", "json", "seg", "sr", "surfaces")
+    chosen = HandOverChoice("/out", parts, "labelmap", (".glb",), 0.35, "RAS")
+    assert dialog.choice() == chosen
+    tick(dialog, "glb")
+    assert not write.isEnabled(), "surfaces of no format"
+    tick(dialog, "surfaces")
+    assert write.isEnabled()
+    again = opened(choice=chosen)
+    assert again.choice() == chosen, "what was chosen is chosen again"
+
+
+def test_a_report_needs_its_segmentation() -> None:
+    dialog = opened()
+    report = find(dialog.dialog, "srTick")
+    assert not report.isEnabled()
+    tick(dialog, "seg", "sr")
+    assert {"seg", "sr"} <= set(dialog.choice().parts)
+    tick(dialog, "seg")
+    assert not {"seg", "sr"} & set(dialog.choice().parts)
+
+
+def test_why_there_can_be_no_dicom_is_said() -> None:
+    dialog = opened(REASON, HandOverChoice("/out", ("seg", "sr", "csv")))
+    assert find(dialog.dialog, "dicomReason", QtWidgets.QLabel).text() == REASON
+    for name in ("segTick", "srTick", "encodingSelector"):
+        assert not find(dialog.dialog, name).isEnabled()
+    assert dialog.choice().parts == ("csv",)
+
+
+def test_the_folder_is_chosen_and_the_answer_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover_dialog.dialogs, "open_folder", lambda *_: "/chosen")
+    dialog = opened()
+    click(dialog.dialog, "handOverFolderButton")
+    assert dialog.choice().folder == "/chosen"
+    monkeypatch.setattr(handover_dialog.dialogs, "open_folder", lambda *_: "")
+    click(dialog.dialog, "handOverFolderButton")
+    assert dialog.choice().folder == "/chosen"
+
+
+@pytest.mark.parametrize("button", ["handOverWriteButton", "handOverCancelButton"])
+def test_the_dialog_waits_for_the_answer(button: str) -> None:
+    dialog = opened(choice=HandOverChoice("/out"))
+    QtCore.QTimer.singleShot(0, lambda: click(dialog.dialog, button))
+    expected = HandOverChoice("/out") if button == "handOverWriteButton" else None
+    assert dialog.answer() == expected
+
+
+def test_the_panel_keeps_the_last_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    widget = pythonqt.load_ui(UI)
+    view, asked = new_panel(widget).results, []
+    answers = [HandOverChoice("/out", ("seg",)), None, None]
+
+    def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> Any:
+        asked.append((name, reason, choice))
+        return answers.pop(0)
+
+    monkeypatch.setattr(handover_dialog, "ask", ask)
+    assert view.ask_hand_over("Head", "") == HandOverChoice("/out", ("seg",))
+    assert view.ask_hand_over("Head", REASON) is None
+    view.ask_hand_over("Head", "")
+    assert [choice for _, _, choice in asked] == [
+        HandOverChoice(),
+        *[HandOverChoice("/out", ("seg",))] * 2,
+    ]
+
+
+def test_dialog_and_engine_know_the_same_things() -> None:
+    assert set(handover_dialog.PARTS) == set(FILES) == {*ENDINGS, "surfaces"}
+    assert tuple(handover_dialog.ENCODINGS) == ENCODINGS
+    assert tuple(handover_dialog.FORMATS) == FORMATS
+    assert tuple(handover_dialog.SPACES) == tuple(SPACES)
+    made = exports_of(outputs_of(HandOverChoice("/out", tuple(FILES))))
+    assert all(path.suffix in ENDINGS[name] for name, path in made.files().items())
+    plain, default = exports_of(outputs_of(HandOverChoice("/out", ("csv",)))), Exports()
+    for name in ("encoding", "formats", "tolerance_mm", "space"):
+        assert getattr(plain, name) == getattr(default, name)
+
+
+class Database:
+    """What Slicer's DICOM database answers: files by series, and their instances."""
+
+    def __init__(self, files: dict[str, tuple[str, ...]]) -> None:
+        self._files = files
+
+    def fileForInstance(self, uid: str) -> str:
+        return next((file for files in self._files.values() for file in files if uid in file), "")
+
+    def seriesForFile(self, file: str) -> str:
+        return next(name for name, files in self._files.items() if file in files)
+
+    def filesForSeries(self, series: str) -> tuple[str, ...]:
+        return self._files[series]
+
+
+def test_the_series_behind_a_volume(
+    mrml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
+    database = Database({"9.8": (str(tmp_path / "1.2.3.dcm"), str(tmp_path / "1.2.4.dcm"))})
+    with pytest.raises(InputError, match="Head was not loaded by the module DICOM"):
+        source_of(database, volume)
+    with pytest.raises(InputError, match="not in the scene"):
+        source_of(database, None)
+    volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    assert source_of(database, volume) == (str(tmp_path), "9.8")
+    host = Host(lambda: None, lambda: None, None, None)
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+    assert host.dicom_source(volume) == (str(tmp_path), "9.8")
+    for gone in (None, Database({})):
+        with pytest.raises(InputError, match="no longer in Slicer's DICOM database"):
+            source_of(gone, volume)
+    moved = Database({"9.8": (str(tmp_path / "gone" / "1.2.3.dcm"),)})
+    with pytest.raises(InputError, match="not on this computer"):
+        source_of(moved, volume)
