@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ import slicer
 from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArray
 
 from medsegai.errors import GeometryError, InputError
+from medsegai.request import Candidates
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import Scene, segment_id
+from MedSegAILib.scene import CANDIDATES_REFERENCE, ENTROPY_REFERENCE, Scene, segment_id
+from MedSegAILib.scene.inputs import ijk_to_local
 from scene_images import (
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     SHAPE,
     STEM,
+    STEM_ID,
     add_transform,
     add_volume,
     bending_transform,
@@ -28,7 +33,6 @@ from scene_images import (
     two_blocks,
 )
 
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 TIMES = ("0", "1.5", "4")
 
 
@@ -63,9 +67,9 @@ class Cine:
     def labelmap(self, number: int) -> np.ndarray:
         return np.roll(two_blocks(), -number, axis=2)
 
-    def write(self, number: int, node: Any = None) -> Any:
+    def write(self, number: int, node: Any = None, **more: Any) -> Any:
         image = self.scene.read_frame(self.proxy, number)
-        result = result_for(image, self.labelmap(number))
+        result = dataclasses.replace(result_for(image, self.labelmap(number)), **more)
         return self.scene.write(self.proxy, result, OutputChoice(node=node), frame=number)
 
 
@@ -163,6 +167,63 @@ def test_what_is_edited_in_a_frame_stays_with_it(cine: Cine) -> None:
     np.testing.assert_array_equal(mask_on(node, LEFT_ID), cine.labelmap(2) == LEFT.value)
     cine.show(1)
     np.testing.assert_array_equal(mask_on(node, LEFT_ID), mine)
+
+
+def doubt_of(cine: Cine, number: int) -> dict[str, Any]:
+    """Entropy and candidates that tell their frame."""
+    image = cine.scene.read_frame(cine.proxy, number)
+    entropy = np.full(SHAPE, 0.1 + number, np.float32)
+    entropy[0, 0, number] = 5.0
+    first = cine.labelmap(number).astype(np.uint16)
+    steps = np.full(SHAPE, 200 + number, np.uint8)
+    candidates = Candidates(first, np.zeros_like(first), steps, (255 - steps).astype(np.uint8))
+    return {"entropy": image.with_voxels(entropy), "candidates": candidates}
+
+
+def test_doubt_and_candidates_of_every_frame_go_along(cine: Cine) -> None:
+    node = None
+    for number in (0, 1, 2):
+        node = cine.write(number, node, **doubt_of(cine, number))
+    assert cine.browser.GetNumberOfSynchronizedSequenceNodes(True) == 4
+    assert cine.browser.GetSelectedItemNumber() == 1
+    for number in (1, 2, 0):
+        cine.show(number)
+        expected = doubt_of(cine, number)
+        entropy = node.GetNodeReference(ENTROPY_REFERENCE)
+        np.testing.assert_array_equal(arrayFromVolume(entropy), expected["entropy"].voxels)
+        found = cine.scene.candidates_of(node)
+        assert found is not None
+        for name, array in vars(expected["candidates"]).items():
+            np.testing.assert_array_equal(getattr(found, name), array, f"{name} at {number}")
+        np.testing.assert_allclose(ijk_to_local(entropy), PLACES["oblique"], atol=1e-9)
+        assert entropy.GetTransformNodeID() == cine.proxy.GetTransformNodeID()
+        (first, *_) = cine.scene.doubtful_places(node)
+        assert first.segment_id in (LEFT_ID, STEM_ID, "")
+    hidden = node.GetNodeReference(CANDIDATES_REFERENCE)
+    assert hidden.GetHideFromEditors()
+    assert entropy.GetName() == "Heart uncertainty"
+    assert entropy.GetScalarVolumeDisplayNode().GetUpperThreshold() >= 5.0
+
+
+def test_what_a_sequence_keeps_is_not_what_it_shows(cine: Cine) -> None:
+    """A volume that shares its voxels with a frame would change it when the browser goes on."""
+    node = cine.write(1, **doubt_of(cine, 1))
+    cine.write(2, node, **doubt_of(cine, 2))
+    shown = arrayFromVolume(node.GetNodeReference(ENTROPY_REFERENCE))
+    np.testing.assert_array_equal(shown, doubt_of(cine, 1)["entropy"].voxels)
+    cine.show(2)
+    cine.show(1)
+    shown = arrayFromVolume(node.GetNodeReference(ENTROPY_REFERENCE))
+    np.testing.assert_array_equal(shown, doubt_of(cine, 1)["entropy"].voxels)
+
+
+def test_a_volume_of_doubt_that_was_removed_is_made_anew(cine: Cine) -> None:
+    node = cine.write(1, **doubt_of(cine, 1))
+    cine.mrml.RemoveNode(node.GetNodeReference(ENTROPY_REFERENCE))
+    cine.write(2, node, **doubt_of(cine, 2))
+    cine.show(2)
+    entropy = node.GetNodeReference(ENTROPY_REFERENCE)
+    np.testing.assert_array_equal(arrayFromVolume(entropy), doubt_of(cine, 2)["entropy"].voxels)
 
 
 def test_frames_go_to_a_new_segmentation_only(cine: Cine) -> None:

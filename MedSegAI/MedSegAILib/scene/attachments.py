@@ -84,8 +84,12 @@ def candidates_of(segmentation: Any) -> Candidates | None:
     return Candidates(first, second, p_first.astype(np.uint8), p_second.astype(np.uint8))
 
 
-def make_node(scene: Any, attachment: Attachment, source: Any) -> Any:
-    """A volume node of an attachment, complete, and not in the scene yet."""
+def make_node(scene: Any, attachment: Attachment, source: Any, image: Any = None) -> Any:
+    """A volume node of an attachment, complete, and not in the scene yet.
+
+    It is named after the source, and lies where the image does, such as that of a frame; where the source does
+    if there is no such image.
+    """
     hidden = attachment.role == CANDIDATES_REFERENCE
     kind = "vtkMRMLVectorVolumeNode" if hidden else "vtkMRMLScalarVolumeNode"
     node = scene.CreateNodeByClass(kind)
@@ -94,7 +98,7 @@ def make_node(scene: Any, attachment: Attachment, source: Any) -> Any:
     if hidden:
         node.SetVoxelVectorType(node.VoxelVectorTypeUndefined)
         node.HideFromEditorsOn()
-    fill_node(node, attachment, source)
+    fill_node(node, attachment, source if image is None else image)
     return node
 
 
@@ -104,13 +108,12 @@ def fill_node(node: Any, attachment: Attachment, source: Any) -> None:
     node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
 
 
-def show_entropy(scene: Any, node: Any) -> None:
-    """Give a volume in nats the colours in which it is laid over an image."""
+def show_entropy(scene: Any, node: Any, largest: float) -> None:
+    """Give a volume in nats, up to the largest, the colours in which it is laid over an image."""
     node.CreateDefaultDisplayNodes()
     display = node.GetScalarVolumeDisplayNode()
     if scene.GetNodeByID(ENTROPY_COLORS) is not None:
         display.SetAndObserveColorNodeID(ENTROPY_COLORS)
-    largest = node.GetImageData().GetScalarRange()[1]
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(0.0, ENTROPY_BRIGHTEST)
     display.SetThreshold(ENTROPY_SHOWN, max(ENTROPY_SHOWN, largest))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import GeometryError, InputError
 from medsegai.volume import Volume
-from MedSegAILib.scene.inputs import check_image, ijk_to_local, image_at, transform_to_world
+from MedSegAILib.scene.inputs import check_image, image_at, transform_to_world
 from MedSegAILib.scene.layers import array_of, labelmap_name
 from MedSegAILib.scene.nodes import nodes_of
 
@@ -59,11 +59,11 @@ def read_frame(node: Any, number: int) -> Volume:
 
 
 def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
-    """Put a segmentation into the segmentation sequence that goes along with a source's sequence.
+    """Put a segmentation, or a volume that belongs to one, into a sequence that goes along with the source's.
 
     Args:
-        proxy: the segmentation node that shows the sequence; None begins a new sequence.
-        filled: a segmentation node outside of the scene, which is copied.
+        proxy: the node that shows the sequence; None begins a new sequence.
+        filled: a node outside of the scene, which is copied.
 
     Returns:
         the proxy.
@@ -76,33 +76,46 @@ def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
         if browser.GetProxyNode(sequence) is None:  # the logic of the Sequences module was faster
             browser.AddProxyNode(filled, sequence, True)
         proxy = browser.GetProxyNode(sequence)
-    stored, shown = sequence.GetDataNodeAtValue(value).GetSegmentation(), proxy.GetSegmentation()
-    if (
-        browser.GetSelectedItemNumber() == number and shown is not stored
-    ):  # else it is shown already
-        shown.DeepCopy(stored)
-    if is_new:
+        proxy.SetHideFromEditors(filled.GetHideFromEditors())
+    if browser.GetSelectedItemNumber() == number:
+        _show(proxy, sequence.GetDataNodeAtValue(value))
+    if is_new and filled.IsA("vtkMRMLSegmentationNode"):
         browser.SetSaveChanges(sequence, True)  # what the user edits stays with its frame
     return proxy
+
+
+def _show(proxy: Any, data: Any) -> None:
+    """Let a proxy show what the sequence keeps, without sharing it."""
+    if proxy is data:
+        return
+    if proxy.IsA("vtkMRMLVolumeNode"):
+        proxy.CopyContent(data, True)
+    elif proxy.GetSegmentation() is not data.GetSegmentation():  # else it is shown already
+        proxy.GetSegmentation().DeepCopy(data.GetSegmentation())
 
 
 def check_proxy(proxy: Any, source: Any, number: int) -> None:
     """Raises:
     InputError: the source is no sequence with this frame, or `proxy` does not go along with it.
     """
-    browser, _ = _at(source, number)
-    if proxy is not None and browser.GetSequenceNode(proxy) is None:
+    _at(source, number)
+    if proxy is not None and not goes_along(proxy, source):
         raise InputError(
             f"{proxy.GetName()} does not belong to the sequence of {source.GetName()}. "
             "Choose a new segmentation."
         )
 
 
-def frame_to_local(node: Any, number: int) -> NDArray[np.float64]:
-    """4 x 4 matrix of a frame's image, without the transform above it."""
+def goes_along(node: Any, source: Any) -> bool:
+    """Whether a node shows a sequence of the browser that shows the source."""
+    browser = browser_of(source)
+    return browser is not None and browser.GetSequenceNode(node) is not None
+
+
+def frame_image(node: Any, number: int) -> Any:
+    """The volume node that holds a frame's image, outside of the scene and without the transform above it."""
     browser, value = _at(node, number)
-    data = browser.GetSequenceNode(node).GetDataNodeAtValue(value)
-    return ijk_to_local(node if data is None else data)
+    return browser.GetSequenceNode(node).GetDataNodeAtValue(value) or node
 
 
 def _new_sequence(browser: Any, source: Any, filled: Any) -> Any:

@@ -16,6 +16,7 @@ from MedSegAILib.scene import sequences
 from MedSegAILib.scene.attachments import (
     CANDIDATES_REFERENCE,
     NAMES,
+    Attachment,
     attachments_of,
     fill_node,
     make_node,
@@ -70,14 +71,12 @@ class Writer:
     def write_new(self, source: Any, result: SegmentationResult) -> Any:
         """A new segmentation node; nodes are finished before the scene gets them."""
         segmentation = self._new_segmentation(source, result)
-        volumes = [
-            (each.role, make_node(self.scene, each, source)) for each in attachments_of(result)
-        ]
+        volumes = [(each, make_node(self.scene, each, source)) for each in attachments_of(result)]
         self.add_beside(segmentation, source)
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
         segmentation.CreateDefaultDisplayNodes()
-        for role, node in volumes:
-            self._attach(segmentation, source, role, node)
+        for each, node in volumes:
+            self._attach(segmentation, source, each, node)
         return segmentation
 
     def change(
@@ -107,7 +106,7 @@ class Writer:
         segmentation.CreateDefaultDisplayNodes()
         for each, node in ready:
             fill_node(node, each, source)
-            self._attach(segmentation, source, each.role, node)
+            self._attach(segmentation, source, each, node)
         segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
         return segmentation
 
@@ -191,14 +190,31 @@ class Writer:
         sequences.check_proxy(proxy, source, frame)
         name = f"{source.GetName()} segmentation"
         filled = sequences.empty_segmentation(self.scene.GenerateUniqueName(name))
-        self._fill(filled, sequences.frame_to_local(source, frame), result)
+        image = sequences.frame_image(source, frame)
+        self._fill(filled, ijk_to_local(image), result)
         is_new = proxy is None
         proxy = sequences.add_frame(proxy, source, frame, filled)
         if is_new:
             proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
             proxy.SetReferenceImageGeometryParameterFromVolumeNode(source)
             proxy.CreateDefaultDisplayNodes()
+        for each in attachments_of(result):
+            self._attach_frame(proxy, source, frame, each)
         return proxy
+
+    def _attach_frame(self, segmentation: Any, source: Any, frame: int, each: Attachment) -> None:
+        """Let a volume of one frame go along with the segmentation of all of them."""
+        filled = make_node(self.scene, each, source, sequences.frame_image(source, frame))
+        present = segmentation.GetNodeReference(each.role)
+        if present is not None and not sequences.goes_along(present, source):
+            present = None
+        node = sequences.add_frame(present, source, frame, filled)
+        if present is None:
+            node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+            self._attach(segmentation, source, each, node)
+        elif each.role != CANDIDATES_REFERENCE:
+            display, most = node.GetScalarVolumeDisplayNode(), float(each.voxels.max())
+            display.SetUpperThreshold(max(display.GetUpperThreshold(), most))
 
     def _new_segmentation(self, source: Any, result: SegmentationResult) -> Any:
         node = self.scene.CreateNodeByClass("vtkMRMLSegmentationNode")
@@ -211,12 +227,12 @@ class Writer:
         add_segments(node, result, Geometry(result.labelmap.geometry.shape, ijk_to_ras))
         node.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
 
-    def _attach(self, segmentation: Any, source: Any, role: str, node: Any) -> None:
+    def _attach(self, segmentation: Any, source: Any, each: Attachment, node: Any) -> None:
         if not self.scene.IsNodePresent(node):
             self.add_beside(node, source)
-        segmentation.SetNodeReferenceID(role, node.GetID())
-        if role != CANDIDATES_REFERENCE:
-            show_entropy(self.scene, node)
+        segmentation.SetNodeReferenceID(each.role, node.GetID())
+        if each.role != CANDIDATES_REFERENCE:
+            show_entropy(self.scene, node, float(each.voxels.max()))
 
 
 class Preview:
