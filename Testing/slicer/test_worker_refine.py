@@ -12,18 +12,25 @@ import numpy as np
 import pytest
 
 from medsegai.errors import Cancelled, RequestError, WorkerError
+from medsegai.handover.jobs import measure_segments
 from medsegai.labels import Label
 from medsegai.progress import Progress
 from medsegai.refining import refine
-from medsegai.tasks import RefinementRequest, RefinementResult
+from medsegai.tasks import (
+    ExportRequest,
+    MeasurementRequest,
+    Part,
+    RefinementRequest,
+    RefinementResult,
+)
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker.client import WorkerClient
 from MedSegAILib.worker.place import Place
 from test_worker_elsewhere import elsewhere
-from worker_help import REPOSITORY, Ear, leftovers, only_error, temporary, until
+from worker_help import REPOSITORY, Ear, leftovers, only_error, until
 from worker_help import request as segment_request
 
-__all__ = ["elsewhere", "temporary"]
+__all__ = ["elsewhere"]
 
 PLACES = {
     "here": Place.other(sys.executable),
@@ -69,6 +76,28 @@ def test_a_segmentation_is_refined_as_without_a_worker(
     assert "Refinement islands changed" in result.words[0]
     assert ear.events[-1].fraction == 1.0 or ear.events[-1].stage == "receive"
     assert leftovers(temporary) == []
+
+
+def test_segments_are_measured_as_without_a_worker(client: WorkerClient) -> None:
+    case = noisy(20)
+    image = Volume(np.arange(case.labelmap.voxels.size).reshape(20, 23, 25), case.labelmap.geometry)
+    request = MeasurementRequest((Part(case.labelmap, case.labels),), image)
+    (result,) = run(client, request).results
+    assert result == measure_segments(request, Progress())
+    assert result.rows[0]["voxels"] == np.count_nonzero(case.labelmap.voxels)
+
+
+def test_files_are_written_here_and_not_elsewhere(client: WorkerClient, tmp_path: Path) -> None:
+    case = noisy(12)
+    request = ExportRequest(case.labelmap, case.labels, {"csv": str(tmp_path / "t.csv")})
+    if client.place.shares_files:
+        (result,) = run(client, request).results
+        assert result.files == (str(tmp_path / "t.csv"),)
+        assert (tmp_path / "t.csv").is_file()
+    else:
+        with pytest.raises(RequestError, match="box cannot write files on this computer"):
+            client.start(request, Ear())
+        assert not client.busy
 
 
 def test_a_mistake_comes_back_as_what_it_is_and_the_next_job_works(client: WorkerClient) -> None:
