@@ -71,7 +71,7 @@ def module(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     environment = worker_environment(MODULE_FOLDER) | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(FAKE_WORKER)]
     fresh_module._worker = WorkerClient(command, environment)
-    monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda: None)
+    monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda *_: None)
     yield fresh_module
     fresh_module.close_worker()
 
