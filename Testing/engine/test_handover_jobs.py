@@ -38,6 +38,7 @@ pytest.importorskip("manifold3d")
 RUN = {
     "provenance": {"models": [{"id": "brain", "version": "0.2.0"}], "medsegai": "0.1.0"},
     "warnings": ["Thick slices."],
+    "refined": [{"settings": {"name": "islands"}, "ml": 0.1234}],
 }
 
 
@@ -145,6 +146,7 @@ def test_everything_is_handed_over(tmp_path: Path) -> None:
     page = (tmp_path / "r.html").read_text()
     assert "Look at the liver." in page
     assert "brain 0.2.0" in page
+    assert "Refined since</dt><dd>islands (0.123 ml)<" in page
     assert "Changed or reviewed by a person</dt><dd>Left kidney<" in page
     assert "Drawn by a person or imported</dt><dd>Läsion № 2<" in page
     assert complaints(tmp_path / "s.dcm") == []

@@ -81,9 +81,17 @@ def of_report(report: Mapping[str, Any]) -> Provenance:
             raise ValueError("no model")
         name, version = ("+".join(parts) for parts in zip(*models, strict=True))
         warnings = tuple(str(item) for item in report["warnings"])
-        return Provenance(Maker(name, version), _lines(made), warnings)
+        return Provenance(Maker(name, version), _lines(made) | _refined(report), warnings)
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError("not the report of a run") from error
+
+
+def _refined(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What refinements did after the run, as the panel notes it."""
+    done = [
+        f"{item['settings']['name']} ({item['ml']:.3g} ml)" for item in report.get("refined", ())
+    ]
+    return {"Refined since": done} if done else {}
 
 
 def closed(found: Provenance, lines: Mapping[str, Any]) -> Provenance:
