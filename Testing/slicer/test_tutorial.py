@@ -74,7 +74,7 @@ def test_the_keys_of_the_tutorial_are_those_of_the_panel() -> None:
 
 def test_the_pictures_are_there_and_can_be_looked_at() -> None:
     names = re.findall(r"!\[.*?\]\((images/\S+)\)", TEXT)
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         image = QtGui.QImage(str(REPOSITORY / "docs" / name))
         assert image.width() >= 300, name
@@ -149,7 +149,7 @@ def walk(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
     before = application.style().objectName()
     application.setStyle("Fusion")
     monkeypatch.setattr("shutil.which", lambda name, *_, **__: None)  # this Python is Slicer's
-    monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda: None)
+    monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda *_: None)
     monkeypatch.setenv("MEDSEGAI_MODELS", os.devnull)
     page = fresh_module.MedSegAIWidget()
     yield Walk(page)
