@@ -25,9 +25,10 @@ USUAL_LARGEST_PART = 0.8
 WAYS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 """What lies at the low and the high end of R, A and S."""
 
-MOST_RUNS = 500_000
-"""Components of all labels at once take about 600 bytes for each run of equal voxels along a line; a head has
-300,000. Beyond so many, labels are looked at one by one, which takes 6 bytes for each voxel of a label's box."""
+MOST_RUNS = 1_000_000
+"""Components of all labels at once take about 600 bytes for each run of equal voxels along a line; heads have half
+as many runs as this, background included. Beyond, labels are looked at one by one, which takes 6 bytes for each
+voxel of a label's box, and longer where stray voxels make the boxes large."""
 
 
 def remarks(
