@@ -149,9 +149,14 @@ def test_a_volume_on_other_voxels_is_read_where_they_lie(mrml: Any) -> None:
     assert left["Voxels"] == inside.size
 
 
-def test_without_its_volume_the_sizes_remain(mrml: Any) -> None:
+@pytest.mark.parametrize("instead", [None, "vtkMRMLLabelMapVolumeNode", "vtkMRMLScalarVolumeNode"])
+def test_without_its_volume_the_sizes_remain(mrml: Any, instead: str | None) -> None:
+    """Also where a label map or an empty volume stands for it."""
     scene, volume, node = segmented(mrml, "LPS")
     mrml.RemoveNode(volume)
+    if instead is not None:
+        other = mrml.AddNewNodeByClass(instead, "Other")
+        node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), other.GetID())
     left, _ = rows(statistics(scene, node))
     assert left["Voxels"] == 60
     assert math.isnan(left["Mean"])

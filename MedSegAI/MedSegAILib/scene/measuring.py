@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.errors import InputError
 from medsegai.tasks import MeasurementRequest, Part
 from medsegai.volume import Geometry, Volume
-from MedSegAILib.scene.inputs import read, transform_to_world
+from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
 from MedSegAILib.scene.placing import lattice, place_in
 from MedSegAILib.scene.segments import label_of, label_value, values_of
@@ -75,10 +76,11 @@ def measurable(segmentation: Any) -> Measurable:
 def scan_of(segmentation: Any) -> Any:
     """The volume that a segmentation was made of; None where it is gone, or is no image of one value per voxel."""
     node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
-    if node is None or not node.IsA("vtkMRMLScalarVolumeNode") or node.GetImageData() is None:
+    try:
+        check_image(node)
+    except InputError:
         return None
-    one = node.GetImageData().GetNumberOfScalarComponents() == 1
-    return node if one and 0 not in node.GetImageData().GetDimensions() else None
+    return node
 
 
 def scan_place(segmentation: Any, scan: Any) -> Geometry:
