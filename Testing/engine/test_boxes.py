@@ -11,11 +11,12 @@ from scipy import ndimage
 from medsegai.boxes import grown, joined_box, label_boxes
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
-@pytest.mark.parametrize("by", [1, 7000])
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [(kind, 1) for kind in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64)]
+    + [(kind, 7000) for kind in (np.int32, np.uint32, np.int64)],
+)
 def test_boxes_are_where_the_labels_are(kind: Any, by: int) -> None:
-    if by * 12 > np.iinfo(kind).max:
-        pytest.skip("the type holds no such labels")
     rng = np.random.default_rng(2)
     voxels = np.zeros((9, 11, 13), kind)
     for value in (12, 3, 5):
