@@ -27,11 +27,19 @@ def test_installing_asks_only_where_somebody_can_answer(
     from MedSegAILib import install
 
     heard: list[bool] = []
-    monkeypatch.setattr(install, "ensure", lambda ask: heard.append(ask is not None))
+    wanted: list[bool] = []
+
+    def ensure(ask: Any, handover: bool) -> None:
+        heard.append(ask is not None)
+        wanted.append(handover)
+
+    monkeypatch.setattr(install, "ensure", ensure)
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
     application.testing = testing
     fresh_module.install_what_is_missing()
-    assert heard == asked
+    fresh_module.install_what_is_missing(True)
+    assert heard == asked * 2
+    assert wanted == ([False, True] if asked else [])
 
 
 def test_quitting_slicer_ends_the_worker(
