@@ -15,6 +15,8 @@ import pytest
 from dicom_files import write_series
 from handover_cases import LABELS, complaints, described, drawn, exported, scan
 from medsegai.cli import main
+from medsegai.handover.dicom_seg import Source
+from medsegai.handover.dicom_sr import intensity_of
 from medsegai.io import write_segmentation
 from medsegai.measurements import measure
 
@@ -120,10 +122,12 @@ def test_the_report_refers_to_the_segmentation_and_is_not_signed(tmp_path: Path)
         ({"Modality": "PT", "Units": "BQML"}, ("activity mean", "Bq/ml")),
         ({"Modality": "PT", "Units": "CNTS"}, None),
         ({"Modality": "US"}, None),
+        ({"Modality": "MR", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, ("signal mean", "1")),
+        ({"Modality": "MR", "ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]}, None),
     ],
 )
 def test_grey_values_are_named_by_what_they_are(
-    headers: dict[str, str], expected: tuple[str, str] | None, tmp_path: Path
+    headers: dict[str, Any], expected: tuple[str, str] | None, tmp_path: Path
 ) -> None:
     def changed(head: pydicom.Dataset, k: int) -> None:
         described(head, k)
@@ -139,6 +143,15 @@ def test_grey_values_are_named_by_what_they_are(
     found = [item[::2] for item in numbers(groups(pydicom.dcmread(tmp_path / "sr.dcm"))[0])]
     assert found[:2] == [("volume", "mL"), ("surface", "mm2")]
     assert found[2:3] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(("rescaled_to", "known"), [("HU", True), ("US", False)])
+def test_frames_of_an_enhanced_ct(rescaled_to: str, known: bool) -> None:
+    transformation, shared, head = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    transformation.RescaleType, head.Modality = rescaled_to, "CT"
+    shared.PixelValueTransformationSequence = [transformation]
+    head.SharedFunctionalGroupsSequence = [shared]
+    assert (intensity_of(Source((head,), (0,))) is not None) == known
 
 
 def test_dcmqi_reads_the_same(tmp_path: Path) -> None:

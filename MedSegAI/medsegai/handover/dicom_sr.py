@@ -45,6 +45,22 @@ INTENSITIES: dict[str, tuple[Code, Code]] = {
 }
 """What the numbers of a scan are, by its modality; for others there is no code that would be true."""
 
+NO_SIGNAL = frozenset(
+    {
+        "ADC",
+        "FA",
+        "P",
+        "PHASE",
+        "PHASE MAP",
+        "QUANTITY",
+        "T1 MAP",
+        "T2 MAP",
+        "T2* MAP",
+        "VELOCITY MAP",
+    }
+)
+"""Values of ImageType that tell of MR images which hold something else than signal."""
+
 ANATOMY: Code = ("SCT", "123037004", "Anatomical Structure")
 """Category of the structures that are places, and so can have a side."""
 
@@ -110,11 +126,20 @@ def intensity_of(source: Source) -> tuple[Code, Code] | None:
     """What the grey values of a series are and their unit; None where its headers do not say for sure."""
     head = source.images[0]
     modality = str(head.get("Modality", ""))
-    if modality == "CT" and str(head.get("RescaleType") or "HU").strip().upper() != "HU":
-        return None
-    if modality == "PT" and str(head.get("Units", "")) != "BQML":
-        return None
-    return INTENSITIES.get(modality)
+    certain = {
+        "CT": _rescaled_to(head) == "HU",
+        "PT": str(head.get("Units", "")) == "BQML",
+        "MR": NO_SIGNAL.isdisjoint(str(item).upper() for item in head.get("ImageType") or ()),
+    }
+    return INTENSITIES[modality] if certain.get(modality) else None
+
+
+def _rescaled_to(head: Any) -> str:
+    """What the numbers of a CT are; HU where the header does not say, as DICOM has it for original images."""
+    for shared in head.get("SharedFunctionalGroupsSequence", ()):
+        for item in shared.get("PixelValueTransformationSequence", ()):
+            return str(item.get("RescaleType") or "HU").strip().upper()
+    return str(head.get("RescaleType") or "HU").strip().upper()
 
 
 def _group(segmentation: Any, number: int, numbers: Sequence[Any], label: Label) -> Any:
