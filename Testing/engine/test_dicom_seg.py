@@ -120,6 +120,7 @@ def test_patient_codes_and_algorithm(tmp_path: Path) -> None:
     for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "StudyDate"):
         assert dataset[name].value == source[name].value
     assert dataset.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert dataset.ContentCreatorName == ""
     assert dataset.SeriesInstanceUID != source.SeriesInstanceUID
     kidney, lesion, liver = dataset.SegmentSequence
     assert [item.SegmentNumber for item in dataset.SegmentSequence] == [1, 2, 3]

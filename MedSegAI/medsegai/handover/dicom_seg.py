@@ -177,7 +177,7 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
         numbers[label.value] = number
     frames = numbers[case.labelmap.voxels[list(source.frames)]]
     with quiet(f"{case.labelmap.source}: the headers of its series break the DICOM standard"):
-        return hd.seg.Segmentation(
+        made = hd.seg.Segmentation(
             source_images=source.images,
             pixel_array=frames,
             segmentation_type=encoding.upper(),
@@ -197,6 +197,8 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
             series_description=plain(f"Segmentation by {maker.name}"),
             specific_character_set=UTF_8,
         )
+        made.ContentCreatorName = ""  # DICOM wants it, if empty (type 2): no person made this
+        return made
 
 
 def _description(number: int, label: Label, maker: Maker) -> Any:
