@@ -11,12 +11,14 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medsegai.errors import ModelError
 from medsegai.labels import Label
-from medsegai.request import StructureMeasures
 from medsegai.strict import by_label, checked_fields, number, words
+
+if TYPE_CHECKING:
+    from medsegai.request import StructureMeasures  # needs NumPy; `doctor` reads cards without it
 
 SCORES = {
     "iou": ("IoU of the members", False),
