@@ -230,8 +230,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
             what was changed, in sentences; none where there was nothing to change.
 
         Raises:
-            MedSegAIError: the segmentation, a segment, a refinement or an option cannot be used; the message
-                says what to do. The scene is as it was.
+            MedSegAIError: it cannot be done; the message says what to do. The scene is as it was.
         """
         from medsegai.refinements import parse
         from MedSegAILib.host import save_undo
@@ -505,6 +504,7 @@ class MedSegAITest(ScriptedLoadableModuleTest):
         scene = Scene(slicer.mrmlScene)
         (row,) = scene.structures(segmentation)
         self.assertEqual(row.name, "Ball")
+        self.assertEqual(page.panel.refine.choice().segmentation, segmentation)
         self.assertAlmostEqual(row.volume_ml, _ball().sum() * 4 * 4 * 5 / 1000, places=3)
         page.panel.results.review_chosen.emit(row.segment_id, "completed")
         self.assertEqual(scene.structures(segmentation)[0].review, "completed")

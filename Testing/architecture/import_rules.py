@@ -64,7 +64,14 @@ INDEPENDENT_FILES = ("families", "refinements")
 # edit. Nothing heavy is imported for it, to which `test_imports` holds them; applying one is the worker's affair.
 DESCRIPTIONS = frozenset(
     f"medsegai.refinements.{name}"
-    for name in ("as_text", "check", "option_fields", "parse", "refinement_names", "summary")
+    for name in (
+        "as_text",
+        "option_fields",
+        "parse",
+        "refinement_names",
+        "summary",
+        "uses_candidates",
+    )
 )
 
 SLICER_SIDE = frozenset({"MedSegAI", "MedSegAILib"})

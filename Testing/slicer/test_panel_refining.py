@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from PySide6 import QtCore, QtWidgets
 import pythonqt
 from medsegai import refinements
 from medsegai.refinements import option_fields, parse, refinement_names, summary
+from medsegai.refinements._settings import setting
 from medsegai.request import request_from_options
 from MedSegAILib.panel import Panel
+from MedSegAILib.panel.fields import field_widget
 from MedSegAILib.view import SegmentRow
 from panel_help import LEFT, STEM, UI, Heard, add_volume, card, click, find, new_panel
 
@@ -87,6 +90,19 @@ def test_every_option_of_every_refinement_has_its_widget(
         if option.metadata["bounds"]:
             assert (shown.minimum(), shown.maximum()) == option.metadata["bounds"]
             assert shown.value() == option.default
+
+
+@pytest.mark.parametrize(
+    ("value", "step"), [(0.05, 0.01), (0.3, 0.01), (0.7, 0.1), (1.0, 0.1), (2.0, 0.1), (0.0, 0.1)]
+)
+def test_a_step_is_a_small_part_of_the_value(value: float, step: float) -> None:
+    option = setting(value, "how far, in mm", (0.0, 50.0))
+    (found,) = fields(make_dataclass("Options", [("move_mm", float, option)]))
+    widget, read = field_widget(found, value, lambda: None)
+    assert widget.singleStep == pytest.approx(step)
+    assert read() == value
+    pythonqt.real(widget).stepUp()
+    assert read() == pytest.approx(value + step)
 
 
 def test_changed_options_arrive_as_the_command_line_writes_them(widget: Any, panel: Panel) -> None:

@@ -283,6 +283,13 @@ def test_freed_voxels_go_to_the_next_most_probable_structure(room: Ward) -> None
     assert not room.mask(STEM_ID)[OUTSIDE], "for it would be an island there too"
 
 
+def test_candidates_are_read_for_those_that_look_at_them_alone(room: Ward) -> None:
+    with_candidates(room, STEM.value)
+    for text, wanted in (("largest_component", False), ("islands", True), ("snap", True)):
+        draft = room.scene.draft(room.node, [parse("largest_component"), parse(text)])
+        assert (draft.request.candidates is not None) is wanted, text
+
+
 def test_candidates_that_no_segment_stands_for_are_not_believed(room: Ward) -> None:
     with_candidates(room, 4)  # the structure that was not found
     room.refine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
@@ -71,10 +72,15 @@ def _measure(bounds: Sequence[float] | None, value: float, changed: Callable[[],
     else:
         widget.decimals = 3
         widget.minimum, widget.maximum = bounds[0], bounds[1]
-        widget.setStepType(qt.QAbstractSpinBox.AdaptiveDecimalStepType)
+        widget.singleStep = _step(value)
     widget.value = value
     widget.connect("valueChanged(double)", lambda _value: changed())
     return widget, lambda: float(widget.value)
+
+
+def _step(value: float) -> float:
+    """A power of ten that is a small part of the value, or a tenth where it is 0."""
+    return float(10.0 ** math.floor(math.log10(abs(value) / 5))) if value else 0.1
 
 
 def _text(several: bool, value: Any, changed: Callable[[], None]) -> Widget:

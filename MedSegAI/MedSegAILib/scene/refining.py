@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
+from medsegai.refinements import uses_candidates
 from medsegai.request import Candidates
 from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
@@ -121,7 +122,7 @@ def draft(
         tuple({**item, "labels": labels} for item in settings),
         tuple(fixed),
         None if image is None else read(image),
-        _candidates(segmentation, grid, names),
+        _candidates(segmentation, grid, names) if any(map(uses_candidates, settings)) else None,
     )
     return Draft(segmentation, request, grid, names, digests(layers), _notes(segmentation, locked))
 
@@ -312,8 +313,9 @@ def _candidates(segmentation: Any, grid: Geometry, names: Mapping[int, str]) -> 
         laid_on(array, own, grid)
         for array in (found.first, found.second, found.p_first, found.p_second)
     )
-    there = [0, *names]
-    strange = ~np.isin(first, there) | ~np.isin(second, there)
+    known = np.zeros(max(*names, int(first.max()), int(second.max())) + 1, bool)
+    known[[0, *names]] = True
+    strange = ~(known[first] & known[second])
     p_first[strange] = p_second[strange] = 0
     return Candidates(first, second, p_first, p_second)
 
