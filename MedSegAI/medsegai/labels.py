@@ -59,7 +59,11 @@ class Terminology:
     def from_slicer(cls, text: str) -> Terminology | None:
         """The codes of such a tag; None where category or type are missing."""
         parts = [tuple(part.split("^")) for part in text.split("~")[1:4]]
-        if len(parts) < 3 or any(len(part) != 3 for part in parts) or not (parts[0][1] and parts[1][1]):
+        if (
+            len(parts) < 3
+            or any(len(part) != 3 for part in parts)
+            or not (parts[0][1] and parts[1][1])
+        ):
             return None
         category, kind, modifier = (_code(part) for part in parts)
         return cls(category, kind, modifier if modifier[1] else None)
