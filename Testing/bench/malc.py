@@ -136,6 +136,7 @@ def _case(path: Path, mapping: LabelMapping, arguments: argparse.Namespace) -> C
         models=(arguments.model,),
         members=tuple(arguments.members),
         device=arguments.device,
+        refine=arguments.refine,
     )
     bar = ProgressBar()
     progress = Progress(bar)
@@ -211,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         "--members", nargs="+", default=(), metavar="NAME", help="only these members, such as views"
     )
     parser.add_argument("--device", default="auto", help="as in `medsegai segment`")
+    parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also clean the result as the model's card suggests",
+    )
     parser.add_argument("--cases", type=int, metavar="N", help="the first N scans only")
     parser.add_argument(
         "--data",

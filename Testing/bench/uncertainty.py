@@ -32,7 +32,7 @@ from medsegai.evaluation.calibration import Reliability, reliability
 from medsegai.evaluation.findings import draw_reliability, scored
 from medsegai.evaluation.folds import TrainingCase
 from medsegai.evaluation.held_out import HeldOut, Job, Record, Truth
-from medsegai.evaluation.refining import Worth, worth
+from medsegai.evaluation.refining import AS_PREDICTED, Worth, worth
 from medsegai.evaluation.scores import Correlation, Flags, correlation, judge
 from medsegai.labels import Label
 from medsegai.progress import Progress
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
-    """The scans as held-out cases. CSF is left out, for it is not comparable: see `malc.py`."""
+    """The scans as held-out cases, as predicted. CSF is left out, for it is not comparable: see `malc.py`."""
     scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
     if not scans:
         raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
@@ -73,7 +73,8 @@ def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
     truth = replace(truth, labels=labels, values=tuple((label.value,) for label in labels))
     options = {"device": arguments.device, "dropout_passes": arguments.dropout_passes}
     rows = chosen_rows(arguments.rows)
-    return HeldOut(card, jobs, truth, mapping, rows, arguments.output, options)
+    plain = replace(card, suggested_refinements=())
+    return HeldOut(plain, jobs, truth, mapping, rows, arguments.output, options)
 
 
 def measured(
@@ -86,7 +87,9 @@ def measured(
         for choice in (1.0, temperature)
     )
     draw_reliability(raw, cooled, folder / "reliability.png")
-    rows = scored(records, range(len(records)), labels)
+    suggested = [item["name"] for item in card.suggested_refinements]
+    handed_out = next((name for name in suggested if name in records[0].table), AS_PREDICTED)
+    rows = scored(records, range(len(records)), labels, handed_out)
     found = {name: correlation(rows, name) for name in SCORES}
     flags = None
     if card.calibration is not None and card.calibration.holds_for(records[0].members):
@@ -97,7 +100,7 @@ def measured(
             card.calibration.score,
         )
     worths = worth([item.table for item in records], [item.changed_ml for item in records], labels)
-    print(f"{len(records)} scans, members: {', '.join(records[0].members)}\n")
+    print(f"{len(records)} scans, members: {', '.join(records[0].members)}; Dice: {handed_out}\n")
     print(reliability_table(raw, cooled, temperature))
     print(correlation_table(found))
     print(flags_text(flags))
