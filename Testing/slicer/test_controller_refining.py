@@ -59,7 +59,6 @@ def test_apply_runs_in_the_worker_and_writes_the_answer(house: Ward) -> None:
     house.finish(CHANGED)
     assert house.scene.done[-1] == ("write_refined", house.node)
     assert house.message == "\n".join(CHANGED.words)
-    assert house.panel.results.last("choose") == (house.node,)
     assert house.state == (False, False)
 
 
@@ -76,7 +75,6 @@ def test_a_preview_is_shown_and_applied_as_it_is(house: Ward) -> None:
     assert len(house.client.requests) == 1, "what was shown is what becomes of it"
     assert house.scene.done[-1] == ("accept",)
     assert house.message == CHANGED.words[0]
-    assert house.panel.results.last("choose") == (house.node,)
     assert house.state == (False, False)
     house.press("apply")
     assert len(house.client.requests) == 2
@@ -124,6 +122,7 @@ def test_cancel_stops_what_runs_and_what_waits(house: Ward) -> None:
     house.press_segment()
     house.press("apply")
     assert house.state == (True, False)
+    assert "waits in the queue" in house.message
     house.press("cancel")
     assert "before it began" in house.message
     assert house.state == (False, False)
@@ -220,6 +219,22 @@ def test_the_section_follows_the_result_and_its_segments(house: Ward) -> None:
     house.scene.gone.append(house.node)
     house.controller.enter()
     assert house.view.last("show_segments") == ((),)
+
+
+def test_the_table_is_filled_again_where_it_shows_what_changed(house: Ward) -> None:
+    house.controller.results.show(Node("Another"))
+    count = len(house.panel.results.told)
+    house.press("apply")
+    house.finish(CHANGED)
+    assert len(house.panel.results.told) == count, "it shows another one"
+    house.controller.results.show(house.node)
+    count = len(house.panel.results.told)
+    house.press("preview")
+    house.finish(CHANGED)
+    assert len(house.panel.results.told) == count, "nothing has changed yet"
+    house.press("apply")
+    assert house.panel.results.told[-1][0] == "show"
+    assert len(house.panel.results.told) == count + 1
 
 
 def test_a_closed_scene_takes_jobs_and_previews_along(house: Ward) -> None:

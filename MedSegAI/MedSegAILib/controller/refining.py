@@ -15,6 +15,7 @@ from MedSegAILib.view import RefineChoice
 
 STALE = "The preview was of other choices, and was taken away."
 ONLY_SHOWN = "This is a preview: Apply makes it the segmentation, Cancel takes it away."
+WAITS = "It waits in the queue until its turn comes."
 NOTHING = "There was nothing to change."
 NONE_TICKED = "No segment is ticked. Tick those that are to be refined, or choose all segments."
 
@@ -69,8 +70,7 @@ class Refining:
             self._view.show_message(str(error), problem=True)
         else:
             self._tell(*self._words, *self._house.scene.notes)
-            self._results.show_chosen(node)
-        self.refresh()
+            self._refresh(node)
         self._show_state()
 
     def cancel(self) -> None:
@@ -111,8 +111,7 @@ class Refining:
             else:
                 node = self._house.scene.write_refined(draft, result)
                 self._tell(*result.words, *self._house.scene.notes)
-                self._results.show_chosen(node)
-                self.refresh()
+                self._refresh(node)
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
         self._show_state()
@@ -136,7 +135,15 @@ class Refining:
         entry = house.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
         self._entry = None if job.over else entry
+        if str(entry.state) == "waiting":
+            self._view.show_message(_(WAITS))
         self._show_state()
+
+    def _refresh(self, node: Any) -> None:
+        """Other volumes stand in the table of results, if it shows this segmentation."""
+        self.refresh()
+        if self._results.node is node:
+            self._results.refresh()
 
     def _on_choice(self) -> None:
         if self._drop_preview():
