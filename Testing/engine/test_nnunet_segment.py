@@ -142,9 +142,9 @@ def test_the_models_post_processing_is_that_of_nnunet(tmp_path: Path) -> None:
         found, words = refine(labels, {"name": "largest_component", "labels": groups})
         np.testing.assert_array_equal(found, expected)
         assert f"{(found != voxels).sum()} voxels" in words[0]
-    whole, words = refine(labels, {"name": "largest_component", "labels": []})
-    assert whole is labels.voxels
-    assert words == []
+    each, _ = refine(labels, {"name": "largest_component"})
+    alone, _ = refine(labels, {"name": "largest_component", "labels": [[1], [2], [3]]})
+    np.testing.assert_array_equal(each, alone)
 
 
 def test_post_processing_is_applied_unless_it_is_switched_off(tmp_path: Path) -> None:

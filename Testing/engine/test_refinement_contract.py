@@ -22,11 +22,9 @@ from medsegai.volume import Volume
 from refinement_cases import draft_of, grid, image_of, noisy
 
 NAMES = refinement_names()
-NEEDED: dict[str, dict[str, Any]] = {"largest_component": {"labels": [1, 2]}}
-"""Options without which a refinement does nothing."""
-
 WAYS = [
-    *({"name": name} | NEEDED.get(name, {}) for name in NAMES),
+    *({"name": name} for name in NAMES),
+    {"name": "largest_component", "labels": [[1, 2]]},
     *({"name": "level_set", "method": method} for method in level_set.METHODS[1:]),
     {"name": "islands", "keep": 1, "joined": True},
     {"name": "holes", "joined": True, "connectivity": "6"},
@@ -154,14 +152,14 @@ def longest(work: Callable[[Callable[[float], None]], Any]) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_asks_often_whether_to_go_on(name: str, big: Draft) -> None:
-    way = {"name": name} | NEEDED.get(name, {})
+    way = {"name": name}
     times = (longest(lambda step: apply(big, way, step)) for _ in range(3))
     assert any(found < SECONDS for found in times)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_grows_with_the_volume_alone(name: str, big: Draft) -> None:
-    way = {"name": name} | NEEDED.get(name, {})
+    way = {"name": name}
     apply(whole_draft(noisy()), way)  # what is loaded at the first call is not counted
     tracemalloc.start()
     apply(big, way)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.boxes import joined_box, label_boxes
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._settings import setting
 
@@ -26,14 +27,16 @@ class Options:
 
     labels: tuple[Any, ...] = setting(
         (),
-        "values of the labels to reduce to their largest component, such as 17+53; name at least one",
+        "values of the labels to reduce to their largest component, such as 17+53; each of all "
+        "labels, if none is named",
     )
 
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     """Remove all but the largest component of each group. The draft is kept where nothing is removed."""
-    groups = [item if isinstance(item, tuple) else (item,) for item in options.labels]
     voxels = draft.labelmap.voxels
+    named = options.labels or tuple(label_boxes(voxels))
+    groups = [item if isinstance(item, tuple) else (item,) for item in named]
     for number, group in enumerate(groups):
         step(number / len(groups))
         voxels, _ = keep_largest(voxels, [group])
@@ -44,13 +47,19 @@ def keep_largest(voxels: NDArray[Any], groups: Sequence[Sequence[int]]) -> tuple
     """Labels (k, j, i) with the largest component of each group alone, and how many voxels were removed."""
     from scipy import ndimage
 
-    removed = 0
+    result, removed = voxels, 0
+    boxes = label_boxes(voxels)
     for group in groups:
-        mask = np.isin(voxels, group)
+        there = [boxes[value] for value in group if value in boxes]
+        if not there:
+            continue
+        box = joined_box(there)
+        mask = np.isin(result[box], group)
         components, count = ndimage.label(mask, np.ones((3, 3, 3)))
         if count > 1:
             sizes = np.bincount(components.ravel())
             rest = mask & (components != 1 + sizes[1:].argmax())
-            voxels = np.where(rest, 0, voxels).astype(voxels.dtype)
+            result = voxels.copy() if result is voxels else result
+            result[box][rest] = 0
             removed += int(rest.sum())
-    return voxels, removed
+    return result, removed
