@@ -1,7 +1,8 @@
 """How far a brain model's doubts can be believed on scans it never saw, drawn by hand: MALC 2012.
 
     python Testing/bench/uncertainty.py -o malc-views
-    python Testing/bench/uncertainty.py -o malc-dropout --cases 5 --dropout-passes 5 --refinement none
+    python Testing/bench/uncertainty.py -o malc-dropout --cases 4 --dropout-passes 5 --refinement none
+    python Testing/bench/uncertainty.py -o malc-noise --cases 4 --spoil noise --refinement none
 
 Reliability of the probabilities as the networks give them and at the temperature in the model's card, correlation
 of the members' agreement with Dice, what the card's limits flag, and what refinements are worth. Nothing is
@@ -19,7 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from malc import CREDIT, CSF, LABELS, MAPPING, REPOSITORY, SCAN
+from sklearn.metrics import roc_auc_score
 
 from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
@@ -33,10 +36,20 @@ from medsegai.evaluation.findings import draw_reliability, scored
 from medsegai.evaluation.folds import TrainingCase
 from medsegai.evaluation.held_out import HeldOut, Job, Record, Truth
 from medsegai.evaluation.refining import AS_PREDICTED, Worth, worth
-from medsegai.evaluation.scores import Correlation, Flags, correlation, judge
+from medsegai.evaluation.scores import WORST, Correlation, Flags, Scored, correlation, judge
+from medsegai.io import read_volume, write_volume
 from medsegai.labels import Label
 from medsegai.progress import Progress
-from medsegai.quality import SCORES
+from medsegai.quality import SCORES, Expected
+
+NOISE = 0.15
+"""Standard deviation of the noise in a spoiled scan, in parts of its brightest tissue."""
+
+THICK = 6
+"""Voxels of 1 mm that are averaged from foot to head in a scan of thick slices."""
+
+POOR = 0.6
+"""A Dice below this is poor, whatever the structure."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +76,10 @@ def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
     if not scans:
         raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
     names = [path.name.removesuffix(SCAN) for path in scans]
+    images = [spoiled(path, arguments.spoil, arguments.output) for path in scans]
     jobs = [
-        Job(TrainingCase(name, (path,), path.with_name(name + LABELS)), arguments.model)
-        for name, path in zip(names, scans, strict=True)
+        Job(TrainingCase(name, (image,), path.with_name(name + LABELS)), arguments.model)
+        for name, path, image in zip(names, scans, images, strict=True)
     ]
     mapping = read_mapping(MAPPING)
     truth = Truth.of_mapping(card, mapping)
@@ -75,6 +89,26 @@ def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
     rows = chosen_rows(arguments.rows)
     plain = replace(card, suggested_refinements=())
     return HeldOut(plain, jobs, truth, mapping, rows, arguments.output, options)
+
+
+def spoiled(path: Path, how: str | None, folder: Path) -> Path:
+    """The scan as it is, or a copy that is as bad as scans can be."""
+    if how is None:
+        return path
+    scan = read_volume(path)
+    voxels = scan.voxels.astype(np.float32)
+    if how == "noise":
+        noise = np.random.default_rng(0).normal(0, NOISE * np.percentile(voxels, 99), voxels.shape)
+        voxels = np.abs(voxels + noise)
+    else:
+        along = max(range(3), key=lambda axis: abs(scan.geometry.ijk_to_ras[2, 2 - axis]))
+        starts = np.arange(0, voxels.shape[along], THICK)
+        sums = np.add.reduceat(voxels, starts, along)
+        voxels = (sums / THICK).repeat(THICK, along).take(range(voxels.shape[along]), along)
+    copy = folder / "images" / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(copy, scan.with_voxels(voxels.astype(np.float32)))
+    return copy
 
 
 def measured(
@@ -91,19 +125,18 @@ def measured(
     handed_out = next((name for name in suggested if name in records[0].table), AS_PREDICTED)
     rows = scored(records, range(len(records)), labels, handed_out)
     found = {name: correlation(rows, name) for name in SCORES}
-    flags = None
+    flags, ranked = None, None
     if card.calibration is not None and card.calibration.holds_for(records[0].members):
         expected = card.calibration.structures
         known = [row for row in rows if card.calibration.score in row.measures]
-        flags = judge(
-            [(row, expected[row.value]) for row in known if row.value in expected],
-            card.calibration.score,
-        )
+        judged = [(row, expected[row.value]) for row in known if row.value in expected]
+        flags = judge(judged, card.calibration.score)
+        ranked = ranking(judged, card.calibration.score)
     worths = worth([item.table for item in records], [item.changed_ml for item in records], labels)
     print(f"{len(records)} scans, members: {', '.join(records[0].members)}; Dice: {handed_out}\n")
     print(reliability_table(raw, cooled, temperature))
     print(correlation_table(found))
-    print(flags_text(flags))
+    print(flags_text(flags, ranked))
     print(worth_table(worths))
     print(CREDIT)
     return {
@@ -116,6 +149,7 @@ def measured(
             name: item.to_dict() for name, item in found.items() if item is not None
         },
         "flags by the card": None if flags is None else flags.to_dict(),
+        "ranked by expected Dice": ranked,
         "refinements": [item.to_dict() for item in worths],
     }
 
@@ -141,13 +175,38 @@ def correlation_table(found: dict[str, Correlation | None]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def flags_text(flags: Flags | None) -> str:
-    if flags is None:
+def ranking(judged: Sequence[tuple[Scored, Expected]], score: str) -> dict[str, float]:
+    """How well expected Dice puts the results of all structures in order, those of a poor Dice last.
+
+    The other figure takes the structures' own means on these scans from both: do their worst tenth come last?
+    """
+    dice = np.array([row.dice for row, _ in judged])
+    guess = np.array(
+        [made.dice + made.slope * (row.measures[score] - made.score) for row, made in judged]
+    )
+    values = np.array([row.value for row, _ in judged])
+    own_dice, own_guess = dice.copy(), guess.copy()
+    for value in np.unique(values):
+        own_dice[values == value] -= dice[values == value].mean()
+        own_guess[values == value] -= guess[values == value].mean()
+    worst = own_dice <= np.quantile(own_dice, WORST)
+    return {
+        "dice": float(dice.mean()),
+        "expected dice": float(guess.clip(0, 1).mean()),
+        "poor": int((dice < POOR).sum()),
+        "auc of poor": float(roc_auc_score(dice < POOR, -guess)),
+        "auc within structures": float(roc_auc_score(worst, -own_guess)),
+    }
+
+
+def flags_text(flags: Flags | None, ranked: dict[str, float] | None) -> str:
+    if flags is None or ranked is None:
         return "The card has no limits for these members.\n"
     return (
-        f"Of {flags.results} results the worst {flags.bad}: {flags.caught} are among the {flags.flagged} flagged; "
-        f"AUC {flags.auc:.2f}. Expected Dice is off by {flags.error:.3f} (the structure's mean on the held-out "
-        f"cases by {flags.error_of_means:.3f}).\n"
+        f"Of {flags.results} results {flags.flagged} are flagged; Dice {ranked['dice']:.3f}, expected "
+        f"{ranked['expected dice']:.3f}, off by {flags.error:.3f}. AUC of expected Dice for the {ranked['poor']} "
+        f"results with a Dice below {POOR}: {ranked['auc of poor']:.2f}; for the worst tenth within structures: "
+        f"{ranked['auc within structures']:.2f}.\n"
     )
 
 
@@ -171,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="brain", metavar="ID", help="id or folder of the model")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--cases", type=int, metavar="N", help="the first N scans only")
+    parser.add_argument("--spoil", choices=("noise", "thick"), help="spoil the scans first")
     parser.add_argument("--dropout-passes", type=int, default=0, metavar="N")
     parser.add_argument(
         "--refinement", dest="rows", action="extend", type=comma_list, help="as in calibrate"
