@@ -1,7 +1,7 @@
 """Held-out images for calibrating a brain model: synthetic ones of label maps that its training held out.
 
     python Testing/bench/calibration.py ../shared/data/brain-label-maps Dataset001_Held --volumes 12
-    medsegai calibrate brain Dataset001_Held --cases all -o calibration-brain --write
+    medsegai calibrate brain Dataset001_Held --cases all --groups Dataset001_Held/maps.csv -o calibration-brain
 
 Images are drawn as those of the training, from the label maps that its `validation` names, but with voxels of 1
 mm, as scans of users have, and a wider field of view. Half of the heads are stripped of the skull; a third shows
@@ -46,7 +46,7 @@ def held_out_source(card: ModelCard, data: Path, voxels: int) -> CaseSource:
 
 
 def write_dataset(card: ModelCard, source: CaseSource, count: int, folder: Path) -> None:
-    """Images and labels, and the dataset.json that names them. What is there already is left."""
+    """Images and labels, the dataset.json that names them, and of which map each is. What is there already is left."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -59,6 +59,11 @@ def write_dataset(card: ModelCard, source: CaseSource, count: int, folder: Path)
         write_volume(image, Volume((1000 * sample.image).astype(np.int16), grid))
         write_volume(label, Volume(sample.targets, grid))
         print(label, file=sys.stderr, flush=True)
+    maps = [
+        source.held_out[(FIRST + number) % len(source.held_out)].name for number in range(count)
+    ]
+    rows = [f"held_{number:02d},{name}" for number, name in enumerate(maps)]
+    (folder / "maps.csv").write_text("\n".join(["case,patient", *rows]) + "\n", encoding="utf-8")
     numbers = {label.name: number for number, label in enumerate(card.labels, start=1)}
     content = {
         "channel_names": {"0": "MR"},
