@@ -46,7 +46,7 @@ def held_out_source(card: ModelCard, data: Path, voxels: int) -> CaseSource:
 
 
 def write_dataset(card: ModelCard, source: CaseSource, count: int, folder: Path) -> None:
-    """Images and labels, the dataset.json that names them, and of which map each is. What is there already is left."""
+    """Images, labels, dataset.json, and a table of the map that each is of. What is there already is left."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(count):
