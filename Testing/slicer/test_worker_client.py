@@ -27,6 +27,7 @@ from MedSegAILib.worker.queue import JobQueue
 from worker_help import (
     ENVIRONMENT,
     FAKE_WORKER,
+    LAST,
     REPOSITORY,
     Ear,
     gone,
@@ -114,7 +115,7 @@ def test_cancel_is_answered_within_two_seconds(
 ) -> None:
     ear = Ear()
     client.start(request(behaviour), ear)
-    until(lambda: ear.events)
+    until(lambda: ear.events and ear.events[-1].stage.startswith(LAST[behaviour]))
     started = time.monotonic()
     client.cancel()
     if loop:

@@ -13,6 +13,7 @@ import pytest
 import pythonqt
 from medsegai.errors import Cancelled, WorkerError
 from MedSegAILib.worker import client as worker_client
+from MedSegAILib.worker import process as worker_process
 from MedSegAILib.worker.client import WorkerClient
 from MedSegAILib.worker.place import Place
 from worker_help import (
@@ -131,6 +132,18 @@ def test_a_job_that_meets_the_end_of_idling_gets_a_new_process(
     until(lambda: client._leaving)
     client.idle_seconds = 1800
     assert run(client, "quick").results[0].provenance["pid"] != pid
+
+
+def test_a_process_that_does_not_die_in_time_holds_up_nobody(
+    client: WorkerClient, pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A computer can stand still for seconds, and a killed process with it."""
+    monkeypatch.setattr(worker_process, "END_SECONDS", 0.0)
+    client._leaving = True  # its process is of no more use
+    assert run(client, "quick").results[0].provenance["pid"] != pid
+    until(lambda: gone(pid))
+    assert run(client, "quick").results
+    until(lambda: not client._process._dying)
 
 
 def test_another_place_counts_from_the_next_job(client: WorkerClient, pid: int) -> None:

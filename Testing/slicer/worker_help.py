@@ -25,6 +25,9 @@ ENVIRONMENT = worker_environment(REPOSITORY / "MedSegAI") | {
 PATIENCE = 120.0
 """A busy computer may take a minute to load torch."""
 
+LAST = {"slow": "predict", "deaf": "read", "mother": "child"}
+"""Of jobs that take long, the stage from which on nothing but time passes."""
+
 
 class Ear:
     """A listener that writes down what it hears."""

@@ -40,12 +40,9 @@ class WorkerProcess:
         self._log = ""
         self._launches = 0
         self._killed = False
-        self._process = qt.QProcess()
-        self._process.connect("readyReadStandardOutput()", self.read)
-        self._process.connect("readyReadStandardError()", self._read_log)
-        self._process.connect("bytesWritten(qint64)", lambda _count: written())
-        self._process.connect("errorOccurred(QProcess::ProcessError)", self._on_error)
-        self._process.connect("finished(int,QProcess::ExitStatus)", self._on_finished)
+        self._written = written
+        self._dying: list[Any] = []
+        self._process = self._new_process()
 
     @property
     def running(self) -> bool:
@@ -124,7 +121,30 @@ class WorkerProcess:
         if worker is not None:
             _kill_tree(worker, leads_group)
         self._process.kill()
-        self.wait_for_end()
+        if not self.wait_for_end():  # a computer that stands still; what comes next need not wait
+            self._dying.append(self._process)
+            self._process = self._new_process()
+
+    def _new_process(self) -> Any:
+        """A QProcess of which we hear while it is ours."""
+        process = qt.QProcess()
+
+        def if_ours(function: Callable[..., None]) -> Callable[..., None]:
+            return lambda *values: function(*values) if process is self._process else None
+
+        process.connect("readyReadStandardOutput()", if_ours(self.read))
+        process.connect("readyReadStandardError()", if_ours(self._read_log))
+        process.connect("bytesWritten(qint64)", if_ours(lambda _count: self._written()))
+        process.connect("errorOccurred(QProcess::ProcessError)", if_ours(self._on_error))
+        process.connect("finished(int,QProcess::ExitStatus)", if_ours(self._on_finished))
+        process.connect(
+            "finished(int,QProcess::ExitStatus)", lambda *_values: self._forget(process)
+        )
+        return process
+
+    def _forget(self, process: Any) -> None:
+        if process in self._dying:
+            self._dying.remove(process)
 
     def _read_log(self) -> None:
         self.note(_as_bytes(self._process.readAllStandardError()).decode(errors="replace"))
