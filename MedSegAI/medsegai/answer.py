@@ -55,6 +55,7 @@ class Answer:
         wanted = (candidates and not overlap) or request.candidates
         self.candidates = _no_candidates(output.shape, kind) if wanted else None
         self.warnings: list[str] = []
+        self._asked = len(request.refinements)
         self._agreement = (
             Agreement(len(fused.members) or 1, [label.value for label in labels])
             if request.uncertainty
@@ -107,7 +108,11 @@ class Answer:
     def refine(
         self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
     ) -> list[dict[str, Any]]:
-        """Clean the labels, and tell all that was changed."""
+        """Clean the labels, and tell all that was changed.
+
+        Those that the request asks for come last. What those do that the model's card suggests is no warning,
+        unless a structure is gone.
+        """
         progress.step("refine", 0, 1)
         changes: list[dict[str, Any]] = []
         for number, settings in enumerate(refinements):
@@ -116,7 +121,9 @@ class Answer:
                 progress.step("refine", done + part, len(refinements))
 
             refined = self._refined(settings, image, step)
-            self.warnings += refined.words(str(settings["name"]))
+            suggested = number < len(refinements) - self._asked
+            tell = refined.losses if suggested else refined.words
+            self.warnings += tell(str(settings["name"]))
             changes.append(refined.to_dict(settings))
         if not self.labelmap.any():
             self.warnings.append(

@@ -90,7 +90,7 @@ class SegmentationRequest:
     calibrated: bool = option(
         True,
         "scale probabilities by the temperature in the model's card, so that they are as often right as they say; "
-        "labels stay the same",
+        "labels stay the same, but for refinements that look at probabilities",
     )
     seed: int = option(0, "start of the random numbers of Monte-Carlo dropout")
 
@@ -278,6 +278,15 @@ class SegmentationResult:
     peak_memory_mb: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def refined(self) -> str:
+        """What refinements changed, in one line; "" where nothing was changed."""
+        done = [
+            f"{item['settings']['name']} ({item['ml']:.3g} ml changed)"
+            for item in self.provenance.get("refinements", ())
+            if item["voxels"]
+        ]
+        return f"Refined: {', '.join(done)}." if done else ""
 
     def report(self) -> dict[str, Any]:
         """Everything but the voxels, as JSON values."""

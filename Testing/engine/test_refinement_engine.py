@@ -86,6 +86,22 @@ def test_what_a_card_suggests_comes_first_and_can_be_left_out(
     assert plain.provenance["refinements"] == []
 
 
+def test_what_a_card_suggests_is_told_in_one_line_and_warned_of_where_a_structure_is_gone(
+    model: Path, scan: Volume, raw: SegmentationResult, tmp_path: Path
+) -> None:
+    labels = [label.value for label in raw.labels]
+    folder = suggesting(model, tmp_path / "mild", {"name": "islands", "labels": labels, "keep": 1})
+    result = run(folder, scan)
+    (change,) = result.provenance["refinements"]
+    assert result.refined() == f"Refined: islands ({change['ml']:.3g} ml changed)."
+    assert not any("Refinement" in text for text in result.warnings)
+    lost = next(item.label for item in raw.structures if item.voxels)
+    harsh = {"name": "islands", "labels": [lost.value], "smallest_ml": 1000.0}
+    result = run(suggesting(model, tmp_path / "harsh", harsh), scan)
+    (warning,) = (text for text in result.warnings if "Refinement" in text)
+    assert warning.startswith(f"Refinement islands took away {lost.name}")
+
+
 def suggesting(model: Path, folder: Path, suggested: dict[str, Any]) -> Path:
     folder.mkdir()
     for path in model.iterdir():

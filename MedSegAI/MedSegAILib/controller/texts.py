@@ -90,6 +90,7 @@ def summary(name: str, result: SegmentationResult, notes: Sequence[str]) -> str:
             device=result.provenance.get("device", "?"),
         ),
         *notes,
+        *filter(None, [result.refined()]),
         *result.warnings,
         _(NOT_FOR_DIAGNOSIS),
     ]

@@ -274,7 +274,8 @@ def print_summary(result: SegmentationResult) -> None:
         for measures in result.structures
     ]
     print(table(["structure", "ml", *[MEASURES[name] for name in measured]], rows))
-    print(f"\n{duration(sum(result.seconds.values()))}. {NOT_FOR_DIAGNOSIS}")
+    took = f"{duration(sum(result.seconds.values()))}."
+    print("\n" + " ".join(filter(None, [took, result.refined(), NOT_FOR_DIAGNOSIS])))
 
 
 def _known(measures: Any, name: str) -> bool:

@@ -161,6 +161,11 @@ class Refined:
             )
         return sentences
 
+    def losses(self, name: str) -> list[str]:
+        """What the user must know also where nobody asked for it: notes, and structures that are gone."""
+        gone = "; ".join(str(item) for item in self.changes if item.gone)
+        return [*self.notes, *([f"Refinement {name} took away {gone}."] if gone else [])]
+
     def to_dict(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """JSON values, with the settings that led here."""
         return {
