@@ -97,6 +97,7 @@ def test_what_a_card_suggests_is_told_in_one_line_and_warned_of_where_a_structur
     assert not any("Refinement" in text for text in result.warnings)
     lost = next(item.label for item in raw.structures if item.voxels)
     harsh = {"name": "islands", "labels": [lost.value], "smallest_ml": 1000.0}
+    harsh["spare_largest"] = False
     result = run(suggesting(model, tmp_path / "harsh", harsh), scan)
     (warning,) = (text for text in result.warnings if "Refinement" in text)
     assert warning.startswith(f"Refinement islands took away {lost.name}")
