@@ -38,6 +38,10 @@ SENTENCES = 8
 NAMED_AT_MOST = 6
 """Structures that a sentence names."""
 
+POOR_DICE = 0.7
+"""Below it agreement with a person is called poor (A. Zijdenbos et al., Morphometric analysis of white matter
+lesions in MR images, IEEE Trans Med Imaging 13, 1994, 716-724: above it is excellent)."""
+
 IOU_DOUBTFUL = 0.6
 """Members that share less than this part of what any of them found disagree on the structure, whatever the model.
 Two members of Dice 0.75 share 0.6 of their union."""
@@ -220,8 +224,8 @@ def expected_dice(measures: StructureMeasures, calibration: Calibration | None) 
 def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tuple[str, ...]:
     """Why a person should look at a structure first, by how far members agree on it; in words.
 
-    The limits are the calibration's; where it has none for the structure, those that hold for any model. Nothing
-    is said where uncertainty was not measured.
+    The limits are the calibration's, and a poor Dice that is to be expected; where it has none for the structure,
+    those that hold for any model. Nothing is said where uncertainty was not measured.
 
     Args:
         measures, calibration: as `expected_dice` takes them.
@@ -231,9 +235,12 @@ def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tup
         return tuple(_general_remarks(measures))
     score, expected = found
     name, high_is_bad = SCORES[calibration.score]
-    if not (score > expected.limit if high_is_bad else score < expected.limit):
-        return ()
     dice = expected_dice(measures, calibration)
+    if not (score > expected.limit if high_is_bad else score < expected.limit):
+        poor = dice is not None and dice < POOR_DICE
+        return (
+            (f"{name} {score:.2g}: a Dice of about {dice:.2f} is to be expected",) if poor else ()
+        )
     side = "above" if high_is_bad else "below"
     return (
         f"{name} {score:.2g}, {side} the limit of {expected.limit:.2g}: a Dice of about {dice:.2f} is to be "

@@ -40,7 +40,7 @@ from medsegai.evaluation.scores import WORST, Correlation, Flags, Scored, correl
 from medsegai.io import read_volume, write_volume
 from medsegai.labels import Label
 from medsegai.progress import Progress
-from medsegai.quality import SCORES, Expected
+from medsegai.quality import POOR_DICE, SCORES, Expected
 
 NOISE = 0.15
 """Standard deviation of the noise in a spoiled scan, in parts of its brightest tissue."""
@@ -194,6 +194,8 @@ def ranking(judged: Sequence[tuple[Scored, Expected]], score: str) -> dict[str, 
         "dice": float(dice.mean()),
         "expected dice": float(guess.clip(0, 1).mean()),
         "poor": int((dice < POOR).sum()),
+        "poor and expected so": int(((dice < POOR) & (guess < POOR_DICE)).sum()),
+        "expected poor": int((guess < POOR_DICE).sum()),
         "auc of poor": float(roc_auc_score(dice < POOR, -guess)),
         "auc within structures": float(roc_auc_score(worst, -own_guess)),
     }
@@ -205,8 +207,9 @@ def flags_text(flags: Flags | None, ranked: dict[str, float] | None) -> str:
     return (
         f"Of {flags.results} results {flags.flagged} are flagged; Dice {ranked['dice']:.3f}, expected "
         f"{ranked['expected dice']:.3f}, off by {flags.error:.3f}. AUC of expected Dice for the {ranked['poor']} "
-        f"results with a Dice below {POOR}: {ranked['auc of poor']:.2f}; for the worst tenth within structures: "
-        f"{ranked['auc within structures']:.2f}.\n"
+        f"results with a Dice below {POOR}: {ranked['auc of poor']:.2f}; {ranked['poor and expected so']} of them "
+        f"are among the {ranked['expected poor']} with an expected Dice below {POOR_DICE}. For the worst tenth "
+        f"within structures: {ranked['auc within structures']:.2f}.\n"
     )
 
 

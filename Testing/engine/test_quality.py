@@ -73,10 +73,18 @@ def test_a_score_beyond_its_limit_is_remarked_with_what_to_expect() -> None:
     assert "0.4, below the limit of 0.5" in said
     assert "Dice of about 0.65" in said
     assert "0.80" in said
-    assert remarks(measured(volume_cv=0.2), BY_CV) == ()
     (said,) = remarks(measured(volume_cv=0.25), BY_CV)
     assert "0.25, above the limit of 0.2" in said
     assert "Dice of about 0.50" in said
+
+
+def test_a_poor_dice_that_is_to_be_expected_is_remarked_within_the_limit_too() -> None:
+    assert remarks(measured(volume_cv=0.15), BY_CV) == ()
+    (said,) = remarks(measured(volume_cv=0.16), BY_CV)
+    assert said == "variation of volume among members 0.16: a Dice of about 0.68 is to be expected"
+    weak = {17: Expected(dice=0.55, score=0.7, slope=0.5, limit=0.1)}
+    (said,) = remarks(measured(iou=0.8), Calibration(1.0, "", MEMBERS, "iou", weak))
+    assert "Dice of about 0.60" in said
 
 
 def test_the_limit_of_a_model_replaces_the_general_ones() -> None:

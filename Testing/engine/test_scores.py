@@ -1,6 +1,7 @@
 """Which measure tells quality, what it lets expect, and what its limits catch."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from medsegai.evaluation.scores import (
     expectations,
     judge,
 )
-from medsegai.quality import Expected
+from medsegai.quality import POOR_DICE, Expected
 
 STRUCTURES = {1: 0.9, 2: 0.7, 3: 0.5}
 
@@ -114,7 +115,21 @@ def test_limits_of_bad_measures_lie_above() -> None:
     assert found[1].slope == pytest.approx(-1.0)
 
 
-def test_a_good_score_catches_what_is_bad() -> None:
+def test_what_is_expected_to_be_poor_is_flagged_within_the_limits_too() -> None:
+    rows = made(0.9)
+    known = expectations(rows, "iou")
+    lenient = {value: replace(made_of, limit=0.0) for value, made_of in known.items()}
+    flags = judge([(row, lenient[row.value]) for row in rows], "iou")
+    expected = [
+        known[row.value].dice
+        + known[row.value].slope * (row.measures["iou"] - known[row.value].score)
+        for row in rows
+    ]
+    assert flags.flagged == sum(dice < POOR_DICE for dice in expected) > 0
+
+
+def test_a_good_score_catches_what_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medsegai.evaluation.scores.POOR_DICE", 0.0)  # the limits alone
     good, poor = (cross_fitted_flags(made(strength), "iou") for strength in (0.9, 0.0))
     assert good is not None
     assert poor is not None

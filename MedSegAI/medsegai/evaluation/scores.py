@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from medsegai.quality import SCORES, Expected
+from medsegai.quality import POOR_DICE, SCORES, Expected
 
 AT_ANY_TEMPERATURE = ("iou", "pairwise_dice", "volume_cv", "mutual_information")
 """Those that a temperature does not change, so that a limit holds for results with it and without."""
@@ -139,7 +139,7 @@ class Flags:
     Attributes:
         results: (case, structure) that were judged.
         bad: of these, the tenth whose Dice lies farthest below the mean of its structure.
-        flagged: beyond the limit.
+        flagged: beyond the limit, or of a poor expected Dice.
         caught: both.
         auc: chance that a bad result has a worse score, for its structure, than one that is not (area under the
             ROC).
@@ -182,14 +182,15 @@ def judge(judged: Sequence[tuple[Scored, Expected]], measure: str) -> Flags:
     change = np.array([made.slope * (row.measures[measure] - made.score) for row, made in judged])
     below = dice - means
     bad = below <= np.quantile(below, WORST)
-    flagged = _sign(measure) * (scores - limits) < 0
+    expected = np.clip(means + change, 0.0, 1.0)
+    flagged = (_sign(measure) * (scores - limits) < 0) | (expected < POOR_DICE)
     return Flags(
         results=len(judged),
         bad=int(bad.sum()),
         flagged=int(flagged.sum()),
         caught=int((bad & flagged).sum()),
         auc=_auc(change, bad),
-        error=float(np.abs(np.clip(means + change, 0.0, 1.0) - dice).mean()),
+        error=float(np.abs(expected - dice).mean()),
         error_of_means=float(np.abs(below).mean()),
     )
 
