@@ -102,12 +102,15 @@ def test_everything_of_an_awkward_case(case: str, encoding: str, tmp_path: Path)
 
 def test_an_empty_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = written(tmp_path, np.zeros(SHAPE, np.uint16))
+    aloud = [word for word in command if word not in ("-q", "--quiet")]
     table = tmp_path / "t.csv"
-    assert main([*command, "--csv", str(table), "--report", str(tmp_path / "r.html")]) == 0
+    assert main([*aloud, "--csv", str(table), "--report", str(tmp_path / "r.html")]) == 0
     with table.open(newline="") as file:
         assert [row["voxels"] for row in csv.DictReader(file)] == ["0", "0"]
     assert "Not found: Part 1, Part 2." in (tmp_path / "r.html").read_text()
-    assert "Not found: Part 1, Part 2." in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "Not found: Part 1, Part 2." in said.err
+    assert said.out == f"Written: {tmp_path / 'r.html'}, {table}\n"
     for part in (["--seg", str(tmp_path / "seg.dcm")], ["--surfaces", str(tmp_path / "parts")]):
         assert main([*command, *part]) == InputError.exit_code
         assert "no structure has a voxel" in capsys.readouterr().err

@@ -27,7 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace outputs that are there already"
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print neither progress nor what was written"
+    )
     parser.set_defaults(run=run)
 
 
@@ -120,4 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         bar.clear()
     for warning in warnings:
         print(f"medsegai: warning: {warning}", file=sys.stderr)
+    if not arguments.quiet:
+        places = [*exports.files().values(), *filter(None, [exports.surfaces])]
+        print(f"Written: {', '.join(map(str, places))}")
     return 0
