@@ -137,15 +137,13 @@ def test_a_break_changes_nothing(trained: Path, training: NnunetTraining, tmp_pa
     shutil.copytree(trained / "preprocessed", output / "preprocessed")
     shutil.copy(trained / "training.json", output)
     fold = output / "Dataset905_Balls" / RESULTS / "fold_0"
-    stopping = Progress()
 
     def stop(event: ProgressEvent) -> None:
         if (fold / "checkpoint_latest.pth").exists():
-            stopping.cancel.set()
+            raise Cancelled("here, for at the next step the training may be at its end")
 
-    stopping.listener = stop
     with pytest.raises(Cancelled):
-        train_nnunet(training, output, resume=True, progress=stopping)
+        train_nnunet(training, output, resume=True, progress=Progress(stop))
     assert (fold / "checkpoint_latest.pth").is_file()
     assert not (fold / "checkpoint_final.pth").exists()
 
