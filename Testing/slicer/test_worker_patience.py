@@ -134,6 +134,14 @@ def test_a_job_that_meets_the_end_of_idling_gets_a_new_process(
     assert run(client, "quick").results[0].provenance["pid"] != pid
 
 
+def test_a_job_that_comes_while_the_process_is_told_to_end_goes_to_the_new_one(
+    client: WorkerClient, pid: int
+) -> None:
+    """What tells that `quit` has left comes while the end is waited for; nothing else may leave then."""
+    client._let_go()
+    assert run(client, "quick").results[0].provenance["pid"] != pid
+
+
 def test_a_process_that_does_not_die_in_time_holds_up_nobody(
     client: WorkerClient, pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

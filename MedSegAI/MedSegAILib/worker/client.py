@@ -177,9 +177,9 @@ class WorkerClient:
             folder.remove()
             raise
         job = self._job = _Job(kind, listener, folder, carried=not self._place.shares_files)
-        job.unsent = _messages(job, message)
         self._still = 0.0
         self._make_ready()
+        job.unsent = _messages(job, message)  # not before: what ended until here took no part of it
         self._pump()
 
     def cancel(self) -> None:
