@@ -82,6 +82,19 @@ class Expected:
             *(number(values[name], f"{where}: {name}") for name in ("score", "slope", "limit")),
         )
 
+    def dice_at(self, score: float) -> float:
+        """The Dice to expect, from 0 to 1: a straight line through the means."""
+        return min(max(self.dice + self.slope * (score - self.score), 0.0), 1.0)
+
+    def is_beyond(self, score: float, measure: str) -> bool:
+        """Whether a score, which is one of `SCORES`, lies on the bad side of the limit."""
+        _, high_is_bad = SCORES[measure]
+        return score > self.limit if high_is_bad else score < self.limit
+
+    def flags(self, score: float, measure: str) -> bool:
+        """Whether a person should look at the structure: the score is beyond the limit, or means a poor Dice."""
+        return self.is_beyond(score, measure) or self.dice_at(score) < POOR_DICE
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -208,8 +221,6 @@ class Reference:
 def expected_dice(measures: StructureMeasures, calibration: Calibration | None) -> float | None:
     """The Dice that held-out cases let one expect of a structure, from 0 to 1; None where they say nothing.
 
-    A straight line through the structure's means: how far its score lies from the usual one, times the slope.
-
     Args:
         measures: of the structure, by the members that the calibration is of (`Calibration.holds_for`).
         calibration: of the model; None if it does not hold for these members.
@@ -218,7 +229,7 @@ def expected_dice(measures: StructureMeasures, calibration: Calibration | None) 
     if found is None:
         return None
     score, expected = found
-    return min(max(expected.dice + expected.slope * (score - expected.score), 0.0), 1.0)
+    return expected.dice_at(score)
 
 
 def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tuple[str, ...]:
@@ -234,13 +245,12 @@ def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tup
     if found is None or calibration is None:
         return tuple(_general_remarks(measures))
     score, expected = found
+    if not expected.flags(score, calibration.score):
+        return ()
     name, high_is_bad = SCORES[calibration.score]
-    dice = expected_dice(measures, calibration)
-    if not (score > expected.limit if high_is_bad else score < expected.limit):
-        poor = dice is not None and dice < POOR_DICE
-        return (
-            (f"{name} {score:.2g}: a Dice of about {dice:.2f} is to be expected",) if poor else ()
-        )
+    dice = expected.dice_at(score)
+    if not expected.is_beyond(score, calibration.score):
+        return (f"{name} {score:.2g}: a Dice of about {dice:.2f} is to be expected",)
     side = "above" if high_is_bad else "below"
     return (
         f"{name} {score:.2g}, {side} the limit of {expected.limit:.2g}: a Dice of about {dice:.2f} is to be "

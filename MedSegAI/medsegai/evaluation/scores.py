@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from medsegai.quality import POOR_DICE, SCORES, Expected
+from medsegai.quality import SCORES, Expected
 
 AT_ANY_TEMPERATURE = ("iou", "pairwise_dice", "volume_cv", "mutual_information")
 """Those that a temperature does not change, so that a limit holds for results with it and without."""
@@ -177,13 +177,12 @@ def judge(judged: Sequence[tuple[Scored, Expected]], measure: str) -> Flags:
     """Compare what was expected of each result with its true Dice."""
     dice = np.array([row.dice for row, _ in judged])
     means = np.array([made.dice for _, made in judged])
-    scores = np.array([row.measures[measure] for row, _ in judged])
-    limits = np.array([made.limit for _, made in judged])
-    change = np.array([made.slope * (row.measures[measure] - made.score) for row, made in judged])
+    scored = [(made, row.measures[measure]) for row, made in judged]
+    change = np.array([made.slope * (score - made.score) for made, score in scored])
     below = dice - means
     bad = below <= np.quantile(below, WORST)
-    expected = np.clip(means + change, 0.0, 1.0)
-    flagged = (_sign(measure) * (scores - limits) < 0) | (expected < POOR_DICE)
+    expected = np.array([made.dice_at(score) for made, score in scored])
+    flagged = np.array([made.flags(score, measure) for made, score in scored])
     return Flags(
         results=len(judged),
         bad=int(bad.sum()),
