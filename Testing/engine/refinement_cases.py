@@ -59,3 +59,13 @@ def ball(
     middle = geometry.center_ras + np.array([shift_mm, 0, 0])
     apart = np.linalg.norm(places - middle[:, None, None, None], axis=0)
     return np.asarray(apart <= radius_mm)
+
+
+def ball_scan() -> Volume:
+    """A scan for jobs with the tiny QuickNAT: a noisy ball on an oblique grid of thick voxels."""
+    shape = (20, 28, 24)
+    noise = np.random.default_rng(5).normal(0, 30, shape)
+    k, j, i = np.indices(shape)
+    ball = (k - 10) ** 2 * 2.2 + (j - 14) ** 2 + (i - 12) ** 2 < 9**2
+    geometry = Geometry.from_spacing(shape, (2.1, 2.0, 2.6), (-30, -20, 5), DIRECTIONS["oblique"])
+    return Volume((ball * (200 + noise)).astype(np.float32), geometry, "scan")

@@ -21,6 +21,7 @@ from medsegai.labels import Label
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 from nnunet_models import Made, make_model
+from refinement_cases import ball_scan
 from test_nnunet_parity import COARSE, REGIONS, made_image
 
 ONE, TWO, THREE = (
@@ -33,12 +34,7 @@ GRID = Geometry.from_spacing((3, 4, 5), (0.8, 1.1, 2.3), (3, 4, 5), DIRECTIONS["
 
 @pytest.fixture(scope="module")
 def scan() -> Volume:
-    shape = (20, 28, 24)
-    noise = np.random.default_rng(5).normal(0, 30, shape)
-    k, j, i = np.indices(shape)
-    ball = (k - 10) ** 2 * 2.2 + (j - 14) ** 2 + (i - 12) ** 2 < 9**2
-    geometry = Geometry.from_spacing(shape, (2.1, 2.0, 2.6), (-30, -20, 5), DIRECTIONS["oblique"])
-    return Volume((ball * (200 + noise)).astype(np.float32), geometry, "scan")
+    return ball_scan()
 
 
 def run(model: Path, scan: Volume | Path, **options: Any) -> SegmentationResult:

@@ -11,25 +11,20 @@ import numpy as np
 import pytest
 
 import tiny_quicknat
-from images import DIRECTIONS
 from medsegai.card import CARD_NAME, load_card
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
 from medsegai.refinements import Draft, apply, parse
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Volume
+from refinement_cases import ball_scan
 
 TEXTS = ("islands:smallest_ml=0.5;connectivity=6", "smoothing:sigma_mm=2")
 
 
 @pytest.fixture(scope="module")
 def scan() -> Volume:
-    shape = (20, 28, 24)
-    noise = np.random.default_rng(5).normal(0, 30, shape)
-    k, j, i = np.indices(shape)
-    ball = (k - 10) ** 2 * 2.2 + (j - 14) ** 2 + (i - 12) ** 2 < 9**2
-    geometry = Geometry.from_spacing(shape, (2.1, 2.0, 2.6), (-30, -20, 5), DIRECTIONS["oblique"])
-    return Volume((ball * (200 + noise)).astype(np.float32), geometry, "scan")
+    return ball_scan()
 
 
 @pytest.fixture(scope="module")

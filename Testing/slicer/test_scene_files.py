@@ -24,10 +24,12 @@ from MedSegAILib.scene import (
 )
 from scene_images import (
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     SHAPE,
     STEM,
+    STEM_ID,
     add_volume,
     mask_on,
     node_ids,
@@ -36,8 +38,6 @@ from scene_images import (
     two_blocks,
     world_of,
 )
-
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 
 
 def made_candidates(wide: bool = True) -> Candidates:

@@ -18,21 +18,22 @@ from medsegai.io import read_volume
 from medsegai.labels import Terminology
 from medsegai.progress import Progress
 from medsegai.volume import Geometry, Volume
-from MedSegAILib.scene import ReviewState, Scene, segment_id
+from MedSegAILib.scene import ReviewState, Scene
 from MedSegAILib.scene.segments import label_of
 from scene_images import (
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     SHAPE,
     STEM,
+    STEM_ID,
     add_volume,
     paint,
     result_for,
     two_blocks,
 )
 
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 RUN = {"models": [{"id": "brain", "version": "0.2.0"}]}
 
 

@@ -18,14 +18,16 @@ from medsegai.errors import OutputError
 from medsegai.handover.jobs import measure_segments
 from medsegai.measurements import COLUMNS
 from medsegai.progress import Progress
-from MedSegAILib.scene import ReviewState, Scene, segment_id
+from MedSegAILib.scene import ReviewState, Scene
 from MedSegAILib.scene.statistics import CHART_REFERENCE, HEADINGS, TEXTS
 from scene_images import (
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     SHAPE,
     STEM,
+    STEM_ID,
     add_volume,
     paint,
     result_for,
@@ -34,7 +36,6 @@ from scene_images import (
 )
 
 TEXT_HEADINGS = [HEADINGS[name] for name in TEXTS]
-LEFT_ID, STEM_ID = segment_id(LEFT), segment_id(STEM)
 
 
 def segmented(mrml: Any, place: str, moved: str = "turned") -> tuple[Scene, Any, Any]:
