@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, stoppable, table
-from medsegai.commands.crossval import add_running, splits_of_training
+from medsegai.commands.crossval import add_dataset, add_running, splits_of_training
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled, RequestError
 from medsegai.progress import Progress
@@ -42,12 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="MODEL",
         help="id or folder; {fold} in it stands for the number of the fold, where each fold is a model of its own",
     )
-    parser.add_argument(
-        "dataset",
-        metavar="DATASET",
-        type=Path,
-        help="raw nnU-Net folder: dataset.json, imagesTr, labelsTr",
-    )
+    add_dataset(parser)
     _add_cases(parser)
     parser.add_argument(
         "-o",

@@ -37,12 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What `crossval` and `best` share."""
-    parser.add_argument(
-        "dataset",
-        metavar="DATASET",
-        type=Path,
-        help="raw nnU-Net folder: dataset.json, imagesTr, labelsTr",
-    )
+    add_dataset(parser)
     parser.add_argument(
         "--model",
         dest="models",
@@ -77,6 +72,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="table with the columns case and patient, the folds having been made of it",
     )
     add_running(parser)
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Where the cases are."""
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        type=Path,
+        help="raw nnU-Net folder: dataset.json, imagesTr, labelsTr",
+    )
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
