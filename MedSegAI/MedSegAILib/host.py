@@ -161,8 +161,12 @@ class Host:
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
 
-    def open_editor(self, segmentation: Any, source: Any) -> None:
-        """The Segment Editor on a segmentation and its image, with the effect AI correct."""
+    def open_editor(self, segmentation: Any, source: Any, segment: str) -> None:
+        """The Segment Editor on a segmentation and its image, with the effect AI correct.
+
+        Args:
+            segment: id of the one that is to be corrected; that which the editor chooses if "".
+        """
         from MedSegAILib.correction import EFFECT_NAME
 
         if slicer.util.mainWindow() is None:
@@ -172,6 +176,8 @@ class Host:
         editor.setSegmentationNode(segmentation)
         if source is not None:
             editor.setSourceVolumeNode(source)
+        if segment:
+            editor.setCurrentSegmentID(segment)
         editor.setActiveEffectByName(EFFECT_NAME)
 
     def slab(self, volume: Any) -> tuple[float, ...]:

@@ -71,12 +71,18 @@ class Terminology:
 
 @dataclass(frozen=True)
 class Label:
-    """One structure: voxel `value` (1 or more), `name`, `color` as 8-bit RGB, and its codes."""
+    """One structure: voxel `value` (1 or more), `name`, `color` as 8-bit RGB, and its codes.
+
+    Attributes:
+        corrected: whether people correct it. Where they do not, as with the fluid around a brain, nobody is led to
+            the places where the networks were in doubt about it.
+    """
 
     value: int
     name: str
     color: tuple[int, int, int]
     terminology: Terminology | None = None
+    corrected: bool = True
 
     def __post_init__(self) -> None:
         if self.value < 1:
@@ -92,7 +98,7 @@ class Label:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Label:
-        unknown = set(data) - {"value", "name", "color", "terminology"}
+        unknown = set(data) - {"value", "name", "color", "terminology", "corrected"}
         missing = {"value", "name", "color"} - set(data)
         if unknown or missing:
             raise ModelError(
@@ -106,17 +112,23 @@ class Label:
             raise ModelError(
                 f"Label {dict(data)}: the value must be a number, and the colour three numbers."
             ) from error
+        corrected = data.get("corrected", True)
+        if not isinstance(corrected, bool):
+            raise ModelError(f"Label {dict(data)}: `corrected` must be true or false.")
         return cls(
             value,
             str(data["name"]),
             (red, green, blue),
             None if terminology is None else Terminology.from_dict(terminology),
+            corrected,
         )
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = {"value": self.value, "name": self.name, "color": list(self.color)}
         if self.terminology is not None:
             data["terminology"] = self.terminology.to_dict()
+        if not self.corrected:
+            data["corrected"] = False
         return data
 
 

@@ -35,6 +35,13 @@ def test_codes_are_optional() -> None:
     assert Label.from_dict(plain).to_dict() == plain
 
 
+def test_what_nobody_corrects_says_so_and_only_that() -> None:
+    fluid = {"value": 24, "name": "Fluid", "color": [60, 60, 60], "corrected": False}
+    assert not Label.from_dict(fluid).corrected
+    assert Label.from_dict(fluid).to_dict() == fluid
+    assert "corrected" not in Label.from_dict(fluid | {"corrected": True}).to_dict()
+
+
 def test_slicer_finds_every_code_in_its_place() -> None:
     entry = terminology_entry_from_string(Terminology(ANATOMY, HIPPOCAMPUS, LEFT).to_slicer())
     assert entry["contextName"] == "Segmentation category and type - 3D Slicer General Anatomy list"
@@ -66,6 +73,7 @@ def test_slicer_finds_no_modifier_where_there_is_none() -> None:
         ({"color": [0, 0]}, "three numbers"),
         ({"color": 7}, "three numbers"),
         ({"color": ["red", 0, 0]}, "three numbers"),
+        ({"corrected": "no"}, "true or false"),
         ({"colour": [0, 0, 0]}, "unknown keys"),
         ({"terminology": {"type": list(HIPPOCAMPUS)}}, "needs category and type"),
         ({"terminology": {"category": list(ANATOMY), "typ": []}}, "needs category and type"),

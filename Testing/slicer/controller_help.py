@@ -21,6 +21,7 @@ from medsegai.tasks import RefinementRequest
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.controller import Controller
 from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.signals import Signal
 from MedSegAILib.view import Choice, PlaceChoice, RefineChoice, SegmentRow, SeriesRow, StructureRow
 from MedSegAILib.worker.place import Place
@@ -93,6 +94,7 @@ class Panel:
             "structure_chosen",
             "review_chosen",
             "next_requested",
+            "places_within",
             "uncertainty_shown",
             "surfaces_shown",
             "statistics_requested",
@@ -187,7 +189,9 @@ class Scene:
         self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
         self.previews: list[Any] = []
         self.rows: list[StructureRow] = []
-        self.places: list[Any] = []
+        self.places: list[DoubtfulPlace] = []
+        self.reference: Any = Node("Head")
+        self.walked, self.within, self.current = 0, "", ""
         self.done: list[tuple[Any, ...]] = []
         self.error: MedSegAIError | None = None
 
@@ -245,7 +249,7 @@ class Scene:
         return made
 
     def reference_volume(self, segmentation: Any) -> Any:
-        return Node("Head")
+        return self.reference
 
     def segments(self, segmentation: Any) -> list[SegmentRow]:
         return [SegmentRow(row.segment_id, row.name, row.color) for row in self.rows]
@@ -281,9 +285,25 @@ class Scene:
     def knows_uncertainty(self, segmentation: Any) -> bool:
         return True
 
-    def doubtful_places(self, segmentation: Any) -> list[Any]:
-        self.done.append(("places",))
-        return self.places
+    def next_place(self, segmentation: Any, by: int = 1) -> Step | None:
+        if not self.places:
+            return None
+        self.walked += by
+        number = (self.walked - 1) % len(self.places)
+        self.current = self.places[number].segment_id
+        return Step(self.places[number], number + 1, len(self.places))
+
+    def walked_within(self, segmentation: Any) -> str:
+        return self.within
+
+    def walk_within(self, segmentation: Any, segment: str) -> None:
+        self.within = segment
+
+    def current_segment(self, segmentation: Any) -> str:
+        return self.current
+
+    def set_current_segment(self, segmentation: Any, segment: str) -> None:
+        self.current = segment
 
     def center_of(self, segmentation: Any, segment: str) -> tuple[float, ...] | None:
         return None if segment == "empty" else (1.0, 2.0, 3.0)
@@ -358,7 +378,7 @@ class Host:
         self.stopped: list[str] = []
         self.shown: list[tuple[str, str]] = []
         self.tables: list[Any] = []
-        self.edited: list[tuple[Any, Any]] = []
+        self.edited: list[tuple[Any, Any, str]] = []
         self.kept: list[Any] = []
         self.kept_where = ""
         self.path = ""
@@ -401,8 +421,8 @@ class Host:
     def show_text(self, title: str, text: str) -> None:
         self.shown.append((title, text))
 
-    def open_editor(self, segmentation: Any, source: Any) -> None:
-        self.edited.append((segmentation, source))
+    def open_editor(self, segmentation: Any, source: Any, segment: str) -> None:
+        self.edited.append((segmentation, source, segment))
 
     def slab(self, volume: Any) -> tuple[float, ...]:
         return (0.0, 9.0, 0.0, 9.0, 0.0, 2.0)

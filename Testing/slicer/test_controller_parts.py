@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from MedSegAILib import model_shelf
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.controller.estimates import KEPT, Estimates
 from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.places import DoubtfulPlace
 from MedSegAILib.view import HandOverChoice, PlaceChoice, StructureRow
 from MedSegAILib.worker.examination import Report
 from MedSegAILib.worker.place import Place, PlaceKind
@@ -73,23 +73,47 @@ def test_a_click_goes_to_the_structure(shown: House) -> None:
     assert shown.panel.message == "This segment is empty."
 
 
+PLACES = [
+    DoubtfulPlace("001_Left", "Left hippocampus", (1.0, 0.0, 0.0), 0.6),
+    DoubtfulPlace("", "", (2.0, 0.0, 0.0), 0.5),
+]
+
+
 def test_next_walks_the_doubtful_places_in_turn(shown: House) -> None:
-    shown.scene.places = [
-        SimpleNamespace(segment_id="001_Left", name="Left hippocampus", ras=(1.0, 0.0, 0.0)),
-        SimpleNamespace(segment_id="", name="", ras=(2.0, 0.0, 0.0)),
-    ]
+    shown.scene.places = PLACES
     for _ in range(3):
         shown.panel.results.next_requested.emit()
     jumps = [values[1] for values in shown.scene.done if values[0] == "jump"]
     assert jumps == [(1.0, 0.0, 0.0), (2.0, 0.0, 0.0), (1.0, 0.0, 0.0)]
-    assert shown.scene.done.count(("places",)) == 1, "looked for once"
     assert shown.panel.message == "Doubtful place 1 of 2: Left hippocampus."
     assert shown.panel.results.last("select") == ("001_Left",)
 
 
+def test_coming_back_neither_restarts_the_walk_nor_loses_the_row(shown: House) -> None:
+    shown.scene.places = PLACES
+    shown.panel.results.next_requested.emit()
+    shown.controller.enter()
+    assert shown.panel.results.told[-1] == ("select", "001_Left"), "after the table was filled"
+    shown.panel.results.next_requested.emit()
+    assert shown.panel.message.startswith("Doubtful place 2 of 2")
+
+
+def test_a_row_that_was_clicked_is_still_chosen_after_coming_back(shown: House) -> None:
+    shown.panel.results.structure_chosen.emit("016_Stem")
+    shown.controller.enter()
+    assert shown.panel.results.told[-1] == ("select", "016_Stem")
+
+
+def test_the_walk_can_be_held_to_one_structure(shown: House) -> None:
+    shown.panel.results.places_within.emit("001_Left")
+    assert shown.scene.within == "001_Left"
+    shown.controller.enter()
+    assert shown.panel.results.last("show_places_within") == ("001_Left",)
+
+
 def test_without_a_doubtful_place_that_is_said(shown: House) -> None:
     shown.panel.results.next_requested.emit()
-    assert shown.panel.message == "There is no doubtful place in this segmentation."
+    assert shown.panel.message == "There is no doubtful place to go to."
 
 
 def test_the_review_is_kept_and_shown(shown: House) -> None:
@@ -220,7 +244,22 @@ def test_nothing_is_done_to_a_segmentation_that_has_left_the_scene(shown: House)
 
 def test_the_editor_opens_on_the_result_and_its_image(shown: House) -> None:
     shown.panel.results.correct_requested.emit()
-    assert shown.host.edited == [(shown.controller.results.node, shown.head)]
+    node, image = shown.controller.results.node, shown.scene.reference
+    assert shown.host.edited == [(node, image, "")]
+
+
+def test_a_structure_of_the_table_is_the_one_that_is_corrected(shown: House) -> None:
+    """On the image that it was made of, whatever is chosen as the next input."""
+    shown.panel.results.structure_chosen.emit("001_Left")
+    shown.panel.results.correct_requested.emit()
+    node, image = shown.controller.results.node, shown.scene.reference
+    assert shown.host.edited == [(node, image, "001_Left")]
+
+
+def test_a_segmentation_without_an_image_is_corrected_on_the_chosen_one(shown: House) -> None:
+    shown.scene.reference = None
+    shown.panel.results.correct_requested.emit()
+    assert shown.host.edited == [(shown.controller.results.node, shown.head, "")]
 
 
 def test_a_slab_is_run_again_into_the_result(shown: House) -> None:

@@ -273,3 +273,21 @@ def test_the_buttons_of_the_queue_name_the_chosen_job(widget: Any, panel: Panel)
     assert stopped.values == removed.values == [(jobs[0],)]
     assert again.values == [(jobs[1],)]
     assert len(cleared) == 1
+
+
+def test_the_doubtful_places_of_one_structure_can_be_chosen(widget: Any, panel: Panel) -> None:
+    panel.results.show((LEFT, STEM), True)
+    selector = find(widget, "placesSelector")
+    titles = [selector.itemText(number) for number in range(selector.count())]
+    assert titles == ["in all structures", "in Left hippocampus", "in Brain-Stem"]
+    heard = Heard(panel.results.places_within)
+    for index in (2, 0):
+        selector.setCurrentIndex(index)
+        selector.activated.emit(index)
+    assert heard.values == [("016_Stem",), ("",)], "and nothing where the page sets it by itself"
+    panel.results.show_places_within("003_Left")
+    assert selector.currentText() == "in Left hippocampus"
+    panel.results.show_places_within("gone")
+    assert selector.currentText() == "in all structures"
+    panel.results.show((LEFT, STEM), False)
+    assert not selector.isEnabled()

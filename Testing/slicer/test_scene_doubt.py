@@ -110,20 +110,166 @@ def test_places_follow_a_segmentation_that_was_moved_on_its_own(mrml: Any) -> No
     np.testing.assert_allclose(first.ras, world_of(volume, 4, 8, 20), atol=1.1)
 
 
-def test_all_slice_views_go_to_a_place(mrml: Any) -> None:
+# --- the walk --------------------------------------------------------------------------------------
+
+
+def walked(scene: Scene, node: Any, *steps: int) -> list[str]:
+    """Number and name of the place after each of these steps."""
+    found = [scene.next_place(node, by) for by in steps]
+    return [f"{step.number} of {step.count}: {step.place.name}" for step in found if step]
+
+
+WALKED = {(20, 8, 4): 0.6, (6, 20, 35): 0.9, (30, 25, 20): 0.4}
+FIRST, SECOND, THIRD = "1 of 3: Brain-Stem", "2 of 3: Left hippocampus", "3 of 3: "
+
+
+def test_a_walk_goes_on_and_back_and_round(mrml: Any) -> None:
+    scene, _, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), WALKED))
+    assert walked(scene, node, 1, 1, 1, 1) == [FIRST, SECOND, THIRD, FIRST]
+    assert walked(scene, node, -1, -1) == [THIRD, SECOND]
+    other = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), WALKED))[2]
+    assert walked(scene, other, -1) == [THIRD], "backwards from the beginning is the last"
+
+
+def test_the_editor_and_a_saved_scene_go_on_where_the_page_stood(mrml: Any) -> None:
+    """The effect has a walk of its own; what they share is the segmentation."""
+    page, _, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), WALKED))
+    assert walked(page, node, 1) == [FIRST]
+    effect = Scene(mrml)
+    assert page.current_segment(node) == effect.current_segment(node) == STEM_ID
+    assert walked(effect, node, 1) == [SECOND]
+    assert page.current_segment(node) == LEFT_ID
+    assert walked(page, node, 1) == [THIRD]
+    assert page.current_segment(node) == LEFT_ID, "no segment lies at the third place"
+
+
+def test_a_walk_stays_at_its_place_when_segments_or_transform_change(mrml: Any) -> None:
+    scene, _, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), WALKED))
+    assert walked(scene, node, 1) == [FIRST]
+    node.GetSegmentation().RemoveSegment(STEM_ID)
+    node.SetAndObserveTransformNodeID(None)
+    assert scene.current_segment(node) == "", "the segment that the user was at is gone"
+    assert walked(scene, node, 1) == [SECOND]
+
+
+def test_the_places_of_one_structure_are_walked_alone(mrml: Any) -> None:
+    tops = {**WALKED, (20, 25, 6): 0.5}
+    scene, _, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), tops))
+    scene.walk_within(node, LEFT_ID)
+    assert scene.walked_within(node) == LEFT_ID
+    assert walked(scene, node, 1, 1) == ["1 of 2: Left hippocampus", "2 of 2: Left hippocampus"]
+    scene.walk_within(node, "")
+    assert walked(scene, node, 1)[0].endswith("of 4: "), "on from the place that is shown"
+    scene.walk_within(node, LEFT_ID)
+    node.GetSegmentation().RemoveSegment(LEFT_ID)
+    assert scene.walked_within(node) == ""
+    assert len(scene.doubtful_places(node)) == 4
+
+
+def test_nobody_is_led_to_what_nobody_corrects(mrml: Any) -> None:
+    """Its doubt hides no other place, and it is walked where it is asked for."""
+    tops = {(20, 8, 33): 0.8, (20, 8, 26): 0.5, (6, 20, 4): 0.3}
+    scene, volume, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), tops))
+    assert [place.name for place in scene.doubtful_places(node)] == [
+        "Brain-Stem",
+        "Left hippocampus",
+    ], "the second top lies 7 mm from the first"
+    result = result_for(scene.read(volume), slabs(volume))
+    labels = tuple(dataclasses.replace(each, corrected=each != STEM) for each in result.labels)
+    structures = tuple(
+        dataclasses.replace(measures, label=label)
+        for measures, label in zip(result.structures, labels, strict=True)
+    )
+    entropy = scene.read(volume).with_voxels(hills((40, 34, 42), tops).astype(np.float32))
+    result = dataclasses.replace(result, labels=labels, structures=structures, entropy=entropy)
+    node = scene.write(volume, result)
+    assert [place.name for place in scene.doubtful_places(node)] == ["", "Left hippocampus"]
+    scene.walk_within(node, STEM_ID)
+    assert [place.name for place in scene.doubtful_places(node)] == ["Brain-Stem"]
+
+
+def slabs(volume: Any) -> np.ndarray:
+    """The labels of the two slabs, as `with_entropy` made them."""
+    labelmap = np.zeros(arrayFromVolume(volume).shape, np.uint16)
+    labelmap[:, :, :10], labelmap[:, :, 30:] = LEFT.value, STEM.value
+    return labelmap
+
+
+# --- the views -------------------------------------------------------------------------------------
+
+
+def slice_views(mrml: Any, width_mm: float) -> list[Any]:
+    """Red, yellow and green, as wide as said, around the origin of the world."""
     views = []
-    for name in ("Red", "Yellow", "Green"):
+    planes = {  # across, to the right
+        "Red": ((0, 0, 1), (-1, 0, 0)),
+        "Yellow": ((1, 0, 0), (0, 1, 0)),
+        "Green": ((0, 1, 0), (-1, 0, 0)),
+    }
+    for name, (across, right) in planes.items():
         view = slicer.vtkMRMLSliceNode()
         view.SetLayoutName(name)
         view.SetName(name)
         mrml.AddNode(view)
-        view.SetOrientationToDefault()
+        view.SetSliceToRASByNTP(*across, *right, 0, 0, 0, 0)
+        view.SetDimensions(400, 300, 1)
+        view.SetFieldOfView(width_mm, width_mm * 0.75, 1)
         views.append(view)
-    Scene(mrml).jump((12.5, -20, 31))
+    return views
+
+
+def center(view: Any) -> np.ndarray:
+    return np.array([view.GetSliceToRAS().GetElement(row, 3) for row in range(3)])
+
+
+def pixel(view: Any, ras: Any) -> np.ndarray:
+    """Where a view shows a place of the world, and how far in front of its slice that lies."""
+    to_ras = np.array([[view.GetXYToRAS().GetElement(i, j) for j in range(4)] for i in range(4)])
+    return (np.linalg.inv(to_ras) @ [*ras, 1.0])[:3]
+
+
+@pytest.mark.parametrize("panned", [False, True])
+def test_views_go_to_the_slice_of_a_place_and_keep_what_they_show(mrml: Any, panned: bool) -> None:
+    views = slice_views(mrml, 240)
     for view in views:
-        to_ras = view.GetSliceToRAS()
-        center = [to_ras.GetElement(row, 3) for row in range(3)]
-        np.testing.assert_allclose(center, (12.5, -20, 31), atol=1e-6)
+        view.SetXYZOrigin(*((9.0, -5.0, 0.0) if panned else (0.0, 0.0, 0.0)))
+    before = [center(view) for view in views]
+    place = (12.5, -20, 31)
+    Scene(mrml).jump(place)
+    for view, stood, axis in zip(views, before, (2, 0, 1), strict=True):
+        moved = center(view) - stood
+        assert moved[axis] == pytest.approx(place[axis] - stood[axis])
+        np.testing.assert_allclose(np.delete(moved, axis), 0, atol=1e-6)
+        assert pixel(view, place)[2] == pytest.approx(0, abs=1e-6)
+        assert view.GetFieldOfView()[:2] == (240, 180)
+
+
+@pytest.mark.parametrize("panned", [False, True])
+def test_a_view_moves_only_as_far_as_a_place_needs_to_be_seen(mrml: Any, panned: bool) -> None:
+    red, *_ = slice_views(mrml, 60)
+    red.SetXYZOrigin(*((9.0, -5.0, 0.0) if panned else (0.0, 0.0, 0.0)))
+    place = (70.0, 3.0, 10.0)
+    Scene(mrml).jump(place)
+    x, y, z = pixel(red, place)
+    assert z == pytest.approx(0, abs=1e-6)
+    edge = 40 if x < 200 else 360
+    assert x == pytest.approx(edge), "a tenth of the width from the edge, and no further in"
+    assert 30 <= y <= 270
+    stood = center(red)
+    Scene(mrml).jump(place)
+    np.testing.assert_allclose(center(red), stood, atol=1e-6)
+    assert red.GetFieldOfView()[0] == 60, "nothing is zoomed"
+
+
+def test_the_place_is_marked_and_a_crosshair_of_the_users_own_stays(mrml: Any) -> None:
+    crosshair = mrml.AddNewNodeByClass("vtkMRMLCrosshairNode")
+    scene = Scene(mrml)
+    scene.jump((12.5, -20, 31))
+    assert crosshair.GetCrosshairRAS() == (12.5, -20, 31)
+    assert crosshair.GetCrosshairMode() == crosshair.ShowSmallBasic
+    crosshair.SetCrosshairMode(crosshair.ShowHashmarks)
+    scene.jump((1, 2, 3))
+    assert crosshair.GetCrosshairMode() == crosshair.ShowHashmarks
 
 
 def test_the_middle_of_a_segment_lies_inside_it(mrml: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from medsegai.errors import MedSegAIError
+from MedSegAILib.places import Step, place_in_words
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import StructureRow
 
@@ -17,7 +18,12 @@ class ResultsScene(Protocol):
     def structures(self, segmentation: Any) -> Sequence[StructureRow]: ...
     def knows_uncertainty(self, segmentation: Any) -> bool: ...
     def set_review_state(self, segmentation: Any, segment: str, state: Any) -> None: ...
-    def doubtful_places(self, segmentation: Any) -> Sequence[Any]: ...
+    def next_place(self, segmentation: Any, by: int = 1) -> Step | None: ...
+    def walk_within(self, segmentation: Any, segment: str) -> None: ...
+    def walked_within(self, segmentation: Any) -> str: ...
+    def current_segment(self, segmentation: Any) -> str: ...
+    def set_current_segment(self, segmentation: Any, segment: str) -> None: ...
+    def reference_volume(self, segmentation: Any) -> Any: ...
     def jump(self, ras: Sequence[float]) -> None: ...
     def center_of(self, segmentation: Any, segment: str) -> Sequence[float] | None: ...
     def show_uncertainty(self, segmentation: Any, shown: bool) -> None: ...
@@ -37,21 +43,20 @@ class Results:
         self._panel, self._scene, self._host = panel, scene, host
         self._view = panel.results
         self._node: Any = None
-        self._places: list[Any] | None = None
-        self._next = 0
         view = self._view
         view.segmentation_chosen.connect(self.show)
         view.structure_chosen.connect(self.guarded(self._go_to))
         view.review_chosen.connect(self.guarded(self._review))
         view.next_requested.connect(self.guarded(self._go_to_next))
+        view.places_within.connect(self.guarded(self._walk_within))
         view.uncertainty_shown.connect(self.guarded(self._show_uncertainty))
         view.surfaces_shown.connect(self.guarded(self._show_surfaces))
         view.correct_requested.connect(self.guarded(self._correct))
         view.keep_requested.connect(self.guarded(self._keep))
 
     def show(self, node: Any) -> None:
-        """Show the segments of a segmentation node; None shows nothing."""
-        self._node, self._places, self._next = node, None, 0
+        """Show the segments of a segmentation node, the one that the user is at chosen; None shows nothing."""
+        self._node = node
         if node is None:
             self._view.show((), False)
             return
@@ -62,6 +67,8 @@ class Results:
             self._panel.show_error(str(error))
         else:
             self._view.show(rows, self._scene.knows_uncertainty(node))
+            self._view.show_places_within(self._scene.walked_within(node))
+            self._view.select(self._scene.current_segment(node))
 
     def show_chosen(self, node: Any) -> None:
         """Show what a job made, and let the selector say so."""
@@ -82,6 +89,7 @@ class Results:
             self.show(self._node)
 
     def _go_to(self, segment: str) -> None:
+        self._scene.set_current_segment(self._node, segment)
         place = self._scene.center_of(self._node, segment)
         if place is None:
             self._panel.show_message(_("This segment is empty."))
@@ -92,24 +100,15 @@ class Results:
         self._scene.set_review_state(self._node, segment, state)
         self._view.show_review(segment, state)
 
+    def _walk_within(self, segment: str) -> None:
+        self._scene.walk_within(self._node, segment)
+
     def _go_to_next(self) -> None:
-        if self._places is None:
-            self._places = list(self._scene.doubtful_places(self._node))
-        if not self._places:
-            self._panel.show_message(_("There is no doubtful place in this segmentation."))
-            return
-        number = self._next % len(self._places)
-        place = self._places[number]
-        self._next = number + 1
-        self._scene.jump(place.ras)
-        self._view.select(place.segment_id)
-        self._panel.show_message(
-            _("Doubtful place {number} of {count}: {name}.").format(
-                number=number + 1,
-                count=len(self._places),
-                name=place.name or _("outside of all segments"),
-            )
-        )
+        step = self._scene.next_place(self._node)
+        if step is not None:
+            self._scene.jump(step.place.ras)
+            self._view.select(step.place.segment_id)
+        self._panel.show_message(place_in_words(step))
 
     def _show_uncertainty(self, shown: bool) -> None:
         self._scene.show_uncertainty(self._node, shown)
@@ -118,7 +117,9 @@ class Results:
         self._scene.show_3d(self._node, shown)
 
     def _correct(self) -> None:
-        self._host.open_editor(self._node, self._panel.choice().node)
+        image = self._scene.reference_volume(self._node) or self._panel.choice().node
+        segment = self._scene.current_segment(self._node)
+        self._host.open_editor(self._node, image, segment)
 
     def _keep(self) -> None:
         """The host asks for the user's consent; without it nothing is kept, and nothing said."""

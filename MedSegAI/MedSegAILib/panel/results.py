@@ -32,6 +32,7 @@ class ResultsView:
         structure_chosen: the id of the segment that was clicked.
         review_chosen: the id of a segment, and the state that was chosen for it.
         next_requested: go to the next doubtful place.
+        places_within: walk the doubtful places of this segment alone, "" for those of all.
         uncertainty_shown, surfaces_shown: True or False.
         statistics_requested, csv_requested, handover_requested, correct_requested, slab_requested,
             keep_requested: a button was pressed.
@@ -45,6 +46,7 @@ class ResultsView:
         self.segmentation_chosen = Signal()
         self.structure_chosen, self.review_chosen = Signal(), Signal()
         self.next_requested, self.uncertainty_shown = Signal(), Signal()
+        self.places_within = Signal()
         self.surfaces_shown, self.statistics_requested = Signal(), Signal()
         self.csv_requested, self.correct_requested = Signal(), Signal()
         self.handover_requested = Signal()
@@ -54,6 +56,7 @@ class ResultsView:
         self._table.connect("cellClicked(int,int)", self._on_cell)
         self._table.connect("cellActivated(int,int)", self._on_cell)
         ui.nextButton.connect("clicked()", self.next_requested.emit)
+        ui.placesSelector.connect("activated(int)", self._on_places)
         ui.uncertaintyButton.connect("toggled(bool)", self.uncertainty_shown.emit)
         ui.show3dButton.connect("toggled(bool)", self.surfaces_shown.emit)
         ui.statisticsButton.connect("clicked()", self.statistics_requested.emit)
@@ -76,13 +79,19 @@ class ResultsView:
             uncertain: whether there is a map of uncertainty to show and to walk through.
         """
         self._ui.resultTable.visible = self._ui.resultActions.visible = bool(rows)
-        for button in (self._ui.nextButton, self._ui.uncertaintyButton):
-            button.enabled = uncertain
+        for widget in (self._ui.nextButton, self._ui.placesSelector, self._ui.uncertaintyButton):
+            widget.enabled = uncertain
         for button in (self._ui.uncertaintyButton, self._ui.show3dButton):
             button.blockSignals(True)
             button.checked = False
             button.blockSignals(False)
         self._fill(rows)
+        self._offer_places(rows)
+
+    def show_places_within(self, segment_id: str) -> None:
+        """Show which segment's doubtful places are walked; "" is all of them."""
+        selector = self._ui.placesSelector
+        selector.setCurrentIndex(max(selector.findData(segment_id), 0))
 
     def ask_hand_over(self, name: str, reason: str) -> HandOverChoice | None:
         """Let the user choose what is written where; None where that was given up.
@@ -139,6 +148,16 @@ class ResultsView:
         lay_out_table(table, 0)
         table.horizontalHeader().setSortIndicator(-1, qt.Qt.AscendingOrder)
         table.sortingEnabled = True  # the model's order, until a click on a title
+
+    def _offer_places(self, rows: Sequence[StructureRow]) -> None:
+        selector = self._ui.placesSelector
+        selector.clear()
+        selector.addItem(_("in all structures"), "")
+        for row in rows:
+            selector.addItem(_("in {name}").format(name=row.name), row.segment_id)
+
+    def _on_places(self, index: int) -> None:
+        self.places_within.emit(str(self._ui.placesSelector.itemData(index)))
 
     def _name_item(self, row: StructureRow) -> Any:
         item = text_item(row.name, _("{name}. Click to go there.").format(name=row.name))

@@ -15,24 +15,27 @@ from medsegai.request import Candidates, SegmentationResult
 from medsegai.tasks import MeasurementResult, RefinementResult
 from medsegai.volume import Volume
 from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.scene import (
     channels,
     doubt,
     handing_over,
     inputs,
     measuring,
+    overlay,
     refining,
     review,
     sequences,
     statistics,
     structures,
+    views,
 )
 from MedSegAILib.scene.attachments import (
     CANDIDATES_REFERENCE,
     ENTROPY_REFERENCE,
     candidates_of,
 )
-from MedSegAILib.scene.doubt import DoubtfulPlace
+from MedSegAILib.scene.doubt import Walk
 from MedSegAILib.scene.handing_over import HandedOver
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
@@ -46,7 +49,6 @@ __all__ = [
     "CANDIDATES_REFERENCE",
     "ENTROPY_REFERENCE",
     "REPORT_ATTRIBUTE",
-    "DoubtfulPlace",
     "Draft",
     "HandedOver",
     "Measurable",
@@ -69,7 +71,8 @@ class Scene:
     def __init__(self, mrml_scene: Any, save_undo: SaveUndo = no_undo) -> None:
         self._scene = mrml_scene
         self._writer = Writer(mrml_scene, save_undo)
-        self._overlay = doubt.Overlay(mrml_scene)
+        self._overlay = overlay.Overlay(mrml_scene)
+        self._walk = Walk()
 
     # --- inputs ------------------------------------------------------------------------------------
 
@@ -217,8 +220,28 @@ class Scene:
     # --- doubt, review, statistics -----------------------------------------------------------------
 
     def doubtful_places(self, segmentation: Any) -> list[DoubtfulPlace]:
-        """Where to look first, the most uncertain place before the others: see `doubt.places`."""
-        return doubt.places(segmentation)
+        """Where to look first, the most uncertain place before the others: see `doubt.Walk.places`."""
+        return self._walk.places(segmentation)
+
+    def next_place(self, segmentation: Any, by: int = 1) -> Step | None:
+        """Go on with the walk through the doubtful places: see `doubt.Walk.step`."""
+        return self._walk.step(segmentation, by)
+
+    def walk_within(self, segmentation: Any, segment: str) -> None:
+        """Walk the doubtful places of one segment alone; with "" those of all."""
+        doubt.walk_within(segmentation, segment)
+
+    def walked_within(self, segmentation: Any) -> str:
+        """The segment whose doubtful places are walked; "" for all."""
+        return doubt.within(segmentation)
+
+    def current_segment(self, segmentation: Any) -> str:
+        """The segment that the user is at, wherever it was chosen; "" for none."""
+        return doubt.current_segment(segmentation)
+
+    def set_current_segment(self, segmentation: Any, segment: str) -> None:
+        """The user is at this segment now."""
+        doubt.set_current_segment(segmentation, segment)
 
     def knows_uncertainty(self, segmentation: Any) -> bool:
         """Whether it was measured where the networks doubt."""
@@ -229,8 +252,8 @@ class Scene:
         return structures.rows(segmentation)
 
     def jump(self, ras: Sequence[float]) -> None:
-        """Centre all slice views on a place in the world."""
-        doubt.jump(self._scene, ras)
+        """Show a place of the world in all slice views, and mark it: see `views.jump`."""
+        views.jump(self._scene, ras)
 
     def center_of(self, segmentation: Any, segment: str) -> tuple[float, float, float] | None:
         """A place in the world in the middle of a segment; None where it has no voxel."""

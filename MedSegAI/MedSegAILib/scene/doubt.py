@@ -1,23 +1,25 @@
-"""Where the networks doubted: shown over the slices, and walked from place to place."""
+"""Where the networks doubted, as places to look at, and the walk from one to the next.
+
+Where a walk stands is kept with the segmentation: the page, the Segment Editor and a scene that is opened again
+go on from the same place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import slicer
 import slicer.util
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError
 from medsegai.volume import Geometry
+from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, ENTROPY_SHOWN
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, boxes, layers_of
-from MedSegAILib.scene.nodes import nodes_of
-from MedSegAILib.translation import tr as _
+from MedSegAILib.scene.segments import is_walked
 
 SMOOTHED_MM = 2.0
 """A place is as doubtful as the mean of what lies so far around it: single voxels at every border are not."""
@@ -28,50 +30,103 @@ APART_MM = 10.0
 NEAR_VOXELS = 3
 """So far from a place its segment is looked for, where no segment covers it."""
 
+COUNT = 30
+"""So many places are walked at most."""
+
+CURRENT_ATTRIBUTE = "MedSegAI.current_segment"
+"""Attribute of the segmentation node: id of the segment that the user is at."""
+
+PLACE_ATTRIBUTE = "MedSegAI.place"
+"""Attribute of the segmentation node: voxel i, j, k of the doubtful place that the user is at."""
+
+WITHIN_ATTRIBUTE = "MedSegAI.places_within"
+"""Attribute of the segmentation node: id of the segment whose doubtful places are walked; all if it is missing."""
+
+
+def within(segmentation: Any) -> str:
+    """The segment whose doubtful places are walked; "" for those of all segments."""
+    name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""
+    return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
+
+
+def walk_within(segmentation: Any, segment_id: str) -> None:
+    """Walk the doubtful places of one segment from now on; with "" those of all."""
+    segmentation.SetAttribute(WITHIN_ATTRIBUTE, segment_id or None)
+
+
+def current_segment(segmentation: Any) -> str:
+    """The segment that the user is at; "" where that is none."""
+    name = segmentation.GetAttribute(CURRENT_ATTRIBUTE) or ""
+    return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
+
+
+def set_current_segment(segmentation: Any, segment_id: str) -> None:
+    """Remember the segment that the user is at, for the other pages of Slicer."""
+    segmentation.SetAttribute(CURRENT_ATTRIBUTE, segment_id or None)
+
+
+class Walk:
+    """Goes from doubtful place to doubtful place of segmentations."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, list[_Top]] = (None, [])
+
+    def places(self, segmentation: Any) -> list[DoubtfulPlace]:
+        """The most uncertain places, the worst first; none where uncertainty was not measured.
+
+        They are the tops of the smoothed entropy that lie `APART_MM` from any higher one. What nobody corrects, as
+        the card of its model says, is left out, unless it is what is walked.
+        """
+        node = segmentation.GetNodeReference(ENTROPY_REFERENCE)
+        if node is None or node.GetImageData() is None:
+            return []
+        to_world = transform_to_world(node) @ ijk_to_local(node)
+        to_segmentation = np.linalg.inv(transform_to_world(segmentation)) @ to_world
+        layers, only = layers_of(segmentation), within(segmentation)
+        found: list[DoubtfulPlace] = []
+        taken = np.empty((0, 3))
+        for top in self._tops(node):
+            here = to_world @ [*top.voxel, 1.0]
+            apart = np.linalg.norm(taken - here[:3], axis=1)
+            if len(found) == COUNT or (apart < APART_MM).any():
+                continue
+            names = _segments_at(layers, to_segmentation @ [*top.voxel, 1.0])
+            name = _wanted(segmentation, names, only)
+            if name is None:
+                continue
+            taken = np.vstack([taken, here[:3]])
+            found.append(_place(segmentation, name, here, top))
+        return found
+
+    def step(self, segmentation: Any, by: int = 1) -> Step | None:
+        """Go on by so many places, or back; after the last one comes the first. None where there is none."""
+        places = self.places(segmentation)
+        if not places:
+            return None
+        stood = segmentation.GetAttribute(PLACE_ATTRIBUTE)
+        voxels = [" ".join(map(str, place.voxel)) for place in places]
+        at = voxels.index(stood) if stood in voxels else (-1 if by > 0 else 0)
+        number = (at + by) % len(places)
+        place = places[number]
+        segmentation.SetAttribute(PLACE_ATTRIBUTE, voxels[number])
+        if place.segment_id:
+            set_current_segment(segmentation, place.segment_id)
+        return Step(place, number + 1, len(places))
+
+    def _tops(self, node: Any) -> list[_Top]:
+        """All tops of a volume of entropy, the highest first; worked out once for the same voxels."""
+        key = (node.GetID(), node.GetImageData().GetMTime(), node.GetSpacing())
+        if self._known[0] != key:
+            self._known = (key, _tops_of(node))
+        return self._known[1]
+
 
 @dataclass(frozen=True)
-class DoubtfulPlace:
-    """A place to look at.
+class _Top:
+    """A voxel (i, j, k) that is more doubtful than those around it."""
 
-    Attributes:
-        segment_id: the segment that is there, or next to it; "" where there is none.
-        name: of that segment.
-        ras: where, in the world, in mm.
-        score: mean entropy around it, in nats.
-    """
-
-    segment_id: str
-    name: str
-    ras: tuple[float, float, float]
+    voxel: tuple[int, int, int]
     score: float
-
-
-def places(segmentation: Any, count: int = 30) -> list[DoubtfulPlace]:
-    """The most uncertain places, the worst first; none where uncertainty was not measured.
-
-    They are the tops of the smoothed entropy that lie `APART_MM` from any higher one.
-    """
-    node = segmentation.GetNodeReference(ENTROPY_REFERENCE)
-    if node is None or node.GetImageData() is None:
-        return []
-    entropy = slicer.util.arrayFromVolume(node)
-    to_world = transform_to_world(node) @ ijk_to_local(node)
-    spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
-    left = _tops(_box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
-    to_segmentation = np.linalg.inv(transform_to_world(segmentation))
-    layers, found = layers_of(segmentation), []
-    for _number in range(count):
-        k, j, i = (int(at) for at in np.unravel_index(int(left.argmax()), left.shape))
-        score = float(left[k, j, i])
-        if score <= ENTROPY_SHOWN:
-            break
-        world = to_world @ [i, j, k, 1.0]
-        segment = _segment_at(layers, to_segmentation @ world)
-        name = segmentation.GetSegmentation().GetSegment(segment).GetName() if segment else ""
-        r, a, s = (float(value) for value in world[:3])
-        found.append(DoubtfulPlace(segment, name, (r, a, s), score))
-        _clear_around(left, (k, j, i), spacing)
-    return found
 
 
 def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] | None:
@@ -87,65 +142,30 @@ def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] 
     return None
 
 
-def jump(scene: Any, ras: Sequence[float]) -> None:
-    """Centre all slice views on a place in the world."""
-    views = slicer.vtkMRMLSliceNode
-    views.JumpAllSlices(scene, *(float(value) for value in ras), views.CenteredJumpSlice)
+def _wanted(segmentation: Any, names: Sequence[str], only: str) -> str | None:
+    """The segment that a place with these segments counts for, "" for none; None where it is not walked."""
+    if only:
+        return only if only in names else None
+    name = names[0] if names else ""
+    return name if not name or is_walked(segmentation, name) else None
 
 
-@dataclass
-class Overlay:
-    """Lays an entropy volume over the slices, and puts back what was there."""
-
-    scene: Any
-    _before: dict[str, tuple[str, float]] = field(default_factory=dict)
-    _own: set[str] = field(default_factory=set)
-
-    def show(self, segmentation: Any, shown: bool, opacity: float) -> None:
-        """Show the uncertainty of a segmentation, with a legend, or take it away.
-
-        Raises:
-            InputError: its uncertainty was not measured.
-        """
-        entropy = segmentation.GetNodeReference(ENTROPY_REFERENCE)
-        if entropy is None:
-            if not shown:
-                return
-            raise InputError(
-                f"The uncertainty of {segmentation.GetName()} was not measured. Run the model again "
-                "with uncertainty switched on."
-            )
-        for view in nodes_of(self.scene, "vtkMRMLSliceCompositeNode"):
-            if shown:
-                self._lay_over(view, entropy.GetID(), opacity)
-            elif view.GetForegroundVolumeID() == entropy.GetID():
-                self._put_back(view)
-        _legend(entropy, shown)
-
-    def _lay_over(self, view: Any, volume: str, opacity: float) -> None:
-        present = view.GetForegroundVolumeID() or ""
-        if present not in self._own:  # one overlay may follow another
-            self._before[view.GetID()] = (present, view.GetForegroundOpacity())
-        self._own.add(volume)
-        view.SetForegroundVolumeID(volume)
-        view.SetForegroundOpacity(opacity)
-
-    def _put_back(self, view: Any) -> None:
-        volume, opacity = self._before.pop(view.GetID(), ("", 0.0))
-        is_there = bool(volume) and self.scene.GetNodeByID(volume) is not None
-        view.SetForegroundVolumeID(volume if is_there else None)
-        view.SetForegroundOpacity(opacity if is_there else 0.0)
+def _place(segmentation: Any, name: str, world: NDArray[np.float64], top: _Top) -> DoubtfulPlace:
+    title = segmentation.GetSegmentation().GetSegment(name).GetName() if name else ""
+    r, a, s = (float(value) for value in world[:3])
+    return DoubtfulPlace(name, title, (r, a, s), top.score, top.voxel)
 
 
-def _legend(entropy: Any, shown: bool) -> None:
-    """Slicer's own colour legend; nothing where the volume has no display yet."""
-    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
-    if legend is None and shown and entropy.GetDisplayNode() is not None:
-        legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(entropy)
-    if legend is not None:
-        legend.SetTitleText(_("Uncertainty (nats)"))
-        legend.SetLabelFormat("%.2f")
-        legend.SetVisibility(shown)
+def _tops_of(node: Any) -> list[_Top]:
+    entropy = slicer.util.arrayFromVolume(node)
+    spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
+    tops = _tops(_box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
+    flat = np.flatnonzero(tops > ENTROPY_SHOWN)
+    scores = tops.ravel()[flat]
+    order = np.argsort(-scores, kind="stable")
+    k, j, i = np.unravel_index(flat[order], tops.shape)
+    columns = (i.tolist(), j.tolist(), k.tolist(), scores[order].tolist())
+    return [_Top((x, y, z), score) for x, y, z, score in zip(*columns, strict=True)]
 
 
 def _box_mean(values: NDArray[Any], radii: Sequence[int]) -> NDArray[np.float32]:
@@ -175,23 +195,9 @@ def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(is_top, values, np.float32(0))
 
 
-def _clear_around(
-    values: NDArray[Any], center: tuple[int, int, int], spacing: Sequence[float]
-) -> None:
-    """Set to 0 what lies nearer than `APART_MM` to a voxel."""
-    box, squares = [], []
-    for axis, (at, length) in enumerate(zip(center, spacing, strict=True)):
-        reach = int(APART_MM / length)
-        part = slice(max(at - reach, 0), min(at + reach + 1, values.shape[axis]))
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        squares.append((((np.arange(part.start, part.stop) - at) * length) ** 2).reshape(shape))
-        box.append(part)
-    values[tuple(box)][squares[0] + squares[1] + squares[2] < APART_MM**2] = 0
-
-
-def _segment_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> str:
-    """The segment at a place, else the one with most voxels next to it, else ""."""
+def _segments_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
+    """The segments at a place, then those next to it, the one with most voxels there first."""
+    here: list[str] = []
     near: dict[str, int] = {}
     for layer in layers:
         i, j, k = np.rint(layer.geometry.ras_to_ijk @ local)[:3].astype(int)
@@ -205,5 +211,5 @@ def _segment_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> str:
                 near[names[int(value)]] = int(number)
         inside = all(0 <= at < size for at, size in zip((k, j, i), layer.voxels.shape, strict=True))
         if inside and int(layer.voxels[k, j, i]) in names:
-            return names[int(layer.voxels[k, j, i])]
-    return max(near, key=lambda name: near[name], default="")
+            here.append(names[int(layer.voxels[k, j, i])])
+    return here + sorted(near.keys() - set(here), key=lambda name: (-near[name], name))
