@@ -206,9 +206,12 @@ class Host:
 
         if choice.card is None:
             raise ModelError(_("Choose the model that the segmentation was made with."))
-        if not can_ask() or not self.confirm(CONSENT):
+        window = slicer.util.mainWindow()
+        if not can_ask() or not self._dialogs.decide(
+            window, CONSENT, _("Keep it"), _("Do not keep it"), False
+        ):
             return ""
-        folder = self._dialogs.open_folder(slicer.util.mainWindow(), _("Folder of corrected cases"))
+        folder = self._dialogs.open_folder(window, _("Folder of corrected cases"))
         if not folder:
             return ""
         nodes = [node for node in choice.nodes.values() if node is not None]

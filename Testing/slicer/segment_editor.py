@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import slicer
+import slicer.util
 import vtk
 
 import pythonqt
@@ -75,10 +76,6 @@ class ScriptedEffect:
         assert self.logic.UpdateAlignedSourceVolume()
         return self.logic.GetAlignedSourceVolume()
 
-    def selectedSegmentLabelmap(self) -> Any:
-        assert self.logic.UpdateSelectedSegmentLabelmap()
-        return self.logic.GetSelectedSegmentLabelmap()
-
     def maskLabelmap(self) -> Any:
         assert self.logic.UpdateMaskLabelmap()
         return self.logic.GetMaskLabelmap()
@@ -86,10 +83,11 @@ class ScriptedEffect:
     def saveStateForUndo(self) -> None:
         assert self.logic.SaveStateForUndo()
 
-    def modifySelectedSegmentByLabelmap(self, labelmap: Any, mode: int) -> None:
-        node = self.parameterSetNode()
+    def modifySegmentByLabelmap(
+        self, segmentation: Any, segment_id: str, labelmap: Any, mode: int
+    ) -> None:
         self.logic.ModifySegmentByLabelmap(
-            node.GetSegmentationNode(), node.GetSelectedSegmentID(), labelmap, mode, True, False
+            segmentation, segment_id, labelmap, mode, self.perSegment, False
         )
 
     def confirmCurrentSegmentVisible(self) -> int:
@@ -263,6 +261,7 @@ def start(patch: pytest.MonkeyPatch) -> EffectFactory:
     """Make the modules and classes that effects use, until the patch is undone."""
     pythonqt.install()
     factory = EffectFactory()
+    patch.setattr(slicer.util, "mainWindow", lambda: None)
     patch.setattr(slicer, "qSlicerSegmentEditorEffectFactory", factory, raising=False)
     patch.setattr(slicer, "qSlicerSegmentEditorAbstractEffect", ModificationModes, raising=False)
     base = types.ModuleType("SegmentEditorEffects")

@@ -209,9 +209,13 @@ def test_a_corrected_case_is_kept_only_with_consent(
         return SimpleNamespace(name="case_1", dataset=folder / "Dataset900", notes=("No label 7.",))
 
     monkeypatch.setattr("MedSegAILib.correction.corrected_cases.keep_case", keep)
-    monkeypatch.setattr(
-        slicer.util, "confirmYesNoDisplay", lambda question, title: answers.pop(0), raising=False
-    )
+
+    def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
+        assert "Nothing is sent anywhere" in question
+        assert (accept, decline, safe) == ("Keep it", "Do not keep it", False)
+        return answers.pop(0)
+
+    monkeypatch.setattr("MedSegAILib.panel.dialogs.decide", decide)
     press(page, "keepButton")
     assert kept == []
     assert len(answers) == 2, "nobody was asked"
@@ -252,3 +256,52 @@ def test_the_slab_around_the_red_slice_is_run_again(
     low, high = asked[0].region[4:]
     assert low <= 2.0 <= high
     assert node_count() == 1, "into the segmentation that is there"
+
+
+class Editor:
+    """A qMRMLSegmentEditorWidget: what it was told, in order; it selects the first segment by itself."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def setSegmentationNode(self, node: Any) -> None:
+        self.told.append(("segmentation", node))
+        self.setCurrentSegmentID(node.GetSegmentation().GetNthSegmentID(0))
+
+    def setSourceVolumeNode(self, node: Any) -> None:
+        self.told.append(("source", node))
+
+    def setCurrentSegmentID(self, segment: str) -> None:
+        self.told.append(("segment", segment))
+
+    def setActiveEffectByName(self, name: str) -> None:
+        self.told.append(("effect", name))
+
+
+def test_the_editor_opens_on_the_structure_of_the_table_and_its_image(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The editor selects the first segment by itself; and another input may be chosen by now."""
+    model_called(monkeypatch, "quick")
+    volume, editor = head(), Editor()
+    page.panel.choose_input(volume)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    page.panel.choose_input(head("Other"))
+    segmentation = page.controller.results.node
+    segment = segmentation.GetSegmentation().GetNthSegmentID(1)
+    page.panel.results.structure_chosen.emit(segment)
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
+    monkeypatch.setattr(slicer.util, "selectModule", lambda name: None, raising=False)
+    widget = SimpleNamespace(editor=editor)
+    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: widget, raising=False)
+    press(page, "correctButton")
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    last = dict(editor.told)
+    assert last == {
+        "segmentation": segmentation,
+        "source": volume,
+        "segment": segment,
+        "effect": "AI correct",
+    }
+    assert editor.told.index(("segment", segment)) < editor.told.index(("effect", "AI correct"))

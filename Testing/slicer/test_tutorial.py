@@ -20,7 +20,7 @@ import before_after
 import pythonqt
 from medsegai.catalogue import BUNDLED_MODELS, find_card
 from medsegai.errors import InputError
-from MedSegAILib.correction import EFFECT_NAME
+from MedSegAILib.correction import EFFECT_FILE, EFFECT_NAME
 from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
 from MedSegAILib.view import REVIEW_STATES, HandOverChoice
@@ -47,6 +47,7 @@ def words_on_screen() -> set[str]:
     panel = new_panel(widget)
     panel.show_models([find_card("brain"), card("tumour", "fold_0")])
     panel.show_running()
+    panel.results.show((), False)
     found = {"Segment", EFFECT_NAME, *REVIEW_STATES.values()}
     for child in pythonqt.real(widget).findChildren(QtWidgets.QWidget):
         for name in ("text", "title", "windowTitle"):
@@ -55,7 +56,9 @@ def words_on_screen() -> set[str]:
         if isinstance(child, QtWidgets.QComboBox):
             found |= {child.itemText(number) for number in range(child.count())}
     source = (MODULE_FOLDER / "MedSegAI.py").read_text()
-    return found | set(re.findall(r'sampleDescription=_\("(.+?)"\)', source))
+    found |= set(re.findall(r'sampleDescription=_\("(.+?)"\)', source))
+    asked = EFFECT_FILE.read_text() + (MODULE_FOLDER / "MedSegAILib" / "host.py").read_text()
+    return found | set(re.findall(r'_\("(.+?)"\)', asked))
 
 
 def named() -> set[str]:

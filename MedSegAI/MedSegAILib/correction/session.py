@@ -42,16 +42,16 @@ class Editor(Protocol):
         """The source volume on the grid of the segmentation, or None."""
         ...
 
-    def segment_image(self) -> Any:
-        """The selected segment."""
+    def select(self, segment_id: str) -> None:
+        """Select another segment."""
         ...
 
     def mask_image(self) -> Any:
         """Not 0 where the masking settings forbid editing; None where all is allowed."""
         ...
 
-    def change(self, added: Any, removed: Any) -> None:
-        """Add and remove voxels of the selected segment as one undo step, under the masking settings."""
+    def change(self, segment_id: str, added: Any, removed: Any) -> None:
+        """Add and remove voxels of a segment as one undo step, under the masking settings."""
         ...
 
 
@@ -80,7 +80,7 @@ class Correction:
     Attributes:
         reach_mm: how far a stroke acts.
         notice: in words, what the correction goes by.
-        segmentation: the node that is corrected.
+        segmentation, segment_id: the node that is corrected, and which of its segments.
         grid: its voxels in the world.
 
     Raises:
@@ -90,8 +90,8 @@ class Correction:
 
     def __init__(self, editor: Editor, reach_mm: float = REACH_MM) -> None:
         self._editor, self.reach_mm = editor, reach_mm
-        self.segmentation, self._segment_id = editor.segmentation(), editor.segment_id()
-        if self.segmentation is None or not self._segment_id:
+        self.segmentation, self.segment_id = editor.segmentation(), editor.segment_id()
+        if self.segmentation is None or not self.segment_id:
             raise InputError(
                 _("No segment is selected. Choose the segment that is to be corrected.")
             )
@@ -121,12 +121,20 @@ class Correction:
         """How many strokes there are."""
         return len(self._strokes)
 
-    def belongs_to(self, editor: Editor) -> bool:
+    @property
+    def segment_name(self) -> str:
+        """What the segment that the strokes are for is called."""
+        return str(self.segmentation.GetSegmentation().GetSegment(self.segment_id).GetName())
+
+    def is_selected_in(self, editor: Editor) -> bool:
+        """Whether the editor still has the segment that the strokes are for, and it is selected."""
+        return self.can_be_applied_in(editor) and editor.segment_id() == self.segment_id
+
+    def can_be_applied_in(self, editor: Editor) -> bool:
         """Whether the editor still has the segment that the strokes are for."""
         return (
             editor.segmentation() is self.segmentation
-            and editor.segment_id() == self._segment_id
-            and self.segmentation.GetSegmentation().GetSegment(self._segment_id) is not None
+            and self.segmentation.GetSegmentation().GetSegment(self.segment_id) is not None
         )
 
     # painting
@@ -198,6 +206,7 @@ class Correction:
         if not change.added.any() and not change.removed.any():
             return False
         self._editor.change(
+            self.segment_id,
             self.image_of(change.added, change.box) if change.added.any() else None,
             self.image_of(change.removed, change.box) if change.removed.any() else None,
         )
@@ -254,9 +263,10 @@ class Correction:
         return sides[True], sides[False]
 
     def _segment(self) -> NDArray[np.bool_]:
-        """The selected segment on the whole grid, a copy."""
-        image = self._editor.segment_image()
-        if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
+        """The segment on the whole grid, a copy."""
+        image = slicer.vtkOrientedImageData()
+        self.segmentation.GetBinaryLabelmapRepresentation(self.segment_id, image)
+        if image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
             return np.zeros(self._local.shape, bool)
         return laid_on(voxels_of(image), geometry_of(image), self._local) != 0
 
@@ -274,7 +284,7 @@ class Correction:
     def _what_the_ai_thought(self) -> tuple[tuple[Any, int] | None, str]:
         """The volume of candidates and the label of the segment, or why there are none."""
         node = self.segmentation.GetNodeReference(CANDIDATES_REFERENCE)
-        value = label_value(self.segmentation, self._segment_id)
+        value = label_value(self.segmentation, self.segment_id)
         if node is None or node.GetImageData() is None or value is None:
             return None, _("Goes by the image alone: this segment is not from an AI of MedSegAI.")
         shape = slicer.util.arrayFromVolume(node).shape[:3]
@@ -297,7 +307,9 @@ class Correction:
         return found
 
     def _check_unchanged(self) -> None:
-        if not self.belongs_to(self._editor) or not np.array_equal(self._segment(), self._before):
+        if not self.can_be_applied_in(self._editor) or not np.array_equal(
+            self._segment(), self._before
+        ):
             raise InputError(
                 _(
                     "The segment was changed after the first stroke. Cancel, and paint the strokes again."

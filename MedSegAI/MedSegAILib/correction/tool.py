@@ -1,4 +1,4 @@
-"""What the effect *AI correct* does, whatever shows it: strokes begin, go on and end; apply, cancel.
+"""What the effect *AI correct* does, whatever shows it: strokes begin, go on and end; apply, cancel, go on.
 
 Neither Qt nor views are known here. What goes wrong becomes a message.
 """
@@ -15,6 +15,13 @@ from medsegai.errors import MedSegAIError
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.preview import Preview
 from MedSegAILib.correction.session import Correction, Editor
+from MedSegAILib.places import place_in_words
+from MedSegAILib.scene.doubt import Walk, set_current_segment
+from MedSegAILib.scene.views import jump
+from MedSegAILib.translation import tr as _
+
+LEAVING = "{count} strokes in {name} are not applied yet."
+LEAVING_ONE = "One stroke in {name} is not applied yet."
 
 
 class CorrectionTool:
@@ -24,18 +31,30 @@ class CorrectionTool:
         editor: the Segment Editor.
         get_scene: gives the scene, which the editor may not have yet.
         tell: called with a message for the user; "" clears it.
+        may_apply: called with what is pending when the user turns to something else; whether it is to be applied.
     """
 
     def __init__(
-        self, editor: Editor, get_scene: Callable[[], Any], tell: Callable[[str], None]
+        self,
+        editor: Editor,
+        get_scene: Callable[[], Any],
+        tell: Callable[[str], None],
+        may_apply: Callable[[str], bool],
     ) -> None:
         self._editor, self._get_scene, self._tell = editor, get_scene, tell
+        self._may_apply = may_apply
+        self._walk = Walk()
         self._correction: Correction | None = None
         self._preview: Preview | None = None
         self._brush: Brush | None = None
         self._inside = True
         self._last: ArrayLike = (0.0, 0.0, 0.0)
         self._reach_mm = REACH_MM
+
+    @property
+    def segmentation(self) -> Any:
+        """The segmentation node in the editor, or None."""
+        return self._editor.segmentation()
 
     @property
     def strokes(self) -> int:
@@ -71,6 +90,7 @@ class CorrectionTool:
             self._tell(str(error))
             return False
         self._tell(self._correction.notice)
+        set_current_segment(self._correction.segmentation, self._correction.segment_id)
         self._brush, self._inside, self._last = brush, inside, point
         self.move(point)
         return True
@@ -117,11 +137,47 @@ class CorrectionTool:
             self._preview = None
         self._tell("")
 
-    def follow_selection(self) -> None:
-        """Strokes belong to a segment: they go when another one is selected, or its segmentation left."""
+    def leave(self) -> None:
+        """The user turns to something else: what is pending is applied, or forgotten where that is the answer."""
         correction = self._correction
-        if correction is not None and not correction.belongs_to(self._editor):
-            self.cancel()
+        self._brush, self._correction = (
+            None,
+            None,
+        )  # what the question lets happen finds nothing to ask about
+        if (
+            correction is not None
+            and correction.strokes
+            and correction.can_be_applied_in(self._editor)
+            and self._may_apply(_pending(correction))
+        ):
+            self._correction = correction
+            self.apply()
+        self.cancel()
+
+    def follow_selection(self) -> None:
+        """Strokes belong to a segment: they are concluded when another one is selected."""
+        correction = self._correction
+        if correction is not None and not correction.is_selected_in(self._editor):
+            self.leave()
+
+    def go_to_place(self, by: int = 1) -> None:
+        """Apply what is pending, and go on by so many doubtful places: select its segment, and show it."""
+        segmentation = self._editor.segmentation()
+        if segmentation is None or self.painting:
+            return
+        self.apply()
+        if self.strokes:  # they cannot be applied, and it was said why
+            return
+        try:
+            step = self._walk.step(segmentation, by)
+        except MedSegAIError as error:
+            self._tell(str(error))
+            return
+        if step is not None:
+            if step.place.segment_id:
+                self._editor.select(step.place.segment_id)
+            jump(self._get_scene(), step.place.ras)
+        self._tell(place_in_words(step))
 
     def _show(self) -> None:
         if self._correction is not None:
@@ -131,3 +187,9 @@ class CorrectionTool:
         if self._preview is None:
             self._preview = Preview(self._get_scene())
         return self._preview
+
+
+def _pending(correction: Correction) -> str:
+    """What would be lost, in a sentence."""
+    text = _(LEAVING) if correction.strokes > 1 else _(LEAVING_ONE)
+    return text.format(count=correction.strokes, name=correction.segment_name)

@@ -22,6 +22,25 @@ def save_file(parent: Any, title: str, name: str, filter: str) -> str:
     return _path(qt.QFileDialog.getSaveFileName(parent, title, name, filter))
 
 
+def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
+    """One of two answers, each named after what it does.
+
+    Args:
+        safe: the answer that Enter gives, because it loses nothing and gives nothing away.
+    """
+    box = qt.QMessageBox(parent)
+    box.windowTitle = "MedSegAI"
+    box.setIcon(qt.QMessageBox.Question)
+    box.text = question
+    yes = box.addButton(accept, qt.QMessageBox.AcceptRole)
+    no = box.addButton(decline, qt.QMessageBox.RejectRole)
+    box.setDefaultButton(yes if safe else no)
+    box.setEscapeButton(yes if safe else no)
+    run = getattr(box, "exec_", None) or box.exec
+    run()
+    return bool(box.clickedButton() == yes)
+
+
 def _path(answer: Any) -> str:
     """PythonQt gives the path alone; bindings that give the filter too are understood as well."""
     return str(answer[0] if isinstance(answer, (tuple, list)) else answer)

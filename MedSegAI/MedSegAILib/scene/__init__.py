@@ -245,7 +245,7 @@ class Scene:
 
     def knows_uncertainty(self, segmentation: Any) -> bool:
         """Whether it was measured where the networks doubt."""
-        return segmentation.GetNodeReference(ENTROPY_REFERENCE) is not None
+        return doubt.knows_places(segmentation)
 
     def structures(self, segmentation: Any) -> list[StructureRow]:
         """The segments as a table shows them: see `structures.rows`."""

@@ -43,6 +43,11 @@ WITHIN_ATTRIBUTE = "MedSegAI.places_within"
 """Attribute of the segmentation node: id of the segment whose doubtful places are walked; all if it is missing."""
 
 
+def knows_places(segmentation: Any) -> bool:
+    """Whether it was measured where the networks doubt."""
+    return segmentation is not None and segmentation.GetNodeReference(ENTROPY_REFERENCE) is not None
+
+
 def within(segmentation: Any) -> str:
     """The segment whose doubtful places are walked; "" for those of all segments."""
     name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import qt
 import slicer
+import slicer.util
 import vtk
 from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 
@@ -19,6 +20,7 @@ from medsegai.correction import REACH_MM
 from MedSegAILib.correction import EFFECT_NAME, preview
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
+from MedSegAILib.scene.doubt import knows_places, walk_within, within
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.translation import tr as _
 
@@ -49,8 +51,8 @@ class EffectEditor:
             return None
         return self._effect.sourceVolumeImageData()
 
-    def segment_image(self) -> Any:
-        return self._effect.selectedSegmentLabelmap()
+    def select(self, segment_id: str) -> None:
+        self._effect.parameterSetNode().SetSelectedSegmentID(segment_id)
 
     def mask_image(self) -> Any:
         everywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
@@ -58,13 +60,15 @@ class EffectEditor:
             return None
         return self._effect.maskLabelmap()
 
-    def change(self, added: Any, removed: Any) -> None:
-        modes = slicer.qSlicerSegmentEditorAbstractEffect
+    def change(self, segment_id: str, added: Any, removed: Any) -> None:
+        modes, segmentation = slicer.qSlicerSegmentEditorAbstractEffect, self.segmentation()
         self._effect.saveStateForUndo()
-        if added is not None:
-            self._effect.modifySelectedSegmentByLabelmap(added, modes.ModificationModeAdd)
-        if removed is not None:
-            self._effect.modifySelectedSegmentByLabelmap(removed, modes.ModificationModeRemove)
+        for image, mode in (
+            (added, modes.ModificationModeAdd),
+            (removed, modes.ModificationModeRemove),
+        ):
+            if image is not None:
+                self._effect.modifySegmentByLabelmap(segmentation, segment_id, image, mode)
 
 
 class BrushOutline:
@@ -101,7 +105,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         scriptedEffect.title = _("AI correct")
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         self.tool = CorrectionTool(
-            EffectEditor(scriptedEffect), scriptedEffect.scene, self.showMessage
+            EffectEditor(scriptedEffect), scriptedEffect.scene, self.showMessage, _may_apply
         )
         self._outlines: dict[Any, BrushOutline] = {}
         self._message: Any = None
@@ -123,8 +127,10 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             "<p><ul style='margin: 0'>"
             "<li><b>Left button:</b> paint what belongs to the segment (or, with <i>Outside</i>, what does not)."
             "<li><b>Ctrl + left button:</b> paint the other kind."
-            "<li><b>x:</b> take back the last stroke. <b>Enter:</b> apply. <b>Esc:</b> cancel."
-            "</ul><p>Green is added, red is removed. Nothing is written before Apply, which is one undo step."
+            "<li><b>N:</b> apply, and go to the next doubtful place. <b>Shift+N:</b> to the one before."
+            "<li><b>X:</b> take back the last stroke. <b>A</b> or <b>Enter:</b> apply. <b>C:</b> cancel."
+            "<li><b>O:</b> the left button paints the other kind from now on."
+            "</ul><p>Green is added, red is removed. Nothing is written before it is applied, as one undo step."
         )
 
     # widgets
@@ -148,6 +154,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.cancelButton = qt.QPushButton(_("Cancel"))
         self.applyButton = qt.QPushButton(_("Apply"))
         effect.addOptionsWidget(_row(self.takeBackButton, self.cancelButton, self.applyButton))
+        self._set_up_places()
         self._message = qt.QLabel("")
         self._message.wordWrap = True
         effect.addOptionsWidget(self._message)
@@ -158,7 +165,36 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.takeBackButton.connect("clicked()", self.onTakeBack)
         self.cancelButton.connect("clicked()", self.onCancel)
         self.applyButton.connect("clicked()", self.onApply)
+        self._add_keys()
         self._enable_buttons()
+
+    def _set_up_places(self) -> None:
+        """The walk through the doubtful places, as on the page of MedSegAI."""
+        self.previousPlaceButton = qt.QPushButton(_("Previous place"))
+        self.nextPlaceButton = qt.QPushButton(_("Next place"))
+        self.placesBox = qt.QComboBox()
+        self.placesBox.toolTip = _(
+            "Go to the doubtful places of all structures that people correct, or of one structure."
+        )
+        self.scriptedEffect.addLabeledOptionsWidget(_("Doubtful places:"), self.placesBox)
+        self.scriptedEffect.addOptionsWidget(_row(self.previousPlaceButton, self.nextPlaceButton))
+        self.placesBox.connect("activated(int)", self.onPlacesWithin)
+        self.previousPlaceButton.connect("clicked()", self.onPreviousPlace)
+        self.nextPlaceButton.connect("clicked()", self.onNextPlace)
+
+    def _add_keys(self) -> None:
+        """Each key presses a button, which works while the effect is shown and nobody types into a field."""
+        keys = (
+            ("N", self.nextPlaceButton, _("Apply, and go to the next doubtful place.")),
+            ("Shift+N", self.previousPlaceButton, _("Apply, and go to the place before.")),
+            ("A", self.applyButton, _("Change the segment as it is shown, as one undo step.")),
+            ("X", self.takeBackButton, _("Forget the last stroke.")),
+            ("C", self.cancelButton, _("Forget all strokes.")),
+        )
+        for key, button, help_text in keys:
+            button.toolTip = f"{help_text} ({key})"
+            _add_key(key, button, button.click)
+        _add_key("O", self.outsideButton, self.onOtherKind)
 
     def showMessage(self, text: str) -> None:
         """Say what the correction goes by, or why there is none."""
@@ -175,6 +211,22 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.scriptedEffect.setParameter(REACH, reach_mm)
         self.tool.reach_mm = reach_mm
 
+    def onOtherKind(self) -> None:
+        (self.insideButton if self.outsideButton.checked else self.outsideButton).click()
+
+    def onPlacesWithin(self, index: int) -> None:
+        segmentation = self.tool.segmentation
+        if segmentation is not None:
+            walk_within(segmentation, str(self.placesBox.itemData(index) or ""))
+
+    def onNextPlace(self) -> None:
+        self.tool.go_to_place()
+        self._enable_buttons()
+
+    def onPreviousPlace(self) -> None:
+        self.tool.go_to_place(-1)
+        self._enable_buttons()
+
     def onTakeBack(self) -> None:
         self.tool.take_back()
         self._enable_buttons()
@@ -190,6 +242,27 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def _enable_buttons(self) -> None:
         for button in (self.takeBackButton, self.cancelButton, self.applyButton):
             button.enabled = self.tool.strokes > 0
+        known = knows_places(self.tool.segmentation)
+        for widget in (self.previousPlaceButton, self.nextPlaceButton, self.placesBox):
+            widget.enabled = known
+
+    def _offer_places(self) -> None:
+        """The structures of the segmentation, and the one whose doubtful places are walked."""
+        segmentation = self.tool.segmentation
+        offered = [("", _("in all structures"))]
+        if segmentation is not None:
+            segments = segmentation.GetSegmentation()
+            for name in segments.GetSegmentIDs():
+                title = _("in {name}").format(name=segments.GetSegment(name).GetName())
+                offered.append((name, title))
+        box = self.placesBox
+        if offered != [(box.itemData(n), box.itemText(n)) for n in range(box.count)]:
+            box.clear()
+            for name, title in offered:
+                box.addItem(title, name)
+        box.setCurrentIndex(
+            0 if segmentation is None else max(box.findData(within(segmentation)), 0)
+        )
 
     # what the editor calls
 
@@ -209,6 +282,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         outside = effect.integerParameter(OUTSIDE) != 0
         (self.outsideButton if outside else self.insideButton).checked = True
         self.tool.follow_selection()
+        self._offer_places()
         self._enable_buttons()
 
     def updateMRMLFromGUI(self) -> None:
@@ -220,7 +294,9 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         return qt.QCursor(qt.Qt.CrossCursor)
 
     def deactivate(self) -> None:
-        self.onCancel()
+        """Also where Slicer's own key Esc ends the effect."""
+        self.tool.leave()
+        self._enable_buttons()
         self._remove_outlines()
 
     def cleanup(self) -> None:
@@ -272,12 +348,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         return True
 
     def _on_key(self, key: str) -> bool:
-        actions = {
-            "x": self.onTakeBack,
-            "Return": self.onApply,
-            "KP_Enter": self.onApply,
-            "Escape": self.onCancel,
-        }
+        actions = {"x": self.onTakeBack, "Return": self.onApply, "KP_Enter": self.onApply}
         if key not in actions or self.tool.strokes == 0:
             return False
         actions[key]()
@@ -292,6 +363,26 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         for outline in self._outlines.values():
             outline.remove()
         self._outlines = {}
+
+
+def _may_apply(pending: str) -> bool:
+    """Ask whether strokes are applied before the user leaves them; yes where nobody can answer."""
+    from MedSegAILib.host import (
+        can_ask,  # not before it is needed: Slicer loads this file at its start
+    )
+    from MedSegAILib.panel import dialogs
+
+    if not can_ask():
+        return True
+    question = pending + " " + _("Apply before you go on? One undo takes that back.")
+    return dialogs.decide(slicer.util.mainWindow(), question, _("Apply"), _("Forget"), True)
+
+
+def _add_key(key: str, shown: Any, action: Any) -> None:
+    """A key that works while a widget can be seen, whatever has the focus."""
+    shortcut = qt.QShortcut(qt.QKeySequence(key), shown)
+    shortcut.setContext(qt.Qt.ApplicationShortcut)
+    shortcut.connect("activated()", action)
 
 
 def _row(*widgets: Any) -> Any:

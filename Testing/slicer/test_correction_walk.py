@@ -1,0 +1,300 @@
+"""From doubtful place to doubtful place inside the effect AI correct, and what becomes of strokes one leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+from PySide6 import QtCore, QtGui, QtTest, QtWidgets
+
+import pythonqt
+from correction_help import (
+    DOUBT,
+    LEFT,
+    LEFT_BOX,
+    RIGHT,
+    RIGHT_BOX,
+    SHAPE,
+    Bench,
+    answer,
+    box_mask,
+    mask_of,
+    opened,
+    paint_doubt,
+    scan,
+)
+from MedSegAILib.panel import dialogs
+from MedSegAILib.scene import Scene, segment_id
+from scene_images import PLACES
+
+FIRST, SECOND = (8, 9, 20), (8, 9, 6)  # k, j, i: in the right, then in the left segment
+
+
+@pytest.fixture
+def walking(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A scan whose AI doubted at two places, in the Segment Editor with the first segment selected."""
+    source = scan(mrml, PLACES["plain"], None)
+    scene = Scene(mrml)
+    entropy = np.zeros(SHAPE, np.float32)
+    for (k, j, i), height in ((FIRST, 0.6), (SECOND, 0.4)):
+        entropy[k - 2 : k + 3, j - 2 : j + 3, i - 2 : i + 3] = height
+        entropy[k, j, i] = height + 0.05
+    image = scene.read(source).with_voxels(entropy)
+    result = dataclasses.replace(answer(scene, source, True), entropy=image)
+    made = opened(mrml, monkeypatch, source, scene.write(source, result))
+    made.show_slice(8)
+    return made
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the user is asked; `answer` is what is said."""
+    asked: dict[str, Any] = {"asked": [], "answer": True, "safe": None}
+
+    def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
+        asked["asked"].append(question)
+        asked["safe"] = safe
+        return bool(asked["answer"])
+
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
+    monkeypatch.setattr(dialogs, "decide", decide)
+    return asked
+
+
+def selected(editing: Bench) -> str:
+    return str(editing.logic.GetSegmentEditorNode().GetSelectedSegmentID())
+
+
+def shown(editing: Bench) -> list[float]:
+    to_ras = editing.view.mrmlSliceNode().GetSliceToRAS()
+    return [to_ras.GetElement(row, 3) for row in range(3)]
+
+
+# --- places ----------------------------------------------------------------------------------------
+
+
+def test_next_place_selects_its_segment_and_shows_it(walking: Bench) -> None:
+    walking.show_slice(2)
+    walking.panel.nextPlaceButton.click()
+    assert selected(walking) == segment_id(RIGHT)
+    assert shown(walking)[2] == pytest.approx(8)
+    assert walking.message == "Doubtful place 1 of 2: Right."
+    walking.panel.nextPlaceButton.click()
+    assert selected(walking) == segment_id(LEFT)
+    walking.panel.previousPlaceButton.click()
+    assert walking.message == "Doubtful place 1 of 2: Right."
+
+
+def test_one_key_applies_and_walks_on(walking: Bench) -> None:
+    """Correct and go on: a stroke and a key; one undo takes the change back."""
+    paint_doubt(walking)
+    walking.panel.nextPlaceButton.click()
+    assert walking.mask().sum() > box_mask(LEFT_BOX).sum()
+    assert (walking.tool.strokes, walking.preview()) == (0, None)
+    assert selected(walking) == segment_id(RIGHT)
+    walking.logic.Undo()
+    np.testing.assert_array_equal(walking.mask(), box_mask(LEFT_BOX))
+
+
+def test_strokes_that_cannot_be_applied_keep_the_user_where_they_are(walking: Bench) -> None:
+    paint_doubt(walking)
+    image = slicer.vtkOrientedImageData()
+    walking.segmentation.GetBinaryLabelmapRepresentation(segment_id(RIGHT), image)
+    walking.logic.ModifySegmentByLabelmap(
+        walking.segmentation, segment_id(LEFT), image, walking.logic.ModificationModeAdd, True, True
+    )
+    walking.panel.nextPlaceButton.click()
+    assert "was changed after the first stroke" in walking.message
+    assert walking.tool.strokes == 1
+    assert selected(walking) == segment_id(LEFT)
+
+
+def test_the_page_and_the_effect_share_the_walk(walking: Bench) -> None:
+    page = Scene(walking.scene)
+    page.next_place(walking.segmentation)
+    walking.panel.nextPlaceButton.click()
+    assert walking.message == "Doubtful place 2 of 2: Left."
+    assert page.current_segment(walking.segmentation) == segment_id(LEFT)
+
+
+def test_the_segment_that_was_painted_last_is_the_one_the_page_shows(walking: Bench) -> None:
+    walking.select(RIGHT)
+    walking.mouse.stroke(walking.at(18, 8, 8), walking.at(18, 10, 8))
+    assert Scene(walking.scene).current_segment(walking.segmentation) == segment_id(RIGHT)
+
+
+def test_the_places_of_one_structure_are_chosen_in_the_effect(walking: Bench) -> None:
+    box = walking.panel.placesBox
+    titles = [box.itemText(number) for number in range(box.count)]
+    assert titles == ["in all structures", "in Left", "in Right"]
+    box.setCurrentIndex(1)
+    pythonqt.real(box).activated.emit(1)
+    assert Scene(walking.scene).walked_within(walking.segmentation) == segment_id(LEFT)
+    walking.panel.nextPlaceButton.click()
+    assert walking.message == "Doubtful place 1 of 1: Left."
+    Scene(walking.scene).walk_within(walking.segmentation, "")
+    walking.panel.updateGUIFromMRML()
+    assert box.currentIndex == 0
+
+
+def test_without_measured_doubt_there_is_nowhere_to_go(editing: Bench) -> None:
+    panel = editing.panel
+    assert not panel.nextPlaceButton.enabled
+    assert not panel.previousPlaceButton.enabled
+    assert not panel.placesBox.enabled
+
+
+# --- keys ------------------------------------------------------------------------------------------
+
+SLICERS_KEYS = (  # of the Segment Editor and of slice views, as the application has them
+    *"1234567890ZYQW*,./<>I",
+    *("Esc", "Space", "Ctrl+Z", "Ctrl+Shift+Z"),
+    *"RFBVGT",
+)
+
+
+@pytest.fixture
+def window(walking: Bench) -> Any:
+    """The options of the effect on the screen, beside a field to type into."""
+    window = QtWidgets.QWidget()
+    layout = QtWidgets.QVBoxLayout(window)
+    for widget in walking.effect.options:
+        layout.addWidget(pythonqt.real(widget))
+    window.show()
+    window.activateWindow()
+    pythonqt.process_events(20)
+    yield window
+    window.close()
+
+
+def type_key(window: Any, key: str) -> None:
+    QtTest.QTest.keySequence(window, QtGui.QKeySequence(key))
+    pythonqt.process_events(10)
+
+
+def test_single_keys_do_what_is_done_often(walking: Bench, window: Any) -> None:
+    assert not walking.panel.outsideButton.checked
+    type_key(window, "O")
+    assert walking.panel.outsideButton.checked
+    type_key(window, "O")
+    paint_doubt(walking)
+    paint_doubt(walking)
+    type_key(window, "X")
+    assert walking.tool.strokes == 1
+    type_key(window, "C")
+    assert walking.tool.strokes == 0
+    paint_doubt(walking)
+    type_key(window, "A")
+    assert walking.mask().sum() > box_mask(LEFT_BOX).sum()
+    type_key(window, "N")
+    assert walking.message.startswith("Doubtful place 1")
+    type_key(window, "N")
+    assert walking.message.startswith("Doubtful place 2")
+    type_key(window, "Shift+N")
+    assert walking.message.startswith("Doubtful place 1")
+
+
+def test_keys_are_dead_where_the_effect_is_not_shown(walking: Bench, window: Any) -> None:
+    other = QtWidgets.QWidget()
+    other.show()
+    window.hide()
+    pythonqt.process_events(20)
+    type_key(other, "N")
+    assert walking.message == ""
+    other.close()
+
+
+def test_no_key_is_one_that_slicer_has_taken(walking: Bench, window: Any) -> None:
+    keys = [shortcut.key().toString() for shortcut in window.findChildren(QtGui.QShortcut)]
+    assert sorted(keys) == ["A", "C", "N", "O", "Shift+N", "X"]
+    assert not set(keys) & set(SLICERS_KEYS)
+    for button in ("applyButton", "takeBackButton", "cancelButton", "nextPlaceButton"):
+        assert getattr(walking.panel, button).toolTip.rsplit("(", 1)[1].rstrip(")") in keys
+
+
+# --- leaving ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_leaving_with_pending_strokes_asks(
+    walking: Bench, questions: dict[str, Any], wanted: bool
+) -> None:
+    """Also after Esc, which is Slicer's own key and ends the effect."""
+    questions["answer"] = wanted
+    paint_doubt(walking)
+    walking.panel.deactivate()
+    assert questions["asked"] == [
+        "One stroke in Left is not applied yet. Apply before you go on? One undo takes that back."
+    ]
+    assert questions["safe"] is True, "Enter loses nothing"
+    assert (walking.mask().sum() > box_mask(LEFT_BOX).sum()) == wanted
+    assert (walking.tool.strokes, walking.preview()) == (0, None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_turning_to_another_segment_asks_too(
+    walking: Bench, questions: dict[str, Any], wanted: bool
+) -> None:
+    """What is applied goes into the segment that the strokes were painted for."""
+    questions["answer"] = wanted
+    paint_doubt(walking)
+    paint_doubt(walking)
+    walking.select(RIGHT)
+    assert questions["asked"][0].startswith("2 strokes in Left are not applied yet.")
+    assert (walking.mask().sum() > box_mask(LEFT_BOX).sum()) == wanted
+    np.testing.assert_array_equal(walking.mask(RIGHT), box_mask(RIGHT_BOX))
+    assert selected(walking) == segment_id(RIGHT)
+
+
+def test_nothing_is_asked_where_nothing_is_pending(
+    walking: Bench, questions: dict[str, Any]
+) -> None:
+    walking.panel.deactivate()
+    paint_doubt(walking)
+    walking.panel.onApply()
+    walking.panel.deactivate()
+    paint_doubt(walking)
+    walking.panel.onTakeBack()
+    walking.select(RIGHT)
+    assert questions["asked"] == []
+
+
+def test_nothing_is_asked_about_a_segment_that_is_gone(
+    walking: Bench, questions: dict[str, Any]
+) -> None:
+    paint_doubt(walking)
+    walking.segmentation.GetSegmentation().RemoveSegment(segment_id(LEFT))
+    walking.panel.updateGUIFromMRML()
+    assert questions["asked"] == []
+    assert walking.tool.strokes == 0
+
+
+def test_where_nobody_can_answer_nothing_is_lost(walking: Bench) -> None:
+    paint_doubt(walking)
+    walking.panel.deactivate()
+    assert walking.mask()[DOUBT].any()
+    assert mask_of(walking.segmentation, segment_id(RIGHT)).any()
+
+
+# --- the question ----------------------------------------------------------------------------------
+
+
+def answered(key: QtCore.Qt.Key, safe: bool) -> bool:
+    """What `decide` gives where the user presses one key."""
+
+    def press() -> None:
+        box = QtWidgets.QApplication.activeModalWidget()
+        assert isinstance(box, QtWidgets.QMessageBox)
+        QtTest.QTest.keyClick(box, key)
+
+    QtCore.QTimer.singleShot(50, press)
+    return dialogs.decide(None, "Give it away?", "Give it away", "Keep it", safe)
+
+
+@pytest.mark.parametrize("key", [QtCore.Qt.Key.Key_Return, QtCore.Qt.Key.Key_Escape])
+@pytest.mark.parametrize("safe", [True, False])
+def test_enter_and_escape_give_the_safe_answer(key: QtCore.Qt.Key, safe: bool) -> None:
+    assert answered(key, safe) is safe
