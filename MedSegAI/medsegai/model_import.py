@@ -1,5 +1,8 @@
 """Adding a model to the user's own: checked, converted where needed, and moved in as a whole.
 
+What a stranger made is read in a process of its own, which can write in the folder of this import only (see
+`confinement`), and has limits of time and memory. What it leaves is checked before it is moved in.
+
 A family that can read weights as others released them offers `import_model(path, destination)`, which
 writes a model folder at `destination` and returns its card, or returns None if `path` is nothing it knows.
 """
@@ -8,18 +11,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from medsegai.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.catalogue import BUNDLED_MODELS
-from medsegai.errors import InputError, ModelError, OutputError, UnsafeModelError
+from medsegai.confinement import confine, limit
+from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
+from medsegai.protocol import pack_error, unpack_error
+from medsegai.regular_files import read_regular
+
+logger = logging.getLogger(__name__)
 
 Importer = Callable[[Path, Path], ModelCard | None]
 
@@ -28,11 +42,36 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What an id may be: it becomes a folder name and an option on the command line."""
 
 
+CHILD = "medsegai.model_import"
+"""Module whose `main` reads a stranger's file."""
+
+ANSWER, LOG = "answer.json", "log.txt"
+"""What the process of its own leaves beside the model: null or its error, and what it printed."""
+
+MOST_ANSWER, MOST_FILES = 1 << 16, 100_000
+
+LEAST_MEMORY, MEMORY_OF_SIZE = 2 << 30, 4
+"""What a conversion may take beyond what its libraries do: so many bytes, and so many for each byte it reads. It
+holds a network, a copy in float32 of weights that may be of 16 bits, and what is written."""
+
+LEAST_SECONDS, BYTES_A_SECOND, START_SECONDS = 300, 5_000_000, 120
+
+LEAST_FILE, FILE_OF_SIZE = 1 << 30, 4
+
 STAGING = ".import-"
 """Starts the names of folders in which an import is under way."""
 
 ABANDONED_SECONDS = 24 * 3600.0
 """An import that is older was killed; where the system has file locks it is known at once."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the process that reads a stranger's file; see `confinement.limit`."""
+
+    memory_bytes: int
+    seconds: int
+    file_bytes: int
 
 
 def import_model(
@@ -60,7 +99,7 @@ def import_model(
     try:
         models_folder.mkdir(parents=True, exist_ok=True)
         with _staging(models_folder) as staged:
-            card = _stage(path, staged, id)
+            card = _stage_confined(path, staged, id)
             return _move_in(card, models_folder, replace)
     except OSError as error:
         raise OutputError(f"The model cannot be written to {models_folder}: {error}.") from error
@@ -107,9 +146,124 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
+def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:
+    """Write the model to `staged` in a process of its own, and check it there."""
+    place = staged.parent
+    size = _size(path)
+    limits = Limits(
+        memory_bytes=LEAST_MEMORY + MEMORY_OF_SIZE * size,
+        seconds=LEAST_SECONDS + size // BYTES_A_SECOND,
+        file_bytes=LEAST_FILE + FILE_OF_SIZE * size,
+    )
+    ending = _run_child(path, staged, id, limits)
+    if not os.path.lexists(place / ANSWER):
+        raise _fruitless(path, ending)
+    error = _answer(path, place / ANSWER)
+    if error is not None:
+        raise error
+    _check_staged(staged)
+    return load_card(staged)
+
+
+def _answer(path: Path, file: Path) -> MedSegAIError | None:
+    """The error that the conversion met, if any; what it wrote is not believed to make sense."""
+    try:
+        error = json.loads(read_regular(file, MOST_ANSWER))
+        return None if error is None else unpack_error(error)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return _fruitless(path, "gave no answer that makes sense")
+
+
+def _fruitless(path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{path} was not imported: its conversion {why}. The file is damaged or made to do harm; get it again "
+        "from its authors."
+    )
+
+
+def _run_child(path: Path, staged: Path, id: str | None, limits: Limits) -> str:
+    """Let `main` of this module do it, and say how that ended."""
+    request = [os.fspath(path.absolute()), os.fspath(staged.absolute()), id, asdict(limits)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
+        "TMPDIR": os.fspath(staged.parent.absolute()),
+        # Each thread would take address space, and Landlock holds for threads that come later only.
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        "MALLOC_ARENA_MAX": "1",
+    }
+    with (staged.parent / LOG).open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", CHILD, json.dumps(request)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+        try:
+            code = child.wait(limits.seconds + START_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"took more than {limits.seconds} seconds"
+        finally:
+            child.kill()
+            child.wait()
+    logger.info("The import of %s ended with %s: %s", path, code, _last_line(staged.parent / LOG))
+    if code < 0:
+        return f"was ended by signal {-code}"
+    return f"ended unexpectedly (exit code {code})"
+
+
+def main(request: str) -> None:
+    """What the process of its own does."""
+    path, staged, id, limits = json.loads(request)
+    path, staged = Path(path), Path(staged)
+    confine(staged.parent)
+    if not _has_card(path):
+        list(_importers())  # what libraries take before they do anything is not counted
+    limit(**limits)
+    error: MedSegAIError | None = None
+    try:
+        _stage(path, staged, id)
+    except MedSegAIError as caught:
+        error = caught
+    except MemoryError:
+        size = limits["memory_bytes"] / 1e9
+        error = ModelError(
+            f"{path} was not imported: its conversion needs more than {size:.1f} GB."
+        )
+    text = json.dumps(None if error is None else pack_error(error))
+    (staged.parent / ANSWER).write_text(text, encoding="utf-8")
+
+
+def _size(path: Path) -> int:
+    """Bytes of the regular files at `path`, as far as they are counted."""
+    if not path.is_dir():
+        return path.stat().st_size if path.is_file() else 0
+    files = itertools.islice(path.rglob("*"), MOST_FILES)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace")[-MOST_ANSWER:].strip().splitlines()
+    return repr(lines[-1]) if lines else "nothing was said"
+
+
+def _check_staged(staged: Path) -> None:
+    """A model is a folder of plain files; whoever could run code in the other process may have made others."""
+    for file in staged.iterdir():
+        if file.is_symlink() or not file.is_file():
+            raise UnsafeModelError(
+                f"The conversion left {file.name!r}, which is not a plain file. The model was not imported."
+            )
+
+
+def _has_card(path: Path) -> bool:
+    return path.name == CARD_NAME or (path / CARD_NAME).is_file()
+
+
 def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
     """Write the model to `staged` and check it there."""
-    if path.name == CARD_NAME or (path / CARD_NAME).is_file():
+    if _has_card(path):
         _copy_folder(load_card(path), staged)
     elif not any(importer(path, staged) for importer in _importers()):
         raise ModelError(
@@ -188,3 +342,7 @@ def _move_in(card: ModelCard, models_folder: Path, replace: bool) -> ModelCard:
             old.rename(place)
         raise
     return load_card(place)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

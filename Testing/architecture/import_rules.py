@@ -14,6 +14,7 @@ FLAT = frozenset(
     {
         "card",
         "catalogue",
+        "confinement",
         "correction",
         "errors",
         "exchange",
@@ -23,6 +24,7 @@ FLAT = frozenset(
         "progress",
         "protocol",
         "quality",
+        "regular_files",
         "request",
         "strict",
         "tasks",

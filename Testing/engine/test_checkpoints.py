@@ -211,7 +211,7 @@ def test_damage_within_the_pickle_is_damage(trained: Any, tmp_path: Path) -> Non
         (content(network_weights={}), r"holds no weights"),
         (content(network_weights={"weight": 1.0}), r"holds no weights"),
         (content(init_args={"fold": 0}), r"'configuration'"),
-        (content(inference_allowed_mirroring_axes=["x"]), r"invalid literal"),
+        (content(inference_allowed_mirroring_axes=["x"]), r"a str stands where an axis belongs"),
     ],
 )
 def test_other_files_of_torch_are_told_apart(tmp_path: Path, saved: Any, message: str) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsegai import catalogue
+from medsegai import catalogue, model_import
 from medsegai.card import ModelCard, load_card
 from medsegai.catalogue import find_card
 from medsegai.cli import main
@@ -46,6 +46,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
     monkeypatch.setattr(catalogue, "BUNDLED_MODELS", tmp_path / "bundled")
     return tmp_path / "own"
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
+    monkeypatch.setattr(model_import, "_stage_confined", model_import._stage)
 
 
 @pytest.fixture(scope="module")

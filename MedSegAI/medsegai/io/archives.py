@@ -17,10 +17,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 from medsegai.errors import ModelError, UnsafeModelError
+from medsegai.regular_files import open_regular
 
 CHUNK = 1 << 20
+
+_ENTRY_BYTES = 46 + 1000
+"""Of an entry of the directory: what is fixed, and a long name with its extra fields."""
 
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError),
@@ -77,7 +82,10 @@ def unpacked(
         folder = Path(name) / archive.stem
         folder.mkdir()
         try:
-            with zipfile.ZipFile(archive) as opened:
+            with (
+                open_regular(archive) as file,
+                open_zip(file, (limits or Limits()).files) as opened,
+            ):
                 chosen = _chosen(archive, opened, kind_of, limits or Limits())
                 for entry, path in chosen:
                     _unpack(archive, opened, entry, folder / path)
@@ -86,6 +94,32 @@ def unpacked(
                 f"{archive} is no zip archive, or is damaged: {error}. Download it again."
             ) from error
         yield folder
+
+
+class _Sparing:
+    """A file of which no more than so many bytes are read at once."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self._file, self._most = file, most
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(self._most + 1 if size < 0 else min(size, self._most + 1))
+        if len(content) > self._most:
+            raise zipfile.BadZipFile(f"its directory has more than {self._most} bytes")
+        return content
+
+
+def open_zip(file: BinaryIO, most_entries: int) -> zipfile.ZipFile:
+    """Open a zip archive whose directory is no longer than one of so many entries can be.
+
+    zipfile reads a directory whole, and makes objects ten times as large of it, before anybody can count them.
+
+    Raises:
+        zipfile.BadZipFile: it is not an archive, or its directory is longer.
+    """
+    sparing = _Sparing(file, most_entries * _ENTRY_BYTES)
+    return zipfile.ZipFile(cast(BinaryIO, sparing))
 
 
 def _chosen(

@@ -1,35 +1,58 @@
 """Checkpoints of nnU-Net v2, read without running anything of them.
 
-`checkpoint_final.pth` and `checkpoint_best.pth` are pickles, and a pickle is a program. torch's restricted
-reader takes weights and plain containers; the log of a training adds a few NumPy numbers, which are listed here.
+`checkpoint_final.pth` and `checkpoint_best.pth` are pickles, and a pickle is a program. `torch_files` takes
+weights and plain containers out of them; the log of a training adds a few NumPy numbers, which are listed here.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from medsegai.errors import ModelError, UnsafeModelError
+from medsegai.errors import ModelError
+from medsegai.networks.torch_files import StoredTensor, read_torch_file
+from medsegai.networks.unpickling import Inert, Name, PickleDamage, Typed, table
 
-_NUMBERS = ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")
+_NUMBERS = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")
 
-_SCALAR = np.float64(0).__reduce__()[0]  # a function that has moved within NumPy
+MOST_VALUES, DEEPEST = 500_000, 40
+"""Values in plans, all together, and within each other."""
 
-ALLOWED: tuple[Any, ...] = (
-    np.dtype,
-    *(type(np.dtype(name)) for name in _NUMBERS),
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
+KIND = "checkpoint of nnU-Net v2"
+
+
+class _NumberType(Typed):
+    """A dtype of NumPy; `refine` takes its order of bytes."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if name not in _NUMBERS:
+            raise PickleDamage(f"it holds numbers of the type {str(name)[:20]!r}")
+        self.dtype = np.dtype(name)
+
+    def refine(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise PickleDamage("a type of numbers is described in an impossible way")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _number(kind: _NumberType, content: bytes) -> Any:
+    """A NumPy scalar as a number of Python."""
+    if not isinstance(kind, _NumberType) or len(content) != kind.dtype.itemsize:
+        raise PickleDamage("a number is described in an impossible way")
+    return np.frombuffer(content, kind.dtype)[0].item()
+
+
+ALLOWED = table(
+    Name("numpy.dtype", _NumberType),
+    Name("numpy.core.multiarray.scalar", _number),
+    Name("numpy._core.multiarray.scalar", _number),
 )
-"""What a checkpoint may hold beside what torch always takes: numbers of NumPy, as 1.x and 2.x name them."""
+"""What a checkpoint may hold beside weights: numbers of NumPy, as 1.x and 2.x name them."""
 
 
 @dataclass(frozen=True)
@@ -62,64 +85,78 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UnsafeModelError: the file names anything beyond weights, plain values and `ALLOWED`. It was not run.
         ModelError: the file is missing, truncated, or no checkpoint of nnU-Net v2.
     """
-    content = _load(path)
+    if not path.exists():
+        raise ModelError(f"There is no checkpoint {path}.")
+    file = read_torch_file(path, ALLOWED, KIND)
+    content = file.content
     if not isinstance(content, dict):
-        raise ModelError(
-            f"{path} is no checkpoint of nnU-Net v2: it holds a {type(content).__name__}."
-        )
+        kind = "tensor" if isinstance(content, StoredTensor) else type(content).__name__
+        raise ModelError(f"{path} is no {KIND}: it holds a {kind}.")
     try:
-        start, weights = content["init_args"], content["network_weights"]
+        start = content["init_args"]
+        weights = _weights(content["network_weights"])
         axes = content.get("inference_allowed_mirroring_axes")
-        if not all(isinstance(values, Tensor) for values in weights.values()) or not weights:
-            raise TypeError("network_weights holds no weights")
         return Checkpoint(
-            weights=weights,
-            trainer=str(content["trainer_name"]),
-            configuration=str(start["configuration"]),
-            fold=str(start["fold"]),
-            mirror_axes=None if axes is None else tuple(int(axis) for axis in axes),
-            plans=start.get("plans") or {},
-            dataset=start.get("dataset_json") or {},
+            weights=file.tensors(weights),
+            trainer=_text(content["trainer_name"]),
+            configuration=_text(start["configuration"]),
+            fold=_text(start["fold"]),
+            mirror_axes=None if axes is None else tuple(_axis(axis) for axis in axes),
+            plans=plain(start.get("plans") or {}),
+            dataset=plain(start.get("dataset_json") or {}),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         older = "state_dict" in content
         hint = " It may be of nnU-Net v1, which is not supported." if older else ""
-        raise ModelError(f"{path} is no checkpoint of nnU-Net v2: {error}.{hint}") from None
+        raise ModelError(f"{path} is no {KIND}: {error}.{hint}") from None
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise ModelError(f"There is no checkpoint {path}.")
-    problem: Exception | str = "it is no complete archive"
-    if zipfile.is_zipfile(path):
-        try:
-            with torch.serialization.safe_globals(list(ALLOWED)):
-                # Mapped, so that the optimizer's state, as large as the weights, stays on the disk.
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError) as error:
-            problem = error
-        except (TypeError, ValueError, AttributeError, AssertionError) as error:
-            problem = error
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error}.") from None
-        _refuse_unsafe(path)
-    # torch's own words go on to advise against its restricted reader.
-    why = str(problem).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    raise ModelError(
-        f"{path} is no checkpoint of nnU-Net v2, or is damaged: {why}. Copy it again from where it was trained."
-    )
+def _weights(content: Any) -> dict[str, StoredTensor]:
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(value, StoredTensor) for value in content.values())
+        or not all(isinstance(name, str) for name in content)
+    ):
+        raise TypeError("network_weights holds no weights")
+    return content
 
 
-def _refuse_unsafe(path: Path) -> None:
-    """Name what a checkpoint asks for beyond what is allowed, if it does."""
-    try:
-        with torch.serialization.safe_globals(list(ALLOWED)):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError):
-        return  # it is damaged, then: not even the names in it can be read
-    if names:
-        wanted = ", ".join(map(repr, sorted(names)))
-        raise UnsafeModelError(
-            f"{path} asks to load {wanted}, which no checkpoint of nnU-Net needs. A file like this can run any "
-            "program; it was refused and nothing of it was run. Get the weights from their authors."
-        )
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int):
+        raise TypeError(f"a {type(value).__name__} stands where a name belongs")
+    return str(value)
+
+
+def _axis(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"a {type(value).__name__} stands where an axis belongs")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A copy of what JSON could hold, every part of its own.
+
+    In a pickle a list can be in a list many times, or in itself: a comparison of two such need not end.
+
+    Raises:
+        ValueError: there are too many parts, they lie too deep, or are of other types.
+    """
+    left = MOST_VALUES
+
+    def copy(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            raise ValueError("its plans have more values than plans can have")
+        if isinstance(value, dict):
+            return {str(key): copy(inner, depth + 1) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(inner, depth + 1) for inner in value]
+        if isinstance(value, str | int | float | None):
+            return value
+        if isinstance(value, Inert):
+            return value.kind
+        raise ValueError(f"its plans hold a {type(value).__name__}")
+
+    return copy(value, 0)

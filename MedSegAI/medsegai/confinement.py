@@ -1,0 +1,166 @@
+"""What a process that reads a stranger's file gives up first: for good, and without being an administrator.
+
+On Linux it can then write in one folder only (Landlock), open no connection, start no program and end no other
+process (seccomp), and it ends with the process that started it. Elsewhere there is nothing like it that needs no
+rights; what remains there is that it is a process of its own, with limits (`docs/trust.md`).
+
+Sources: the kernel's `userspace-api/landlock.rst`, `seccomp_filter.rst`, and the headers `linux/landlock.h`,
+`linux/seccomp.h`, `linux/audit.h`, `asm/unistd.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_SIGKILL = 9
+
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+_NAMES = (
+    *(
+        "EXECUTE",
+        "WRITE_FILE",
+        "READ_FILE",
+        "READ_DIR",
+        "REMOVE_DIR",
+        "REMOVE_FILE",
+        "MAKE_CHAR",
+        "MAKE_DIR",
+    ),
+    *(
+        "MAKE_REG",
+        "MAKE_SOCK",
+        "MAKE_FIFO",
+        "MAKE_BLOCK",
+        "MAKE_SYM",
+        "REFER",
+        "TRUNCATE",
+        "IOCTL_DEV",
+    ),
+)
+_ACCESS = {name: 1 << bit for bit, name in enumerate(_NAMES)}
+_READING = ("READ_FILE", "READ_DIR")
+_INSIDE = ("WRITE_FILE", "REMOVE_DIR", "REMOVE_FILE", "MAKE_DIR", "MAKE_REG", "REFER", "TRUNCATE")
+_SINCE = {"REFER": 2, "TRUNCATE": 3, "IOCTL_DEV": 5}
+"""The version of Landlock that knows an access; the others are of its first."""
+
+_DENIED = {
+    "x86_64": (0xC000003E, 317, (41, 425, 59, 322, 101, 311, 62, 200, 234, 424)),
+    "aarch64": (0xC00000B7, 277, (198, 425, 221, 281, 117, 271, 129, 130, 131, 424)),
+}
+"""By processor: its number in the kernel, that of the call `seccomp`, and those of socket, io_uring_setup, execve,
+execveat, ptrace, process_vm_writev, kill, tkill, tgkill and pidfd_send_signal."""
+
+
+def confine(folder: Path) -> list[str]:
+    """Give up, for good, to write outside `folder`, to reach a network and to touch other processes.
+
+    Call it before other threads are started: Landlock holds for those that come later.
+
+    Returns:
+        What this system does not offer, in words; nothing on Linux since 5.13.
+    """
+    if sys.platform != "linux":
+        return ["writing only in one folder", "no network"]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    missing = [] if _keep_to(libc, folder) else ["writing only in one folder"]
+    return missing if _deny_calls(libc) else [*missing, "no network"]
+
+
+def limit(memory_bytes: int, seconds: int, file_bytes: int) -> None:
+    """Limit what this process may take from now on.
+
+    Args:
+        memory_bytes: of address space beyond what it has already.
+        seconds: of processor time.
+        file_bytes: of each file that it writes.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows: the time limit of the process that started this one remains
+        return
+    wanted = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: file_bytes,
+        resource.RLIMIT_CORE: 0,
+    }
+    taken = _address_space()
+    if taken:
+        wanted[resource.RLIMIT_AS] = taken + memory_bytes
+    for kind, value in wanted.items():
+        _, most = resource.getrlimit(kind)
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(kind, (value, value))
+
+
+def _address_space() -> int:
+    """Bytes of address space in use; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _keep_to(libc: ctypes.CDLL, folder: Path) -> bool:
+    """Whether Landlock lets this thread, and those that it starts, write in `folder` alone from now on."""
+    version = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
+    if version < 1:
+        return False
+    known = {name: bit for name, bit in _ACCESS.items() if _SINCE.get(name, 1) <= version}
+    handled = sum(bit for name, bit in known.items() if name not in _READING)
+    # Sockets of TCP since version 4; signals and abstract sockets outside since 6.
+    fields = [handled, 3, 3][: 1 if version < 4 else 2 if version < 6 else 3]
+    rules = struct.pack(f"={len(fields)}Q", *fields)
+    ruleset = libc.syscall(_LANDLOCK_CREATE, rules, len(rules), 0)
+    if ruleset < 0:
+        return False
+    inside = sum(known.get(name, 0) for name in _INSIDE)
+    places = ((folder, inside), (Path(os.devnull), known["WRITE_FILE"]))
+    done = all(_allow(libc, ruleset, place, access) for place, access in places)
+    done = done and libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0
+    os.close(ruleset)
+    return done
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, place: Path, access: int) -> bool:
+    descriptor = os.open(place, getattr(os, "O_PATH", 0) | os.O_CLOEXEC)
+    try:
+        rule = struct.pack("=Qi", access, descriptor)
+        return bool(libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0) == 0)
+    finally:
+        os.close(descriptor)
+
+
+def _deny_calls(libc: ctypes.CDLL) -> bool:
+    """Whether the kernel answers "not permitted" to the calls in `_DENIED` from now on."""
+    if platform.machine() not in _DENIED:
+        return False
+    processor, seccomp, calls = _DENIED[platform.machine()]
+    load, if_equal, if_at_least, give = (
+        0x20,
+        0x15,
+        0x35,
+        0x06,
+    )  # each jump tells how many steps to pass over
+    denied, allowed = 0x00050001, 0x7FFF0000
+    deny = len(calls) + 5  # the last step
+    program = [
+        (load, 0, 0, 4),  # the processor that the call is made for
+        (if_equal, 0, deny - 2, processor),
+        (load, 0, 0, 0),  # the number of the call
+        (if_at_least, deny - 4, 0, 0x40000000),  # numbers of x32 lie above
+        *((if_equal, deny - 5 - place, 0, call) for place, call in enumerate(calls)),
+        (give, 0, 0, allowed),
+        (give, 0, 0, denied),
+    ]
+    packed = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+    described = struct.pack("=H6xQ", len(program), ctypes.addressof(packed))
+    return bool(libc.syscall(seccomp, 1, 1, described) == 0)

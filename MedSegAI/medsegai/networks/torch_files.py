@@ -1,0 +1,334 @@
+"""Files that `torch.save` wrote, from strangers: plain containers and tensors come out of them, and nothing runs.
+
+`torch.load` is not asked: without `weights_only` it hands some archives to TorchScript, which can write files, and
+with it a tensor of 20 kB may claim gigabytes. Here both formats of `torch.save` are taken apart: the zip archive
+(since 2020) and the sequence of pickles before it. The pickle is read by `unpickling`, tensors are described first
+and made when they are asked for, and a description that does not fit the bytes of the file is refused.
+
+Sources: `torch/serialization.py`, `torch/_utils.py` (names, persistent ids, order of legacy files).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsegai.errors import ModelError, UnsafeModelError
+from medsegai.io.archives import open_zip
+from medsegai.networks.unpickling import (
+    MOST_BYTES,
+    Name,
+    NameRefused,
+    PickleDamage,
+    inert,
+    table,
+    unpickle,
+)
+from medsegai.regular_files import open_regular
+
+KINDS: dict[str, tuple[str, torch.dtype]] = {
+    "Double": ("f8", torch.float64),
+    "Float": ("f4", torch.float32),
+    "Half": ("f2", torch.float16),
+    "BFloat16": ("i2", torch.bfloat16),  # NumPy has no bfloat16; the bits are looked at anew
+    "Long": ("i8", torch.int64),
+    "Int": ("i4", torch.int32),
+    "Short": ("i2", torch.int16),
+    "Char": ("i1", torch.int8),
+    "Byte": ("u1", torch.uint8),
+    "Bool": ("?", torch.bool),
+}
+"""Of storages: the type of their numbers in NumPy and in torch."""
+
+MOST_RECORDS = 20_000
+"""In an archive; nnU-Net's have one for each weight and its momentum, some hundreds."""
+
+MEMBER = re.compile(
+    r"data\.pkl|data/\d{1,9}|byteorder|version|\.data/serialization_id|\.format_version|\.storage_alignment"
+)
+"""What `torch.save` puts into its archive, below a folder that is named after the file."""
+
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+MOST_AXES = 8
+
+LARGEST = 1 << 40
+"""Numbers in a tensor, and steps in one, are fewer."""
+
+SHARED = 8
+"""How often the bytes of a file may be held by tensors. nnU-Net names each weight up to four times."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers of one type in the file.
+
+    Attributes:
+        kind: key of `KINDS`.
+        key: names its bytes.
+        count: how many numbers.
+    """
+
+    kind: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that the file describes, checked against its storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        numbers = (self.offset, *self.shape, *self.stride)
+        if (
+            not isinstance(self.storage, Storage)
+            or len(self.shape) != len(self.stride)
+            or len(self.shape) > MOST_AXES
+            or any(type(number) is not int or not 0 <= number < LARGEST for number in numbers)
+            or math.prod(size or 1 for size in self.shape) >= LARGEST
+        ):
+            raise PickleDamage("a tensor is described in an impossible way")
+        if 0 in self.shape:
+            return
+        # Axes from the innermost: each must step over all that those before it cover, so that no number of the
+        # storage stands for two of the tensor. A stride of zero would make gigabytes of one number.
+        covered = 1
+        for stride, size in sorted(zip(self.stride, self.shape, strict=True)):
+            if size > 1 and stride < covered:
+                raise PickleDamage("a tensor repeats numbers of its storage")
+            covered += stride * (size - 1)
+        if self.offset + covered > self.storage.count:
+            raise PickleDamage("a tensor reaches beyond its storage")
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(KINDS[self.storage.kind][0]).itemsize
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """An open file of torch.
+
+    Attributes:
+        path: the file.
+        content: what was saved: plain containers, `Inert` objects, and `StoredTensor`s.
+    """
+
+    path: Path
+    content: Any
+    _size: int
+    _records: Callable[[str], memoryview] = field(repr=False)
+    _order: str = "<"
+
+    def tensors(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """Tensors whose numbers are read from the file when they are used. Changing them changes no file.
+
+        Raises:
+            ModelError: they are not in the file, are damaged, or together are more than the file can hold.
+        """
+        if sum(item.nbytes for item in stored.values()) > SHARED * self._size:
+            raise ModelError(f"{self.path} is damaged: its weights are larger than the file.")
+        made: dict[Storage, Tensor] = {}
+        try:
+            for item in stored.values():
+                if item.storage not in made:
+                    made[item.storage] = self._numbers(item.storage)
+        except PickleDamage as error:
+            raise ModelError(f"{self.path} is damaged: {error}. Copy it again.") from None
+        return {
+            name: made[item.storage].as_strided(item.shape, item.stride, item.offset)
+            for name, item in stored.items()
+        }
+
+    def _numbers(self, storage: Storage) -> Tensor:
+        name, kind = KINDS[storage.kind]
+        dtype = np.dtype(self._order + name)
+        record = self._records(storage.key)
+        if len(record) < storage.count * dtype.itemsize:
+            raise PickleDamage(f"the numbers of storage {storage.key[:20]!r} are cut off")
+        if not storage.count:
+            return torch.empty(0, dtype=kind)
+        numbers = np.frombuffer(record, dtype, storage.count)
+        if not numbers.flags.aligned or not dtype.isnative:
+            numbers = numbers.astype(dtype.newbyteorder("="))
+        values = torch.from_numpy(numbers)
+        return values if values.dtype == kind else values.view(kind)
+
+
+def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFile:
+    """Take a file of `torch.save` apart; no number of its tensors is read yet.
+
+    Args:
+        path: the file.
+        names: what it may ask for beside tensors, by full name (`unpickling.table`).
+        kind: what the file should be, for messages, such as "checkpoint of nnU-Net".
+
+    Raises:
+        UnsafeModelError: it asks for another name, or is a program of TorchScript.
+        ModelError: it is no regular file, is damaged, or torch did not write it.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(4)
+            if not start:
+                raise PickleDamage("it is empty")
+            read = _read_zip if start[:2] == b"PK" else _read_legacy
+            return read(path, file, {**_TENSOR_NAMES, **names})
+    except NameRefused as error:
+        raise UnsafeModelError(
+            f"{path} asks to load {str(error)!r}, which no {kind} needs. A file like this can run any program; "
+            "it was refused and nothing of it was run. Get the weights from their authors."
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (PickleDamage, zipfile.BadZipFile, struct.error, ValueError) as error:
+        raise ModelError(
+            f"{path} is no {kind}, or is damaged: {error}. Copy it again from where it was trained."
+        ) from None
+
+
+def _mapped(file: BinaryIO) -> memoryview:
+    # Copied on write: torch has no tensors that cannot be changed, and the file must stay as it is.
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name]) -> TorchFile:
+    entries = {entry.filename: entry for entry in open_zip(file, MOST_RECORDS).infolist()}
+    (program,) = [name for name in entries if name.endswith("/data.pkl")] or [""]
+    if not program:
+        raise PickleDamage("it holds no data.pkl, so torch did not write it")
+    folder = program.removesuffix("data.pkl")
+    for name in entries:
+        if not name.startswith(folder) or not MEMBER.fullmatch(name.removeprefix(folder)):
+            raise UnsafeModelError(
+                f"{path} holds {name[:100]!r}, which no file of weights has: it may be a program of TorchScript. "
+                "It was refused and nothing of it was run. Ask its authors for the weights alone."
+            )
+    whole = _mapped(file)
+
+    def record(name: str) -> memoryview:
+        try:
+            return _stored(whole, entries[folder + name])
+        except KeyError:
+            raise PickleDamage(f"it has no {name[:100]!r}") from None
+
+    order = bytes(record("byteorder")) if f"{folder}byteorder" in entries else b"little"
+    if order not in (b"little", b"big"):
+        raise PickleDamage("its order of bytes is not known")
+    content, _ = unpickle(bytes(record("data.pkl")), names, _storage)
+    return TorchFile(
+        path,
+        content,
+        len(whole),
+        lambda key: record(f"data/{key}"),
+        "<" if order == b"little" else ">",
+    )
+
+
+def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
+    """The bytes of a member of an archive; torch never compresses them."""
+    start = entry.header_offset
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        raise PickleDamage(f"{entry.filename!r} is packed, which torch never does")
+    if not 0 <= start <= len(whole) - 30 or bytes(whole[start : start + 4]) != b"PK\x03\x04":
+        raise PickleDamage(f"{entry.filename!r} is not where the archive says")
+    start += 30 + sum(struct.unpack_from("<HH", whole, start + 26))
+    content = whole[start : start + entry.file_size]
+    if len(content) != entry.file_size:
+        raise PickleDamage(f"{entry.filename!r} is cut off")
+    if zlib.crc32(content) != entry.CRC:
+        raise PickleDamage(f"the checksum of {entry.filename!r} is wrong")
+    return content
+
+
+def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name]) -> TorchFile:
+    """Magic number, protocol, facts, the object and the keys of storages, a pickle each; then numbers."""
+    whole = _mapped(file)
+    storages: dict[str, Storage] = {}
+    position = 0
+
+    def next_pickle() -> Any:
+        nonlocal position
+        program = bytes(whole[position : position + MOST_BYTES])
+        value, length = unpickle(program, names, lambda id: _storage(id, storages))
+        position += length
+        return value
+
+    if next_pickle() != LEGACY_MAGIC or next_pickle() != LEGACY_PROTOCOL:
+        raise PickleDamage("torch did not write it")
+    facts = next_pickle()
+    order = ">" if isinstance(facts, dict) and facts.get("little_endian") is False else "<"
+    content, keys = next_pickle(), next_pickle()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise PickleDamage("it has no list of storages")
+    records = {}
+    for key in keys:
+        (count,) = struct.unpack_from(f"{order}q", whole, position)
+        if key not in storages or storages[key].count != count:
+            raise PickleDamage(f"its storage {key[:20]!r} is not what its tensors say")
+        end = position + 8 + count * np.dtype(KINDS[storages[key].kind][0]).itemsize
+        records[key] = whole[position + 8 : end]
+        position = end
+    return TorchFile(
+        path, content, len(whole), lambda key: records.get(key, memoryview(b"")), order
+    )
+
+
+def _storage(id: Any, seen: dict[str, Storage] | None = None) -> Any:
+    """What a persistent id stands for: numbers, or, in files of before 2020, a class with its source."""
+    if not isinstance(id, tuple) or len(id) < 4 or id[0] not in ("storage", "module"):
+        raise PickleDamage("it refers to what no file of torch has")
+    if id[0] == "module":
+        return id[1]
+    _, kind, key, _, count, *view = id
+    match = _STORAGE.fullmatch(kind.full_name) if isinstance(kind, Name) else None
+    if not match or type(key) is not str or type(count) is not int or not 0 <= count < LARGEST:
+        raise PickleDamage("a storage is described in an impossible way")
+    if any(part is not None for part in view):
+        raise PickleDamage("its storages are parts of others, which only torch before 0.4 wrote")
+    storage = Storage(match[1], key, count)
+    return storage if seen is None else seen.setdefault(key, storage)
+
+
+def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    return StoredTensor(storage, offset, tuple(shape), tuple(stride))
+
+
+def _as_it_is(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _shape(sizes: Any = ()) -> tuple[Any, ...]:
+    return tuple(sizes)
+
+
+_STORAGE = re.compile(rf"torch\.(?:cuda\.)?({'|'.join(KINDS)})Storage")
+
+_TENSOR_NAMES = table(
+    Name("torch._utils._rebuild_tensor", _tensor),
+    Name("torch._utils._rebuild_tensor_v2", _tensor),
+    Name("torch._utils._rebuild_parameter", _as_it_is),
+    Name("torch.nn.parameter.Parameter", _as_it_is),
+    Name("torch.Size", _shape),
+    inert("torch.device"),
+    *(inert(str(kind)) for _, kind in KINDS.values()),
+    *(inert(f"torch.{place}{kind}Storage") for kind in KINDS for place in ("", "cuda.")),
+)
+"""What weights are pickled with."""

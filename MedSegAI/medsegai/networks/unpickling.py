@@ -1,0 +1,293 @@
+"""Pickles from strangers, read into plain containers by an interpreter that can do nothing else.
+
+A pickle is a program for a small machine. Python's own `pickle` runs it on real objects, and a program that may
+not call anything can still make it take gigabytes (the number of a memo slot is believed) or compare for years
+(tuples within tuples as keys). `pickletools` decodes the instructions, and `unpickle` knows the few of them that
+`torch.save` writes; every name that a pickle may ask for is in a table of its caller.
+
+Source of what instructions mean: `pickletools` of the standard library.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_BYTES = 64 << 20
+"""Of a pickle. The largest of nnU-Net, with a log of 1000 epochs of 105 classes, have 4 MB."""
+
+MOST_INSTRUCTIONS = 4_000_000
+"""In a pickle; those largest have 1.5 million."""
+
+LARGEST_KEY = 1 << 31
+"""Whole numbers as keys lie below: from larger ones keys can be made that all collide."""
+
+NAME_SHOWN = 120
+"""Letters of a refused name that a message quotes."""
+
+
+class PickleDamage(ValueError):
+    """The pickle ends early, contradicts itself, or holds what `torch.save` never writes."""
+
+
+class NameRefused(ValueError):
+    """The pickle asks for a name that is not in the table; `str` of the error is that name."""
+
+
+@dataclass
+class Inert:
+    """Stands for an object of any class: it keeps the attributes and does nothing.
+
+    Attributes:
+        kind: full name of the class.
+    """
+
+    kind: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a pickle can ask for by name.
+
+    Attributes:
+        full_name: module and name.
+        make: what calling it gives.
+    """
+
+    full_name: str
+    make: Callable[..., Any]
+
+
+def inert(full_name: str) -> Name:
+    """A class of which an `Inert` is made, whatever it is called with."""
+    return Name(full_name, lambda *_: Inert(full_name))
+
+
+def table(*names: Name) -> dict[str, Name]:
+    """`names` by their full names, with those of the containers of the standard library."""
+    return {name.full_name: name for name in (*CONTAINERS, *names)}
+
+
+def unpickle(
+    program: bytes,
+    names: Mapping[str, Name],
+    persistent: Callable[[Any], Any],
+) -> tuple[Any, int]:
+    """What a pickle holds, and how many bytes of `program` it has.
+
+    Args:
+        program: starts with the pickle.
+        names: what it may ask for, by full name.
+        persistent: gives the object of a persistent id.
+
+    Raises:
+        NameRefused: it asks for another name.
+        PickleDamage: it is damaged, or no pickle that torch writes.
+    """
+    machine = _Machine(names, persistent)
+    stream = io.BytesIO(program[:MOST_BYTES])
+    try:
+        for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
+            if count == MOST_INSTRUCTIONS:
+                raise PickleDamage("it has more instructions than any checkpoint")
+            if instruction.name == "STOP":
+                break
+            step = _STEPS.get(instruction.name)
+            if step is None:
+                raise PickleDamage(f"torch does not write the instruction {instruction.name}")
+            step(machine, argument)
+        return machine.result(), stream.tell()
+    except (NameRefused, PickleDamage):
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError, EOFError) as error:
+        raise PickleDamage(f"{type(error).__name__}: {error}") from None
+
+
+_SIZED = (str, bytes, tuple, list, dict, set)
+
+
+class _Machine:
+    """Stack, marks and memo of a pickle that is being read."""
+
+    def __init__(self, names: Mapping[str, Name], persistent: Callable[[Any], Any]) -> None:
+        self.stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        self._names, self._persistent = names, persistent
+        self._handed_over = 0
+
+    def mark(self) -> None:
+        self._below.append(self.stack)
+        self.stack = []
+
+    def from_mark(self) -> list[Any]:
+        values = self.stack
+        self.stack = self._below.pop()
+        return values
+
+    def result(self) -> Any:
+        if self._below or len(self.stack) != 1:
+            raise PickleDamage("it does not end with one object")
+        return self.stack[0]
+
+    def remember(self, slot: int) -> None:
+        self._memo[slot] = self.stack[-1]
+
+    def recall(self, slot: int) -> None:
+        self.stack.append(self._memo[slot])
+
+    def name(self, spaced: str) -> None:
+        full_name = ".".join(spaced.split(" ", 1))
+        if full_name not in self._names:
+            raise NameRefused(full_name[:NAME_SHOWN])
+        self.stack.append(self._names[full_name])
+
+    def call(self) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if not isinstance(called, Name) or type(arguments) is not tuple:
+            raise PickleDamage("it calls what cannot be called")
+        self._count(arguments, *arguments)
+        self.stack.append(called.make(*arguments))
+
+    def build(self) -> None:
+        """Give an object its attributes; only what stands for objects has any."""
+        state, target = self.stack.pop(), self.stack[-1]
+        self._count(state)
+        if isinstance(target, Inert) and isinstance(state, dict):
+            target.attributes.update(state)
+        elif isinstance(target, Typed):
+            target.refine(state)
+        elif not isinstance(
+            target, OrderedDict
+        ):  # its attribute `_metadata` tells versions of layers
+            raise PickleDamage(f"it sets attributes of a {type(target).__name__}")
+
+    def _count(self, *values: Any) -> None:
+        """Keep a pickle from having one long object copied again and again."""
+        self._handed_over += sum(
+            len(value) // (64 if isinstance(value, str | bytes) else 1)
+            for value in values
+            if isinstance(value, _SIZED)
+        )
+        if self._handed_over > MOST_INSTRUCTIONS:
+            raise PickleDamage("it has its objects copied too often")
+
+    def persistent(self) -> None:
+        self.stack.append(self._persistent(self.stack.pop()))
+
+    def group(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise PickleDamage("its stack is empty")
+        values = tuple(self.stack[len(self.stack) - count :])
+        del self.stack[len(self.stack) - count :]
+        self.stack.append(values)
+
+    def extend(self, values: Iterable[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise PickleDamage("it appends to what is not a list")
+        self.stack[-1].extend(values)
+
+    def update(self, values: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict) or len(values) % 2:
+            raise PickleDamage("it sets items of what is not a dict")
+        pairs = zip(values[::2], values[1::2], strict=True)
+        self.stack[-1].update((checked_key(key), value) for key, value in pairs)
+
+
+class Typed:
+    """An object that takes a state of its own kind."""
+
+    def refine(self, state: Any) -> None:
+        """Take `state`, or raise `PickleDamage`."""
+        raise NotImplementedError
+
+
+def checked_key(key: Any) -> str | int:
+    """A key that is hashed and compared at once.
+
+    Raises:
+        PickleDamage: it is neither text nor a whole number of usual size.
+    """
+    if type(key) is str or (type(key) is int and abs(key) < LARGEST_KEY):
+        return key
+    raise PickleDamage(f"a {type(key).__name__} is the key of a dict or an element of a set")
+
+
+def _ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict((checked_key(key), value) for key, value in pairs)
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    """Bytes as protocol 2 writes them."""
+    if encoding != "latin1":
+        raise PickleDamage(f"it encodes in {str(encoding)[:20]!r}")
+    return text.encode("latin1")
+
+
+def _set(values: Any = ()) -> set[Any]:
+    return {checked_key(value) for value in values}
+
+
+CONTAINERS = (
+    Name("collections.OrderedDict", _ordered),
+    Name("builtins.set", _set),
+    Name("__builtin__.set", _set),
+    Name("_codecs.encode", _encoded),
+)
+
+
+def _push(machine: _Machine, value: Any) -> None:
+    machine.stack.append(value)
+
+
+def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], object]:
+    return lambda machine, _: machine.stack.append(make())
+
+
+_STEPS: dict[str, Callable[[_Machine, Any], object]] = {
+    "PROTO": lambda machine, _: None,
+    **dict.fromkeys(
+        (
+            *(
+                "BININT",
+                "BININT1",
+                "BININT2",
+                "LONG1",
+                "BINFLOAT",
+                "BINUNICODE",
+                "SHORT_BINUNICODE",
+            ),
+            *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+        ),
+        _push,
+    ),
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_DICT": _constant(dict),
+    "EMPTY_TUPLE": _constant(tuple),
+    "MARK": lambda machine, _: machine.mark(),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "TUPLE": lambda machine, _: _push(machine, tuple(machine.from_mark())),
+    "TUPLE1": lambda machine, _: machine.group(1),
+    "TUPLE2": lambda machine, _: machine.group(2),
+    "TUPLE3": lambda machine, _: machine.group(3),
+    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.from_mark()),
+    "SETITEM": lambda machine, _: machine.update([machine.stack.pop(-2), machine.stack.pop()]),
+    "SETITEMS": lambda machine, _: machine.update(machine.from_mark()),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.remember),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.recall),
+    "GLOBAL": _Machine.name,
+    "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.build(),
+    "BINPERSID": lambda machine, _: machine.persistent(),
+}
+"""What torch's protocol 2 consists of, and the short forms of 3 and 4 that need no machine of their own."""
