@@ -91,6 +91,7 @@ SCENE_NAMES = r"slicer|mrml|vtk\w*"
 QT_NAMES = r"qt|ctk"
 SLICER_FILES = (
     (r"MedSegAI\.py", rf"{SCENE_NAMES}|SampleData|PyTorchUtils"),
+    (r"MedSegAILib/self_test\.py", rf"{SCENE_NAMES}|SampleData|MedSegAI"),
     (r"MedSegAILib/scene/\w+\.py", SCENE_NAMES),
     (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
     (r"MedSegAILib/worker/(client|process|examination)\.py", "qt"),

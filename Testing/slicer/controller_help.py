@@ -5,6 +5,7 @@ Each writes down what it is told; the queue between them is the real one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,13 @@ from medsegai.tasks import RefinementRequest
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.controller import Controller
 from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.panel.batch import BatchView
+from MedSegAILib.panel.models import ModelBrowser
+from MedSegAILib.panel.output import PreviewBar
+from MedSegAILib.panel.queue_table import QueueTable
+from MedSegAILib.panel.refining import RefineView
+from MedSegAILib.panel.results import ResultsView
+from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.signals import Signal
 from MedSegAILib.view import Choice, PlaceChoice, RefineChoice, SegmentRow, SeriesRow, StructureRow
@@ -58,19 +66,23 @@ class Node:
 
 
 class Part:
-    """A part of the panel: any signal that is asked for, and a record of every call."""
+    """A part of the panel: the methods of this class, of which every call is written down, and these signals."""
 
-    def __init__(self, *signals: str) -> None:
+    def __init__(self, kind: type, *signals: str) -> None:
+        self._kind = kind
         self.told: list[tuple[Any, ...]] = []
         self.answers: dict[str, Any] = {}
         for name in signals:
             setattr(self, name, Signal())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_"):
-            raise AttributeError(name)
+        real = None if name.startswith("_") else getattr(self._kind, name, None)
+        if real is None:
+            raise AttributeError(f"{self._kind.__name__} has no {name}")
+        signature = inspect.signature(real)
 
         def call(*values: Any, **named: Any) -> Any:
+            signature.bind(self, *values, **named)
             self.told.append((name, *values, *named.values()))
             return self.answers.get(name)
 
@@ -88,8 +100,9 @@ class Panel:
         self.segment_requested, self.cancel_requested = Signal(), Signal()
         self.choice_changed, self.model_changed = Signal(), Signal()
         self.log_requested = Signal()
-        self.preview = Part("accepted", "rejected")
+        self.preview = Part(PreviewBar, "accepted", "rejected")
         self.results = Part(
+            ResultsView,
             "segmentation_chosen",
             "structure_chosen",
             "review_chosen",
@@ -105,6 +118,7 @@ class Panel:
             "keep_requested",
         )
         self.refine = Part(
+            RefineView,
             "segmentation_chosen",
             "choice_changed",
             "preview_requested",
@@ -113,16 +127,17 @@ class Panel:
         )
         self.refine.answers["choice"] = RefineChoice()
         self.queue = Part(
+            QueueTable,
             "move_requested",
             "again_requested",
             "cancel_requested",
             "remove_requested",
             "clear_requested",
         )
-        self.batch = Part("start_requested", "stop_requested", "series_requested")
-        self.settings = Part("place_changed", "test_requested")
+        self.batch = Part(BatchView, "start_requested", "stop_requested", "series_requested")
+        self.settings = Part(SettingsWidgets, "place_changed", "test_requested")
         self.settings.answers["choice"] = PlaceChoice()
-        self.browser = Part("card_chosen", "import_requested", "verify_requested")
+        self.browser = Part(ModelBrowser, "card_chosen", "import_requested", "verify_requested")
         self.chosen = Choice()
         self.state = "idle"
         self.plan: tuple[str, bool] = ("", False)

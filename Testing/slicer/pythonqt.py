@@ -5,7 +5,9 @@ Rules of PythonQt, as they show in the application, that hold here too:
   `button.text()` calls a string, a TypeError;
 - an attribute that Qt does not have cannot be set: AttributeError;
 - `connect("clicked(bool)", function)` and `button.clicked.connect(function)` both connect.
-PythonQt answers a misspelt signal with False, which nobody reads; here it is a `MisspeltSignal`.
+PythonQt answers a misspelt signal with False, which nobody reads; here it is a `NotInSlicer`.
+- a name that the class does not have in Slicer's Qt 5 does not exist here, although PySide6's Qt 6 may have it;
+  calls take no keywords.
 An exception in a slot is printed by both; here it is also kept in `slot_errors`, for a test to check.
 """
 
@@ -20,13 +22,18 @@ from typing import Any, ClassVar
 
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
+import slicer_facts
+from slicer_facts import NotInSlicer, QtClass
 from slicer_widgets import STAND_INS, qMRMLNodeComboBox
+from stand_ins import check_name, check_signal, check_writable, checked_call
 
 slot_errors: list[BaseException] = []
 
 
-class MisspeltSignal(AssertionError):
-    """`connect` names a signal that the class does not have."""
+def _fact(real_class: type) -> QtClass | None:
+    """What Slicer has of a class, or of the nearest that it derives from; None for what Qt keeps to itself."""
+    known = (slicer_facts.qt_class(base.__name__) for base in real_class.__mro__)
+    return next((fact for fact in known if fact is not None), None)
 
 
 class _Kind(type):
@@ -35,7 +42,11 @@ class _Kind(type):
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _foreign(getattr(cls.real_class, name))
+        fact = _fact(cls.real_class)
+        if fact is not None:
+            check_name(fact, name)
+        value = _foreign(getattr(cls.real_class, name))
+        return checked_call(fact, name, value) if fact is not None and _is_method(value) else value
 
 
 class Object(metaclass=_Kind):
@@ -50,23 +61,24 @@ class Object(metaclass=_Kind):
             _python_sides[self._real] = self
 
     def __getattr__(self, name: str) -> Any:
-        meta = self._real.metaObject()
-        if meta.indexOfProperty(name) >= 0:
+        fact = _fact(type(self._real))
+        assert fact is not None, "every one of them is a QObject"
+        check_name(fact, name)
+        if name in fact.properties:
             return _foreign(self._real.property(name))
         if name in _signal_names(self._real):
             return _Signal(self._real, name)
-        return _foreign(getattr(self._real, name))
+        return checked_call(fact, name, _foreign(getattr(self._real, name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        meta = self._real.metaObject()
-        index = meta.indexOfProperty(name)
-        if index < 0 and type(self) is not _kinds.get(self.real_class):
+        fact = _fact(type(self._real))
+        assert fact is not None, "every one of them is a QObject"
+        if name not in fact.properties and type(self) is not _kinds.get(self.real_class):
             object.__setattr__(self, name, value)  # a Python class of the caller's own
             return
-        if index < 0 or not meta.property(index).isWritable():
-            raise AttributeError(f"{meta.className()} has no property {name!r} that can be set")
+        check_writable(fact, name)
         if not self._real.setProperty(name, _native(value)):
-            raise ValueError(f"{meta.className()}.{name} does not take {value!r}")
+            raise ValueError(f"{fact.name}.{name} does not take {value!r}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Object) and other._real is self._real
@@ -76,9 +88,12 @@ class Object(metaclass=_Kind):
 
     def connect(self, signature: str, function: Callable[..., Any]) -> bool:
         name = QtCore.QMetaObject.normalizedSignature(signature).data().decode()
+        fact = _fact(type(self._real))
+        assert fact is not None, "every one of them is a QObject"
+        check_signal(fact, name)
         known = getattr(self._real, "cpp_signals", {}).get(name, name)
         if self._real.metaObject().indexOfSignal(known) < 0:
-            raise MisspeltSignal(f"{self._real.metaObject().className()} has no signal {signature}")
+            raise NotInSlicer(f"Qt 6, or the stand-in for {fact.name}, has no signal {signature}")
         arguments = name.partition("(")[2].rstrip(")")
         count = len(arguments.split(",")) if arguments else 0
         slot = _slot(function, count)
@@ -141,13 +156,53 @@ def _signal_names(real: Any) -> set[str]:
     }
 
 
-_kinds: dict[type, type[Object]] = {}
+_kinds: dict[type, Any] = {}
 
 
-def _kind(real_class: type) -> type[Object]:
+def _kind(real_class: type) -> Any:
     if real_class not in _kinds:
-        _kinds[real_class] = _Kind(real_class.__name__, (Object,), {"real_class": real_class})
+        is_object = issubclass(real_class, QtCore.QObject)
+        meta, base = (_Kind, Object) if is_object else (_ValueKind, Value)
+        _kinds[real_class] = meta(real_class.__name__, (base,), {"real_class": real_class})
     return _kinds[real_class]
+
+
+class Value:
+    """A Qt value that is no QObject, such as a colour or the item of a table, with the names that Slicer has."""
+
+    real_class: ClassVar[type]
+    _real: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        fact = _fact(type(self._real))
+        assert fact is not None, "else it would not be wrapped"
+        check_name(fact, name)
+        return checked_call(fact, name, _foreign(getattr(self._real, name)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Value) and bool(other._real == self._real)
+
+    def __hash__(self) -> int:
+        return hash(self._real)
+
+
+class _ValueKind(_Kind):
+    """Makes values, and gives their enumerations."""
+
+    def __call__(cls, *values: Any) -> Any:
+        return _foreign(cls.real_class(*_native(values)))
+
+
+def _is_value(kind: type) -> bool:
+    return (
+        kind.__module__.startswith("PySide6") and slicer_facts.qt_class(kind.__name__) is not None
+    )
+
+
+def _is_method(value: Any) -> bool:
+    return isinstance(value, types.FunctionType)
 
 
 def _foreign(value: Any) -> Any:
@@ -157,7 +212,11 @@ def _foreign(value: Any) -> Any:
         object.__setattr__(wrapped, "_real", value)
         return wrapped
     if isinstance(value, type):
-        return _kind(value) if issubclass(value, QtCore.QObject) else value
+        return _kind(value) if issubclass(value, QtCore.QObject) or _is_value(value) else value
+    if _is_value(type(value)):
+        wrapped = object.__new__(_kind(type(value)))
+        object.__setattr__(wrapped, "_real", value)
+        return wrapped
     if isinstance(value, list):
         return tuple(_foreign(item) for item in value)
     if callable(value) and not isinstance(value, types.FunctionType | type):
@@ -174,7 +233,7 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _native(value: Any) -> Any:
     """What a script gives, as PySide6 wants it."""
-    if isinstance(value, Object):
+    if isinstance(value, Object | Value):
         return value._real
     if isinstance(value, tuple | list):
         return type(value)(_native(item) for item in value)
@@ -187,6 +246,8 @@ class Module(types.ModuleType):
     """The module `qt`: all of QtCore, QtGui and QtWidgets in one."""
 
     def __getattr__(self, name: str) -> Any:
+        if name not in slicer_facts.names_of("qt"):
+            raise AttributeError(f"module 'qt' has no attribute {name!r} in Slicer")
         for source in (QtCore, QtGui, QtWidgets):
             if hasattr(source, name):
                 return _foreign(getattr(source, name))
@@ -205,7 +266,7 @@ def load_ui(path: str | Path) -> Object:
     """What `slicer.util.loadUI` does, with stand-ins for the widgets of Slicer and CTK.
 
     Raises:
-        AssertionError: the file sets a property that the widget does not have, uses a class that
+        AssertionError: the file sets a property that the widget does not have in Slicer, uses a class that
             neither Qt nor `slicer_widgets` has, or connects what cannot be connected.
     """
     tree = ElementTree.parse(path)
@@ -239,9 +300,11 @@ def _child(widget: Any, name: str) -> Any:
 def _check_widget(widget: Any, element: ElementTree.Element) -> None:
     kind = element.attrib["class"]
     assert widget.metaObject().className() == kind, f"unknown class {kind}"
+    fact = slicer_facts.qt_class(kind)
+    assert fact is not None, f"Slicer has no class {kind}"
     for item in element.findall("property"):
-        name = item.attrib["name"]
-        assert widget.metaObject().indexOfProperty(name) >= 0, f"{kind} has no property {name}"
+        check_writable(fact, item.attrib["name"])
+        assert widget.metaObject().indexOfProperty(item.attrib["name"]) >= 0, item.attrib["name"]
 
 
 def new_node_selector() -> Object:

@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import slicer
@@ -19,10 +19,11 @@ import slicer.util
 import vtk
 
 import pythonqt
+from stand_ins import Face, behind, faced, like, put
 
 
 class ModificationModes:
-    """`slicer.qSlicerSegmentEditorAbstractEffect`."""
+    """`slicer.qSlicerSegmentEditorAbstractEffect`; see `ScriptedEffect` for what it has."""
 
     ModificationModeSet = slicer.vtkSlicerSegmentEditorLogic.ModificationModeSet
     ModificationModeAdd = slicer.vtkSlicerSegmentEditorLogic.ModificationModeAdd
@@ -30,22 +31,22 @@ class ModificationModes:
     ModificationModeRemoveAll = slicer.vtkSlicerSegmentEditorLogic.ModificationModeRemoveAll
 
 
+KIND = "qSlicerSegmentEditorScriptedEffect"
+
+
 class ScriptedEffect:
-    """`qSlicerSegmentEditorScriptedEffect`: attributes that it does not have cannot be set."""
+    """A qSlicerSegmentEditorScriptedEffect, of which the script sees a `Face`."""
 
     NotConfirmed, ConfirmedWithoutDialog, ConfirmedWithDialog = range(3)
-    PROPERTIES: ClassVar[set[str]] = {"name", "title", "perSegment", "requireSegments"}
 
-    def __init__(self, parent: Any) -> None:
-        assert parent is None
-        vars(self).update(
-            name="", title="", perSegment=True, logic=None, actors={}, options=[], confirmation=1
-        )
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self.PROPERTIES:
-            raise AttributeError(f"qSlicerSegmentEditorScriptedEffect has no property {name!r}")
-        vars(self)[name] = value
+    def __init__(self) -> None:
+        self.name = self.title = ""
+        self.perSegment = True
+        self.logic: Any = None
+        self.actors: dict[Any, list[Any]] = {}
+        self.options: list[Any] = []
+        self.confirmation = 1
+        self._python: Any = None
 
     def setPythonSource(self, path: str) -> bool:
         file = Path(path)
@@ -60,11 +61,11 @@ class ScriptedEffect:
             sys.modules[file.parent.name] = module
             spec.loader.exec_module(module)
         assert file.stem.endswith("Effect")
-        vars(self)["python"] = getattr(module, file.stem)(self)
+        self._python = getattr(module, file.stem)(faced(self, KIND))
         return True
 
     def self(self) -> Any:
-        return vars(self)["python"]
+        return self._python
 
     def parameterSetNode(self) -> Any:
         return self.logic.GetSegmentEditorNode()
@@ -91,7 +92,7 @@ class ScriptedEffect:
         )
 
     def confirmCurrentSegmentVisible(self) -> int:
-        return int(vars(self)["confirmation"])
+        return self.confirmation
 
     # parameters
 
@@ -122,41 +123,48 @@ class ScriptedEffect:
         return widget
 
     def addActor2D(self, view: Any, actor: Any) -> None:
-        self.actors.setdefault(view, []).append(actor)
+        self.actors.setdefault(behind(view), []).append(actor)
 
     def removeActor2D(self, view: Any, actor: Any) -> None:
-        self.actors[view].remove(actor)
+        self.actors[behind(view)].remove(actor)
 
     def scheduleRender(self, view: Any) -> None:
         """Views are not drawn here."""
 
 
+@like(
+    "SegmentEditorEffects.AbstractScriptedSegmentEditorEffect.AbstractScriptedSegmentEditorEffect"
+)
 class AbstractScriptedSegmentEditorEffect:
-    def __init__(self, scriptedEffect: ScriptedEffect) -> None:
+    def __init__(self, scriptedEffect: Any) -> None:
         self.scriptedEffect = scriptedEffect
 
     def register(self) -> None:
         slicer.qSlicerSegmentEditorEffectFactory.instance().registerEffect(self.scriptedEffect)
 
-    def xyToRas(self, xy: Any, view: Any) -> list[float]:
-        point = (
-            view.mrmlSliceNode().GetXYToRAS().MultiplyPoint((float(xy[0]), float(xy[1]), 0.0, 1.0))
-        )
-        return list(point[:3])
+    def xyToRas(self, xy: Any, viewWidget: Any) -> list[float]:
+        to_ras = viewWidget.mrmlSliceNode().GetXYToRAS()
+        return list(to_ras.MultiplyPoint((float(xy[0]), float(xy[1]), 0.0, 1.0))[:3])
 
 
 class EffectFactory:
+    """The one qSlicerSegmentEditorEffectFactory."""
+
     def __init__(self) -> None:
-        self.effects: list[ScriptedEffect] = []
+        self.effects: list[Any] = []
 
-    def instance(self) -> EffectFactory:
-        return self
+    def instance(self) -> Any:
+        return faced(self, "qSlicerSegmentEditorEffectFactory")
 
-    def registerEffect(self, effect: ScriptedEffect) -> bool:
+    def registerEffect(self, effect: Any) -> bool:
+        assert isinstance(effect, Face)
         if effect.name in [known.name for known in self.effects]:
             return False
         self.effects.append(effect)
         return True
+
+    def registeredEffects(self) -> tuple[Any, ...]:
+        return tuple(self.effects)
 
 
 class SliceView:
@@ -195,43 +203,20 @@ def _cross(first: Any, second: Any) -> tuple[float, float, float]:
     return out[0], out[1], out[2]
 
 
-class Interactor:
-    """The mouse and the keyboard over a view."""
-
-    def __init__(self) -> None:
-        self.position = (0, 0)
-        self.keys: set[str] = set()
-        self.key = ""
-
-    def GetEventPosition(self) -> tuple[int, int]:
-        return self.position
-
-    def GetControlKey(self) -> int:
-        return int("Control" in self.keys)
-
-    def GetShiftKey(self) -> int:
-        return int("Shift" in self.keys)
-
-    def GetAltKey(self) -> int:
-        return int("Alt" in self.keys)
-
-    def GetKeySym(self) -> str:
-        return self.key
-
-
 class Mouse:
     """What a user does over a view."""
 
     def __init__(self, effect: Any, view: SliceView) -> None:
-        self.interactor, self._effect, self._view = Interactor(), effect, view
+        self.interactor, self._effect, self._view = vtk.vtkRenderWindowInteractor(), effect, view
 
     def send(self, event: int) -> bool:
-        answer = self._effect.processInteractionEvents(self.interactor, event, self._view)
+        shown = faced(self._view, "qMRMLSliceWidget")
+        answer = self._effect.processInteractionEvents(self.interactor, event, shown)
         assert answer in (True, False), "Slicer takes a bool only"
         return bool(answer)
 
     def at(self, ras: Any) -> None:
-        self.interactor.position = self._view.xy(ras)
+        self.interactor.SetEventPosition(*self._view.xy(ras))
 
     def press(self, ras: Any) -> bool:
         self.at(ras)
@@ -245,15 +230,21 @@ class Mouse:
         return self.send(vtk.vtkCommand.LeftButtonReleaseEvent)
 
     def stroke(self, *points: Any, keys: tuple[str, ...] = ()) -> None:
-        self.interactor.keys = set(keys)
+        self.hold(*keys)
         self.press(points[0])
         for point in points[1:]:
             self.move(point)
         self.release()
-        self.interactor.keys = set()
+        self.hold()
+
+    def hold(self, *keys: str) -> None:
+        """Hold these of Control, Shift and Alt, and no other."""
+        self.interactor.SetControlKey(int("Control" in keys))
+        self.interactor.SetShiftKey(int("Shift" in keys))
+        self.interactor.SetAltKey(int("Alt" in keys))
 
     def type(self, key: str) -> bool:
-        self.interactor.key = key
+        self.interactor.SetKeySym(key)
         return self.send(vtk.vtkCommand.KeyPressEvent)
 
 
@@ -261,25 +252,31 @@ def start(patch: pytest.MonkeyPatch) -> EffectFactory:
     """Make the modules and classes that effects use, until the patch is undone."""
     pythonqt.install()
     factory = EffectFactory()
-    patch.setattr(slicer.util, "mainWindow", lambda: None)
-    patch.setattr(slicer, "qSlicerSegmentEditorEffectFactory", factory, raising=False)
+    put(patch, "slicer.util.mainWindow", lambda: None)
+    patch.setattr(slicer, "qSlicerSegmentEditorEffectFactory", factory.instance(), raising=False)
     patch.setattr(slicer, "qSlicerSegmentEditorAbstractEffect", ModificationModes, raising=False)
     base = types.ModuleType("SegmentEditorEffects")
     vars(base)["AbstractScriptedSegmentEditorEffect"] = AbstractScriptedSegmentEditorEffect
     effects = types.ModuleType("qSlicerSegmentationsEditorEffectsPythonQt")
-    vars(effects)["qSlicerSegmentEditorScriptedEffect"] = ScriptedEffect
+    vars(effects)["qSlicerSegmentEditorScriptedEffect"] = new_effect
     patch.setitem(sys.modules, base.__name__, base)
     patch.setitem(sys.modules, effects.__name__, effects)
     patch.delitem(sys.modules, "MedSegAIEffects", raising=False)
     return factory
 
 
+def new_effect(parent: Any) -> Any:
+    """What `qSlicerSegmentEditorScriptedEffect(None)` gives."""
+    assert parent is None
+    return faced(ScriptedEffect(), KIND)
+
+
 def open_editor(register: Callable[[], None], factory: EffectFactory, logic: Any) -> ScriptedEffect:
     """Register the effect and activate a clone of it, as the editor widget does."""
     register()
     (registered,) = factory.effects
-    effect: ScriptedEffect = registered.self().clone()
-    vars(effect)["logic"] = logic
+    effect: ScriptedEffect = behind(registered.self().clone())
+    effect.logic = logic
     effect.self().setupOptionsFrame()
     effect.self().setMRMLDefaults()
     effect.self().updateGUIFromMRML()

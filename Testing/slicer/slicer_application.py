@@ -1,7 +1,8 @@
 """What `slicer-core` lacks of the application, on the real scene: enough to run the module's entry.
 
 `start` gives the module `slicer` its `mrmlScene`, `app` and `modules`, and the Python files that the
-wheel leaves out; `slicer.util` then works as it is. Widgets come from `pythonqt`.
+wheel leaves out; `slicer.util` then works as it is. Widgets come from `pythonqt`. Each stand-in shows what Slicer
+has, and nothing else: see `stand_ins`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import slicer
 import slicer.util
 
 import pythonqt
+import slicer_facts
+from stand_ins import faced, like, put, put_module, put_object
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSegAI"
 
 
 class Settings:
-    """What of QSettings is used; values come back as they went in."""
+    """A QSettings; values come back as they went in."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -35,7 +38,7 @@ class Settings:
 
 
 class Application:
-    """`slicer.app`."""
+    """`slicer.app`, a qSlicerApplication, and what a test does with it."""
 
     applicationName = "Slicer"
 
@@ -52,11 +55,12 @@ class Application:
         return True
 
     def start(self) -> None:
+        """Tell those who wait that Slicer has started. As in Qt, what one raises keeps none of the others."""
         for function in self.starting:
             function()
 
     def userSettings(self) -> Any:
-        return self.settings
+        return faced(self.settings, "QSettings")
 
     def quit(self) -> None:
         for function in self.quitting:
@@ -69,19 +73,26 @@ class Application:
         return self.testing
 
 
-class _Module:
-    def __init__(self, logic: Any) -> None:
-        self._logic = logic
+class Modules:
+    """`slicer.modules`: those that Slicer has, of which these have a logic here."""
 
-    def logic(self) -> Any:
-        return self._logic
+    def __init__(self, **logics: Any) -> None:
+        self._logics = logics
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in slicer_facts.slicer_modules():
+            raise slicer_facts.NotInSlicer(f"Slicer has no module {name}")
+        module = types.SimpleNamespace(logic=lambda: self._logics[name])
+        return faced(module, "qSlicerAbstractCoreModule(segmentations)")
 
 
+@like("slicer.ScriptedLoadableModule.ScriptedLoadableModule")
 class ScriptedLoadableModule:
     def __init__(self, parent: Any) -> None:
         self.parent = parent
 
 
+@like("slicer.ScriptedLoadableModule.ScriptedLoadableModuleWidget")
 class ScriptedLoadableModuleWidget:
     """As in Slicer: without a parent it makes its own, and calls `setup` by itself."""
 
@@ -99,18 +110,20 @@ class ScriptedLoadableModuleWidget:
     def setup(self) -> None:
         """Slicer adds the developer's section here."""
 
-    def resourcePath(self, name: str) -> str:
-        return str(MODULE_FOLDER / "Resources" / name)
+    def resourcePath(self, filename: str) -> str:
+        return str(MODULE_FOLDER / "Resources" / filename)
 
     def onReload(self) -> None:
         self.reloaded = True
 
 
+@like("slicer.ScriptedLoadableModule.ScriptedLoadableModuleLogic")
 class ScriptedLoadableModuleLogic:
     def __init__(self, parent: Any = None) -> None:
         super().__init__()
 
 
+@like("slicer.ScriptedLoadableModule.ScriptedLoadableModuleTest")
 class ScriptedLoadableModuleTest(unittest.TestCase):
     def delayDisplay(self, message: str, requestedDelay: Any = None, msec: Any = None) -> None:
         """Slicer shows the message for a moment."""
@@ -122,27 +135,25 @@ def start(scene: Any, patch: pytest.MonkeyPatch) -> Application:
     segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
     volumes = slicer.vtkSlicerVolumesLogic()
     volumes.SetMRMLScene(scene)
-    modules = types.SimpleNamespace(segmentations=_Module(segmentations), volumes=_Module(volumes))
+    modules = Modules(segmentations=segmentations, volumes=volumes)
     patch.setattr(slicer, "mrmlScene", scene, raising=False)
-    patch.setattr(slicer, "app", application, raising=False)
     patch.setattr(slicer, "modules", modules, raising=False)
-    patch.setattr(slicer.util, "loadUI", pythonqt.load_ui)
-    patch.setattr(slicer.util, "childWidgetVariables", pythonqt.child_widget_variables)
-    patch.setattr(slicer.util, "mainWindow", lambda: None)
     patch.setattr(slicer, "qMRMLNodeComboBox", pythonqt.new_node_selector, raising=False)
-    _add_module(patch, "i18n", tr=lambda text: text, translate=lambda context, text: text)
+    put_object(patch, "app", "qSlicerApplication", application)
+    put(patch, "slicer.util.loadUI", pythonqt.load_ui)
+    put(patch, "slicer.util.childWidgetVariables", pythonqt.child_widget_variables)
+    put(patch, "slicer.util.mainWindow", lambda: None)
+    put_module(
+        patch,
+        "slicer.i18n",
+        {"tr": lambda text: text, "translate": lambda context, text: text},
+    )
     bases = (
         ScriptedLoadableModule,
         ScriptedLoadableModuleWidget,
         ScriptedLoadableModuleLogic,
         ScriptedLoadableModuleTest,
     )
-    _add_module(patch, "ScriptedLoadableModule", **{base.__name__: base for base in bases})
+    module = put_module(patch, "slicer.ScriptedLoadableModule", {})
+    vars(module).update({base.__name__: base for base in bases})
     return application
-
-
-def _add_module(patch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
-    module = types.ModuleType(f"slicer.{name}")
-    vars(module).update(content)
-    patch.setitem(sys.modules, f"slicer.{name}", module)
-    patch.setattr(slicer, name, module, raising=False)

@@ -8,6 +8,7 @@ import pytest
 import slicer
 
 import pythonqt
+import slicer_facts
 from panel_help import UI
 
 
@@ -15,9 +16,9 @@ def test_the_adapter_finds_a_misspelt_signal() -> None:
     import qt
 
     button = qt.QPushButton("Go")
-    with pytest.raises(pythonqt.MisspeltSignal):
+    with pytest.raises(slicer_facts.NotInSlicer):
         button.connect("click()", print)
-    with pytest.raises(pythonqt.MisspeltSignal):
+    with pytest.raises(slicer_facts.NotInSlicer):
         button.connect("clicked(int)", print)
     assert button.connect("clicked(bool)", print)
 
@@ -95,3 +96,23 @@ def test_the_adapter_lets_a_script_derive_a_filter_of_events() -> None:
     button.close()
     assert qt.QEvent.Show in kept.seen
     assert qt.QEvent.Close in kept.seen
+
+
+def test_the_adapter_has_the_names_of_slicers_qt_alone() -> None:
+    """PySide6 has more: names of Qt 6, keywords, and what Qt's Python for Slicer does not wrap."""
+    import qt
+
+    box, item = qt.QCheckBox("Go"), qt.QTableWidgetItem("Go")
+    with pytest.raises(slicer_facts.NotInSlicer):
+        box.connect("checkStateChanged(Qt::CheckState)", print)
+    with pytest.raises(slicer_facts.NotInSlicer):
+        box.initStyleOptions  # noqa: B018
+    with pytest.raises(slicer_facts.NotInSlicer):
+        item.setTextColour("red")
+    with pytest.raises(slicer_facts.NotInSlicer):
+        qt.QColor.fromString("#fff")  # since Qt 6.4
+    with pytest.raises(TypeError, match="takes no keywords"):
+        box.setText(text="Stop")
+    assert item.text() == "Go"
+    assert qt.QColor("#ff0000").red() == 255
+    assert qt.QColor("#ff0000") == qt.QColor(255, 0, 0)

@@ -33,6 +33,7 @@ from MedSegAILib.scene import dicom_database
 from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
 from MedSegAILib.worker.place import Place
 from panel_help import UI, Heard, click, find, new_panel
+from stand_ins import faced, put_object
 
 
 @pytest.fixture
@@ -285,8 +286,13 @@ class Database:
         return self.files.get(series, ())
 
 
+def shown(files: dict[str, tuple[str, ...]]) -> Any:
+    """The database as the module sees it."""
+    return faced(Database(files), "ctkDICOMDatabase")
+
+
 def test_what_the_database_holds() -> None:
-    rows = dicom_database.series_of(Database({}))
+    rows = dicom_database.series_of(shown({}))
     assert rows == [
         SeriesRow("Doe^Jane", "Brain", "T1", "a"),
         SeriesRow("Roe^Max", "Brain", "", "b"),
@@ -296,7 +302,7 @@ def test_what_the_database_holds() -> None:
     empty = Database({})
     empty.patients = lambda: ()  # type: ignore[method-assign]
     with pytest.raises(InputError, match="holds no images"):
-        dicom_database.series_of(empty)
+        dicom_database.series_of(faced(empty, "ctkDICOMDatabase"))
 
 
 def test_the_database_is_slicers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -305,19 +311,19 @@ def test_the_database_is_slicers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(InputError, match="is not open"):
         host.dicom_series()
     files = {"a": (str(tmp_path / "1.dcm"),)}
-    monkeypatch.setattr(slicer, "dicomDatabase", Database(files), raising=False)
+    put_object(monkeypatch, "dicomDatabase", "ctkDICOMDatabase", Database(files))
     assert host.dicom_folder(host.dicom_series()[0]) == str(tmp_path)
 
 
 def test_where_a_series_lies(tmp_path: Path) -> None:
     row = SeriesRow("Doe^Jane", "Brain", "T1", "a")
     here = tuple(str(tmp_path / name) for name in ("1.dcm", "2.dcm"))
-    assert dicom_database.folder_of(Database({"a": here}), row) == str(tmp_path)
+    assert dicom_database.folder_of(shown({"a": here}), row) == str(tmp_path)
     (tmp_path / "other").mkdir()
     apart = (*here, str(tmp_path / "other" / "3.dcm"))
     for files, said in (((), "not on this computer"), (apart, "lie in 2 folders")):
         with pytest.raises(InputError, match=said):
-            dicom_database.folder_of(Database({"a": files}), row)
+            dicom_database.folder_of(shown({"a": files}), row)
     gone = (str(tmp_path / "gone" / "1.dcm"),)
     with pytest.raises(InputError, match="not on this computer"):
         dicom_database.folder_of(Database({"a": gone}), row)

@@ -76,7 +76,7 @@ def test_a_stroke_beside_the_image_changes_nothing(editing: Bench) -> None:
 
 
 def test_a_hidden_segment_is_not_painted_unasked(editing: Bench) -> None:
-    vars(editing.effect)["confirmation"] = editing.effect.ConfirmedWithDialog
+    editing.effect.confirmation = editing.effect.ConfirmedWithDialog
     assert editing.mouse.press(editing.at(14, 10, 8))
     assert not editing.tool.painting
 
@@ -113,9 +113,9 @@ def test_other_buttons_and_views_are_left_alone(editing: Bench) -> None:
     elsewhere = segment_editor.Mouse(editing.panel, three_d)
     assert not elsewhere.press(editing.at(14, 10, 8))
     for keys in ("Shift", "Alt"):
-        editing.mouse.interactor.keys = {keys}
+        editing.mouse.hold(keys)
         assert not editing.mouse.press(editing.at(14, 10, 8))
-    editing.mouse.interactor.keys = set()
+    editing.mouse.hold()
     assert not editing.mouse.send(vtk.vtkCommand.RightButtonPressEvent)
     assert not editing.mouse.move(editing.at(14, 10, 8))
     assert not editing.mouse.type("x")
@@ -134,8 +134,8 @@ def test_settings_are_kept_with_the_scene(editing: Bench) -> None:
     editing.panel.radiusBox.value = 7.5
     editing.panel.reachBox.value = 11.0
     editing.panel.outsideButton.click()
-    other = segment_editor.ScriptedEffect(None)
-    vars(other)["logic"] = editing.logic
+    other = segment_editor.ScriptedEffect()
+    other.logic = editing.logic
     other.setPythonSource(register.__globals__["EFFECT_FILE"].as_posix())
     other.self().setupOptionsFrame()
     other.self().setMRMLDefaults()

@@ -22,6 +22,7 @@ from MedSegAILib.panel.handover_dialog import HandOverDialog
 from MedSegAILib.scene.dicom_database import source_of
 from MedSegAILib.view import HandOverChoice
 from panel_help import UI, click, find, new_panel
+from stand_ins import faced
 
 REASON = "Head was not loaded by the module DICOM."
 
@@ -126,6 +127,11 @@ def test_dialog_and_engine_know_the_same_things() -> None:
         assert getattr(plain, name) == getattr(default, name)
 
 
+def shown(files: dict[str, tuple[str, ...]]) -> Any:
+    """The database as the module sees it."""
+    return faced(Database(files), "ctkDICOMDatabase")
+
+
 class Database:
     """What Slicer's DICOM database answers: files by series, and their instances."""
 
@@ -146,7 +152,7 @@ def test_the_series_behind_a_volume(
     mrml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
-    database = Database({"9.8": (str(tmp_path / "1.2.3.dcm"), str(tmp_path / "1.2.4.dcm"))})
+    database = shown({"9.8": (str(tmp_path / "1.2.3.dcm"), str(tmp_path / "1.2.4.dcm"))})
     with pytest.raises(InputError, match="Head was not loaded by the module DICOM"):
         source_of(database, volume)
     with pytest.raises(InputError, match="not in the scene"):
@@ -156,9 +162,9 @@ def test_the_series_behind_a_volume(
     host = Host(lambda: None, lambda: None, None, None)
     monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
     assert host.dicom_source(volume) == (str(tmp_path), "9.8")
-    for gone in (None, Database({})):
+    for gone in (None, shown({})):
         with pytest.raises(InputError, match="no longer in Slicer's DICOM database"):
             source_of(gone, volume)
-    moved = Database({"9.8": (str(tmp_path / "gone" / "1.2.3.dcm"),)})
+    moved = shown({"9.8": (str(tmp_path / "gone" / "1.2.3.dcm"),)})
     with pytest.raises(InputError, match="not on this computer"):
         source_of(moved, volume)

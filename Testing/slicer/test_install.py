@@ -14,6 +14,7 @@ import slicer
 
 from medsegai.errors import WorkerError
 from MedSegAILib import install
+from stand_ins import heard, put, put_module
 
 ALL = {
     "torch": "2.9.0",
@@ -49,16 +50,14 @@ class Slicer:
     def give_packaging(self, error: Exception | None = None) -> None:
         """A Slicer that has `slicer.packaging`."""
 
-        def pip_ensure(requirements: list[str], constraints: Path, **options: Any) -> None:
-            self.constraints = constraints.read_text().split()
-            self.calls.append({"requirements": requirements, **options})
+        def pip_ensure(given: dict[str, Any]) -> None:
+            self.constraints = given.pop("constraints").read_text().split()
+            self.calls.append(given)
             if error:
                 raise error
 
-        module = types.ModuleType("slicer.packaging")
-        module.pip_ensure = pip_ensure  # type: ignore[attr-defined]
-        self._patch.setitem(sys.modules, "slicer.packaging", module)
-        self._patch.setattr(slicer, "packaging", module, raising=False)
+        module = put_module(self._patch, "slicer.packaging", {})
+        vars(module)["pip_ensure"] = heard("slicer.packaging.pip_ensure", pip_ensure)
 
     def give_old_pip(self, error: Exception | None = None) -> None:
         """A Slicer of before `slicer.packaging`."""
@@ -71,19 +70,20 @@ class Slicer:
 
         self._patch.delitem(sys.modules, "slicer.packaging", raising=False)
         self._patch.delattr(slicer, "packaging", raising=False)
-        self._patch.setattr(slicer.util, "pip_install", pip_install)
+        put(self._patch, "slicer.util.pip_install", pip_install)
 
     def give_torch_extension(self, install_torch: Callable[[], Any]) -> None:
         made = self.torch_calls
 
-        class PyTorchUtilsLogic:
-            def installTorch(self, **options: Any) -> Any:
-                made.append(options)
-                return install_torch()
+        def install_and_note(given: dict[str, Any]) -> Any:
+            made.append(given)
+            return install_torch()
 
-        module = types.ModuleType("PyTorchUtils")
-        module.PyTorchUtilsLogic = PyTorchUtilsLogic  # type: ignore[attr-defined]
-        self._patch.setitem(sys.modules, "PyTorchUtils", module)
+        def new_logic() -> Any:
+            path = "PyTorchUtils.PyTorchUtilsLogic.installTorch"
+            return types.SimpleNamespace(installTorch=heard(path, install_and_note))
+
+        put_module(self._patch, "PyTorchUtils", {"PyTorchUtilsLogic": new_logic})
 
 
 @pytest.fixture

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import slicer
 
+import segment_editor
+from MedSegAILib import self_test as self_tests
 from slicer_application import MODULE_FOLDER
+from stand_ins import heard, put, put_module
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ def test_installing_asks_only_where_somebody_can_answer(
         wanted.append(handover)
 
     monkeypatch.setattr(install, "ensure", ensure)
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
+    put(monkeypatch, "slicer.util.mainWindow", lambda: window)
     application.testing = testing
     fresh_module.install_what_is_missing()
     fresh_module.install_what_is_missing(True)
@@ -106,27 +110,30 @@ def test_the_place_of_the_worker_is_a_setting(module: Any, application: Any) -> 
     assert module.worker().place.kind == "own"
 
 
+class Parent:
+    """The qSlicerScriptedLoadableModule of the module."""
+
+
+def sample_data(patch: pytest.MonkeyPatch, hear: Callable[[dict[str, Any]], None]) -> None:
+    """The module SampleData, which tells what is registered."""
+    path = "SampleDataLogic.registerCustomSampleDataSource"
+    module = put_module(patch, "SampleData", {path: lambda: None})
+    module.SampleDataLogic.registerCustomSampleDataSource = staticmethod(
+        heard(f"SampleData.{path}", hear)
+    )
+
+
+def effects() -> list[str]:
+    factory = slicer.qSlicerSegmentEditorEffectFactory.instance()
+    return [effect.name for effect in factory.registeredEffects()]
+
+
 def test_when_slicer_has_started_data_and_effect_are_registered(
     fresh_module: Any, application: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import types
-
     registered: list[dict[str, Any]] = []
-    effects: list[bool] = []
-
-    class SampleDataLogic:
-        @staticmethod
-        def registerCustomSampleDataSource(**source: Any) -> None:
-            registered.append(source)
-
-    sample_data = types.ModuleType("SampleData")
-    sample_data.SampleDataLogic = SampleDataLogic  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
-    monkeypatch.setattr("MedSegAILib.correction.register", lambda: effects.append(True))
-
-    class Parent:
-        pass
-
+    sample_data(monkeypatch, registered.append)
+    segment_editor.start(monkeypatch)
     fresh_module.MedSegAI(Parent())
     application.start()
     (source,) = registered
@@ -134,51 +141,72 @@ def test_when_slicer_has_started_data_and_effect_are_registered(
     assert source["uris"].endswith(digest)
     assert len(digest) == 64
     assert Path(source["thumbnailFileName"]).is_file()
-    assert effects == [True]
+    assert effects() == ["AI correct"]
+
+
+@pytest.mark.parametrize("broken", ["SampleData", "qSlicerSegmentationsEditorEffectsPythonQt"])
+def test_what_fails_at_the_start_costs_nothing_else(
+    fresh_module: Any,
+    application: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+) -> None:
+    registered: list[dict[str, Any]] = []
+    sample_data(monkeypatch, registered.append)
+    segment_editor.start(monkeypatch)
+    monkeypatch.setitem(sys.modules, broken, None)
+    fresh_module.MedSegAI(Parent())
+    application.start()
+    assert len(registered) + len(effects()) == 1
+    assert "failed when Slicer had started" in caplog.text
 
 
 @pytest.fixture
-def self_test(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`MedSegAITest` with the real engine behind the worker, as in the application."""
+def self_test(module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The self-test with the real engine behind the worker, as in the application."""
+    from MedSegAILib import correction
+
     module.close_worker()
     monkeypatch.setenv("PATH", "")  # no PythonSlicer here: this Python stands in for it
     monkeypatch.setattr("shutil.which", lambda name: None)
+    segment_editor.start(monkeypatch)
+    correction.register()
     page = module.MedSegAIWidget()
-    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: page)
-    return module.MedSegAITest()
+    put(monkeypatch, "slicer.util.getModuleWidget", lambda module: page)
+    yield self_tests.SelfTest
+    page.cleanup()
+
+
+SLOW = ("test_brain_model_runs",)
+NAMES = [name for name in dir(self_tests.SelfTest) if name.startswith("test_")]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "test_voxels_and_segments_lie_at_one_place",
-        "test_segments_can_be_edited_at_once",
-        "test_bad_input_is_refused",
-        "test_panel_follows_the_scene",
-        "test_every_part_of_the_panel_works",
-        "test_results_are_listed_and_reviewed",
-        "test_effect_is_in_the_segment_editor",
-        "test_worker_process_answers",
-        pytest.param("test_brain_model_runs", marks=pytest.mark.slow),
-    ],
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
 )
 def test_the_self_test_passes(self_test: Any, name: str) -> None:
-    self_test.setUp()
-    getattr(self_test, name)()
+    self_test(name).debug()
 
 
-def test_the_self_test_runs_all_of_its_tests(self_test: Any, monkeypatch: Any) -> None:
+def test_the_self_test_runs_on_and_names_what_failed(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran: list[str] = []
-    names = [name for name in dir(self_test) if name.startswith("test_")]
-    for name in names:
-        monkeypatch.setattr(self_test, name, _mark(ran, name))
-    self_test.runTest()
-    assert sorted(ran) == sorted(names)
+    for name in NAMES:
+        monkeypatch.setattr(self_tests.SelfTest, name, _mark(ran, name, name == NAMES[1]))
+    said: list[str] = []
+    assert self_tests.run(said.append) == [NAMES[1]]
+    assert ran == NAMES
+    assert said[-1] == f"{len(NAMES) - 1} of {len(NAMES)} tests passed"
+    with pytest.raises(AssertionError, match=NAMES[1]):
+        module.MedSegAITest("runTest").runTest()
 
 
-def _mark(ran: list[str], name: str) -> Any:
-    def test() -> None:
+def _mark(ran: list[str], name: str, fails: bool) -> Any:
+    def test(_self: Any) -> None:
         ran.append(name)
+        assert not fails
 
     test.__name__ = name
     return test

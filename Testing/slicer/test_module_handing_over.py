@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-import slicer
 from slicer.util import arrayFromVolume
 
 from dicom_files import write_series
@@ -25,6 +24,7 @@ from MedSegAILib.scene.statistics import TABLE_REFERENCE
 from MedSegAILib.view import HandOverChoice
 from module_help import head, message, press, segment_voxels, until
 from scene_images import paint
+from stand_ins import put_object
 
 pytest.importorskip("highdicom")
 pytest.importorskip("manifold3d")
@@ -85,7 +85,7 @@ class Case:
         series = self.folder / "series"
         write_series(series, self.image)
         database = Database(series)
-        monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+        put_object(monkeypatch, "dicomDatabase", "ctkDICOMDatabase", database)
         self.volume.SetAttribute("DICOM.instanceUIDs", database.instances)
         return series
 
@@ -103,7 +103,7 @@ class Case:
 
 @pytest.fixture
 def case(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(slicer, "dicomDatabase", None, raising=False)
+    put_object(monkeypatch, "dicomDatabase", "ctkDICOMDatabase", None)
     return Case(module, tmp_path)
 
 

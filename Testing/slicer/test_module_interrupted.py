@@ -17,6 +17,7 @@ from module_help import (
     press,
     until,
 )
+from stand_ins import put
 
 
 def test_closing_the_scene_stops_the_job_and_drops_the_result(
@@ -79,21 +80,21 @@ def test_closing_slicer_asks_while_jobs_are_under_way(
         asked.append(question)
         return False
 
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
-    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", confirm, raising=False)
+    put(monkeypatch, "slicer.util.mainWindow", lambda: "window")
+    put(monkeypatch, "slicer.util.confirmYesNoDisplay", confirm)
     assert page.mayClose()
     assert asked == [], "nothing is under way"
     model_called(monkeypatch, "slow")
     page.panel.choose_input(head())
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    put(monkeypatch, "slicer.util.mainWindow", lambda: None)
     press(page, "segmentButton")
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
+    put(monkeypatch, "slicer.util.mainWindow", lambda: "window")
     assert not page.mayClose()
     assert "1 MedSegAI jobs are under way (Head: Brain" in asked[0]
     application.testing = True
     assert page.mayClose(), "a test must not wait for an answer"
     application.testing = False
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    put(monkeypatch, "slicer.util.mainWindow", lambda: None)
 
 
 @pytest.mark.parametrize("wait", [True, False])
@@ -103,12 +104,8 @@ def test_closing_the_scene_asks_whether_to_wait(
     """With yes the results are there to be saved before the scene goes, with no the jobs stop."""
     saved: list[int] = []
     monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
-    monkeypatch.setattr(
-        slicer.util, "confirmYesNoDisplay", lambda question, title: wait, raising=False
-    )
-    monkeypatch.setattr(
-        slicer.util, "openSaveDataDialog", lambda: saved.append(node_count()), raising=False
-    )
+    put(monkeypatch, "slicer.util.confirmYesNoDisplay", lambda question, title: wait)
+    put(monkeypatch, "slicer.util.openSaveDataDialog", lambda: saved.append(node_count()))
     model_called(monkeypatch, "short")
     page.panel.choose_input(head())
     press(page, "segmentButton")

@@ -22,6 +22,7 @@ from MedSegAILib.panel.install_dialog import InstallDialog
 from MedSegAILib.panel.process import Finished, Programs
 from MedSegAILib.view import PlaceChoice
 from panel_help import UI, Heard, card, click, find, new_panel
+from stand_ins import faced
 
 BRAIN = load_card(BUNDLED_MODELS / "brain")
 
@@ -220,15 +221,15 @@ def test_paths_are_read_from_either_binding(monkeypatch: pytest.MonkeyPatch) -> 
     class FileDialog:
         answer: Any = "/a/b"
 
-        @classmethod
-        def getSaveFileName(cls, *_: Any) -> Any:
-            return cls.answer
+        def getSaveFileName(self, *_: Any) -> Any:
+            return self.answer
 
         getOpenFileName = getExistingDirectory = getSaveFileName
 
-    monkeypatch.setattr(qt, "QFileDialog", FileDialog, raising=False)
+    made = FileDialog()
+    monkeypatch.setattr(qt, "QFileDialog", faced(made, "QFileDialog"), raising=False)
     assert dialogs.save_file(None, "Save", "a.csv", "CSV (*.csv)") == "/a/b"
-    FileDialog.answer = ("/a/c", "CSV (*.csv)")
+    made.answer = ("/a/c", "CSV (*.csv)")
     assert dialogs.open_file(None, "Open", "") == "/a/c"
     assert dialogs.open_folder(None, "Open") == "/a/c"
 

@@ -208,7 +208,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     path = tmp_path / "head.csv"
     path.write_text("old")
 
-    def full(*_: Any, **__: Any) -> Any:
+    def full(_writer: Any, rowdicts: Any) -> Any:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", full)

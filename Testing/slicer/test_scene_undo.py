@@ -26,6 +26,7 @@ from scene_images import (
     shifted,
     two_blocks,
 )
+from stand_ins import faced
 
 
 class Edited(Room):
@@ -129,7 +130,7 @@ def test_without_an_editor_a_note_says_that_there_is_no_undo(mrml: Any) -> None:
 
 
 class EditorWidget:
-    """What is used of qMRMLSegmentEditorWidget."""
+    """A qMRMLSegmentEditorWidget."""
 
     def __init__(self, node: Any, stubborn: bool = False) -> None:
         self.node, self.stubborn, self.saved = node, stubborn, []  # type: ignore[var-annotated]
@@ -149,10 +150,10 @@ def test_the_widget_of_the_application_keeps_the_state_of_the_right_node() -> No
     mine, other = slicer.vtkMRMLSegmentationNode(), slicer.vtkMRMLSegmentationNode()
     for shown in (mine, other, None):
         editor = EditorWidget(shown)
-        assert undo_in(editor)(mine)
+        assert undo_in(faced(editor, "qMRMLSegmentEditorWidget"))(mine)
         assert editor.saved == [mine]
     editor = EditorWidget(other, stubborn=True)
-    assert not undo_in(editor)(mine)
+    assert not undo_in(faced(editor, "qMRMLSegmentEditorWidget"))(mine)
     assert editor.saved == []
 
 

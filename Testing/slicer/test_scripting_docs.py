@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import sys
@@ -14,25 +15,27 @@ import pytest
 import SimpleITK as sitk
 import slicer
 
+from stand_ins import put
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "docs" / "scripting.md").read_text()
 (SLICER_SECTION,) = re.findall(r"^## Slicer\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)
 EXAMPLES = re.findall(r"^### (.+?)$.*?^```python\n(.*?)^```", SLICER_SECTION, re.M | re.S)
 
 
-def load_volume(path: str) -> Any:
+def load_volume(filename: str) -> Any:
     """What `slicer.util.loadVolume` does, without the application's readers."""
     logic = slicer.vtkSlicerVolumesLogic()
     logic.SetMRMLScene(slicer.mrmlScene)
-    node = logic.AddArchetypeVolume(path, "head", 0)
-    assert node is not None, path
+    node = logic.AddArchetypeVolume(filename, "head", 0)
+    assert node is not None, filename
     return node
 
 
-def save_node(node: Any, path: str) -> bool:
+def save_node(node: Any, filename: str) -> bool:
     storage = slicer.vtkMRMLSegmentationStorageNode()
     slicer.mrmlScene.AddNode(storage)
-    storage.SetFileName(path)
+    storage.SetFileName(filename)
     return bool(storage.WriteData(node))
 
 
@@ -40,8 +43,8 @@ def save_node(node: Any, path: str) -> bool:
 def console(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A folder with scans, and Slicer's Python console in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slicer.util, "loadVolume", load_volume, raising=False)
-    monkeypatch.setattr(slicer.util, "saveNode", save_node, raising=False)
+    put(monkeypatch, "slicer.util.loadVolume", load_volume)
+    put(monkeypatch, "slicer.util.saveNode", save_node)
     image = np.zeros((4, 5, 10), np.int16)
     image[1:] = 150
     sitk.WriteImage(sitk.GetImageFromArray(image), "head.nii.gz")
@@ -87,9 +90,13 @@ def test_the_example_that_refines_changes_what_it_names(
     console: dict[str, Any], module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(
-        module.MedSegAILogic, "refine", lambda self, *values, **named: asked.append(named) or ()
-    )
+    real = inspect.signature(module.MedSegAILogic.refine)
+
+    def refine(*values: Any, **named: Any) -> tuple[str, ...]:
+        asked.append(real.bind(*values, **named).arguments)
+        return ()
+
+    monkeypatch.setattr(module.MedSegAILogic, "refine", refine)
     run(CODE[FIRST], console)
     run(CODE["Refine a segmentation that is there"], console)
     assert asked[1]["volumeNode"] is console["volume"]

@@ -56,7 +56,7 @@ def words_on_screen() -> set[str]:
         if isinstance(child, QtWidgets.QComboBox):
             found |= {child.itemText(number) for number in range(child.count())}
     source = (MODULE_FOLDER / "MedSegAI.py").read_text()
-    found |= set(re.findall(r'sampleDescription=_\("(.+?)"\)', source))
+    found |= set(re.findall(r'sampleName="(.+?)"', source))
     asked = EFFECT_FILE.read_text() + (MODULE_FOLDER / "MedSegAILib" / "host.py").read_text()
     return found | set(re.findall(r'_\("(.+?)"\)', asked))
 
@@ -156,7 +156,9 @@ def walk(fresh_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
     assert isinstance(application, QtWidgets.QApplication)
     before = application.style().objectName()
     application.setStyle("Fusion")
-    monkeypatch.setattr("shutil.which", lambda name, *_, **__: None)  # this Python is Slicer's
+    monkeypatch.setattr(
+        "shutil.which", lambda cmd, mode=1, path=None: None
+    )  # this Python is Slicer's
     monkeypatch.setattr(fresh_module, "install_what_is_missing", lambda *_: None)
     monkeypatch.setenv("MEDSEGAI_MODELS", os.devnull)
     page = fresh_module.MedSegAIWidget()
