@@ -233,7 +233,7 @@ def test_the_table_is_filled_again_where_it_shows_what_changed(house: Ward) -> N
     house.finish(CHANGED)
     assert len(house.panel.results.told) == count, "nothing has changed yet"
     house.press("apply")
-    assert house.panel.results.told[-1][0] == "show"
+    assert "show" in [told[0] for told in house.panel.results.told[count:]]
     assert len(house.panel.results.told) == count + 1
 
 
