@@ -233,8 +233,7 @@ def test_the_table_is_filled_again_where_it_shows_what_changed(house: Ward) -> N
     house.finish(CHANGED)
     assert len(house.panel.results.told) == count, "nothing has changed yet"
     house.press("apply")
-    assert "show" in [told[0] for told in house.panel.results.told[count:]]
-    assert len(house.panel.results.told) == count + 1
+    assert [told[0] for told in house.panel.results.told[count:]].count("show") == 1
 
 
 def test_a_closed_scene_takes_jobs_and_previews_along(house: Ward) -> None:

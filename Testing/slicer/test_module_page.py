@@ -31,6 +31,7 @@ from module_help import (
     structures,
     until,
 )
+from stand_ins import faced, put
 
 
 def test_the_page_runs_a_job_and_shows_it(page: Any) -> None:
@@ -291,12 +292,12 @@ def test_the_editor_opens_on_the_structure_of_the_table_and_its_image(
     segmentation = page.controller.results.node
     segment = segmentation.GetSegmentation().GetNthSegmentID(1)
     page.panel.results.structure_chosen.emit(segment)
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: "window")
-    monkeypatch.setattr(slicer.util, "selectModule", lambda name: None, raising=False)
-    widget = SimpleNamespace(editor=editor)
-    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: widget, raising=False)
+    put(monkeypatch, "slicer.util.mainWindow", lambda: "window")
+    put(monkeypatch, "slicer.util.selectModule", lambda name: None)
+    widget = SimpleNamespace(editor=faced(editor, "qMRMLSegmentEditorWidget"))
+    put(monkeypatch, "slicer.util.getModuleWidget", lambda name: widget)
     press(page, "correctButton")
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    put(monkeypatch, "slicer.util.mainWindow", lambda: None)
     last = dict(editor.told)
     assert last == {
         "segmentation": segmentation,
