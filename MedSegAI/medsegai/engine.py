@@ -24,7 +24,7 @@ from medsegai import __version__, plausibility, quality
 from medsegai.answer import Answer
 from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
-from medsegai.errors import GeometryError, ModelError, RequestError
+from medsegai.errors import ModelError, RequestError
 from medsegai.families import Model, Part, Step, load_model
 from medsegai.fusion import (
     Accumulator,
@@ -39,7 +39,7 @@ from medsegai.probabilities import NativeMap, Readable, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.refinements import check, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
 """What a job consists of, and how the stages weigh in its progress."""
@@ -130,12 +130,14 @@ def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume
         progress.step("read", number, len(request.inputs))
         volume = item if isinstance(item, Volume) else read_volume(Path(item))
         warnings += check_scan(volume)
-        if inputs and not inputs[0].geometry.matches(volume.geometry):
-            raise GeometryError(
-                f"{volume.source} ({volume.geometry.describe()}) does not lie on the grid of "
-                f"{inputs[0].source} ({inputs[0].geometry.describe()}). Resample one onto the other first."
-            )
         inputs.append(volume)
+        check_same_grid(
+            volume.geometry,
+            inputs[0].geometry,
+            volume.source,
+            inputs[0].source,
+            "Resample one onto the other first.",
+        )
     return inputs, warnings
 
 

@@ -16,11 +16,10 @@ from scipy.spatial import SphericalVoronoi
 
 from medsegai import plausibility
 from medsegai.boxes import Box, label_boxes
-from medsegai.errors import GeometryError
 from medsegai.io import atomic_path, write_table
 from medsegai.labels import Label, counterparts
 from medsegai.quality import Reference, sentences
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry, Volume, check_same_grid
 
 DIRECTIONS = tuple(step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
 """The 13 lines through a voxel and its neighbours, (k, j, i); each stands for two directions."""
@@ -88,11 +87,13 @@ def measure(
     Raises:
         GeometryError: scan and labels lie on different grids.
     """
-    if image is not None and not image.geometry.matches(labelmap.geometry):
-        raise GeometryError(
-            f"{image.source or 'The scan'} ({image.geometry.describe()}) and "
-            f"{labelmap.source or 'the segmentation'} ({labelmap.geometry.describe()}) lie on different "
-            "grids. Name the scan that was segmented."
+    if image is not None:
+        check_same_grid(
+            labelmap.geometry,
+            image.geometry,
+            labelmap.source or "The segmentation",
+            image.source or "the scan",
+            "Name the scan that was segmented.",
         )
     boxes = label_boxes(labelmap.voxels, [label.value for label in labels])
     rows = []

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from medsegai.errors import GeometryError
 from medsegai.labels import Label
 from medsegai.request import NOT_FOR_DIAGNOSIS
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry, Volume, check_same_grid
 
 LONGEST_SIDE = 420
 """Pixels of the scan's longest side, in mm, on the picture; the other sides follow in scale."""
@@ -92,10 +91,13 @@ def render_preview(
         GeometryError: the volumes do not lie on one grid.
     """
     for other in (labelmap, entropy):
-        if other is not None and not other.geometry.matches(image.geometry):
-            raise GeometryError(
-                f"The picture needs scan and result on one grid, but the scan has "
-                f"{image.geometry.describe()} and the result {other.geometry.describe()}."
+        if other is not None:
+            check_same_grid(
+                other.geometry,
+                image.geometry,
+                "The result",
+                "the scan",
+                "A picture needs both on one grid: name the scan that was segmented.",
             )
     scan, spacing = _towards_sar(image)
     codes = _codes(_towards_sar(labelmap)[0], labels)

@@ -6,7 +6,7 @@ coordinates are RAS in millimetres. Readers and writers convert at the border an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,25 @@ class Geometry:
         apart = np.linalg.norm(((self.ijk_to_ras - other.ijk_to_ras) @ corners)[:3], axis=0)
         return bool(apart.max() <= tolerance_voxels * min(self.spacing_mm))
 
+    def difference(self, other: Geometry) -> str:
+        """How the voxels of `other` lie elsewhere, in words; "" if they do not.
+
+        Sizes, spacing, angle, and the largest distance of corners, whichever differs first.
+        """
+        if self.matches(other):
+            return ""
+        if self.shape != other.shape:
+            return f"they have {_times(self.shape)} and {_times(other.shape)} voxels"
+        spacing = np.array([self.spacing_mm, other.spacing_mm])
+        if np.abs(spacing[0] / spacing[1] - 1).max() * max(self.shape) > 1e-2:
+            return f"their voxels are of {_times_mm(spacing[0])} and of {_times_mm(spacing[1])}"
+        corners = self._corners()
+        apart = np.linalg.norm(((self.ijk_to_ras - other.ijk_to_ras) @ corners)[:3], axis=0)
+        axes = (self.ijk_to_ras[:3, :3] / spacing[0]).T @ (other.ijk_to_ras[:3, :3] / spacing[1])
+        angle = np.degrees(np.arccos(np.clip((np.trace(axes) - 1) / 2, -1, 1)))
+        turned = f", turned by {angle:.3g} degrees" if angle > 0.05 else ""
+        return f"their voxels lie up to {apart.max():.3g} mm apart{turned}"
+
     def describe(self) -> str:
         spacing = " x ".join(f"{length:.4g}" for length in self.spacing_mm)
         size = " x ".join(str(length) for length in reversed(self.shape))
@@ -188,6 +207,37 @@ class Volume:
     def with_voxels(self, voxels: NDArray[Any]) -> Volume:
         """The same place with other voxels."""
         return Volume(voxels, self.geometry, self.source, self.notes)
+
+
+def check_same_grid(
+    one: Geometry, other: Geometry, name: str, other_name: str, what_to_do: str
+) -> None:
+    """The one place where it is decided whether two images belong together: they have the same voxels in space.
+
+    Args:
+        one: grid of an image, or of labels.
+        other: grid of what should lie on it.
+        name: what `one` is called in the message.
+        other_name: the same of `other`.
+        what_to_do: the end of the message.
+
+    Raises:
+        GeometryError: they differ by more than a hundredth of a voxel; it says in what, and by how much.
+    """
+    difference = one.difference(other)
+    if difference:
+        raise GeometryError(
+            f"{name} ({one.describe()}) does not lie on the grid of {other_name} ({other.describe()}): "
+            f"{difference}. {what_to_do}"
+        )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in reversed(shape))
+
+
+def _times_mm(spacing: Iterable[float]) -> str:
+    return " x ".join(f"{length:.5g}" for length in spacing) + " mm"
 
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:

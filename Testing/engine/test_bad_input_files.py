@@ -258,7 +258,8 @@ def test_an_image_larger_than_the_memory_is_refused(
     path = save(tmp_path, ".nii")
     monkeypatch.setattr("medsegai.io.files._memory_bytes", lambda: 100)
     message = refused(path)
-    assert "the voxels need 420 bytes, and this machine has 100 bytes of memory" in message
+    assert "its 420 bytes of voxels takes 840 bytes of memory" in message
+    assert "this machine has 100 bytes free" in message
 
 
 def test_half_of_a_pair(tmp_path: Path) -> None:

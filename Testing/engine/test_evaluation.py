@@ -205,7 +205,7 @@ def test_other_grids_are_refused(other: dict[str, Any]) -> None:
     labels = blobs(10)
     here = volume(labels, source="here.nii.gz")
     there = volume(labels, **{"source": "there.nrrd"} | other)
-    with pytest.raises(GeometryError, match=r"here\.nii\.gz.*there\.nrrd.*different grids"):
+    with pytest.raises(GeometryError, match=r"here\.nii\.gz.*there\.nrrd"):
         evaluate(here, there, [label(1)])
 
 

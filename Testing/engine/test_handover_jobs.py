@@ -195,7 +195,7 @@ def test_mistakes_and_a_stop_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="colour"):
         export_segments(asked(tmp_path, csv="t.csv", colour="red"), Progress())
     other = replace(asked(tmp_path, seg="s.dcm"), labelmap=drawn("straight"))
-    with pytest.raises(GeometryError, match="different grids"):
+    with pytest.raises(GeometryError, match="does not lie on the grid"):
         export_segments(other, Progress())
     progress = Progress(lambda event: progress.cancel.set() if event.stage == "write" else None)
     with pytest.raises(Cancelled):

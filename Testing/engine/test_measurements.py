@@ -214,28 +214,38 @@ def test_labels_in_another_order_are_laid_on_the_scan(
 ) -> None:
     labelmap, image = organs()
     there = labelmap.geometry.permuted(order).flipped(*flips)
-    voxels = np.flip(labelmap.voxels.transpose(order), flips)
-    box = tuple(slice(1, size) for size in voxels.shape)  # nothing lies in the first slices
-    part = np.concatenate([np.argwhere(voxels), [[1, 1, 1]]]).min(axis=0) > 0
-    start = [int(inside) for inside in part]
-    box = tuple(slice(first, None) for first in start)
-    cut = Volume(voxels[box], there.cropped(start, voxels[box].shape))
-    found = laid_on(cut, image.geometry)
+    turned = Volume(np.flip(labelmap.voxels.transpose(order), flips), there)
+    found = laid_on(turned, image.geometry)
     np.testing.assert_array_equal(found.voxels, labelmap.voxels)
     assert found.geometry.matches(image.geometry)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flips", [(), (0, 2)])
+def test_labels_of_a_part_of_the_scan_are_refused(
+    order: tuple[int, ...], flips: tuple[int, ...]
+) -> None:
+    """A scan that contains the grid of the labels may be that of a neighbour."""
+    labelmap, image = organs()
+    there = labelmap.geometry.permuted(order).flipped(*flips)
+    voxels = np.flip(labelmap.voxels.transpose(order), flips)
+    for first, last in ((0, 1), (1, 0)):
+        box = tuple(slice(first, size - last) for size in voxels.shape)
+        part = Volume(voxels[box], there.cropped([first] * 3, voxels[box].shape), "seg")
+        with pytest.raises(GeometryError, match=r"seg .*does not lie on the grid of the scan"):
+            laid_on(part, image.geometry)
+
+
 def test_labels_outside_of_the_scan_or_between_its_voxels_are_refused() -> None:
     labelmap, image = organs()
-    first = [14, 0, 0]
-    smaller = image.geometry.cropped(first, (16, 26, 34))
-    with pytest.raises(GeometryError, match="outside"):
+    smaller = image.geometry.cropped([14, 0, 0], (16, 26, 34))
+    with pytest.raises(GeometryError, match="34 x 26 x 30 and 34 x 26 x 16 voxels"):
         laid_on(labelmap, smaller)
     shifted = image.geometry.ijk_to_ras.copy()
     shifted[0, 3] += 0.3
-    with pytest.raises(GeometryError, match="different grids"):
+    with pytest.raises(GeometryError, match=r"their voxels lie up to 0\.3 mm apart"):
         laid_on(labelmap, Geometry(image.geometry.shape, shifted))
-    with pytest.raises(GeometryError, match="different grids"):
+    with pytest.raises(GeometryError, match="does not lie on the grid"):
         laid_on(labelmap, image.geometry.resized((60, 26, 34)))
 
 

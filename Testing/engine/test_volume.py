@@ -1,5 +1,8 @@
 """Grids keep voxels in their place; matrices that cannot place them are refused."""
 
+import re
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -135,3 +138,31 @@ def test_a_box_in_space_holds_the_voxels_that_it_touches() -> None:
     assert grid.box_around((16, 18, 20, 22, 30, 31)) is None
     part = grid.cropped((1, 2, 3), (2, 2, 2))
     assert grid.box_around_grid(part) == (slice(1, 3), slice(2, 4), slice(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m, ""),
+        (lambda m: m + np.diag([0, 0, 0.3], k=1), r"their voxels lie up to 0.3 mm apart"),
+        (lambda m: m @ np.diag([1, 1.02, 1, 1]), r"their voxels are of .* and of .* mm"),
+        (lambda m: rotated(m, 2.0), r"turned by 2 degrees"),
+    ],
+)
+def test_how_two_grids_differ_is_said(
+    change: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    grid = images.geometry("oblique")
+    other = Geometry(grid.shape, change(grid.ijk_to_ras))
+    assert re.search(words, grid.difference(other))
+    assert bool(grid.difference(other)) is not grid.matches(other)
+    assert (
+        grid.difference(grid.cropped((0, 0, 0), (7, 6, 4)))
+        == "they have 5 x 6 x 7 and 4 x 6 x 7 voxels"
+    )
+
+
+def rotated(matrix: np.ndarray, degrees: float) -> np.ndarray:
+    turn = np.eye(4)
+    turn[:3, :3] = images.turned(2, degrees)
+    return turn @ matrix

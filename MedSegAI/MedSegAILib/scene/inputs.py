@@ -11,7 +11,7 @@ import vtk
 from numpy.typing import NDArray
 
 from medsegai.errors import GeometryError, InputError
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry, Volume, check_same_grid
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.nodes import nodes_of
 
@@ -53,13 +53,14 @@ def read_channels(nodes: Sequence[Any]) -> tuple[Volume, ...]:
                 f"{node.GetName()} is chosen for two channels. Choose one volume for each."
             )
     for other in volumes[1:]:
-        if not other.geometry.matches(volumes[0].geometry):
-            raise GeometryError(
-                f"{volumes[0].source} ({volumes[0].geometry.describe()}) and {other.source} "
-                f"({other.geometry.describe()}) do not lie on the same voxels. Resample "
-                f"{other.source} onto {volumes[0].source}, for example with Slicer's Resample "
-                "Scalar/Vector/DWI Volume, and choose the result."
-            )
+        check_same_grid(
+            other.geometry,
+            volumes[0].geometry,
+            other.source,
+            volumes[0].source,
+            f"Resample {other.source} onto {volumes[0].source}, for example with Slicer's Resample "
+            "Scalar/Vector/DWI Volume, and choose the result.",
+        )
     return volumes
 
 

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256
 from medsegai.catalogue import find_card
-from medsegai.errors import GeometryError, InputError, RequestError
+from medsegai.errors import InputError, RequestError
 from medsegai.evaluation.folds import Split, TrainingCase
 from medsegai.evaluation.kept import claim_folder
 from medsegai.io import atomic_path, read_labelmap, write_volume
 from medsegai.nnunet_dataset import classes_of, read_json
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.volume import Volume
+from medsegai.volume import Volume, check_same_grid
 
 logger = logging.getLogger(__name__)
 
@@ -352,11 +352,13 @@ class CrossValidation:
         for case in sorted(name for split in self.folds.values() for name in split):
             predicted, _ = read_labelmap(self.prediction(candidate, case))
             reference, _ = read_labelmap(self.cases[case].label)
-            if not predicted.geometry.matches(reference.geometry):
-                raise GeometryError(
-                    f"{reference.source} does not lie on the grid of its image "
-                    f"({predicted.geometry.describe()}). Resample one onto the other first."
-                )
+            check_same_grid(
+                reference.geometry,
+                predicted.geometry,
+                reference.source,
+                "its image",
+                "Resample one onto the other first.",
+            )
             yield case, predicted, reference
 
     def figures(self, candidate: Candidate) -> Figures:

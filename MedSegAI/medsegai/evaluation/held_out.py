@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.card import ModelCard
-from medsegai.errors import GeometryError, InputError, RequestError
+from medsegai.errors import InputError, RequestError
 from medsegai.evaluation import refining
 from medsegai.evaluation.calibration import Decisions, around, of_classes, of_regions, some
 from medsegai.evaluation.crossval import Task
@@ -29,7 +29,7 @@ from medsegai.progress import Progress
 from medsegai.quality import SCORES
 from medsegai.refinements import Draft
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.volume import Volume
+from medsegai.volume import Volume, check_same_grid
 
 STAGE = "held-out cases"
 SETTINGS = "calibrate.json"
@@ -330,11 +330,13 @@ class HeldOut:
         """Image and reference of a case, the values of the reference translated."""
         image = read_volume(job.case.images[0])
         reference = read_labelmap(job.case.label)[0]
-        if not image.geometry.matches(reference.geometry):
-            raise GeometryError(
-                f"{reference.source} does not lie on the grid of its image ({image.geometry.describe()}). "
-                "Resample one onto the other first."
-            )
+        check_same_grid(
+            reference.geometry,
+            image.geometry,
+            reference.source,
+            "its image",
+            "Resample one onto the other first.",
+        )
         return image, reference if self.mapping is None else self.mapping.apply(reference)
 
     def _settings(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from medsegai.boxes import joined_box, label_boxes
-from medsegai.errors import GeometryError, InputError
+from medsegai.errors import InputError
 from medsegai.labels import Label
-from medsegai.volume import Volume
+from medsegai.volume import Volume, check_same_grid
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,11 @@ def _require_labels(volume: Volume) -> None:
 
 
 def _require_same_grid(prediction: Volume, reference: Volume) -> None:
-    if prediction.geometry.matches(reference.geometry):
-        return
-    sides = [
-        f"{volume.source or name} ({volume.geometry.describe()}, first voxel at RAS "
-        f"{np.round(volume.geometry.ijk_to_ras[:3, 3], 3).tolist()} mm)"
-        for name, volume in (("the prediction", prediction), ("the reference", reference))
-    ]
-    raise GeometryError(
-        f"{sides[0]} and {sides[1]} lie on different grids, so their voxels cannot be compared. "
+    check_same_grid(
+        prediction.geometry,
+        reference.geometry,
+        prediction.source or "The prediction",
+        reference.source or "the reference",
         "Segment the image that the reference was drawn on, or resample one of the two label maps "
-        "onto the other's grid with nearest neighbour and say so with the figures."
+        "onto the other's grid with nearest neighbour and say so with the figures.",
     )

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.errors import GeometryError, InputError
+from medsegai.errors import InputError
 from medsegai.io.nifti import Volumes
 from medsegai.labels import Label
 from medsegai.request import Candidates
-from medsegai.volume import Volume
+from medsegai.volume import Volume, check_same_grid
 
 ROUNDING = 0.01
 """So far may probabilities lie outside of 0 to 1, and their sum above 1: they are stored rounded."""
@@ -41,12 +41,13 @@ def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label])
     """
     volumes = Volumes(Path(path))
     values = _values_of(volumes, labels)
-    if not volumes.geometry.matches(labelmap.geometry):
-        raise GeometryError(
-            f"{path} ({volumes.geometry.describe()}) does not lie on the grid of "
-            f"{labelmap.source or 'the segmentation'} ({labelmap.geometry.describe()}). Name the "
-            "probabilities of this segmentation."
-        )
+    check_same_grid(
+        volumes.geometry,
+        labelmap.geometry,
+        str(path),
+        labelmap.source or "the segmentation",
+        "Name the probabilities of this segmentation.",
+    )
     kind = np.min_scalar_type(max(values))
     found = _of_classes(volumes, values, kind)
     return _of_regions(volumes, values, kind) if found is None else found

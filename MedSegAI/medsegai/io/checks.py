@@ -7,6 +7,10 @@ import numpy as np
 from medsegai.errors import InputError
 from medsegai.volume import Volume
 
+MAX_VALUE = 1e15
+"""Grey values beyond this are refused: sums of their squares, of which means and deviations are made, need not be
+finite as float32."""
+
 MAX_SPACING_MM = 8.0
 """Slices further apart are refused: structures of a centimetre fall between them."""
 
@@ -21,7 +25,7 @@ def check_voxels(volume: Volume) -> None:
     """Refuse voxels that no network can make sense of.
 
     Raises:
-        InputError: one voxel thick, not numbers, not finite, or the same everywhere.
+        InputError: one voxel thick, not numbers, not finite, beyond `MAX_VALUE`, or the same everywhere.
     """
     name = volume.source or "The image"
     voxels = volume.voxels
@@ -38,9 +42,16 @@ def check_voxels(volume: Volume) -> None:
                 f"{name} has {bad} voxels that are NaN or infinite. Replace them first, for example "
                 "by zero with numpy.nan_to_num."
             )
-    if voxels.min() == voxels.max():
+    lowest, highest = voxels.min(), voxels.max()
+    if lowest == highest:
         raise InputError(
             f"{name} is empty: every voxel is {voxels.flat[0]}. Choose another image, or export it again."
+        )
+    if max(-float(lowest), float(highest)) > MAX_VALUE:
+        beyond = int(np.count_nonzero(np.abs(voxels.astype(np.float64)) > MAX_VALUE))
+        raise InputError(
+            f"{name} has values from {lowest:g} to {highest:g}, and {beyond} of its voxels lie beyond "
+            f"{MAX_VALUE:g}, which no scan has. Replace them first, for example with numpy.clip."
         )
 
 

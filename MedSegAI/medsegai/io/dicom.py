@@ -21,6 +21,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from medsegai.errors import GeometryError, InputError
 from medsegai.io.files import PARSER_ERRORS, check_stored_size, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
+from medsegai.io.stored import Stored
 from medsegai.volume import SHEAR_TOLERANCE, Volume
 
 POSITION_TOLERANCE = 0.1
@@ -248,7 +249,7 @@ def _check_pixels(path: Path, head: Any, sources: Sequence[Any], stored: int) ->
     if str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0])) in _PLAIN:
         voxels = int(head.Rows) * int(head.Columns) * len(sources)
         needed = voxels * int(head.get("BitsAllocated") or 8) // 8
-        check_stored_size(path, needed, stored, compressed=False)
+        check_stored_size(path, needed, Stored((path,), before=path.stat().st_size - stored))
 
 
 def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -15,13 +16,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medsegai.errors import GeometryError, InputError
+from medsegai.io.stored import Stored
 from medsegai.volume import Geometry
 
 DEFLATE_LIMIT = 1032
 """Deflate (gzip, zlib) cannot make data smaller than 1/1032 of its size (zlib technical details)."""
 
+BZIP2_LIMIT = 50_000
+"""bzip2 packs blocks of 900 kB, even of one value, into some 40 bytes."""
+
 HEADER_BYTES = 4096
 """Slack in comparisons with the file size."""
+
+COPIES = 2
+"""How often voxels lie in memory while they are read: as stored, and as they are used."""
 
 _ITK_PREFIX = re.compile(r"^ITK ERROR: (\w+\(0x[0-9a-f]+\): )?")
 
@@ -42,30 +50,71 @@ PARSER_ERRORS = (
 """What parsers raise on bytes that their authors did not think of (found by damaging files)."""
 
 
-def check_stored_size(path: Path, needed: int, stored: int, compressed: bool) -> None:
+def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) -> None:
     """Compare what a header promises with what is there, before memory is asked for.
 
     Args:
         path: the image, for messages.
         needed: bytes of voxels according to the header.
-        stored: bytes of the file that holds them.
-        compressed: whether the voxels are deflated.
+        where: the files that hold the voxels.
+        parts: in how many parts they are read, one at a time.
 
     Raises:
         InputError: the file is truncated, its header lies, or this machine has not the memory.
     """
-    possible = (stored + HEADER_BYTES) * DEFLATE_LIMIT if compressed else stored
+    there = where.bytes_there()
+    if where.packing == "raw":
+        possible = there - where.within * len(where.files)
+    else:
+        ratio = BZIP2_LIMIT if where.packing == "bzip2" else DEFLATE_LIMIT
+        possible = (there + HEADER_BYTES) * ratio
     if needed > possible:
         raise InputError(
             f"{path}: the header promises {_size(needed)} of voxels, but the file has "
-            f"{_size(stored)}. It is truncated or damaged. Copy or export it again."
+            f"{_size(max(there, 0))}. It is truncated or damaged. Copy or export it again."
         )
+    check_memory(path, needed // parts)
+
+
+def check_memory(path: Path, needed: int) -> None:
+    """Refuse voxels that this machine cannot hold now.
+
+    Raises:
+        InputError: they need more memory than is free.
+    """
     memory = _memory_bytes()
-    if memory and needed > memory:
+    if memory and COPIES * needed > memory:
         raise InputError(
-            f"{path}: the voxels need {_size(needed)}, and this machine has {_size(memory)} of "
-            "memory. Crop or downsample the image first."
+            f"{path}: reading its {_size(needed)} of voxels takes {_size(COPIES * needed)} of memory, and this "
+            f"machine has {_size(memory)} free. Crop or downsample the image first."
         )
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there but is neither a file nor a folder: reading it may have no end.
+
+    Raises:
+        InputError: a device, a pipe or a socket.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(
+            f"{path} is a device or a pipe, not a file. Copy what it holds to a file, and name that."
+        )
+
+
+def check_name(path: Path) -> None:
+    """Refuse names that are not Unicode: ITK, tables and reports cannot hold them.
+
+    Raises:
+        InputError: the name of the file or of a folder on the way has bytes that are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(
+            f"{shown}: its name has bytes that are not UTF-8. Rename it; on Linux, `convmv` renames many files."
+        ) from None
 
 
 def check_3d(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -129,11 +178,38 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
 
 
 def _memory_bytes() -> int:
-    """Physical memory of this machine; 0 where the system does not tell."""
-    try:
+    """Memory of this machine, or of its container, that is free now; 0 where the system does not tell."""
+    known = [free for free in (_free_in_machine(), _free_in_container()) if free is not None]
+    return max(min(known), 1) if known else 0
+
+
+def _free_in_machine() -> int | None:
+    """What Linux thinks can be had without swapping; elsewhere all physical memory."""
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
+    return None
+
+
+def _free_in_container() -> int | None:
+    """What is left of the limit of this process's control group; None where there is none."""
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            left = int(Path(folder, limit).read_text()) - int(Path(folder, used).read_text())
+            return left + _cached(Path(folder, "memory.stat"))
+    return None
+
+
+def _cached(statistics: Path) -> int:
+    """Bytes of files that the system keeps in memory as long as nobody needs it."""
+    lines = (line.split() for line in statistics.read_text().splitlines())
+    found = {line[0]: int(line[1]) for line in lines if len(line) == 2}
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
 
 
 def _size(count: int) -> str:

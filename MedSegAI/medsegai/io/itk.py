@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError
+from medsegai.io.decoder import itk_header
 from medsegai.io.files import PARSER_ERRORS, check_3d, check_stored_size, native, placed, unreadable
+from medsegai.io.headers import header_text, stored
 from medsegai.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -24,16 +27,8 @@ _READERS = {
 }
 ITK_ENDINGS = tuple(_READERS)
 
-HEADER_BYTES = 1 << 20
-"""More than any header: Slicer writes less than a kilobyte for each of its segments."""
-
-_DIMENSIONS = re.compile(rb"^NDims *= *[1-9][ \t\r]*$", re.MULTILINE)
-_DATA_FILE = re.compile(
-    rb"^(?:data ?file:|ElementDataFile *=)[ \t]*(.+?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE
-)
-_COMPRESSED = re.compile(
-    rb"^(?:encoding: *(?:gz|gzip|bz2|bzip2)|CompressedData *= *(?:True|1))[ \t\r]*$",
-    re.MULTILINE | re.IGNORECASE,
+KINDS = dict.fromkeys((".nrrd", ".nhdr"), "a NRRD image") | dict.fromkeys(
+    (".mha", ".mhd"), "a MetaImage"
 )
 
 
@@ -59,11 +54,7 @@ def from_sitk(image: sitk.Image, source: str = "") -> Volume:
     path = Path(source or "the ITK image")
     _check_scalar(path, image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString())
     shape = check_3d(path, image.GetSize())[::-1]
-    dimension = image.GetDimension()
-    directions = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
-    matrix = np.eye(4)
-    matrix[:3, :3] = directions * image.GetSpacing()[:3]
-    matrix[:3, 3] = image.GetOrigin()[:3]
+    matrix = _matrix(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     voxels = sitk.GetArrayFromImage(image).reshape(shape)
     return Volume(native(voxels), placed(path, shape, LPS_TO_RAS @ matrix), source)
 
@@ -71,44 +62,37 @@ def from_sitk(image: sitk.Image, source: str = "") -> Volume:
 def read_with_itk(path: Path) -> Volume:
     """Read NRRD or MetaImage, with attached or detached voxels.
 
+    ITK tells what the header means, and the voxels are read here: ITK overlooks it where compressed voxels are
+    damaged or their size is not given.
+
     Raises:
         InputError: damaged, truncated, or not a 3D scalar image.
         GeometryError: the voxels cannot be placed.
     """
-    kind = "a NRRD image" if path.suffix.lower() in (".nrrd", ".nhdr") else "a MetaImage"
+    suffix = path.suffix.lower()
     try:
-        check_itk_header(path)
-        return from_sitk(
-            sitk.ReadImage(str(path), imageIO=_READERS[path.suffix.lower()]), str(path)
-        )
+        where = stored(path, header_text(path))
+        found = itk_header(path, _READERS[suffix])
+        _check_scalar(path, found["components"], found["type_name"])
+        shape = check_3d(path, found["size"])[::-1]
+        kind = np.dtype(found["kind"])
+        check_stored_size(path, math.prod(shape) * kind.itemsize, where)
+        voxels = where.read(path, math.prod(shape), kind).reshape(shape)
     except PARSER_ERRORS as error:
-        raise unreadable(path, error, kind) from error
+        raise unreadable(path, error, KINDS[suffix]) from error
+    matrix = _matrix(found["spacing"], found["origin"], found["direction"])
+    return Volume(native(voxels), placed(path, shape, LPS_TO_RAS @ matrix), str(path))
 
 
-def check_itk_header(path: Path, components: int | None = 1) -> None:
-    """Refuse NRRD and MetaImage headers that promise what cannot be used or is not there.
-
-    Args:
-        path: the header, which may also hold the voxels.
-        components: how many values a voxel may have; None for any number.
-
-    Raises:
-        InputError: see `check_3d`, `check_stored_size`.
-        RuntimeError, ValueError: the header cannot be understood.
-    """
-    header = _header_text(path)
-    stored = _stored_bytes(path, header)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_READERS[path.suffix.lower()])
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if components is not None:
-        type_name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        _check_scalar(path, reader.GetNumberOfComponents(), type_name)
-    i, j, k = check_3d(path, reader.GetSize())
-    voxel_bytes = reader.GetNumberOfComponents() * _scalar_bytes(reader.GetPixelID())
-    compressed = _COMPRESSED.search(header) is not None
-    check_stored_size(path, i * j * k * voxel_bytes, stored, compressed)
+def _matrix(
+    spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
+) -> NDArray[np.float64]:
+    """From (i, j, k, 1) to LPS. Axes after the third are left out."""
+    dimension = len(spacing)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(direction, (dimension, dimension))[:3, :3] * spacing[:3]
+    matrix[:3, 3] = origin[:3]
+    return matrix
 
 
 def _check_scalar(path: Path, components: int, type_name: str) -> None:
@@ -119,49 +103,6 @@ def _check_scalar(path: Path, components: int, type_name: str) -> None:
             f"{path} has {components} values per voxel (colours, vectors or overlapping segments). "
             "Convert it to one grey value per voxel first."
         )
-
-
-def _scalar_bytes(pixel_id: int) -> int:
-    """Bytes of one component, from ITK's name of the type ("vector of 16-bit signed integer")."""
-    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(pixel_id))
-    return int(bits.group(1)) // 8 if bits else 1
-
-
-def _header_text(path: Path) -> bytes:
-    """The text before the voxels.
-
-    Raises:
-        ValueError: a MetaImage whose number of dimensions is not one digit. ITK would write beyond
-            its arrays (seen in 5.4: NDims = 83 ends the process).
-    """
-    with path.open("rb") as file:
-        start = file.read(HEADER_BYTES)
-    if _READERS[path.suffix.lower()] == "NrrdImageIO":
-        return start.replace(b"\r\n", b"\n").partition(b"\n\n")[0]
-    if start.count(b"NDims") != 1 or not _DIMENSIONS.search(start):
-        raise ValueError("NDims is missing or no number from 1 to 9")
-    last = _DATA_FILE.search(start)
-    return start[: last.end()] if last else start
-
-
-def _stored_bytes(path: Path, header: bytes) -> int:
-    """Bytes of the file or files that hold the voxels, without the header.
-
-    Raises:
-        InputError: the header names a file that is not there.
-    """
-    match = _DATA_FILE.search(header)
-    name = match.group(1).decode(errors="replace") if match else "LOCAL"
-    if name.upper() == "LOCAL":
-        return path.stat().st_size - len(header)
-    if name.upper().startswith("LIST") or "%" in name:  # a file per slice: an upper bound will do
-        return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-    data = path.parent / name
-    if not data.is_file():
-        raise InputError(
-            f"{path}: its voxels should lie in {data}, which does not exist. Copy both files."
-        )
-    return data.stat().st_size
 
 
 def _itk_voxels(voxels: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import slicerio
-from nrrd import NRRDError
 from numpy.typing import NDArray
 
-from medsegai.errors import GeometryError, InputError, ModelError
-from medsegai.io.files import PARSER_ERRORS, check_3d, native, placed, unreadable
-from medsegai.io.itk import HEADER_BYTES, LPS_TO_RAS, check_itk_header
+from medsegai.errors import GeometryError, InputError
+from medsegai.io.files import check_name, native
 from medsegai.io.reading import read_unchecked
-from medsegai.labels import Label, Terminology, made_color
-from medsegai.volume import Geometry, Volume
-
-SAME_PLACE = 0.01
-"""How far voxels of one grid may lie from those of another one, in voxels, and count as the same."""
+from medsegai.io.segmentations import Segment, has_segments, read_segments
+from medsegai.labels import Label, made_color
+from medsegai.volume import Geometry, Volume, check_same_grid
 
 MAX_LABEL = 2**31 - 1
 """The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
@@ -44,7 +40,8 @@ def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
         GeometryError: the voxels cannot be placed.
     """
     path = Path(path)
-    if path.suffix.lower() == ".nrrd" and path.is_file() and _has_segments(path):
+    check_name(path)
+    if path.suffix.lower() == ".nrrd" and path.is_file() and has_segments(path):
         return _read_segmentation(path)
     volume = read_unchecked(path)
     volume = volume.with_voxels(_compact(path, volume.voxels))
@@ -60,10 +57,10 @@ def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
 
 
 def laid_on(labelmap: Volume, grid: Geometry, name: str = "the scan") -> Volume:
-    """The same labels on `grid`, whose voxels are those of the labelmap in another order or extent.
+    """The same labels with their voxels in the order of `grid`, which must be the grid that they were drawn on.
 
-    Readers order axes differently and Slicer writes only the box around its segments; nothing is
-    resampled, so every label keeps its voxels.
+    Readers order axes differently; nothing is resampled, so every label keeps its voxels. A scan that merely
+    contains the grid of the labels may be that of another patient.
 
     Args:
         labelmap: label values, 0 is background.
@@ -71,27 +68,51 @@ def laid_on(labelmap: Volume, grid: Geometry, name: str = "the scan") -> Volume:
         name: what lies on `grid`, for messages.
 
     Raises:
+        GeometryError: the two grids differ in more than the order and direction of their axes.
+    """
+    order, backwards = _turn(labelmap.geometry, grid)
+    turned = labelmap.geometry.permuted(order).flipped(*np.flatnonzero(backwards))
+    check_same_grid(
+        turned,
+        grid,
+        labelmap.source or "The segmentation",
+        name,
+        "Name the scan that was segmented, or resample the segmentation onto this one with nearest neighbour; "
+        "MedSegAI does not do so unasked, because volumes would change.",
+    )
+    return Volume(_turned(labelmap.voxels, order, backwards), grid, labelmap.source, labelmap.notes)
+
+
+def _turn(own: Geometry, grid: Geometry) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
+    """For each axis of `grid` (k, j, i) the one of `own` that runs along it, and whether backwards."""
+    to, of = (place.ijk_to_ras[:3, :3] / place.spacing_mm for place in (grid, own))
+    axes = (to.T @ of)[::-1, ::-1]
+    order = tuple(int(axis) for axis in np.abs(axes).argmax(axis=1))
+    if len(set(order)) < 3:  # turned by 45 degrees
+        order = (0, 1, 2)
+    return order, np.array([axes[row, axis] < 0 for row, axis in enumerate(order)])
+
+
+def _turned(
+    voxels: NDArray[Any], order: Sequence[int], backwards: NDArray[np.bool_]
+) -> NDArray[Any]:
+    steps = tuple(slice(None, None, -1 if back else 1) for back in backwards)
+    return np.ascontiguousarray(voxels.transpose(order)[steps])
+
+
+def _spread(labelmap: Volume, grid: Geometry, name: str) -> Volume:
+    """The same labels on a larger grid of the same voxels, as Slicer crops what it writes.
+
+    Raises:
         GeometryError: the voxels of the two grids lie elsewhere, or a label lies outside of `grid`.
     """
-    if labelmap.geometry.matches(grid):
-        return Volume(labelmap.voxels, grid, labelmap.source, labelmap.notes)
-    moved = (grid.ras_to_ijk @ labelmap.geometry.ijk_to_ras)[2::-1]  # rows k, j, i
-    axes = moved[:, 2::-1]
-    turn, start = np.rint(axes), np.rint(moved[:, 3])
-    far = np.abs(axes - turn) @ labelmap.geometry.shape + np.abs(moved[:, 3] - start)
-    source = labelmap.source or "The segmentation"
-    if not np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) or far.max() > SAME_PLACE:
-        raise GeometryError(
-            f"{source} ({labelmap.geometry.describe()}) and {name} ({grid.describe()}) lie on "
-            "different grids. Segment that scan itself, or resample the segmentation onto it with "
-            "nearest neighbour first; MedSegAI does not do so unasked, for volumes would change."
-        )
-    order = np.abs(turn).argmax(axis=1)
-    backwards = turn.sum(axis=1) < 0
-    voxels = labelmap.voxels.transpose(order)
-    voxels = voxels[tuple(slice(None, None, -1 if back else 1) for back in backwards)]
-    first = start.astype(int) - np.where(backwards, np.array(voxels.shape) - 1, 0)
-    return Volume(_pasted(voxels, first, grid, f"{source}: labels", name), grid, source)
+    order, backwards = _turn(labelmap.geometry, grid)
+    own = labelmap.geometry.permuted(order).flipped(*np.flatnonzero(backwards))
+    first = np.rint((grid.ras_to_ijk @ own.ijk_to_ras)[2::-1, 3]).astype(int)
+    what = labelmap.source or "The segmentation"
+    check_same_grid(grid.cropped(first.tolist(), own.shape), own, name, what, "Compare the two.")
+    voxels = _turned(labelmap.voxels, order, backwards)
+    return Volume(_pasted(voxels, first, grid, f"{what}: labels", name), grid, labelmap.source)
 
 
 def _pasted(
@@ -110,61 +131,32 @@ def _pasted(
     return pasted
 
 
-def _has_segments(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"\nSegment0_" in file.read(HEADER_BYTES)
-
-
 def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
-    """Read the segments of a Slicer segmentation."""
-    try:
-        check_itk_header(path, components=None)
-        segmentation = slicerio.read_segmentation(str(path))
-        if "Fractional" in segmentation.get("masterRepresentation", ""):
-            raise InputError(
-                f"{path} holds fractional segments. Convert it to a binary labelmap in Slicer's Segmentations "
-                "module."
-            )
-        layers = segmentation["voxels"]
-        segments = _with_whole_names(path, segmentation["segments"])
-        layers = layers[np.newaxis] if layers.ndim == 3 else layers
-        check_3d(path, layers.shape[1:])
-        voxels, labels = _joined(path, layers, segments)
-    except (*PARSER_ERRORS, NRRDError) as error:
-        raise unreadable(path, error, "a Slicer segmentation") from error
-    geometry = placed(path, voxels.shape[::-1], LPS_TO_RAS @ segmentation["ijkToLPS"])
-    return Volume(native(voxels.T), geometry, str(path)), labels
-
-
-def _with_whole_names(path: Path, segments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The segments with the names as they stand in the header: pynrrd drops letters beyond ASCII."""
-    with path.open("rb") as file:
-        header = file.read(HEADER_BYTES).partition(b"\n\n")[0]
-    lines = re.findall(rb"^Segment(\d+)_Name:=(.*?)\r?$", header, re.MULTILINE)
-    names = [
-        name.decode(errors="replace") for _, name in sorted(lines, key=lambda line: int(line[0]))
-    ]
-    if len(names) != len(segments):
-        return list(segments)
-    return [segment | {"name": name} for segment, name in zip(segments, names, strict=True)]
+    """The segments of a Slicer segmentation as one labelmap, on the grid of the scan where the file names it."""
+    found = read_segments(path)
+    voxels, labels = _joined(path, _compact(path, found.layers), found.segments)
+    labelmap = Volume(native(voxels), found.geometry, str(path))
+    if found.reference is not None:
+        with contextlib.suppress(GeometryError):  # the segments have voxels of their own
+            labelmap = _spread(labelmap, found.reference, "its scan")
+    return labelmap, labels
 
 
 def _joined(
-    path: Path, layers: NDArray[Any], segments: Sequence[dict[str, Any]]
+    path: Path, layers: NDArray[Any], segments: Sequence[Segment]
 ) -> tuple[NDArray[Any], tuple[Label, ...]]:
-    """One labelmap from layers (layer, i, j, k), each with values of its own."""
-    layers = _compact(path, layers)
-    labels = [_label(segment, int(segment.get("labelValue", 1))) for segment in segments]
+    """One labelmap from layers (layer, k, j, i), each with values of its own."""
+    labels = [segment.label for segment in segments]
     if len(layers) == 1:
         named = {label.value for label in labels}
         others = (
             int(value) for value in unique_values(layers) if value and int(value) not in named
         )
         return layers[0], (*labels, *(_made_label(value) for value in others))
-    labels = [_label(segment, number) for number, segment in enumerate(segments, start=1)]
+    labels = [replace(label, value=number) for number, label in enumerate(labels, start=1)]
     joined = np.zeros(layers.shape[1:], np.min_scalar_type(len(labels)))
     for label, segment in zip(labels, segments, strict=True):
-        mask = layers[segment.get("layer", 0)] == segment.get("labelValue", 1)
+        mask = layers[segment.layer] == segment.label.value
         if joined[mask].any():
             raise InputError(
                 f"{path}: segment {label.name!r} overlaps another one. Export the segments as a labelmap in "
@@ -196,23 +188,6 @@ def _compact(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
             "the labelmap."
         )
     return voxels.astype(np.min_scalar_type(int(largest)), copy=False)
-
-
-def _label(segment: dict[str, Any], value: int) -> Label:
-    if value < 1:
-        raise ValueError(f"segment {segment['name']!r} has the value {value} of the background")
-    red, green, blue = (round(255 * min(max(part, 0.0), 1.0)) for part in segment["color"])
-    name = " ".join(segment["name"].split()) or segment["id"]
-    return Label(value, name, (red, green, blue), _codes(segment.get("terminology") or {}))
-
-
-def _codes(entry: dict[str, Any]) -> Terminology | None:
-    """The codes of a segment; None where the entry is not made of proper codes."""
-    names = {"category": "category", "type": "type", "typeModifier": "modifier"}
-    try:
-        return Terminology.from_dict({names[key]: entry[key] for key in names if key in entry})
-    except ModelError:
-        return None
 
 
 def _made_label(value: int) -> Label:

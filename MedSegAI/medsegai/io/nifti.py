@@ -7,7 +7,9 @@ in 3D Slicer.
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.freesurfer.mghformat import MGHError
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -25,11 +27,13 @@ from medsegai.errors import GeometryError, InputError
 from medsegai.io.files import (
     PARSER_ERRORS,
     check_3d,
+    check_regular,
     check_stored_size,
     native,
     placed,
     unreadable,
 )
+from medsegai.io.stored import GZIP_MAGIC, Stored, check_end, damaged, fill, opened
 from medsegai.volume import Geometry, Volume
 
 NIBABEL_ENDINGS = (".nii", ".nii.gz", ".img", ".hdr", ".mgz", ".mgh")
@@ -38,6 +42,18 @@ _DAMAGE = (*PARSER_ERRORS, ImageFileError, HeaderDataError, WrapStructError, MGH
 
 _UNITS_MM = {1: 1000.0, 3: 0.001}
 """Metres and micrometres, by NIfTI's code of the spatial unit; all other codes are read as mm."""
+
+QUATERNION_ROUNDING = 1e-3
+"""So much longer than one may a quaternion be, squared: programs store its parts rounded."""
+
+_HEADERS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
+_PAIR_HEADERS = (
+    nibabel.nifti1.Nifti1PairHeader,
+    nibabel.nifti2.Nifti2PairHeader,
+    nibabel.spm2analyze.Spm2AnalyzeHeader,
+    nibabel.spm99analyze.Spm99AnalyzeHeader,
+    nibabel.AnalyzeImage.header_class,
+)
 
 ORIENTATION_UNKNOWN = (
     "{path} does not say how its voxels lie in the patient. It is placed as 3D Slicer places it; "
@@ -58,11 +74,19 @@ def read_with_nibabel(path: Path) -> Volume:
     """
     _check_pair(path)
     try:
-        image: Any = nibabel.load(path, mmap=False)
-        shape = check_3d(path, image.shape)[::-1]
-        _check_type(path, image, math.prod(shape))
-        geometry, notes = _geometry(path, image, shape)
-        voxels = _voxels(image).reshape(shape[::-1]).T
+        header = _header(path)
+        shape = check_3d(path, header.get_data_shape())[::-1]
+        where = _checked(path, header, math.prod(shape))
+        geometry, notes = _geometry(path, header, shape)
+        raw = np.empty(shape, header.get_data_dtype())
+        with opened(where.files[0]) as stream:
+            stream.seek(where.within)
+            fill(stream, raw)
+            if where.is_packed:
+                check_end(stream)
+        voxels = _scaled(raw, *_scaling(header))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise damaged(path, error) from error
     except _DAMAGE as error:
         raise unreadable(path, error, "a NIfTI, Analyze or MGH image") from error
     return Volume(native(voxels), geometry, str(path), notes)
@@ -85,82 +109,122 @@ class Volumes:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._image: Any = nibabel.load(path, mmap=False, keep_file_open=True)
-            if not isinstance(self._image, nibabel.Nifti1Pair):
+            check_regular(path)
+            self._header = _header(path)
+            if not isinstance(self._header, nibabel.Nifti1Header):
                 raise unreadable(path, "it is of another kind", "a NIfTI image")
-            *sizes, self.count = (*self._image.shape, 1)[:4]
-            shape = check_3d(path, (*sizes, *self._image.shape[4:]))
-            _check_type(path, self._image, math.prod(shape))
-            self.geometry, _ = _geometry(path, self._image, shape[::-1])
-            found = (item for item in self._image.header.extensions if item.get_code() == 6)
+            sizes = self._header.get_data_shape()
+            *sizes, self.count = (*sizes, 1)[:4]
+            shape = check_3d(path, (*sizes, *self._header.get_data_shape()[4:]))
+            self._where = _checked(path, self._header, math.prod(shape), self.count)
+            self.geometry, _ = _geometry(path, self._header, shape[::-1])
+            found = (item for item in self._header.extensions if item.get_code() == 6)
             self.comments = [item.get_content() for item in found]
         except _DAMAGE as error:
             raise unreadable(path, error, "a NIfTI image") from error
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Each volume in turn, (k, j, i), scaled as the header says."""
+        """Each volume in turn, (k, j, i), scaled as the header says; the last once the checksum was compared."""
         try:
-            values = self._image.dataobj
-            for number in range(self.count):
-                volume = values[..., number] if len(self._image.shape) > 3 else values[...]
-                yield volume.T.astype(np.float32)
+            with opened(self._where.files[0]) as stream:
+                stream.seek(self._where.within)
+                for number in range(1, self.count + 1):
+                    raw = np.empty(self.geometry.shape, self._header.get_data_dtype())
+                    fill(stream, raw)
+                    if number == self.count and self._where.is_packed:
+                        check_end(stream)
+                    yield _scaled(raw, *_scaling(self._header)).astype(np.float32, copy=False)
         except _DAMAGE as error:
             raise unreadable(self.path, error, "a NIfTI image") from error
+
+
+def _header(path: Path) -> Any:
+    """The header as nibabel reads it, by what the file begins with."""
+    pair = path.suffix.lower() in (".img", ".hdr")
+    with opened(_partner(path, ".hdr") if pair else path) as stream:
+        if path.suffix.lower() in (".mgh", ".mgz"):
+            return MGHHeader.from_fileobj(stream)
+        start = stream.read(nibabel.Nifti2Header.sizeof_hdr)
+        stream.seek(0)
+        for kind in _PAIR_HEADERS if pair else _HEADERS:
+            if kind.may_contain_header(start):
+                return kind.from_fileobj(stream)
+    raise ImageFileError("it does not begin as such an image does")
+
+
+def _partner(path: Path, ending: str) -> Path:
+    """The file of a pair that has this ending, lower case; endings of files may be upper case."""
+    if path.suffix.lower() == ending:
+        return path
+    partners = (path.with_suffix(ending), path.with_suffix(ending.upper()))
+    return next((partner for partner in partners if partner.is_file()), partners[0])
 
 
 def _check_pair(path: Path) -> None:
     """Raise InputError if one file of a header and voxel pair is missing."""
     other = {".img": ".hdr", ".hdr": ".img"}.get(path.suffix.lower())
-    if other is None:
-        return
-    partners = (path.with_suffix(other), path.with_suffix(other.upper()))
-    if not any(partner.is_file() for partner in partners):
+    if other is not None and not _partner(path, other).is_file():
         raise InputError(
-            f"{path}: its other half {partners[0].name} is missing. An Analyze image is a pair of .hdr "
-            "and .img; copy both."
+            f"{path}: its other half {path.with_suffix(other).name} is missing. An Analyze image is a pair of "
+            ".hdr and .img; copy both."
         )
 
 
-def _check_type(path: Path, image: Any, voxels: int) -> None:
-    """Refuse voxels that are no plain numbers, and more voxels than file and memory can hold."""
-    voxel_type = image.get_data_dtype()
+def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
+    """Where the voxels lie, which are plain numbers, and no more than file and memory can hold.
+
+    Memory is that of one volume.
+    """
+    voxel_type = header.get_data_dtype()
     if voxel_type.kind == "c":
         raise InputError(f"{path} holds complex numbers. Export the magnitude image.")
     if voxel_type.kind not in "iufb":
         raise InputError(
             f"{path} has several values per voxel (a colour image). Convert it to one grey value per voxel."
         )
-    data = Path(image.file_map["image"].filename)
-    needed = voxels * voxel_type.itemsize
-    compressed = data.suffix.lower() in (".gz", ".mgz")
-    header = 0 if compressed else int(image.dataobj.offset)
-    check_stored_size(path, needed, data.stat().st_size - header, compressed)
+    pair = path.suffix.lower() in (".img", ".hdr")
+    file = _partner(path, ".img") if pair else path
+    with file.open("rb") as stream:
+        packing = "gzip" if stream.read(2) == GZIP_MAGIC else "raw"
+    where = Stored((file,), packing, within=int(header.get_data_offset()))
+    check_stored_size(path, volumes * voxels * voxel_type.itemsize, where, volumes)
+    return where
 
 
-def _voxels(image: Any) -> NDArray[Any]:
-    """Voxels in the order of the file, in their own type, or float32 if the header scales them."""
-    proxy = image.dataobj
-    raw = proxy.get_unscaled()
+def _scaling(header: Any) -> tuple[float, float]:
+    """Slope and intercept. As in ITK, a slope that is not finite is none, and such an intercept is 0."""
+    if isinstance(header, nibabel.Nifti1Header):
+        slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    else:
+        slope, inter = (0.0 if part is None else part for part in header.get_slope_inter())
+    if slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0
+    return slope, inter if math.isfinite(inter) else 0.0
+
+
+def _scaled(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """Voxels in their own type, or float32 if the header scales them."""
     if raw.dtype.itemsize > 8:  # long double: no other library knows it
         raw = raw.astype(np.float64)
-    if (proxy.slope, proxy.inter) == (1.0, 0.0):
-        return np.asarray(raw)
-    scaled = np.multiply(raw, np.float32(proxy.slope), dtype=np.float32)
-    scaled += np.float32(proxy.inter)
+    if (slope, inter) == (1.0, 0.0):
+        return raw
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused later
+        scaled = np.multiply(raw, np.float32(slope), dtype=np.float32)
+        scaled += np.float32(inter)
     return scaled
 
 
 def _geometry(
-    path: Path, image: Any, shape: tuple[int, int, int]
+    path: Path, header: Any, shape: tuple[int, int, int]
 ) -> tuple[Geometry, tuple[str, ...]]:
-    if isinstance(image, nibabel.MGHImage):
-        return placed(path, shape, image.affine), ()
-    if isinstance(image, nibabel.Nifti1Pair):  # also NIfTI-2 and single files
-        matrix, notes = _nifti_matrix(path, image.header, shape)
-        unit = _UNITS_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    if isinstance(header, MGHHeader):
+        return placed(path, shape, header.get_affine()), ()
+    if isinstance(header, nibabel.Nifti1Header):  # also NIfTI-2 and pairs
+        matrix, notes = _nifti_matrix(path, header, shape)
+        unit = _UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
         return placed(path, shape, matrix * [[unit], [unit], [unit], [1.0]]), notes
     note = ORIENTATION_UNKNOWN.format(path=path)
-    return placed(path, shape, _slicer_default(image.header)), (note,)
+    return placed(path, shape, _slicer_default(header)), (note,)
 
 
 def _nifti_matrix(
@@ -175,7 +239,7 @@ def _nifti_matrix(
         GeometryError: the two matrices are mirror images: left and right are not known.
     """
     sform, sform_code = header.get_sform(coded=True)
-    qform, qform_code = header.get_qform(coded=True)
+    qform, qform_code = _qform(header, bool(sform_code))
     if not sform_code and not qform_code:
         return _slicer_default(header), (ORIENTATION_UNKNOWN.format(path=path),)
     if not (sform_code and qform_code):
@@ -190,6 +254,25 @@ def _nifti_matrix(
     use_sform = sform_code == 1
     note = MATRICES_DIFFER.format(path=path, used="sform" if use_sform else "qform")
     return (sform if use_sform else qform), (note,)
+
+
+def _qform(header: Any, has_other: bool) -> tuple[Any, int]:
+    """The matrix of the quaternion and its code; (None, 0) where there is none.
+
+    A quaternion that is longer than one by rounding is read as if it were not. One that cannot be meant does not
+    count where there is another matrix.
+
+    Raises:
+        HeaderDataError, ValueError: it cannot be meant, and there is no other matrix.
+    """
+    header.quaternion_threshold = -QUATERNION_ROUNDING
+    try:
+        matrix, code = header.get_qform(coded=True)
+    except (HeaderDataError, ValueError):
+        if has_other:
+            return None, 0
+        raise
+    return matrix, code
 
 
 def _agree(

@@ -8,6 +8,7 @@ from pathlib import Path
 from medsegai.errors import InputError
 from medsegai.io.checks import check_voxels
 from medsegai.io.dicom import is_dicom, read_dicom
+from medsegai.io.files import check_name, check_regular
 from medsegai.io.itk import ITK_ENDINGS, read_with_itk
 from medsegai.io.nifti import NIBABEL_ENDINGS, read_with_nibabel
 from medsegai.volume import Volume
@@ -56,6 +57,8 @@ def read_unchecked(path: Path, series: str | None = None) -> Volume:
 def _read(path: Path, series: str | None) -> Volume:
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the name.")
+    check_regular(path)
+    check_name(path)
     if path.is_dir():
         return read_dicom(path, series)
     with path.open("rb") as file:

@@ -22,7 +22,7 @@ from medsegai.boxes import label_boxes
 from medsegai.errors import GeometryError, RequestError
 from medsegai.labels import Label, made_color
 from medsegai.request import Candidates
-from medsegai.volume import Volume
+from medsegai.volume import Volume, check_same_grid
 
 Step = Callable[[float], None]
 """Told which share of a refinement is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
@@ -55,10 +55,13 @@ class Draft:
 
     def __post_init__(self) -> None:
         grid = self.labelmap.geometry
-        if self.image is not None and not grid.matches(self.image.geometry):
-            raise GeometryError(
-                f"{self.image.source or 'The image'} ({self.image.geometry.describe()}) does not lie on the "
-                f"grid of the segmentation ({grid.describe()}). Resample one onto the other first."
+        if self.image is not None:
+            check_same_grid(
+                self.image.geometry,
+                grid,
+                self.image.source or "The image",
+                "the segmentation",
+                "Name the scan that was segmented, or resample one onto the other first.",
             )
         if self.candidates is not None and self.candidates.first.shape != grid.shape:
             raise GeometryError(

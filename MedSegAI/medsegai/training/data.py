@@ -25,7 +25,7 @@ from medsegai.training.synthesis import (
     Synthesizer,
     label_tables,
 )
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry, Volume, check_same_grid
 
 TRAINING, VALIDATION, BATCHES, DROPOUT = range(4)
 """Streams of random numbers that must not repeat each other."""
@@ -188,10 +188,13 @@ def read_image(path: Path, labels: Volume) -> NDArray[np.float32]:
         InputError: it cannot be read or lies on another grid.
     """
     image = conform_axes(read_volume(path))
-    if not image.geometry.matches(labels.geometry):
-        raise InputError(
-            f"{path} and {labels.source} lie on different grids. Resample one onto the other first."
-        )
+    check_same_grid(
+        labels.geometry,
+        image.geometry,
+        labels.source,
+        str(path),
+        "Resample one onto the other first.",
+    )
     return scale_intensity(image.voxels)
 
 

@@ -1,0 +1,179 @@
+"""ITK's readers in a process that may die: what a damaged file does to it is one error, and the next file is read.
+
+The process starts when it is first needed, stays for the next file, and ends with this one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError
+from medsegai.io.stored import fill
+
+MEMORY_BYTES = 1 << 30
+"""What the process may take beside voxels, decoded and on their way."""
+
+SECONDS = 60.0
+"""So long may one file take, and a second more for each `BYTES_A_SECOND`."""
+
+BYTES_A_SECOND = 2_000_000
+
+
+def itk_header(path: Path, reader: str) -> dict[str, Any]:
+    """What ITK makes of the header of a file, see `decoder_child.header`.
+
+    Args:
+        path: the file.
+        reader: name of ITK's reader, such as "NrrdImageIO".
+
+    Raises:
+        InputError: the reader crashed.
+        ValueError: it refused the file; its words.
+    """
+    return _DECODER.ask("header", path, reader, 0)[0]
+
+
+def itk_voxels(path: Path, reader: str, expected: int) -> NDArray[Any]:
+    """The voxels of a file, decoded by ITK, in C order.
+
+    Args:
+        path: the file.
+        reader: name of ITK's reader, such as "GDCMImageIO".
+        expected: bytes of voxels according to the header.
+
+    Raises:
+        InputError: the reader crashed, or needed more time or memory than the header lets expect.
+        ValueError: it refused the file; its words.
+    """
+    return _DECODER.ask("image", path, reader, expected)[1]
+
+
+class _Decoder:
+    """The process, and who may ask it: one at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
+
+    def ask(
+        self, what: str, path: Path, reader: str, expected: int
+    ) -> tuple[dict[str, Any], NDArray[Any]]:
+        seconds = SECONDS + expected / BYTES_A_SECOND
+        request = {
+            "what": what,
+            "path": str(path.absolute()),
+            "reader": reader,
+            "memory": MEMORY_BYTES + 4 * expected,
+            "seconds": seconds,
+        }
+        with self._lock:
+            process = self._running()
+            timed_out = threading.Event()
+            watch = threading.Timer(seconds, _end, (process, timed_out))
+            watch.daemon = True
+            watch.start()
+            try:
+                answer, voxels = _exchange(process, request)
+            except (EOFError, OSError, ValueError) as error:
+                self._process = None
+                raise _crashed(path, process, timed_out.is_set()) from error
+            except (
+                BaseException
+            ):  # Ctrl-C: the answer is still to come, and would be taken for the next one
+                self.stop()
+                raise
+            finally:
+                watch.cancel()
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer, voxels
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        """The process. A fork of this one has one of its own: answers of both would mingle in one pipe."""
+        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+            self._process, self._owner = _started(), os.getpid()
+        return self._process
+
+    def stop(self) -> None:
+        """End the process; the next file starts another one."""
+        if self._process is not None and self._owner == os.getpid():
+            with self._process:
+                self._process.kill()
+        self._process = None
+
+
+_DECODER = _Decoder()
+atexit.register(_DECODER.stop)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """A new process. Its program is handed over as text, so that it is found in a zip archive too."""
+    source = pkgutil.get_data("medsegai.io", "decoder_child.py")
+    assert source is not None
+    setup = f"import sys; sys.path[:] = {sys.path!r}\n"
+    flags = {"creationflags": 0x08000000} if sys.platform == "win32" else {"process_group": 0}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", setup + source.decode()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        **flags,  # type: ignore[call-overload]
+    )
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], request: dict[str, Any]
+) -> tuple[dict[str, Any], NDArray[Any]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    answer: dict[str, Any] = json.loads(line)
+    return answer, _received(process.stdout, answer)
+
+
+def _received(stream: IO[bytes], answer: dict[str, Any]) -> NDArray[Any]:
+    if not answer["bytes"]:
+        return np.empty(0)
+    shape, kind = [int(size) for size in answer["shape"]], np.dtype(answer["kind"])
+    if math.prod(shape) * kind.itemsize != answer["bytes"]:
+        raise ValueError("shape and bytes differ")
+    voxels = np.empty(shape, kind)
+    fill(stream, voxels)
+    return voxels
+
+
+def _end(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
+    timed_out.set()
+    process.kill()
+
+
+def _crashed(path: Path, process: subprocess.Popen[bytes], timed_out: bool) -> InputError:
+    """What ended the process, as the error of the file that it was about."""
+    with process:
+        process.kill()
+    code = process.returncode
+    cause = "takes far longer than such a file should"
+    if not timed_out:
+        cause = "ends the program that decodes it"
+        with contextlib.suppress(ValueError):
+            cause += f" ({signal.Signals(-code).name})"
+    return InputError(f"{path} {cause}. It is damaged: copy or export it again.")

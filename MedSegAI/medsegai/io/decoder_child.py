@@ -1,0 +1,97 @@
+"""What ITK reads, in a process of its own: run as a script by `decoder`, never imported.
+
+ITK and GDCM are written in C++, and some damaged files end the process that reads them. Requests come as lines of
+JSON; an answer is a line of JSON, and the bytes of an array where one was asked for.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any, BinaryIO
+
+import SimpleITK as sitk
+
+KINDS = {
+    sitk.sitkUInt8: "u1",
+    sitk.sitkInt8: "i1",
+    sitk.sitkUInt16: "u2",
+    sitk.sitkInt16: "i2",
+    sitk.sitkUInt32: "u4",
+    sitk.sitkInt32: "i4",
+    sitk.sitkUInt64: "u8",
+    sitk.sitkInt64: "i8",
+    sitk.sitkFloat32: "f4",
+    sitk.sitkFloat64: "f8",
+}
+"""NumPy's names of scalar types; vectors and complex numbers have none."""
+
+
+def header(path: str, reader_name: str) -> dict[str, Any]:
+    """What ITK makes of a header: sizes and spacing (i, j, k...), origin and directions (LPS), type."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(reader_name)
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    pixel_id = reader.GetPixelID()
+    return {
+        "size": reader.GetSize(),
+        "spacing": reader.GetSpacing(),
+        "origin": reader.GetOrigin(),
+        "direction": reader.GetDirection(),
+        "components": reader.GetNumberOfComponents(),
+        "kind": KINDS.get(pixel_id, ""),
+        "type_name": sitk.GetPixelIDValueAsString(pixel_id),
+    }
+
+
+def image(path: str, reader_name: str) -> tuple[dict[str, Any], memoryview]:
+    """The voxels of a file, in C order."""
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO=reader_name))
+    return {"shape": voxels.shape, "kind": voxels.dtype.str}, memoryview(voxels).cast("B")
+
+
+def limit(memory: int, seconds: float) -> None:
+    """No more than so many bytes and seconds of a processor beyond what was used; without effect on Windows."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            in_use = int(file.read().split()[0]) * resource.getpagesize()
+        for kind, soft in (
+            (resource.RLIMIT_AS, in_use + memory),
+            (resource.RLIMIT_CPU, int(time.process_time() + seconds) + 1),
+        ):
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (soft if hard < 0 else min(soft, hard), hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    for line in requests:
+        asked = json.loads(line)
+        data = memoryview(b"")
+        limit(asked["memory"], asked["seconds"])
+        try:
+            if asked["what"] == "header":
+                answer = header(asked["path"], asked["reader"])
+            else:
+                answer, data = image(asked["path"], asked["reader"])
+        except Exception as error:  # noqa: BLE001, whatever it is, the next file may be sound
+            answer = {"error": f"{type(error).__name__}: {error}"}
+            data = memoryview(b"")
+        answer["bytes"] = len(data)
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.write(data)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    answers_fd = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # what libraries print is no answer
+    os.dup2(nowhere, 2)  # and may quote what stands in a header
+    with os.fdopen(answers_fd, "wb") as stream:
+        serve(sys.stdin.buffer, stream)
