@@ -206,6 +206,7 @@ class Scene:
         self.rows: list[StructureRow] = []
         self.places: list[DoubtfulPlace] = []
         self.reference: Any = Node("Head")
+        self.overlaid = False
         self.walked, self.within, self.current = 0, "", ""
         self.done: list[tuple[Any, ...]] = []
         self.error: MedSegAIError | None = None
@@ -307,6 +308,9 @@ class Scene:
         number = (self.walked - 1) % len(self.places)
         self.current = self.places[number].segment_id
         return Step(self.places[number], number + 1, len(self.places))
+
+    def uncertainty_is_shown(self, segmentation: Any) -> bool:
+        return self.overlaid
 
     def walked_within(self, segmentation: Any) -> str:
         return self.within

@@ -98,6 +98,12 @@ def test_coming_back_neither_restarts_the_walk_nor_loses_the_row(shown: House) -
     assert shown.panel.message.startswith("Doubtful place 2 of 2")
 
 
+def test_coming_back_the_map_of_uncertainty_is_still_shown_as_such(shown: House) -> None:
+    shown.scene.overlaid = True
+    shown.controller.enter()
+    assert shown.panel.results.last("show_overlay") == (True,)
+
+
 def test_a_row_that_was_clicked_is_still_chosen_after_coming_back(shown: House) -> None:
     shown.panel.results.structure_chosen.emit("016_Stem")
     shown.controller.enter()

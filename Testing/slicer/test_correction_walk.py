@@ -197,6 +197,20 @@ def test_single_keys_do_what_is_done_often(walking: Bench, window: Any) -> None:
     assert walking.message.startswith("Doubtful place 1")
 
 
+def test_the_map_of_uncertainty_is_a_key_away(walking: Bench, window: Any, mrml: Any) -> None:
+    view = slicer.vtkMRMLSliceCompositeNode()
+    view.SetLayoutName("Red")
+    mrml.AddNode(view)
+    page = Scene(mrml)
+    for shown in (True, False):
+        type_key(window, "U")
+        assert page.uncertainty_is_shown(walking.segmentation) == shown
+        assert walking.panel.uncertaintyButton.checked == shown
+    page.show_uncertainty(walking.segmentation, True)
+    walking.panel.updateGUIFromMRML()
+    assert walking.panel.uncertaintyButton.checked, "the page showed it"
+
+
 def test_keys_are_dead_where_the_effect_is_not_shown(walking: Bench, window: Any) -> None:
     other = QtWidgets.QWidget()
     other.show()
@@ -209,7 +223,7 @@ def test_keys_are_dead_where_the_effect_is_not_shown(walking: Bench, window: Any
 
 def test_no_key_is_one_that_slicer_has_taken(walking: Bench, window: Any) -> None:
     keys = [shortcut.key().toString() for shortcut in window.findChildren(QtGui.QShortcut)]
-    assert sorted(keys) == ["A", "C", "N", "O", "Shift+N", "X"]
+    assert sorted(keys) == ["A", "C", "N", "O", "Shift+N", "U", "X"]
     assert not set(keys) & set(SLICERS_KEYS)
     for button in ("applyButton", "takeBackButton", "cancelButton", "nextPlaceButton"):
         assert getattr(walking.panel, button).toolTip.rsplit("(", 1)[1].rstrip(")") in keys

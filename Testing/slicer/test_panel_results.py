@@ -291,3 +291,12 @@ def test_the_doubtful_places_of_one_structure_can_be_chosen(widget: Any, panel: 
     assert selector.currentText() == "in all structures"
     panel.results.show((LEFT, STEM), False)
     assert not selector.isEnabled()
+
+
+def test_the_button_says_whether_the_map_is_shown(widget: Any, panel: Panel) -> None:
+    panel.results.show((LEFT, STEM), True)
+    heard = Heard(panel.results.uncertainty_shown)
+    for shown in (True, False):
+        panel.results.show_overlay(shown)
+        assert find(widget, "uncertaintyButton").isChecked() == shown
+    assert heard.values == []

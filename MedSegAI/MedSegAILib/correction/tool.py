@@ -16,6 +16,7 @@ from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.preview import Preview
 from MedSegAILib.correction.session import Correction, Editor
 from MedSegAILib.places import place_in_words
+from MedSegAILib.scene import overlay
 from MedSegAILib.scene.doubt import Walk, set_current_segment
 from MedSegAILib.scene.views import jump
 from MedSegAILib.translation import tr as _
@@ -178,6 +179,20 @@ class CorrectionTool:
                 self._editor.select(step.place.segment_id)
             jump(self._get_scene(), step.place.ras)
         self._tell(place_in_words(step))
+
+    def show_uncertainty(self, shown: bool) -> None:
+        """Lay over the image where the AI doubts, or take that away."""
+        if self.segmentation is not None:
+            try:
+                overlay.show(self._get_scene(), self.segmentation, shown)
+            except MedSegAIError as error:
+                self._tell(str(error))
+
+    @property
+    def uncertainty_is_shown(self) -> bool:
+        """Whether a slice view shows where the AI doubts."""
+        segmentation = self.segmentation
+        return segmentation is not None and overlay.is_shown(self._get_scene(), segmentation)
 
     def _show(self) -> None:
         if self._correction is not None:

@@ -88,6 +88,13 @@ class ResultsView:
         self._fill(rows)
         self._offer_places(rows)
 
+    def show_overlay(self, shown: bool) -> None:
+        """Show whether the map of uncertainty lies over the image, without a word to anybody."""
+        button = self._ui.uncertaintyButton
+        button.blockSignals(True)
+        button.checked = shown
+        button.blockSignals(False)
+
     def show_places_within(self, segment_id: str) -> None:
         """Show which segment's doubtful places are walked; "" is all of them."""
         selector = self._ui.placesSelector

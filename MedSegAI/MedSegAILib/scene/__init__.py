@@ -71,7 +71,6 @@ class Scene:
     def __init__(self, mrml_scene: Any, save_undo: SaveUndo = no_undo) -> None:
         self._scene = mrml_scene
         self._writer = Writer(mrml_scene, save_undo)
-        self._overlay = overlay.Overlay(mrml_scene)
         self._walk = Walk()
 
     # --- inputs ------------------------------------------------------------------------------------
@@ -259,9 +258,13 @@ class Scene:
         """A place in the world in the middle of a segment; None where it has no voxel."""
         return doubt.center_of(segmentation, segment)
 
-    def show_uncertainty(self, segmentation: Any, shown: bool, opacity: float = 0.6) -> None:
-        """Lay the uncertainty over the slices, with a legend, or take it away."""
-        self._overlay.show(segmentation, shown, opacity)
+    def show_uncertainty(self, segmentation: Any, shown: bool) -> None:
+        """Lay the uncertainty over the slices, with a legend, or take it away: see `overlay.show`."""
+        overlay.show(self._scene, segmentation, shown)
+
+    def uncertainty_is_shown(self, segmentation: Any) -> bool:
+        """Whether a slice view shows it."""
+        return overlay.is_shown(self._scene, segmentation)
 
     def review_state(self, segmentation: Any, segment: str) -> ReviewState:
         """How far the review of a segment is."""

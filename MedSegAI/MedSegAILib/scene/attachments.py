@@ -33,12 +33,6 @@ NAMES = {
 }
 """What the volumes are called, by their roles."""
 
-ENTROPY_COLORS = "vtkMRMLColorTableNodeIron"
-ENTROPY_SHOWN = 0.05
-"""Entropy in nats below which nothing is laid over the image: the network has no doubt there."""
-ENTROPY_BRIGHTEST = float(np.log(2))
-"""Entropy of two structures that are equally likely."""
-
 
 @dataclass(frozen=True, eq=False)
 class Attachment:
@@ -106,18 +100,6 @@ def fill_node(node: Any, attachment: Attachment, source: Any) -> None:
     """Put an attachment's voxels into a volume node, where the source lies."""
     slicer.util.updateVolumeFromArray(node, attachment.voxels)
     node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
-
-
-def show_entropy(scene: Any, node: Any, largest: float) -> None:
-    """Give a volume in nats, up to the largest, the colours in which it is laid over an image."""
-    node.CreateDefaultDisplayNodes()
-    display = node.GetScalarVolumeDisplayNode()
-    if scene.GetNodeByID(ENTROPY_COLORS) is not None:
-        display.SetAndObserveColorNodeID(ENTROPY_COLORS)
-    display.AutoWindowLevelOff()
-    display.SetWindowLevelMinMax(0.0, ENTROPY_BRIGHTEST)
-    display.SetThreshold(ENTROPY_SHOWN, max(ENTROPY_SHOWN, largest))
-    display.ApplyThresholdOn()
 
 
 def _stacked(candidates: Candidates) -> NDArray[Any]:

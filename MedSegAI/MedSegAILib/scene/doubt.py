@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.volume import Geometry
 from MedSegAILib.places import DoubtfulPlace, Step
-from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, ENTROPY_SHOWN
+from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, boxes, layers_of
 from MedSegAILib.scene.segments import is_walked
@@ -26,6 +26,9 @@ SMOOTHED_MM = 2.0
 
 APART_MM = 10.0
 """Two doubtful places are at least so far apart, so that each step shows something else."""
+
+LEAST = 0.05
+"""Mean entropy in nats that a doubtful place has at least."""
 
 NEAR_VOXELS = 3
 """So far from a place its segment is looked for, where no segment covers it."""
@@ -165,7 +168,7 @@ def _tops_of(node: Any) -> list[_Top]:
     entropy = slicer.util.arrayFromVolume(node)
     spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
     tops = _tops(_box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
-    flat = np.flatnonzero(tops > ENTROPY_SHOWN)
+    flat = np.flatnonzero(tops > LEAST)
     scores = tops.ravel()[flat]
     order = np.argsort(-scores, kind="stable")
     k, j, i = np.unravel_index(flat[order], tops.shape)

@@ -21,9 +21,9 @@ from MedSegAILib.scene.attachments import (
     fill_node,
     make_node,
     merged,
-    show_entropy,
 )
 from MedSegAILib.scene.copies import ShownCopy
+from MedSegAILib.scene.doubt_colors import color
 from MedSegAILib.scene.inputs import check_image, ijk_to_local
 from MedSegAILib.scene.matching import match
 from MedSegAILib.scene.placing import (
@@ -212,9 +212,6 @@ class Writer:
         if present is None:
             node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
             self._attach(segmentation, source, each, node)
-        elif each.role != CANDIDATES_REFERENCE:
-            display, most = node.GetScalarVolumeDisplayNode(), float(each.voxels.max())
-            display.SetUpperThreshold(max(display.GetUpperThreshold(), most))
 
     def _new_segmentation(self, source: Any, result: SegmentationResult) -> Any:
         node = self.scene.CreateNodeByClass("vtkMRMLSegmentationNode")
@@ -232,7 +229,7 @@ class Writer:
             self.add_beside(node, source)
         segmentation.SetNodeReferenceID(each.role, node.GetID())
         if each.role != CANDIDATES_REFERENCE:
-            show_entropy(self.scene, node, float(each.voxels.max()))
+            color(self.scene, node)
 
 
 class Preview:

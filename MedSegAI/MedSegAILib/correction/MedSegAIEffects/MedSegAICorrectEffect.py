@@ -177,10 +177,14 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             "Go to the doubtful places of all structures that people correct, or of one structure."
         )
         self.scriptedEffect.addLabeledOptionsWidget(_("Doubtful places:"), self.placesBox)
-        self.scriptedEffect.addOptionsWidget(_row(self.previousPlaceButton, self.nextPlaceButton))
+        self.uncertaintyButton = qt.QPushButton(_("Uncertainty"))
+        self.uncertaintyButton.checkable = True
+        places = _row(self.previousPlaceButton, self.nextPlaceButton, self.uncertaintyButton)
+        self.scriptedEffect.addOptionsWidget(places)
         self.placesBox.connect("activated(int)", self.onPlacesWithin)
         self.previousPlaceButton.connect("clicked()", self.onPreviousPlace)
         self.nextPlaceButton.connect("clicked()", self.onNextPlace)
+        self.uncertaintyButton.connect("clicked(bool)", self.onUncertainty)
 
     def _add_keys(self) -> None:
         """Each key presses a button, which works while the effect is shown and nobody types into a field."""
@@ -190,6 +194,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             ("A", self.applyButton, _("Change the segment as it is shown, as one undo step.")),
             ("X", self.takeBackButton, _("Forget the last stroke.")),
             ("C", self.cancelButton, _("Forget all strokes.")),
+            ("U", self.uncertaintyButton, _("Lay over the image where the AI doubts.")),
         )
         for key, button, help_text in keys:
             button.toolTip = f"{help_text} ({key})"
@@ -227,6 +232,10 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.tool.go_to_place(-1)
         self._enable_buttons()
 
+    def onUncertainty(self, shown: bool) -> None:
+        self.tool.show_uncertainty(shown)
+        self._enable_buttons()
+
     def onTakeBack(self) -> None:
         self.tool.take_back()
         self._enable_buttons()
@@ -243,8 +252,14 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         for button in (self.takeBackButton, self.cancelButton, self.applyButton):
             button.enabled = self.tool.strokes > 0
         known = knows_places(self.tool.segmentation)
-        for widget in (self.previousPlaceButton, self.nextPlaceButton, self.placesBox):
+        for widget in (
+            self.previousPlaceButton,
+            self.nextPlaceButton,
+            self.placesBox,
+            self.uncertaintyButton,
+        ):
             widget.enabled = known
+        self.uncertaintyButton.checked = self.tool.uncertainty_is_shown
 
     def _offer_places(self) -> None:
         """The structures of the segmentation, and the one whose doubtful places are walked."""

@@ -1,0 +1,52 @@
+"""The colours of doubt: nothing where the networks were sure, yellow to red where they were not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from MedSegAILib.translation import tr as _
+
+LOWEST = 0.2
+"""Entropy in nats below which nothing is drawn: of two structures one has a probability above 0.95 there."""
+
+REDDEST = float(np.log(2))
+"""Entropy of two structures that are equally likely."""
+
+HIGHEST = 20.0
+"""Above any entropy in nats: so many structures has no model."""
+
+COLOR_COUNT = 32
+COLORS_TAG = "MedSegAIUncertainty"
+"""The table of colours is one of its kind in a scene, as Slicer's own tables are, and is not saved with it."""
+
+
+def color(scene: Any, volume: Any) -> None:
+    """Give a volume in nats the colours in which it is laid over an image."""
+    volume.CreateDefaultDisplayNodes()
+    display = volume.GetScalarVolumeDisplayNode()
+    display.SetAndObserveColorNodeID(_colors(scene).GetID())
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(LOWEST, REDDEST)
+    display.SetThreshold(LOWEST, HIGHEST)
+    display.ApplyThresholdOn()
+
+
+def _colors(scene: Any) -> Any:
+    """The table of colours; made where the scene has none."""
+    present = scene.GetSingletonNode(COLORS_TAG, "vtkMRMLColorTableNode")
+    if present is not None:
+        return present
+    table = scene.CreateNodeByClass("vtkMRMLColorTableNode")
+    table.UnRegister(None)
+    table.SetTypeToUser()
+    table.SetName(_("MedSegAI uncertainty"))
+    table.SetSingletonTag(COLORS_TAG)
+    table.SetSaveWithScene(False)
+    table.SetHideFromEditors(True)
+    table.SetNumberOfColors(COLOR_COUNT)
+    for number in range(COLOR_COUNT):
+        part = number / (COLOR_COUNT - 1)
+        table.SetColor(number, f"{part:.0%}", 1.0, 0.95 * (1 - part), 0.2 * (1 - part), 1.0)
+    return scene.AddNode(table)

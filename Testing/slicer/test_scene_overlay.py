@@ -1,0 +1,215 @@
+"""The map of uncertainty over the slices: its colours, its legend, and what is there again after it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+from slicer.util import updateVolumeFromArray
+
+from medsegai.errors import InputError
+from MedSegAILib.scene import ENTROPY_REFERENCE, Scene
+from MedSegAILib.scene.doubt_colors import LOWEST
+from scene_images import LEFT, PLACES, STEM, add_volume, result_for, two_blocks
+from slice_pictures import SlicePicture
+
+
+def composites(mrml: Any) -> list[Any]:
+    nodes = [slicer.vtkMRMLSliceCompositeNode() for _ in range(2)]
+    for node, name in zip(nodes, ("Red", "Green"), strict=True):
+        node.SetLayoutName(name)
+        mrml.AddNode(node)
+    return nodes
+
+
+def test_uncertainty_is_laid_over_and_what_was_there_comes_back(mrml: Any) -> None:
+    mrml.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    red, green = composites(mrml)
+    volume = add_volume(mrml, PLACES["LPS"])
+    red.SetForegroundVolumeID(volume.GetID())
+    red.SetForegroundOpacity(0.25)
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
+    entropy = node.GetNodeReference(ENTROPY_REFERENCE)
+    for _ in range(2):
+        scene.show_uncertainty(node, True)
+        for view in (red, green):
+            assert view.GetForegroundVolumeID() == entropy.GetID()
+            assert view.GetForegroundOpacity() == 0.6
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
+    assert legend.GetVisibility()
+    scene.show_uncertainty(node, False)
+    assert red.GetForegroundVolumeID() == volume.GetID()
+    assert red.GetForegroundOpacity() == 0.25
+    assert not green.GetForegroundVolumeID()
+    assert not legend.GetVisibility()
+
+
+def test_another_foreground_that_the_user_chose_meanwhile_stays(mrml: Any) -> None:
+    red, _ = composites(mrml)
+    volume = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
+    scene.show_uncertainty(node, True)
+    red.SetForegroundVolumeID(volume.GetID())
+    scene.show_uncertainty(node, False)
+    assert red.GetForegroundVolumeID() == volume.GetID()
+
+
+def test_one_overlay_may_follow_another(mrml: Any) -> None:
+    red, _ = composites(mrml)
+    volume = add_volume(mrml, PLACES["LPS"])
+    red.SetForegroundVolumeID(volume.GetID())
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks(), entropy=True)
+    first, second = scene.write(volume, result), scene.write(volume, result)
+    scene.show_uncertainty(first, True)
+    scene.show_uncertainty(second, True)
+    assert red.GetForegroundVolumeID() == second.GetNodeReferenceID(ENTROPY_REFERENCE)
+    scene.show_uncertainty(second, False)
+    assert red.GetForegroundVolumeID() == volume.GetID()
+
+
+def test_what_has_left_the_scene_does_not_come_back(mrml: Any) -> None:
+    red, _ = composites(mrml)
+    volume, other = add_volume(mrml, PLACES["LPS"]), add_volume(mrml, PLACES["LPS"])
+    red.SetForegroundVolumeID(other.GetID())
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
+    scene.show_uncertainty(node, True)
+    mrml.RemoveNode(other)
+    scene.show_uncertainty(node, False)
+    assert not red.GetForegroundVolumeID()
+
+
+def test_without_uncertainty_the_way_to_it_is_said(mrml: Any) -> None:
+    volume = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks()))
+    with pytest.raises(InputError, match=r"was not measured\. Run the model again"):
+        scene.show_uncertainty(node, True)
+    scene.show_uncertainty(node, False)
+
+
+# --- as it is seen ---------------------------------------------------------------------------------
+
+SURE, DOUBTFUL, TORN = 0.12, 0.4, 0.69
+"""Entropy in nats of three quarters of the image; the fourth has none."""
+
+
+@dataclasses.dataclass
+class Seen:
+    """A grey image of 40 x 40 mm with two segments, in a view of 400 x 400 pixels, and its doubt."""
+
+    scene: Scene
+    segmentation: Any
+    picture: SlicePicture
+
+    def at(self, x: int, y: int) -> tuple[int, ...]:
+        """The colour at a place in mm from the middle to the left of the patient and to the front."""
+        pixels = self.picture.pixels()
+        return tuple(int(part) for part in pixels[200 - 10 * y, 200 + 10 * x])
+
+
+@pytest.fixture
+def seen(mrml: Any) -> Seen:
+    mrml.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    volume = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
+    updateVolumeFromArray(volume, np.full((3, 40, 40), 100, np.int16))
+    volume.SetOrigin(-19.5, -19.5, -1)
+    volume.CreateDefaultDisplayNodes()
+    grey = mrml.AddNewNodeByClass("vtkMRMLColorTableNode")
+    grey.SetTypeToGrey()
+    display = volume.GetDisplayNode()
+    display.SetAndObserveColorNodeID(grey.GetID())
+    display.AutoWindowLevelOff()
+    display.SetWindowLevel(200, 100)
+    scene = Scene(mrml)
+    image = scene.read(volume)
+    labelmap, entropy = np.zeros((3, 40, 40), np.uint16), np.zeros((3, 40, 40), np.float32)
+    labelmap[:, 5:35, 5:35] = LEFT.value
+    labelmap[:, 5:35, 20:35] = STEM.value
+    entropy[:, :20, :20], entropy[:, :20, 20:], entropy[:, 20:, :20] = SURE, DOUBTFUL, TORN
+    result = dataclasses.replace(result_for(image, labelmap), entropy=image.with_voxels(entropy))
+    segmentation = scene.write(volume, result)
+    picture = SlicePicture(mrml, (400, 400), 40)
+    picture.logic.GetSliceCompositeNode().SetBackgroundVolumeID(volume.GetID())
+    return Seen(scene, segmentation, picture)
+
+
+def test_low_doubt_is_invisible_and_high_doubt_is_red(seen: Seen) -> None:
+    filled = seen.at(10, -10)
+    seen.scene.show_uncertainty(seen.segmentation, True)
+    grey, sure = seen.at(-10, 10), seen.at(10, -10)
+    assert len(set(grey)) == 1, "the image alone: segments are outlines now"
+    assert sure == grey != filled
+    red, green, blue = seen.at(-10, -10)
+    assert red > green > blue, "yellow to orange"
+    torn = seen.at(10, 10)
+    assert torn[0] > 1.5 * max(torn[1:])
+    assert torn[1] < green, "the more doubt, the less yellow"
+
+
+def test_segments_are_outlines_while_the_map_shows_and_filled_after_it(seen: Seen) -> None:
+    display = seen.segmentation.GetDisplayNode()
+    before = seen.picture.pixels()
+    seen.scene.show_uncertainty(seen.segmentation, True)
+    seen.scene.show_uncertainty(seen.segmentation, True)
+    assert not display.GetVisibility2DFill()
+    assert display.GetVisibility2DOutline()
+    seen.scene.show_uncertainty(seen.segmentation, False)
+    np.testing.assert_array_equal(seen.picture.pixels(), before)
+    display.SetVisibility2DFill(False)
+    for shown in (True, False):
+        seen.scene.show_uncertainty(seen.segmentation, shown)
+    assert not display.GetVisibility2DFill(), "as the user had it"
+
+
+def test_one_small_legend_says_low_and_high(seen: Seen, mrml: Any) -> None:
+    other = slicer.vtkMRMLSliceNode()
+    other.SetLayoutName("Green")
+    other.SetName("Green")
+    mrml.AddNode(other)
+    seen.scene.show_uncertainty(seen.segmentation, True)
+    entropy = seen.segmentation.GetNodeReference(ENTROPY_REFERENCE)
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
+    assert legend.GetTitleText().split() == ["low", "uncertainty", "high"]
+    assert legend.GetNumberOfLabels() == 0, "no number of nats"
+    assert [legend.GetNthViewNodeID(0)] == list(legend.GetViewNodeIDs())
+    assert mrml.GetNodeByID(legend.GetNthViewNodeID(0)).GetLayoutName() == "Red"
+    with_legend = seen.picture.pixels()
+    legend.SetVisibility(False)
+    changed = (with_legend != seen.picture.pixels()).any(axis=2)
+    assert 0.005 < changed.mean() < 0.05, "small"
+    assert not changed[:350].any(), "at the lower edge"
+    assert (with_legend[changed] == 255).all(axis=1).any(), "white letters"
+
+
+def test_the_editor_can_take_away_what_the_page_showed(seen: Seen, mrml: Any) -> None:
+    """What was there before is kept with the views."""
+    before = seen.picture.pixels()
+    seen.scene.show_uncertainty(seen.segmentation, True)
+    other = Scene(mrml)
+    assert other.uncertainty_is_shown(seen.segmentation)
+    other.show_uncertainty(seen.segmentation, False)
+    assert not seen.scene.uncertainty_is_shown(seen.segmentation)
+    np.testing.assert_array_equal(seen.picture.pixels(), before)
+
+
+def test_the_colours_are_no_litter(seen: Seen, mrml: Any, tmp_path: Path) -> None:
+    for shown in (True, False, True):
+        seen.scene.show_uncertainty(seen.segmentation, shown)
+    entropy = seen.segmentation.GetNodeReference(ENTROPY_REFERENCE)
+    table = entropy.GetScalarVolumeDisplayNode().GetColorNode()
+    tables = [
+        mrml.GetNthNodeByClass(number, "vtkMRMLColorTableNode")
+        for number in range(mrml.GetNumberOfNodesByClass("vtkMRMLColorTableNode"))
+    ]
+    assert [each for each in tables if each.GetName() == table.GetName()] == [table]
+    assert table.GetHideFromEditors()
+    assert not table.GetSaveWithScene()
+    assert entropy.GetScalarVolumeDisplayNode().GetLowerThreshold() == LOWEST
