@@ -113,7 +113,7 @@ def qt_class(name: str) -> QtClass | None:
         made.add(entries[each])
     for place, kind in APPLICATION.items():
         if kind == name:
-            made.names |= set(_file("app_api")["qt"][place])
+            made.names |= set(_file("app_api")["qt"][place]) - made.calls.keys()
     return made
 
 
@@ -166,8 +166,10 @@ def signature(path: str) -> inspect.Signature:
 
 
 def _signature_text(path: str) -> str | None:
-    if path in _file("unproven")["functions"]:
-        return str(_file("unproven")["functions"][path]["signature"])
+    for name in (path, f"{path}.__init__"):
+        if name in _file("unproven")["functions"]:
+            return str(_file("unproven")["functions"][name]["signature"])
+    path = _canonical(path)
     for module, rest in _splits(path):
         facts = _file("python_api").get(module)
         if not isinstance(facts, dict):
@@ -191,6 +193,16 @@ def _method_text(kind: str, method: str, facts: dict[str, Any]) -> str | None:
     return "(self)" if method == "__init__" else None
 
 
+def _canonical(path: str) -> str:
+    """Where a class stands that a package takes from its module of the same name."""
+    module, _dot, rest = path.partition(".")
+    name, dot, method = rest.partition(".")
+    taken = name in _file("python_api").get(module, {}).get("names", ())
+    taken = taken and method.partition(".")[0] != name  # else it says so already
+    is_class = taken and name in _file("python_api").get(f"{module}.{name}", {}).get("classes", {})
+    return f"{module}.{name}.{name}{dot}{method}" if is_class else path
+
+
 def _splits(path: str) -> Iterator[tuple[str, str]]:
     parts = path.split(".")
     for number in range(len(parts) - 1, 0, -1):
@@ -206,6 +218,61 @@ def has_python(path: str) -> bool:
         for module, rest in _splits(path)
         if isinstance(facts := _file("python_api").get(module), dict)
     )
+
+
+def is_module(path: str) -> bool:
+    """Whether this is a Python module of the application."""
+    unproven = {name.partition(".")[0] for name in _file("unproven")["functions"]}
+    return path in unproven or (path != "about" and path in _file("python_api"))
+
+
+def is_class(path: str) -> bool:
+    """Whether this is a Python class of the application."""
+    if f"{path}.__init__" in _file("unproven")["functions"]:
+        return True
+    return any(
+        rest in facts.get("classes", {})
+        for module, rest in _splits(_canonical(path))
+        if isinstance(facts := _file("python_api").get(module), dict)
+    )
+
+
+def class_names(path: str) -> frozenset[str]:
+    """The methods and attributes of a Python class of the application, inherited or its own."""
+    for module, rest in _splits(_canonical(path)):
+        facts = _file("python_api").get(module)
+        if isinstance(facts, dict) and rest in facts.get("classes", {}):
+            entry = facts["classes"][rest]
+            bases = (class_names(base) for base in entry["bases"] if "." in base)
+            return frozenset().union(entry["methods"], entry.get("attributes", ()), *bases)
+    return frozenset()
+
+
+def unproven_object(path: str) -> str:
+    """The class of an object that the build of the facts lacks, such as `slicer.dicomDatabase`; else ""."""
+    return str(_file("unproven")["objects"].get(path, {}).get("class", ""))
+
+
+@cache
+def every_name() -> frozenset[str]:
+    """Every name that any class of Qt, Slicer or MRML has."""
+    kinds = (*_file("qt_classes")["classes"], *_file("unproven")["classes"])
+    facts = [fact for fact in map(qt_class, kinds) if fact is not None]
+    of_qt = (name for fact in facts for name in (*fact.properties, *fact.calls, *fact.names))
+    modules = (item for item in _file("python_api").items() if isinstance(item[1], dict))
+    of_python = (
+        class_names(f"{module}.{name}")
+        for module, entry in modules
+        for name in entry.get("classes", ())
+    )
+    return frozenset(of_qt).union(*map(vtk_names, vtk_classes()), *of_python)
+
+
+@cache
+def every_signal() -> frozenset[str]:
+    """Every signal that any class has."""
+    facts = map(qt_class, _file("qt_classes")["classes"])
+    return frozenset().union(*(fact.signals for fact in facts if fact is not None))
 
 
 def parsed_signature(text: str) -> inspect.Signature:
