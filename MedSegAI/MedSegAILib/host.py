@@ -13,13 +13,16 @@ import slicer.util
 
 from medsegai.errors import InputError, ModelError, WorkerError
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
-from MedSegAILib.scene.statistics import CHART_REFERENCE
+from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice, SeriesRow
 from MedSegAILib.worker.place import Place
 
 SLAB_VIEW = "vtkMRMLSliceNodeRed"
+
+STATUS_MS = 5000
+"""How long a message stays in the status bar, unless another follows."""
 
 SETTINGS = "MedSegAI/"
 """Where Slicer's user settings keep ours."""
@@ -77,6 +80,7 @@ class Host:
     ) -> None:
         self._client, self._programs, self._dialogs = client, programs, dialogs
         self._examination: Any = None
+        self._statistics_layout = StatisticsLayout()
         self.prepare = prepare
 
     def setting(self, name: str) -> str:
@@ -151,15 +155,25 @@ class Host:
         return str(self._dialogs.save_file(slicer.util.mainWindow(), title, name, "CSV (*.csv)"))
 
     def show_table(self, table: Any) -> None:
-        """Bring a table and its plot into view."""
+        """Bring a table and its plot into view, beside the slices."""
         if slicer.util.mainWindow() is None:
             return
+        self._statistics_layout.show(slicer.mrmlScene)
         logic = slicer.app.applicationLogic()
         logic.GetSelectionNode().SetActiveTableID(table.GetID())
         logic.PropagateTableSelection()
         chart = table.GetNodeReference(CHART_REFERENCE)
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+    def hide_table(self) -> None:
+        """Bring the views back that were there before the table."""
+        self._statistics_layout.hide(slicer.mrmlScene)
+
+    def show_status(self, text: str) -> None:
+        """Say how far a job is in the status bar, while another module covers the page."""
+        if slicer.util.mainWindow() is not None and slicer.util.selectedModule() != "MedSegAI":
+            slicer.util.showStatusMessage(text, STATUS_MS)
 
     def open_editor(self, segmentation: Any, source: Any, segment: str) -> None:
         """The Segment Editor on a segmentation and its image, with the effect AI correct.

@@ -119,7 +119,7 @@ class SelfTest(unittest.TestCase):
         self.assertEqual(row.name, "Ball")
         self.assertEqual(page.panel.refine.choice().segmentation, segmentation)
         self.assertAlmostEqual(row.volume_ml, _ball().sum() * 4 * 4 * 5 / 1000, places=3)
-        page.panel.results.review_chosen.emit(row.segment_id, "completed")
+        page.panel.results.review_chosen.emit((row.segment_id,), "completed")
         self.assertEqual(scene.structures(segmentation)[0].review, "completed")
         page.panel.results.structure_chosen.emit(row.segment_id)
         page.panel.results.surfaces_shown.emit(True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsegai.card import ModelCard
+from medsegai.quality import CHECK, POOR
 from MedSegAILib.output_choice import OutputChoice
 
 
@@ -46,26 +47,58 @@ class Choice:
         return next(iter(self.nodes.values()), None)
 
 
+NOT_STARTED, DONE = "notstarted", "completed"
+
+REVIEW_STATES = {
+    NOT_STARTED: "Not started",
+    "inprogress": "In progress",
+    DONE: "Completed",
+    "flagged": "Flagged",
+}
+"""How far a person is with a segment: the words that Slicer stores, and what the panel calls them."""
+
+
 @dataclass(frozen=True)
 class StructureRow:
     """One structure in the table of results.
 
     Attributes:
         segment_id: names the row.
-        agreement: how far the members agree, from 0 to 1 (certain); None where that was not measured.
-        measures: all measures of uncertainty and remarks in words, for the tool tip.
-        doubtful: whether a person should look at it first.
+        quality: one of `medsegai.quality`'s `GOOD`, `CHECK` and `POOR`; "" where nothing is known of it.
+        reasons: why, and what was measured, in sentences for the tool tip.
         review: one of `REVIEW_STATES`; "" where there is no segment to review.
+        shown: whether it is drawn in the views.
     """
 
     segment_id: str
     name: str
     color: tuple[int, int, int]
     volume_ml: float
-    agreement: float | None = None
-    measures: str = ""
-    doubtful: bool = False
+    quality: str = ""
+    reasons: str = ""
     review: str = ""
+    shown: bool = True
+
+    @property
+    def to_check(self) -> bool:
+        """Whether a person should look at it, and has not yet."""
+        return self.quality in (CHECK, POOR) and self.review != DONE
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a result comes to: one line, how urgent it is, and the rest, which is folded away.
+
+    Attributes:
+        tone: one of `PLAIN`, `DOUBT` and `PROBLEM`.
+    """
+
+    line: str = ""
+    tone: str = ""
+    details: str = ""
+
+
+PLAIN, DOUBT, PROBLEM = "", "doubt", "problem"
 
 
 @dataclass(frozen=True)
@@ -95,15 +128,6 @@ class RefineChoice:
     every: bool = True
     segments: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-REVIEW_STATES = {
-    "notstarted": "Not started",
-    "inprogress": "In progress",
-    "completed": "Completed",
-    "flagged": "Flagged",
-}
-"""How far a person is with a segment: the words that Slicer stores, and what the panel calls them."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,23 @@ from medsegai.strict import by_label, checked_fields, number, words
 if TYPE_CHECKING:
     from medsegai.request import StructureMeasures  # needs NumPy; `doctor` reads cards without it
 
+DISAGREE = "the networks disagree"
+UNSURE = "the networks are unsure"
+
 SCORES = {
-    "iou": ("IoU of the members", False),
-    "pairwise_dice": ("Dice between members", False),
-    "volume_cv": ("variation of volume among members", True),
-    "mean_entropy": ("mean entropy", True),
-    "mutual_information": ("mutual information of the members", True),
+    "iou": (DISAGREE, False),
+    "pairwise_dice": (DISAGREE, False),
+    "volume_cv": (DISAGREE, True),
+    "mean_entropy": (UNSURE, True),
+    "mutual_information": (DISAGREE, True),
 }
-"""Measures of uncertainty that can stand for quality: in words, and whether high values are bad."""
+"""Measures of uncertainty that can stand for quality: what a bad one means, and whether high values are bad."""
+
+GOOD, CHECK, POOR = "good", "check", "poor"
+"""What is said of the quality of a structure, on the screen and in reports."""
+
+JUDGED = ("expected_dice", "iou", "volume_cv")
+"""Measures that have limits; a structure of which none is known is not called good."""
 
 PLAUSIBLE = "plausible"
 """A word of every remark that rests on a reference."""
@@ -232,8 +241,26 @@ def expected_dice(measures: StructureMeasures, calibration: Calibration | None) 
     return expected.dice_at(score)
 
 
+def quality_of(measures: Mapping[str, float | None], remarked: bool) -> str:
+    """The quality of a structure in one word: `GOOD`, `CHECK` or `POOR`; "" where nothing is known of it.
+
+    Args:
+        measures: of the structure, by the names of `StructureMeasures`; unknown ones are left out, or None.
+        remarked: whether there are remarks on the structure.
+    """
+    expected = measures.get("expected_dice")
+    if expected is not None and expected < POOR_DICE:
+        return POOR
+    if remarked:
+        return CHECK
+    return GOOD if any(measures.get(name) is not None for name in JUDGED) else ""
+
+
 def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tuple[str, ...]:
-    """Why a person should look at a structure first, by how far members agree on it; in words.
+    """Why a person should look at a structure first, by how far members agree on it; in plain words.
+
+    The words hold no numbers of the structure's own, so that `sentences` can say the same of many at once; the
+    number is what `expected_dice` gives.
 
     The limits are the calibration's, and a poor Dice that is to be expected; where it has none for the structure,
     those that hold for any model. Nothing is said where uncertainty was not measured.
@@ -247,15 +274,10 @@ def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tup
     score, expected = found
     if not expected.flags(score, calibration.score):
         return ()
-    name, high_is_bad = SCORES[calibration.score]
-    dice = expected.dice_at(score)
-    if not expected.is_beyond(score, calibration.score):
-        return (f"{name} {score:.2g}: a Dice of about {dice:.2f} is to be expected",)
-    side = "above" if high_is_bad else "below"
-    return (
-        f"{name} {score:.2g}, {side} the limit of {expected.limit:.2g}: a Dice of about {dice:.2f} is to be "
-        f"expected, in place of {expected.dice:.2f}",
-    )
+    why, _ = SCORES[calibration.score]
+    if expected.dice_at(score) < POOR_DICE:
+        return (f"poor quality is expected, because {why}",)
+    return (f"lower quality than usual is expected, because {why}",)
 
 
 class Remarked(Protocol):
@@ -283,16 +305,22 @@ def sentences(structures: Sequence[Remarked], sources: Sequence[str] = ()) -> li
     said = list(itertools.islice(names.items(), SENTENCES))
     lines = [f"{_listed(together)}: {remark}." for remark, together in said]
     if len(names) > SENTENCES:
-        lines.append(f"There are {len(names) - SENTENCES} more remarks in the table of structures.")
+        lines.append(_more_remarks(len(names) - SENTENCES))
     count = sum(bool(item.remarks) for item in structures)
     if count > MANY * len(structures) and len(structures) > 1:
         lines.append(
-            f"{count} of {len(structures)} structures have remarks: look at this case first, and whether the "
-            "image is of the kind that the model was made for."
+            f"{count} of {len(structures)} structures have remarks: look at this case first, and check whether "
+            "the image is of the kind that the model was made for."
         )
     if any(PLAUSIBLE in remark for remark in names):
         lines += [f"What is plausible: {source.rstrip('.')}." for source in sources]
     return lines
+
+
+def _more_remarks(count: int) -> str:
+    if count == 1:
+        return "There is 1 more remark in the table of structures."
+    return f"There are {count} more remarks in the table of structures."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -303,9 +331,9 @@ def _listed(names: Sequence[str]) -> str:
 def _general_remarks(measures: StructureMeasures) -> list[str]:
     found = []
     if measures.iou is not None and measures.iou < IOU_DOUBTFUL:
-        found.append(f"members share only {100 * measures.iou:.0f} % of the voxels they found")
+        found.append(f"the networks agree on only {100 * measures.iou:.0f} % of it")
     if measures.volume_cv is not None and measures.volume_cv > CV_DOUBTFUL:
-        found.append(f"the members' volumes differ by {100 * measures.volume_cv:.0f} %")
+        found.append(f"the networks differ by {100 * measures.volume_cv:.0f} % in its volume")
     return found
 
 

@@ -281,12 +281,7 @@ class SegmentationResult:
 
     def refined(self) -> str:
         """What refinements changed, in one line; "" where nothing was changed."""
-        done = [
-            f"{item['settings']['name']} ({item['ml']:.3g} ml changed)"
-            for item in self.provenance.get("refinements", ())
-            if item["voxels"]
-        ]
-        return f"Refined: {', '.join(done)}." if done else ""
+        return refined_text(self.provenance)
 
     def report(self) -> dict[str, Any]:
         """Everything but the voxels, as JSON values."""
@@ -298,3 +293,13 @@ class SegmentationResult:
             "warnings": list(self.warnings),
             "notice": NOT_FOR_DIAGNOSIS,
         }
+
+
+def refined_text(provenance: Mapping[str, Any]) -> str:
+    """See `SegmentationResult.refined`."""
+    done = [
+        f"{item['settings']['name']} ({item['ml']:.3g} ml changed)"
+        for item in provenance.get("refinements", ())
+        if item["voxels"]
+    ]
+    return f"Refined: {', '.join(done)}." if done else ""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 
 from medsegai.labels import Label
 from medsegai.quality import (
+    SCORES,
     Calibration,
     Expected,
     Reference,
     expected_dice,
+    quality_of,
     remarks,
     sentences,
 )
@@ -27,6 +30,8 @@ BY_IOU = Calibration(
 BY_CV = Calibration(
     1.0, "40 cases", MEMBERS, "volume_cv", {17: Expected(dice=0.8, score=0.1, slope=-2, limit=0.2)}
 )
+BY_BOTH = replace(BY_IOU, structures={17: BY_IOU.structures[17], 18: BY_IOU.structures[17]})
+JARGON = re.compile(r"(?i)\b(dice|iou|entropy|members?|cv|nats|calibrat\w*)\b")
 
 
 def measured(label: Label = HIPPOCAMPUS, **values: float | None) -> StructureMeasures:
@@ -67,24 +72,72 @@ def test_no_dice_is_expected_where_nothing_is_known(
     assert expected_dice(measures, calibration) is None
 
 
-def test_a_score_beyond_its_limit_is_remarked_with_what_to_expect() -> None:
+def test_a_score_beyond_its_limit_is_remarked_in_words() -> None:
     assert remarks(measured(iou=0.5), BY_IOU) == ()
     (said,) = remarks(measured(iou=0.4), BY_IOU)
-    assert "0.4, below the limit of 0.5" in said
-    assert "Dice of about 0.65" in said
-    assert "0.80" in said
+    assert said == "poor quality is expected, because the networks disagree"
     (said,) = remarks(measured(volume_cv=0.25), BY_CV)
-    assert "0.25, above the limit of 0.2" in said
-    assert "Dice of about 0.50" in said
+    assert said == "poor quality is expected, because the networks disagree"
+    entropy = {17: Expected(dice=0.9, score=0.1, slope=-0.1, limit=0.2)}
+    (said,) = remarks(
+        measured(mean_entropy=0.3), Calibration(1, "", MEMBERS, "mean_entropy", entropy)
+    )
+    assert said == "lower quality than usual is expected, because the networks are unsure"
 
 
 def test_a_poor_dice_that_is_to_be_expected_is_remarked_within_the_limit_too() -> None:
     assert remarks(measured(volume_cv=0.15), BY_CV) == ()
     (said,) = remarks(measured(volume_cv=0.16), BY_CV)
-    assert said == "variation of volume among members 0.16: a Dice of about 0.68 is to be expected"
+    assert said == "poor quality is expected, because the networks disagree"
     weak = {17: Expected(dice=0.55, score=0.7, slope=0.5, limit=0.1)}
     (said,) = remarks(measured(iou=0.8), Calibration(1.0, "", MEMBERS, "iou", weak))
-    assert "Dice of about 0.60" in said
+    assert "poor quality" in said
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("dice", [0.5, 0.69, 0.71, 0.95])
+def test_remarks_are_understood_by_somebody_who_never_heard_of_dice(
+    score: str, dice: float
+) -> None:
+    """Of every measure, and of structures good and bad; the same words for all, so that they stand together."""
+    _, high_is_bad = SCORES[score]
+    expected = {17: Expected(dice=dice, score=0.5, slope=0.0, limit=0.4 if high_is_bad else 0.6)}
+    bad = measured(**{score: 0.5})
+    said = remarks(bad, Calibration(1.0, "", MEMBERS, score, expected))
+    said += remarks(measured(AMYGDALA, iou=0.4, volume_cv=0.4), None)
+    assert len(said) == 3
+    assert not JARGON.search(" ".join(said))
+    assert not re.search(r"\d", said[0])
+
+
+@pytest.mark.parametrize(
+    ("known", "remarked", "word"),
+    [
+        ({"expected_dice": 0.95}, False, "good"),
+        ({"expected_dice": 0.95}, True, "check"),
+        ({"expected_dice": 0.69}, True, "poor"),
+        ({"expected_dice": 0.69}, False, "poor"),
+        ({"iou": 0.9, "volume_cv": 0.1}, False, "good"),
+        ({"iou": 0.3, "expected_dice": None}, True, "check"),
+        ({"mean_entropy": 0.1}, False, ""),
+        ({"mean_entropy": 0.1}, True, "check"),
+        ({}, True, "check"),
+        ({}, False, ""),
+    ],
+)
+def test_quality_is_one_word(known: dict[str, float | None], remarked: bool, word: str) -> None:
+    """Doubt alone, for which there are no general limits, is no reason to call a structure good."""
+    assert quality_of(known, remarked) == word
+
+
+def test_structures_of_which_the_same_is_expected_stand_in_one_sentence() -> None:
+    both = [
+        replace(item, remarks=remarks(item, BY_BOTH))
+        for item in (measured(iou=0.2), measured(AMYGDALA, iou=0.25))
+    ]
+    assert sentences(both)[0] == (
+        "Left hippocampus, Left amygdala: poor quality is expected, because the networks disagree."
+    )
 
 
 def test_the_limit_of_a_model_replaces_the_general_ones() -> None:
@@ -148,3 +201,5 @@ def test_a_case_with_many_remarks_is_told_in_few_sentences() -> None:
     lines = sentences(structures(40, *(f"remark {number}" for number in range(12))))
     assert len(lines) == 9
     assert lines[-1] == "There are 4 more remarks in the table of structures."
+    lines = sentences(structures(40, *(f"remark {number}" for number in range(9))))
+    assert lines[-1] == "There is 1 more remark in the table of structures."

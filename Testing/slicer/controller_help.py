@@ -106,17 +106,22 @@ class Panel:
             "segmentation_chosen",
             "structure_chosen",
             "review_chosen",
+            "shown_chosen",
+            "only_chosen",
+            "good_completed",
+            "done_requested",
             "next_requested",
             "places_within",
             "uncertainty_shown",
             "surfaces_shown",
-            "statistics_requested",
+            "statistics_shown",
             "csv_requested",
             "handover_requested",
             "correct_requested",
             "slab_requested",
             "keep_requested",
         )
+        self.results.answers["next_to_check"] = ""
         self.refine = Part(
             RefineView,
             "segmentation_chosen",
@@ -191,6 +196,17 @@ class Panel:
         self.error, self.log_offered = text, log
 
 
+DONE_IN_SCENE = (
+    "jump",
+    "set_review_state",
+    "show_segments",
+    "show_only",
+    "show_uncertainty",
+    "show_3d",
+    "write_csv",
+)
+
+
 class Scene:
     """Nodes are in it until they are put into `gone`."""
 
@@ -204,6 +220,7 @@ class Scene:
         self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
         self.previews: list[Any] = []
         self.rows: list[StructureRow] = []
+        self.reported: dict[str, Any] = {}
         self.places: list[DoubtfulPlace] = []
         self.reference: Any = Node("Head")
         self.overlaid = False
@@ -247,6 +264,7 @@ class Scene:
         if self.write_error:
             raise self.write_error
         self.written.append((source, result, output or OutputChoice(), frame))
+        self.reported = result.report()
         return output.node if output and output.node else Node("Head segmentation")
 
     def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Any:
@@ -298,6 +316,9 @@ class Scene:
     def structures(self, segmentation: Any) -> list[StructureRow]:
         return self.rows
 
+    def report(self, segmentation: Any) -> dict[str, Any]:
+        return self.reported
+
     def knows_uncertainty(self, segmentation: Any) -> bool:
         return True
 
@@ -346,7 +367,7 @@ class Scene:
         return SimpleNamespace(request=(segmentation, outputs, dicom, overwrite))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in ("jump", "set_review_state", "show_uncertainty", "show_3d", "write_csv"):
+        if name not in DONE_IN_SCENE:
             raise AttributeError(name)
 
         def call(*values: Any) -> None:
@@ -397,6 +418,7 @@ class Host:
         self.stopped: list[str] = []
         self.shown: list[tuple[str, str]] = []
         self.tables: list[Any] = []
+        self.status: list[str] = []
         self.edited: list[tuple[Any, Any, str]] = []
         self.kept: list[Any] = []
         self.kept_where = ""
@@ -452,6 +474,12 @@ class Host:
 
     def show_table(self, table: Any) -> None:
         self.tables.append(table)
+
+    def hide_table(self) -> None:
+        self.tables.append(None)
+
+    def show_status(self, text: str) -> None:
+        self.status.append(text)
 
     def ask_save_file(self, title: str, name: str) -> str:
         return self.path

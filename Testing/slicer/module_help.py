@@ -14,6 +14,7 @@ from slicer.util import (
 )
 
 import pythonqt
+from MedSegAILib.panel.structure_table import NAME
 
 PATIENCE = 15.0
 
@@ -72,7 +73,7 @@ def model_called(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def structures(page: Any) -> list[str]:
     table = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QTableWidget, "resultTable")
-    return [table.item(row, 0).text() for row in range(table.rowCount())]
+    return [table.item(row, NAME).text() for row in range(table.rowCount())]
 
 
 def head_under_way(page: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:

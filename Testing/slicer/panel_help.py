@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtTest import QTest
 from slicer.util import updateVolumeFromArray
 
@@ -60,6 +60,36 @@ def add_volume(mrml: Any, name: str) -> Any:
     node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     updateVolumeFromArray(node, np.zeros((3, 4, 5)))
     return node
+
+
+def palette(dark: bool) -> QtGui.QPalette:
+    """Fusion's colours, as Slicer has them in its two styles."""
+    made = QtGui.QPalette()
+    role = QtGui.QPalette.ColorRole
+    colors = (
+        {
+            role.Window: "#353535",
+            role.WindowText: "#ffffff",
+            role.Base: "#2a2a2a",
+            role.AlternateBase: "#313131",
+            role.Text: "#ffffff",
+            role.Button: "#353535",
+            role.ButtonText: "#ffffff",
+            role.Highlight: "#2a82da",
+            role.HighlightedText: "#000000",
+            role.PlaceholderText: "#909090",
+            role.ToolTipBase: "#353535",
+            role.ToolTipText: "#ffffff",
+        }
+        if dark
+        else {role.Window: "#efefef", role.Button: "#efefef", role.Base: "#ffffff"}
+    )
+    for which, color in colors.items():
+        made.setColor(which, QtGui.QColor(color))
+    for which in (role.WindowText, role.Text, role.ButtonText):
+        gray = QtGui.QColor("#7f7f7f" if dark else "#a0a0a0")
+        made.setColor(QtGui.QPalette.ColorGroup.Disabled, which, gray)
+    return made
 
 
 class Heard:

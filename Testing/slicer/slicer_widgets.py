@@ -67,6 +67,14 @@ class qMRMLNodeComboBox(QWidget):
     renameEnabled = _stored(bool, "renameEnabled", False)
     selectNodeUponCreation = _stored(bool, "selectNodeUponCreation", True)
 
+    def _size_policy(self) -> int:
+        return int(self._box.sizeAdjustPolicy().value)
+
+    def _set_size_policy(self, policy: int) -> None:
+        self._box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy(policy))
+
+    sizeAdjustPolicy = Property(int, _size_policy, _set_size_policy)
+
     def _node_id(self) -> str:
         node = self.currentNode()
         return "" if node is None else str(node.GetID())

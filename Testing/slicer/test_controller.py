@@ -25,8 +25,9 @@ from medsegai.errors import (
 )
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest
+from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.view import Choice
+from MedSegAILib.view import Choice, StructureRow, Verdict
 from MedSegAILib.worker.place import Place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -58,16 +59,55 @@ def test_a_job_from_the_button_to_the_table(house: House) -> None:
     assert house.panel.error == ""
 
 
-def test_the_summary_says_what_was_made_where_and_what_to_know(house: House) -> None:
+def test_a_result_is_told_in_one_line_and_the_rest_is_folded(house: House) -> None:
     house.scene.notes = ("Left hippocampus was painted by you and left as it was.",)
+    good = StructureRow("1", "Left hippocampus", (1, 2, 3), 4.0, "good", "", "notstarted")
+    house.scene.rows = [good, replace(good, segment_id="2", quality="poor")]
     house.press_segment()
     house.finish()
-    assert house.panel.message.splitlines() == [
-        "Head segmentation: 1 of 3 structures in 0.5 s on cpu.",
-        "Left hippocampus was painted by you and left as it was.",
+    (verdict,) = house.panel.results.last("show_verdict")
+    assert (verdict.line, verdict.tone) == ("2 structures, 1 to check", "doubt")
+    assert verdict.details.splitlines() == [
         "The image is made up.",
+        "Not found: Brain-Stem, Absent.",
+        "It took 1 s on cpu.",
         "Research software. Not for diagnostic use.",
     ]
+    assert house.panel.message == "Left hippocampus was painted by you and left as it was."
+
+
+def test_nothing_of_an_older_result_is_left_standing(house: House) -> None:
+    house.scene.rows = [StructureRow("1", "Left hippocampus", (1, 2, 3), 4.0, "poor")]
+    house.press_segment()
+    house.finish()
+    house.panel.show_message("Doubtful place 3 of 7.")
+    house.controller.results.show(None)
+    assert house.panel.results.last("show_verdict") == (Verdict(),)
+    assert house.panel.message == ""
+
+
+@pytest.mark.parametrize(
+    ("qualities", "line", "tone"),
+    [
+        (["good"] * 31 + ["check"], "32 structures, 1 to check", "doubt"),
+        (["good"] * 2, "2 structures, none to check", ""),
+        ([""] * 3, "3 structures", ""),
+        (["poor"], "1 structure, 1 to check", "doubt"),
+        (
+            ["check"] * 17 + ["good"] * 15,
+            "32 structures, 17 to check: is the image of the kind",
+            "problem",
+        ),
+    ],
+)
+def test_the_one_sentence_that_matters_comes_first(
+    qualities: list[str], line: str, tone: str
+) -> None:
+    rows = [StructureRow(str(n), "A", (1, 2, 3), 4.0, word) for n, word in enumerate(qualities)]
+    said = texts.verdict(rows, {})
+    assert said.line.startswith(line)
+    assert said.tone == tone
+    assert len(said.line) < 90
 
 
 def test_options_of_the_panel_reach_the_request(house: House) -> None:
@@ -486,4 +526,4 @@ def test_a_job_that_stands_still_is_told(house: House) -> None:
     house.client.stalled.emit()
     assert "No progress for a long time" in house.panel.message
     house.finish()
-    assert "1 of 3 structures" in house.panel.message
+    assert house.panel.message == ""

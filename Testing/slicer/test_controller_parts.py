@@ -31,7 +31,8 @@ from MedSegAILib.view import HandOverChoice, PlaceChoice, StructureRow
 from MedSegAILib.worker.examination import Report
 from MedSegAILib.worker.place import Place, PlaceKind
 
-ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, 0.5, "", True, "flagged")
+ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, "check", "", "flagged")
+GOOD = StructureRow("002_Stem", "Brain stem", (1, 2, 3), 4.0, "good", "", "notstarted")
 
 
 @pytest.fixture
@@ -122,11 +123,53 @@ def test_without_a_doubtful_place_that_is_said(shown: House) -> None:
     assert shown.panel.message == "There is no doubtful place to go to."
 
 
+def verdict(house: House) -> tuple[str, str]:
+    (shown,) = house.panel.results.last("show_verdict")
+    return shown.line, shown.tone
+
+
 def test_the_review_is_kept_and_shown(shown: House) -> None:
     node = shown.controller.results._node
-    shown.panel.results.review_chosen.emit("001_Left", "completed")
+    assert verdict(shown) == ("1 structure, 1 to check", "doubt")
+    shown.panel.results.review_chosen.emit(("001_Left",), "completed")
     assert shown.scene.done == [("set_review_state", node, "001_Left", "completed")]
-    assert shown.panel.results.last("show_review") == ("001_Left", "completed")
+    assert shown.panel.results.last("update") == ((replace(ROW, review="completed"),),)
+    assert verdict(shown) == ("1 structure, all completed", "")
+
+
+def test_32_structures_of_which_5_are_to_be_checked_are_reviewed_in_6_clicks(house: House) -> None:
+    rows = [replace(GOOD, segment_id=str(number)) for number in range(27)]
+    rows += [replace(ROW, segment_id=f"check {number}") for number in range(5)]
+    house.scene.rows = rows
+    results, clicks = house.panel.results, 0
+    house.controller.results.show(Node("Result"))
+    assert verdict(house) == ("32 structures, 5 to check", "doubt")
+    results.answers["next_to_check"] = "check 0"
+    results.good_completed.emit()
+    clicks += 1
+    for number in range(5):
+        (selected,) = results.last("select")
+        assert selected == f"check {number}"
+        assert house.scene.done[-1][0] == "jump", "what is to be looked at is in the views"
+        results.answers["next_to_check"] = f"check {number + 1}" if number < 4 else ""
+        results.done_requested.emit((selected,))
+        clicks += 1
+    assert clicks == 6
+    assert verdict(house) == ("32 structures, all completed", "")
+    done = {item[2] for item in house.scene.done if item[0] == "set_review_state"}
+    assert len(done) == 32
+
+
+def test_segments_are_hidden_and_shown_alone(house: House) -> None:
+    house.scene.rows = [ROW, GOOD]
+    node = Node("Result")
+    house.controller.results.show(node)
+    house.panel.results.shown_chosen.emit(("001_Left", "002_Stem"), False)
+    assert house.scene.done == [("show_segments", node, ("001_Left", "002_Stem"), False)]
+    assert [row.shown for row in house.panel.results.last("update")[0]] == [False, False]
+    house.panel.results.only_chosen.emit(("002_Stem",))
+    assert house.scene.done[1:] == [("show_only", node, ("002_Stem",))]
+    assert [row.shown for row in house.panel.results.last("update")[0]] == [False, True]
 
 
 def test_overlay_and_surfaces_are_switched(shown: House) -> None:
@@ -142,12 +185,15 @@ def answered(house: House, result: Any) -> None:
 
 def test_statistics_are_measured_and_go_into_a_table_and_a_file(shown: House) -> None:
     node = shown.controller.results.node
-    shown.panel.results.statistics_requested.emit()
+    shown.panel.results.statistics_shown.emit(True)
     assert shown.client.requests == ["measure"]
     assert shown.host.tables == [], "the worker has not answered yet"
     answered(shown, "rows")
     assert shown.scene.done == [("statistics", node, "rows")]
     assert [table.GetName() for table in shown.host.tables] == ["Table"]
+    assert shown.panel.results.last("show_statistics") == (True,)
+    shown.panel.results.statistics_shown.emit(False)
+    assert shown.host.tables[1:] == [None], "the views are as they were"
     shown.panel.results.csv_requested.emit()
     assert len(shown.client.requests) == 1, "no file was chosen"
     shown.host.path = "/out/result.csv"
@@ -166,10 +212,13 @@ def test_what_goes_wrong_with_a_result_is_said(shown: House) -> None:
     answered(shown, "rows")
     assert shown.panel.error == "The disk is full."
     shown.scene.read_error = InputError("It is bent.")
-    shown.panel.results.statistics_requested.emit()
+    shown.panel.results.statistics_shown.emit(True)
     assert shown.panel.error == "It is bent."
+    assert shown.panel.results.last("show_statistics") == (False,), (
+        "it is pressed while they show, and not before"
+    )
     shown.host.prepare_error = WorkerError("Nothing was installed.")
-    shown.panel.results.statistics_requested.emit()
+    shown.panel.results.statistics_shown.emit(True)
     assert shown.panel.error == "Nothing was installed."
     assert len(shown.client.requests) == 1
 

@@ -15,6 +15,7 @@ from medsegai.request import request_from_options, request_options
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.options import ELSEWHERE, PANEL_DEFAULTS
+from MedSegAILib.panel.shortcuts import SHORTCUTS
 from MedSegAILib.view import DeviceChoice
 from panel_help import UI, Heard, add_volume, card, click, find, new_panel
 
@@ -394,4 +395,4 @@ def test_keys_press_the_buttons(widget: Any, panel: Panel) -> None:
     shortcut.activated.emit()
     assert len(heard) == 1, "a button that cannot be pressed is not"
     keys = [item.key().toString() for item in pythonqt.real(widget).findChildren(QtGui.QShortcut)]
-    assert len(keys) == len(set(keys)) == 7
+    assert len(keys) == len(set(keys)) == len(SHORTCUTS) == 9

@@ -16,12 +16,13 @@ import pythonqt
 from medsegai.card import load_card
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
+from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.handover_dialog import HandOverDialog
 from MedSegAILib.panel.series_dialog import SeriesDialog
 from MedSegAILib.view import DeviceChoice, HandOverChoice, SegmentRow, SeriesRow, StructureRow
-from panel_help import REPOSITORY, UI, add_volume, card, click, find, new_panel
+from panel_help import REPOSITORY, UI, add_volume, card, click, find, new_panel, palette
 
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"
 BRAIN = load_card(BUNDLED_MODELS / "brain")
@@ -29,46 +30,21 @@ PLAN = (
     "Runs axial, coronal, sagittal on cuda:0 (NVIDIA RTX 4070, 9.1 GB free of 12.0 GB); needs about 1.5 GB "
     "and about 12 s."
 )
-SUMMARY = (
-    "MRHead segmentation: 32 of 32 structures in 11.8 s on cuda:0.\n"
-    "Research software. Not for diagnostic use."
-)
+REPORT = {
+    "structures": [{"name": label.name, "voxels": 5} for label in BRAIN.labels],
+    "warnings": [
+        "Left pallidum, Right pallidum: poor quality is expected, because the networks disagree.",
+        "Left putamen: 9.1 ml, more than the 3.1 to 6.9 ml that are plausible.",
+    ],
+    "seconds": {"predict": 11.8},
+    "provenance": {"device": "cuda:0"},
+}
 REFINED = (
     "This is a preview: Apply makes it the segmentation, Cancel takes it away.\n"
     "Refinement level_set changed 212 voxels, 0.212 ml: Left hippocampus -61 +151 voxels (0.212 ml around R -26, "
     "A -21, S -14 mm).\n"
     "Not changed, for their review is completed: Brain stem."
 )
-
-
-def palette(dark: bool) -> QtGui.QPalette:
-    """Fusion's colours, as Slicer has them in its two styles."""
-    made = QtGui.QPalette()
-    role = QtGui.QPalette.ColorRole
-    colors = (
-        {
-            role.Window: "#353535",
-            role.WindowText: "#ffffff",
-            role.Base: "#2a2a2a",
-            role.AlternateBase: "#313131",
-            role.Text: "#ffffff",
-            role.Button: "#353535",
-            role.ButtonText: "#ffffff",
-            role.Highlight: "#2a82da",
-            role.HighlightedText: "#000000",
-            role.PlaceholderText: "#909090",
-            role.ToolTipBase: "#353535",
-            role.ToolTipText: "#ffffff",
-        }
-        if dark
-        else {role.Window: "#efefef", role.Button: "#efefef", role.Base: "#ffffff"}
-    )
-    for which, color in colors.items():
-        made.setColor(which, QtGui.QColor(color))
-    for which in (role.WindowText, role.Text, role.ButtonText):
-        gray = QtGui.QColor("#7f7f7f" if dark else "#a0a0a0")
-        made.setColor(QtGui.QPalette.ColorGroup.Disabled, which, gray)
-    return made
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -101,6 +77,7 @@ class Scenery:
         segmentation = self.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "MRHead segmentation")
         self.panel.results.choose(segmentation)
         self.panel.results.show(rows(), True)
+        self.panel.results.show_verdict(texts.verdict(rows(), REPORT))
 
     def picture(self, name: str, widget: Any = None) -> QtGui.QImage:
         pythonqt.process_events(20)
@@ -128,15 +105,14 @@ def scenery(mrml: Any) -> Iterator[Any]:
 def rows() -> list[StructureRow]:
     shown = []
     for number, label in enumerate(BRAIN.labels):
-        agreement = 0.95 - 0.07 * (number % 5)
-        state = ("flagged", "completed", "inprogress", "notstarted")[
-            number % 4 if number < 8 else 0
-        ]
+        quality = ("good", "good", "good", "check", "good", "poor", "good")[number % 7]
+        state = "notstarted" if quality == "good" else "flagged"
+        if number < 8:
+            state = ("completed", "inprogress", "notstarted", "flagged")[number % 4]
         volume = 2.1 + 37.7 * ((number * 7) % 11)
-        doubtful = agreement < 0.7
         shown.append(
             StructureRow(
-                label.value, label.name, label.color, volume, agreement, "", doubtful, state
+                str(label.value), label.name, label.color, volume, quality, "", state, number != 5
             )
         )
     return shown
@@ -182,7 +158,6 @@ def test_at_work(scenery: Any, style: str) -> None:
 
 def test_after_the_run(scenery: Any, style: str) -> None:
     scene = scenery(400, 900)
-    scene.panel.show_message(SUMMARY)
     scene.show_results()
     image = scene.picture(f"results-{style}")
     assert contrast(image) > 120

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PySide6 import QtCore, QtWidgets
+from PySide6.QtTest import QTest
 
 import pythonqt
 from MedSegAILib.panel import Panel
-from MedSegAILib.view import REVIEW_STATES, StructureRow
-from panel_help import UI, Heard, click, find, new_panel
+from MedSegAILib.panel.structure_table import EYE, NAME, QUALITY, REVIEW, VOLUME
+from MedSegAILib.view import REVIEW_STATES, StructureRow, Verdict
+from panel_help import UI, Heard, click, find, new_panel, palette
 
 LEFT = StructureRow("003_Left", "Left hippocampus", (220, 216, 20), 4.0)
 STEM = StructureRow("016_Stem", "Brain-Stem", (119, 159, 176), 25.504)
@@ -38,13 +41,16 @@ def table(widget: Any) -> Any:
 
 
 def column(widget: Any, number: int) -> list[str]:
+    """The texts of a column, of the rows that are shown."""
     shown = table(widget)
-    return [shown.item(row, number).text().strip() for row in range(shown.rowCount())]
+    rows = [row for row in range(shown.rowCount()) if not shown.isRowHidden(row)]
+    return [shown.item(row, number).text().strip() for row in rows]
 
 
 def headers(widget: Any) -> list[str]:
     shown = table(widget)
-    return [shown.horizontalHeaderItem(index).text() for index in range(shown.columnCount())]
+    columns = [index for index in range(shown.columnCount()) if not shown.isColumnHidden(index)]
+    return [shown.horizontalHeaderItem(index).text() for index in columns]
 
 
 def unfold(panel: Panel, mrml: Any) -> Any:
@@ -53,44 +59,59 @@ def unfold(panel: Panel, mrml: Any) -> Any:
     return node
 
 
+def click_cell(widget: Any, row: int, number: int, *modifiers: Any) -> None:
+    """As a user clicks: where the cell is, with the mouse."""
+    shown = table(widget)
+    place = shown.visualItemRect(shown.item(row, number)).center()
+    button = QtCore.Qt.MouseButton.LeftButton
+    QTest.mouseClick(shown.viewport(), button, *modifiers, pos=place)
+
+
+def key(widget: Any, pressed: Any) -> None:
+    QTest.keyClick(table(widget), pressed)
+
+
+def four() -> list[StructureRow]:
+    """Of every quality and state of review."""
+    made = [
+        StructureRow("1", "Left thalamus", (1, 2, 3), 7.0, "good", "", "notstarted"),
+        StructureRow("2", "Right thalamus", (4, 5, 6), 7.5, "check", "Look.", "flagged"),
+        StructureRow("3", "Left pallidum", (7, 8, 9), 1.5, "poor", "Bad.", "flagged", False),
+        StructureRow("4", "Right pallidum", (7, 8, 9), 1.6, "poor", "Bad.", "completed"),
+    ]
+    return made
+
+
 def test_structures_stand_in_the_order_of_the_segmentation(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
     panel.results.show([LEFT, STEM], False)
     assert table(widget).isVisible()
-    assert headers(widget) == ["Structure", "ml"]
-    assert column(widget, 0) == ["Left hippocampus", "Brain-Stem"]
-    assert column(widget, 1) == ["4.00", "25.50"]
-    color = table(widget).item(0, 0).data(QtCore.Qt.ItemDataRole.DecorationRole)
+    assert headers(widget) == ["", "Structure", "ml"]
+    assert column(widget, NAME) == ["Left hippocampus", "Brain-Stem"]
+    assert column(widget, VOLUME) == ["4.00", "25.50"]
+    color = table(widget).item(0, NAME).data(QtCore.Qt.ItemDataRole.DecorationRole)
     assert color.getRgb()[:3] == LEFT.color
 
 
-def test_agreement_and_doubt_are_shown_where_they_were_measured(
+def test_quality_is_a_word_in_one_column_and_its_reason_a_tool_tip(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
-    sure = StructureRow("1", "Sure", (0, 0, 0), 1.0, 0.87, "IoU 0.870")
-    unsure = StructureRow("2", "Unsure", (0, 0, 0), 1.0, 0.41, "IoU 0.410\nthey disagree", True)
-    panel.results.show([sure, unsure, STEM], True)
-    assert headers(widget) == ["Structure", "ml", "Sure"]
-    assert [text.split() for text in column(widget, 2)] == [["0.87"], ["⚠", "0.41"], []]
-    assert table(widget).item(1, 2).toolTip() == "IoU 0.410\nthey disagree"
+    panel.results.show([*four(), LEFT], True)
+    assert headers(widget) == ["", "Structure", "ml", "Quality", "✓"]
+    assert column(widget, QUALITY) == ["good", "⚠ check", "⚠ poor", "⚠ poor", ""]
+    assert table(widget).item(1, QUALITY).toolTip() == "Look."
+    colors = [table(widget).item(row, QUALITY).foreground().color().name() for row in range(3)]
+    assert len(set(colors)) == 3
+    table(widget).sortItems(QUALITY, QtCore.Qt.SortOrder.DescendingOrder)
+    assert column(widget, QUALITY) == ["⚠ poor", "⚠ poor", "⚠ check", "good", ""], "the worst first"
     assert find(widget, "nextButton").isEnabled()
     panel.results.show([STEM], False)
     assert not find(widget, "nextButton").isEnabled()
     assert not find(widget, "uncertaintyButton").isEnabled()
-
-
-def test_doubt_is_marked_where_agreement_was_not_measured(
-    widget: Any, panel: Panel, mrml: Any
-) -> None:
-    unfold(panel, mrml)
-    small = StructureRow("1", "Small", (0, 0, 0), 1.0, None, "volume 1 ml", True)
-    panel.results.show([small, STEM], False)
-    assert headers(widget) == ["Structure", "ml", "⚠"]
-    assert column(widget, 2) == ["⚠", ""]
-    assert table(widget).item(0, 2).toolTip() == "volume 1 ml"
+    assert not find(widget, "completeGoodButton").isEnabled(), "nothing is known to be good"
 
 
 def test_numbers_sort_as_numbers(widget: Any, panel: Panel, mrml: Any) -> None:
@@ -101,10 +122,10 @@ def test_numbers_sort_as_numbers(widget: Any, panel: Panel, mrml: Any) -> None:
         for number, volume in enumerate(volumes, start=1)
     ]
     panel.results.show(rows, False)
-    table(widget).sortItems(1, QtCore.Qt.SortOrder.DescendingOrder)
-    assert column(widget, 1) == ["1234.25", "100.00", "25.00", "9.50", "0.00"]
+    table(widget).sortItems(VOLUME, QtCore.Qt.SortOrder.DescendingOrder)
+    assert column(widget, VOLUME) == ["1234.25", "100.00", "25.00", "9.50", "0.00"]
     heard = Heard(panel.results.structure_chosen)
-    table(widget).cellClicked.emit(0, 1)
+    click_cell(widget, 0, VOLUME)
     assert heard.values == [("4",)], "the segment that stands there now"
 
 
@@ -113,65 +134,203 @@ def test_a_second_result_replaces_the_first_even_if_that_was_sorted(
 ) -> None:
     unfold(panel, mrml)
     panel.results.show([LEFT, STEM], False)
-    table(widget).sortItems(0, QtCore.Qt.SortOrder.AscendingOrder)
+    table(widget).sortItems(NAME, QtCore.Qt.SortOrder.AscendingOrder)
     panel.results.show([LEFT, STEM], False)
-    assert column(widget, 0) == ["Left hippocampus", "Brain-Stem"]
+    assert column(widget, NAME) == ["Left hippocampus", "Brain-Stem"]
     panel.results.show([], False)
     assert not table(widget).isVisible()
 
 
-def test_a_click_and_the_return_key_choose_a_structure(
-    widget: Any, panel: Panel, mrml: Any
-) -> None:
+def test_clicks_and_arrow_keys_go_to_a_structure(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
     panel.results.show([LEFT, STEM], False)
     heard = Heard(panel.results.structure_chosen)
-    table(widget).cellClicked.emit(1, 0)
-    table(widget).cellActivated.emit(0, 1)
-    assert heard.values == [("016_Stem",), ("003_Left",)]
+    click_cell(widget, 1, NAME)
+    click_cell(widget, 1, VOLUME)
+    assert heard.values == [("016_Stem",)] * 2, "once for each click"
+    key(widget, QtCore.Qt.Key.Key_Up)
+    assert heard.values[2:] == [("003_Left",)]
+    key(widget, QtCore.Qt.Key.Key_Down)
+    assert heard.values[3:] == [("016_Stem",)]
+    panel.results.select("003_Left")
+    panel.results.update([replace(LEFT, shown=False)])
+    assert len(heard) == 4, "what the program does is no click"
 
 
-def test_the_review_is_changed_in_its_cell(widget: Any, panel: Panel, mrml: Any) -> None:
-    from dataclasses import replace
-
+def test_the_eye_hides_and_shows(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show([replace(LEFT, review="notstarted"), replace(STEM, review="flagged")], False)
-    assert headers(widget)[-1] == "✓"
-    assert column(widget, 2) == ["·", "⚑"]
-    chosen, jumped = Heard(panel.results.review_chosen), Heard(panel.results.structure_chosen)
-    table(widget).cellClicked.emit(0, 2)
-    (menu,) = table(widget).findChildren(QtWidgets.QMenu, "reviewMenu")
-    assert len(menu.actions()) == len(REVIEW_STATES)
-    menu.actions()[2].trigger()
-    menu.close()
-    assert chosen.values == [("003_Left", "completed")]
+    panel.results.show(four(), False)
+    shown, jumped = Heard(panel.results.shown_chosen), Heard(panel.results.structure_chosen)
+    click_cell(widget, 0, EYE)
+    click_cell(widget, 2, EYE)
+    assert shown.values == [(("1",), False), (("3",), True)]
+    panel.results.update([replace(four()[0], shown=False)])
+    click_cell(widget, 0, EYE)
+    assert shown.values[2:] == [(("1",), True)]
     assert len(jumped) == 0
-    panel.results.show_review("003_Left", "completed")
-    assert column(widget, 2) == ["✓", "⚑"]
+    open_eye, closed = (table(widget).item(row, EYE).icon() for row in (1, 0))
+    assert open_eye.pixmap(16).toImage() != closed.pixmap(16).toImage()
+
+
+def test_the_review_is_completed_by_a_click_and_taken_back_by_another(
+    widget: Any, panel: Panel, mrml: Any
+) -> None:
+    unfold(panel, mrml)
+    panel.results.show(four(), False)
+    assert column(widget, REVIEW) == ["·", "⚑", "⚑", "✓"]
+    chosen, jumped = Heard(panel.results.review_chosen), Heard(panel.results.structure_chosen)
+    click_cell(widget, 1, REVIEW)
+    click_cell(widget, 3, REVIEW)
+    assert chosen.values == [(("2",), "completed"), (("4",), "notstarted")]
+    assert len(jumped) == 0
+    panel.results.update([replace(four()[1], review="completed")])
+    assert column(widget, REVIEW) == ["·", "✓", "⚑", "✓"]
+
+
+def menu_of(widget: Any) -> dict[str, Any]:
+    shown = table(widget)
+    shown.customContextMenuRequested.emit(QtCore.QPoint(20, 20))
+    menu = shown.findChildren(QtWidgets.QMenu, "structureMenu")[-1]
+    menu.close()
+    return {action.text().split("  ")[-1]: action for action in menu.actions()}
+
+
+def test_the_menu_changes_all_selected_rows(widget: Any, panel: Panel, mrml: Any) -> None:
+    unfold(panel, mrml)
+    panel.results.show(four(), False)
+    pythonqt.process_events(10)
+    reviewed, only = Heard(panel.results.review_chosen), Heard(panel.results.only_chosen)
+    shown = Heard(panel.results.shown_chosen)
+    click_cell(widget, 0, NAME)
+    click_cell(widget, 2, NAME, QtCore.Qt.KeyboardModifier.ShiftModifier)
+    actions = menu_of(widget)
+    assert set(REVIEW_STATES.values()) <= set(actions)
+    actions["Completed"].trigger()
+    actions["Show only these"].trigger()
+    actions["Hide"].trigger()
+    actions["Show all"].trigger()
+    assert reviewed.values == [(("1", "2", "3"), "completed")]
+    assert only.values == [(("1", "2", "3"),)]
+    assert shown.values == [(("1", "2", "3"), False), (("1", "2", "3", "4"), True)]
+    panel.results.show(four(), False)
+    heard = Heard(panel.results.done_requested)
+    find(widget, "doneButton").click()
+    assert heard.values == [(("1", "2", "3"),)], "what was selected stays so"
+
+
+def test_the_table_is_narrowed_by_name_and_by_state(widget: Any, panel: Panel, mrml: Any) -> None:
+    unfold(panel, mrml)
+    panel.results.show(four(), False)
+    states = find(widget, "resultStateSelector")
+    expected = {
+        "All": [0, 1, 2, 3],
+        "To check": [1, 2],
+        "Not completed": [0, 1, 2],
+        "Completed": [3],
+        "Hidden": [2],
+    }
+    assert [states.itemText(n) for n in range(states.count())] == list(expected)
+    for title, numbers in expected.items():
+        states.setCurrentText(title)
+        assert column(widget, NAME) == [four()[number].name for number in numbers], title
+    states.setCurrentText("All")
+    QTest.keyClicks(find(widget, "resultFilterEdit"), "pall LEFT")
+    assert column(widget, NAME) == ["Left pallidum"]
+    panel.results.show(four(), False)
+    assert column(widget, NAME) == ["Left pallidum"], "it stays narrow"
+    click_cell(widget, 2, NAME)
+    find(widget, "resultFilterEdit").setText("thalamus")
+    heard = Heard(panel.results.done_requested)
+    find(widget, "doneButton").click()
+    assert heard.values == [((),)], "what cannot be seen is not completed"
+
+
+def test_the_next_to_check_follows_the_order_on_the_screen(
+    widget: Any, panel: Panel, mrml: Any
+) -> None:
+    unfold(panel, mrml)
+    panel.results.show(four(), False)
+    assert panel.results.next_to_check() == "2"
+    panel.results.select("2")
+    assert panel.results.next_to_check() == "3"
+    panel.results.update([replace(four()[2], review="completed")])
+    assert panel.results.next_to_check() == "2", "from the top again"
+    panel.results.update([replace(four()[1], review="completed")])
+    assert panel.results.next_to_check() == ""
+    panel.results.show(four(), False)
+    table(widget).sortItems(NAME, QtCore.Qt.SortOrder.AscendingOrder)
+    table(widget).clearSelection()
+    assert panel.results.next_to_check() == "3", "Left pallidum stands first now"
+
+
+def test_one_line_is_seen_and_the_rest_is_folded(widget: Any, panel: Panel, mrml: Any) -> None:
+    unfold(panel, mrml)
+    details = "Left pallidum: poor quality is expected.\nIt took 12 s."
+    panel.results.show_verdict(Verdict("32 structures, 5 to check", "doubt", details))
+    label, more = find(widget, "verdictLabel"), find(widget, "detailsLabel")
+    assert label.text() == "32 structures, 5 to check"
+    assert "color" in label.styleSheet()
+    assert not more.isVisible()
+    click(widget, "detailsButton")
+    assert more.isVisible()
+    assert more.text() == details
+    click(widget, "detailsButton")
+    assert not more.isVisible()
+    panel.results.show_verdict(Verdict())
+    assert not label.isVisible()
+    assert not find(widget, "detailsButton").isVisible()
 
 
 def test_the_buttons_of_a_result_are_heard(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show([LEFT], True)
+    panel.results.show(four(), True)
     results = panel.results
     signals = {
-        "nextButton": results.next_requested,
-        "uncertaintyButton": results.uncertainty_shown,
-        "show3dButton": results.surfaces_shown,
-        "statisticsButton": results.statistics_requested,
-        "csvButton": results.csv_requested,
-        "handOverButton": results.handover_requested,
-        "correctButton": results.correct_requested,
-        "slabButton": results.slab_requested,
-        "keepButton": results.keep_requested,
+        "completeGoodButton": (results.good_completed, ()),
+        "doneButton": (results.done_requested, ((),)),
+        "nextButton": (results.next_requested, ()),
+        "uncertaintyButton": (results.uncertainty_shown, (True,)),
+        "show3dButton": (results.surfaces_shown, (True,)),
+        "statisticsButton": (results.statistics_shown, (True,)),
+        "csvButton": (results.csv_requested, ()),
+        "handOverButton": (results.handover_requested, ()),
+        "correctButton": (results.correct_requested, ()),
+        "slabButton": (results.slab_requested, ()),
+        "keepButton": (results.keep_requested, ()),
     }
-    for name, signal in signals.items():
+    for name, (signal, told) in signals.items():
         heard = Heard(signal)
         click(widget, name)
-        checkable = name in ("uncertaintyButton", "show3dButton")
-        assert heard.values == [(True,) if checkable else ()], name
+        assert heard.values == [told], name
     results.show([LEFT], True)
     assert not find(widget, "show3dButton").isChecked(), "another result is not shown yet"
+    assert find(widget, "statisticsButton").isChecked(), "the layout of the views is as it was"
+    heard = Heard(results.statistics_shown)
+    results.show_statistics(False)
+    assert not find(widget, "statisticsButton").isChecked()
+    assert len(heard) == 0
+
+
+@pytest.mark.parametrize("name", ["uncertaintyButton", "show3dButton", "statisticsButton"])
+def test_a_pressed_button_looks_pressed_in_the_dark_style(
+    widget: Any, panel: Panel, mrml: Any, name: str
+) -> None:
+    unfold(panel, mrml)
+    panel.results.show(four(), True)
+    application = QtWidgets.QApplication.instance()
+    assert isinstance(application, QtWidgets.QApplication)
+    before = application.palette()
+    application.setPalette(palette(dark=True))
+    button = find(widget, name)
+    colors = []
+    for pressed in (False, True):
+        button.blockSignals(True)
+        button.setChecked(pressed)
+        pythonqt.process_events(10)
+        colors.append(button.grab().toImage().pixelColor(button.width() // 2, 4))
+    application.setPalette(before)
+    apart = sum(abs(a - b) for a, b in zip(*(c.getRgb()[:3] for c in colors), strict=True))
+    assert apart > 100
 
 
 def test_the_chosen_segmentation_is_told(widget: Any, panel: Panel, mrml: Any) -> None:

@@ -316,9 +316,47 @@ def test_structures_with_remarks_are_flagged_on_the_segments(mrml: Any) -> None:
     assert scene.review_state(node, LEFT_ID) is ReviewState.NOT_STARTED
     assert scene.review_state(node, STEM_ID) is ReviewState.FLAGGED
     left, stem = scene.structures(node)
-    assert (left.doubtful, left.measures) == (False, "")
-    assert (stem.doubtful, stem.agreement) == (True, 0.2)
-    assert stem.measures == "IoU 0.200\nthey disagree; too / small"
+    assert (left.quality, left.reasons) == ("", "")
+    assert stem.quality == "check"
+    assert stem.reasons == "They disagree.\nToo / small.\nMeasured: IoU 0.200"
+
+
+def test_quality_comes_from_the_expected_dice_and_its_number_stands_in_the_tool_tip(
+    mrml: Any,
+) -> None:
+    volume = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks())
+    good, poor, absent = result.structures
+    good = dataclasses.replace(good, iou=0.3, expected_dice=0.91)
+    poor = dataclasses.replace(poor, iou=0.9, expected_dice=0.55, remarks=("poor quality",))
+    node = scene.write(volume, dataclasses.replace(result, structures=(good, poor, absent)))
+    left, stem = scene.structures(node)
+    assert (left.quality, stem.quality) == ("good", "poor")
+    assert not left.to_check
+    assert stem.to_check
+    assert "0.91" in left.reasons
+    assert "0.55" in stem.reasons
+    scene.set_review_state(node, stem.segment_id, "completed")
+    assert not scene.structures(node)[1].to_check
+
+
+def test_segments_are_hidden_and_shown_and_shown_alone(mrml: Any) -> None:
+    volume = add_volume(mrml, PLACES["LPS"])
+    scene = Scene(mrml)
+    node = scene.write(volume, result_for(scene.read(volume), two_blocks()))
+
+    def shown() -> list[str]:
+        return [row.segment_id for row in scene.structures(node) if row.shown]
+
+    assert shown() == [LEFT_ID, STEM_ID]
+    scene.show_segments(node, [LEFT_ID], False)
+    assert shown() == [STEM_ID]
+    assert not node.GetDisplayNode().GetSegmentVisibility(LEFT_ID)
+    scene.show_only(node, [LEFT_ID])
+    assert shown() == [LEFT_ID]
+    scene.show_segments(node, [LEFT_ID, STEM_ID], True)
+    assert shown() == [LEFT_ID, STEM_ID]
 
 
 @pytest.mark.parametrize("state", ReviewState)

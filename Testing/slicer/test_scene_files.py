@@ -170,8 +170,9 @@ def test_a_segmentation_file_keeps_what_the_ai_noted(mrml: Any, tmp_path: Path, 
     assert scene.label_value(back, LEFT_ID) == LEFT.value
     assert scene.review_state(back, LEFT_ID) is ReviewState.FLAGGED
     left, _ = scene.structures(back)
-    assert (left.agreement, left.doubtful) == (0.31, True)
-    assert "members: share 31 %" in left.measures
+    assert left.quality == "check"
+    assert "Members: share 31 %" in left.reasons
+    assert "IoU 0.310" in left.reasons
     moved = np.roll(two_blocks(), -1, axis=2)
     scene.write(volume, full_result(scene, volume, moved), OutputChoice(OutputMode.UPDATE, back))
     assert not [note for note in scene.notes if "by hand" in note]

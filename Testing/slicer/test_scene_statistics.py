@@ -19,7 +19,8 @@ from medsegai.handover.jobs import measure_segments
 from medsegai.measurements import COLUMNS
 from medsegai.progress import Progress
 from MedSegAILib.scene import ReviewState, Scene
-from MedSegAILib.scene.statistics import CHART_REFERENCE, HEADINGS, TEXTS
+from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
+from MedSegAILib.scene.statistics import HEADINGS, TEXTS
 from scene_images import (
     LEFT,
     LEFT_ID,
@@ -163,20 +164,58 @@ def test_without_its_volume_the_sizes_remain(mrml: Any, instead: str | None) -> 
     assert math.isnan(left["Mean"])
 
 
-def test_the_plot_shows_the_volumes_and_asking_twice_makes_nothing_new(mrml: Any) -> None:
+def bars(table: Any) -> dict[str, tuple[float, tuple[float, ...]]]:
+    """What a plot view draws: for each entry of the legend the height and the colour of its one bar."""
+    chart = table.GetNodeReference(CHART_REFERENCE)
+    found = {}
+    for number in range(chart.GetNumberOfPlotSeriesNodes()):
+        series = chart.GetNthPlotSeriesNode(number)
+        assert series.GetPlotType() == series.PlotTypeBar
+        column = series.GetTableNode().GetTable().GetColumnByName(series.GetYColumnName())
+        assert column.GetNumberOfValues() == 1, "or bars would lie behind one another"
+        found[series.GetName()] = (column.GetValue(0), series.GetColor())
+    return found
+
+
+def test_each_bar_of_the_plot_has_the_name_and_the_colour_of_its_segment(mrml: Any) -> None:
+    scene, _, node = segmented(mrml, "LPS")
+    node.GetSegmentation().GetSegment(STEM_ID).SetColor(0.1, 0.2, 0.3)
+    table = statistics(scene, node)
+    shown = bars(table)
+    left, stem = rows(table)
+    assert list(shown) == [LEFT.name, STEM.name]
+    assert shown[LEFT.name][0] == pytest.approx(left["Volume [mL]"])
+    assert shown[LEFT.name][1] == pytest.approx([part / 255 for part in LEFT.color])
+    assert shown[STEM.name] == (pytest.approx(stem["Volume [mL]"]), pytest.approx((0.1, 0.2, 0.3)))
+    assert table.GetNodeReference(CHART_REFERENCE).GetLegendVisibility()
+
+
+def test_asking_for_statistics_twice_makes_nothing_new(mrml: Any) -> None:
     scene, _, node = segmented(mrml, "LPS")
     table = statistics(scene, node)
-    chart = table.GetNodeReference(CHART_REFERENCE)
-    (series,) = [chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes())]
-    assert series.GetTableNode() is table
-    assert series.GetPlotType() == series.PlotTypeBar
-    assert table.GetTable().GetColumnByName(series.GetYColumnName()) is not None
-    assert table.GetTable().GetColumnByName(series.GetLabelColumnName()) is not None
     count = mrml.GetNumberOfNodes()
-    node.GetSegmentation().RemoveSegment(STEM_ID)
     assert statistics(scene, node) is table
-    assert len(rows(table)) == 1
     assert mrml.GetNumberOfNodes() == count
+    node.GetSegmentation().RemoveSegment(STEM_ID)
+    statistics(scene, node)
+    assert len(rows(table)) == len(bars(table)) == 1
+    assert mrml.GetNumberOfNodes() == count - 1, "the bar of the segment that has gone"
+
+
+def test_the_views_come_back_as_they_were_before_the_statistics(mrml: Any) -> None:
+    layout = mrml.AddNewNodeByClass("vtkMRMLLayoutNode")
+    views = StatisticsLayout()
+    for before in (layout.SlicerLayoutFourUpView, layout.SlicerLayoutOneUpRedSliceView):
+        layout.SetViewArrangement(before)
+        views.show(mrml)
+        views.show(mrml)
+        assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpPlotTableView
+        views.hide(mrml)
+        assert layout.GetViewArrangement() == before
+    views.show(mrml)
+    layout.SetViewArrangement(layout.SlicerLayoutOneUp3DView)
+    views.hide(mrml)
+    assert layout.GetViewArrangement() == layout.SlicerLayoutOneUp3DView, "the user's own choice"
 
 
 def test_the_file_has_the_numbers_of_the_table(mrml: Any, tmp_path: Path) -> None:
@@ -253,15 +292,10 @@ def test_the_rows_of_the_results_are_the_segments_as_they_are_now(mrml: Any) -> 
     size = abs(np.linalg.det(PLACES["oblique and swapped"][:3, :3])) / 1000
     assert (left.segment_id, left.name, left.color) == (LEFT_ID, LEFT.name, LEFT.color)
     assert left.volume_ml == pytest.approx(60 * size)
-    assert (left.agreement, left.doubtful, left.review) == (0.5, True, "flagged")
-    assert "IoU 0.500" in left.measures
-    assert left.measures.endswith("\nlook at it")
-    assert (stem.agreement, stem.doubtful, stem.measures, stem.review) == (
-        None,
-        False,
-        "",
-        "notstarted",
-    )
+    assert (left.quality, left.review, left.shown) == ("check", "flagged", True)
+    assert left.reasons.startswith("Look at it.\n")
+    assert "IoU 0.500" in left.reasons
+    assert (stem.quality, stem.reasons, stem.review) == ("", "", "notstarted")
     assert scene.knows_uncertainty(node)
 
     mine = two_blocks() == LEFT.value
@@ -271,7 +305,7 @@ def test_the_rows_of_the_results_are_the_segments_as_they_are_now(mrml: Any) -> 
     scene.set_review_state(node, LEFT_ID, "completed")
     left, _, lesion = scene.structures(node)
     assert left.volume_ml == pytest.approx(61 * size)
-    assert (left.agreement, left.doubtful, left.review) == (None, False, "completed")
+    assert (left.quality, left.reasons, left.review) == ("", "", "completed")
     assert (lesion.name, lesion.volume_ml, lesion.review) == ("Lesion", 0, "notstarted")
 
 

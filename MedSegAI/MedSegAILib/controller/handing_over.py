@@ -44,17 +44,21 @@ class HandingOver:
     def __init__(self, house: House, results: Results) -> None:
         self._house, self._results = house, results
         view = house.panel.results
-        view.statistics_requested.connect(results.guarded(self._show_statistics))
+        view.statistics_shown.connect(results.guarded(self._show_statistics))
         view.csv_requested.connect(results.guarded(self._save_csv))
         view.handover_requested.connect(results.guarded(self._ask))
 
-    def _show_statistics(self) -> None:
+    def _show_statistics(self, shown: bool) -> None:
+        """Measure, and show table and plot beside the views; or go back to the views as they were."""
+        if not shown:
+            self._house.host.hide_table()
+            return
+        view = self._house.panel.results
+        view.show_statistics(False)  # until they are there
+
         def show(measured: Any, result: Any) -> None:
-            table = self._house.scene.statistics(measured, result)
-            self._house.host.show_table(table)
-            self._house.panel.show_message(
-                _("The table {name} and its plot are in the scene.").format(name=table.GetName())
-            )
+            self._house.host.show_table(self._house.scene.statistics(measured, result))
+            view.show_statistics(True)
 
         self._measure(show)
 

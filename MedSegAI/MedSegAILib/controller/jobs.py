@@ -152,7 +152,7 @@ class Jobs:
             node = scene.write(source, result, output, frame)
             notes = scene.notes
         self._results.show_chosen(node)
-        self._house.panel.show_message(texts.summary(node.GetName(), result, notes))
+        self._house.panel.show_message("\n".join(notes))
         return node
 
     def _conclude_preview(self, conclude: Callable[[Any], Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from medsegai.errors import MedSegAIError
+from medsegai.quality import GOOD
+from MedSegAILib.controller import texts
 from MedSegAILib.places import Step, place_in_words
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import StructureRow
+from MedSegAILib.view import DONE, StructureRow
 
 
 class ResultsScene(Protocol):
@@ -16,6 +19,9 @@ class ResultsScene(Protocol):
 
     def is_present(self, node: Any) -> bool: ...
     def structures(self, segmentation: Any) -> Sequence[StructureRow]: ...
+    def report(self, segmentation: Any) -> Mapping[str, Any]: ...
+    def show_segments(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None: ...
+    def show_only(self, segmentation: Any, segments: Sequence[str]) -> None: ...
     def knows_uncertainty(self, segmentation: Any) -> bool: ...
     def set_review_state(self, segmentation: Any, segment: str, state: Any) -> None: ...
     def next_place(self, segmentation: Any, by: int = 1) -> Step | None: ...
@@ -44,10 +50,15 @@ class Results:
         self._panel, self._scene, self._host = panel, scene, host
         self._view = panel.results
         self._node: Any = None
+        self._rows: dict[str, StructureRow] = {}
         view = self._view
         view.segmentation_chosen.connect(self.show)
         view.structure_chosen.connect(self.guarded(self._go_to))
         view.review_chosen.connect(self.guarded(self._review))
+        view.shown_chosen.connect(self.guarded(self._show_segments))
+        view.only_chosen.connect(self.guarded(self._show_only))
+        view.good_completed.connect(self.guarded(self._complete_good))
+        view.done_requested.connect(self.guarded(self._complete_and_go_on))
         view.next_requested.connect(self.guarded(self._go_to_next))
         view.places_within.connect(self.guarded(self._walk_within))
         view.uncertainty_shown.connect(self.guarded(self._show_uncertainty))
@@ -56,18 +67,22 @@ class Results:
         view.keep_requested.connect(self.guarded(self._keep))
 
     def show(self, node: Any) -> None:
-        """Show the segments of a segmentation node, the one that the user is at chosen; None shows nothing."""
+        """Show the segments of a segmentation node, the one that the user is at chosen; None shows nothing.
+
+        What was said of another segmentation does not stay.
+        """
+        if node is not self._node:
+            self._panel.show_message("")
         self._node = node
-        if node is None:
-            self._view.show((), False)
-            return
+        rows: Sequence[StructureRow] = ()
         try:
-            rows = self._scene.structures(node)
+            rows = () if node is None else self._scene.structures(node)
         except MedSegAIError as error:
-            self._view.show((), False)
             self._panel.show_error(str(error))
-        else:
-            self._view.show(rows, self._scene.knows_uncertainty(node))
+        self._rows = {row.segment_id: row for row in rows}
+        self._view.show(rows, bool(rows) and self._scene.knows_uncertainty(node))
+        self._show_verdict()
+        if rows:
             self._view.show_overlay(self._scene.uncertainty_is_shown(node))
             self._view.show_places_within(self._scene.walked_within(node))
             self._view.select(self._scene.current_segment(node))
@@ -98,9 +113,47 @@ class Results:
         else:
             self._scene.jump(place)
 
-    def _review(self, segment: str, state: str) -> None:
-        self._scene.set_review_state(self._node, segment, state)
-        self._view.show_review(segment, state)
+    def _review(self, segments: Sequence[str], state: str) -> None:
+        """Say how far the review of segments is."""
+        for segment in segments:
+            self._scene.set_review_state(self._node, segment, state)
+        self._update({name: replace(self._rows[name], review=state) for name in segments})
+
+    def _complete_good(self) -> None:
+        """Complete all of good quality, and go to the first that is not."""
+        good = [row.segment_id for row in self._rows.values() if row.quality == GOOD]
+        self._review(good, DONE)
+        self._go_on()
+
+    def _complete_and_go_on(self, segments: Sequence[str]) -> None:
+        self._review(segments, DONE)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        segment = self._view.next_to_check()
+        if segment:
+            self._view.select(segment)
+            self._go_to(segment)
+
+    def _show_segments(self, segments: Sequence[str], shown: bool) -> None:
+        self._scene.show_segments(self._node, segments, shown)
+        self._update({name: replace(self._rows[name], shown=shown) for name in segments})
+
+    def _show_only(self, segments: Sequence[str]) -> None:
+        self._scene.show_only(self._node, segments)
+        every = self._rows.items()
+        self._update({name: replace(row, shown=name in segments) for name, row in every})
+
+    def _update(self, rows: Mapping[str, StructureRow]) -> None:
+        """Show rows that have changed."""
+        self._rows.update(rows)
+        self._view.update(tuple(rows.values()))
+        self._show_verdict()
+
+    def _show_verdict(self) -> None:
+        """Said of what the table shows now, so that nothing of an older result is left standing."""
+        report = self._scene.report(self._node) if self._rows else {}
+        self._view.show_verdict(texts.verdict(tuple(self._rows.values()), report))
 
     def _walk_within(self, segment: str) -> None:
         self._scene.walk_within(self._node, segment)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from medsegai.card import ModelCard
-from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest, SegmentationResult
+from medsegai.quality import MANY, NAMED_AT_MOST
+from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest, refined_text
 from medsegai.volume import Volume
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.translation import tr as _
+from MedSegAILib.view import DONE, DOUBT, PLAIN, PROBLEM, StructureRow, Verdict
 from MedSegAILib.worker.place import Place
 
 MEMBERS_NAMED = 4
@@ -78,23 +81,54 @@ def tightness(needed_gb: float, devices: Devices, device: str) -> str:
     )
 
 
-def summary(name: str, result: SegmentationResult, notes: Sequence[str]) -> str:
-    """What a job found, in how long, where; `notes` say what was left as it was."""
-    found = sum(1 for measures in result.structures if measures.voxels)
-    lines = [
-        _("{name}: {found} of {all} structures in {seconds:.1f} s on {device}.").format(
-            name=name,
-            found=found,
-            all=len(result.structures),
-            seconds=sum(result.seconds.values()),
-            device=result.provenance.get("device", "?"),
-        ),
-        *notes,
-        *filter(None, [result.refined()]),
-        *result.warnings,
-        _(NOT_FOR_DIAGNOSIS),
-    ]
-    return "\n".join(lines)
+def verdict(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> Verdict:
+    """What a segmentation comes to.
+
+    Args:
+        rows: its structures as they are now.
+        report: how it was made, as `SegmentationResult.report` gives it; empty where the AI did not make it.
+    """
+    if not rows:
+        return Verdict()
+    open_rows = [row for row in rows if row.to_check]
+    line, tone = counted(len(rows), _("structure"), _("structures")), PLAIN
+    if len(open_rows) > MANY * len(rows) and len(rows) > 1:
+        line += _(", {count} to check: is the image of the kind that the model was made for?")
+        tone = PROBLEM
+    elif open_rows:
+        line += _(", {count} to check")
+        tone = DOUBT
+    elif all(row.review == DONE for row in rows):
+        line += _(", all completed")
+    elif any(row.quality for row in rows):
+        line += _(", none to check")
+    return Verdict(line.format(count=len(open_rows)), tone, "\n".join(_details(report)))
+
+
+def _details(report: Mapping[str, Any]) -> list[str]:
+    """Why and how, in sentences: what the model could not find, what was remarked, where and how long it ran."""
+    if not report:
+        return []
+    missing = [item["name"] for item in report.get("structures", ()) if not item["voxels"]]
+    provenance = report.get("provenance", {})
+    lines = [*report.get("warnings", ())]
+    if missing and len(missing) <= NAMED_AT_MOST:
+        lines.append(_("Not found: {names}.").format(names=", ".join(missing)))
+    elif missing:
+        lines.append(_("{count} structures were not found.").format(count=len(missing)))
+    lines += filter(None, [refined_text(provenance)])
+    lines.append(
+        _("It took {time} on {device}.").format(
+            time=duration(sum(report.get("seconds", {}).values())),
+            device=provenance.get("device", "?"),
+        )
+    )
+    return [*lines, _(NOT_FOR_DIAGNOSIS)]
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """A number with the word that agrees with it."""
+    return f"{count} {one if count == 1 else more}"
 
 
 def duration(seconds: float) -> str:

@@ -22,12 +22,36 @@ from MedSegAILib.panel.refining import RefineView
 from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.shortcuts import add_shortcuts
-from MedSegAILib.panel.style import duration, error_style
+from MedSegAILib.panel.style import duration, error_style, narrow
+from MedSegAILib.panel.wrapping import WrappedLabels, say
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice, DeviceChoice
 
 PROGRESS_STEPS = 1000
+
+WRAPPED = (
+    "channelsNote",
+    "planLabel",
+    "messageLabel",
+    "previewLabel",
+    "verdictLabel",
+    "detailsLabel",
+    "refinementNote",
+    "refineMessage",
+    "batchLabel",
+)
+"""Labels that hold more than a line."""
+
+SELECTORS = (
+    "inputSelector",
+    "regionSelector",
+    "outputNodeSelector",
+    "resultSelector",
+    "refineSelector",
+    "refineImageSelector",
+)
+"""Selectors of nodes, whose names may be long."""
 
 
 class Panel:
@@ -46,6 +70,10 @@ class Panel:
 
     def __init__(self, ui: Any, new_selector: Callable[[], Any]) -> None:
         self._ui = ui
+        self._wrapped = WrappedLabels()
+        self._wrapped.watch(getattr(ui, name) for name in WRAPPED)
+        for name in SELECTORS:
+            narrow(getattr(ui, name))
         self._cards: tuple[ModelCard, ...] = ()
         self._ready = False
         self._running = False
@@ -125,7 +153,7 @@ class Panel:
 
     def show_plan(self, text: str, ready: bool, details: str = "") -> None:
         """Say what will run, or why nothing can (`ready` is false then)."""
-        self._ui.planLabel.text = text
+        say(self._ui.planLabel, text)
         self._ui.planLabel.toolTip = details
         self._ready = ready
         self._update_buttons()
@@ -152,12 +180,12 @@ class Panel:
         self._update_buttons()
 
     def show_message(self, text: str) -> None:
-        self._say(text, "")
+        say(self._ui.messageLabel, text)
         self._ui.logButton.visible = False
 
     def show_error(self, text: str, log: bool = False) -> None:
         """Say what went wrong; with `log` the worker's own words are one click away."""
-        self._say(text, error_style(self._ui.messageLabel))
+        say(self._ui.messageLabel, text, error_style(self._ui.messageLabel))
         self._ui.logButton.visible = log
 
     def _connect(self) -> None:
@@ -200,12 +228,6 @@ class Panel:
         self._ui.segmentButton.enabled = self._ready
         self._ui.segmentButton.text = _("Add to the queue") if self._running else _("Segment")
         self._ui.cancelButton.enabled = self._running
-
-    def _say(self, text: str, style: str) -> None:
-        label = self._ui.messageLabel
-        label.styleSheet = style
-        label.text = text
-        label.visible = bool(text)
 
 
 STAGES = {

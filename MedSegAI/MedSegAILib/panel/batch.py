@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from MedSegAILib.panel import dialogs, series_dialog
-from MedSegAILib.panel.results import DOUBT_MARK
+from MedSegAILib.panel.structure_table import DOUBT_MARK
 from MedSegAILib.panel.style import duration, error_style, lay_out_table, text_item
+from MedSegAILib.panel.wrapping import say
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
@@ -81,9 +82,7 @@ class BatchView:
 
     def show_message(self, text: str, problem: bool = False) -> None:
         label = self._ui.batchLabel
-        label.styleSheet = error_style(label) if problem else ""
-        label.text = text
-        label.visible = bool(text)
+        say(label, text, error_style(label) if problem else "")
 
     def clear(self) -> None:
         """Another batch begins."""

@@ -8,7 +8,8 @@ from typing import Any
 import qt
 
 from medsegai.card import ModelCard
-from MedSegAILib.panel.style import quiet_style
+from MedSegAILib.panel.style import narrow, quiet_style
+from MedSegAILib.panel.wrapping import say
 from MedSegAILib.translation import tr as _
 
 
@@ -31,7 +32,6 @@ class InputWidgets:
         self._filling = False
         ui.channelsArea.visible = False
         ui.channelsNote.visible = False
-        ui.channelsNote.styleSheet = quiet_style(ui.channelsNote)
         ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
         ui.regionSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
         ui.framesSelector.connect("currentIndexChanged(int)", self._on_frames_changed)
@@ -85,10 +85,9 @@ class InputWidgets:
             if nodes.get(name) is not None:
                 selector.setCurrentNode(nodes[name])
         self._filling = False
-        self._ui.channelsNote.text = _(
-            "Guessed from names and DICOM tags. Please check before you press Segment."
-        )
-        self._ui.channelsNote.visible = len(self._channels) > 1
+        words = _("Guessed from names and DICOM tags. Please check before you press Segment.")
+        note = self._ui.channelsNote
+        say(note, words if len(self._channels) > 1 else "", quiet_style(note))
         self._changed()
 
     def show_frames(self, count: int) -> None:
@@ -107,6 +106,7 @@ class InputWidgets:
     def _add_channel(self, number: int, name: str, required: bool) -> None:
         selector = self._new_selector()
         selector.objectName = f"channel{number}Selector"
+        narrow(selector)
         selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
         selector.showChildNodeTypes = False
         selector.noneEnabled = True

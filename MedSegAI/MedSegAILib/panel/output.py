@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.panel.wrapping import say
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 
@@ -83,5 +84,5 @@ class PreviewBar:
     def show(self, name: str) -> None:
         """Ask about the preview with this name; "" hides the question."""
         text = _("{name} is a preview. Nothing in your segmentation was changed yet.")
-        self._ui.previewLabel.text = text.format(name=name)
+        say(self._ui.previewLabel, text.format(name=name))
         self._ui.previewBar.visible = bool(name)

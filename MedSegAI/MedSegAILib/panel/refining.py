@@ -9,6 +9,7 @@ from medsegai.refinements import refinement_names, summary
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.panel.style import error_style, quiet_style
+from MedSegAILib.panel.wrapping import say
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import RefineChoice, SegmentRow
@@ -43,7 +44,6 @@ class RefineView:
             ui.refineSegmentsSelector.addItem(_(title))
         for name in refinement_names():
             ui.refinementSelector.addItem(name)
-        ui.refinementNote.styleSheet = quiet_style(ui.refinementNote)
         self._connect()
         self._show_refinement()
         self._show_which()
@@ -81,9 +81,7 @@ class RefineView:
 
     def show_message(self, text: str, problem: bool = False) -> None:
         label = self._ui.refineMessage
-        label.styleSheet = error_style(label) if problem else ""
-        label.text = text
-        label.visible = bool(text)
+        say(label, text, error_style(label) if problem else "")
 
     def _connect(self) -> None:
         ui = self._ui
@@ -115,5 +113,6 @@ class RefineView:
 
     def _show_refinement(self) -> None:
         name = self._ui.refinementSelector.currentText
-        self._ui.refinementNote.text = _(summary(name))
+        note = self._ui.refinementNote
+        say(note, _(summary(name)), quiet_style(note))
         self._form.show(name)

@@ -8,6 +8,8 @@ import qt
 
 SHORTCUTS = (
     ("Ctrl+Alt+S", "segmentButton"),
+    ("Ctrl+Alt+G", "completeGoodButton"),
+    ("Ctrl+Alt+E", "doneButton"),
     ("Ctrl+Alt+N", "nextButton"),
     ("Ctrl+Alt+U", "uncertaintyButton"),
     ("Ctrl+Alt+D", "show3dButton"),

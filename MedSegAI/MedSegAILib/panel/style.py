@@ -13,8 +13,25 @@ def is_dark(widget: Any) -> bool:
     return bool(widget.palette.color(qt.QPalette.Window).lightness() < 128)
 
 
+def error_color(widget: Any) -> Any:
+    return qt.QColor("#ff8a80") if is_dark(widget) else qt.QColor("#b00020")
+
+
 def error_style(widget: Any) -> str:
-    return "color: #ff8a80;" if is_dark(widget) else "color: #b00020;"
+    return f"color: {error_color(widget).name()};"
+
+
+def doubt_style(widget: Any) -> str:
+    return f"color: {doubt_color(widget).name()};"
+
+
+PRESSED_STYLE = """
+QPushButton:checked {
+    background-color: palette(highlight); color: palette(highlighted-text);
+    border: 1px solid palette(highlight); border-radius: 2px; padding: 4px;
+}
+"""
+"""For buttons that stay pressed: in Slicer's dark style they can hardly be told from others."""
 
 
 def quiet_style(widget: Any) -> str:
@@ -32,6 +49,11 @@ def show_empty_boxes(view: Any) -> None:
         palette = view.palette
         palette.setColor(qt.QPalette.Window, qt.QColor("#a0a0a0"))
         view.setPalette(palette)
+
+
+def narrow(selector: Any) -> None:
+    """Let a selector be as wide as its place, whatever the names in it."""
+    selector.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
 
 
 def duration(seconds: float) -> str:

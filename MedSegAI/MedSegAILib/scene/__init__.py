@@ -6,6 +6,7 @@ half-way leaves the scene as it was: everything is worked out before anything is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from MedSegAILib.scene import (
     statistics,
     structures,
     views,
+    visibility,
 )
 from MedSegAILib.scene.attachments import (
     CANDIDATES_REFERENCE,
@@ -164,6 +166,10 @@ class Scene:
         """What else each voxel could be: see `attachments.candidates_of`."""
         return candidates_of(segmentation)
 
+    def report(self, segmentation: Any) -> dict[str, Any]:
+        """How a segmentation was made: see `SegmentationResult.report`; empty where the AI did not make it."""
+        return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
+
     def label_value(self, segmentation: Any, segment: str) -> int | None:
         """The label that the AI wrote into a segment."""
         return label_value(segmentation, segment)
@@ -273,6 +279,14 @@ class Scene:
     def set_review_state(self, segmentation: Any, segment: str, state: ReviewState | str) -> None:
         """Say how far the review of a segment is; a state may be given by its word."""
         review.set_review_state(segmentation, segment, ReviewState(state))
+
+    def show_segments(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None:
+        """Draw segments in the views, or do not: see `visibility.set_shown`."""
+        visibility.set_shown(segmentation, segments, shown)
+
+    def show_only(self, segmentation: Any, segments: Sequence[str]) -> None:
+        """Draw these segments alone: see `visibility.show_only`."""
+        visibility.show_only(segmentation, segments)
 
     def measurable(self, segmentation: Any) -> Measurable:
         """The segments as they are now, to be measured by the worker: see `measuring.measurable`."""

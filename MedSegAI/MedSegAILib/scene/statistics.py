@@ -26,14 +26,14 @@ from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.layers import Layer, boxes, laid_on, layers_of
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.placing import place_in
+from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
 
 TABLE_REFERENCE = "MedSegAI.statistics"
 """Reference of the segmentation node to the table of its statistics."""
 
-CHART_REFERENCE = "MedSegAI.chart"
-"""Reference of the table node to the plot of its volumes."""
+GREY = (0.5, 0.5, 0.5)
 
 VOLUME_COLUMN = "Volume [mL]"
 HEADINGS = {
@@ -114,8 +114,7 @@ def table(scene: Any, segmentation: Any, found: list[Row]) -> Any:
         node.AddColumn(values)
     node.SetUseColumnTitleAsColumnHeader(True)
     node.EndModify(was_modifying)
-    if node.GetNodeReference(CHART_REFERENCE) is None:
-        _add_chart(scene, node)
+    show_bars(scene, node, _bars(segmentation, found), VOLUME_COLUMN)
     return node
 
 
@@ -169,14 +168,14 @@ def _means(segmentation: Any, layers: tuple[Layer, ...], node: Any) -> dict[str,
     return found
 
 
-def _add_chart(scene: Any, node: Any) -> None:
-    series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", "Volume")
-    series.SetAndObserveTableNodeID(node.GetID())
-    series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
-    series.SetYColumnName(VOLUME_COLUMN)
-    series.SetLabelColumnName(HEADINGS["name"])
-    chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", node.GetName())
-    chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle(node.GetName())
-    chart.SetYAxisTitle(VOLUME_COLUMN)
-    node.SetNodeReferenceID(CHART_REFERENCE, chart.GetID())
+def _bars(segmentation: Any, found: list[Row]) -> list[Bar]:
+    """Segments may have gone since they were measured; their bars are grey."""
+    segments = segmentation.GetSegmentation()
+    colors = {}
+    for name in segments.GetSegmentIDs():
+        segment = segments.GetSegment(name)
+        colors[segment.GetName()] = segment.GetColor()
+    return [
+        Bar(str(row["name"]), float(row["volume_ml"]), colors.get(str(row["name"]), GREY))
+        for row in found
+    ]

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from medsegai.quality import quality_of
 from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import Layer, layers_of
 from MedSegAILib.scene.review import is_locked, review_state
 from MedSegAILib.scene.segments import measures_of, painted, remarks_of
+from MedSegAILib.scene.visibility import is_shown
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import SegmentRow, StructureRow
 
-# Measures of uncertainty, as the tool tip names them.
+# Measures of uncertainty, as the end of the tool tip names them for those who know them.
 _TITLES = {
     "iou": "IoU",
-    "pairwise_dice": "Dice between members",
-    "volume_cv": "CV",
-    "mean_entropy": "Entropy",
-    "mutual_information": "Mutual information",
-    "expected_dice": "Dice to expect",
+    "pairwise_dice": "Dice between networks",
+    "volume_cv": "CV of volume",
+    "mean_entropy": "entropy",
+    "mutual_information": "mutual information",
 }
 
 
@@ -91,14 +92,29 @@ def _row(segmentation: Any, name: str, volume_ml: float, by_hand: bool) -> Struc
     segment = segmentation.GetSegmentation().GetSegment(name)
     known = {} if by_hand else measures_of(segment)
     remarks = "" if by_hand else remarks_of(segment)
-    words = ", ".join(f"{_(_TITLES[key])} {value:.3f}" for key, value in known.items())
     return StructureRow(
         name,
         segment.GetName() or name,
         _color(segment),
         volume_ml,
-        known.get("iou"),
-        "\n".join(part for part in (words, remarks) if part),
-        bool(remarks),
+        quality_of(known, bool(remarks)),
+        _reasons(known, remarks),
         review_state(segmentation, name).value,
+        is_shown(segmentation, name),
     )
+
+
+def _reasons(known: Mapping[str, float], remarks: str) -> str:
+    """Why a structure is called good or not, one sentence a line; what was measured comes last."""
+    lines = [f"{part[:1].upper()}{part[1:].rstrip('.')}." for part in remarks.split("; ") if part]
+    expected = known.get("expected_dice")
+    if expected is not None:
+        lines.append(
+            _(
+                "Expected agreement with an expert: {number:.2f} of 1 (Dice with an expert's segmentation)."
+            ).format(number=expected)
+        )
+    measured = [f"{_(title)} {known[key]:.3f}" for key, title in _TITLES.items() if key in known]
+    if measured:
+        lines.append(_("Measured: {numbers}").format(numbers=", ".join(measured)))
+    return "\n".join(lines)

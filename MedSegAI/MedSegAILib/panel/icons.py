@@ -1,0 +1,29 @@
+"""Small pictures that are drawn, so that they have the colours of the window's style."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+
+SIZE = 16
+
+
+def eye(widget: Any, is_open: bool) -> Any:
+    """An eye in the colour of the widget's text; one that is closed is faint and crossed out."""
+    picture = qt.QPixmap(SIZE, SIZE)
+    picture.fill(qt.QColor(0, 0, 0, 0))
+    color = widget.palette.color(qt.QPalette.Text)
+    painter = qt.QPainter(picture)
+    painter.setRenderHint(qt.QPainter.Antialiasing)
+    if not is_open:
+        painter.setOpacity(0.45)
+    painter.setPen(color)
+    painter.drawEllipse(1, 4, 13, 8)
+    if is_open:
+        painter.setBrush(color)
+        painter.drawEllipse(5, 5, 5, 5)
+    else:
+        painter.drawLine(2, 13, 13, 2)
+    painter.end()
+    return qt.QIcon(picture)

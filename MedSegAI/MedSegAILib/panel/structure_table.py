@@ -1,0 +1,234 @@
+"""The table of structures: shown or hidden, name, volume, quality and review, of one row or of several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import qt
+
+from medsegai.quality import CHECK, POOR
+from MedSegAILib.panel.icons import eye
+from MedSegAILib.panel.style import (
+    doubt_color,
+    error_color,
+    lay_out_table,
+    number_item,
+    text_item,
+)
+from MedSegAILib.signals import Signal
+from MedSegAILib.translation import tr as _
+from MedSegAILib.view import DONE, NOT_STARTED, REVIEW_STATES, StructureRow
+
+EYE, NAME, VOLUME, QUALITY, REVIEW = range(5)
+TITLES = ("", "Structure", "ml", "Quality", "✓")
+HELP = (
+    "Shown in the views or hidden. Click to change.",
+    "Click, or use the arrow keys, to go there. The menu of the right button changes all selected rows.",
+    "Volume in millilitres",
+    "How good the result is expected to be: good, check or poor. Point at a row for the reason.",
+    "Review: how far you are with it. Click to complete it; completed structures are not changed by the AI.",
+)
+REVIEW_MARKS = {"": "", "notstarted": "·", "inprogress": "…", "completed": "✓", "flagged": "⚑"}
+DOUBT_MARK = "⚠"
+
+ALL, TO_CHECK, OPEN, COMPLETED, HIDDEN = range(5)
+STATES = ("All", "To check", "Not completed", "Completed", "Hidden")
+"""What the table can be narrowed down to."""
+
+BY_STATE: dict[int, Callable[[StructureRow], bool]] = {
+    ALL: lambda row: True,
+    TO_CHECK: lambda row: row.to_check,
+    OPEN: lambda row: row.review != DONE,
+    COMPLETED: lambda row: row.review == DONE,
+    HIDDEN: lambda row: not row.shown,
+}
+
+
+class StructureTable:
+    """Shows rows, and tells what the user does to them.
+
+    Args:
+        table: the QTableWidget.
+
+    Attributes:
+        structure_chosen: the id of the segment to go to.
+        review_chosen: ids of segments, and the state that was chosen for them.
+        shown_chosen: ids of segments, and whether they are to be shown.
+        only_chosen: ids of segments of which all others are to be hidden.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._rows: dict[str, StructureRow] = {}
+        self._filter: tuple[str, int] = ("", ALL)
+        self._menu: Any = None
+        self.structure_chosen, self.review_chosen = Signal(), Signal()
+        self.shown_chosen, self.only_chosen = Signal(), Signal()
+        table.setSelectionMode(qt.QAbstractItemView.ExtendedSelection)
+        table.contextMenuPolicy = qt.Qt.CustomContextMenu
+        table.connect("customContextMenuRequested(QPoint)", self._offer_menu)
+        table.connect("cellClicked(int,int)", self._on_clicked)
+        table.connect("cellActivated(int,int)", self._on_activated)
+        table.connect("currentCellChanged(int,int,int,int)", self._on_current)
+
+    def show(self, rows: Sequence[StructureRow]) -> None:
+        """Show these rows in this order, until a click on a title; what was selected and narrowed stays so."""
+        selected, table = self.selected(), self._table
+        self._rows = {row.segment_id: row for row in rows}
+        table.blockSignals(True)
+        table.sortingEnabled = False
+        table.clear()
+        table.setRowCount(len(rows))
+        table.setColumnCount(len(TITLES))
+        table.setHorizontalHeaderLabels([_(title) for title in TITLES])
+        for column, words in enumerate(HELP):
+            table.horizontalHeaderItem(column).setToolTip(_(words))
+        for number, row in enumerate(rows):
+            self._fill(number, row)
+        table.setColumnHidden(QUALITY, not any(row.quality for row in rows))
+        table.setColumnHidden(REVIEW, not any(row.review for row in rows))
+        lay_out_table(table, NAME)
+        table.horizontalHeader().setSortIndicator(-1, qt.Qt.AscendingOrder)
+        table.sortingEnabled = True
+        self._narrow()
+        self._select(selected)
+        table.blockSignals(False)
+
+    def update(self, rows: Sequence[StructureRow]) -> None:
+        """Show what has changed of rows that are there, where they stand."""
+        self._table.blockSignals(True)
+        self._table.sortingEnabled = False
+        places = {self.segment_at(number): number for number in range(self._table.rowCount)}
+        for row in rows:
+            if row.segment_id in places:
+                self._rows[row.segment_id] = row
+                self._fill(places[row.segment_id], row)
+        self._narrow()
+        self._table.sortingEnabled = True
+        self._table.blockSignals(False)
+
+    def narrow(self, text: str, state: int) -> None:
+        """Show the rows whose name holds these words and whose state is that of `STATES`."""
+        self._filter = (text, state)
+        self._narrow()
+
+    def select(self, segment_id: str) -> None:
+        """Select a segment's row alone, without a word to anybody."""
+        self._table.blockSignals(True)
+        self._select((segment_id,))
+        self._table.blockSignals(False)
+
+    def selected(self) -> tuple[str, ...]:
+        """The ids of the selected rows, from top to bottom; rows that are not shown are left out."""
+        numbers = {index.row() for index in self._table.selectionModel().selectedRows()}
+        return tuple(
+            self.segment_at(number)
+            for number in sorted(numbers)
+            if not self._table.isRowHidden(number)
+        )
+
+    def next_to_check(self) -> str:
+        """The first row to check below the selected one, else from the top; "" where there is none."""
+        order = [self.segment_at(number) for number in range(self._table.rowCount)]
+        selected = self.selected()
+        start = order.index(selected[-1]) + 1 if selected else 0
+        turned = order[start:] + order[:start]
+        return next((name for name in turned if self._rows[name].to_check), "")
+
+    def segment_at(self, number: int) -> str:
+        return str(self._table.item(number, NAME).data(qt.Qt.UserRole))
+
+    def _fill(self, number: int, row: StructureRow) -> None:
+        table = self._table
+        shown = text_item("", _("Shown in the views") if row.shown else _("Hidden"))
+        shown.setIcon(eye(table, row.shown))
+        table.setItem(number, EYE, shown)
+        table.setItem(number, NAME, _name_item(row))
+        table.setItem(number, VOLUME, number_item(row.volume_ml))
+        table.setItem(number, QUALITY, self._quality_item(row))
+        review = text_item(REVIEW_MARKS.get(row.review, ""), _(REVIEW_STATES.get(row.review, "")))
+        review.setTextAlignment(qt.Qt.AlignCenter)
+        table.setItem(number, REVIEW, review)
+
+    def _quality_item(self, row: StructureRow) -> Any:
+        item = text_item(_(row.quality), row.reasons)
+        colors = {POOR: error_color, CHECK: doubt_color}
+        if row.quality in colors:
+            item.setText(f"{DOUBT_MARK} {_(row.quality)}")
+            item.setForeground(qt.QBrush(colors[row.quality](self._table)))
+        return item
+
+    def _narrow(self) -> None:
+        text, state = self._filter
+        words = text.lower().split()
+        for number in range(self._table.rowCount):
+            row = self._rows[self.segment_at(number)]
+            fits = all(word in row.name.lower() for word in words) and BY_STATE[state](row)
+            self._table.setRowHidden(number, not fits)
+
+    def _select(self, names: Sequence[str]) -> None:
+        table = self._table
+        table.clearSelection()
+        numbers = [n for n in range(table.rowCount) if self.segment_at(n) in names]
+        if len(numbers) == 1:
+            table.selectRow(numbers[0])
+            table.scrollToItem(table.item(numbers[0], NAME))
+        else:
+            columns = len(TITLES) - 1
+            for number in numbers:
+                around = qt.QTableWidgetSelectionRange(number, 0, number, columns)
+                table.setRangeSelected(around, True)
+
+    def _on_clicked(self, number: int, column: int) -> None:
+        name = self.segment_at(number)
+        row = self._rows[name]
+        if column == EYE:
+            self.shown_chosen.emit((name,), not row.shown)
+        elif column == REVIEW and row.review:
+            self.review_chosen.emit((name,), NOT_STARTED if row.review == DONE else DONE)
+        elif len(self.selected()) == 1:
+            self.structure_chosen.emit(name)
+
+    def _on_activated(self, number: int, _column: int) -> None:
+        self.structure_chosen.emit(self.segment_at(number))
+
+    def _on_current(self, number: int, _column: int, before: int, _before: int) -> None:
+        """The arrow keys go to a structure too; a click is told by the table itself."""
+        if number >= 0 and number != before and not _pressed():
+            self.structure_chosen.emit(self.segment_at(number))
+
+    def _offer_menu(self, position: Any) -> None:
+        names = self.selected()
+        if not names:
+            return
+        self._menu = menu = qt.QMenu(self._table)
+        menu.objectName = "structureMenu"
+        every = tuple(self._rows)
+        only = _("Show only this") if len(names) == 1 else _("Show only these")
+        self._add(only, lambda: self.only_chosen.emit(names))
+        self._add(_("Show"), lambda: self.shown_chosen.emit(names, True))
+        self._add(_("Hide"), lambda: self.shown_chosen.emit(names, False))
+        self._add(_("Show all"), lambda: self.shown_chosen.emit(every, True))
+        menu.addSeparator()
+        for state, title in REVIEW_STATES.items():
+            self._add(f"{REVIEW_MARKS[state]}  {_(title)}", self._reviewing(names, state))
+        menu.popup(self._table.viewport().mapToGlobal(position))
+
+    def _reviewing(self, names: tuple[str, ...], state: str) -> Callable[[], None]:
+        return lambda: self.review_chosen.emit(names, state)
+
+    def _add(self, title: str, act: Callable[[], None]) -> None:
+        self._menu.addAction(title).connect("triggered()", act)
+
+
+def _name_item(row: StructureRow) -> Any:
+    item = text_item(row.name, _("{name}. Click to go there.").format(name=row.name))
+    item.setData(qt.Qt.DecorationRole, qt.QColor(*row.color))
+    item.setData(qt.Qt.UserRole, row.segment_id)
+    return item
+
+
+def _pressed() -> bool:
+    """Whether a button of the mouse is down."""
+    return bool(qt.QApplication.mouseButtons() != qt.Qt.NoButton)

@@ -1,0 +1,45 @@
+"""Labels of several lines that neither widen the page nor lie over what stands below them.
+
+Slicer takes the width of a page's size hint as the least width of its column, so a label whose hint grows with its
+text moves the whole window. Slicer gives a page its minimum size hint as least height, which knows nothing of
+wrapping, so a label that needs more lines would take them from its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import qt
+
+
+class WrappedLabels(qt.QWidget):
+    """Keeps wrapped labels as wide as the page, and as high as their text then is."""
+
+    def watch(self, labels: Iterable[Any]) -> None:
+        for label in labels:
+            label.wordWrap = True
+            policy = qt.QSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Preferred)
+            policy.setHeightForWidth(True)
+            label.setSizePolicy(policy)
+            label.installEventFilter(self)
+
+    def eventFilter(self, label: Any, event: Any) -> bool:
+        """Called by Qt for each event of a label; False lets it go on."""
+        if event.type() in (qt.QEvent.Resize, qt.QEvent.FontChange, qt.QEvent.Show):
+            fit(label)
+        return False
+
+
+def say(label: Any, text: str, style: str = "") -> None:
+    """Show a text in a wrapped label; without text the label takes no room."""
+    label.styleSheet = style
+    label.text = text
+    fit(label)
+    label.visible = bool(text)
+
+
+def fit(label: Any) -> None:
+    """Let a wrapped label have the height that its text needs at its width."""
+    label.minimumHeight = 0  # a label never says that it needs less
+    label.minimumHeight = max(label.heightForWidth(label.width), 0)

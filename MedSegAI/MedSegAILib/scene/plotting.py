@@ -1,0 +1,116 @@
+"""The plot of the volumes, and the layout of the views that shows it beside a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import slicer
+import vtk
+
+CHART_REFERENCE = "MedSegAI.chart"
+"""Reference of the table node to the plot of its volumes."""
+
+VALUES_REFERENCE = "MedSegAI.chart.values"
+"""Reference of the table node to the hidden table that the plot shows."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One segment in the plot; parts of the colour go from 0 to 1."""
+
+    name: str
+    value: float
+    color: tuple[float, float, float]
+
+
+def show_bars(scene: Any, table: Any, bars: Sequence[Bar], title: str) -> Any:
+    """A bar for each segment in its own colour, which the legend names; a later call fills the same chart.
+
+    A series of Slicer has one colour, and names its values in tool tips alone. So each segment is a series of one
+    value, from a hidden table of one row.
+
+    Args:
+        table: the vtkMRMLTableNode that the plot belongs to.
+        title: of the vertical axis.
+
+    Returns:
+        the vtkMRMLPlotChartNode.
+    """
+    chart = table.GetNodeReference(CHART_REFERENCE)
+    if chart is None:
+        chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", table.GetName())
+        table.SetNodeReferenceID(CHART_REFERENCE, chart.GetID())
+    was_modifying = chart.StartModify()
+    _remove_series(scene, chart)
+    values = _values(scene, table, bars)
+    for number, bar in enumerate(bars):
+        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", bar.name)
+        series.SetAndObserveTableNodeID(values.GetID())
+        series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
+        series.SetYColumnName(str(number))
+        series.SetColor(*bar.color)
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    chart.SetTitle(table.GetName())
+    chart.SetYAxisTitle(title)
+    chart.SetLegendVisibility(True)
+    chart.EndModify(was_modifying)
+    return chart
+
+
+def _values(scene: Any, table: Any, bars: Sequence[Bar]) -> Any:
+    """The hidden table: one column for each bar, by its number, since names may be equal."""
+    node = table.GetNodeReference(VALUES_REFERENCE)
+    if node is None:
+        node = scene.CreateNodeByClass("vtkMRMLTableNode")
+        node.UnRegister(None)
+        node.SetName(f"{table.GetName()} plot")
+        node.SetHideFromEditors(True)
+        scene.AddNode(node)
+        table.SetNodeReferenceID(VALUES_REFERENCE, node.GetID())
+    node.RemoveAllColumns()
+    for number, bar in enumerate(bars):
+        column = vtk.vtkDoubleArray()
+        column.SetName(str(number))
+        column.InsertNextValue(bar.value)
+        node.AddColumn(column)
+    return node
+
+
+def _remove_series(scene: Any, chart: Any) -> None:
+    old = [chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes())]
+    chart.RemoveAllPlotSeriesNodeIDs()
+    for series in old:
+        if series is not None:
+            scene.RemoveNode(series)
+
+
+class StatisticsLayout:
+    """The views with table and plot beside them, and the way back to what was there before."""
+
+    def __init__(self) -> None:
+        self._before: int | None = None
+
+    def show(self, scene: Any) -> None:
+        """Let the views be slices, plot and table."""
+        layout = _layout(scene)
+        if layout is None or layout.GetViewArrangement() == _WITH_TABLE:
+            return
+        self._before = layout.GetViewArrangement()
+        layout.SetViewArrangement(_WITH_TABLE)
+
+    def hide(self, scene: Any) -> None:
+        """Bring the views back; a layout that was chosen meanwhile stays."""
+        layout, before = _layout(scene), self._before
+        self._before = None
+        if layout is None or before is None or layout.GetViewArrangement() != _WITH_TABLE:
+            return
+        layout.SetViewArrangement(before)
+
+
+_WITH_TABLE = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotTableView
+
+
+def _layout(scene: Any) -> Any:
+    return scene.GetFirstNodeByClass("vtkMRMLLayoutNode")
