@@ -5,20 +5,23 @@ A case that cannot be segmented does not keep the others from it. Models stay lo
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from medsegai.card import Channel
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
-from medsegai.io import READABLE, read_volume, write_table
+from medsegai.io import PARTIAL, READABLE, read_volume, write_table
 from medsegai.io.dicom import is_dicom
-from medsegai.outputs import Outputs
+from medsegai.locks import reserved
+from medsegai.outputs import Outputs, recorded_hashes
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
@@ -151,6 +154,14 @@ class Batch:
                 f"The folder {files.folder} cannot be made: {error.strerror}. Name another one."
             ) from error
 
+    def reserved(self) -> AbstractContextManager[None]:
+        """Within its block no other batch writes into this folder.
+
+        Raises:
+            OutputError: another batch is at work there.
+        """
+        return reserved([self._files.folder / TABLE_NAME])
+
     def check(self, resume: bool, overwrite: bool) -> None:
         """Find what is there already, before anything runs.
 
@@ -159,18 +170,40 @@ class Batch:
                 be written.
             RequestError: the results that are there were made with other options or models.
         """
+        unfinished = unfinished_hashes(self._files.folder) if resume else set()
         for name, case in self._cases.items():
-            done = not overwrite and self._is_done(name)
-            if done and resume:
-                self.entries[name], options, _ = self._report(name)
-                self._check_options(name, options)
-            elif done:
+            if overwrite or not self._files.report(name).is_file():
+                ours = overwrite or self._are_leftovers(name, unfinished)
+                self._files.outputs(name).check(case.inputs, ours)
+            elif resume:
+                self._take_up(name, case, unfinished)
+            else:
                 raise OutputError(
                     f"{self._files.folder} holds a result of {name} already. Keep what is there and do the "
                     "rest (--resume), or do everything again (--overwrite)."
                 )
-            else:
-                self._files.outputs(name).check(case.inputs, overwrite)
+
+    def _are_leftovers(self, name: str, unfinished: set[str]) -> bool:
+        """Whether all files of a case were left by a run that was ended before its report was in place."""
+        hashes = set(self._files.outputs(name).hashes().values())
+        return bool(hashes) and hashes <= unfinished
+
+    def _take_up(self, name: str, case: Case, unfinished: set[str]) -> None:
+        """Compare the files of a case with its report: it is done, done again, or was changed by somebody."""
+        entry, options, _ = self._report(name)
+        outputs = self._files.outputs(name)
+        recorded, there = recorded_hashes(self._files.report(name)), outputs.hashes()
+        changed = [part for part, digest in there.items() if recorded.get(part) != digest]
+        if not changed and set(outputs.paths()) - {"report"} <= set(there):
+            self._check_options(name, options)
+            self.entries[name] = entry
+        elif all(there[part] in unfinished for part in changed):
+            outputs.check(case.inputs, overwrite=True)
+        else:
+            self._check_options(name, options)
+            files = ", ".join(outputs.paths()[part].name for part in changed)
+            note = f"{files} was changed after it was written, and is kept as it is."
+            self.entries[name] = replace(entry, message=f"{note} {entry.message}".strip())
 
     def run(self, segment: Segment, progress_of: Callable[[str], Progress]) -> None:
         """Do the cases that are not done.
@@ -184,6 +217,7 @@ class Batch:
             MedSegAIError: what would go wrong with every case.
         """
         order = self._order()
+        _sweep(self._files.folder)
         self._write_table()
         try:
             for name in order:
@@ -218,12 +252,6 @@ class Batch:
                 return {row.get("case", ""): row.get("state", "") for row in csv.DictReader(file)}
         except (OSError, UnicodeDecodeError, csv.Error):
             return {}
-
-    def _is_done(self, name: str) -> bool:
-        """The report is put in place last."""
-        return (
-            self._files.report(name).is_file() and self._files.outputs(name).segmentation.is_file()
-        )
 
     def _report(self, name: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:
         """What the report of a case that is done says of it, its options, and its structures."""
@@ -261,6 +289,23 @@ class Batch:
         rows = [{"case": name, **row} for name in done for row in self._report(name)[2]]
         if rows:
             write_table(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
+
+
+def unfinished_hashes(folder: Path) -> set[str]:
+    """SHA-256 of files whose report was written, but not moved to its place before its process was ended."""
+    reports = (path for path in folder.iterdir() if _is_partial(path) and path.suffix == ".json")
+    return {digest for report in reports for digest in recorded_hashes(report).values()}
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was ended was writing; the folder is reserved, so nobody writes there now."""
+    for path in [path for path in folder.iterdir() if _is_partial(path)]:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _is_partial(path: Path) -> bool:
+    return PARTIAL.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def find_cases(folder: Path, channels: int) -> list[Case]:

@@ -30,6 +30,7 @@ from medsegai.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.confinement import confine, limit
 from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
+from medsegai.locks import try_lock
 from medsegai.protocol import pack_error, unpack_error
 from medsegai.regular_files import read_regular
 
@@ -134,16 +135,11 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Lock a file until it is closed or the process ends; False if another has it, or there are no locks here."""
+    """Lock a file; False if another process has it, or there are no locks here."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(file)
     except OSError:
         return False
-    return True
 
 
 def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:

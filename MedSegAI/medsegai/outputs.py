@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from medsegai.card import file_sha256
 from medsegai.errors import OutputError, RequestError
 from medsegai.io import (
     WRITABLE,
-    atomic_path,
     check_output,
+    files_together,
     read_volume,
     write_probabilities,
     write_segmentation,
     write_table,
     write_volume,
 )
+from medsegai.locks import reserved
 from medsegai.preview import render_preview
 from medsegai.progress import Progress
 from medsegai.request import SegmentationResult
@@ -93,7 +94,10 @@ class Outputs:
                 )
 
     def write(self, result: SegmentationResult, scan: Path | Volume, progress: Progress) -> None:
-        """Write every part beside its place and, when all are complete, move all to their places.
+        """Write every part beside its place and, when all are complete, move all to their places, the report last.
+
+        The report names the SHA-256 of every other part. So a case is done when its report says so: if the process
+        is ended between two moves, the report is not there yet, or is an old one that names other files.
 
         Args:
             result: what the engine gave.
@@ -105,17 +109,46 @@ class Outputs:
             Cancelled: the user stopped; no file was changed.
         """
         paths = self.paths()
-        with ExitStack() as stack:
+        with files_together() as files:
             hashes: dict[str, str] = {}
             for number, (name, path) in enumerate(paths.items()):
                 progress.step(WRITE_STAGE, number, len(paths))
-                partial = stack.enter_context(atomic_path(path))
-                if name == "report":
-                    _write_report(partial, result, scan, paths, hashes)
-                else:
-                    WRITERS[name](partial, result, scan)
-                    hashes[name] = file_sha256(partial)
+                with files.path(path) as partial:
+                    if name == "report":
+                        _write_report(partial, result, scan, paths, hashes)
+                    else:
+                        WRITERS[name](partial, result, scan)
+                        hashes[name] = file_sha256(partial)
             progress.step(WRITE_STAGE, len(paths), len(paths))
+
+    def reserved(self) -> AbstractContextManager[None]:
+        """Within its block no other run writes these files.
+
+        Raises:
+            OutputError: another run is writing one of them.
+        """
+        return reserved(self.paths().values())
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the parts that are there, by name, without the report."""
+        return {
+            name: file_sha256(path)
+            for name, path in self.paths().items()
+            if name != "report" and path.is_file()
+        }
+
+
+def recorded_hashes(report: Path) -> dict[str, str]:
+    """SHA-256 of the parts beside a report, as it names them; none if it is no report of a segmentation.
+
+    Raises:
+        OSError: the report cannot be read.
+    """
+    try:
+        outputs = json.loads(report.read_text(encoding="utf-8"))["outputs"]
+        return {str(name): str(part["sha256"]) for name, part in outputs.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def volume_rows(result: SegmentationResult) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ FLAT = frozenset(
         "errors",
         "exchange",
         "labels",
+        "locks",
         "nnunet_dataset",
         "nnunet_plans",
         "progress",

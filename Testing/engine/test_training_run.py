@@ -19,7 +19,15 @@ from safetensors.torch import load_file
 import medsegai
 from medsegai.card import load_card
 from medsegai.cli import main
-from medsegai.errors import Cancelled, DeviceError, InputError, ModelError, RequestError
+from medsegai.errors import (
+    Cancelled,
+    DeviceError,
+    InputError,
+    ModelError,
+    OutputError,
+    RequestError,
+)
+from medsegai.locks import reserved
 from medsegai.networks.quicknat import QuickNAT
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.training.checkpoint import read_log
@@ -152,6 +160,27 @@ def test_a_network_learns_a_batch_that_it_sees_again_and_again(config: TrainingC
     batch = Pool(source, config.sampling, config.seed).draw(0, trainer.task)
     losses = [float(trainer.step(batch)[0]) for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_earlier_run_is_not_begun_anew(
+    config: TrainingConfig, finished: Path, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(RequestError, match=r"holds a training already.*--resume"):
+        train_quicknat(config, finished, False, "cpu", Progress())
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(RequestError, match="without a checkpoint"):
+        train_quicknat(config, tmp_path, False, "cpu", Progress())
+
+
+def test_two_trainings_into_one_folder_are_refused(config: TrainingConfig, tmp_path: Path) -> None:
+    with (
+        reserved([tmp_path / "checkpoint.pt"]),
+        pytest.raises(OutputError, match="is being written by another run"),
+    ):
+        train_quicknat(config, tmp_path, False, "cpu", Progress())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_without_a_checkpoint_or_with_another_configuration(

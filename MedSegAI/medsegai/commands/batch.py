@@ -85,7 +85,18 @@ def run(arguments: argparse.Namespace) -> int:
     tell: Callable[[dict[str, Any]], None] = _print_json if arguments.events else _ignore
     console = _Console(tell, arguments.quiet or arguments.events)
     batch = Batch(cases, request, files, console.entry_changed)
-    batch.check(arguments.resume, arguments.overwrite)
+    with batch.reserved():
+        batch.check(arguments.resume, arguments.overwrite)
+        _run(batch, console)
+    failed = [entry for entry in batch.entries.values() if entry.state == FAILED]
+    if not console.quiet:
+        print(
+            f"{len(cases) - len(failed)} of {len(cases)} cases: {files.folder}. {NOT_FOR_DIAGNOSIS}"
+        )
+    return SOME_FAILED if failed else 0
+
+
+def _run(batch: Batch, console: _Console) -> None:
     console.begin(batch)
     progress = Progress(console)
     try:
@@ -95,12 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
             batch.run(segment, lambda case: Progress(console, progress.cancel))
     finally:
         console.clear()
-    failed = [entry for entry in batch.entries.values() if entry.state == FAILED]
-    if not console.quiet:
-        print(
-            f"{len(cases) - len(failed)} of {len(cases)} cases: {files.folder}. {NOT_FOR_DIAGNOSIS}"
-        )
-    return SOME_FAILED if failed else 0
 
 
 def _cases(source: Path, card: ModelCard) -> list[Case]:

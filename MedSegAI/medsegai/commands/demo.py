@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.card import file_sha256
 from medsegai.commands.segment import (
     add_request_options,
     check_request,
@@ -68,9 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_request(request)
     make_folder(folder)
     outputs = Outputs(**{name: folder / file for name, file in FILES.items()})
-    outputs.check([scan], overwrite=arguments.overwrite or untouched(outputs))
-    print(f"Segmenting {scan}")
-    print_summary(segment_to_files(request, outputs))
+    with outputs.reserved():
+        outputs.check([scan], overwrite=arguments.overwrite or untouched(outputs))
+        print(f"Segmenting {scan}")
+        print_summary(segment_to_files(request, outputs))
     print(f"\nIn {folder.resolve()}:")
     for name, file in FILES.items():
         print(f"  {file:<22} {MEANING[name]}")
@@ -114,14 +113,9 @@ def make_folder(folder: Path) -> None:
 
 def untouched(outputs: Outputs) -> bool:
     """Whether all results are as the last demo wrote them, so that replacing them loses nothing."""
+    from medsegai.outputs import recorded_hashes
+
     if outputs.report is None or not outputs.report.is_file():
         return False
-    try:
-        written = json.loads(outputs.report.read_text(encoding="utf-8"))["outputs"]
-        hashes = {name: written[name]["sha256"] for name in written}
-    except (ValueError, KeyError, TypeError):
-        return False
-    paths = {name: path for name, path in outputs.paths().items() if name != "report"}
-    return all(
-        hashes.get(name) == file_sha256(path) for name, path in paths.items() if path.is_file()
-    )
+    recorded = recorded_hashes(outputs.report)
+    return bool(recorded) and outputs.hashes().items() <= recorded.items()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.commands.segment import comma_list
 from medsegai.errors import OutputError, RequestError
+from medsegai.locks import reserved
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, option_fields, parse, refinement_names, summary
 from medsegai.tasks import RefinementRequest, RefinementResult
@@ -84,6 +85,11 @@ def _options_text() -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    with reserved(path for path in (arguments.output, arguments.report) if path is not None):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     settings = tuple(parse(text) for text in arguments.refinements)
     _check_outputs(arguments)
 

@@ -214,8 +214,9 @@ def run(arguments: argparse.Namespace) -> int:
         preview=arguments.preview,
         report=arguments.report,
     )
-    outputs.check(inputs, arguments.overwrite)
-    result = segment_to_files(request, outputs, arguments.quiet)
+    with outputs.reserved():
+        outputs.check(inputs, arguments.overwrite)
+        result = segment_to_files(request, outputs, arguments.quiet)
     if not arguments.quiet:
         print_summary(result)
         print(f"Segmentation: {arguments.output}")

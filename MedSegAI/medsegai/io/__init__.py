@@ -4,7 +4,7 @@ Axis order and the two world conventions (RAS inside, LPS in ITK, DICOM and NRRD
 nowhere else.
 """
 
-from medsegai.io.atomic import atomic_path, check_output
+from medsegai.io.atomic import PARTIAL, atomic_path, check_output, files_together
 from medsegai.io.candidates import read_candidates
 from medsegai.io.checks import check_scan, check_voxels
 from medsegai.io.dicom import series_frames
@@ -16,6 +16,7 @@ from medsegai.io.tables import write_table
 from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
 
 __all__ = [
+    "PARTIAL",
     "READABLE",
     "WRITABLE",
     "atomic_path",
@@ -23,6 +24,7 @@ __all__ = [
     "check_output",
     "check_scan",
     "check_voxels",
+    "files_together",
     "from_sitk",
     "laid_on",
     "read_candidates",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,72 @@ _REASONS = {
 }
 
 
+class FilesTogether:
+    """Files that are written beside their places first, and then moved there, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, Path]] = []
+
+    @contextlib.contextmanager
+    def path(self, path: Path | str) -> Iterator[Path]:
+        """A path beside `path`, with the same endings; the block writes that one file.
+
+        Raises:
+            OutputError: the folder is missing or not writable, the disk is full, or the block wrote no file.
+        """
+        final = _destination(Path(path))
+        ending = "".join(final.suffixes[-2:]).lower()  # by which libraries choose the format
+        partial = final.with_name(f".{secrets.token_hex(8)}{ending}")
+        self._waiting.append((partial, final))
+        try:
+            yield partial
+            _flush(partial)
+        except OSError as error:
+            raise output_error(final, error) from error
+        except (
+            OutputError
+        ) as error:  # of a writer that was given `partial`: users know `final` only
+            raise OutputError(str(error).replace(str(partial), str(final))) from error
+
+    def move(self) -> None:
+        """Move all files to their places. Once the first is there, Ctrl-C comes too late."""
+        begun = False
+        while self._waiting:
+            partial, final = self._waiting[0]
+            try:
+                os.replace(partial, final)
+            except KeyboardInterrupt:
+                if os.path.lexists(partial):
+                    if begun:
+                        continue
+                    raise
+            except OSError as error:
+                raise output_error(final, error) from error
+            del self._waiting[0]
+            begun = True
+
+    def discard(self) -> None:
+        """Remove what was not moved."""
+        for partial, _ in self._waiting:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+@contextlib.contextmanager
+def files_together() -> Iterator[FilesTogether]:
+    """Several files that appear at the end of the block, in order, or, after an exception, not at all.
+
+    Raises:
+        OutputError: a file cannot be moved to its place.
+    """
+    files = FilesTogether()
+    try:
+        yield files
+        files.move()
+    finally:
+        files.discard()
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path beside `path`, with the same endings, whose file takes the place of `path` at the end.
@@ -34,20 +101,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         OutputError: the folder is missing or not writable, the disk is full, or the block wrote
             no file.
     """
-    final = _destination(Path(path))
-    ending = "".join(final.suffixes[-2:]).lower()  # by which libraries choose the format
-    partial = final.with_name(f".{secrets.token_hex(8)}{ending}")
-    try:
+    with files_together() as files, files.path(path) as partial:
         yield partial
-        _flush(partial)
-        os.replace(partial, final)
-    except OSError as error:
-        raise output_error(final, error) from error
-    except OutputError as error:  # of a writer that was given `partial`: users know `final` only
-        raise OutputError(str(error).replace(str(partial), str(final))) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+
+
+PARTIAL = re.compile(r"\.[0-9a-f]{16}(?:\.\w+){0,2}")
+"""Names of files that are being written. A process that is killed leaves them."""
 
 
 def check_output(path: Path | str, endings: Sequence[str] | None = None) -> None:

@@ -22,6 +22,22 @@ def best_weights_name(view: str) -> str:
     return f"best-{view}.safetensors"
 
 
+def refuse_earlier_run(folder: Path) -> None:
+    """Refuse to begin where a training was begun before: its log and its best weights would be lost.
+
+    Raises:
+        RequestError: there is one.
+    """
+    if (folder / CHECKPOINT).exists():
+        raise RequestError(
+            f"{folder} holds a training already. Add --resume to go on with it, or name another folder."
+        )
+    if (folder / LOG).exists():
+        raise RequestError(
+            f"{folder} holds the beginning of a training without a checkpoint. Remove it, or name another folder."
+        )
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     temporary = folder / f"{CHECKPOINT}.part"
     torch.save(dict(state), temporary)

@@ -19,15 +19,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medsegai.card import ModelCard, load_card
 from medsegai.errors import DeviceError, OutputError, RequestError
+from medsegai.locks import reserved
 from medsegai.networks.backends import keep_freed_memory
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.preprocessing.views import VIEWS
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import (
+    CHECKPOINT,
     LOG,
     RunLog,
     best_weights_name,
     load_checkpoint,
+    refuse_earlier_run,
     save_checkpoint,
     save_weights,
 )
@@ -265,7 +268,6 @@ class Run:
 
     def begin(self, resume: bool) -> None:
         """Restore the last checkpoint if asked to, and open the log."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if resume:
             state = load_checkpoint(self.folder, self.config.fingerprint(), self.place.device)
             self.done = int(state["step"])
@@ -366,9 +368,10 @@ def train_quicknat(
     is gone on from, exactly as if there had been no break.
 
     Raises:
-        RequestError, InputError, ModelError: training file, data or card cannot be used.
+        RequestError, InputError, ModelError: training file, data or card cannot be used; or ``folder`` holds a
+            training already, and is not to be resumed.
         DeviceError: the device is not there.
-        OutputError: ``folder`` cannot be written.
+        OutputError: ``folder`` cannot be written, or another training is at work there.
         Cancelled: stopped through ``progress``; the last checkpoint stays.
     """
     keep_freed_memory()
@@ -378,13 +381,17 @@ def train_quicknat(
         raise RequestError(
             f"A batch of {config.sampling.batch} cannot be shared by {place.ranks} processes."
         )
+    if place.is_first and not resume:
+        refuse_earlier_run(folder)  # before hours may be spent on its data
     source = case_source(config, card, place.device)
     trainers = build_trainers(config, card, config.views, source, place)
     run = Run(config, trainers, Pool(source, config.sampling, config.seed), folder)
     try:
-        run.begin(resume)
-        run.advance(progress, config.steps)
-        return export_model(card, config, folder) if place.is_first else folder / MODEL_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        with reserved([folder / CHECKPOINT] if place.is_first else []):
+            run.begin(resume)
+            run.advance(progress, config.steps)
+            return export_model(card, config, folder) if place.is_first else folder / MODEL_FOLDER
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written: {error}. Free space or choose another."
