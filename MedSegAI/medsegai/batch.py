@@ -19,7 +19,7 @@ from typing import Any
 from medsegai.card import Channel
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, READABLE, read_volume, write_table
-from medsegai.io.dicom import is_dicom
+from medsegai.io.dicom_files import is_dicom
 from medsegai.locks import reserved
 from medsegai.outputs import Outputs, recorded_hashes
 from medsegai.progress import Progress

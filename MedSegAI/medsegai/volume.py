@@ -7,7 +7,7 @@ coordinates are RAS in millimetres. Readers and writers convert at the border an
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -191,12 +191,14 @@ class Volume:
         geometry: their grid.
         source: where they came from, for messages only.
         notes: what the reader found doubtful, in words for the user.
+        modality: what kind of scanner they came from, where the file says so: "CT", "MR", as DICOM's Modality.
     """
 
     voxels: NDArray[Any]
     geometry: Geometry
     source: str = ""
     notes: tuple[str, ...] = ()
+    modality: str = ""
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape:
@@ -206,7 +208,7 @@ class Volume:
 
     def with_voxels(self, voxels: NDArray[Any]) -> Volume:
         """The same place with other voxels."""
-        return Volume(voxels, self.geometry, self.source, self.notes)
+        return replace(self, voxels=voxels)
 
 
 def check_same_grid(

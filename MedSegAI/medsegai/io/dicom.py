@@ -7,69 +7,24 @@ Messages name series by number, description and the end of their UID; no patient
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from medsegai.errors import GeometryError, InputError
-from medsegai.io.files import PARSER_ERRORS, check_stored_size, native, placed, unreadable
+from medsegai.io.decoder import itk_voxels
+from medsegai.io.dicom_files import DicomFile, Slice, is_dicom, read_file
+from medsegai.io.files import PARSER_ERRORS, check_memory, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
-from medsegai.io.stored import Stored
 from medsegai.volume import SHEAR_TOLERANCE, Volume
 
 POSITION_TOLERANCE = 0.1
 """How far a slice may lie from the regular grid, as a fraction of the slice distance."""
-
-_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "Modality",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-_DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
-"""What pydicom raises on damaged headers, on opening or when a value is first looked at."""
-
-_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-"""Transfer syntaxes in which voxels take as many bytes in the file as in memory."""
-
-_SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-
-
-@dataclass(frozen=True, eq=False)
-class _Slice:
-    """One frame of one file. World is LPS, as in DICOM."""
-
-    path: Path
-    uid: str
-    frame: int
-    size: tuple[int, int]  # rows, columns
-    position: NDArray[np.float64]  # (3,) centre of the first voxel, mm
-    axes: NDArray[np.float64]  # (3, 2) unit vectors along i and j
-    spacing: tuple[float, float]  # along i and j, mm
-
-    @property
-    def identity(self) -> tuple[str, int, tuple[float, ...]]:
-        """Equal for copies of one file. Anonymisers may have given one UID to all slices."""
-        return self.uid or str(self.path), self.frame, tuple(self.position)
 
 
 @dataclass(frozen=True)
@@ -78,7 +33,7 @@ class _Series:
     number: str
     description: str
     modality: str
-    slices: tuple[_Slice, ...]
+    slices: tuple[Slice, ...]
 
     def describe(self) -> str:
         rows, columns = self.slices[0].size
@@ -90,13 +45,6 @@ class _Series:
 
     def _short_uid(self) -> str:
         return f"UID ...{self.uid[-12:]}" if self.uid else "no UID"
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does; old files without preamble are known by their ending."""
-    with path.open("rb") as file:
-        file.seek(128)
-        return file.read(4) == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
 
 
 def read_dicom(path: Path, wanted: str | None = None) -> Volume:
@@ -112,9 +60,10 @@ def read_dicom(path: Path, wanted: str | None = None) -> Volume:
         GeometryError: missing or repeated slices, uneven distances, gantry tilt, several
             orientations.
     """
-    where, slices, matrix, notes = _regular(path, wanted)
+    where, slices, matrix, (series, notes) = _regular(path, wanted)
     voxels = native(_voxels(slices))
-    return Volume(voxels, placed(where, voxels.shape, LPS_TO_RAS @ matrix), str(path), notes)
+    grid = placed(where, voxels.shape, LPS_TO_RAS @ matrix)
+    return Volume(voxels, grid, str(path), notes, series.modality)
 
 
 def series_frames(path: Path, wanted: str | None = None) -> tuple[tuple[Path, int], ...]:
@@ -130,131 +79,54 @@ def series_frames(path: Path, wanted: str | None = None) -> tuple[tuple[Path, in
 
 def _regular(
     path: Path, wanted: str | None
-) -> tuple[Path, list[_Slice], NDArray[np.float64], tuple[str, ...]]:
-    """Name of the chosen series, its slices in the order of k, the matrix to LPS, and notes."""
+) -> tuple[Path, list[Slice], NDArray[np.float64], tuple[_Series, tuple[str, ...]]]:
+    """Name of the chosen series, its slices in the order of k, the matrix to LPS, the series and notes."""
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
-    series = _choose(path, _series([item for item in files if is_dicom(item)]), wanted)
+    found = [read_file(item) for item in files if is_dicom(item)]
+    series = _choose(path, found, wanted)
     where = path if path.is_file() else Path(f"{path} ({series.describe()})")
     slices = list({item.identity: item for item in series.slices}.values())
     copies = len(series.slices) - len(slices)
-    notes = (f"{where}: {copies} copies of slices were left out.",) if copies else ()
-    return where, *_arranged(where, slices), notes
+    notes = [f"{where}: {copies} copies of slices were left out."] if copies else []
+    notes += _left_out(where, series, found)
+    check_memory(where, sum(item.size[0] * item.size[1] * item.voxel_bytes for item in slices))
+    return where, *_arranged(where, slices), (series, tuple(notes))
 
 
-def _series(files: Iterable[Path]) -> list[_Series]:
-    """The image series among some DICOM files; reports, presentation states and the like are left out."""
+def _left_out(where: Path, series: _Series, files: Sequence[DicomFile]) -> list[str]:
+    """What to say of files that may belong to the series and cannot be read.
+
+    Raises:
+        InputError: one that cannot be used does belong to it.
+    """
+    problems = [file for file in files if file.problem is not None]
+    for file in problems:
+        if file.uid == series.uid and file.problem is not None:
+            raise file.problem
+    # a header that was cut may hold the beginning of the UID
+    unknown = [file.path.name for file in problems if series.uid.startswith(file.uid)]
+    if not unknown:
+        return []
+    which = f"{len(unknown)} files were" if len(unknown) > 1 else "1 file was"
+    return [
+        f"{where}: {which} left out because of damage, such as {unknown[0]}. Check that no slice is missing at "
+        "the ends."
+    ]
+
+
+def _series(files: Iterable[DicomFile]) -> list[_Series]:
+    """The series that have slices; reports, presentation states and the like have none."""
     found: dict[str, _Series] = {}
-    for path in files:
-        try:
-            with pydicom.config.disable_value_validation():  # whose warnings quote the header
-                one = _one_file(path)
-        except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
-            raise unreadable(path, "its header is damaged", "a DICOM file") from None
-        if one.slices:
-            known = found.setdefault(one.uid, replace(one, slices=()))
-            found[one.uid] = replace(known, slices=(*known.slices, *one.slices))
+    for file in files:
+        if file.slices:
+            one = _Series(file.uid, file.number, file.description, file.modality, ())
+            known = found.setdefault(file.uid, one)
+            found[file.uid] = replace(known, slices=(*known.slices, *file.slices))
     return sorted(found.values(), key=lambda item: (item.number.zfill(12), item.uid))
 
 
-def _one_file(path: Path) -> _Series:
-    """What one file says of its series, with the slices that it holds."""
-    without_preamble = path.suffix.lower() in (".dcm", ".ima")
-    with path.open("rb") as file:
-        head = pydicom.dcmread(
-            file, stop_before_pixels=True, specific_tags=_TAGS, force=without_preamble
-        )
-        stored = path.stat().st_size - file.tell()
-    slices = _slices(path, head, stored)
-    names = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
-    uid, number, description, modality = (str(head.get(name) or "") for name in names)
-    return _Series(uid, number, description, modality, tuple(slices))
-
-
-def _slices(path: Path, head: Any, stored: int) -> list[_Slice]:
-    """The frames of a file that have a place in the patient; none for reports, screenshots and the like.
-
-    `stored` is the number of bytes that follow the header.
-
-    Raises:
-        InputError: colour, truncated, or frames whose grey values have scales of their own.
-    """
-    if "Rows" not in head or str(head.get("SOPClassUID", "")) in _SEGMENTATION_CLASSES:
-        return []
-    shared, per_frame = _functional_groups(head)
-    if per_frame:
-        sources = [_merged(frame, shared) for frame in per_frame]
-    elif int(head.get("NumberOfFrames") or 1) == 1:
-        sources = [head]
-    else:
-        sources = []  # multi-frame without a position per frame
-    if not all(_has_place(source) for source in sources) or not sources:
-        return []
-    _check_pixels(path, head, sources, stored)
-    uid = str(head.get("SOPInstanceUID", ""))
-    size = int(head.Rows), int(head.Columns)
-    return [_slice(path, uid, frame, size, source) for frame, source in enumerate(sources)]
-
-
-def _slice(path: Path, uid: str, frame: int, size: tuple[int, int], source: Any) -> _Slice:
-    orientation = np.asarray([float(value) for value in source.ImageOrientationPatient])
-    axes = orientation.reshape(2, 3).T
-    between_rows, between_columns = (float(value) for value in source.PixelSpacing)
-    return _Slice(
-        path,
-        uid,
-        frame,
-        size,
-        np.asarray([float(value) for value in source.ImagePositionPatient]).reshape(3),
-        axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12),
-        (between_columns, between_rows),
-    )
-
-
-def _functional_groups(head: Any) -> tuple[Any, Sequence[Any]]:
-    shared = head.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
-    return shared[0], head.get("PerFrameFunctionalGroupsSequence") or ()
-
-
-def _merged(frame: Any, shared: Any) -> pydicom.Dataset:
-    """The macros of one frame in one flat dataset; what the frame says goes before what is shared."""
-    flat = pydicom.Dataset()
-    for name in (
-        "PlanePositionSequence",
-        "PlaneOrientationSequence",
-        "PixelMeasuresSequence",
-        "PixelValueTransformationSequence",
-    ):
-        macro = frame.get(name) or shared.get(name)
-        if macro:
-            flat.update(macro[0])
-    return flat
-
-
-def _has_place(source: Any) -> bool:
-    names = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    return all(source.get(name) is not None for name in names)
-
-
-def _check_pixels(path: Path, head: Any, sources: Sequence[Any], stored: int) -> None:
-    if int(head.get("SamplesPerPixel") or 1) != 1:
-        raise InputError(f"{path} is a colour image. A grey scan is needed.")
-    scales = {
-        (str(item.get("RescaleSlope")), str(item.get("RescaleIntercept"))) for item in sources
-    }
-    if len(scales) > 1:
-        raise InputError(
-            f"{path}: its frames have grey values of different scales, which is not supported. Convert it "
-            "to NIfTI with dcm2niix."
-        )
-    if str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0])) in _PLAIN:
-        voxels = int(head.Rows) * int(head.Columns) * len(sources)
-        needed = voxels * int(head.get("BitsAllocated") or 8) // 8
-        check_stored_size(path, needed, Stored((path,), before=path.stat().st_size - stored))
-
-
-def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:
-    if not found:
-        raise _nothing_found(path)
+def _choose(path: Path, files: Sequence[DicomFile], wanted: str | None) -> _Series:
+    found = _series(files)
     if wanted is not None:
         matches = [item for item in found if wanted == item.number or item.uid.endswith(wanted)]
         if len(matches) == 1:
@@ -265,10 +137,7 @@ def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:
     if len(volumes) == 1:
         return volumes[0]
     if not volumes:
-        raise InputError(
-            f"{path} holds single slices only: {_listed(found)}. Name the folder that has all slices of "
-            "one series."
-        )
+        raise _nothing_found(path, files, found)
     raise InputError(
         f"{path} holds {len(volumes)} series: {_listed(volumes)}. Move the wanted one to a folder of its "
         "own, or give its number or the end of its UID: to read_volume(folder, series=...) in Python, or in "
@@ -276,11 +145,28 @@ def _choose(path: Path, found: list[_Series], wanted: str | None) -> _Series:
     )
 
 
-def _nothing_found(path: Path) -> InputError:
+def _nothing_found(path: Path, files: Sequence[DicomFile], single: Sequence[_Series]) -> InputError:
+    """Why there is no series of several slices: what is wrong with the files comes first."""
+    problems = [file.problem for file in files if file.problem is not None]
+    if problems and path.is_file():
+        return problems[0]
+    if problems:
+        others = f" {len(problems) - 1} more files cannot be used." if len(problems) > 1 else ""
+        return InputError(f"{path} holds no series that can be read. {problems[0]}{others}")
+    if single:
+        return InputError(
+            f"{path} holds single slices only: {_listed(single)}. Name the folder that has all slices of "
+            "one series."
+        )
+    if any(file.is_segmentation for file in files):
+        return InputError(
+            f"{path} is a DICOM segmentation (SEG), not a scan. Where labels are wanted, convert it to .seg.nrrd "
+            "or NIfTI first, with 3D Slicer or dcmqi; where a scan is wanted, name the series that was segmented."
+        )
     if path.is_file():
         return InputError(
-            f"{path} is a DICOM file without slices that have a place in the patient (a segmentation, "
-            "report, screenshot or cine loop). Name a folder with a CT or MR series."
+            f"{path} is a DICOM file without slices that have a place in the patient (such as a report or a "
+            "presentation state). Name a folder with a CT or MR series."
         )
     folders = sorted(item.name for item in path.iterdir() if item.is_dir())
     hint = f" Its subfolders are not searched: {', '.join(folders[:10])}." if folders else ""
@@ -293,7 +179,7 @@ def _listed(series: Iterable[_Series]) -> str:
     return "; ".join(item.describe() for item in series)
 
 
-def _arranged(where: Path, slices: list[_Slice]) -> tuple[list[_Slice], NDArray[np.float64]]:
+def _arranged(where: Path, slices: list[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
     """Slices in the order of their positions, and the matrix from (i, j, k) to LPS.
 
     k grows along the cross product of i and j, as in ITK and Slicer.
@@ -314,7 +200,7 @@ def _arranged(where: Path, slices: list[_Slice]) -> tuple[list[_Slice], NDArray[
     return slices, matrix
 
 
-def _check_alike(where: Path, slices: Sequence[_Slice]) -> None:
+def _check_alike(where: Path, slices: Sequence[Slice]) -> None:
     first = slices[0]
     if len(slices) < 2:
         raise InputError(
@@ -332,7 +218,7 @@ def _check_alike(where: Path, slices: Sequence[_Slice]) -> None:
 
 
 def _slice_step(
-    where: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]
+    where: Path, slices: Sequence[Slice], normal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The vector from each slice to the next, LPS mm."""
     positions = np.asarray([item.position for item in slices])
@@ -379,13 +265,16 @@ def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
     )
 
 
-def _voxels(slices: Sequence[_Slice]) -> NDArray[Any]:
-    """Grey values (k, j, i), rescaled by slope and intercept; float32 where these are fractions."""
+def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
+    """Grey values (k, j, i), rescaled by slope and intercept or looked up; float32 where these are fractions."""
     images: list[NDArray[Any]] = []
     path, frames = Path(), np.empty(0)
+    in_file = Counter(item.path for item in slices)
     for item in slices:
         if item.path != path:
-            path, frames = item.path, _frames(item.path)
+            path = item.path
+            size = item.size[0] * item.size[1] * item.voxel_bytes * in_file[path]
+            frames = _frames(item, size)
         if item.frame >= len(frames) or frames[item.frame].shape != item.size:
             raise InputError(
                 f"{item.path}: its pixels do not fit its header. Copy or export it again."
@@ -395,10 +284,12 @@ def _voxels(slices: Sequence[_Slice]) -> NDArray[Any]:
     return np.stack(images).astype(np.float32 if kind.kind == "f" else kind, copy=False)
 
 
-def _frames(path: Path) -> NDArray[Any]:
+def _frames(item: Slice, size: int) -> NDArray[Any]:
+    """All frames of a file, (frame, j, i)."""
     try:
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+        voxels = itk_voxels(item.path, "GDCMImageIO", size)
+        if item.lut is not None:
+            voxels = item.lut(voxels)
     except PARSER_ERRORS as error:
-        raise unreadable(path, error, "a DICOM image") from error
-    voxels = sitk.GetArrayFromImage(image)
+        raise unreadable(item.path, error, "a DICOM image") from error
     return voxels.reshape(-1, *voxels.shape[-2:])

@@ -68,12 +68,27 @@ def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) ->
     else:
         ratio = BZIP2_LIMIT if where.packing == "bzip2" else DEFLATE_LIMIT
         possible = (there + HEADER_BYTES) * ratio
-    if needed > possible:
+    check_promise(path, needed, there, possible)
+    check_memory(path, needed // parts)
+
+
+def check_promise(path: Path, needed: int, there: int, possible: int | None = None) -> None:
+    """Refuse a header that promises more voxels than the bytes that are there can hold.
+
+    Args:
+        path: the image, for messages.
+        needed: bytes of voxels according to the header.
+        there: bytes in the file.
+        possible: what these can be unpacked to at most; None where they are not packed.
+
+    Raises:
+        InputError: the file is truncated, or its header lies.
+    """
+    if needed > (there if possible is None else possible):
         raise InputError(
             f"{path}: the header promises {_size(needed)} of voxels, but the file has "
             f"{_size(max(there, 0))}. It is truncated or damaged. Copy or export it again."
         )
-    check_memory(path, needed // parts)
 
 
 def check_memory(path: Path, needed: int) -> None:

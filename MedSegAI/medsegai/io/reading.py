@@ -7,7 +7,8 @@ from pathlib import Path
 
 from medsegai.errors import InputError
 from medsegai.io.checks import check_voxels
-from medsegai.io.dicom import is_dicom, read_dicom
+from medsegai.io.dicom import read_dicom
+from medsegai.io.dicom_files import is_dicom
 from medsegai.io.files import check_name, check_regular
 from medsegai.io.itk import ITK_ENDINGS, read_with_itk
 from medsegai.io.nifti import NIBABEL_ENDINGS, read_with_nibabel

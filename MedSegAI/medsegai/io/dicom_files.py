@@ -1,0 +1,395 @@
+"""What one DICOM file holds: slices that can be placed, or why it has none.
+
+A file that cannot be used is not an error yet: it may belong to another series than the one that is wanted.
+Messages name the fields that are missing, never their values: no patient data is read.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
+from medsegai.errors import InputError
+from medsegai.io.files import PARSER_ERRORS, check_memory, check_promise, unreadable
+from medsegai.io.stored import CHUNK
+
+_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "Modality",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+_DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
+"""What pydicom raises on damaged headers, on opening or when a value is first looked at."""
+
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Transfer syntaxes in which voxels take as many bytes in the file as in memory."""
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+
+_STANDARD = "1.2.840.10008."
+"""All UIDs of the standard begin so."""
+
+_PIXEL_DATA = 0x7FE00010
+_UNDEFINED = 0xFFFFFFFF
+"""Length of an element that ends with a mark."""
+
+HEADER_BYTES = 64 << 20
+"""More than any header: that of an enhanced image has about a kilobyte for each of its frames."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A Modality LUT: the grey value of each stored value from `first` on; beyond its ends, those of the ends."""
+
+    first: int
+    values: NDArray[np.uint16]
+
+    def __call__(self, stored: NDArray[Any]) -> NDArray[np.uint16]:
+        places = np.clip(stored.astype(np.int64) - self.first, 0, len(self.values) - 1)
+        return self.values[places]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One frame of one file. World is LPS, as in DICOM."""
+
+    path: Path
+    uid: str
+    frame: int
+    size: tuple[int, int]  # rows, columns
+    position: NDArray[np.float64]  # (3,) centre of the first voxel, mm
+    axes: NDArray[np.float64]  # (3, 2) unit vectors along i and j
+    spacing: tuple[float, float]  # along i and j, mm
+    voxel_bytes: int
+    lut: Lookup | None  # where grey values are looked up
+
+    @property
+    def identity(self) -> tuple[str, int, tuple[float, ...]]:
+        """Equal for copies of one file. Anonymisers may have given one UID to all slices."""
+        return self.uid or str(self.path), self.frame, tuple(self.position)
+
+
+@dataclass(frozen=True)
+class DicomFile:
+    """One file.
+
+    Attributes:
+        uid, number, description, modality: of its series; "" where they are not known.
+        slices: its frames, if all can be placed.
+        problem: why it has no slices though it is an image, or may be one; None of reports, presentation states,
+            directories and the like.
+        is_segmentation: whether it is a DICOM SEG.
+    """
+
+    path: Path
+    uid: str = ""
+    number: str = ""
+    description: str = ""
+    modality: str = ""
+    slices: tuple[Slice, ...] = ()
+    problem: InputError | None = None
+    is_segmentation: bool = False
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does; old files without preamble have a first element or an ending."""
+    with path.open("rb") as file:
+        start = file.read(132)
+    if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima"):
+        return True
+    return _begins_as_dataset(start)
+
+
+def _begins_as_dataset(start: bytes) -> bool:
+    """Whether the first element is one of the groups 2 and 8, in any transfer syntax, and not too long."""
+    if len(start) < 16:
+        return False
+    little = struct.unpack("<HHI", start[:8])
+    group, element, length = little if little[0] in (2, 8) else struct.unpack(">HHI", start[:8])
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    return group in (2, 8) and element <= 0x60 and (explicit or length <= 64)
+
+
+def read_file(path: Path) -> DicomFile:
+    """What a file says of its series, with the slices that it holds."""
+    try:
+        with pydicom.config.disable_value_validation():  # whose warnings quote the header
+            return _file(path)
+    except OSError:
+        raise
+    except InputError as error:
+        return DicomFile(path, problem=error)
+    except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
+        return DicomFile(path, problem=unreadable(path, "its header is damaged", "a DICOM file"))
+
+
+def _file(path: Path) -> DicomFile:
+    with path.open("rb") as file:
+        head, stream = _opened(path, file)
+        pixels = _pixels(head, stream)
+    sop_class = str(head.get("SOPClassUID") or head.file_meta.get("MediaStorageSOPClassUID") or "")
+    names = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
+    uid, number, description, modality = (str(head.get(name) or "") for name in names)
+    found = DicomFile(path, uid, number, description, modality)
+    if sop_class in _SEGMENTATIONS:
+        return replace(found, is_segmentation=True)
+    if "Rows" not in head and _is_cut_uid(sop_class):
+        return replace(found, problem=unreadable(path, "its header is damaged", "a DICOM file"))
+    if sop_class == _DIRECTORY or not _is_image(head, sop_class):
+        return found
+    try:
+        return replace(found, slices=tuple(_slices(path, head, pixels)))
+    except InputError as error:
+        return replace(found, problem=error)
+
+
+def _is_image(head: Any, sop_class: str) -> bool:
+    """Whether there should be pixels: the header describes them, or ended before it could."""
+    name = pydicom.uid.UID(sop_class).name if sop_class else ""
+    return "Rows" in head or "Image Storage" in name or "Parametric Map" in name
+
+
+def _is_cut_uid(sop_class: str) -> bool:
+    """Whether a class is missing, or none of the standard's though it begins so. Others are private."""
+    of_standard = sop_class.startswith(_STANDARD) or _STANDARD.startswith(sop_class)
+    return of_standard and pydicom.uid.UID(sop_class).name == sop_class
+
+
+def _opened(path: Path, file: BinaryIO) -> tuple[Any, BinaryIO]:
+    """The header, and the stream behind it: the file, or the beginning of what was deflated in it."""
+    without_preamble = file.read(132)[128:] != b"DICM"
+    meta: Any = {} if without_preamble else pydicom.filereader.read_file_meta_info(path)
+    stream = file
+    if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
+        file.seek(_data_begins(meta))
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), HEADER_BYTES)
+        stream, without_preamble = io.BytesIO(inflated), True
+    stream.seek(0)
+    head = pydicom.dcmread(
+        stream, stop_before_pixels=True, specific_tags=_TAGS, force=without_preamble
+    )
+    if stream is not file:
+        head.file_meta = meta
+    return head, stream
+
+
+def _data_begins(meta: Any) -> int:
+    """Where the data set begins, behind the preamble and the file meta information."""
+    return 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """The element that the header ends at.
+
+    Attributes:
+        tag: 0 where the file ends there.
+        there: bytes of it that are in the stream.
+        cut: whether its fragments go on beyond the end of the file.
+    """
+
+    tag: int = 0
+    there: int = 0
+    cut: bool = False
+
+
+def _pixels(head: Any, stream: BinaryIO) -> _Pixels:
+    implicit, little = head.original_encoding
+    order = ">" if little is False else "<"
+    start = stream.read(8)
+    if len(start) < 8:
+        return _Pixels()
+    group, element, length = struct.unpack(f"{order}HHI", start)
+    if not implicit:
+        last = stream.read(4)
+        length = struct.unpack(f"{order}I", last)[0] if len(last) == 4 else 0
+    here = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(here)
+    cut = length == _UNDEFINED and not _fragments_are_whole(stream, end)
+    return _Pixels(group << 16 | element, min(length, end - here), cut)
+
+
+def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
+    """Whether the items of encapsulated pixels lie within the file. Some programs leave the end mark out."""
+    while item := stream.read(8):
+        if len(item) < 8:
+            return False
+        group, element, length = struct.unpack("<HHI", item)
+        if (group, element) != (0xFFFE, 0xE000):
+            return (group, element) == (0xFFFE, 0xE0DD)
+        if stream.seek(length, io.SEEK_CUR) > end:
+            return False
+    return True
+
+
+def _slices(path: Path, head: Any, pixels: _Pixels) -> list[Slice]:
+    """The frames of an image.
+
+    Raises:
+        InputError: they have no place in the patient, are in colour, truncated, of floating point, or have grey
+            values of scales of their own.
+    """
+    shared, per_frame = _functional_groups(head)
+    if per_frame:
+        sources = [_merged(frame, shared) for frame in per_frame]
+    elif int(head.get("NumberOfFrames") or 1) == 1:
+        sources = [head]
+    else:
+        raise InputError(
+            f"{path} has several frames that have no place in the patient, such as a cine loop. Choose a CT or MR "
+            "series."
+        )
+    if not pixels.tag:
+        raise InputError(
+            f"{path} ends within its header: it was cut short. Copy or export it again."
+        )
+    _check_place(path, sources)
+    _check_pixels(path, head, sources, pixels)
+    uid = str(head.get("SOPInstanceUID", ""))
+    size = int(head.Rows), int(head.Columns)
+    luts = head.get("ModalityLUTSequence")
+    lut = _lookup(luts[0]) if luts else None
+    voxel_bytes = int(head.get("BitsAllocated") or 8) // 8
+    return [
+        _slice(path, uid, frame, size, source, (voxel_bytes, lut))
+        for frame, source in enumerate(sources)
+    ]
+
+
+def _lookup(item: Any) -> Lookup:
+    """A Modality LUT, its data 16-bit numbers, or bytes where each value has one."""
+    count, first, _bits = (int(part) for part in item.LUTDescriptor)
+    count = count or 1 << 16
+    data = item.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else "<u2")
+    values = np.asarray(data, np.uint16)[:count]
+    if len(values) < count:
+        raise ValueError("its lookup table is cut")
+    return Lookup(first, values)
+
+
+def _slice(
+    path: Path,
+    uid: str,
+    frame: int,
+    size: tuple[int, int],
+    source: Any,
+    values: tuple[int, Lookup | None],
+) -> Slice:
+    orientation = np.asarray([float(value) for value in source.ImageOrientationPatient])
+    axes = orientation.reshape(2, 3).T
+    between_rows, between_columns = (float(value) for value in source.PixelSpacing)
+    return Slice(
+        path,
+        uid,
+        frame,
+        size,
+        np.asarray([float(value) for value in source.ImagePositionPatient]).reshape(3),
+        axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12),
+        (between_columns, between_rows),
+        *values,
+    )
+
+
+def _functional_groups(head: Any) -> tuple[Any, Sequence[Any]]:
+    shared = head.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
+    return shared[0], head.get("PerFrameFunctionalGroupsSequence") or ()
+
+
+def _merged(frame: Any, shared: Any) -> pydicom.Dataset:
+    """The macros of one frame in one flat dataset; what the frame says goes before what is shared."""
+    flat = pydicom.Dataset()
+    for name in (
+        "PlanePositionSequence",
+        "PlaneOrientationSequence",
+        "PixelMeasuresSequence",
+        "PixelValueTransformationSequence",
+    ):
+        macro = frame.get(name) or shared.get(name)
+        if macro:
+            flat.update(macro[0])
+    return flat
+
+
+def _check_place(path: Path, sources: Sequence[Any]) -> None:
+    names = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    missing = [name for name in names if any(source.get(name) is None for source in sources)]
+    if missing:
+        raise InputError(
+            f"{path} lacks {' and '.join(missing)}, without which its place in the patient is not known (as of a "
+            "screenshot or a photo). Export the original series."
+        )
+
+
+def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: _Pixels) -> None:
+    if pixels.tag != _PIXEL_DATA:
+        raise InputError(
+            f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
+        )
+    if int(head.get("SamplesPerPixel") or 1) != 1:
+        raise InputError(f"{path} is a colour image. A grey scan is needed.")
+    scales = {
+        (str(item.get("RescaleSlope")), str(item.get("RescaleIntercept"))) for item in sources
+    }
+    if len(scales) > 1:
+        raise InputError(
+            f"{path}: its frames have grey values of different scales, which is not supported. Convert it "
+            "to NIfTI with dcm2niix."
+        )
+    if pixels.cut:
+        raise InputError(f"{path} is truncated: its last fragment is cut. Copy or export it again.")
+    voxels = int(head.Rows) * int(head.Columns) * len(sources)
+    needed = voxels * int(head.get("BitsAllocated") or 8) // 8
+    syntax = str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0]))
+    there = pixels.there
+    if syntax == _DEFLATED:
+        there = _inflated_size(path, _data_begins(head.file_meta), needed + HEADER_BYTES)
+        if there > needed + HEADER_BYTES:
+            raise InputError(
+                f"{path} unpacks to far more than its header promises. It is damaged: export it again."
+            )
+    if syntax in (*_PLAIN, _DEFLATED):
+        check_promise(path, needed, there)
+    check_memory(path, needed)
+
+
+def _inflated_size(path: Path, start: int, limit: int) -> int:
+    """How many bytes a file holds once it is inflated from `start` on; counting ends above `limit`."""
+    inflate, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while not inflate.eof and count <= limit:
+            packed = inflate.unconsumed_tail or file.read(CHUNK)
+            block = inflate.decompress(packed, CHUNK)
+            if not packed and not block:
+                break
+            count += len(block)
+    return count

@@ -1,0 +1,287 @@
+"""No slice is lost without a word, no file ends the process, and what stands beside a series does not matter."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+import images
+from dicom_files import SECRETS, write_series
+from medsegai.errors import InputError, MedSegAIError
+from medsegai.io import read_labelmap, read_volume
+
+SCAN = images.numbered(images.geometry("oblique"))
+LAST = 6
+
+
+def name_of(k: int, series: int = 1) -> str:
+    return f"{(k * 5 + 3) % 11:02d}-0-{series}.dcm"
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    message = str(caught.value)
+    assert not any(secret in message for secret in SECRETS)
+    return message
+
+
+@pytest.mark.parametrize("k", [0, 3, LAST])
+def test_a_slice_that_ends_in_its_header_is_not_dropped_without_a_word(
+    tmp_path: Path, k: int
+) -> None:
+    """Cut anywhere: refused, or the file is named in the notes."""
+    write_series(tmp_path / "s", SCAN)
+    path = tmp_path / "s" / name_of(k)
+    data = path.read_bytes()
+    pixels = data.index(b"\xe0\x7f\x10\x00OW")
+    chance = random.Random(k)
+    for length in [1, 131, 140, pixels - 1, pixels, pixels + 4, pixels + 12, len(data) - 1] + [
+        chance.randrange(132, len(data)) for _ in range(20)
+    ]:
+        path.write_bytes(data[:length])
+        try:
+            notes = read_volume(tmp_path / "s").notes
+        except InputError:
+            continue
+        assert any(path.name in note for note in notes), length
+
+
+MISSING = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"]
+
+
+@pytest.mark.parametrize("field", MISSING)
+@pytest.mark.parametrize("which", ["last", "all"])
+def test_a_slice_without_its_place_is_named_with_what_it_lacks(
+    tmp_path: Path, field: str, which: str
+) -> None:
+    def lacking(head: Dataset, k: int) -> None:
+        if which == "all" or k == LAST:
+            delattr(head, field)
+
+    write_series(tmp_path / "s", SCAN, lacking)
+    message = refused(tmp_path / "s")
+    assert f"lacks {field}" in message
+    assert ("6 more files cannot be used" in message) == (which == "all")
+
+
+def coloured(head: Dataset, k: int) -> None:
+    head.SamplesPerPixel, head.PhotometricInterpretation, head.PlanarConfiguration = 3, "RGB", 0
+    head.PixelData = head.PixelData * 3
+
+
+def unplaced(head: Dataset, k: int) -> None:
+    del head.ImagePositionPatient
+
+
+def of_floats(head: Dataset, k: int) -> None:
+    del head.PixelData
+    head.BitsAllocated = 32
+    head.FloatPixelData = SCAN.voxels[k].astype("<f4").tobytes()
+
+
+def cut_pixels(head: Dataset, k: int) -> None:
+    head.PixelData = head.PixelData[:-2]
+
+
+BESIDE: dict[str, Callable[[Dataset, int], None]] = {
+    "colour": coloured,
+    "without place": unplaced,
+    "of floats": of_floats,
+    "with few pixels": cut_pixels,
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_series_that_cannot_be_used_beside_the_wanted_one_does_not_matter(
+    tmp_path: Path, kind: str
+) -> None:
+    write_series(tmp_path / "s", SCAN, series=5)
+    write_series(tmp_path / "s", SCAN, BESIDE[kind], series=9)
+    found = read_volume(tmp_path / "s")
+    assert np.array_equal(found.voxels, SCAN.voxels)
+    assert found.notes == ()
+    assert found.modality == "MR"
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_one_such_slice_within_the_series_is_refused(tmp_path: Path, kind: str) -> None:
+    write_series(tmp_path / "s", SCAN, lambda head, k: BESIDE[kind](head, k) if k == LAST else None)
+    assert name_of(LAST) in refused(tmp_path / "s")
+
+
+def test_floating_point_pixels_are_called_so(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", SCAN, of_floats)
+    assert "pixels of floating point, which are not supported" in refused(tmp_path / "s")
+
+
+def test_a_damaged_file_of_an_unknown_series_is_noted(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", SCAN)
+    (tmp_path / "s" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)
+    found = read_volume(tmp_path / "s")
+    assert np.array_equal(found.voxels, SCAN.voxels)
+    assert "1 file was left out because of damage, such as broken.dcm" in found.notes[0]
+
+
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_files_without_preamble_and_ending_are_known_by_what_they_hold(
+    tmp_path: Path, syntax: str | None
+) -> None:
+    write_series(tmp_path / "s", SCAN)
+    for path in sorted((tmp_path / "s").iterdir()):
+        head = pydicom.dcmread(path)
+        if syntax == ExplicitVRBigEndian:
+            head.PixelData = np.frombuffer(head.PixelData, "<i2").astype(">i2").tobytes()
+        implicit = syntax == ImplicitVRLittleEndian
+        bare = Dataset(head)
+        with path.with_suffix("").open("wb") as file:
+            pydicom.dcmwrite(
+                file, bare, implicit_vr=implicit, little_endian=syntax != ExplicitVRBigEndian
+            )
+        path.unlink()
+    assert np.array_equal(read_volume(tmp_path / "s").voxels, SCAN.voxels)
+
+
+@pytest.mark.parametrize(("first", "factor"), [(0, 2), (5, 1), (-3, 3)])
+def test_grey_values_are_looked_up_where_the_file_has_a_table(
+    tmp_path: Path, first: int, factor: int
+) -> None:
+    """Compared with the table itself; values beside it have those of its ends."""
+    table = [factor * value + 7 for value in range(150)]
+
+    def with_table(head: Dataset, k: int) -> None:
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(table), first, 16])
+        item.add_new("LUTData", "US", table)
+        item.ModalityLUTType = "US"
+        head.ModalityLUTSequence = [item]
+
+    write_series(tmp_path / "s", SCAN, with_table)
+    places = np.clip(SCAN.voxels.astype(int) - first, 0, len(table) - 1)
+    assert np.array_equal(read_volume(tmp_path / "s").voxels, np.array(table)[places])
+
+
+def packed_as(syntax: str, data: bytes) -> Callable[[Dataset, int], None]:
+    def change(head: Dataset, k: int) -> None:
+        head.file_meta.TransferSyntaxUID = syntax
+        head.PixelData = encapsulate([data])
+        head["PixelData"].VR = "OB"
+
+    return change
+
+
+NO_SEGMENTS = b"\0" * 64
+
+
+def test_a_file_that_ends_the_decoder_is_one_error(tmp_path: Path) -> None:
+    """GDCM divides by the number of RLE segments: a signal, not an exception. The next file is read."""
+    write_series(tmp_path / "bad", SCAN, packed_as(RLELossless, NO_SEGMENTS))
+    write_series(tmp_path / "good", SCAN)
+    for _ in range(2):
+        assert "ends the program that decodes it (SIGFPE)" in refused(tmp_path / "bad")
+        assert np.array_equal(read_volume(tmp_path / "good").voxels, SCAN.voxels)
+
+
+@pytest.mark.parametrize(
+    "syntax", [RLELossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless]
+)
+def test_fragments_that_are_no_images_are_one_error_each(tmp_path: Path, syntax: str) -> None:
+    chance = random.Random(str(syntax))
+    starts = [
+        b"",
+        b"\xff\xd8\xff\xe0",
+        b"\xff\x4f\xff\x51",
+        struct.pack("<16I", 2, 64, 70, *[0] * 13),
+    ]
+    for start in starts:
+        change = packed_as(syntax, start + chance.randbytes(chance.randrange(2, 200) * 2))
+        write_series(tmp_path / "s", SCAN, change)
+        with contextlib.suppress(MedSegAIError):
+            read_volume(tmp_path / "s")
+
+
+def test_a_fragment_that_is_cut_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", SCAN, packed_as(RLELossless, b"\1" * 500))
+    path = tmp_path / "s" / name_of(2)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert f"{name_of(2)} is truncated: its last fragment is cut" in refused(tmp_path / "s")
+
+
+def deflate(path: Path, surplus: int = 0) -> None:
+    """The data set of a file deflated, with so many zeros behind the pixels."""
+    head = pydicom.dcmread(path)
+    head.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    head.save_as(path, enforce_file_format=True)
+    if surplus:
+        data = path.read_bytes()
+        meta = pydicom.filereader.read_file_meta_info(path)
+        start = 144 + int(meta.FileMetaInformationGroupLength)
+        packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        packed = packer.compress(zlib.decompress(data[start:], -zlib.MAX_WBITS))
+        zeros = b"\0" * (1 << 20)
+        packed += b"".join(packer.compress(zeros) for _ in range(surplus >> 20)) + packer.flush()
+        path.write_bytes(data[:start] + packed)
+
+
+def test_deflated_slices_are_read(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", SCAN)
+    for path in (tmp_path / "s").iterdir():
+        deflate(path)
+    assert np.array_equal(read_volume(tmp_path / "s").voxels, SCAN.voxels)
+    path.write_bytes(path.read_bytes()[:-60])
+    assert path.name in refused(tmp_path / "s")
+
+
+def test_a_deflated_bomb_is_refused(tmp_path: Path) -> None:
+    """Some hundred kilobytes that unpack to more than any header."""
+    write_series(tmp_path / "s", SCAN)
+    deflate(tmp_path / "s" / name_of(3), surplus=200 << 20)
+    assert "unpacks to far more than its header promises" in refused(tmp_path / "s")
+
+
+def test_a_packed_image_larger_than_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file can claim any size where its pixels are packed."""
+
+    def huge(head: Dataset, k: int) -> None:
+        packed_as(JPEG2000Lossless, b"\xff\x4f\xff\x51" + b"\0" * 60)(head, k)
+        head.Rows = head.Columns = 60_000
+
+    write_series(tmp_path / "s", SCAN, huge)
+    monkeypatch.setattr("medsegai.io.files._memory_bytes", lambda: 10_000_000_000)
+    assert "of memory, and this machine has 10 GB free" in refused(tmp_path / "s")
+
+
+def test_a_segmentation_is_called_so(tmp_path: Path) -> None:
+    def as_segmentation(head: Dataset, k: int) -> None:
+        head.SOPClassUID = head.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
+        head.Modality = "SEG"
+
+    write_series(tmp_path / "s", SCAN, as_segmentation)
+    for path in (tmp_path / "s", tmp_path / "s" / name_of(0)):
+        for read in (read_volume, read_labelmap):
+            with pytest.raises(
+                InputError, match=r"is a DICOM segmentation .*convert it to \.seg\.nrrd"
+            ):
+                read(path)
