@@ -224,6 +224,7 @@ class Scene:
         self.places: list[DoubtfulPlace] = []
         self.reference: Any = Node("Head")
         self.overlaid = False
+        self.changed_at: tuple[float, float, float] | None = (1.0, 2.0, 3.0)
         self.walked, self.within, self.current = 0, "", ""
         self.done: list[tuple[Any, ...]] = []
         self.error: MedSegAIError | None = None
@@ -311,7 +312,9 @@ class Scene:
             made.accept()
             return draft.segmentation
 
-        return SimpleNamespace(node=made.node, notes=(), accept=accept, reject=made.reject)
+        return SimpleNamespace(
+            node=made.node, notes=(), place=self.changed_at, accept=accept, reject=made.reject
+        )
 
     def structures(self, segmentation: Any) -> list[StructureRow]:
         return self.rows

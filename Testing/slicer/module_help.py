@@ -35,7 +35,9 @@ def segment_voxels(segmentation: Any, value: int, volume: Any) -> Any:
 
 
 def node_count() -> int:
-    return int(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"))
+    """How many segmentations there are to choose from; marks of changes are hidden ones."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    return sum(not node.GetHideFromEditors() for node in nodes)
 
 
 def until(condition: Any) -> None:

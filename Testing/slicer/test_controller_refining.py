@@ -80,6 +80,13 @@ def test_a_preview_is_shown_and_applied_as_it_is(house: Ward) -> None:
     assert len(house.client.requests) == 2
 
 
+def test_a_preview_is_gone_to_and_its_colours_are_told(house: Ward) -> None:
+    house.press("preview")
+    house.finish(CHANGED)
+    assert house.scene.done[-1] == ("jump", (1.0, 2.0, 3.0))
+    assert "Green would be added, red taken away" in house.message
+
+
 def test_cancel_takes_the_preview_away(house: Ward) -> None:
     house.press("preview")
     house.finish(CHANGED)

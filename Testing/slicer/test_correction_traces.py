@@ -141,3 +141,15 @@ def test_the_editable_range_of_intensities_is_respected(editing: Bench) -> None:
     paint_doubt(editing)
     editing.panel.applyButton.click()
     np.testing.assert_array_equal(editing.mask(), box_mask(LEFT_BOX))
+
+
+def test_the_preview_has_its_place_in_the_tree_and_leaves_none(editing: Bench) -> None:
+    """Slicer writes an error for every stroke into a segmentation that has none; and no 3D view shows it."""
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(editing.scene)
+    items = tree.GetNumberOfItems()
+    paint_doubt(editing)
+    assert tree.GetItemByDataNode(editing.preview())
+    assert editing.preview().GetHideFromEditors()
+    assert not editing.preview().GetDisplayNode().GetVisibility3D()
+    editing.panel.cancelButton.click()
+    assert tree.GetNumberOfItems() == items

@@ -25,6 +25,7 @@ from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
 from MedSegAILib.panel.structure_table import TITLES
 from MedSegAILib.view import REVIEW_STATES, HandOverChoice
+from module_help import node_count
 from panel_help import REPOSITORY, UI, card, find, new_panel
 from slicer_application import MODULE_FOLDER
 
@@ -245,7 +246,7 @@ def test_refining_as_the_tutorial_says(walk: Walk, shared_data: Path) -> None:
     find(page.parent, "refinementSelector").setCurrentText("islands")
     before = scene.draft(segmentation, []).request
     walk.press("Preview")
-    walk.until(lambda: nodes("vtkMRMLSegmentationNode").GetNumberOfItems() == 2)
+    walk.until(lambda: node_count() == 2)
     assert "Refinement islands changed" in find(page.parent, "refineMessage").text()
     np.testing.assert_array_equal(
         scene.draft(segmentation, []).request.labelmap.voxels, before.labelmap.voxels

@@ -14,7 +14,10 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.view import RefineChoice
 
 STALE = "The preview was of other choices, and was taken away."
-ONLY_SHOWN = "This is a preview: Apply makes it the segmentation, Cancel takes it away."
+ONLY_SHOWN = (
+    "This is a preview: Apply makes it the segmentation, Cancel takes it away. "
+    "Green would be added, red taken away, yellow given from one segment to another."
+)
 WAITS = "It waits in the queue until its turn comes."
 NOTHING = "There was nothing to change."
 NONE_TICKED = "No segment is ticked. Tick those that are to be refined, or choose all segments."
@@ -107,6 +110,8 @@ class Refining:
                 self._drop_preview()
                 self._preview = self._house.scene.preview_refined(draft, result)
                 self._words = result.words
+                if self._preview.place is not None:
+                    self._house.scene.jump(self._preview.place)
                 self._tell(_(ONLY_SHOWN), *result.words, *draft.notes)
             else:
                 node = self._house.scene.write_refined(draft, result)

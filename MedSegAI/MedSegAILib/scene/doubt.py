@@ -18,7 +18,7 @@ from medsegai.volume import Geometry
 from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
-from MedSegAILib.scene.layers import Layer, boxes, layers_of
+from MedSegAILib.scene.layers import Layer, box_mean, boxes, layers_of
 from MedSegAILib.scene.segments import is_walked
 
 SMOOTHED_MM = 2.0
@@ -167,30 +167,13 @@ def _place(segmentation: Any, name: str, world: NDArray[np.float64], top: _Top) 
 def _tops_of(node: Any) -> list[_Top]:
     entropy = slicer.util.arrayFromVolume(node)
     spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
-    tops = _tops(_box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
+    tops = _tops(box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
     flat = np.flatnonzero(tops > LEAST)
     scores = tops.ravel()[flat]
     order = np.argsort(-scores, kind="stable")
     k, j, i = np.unravel_index(flat[order], tops.shape)
     columns = (i.tolist(), j.tolist(), k.tolist(), scores[order].tolist())
     return [_Top((x, y, z), score) for x, y, z, score in zip(*columns, strict=True)]
-
-
-def _box_mean(values: NDArray[Any], radii: Sequence[int]) -> NDArray[np.float32]:
-    """Mean over boxes of so many voxels to each side along (k, j, i); what lies outside counts as 0."""
-    out: NDArray[np.float32] = values.astype(np.float32)
-    for axis, radius in enumerate(radii):
-        if radius > 0:
-            size = out.shape[axis]
-            total = np.zeros_like(out)
-            for shift in range(-min(radius, size - 1), min(radius, size - 1) + 1):
-                to = [slice(None)] * 3
-                of = [slice(None)] * 3
-                to[axis] = slice(max(-shift, 0), size - max(shift, 0))
-                of[axis] = slice(max(shift, 0), size - max(-shift, 0))
-                total[tuple(to)] += out[tuple(of)]
-            out = total / np.float32(2 * radius + 1)
-    return out
 
 
 def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ itself: the transform above it is not applied.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,23 @@ def boxes(voxels: NDArray[Any]) -> dict[int, Box]:
         in_k, in_j, in_i = (slice(int(first), int(last) + 1) for first, last in spans)
         found[int(value)] = (in_k, in_j, in_i)
     return found
+
+
+def box_mean(values: NDArray[Any], radii: Sequence[int]) -> NDArray[np.float32]:
+    """Mean over boxes of so many voxels to each side along (k, j, i); what lies outside counts as 0."""
+    out: NDArray[np.float32] = values.astype(np.float32)
+    for axis, radius in enumerate(radii):
+        if radius > 0:
+            size = out.shape[axis]
+            total = np.zeros_like(out)
+            for shift in range(-min(radius, size - 1), min(radius, size - 1) + 1):
+                to = [slice(None)] * 3
+                of = [slice(None)] * 3
+                to[axis] = slice(max(-shift, 0), size - max(shift, 0))
+                of[axis] = slice(max(shift, 0), size - max(-shift, 0))
+                total[tuple(to)] += out[tuple(of)]
+            out = total / np.float32(2 * radius + 1)
+    return out
 
 
 def digest(mask: NDArray[np.bool_]) -> str:

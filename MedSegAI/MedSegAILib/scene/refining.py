@@ -20,6 +20,7 @@ from medsegai.request import Candidates
 from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
+from MedSegAILib.scene.changes import ShownChange, largest_change
 from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import read, transform_to_world
 from MedSegAILib.scene.layers import (
@@ -193,6 +194,7 @@ class RefinedPreview:
     Attributes:
         node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
         notes: see `Writer.notes`.
+        place: where it would change most, R, A, S in mm of the world; None where nothing would change.
     """
 
     def __init__(self, writer: Writer, read_as: Draft, result: RefinementResult) -> None:
@@ -202,6 +204,12 @@ class RefinedPreview:
         self._copy = ShownCopy(read_as.segmentation, planned, None, writer.add_beside)
         self.node, self.notes = self._copy.node, planned.notes
         self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
+        before, after = read_as.request.labelmap, result.labelmap.voxels
+        self.place = largest_change(before.voxels, after, before.geometry)
+        self._change: ShownChange | None = None
+        if self.place is not None:
+            node, grid = read_as.segmentation, read_as.grid
+            self._change = ShownChange(writer.scene, node, before.voxels, after, grid)
 
     def accept(self) -> Any:
         """Make the preview the segmentation, as one undo step.
@@ -227,6 +235,8 @@ class RefinedPreview:
 
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
+        if self._change is not None:
+            self._change.remove()
         self._writer.remove(self.node)
         if self._writer.scene.IsNodePresent(self._draft.segmentation):
             self._copy.show_original()

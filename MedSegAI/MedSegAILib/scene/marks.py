@@ -1,0 +1,114 @@
+"""Marks that are shown in the slice views for a while: strokes, and what a change would add and take away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import slicer
+
+from MedSegAILib.scene.layers import labelmap_name
+
+Color = tuple[float, float, float]
+ADDED, REMOVED, MOVED = (0.2, 0.85, 0.3), (0.95, 0.25, 0.2), (0.95, 0.85, 0.2)
+"""Colours of voxels that are added, taken away, or given from one segment to another."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A kind of mark: what it is called, its colour, and how opaque it is inside of its outline."""
+
+    title: str
+    color: Color
+    opacity: float = 0.45
+
+
+CHANGES = {"added": Mark("added", ADDED), "removed": Mark("removed", REMOVED)}
+"""The marks of a change, the same wherever one is shown before it is made."""
+
+
+class Marks:
+    """A segmentation node that shows marks until it is removed.
+
+    It is hidden, in the slice views alone, and not saved with the scene.
+
+    Args:
+        scene: the vtkMRMLScene.
+        title: what the node is called.
+        kinds: the kinds of marks, by the names that `show` takes.
+    """
+
+    def __init__(self, scene: Any, title: str, kinds: Mapping[str, Mark]) -> None:
+        self._scene, self._title, self._kinds = scene, title, kinds
+        self._node: Any = None
+
+    def show(self, images: Mapping[str, Any], transform_id: str | None) -> None:
+        """Show other marks of some kinds.
+
+        Args:
+            images: a vtkOrientedImageData of 0 and 1 of each kind that changes.
+            transform_id: of the transform that the images stand under, if there is one.
+        """
+        if self._node is None or not self._scene.IsNodePresent(self._node):
+            self._node = self._new()
+        self._node.SetAndObserveTransformNodeID(transform_id)
+        was_modifying = self._node.StartModify()
+        for name, image in images.items():
+            segment = self._node.GetSegmentation().GetSegment(name)
+            segment.RemoveRepresentation(labelmap_name())
+            segment.AddRepresentation(labelmap_name(), image)
+            segment.SetLabelValue(1)
+        self._node.EndModify(was_modifying)
+        self._node.Modified()
+
+    def set_color(self, name: str, color: Color) -> None:
+        """Give one kind another colour."""
+        self._node.GetSegmentation().GetSegment(name).SetColor(*color)
+
+    def remove(self) -> None:
+        """Leave the scene as it was."""
+        if self._node is not None and self._scene.IsNodePresent(self._node):
+            tree, item = self._item()
+            if item:
+                tree.RemoveItem(item, False, True)
+            for number in reversed(range(self._node.GetNumberOfDisplayNodes())):
+                self._scene.RemoveNode(self._node.GetNthDisplayNode(number))
+            self._scene.RemoveNode(self._node)
+        self._node = None
+
+    def _new(self) -> Any:
+        node = self._scene.CreateNodeByClass("vtkMRMLSegmentationNode")
+        node.UnRegister(None)
+        node.SetName(self._scene.GenerateUniqueName(self._title))
+        node.SetHideFromEditors(True)
+        node.SetSaveWithScene(False)
+        segments = node.GetSegmentation()
+        segments.SetSourceRepresentationName(labelmap_name())
+        for name, mark in self._kinds.items():
+            segment = slicer.vtkSegment()
+            segment.SetName(mark.title)
+            segment.SetColor(*mark.color)
+            segment.AddRepresentation(labelmap_name(), slicer.vtkOrientedImageData())
+            segments.AddSegment(segment, name)
+        self._scene.AddNode(node)
+        self._node = node
+        tree, item = self._item()
+        if (
+            tree is not None and not item
+        ):  # Slicer writes an error for every change of a segmentation without one
+            tree.CreateItem(tree.GetSceneItemID(), node)
+        node.CreateDefaultDisplayNodes()
+        display = node.GetDisplayNode()
+        display.SetSaveWithScene(False)
+        display.SetVisibility3D(False)
+        for name, mark in self._kinds.items():
+            display.SetSegmentOpacity2DFill(name, mark.opacity)
+            display.SetSegmentOpacity2DOutline(name, 1.0)
+            display.SetSegmentVisibility3D(name, False)
+        return node
+
+    def _item(self) -> tuple[Any, int]:
+        """The tree of the scene's data, and the node's item in it, which a hidden node has without being shown."""
+        tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+        return tree, 0 if tree is None else int(tree.GetItemByDataNode(self._node))
