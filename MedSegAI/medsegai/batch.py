@@ -19,7 +19,7 @@ from typing import Any
 from medsegai.card import Channel
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, READABLE, read_volume, write_table
-from medsegai.io.dicom_files import is_dicom
+from medsegai.io.dicom_files import is_dicom, read_file
 from medsegai.locks import reserved
 from medsegai.outputs import Outputs, recorded_hashes
 from medsegai.progress import Progress
@@ -308,11 +308,18 @@ def _is_partial(path: Path) -> bool:
     return PARTIAL.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
 
 
-def find_cases(folder: Path, channels: int) -> list[Case]:
+def find_cases(
+    folder: Path, channels: int, tell: Callable[[str], None] = lambda words: None
+) -> list[Case]:
     """The cases in a folder: image files, or folders that hold one DICOM series each, at any depth.
 
     Images of several channels are named as nnU-Net's are, case_0000.nii.gz, case_0001.nii.gz and so on; those of
     one channel may be.
+
+    Args:
+        folder: where to look.
+        channels: how many images the model takes of each case.
+        tell: is called with what is left out, in words.
 
     Raises:
         InputError: there is no case, a channel is missing, or two files are named as one image.
@@ -325,6 +332,7 @@ def find_cases(folder: Path, channels: int) -> list[Case]:
     for path in sorted(folder.iterdir()):
         name = _image_name(path)
         if name is not None:
+            name = _unicode(name)
             numbered = CHANNEL.fullmatch(name)
             key = (numbered[1], int(numbered[2])) if numbered else (name, 0)
             if key in images:
@@ -334,12 +342,33 @@ def find_cases(folder: Path, channels: int) -> list[Case]:
             images[key] = path
     cases = [_of_channels(name, images, channels) for name in dict.fromkeys(n for n, _ in images)]
     if channels == 1:
-        cases += _of_series(folder, {case.name for case in cases})
+        cases += _of_series(folder, {case.name for case in cases}, tell)
+    below = _images_below(folder)
     if not cases:
         raise InputError(
-            f"{folder} holds no scan: neither an image ({', '.join(ENDINGS)}) nor a folder with a DICOM series."
+            f"{folder} holds no scan: neither an image ({', '.join(ENDINGS)}) nor a folder with a DICOM series. "
+            + below
         )
+    if below:
+        tell(below)
     return cases
+
+
+def _images_below(folder: Path) -> str:
+    """What to say of images in subfolders, which may be scans or the labels of these; "" where there are none."""
+    below = (path for path in sorted(folder.rglob("*")) if path.parent != folder)
+    images = [path for path in below if _image_name(path) is not None]
+    if not images:
+        return ""
+    return (
+        f"Images in subfolders are not searched, because they may be labels or results: {len(images)} are there, "
+        f"such as {images[0].relative_to(folder)}. Name the folder that they lie in, or write a table of cases."
+    )
+
+
+def _unicode(name: str) -> str:
+    """A name that tables and reports can hold: bytes that are not UTF-8 are written as numbers."""
+    return re.sub(r"[\udc80-\udcff]", lambda byte: f"x{ord(byte[0]) - 0xDC00:02X}", name)
 
 
 def _image_name(path: Path) -> str | None:
@@ -360,16 +389,39 @@ def _of_channels(name: str, images: Mapping[tuple[str, int], Path], channels: in
     return Case(name, tuple(found[channel] for channel in range(channels)))
 
 
-def _of_series(folder: Path, taken: set[str]) -> Iterator[Case]:
+def _of_series(folder: Path, taken: set[str], tell: Callable[[str], None]) -> Iterator[Case]:
     for inner in sorted(path for path in (folder, *folder.rglob("*")) if path.is_dir()):
-        files = (path for path in sorted(inner.iterdir()) if path.is_file())
-        first = next((path for path in files if not path.name.startswith(".")), None)
-        if first is None or _image_name(first) is not None or not is_dicom(first):
+        if not _has_slices(inner, tell):
             continue
         name = "_".join(inner.relative_to(folder).parts) or folder.resolve().name
+        name = _unicode(name)
         if name in taken:
             raise InputError(f"{inner} and an image in {folder} have one name. Rename one.")
         yield Case(name, (inner,))
+
+
+def _has_slices(folder: Path, tell: Callable[[str], None]) -> bool:
+    """Whether a folder holds slices, sound or not: what is wrong with them is the affair of their case.
+
+    Other files may lie beside them, such as notes, reports or a DICOMDIR.
+    """
+    others = 0
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file() or _image_name(path) is not None:
+            continue
+        try:
+            found = read_file(path) if is_dicom(path) else None
+        except OSError:
+            return True
+        if found is not None and (found.slices or found.problem is not None):
+            return True
+        others += found is not None and bool(found.uid)
+    if others:
+        files = f"{others} DICOM files that are" if others > 1 else "1 DICOM file that is"
+        tell(
+            f"{folder} was left out: it holds {files} no scan, such as a segmentation or a report."
+        )
+    return False
 
 
 def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channel]) -> list[Case]:

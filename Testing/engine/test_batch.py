@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
 
 import dicom_files
 import fake_engine
@@ -21,6 +25,7 @@ from medsegai.batch import Case, find_cases, read_cases
 from medsegai.card import Channel
 from medsegai.cli import main
 from medsegai.errors import DeviceError, InputError
+from medsegai.io import read_volume
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
@@ -93,6 +98,66 @@ def test_folders_of_dicom_series_are_cases(tmp_path: Path) -> None:
     assert names == ["two", "one_t1"]
 
 
+STRANGERS: dict[str, bytes] = {
+    "000.xml": b"<?xml version='1.0'?>",
+    "0.txt": b"notes of the study",
+    "00": b"",
+    "0.dcm.json": b"{}",
+    "A.pdf": b"%PDF-1.4",
+}
+"""Files that come before a slice by name, and are none."""
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_folder_with_other_files_beside_its_slices_is_a_case(
+    tmp_path: Path, stranger: str
+) -> None:
+    inner = tmp_path / "one"
+    voxels = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)
+    dicom_files.write_series(inner, Volume(voxels, Geometry.from_spacing((4, 6, 5), (1, 1, 2))))
+    (inner / stranger).write_bytes(STRANGERS[stranger])
+    assert find_cases(tmp_path, 1) == [Case("one", (inner,))]
+    assert read_volume(inner).voxels.shape == (4, 6, 5)
+
+
+def test_a_dicomdir_and_folders_of_reports_are_no_cases(tmp_path: Path) -> None:
+    def change(sop_class: str) -> Callable[[Any, int], None]:
+        def to_class(head: Any, k: int) -> None:
+            head.SOPClassUID = head.file_meta.MediaStorageSOPClassUID = sop_class
+            if "88.11" in sop_class or "1.3.10" in sop_class:
+                del head.Rows, head.PixelData
+
+        return to_class
+
+    scan = Volume(np.zeros((4, 6, 5), np.int16), Geometry.from_spacing((4, 6, 5), (1, 1, 2)))
+    (tmp_path / "cd").mkdir()
+    dicom_files.write_series(tmp_path / "cd" / "IMG", scan)
+    report, segmentation = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.66.4"
+    dicom_files.write_series(tmp_path / "cd" / "SR", scan, change(report))
+    dicom_files.write_series(tmp_path / "cd" / "SEG", scan, change(segmentation), skip=(1, 2, 3))
+    dicom_files.write_series(tmp_path / "x", scan, change("1.2.840.10008.1.3.10"), skip=(1, 2, 3))
+    next((tmp_path / "x").iterdir()).rename(tmp_path / "cd" / "DICOMDIR")
+    told: list[str] = []
+    cases = find_cases(tmp_path / "cd", 1, told.append)
+    assert [case.name for case in cases] == ["IMG"]
+    assert any(
+        "SR was left out: it holds 4 DICOM files that are no scan" in words for words in told
+    )
+    assert any("SEG was left out: it holds 1 DICOM file that is no scan" in words for words in told)
+
+
+def test_images_in_subfolders_are_told_of(tmp_path: Path) -> None:
+    """BIDS: they may be scans, labels or results, so nothing is guessed."""
+    for subject in ("sub-01", "sub-02"):
+        save(tmp_path / subject / "anat" / f"{subject}_T1w.nii.gz")
+    with pytest.raises(InputError, match=r"2 are there, such as sub-01.anat.sub-01_T1w\.nii\.gz"):
+        find_cases(tmp_path, 1)
+    told: list[str] = []
+    save(tmp_path / "top.nii.gz")
+    assert [case.name for case in find_cases(tmp_path, 1, told.append)] == ["top"]
+    assert "write a table of cases" in told[0]
+
+
 def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match="holds no scan"):
@@ -106,6 +171,25 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "x.nii")
     with pytest.raises(InputError, match=r"x\.nii.* have one name"):
         find_cases(tmp_path, 1)
+
+
+def test_files_that_end_the_reader_or_have_strange_names_are_cases_that_fail(
+    batch: Batch, scans: Path, tmp_path: Path
+) -> None:
+    """A signal in GDCM, and a name that SimpleITK cannot take: the others are done."""
+
+    def without_segments(head: Any, k: int) -> None:
+        head.file_meta.TransferSyntaxUID = RLELossless
+        head.PixelData = encapsulate([bytes(64)])
+        head["PixelData"].VR = "OB"
+
+    scan = Volume(np.zeros((4, 6, 5), np.int16), Geometry.from_spacing((4, 6, 5), (1, 1, 2)))
+    dicom_files.write_series(scans / "crash", scan, without_segments)
+    strange = Path(os.fsdecode(os.fsencode(scans) + b"/g\xfc.nii.gz"))
+    (scans / "a.nii.gz").rename(strange)
+    assert batch() == 1
+    expected = {"b": "failed", "c": "done", "crash": "failed", "gxFC": "failed"}
+    assert states(tmp_path / "out") == expected
 
 
 # A table of cases

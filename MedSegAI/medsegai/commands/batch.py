@@ -114,12 +114,16 @@ def _cases(source: Path, card: ModelCard) -> list[Case]:
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)
     if not source.is_file():
-        return find_cases(source, len(card.channels))
+        return find_cases(source, len(card.channels), _warn)
     try:
         table = source.read_bytes()
     except OSError as error:
         raise InputError(f"{source} cannot be opened: {error.strerror}.") from error
     return read_cases(table, str(source), source.parent, card.channels)
+
+
+def _warn(words: str) -> None:
+    print(f"medsegai: warning: {words}", file=sys.stderr)
 
 
 class _Console:
