@@ -76,6 +76,8 @@ class Label:
     Attributes:
         corrected: whether people correct it. Where they do not, as with the fluid around a brain, nobody is led to
             the places where the networks were in doubt about it.
+        opacity_3d: how opaque its surface is in 3D views, from 0 to 1. With 0 it is not shown there at first, as
+            the fluid around a brain, which would hide the brain.
     """
 
     value: int
@@ -83,6 +85,7 @@ class Label:
     color: tuple[int, int, int]
     terminology: Terminology | None = None
     corrected: bool = True
+    opacity_3d: float = 1.0
 
     def __post_init__(self) -> None:
         if self.value < 1:
@@ -95,10 +98,15 @@ class Label:
             raise ModelError(
                 f"Label {self.name!r} needs a colour of three numbers from 0 to 255, not {self.color}."
             )
+        if not 0 <= self.opacity_3d <= 1:
+            raise ModelError(
+                f"Label {self.name!r} needs an `opacity_3d` from 0 to 1, not {self.opacity_3d}."
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Label:
-        unknown = set(data) - {"value", "name", "color", "terminology", "corrected"}
+        known = {"value", "name", "color", "terminology", "corrected", "opacity_3d"}
+        unknown = set(data) - known
         missing = {"value", "name", "color"} - set(data)
         if unknown or missing:
             raise ModelError(
@@ -112,15 +120,18 @@ class Label:
             raise ModelError(
                 f"Label {dict(data)}: the value must be a number, and the colour three numbers."
             ) from error
-        corrected = data.get("corrected", True)
+        corrected, opacity = data.get("corrected", True), data.get("opacity_3d", 1.0)
         if not isinstance(corrected, bool):
             raise ModelError(f"Label {dict(data)}: `corrected` must be true or false.")
+        if not isinstance(opacity, (int, float)) or isinstance(opacity, bool):
+            raise ModelError(f"Label {dict(data)}: `opacity_3d` must be a number from 0 to 1.")
         return cls(
             value,
             str(data["name"]),
             (red, green, blue),
             None if terminology is None else Terminology.from_dict(terminology),
             corrected,
+            float(opacity),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +140,8 @@ class Label:
             data["terminology"] = self.terminology.to_dict()
         if not self.corrected:
             data["corrected"] = False
+        if self.opacity_3d != 1:
+            data["opacity_3d"] = self.opacity_3d
         return data
 
 

@@ -42,6 +42,16 @@ def test_what_nobody_corrects_says_so_and_only_that() -> None:
     assert "corrected" not in Label.from_dict(fluid | {"corrected": True}).to_dict()
 
 
+def test_how_opaque_a_surface_is_survives_and_is_checked() -> None:
+    fluid = {"value": 24, "name": "Fluid", "color": [60, 60, 60], "opacity_3d": 0}
+    assert Label.from_dict(fluid).opacity_3d == 0
+    assert Label.from_dict(fluid).to_dict() == fluid
+    assert "opacity_3d" not in Label.from_dict(fluid | {"opacity_3d": 1}).to_dict()
+    for wrong in (-0.1, 1.5, "0.5", True, None):
+        with pytest.raises(ModelError, match="opacity_3d"):
+            Label.from_dict(fluid | {"opacity_3d": wrong})
+
+
 def test_slicer_finds_every_code_in_its_place() -> None:
     entry = terminology_entry_from_string(Terminology(ANATOMY, HIPPOCAMPUS, LEFT).to_slicer())
     assert entry["contextName"] == "Segmentation category and type - 3D Slicer General Anatomy list"

@@ -10,6 +10,7 @@ import slicer
 from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
 from MedSegAILib.scene.placing import Plan, carry_out
 from MedSegAILib.scene.segments import digests
+from MedSegAILib.scene.visibility import show_as_the_card_says
 
 
 class ShownCopy:
@@ -38,7 +39,7 @@ class ShownCopy:
         role = original.GetReferenceImageGeometryReferenceRole()
         reference = original.GetNodeReferenceID(role) or (source.GetID() if source else None)
         self.node.SetNodeReferenceID(role, reference)
-        self.node.CreateDefaultDisplayNodes()
+        show_as_the_card_says(self.node, plan.new_segments)
         self._original = original
         self._shown: Mapping[str, str] = digests(layers_of(self.node))
         display = original.GetDisplayNode()

@@ -70,6 +70,11 @@ class Plan:
     written: Mapping[str, tuple[Target, str]]
     notes: tuple[str, ...] = ()
 
+    @property
+    def new_segments(self) -> tuple[str, ...]:
+        """The ids of the segments that come with it."""
+        return tuple(name for name, (target, _) in self.written.items() if target.is_new)
+
 
 @dataclass
 class _Present:

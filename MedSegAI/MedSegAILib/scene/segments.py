@@ -34,6 +34,9 @@ DIGEST_TAG = "MedSegAI.digest"
 MEASURES_TAG = "MedSegAI.measures"
 """Tag of a segment that the AI wrote: how far members agreed, as name=value, separated by semicolons."""
 
+OPACITY_3D_TAG = "MedSegAI.opacity_3d"
+"""Tag of a segment that the AI wrote: how opaque its surface is at first, where the model's card says so."""
+
 NOT_CORRECTED_TAG = "MedSegAI.not_corrected"
 """Tag of a segment that people do not correct, as its label says: nobody is led to its doubtful places."""
 
@@ -109,6 +112,8 @@ def new_segment(label: Label, name: str = "") -> Any:
     segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), code.to_slicer())
     if not label.corrected:
         segment.SetTag(NOT_CORRECTED_TAG, "yes")
+    if label.opacity_3d != 1:
+        segment.SetTag(OPACITY_3D_TAG, f"{label.opacity_3d:.3g}")
     return segment
 
 

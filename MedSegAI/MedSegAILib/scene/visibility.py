@@ -1,9 +1,11 @@
-"""Which segments are drawn in the views."""
+"""Which segments are drawn in the views, and how opaque their surfaces are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+
+from MedSegAILib.scene.segments import OPACITY_3D_TAG, tag_of
 
 
 def is_shown(segmentation: Any, segment_id: str) -> bool:
@@ -27,6 +29,20 @@ def show_only(segmentation: Any, segment_ids: Iterable[str]) -> None:
     every = segmentation.GetSegmentation().GetSegmentIDs()
     set_shown(segmentation, [name for name in every if name not in wanted], False)
     set_shown(segmentation, [name for name in every if name in wanted], True)
+
+
+def show_as_the_card_says(segmentation: Any, segment_ids: Iterable[str]) -> None:
+    """Give new segments the opacity in 3D that the model's card has for them; one of 0 is not shown there."""
+    display = _display(segmentation)
+    was_modifying = display.StartModify()
+    for name in segment_ids:
+        text = tag_of(segmentation.GetSegmentation().GetSegment(name), OPACITY_3D_TAG)
+        if text:
+            display.SetSegmentVisibility3D(name, float(text) > 0)
+            display.SetSegmentOpacity3D(
+                name, float(text) or 1.0
+            )  # so that it is seen once it is shown
+    display.EndModify(was_modifying)
 
 
 def _display(segmentation: Any) -> Any:

@@ -36,6 +36,7 @@ from MedSegAILib.scene.placing import (
 )
 from MedSegAILib.scene.segments import add_segments
 from MedSegAILib.scene.undo import SaveUndo
+from MedSegAILib.scene.visibility import show_as_the_card_says
 from MedSegAILib.translation import tr as _
 
 REPORT_ATTRIBUTE = "MedSegAI.report"
@@ -74,7 +75,7 @@ class Writer:
         volumes = [(each, make_node(self.scene, each, source)) for each in attachments_of(result)]
         self.add_beside(segmentation, source)
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
-        segmentation.CreateDefaultDisplayNodes()
+        show_as_the_card_says(segmentation, segmentation.GetSegmentation().GetSegmentIDs())
         for each, node in volumes:
             self._attach(segmentation, source, each, node)
         return segmentation
@@ -103,7 +104,7 @@ class Writer:
                 )
             )
         carry_out(segmentation, plan, source)
-        segmentation.CreateDefaultDisplayNodes()
+        show_as_the_card_says(segmentation, plan.new_segments)
         for each, node in ready:
             fill_node(node, each, source)
             self._attach(segmentation, source, each, node)
@@ -197,7 +198,7 @@ class Writer:
         if is_new:
             proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
             proxy.SetReferenceImageGeometryParameterFromVolumeNode(source)
-            proxy.CreateDefaultDisplayNodes()
+            show_as_the_card_says(proxy, proxy.GetSegmentation().GetSegmentIDs())
         for each in attachments_of(result):
             self._attach_frame(proxy, source, frame, each)
         return proxy
