@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import medsegai
 import tiny_quicknat
 from medsegai.errors import DeviceError
-from medsegai.networks import backends
+from medsegai.networks import backends, compiled_cache
 from medsegai.networks.backends import BatchRunner, Compute, choose_compute, make_runner
 from medsegai.networks.unet import build_unet
 
@@ -231,6 +231,49 @@ def test_the_compiled_form_is_kept_and_a_damaged_one_is_made_again(tmp_path: Pat
     torch.testing.assert_close(make_runner(network, compute)(SLICES), first)
     other = make_runner(tiny_quicknat.network(4, slices=3, seed=1), compute)(SLICES)
     assert not torch.allclose(other, first)
+
+
+def test_a_compiled_form_is_believed_only_for_its_own_weights(tmp_path: Path) -> None:
+    """Two blobs that change places would give each network the answers of the other."""
+    need("openvino")
+    compute = Compute(CPU, "openvino", False)
+    networks = [tiny_quicknat.network(4, slices=3, seed=seed) for seed in (0, 1)]
+    first, second = (make_runner(network, compute)(SLICES).clone() for network in networks)
+    one, other = (tmp_path / "openvino").glob("*.blob")
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+    torch.testing.assert_close(make_runner(networks[0], compute)(SLICES), first)
+    torch.testing.assert_close(make_runner(networks[1], compute)(SLICES), second)
+    assert one.read_bytes() != content[1]
+    assert other.read_bytes() != content[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_compiled_forms_are_the_users_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "openvino"
+    folder.mkdir()
+    folder.chmod(0o777)
+    compiled_cache.keep("x.blob", b"network")
+    assert {path.name for path in folder.iterdir()} == {"key", "x.blob"}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert compiled_cache.read_kept("x.blob") == b"network"
+    assert compiled_cache.read_kept("y.blob") is None
+    for damage in (b"", b"short", (folder / "x.blob").read_bytes()[:-1]):
+        (folder / "x.blob").write_bytes(damage)
+        assert compiled_cache.read_kept("x.blob") is None
+    (folder / "x.blob").unlink()
+    os.mkfifo(folder / "x.blob")
+    assert compiled_cache.read_kept("x.blob") is None
+
+
+def test_a_cache_that_is_a_link_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "openvino").symlink_to(tmp_path / "elsewhere")
+    compiled_cache.keep("x.blob", b"network")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert compiled_cache.read_kept("x.blob") is None
 
 
 CTRL_C_AFTER_OPENVINO = """

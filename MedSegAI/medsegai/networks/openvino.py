@@ -6,19 +6,16 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import sys
 import warnings
 import weakref
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from medsegai.errors import OutputError
-from medsegai.io.atomic import atomic_path
 from medsegai.networks.backends import keep_freed_memory
+from medsegai.networks.compiled_cache import keep, read_kept
 
 # When it is imported, OpenVINO reports to Google Analytics unless it cannot find the package that does
 # so. Nothing leaves this computer: Testing/architecture/test_privacy.py.
@@ -82,17 +79,18 @@ class OpenVinoRunner:
             keep_freed_memory()  # logits of 3D patches are large
         if not self._small:
             return _core().compile_model(_converted(self._network, batch), "CPU", self._settings)
-        kept = self._cache_file(batch)
-        try:
-            return _core().import_model(kept.read_bytes(), "CPU", self._settings)
-        except (OSError, RuntimeError):  # not there yet, damaged, or of another processor
-            compiled = _core().compile_model(
-                _converted(self._network, batch), "CPU", self._settings
-            )
-        _keep(compiled, kept)
+        name = self._cache_name(batch)
+        blob = read_kept(name)
+        if blob is not None:
+            with contextlib.suppress(RuntimeError):  # of another processor, after all
+                return _core().import_model(blob, "CPU", self._settings)
+        compiled = _core().compile_model(_converted(self._network, batch), "CPU", self._settings)
+        exported = io.BytesIO()
+        compiled.export_model(exported)
+        keep(name, exported.getvalue())
         return compiled
 
-    def _cache_file(self, batch: Tensor) -> Path:
+    def _cache_name(self, batch: Tensor) -> str:
         """Named by everything that the compiled form depends on."""
         core = _core()
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
@@ -106,15 +104,7 @@ class OpenVinoRunner:
             processor,
             capabilities,
         )
-        return (
-            cache_folder() / "openvino" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.blob"
-        )
-
-
-def cache_folder() -> Path:
-    """Where compiled networks are kept: MEDSEGAI_CACHE, or a folder of the user's own. It can be deleted."""
-    chosen = os.environ.get("MEDSEGAI_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".medsegai" / "cache"
+        return f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.blob"
 
 
 @functools.cache
@@ -146,16 +136,6 @@ def _converted(network: nn.Module, batch: Tensor) -> Any:
             network, (example,), check_trace=False
         )  # a check runs it thrice more
         return openvino.convert_model(traced, input=[openvino.PartialShape(list(batch.shape))])
-
-
-def _keep(compiled: Any, kept: Path) -> None:
-    """Without a cache the next start is slower, no more."""
-    with contextlib.suppress(OSError, OutputError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        blob = io.BytesIO()
-        compiled.export_model(blob)
-        with atomic_path(kept) as partial:
-            partial.write_bytes(blob.getvalue())
 
 
 def _fingerprint(network: nn.Module) -> str:
