@@ -12,6 +12,7 @@ import slicer
 import slicer.util
 
 from medsegai.errors import InputError, ModelError, WorkerError
+from MedSegAILib.recent_log import RecentLog
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
 from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.undo import undo_in
@@ -82,6 +83,8 @@ class Host:
         self._examination: Any = None
         self._statistics_layout = StatisticsLayout()
         self.prepare = prepare
+        self._defects = RecentLog()
+        self._defects.attach()
 
     def setting(self, name: str) -> str:
         return setting(name)
@@ -114,9 +117,11 @@ class Host:
         if self._examination is not None:
             self._examination.cancel()
         self._programs.close()
+        self._defects.detach()
 
     def log(self) -> str:
-        return str(self._client().log)
+        """What the worker wrote last, and the last defects on this side."""
+        return "\n\n".join(filter(None, (str(self._client().log), self._defects.text)))
 
     def run(
         self,
@@ -146,9 +151,9 @@ class Host:
     def show_text(self, title: str, text: str) -> None:
         """A long text, in a window that can be scrolled."""
         slicer.util.infoDisplay(
-            _("The end of what the worker wrote stands below."),
+            _("The end of the log stands below."),
             windowTitle=title,
-            detailedText=text or _("It wrote nothing."),
+            detailedText=text or _("It is empty."),
         )
 
     def ask_save_file(self, title: str, name: str) -> str:

@@ -19,17 +19,29 @@ class Reading:
     def __init__(self, read: Callable[[], Any]) -> None:
         self._read = read
         self._fresh: Any = read()
+        self._owed = False
         self.read_as: Any = self._fresh
 
     def make_request(self) -> Any:
         """The request of this moment; what was read a moment ago is not read again."""
-        self.read_as, self._fresh = self._fresh or self._read(), None
+        self.read_as, self._fresh, self._owed = self._fresh or self._read(), None, False
         return self.read_as.request
 
     def waits(self) -> None:
         """Where the turn has not come at once, what was read will be old by then."""
         self._fresh = None
 
+    def answer(self, then: Callable[[Any, Any], None], result: Any) -> None:
+        """Give `then` what was read and the answer to it.
+
+        Where `then` raises, what was read is kept, because the answer may come again and belongs to it.
+        """
+        self._owed = True
+        then(self.read_as, result)
+        self._owed = False
+        self.forget()
+
     def forget(self) -> None:
         """It holds voxels, and the queue keeps the job."""
-        self._fresh = self.read_as = None
+        if not self._owed:
+            self._fresh = self.read_as = None

@@ -216,7 +216,7 @@ class Scene:
         self.volume = HEAD
         self.sequence: Sequence[int] = ()
         self.read_error: MedSegAIError | None = None
-        self.write_error: MedSegAIError | None = None
+        self.write_error: Exception | None = None
         self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
         self.previews: list[Any] = []
         self.rows: list[StructureRow] = []
@@ -227,7 +227,7 @@ class Scene:
         self.changed_at: tuple[float, float, float] | None = (1.0, 2.0, 3.0)
         self.walked, self.within, self.current = 0, "", ""
         self.done: list[tuple[Any, ...]] = []
-        self.error: MedSegAIError | None = None
+        self.error: Exception | None = None
 
     def is_present(self, node: Any) -> bool:
         return node not in self.gone

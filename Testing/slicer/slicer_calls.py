@@ -38,6 +38,9 @@ EFFECT_ROLES = {
 }
 """The same for those that the Segment Editor calls."""
 
+EVERYTHING = "*"
+"""What a class of a library that is none of Slicer's may inherit."""
+
 TEST_CASE = frozenset(dir(unittest.TestCase))
 
 ATTRIBUTES = {"_ui": "ui:", "_effect": ROLES["effect"], "scriptedEffect": ROLES["effect"]}
@@ -121,6 +124,8 @@ class Source:
         if ast.unparse(base) == "unittest.TestCase":
             return TEST_CASE
         sort, _colon, name = self.kind(base, names).partition(":")
+        if sort == "other" or name.startswith("other:"):
+            return frozenset({EVERYTHING})
         if sort == "qtclass":
             return slicer_facts.every_name()
         found = slicer_facts.class_names(name) if sort == "pythonclass" else frozenset[str]()
@@ -239,7 +244,7 @@ class Source:
         elif not kind and _in_their_manner(node.attr):
             is_self = ast.unparse(node.value) == "self"
             own = self.known | (self.inherited.union(ATTRIBUTES) if is_self else frozenset())
-            if node.attr not in own | _any():
+            if node.attr not in own and EVERYTHING not in own and not _any(node.attr):
                 self._say(node, f"nothing in Slicer has a name {node.attr}")
 
     def _qt_attribute(self, node: ast.Attribute, name: str) -> None:
@@ -391,20 +396,16 @@ def _vtk_names(name: str) -> frozenset[str]:
 
 
 @cache
-def _any() -> frozenset[str]:
-    """Every name that anything has."""
-    return slicer_facts.every_name().union(*map(_vtk_names, VTK_CLASSES))
+def _any(name: str) -> bool:
+    """Whether anything of Slicer, Qt or VTK has this name."""
+    return name in slicer_facts.every_name() or any(hasattr(kind, name) for kind in _vtk_classes())
 
 
-VTK_CLASSES = (
-    "vtkDoubleArray",
-    "vtkMatrix4x4",
-    "vtkPointData",
-    "vtkSlicerSegmentEditorLogic",
-    "vtkStringArray",
-    "vtkTransform",
-)
-"""Classes that the facts do not describe, and of which objects come from methods."""
+@cache
+def _vtk_classes() -> tuple[type, ...]:
+    """VTK's own classes, and those of Slicer that the facts do not describe."""
+    own = (getattr(vtk, name) for name in dir(vtk) if name.startswith("vtk"))
+    return (*own, slicer.vtkSlicerSegmentEditorLogic)
 
 
 @cache

@@ -287,6 +287,52 @@ def test_previews_are_answered_one_after_the_other(house: House) -> None:
     assert house.scene.done == [("reject",)], "there is none left"
 
 
+DEFECTS = [
+    RuntimeError("made up"),
+    MemoryError("made up"),
+    KeyError("made up"),
+    OSError(28, "full"),
+]
+
+
+@pytest.mark.parametrize("error", DEFECTS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("mode", [OutputMode.NEW, OutputMode.PREVIEW])
+def test_a_result_that_the_scene_cannot_take_is_told_and_kept(
+    house: House, error: Exception, mode: OutputMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise error
+
+    house.choose(output=OutputChoice(mode))
+    house.press_segment()
+    with monkeypatch.context() as patch:
+        patch.setattr(house.scene, "write", full)
+        patch.setattr(house.scene, "preview", full)
+        house.finish()
+    (entry,) = house.queue.entries
+    assert str(entry.state) == "failed"
+    assert type(error).__name__ in house.panel.error
+    assert house.panel.log_offered
+    assert house.panel.state == "idle"
+    house.panel.queue.again_requested.emit(entry)
+    assert str(entry.state) == "done"
+    assert len(house.scene.written) + len(house.scene.previews) == 1
+    assert len(house.client.requests) == 1, "nothing was computed again"
+
+
+def test_a_preview_that_cannot_be_accepted_stays(house: House) -> None:
+    house.choose(output=OutputChoice(OutputMode.PREVIEW))
+    house.press_segment()
+    house.finish()
+    house.scene.write_error = RuntimeError("made up")
+    house.panel.preview.accepted.emit()
+    assert "RuntimeError: made up" in house.panel.error
+    assert house.panel.log_offered
+    house.scene.write_error = None
+    house.panel.preview.accepted.emit()
+    assert house.scene.done == [("accept",)]
+
+
 def test_how_long_it_takes_is_learnt_and_told(house: House) -> None:
     house.choose()
     assert "needs about 1.5 GB." in house.panel.plan[0]
@@ -502,7 +548,7 @@ def test_channels_that_were_chosen_are_not_guessed_again(house: House) -> None:
 
 def test_the_log_is_shown_when_asked_for(house: House) -> None:
     house.panel.log_requested.emit()
-    assert house.host.shown == [("Log of the worker", "what the worker said")]
+    assert house.host.shown == [("Log of MedSegAI", "what the worker said")]
 
 
 def test_the_controller_loads_neither_qt_nor_anything_heavy() -> None:

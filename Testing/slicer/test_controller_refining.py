@@ -62,6 +62,41 @@ def test_apply_runs_in_the_worker_and_writes_the_answer(house: Ward) -> None:
     assert house.state == (False, False)
 
 
+@pytest.mark.parametrize("button", ["apply", "preview"])
+def test_an_answer_that_the_scene_cannot_take_is_kept_with_what_it_is_of(
+    house: Ward, button: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError("made up")
+
+    house.press(button)
+    with monkeypatch.context() as patch:
+        patch.setattr(house.scene, "write_refined", full)
+        patch.setattr(house.scene, "preview_refined", full)
+        house.finish(CHANGED)
+    (entry,) = house.queue.entries
+    assert str(entry.state) == "failed"
+    assert "MemoryError: made up" in house.message
+    assert house.panel.log_offered
+    house.panel.queue.again_requested.emit(entry)
+    assert str(entry.state) == "done"
+    assert CHANGED.words[0] in house.message
+    assert house.state == (False, button == "preview")
+    assert len(house.client.requests) == 1
+
+
+def test_a_preview_that_cannot_be_applied_stays(house: Ward) -> None:
+    house.press("preview")
+    house.finish(CHANGED)
+    house.scene.write_error = RuntimeError("made up")
+    house.press("apply")
+    assert "RuntimeError: made up" in house.panel.error
+    assert house.state == (False, True)
+    house.scene.write_error = None
+    house.press("apply")
+    assert house.scene.done[-1] == ("accept",)
+
+
 def test_a_preview_is_shown_and_applied_as_it_is(house: Ward) -> None:
     house.press("preview")
     house.finish(CHANGED)

@@ -244,11 +244,52 @@ def test_a_listener_that_fails_does_not_stop_the_queue(
     second, third = add(queue, "b", BrokenEar()), add(queue, "c")
     client.progress("predict", 0.5)
     client.finish()
-    assert (first.state, second.state) == ("done", "running")
+    assert (first.state, second.state) == ("failed", "running")
     client.fail(WorkerError("why"))
     assert (second.state, third.state) == ("failed", "running")
-    assert len([item for item in caplog.records if item.levelno == logging.ERROR]) == 3
+    assert len([item for item in caplog.records if item.levelno == logging.ERROR]) == 4
     assert "made up" in caplog.text
+
+
+class FullEar(Ear):
+    """As a scene that cannot take a result until there is room for it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error: Exception | None = error
+
+    def finished(self, result: SegmentationResult) -> None:
+        if self.error is not None:
+            raise self.error
+        super().finished(result)
+
+
+@pytest.mark.parametrize("error", [OutputError("The disk is full."), MemoryError("no room")])
+def test_a_result_that_cannot_be_used_is_kept_and_tried_again(
+    queue: JobQueue, client: Client, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    ear = FullEar(error)
+    entry, other = add(queue, "a", ear), add(queue, "b")
+    client.finish()
+    assert (entry.state, other.state) == ("failed", "running")
+    assert str(error) in entry.message
+    (told,) = ear.errors
+    assert isinstance(told, WorkerError) == isinstance(error, MemoryError), "a defect has a log"
+    assert bool(caplog.records) == isinstance(error, MemoryError)
+    assert queue.again(entry) is entry, "still no room"
+    assert entry.state == "failed"
+    ear.error = None
+    queue.again(entry)
+    assert (entry.state, entry.message, ear.results) == ("done", "", [RESULT])
+    assert client.begun == ["a", "b"], "nothing was computed again"
+    assert queue.again(entry) is not entry
+
+
+def test_a_result_that_is_kept_goes_with_the_scene(queue: JobQueue, client: Client) -> None:
+    entry = add(queue, "a", FullEar(MemoryError("no room")))
+    client.finish()
+    queue.cancel_all()
+    assert entry.kept is None
 
 
 def test_whoever_watches_may_fail_too(queue: JobQueue, client: Client) -> None:

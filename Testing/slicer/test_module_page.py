@@ -58,6 +58,36 @@ def test_the_page_tells_of_a_crash_and_works_on(page: Any, monkeypatch: pytest.M
     until(lambda: node_count() == 1)
 
 
+def test_a_result_that_the_scene_cannot_take_is_brought_in_later(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of a real worker, whose arrays are files that go when they are not needed any more."""
+    model_called(monkeypatch, "quick")
+    volume = head()
+    page.panel.choose_input(volume)
+
+    def full(*_: Any) -> Any:
+        raise RuntimeError("vtkMRMLScene has no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("MedSegAILib.scene.writing.Writer.write", full)
+        press(page, "segmentButton")
+        until(lambda: "vtkMRMLScene has no room" in message(page))
+    assert button(page, "logButton").isVisibleTo(pythonqt.real(page.parent))
+    log = page.host.log()
+    assert "Traceback" in log
+    assert log.rstrip().endswith("RuntimeError: vtkMRMLScene has no room")
+    table = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QTableWidget, "queueTable")
+    assert table.item(0, 1).text() == "failed"
+    table.selectRow(0)
+    assert button(page, "againButton").text() == "Try again"
+    press(page, "againButton")
+    assert table.item(0, 1).text() == "done"
+    assert button(page, "againButton").text() == "Run again"
+    (segmentation,) = slicer.mrmlScene.GetNodesByClass("vtkMRMLSegmentationNode")
+    assert segment_voxels(segmentation, 2, volume)[2].all()
+
+
 def test_the_page_cancels(page: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page.panel.choose_input(head())
     model_called(monkeypatch, "deaf")

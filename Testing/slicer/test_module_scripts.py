@@ -12,7 +12,7 @@ from slicer.util import (
     addVolumeFromArray,
 )
 
-from medsegai.errors import DeviceError, InputError, RequestError
+from medsegai.errors import DeviceError, InputError, RequestError, WorkerError
 from medsegai.request import request_options
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ENTROPY_REFERENCE
@@ -108,6 +108,19 @@ def test_a_script_cancels_what_it_started(module: Any) -> None:
     assert node_count() == 0
 
 
+def test_a_script_hears_of_a_result_that_the_scene_cannot_take(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not wait for ever for what will not come."""
+
+    def full(*_: Any) -> Any:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("MedSegAILib.scene.writing.Writer.write", full)
+    with pytest.raises(WorkerError, match="RuntimeError: no room"):
+        module.MedSegAILogic().segment(head(), model="quick")
+
+
 def test_a_script_gives_one_volume_per_channel_and_a_box(module: Any) -> None:
     from medsegai.errors import GeometryError
 
@@ -118,7 +131,7 @@ def test_a_script_gives_one_volume_per_channel_and_a_box(module: Any) -> None:
     report = logic.report(logic.segment([volume, head("T2")], model="quick", region=roi))
     assert report["structures"]
     other = addVolumeFromArray(np.zeros((3, 3, 3), np.int16), np.eye(4), "Other")
-    with pytest.raises(GeometryError, match="same voxels"):
+    with pytest.raises(GeometryError, match="does not lie on the grid"):
         logic.segment([volume, other], model="quick")
 
 

@@ -87,4 +87,4 @@ class Controller:
         return text.format(count=len(names), names="; ".join(names[:3])) if names else ""
 
     def _show_log(self) -> None:
-        self._house.host.show_text(_("Log of the worker"), self._house.host.log())
+        self._house.host.show_text(_("Log of MedSegAI"), self._house.host.log())

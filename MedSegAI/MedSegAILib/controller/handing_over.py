@@ -172,12 +172,7 @@ class _Job:
         self._house.panel.show_progress(event)
 
     def finished(self, result: Any) -> None:
-        read_as = self.reading.read_as
-        self.reading.forget()
-        try:
-            self._then(read_as, result)
-        except MedSegAIError as error:
-            self._house.panel.show_error(str(error))
+        self.reading.answer(self._then, result)
 
     def failed(self, error: MedSegAIError) -> None:
         self.reading.forget()

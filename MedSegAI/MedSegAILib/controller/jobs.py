@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from MedSegAILib.controller.results import Results
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice
+
+logger = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -158,11 +161,17 @@ class Jobs:
     def _conclude_preview(self, conclude: Callable[[Any], Any]) -> None:
         if not self._previews:
             return
+        preview, node = self._previews[0], None
         try:
-            node = conclude(self._previews.pop(0))
+            node = conclude(preview)
         except MedSegAIError as error:
             self._house.panel.show_error(str(error))
-            node = None
+        except Exception as error:
+            logger.exception("The preview %s could not be concluded", preview.node.GetName())
+            self._house.panel.show_error(texts.defect(error), log=True)
+            if self._house.scene.is_present(preview.node):
+                return  # it is as it was, and can be tried again
+        self._previews.pop(0)
         self._show_preview()
         self._results.show_chosen(node)
 
@@ -247,10 +256,7 @@ class _Job:
         output = self._choice.output
         if self._frame is not None:
             output = replace(output, node=self._series.node)
-        try:
-            self._series.node = self._jobs.place(self._choice.node, output, self._frame, result)
-        except MedSegAIError as error:
-            self._house.panel.show_error(str(error))
+        self._series.node = self._jobs.place(self._choice.node, output, self._frame, result)
 
     def failed(self, error: MedSegAIError) -> None:
         self._request = None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from medsegai.errors import Cancelled, MedSegAIError, RequestError, WorkerError
 from medsegai.progress import ProgressEvent
 from medsegai.tasks import RefinementResult
+from MedSegAILib.controller import texts
 from MedSegAILib.controller.house import House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.reading import Reading
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import RefineChoice
+
+logger = logging.getLogger(__name__)
 
 STALE = "The preview was of other choices, and was taken away."
 ONLY_SHOWN = (
@@ -71,6 +75,11 @@ class Refining:
             node = preview.accept()
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
+        except Exception as error:
+            logger.exception("The preview of a refinement could not be applied")
+            self._house.panel.show_error(texts.defect(error), log=True)
+            if self._house.scene.is_present(preview.node):
+                self._preview = preview  # it is as it was, and can be tried again
         else:
             self._tell(*self._words, *self._house.scene.notes)
             self._refresh(node)
@@ -103,22 +112,19 @@ class Refining:
     def finished(self, draft: Any, result: RefinementResult, shown_only: bool) -> None:
         """Show the answer of the worker, or write it."""
         self.over()
-        try:
-            if not result.words:
-                self._tell(_(NOTHING), *draft.notes)
-            elif shown_only:
-                self._drop_preview()
-                self._preview = self._house.scene.preview_refined(draft, result)
-                self._words = result.words
-                if self._preview.place is not None:
-                    self._house.scene.jump(self._preview.place)
-                self._tell(_(ONLY_SHOWN), *result.words, *draft.notes)
-            else:
-                node = self._house.scene.write_refined(draft, result)
-                self._tell(*result.words, *self._house.scene.notes)
-                self._refresh(node)
-        except MedSegAIError as error:
-            self._view.show_message(str(error), problem=True)
+        if not result.words:
+            self._tell(_(NOTHING), *draft.notes)
+        elif shown_only:
+            self._drop_preview()
+            self._preview = self._house.scene.preview_refined(draft, result)
+            self._words = result.words
+            if self._preview.place is not None:
+                self._house.scene.jump(self._preview.place)
+            self._tell(_(ONLY_SHOWN), *result.words, *draft.notes)
+        else:
+            node = self._house.scene.write_refined(draft, result)
+            self._tell(*result.words, *self._house.scene.notes)
+            self._refresh(node)
         self._show_state()
 
     def _start(self, shown_only: bool) -> None:
@@ -189,14 +195,16 @@ class _Job:
         self._house.panel.show_progress(event)
 
     def finished(self, result: RefinementResult) -> None:
-        self.over, draft = True, self.reading.read_as
-        self.reading.forget()
-        self._section.finished(draft, result, self._shown_only)
+        self.over = True
+        self.reading.answer(self._finish, result)
 
     def failed(self, error: MedSegAIError) -> None:
         self.over = True
         self.reading.forget()
         self._section.failed(error)
+
+    def _finish(self, draft: Any, result: RefinementResult) -> None:
+        self._section.finished(draft, result, self._shown_only)
 
     def _read(self) -> Any:
         choice = self._choice

@@ -131,6 +131,12 @@ def counted(count: int, one: str, more: str) -> str:
     return f"{count} {one if count == 1 else more}"
 
 
+def defect(error: Exception) -> str:
+    """What to say of an error that nobody thought of."""
+    text = _("Unexpected defect in MedSegAI: {error}. Please report it, with the log.")
+    return text.format(error=f"{type(error).__name__}: {error}")
+
+
 def duration(seconds: float) -> str:
     """Roughly, for a guess."""
     if seconds < 90:

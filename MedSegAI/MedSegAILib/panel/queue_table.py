@@ -95,9 +95,20 @@ class QueueTable:
         self._ui.upButton.enabled = self._ui.downButton.enabled = state == "waiting"
         self._ui.cancelEntryButton.enabled = state in ("waiting", "running")
         self._ui.againButton.enabled = state in ("done", "failed", "cancelled")
+        self._show_again(getattr(entry, "kept", None) is not None)
         self._ui.removeButton.enabled = entry is not None
         over = ("done", "failed", "cancelled")
         self._ui.clearButton.enabled = any(str(item.state) in over for item in self._entries)
+
+    def _show_again(self, kept: bool) -> None:
+        """What running an entry again means: its result may be there already."""
+        button = self._ui.againButton
+        button.text = _("Try again") if kept else _("Run again")
+        button.toolTip = (
+            _("Bring the result in that the job has given; nothing is computed again.")
+            if kept
+            else _("Put the same job at the end of the queue.")
+        )
 
 
 def _state_text(entry: Any) -> tuple[str, str]:

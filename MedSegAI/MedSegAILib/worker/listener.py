@@ -11,7 +11,8 @@ from medsegai.progress import ProgressEvent
 class JobListener(Protocol):
     """Hears of one job: `progressed` any number of times, then either `finished` or `failed`, once.
 
-    What `finished` gets is the answer of that kind of job, such as a SegmentationResult.
+    What `finished` gets is the answer of that kind of job, such as a SegmentationResult. Where it raises, `failed`
+    hears why, and `finished` may get the same answer again when the user wants it tried again.
     """
 
     def progressed(self, event: ProgressEvent) -> None: ...

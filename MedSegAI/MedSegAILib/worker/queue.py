@@ -60,6 +60,7 @@ class Entry:
         seconds_left: None until it can be told.
         stage: what is being done.
         message: why it failed, or what the user should know.
+        kept: what the job gave, where the listener could not use it; `JobQueue.again` gives it once more.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Entry:
     seconds_left: float | None = None
     stage: str = ""
     message: str = ""
+    kept: Any = field(default=None, repr=False)
 
     @property
     def over(self) -> bool:
@@ -80,7 +82,8 @@ class Entry:
 class JobQueue:
     """Runs entries one after another through a client that it may share with others.
 
-    An entry that fails, and a listener that fails, do not stop the others; what a listener raises is logged.
+    An entry that fails, and a listener that fails, do not stop the others; what a listener raises is logged. A
+    result that its listener cannot use fails the entry, which keeps it.
 
     Attributes:
         changed: state, order or progress of any entry changed.
@@ -154,7 +157,17 @@ class JobQueue:
         self._notify(self.changed.emit)
 
     def again(self, entry: Entry) -> Entry:
-        """A new entry at the end that does the same; the old one stays as it is."""
+        """Do the same once more.
+
+        Returns:
+            the entry itself where it has kept its result, which its listener gets again; else a new entry at the
+            end, and the old one stays as it is.
+        """
+        if entry.kept is not None:
+            result, entry.kept = entry.kept, None
+            self._deliver(entry, result)
+            self._notify(self.changed.emit)
+            return entry
         return self.add(entry.title, entry.make_request, entry.listener)
 
     def cancel(self, entry: Entry) -> None:
@@ -167,9 +180,10 @@ class JobQueue:
             self._notify(self.changed.emit)
 
     def cancel_all(self) -> None:
-        """Stop what runs, and let nothing begin that waits now."""
+        """Stop what runs, let nothing begin that waits now, and keep no result any longer."""
         for entry in self.entries[::-1]:  # those that wait first, lest one begin in between
             self.cancel(entry)
+            entry.kept = None
 
     def _advance(self) -> None:
         """Begin what is next, if nothing is under way. A job may end before its start returns."""
@@ -198,14 +212,8 @@ class JobQueue:
         except Exception as error:
             # The others have nothing to do with this one, and must not wait for ever.
             logger.exception("Unexpected defect while %s was prepared", entry.title)
-            self._conclude(
-                entry,
-                WorkerError(
-                    _("Unexpected defect in MedSegAI: {error}. Please report it.").format(
-                        error=f"{type(error).__name__}: {error}"
-                    )
-                ),
-            )
+            text = _("Unexpected defect in MedSegAI: {error}. Please report it.")
+            self._conclude(entry, WorkerError(text.format(error=_named(error))))
 
     def _progress(self, entry: Entry, event: ProgressEvent) -> None:
         entry.stage, entry.fraction = event.stage, event.fraction
@@ -229,14 +237,32 @@ class JobQueue:
             self._leaving.discard(entry)
             self._entries.remove(entry)
         if isinstance(answer, MedSegAIError):
-            stopped = isinstance(answer, Cancelled)
-            entry.state = JobState.CANCELLED if stopped else JobState.FAILED
-            entry.message = str(answer)
-            self._notify(entry.listener.failed, answer)
+            self._fail(entry, answer)
         else:
-            entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
-            self._notify(entry.listener.finished, answer)
+            self._deliver(entry, answer)
         self._notify(self.changed.emit)
+
+    def _deliver(self, entry: Entry, result: Any) -> None:
+        """Give a result to the listener. Where it cannot use it, the work of minutes must not be lost."""
+        entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
+        try:
+            entry.listener.finished(result)
+        except MedSegAIError as error:
+            entry.kept = result
+            self._fail(entry, error)
+        except Exception as error:
+            logger.exception("The result of %s could not be used", entry.title)
+            entry.kept = result
+            text = _(
+                "The result of {title} could not be brought in ({error}) and is kept: choose the job in the queue "
+                "and press Try again. Please report this, with the log."
+            )
+            self._fail(entry, WorkerError(text.format(title=entry.title, error=_named(error))))
+
+    def _fail(self, entry: Entry, error: MedSegAIError) -> None:
+        entry.state = JobState.CANCELLED if isinstance(error, Cancelled) else JobState.FAILED
+        entry.message = str(error)
+        self._notify(entry.listener.failed, error)
 
     def _notify(self, receiver: Callable[..., None], *values: Any) -> None:
         try:
@@ -244,6 +270,10 @@ class JobQueue:
         except Exception:
             # What a listener does with its news is its own affair: the queue has to go on.
             logger.exception("A listener of the queue failed")
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class _Relay:

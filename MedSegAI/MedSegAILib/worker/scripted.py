@@ -67,11 +67,8 @@ class Job:
         self._events.append(event)
 
     def finished(self, result: Any) -> None:
-        try:
-            self._written = self._write(result)
-        except MedSegAIError as error:
-            self._error = error
-        self.over = True
+        self._written = self._write(result)
+        self._error, self.over = None, True
 
     def failed(self, error: MedSegAIError) -> None:
         self._error, self.over = error, True
