@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import PICTURE_NAME, ModelCard, load_card
-from medsegai.catalogue import BUNDLED_MODELS, card_files
+from medsegai import catalogue
+from medsegai.card import PICTURE_NAME, ModelCard
+from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import ModelError
 from MedSegAILib.translation import tr as _
 
@@ -29,11 +30,11 @@ class Query:
 def read_cards(files: Iterable[Path] | None = None) -> tuple[list[ModelCard], list[str]]:
     """The cards that can be read, and why the others cannot."""
     cards, problems = [], []
-    for file in card_files() if files is None else files:
-        try:
-            cards.append(load_card(file))
-        except ModelError as error:
-            problems.append(str(error))
+    for _source, found in catalogue.read_cards(files):
+        if isinstance(found, ModelError):
+            problems.append(str(found))
+        else:
+            cards.append(found)
     return cards, problems
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,7 +18,7 @@ from typing import Any
 from medsegai.errors import ModelError
 from medsegai.labels import Label
 from medsegai.quality import Calibration, Reference
-from medsegai.strict import checked_fields
+from medsegai.strict import number, read_json, typed_fields
 
 CARD_NAME = "card.json"
 
@@ -27,6 +26,18 @@ PICTURE_NAME = "picture.png"
 """A picture of what the model does, beside its card; it may be missing."""
 
 NOT_IN_FILE = frozenset({"folder", "in_place"})
+
+LARGEST_VALUE = 2**16 - 1
+"""Label maps have 16 bits for a value."""
+
+LONGEST_NAME = 255
+"""Letters of a name, as of a file."""
+
+LONGEST_REASON = 500
+"""Letters of the reason why a card cannot be used."""
+
+SPACINGS_MM = (0.001, 1000.0)
+"""What lengths of a voxel a model may work on: from optical microscopy to a whole body in one slice."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,7 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         for name in ("id", "name", "family", "version"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ModelError(f"Model {self.id!r}: {name} must be text, and not empty.")
+            _check_line(f"Model {self.id!r}: {name}", getattr(self, name))
         _no_doubles(self, "label value", [label.value for label in self.labels])
         _no_doubles(self, "label name", [label.name for label in self.labels])
         _no_doubles(self, "member", [member.name for member in self.members])
@@ -111,13 +121,28 @@ class ModelCard:
                 f"Model {self.id!r} needs at least one channel, one label and one member."
             )
         known = {label.value for label in self.labels}
+        if max(known) > LARGEST_VALUE:
+            raise ModelError(
+                f"Model {self.id!r} has the label {max(known)}; the largest value is {LARGEST_VALUE}."
+            )
+        self._check_members(known)
+        self._check_quality(known)
+
+    def _check_members(self, known: set[int]) -> None:
+        """Members count, their names and files are names, and what they feed are labels."""
+        for name in (item.name for items in (self.channels, self.members) for item in items):
+            _check_line(f"Model {self.id!r}: the name of a channel or member", name)
         for member in self.members:
+            if member.weights is not None:
+                _check_line(f"Member {member.name!r}: weights", Path(member.weights).name)
+            number(member.weight, f"Member {member.name!r}: weight", low=0)
             unknown = {value for feeds in member.classes for value in feeds} - known
             if unknown:
                 raise ModelError(
                     f"Member {member.name!r} of model {self.id!r} feeds unknown labels {sorted(unknown)}."
                 )
-        self._check_quality(known)
+        if not any(member.weight for member in self.members):
+            raise ModelError(f"No member of model {self.id!r} has a weight above 0.")
 
     def _check_quality(self, known: set[int]) -> None:
         """What the card tells of quality must be of its own labels and members."""
@@ -187,7 +212,7 @@ class ModelCard:
 
     def verify_member(self, member: MemberCard) -> None:
         path = self.weights_path(member)
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises an error where a name is too long
             raise ModelError(f"{path} is missing: import model {self.id!r} again.")
         if self.in_place:
             return
@@ -195,7 +220,7 @@ class ModelCard:
             raise ModelError(
                 f"The card of model {self.id!r} gives no SHA-256 for {path.name}: import it again."
             )
-        if file_sha256(path) != member.sha256:
+        if _readable_sha256(path) != member.sha256:
             raise ModelError(
                 f"{path} is not the file its card describes (SHA-256 differs): it was damaged or replaced. "
                 f"Import model {self.id!r} again."
@@ -257,20 +282,21 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
     try:
         return _card(data, folder)
     except ModelError as error:
-        raise ModelError(f"{source}: {error}") from error
+        text = str(error)  # it may quote what a stranger wrote, of any length
+        text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+        raise ModelError(f"{source}: {text}") from error
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{source} is no valid model card: {error}.") from error
+        raise ModelError(f"{source} is not a valid model card: {error}.") from error
 
 
 def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
-    values = checked_fields(data, ModelCard, NOT_IN_FILE)
-    values["channels"] = tuple(
-        Channel(**checked_fields(item, Channel)) for item in data["channels"]
-    )
+    values = typed_fields(data, ModelCard, NOT_IN_FILE)
+    values["channels"] = tuple(Channel(**typed_fields(item, Channel)) for item in data["channels"])
     values["labels"] = tuple(Label.from_dict(item) for item in data["labels"])
     values["members"] = tuple(_member(item) for item in data["members"])
-    first, second, third = (float(value) for value in data["spacing_mm"])
+    first, second, third = (number(v, "spacing_mm", *SPACINGS_MM) for v in data["spacing_mm"])
     values["spacing_mm"] = (first, second, third)
+    number(values.get("memory_mb", 0.0), "memory_mb", low=0)
     values["suggested_refinements"] = tuple(data.get("suggested_refinements", ()))
     for name, read in (("calibration", Calibration.from_dict), ("reference", Reference.from_dict)):
         if values.get(name) is not None:
@@ -288,21 +314,24 @@ def load_card(path: str | os.PathLike[str]) -> ModelCard:
     folder = folder.parent if folder.name == CARD_NAME else folder
     source = folder / CARD_NAME
     try:
-        data = json.loads(source.read_text(encoding="utf-8"))
+        data = read_json(source)
     except FileNotFoundError:
         raise ModelError(
             f"{source} does not exist. A model is a folder with a {CARD_NAME}."
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{source} cannot be read as JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{source} must hold a JSON object.")
     return card_from_dict(data, folder)
 
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readable_sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -312,11 +341,17 @@ def _known_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def _member(data: Mapping[str, Any]) -> MemberCard:
-    values = checked_fields(data, MemberCard)
-    values["classes"] = tuple(
-        tuple(int(value) for value in feeds) for feeds in data.get("classes", ())
-    )
+    values = typed_fields(data, MemberCard)
+    values["classes"] = tuple(tuple(feeds) for feeds in data.get("classes", ()))
     return MemberCard(**values)
+
+
+def _check_line(what: str, text: Any) -> None:
+    """Refuse names that are empty, or that would break a table, a command line or a file name."""
+    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+        raise ModelError(f"{what} must be text of one line, and not empty.")
+    if len(text) > LONGEST_NAME:
+        raise ModelError(f"{what} has {len(text)} letters, and {LONGEST_NAME} are allowed.")
 
 
 def _no_doubles(card: ModelCard, what: str, values: list[Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsegai.errors import ModelError
+from medsegai.strict import shown, typed_fields
 
 SLICER_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
 
@@ -105,34 +106,10 @@ class Label:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Label:
-        known = {"value", "name", "color", "terminology", "corrected", "opacity_3d"}
-        unknown = set(data) - known
-        missing = {"value", "name", "color"} - set(data)
-        if unknown or missing:
-            raise ModelError(
-                f"Label {dict(data)}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}."
-            )
-        terminology = data.get("terminology")
-        try:
-            value = int(data["value"])
-            red, green, blue = (int(part) for part in data["color"])
-        except (TypeError, ValueError) as error:
-            raise ModelError(
-                f"Label {dict(data)}: the value must be a number, and the colour three numbers."
-            ) from error
-        corrected, opacity = data.get("corrected", True), data.get("opacity_3d", 1.0)
-        if not isinstance(corrected, bool):
-            raise ModelError(f"Label {dict(data)}: `corrected` must be true or false.")
-        if not isinstance(opacity, (int, float)) or isinstance(opacity, bool):
-            raise ModelError(f"Label {dict(data)}: `opacity_3d` must be a number from 0 to 1.")
-        return cls(
-            value,
-            str(data["name"]),
-            (red, green, blue),
-            None if terminology is None else Terminology.from_dict(terminology),
-            corrected,
-            float(opacity),
-        )
+        values = typed_fields(data, cls)
+        if values.get("terminology") is not None:
+            values["terminology"] = Terminology.from_dict(values["terminology"])
+        return cls(**values | {"color": tuple(values["color"])})
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = {"value": self.value, "name": self.name, "color": list(self.color)}
@@ -197,9 +174,13 @@ def _code_key(label: Label) -> Any:
 
 
 def _code(values: Any) -> Code:
-    if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise ModelError(f"A code is [scheme, value, meaning], not {values!r}.")
-    scheme, value, meaning = (str(part) for part in values)
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) != 3
+        or not all(isinstance(part, str) for part in values)
+    ):
+        raise ModelError(f"A code is [scheme, value, meaning], not {shown(values)}.")
+    scheme, value, meaning = values
     if not (scheme + value + meaning).isprintable() or set("^~|") & set(scheme + value + meaning):
-        raise ModelError(f"A code is one line without ^, ~ and |, not {values!r}.")
+        raise ModelError(f"A code is one line without ^, ~ and |, not {shown(values)}.")
     return scheme, value, meaning

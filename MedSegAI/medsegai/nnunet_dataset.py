@@ -6,13 +6,13 @@ Sources: dataset.json and postprocessing.json as nnU-Net v2 writes them (MIC-DKF
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsegai import strict
 from medsegai.card import Channel
 from medsegai.errors import ModelError
 from medsegai.labels import Label, made_color
@@ -36,14 +36,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: the file is missing, damaged, or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return strict.read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: copy it from where the model was trained.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return data
 
 
 def value_of(data: Any, key: str, kind: type | tuple[type, ...], source: Path) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from medsegai import catalogue
 from medsegai.card import ModelCard, card_from_dict, load_card
-from medsegai.catalogue import card_files, find_card, find_cards
+from medsegai.catalogue import card_files, find_card, read_cards
 from medsegai.errors import ModelError
 
 WEIGHTS = b"any bytes will do here"
@@ -122,7 +122,7 @@ def test_a_card_tells_what_quality_to_expect() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "word"),
     [
-        (("calibration",), 5, "Calibration must be an object"),
+        (("calibration",), 5, "calibration of ModelCard must be an object"),
         (("calibration", "temprature"), 1, "temprature"),
         (("calibration", "temperature"), 0, "temperature"),
         (("calibration", "temperature"), "hot", "'hot'"),
@@ -140,7 +140,7 @@ def test_a_card_tells_what_quality_to_expect() -> None:
         (("calibration", "structures", "17", "limit"), float("inf"), "structure 17: limit"),
         (("calibration", "structures", "17", "limit"), None, "structure 17: missing keys limit"),
         (("calibration", "structures", "99"), QUALITY["calibration"]["structures"]["17"], "[99]"),
-        (("reference",), [], "Reference must be an object"),
+        (("reference",), [], "reference of ModelCard must be an object"),
         (("reference", "source"), None, "source"),
         (("reference", "source"), " ", "source"),
         (("reference", "volume_ml"), {}, "volume_ml"),
@@ -341,7 +341,7 @@ def test_models_are_found_by_id_and_by_folder(models: Path, tmp_path: Path) -> N
     elsewhere = write_model(tmp_path / "elsewhere", card_data() | {"id": "other"})
     assert find_card("toy").folder == models / "some-folder"
     assert find_card(str(elsewhere)).id == "other"
-    assert [card.id for card in find_cards()] == ["toy"]
+    assert [card for _, card in read_cards()] == [find_card("toy")]
     with pytest.raises(ModelError, match=r"'other'.*toy"):
         find_card("other")
 

@@ -91,7 +91,8 @@ class Models:
 
 
 def _own_cards() -> list[Path]:
-    return sorted(user_models_folder().glob("*/card.json"))
+    folder = user_models_folder()
+    return [] if folder is None else sorted(folder.glob("*/card.json"))
 
 
 def reason(answer: Any) -> str:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.card import ModelCard, load_card
-from medsegai.catalogue import BUNDLED_MODELS, card_files, find_card, user_models_folder
+from medsegai.card import ModelCard
+from medsegai.catalogue import (
+    BUNDLED_MODELS,
+    MODELS_VARIABLE,
+    find_card,
+    read_cards,
+    user_models_folder,
+)
 from medsegai.commands.console import table
-from medsegai.errors import ModelError
+from medsegai.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -59,7 +65,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_list(arguments: argparse.Namespace) -> int:
     """Print every model; a broken card is shown with its reason and does not hide the others."""
-    found = list(readable_cards())
+    found = list(read_cards())
     if arguments.json:
         print(json.dumps([_summary(source, card) for source, card in found], indent=2))
         return 0
@@ -95,7 +101,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print(f"{card.id}: {_verified(card)}")
         return 0
     code = 0
-    for source, card_or_error in readable_cards():
+    for source, card_or_error in read_cards():
         try:
             if isinstance(card_or_error, ModelError):
                 raise card_or_error
@@ -110,7 +116,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_import(arguments: argparse.Namespace) -> int:
     from medsegai.model_import import import_model
 
-    card = import_model(arguments.path, user_models_folder(), arguments.replace, arguments.id)
+    folder = user_models_folder()
+    if folder is None:
+        raise OutputError(
+            f"There is no folder for models of your own, because this user has no home. Name one in the variable "
+            f"{MODELS_VARIABLE}."
+        )
+    card = import_model(arguments.path, folder, arguments.replace, arguments.id)
     print(f"Imported {card.id} ({card.name}) into {card.folder}.")
     inputs = [shlex.quote(channel.name) for channel in card.channels]
     given = " ".join(inputs) if len(inputs) > 1 else "INPUT"
@@ -122,15 +134,6 @@ def _verified(card: ModelCard) -> str:
     if card.in_place:
         return "all weights are there; which they should be, only an imported model says"
     return "as its card says"
-
-
-def readable_cards() -> Iterator[tuple[Path, ModelCard | ModelError]]:
-    """Every card file at hand with its card, or with the error that says why it cannot be read."""
-    for source in card_files():
-        try:
-            yield source, load_card(source)
-        except ModelError as error:
-            yield source, error
 
 
 def describe_card(card: ModelCard) -> str:
@@ -196,7 +199,7 @@ def _place(source: Path) -> str:
 
 def _weights_mb(card: ModelCard) -> float:
     paths = {card.weights_path(member) for member in card.members if member.weights}
-    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6
 
 
 def _summary(source: Path, card: ModelCard | ModelError) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import Field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegai.card import ModelCard
-from medsegai.catalogue import find_card
+from medsegai.catalogue import find_card, is_path
 from medsegai.commands.console import ProgressBar, duration, stoppable, table
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.progress import Progress
@@ -136,7 +137,7 @@ def comma_list(text: str) -> list[str]:
 
 def model_list(text: str) -> list[str]:
     """The same for models, of which a folder is one name although there is a comma in its path."""
-    return [text] if Path(text).is_dir() else comma_list(text)
+    return [text] if is_path(text) and os.path.isdir(text) else comma_list(text)
 
 
 def number_list(text: str) -> list[float]:

@@ -37,6 +37,7 @@ from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
+from medsegai.strict import number, typed_fields
 from medsegai.volume import Geometry, Volume
 
 HEAD_MARGIN_MM = 32.0
@@ -44,6 +45,10 @@ HEAD_MARGIN_MM = 32.0
 
 KEPT_MARGIN_MM = 8.0
 """Air around the head for which answers are kept: what lies further away is background."""
+
+MOST_FILTERS = 1024
+LARGEST_GRID = 1024
+"""Bounds of what a card may ask for: with more a network would not fit into memory."""
 
 AIR = 0.02
 """Slices in which nothing is brighter than this part of the range are background without asking."""
@@ -64,13 +69,19 @@ class Settings:
     @classmethod
     def of(cls, card: ModelCard) -> Settings:
         try:
-            settings = cls(**{**card.settings, "grid": tuple(card.settings.get("grid", cls.grid))})
-        except TypeError as error:
+            values = typed_fields(card.settings, cls)
+            settings = cls(**values | {"grid": tuple(values.get("grid", cls.grid))})
+            number(settings.filters, "filters", 1, MOST_FILTERS)
+            number(settings.slices, "slices", 1, MOST_FILTERS)
+            number(settings.dropout, "dropout", 0, 1)
+        except ModelError as error:
             raise ModelError(
-                f"The settings of model {card.id!r} do not fit QuickNAT: {error}."
+                f"The settings of model {card.id!r} do not fit QuickNAT: {error}"
             ) from None
-        if len(settings.grid) != 3 or any(size % 16 for size in settings.grid):
-            raise ModelError(f"The grid of model {card.id!r} must be three multiples of 16.")
+        if any(size % 16 or not 16 <= size <= LARGEST_GRID for size in settings.grid):
+            raise ModelError(
+                f"The grid of model {card.id!r} must be three multiples of 16 up to {LARGEST_GRID}."
+            )
         return settings
 
     def network(self, classes: int) -> QuickNATConfig:
@@ -162,7 +173,7 @@ class _Network:
         self.member = member
         self.slices = settings.slices
         name = member.settings.get("view")
-        if name not in VIEWS or not member.classes:
+        if not isinstance(name, str) or name not in VIEWS or not member.classes:
             raise ModelError(
                 f"Member {member.name!r} of model {card.id!r} needs a known view and its classes."
             )
