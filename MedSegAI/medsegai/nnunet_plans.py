@@ -29,6 +29,12 @@ from medsegai.nnunet_dataset import (
     read_json,
     value_of,
 )
+from medsegai.nnunet_parts import (
+    LABEL_MANAGERS,
+    PREPROCESSORS,
+    TRAINERS,
+    check_settings,
+)
 
 FAMILY = "nnunet"
 RESULTS_NAME = re.compile(r"([^_].*?)__(.+?)__(.+)")
@@ -36,7 +42,7 @@ FOLD = re.compile(r"fold_(\d+|all)")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 """The first that is there is taken; the second is what a training leaves that was stopped early."""
 
-NETWORKS = {
+OLD_NETWORKS = {
     "PlainConvUNet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     "ResidualEncoderUNet": "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet",
 }
@@ -80,6 +86,7 @@ def _card(path: Path) -> ModelCard:
     classes = classes_of(first.dataset, first.folder / "dataset.json")
     channels = channels_of(first.dataset, first.folder / "dataset.json")
     settings = _settings(chosen + stages, classes)
+    check_settings(settings, len(channels), str(first.source))
     after = postprocessing_of([item.folder for item in chosen], first.folds, _best_file(path))
     members = [
         *(member for results in chosen for member in results.members(path, classes, 1.0)),
@@ -152,7 +159,7 @@ class Results:
 
 
 def _is_results_folder(path: Path) -> bool:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return False
     if any((path / name).exists() for name in ("plans.json", "plans.pkl")):
         return True
@@ -161,6 +168,8 @@ def _is_results_folder(path: Path) -> bool:
 
 
 def _results_folders(path: Path) -> list[Path]:
+    if not os.path.isdir(path):
+        return []
     named = (folder for folder in path.glob("*__*__*") if RESULTS_NAME.fullmatch(folder.name))
     return sorted(folder for folder in named if _is_results_folder(folder))
 
@@ -322,17 +331,14 @@ def _read_results(folder: Path, fold: str | None = None) -> Results:
 
 
 def _check_known(results: Results) -> None:
-    """Refuse custom parts of nnU-Net that change the prediction and that only their authors' code has."""
-    parts = (
-        (results.plans, "label_manager", "LabelManager"),
-        (results.configuration, "preprocessor_name", "DefaultPreprocessor"),
-    )
-    for data, key, known in parts:
-        if data.get(key, known) != known:
-            raise ModelError(
-                f"{results.source}: {key} is {data[key]!r}, an extension of nnU-Net that MedSegAI does not "
-                f"have. Predict with the program of its authors."
-            )
+    """Refuse parts of nnU-Net that change the prediction, but do not stand in the card."""
+    TRAINERS.check(results.trainer, str(results.folder))
+    for data, key, parts in (
+        (results.plans, "label_manager", LABEL_MANAGERS),
+        (results.configuration, "preprocessor_name", PREPROCESSORS),
+    ):
+        if key in data:
+            parts.check(value_of(data, key, str, results.source), str(results.source))
 
 
 def _configuration(plans: Mapping[str, Any], name: str, source: Path) -> dict[str, Any]:
@@ -443,9 +449,9 @@ def _network(results: Results) -> dict[str, Any]:
             "arguments": value_of(architecture, "arch_kwargs", dict, source),
         }
     name = value_of(values, "UNet_class_name", str, source)
-    if name not in NETWORKS:
+    if name not in OLD_NETWORKS:
         raise ModelError(
-            f"{source}: the network {name!r} is unknown; known: {', '.join(NETWORKS)}."
+            f"{source}: the network {name!r} is unknown; known: {', '.join(OLD_NETWORKS)}."
         )
     dimension = len(value_of(values, "patch_size", list, source))
     encoder = value_of(values, "n_conv_per_stage_encoder", list, source)
@@ -468,7 +474,7 @@ def _network(results: Results) -> dict[str, Any]:
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
-    return {"class": NETWORKS[name], "arguments": arguments}
+    return {"class": OLD_NETWORKS[name], "arguments": arguments}
 
 
 def _resampling(results: Results, kind: str) -> dict[str, Any]:

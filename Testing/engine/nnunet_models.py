@@ -45,6 +45,7 @@ class Made:
         strides: of the network, per stage; two in every axis by default.
         mirror_axes: allowed for test-time mirroring; "all" as the default trainer sets them.
         separate_z: `force_separate_z` of all resampling.
+        resampling: the function for images, labels and logits.
         lowres_factor: how much coarser 3d_lowres is.
         seed: of the weights; each configuration and fold gets others.
     """
@@ -67,6 +68,7 @@ class Made:
     mirror_axes: tuple[int, ...] | str | None = "all"
     reader: str = "SimpleITKIO"
     separate_z: bool | None = None
+    resampling: str = "resample_data_or_seg_to_shape"
     lowres_factor: float = 2.0
     intensities: Mapping[str, float] = field(
         default_factory=lambda: {"mean": 90.0, "std": 45.0, "low": -20.0, "high": 210.0}
@@ -185,7 +187,12 @@ def plans_json(made: Made) -> dict[str, Any]:
 
 
 def _configuration(made: Made, spacing: Sequence[float], patch: Sequence[int]) -> dict[str, Any]:
-    resampling = {"order_z": 0, "force_separate_z": made.separate_z}
+    splines = made.resampling == "resample_data_or_seg_to_shape"
+    arguments: dict[str, dict[str, Any]] = {"data": {}, "seg": {}, "probabilities": {}}
+    if not made.resampling.startswith("no_"):
+        for kind, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
+            arguments[kind] = {"is_seg": kind == "seg", "force_separate_z": made.separate_z}
+            arguments[kind] |= {"order": order, "order_z": 0} if splines else {}
     schemes = [NORMALIZATION.get(name.casefold(), "ZScoreNormalization") for name in made.channels]
     return {
         "data_identifier": f"{made.plans_name}_{len(patch)}d",
@@ -196,12 +203,8 @@ def _configuration(made: Made, spacing: Sequence[float], patch: Sequence[int]) -
         "spacing": list(spacing),
         "normalization_schemes": schemes,
         "use_mask_for_norm": [made.mask_norm] * len(schemes),
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **resampling},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **resampling},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **resampling},
+        **{f"resampling_fn_{kind}": made.resampling for kind in arguments},
+        **{f"resampling_fn_{kind}_kwargs": given for kind, given in arguments.items()},
         "architecture": _architecture(made, len(patch)),
         "batch_dice": True,
     }

@@ -334,13 +334,17 @@ def test_a_bad_checkpoint_is_refused(
     assert not (results / "fold_1" / "trap").exists()
 
 
-def test_a_trainer_that_nobody_has_is_no_obstacle(results: Path, own: Path) -> None:
-    """Its class is not needed: the weights fit the network of the plans, or they do not."""
+def test_a_trainer_that_nobody_has_is_refused_until_its_folder_says_nnunettrainer(
+    results: Path, own: Path
+) -> None:
+    """It may have built another network with the same weights; who knows that it did not renames the folder."""
     for fold in (0, 1):
         file = results / f"fold_{fold}" / "checkpoint_final.pth"
         torch.save(checkpoint_of(file) | {"trainer_name": "nnUNetTrainerOfMyOwn"}, file)
-    renamed = results.rename(results.parent / "nnUNetTrainerOfMyOwn__nnUNetPlans__3d_fullres")
-    assert "nnUNetTrainerOfMyOwn" in import_model(renamed, own).description
+    theirs = results.rename(results.parent / "nnUNetTrainerOfMyOwn__nnUNetPlans__3d_fullres")
+    with pytest.raises(ModelError, match=r"'nnUNetTrainerOfMyOwn' is unknown.*renaming the folder"):
+        import_model(theirs, own)
+    assert import_model(theirs.rename(results), own).members
 
 
 # the command

@@ -111,6 +111,19 @@ CASES: dict[str, tuple[Made, dict[str, Any]]] = {
         Made(reader="NibabelIOWithReorient", spacing=COARSE),
         {"directions": np.diag([-1, 1, -1])},
     ),
+    "turned from LPS by ITK": (Made(reader="SimpleITKIOWithReorient", spacing=COARSE), {}),
+    "turned by ITK": (
+        Made(reader="SimpleITKIOWithReorient", transpose=(2, 0, 1), spacing=COARSE),
+        {"directions": SAGITTAL},
+    ),
+    "oblique, turned by ITK": (
+        Made(reader="SimpleITKIOWithReorient", spacing=COARSE),
+        {"directions": OBLIQUE @ np.diag([-1, 1, -1])},
+    ),
+    "read by nibabel": (Made(reader="NibabelIO", spacing=COARSE), {"directions": SAGITTAL}),
+    "not resampled": (Made(resampling="no_resampling_hack"), {}),
+    "resampled by torch": (Made(resampling="resample_torch_fornnunet", spacing=COARSE), {}),
+    "batch norm of a trainer": (Made(trainer="nnUNetTrainerBN"), {}),
     "regions": (Made(labels=REGIONS, regions_class_order=(1, 2, 3), spacing=COARSE), {}),
     "image smaller than the patch": (Made(patch=(48, 64, 56)), {"spacing": (1, 1, 1)}),
     "residual encoder": (Made(network="ResidualEncoderUNet"), {}),
@@ -123,6 +136,15 @@ CASES: dict[str, tuple[Made, dict[str, Any]]] = {
 def test_labels_are_those_of_nnunet(name: str, tmp_path: Path) -> None:
     made, options = CASES[name]
     check(tmp_path, made, [made_image(tmp_path / "case_0000.nii.gz", **options)])
+
+
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainer", "nnUNetTrainer_onlyMirror01", "nnUNetTrainerNoMirroring"]
+)
+def test_images_are_mirrored_as_the_trainer_allows(trainer: str, tmp_path: Path) -> None:
+    made = Made(trainer=trainer, patch=(16, 16, 16))
+    image = made_image(tmp_path / "case_0000.nii.gz", (20, 18, 22), (1, 1, 1), air=2)
+    check(tmp_path, made, [image], mirroring=True)
 
 
 def test_two_channels_inside_their_common_mask(tmp_path: Path) -> None:

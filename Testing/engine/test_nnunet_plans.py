@@ -507,7 +507,7 @@ def test_other_folders_are_none(tmp_path: Path) -> None:
     (raw / "imagesTr").mkdir()
     for path in (tmp_path, raw, results / "plans.json", tmp_path / "nowhere", tmp_path / "fold_0"):
         assert not is_nnunet_folder(path)
-    with pytest.raises(ModelError, match="holds no model"):
+    with pytest.raises(ModelError, match="does not hold a model"):
         find_card(str(raw))
 
 

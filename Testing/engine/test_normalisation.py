@@ -118,7 +118,7 @@ def test_an_empty_mask_changes_nothing() -> None:
 
 
 def test_an_unknown_scheme_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"'MyNormalization'.*CTNormalization, ZScore"):
+    with pytest.raises(ModelError, match=r"'MyNormalization'.*CTNormalization, NoNorm"):
         normalise(np.zeros((2, 2, 2), dtype=np.float32), "MyNormalization")
 
 

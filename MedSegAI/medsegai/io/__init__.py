@@ -11,6 +11,7 @@ from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
 from medsegai.io.labelmaps import laid_on, read_labelmap
 from medsegai.io.nifti import axes_to_ras
+from medsegai.io.orientation import itk_axes_to_ras
 from medsegai.io.reading import READABLE, read_volume
 from medsegai.io.tables import write_table
 from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
@@ -26,6 +27,7 @@ __all__ = [
     "check_voxels",
     "files_together",
     "from_sitk",
+    "itk_axes_to_ras",
     "laid_on",
     "read_candidates",
     "read_labelmap",

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsegai.errors import ModelError
-
-NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
-"""Classes of networks that are known, by the last part of their names in plans."""
+from medsegai.nnunet_parts import NETWORK_PACKAGE, check_network
 
 OPERATIONS = {
     "conv_op": ("Conv2d", "Conv3d"),
@@ -33,6 +31,9 @@ OPERATIONS = {
     "block": ("BasicBlockD", "BottleneckD"),
 }
 """Operations that plans may name, by the last part of their names."""
+
+PACKAGES = ("", "torch", NETWORK_PACKAGE)
+"""Where these operations are; what has their name elsewhere may do something else."""
 
 _COMMON = {
     "n_stages",
@@ -69,12 +70,8 @@ def build_unet(
     Raises:
         ModelError: the class, an operation or an argument is not known, or the arguments contradict each other.
     """
+    check_network(network_class, "The plans")
     name = network_class.rpartition(".")[2]
-    if name not in NETWORKS:
-        raise ModelError(
-            f"The plans ask for the network {network_class!r}, which MedSegAI does not know. It knows "
-            f"{', '.join(NETWORKS)}. Run this model with nnU-Net itself."
-        )
     unknown = set(arguments) - _COMMON - (_PLAIN if name == "PlainConvUNet" else _RESIDUAL)
     if unknown:
         raise ModelError(
@@ -229,8 +226,8 @@ def _operation(arguments: Mapping[str, Any], key: str) -> str | None:
     value = arguments.get(key)
     if value is None:
         return None
-    name = str(value).rpartition(".")[2]
-    if name not in OPERATIONS[key]:
+    module, _, name = str(value).rpartition(".")
+    if name not in OPERATIONS[key] or module.partition(".")[0] not in PACKAGES:
         raise ModelError(
             f"The plans ask for {key} {value!r}, which MedSegAI does not know. It knows "
             f"{', '.join(OPERATIONS[key])}. Run this model with nnU-Net itself."

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, ModelError
+from medsegai.nnunet_parts import NORMALISERS
 
 Voxels = NDArray[np.float32]
 Mask = NDArray[np.bool_] | None
@@ -43,11 +44,7 @@ def normalise(
         ModelError: the scheme is unknown, or lacks its figures.
         InputError: the voxels are not what the scheme is for.
     """
-    if scheme not in SCHEMES:
-        raise ModelError(
-            f"The model normalises intensities by {scheme!r}, which is not known here. "
-            f"Known are {', '.join(SCHEMES)}."
-        )
+    NORMALISERS.check(scheme, "The model")
     return SCHEMES[scheme](np.array(voxels, dtype=np.float32), mask, intensities or {})
 
 

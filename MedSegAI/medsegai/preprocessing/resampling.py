@@ -25,14 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsegai.errors import ModelError
+from medsegai.nnunet_parts import RESAMPLERS, SPLINE, TORCH, UNCHANGED
 
 Settings = Mapping[str, Any]
 Shape = tuple[int, int, int]
-
-SPLINE = "resample_data_or_seg_to_shape"
-TORCH = "resample_torch_fornnunet"
-UNCHANGED = ("no_resampling_hack", "no_resampling_data_or_seg_to_shape")
-"""Functions that plans name."""
 
 THICK = 3.0
 """Planes are resampled apart where the largest spacing is more than this times the smallest."""
@@ -424,13 +420,9 @@ def _parts(count: int, at_once: int) -> list[slice]:
 
 
 def _function(settings: Settings) -> str:
-    name = settings.get("function", SPLINE)
-    known = (SPLINE, TORCH, *UNCHANGED)
-    if name not in known:
-        raise ModelError(
-            f"The model resamples by {name!r}, which is not known here. Known are {', '.join(known)}."
-        )
-    return str(name)
+    name = str(settings.get("function", SPLINE))
+    RESAMPLERS.check(name, "The model")
+    return name
 
 
 def _order(settings: Settings, name: str, default: int) -> int:

@@ -26,6 +26,7 @@ from medsegai.families.nnunet.sliding import Window, logits_by_planes, mirroring
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.networks.unet import build_unet, load_state, with_norm_of
+from medsegai.nnunet_parts import check_member, check_settings
 from medsegai.probabilities import Block, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
@@ -49,6 +50,11 @@ class NNUNetModel:
     """An nnU-Net with its configurations and folds."""
 
     def __init__(self, card: ModelCard) -> None:
+        where = f"Model {card.id!r}"
+        check_settings(card.settings, len(card.channels), where)
+        for member in card.members:
+            name = f"{where}, member {member.name!r}"
+            check_member(member.settings, card.settings["configurations"], name)
         self.card = card
         self._networks = {member.name: FoldNetwork(card, member) for member in card.members}
         regions = card.settings.get("regions_class_order")

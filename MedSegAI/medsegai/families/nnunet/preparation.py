@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsegai.io import axes_to_ras
+from medsegai.io import axes_to_ras, itk_axes_to_ras
+from medsegai.nnunet_parts import ITK_REORIENTS, NIBABEL_REORIENTS
 from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
 from medsegai.preprocessing.normalisation import normalise
 from medsegai.preprocessing.resampling import (
@@ -26,9 +27,6 @@ from medsegai.preprocessing.resampling import (
     resampled_shape,
 )
 from medsegai.volume import Geometry, Volume
-
-REORIENTS = "NibabelIOWithReorient"
-"""The reader of nnU-Net that turns every image to RAS before anything else."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,10 @@ def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> T
     geometry = inputs[0].geometry
     order: tuple[int, ...] = (0, 1, 2)
     flips: tuple[bool, ...] = (False, False, False)
-    if reader == REORIENTS:
+    if reader == NIBABEL_REORIENTS:
         order, flips = axes_to_ras(geometry)
+    elif reader == ITK_REORIENTS:
+        order, flips = itk_axes_to_ras(geometry)
     order = tuple(order[axis] for axis in transpose)
     flips = tuple(flips[axis] for axis in transpose)
     backwards = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
