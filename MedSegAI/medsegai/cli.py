@@ -7,6 +7,7 @@ runs it. Nothing heavy is imported before a command needs it, so help and mistak
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ from medsegai.commands import (
     train,
     worker,
 )
-from medsegai.errors import Cancelled, DeviceError, MedSegAIError
+from medsegai.commands.console import sound_streams
+from medsegai.errors import Cancelled, DeviceError, MedSegAIError, OutputError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 COMMANDS = (
@@ -47,6 +49,8 @@ COMMANDS = (
     calibrate,
     worker,
 )
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 EXIT_CODES = """\
 exit codes:
@@ -79,22 +83,40 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; argparse itself exits with 2 on unknown options."""
+    sound_streams()
     arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
     except MedSegAIError as error:
         print(f"medsegai: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except MemoryError:
         print("medsegai: the memory is not enough. Close other programs.", file=sys.stderr)
-        return DeviceError.exit_code
+        code = DeviceError.exit_code
     except KeyboardInterrupt:
         print("medsegai: stopped.", file=sys.stderr)
-        return Cancelled.exit_code
+        code = Cancelled.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`medsegai models list | head -1`): not an error, but
+        code = 0  # our reader has gone (`medsegai models list | head -1`): not an error
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        code = not_printed(error)  # files have errors of their own: this is what was printed
+    return flushed(code)
+
+
+def flushed(code: int) -> int:
+    """The exit code, once what was printed has left; another one if it cannot, because the disk is full."""
+    try:
+        sys.stdout.flush()
+        return code
+    except OSError as error:
         # Python would complain once more when it flushes on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return code if isinstance(error, BrokenPipeError) else code or not_printed(error)
+
+
+def not_printed(error: OSError) -> int:
+    reason = os.strerror(error.errno or errno.EIO)
+    print(f"medsegai: what was to be printed is lost: {reason}.", file=sys.stderr)
+    return OutputError.exit_code

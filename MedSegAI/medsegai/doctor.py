@@ -6,7 +6,6 @@ missing or could be better, one line of what to do.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -21,10 +20,11 @@ from pathlib import Path
 from types import ModuleType
 
 from medsegai import __version__
-from medsegai.card import ModelCard, load_card
-from medsegai.catalogue import card_files, user_models_folder
+from medsegai.card import ModelCard
+from medsegai.catalogue import read_cards, user_models_folder
 from medsegai.errors import ModelError, OutputError
 from medsegai.exchange import temporary_folder
+from medsegai.machine import available_memory, usable_cores
 
 OLDEST_PYTHON = (3, 11)
 LEAST_DISK_BYTES = 1_000_000_000
@@ -149,8 +149,8 @@ def _torch(torch: ModuleType | ImportError | OSError) -> Iterator[Finding]:
 
 
 def _processor(torch: ModuleType | ImportError | OSError) -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{platform.machine()}, {cores} cores"
+    cores = usable_cores()
+    found = f"{platform.machine()}, {cores} core{'s' * (cores > 1)}"
     flags = _processor_flags(torch)
     features = [name for name in ("avx2", "avx512_bf16", "amx_bf16") if name in flags]
     yield Finding("device", "cpu", ", ".join([found, *features]))
@@ -197,7 +197,7 @@ def _memory() -> Iterator[Finding]:
     available = available_memory()
     if available is None:
         return
-    cards = [card for card in map(_card, card_files()) if not isinstance(card, ModelError)]
+    cards = [card for _, card in read_cards() if isinstance(card, ModelCard)]
     needed = max((card.memory_mb for card in cards), default=0.0) or DEFAULT_MEMORY_MB
     found = f"{_gb(available)} available"
     if available >= needed * 1e6:
@@ -207,32 +207,9 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", "ram", found, Health.ADVICE, cure, free_bytes=available)
 
 
-def available_memory() -> int | None:
-    """Bytes that a new job could use without swapping; None where the system does not tell."""
-    if sys.platform == "win32":
-        return _windows_memory()
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
-        return sizes["MemAvailable"] * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-
-
-def _windows_memory() -> int | None:
-    """`ullAvailPhys` of GlobalMemoryStatusEx."""
-    if sys.platform != "win32":
-        return None
-    status = (ctypes.c_uint64 * 8)()
-    ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
-    return int(status[2])
-
-
 def _models() -> Iterator[Finding]:
     usable = 0
-    for source in card_files():
-        card = _card(source)
+    for source, card in read_cards():
         try:
             if isinstance(card, ModelError):
                 raise card
@@ -250,15 +227,14 @@ def _models() -> Iterator[Finding]:
         yield Finding("models", "models", "no usable model", Health.PROBLEM, cure)
 
 
-def _card(source: Path) -> ModelCard | ModelError:
-    try:
-        return load_card(source)
-    except ModelError as error:
-        return error
-
-
 def _disk() -> Iterator[Finding]:
     folder = user_models_folder()
+    if folder is None:
+        cure = "Models cannot be imported: set HOME, or MEDSEGAI_MODELS to a folder of your own."
+        yield Finding(
+            "disk", "models folder", "none, because this user has no home", Health.ADVICE, cure
+        )
+        return
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     found = f"{folder}, {_gb(free)} free"

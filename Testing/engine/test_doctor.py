@@ -15,7 +15,8 @@ import pytest
 
 from medsegai import catalogue, doctor
 from medsegai.cli import main
-from medsegai.doctor import Finding, Health, available_memory, can_segment, examine, repairs
+from medsegai.doctor import Finding, Health, can_segment, examine, repairs
+from medsegai.machine import available_memory
 from test_models_command import write_model
 
 Capture = pytest.CaptureFixture[str]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import shutil
 import signal
 import sys
@@ -22,10 +24,30 @@ BAR_WIDTH = 24
 REDRAW_SECONDS = 0.1
 
 
+def sound_streams() -> None:
+    """Let printing never fail, wherever this process was started.
+
+    Letters that the encoding of a stream lacks are replaced: consoles in cp932, gbk or ASCII lack "²" and letters
+    of many names, and file names need not be Unicode. What is printed to streams that were closed (`>&-`) goes
+    nowhere; their numbers are taken, or a file that is written later would get them, and what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 class ProgressBar:
     """One line on a terminal, drawn over itself: stage, bar, percent, time left.
 
-    Writes nothing where `stream` is no terminal, so logs stay clean.
+    Writes nothing where `stream` is not a terminal, so logs stay clean.
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:

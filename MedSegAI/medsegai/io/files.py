@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
 import struct
 import zlib
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medsegai.errors import GeometryError, InputError
 from medsegai.io.stored import Stored
+from medsegai.machine import available_memory, total_memory
 from medsegai.volume import Geometry
 
 DEFLATE_LIMIT = 1032
@@ -194,37 +193,9 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
 
 def _memory_bytes() -> int:
     """Memory of this machine, or of its container, that is free now; 0 where the system does not tell."""
-    known = [free for free in (_free_in_machine(), _free_in_container()) if free is not None]
-    return max(min(known), 1) if known else 0
-
-
-def _free_in_machine() -> int | None:
-    """What Linux thinks can be had without swapping; elsewhere all physical memory."""
-    with contextlib.suppress(OSError, ValueError, LookupError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
-
-
-def _free_in_container() -> int | None:
-    """What is left of the limit of this process's control group; None where there is none."""
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            left = int(Path(folder, limit).read_text()) - int(Path(folder, used).read_text())
-            return left + _cached(Path(folder, "memory.stat"))
-    return None
-
-
-def _cached(statistics: Path) -> int:
-    """Bytes of files that the system keeps in memory as long as nobody needs it."""
-    lines = (line.split() for line in statistics.read_text().splitlines())
-    found = {line[0]: int(line[1]) for line in lines if len(line) == 2}
-    return found.get("total_inactive_file", found.get("inactive_file", 0))
+    free = available_memory()
+    free = total_memory() if free is None else free
+    return 0 if free is None else max(free, 1)
 
 
 def _size(count: int) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from medsegai.errors import DeviceError
+from medsegai.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def choose_compute(device: str = "auto", backend: str = "auto", precision: str =
     Raises:
         DeviceError: what was asked for is not on this computer; the message says what is.
     """
+    limit_threads()
     chosen = _choose_device(device)
     if chosen.type == "cuda":
         if backend == "openvino":
@@ -92,6 +94,12 @@ def choose_compute(device: str = "auto", backend: str = "auto", precision: str =
     )
     mixed = precision == "mixed" or (precision == "auto" and cpu_has_bfloat16())
     return Compute(CPU, backend, mixed)
+
+
+def limit_threads() -> None:
+    """Not more threads than the container has processors: torch counts those of the machine, and would wait."""
+    if torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
 
 
 def cpu_has_bfloat16() -> bool:

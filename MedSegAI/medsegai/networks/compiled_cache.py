@@ -16,6 +16,7 @@ from pathlib import Path
 
 from medsegai.errors import OutputError
 from medsegai.io.atomic import atomic_path
+from medsegai.places import own_folder
 from medsegai.regular_files import open_regular, read_regular
 
 KEY_NAME, KEY_BYTES, CODE_BYTES = "key", 32, 32
@@ -27,13 +28,10 @@ def cache_folder() -> Path:
     Raises:
         OSError: the user has no home.
     """
-    chosen = os.environ.get("MEDSEGAI_CACHE")
-    if chosen:
-        return Path(chosen)
-    try:
-        return Path.home() / ".medsegai" / "cache"
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
+    folder = own_folder("cache", "MEDSEGAI_CACHE")
+    if folder is None:
+        raise OSError("this user has no home")
+    return folder
 
 
 def read_kept(name: str) -> bytes | None:
