@@ -13,7 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, OutputError
-from medsegai.evaluation import evaluate_folders, pair_cases, run_evaluation
+from medsegai.evaluation import (
+    EvaluationFiles,
+    evaluate_folders,
+    pair_cases,
+    run_evaluation,
+)
 from medsegai.io import write_segmentation
 from medsegai.labels import Label
 from medsegai.progress import Progress, ProgressEvent
@@ -73,7 +78,7 @@ def test_every_case_lists_every_structure(folders: tuple[Path, Path]) -> None:
 
 def test_results_are_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
     table, figures = tmp_path / "figures.csv", tmp_path / "figures.json"
-    evaluation = run_evaluation(*folders, csv=table, json=figures)
+    evaluation = run_evaluation(*folders, files=EvaluationFiles(table, figures))
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["a", "a", "b", "b", "mean", "mean"]
@@ -106,6 +111,30 @@ def test_cases_without_counterpart_are_all_listed(folders: tuple[Path, Path]) ->
         f"{folders[0]} has no counterpart of {folders[1] / 'd.nii.gz'}, {folders[1] / 'e.nii.gz'}"
         in message
     )
+
+
+def test_of_many_cases_without_counterpart_the_first_are_named_and_all_counted(
+    folders: tuple[Path, Path],
+) -> None:
+    for number in range(100, 300):
+        save(folders[1] / f"{number}.nii.gz", labels((1, 2, 6)))
+    with pytest.raises(InputError) as caught:
+        run_evaluation(*folders)
+    message = str(caught.value)
+    assert "no counterpart of 200 files" in message
+    assert "and 195 more" in message
+    assert message.count(".nii.gz") == 5
+    assert "--common evaluates the 2 that are in both" in message
+
+
+def test_cases_that_are_in_one_folder_alone_can_be_left_out(folders: tuple[Path, Path]) -> None:
+    save(folders[0] / "c.nii.gz", labels((1, 2, 6)))
+    save(folders[1] / "d.nii.gz", labels((1, 2, 6)))
+    assert [case.name for case in run_evaluation(*folders, common=True).cases] == ["a", "b"]
+    for path in folders[0].glob("[ab].*"):
+        path.unlink()
+    with pytest.raises(InputError, match="Rename them"):
+        run_evaluation(*folders, common=True)
 
 
 def test_one_case_in_two_files_is_refused(folders: tuple[Path, Path]) -> None:
@@ -204,7 +233,7 @@ def test_an_unwritable_output_is_found_before_the_work(
 ) -> None:
     monkeypatch.setattr("medsegai.evaluation.cases.read_labelmap", lambda _: pytest.fail("read"))
     with pytest.raises(OutputError, match="nowhere"):
-        run_evaluation(*folders, json=tmp_path / "nowhere" / "figures.json")
+        run_evaluation(*folders, files=EvaluationFiles(json=tmp_path / "nowhere" / "figures.json"))
 
 
 def test_progress_and_cancel(folders: tuple[Path, Path]) -> None:

@@ -31,6 +31,11 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="CSV",
         help="table that translates reference values: columns reference and evaluated",
     )
+    parser.add_argument(
+        "--common",
+        action="store_true",
+        help="evaluate the cases that are in both folders, and leave out the others",
+    )
     parser.add_argument("--model", metavar="ID", help="evaluate the structures of this model only")
     parser.add_argument(
         "--csv", type=Path, metavar="CSV", help="write one row per case and structure"
@@ -43,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.evaluation import run_evaluation
+    from medsegai.evaluation import EvaluationFiles, run_evaluation
 
     if not arguments.quiet:
         logging.basicConfig(level=logging.INFO, format="%(message)s")  # a line per finished case
@@ -51,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.predictions,
         arguments.references,
         mapping=arguments.mapping,
-        csv=arguments.csv,
-        json=arguments.json,
+        files=EvaluationFiles(arguments.csv, arguments.json),
         model=arguments.model,
+        common=arguments.common,
     )
     if not arguments.quiet:
         print(evaluation.table())

@@ -1,6 +1,11 @@
 """Comparing label maps with references: figures per structure, case and over all cases."""
 
-from medsegai.evaluation.cases import evaluate_folders, pair_cases, run_evaluation
+from medsegai.evaluation.cases import (
+    EvaluationFiles,
+    evaluate_folders,
+    pair_cases,
+    run_evaluation,
+)
 from medsegai.evaluation.mapping import LabelMapping, read_mapping
 from medsegai.evaluation.measures import FIGURES, StructureFigures, evaluate, surface_figures
 from medsegai.evaluation.report import CaseFigures, Evaluation, Spread, StructureSummary
@@ -9,6 +14,7 @@ __all__ = [
     "FIGURES",
     "CaseFigures",
     "Evaluation",
+    "EvaluationFiles",
     "LabelMapping",
     "Spread",
     "StructureFigures",

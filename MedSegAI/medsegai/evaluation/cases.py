@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medsegai.catalogue import find_card
@@ -24,15 +25,44 @@ ENDINGS = sorted({".seg.nrrd", *READABLE} - {".hdr", ".dcm"}, key=len, reverse=T
 
 STAGE = "evaluate"
 
+NAMED_AT_MOST = 5
+"""Files without a counterpart that a message names."""
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Where figures go; None for a file that is not wanted.
+
+    Attributes:
+        csv: one row for each case and structure.
+        json: all figures and their means, as an object.
+    """
+
+    csv: Path | None = None
+    json: Path | None = None
+
+    def check(self) -> None:
+        """Raises OutputError: a file cannot be written; found out before the work begins."""
+        for path in (self.csv, self.json):
+            if path is not None:
+                check_output(path)
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Raises OutputError."""
+        if self.csv is not None:
+            evaluation.write_csv(self.csv)
+        if self.json is not None:
+            evaluation.write_json(self.json)
+
 
 def run_evaluation(
     predictions: Path,
     references: Path,
     *,
     mapping: Path | None = None,
-    csv: Path | None = None,
-    json: Path | None = None,
     model: str | None = None,
+    common: bool = False,
+    files: EvaluationFiles = EvaluationFiles(),
 ) -> Evaluation:
     """What `medsegai evaluate` does.
 
@@ -40,9 +70,9 @@ def run_evaluation(
         predictions: one label map, or a folder of them.
         references: one label map, or a folder with files of the same names, their types apart.
         mapping: table that translates reference values, see `read_mapping`.
-        csv: file to write the figures to as rows.
-        json: file to write the figures to as an object.
         model: id or folder of the model whose labels are evaluated; else every value that occurs.
+        common: whether files without a counterpart are left out.
+        files: where the figures go.
 
     Raises:
         InputError: a file is missing, unreadable or without its counterpart.
@@ -50,16 +80,13 @@ def run_evaluation(
         ModelError: there is no such model.
         OutputError: a result cannot be written; found out before the work begins.
     """
-    for path in (csv, json):
-        if path is not None:
-            check_output(path)
+    files.check()
     labels = None if model is None else find_card(model).labels
     table = None if mapping is None else read_mapping(mapping)
-    evaluation = evaluate_folders(predictions, references, mapping=table, labels=labels)
-    if csv is not None:
-        evaluation.write_csv(csv)
-    if json is not None:
-        evaluation.write_json(json)
+    evaluation = evaluate_folders(
+        predictions, references, mapping=table, labels=labels, common=common
+    )
+    files.write(evaluation)
     return evaluation
 
 
@@ -70,6 +97,7 @@ def evaluate_folders(
     mapping: LabelMapping | None = None,
     labels: Sequence[Label] | None = None,
     progress: Progress | None = None,
+    common: bool = False,
 ) -> Evaluation:
     """Evaluate every case of two folders, or one pair of files.
 
@@ -79,13 +107,14 @@ def evaluate_folders(
         mapping: applied to the references.
         labels: what to evaluate; None for every value that occurs, with the names in the files.
         progress: told after each case.
+        common: whether files without a counterpart are left out.
 
     Raises:
         InputError, GeometryError: see `run_evaluation`.
         Cancelled: the user stopped.
     """
     progress = progress or Progress(weights={STAGE: 1})
-    pairs = pair_cases(Path(predictions), Path(references))
+    pairs = pair_cases(Path(predictions), Path(references), common)
     names = _Names(labels)
     cases: list[CaseFigures] = []
     for done, (name, prediction, reference) in enumerate(pairs):
@@ -100,12 +129,18 @@ def evaluate_folders(
     return Evaluation(tuple(_completed(cases, names.labels())), names.notes())
 
 
-def pair_cases(predictions: Path, references: Path) -> list[tuple[str, Path, Path]]:
+def pair_cases(
+    predictions: Path, references: Path, common: bool = False
+) -> list[tuple[str, Path, Path]]:
     """Case name, prediction and reference of each case, sorted by name.
 
+    Args:
+        predictions, references: two files, or two folders.
+        common: whether files without a counterpart are left out.
+
     Raises:
-        InputError: nothing there, a file against a folder, two files of one case, or files
-            without a counterpart, all of which are listed.
+        InputError: nothing there, a file against a folder, two files of one case; no case in both folders; or,
+            unless they may be left out, files without a counterpart: how many, and the first ones.
     """
     for path in (predictions, references):
         if not path.exists():
@@ -118,20 +153,29 @@ def pair_cases(predictions: Path, references: Path) -> list[tuple[str, Path, Pat
             "maps, or two folders of label maps."
         )
     found, expected = _label_maps(predictions), _label_maps(references)
-    lonely = [
-        f"{folder} has no counterpart of {', '.join(str(file) for file in files)}"
-        for folder, files in (
-            (references, [found[name] for name in sorted(found.keys() - expected.keys())]),
-            (predictions, [expected[name] for name in sorted(expected.keys() - found.keys())]),
-        )
-        if files
-    ]
-    if lonely:
+    both = sorted(found.keys() & expected.keys())
+    if not both or not (common or found.keys() == expected.keys()):
         raise InputError(
-            f"{'; '.join(lonely)}. A prediction and its reference have the same file name, apart "
-            "from the file type. Rename them, or move aside what is not to be evaluated."
+            " ".join(
+                _lonely(folder, [items[name] for name in sorted(items.keys() - others.keys())])
+                for folder, items, others in (
+                    (references, found, expected),
+                    (predictions, expected, found),
+                )
+                if items.keys() - others.keys()
+            )
+            + " A prediction and its reference have the same file name, apart from the file type. "
+            + (f"--common evaluates the {len(both)} that are in both." if both else "Rename them.")
         )
-    return [(name, found[name], expected[name]) for name in sorted(found)]
+    return [(name, found[name], expected[name]) for name in both]
+
+
+def _lonely(folder: Path, files: Sequence[Path]) -> str:
+    """In words: which files have no counterpart in `folder`, the first ones by name."""
+    names = ", ".join(map(str, files[:NAMED_AT_MOST]))
+    if len(files) > NAMED_AT_MOST:
+        names = f"{len(files)} files: {names} and {len(files) - NAMED_AT_MOST} more"
+    return f"{folder} has no counterpart of {names}."
 
 
 def case_name(path: Path) -> str:
