@@ -8,6 +8,8 @@ nnU-Net its three folders for as long as it is asked something.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -236,6 +238,18 @@ def _architecture(made: Made, dimensions: int) -> dict[str, Any]:
     }
 
 
+def find_trainer(name: str, _base: object = None) -> Any:
+    """The class of a trainer, from its own module; nnU-Net imports all, and some need what is not there."""
+    spec = importlib.util.find_spec("nnunetv2.training.nnUNetTrainer")
+    assert spec is not None
+    (folder,) = spec.submodule_search_locations or ()
+    for file in Path(folder).rglob("*.py"):
+        if f"class {name}(" in file.read_text(encoding="utf-8"):
+            module = ".".join((spec.name, *file.relative_to(folder).with_suffix("").parts))
+            return getattr(importlib.import_module(module), name)
+    raise LookupError(name)
+
+
 def _save_fold(
     made: Made,
     configuration: str,
@@ -246,9 +260,8 @@ def _save_fold(
 ) -> None:
     """What a trainer leaves in fold_X; its log holds NumPy numbers, as after a real training."""
     import torch
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    trainer_class = recursive_find_trainer_class_by_name(made.trainer)
+    trainer_class = find_trainer(made.trainer)
     own_plans = json.loads(json.dumps(plans)) | {"continue_training": False}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

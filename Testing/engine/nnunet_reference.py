@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsegai.io import read_volume
-from nnunet_models import nnunet_folders
+from nnunet_models import find_trainer, nnunet_folders
 
 
 class _TorchWithWideHalf:
@@ -69,8 +69,14 @@ def predict(
         _write_like(images[0], stage_before, before / images[0].name.replace("_0000", ""))
     with nnunet_folders(root), warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
+        from nnunetv2.inference import predict_from_raw_data
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+        stack.enter_context(
+            mock.patch.object(
+                predict_from_raw_data, "recursive_find_trainer_class_by_name", find_trainer
+            )
+        )
         if exact:
             stack.enter_context(sums_in_float32())
         predictor = nnUNetPredictor(
