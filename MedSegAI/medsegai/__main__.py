@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m medsegai` is the `medsegai` command."""
 
 from __future__ import annotations

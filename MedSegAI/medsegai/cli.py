@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: argcomplete looks for this word before it runs the command to complete a line.
 """The `medsegai` command: one parser, and one place where errors become exit codes.
 
 Each command is one file in `medsegai.commands`, with `add_parser` that describes it and a function that
@@ -30,6 +31,7 @@ from medsegai.commands import (
     worker,
 )
 from medsegai.commands.console import sound_streams
+from medsegai.commands.parsing import Parser, complete, help_alone
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, OutputError
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
@@ -68,14 +70,15 @@ exit codes:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; the documentation is checked against it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="medsegai",
         description=f"AI segmentation of medical images. {NOT_FOR_DIAGNOSIS}",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"medsegai {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    help_alone(parser)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser
@@ -84,7 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; argparse itself exits with 2 on unknown options."""
     sound_streams()
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    complete(parser)
+    arguments = parser.parse_args(argv)
     try:
         code: int = arguments.run(arguments)
     except MedSegAIError as error:

@@ -101,17 +101,17 @@ class SegmentationRequest:
             raise RequestError("No model is named. `medsegai models list` shows those there are.")
         if not 0 <= self.dropout_passes <= 1000:
             raise RequestError(
-                f"dropout_passes must lie between 0 and 1000, not {self.dropout_passes}."
+                f"dropout-passes must lie between 0 and 1000, not {self.dropout_passes}."
             )
         if not 0 < self.tile_step <= 1:
-            raise RequestError(f"tile_step must lie above 0 and up to 1, not {self.tile_step}.")
+            raise RequestError(f"tile-step must lie above 0 and up to 1, not {self.tile_step:g}.")
         _check_region(self.region)
         for item in request_options():
             choices = item.metadata["choices"]
             value = getattr(self, item.name)
             if choices and value not in choices:
                 raise RequestError(
-                    f"{item.name} must be one of {', '.join(choices)}, not {value!r}."
+                    f"{item.name.replace('_', '-')} must be one of {', '.join(choices)}, not {value!r}."
                 )
 
     @property

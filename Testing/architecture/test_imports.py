@@ -140,7 +140,9 @@ def shipped_dependencies() -> set[str]:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     used = [
-        line for extra in ("torch", "cpu", "demo", "handover", "train") for line in extras[extra]
+        line
+        for extra in ("completion", "torch", "cpu", "demo", "handover", "train")
+        for line in extras[extra]
     ]
     lines = [*project["dependencies"], *used]
     return {re.split(r"[<>=!~;\[ ]", line)[0].lower() for line in lines}

@@ -257,8 +257,8 @@ def test_the_printed_table_has_uncertainty_only_if_measured(
     assert "This engine is made up." in printed.err
     assert segment("--uncertainty", out / "e.nii.gz", "--overwrite") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["structure", "ml", "CV", "Dice", "IoU", "entropy"]
-    assert lines[2].split()[-4:] == ["0.125", "0.875", "0.750", "0.500"]
+    assert lines[0].split() == ["structure", "ml", "CV", "Dice", "IoU", "entropy", "remarks"]
+    assert lines[2].split()[3:7] == ["0.125", "0.875", "0.750", "0.500"]
     assert lines[4].split() == ["Absent", "tissue", "0.00", "-", "-", "-", "-"]
 
 

@@ -129,8 +129,8 @@ def test_readers_the_doctor_and_networks_keep_to_the_limits(
 ) -> None:
     (system / "own").write_text("0::/\n")
     group(system / "groups", cpu__max="100000 100000", memory__max=GIB, memory__current=0)
-    with pytest.raises(files.InputError, match=r"1\.07 GB of memory"):
-        files.check_stored_size(Path("scan.nii"), 2 * GIB, 2 * GIB, compressed=False)
+    with pytest.raises(files.InputError, match=r"1\.07 GB free"):
+        files.check_memory(Path("scan.nii"), 2 * GIB)
     memory = next(finding for finding in doctor.examine() if finding.name == "ram")
     assert memory.free_bytes == GIB
     processor = next(finding for finding in doctor.examine() if finding.name == "cpu")

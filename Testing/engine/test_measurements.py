@@ -258,7 +258,7 @@ def test_tables_hold_what_was_measured(tmp_path: Path) -> None:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == COLUMNS
     assert [line["name"] for line in table] == list(NAMES.values())
-    assert float(table[1]["surface_mm2"]) == rows[1].surface_mm2
+    assert float(table[1]["surface_mm2"]) == pytest.approx(rows[1].surface_mm2, rel=1e-11)
     assert table[2]["asymmetry_percent"] == ""
     structures = json.loads((tmp_path / "table.json").read_text())["structures"]
     assert structures[0]["mean"] == rows[0].mean

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.console import ProgressBar, print_written, stoppable
 from medsegai.commands.measure import add_segmentation
 from medsegai.progress import Progress
 
@@ -123,6 +123,5 @@ def run(arguments: argparse.Namespace) -> int:
     for warning in warnings:
         print(f"medsegai: warning: {warning}", file=sys.stderr)
     if not arguments.quiet:
-        places = [*exports.files().values(), *filter(None, [exports.surfaces])]
-        print(f"Written: {', '.join(map(str, places))}")
+        print_written([*exports.files().values(), exports.surfaces])
     return 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import table
+from medsegai.commands.console import print_written, table
 from medsegai.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"medsegai: warning: {warning}", file=sys.stderr)
     if not arguments.quiet:
         print(measurement_table(rows))
+        if outputs:
+            print_written(outputs)
     return 0
 
 

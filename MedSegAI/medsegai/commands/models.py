@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medsegai.card import ModelCard
 from medsegai.catalogue import (
@@ -19,15 +21,21 @@ from medsegai.catalogue import (
     user_models_folder,
 )
 from medsegai.commands.console import table
+from medsegai.commands.parsing import help_alone
 from medsegai.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
 
 
+FEW_FIGURES = 6
+"""Figures of one kind that `models show` lists one by one."""
+
+
 def add_parser(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("models", help="list, show, verify or import models")
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    parser = subparsers.add_parser("models", help="list, show, verify, import or remove models")
+    help_alone(parser)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
 
     listing = actions.add_parser("list", help="the models at hand")
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -61,6 +69,14 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     importing.add_argument("--id", help="the id to give the model, in place of its own")
     importing.set_defaults(run=run_import)
+
+    removing = actions.add_parser(
+        "remove",
+        help="delete a model of your own",
+        description="Delete a model of your own, card and weights. Models that come with MedSegAI stay.",
+    )
+    removing.add_argument("model", metavar="ID", help="id of the model, or its folder's name")
+    removing.set_defaults(run=run_remove)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -130,6 +146,42 @@ def run_import(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_remove(arguments: argparse.Namespace) -> int:
+    """Delete a folder of the user's models, also one whose card is broken."""
+    place = _own_folder(arguments.model)
+    removed = place.with_name(f".removed-{place.name}")
+    try:
+        place.rename(removed)  # as a whole: no half of a model is left behind
+        shutil.rmtree(removed)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be removed: {error}.") from error
+    print(f"Removed {arguments.model}: {place}")
+    return 0
+
+
+def _own_folder(name: str) -> Path:
+    """The folder of a model of the user's own, by its id, or by its folder's name where its card is broken.
+
+    Raises:
+        ModelError: there is none.
+    """
+    own = user_models_folder()
+    names: list[str] = []
+    for source, card in read_cards():
+        known = source.parent.name if isinstance(card, ModelError) else card.id
+        is_own = own is not None and source.is_relative_to(own)
+        if known == name and is_own:
+            return source.parent
+        if known == name:
+            raise ModelError(
+                f"{name} comes with MedSegAI, and stays. Only models of your own can be removed."
+            )
+        names += [known] * is_own
+    raise ModelError(
+        f"You have no model {name!r} of your own. Those you have: {', '.join(names) or 'none'}."
+    )
+
+
 def _verified(card: ModelCard) -> str:
     if card.in_place:
         return "all weights are there; which they should be, only an imported model says"
@@ -167,8 +219,51 @@ def describe_card(card: ModelCard) -> str:
         table(["value", "structure", "plausible ml", "code"], labels, left=4),
     ]
     if card.performance:
-        parts.append("Accuracy: " + json.dumps(dict(card.performance), indent=2))
+        parts.append(_accuracy(card.performance))
+        parts.append(f"All figures: medsegai models show {card.id} --json")
     return "\n\n".join(part for part in parts if part)
+
+
+def _accuracy(performance: Mapping[str, Any]) -> str:
+    """Figures under the heading that says of which cases they are."""
+    parts = []
+    for heading, figures in performance.items():
+        nested = figures if isinstance(figures, Mapping) else {"": figures}
+        lines = [[": ".join(filter(None, path)), value] for path, value in _figures(nested)]
+        parts.append(f"Accuracy, {heading}:\n{_indented(lines)}")
+    return "\n\n".join(parts)
+
+
+def _figures(
+    data: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every figure in nested objects with the names above it; of those of many structures lowest and highest."""
+    if len(data) > FEW_FIGURES and all(isinstance(value, (int, float)) for value in data.values()):
+        low, high = min(data, key=data.__getitem__), max(data, key=data.__getitem__)
+        yield path, f"{_figure(data[low])} ({low}) to {_figure(data[high])} ({high})"
+        return
+    if len(data) > FEW_FIGURES and all(isinstance(value, Mapping) for value in data.values()):
+        kinds = dict.fromkeys(kind for value in data.values() for kind in value)
+        data = {
+            kind: {name: value[kind] for name, value in data.items() if kind in value}
+            for kind in kinds
+        }
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, (*path, name))
+        else:
+            yield (*path, name), _figure(value)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_figure, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _indented(lines: Sequence[Sequence[str]]) -> str:
+    width = max((len(name) for name, _ in lines), default=0)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in lines)
 
 
 def _range(card: ModelCard, value: int) -> str:

@@ -8,16 +8,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.console import ProgressBar, print_written, stoppable
 from medsegai.commands.segment import comma_list
 from medsegai.errors import OutputError, RequestError
 from medsegai.locks import reserved
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, option_fields, parse, refinement_names, summary
+from medsegai.refinements import (
+    Draft,
+    option_fields,
+    parse,
+    refinement_names,
+    summary,
+    value_as_text,
+)
 from medsegai.tasks import RefinementRequest, RefinementResult
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
+
+
+NOTHING = "Nothing was changed: the segmentation was already as the refinements would have it."
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -79,7 +89,7 @@ def _options_text() -> str:
             bounds, choices = item.metadata["bounds"], item.metadata["choices"]
             known = f"; one of {', '.join(choices)}" if choices else ""
             known += f"; {bounds[0]:g} to {bounds[1]:g}" if bounds else ""
-            default = "" if item.default == () else item.default
+            default = value_as_text(item.default)
             lines.append(f"    {item.name}={default}  {item.metadata['help']}{known}")
     return "\n".join(lines)
 
@@ -105,11 +115,12 @@ def _run(arguments: argparse.Namespace) -> int:
     Draft(labelmap, labels, image, candidates)  # refuses a scan on another grid
     asked = RefinementRequest(labelmap, labels, settings, image=image, candidates=candidates)
     result = _refine(asked, arguments.quiet)
-    for sentence in () if arguments.quiet else result.words:
-        print(sentence)
     write_segmentation(arguments.output, result.labelmap, labels)
     if arguments.report is not None:
         _write_report(arguments.report, result.report)
+    if not arguments.quiet:
+        print("\n".join(result.words or [NOTHING]))
+        print_written([arguments.output, arguments.report])
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsegai.card import ModelCard
 from medsegai.catalogue import find_card, is_path
-from medsegai.commands.console import ProgressBar, duration, stoppable, table
+from medsegai.commands.console import ProgressBar, duration, print_written, stoppable, table
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.progress import Progress
 from medsegai.refinements import parse
@@ -220,7 +220,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = segment_to_files(request, outputs, arguments.quiet)
     if not arguments.quiet:
         print_summary(result)
-        print(f"Segmentation: {arguments.output}")
+        print_written(outputs.paths().values())
     return 0
 
 
@@ -270,12 +270,15 @@ def segment_to_files(
 def print_summary(result: SegmentationResult) -> None:
     """The table of structures, and how long it took."""
     measured = [name for name in MEASURES if any(_known(m, name) for m in result.structures)]
+    remarked = ["remarks"] * any(measures.remarks for measures in result.structures)
     rows = [
         [measures.label.name, f"{measures.volume_ml:.2f}"]
         + [_cell(getattr(measures, name)) for name in measured]
+        + ["; ".join(measures.remarks) for _ in remarked]
         for measures in result.structures
     ]
-    print(table(["structure", "ml", *[MEASURES[name] for name in measured]], rows))
+    header = ["structure", "ml", *[MEASURES[name] for name in measured], *remarked]
+    print(table(header, rows, words_last=bool(remarked)))
     took = f"{duration(sum(result.seconds.values()))}."
     print("\n" + " ".join(filter(None, [took, result.refined(), NOT_FOR_DIAGNOSIS])))
 

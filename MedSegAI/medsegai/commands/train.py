@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.parsing import help_alone
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled
 from medsegai.progress import Progress
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("train", help="train a model")
-    families = parser.add_subparsers(title="families", metavar="FAMILY", required=True)
+    help_alone(parser)
+    families = parser.add_subparsers(title="families", metavar="FAMILY")
     add_quicknat(families)
     add_nnunet(families)
 

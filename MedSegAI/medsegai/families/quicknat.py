@@ -130,6 +130,11 @@ class QuickNATModel:
                 "Add another view, for example --views axial,sagittal."
             )
         passes = request.dropout_passes
+        if passes and not self.settings.dropout:
+            raise RequestError(
+                f"Model {self.card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Leave out "
+                "--dropout-passes; its views tell where it is in doubt."
+            )
         kept = head_box(head.voxels, margin=round(KEPT_MARGIN_MM / min(self.card.spacing_mm)))
         answered = head.geometry.cropped(
             [part.start for part in kept], [part.stop - part.start for part in kept]

@@ -9,13 +9,17 @@ from typing import Any
 
 from medsegai.io.atomic import atomic_path
 
+EXACT_DIGITS = 12
+"""Digits of a double that arithmetic leaves exact; it has 15 to 17."""
+
 
 def write_table(
     path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
     """Write rows below their headings, as CSV in UTF-8.
 
-    What is None or left out is an empty cell; of a list, the items stand in one cell, joined by "; ".
+    What is None or left out is an empty cell; of a list, the items stand in one cell, joined by "; ". Numbers have
+    as many digits as are exact, so that a sum of floats is 1.404 and not 1.4040000000000001.
 
     Raises:
         OutputError: the file cannot be written; what was there stays.
@@ -27,4 +31,6 @@ def write_table(
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, float):  # NumPy's float64 is one
+        return float(f"{value:.{EXACT_DIGITS}g}")
     return "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

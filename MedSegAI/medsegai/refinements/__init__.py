@@ -222,7 +222,7 @@ def parse(text: str) -> dict[str, Any]:
 
 def as_text(settings: Mapping[str, Any]) -> str:
     """What `parse` reads as these settings; labels in groups have no such text."""
-    parts = [f"{name}={_to_text(value)}" for name, value in settings.items() if name != "name"]
+    parts = [f"{name}={value_as_text(value)}" for name, value in settings.items() if name != "name"]
     return ":".join(filter(None, (str(settings["name"]), ";".join(parts))))
 
 
@@ -326,7 +326,8 @@ def _from_text(where: str, text: str, default: Any) -> Any:
         raise RequestError(f"{where} must be {kind}, not {text!r}.") from None
 
 
-def _to_text(value: Any) -> str:
+def value_as_text(value: Any) -> str:
+    """The value of an option as `parse` reads it: yes or no, numbers, or labels joined by +."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

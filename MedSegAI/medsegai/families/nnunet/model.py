@@ -72,6 +72,11 @@ class NNUNetModel:
     ) -> list[Part]:
         """One part for each configuration: its folds one by one where they matter, else as one member."""
         self._check(inputs)
+        if request.dropout_passes:
+            raise RequestError(
+                f"Model {self.card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Leave out "
+                "--dropout-passes; its folds and mirrored images tell where it is in doubt."
+            )
         scan = turned(inputs, self.card.settings["reader"], self.card.settings["transpose"])
         groups: dict[str, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):

@@ -1,0 +1,74 @@
+"""The parser of the command line: a mistake is answered with what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+NEAR = 0.6
+"""How alike two words must be (`difflib`), from 0 to 1, for one to be suggested for the other."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that suggests the option or the choice that an unknown one is most like.
+
+    Each command refuses its own unknown options, so that suggestions, and the usage that is shown, are of that
+    command.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        given = list(sys.argv[1:] if args is None else args)
+        found, unknown = super().parse_known_args(given, namespace)
+        if unknown:
+            self._refuse(unknown)
+        return found, []
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        known = list(self._option_string_actions)
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        meant = [suggestion(option, known) for option in options]
+        hints = ", ".join(dict.fromkeys(filter(None, meant)))
+        self.error(
+            f"unrecognized arguments: {' '.join(unknown)}"
+            + (f". Did you mean {hints}?" if hints else "")
+        )
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            meant = suggestion(str(value), map(str, action.choices or ()))
+            if not meant:
+                raise
+            raise argparse.ArgumentError(
+                action, f"{error.message}. Did you mean {meant}?"
+            ) from None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What a misspelt word was probably meant to be; "" where nothing is like it."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1, NEAR)), "")
+
+
+def help_alone(parser: argparse.ArgumentParser) -> None:
+    """Let the parser, given no command, print its help."""
+
+    def run(_arguments: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=run)
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell when it asks how a line could go on, where the package argcomplete is installed."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)
