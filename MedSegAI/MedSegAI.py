@@ -89,6 +89,9 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.controller.models.show()
         closes = slicer.vtkMRMLScene.StartCloseEvent
         self.addObserver(slicer.mrmlScene, closes, self.onSceneStartClose)
+        opened = slicer.vtkMRMLScene.EndImportEvent
+        self.addObserver(slicer.mrmlScene, opened, self.onSceneOpened)
+        self.controller.scene_opened()
         self.closeFilter = CloseFilter()
         if slicer.util.mainWindow() is not None:
             self.closeFilter.watch(slicer.util.mainWindow(), self.mayClose)
@@ -114,6 +117,9 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
 
     def onInputModified(self, caller: Any, event: Any) -> None:
         self.controller.jobs.update_plan()
+
+    def onSceneOpened(self, caller: Any, event: Any) -> None:
+        self.controller.scene_opened()
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         """The results would have no volume to belong to: keep what can be kept, and stop the rest."""
@@ -390,7 +396,7 @@ def install_what_is_missing(handover: bool = False) -> None:
 
 def when_slicer_has_started() -> None:
     """What other modules have to be there for. A step that fails is logged and costs none of the others."""
-    for step in (register_effect, register_sample_data):
+    for step in (register_effect, register_sample_data, keep_scene_tidy):
         try:
             step()
         except (
@@ -404,6 +410,13 @@ def register_effect() -> None:
     from MedSegAILib.correction import register
 
     register()
+
+
+def keep_scene_tidy() -> None:
+    """What belongs to a segmentation goes when it goes."""
+    from MedSegAILib.scene.attachments import follow
+
+    follow(slicer.mrmlScene)
 
 
 def register_sample_data() -> None:

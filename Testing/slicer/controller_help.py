@@ -224,6 +224,8 @@ class Scene:
         self.places: list[DoubtfulPlace] = []
         self.reference: Any = Node("Head")
         self.overlaid = False
+        self.only: Any = None
+        self.drawn: list[Any] = []
         self.changed_at: tuple[float, float, float] | None = (1.0, 2.0, 3.0)
         self.walked, self.within, self.current = 0, "", ""
         self.done: list[tuple[Any, ...]] = []
@@ -332,6 +334,12 @@ class Scene:
         number = (self.walked - 1) % len(self.places)
         self.current = self.places[number].segment_id
         return Step(self.places[number], number + 1, len(self.places))
+
+    def only_result(self) -> Any:
+        return self.only
+
+    def draw_alone(self, segmentation: Any) -> None:
+        self.drawn.append(segmentation)
 
     def uncertainty_is_shown(self, segmentation: Any) -> bool:
         return self.overlaid

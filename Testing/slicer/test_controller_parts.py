@@ -99,6 +99,26 @@ def test_coming_back_neither_restarts_the_walk_nor_loses_the_row(shown: House) -
     assert shown.panel.message.startswith("Doubtful place 2 of 2")
 
 
+def test_a_scene_that_is_opened_shows_its_one_result_and_takes_nothing_away(house: House) -> None:
+    house.controller.scene_opened()
+    assert house.controller.results.node is None
+    house.scene.rows, house.scene.only = [ROW], Node("Result")
+    house.controller.scene_opened()
+    assert house.controller.results.node is house.scene.only
+    assert house.panel.results.last("choose") == (house.scene.only,)
+    shown, house.scene.only = house.scene.only, Node("Other")
+    house.controller.scene_opened()
+    assert house.controller.results.node is shown
+
+
+def test_what_is_chosen_in_the_table_is_drawn(shown: House) -> None:
+    """And once: a segmentation whose eye the user closes stays so when the page is left and entered."""
+    node, other = shown.controller.results.node, Node("Older result")
+    shown.panel.results.segmentation_chosen.emit(other)
+    shown.controller.enter()
+    assert shown.scene.drawn == [node, other]
+
+
 def test_coming_back_the_map_of_uncertainty_is_still_shown_as_such(shown: House) -> None:
     shown.scene.overlaid = True
     shown.controller.enter()

@@ -212,4 +212,7 @@ def test_the_colours_are_no_litter(seen: Seen, mrml: Any, tmp_path: Path) -> Non
     assert [each for each in tables if each.GetName() == table.GetName()] == [table]
     assert table.GetHideFromEditors()
     assert not table.GetSaveWithScene()
-    assert entropy.GetScalarVolumeDisplayNode().GetLowerThreshold() == LOWEST
+    display = entropy.GetScalarVolumeDisplayNode()
+    assert display.GetLowerThreshold() == LOWEST
+    assert display.GetUpperThreshold() > np.log(1000), "more than any model can be in doubt"
+    assert display.GetWindowLevelMax() == pytest.approx(np.log(2))

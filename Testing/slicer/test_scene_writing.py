@@ -176,8 +176,9 @@ def test_nodes_stand_beside_their_source_in_the_tree(mrml: Any) -> None:
     tree.CreateItem(folder, node)
     segmentation = written(mrml, node, entropy=True)
     entropy = segmentation.GetNodeReference(ENTROPY_REFERENCE)
-    for made in (segmentation, entropy):
-        assert tree.GetItemParent(tree.GetItemByDataNode(made)) == folder
+    item = tree.GetItemByDataNode(segmentation)
+    assert tree.GetItemParent(item) == folder
+    assert tree.GetItemParent(tree.GetItemByDataNode(entropy)) == item, "it belongs to it"
 
 
 @pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
@@ -187,11 +188,6 @@ def test_the_entropy_is_a_volume_on_the_same_voxels(mrml: Any, moved: np.ndarray
     assert entropy.GetName() == "Head uncertainty"
     np.testing.assert_array_equal(arrayFromVolume(entropy), np.full(SHAPE, 0.3, np.float32))
     np.testing.assert_allclose(world_of(entropy, 5, 3, 7), world_of(node, 5, 3, 7), atol=1e-9)
-    display = entropy.GetScalarVolumeDisplayNode()
-    assert display.GetWindowLevelMax() == pytest.approx(np.log(2))
-    assert display.GetApplyThreshold()
-    assert 0 < display.GetLowerThreshold() < 0.3
-    assert np.log(1000) < display.GetUpperThreshold(), "more than any model can be in doubt"
 
 
 def test_the_report_stays_with_the_node_through_a_saved_scene(mrml: Any, tmp_path: Path) -> None:

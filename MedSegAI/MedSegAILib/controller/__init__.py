@@ -71,6 +71,10 @@ class Controller:
         """What to ask while the scene closes, likewise."""
         return self._question(_(SCENE_QUESTION), [])
 
+    def scene_opened(self) -> None:
+        """A scene was opened, or was there before the page."""
+        self.results.show_only_one()
+
     def scene_closes(self) -> None:
         """What is under way would have no volume to belong to."""
         self._house.queue.cancel_all()

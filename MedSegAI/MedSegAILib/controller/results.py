@@ -18,6 +18,8 @@ class ResultsScene(Protocol):
     """See `scene.Scene`."""
 
     def is_present(self, node: Any) -> bool: ...
+    def only_result(self) -> Any: ...
+    def draw_alone(self, segmentation: Any) -> None: ...
     def structures(self, segmentation: Any) -> Sequence[StructureRow]: ...
     def report(self, segmentation: Any) -> Mapping[str, Any]: ...
     def show_segments(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None: ...
@@ -73,6 +75,8 @@ class Results:
         """
         if node is not self._node:
             self._panel.show_message("")
+            if node is not None:
+                self._scene.draw_alone(node)
         self._node = node
         rows: Sequence[StructureRow] = ()
         try:
@@ -94,6 +98,12 @@ class Results:
             self.show(node)
         else:
             self.refresh()
+
+    def show_only_one(self) -> None:
+        """Where nothing is shown and the scene has one result, show that: a scene was opened."""
+        node = self._scene.only_result()
+        if self._node is None and node is not None:
+            self.show_chosen(node)
 
     @property
     def node(self) -> Any:

@@ -20,6 +20,7 @@ from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.scene import (
     channels,
     doubt,
+    drawing,
     handing_over,
     inputs,
     measuring,
@@ -42,9 +43,9 @@ from MedSegAILib.scene.handing_over import HandedOver
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
-from MedSegAILib.scene.segments import label_value, segment_id
+from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_value, segment_id
 from MedSegAILib.scene.undo import SaveUndo, no_undo
-from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Preview, Writer
+from MedSegAILib.scene.writing import Preview, Writer
 from MedSegAILib.view import SegmentRow, StructureRow
 
 __all__ = [
@@ -146,6 +147,14 @@ class Scene:
             GeometryError: source or segmentation stand under a transform that is not linear.
         """
         return self._writer.write(source, result, output or OutputChoice(), frame)
+
+    def draw_alone(self, segmentation: Any) -> None:
+        """Draw a segmentation, and no other result that shows the same: see `drawing.draw_alone`."""
+        drawing.draw_alone(self._scene, segmentation)
+
+    def only_result(self) -> Any:
+        """The one result that there is, or that is drawn; None where there is no such one."""
+        return drawing.only_result(self._scene)
 
     def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Preview:
         """Show what a result would change, before it does.

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import slicer
 import slicer.util
+import vtk
 from numpy.typing import NDArray
 
 from medsegai.request import Candidates, SegmentationResult
+from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import Box, matrix
+from MedSegAILib.scene.nodes import nodes_of, remove
 
 ENTROPY_REFERENCE = "MedSegAI.entropy"
 """Reference of the segmentation node to the volume node of its entropy."""
@@ -23,7 +27,7 @@ INFORMATION_REFERENCE = "MedSegAI.mutual_information"
 """Reference of the segmentation node to the volume node of what its members differ in."""
 
 CANDIDATES_REFERENCE = "MedSegAI.candidates"
-"""Reference of the segmentation node to a hidden volume with four values per voxel: the label of the most and
+"""Reference of the segmentation node to a volume with four values per voxel: the label of the most and
 of the second most probable structure, and the probabilities of both."""
 
 NAMES = {
@@ -84,14 +88,14 @@ def make_node(scene: Any, attachment: Attachment, source: Any, image: Any = None
     It is named after the source, and lies where the image does, such as that of a frame; where the source does
     if there is no such image.
     """
-    hidden = attachment.role == CANDIDATES_REFERENCE
-    kind = "vtkMRMLVectorVolumeNode" if hidden else "vtkMRMLScalarVolumeNode"
+    has_parts = attachment.role == CANDIDATES_REFERENCE
+    kind = "vtkMRMLVectorVolumeNode" if has_parts else "vtkMRMLScalarVolumeNode"
     node = scene.CreateNodeByClass(kind)
     node.UnRegister(None)
     node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {NAMES[attachment.role]}"))
-    if hidden:
+    node.SetHideFromEditors(True)  # nobody's input: it would stand in every list of volumes
+    if has_parts:
         node.SetVoxelVectorType(node.VoxelVectorTypeUndefined)
-        node.HideFromEditorsOn()
     fill_node(node, attachment, source if image is None else image)
     return node
 
@@ -100,6 +104,43 @@ def fill_node(node: Any, attachment: Attachment, source: Any) -> None:
     """Put an attachment's voxels into a volume node, where the source lies."""
     slicer.util.updateVolumeFromArray(node, attachment.voxels)
     node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
+
+
+def put_beneath(segmentation: Any, node: Any) -> None:
+    """Give a volume its place below its segmentation in the tree of the scene's data."""
+    scene = segmentation.GetScene()
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = 0 if tree is None else tree.GetItemByDataNode(segmentation)
+    if not item:
+        return
+    own = tree.GetItemByDataNode(node)
+    if own:
+        tree.SetItemParent(own, item)
+    else:
+        tree.CreateItem(item, node)
+
+
+def remove_of(scene: Any, segmentation: Any) -> None:
+    """Take the volumes that belong to a segmentation alone out of the scene; those of sequences stay."""
+    others = nodes_of(scene, "vtkMRMLSegmentationNode")
+    for role in NAMES:
+        node = segmentation.GetNodeReference(role)
+        if node is None or sequences.browser_of(node) is not None:
+            continue
+        if any(each.GetNodeReference(role) is node for each in others if each is not segmentation):
+            continue
+        remove(scene, node)
+
+
+def follow(scene: Any) -> int:
+    """From now on what belongs to a segmentation goes when it goes; the tag of the observation."""
+
+    def on_removal(_scene: Any, _event: str, node: Any) -> None:
+        if node is not None and node.IsA("vtkMRMLSegmentationNode") and not scene.IsClosing():
+            remove_of(scene, node)
+
+    vars(on_removal)["CallDataType"] = vtk.VTK_OBJECT  # VTK hands the node over
+    return int(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, on_removal))
 
 
 def _stacked(candidates: Candidates) -> NDArray[Any]:

@@ -19,8 +19,7 @@ from medsegai.volume import Geometry, Volume
 from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
 from MedSegAILib.scene.placing import lattice, place_in
-from MedSegAILib.scene.segments import label_of, label_value, values_of
-from MedSegAILib.scene.writing import REPORT_ATTRIBUTE
+from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_of, label_value, values_of
 
 NOWHERE = Geometry((1, 1, 1), np.eye(4))
 """The grid of a segmentation without any voxel."""

@@ -42,8 +42,15 @@ from MedSegAILib.scene.placing import (
     place_in,
 )
 from MedSegAILib.scene.review import is_locked, segment_of
-from MedSegAILib.scene.segments import DIGEST_TAG, digests, label_of, tag_of, values_of
-from MedSegAILib.scene.writing import REPORT_ATTRIBUTE, Writer
+from MedSegAILib.scene.segments import (
+    DIGEST_TAG,
+    REPORT_ATTRIBUTE,
+    digests,
+    label_of,
+    tag_of,
+    values_of,
+)
+from MedSegAILib.scene.writing import Writer
 from MedSegAILib.translation import tr as _
 
 REFINED = "refined"

@@ -25,6 +25,9 @@ from MedSegAILib.scene.layers import (
 )
 from MedSegAILib.scene.review import ReviewState, set_state
 
+REPORT_ATTRIBUTE = "MedSegAI.report"
+"""Attribute of a segmentation node that the AI made: the report of its last job, as JSON."""
+
 LABEL_TAG = "MedSegAI.label"
 """Tag of a segment that the AI wrote: the value of its label in the model."""
 

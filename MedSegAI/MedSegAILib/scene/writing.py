@@ -12,20 +12,20 @@ from medsegai.errors import InputError
 from medsegai.request import SegmentationResult
 from medsegai.volume import Geometry
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import sequences
+from MedSegAILib.scene import drawing, sequences
 from MedSegAILib.scene.attachments import (
-    CANDIDATES_REFERENCE,
-    NAMES,
     Attachment,
     attachments_of,
     fill_node,
     make_node,
     merged,
+    put_beneath,
+    remove_of,
 )
 from MedSegAILib.scene.copies import ShownCopy
-from MedSegAILib.scene.doubt_colors import color
 from MedSegAILib.scene.inputs import check_image, ijk_to_local
 from MedSegAILib.scene.matching import match
+from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.placing import (
     Plan,
     carry_out,
@@ -34,13 +34,10 @@ from MedSegAILib.scene.placing import (
     plan_update,
     region_box,
 )
-from MedSegAILib.scene.segments import add_segments
+from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
 from MedSegAILib.scene.undo import SaveUndo
 from MedSegAILib.scene.visibility import show_as_the_card_says
 from MedSegAILib.translation import tr as _
-
-REPORT_ATTRIBUTE = "MedSegAI.report"
-"""Attribute of the segmentation node: the report of its last job, as JSON."""
 
 
 @dataclass
@@ -51,11 +48,13 @@ class Writer:
         scene: the vtkMRMLScene.
         save_undo: called before a segmentation changes.
         notes: what the last writing left as it was, or did in another way than was chosen, in words.
+        hidden: segmentations that the last new one is drawn in place of.
     """
 
     scene: Any
     save_undo: SaveUndo
     notes: list[str] = field(default_factory=list)
+    hidden: list[Any] = field(default_factory=list)
 
     def write(
         self, source: Any, result: SegmentationResult, output: OutputChoice, frame: int | None
@@ -78,6 +77,13 @@ class Writer:
         show_as_the_card_says(segmentation, segmentation.GetSegmentation().GetSegmentIDs())
         for each, node in volumes:
             self._attach(segmentation, source, each, node)
+        self.hidden = drawing.draw_alone(self.scene, segmentation)
+        if self.hidden:
+            self.notes.append(
+                _(
+                    "No longer drawn, because the new one shows the same structures: {names}."
+                ).format(names=", ".join(node.GetName() for node in self.hidden))
+            )
         return segmentation
 
     def change(
@@ -145,13 +151,8 @@ class Writer:
             tree.CreateItem(tree.GetItemParent(item), node)
 
     def remove(self, node: Any) -> None:
-        """Take a node and its display nodes out of the scene, if it is there."""
-        if node is None or not self.scene.IsNodePresent(node):
-            return
-        shown = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
-        for each in (node, *shown):
-            if each is not None and self.scene.IsNodePresent(each):
-                self.scene.RemoveNode(each)
+        """Take a node out of the scene, if it is there: see `nodes.remove`."""
+        remove(self.scene, node)
 
     def _can_change(self, output: OutputChoice, result: SegmentationResult) -> bool:
         """Whether the chosen segmentation can take a result; if not, a note says why a new one does."""
@@ -227,10 +228,10 @@ class Writer:
 
     def _attach(self, segmentation: Any, source: Any, each: Attachment, node: Any) -> None:
         if not self.scene.IsNodePresent(node):
-            self.add_beside(node, source)
+            self.scene.AddNode(node)
+            node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        put_beneath(segmentation, node)
         segmentation.SetNodeReferenceID(each.role, node.GetID())
-        if each.role != CANDIDATES_REFERENCE:
-            color(self.scene, node)
 
 
 class Preview:
@@ -250,7 +251,7 @@ class Preview:
         self._copy: ShownCopy | None = None
         if output.node is None or not writer._can_change(output, result):
             self.node = writer.write_new(source, result)
-            self._name = self.node.GetName()
+            self._name, self._hidden = self.node.GetName(), writer.hidden
         else:
             self._copy = self._copied(output.node)
             self.node = self._copy.node
@@ -285,8 +286,8 @@ class Preview:
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
         if self._copy is None:
-            for role in NAMES:
-                self._writer.remove(self.node.GetNodeReference(role))
+            remove_of(self._writer.scene, self.node)
+            drawing.draw_again(self._writer.scene, self._hidden)
         self._writer.remove(self.node)
         self._show_original()
 

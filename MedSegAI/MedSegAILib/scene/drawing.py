@@ -1,0 +1,69 @@
+"""Which segmentations are drawn: of those that show the same structures of a scan, one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.scene.segments import REPORT_ATTRIBUTE
+
+
+def results(scene: Any) -> list[Any]:
+    """The segmentations that MedSegAI made, in the order of the scene."""
+    return [
+        node
+        for node in nodes_of(scene, "vtkMRMLSegmentationNode")
+        if node.GetAttribute(REPORT_ATTRIBUTE) and not node.GetHideFromEditors()
+    ]
+
+
+def only_result(scene: Any) -> Any:
+    """The one result that there is, or that is drawn; None where there is no such one."""
+    found = results(scene)
+    if len(found) > 1:
+        found = [node for node in found if _is_drawn(node)]
+    return found[0] if len(found) == 1 else None
+
+
+def draw_alone(scene: Any, segmentation: Any) -> list[Any]:
+    """Draw a segmentation, and no other result on the same image that has a segment in common with it.
+
+    Segmentations that a person made stay drawn.
+
+    Returns:
+        those that are no longer drawn.
+    """
+    segmentation.CreateDefaultDisplayNodes()
+    segmentation.GetDisplayNode().SetVisibility(True)
+    hidden = []
+    for other in results(scene):
+        if other is not segmentation and _is_drawn(other) and _same_shown(other, segmentation):
+            other.GetDisplayNode().SetVisibility(False)
+            hidden.append(other)
+    return hidden
+
+
+def draw_again(scene: Any, segmentations: Iterable[Any]) -> None:
+    """Draw these, as far as they are still in the scene."""
+    for node in segmentations:
+        if scene.IsNodePresent(node) and node.GetDisplayNode() is not None:
+            node.GetDisplayNode().SetVisibility(True)
+
+
+def _is_drawn(segmentation: Any) -> bool:
+    display = segmentation.GetDisplayNode()
+    return display is not None and bool(display.GetVisibility())
+
+
+def _same_shown(first: Any, second: Any) -> bool:
+    """Whether two segmentations of one image have a segment of the same name."""
+    role = first.GetReferenceImageGeometryReferenceRole()
+    image = first.GetNodeReferenceID(role)
+    same_image = image is not None and image == second.GetNodeReferenceID(role)
+    return same_image and bool(_names(first) & _names(second))
+
+
+def _names(segmentation: Any) -> set[str]:
+    segments = segmentation.GetSegmentation()
+    return {segments.GetSegment(name).GetName() for name in segments.GetSegmentIDs()}
