@@ -111,7 +111,7 @@ def test_only_what_is_ticked_changes_and_completed_segments_never(page: Any, cas
     press(page, "refineApplyButton")
     until(lambda: message(page) == "There was nothing to change.")
     np.testing.assert_array_equal(case.mask(LEFT), case.specked)
-    page.panel.results.review_chosen.emit(case.ids[LEFT], "completed")
+    page.panel.results.review_chosen.emit((case.ids[LEFT],), "completed")
     page.enter()
     assert not shown.item(0).flags() & pythonqt.QtCore.Qt.ItemFlag.ItemIsEnabled
     find(page.parent, "refineSegmentsSelector").setCurrentIndex(0)
