@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import ctypes
+import functools
+import hashlib
 import os
+import platform
 import re
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.errors import OutputError, WorkerError
+from medsegai.locks import try_lock
 
 BLOCK_BYTES = 1 << 20
 """What one message carries of a file, before it is compressed."""
+
+MOST_BYTES = 1 << 50
+"""No job has more."""
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""When the folder of a process of another container may be looked at."""
 
 _PREFIX = "medsegai-exchange-"
 _NAME = re.compile(r"[0-9a-f]{32}\.npy")
@@ -34,8 +46,9 @@ _NAME = re.compile(r"[0-9a-f]{32}\.npy")
 class ExchangeFolder:
     """A new private folder; `remove` it when the job is over.
 
-    Its name holds the number of this process, so that folders which a crash left behind are known for what
-    they are: each new folder sweeps those of dead processes away.
+    Its name holds the number of this process and where that number counts, so that folders which a crash left
+    behind are known for what they are: each new folder sweeps those of dead processes away. The folder is locked
+    for as long as this process lives: another container that shares the temporary folder cannot see our processes.
 
     Raises:
         OutputError: the temporary folder does not exist or is not writable, or its disk is full.
@@ -45,7 +58,9 @@ class ExchangeFolder:
         parent = temporary_folder() if parent is None else parent
         sweep(parent)
         try:
-            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+            prefix = f"{_PREFIX}{os.getpid()}.{_numbering()}-"
+            self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            self._lock = _locked(self.path)
         except OSError as error:
             raise OutputError(
                 f"No folder can be made in the temporary folder {parent}: {error.strerror}. "
@@ -55,30 +70,82 @@ class ExchangeFolder:
     def remove(self) -> bool:
         """Delete the folder; False where Windows keeps it, as long as a file in it is mapped."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         return not self.path.exists()
 
 
 def temporary_folder() -> Path:
-    """Where temporary files go.
+    """Where temporary files go: never the working folder, which Python takes if no other can be written.
 
     Raises:
         OutputError: none of the usual folders can be written.
     """
+    named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
     try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError as error:
-        raise OutputError(
-            "No temporary folder can be written. Free space on the disk, or name a folder in the variable "
-            "TMPDIR."
-        ) from error
+        folder = Path(tempfile.gettempdir())
+        if not _same(folder, Path.cwd()) or any(_same(folder, Path(name)) for name in named):
+            return folder
+    except FileNotFoundError:
+        pass
+    reason = f": {named[0]} is full or read-only" if named else ""
+    raise OutputError(
+        f"No temporary folder can be written{reason}. Free space on the disk, or name another folder in the "
+        "variable TMPDIR."
+    )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.abspath(one) == os.path.abspath(other)
 
 
 def sweep(parent: Path) -> None:
     """Delete the folders of processes that are no more."""
     for folder in parent.glob(f"{_PREFIX}*"):
-        number = folder.name.removeprefix(_PREFIX).split("-")[0]
-        if number.isdecimal() and not _is_alive(int(number)):
+        number, _, numbering = folder.name.removeprefix(_PREFIX).split("-")[0].partition(".")
+        if not number.isdecimal():
+            continue
+        here = numbering in ("", _numbering())
+        if not _is_alive(int(number)) if here else _is_abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _numbering() -> str:
+    """Names where numbers of processes count: this computer since it was started, this container."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that keeps `folder` locked while it is open; None where folders cannot be locked."""
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if try_lock(descriptor):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether nobody, anywhere, keeps a folder whose process cannot be asked for, and it is old."""
+    try:
+        if time.time() - folder.stat().st_mtime < ABANDONED_SECONDS:
+            return False
+        descriptor = _locked(folder)
+    except OSError:
+        return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is not None
 
 
 def file_in(folder: Path, name: str) -> Path:
@@ -142,6 +209,7 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
         raise WorkerError(f"An array arrived damaged through the pipe: {error}.") from error
     if not reader.eof:
         raise WorkerError("An array arrived damaged through the pipe: a block has no end.")
+    travel = Travel(_count(message["done"]), _count(message["total"]))
     try:
         with path.open("ab") as stream:
             stream.write(block)
@@ -150,7 +218,15 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
             f"The temporary file {path} cannot be written: {error.strerror}. Free space on that disk, or "
             "choose another temporary folder."
         ) from error
-    return Travel(int(message["done"]), int(message["total"]))
+    return travel
+
+
+def _count(number: Any) -> int:
+    if not isinstance(number, int) or not 0 <= number < MOST_BYTES:
+        raise WorkerError(
+            "An array arrived damaged through the pipe: it does not say how long it is."
+        )
+    return number
 
 
 def _is_alive(pid: int) -> bool:

@@ -12,8 +12,8 @@ from typing import IO, Any
 from medsegai.errors import OutputError
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock a file until it is closed or the process ends; False if another process has it.
+def try_lock(file: IO[Any] | int) -> bool:
+    """Lock a file or descriptor until it is closed or the process ends; False if another process has it.
 
     Raises:
         OSError: there are no locks here, as on some disks in a network.
@@ -22,7 +22,7 @@ def try_lock(file: IO[Any]) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file if isinstance(file, int) else file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 

@@ -32,6 +32,7 @@ own, and the files come in `array` messages before the message that names them (
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,17 +83,24 @@ def decode(line: bytes) -> Message:
     """The message in one line.
 
     Raises:
-        WorkerError: the line is not a JSON object with a `type`.
+        WorkerError: the line is not a JSON object with a `type`, or holds numbers that are not finite.
     """
     try:
-        message = json.loads(line)
-    except ValueError as error:
+        message = json.loads(line, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
         raise WorkerError(
             f"The worker pipe carried something that is not JSON: {line[:80]!r}."
         ) from error
     if not isinstance(message, dict) or "type" not in message:
         raise WorkerError(f"The worker pipe carried a message without a type: {line[:80]!r}.")
     return message
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def pack_array(array: NDArray[Any], exchange: Path) -> str:

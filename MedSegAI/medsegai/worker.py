@@ -69,6 +69,9 @@ GRACE_SECONDS = 2.0
 PROGRESS_INTERVAL = 0.1
 """Seconds between two progress events of the same stage; more would only keep the panel busy."""
 
+MOST_LINE = 64 << 20
+"""Bytes of a line from the client. Arrays come in blocks of a megabyte, all else is small."""
+
 ALIVE_SECONDS = 2.0
 """Seconds between two signs of life."""
 
@@ -153,6 +156,7 @@ class Worker:
         self._send(READY, version=PROTOCOL_VERSION, pid=os.getpid(), leads_group=_leads_group())
         Thread(target=self._listen, name="pipe", daemon=True).start()
         Thread(target=self._give_signs, name="alive", daemon=True).start()
+        Thread(target=self._watch_parent, args=[os.getppid()], name="parent", daemon=True).start()
         while (task := self._waiting.get()) is not None:
             task()
         self._ended.set()
@@ -161,6 +165,13 @@ class Worker:
         while not self._ended.wait(ALIVE_SECONDS):
             self._send(ALIVE)
 
+    def _watch_parent(self, parent: int) -> None:
+        """End when the process that started us has: its pipes may be kept open, and full, by others."""
+        while not self._ended.wait(ALIVE_SECONDS):
+            if os.getppid() != parent:
+                logger.warning("The process that started this one has ended; so does this one.")
+                self._end_at_once()
+
     def _listen(self) -> None:
         try:
             self._read()
@@ -168,14 +179,26 @@ class Worker:
             self._wind_up()
 
     def _read(self) -> None:
-        for line in self._incoming:
+        while line := self._incoming.readline(MOST_LINE):
             try:
+                self._check_length(line)
                 message = decode(line)
                 if message["type"] == QUIT:
                     return
                 self._obey(message)
             except WorkerError as error:
                 self._send(ERROR, job=None, **pack_error(error))
+            except Exception as caught:
+                # Whatever a line makes go wrong, the next one is heard.
+                logger.exception("Unexpected defect at a line of the pipe")
+                self._send(ERROR, job=None, **pack_error(_defect(caught)))
+
+    def _check_length(self, line: bytes) -> None:
+        """Refuse a line that has no end, and pass over the rest of it."""
+        if len(line) == MOST_LINE and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = self._incoming.readline(MOST_LINE)
+            raise WorkerError(f"The worker pipe carried a line of more than {MOST_LINE} bytes.")
 
     def _wind_up(self) -> None:
         for job in list(self._jobs.values()):

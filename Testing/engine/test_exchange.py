@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -143,6 +144,55 @@ def test_the_sweep_leaves_the_living_and_the_strangers_alone(tmp_path: Path) -> 
     assert parent.exists()
     assert stranger.exists()
     assert not dead.exists()
+
+
+def test_the_sweep_knows_that_processes_of_other_containers_cannot_be_seen(tmp_path: Path) -> None:
+    """Two containers that share a temporary folder each have a process of any number, or have it not."""
+    old = time.time() - 2 * exchange.ABANDONED_SECONDS
+    held = ExchangeFolder(tmp_path)
+    theirs = held.path.rename(tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-held")
+    fresh = tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-fresh"
+    dead = tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-dead"
+    here = tmp_path / f"medsegai-exchange-{2**22 + 1}.{exchange._numbering()}-x"
+    for folder in (fresh, dead, here):
+        folder.mkdir()
+    for folder in (theirs, dead):
+        os.utime(folder, (old, old))
+    ExchangeFolder(tmp_path).remove()
+    assert theirs.exists(), "a living process had it"
+    assert fresh.exists()
+    assert not dead.exists()
+    assert not here.exists()
+    held.path = theirs
+    assert held.remove()
+
+
+@pytest.mark.parametrize("number", [-1, 1e300, float("inf"), "1", None, 1 << 60, [1]])
+def test_an_array_says_how_long_it_is(tmp_path: Path, number: object) -> None:
+    for key in ("done", "total"):
+        with pytest.raises(WorkerError, match="how long"):
+            take_block({**message(zlib.compress(b"x")), key: number}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", [b'{"type": "x", "done": Infinity}', b'{"type": 1e999}'])
+def test_numbers_in_messages_are_finite(line: bytes) -> None:
+    with pytest.raises(WorkerError, match="not JSON"):
+        protocol.decode(line)
+
+
+def test_the_working_folder_is_no_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes it as a last resort; there it would lie among the user's files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", "/proc/full")
+    monkeypatch.setattr(exchange.tempfile, "gettempdir", os.getcwd)
+    with pytest.raises(OutputError, match="/proc/full is full or read-only"):
+        ExchangeFolder()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # chosen, it is one
+    assert ExchangeFolder().path.parent == tmp_path
 
 
 def test_without_any_temporary_folder_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
