@@ -10,4 +10,9 @@ except ImportError:
         return text
 
 
-__all__ = ["tr"]
+__all__ = ["counted", "tr"]
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """A number with the word that agrees with it."""
+    return f"{count} {one if count == 1 else more}"

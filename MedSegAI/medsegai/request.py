@@ -21,9 +21,13 @@ from medsegai.volume import Volume
 NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of the request that users can set, with its help text and, where fixed, its choices."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, choices: tuple[str, ...] = (), title: str = "") -> Any:
+    """A field of the request that users can set, with its help text and, where fixed, its choices.
+
+    Args:
+        title: what it is called on the screen; its name in plain letters if "".
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "title": title})
 
 
 @dataclass(frozen=True)
@@ -33,40 +37,57 @@ class SegmentationRequest:
     inputs: tuple[Path | Volume, ...]
     models: tuple[str, ...] = option(("brain",), "models to use together: ids, or model folders")
     members: tuple[str, ...] = option(
-        (), "views, folds or configurations to use; all of the model's if none is named"
+        (),
+        "views, folds or configurations to use; all of the model's if none is named",
+        title="Networks",
     )
     fusion: str = option(
-        "mean", "how members are joined: mean of probabilities, or majority vote", ("mean", "vote")
+        "mean",
+        "how members are joined: mean of probabilities, or majority vote",
+        ("mean", "vote"),
+        title="Combined by",
     )
     device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU with most free memory"
+        "auto",
+        "auto, cpu, cuda or cuda:N; auto takes the GPU with most free memory",
+        title="Runs on",
     )
-    backend: str = option("auto", "what runs the networks", ("auto", "torch", "openvino"))
+    backend: str = option(
+        "auto", "what runs the networks", ("auto", "torch", "openvino"), title="Runs with"
+    )
     precision: str = option(
         "auto",
         "number format of the networks; auto is the fastest that leaves labels alone",
         ("auto", "fp32", "mixed"),
+        title="Number format",
     )
     mirroring: bool = option(
         True,
         "also predict mirrored images where the model was trained for it (nnU-Net); up to 8 times slower, a "
         "little better",
+        title="Mirrored passes",
     )
     tile_step: float = option(
-        0.5, "distance of neighbouring tiles as part of their size (nnU-Net), above 0 up to 1"
+        0.5,
+        "distance of neighbouring tiles as part of their size (nnU-Net), above 0 up to 1",
+        title="Step between tiles",
     )
     refine: bool = option(
-        True, "clean the result as the model's card suggests, such as nnU-Net's largest components"
+        True,
+        "clean the result as the model's card suggests, such as nnU-Net's largest components",
+        title="Clean the result",
     )
     refinements: tuple[str, ...] = option(
         (),
         "refine the result further, in this order: islands, holes, smoothing, snap, level_set, each with options "
         "as in islands:smallest_ml=0.1;keep=1",
+        title="Refinements",
     )
     overlap: bool = option(
         False,
         "keep regions that overlap whole, such as a tumour around its core, as segments that overlap; each is "
         "refined by itself",
+        title="Overlapping regions",
     )
     region: tuple[float, ...] = option(
         (),
@@ -74,10 +95,14 @@ class SegmentationRequest:
         "write --region=-60,60,… where the first is negative",
     )
     dropout_passes: int = option(
-        0, "Monte-Carlo dropout passes per member, for uncertainty; the papers use 10 to 15"
+        0,
+        "Monte-Carlo dropout passes per member, for uncertainty; the papers use 10 to 15",
+        title="Passes with dropout",
     )
     uncertainty: bool = option(
-        False, "measure where members disagree (entropy map and score per structure)"
+        False,
+        "measure where members disagree (entropy map and score per structure)",
+        title="Measure doubt",
     )
     probabilities: bool = option(
         False, "keep the probability of every structure; needs 2 bytes per voxel and structure"
@@ -91,8 +116,11 @@ class SegmentationRequest:
         True,
         "scale probabilities by the temperature in the model's card, so that they are as often right as they say; "
         "labels stay the same, but for refinements that look at probabilities",
+        title="Calibrated",
     )
-    seed: int = option(0, "start of the random numbers of Monte-Carlo dropout")
+    seed: int = option(
+        0, "start of the random numbers of Monte-Carlo dropout", title="Random start"
+    )
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -298,7 +326,7 @@ class SegmentationResult:
 def refined_text(provenance: Mapping[str, Any]) -> str:
     """See `SegmentationResult.refined`."""
     done = [
-        f"{item['settings']['name']} ({item['ml']:.3g} ml changed)"
+        f"{item['settings']['name'].replace('_', ' ')} ({item['ml']:.3g} ml changed)"
         for item in provenance.get("refinements", ())
         if item["voxels"]
     ]

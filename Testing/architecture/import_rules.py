@@ -76,6 +76,7 @@ DESCRIPTIONS = frozenset(
         "parse",
         "refinement_names",
         "summary",
+        "title",
         "uses_candidates",
     )
 )

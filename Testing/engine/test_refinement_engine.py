@@ -14,7 +14,7 @@ import tiny_quicknat
 from medsegai.card import CARD_NAME, load_card
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
-from medsegai.refinements import Draft, apply, parse
+from medsegai.refinements import Draft, apply, parse, title
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from refinement_cases import ball_scan
@@ -57,7 +57,8 @@ def test_a_job_refines_as_the_refinements_do_by_themselves(
         expected = expected.with_voxels(refined.labels)
     assert (expected.voxels != raw.labelmap.voxels).any()
     np.testing.assert_array_equal(result.labelmap.voxels, expected.voxels)
-    assert [word for word in result.warnings if word.startswith("Refinement")] == words
+    titles = tuple(title(parse(text)["name"]) for text in TEXTS)
+    assert [word for word in result.warnings if word.startswith(titles)] == words
     told = json.loads(json.dumps(result.report()))["provenance"]["refinements"]
     assert told == json.loads(json.dumps(changes))
     assert result.candidates is None  # nobody asked for them
@@ -89,13 +90,13 @@ def test_what_a_card_suggests_is_told_in_one_line_and_warned_of_where_a_structur
     result = run(folder, scan)
     (change,) = result.provenance["refinements"]
     assert result.refined() == f"Refined: islands ({change['ml']:.3g} ml changed)."
-    assert not any("Refinement" in text for text in result.warnings)
+    assert not any("Remove islands" in text for text in result.warnings)
     lost = next(item.label for item in raw.structures if item.voxels)
     harsh = {"name": "islands", "labels": [lost.value], "smallest_ml": 1000.0}
     harsh["spare_largest"] = False
     result = run(suggesting(model, tmp_path / "harsh", harsh), scan)
-    (warning,) = (text for text in result.warnings if "Refinement" in text)
-    assert warning.startswith(f"Refinement islands took away {lost.name}")
+    (warning,) = (text for text in result.warnings if "Remove islands" in text)
+    assert warning.startswith(f"Remove islands took away {lost.name}")
 
 
 def suggesting(model: Path, folder: Path, suggested: dict[str, Any]) -> Path:

@@ -19,7 +19,7 @@ from medsegai.io import read_volume
 from medsegai.labels import Label
 from medsegai.probabilities import Probabilities
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, apply, parse, refinement_names
+from medsegai.refinements import Draft, apply, parse, refinement_names, title
 from medsegai.regions import Regions, apply_to_regions
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult
 from medsegai.scale import Scale
@@ -185,7 +185,7 @@ def test_a_job_refines_its_regions(text: str, results: Path) -> None:
     assert [item.voxels for item in result.structures] == result.regions.sum((1, 2, 3)).tolist()
     assert result.candidates is not None
     np.testing.assert_array_equal(result.candidates.first, raw.labelmap.voxels)
-    sentence = f"Refinement {parse(text)['name']} changed"
+    sentence = f"{title(parse(text)['name'])}: "
     assert any(warning.startswith(sentence) for warning in result.warnings)
 
 

@@ -281,7 +281,7 @@ def test_the_command_refines_a_file_and_reports(
     words = ["refine", source, "--refinement", "islands:keep=1,holes", "-o", out]
     assert main([str(word) for word in [*words, "--report", report]]) == 0
     said = capsys.readouterr().out
-    assert "Refinement islands changed" in said
+    assert "Remove islands: " in said
     assert "Part " in said
     found, names = read_labelmap(out)
     first = apply(Draft(labelmap, labels), {"name": "islands", "keep": 1}).labels

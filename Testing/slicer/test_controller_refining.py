@@ -13,7 +13,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.tasks import RefinementRequest, RefinementResult
 from MedSegAILib.view import RefineChoice, StructureRow
 
-CHANGED = RefinementResult(HEAD, ("Refinement islands changed 3 voxels, 0.01 ml.",), ({},))
+CHANGED = RefinementResult(HEAD, ("Remove islands: 3 voxels changed, 0.01 ml.",), ({},))
 SAME = RefinementResult(HEAD)
 
 
@@ -53,7 +53,7 @@ def test_apply_runs_in_the_worker_and_writes_the_answer(house: Ward) -> None:
     assert house.host.prepared == 1
     assert house.state == (True, False)
     assert house.panel.state == "running"
-    assert house.queue.entries[0].title == "Head segmentation: refine islands"
+    assert house.queue.entries[0].title == "Head segmentation: Remove islands"
     house.client.listener.progressed(ProgressEvent("refine", 0.5))
     assert house.panel.progress == [0.5]
     house.finish(CHANGED)

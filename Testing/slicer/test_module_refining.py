@@ -11,6 +11,7 @@ import slicer
 
 import pythonqt
 from medsegai.errors import InputError, RequestError
+from medsegai.refinements import title
 from MedSegAILib.scene import ReviewState
 from module_help import button, head, node_count, press, segment_voxels, until
 from panel_help import find
@@ -55,7 +56,7 @@ def message(page: Any) -> str:
 
 def choose(page: Any, case: Case, refinement: str = "islands") -> None:
     page.panel.results.choose(case.node)
-    find(page.parent, "refinementSelector").setCurrentText(refinement)
+    find(page.parent, "refinementSelector").setCurrentText(title(refinement))
 
 
 # --- the panel -------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_a_refinement_can_be_stopped_and_the_page_works_on(page: Any, case: Case
     node.GetSegmentation().AddEmptySegment("noise", "Noise")
     paint(node, "noise", noise != 0, volume)
     page.panel.results.choose(node)
-    find(page.parent, "refinementSelector").setCurrentText("smoothing")
+    find(page.parent, "refinementSelector").setCurrentText(title("smoothing"))
     find(page.parent, "refineOption_sigma_mm").setValue(8)
     press(page, "refineApplyButton")
     bar = find(page.parent, "progressBar")
@@ -172,7 +173,7 @@ def test_a_script_refines_and_is_told_what_changed(case: Case) -> None:
         case.node, "islands", progress=lambda event: events.append(event.fraction)
     )
     np.testing.assert_array_equal(case.mask(LEFT), case.clean)
-    assert "Refinement islands changed 2 voxels" in found[0]
+    assert "Remove islands: 2 voxels changed" in found[0]
     assert events[-1] == 1.0
     assert case.logic.refine(case.node, "islands") == ()
 

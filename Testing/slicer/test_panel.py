@@ -14,6 +14,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel import Panel
+from MedSegAILib.panel.fields import tip_of
 from MedSegAILib.panel.options import ELSEWHERE, PANEL_DEFAULTS
 from MedSegAILib.panel.shortcuts import SHORTCUTS
 from MedSegAILib.view import DeviceChoice
@@ -130,7 +131,7 @@ def test_a_job_shows_its_progress_and_ends_it(widget: Any, panel: Panel) -> None
         (ProgressEvent("read", 0.0), 0, "Reading – 0 %"),
         (ProgressEvent("predict", 0.421, 73.4), 421, "Predicting – 42 % – 1 min 13 s left"),
         (ProgressEvent("predict", 0.9, 59.6), 900, "Predicting – 90 % – 1 min 00 s left"),
-        (ProgressEvent("labels", 1.0, 0.0), 1000, "Joining – 100 % – 0 s left"),
+        (ProgressEvent("labels", 1.0, 0.0), 1000, "Combining – 100 % – 0 s left"),
         (ProgressEvent("level sets", 0.5, 8.0), 500, "Level sets – 50 % – 8 s left"),
     ],
 )
@@ -278,7 +279,9 @@ def test_every_option_of_a_request_is_shown_with_its_help(widget: Any, panel: Pa
     for option in request_options():
         if option.name not in ELSEWHERE:
             row = find(widget, f"{option.name}Option")
-            assert row.toolTip() == option.metadata["help"]
+            assert row.toolTip() == tip_of(option)
+            assert option.metadata["help"][1:] in row.toolTip()
+            assert row.toolTip().endswith(f"({option.name})"), "the name that scripts use"
     assert set(ELSEWHERE) < {option.name for option in request_options()}
 
 

@@ -16,6 +16,7 @@ import pythonqt
 from medsegai.card import load_card
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
+from medsegai.refinements import title
 from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
@@ -41,8 +42,8 @@ REPORT = {
 }
 REFINED = (
     "This is a preview: Apply makes it the segmentation, Cancel takes it away.\n"
-    "Refinement level_set changed 212 voxels, 0.212 ml: Left hippocampus -61 +151 voxels (0.212 ml around R -26, "
-    "A -21, S -14 mm).\n"
+    "Move borders to edges: 212 voxels changed, 0.212 ml: Left hippocampus -61 +151 voxels (0.212 ml around "
+    "R -26, A -21, S -14 mm).\n"
     "Not changed, for their review is completed: Brain stem."
 )
 
@@ -191,7 +192,7 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     for name in ("refineButton", "advancedButton", "batchButton", "settingsButton"):
         find(scene.widget, name).setProperty("collapsed", False)
     show_refinement(scene)
-    find(scene.widget, "refinementNames").setCurrentText("level_set")
+    find(scene.widget, "refinementNames").setCurrentText(title("level_set"))
     click(scene.widget, "addRefinementButton")
     find(scene.widget, "batchSourceSelector").setCurrentIndex(1)
     find(scene.widget, "placeSelector").setCurrentIndex(2)
@@ -216,7 +217,7 @@ def show_refinement(scene: Scenery) -> None:
     )
     find(scene.widget, "refineSegmentsSelector").setCurrentIndex(1)
     find(scene.widget, "refineSegments").item(3).setCheckState(QtCore.Qt.CheckState.Checked)
-    find(scene.widget, "refinementSelector").setCurrentText("level_set")
+    find(scene.widget, "refinementSelector").setCurrentText(title("level_set"))
     scene.panel.refine.show_state(running=False, previewing=True)
     scene.panel.refine.show_message(REFINED)
 
@@ -237,7 +238,7 @@ def test_refinements_of_a_run(scenery: Any, style: str) -> None:
     find(scene.widget, "inputsButton").setProperty("collapsed", True)
     find(scene.widget, "advancedButton").setProperty("collapsed", False)
     for name in ("islands", "smoothing", "snap"):
-        find(scene.widget, "refinementNames").setCurrentText(name)
+        find(scene.widget, "refinementNames").setCurrentText(title(name))
         click(scene.widget, "addRefinementButton")
     find(scene.widget, "refinementList").setCurrentRow(0)
     find(scene.widget, "refinement_smallest_ml").setValue(0.1)

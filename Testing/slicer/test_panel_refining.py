@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, make_dataclass
@@ -13,11 +14,11 @@ from PySide6 import QtCore, QtWidgets
 
 import pythonqt
 from medsegai import refinements
-from medsegai.refinements import option_fields, parse, refinement_names, summary
+from medsegai.refinements import option_fields, parse, refinement_names, summary, title
 from medsegai.refinements._settings import setting
-from medsegai.request import request_from_options
+from medsegai.request import request_from_options, request_options
 from MedSegAILib.panel import Panel
-from MedSegAILib.panel.fields import field_widget
+from MedSegAILib.panel.fields import field_widget, tip_of, title_of
 from MedSegAILib.view import SegmentRow
 from panel_help import LEFT, STEM, UI, Heard, add_volume, card, click, find, new_panel
 
@@ -43,7 +44,7 @@ def panel(widget: Any) -> Panel:
 
 
 def add(widget: Any, name: str) -> None:
-    find(widget, "refinementNames").setCurrentText(name)
+    find(widget, "refinementNames").setCurrentText(title(name))
     click(widget, "addRefinementButton")
 
 
@@ -70,9 +71,11 @@ def test_no_refinement_is_the_default_and_shows_no_list(widget: Any, panel: Pane
     assert chosen(panel) == ()
     assert not find(widget, "refinementList").isVisible()
     box = find(widget, "refinementNames")
-    assert [box.itemText(n) for n in range(box.count())] == list(refinement_names())
+    assert [box.itemText(n) for n in range(box.count())] == [
+        title(name) for name in refinement_names()
+    ]
     tips = [box.itemData(n, QtCore.Qt.ItemDataRole.ToolTipRole) for n in range(box.count())]
-    assert tips == [summary(name) for name in refinement_names()]
+    assert tips == [f"{summary(name)} ({name})" for name in refinement_names()]
 
 
 @pytest.mark.parametrize("name", refinement_names())
@@ -83,13 +86,40 @@ def test_every_option_of_every_refinement_has_its_widget(
     assert chosen(panel) == (name,), "untouched options are the defaults"
     for option in option_fields(name):
         shown = find(widget, f"refinement_{option.name}")
-        assert shown.toolTip() == option.metadata["help"]
+        assert shown.toolTip() == tip_of(option)
         if option.metadata["choices"]:
             found = tuple(shown.itemText(n) for n in range(shown.count()))
             assert found == tuple(option.metadata["choices"])
         if option.metadata["bounds"]:
             assert (shown.minimum(), shown.maximum()) == option.metadata["bounds"]
             assert shown.value() == option.default
+
+
+@pytest.mark.parametrize(
+    "option",
+    [*request_options(), *(field for name in refinement_names() for field in option_fields(name))],
+    ids=lambda option: option.name,
+)
+def test_no_identifier_is_a_label(option: Any) -> None:
+    """Members, tile_step, sigma_mm and their like stand in tool tips."""
+    words = title_of(option)
+    assert "_" not in words
+    assert not re.search(
+        r"(?i)\b(sigma|connectivity|members?|fusion|backend|seed|prior|labels)\b", words
+    )
+    assert option.metadata["title"] or option.name in (
+        "models",
+        "region",
+        "probabilities",
+        "candidates",
+    )
+    assert tip_of(option).endswith(f"({option.name})")
+
+
+def test_refinements_have_names_that_say_what_they_do() -> None:
+    for name in refinement_names():
+        assert "_" not in title(name)
+        assert title(name).lower() != name.replace("_", " "), "a verb and a noun"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +147,13 @@ def test_changed_options_arrive_as_the_command_line_writes_them(widget: Any, pan
     expected = {"labels": (16,), "smallest_ml": 0.125, "keep": 2, "spare_largest": False}
     (text,) = chosen(panel)
     assert parse(text) == {"name": "islands", "connectivity": "6"} | expected
-    assert rows(widget) == [text]
+    assert rows(widget) == [
+        "Remove islands: Structures 1, Smallest part (ml) 0.125, Parts to keep 2, Spare the largest no, "
+        "Parts touch by 6"
+    ]
+    assert text in find(widget, "refinementList").toolTip(), (
+        "what scripts and the command line write"
+    )
     tick(find(widget, "refinement_labels"), "Brain-Stem", False)
     assert "labels" not in parse(chosen(panel)[0]), "none of them ticked means all of them"
 
@@ -177,7 +213,7 @@ def test_a_new_refinement_appears_by_itself(
     add(widget, "polish")
     find(widget, "refinement_cloth").setCurrentText("wool")
     assert chosen(panel) == ("polish:cloth=wool",)
-    find(widget, "refinementSelector").setCurrentText("polish")
+    find(widget, "refinementSelector").setCurrentText("Polish")
     assert find(widget, "refinementNote").text() == "Polish structures until they shine."
     find(widget, "refineOption_strokes").setValue(12)
     assert panel.refine.choice().settings == {"name": "polish", "strokes": 9}
@@ -191,7 +227,7 @@ def test_a_new_refinement_appears_by_itself(
 def test_the_section_shows_the_options_of_each_refinement(
     widget: Any, panel: Panel, name: str
 ) -> None:
-    find(widget, "refinementSelector").setCurrentText(name)
+    find(widget, "refinementSelector").setCurrentText(title(name))
     assert find(widget, "refinementNote").text() == summary(name)
     assert panel.refine.choice().settings == {"name": name}
     for option in option_fields(name):
@@ -199,12 +235,12 @@ def test_the_section_shows_the_options_of_each_refinement(
         if isinstance(option.default, tuple):
             assert not found, "the segments are chosen above"
         else:
-            assert found[-1].toolTip() == option.metadata["help"]
+            assert found[-1].toolTip() == tip_of(option)
 
 
 def test_options_arrive_with_their_types(widget: Any, panel: Panel) -> None:
     heard = Heard(panel.refine.choice_changed)
-    find(widget, "refinementSelector").setCurrentText("level_set")
+    find(widget, "refinementSelector").setCurrentText(title("level_set"))
     find(widget, "refineOption_method").setCurrentText("threshold")
     find(widget, "refineOption_move_mm").setValue(2.25)
     find(widget, "refineOption_iterations").setValue(7)

@@ -20,6 +20,7 @@ import before_after
 import pythonqt
 from medsegai.catalogue import BUNDLED_MODELS, find_card
 from medsegai.errors import InputError
+from medsegai.refinements import title
 from MedSegAILib.correction import EFFECT_FILE, EFFECT_NAME
 from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
@@ -243,11 +244,11 @@ def test_refining_as_the_tutorial_says(walk: Walk, shared_data: Path) -> None:
     assert segmentation is nodes("vtkMRMLSegmentationNode").GetItemAsObject(0)
     for name, folded in (("inputsButton", True), ("resultsButton", True), ("refineButton", False)):
         find(page.parent, name).setProperty("collapsed", folded)
-    find(page.parent, "refinementSelector").setCurrentText("islands")
+    find(page.parent, "refinementSelector").setCurrentText(title("islands"))
     before = scene.draft(segmentation, []).request
     walk.press("Preview")
     walk.until(lambda: node_count() == 2)
-    assert "Refinement islands changed" in find(page.parent, "refineMessage").text()
+    assert "Remove islands: " in find(page.parent, "refineMessage").text()
     np.testing.assert_array_equal(
         scene.draft(segmentation, []).request.labelmap.voxels, before.labelmap.voxels
     )

@@ -73,7 +73,7 @@ def test_a_segmentation_is_refined_as_without_a_worker(
     assert np.array_equal(result.labelmap.voxels, expected.labelmap.voxels)
     assert result.labelmap.geometry.matches(request.labelmap.geometry)
     assert result.words == expected.words
-    assert "Refinement islands changed" in result.words[0]
+    assert "Remove islands: " in result.words[0]
     assert ear.events[-1].fraction == 1.0 or ear.events[-1].stage == "receive"
     assert leftovers(temporary) == []
 

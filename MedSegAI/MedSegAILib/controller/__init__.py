@@ -19,14 +19,15 @@ from MedSegAILib.controller.protocols import (
 )
 from MedSegAILib.controller.refining import Refining
 from MedSegAILib.controller.results import Results
+from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 
 CLOSE_QUESTION = (
-    "{count} MedSegAI jobs are under way ({names}). Closing stops them, and what they did so far is lost. "
+    "{jobs} under way ({names}). Closing stops them, and what they did so far is lost. "
     "Close all the same?"
 )
 SCENE_QUESTION = (
-    "{count} MedSegAI jobs are under way ({names}), on volumes of the scene that is being closed. Wait until "
+    "{jobs} under way ({names}), on volumes of the scene that is being closed. Wait until "
     "they are done, and save the results before the scene closes? With No they are stopped."
 )
 
@@ -88,7 +89,12 @@ class Controller:
             for entry in self._house.queue.entries
             if str(entry.state) in ("running", "waiting")
         ]
-        return text.format(count=len(names), names="; ".join(names[:3])) if names else ""
+        return _asked(text, names) if names else ""
 
     def _show_log(self) -> None:
         self._house.host.show_text(_("Log of MedSegAI"), self._house.host.log())
+
+
+def _asked(text: str, names: list[str]) -> str:
+    jobs = counted(len(names), _("MedSegAI job is"), _("MedSegAI jobs are"))
+    return text.format(jobs=jobs, names="; ".join(names[:3]))

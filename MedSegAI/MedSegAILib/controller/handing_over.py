@@ -18,6 +18,7 @@ from medsegai.tasks import ExportResult
 from MedSegAILib.controller.house import House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.reading import Reading
+from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import HandOverChoice
 
@@ -101,9 +102,8 @@ class HandingOver:
             return self._house.scene.handed_over(self._present(node), wanted, series, overwrite)
 
         def told(read_as: Any, result: ExportResult) -> None:
-            words = _("Wrote {count} files into {folder}.").format(
-                count=len(result.files), folder=choice.folder
-            )
+            files = counted(len(result.files), _("file"), _("files"))
+            words = _("Wrote {files} into {folder}.").format(files=files, folder=choice.folder)
             self._house.panel.show_message("\n".join((words, *result.warnings)))
 
         def again(error: MedSegAIError) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from medsegai.errors import Cancelled, MedSegAIError, RequestError, WorkerError
 from medsegai.progress import ProgressEvent
+from medsegai.refinements import title as title_of_refinement
 from medsegai.tasks import RefinementResult
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.house import House
@@ -140,8 +141,8 @@ class Refining:
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
-        title = _("{name}: refine {what}").format(
-            name=choice.segmentation.GetName(), what=choice.settings["name"]
+        title = _("{name}: {what}").format(
+            name=choice.segmentation.GetName(), what=title_of_refinement(choice.settings["name"])
         )
         entry = house.queue.add(title, job.reading.make_request, job)
         job.reading.waits()

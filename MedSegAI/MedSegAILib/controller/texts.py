@@ -10,6 +10,7 @@ from medsegai.quality import MANY, NAMED_AT_MOST
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest, refined_text
 from medsegai.volume import Volume
 from MedSegAILib.controller.devices import Devices
+from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import DONE, DOUBT, PLAIN, PROBLEM, StructureRow, Verdict
 from MedSegAILib.worker.place import Place
@@ -124,11 +125,6 @@ def _details(report: Mapping[str, Any]) -> list[str]:
         )
     )
     return [*lines, _(NOT_FOR_DIAGNOSIS)]
-
-
-def counted(count: int, one: str, more: str) -> str:
-    """A number with the word that agrees with it."""
-    return f"{count} {one if count == 1 else more}"
 
 
 def defect(error: Exception) -> str:

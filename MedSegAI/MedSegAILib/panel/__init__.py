@@ -234,7 +234,7 @@ STAGES = {
     "read": "Reading",
     "prepare": "Preparing",
     "predict": "Predicting",
-    "labels": "Joining",
+    "labels": "Combining",
     "refine": "Refining",
     "measure": "Measuring",
     "write": "Writing",

@@ -95,8 +95,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def title_of(name: str) -> str:
-    """How an option is called on the screen: `move_mm` is Move (mm)."""
-    words, _, unit = name.rpartition("_")
-    title = words if unit in UNITS else name
+def title_of(option: Field[Any]) -> str:
+    """How an option is called on the screen; without a title of its own `move_mm` is Move (mm)."""
+    if option.metadata.get("title"):
+        return str(option.metadata["title"])
+    words, _, unit = option.name.rpartition("_")
+    title = words if unit in UNITS else option.name
     return title.replace("_", " ").capitalize() + (f" ({unit})" if unit in UNITS else "")
+
+
+def tip_of(option: Field[Any]) -> str:
+    """What an option does, as a sentence, and its technical name, which scripts and the command line use."""
+    text = str(option.metadata["help"]).rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}. ({option.name})"

@@ -10,7 +10,7 @@ import qt
 
 from medsegai.card import ModelCard
 from medsegai.request import request_options
-from MedSegAILib.panel.fields import field_widget, title_of
+from MedSegAILib.panel.fields import field_widget, tip_of, title_of
 from MedSegAILib.panel.refinement_list import RefinementList
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import DeviceChoice
@@ -45,13 +45,13 @@ class OptionWidgets:
         self._device: Any = None
         self._form = form
         self._add_row(_("Together with"), self._others.box)
-        self._others.box.toolTip = _("Run these models too, and join what they find.")
+        self._others.box.toolTip = _("Run these models too, and combine what they find.")
         for option in request_options():
             if option.name not in ELSEWHERE:
                 widget = self._widget(option)
-                widget.toolTip = _(option.metadata["help"])
+                widget.toolTip = _(tip_of(option))
                 widget.objectName = f"{option.name}Option"
-                self._add_row(_(title_of(option.name)), widget)
+                self._add_row(_(title_of(option)), widget)
         self._others_label = form.labelForField(self._others.box)
         self.set_others(())
 

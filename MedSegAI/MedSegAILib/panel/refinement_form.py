@@ -7,7 +7,7 @@ from typing import Any
 
 from medsegai.labels import Label
 from medsegai.refinements import option_fields
-from MedSegAILib.panel.fields import Widget, field_widget, title_of
+from MedSegAILib.panel.fields import Widget, field_widget, tip_of, title_of
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.translation import tr as _
 
@@ -52,8 +52,8 @@ class RefinementForm:
             else:
                 widget, read = field_widget(option, value, self._changed)
             widget.objectName = f"{self._prefix}_{option.name}"
-            widget.toolTip = _(option.metadata["help"])
-            self._form.addRow(f"{_(title_of(option.name))}:", widget)
+            widget.toolTip = _(tip_of(option))
+            self._form.addRow(f"{_(title_of(option))}:", widget)
             self._read[option.name], self._defaults[option.name] = read, option.default
 
     def settings(self) -> dict[str, Any]:

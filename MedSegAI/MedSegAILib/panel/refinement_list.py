@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import qt
 
 from medsegai.labels import Label
-from medsegai.refinements import as_text, refinement_names, summary
+from medsegai.refinements import as_text, option_fields, refinement_names, summary, title
+from MedSegAILib.panel.fields import title_of
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.translation import tr as _
 
@@ -68,8 +69,8 @@ class RefinementList:
         self._names.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         self._names.minimumContentsLength = 8
         for number, name in enumerate(refinement_names()):
-            self._names.addItem(name)
-            self._names.setItemData(number, _(summary(name)), qt.Qt.ToolTipRole)
+            self._names.addItem(_(title(name)))
+            self._names.setItemData(number, f"{_(summary(name))} ({name})", qt.Qt.ToolTipRole)
         row.addWidget(self._names, 1)
         row.addWidget(_button("addRefinementButton", _("Add"), self._add))
         return row
@@ -91,7 +92,7 @@ class RefinementList:
             row.addWidget(_button(name, text, act))
 
     def _add(self) -> None:
-        self._chosen.append({"name": self._names.currentText})
+        self._chosen.append({"name": refinement_names()[self._names.currentIndex]})
         self._show(len(self._chosen) - 1)
         self._changed()
 
@@ -114,7 +115,7 @@ class RefinementList:
         self._list.blockSignals(True)
         self._list.clear()
         for settings in self._chosen:
-            self._list.addItem(as_text(settings))
+            self._list.addItem(in_words(settings))
         self._list.currentRow = row
         self._list.blockSignals(False)
         for part in (self._list, self._buttons, self._options):
@@ -124,16 +125,38 @@ class RefinementList:
     def _on_selected(self, row: int) -> None:
         if 0 <= row < len(self._chosen):
             settings = self._chosen[row]
-            self._list.toolTip = _(summary(settings["name"]))
+            self._explain(settings)
             self._form.show(settings["name"], settings, self._labels)
         else:
             self._form.show("")
 
+    def _explain(self, settings: Mapping[str, Any]) -> None:
+        """What it does, and how scripts and the command line write it."""
+        self._list.toolTip = f"{_(summary(settings['name']))} ({as_text(settings)})"
+
     def _on_option_changed(self) -> None:
         row = self._list.currentRow
         self._chosen[row] = self._form.settings()
-        self._list.item(row).setText(as_text(self._chosen[row]))
+        self._list.item(row).setText(in_words(self._chosen[row]))
+        self._explain(self._chosen[row])
         self._changed()
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """A refinement and what of it differs from the defaults, as the list shows it."""
+    options = {option.name: option for option in option_fields(settings["name"])}
+    parts = [
+        f"{_(title_of(options[name]))} {_value(value)}"
+        for name, value in settings.items()
+        if name != "name"
+    ]
+    return ": ".join(part for part in (_(title(settings["name"])), ", ".join(parts)) if part)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    return str(len(value)) if isinstance(value, tuple) else f"{value}"
 
 
 def _button(name: str, text: str, act: Callable[[], None]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medsegai.refinements import refinement_names, summary
+from medsegai.refinements import title as title_of_refinement
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.panel.style import error_style, quiet_style
@@ -43,7 +44,7 @@ class RefineView:
         for title in WHICH:
             ui.refineSegmentsSelector.addItem(_(title))
         for name in refinement_names():
-            ui.refinementSelector.addItem(name)
+            ui.refinementSelector.addItem(_(title_of_refinement(name)))
         self._connect()
         self._show_refinement()
         self._show_which()
@@ -112,7 +113,7 @@ class RefineView:
         self._segments.widget.visible = self._ui.refineSegmentsSelector.currentIndex == TICKED
 
     def _show_refinement(self) -> None:
-        name = self._ui.refinementSelector.currentText
+        name = refinement_names()[max(self._ui.refinementSelector.currentIndex, 0)]
         note = self._ui.refinementNote
         say(note, _(summary(name)), quiet_style(note))
         self._form.show(name)

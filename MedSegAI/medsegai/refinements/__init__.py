@@ -159,7 +159,7 @@ class Refined:
             end = f"; and {more} more, listed in the report" if more else ""
             sentences.insert(
                 0,
-                f"Refinement {name} changed {self.voxels} voxels, {self.ml:.3g} ml: "
+                f"{title(name)}: {self.voxels} {_voxels(self.voxels)} changed, {self.ml:.3g} ml: "
                 f"{'; '.join(str(item) for item in named)}{end}.",
             )
         return sentences
@@ -167,7 +167,7 @@ class Refined:
     def losses(self, name: str) -> list[str]:
         """What the user must know also where nobody asked for it: notes, and structures that are gone."""
         gone = "; ".join(str(item) for item in self.changes if item.gone)
-        return [*self.notes, *([f"Refinement {name} took away {gone}."] if gone else [])]
+        return [*self.notes, *([f"{title(name)} took away {gone}."] if gone else [])]
 
     def to_dict(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """JSON values, with the settings that led here."""
@@ -178,6 +178,10 @@ class Refined:
             "structures": [change.to_dict() for change in self.changes],
             "notes": list(self.notes),
         }
+
+
+def _voxels(count: int) -> str:
+    return "voxel" if count == 1 else "voxels"
 
 
 def refinement_names() -> tuple[str, ...]:
@@ -192,6 +196,11 @@ def option_fields(name: str) -> tuple[Field[Any], ...]:
         RequestError: there is no such refinement.
     """
     return fields(_module(name).Options)
+
+
+def title(name: str) -> str:
+    """What a refinement is called on the screen and in messages."""
+    return str(getattr(_module(name), "TITLE", "") or name.replace("_", " ").capitalize())
 
 
 def summary(name: str) -> str:

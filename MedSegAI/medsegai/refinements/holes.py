@@ -20,6 +20,8 @@ from medsegai.refinements._components import CONNECTIVITIES, Components, compone
 from medsegai.refinements._freed import contacts, give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
 
+TITLE = "Fill holes"
+
 DUAL = {"6": "26", "18": "6", "26": "6"}
 """How background touches where a structure touches so: of two lines that cross, only one is unbroken."""
 
@@ -30,14 +32,22 @@ class Options:
 
     labels: tuple[int, ...] = labels_setting()
     largest_ml: float = setting(
-        0.0, "fill cavities up to this volume, in ml; 0 for any volume", (0.0, 1e6)
+        0.0,
+        "fill cavities up to this volume, in ml; 0 for any volume",
+        (0.0, 1e6),
+        title="Largest hole (ml)",
     )
     connectivity: str = setting(
         "26",
         "how a wall holds together: by faces (6), also edges (18), also corners (26)",
         choices=CONNECTIVITIES,
+        title="Walls hold by",
     )
-    joined: bool = setting(False, "also fill what several of the labels enclose together")
+    joined: bool = setting(
+        False,
+        "also fill what several of the labels enclose together",
+        title="Also between structures",
+    )
 
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:

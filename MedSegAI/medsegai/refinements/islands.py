@@ -20,6 +20,8 @@ from medsegai.refinements._components import CONNECTIVITIES, Components, Tick, c
 from medsegai.refinements._freed import give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
 
+TITLE = "Remove islands"
+
 ROUNDS = 4
 """Voxels that go to their runner-up can be islands there, or cut nothing off; the next round looks again."""
 
@@ -29,15 +31,29 @@ class Options:
     """Which parts go."""
 
     labels: tuple[int, ...] = labels_setting()
-    smallest_ml: float = setting(0.05, "remove parts below this volume, in ml", (0.0, 1e6))
-    keep: int = setting(0, "keep only so many of the largest parts; 0 for any number", (0, 10_000))
+    smallest_ml: float = setting(
+        0.05, "remove parts below this volume, in ml", (0.0, 1e6), title="Smallest part (ml)"
+    )
+    keep: int = setting(
+        0,
+        "keep only so many of the largest parts; 0 for any number",
+        (0, 10_000),
+        title="Parts to keep",
+    )
     spare_largest: bool = setting(
-        True, "never remove the largest part of a structure, however small it is"
+        True,
+        "never remove the largest part of a structure, however small it is",
+        title="Spare the largest",
     )
     connectivity: str = setting(
-        "26", "what touches: faces (6), also edges (18), also corners (26)", choices=CONNECTIVITIES
+        "26",
+        "what touches: faces (6), also edges (18), also corners (26)",
+        choices=CONNECTIVITIES,
+        title="Parts touch by",
     )
-    joined: bool = setting(False, "take all labels together for one structure")
+    joined: bool = setting(
+        False, "take all labels together for one structure", title="All as one structure"
+    )
 
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:

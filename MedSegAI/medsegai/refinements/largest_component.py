@@ -17,6 +17,8 @@ from medsegai.boxes import joined_box, label_boxes
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._settings import setting
 
+TITLE = "Keep the largest part"
+
 USES_CANDIDATES = False
 """nnU-Net makes background of what it removes, and so does this."""
 
@@ -29,6 +31,7 @@ class Options:
         (),
         "values of the labels to reduce to their largest component, such as 17+53; each of all "
         "labels, if none is named",
+        title="Structures",
     )
 
 

@@ -25,6 +25,8 @@ from medsegai.refinements._settings import labels_setting, setting
 from medsegai.request import Candidates
 from medsegai.volume import Volume
 
+TITLE = "Move borders to edges"
+
 METHODS = ("geodesic", "threshold", "laplacian")
 
 MORE_VOXELS = 4
@@ -48,30 +50,49 @@ class Options:
     """Which level set, how far it may move, and what drives it."""
 
     labels: tuple[int, ...] = labels_setting()
-    method: str = setting("geodesic", "which level set of ITK", choices=METHODS)
-    move_mm: float = setting(1.0, "how far a border may move, in mm", (0.1, 50.0))
-    sigma_mm: float = setting(
-        0.7, "standard deviation of the Gaussian before edges are looked for, in mm", (0.1, 20.0)
+    method: str = setting("geodesic", "which level set of ITK", choices=METHODS, title="Kind")
+    move_mm: float = setting(
+        1.0, "how far a border may move, in mm", (0.1, 50.0), title="Move at most (mm)"
     )
-    iterations: int = setting(40, "steps of the level set at most", (1, 2000))
-    curvature: float = setting(0.2, "how much the border is kept smooth", (0.0, 20.0))
-    advection: float = setting(1.0, "geodesic: how much edges attract", (0.0, 20.0))
+    sigma_mm: float = setting(
+        0.7,
+        "standard deviation of the Gaussian before edges are looked for, in mm",
+        (0.1, 20.0),
+        title="Smooth image (mm)",
+    )
+    iterations: int = setting(
+        40, "steps of the level set at most", (1, 2000), title="Steps at most"
+    )
+    curvature: float = setting(
+        0.2, "how much the border is kept smooth", (0.0, 20.0), title="Smoothness"
+    )
+    advection: float = setting(
+        1.0, "geodesic: how much edges attract", (0.0, 20.0), title="Pull of edges"
+    )
     propagation: float = setting(
-        0.0, "geodesic: how much the border swells, or shrinks if below 0", (-20.0, 20.0)
+        0.0,
+        "geodesic: how much the border swells, or shrinks if below 0",
+        (-20.0, 20.0),
+        title="Growth",
     )
     spread: float = setting(
         2.0,
         "threshold: grey values within so many standard deviations of those deep inside belong to it, or "
         "those halfway to what lies around",
         (0.1, 20.0),
+        title="Range of greys",
     )
     probability: float = setting(
-        0.5, "geodesic: weight of edges of the probability besides those of the image", (0.0, 20.0)
+        0.5,
+        "geodesic: weight of edges of the probability besides those of the image",
+        (0.0, 20.0),
+        title="Weight of the AI",
     )
     doubt: float = setting(
         0.3,
         "how probable the runner-up must be for a voxel to change, where it is known",
         (0.0, 0.5),
+        title="Doubt needed",
     )
 
 

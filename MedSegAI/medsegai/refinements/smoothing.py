@@ -23,6 +23,8 @@ from medsegai.refinements._freed import restore_gone
 from medsegai.refinements._places import flat_indices, near_borders, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
 
+TITLE = "Smooth borders"
+
 TRUNCATE = 3.0
 """Where the Gaussian ends, in standard deviations."""
 
@@ -48,9 +50,12 @@ class Options:
 
     labels: tuple[int, ...] = labels_setting()
     sigma_mm: float = setting(
-        0.7, "standard deviation of the Gaussian that smooths, in mm", (0.05, 20.0)
+        0.7,
+        "standard deviation of the Gaussian that smooths, in mm",
+        (0.05, 20.0),
+        title="Width (mm)",
     )
-    keep_volume: bool = setting(True, "keep the volume of each structure")
+    keep_volume: bool = setting(True, "keep the volume of each structure", title="Keep volumes")
 
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:

@@ -21,6 +21,8 @@ from medsegai.refinements._places import flat_indices, margin, near_borders, spa
 from medsegai.refinements._settings import labels_setting, setting
 from medsegai.volume import Volume
 
+TITLE = "Snap doubtful borders"
+
 UNGUIDED = 0.6
 """How probable a label is at its border where nobody knows better; its neighbour has the rest."""
 
@@ -34,13 +36,26 @@ class Options:
 
     labels: tuple[int, ...] = labels_setting()
     shell_mm: float = setting(
-        1.0, "how far from a border voxels may change, in mm; at least those beside it", (0.0, 20.0)
+        1.0,
+        "how far from a border voxels may change, in mm; at least those beside it",
+        (0.0, 20.0),
+        title="Move at most (mm)",
     )
     doubt: float = setting(
-        0.05, "how probable the runner-up must be, where the model's answer is known", (0.01, 0.5)
+        0.05,
+        "how probable the runner-up must be, where the model's answer is known",
+        (0.01, 0.5),
+        title="Doubt needed",
     )
-    prior: float = setting(1.0, "how much the probabilities weigh against the image", (0.01, 100.0))
-    contrast: float = setting(1.0, "how sharply edges of the image divide", (0.0, 100.0))
+    prior: float = setting(
+        1.0,
+        "how much the probabilities weigh against the image",
+        (0.01, 100.0),
+        title="Weight of the AI",
+    )
+    contrast: float = setting(
+        1.0, "how sharply edges of the image divide", (0.0, 100.0), title="Weight of edges"
+    )
 
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
