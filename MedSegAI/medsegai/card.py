@@ -39,6 +39,9 @@ LONGEST_REASON = 500
 SPACINGS_MM = (0.001, 1000.0)
 """What lengths of a voxel a model may work on: from optical microscopy to a whole body in one slice."""
 
+SIDES_MM = (0.01, 10_000.0)
+"""What lengths the sides of a scan may have."""
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -86,6 +89,7 @@ class ModelCard:
             no file then that could say which hashes the weights should have. Not in the file.
         calibration: what held-out cases tell of its probabilities and of its members' agreement, if known.
         reference: which volumes are plausible, if known.
+        field_of_view_mm: the sides of a usual scan, shortest first, if known.
     """
 
     id: str
@@ -107,6 +111,7 @@ class ModelCard:
     performance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     reference: Reference | None = None
+    field_of_view_mm: tuple[float, float, float] | None = None
     folder: Path = Path()
     in_place: bool = False
 
@@ -269,6 +274,10 @@ class ModelCard:
             known = data.pop(name)
             if known is not None:
                 data[name] = known.to_dict()
+        if self.field_of_view_mm is None:
+            del data["field_of_view_mm"]
+        else:
+            data["field_of_view_mm"] = list(self.field_of_view_mm)
         return data
 
 
@@ -297,6 +306,12 @@ def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
     first, second, third = (number(v, "spacing_mm", *SPACINGS_MM) for v in data["spacing_mm"])
     values["spacing_mm"] = (first, second, third)
     number(values.get("memory_mb", 0.0), "memory_mb", low=0)
+    if data.get("field_of_view_mm") is not None:
+        name = "field_of_view_mm"
+        shortest, middle, longest = (number(v, name, *SIDES_MM) for v in data[name])
+        if not shortest <= middle <= longest:
+            raise ModelError("field_of_view_mm must be three sides above 0, the shortest first.")
+        values["field_of_view_mm"] = (shortest, middle, longest)
     values["suggested_refinements"] = tuple(data.get("suggested_refinements", ()))
     for name, read in (("calibration", Calibration.from_dict), ("reference", Reference.from_dict)):
         if values.get(name) is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,11 +35,13 @@ from medsegai.fusion import (
     join_labels,
 )
 from medsegai.io import check_scan, read_volume
+from medsegai.io.checks import MAX_SPACING_MM
 from medsegai.networks.backends import Compute, choose_compute
 from medsegai.probabilities import NativeMap, Readable, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.refinements import check, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
+from medsegai.suitability import check_suits
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
@@ -46,6 +49,9 @@ STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine":
 
 REFINEMENT_SHARE = 5.0
 """How much longer each refinement that is asked for makes the last stage."""
+
+COARSER = 1.5
+"""So many times as far apart as in its training may slices for a model be, even beyond the usual limit."""
 
 SLAB_VOXELS = 1 << 20
 SLAB_VALUES = 1 << 25
@@ -71,7 +77,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     refining = STAGES["refine"] * (1 + REFINEMENT_SHARE * len(request.refinements))
     progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
     compute = choose_compute(request.device, request.backend, request.precision)
-    inputs, warnings = _read(request, progress)
+    inputs, warnings = _read(request, cards, progress)
     box = _region_box(request, inputs[0])
     models = [_model(*_key(card)) for card in cards]
     output = inputs[0].geometry.cropped(*_start_and_shape(box))
@@ -123,13 +129,21 @@ def peak_memory_mb() -> float:
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume], list[str]]:
+def _read(
+    request: SegmentationRequest, cards: Sequence[ModelCard], progress: Progress
+) -> tuple[list[Volume], list[str]]:
+    """The inputs, each of a kind that the models take, and what is doubtful about them.
+
+    A model that was trained on slices further apart than others may be given such slices.
+    """
+    coarsest = COARSER * max(max(card.spacing_mm) for card in cards)
+    limit = math.inf if request.anyway else max(MAX_SPACING_MM, coarsest)
     inputs: list[Volume] = []
     warnings: list[str] = []
     for number, item in enumerate(request.inputs):
         progress.step("read", number, len(request.inputs))
         volume = item if isinstance(item, Volume) else read_volume(Path(item))
-        warnings += check_scan(volume)
+        warnings += check_scan(volume, limit)
         inputs.append(volume)
         check_same_grid(
             volume.geometry,
@@ -138,6 +152,7 @@ def _read(request: SegmentationRequest, progress: Progress) -> tuple[list[Volume
             inputs[0].source,
             "Resample one onto the other first.",
         )
+    warnings += check_suits(cards, inputs, request.anyway)
     return inputs, warnings
 
 

@@ -19,6 +19,10 @@ class InputError(MedSegAIError):
     exit_code = 3
 
 
+class MismatchError(InputError):
+    """A scan cannot be meant for the model, such as a CT for one of MR. It is segmented if that is asked for."""
+
+
 class GeometryError(InputError):
     """Voxels cannot be placed in space: singular or sheared matrix, slice gaps, grids that differ."""
 

@@ -101,6 +101,7 @@ def _card(path: Path) -> ModelCard:
         labels=classes.labels,
         members=tuple(members),
         spacing_mm=_spacing(_main(chosen)),
+        field_of_view_mm=_field_of_view(first),
         description=_description(chosen, stages, [*notes, *after.notes]),
         intended_use="Images like those it was trained on. Research and education; not a medical device.",
         licence=_text(first.dataset, "licence", "license")
@@ -519,6 +520,16 @@ def _spacing(results: Results) -> tuple[float, float, float]:
     for axis, length in zip(results.plans["transpose_forward"], spacing, strict=True):
         kji[axis] = float(length)
     return kji[2], kji[1], kji[0]
+
+
+def _field_of_view(results: Results) -> tuple[float, float, float]:
+    """Sides of the training set's median scan in mm, shortest first."""
+    spacing, shape = (
+        numbers_of(results.plans, f"original_median_{what}_after_transp", results.source)
+        for what in ("spacing", "shape")
+    )
+    first, second, third = sorted(a * b for a, b in zip(spacing, shape, strict=True))
+    return first, second, third
 
 
 def _description(chosen: Sequence[Results], stages: Sequence[Results], notes: Sequence[str]) -> str:

@@ -138,6 +138,7 @@ def pack_volume(volume: Volume, exchange: Path) -> Message:
         "array": pack_array(volume.voxels, exchange),
         "ijk_to_ras": volume.geometry.ijk_to_ras.tolist(),
         "source": volume.source,
+        "modality": volume.modality,
     }
 
 
@@ -148,7 +149,8 @@ def unpack_volume(data: Mapping[str, Any], exchange: Path) -> Volume:
             f"{data['source'] or 'The input'} has {voxels.ndim} dimensions; a 3D volume is needed."
         )
     k, j, i = voxels.shape
-    return Volume(voxels, Geometry((k, j, i), np.array(data["ijk_to_ras"])), data["source"])
+    grid = Geometry((k, j, i), np.array(data["ijk_to_ras"]))
+    return Volume(voxels, grid, data["source"], modality=str(data.get("modality", "")))
 
 
 def pack_request(request: SegmentationRequest, exchange: Path) -> Message:

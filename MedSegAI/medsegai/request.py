@@ -118,6 +118,11 @@ class SegmentationRequest:
         "labels stay the same, but for refinements that look at probabilities",
         title="Calibrated",
     )
+    anyway: bool = option(
+        False,
+        "segment a scan that the model was not made for, such as a CT by a model of MR; otherwise it is refused",
+        title="Anyway",
+    )
     seed: int = option(
         0, "start of the random numbers of Monte-Carlo dropout", title="Random start"
     )

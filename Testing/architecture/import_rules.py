@@ -31,6 +31,7 @@ FLAT = frozenset(
         "regular_files",
         "request",
         "strict",
+        "suitability",
         "tasks",
         "volume",
     }

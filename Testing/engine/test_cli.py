@@ -89,7 +89,8 @@ def test_every_option_of_the_request_can_be_set() -> None:
         *("--model", "a,b", "--model", "c", "--views", "axial, coronal", "--fusion", "vote"),
         *("--device", "cuda:1", "--backend", "torch", "--precision", "fp32"),
         *("--dropout-passes", "12", "--seed", "7", "--no-mirroring", "--tile-step", "0.25"),
-        *("--no-refine", "--no-calibrated", "--overlap", "--region=-60,60,-90,90.5,0,70"),
+        *("--no-refine", "--no-calibrated", "--overlap", "--anyway"),
+        "--region=-60,60,-90,90.5,0,70",
         *("--refinement", "islands:smallest_ml=0.1;keep=1,holes", "--refinement", "smoothing"),
     )
     expected = {
@@ -106,6 +107,7 @@ def test_every_option_of_the_request_can_be_set() -> None:
         "refine": False,
         "calibrated": False,
         "overlap": True,
+        "anyway": True,
         "refinements": ["islands:smallest_ml=0.1;keep=1", "holes", "smoothing"],
         "region": [-60.0, 60.0, -90.0, 90.5, 0.0, 70.0],
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,9 +245,7 @@ class Scene:
     def read_channels(self, nodes: Sequence[Any]) -> tuple[Volume, ...]:
         if self.read_error:
             raise self.read_error
-        return tuple(
-            Volume(self.volume.voxels, self.volume.geometry, node.GetName()) for node in nodes
-        )
+        return tuple(replace(self.volume, source=node.GetName()) for node in nodes)
 
     def region(self, node: Any) -> tuple[float, ...]:
         return (0.0, 1.0, 0.0, 2.0, 0.0, 3.0)

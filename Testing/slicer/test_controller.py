@@ -573,3 +573,17 @@ def test_a_job_that_stands_still_is_told(house: House) -> None:
     assert "No progress for a long time" in house.panel.message
     house.finish()
     assert house.panel.message == ""
+
+
+@pytest.mark.parametrize("consent", [True, False])
+def test_a_scan_that_the_model_was_not_made_for_is_asked_about(house: House, consent: bool) -> None:
+    """Before anything travels to the worker; and not again where the option was chosen."""
+    house.host.consent = consent
+    house.scene.volume = replace(house.scene.volume, modality="MR")
+    card = replace(house.card, channels=(Channel("MR", "CT"),))
+    house.choose(cards=(card,))
+    house.press_segment()
+    (question,) = house.host.questions
+    assert "is a scan of MR, but the model" in question
+    assert question.endswith("Segment it anyway?")
+    assert [request.anyway for request in house.client.requests] == ([True] if consent else [])

@@ -347,3 +347,29 @@ def test_what_is_no_region_is_refused(mrml: Any) -> None:
     node.SetAndObserveTransformNodeID(bending_transform(mrml).GetID())
     with pytest.raises(GeometryError, match=r"bends space \(Warp\)"):
         scene.region(node)
+
+
+class Database:
+    """What of ctkDICOMDatabase is used to tell the modality of one instance."""
+
+    def fileForInstance(self, instance: str) -> str:
+        return {"1.2.3": "/ct/1.dcm"}.get(instance, "")
+
+    def seriesForFile(self, file: str) -> str:
+        return {"/ct/1.dcm": "9.9"}[file]
+
+    def fieldForSeries(self, name: str, series: str) -> str:
+        return {("Modality", "9.9"): "CT"}[name, series]
+
+
+@pytest.mark.parametrize(
+    ("instances", "modality"), [("1.2.3 4.5.6", "CT"), ("7.8.9", ""), (None, "")]
+)
+def test_a_volume_from_the_dicom_database_says_what_scanner_it_came_from(
+    mrml: Any, monkeypatch: pytest.MonkeyPatch, instances: str | None, modality: str
+) -> None:
+    node = add_volume(mrml, PLACES["plain"])
+    assert Scene(mrml).read_channels([node])[0].modality == ""
+    monkeypatch.setattr(slicer, "dicomDatabase", Database(), raising=False)
+    node.SetAttribute("DICOM.instanceUIDs", instances)
+    assert Scene(mrml).read_channels([node])[0].modality == modality

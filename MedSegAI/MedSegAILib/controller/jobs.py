@@ -18,6 +18,7 @@ from medsegai.errors import (
 )
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.suitability import mismatches
 from medsegai.volume import Volume
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.house import NO_MODEL, House
@@ -108,6 +109,12 @@ class Jobs:
         except MedSegAIError as error:
             house.panel.show_error(str(error))
             return
+        problems = () if request.anyway else mismatches(choice.cards, _volumes(request))
+        if problems:
+            question = _("{problem} Segment it anyway?").format(problem=" ".join(problems))
+            if not house.host.confirm(question):
+                return
+            choice = replace(choice, options=dict(choice.options) | {"anyway": True})
         name = _source(request)
         frames = house.scene.frames(choice.node) if choice.every_frame else (None,)
         series = _Series()
@@ -293,6 +300,10 @@ def chosen_nodes(choice: Choice) -> list[Any]:
             )
         )
     return [choice.nodes[channel.name] for channel in channels[:needed]]
+
+
+def _volumes(request: SegmentationRequest) -> list[Volume]:
+    return [item for item in request.inputs if isinstance(item, Volume)]
 
 
 def _source(request: SegmentationRequest) -> str:

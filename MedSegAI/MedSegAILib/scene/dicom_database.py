@@ -82,6 +82,21 @@ def source_of(database: Any, volume: Any) -> tuple[str, str]:
     return folder_of(database, SeriesRow("", "", volume.GetName(), series)), series
 
 
+def modality_of(database: Any, volume: Any) -> str:
+    """What kind of scanner a volume node came from, as DICOM's Modality says; "" where that is not known.
+
+    Args:
+        database: a ctkDICOMDatabase, or None where Slicer has none.
+        volume: the node.
+    """
+    instances = str(volume.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
+    if not instances or database is None:
+        return ""
+    file = str(database.fileForInstance(instances[0]) or "")
+    series = str(database.seriesForFile(file) or "") if file else ""
+    return str(database.fieldForSeries("Modality", series) or "") if series else ""
+
+
 def folder_of(database: Any, row: SeriesRow) -> str:
     """The folder in which all files of a series lie, perhaps beside others.
 

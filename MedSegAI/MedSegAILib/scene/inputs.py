@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import slicer
 import slicer.util
 import vtk
 from numpy.typing import NDArray
 
 from medsegai.errors import GeometryError, InputError
 from medsegai.volume import Geometry, Volume, check_same_grid
+from MedSegAILib.scene.dicom_database import modality_of
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.nodes import nodes_of
 
@@ -76,7 +78,9 @@ def volumes(scene: Any) -> list[Any]:
 def image_at(node: Any, to_world: NDArray[np.float64], name: str) -> Volume:
     """The image of a checked volume node, under the given transform."""
     voxels = slicer.util.arrayFromVolume(node)
-    return Volume(voxels, Geometry(voxels.shape, to_world @ ijk_to_local(node)), name)
+    modality = modality_of(getattr(slicer, "dicomDatabase", None), node)
+    grid = Geometry(voxels.shape, to_world @ ijk_to_local(node))
+    return Volume(voxels, grid, name, modality=modality)
 
 
 def ijk_to_local(node: Any) -> NDArray[np.float64]:

@@ -55,23 +55,27 @@ def check_voxels(volume: Volume) -> None:
         )
 
 
-def check_scan(volume: Volume) -> tuple[str, ...]:
+def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tuple[str, ...]:
     """Refuse what cannot be segmented, and tell what makes a segmentation doubtful.
+
+    Args:
+        volume: the scan.
+        spacing_limit_mm: slices further apart are refused.
 
     Returns:
         Warnings in words, the reader's notes first; empty if all is well.
 
     Raises:
-        InputError: see `check_voxels`; or voxels of more than `MAX_SPACING_MM` along an axis.
+        InputError: see `check_voxels`; or voxels of more than the limit along an axis.
     """
     check_voxels(volume)
     name = volume.source or "The image"
     geometry = volume.geometry
     spacing = max(geometry.spacing_mm)
-    if spacing > MAX_SPACING_MM:
+    if spacing > spacing_limit_mm:
         raise InputError(
             f"{name} has {geometry.describe()}: slices {spacing:.3g} mm apart are too far for 3D "
-            f"structures; the limit is {MAX_SPACING_MM:g} mm. Use a scan with thinner slices."
+            f"structures; the limit is {spacing_limit_mm:g} mm. Use a scan with thinner slices."
         )
     warnings = list(volume.notes)
     if spacing > WARN_SPACING_MM:
