@@ -1,4 +1,4 @@
-"""A picture of what a slice view shows, drawn by Slicer's own displayable managers without a window."""
+"""Views without a window, by Slicer's displayable managers: what a slice view shows, and when a 3D view draws."""
 
 from __future__ import annotations
 
@@ -80,3 +80,31 @@ class SlicePicture:
         width, height, _depth = image.GetDimensions()
         values = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
         return np.asarray(values.reshape(height, width, -1)[::-1, :, :3], np.uint8).copy()
+
+
+class SurfaceView:
+    """A 3D view that shows surfaces of segments, and counts how often it was asked to draw.
+
+    Attributes:
+        asked: so often.
+    """
+
+    def __init__(self, scene: Any) -> None:
+        self.asked = 0
+        self._application = slicer.vtkSlicerApplicationLogic()
+        self._application.SetMRMLScene(scene)
+        self._window, renderer = vtk.vtkRenderWindow(), vtk.vtkRenderer()
+        self._window.SetOffScreenRendering(1)
+        self._window.AddRenderer(renderer)
+        self._interactor = vtk.vtkGenericRenderWindowInteractor()
+        self._interactor.SetRenderWindow(self._window)
+        factory = slicer.vtkMRMLThreeDViewDisplayableManagerFactory.GetInstance()
+        factory.SetMRMLApplicationLogic(self._application)
+        if not factory.IsDisplayableManagerRegistered("vtkMRMLSegmentationsDisplayableManager3D"):
+            factory.RegisterDisplayableManager("vtkMRMLSegmentationsDisplayableManager3D")
+        self._group = factory.InstantiateDisplayableManagers(renderer)
+        self._group.SetMRMLDisplayableNode(scene.AddNewNodeByClass("vtkMRMLViewNode"))
+        self._group.AddObserver(vtk.vtkCommand.UpdateEvent, self._on_request)
+
+    def _on_request(self, *_: Any) -> None:
+        self.asked += 1

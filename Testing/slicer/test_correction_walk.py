@@ -29,6 +29,7 @@ from correction_help import (
 from MedSegAILib.panel import dialogs
 from MedSegAILib.scene import Scene, segment_id
 from scene_images import PLACES
+from slice_pictures import SurfaceView
 
 FIRST, SECOND = (8, 9, 20), (8, 9, 6)  # k, j, i: in the right, then in the left segment
 
@@ -227,6 +228,46 @@ def test_no_key_is_one_that_slicer_has_taken(walking: Bench, window: Any) -> Non
     assert not set(keys) & set(SLICERS_KEYS)
     for button in ("applyButton", "takeBackButton", "cancelButton", "nextPlaceButton"):
         assert getattr(walking.panel, button).toolTip.rsplit("(", 1)[1].rstrip(")") in keys
+
+
+# --- the answer to a stroke ------------------------------------------------------------------------
+
+
+def test_strokes_let_no_3d_view_draw_its_surfaces_again(walking: Bench, mrml: Any) -> None:
+    """Each time it takes a second without a graphics card, and the stroke would answer after that."""
+    walking.segmentation.CreateClosedSurfaceRepresentation()
+    view = SurfaceView(mrml)
+    for shown in (False, True):
+        walking.segmentation.GetDisplayNode().SetVisibility3D(shown)
+    assert view.asked > 0, "it hears of the segmentation"
+    walking.panel.activate()
+    view.asked = 0
+    for _ in range(2):
+        paint_doubt(walking)
+        assert mask_of(walking.preview(), "added").any()
+    walking.panel.takeBackButton.click()
+    walking.panel.cancelButton.click()
+    assert view.asked == 0
+    paint_doubt(walking)
+    walking.panel.applyButton.click()
+    assert view.asked > 0, "the surface of the segment changes"
+
+
+def test_the_node_for_strokes_is_there_from_the_first_and_goes_with_the_effect(
+    walking: Bench,
+) -> None:
+    nodes = walking.nodes()
+    walking.panel.activate()
+    prepared = walking.nodes()
+    paint_doubt(walking)
+    assert walking.nodes() == prepared, "nothing is made when the first stroke waits"
+    for end in (walking.panel.onCancel, walking.panel.onApply):
+        paint_doubt(walking)
+        end()
+        assert walking.nodes() == prepared
+        assert not any(mask_of(walking.preview(), kind).any() for kind in ("added", "inside"))
+    walking.panel.deactivate()
+    assert walking.nodes() == nodes
 
 
 # --- leaving ---------------------------------------------------------------------------------------

@@ -26,11 +26,15 @@ class Preview:
     def __init__(self, scene: Any) -> None:
         self._marks = Marks(scene, _("AI correct preview"), SEGMENTS)
 
+    def prepare(self) -> None:
+        """Let the first stroke be shown as fast as the next."""
+        self._marks.prepare()
+
     def show(self, correction: Correction) -> None:
         """Show what a correction would change, or nothing."""
         change = correction.change()
         if change is None:
-            self.remove()
+            self._marks.clear()
             return
         shown = {
             name: correction.image_of(getattr(change, name), change.box)
@@ -46,6 +50,10 @@ class Preview:
             image = correction.image_of(sketch.mask, sketch.box)
             self._marks.show({"sketch": image}, correction.segmentation.GetTransformNodeID())
             self._marks.set_color("sketch", INSIDE if inside else OUTSIDE)
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._marks.clear()
 
     def remove(self) -> None:
         """Leave the scene as it was."""

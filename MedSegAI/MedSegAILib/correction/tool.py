@@ -47,6 +47,7 @@ class CorrectionTool:
         self._walk = Walk()
         self._correction: Correction | None = None
         self._preview: Preview | None = None
+        self._is_open = False
         self._brush: Brush | None = None
         self._inside = True
         self._last: ArrayLike = (0.0, 0.0, 0.0)
@@ -117,6 +118,8 @@ class CorrectionTool:
         if self._correction is not None and not self.painting:
             self._correction.take_back()
             self._show()
+            if not self.strokes:
+                self.cancel()
 
     def apply(self) -> bool:
         """Write the change as one undo step; whether anything was changed."""
@@ -134,9 +137,23 @@ class CorrectionTool:
         """Forget all strokes and leave the scene as it was."""
         self._brush, self._correction = None, None
         if self._preview is not None:
-            self._preview.remove()
-            self._preview = None
+            if self._is_open:
+                self._preview.clear()
+            else:
+                self._preview.remove()
+                self._preview = None
         self._tell("")
+
+    def open(self) -> None:
+        """The effect is chosen: get ready for the first stroke."""
+        self._is_open = True
+        if self._get_scene() is not None:
+            self._shown().prepare()
+
+    def close(self) -> None:
+        """The effect is left, and so are strokes: see `leave`. The scene is as it was."""
+        self._is_open = False
+        self.leave()
 
     def leave(self) -> None:
         """The user turns to something else: what is pending is applied, or forgotten where that is the answer."""

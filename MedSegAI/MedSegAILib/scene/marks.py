@@ -43,6 +43,11 @@ class Marks:
         self._scene, self._title, self._kinds = scene, title, kinds
         self._node: Any = None
 
+    def prepare(self) -> None:
+        """Put the empty node into the scene, so that the first marks are shown as fast as later ones."""
+        if self._node is None or not self._scene.IsNodePresent(self._node):
+            self._add_node()
+
     def show(self, images: Mapping[str, Any], transform_id: str | None) -> None:
         """Show other marks of some kinds.
 
@@ -50,8 +55,7 @@ class Marks:
             images: a vtkOrientedImageData of 0 and 1 of each kind that changes.
             transform_id: of the transform that the images stand under, if there is one.
         """
-        if self._node is None or not self._scene.IsNodePresent(self._node):
-            self._node = self._new()
+        self.prepare()
         self._node.SetAndObserveTransformNodeID(transform_id)
         was_modifying = self._node.StartModify()
         for name, image in images.items():
@@ -61,6 +65,11 @@ class Marks:
             segment.SetLabelValue(1)
         self._node.EndModify(was_modifying)
         self._node.Modified()
+
+    def clear(self) -> None:
+        """Show no mark; the node stays."""
+        if self._node is not None and self._scene.IsNodePresent(self._node):
+            self.show({name: slicer.vtkOrientedImageData() for name in self._kinds}, None)
 
     def set_color(self, name: str, color: Color) -> None:
         """Give one kind another colour."""
@@ -77,7 +86,7 @@ class Marks:
             self._scene.RemoveNode(self._node)
         self._node = None
 
-    def _new(self) -> Any:
+    def _add_node(self) -> None:
         node = self._scene.CreateNodeByClass("vtkMRMLSegmentationNode")
         node.UnRegister(None)
         node.SetName(self._scene.GenerateUniqueName(self._title))
@@ -91,8 +100,8 @@ class Marks:
             segment.SetColor(*mark.color)
             segment.AddRepresentation(labelmap_name(), slicer.vtkOrientedImageData())
             segments.AddSegment(segment, name)
-        self._scene.AddNode(node)
-        self._node = node
+        self._node = self._scene.AddNode(node)
+        _hide_from_3d(node)
         tree, item = self._item()
         if (
             tree is not None and not item
@@ -106,9 +115,23 @@ class Marks:
             display.SetSegmentOpacity2DFill(name, mark.opacity)
             display.SetSegmentOpacity2DOutline(name, 1.0)
             display.SetSegmentVisibility3D(name, False)
-        return node
 
     def _item(self) -> tuple[Any, int]:
         """The tree of the scene's data, and the node's item in it, which a hidden node has without being shown."""
         tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
         return tree, 0 if tree is None else int(tree.GetItemByDataNode(self._node))
+
+
+def _hide_from_3d(node: Any) -> None:
+    """Let no 3D view hear of changes of a node.
+
+    Each of them would let the view draw all surfaces of the scene again, which takes a second without a graphics
+    card, although it shows nothing of the node.
+    """
+    broker = slicer.vtkEventBroker.GetInstance()
+    found = broker.GetObservationsForSubject(node)
+    found.UnRegister(None)
+    for number in range(found.GetNumberOfItems()):
+        observer = found.GetItemAsObject(number).GetObserver()
+        if observer is not None and observer.IsA("vtkMRMLAbstractThreeDViewDisplayableManager"):
+            broker.RemoveObservation(found.GetItemAsObject(number))

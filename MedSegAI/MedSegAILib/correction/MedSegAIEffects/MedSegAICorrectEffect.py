@@ -308,14 +308,19 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def createCursor(self, _view: Any) -> Any:
         return qt.QCursor(qt.Qt.CrossCursor)
 
+    def activate(self) -> None:
+        self.tool.open()
+        self._enable_buttons()
+
     def deactivate(self) -> None:
         """Also where Slicer's own key Esc ends the effect."""
-        self.tool.leave()
+        self.tool.close()
         self._enable_buttons()
         self._remove_outlines()
 
     def cleanup(self) -> None:
         self.tool.cancel()
+        self.tool.close()
         self._remove_outlines()
 
     def referenceGeometryChanged(self) -> None:
