@@ -59,7 +59,7 @@ def within(segmentation: Any) -> str:
 
 def walk_within(segmentation: Any, segment_id: str) -> None:
     """Walk the doubtful places of one segment from now on; with "" those of all."""
-    segmentation.SetAttribute(WITHIN_ATTRIBUTE, segment_id or None)
+    _note(segmentation, WITHIN_ATTRIBUTE, segment_id)
 
 
 def current_segment(segmentation: Any) -> str:
@@ -70,7 +70,15 @@ def current_segment(segmentation: Any) -> str:
 
 def set_current_segment(segmentation: Any, segment_id: str) -> None:
     """Remember the segment that the user is at, for the other pages of Slicer."""
-    segmentation.SetAttribute(CURRENT_ATTRIBUTE, segment_id or None)
+    _note(segmentation, CURRENT_ATTRIBUTE, segment_id)
+
+
+def _note(segmentation: Any, attribute: str, text: str) -> None:
+    """Keep a text with a segmentation, without a word to its views: they would draw its surfaces again."""
+    was_disabled = segmentation.GetDisableModifiedEvent()
+    segmentation.DisableModifiedEventOn()
+    segmentation.SetAttribute(attribute, text or None)
+    segmentation.SetDisableModifiedEvent(was_disabled)
 
 
 class Walk:
@@ -116,7 +124,7 @@ class Walk:
         at = voxels.index(stood) if stood in voxels else (-1 if by > 0 else 0)
         number = (at + by) % len(places)
         place = places[number]
-        segmentation.SetAttribute(PLACE_ATTRIBUTE, voxels[number])
+        _note(segmentation, PLACE_ATTRIBUTE, voxels[number])
         if place.segment_id:
             set_current_segment(segmentation, place.segment_id)
         return Step(place, number + 1, len(places))
