@@ -47,6 +47,7 @@ def test_a_job_from_the_button_to_the_table(house: House) -> None:
     assert house.host.prepared == 1
     assert house.panel.state == "running"
     house.client.listener.progressed(ProgressEvent("predict", 0.25, 10.0))
+    assert house.host.status == ["MedSegAI: Predicting – 25 % – 10 s left"]
     assert house.panel.progress == [0.25]
     house.finish()
     assert house.panel.state == "idle"
@@ -340,7 +341,7 @@ def test_how_long_it_takes_is_learnt_and_told(house: House) -> None:
     house.finish()
     house.choose()
     assert "about 1 s" in house.panel.plan[0]
-    assert json.loads(house.host.settings["times"])
+    assert json.loads(house.host.settings["model_times"])
 
 
 # --- bad input, one clear message each -------------------------------------------------------------

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-import fake_worker
-from controller_help import HEAD, House, Node
+from controller_help import House, Node
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import (
     Cancelled,
@@ -20,11 +19,9 @@ from medsegai.errors import (
     OutputExistsError,
     WorkerError,
 )
-from medsegai.request import SegmentationRequest
 from medsegai.tasks import ExportResult
 from MedSegAILib import model_shelf
 from MedSegAILib.controller.devices import Devices
-from MedSegAILib.controller.estimates import KEPT, Estimates
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.places import DoubtfulPlace
 from MedSegAILib.view import HandOverChoice, PlaceChoice, StructureRow
@@ -594,36 +591,6 @@ def test_nothing_is_known_of_devices_that_nobody_asked() -> None:
     assert [choice.value for choice in devices.choices()] == ["auto"]
     assert devices.free_gb("auto") is None
     assert devices.describe("cuda:3") == "cuda:3"
-
-
-# --- how long it takes -----------------------------------------------------------------------------
-
-
-def request(**options: Any) -> SegmentationRequest:
-    return SegmentationRequest((HEAD,), **options)
-
-
-def test_time_is_learnt_by_kind_of_job_and_outlives_the_session(house: House) -> None:
-    kept = [""]
-    estimates = Estimates(lambda: kept[0], lambda text: kept.__setitem__(0, text))
-    cards = (house.card,)
-    assert estimates.seconds(cards, request()) is None
-    result = fake_worker.halves(HEAD)
-    for seconds in (3.0, 2.0, 100.0):
-        estimates.learn(cards, request(), replace(result, seconds={"predict": seconds}))
-    assert estimates.seconds(cards, request()) == pytest.approx(3.0), "the median"
-    assert estimates.seconds(cards, request(device="cpu")) is None, "another device"
-    again = Estimates(lambda: kept[0], lambda text: None)
-    assert again.seconds(cards, request()) == pytest.approx(3.0)
-    assert again.typical_seconds(house.card) is not None
-    for _ in range(KEPT):
-        estimates.learn(cards, request(), replace(result, seconds={"predict": 1.0}))
-    assert estimates.seconds(cards, request()) == pytest.approx(1.0), "the last ones count"
-
-
-@pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": "b"}', '{"a": ["b"]}'])
-def test_a_damaged_memory_is_forgotten(house: House, text: str) -> None:
-    assert Estimates(lambda: text, lambda _: None).seconds((house.card,), request()) is None
 
 
 def test_the_bundled_brain_model_has_a_picture() -> None:

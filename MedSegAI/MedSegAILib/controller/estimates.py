@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
@@ -28,10 +29,10 @@ class Estimates:
     def seconds(self, cards: Sequence[ModelCard], request: SegmentationRequest) -> float | None:
         """How long this will take; None where nothing like it ran here."""
         times = self._times.get(_kind(cards, request))
-        return None if not times else median(times) * _megavoxels(request)
+        return None if not times else median(times) * _megavoxels(cards, request)
 
     def typical_seconds(self, card: ModelCard) -> float | None:
-        """How long this model took for a volume of ten million voxels, whatever the options."""
+        """How long this model took for ten million voxels of its own grid, whatever the options."""
         start = f"{card.id} {card.version} "
         times = [
             value
@@ -50,7 +51,7 @@ class Estimates:
             return
         kind = _kind(cards, request)
         known = self._times.get(kind, [])
-        self._times[kind] = [*known, taken / _megavoxels(request)][-KEPT:]
+        self._times[kind] = [*known, taken / _megavoxels(cards, request)][-KEPT:]
         self._write(json.dumps(self._times))
 
 
@@ -64,7 +65,7 @@ def _times(text: str) -> dict[str, list[float]]:
 
 
 def _kind(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
-    """Jobs that take as long per voxel: the same models, networks, device and passes."""
+    """Jobs that take as long per voxel of the grid: the same models, networks, device and passes."""
     models = " + ".join(f"{card.id} {card.version}" for card in cards)
     names = [member.name for card in cards for member in card.members]
     members = len(request.members) or len(names)
@@ -75,7 +76,23 @@ def _kind(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
     )
 
 
-def _megavoxels(request: SegmentationRequest) -> float:
+def _megavoxels(cards: Sequence[ModelCard], request: SegmentationRequest) -> float:
+    """How much there is to do: millions of voxels of the models' own grids, whatever the voxels of the scan.
+
+    A scan of thick slices is as much work for a network as one of thin slices, since it is resampled first. A
+    family with a fixed grid never does more than that.
+    """
     volume = request.inputs[0]
     assert isinstance(volume, Volume)
-    return max(volume.voxels.size / 1e6, 0.01)
+    cubic_mm = 1000 * volume.geometry.voxel_volume_ml * volume.voxels.size
+    if request.region:
+        low, high = request.region[::2], request.region[1::2]
+        box = math.prod(last - first for first, last in zip(low, high, strict=True))
+        cubic_mm = min(cubic_mm, box)
+    voxels = [
+        min(
+            cubic_mm / math.prod(card.spacing_mm), math.prod(card.settings.get("grid", (math.inf,)))
+        )
+        for card in cards
+    ]
+    return max(sum(voxels) / 1e6, 0.01)

@@ -169,7 +169,7 @@ class _Job:
         self._then, self._mend = then, mend
 
     def progressed(self, event: ProgressEvent) -> None:
-        self._house.panel.show_progress(event)
+        self._house.progressed(event)
 
     def finished(self, result: Any) -> None:
         self.reading.answer(self._then, result)

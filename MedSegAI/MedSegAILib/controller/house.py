@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from medsegai.card import CARD_NAME, ModelCard
 from medsegai.errors import ModelError, RequestError
+from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, request_from_options
 from medsegai.volume import Volume
 from MedSegAILib.controller.devices import Devices
@@ -18,14 +19,15 @@ from MedSegAILib.controller.protocols import (
     SceneProtocol,
 )
 from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.progress_text import progress_text
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice
 from MedSegAILib.worker.place import PlaceKind
 
 NO_MODEL = "There is no model. Import one with Browse…, or reinstall MedSegAI."
 
-TIMES = "times"
-"""Name of the setting that holds what jobs took."""
+TIMES = "model_times"
+"""Name of the setting that holds what jobs took, per voxel of the models' grids."""
 
 
 @dataclass
@@ -42,6 +44,11 @@ class House:
         self.estimates = Estimates(
             lambda: self.host.setting(TIMES), lambda text: self.host.set_setting(TIMES, text)
         )
+
+    def progressed(self, event: ProgressEvent) -> None:
+        """Show how far a job is, on the page and for those who are in another module."""
+        self.panel.show_progress(event)
+        self.host.show_status(f"MedSegAI: {progress_text(event)}")
 
     def place_is_here(self) -> bool:
         """Whether the worker runs in Slicer's own Python, where things may have to be installed."""

@@ -163,6 +163,7 @@ class Jobs:
             notes = scene.notes
         self._results.show_chosen(node)
         self._house.panel.show_message("\n".join(notes))
+        self._house.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
         return node
 
     def _conclude_preview(self, conclude: Callable[[Any], Any]) -> None:
@@ -254,7 +255,7 @@ class _Job:
         return self._request
 
     def progressed(self, event: ProgressEvent) -> None:
-        self._house.panel.show_progress(event)
+        self._house.progressed(event)
 
     def finished(self, result: SegmentationResult) -> None:
         if self._request is not None:

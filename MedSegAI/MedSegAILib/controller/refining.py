@@ -193,7 +193,7 @@ class _Job:
         self.reading = Reading(self._read)
 
     def progressed(self, event: ProgressEvent) -> None:
-        self._house.panel.show_progress(event)
+        self._house.progressed(event)
 
     def finished(self, result: RefinementResult) -> None:
         self.over = True

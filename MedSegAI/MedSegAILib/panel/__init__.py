@@ -22,8 +22,9 @@ from MedSegAILib.panel.refining import RefineView
 from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.shortcuts import add_shortcuts
-from MedSegAILib.panel.style import duration, error_style, narrow
+from MedSegAILib.panel.style import error_style, narrow
 from MedSegAILib.panel.wrapping import WrappedLabels, say
+from MedSegAILib.progress_text import progress_text
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice, DeviceChoice
@@ -172,7 +173,7 @@ class Panel:
 
     def show_progress(self, event: ProgressEvent) -> None:
         self._ui.progressBar.value = round(PROGRESS_STEPS * event.fraction)
-        self._ui.progressBar.format = _progress_text(event)
+        self._ui.progressBar.format = progress_text(event)
 
     def show_idle(self) -> None:
         self._running = False
@@ -228,26 +229,6 @@ class Panel:
         self._ui.segmentButton.enabled = self._ready
         self._ui.segmentButton.text = _("Add to the queue") if self._running else _("Segment")
         self._ui.cancelButton.enabled = self._running
-
-
-STAGES = {
-    "read": "Reading",
-    "prepare": "Preparing",
-    "predict": "Predicting",
-    "labels": "Combining",
-    "refine": "Refining",
-    "measure": "Measuring",
-    "write": "Writing",
-}
-
-
-def _progress_text(event: ProgressEvent) -> str:
-    stage = _(STAGES.get(event.stage, event.stage.capitalize()))
-    percent = f"{100 * event.fraction:.0f} %"
-    if event.seconds_left is None:
-        return f"{stage} – {percent}"
-    left = _("{time} left").format(time=duration(event.seconds_left))
-    return f"{stage} – {percent} – {left}"
 
 
 def _card_text(card: ModelCard) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.structure_table import DOUBT_MARK
-from MedSegAILib.panel.style import duration, error_style, lay_out_table, text_item
+from MedSegAILib.panel.style import error_style, lay_out_table, text_item
 from MedSegAILib.panel.wrapping import say
+from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from MedSegAILib.panel.style import duration, lay_out_table, text_item
+from MedSegAILib.panel.style import lay_out_table, text_item
+from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 

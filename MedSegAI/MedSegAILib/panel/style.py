@@ -6,8 +6,6 @@ from typing import Any
 
 import qt
 
-from MedSegAILib.translation import tr as _
-
 
 def is_dark(widget: Any) -> bool:
     return bool(widget.palette.color(qt.QPalette.Window).lightness() < 128)
@@ -54,16 +52,6 @@ def show_empty_boxes(view: Any) -> None:
 def narrow(selector: Any) -> None:
     """Let a selector be as wide as its place, whatever the names in it."""
     selector.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
-
-
-def duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
-    if hours:
-        return _("{hours} h {minutes:02d} min").format(hours=hours, minutes=minutes)
-    if minutes:
-        return _("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
-    return _("{seconds} s").format(seconds=rest)
 
 
 def text_item(text: str, tool_tip: str = "") -> Any:

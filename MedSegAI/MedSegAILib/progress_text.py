@@ -1,0 +1,36 @@
+"""How far a job is, in words: for the page, the queue and the status bar of the application."""
+
+from __future__ import annotations
+
+from medsegai.progress import ProgressEvent
+from MedSegAILib.translation import tr as _
+
+STAGES = {
+    "read": "Reading",
+    "prepare": "Preparing",
+    "predict": "Predicting",
+    "labels": "Combining",
+    "refine": "Refining",
+    "measure": "Measuring",
+    "write": "Writing",
+}
+
+
+def progress_text(event: ProgressEvent) -> str:
+    """Stage, per cent and time left."""
+    stage = _(STAGES.get(event.stage, event.stage.capitalize()))
+    percent = f"{100 * event.fraction:.0f} %"
+    if event.seconds_left is None:
+        return f"{stage} – {percent}"
+    left = _("{time} left").format(time=duration(event.seconds_left))
+    return f"{stage} – {percent} – {left}"
+
+
+def duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return _("{hours} h {minutes:02d} min").format(hours=hours, minutes=minutes)
+    if minutes:
+        return _("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
+    return _("{seconds} s").format(seconds=rest)
