@@ -22,6 +22,7 @@ from medsegai.io import PARTIAL, READABLE, read_volume, write_table
 from medsegai.io.dicom_files import is_dicom, read_file
 from medsegai.locks import reserved
 from medsegai.outputs import Outputs, recorded_hashes
+from medsegai.outside_text import table_cell
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
@@ -242,7 +243,8 @@ class Batch:
 
     def _order(self) -> list[str]:
         """Those that were under way when the batch was ended last, perhaps by them, come last."""
-        left = {name for name, state in self._states_before().items() if state == RUNNING}
+        before = self._states_before()
+        left = {name for name in self._cases if before.get(table_cell(name)) == RUNNING}
         waiting = [name for name, entry in self.entries.items() if entry.state != DONE]
         return sorted(waiting, key=lambda name: name in left)
 

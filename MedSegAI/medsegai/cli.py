@@ -30,9 +30,10 @@ from medsegai.commands import (
     train,
     worker,
 )
-from medsegai.commands.console import sound_streams
+from medsegai.commands.console import sound_streams, terminable
 from medsegai.commands.parsing import Parser, complete, help_alone
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, OutputError
+from medsegai.outside_text import visible_streams
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 COMMANDS = (
@@ -64,7 +65,7 @@ exit codes:
   5    a result cannot be written
   6    the device is missing or its memory is not enough; doctor: the main job cannot run
   7    the worker ended unexpectedly
-  130  stopped with Ctrl-C; nothing was written
+  130  stopped with Ctrl-C or SIGTERM; what was not complete was not written
 """
 
 
@@ -87,9 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; argparse itself exits with 2 on unknown options."""
     sound_streams()
-    parser = build_parser()
-    complete(parser)
-    arguments = parser.parse_args(argv)
+    with visible_streams(), terminable():
+        parser = build_parser()
+        complete(parser)
+        return _run(parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code: int = arguments.run(arguments)
     except MedSegAIError as error:

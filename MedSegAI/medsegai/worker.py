@@ -157,9 +157,12 @@ class Worker:
         Thread(target=self._listen, name="pipe", daemon=True).start()
         Thread(target=self._give_signs, name="alive", daemon=True).start()
         Thread(target=self._watch_parent, args=[os.getppid()], name="parent", daemon=True).start()
-        while (task := self._waiting.get()) is not None:
-            task()
-        self._ended.set()
+        try:
+            while (task := self._waiting.get()) is not None:
+                task()
+            self._ended.set()
+        except KeyboardInterrupt:  # SIGTERM
+            self._end_at_once()
 
     def _give_signs(self) -> None:
         while not self._ended.wait(ALIVE_SECONDS):

@@ -24,6 +24,7 @@ FLAT = frozenset(
         "nnunet_dataset",
         "nnunet_parts",
         "nnunet_plans",
+        "outside_text",
         "places",
         "progress",
         "protocol",

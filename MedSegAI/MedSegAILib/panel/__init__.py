@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medsegai.card import ModelCard
+from medsegai.outside_text import unformatted
 from medsegai.progress import ProgressEvent
 from MedSegAILib.model_shelf import usable_together
 from MedSegAILib.output_choice import OutputMode
@@ -155,7 +156,7 @@ class Panel:
     def show_plan(self, text: str, ready: bool, details: str = "") -> None:
         """Say what will run, or why nothing can (`ready` is false then)."""
         say(self._ui.planLabel, text)
-        self._ui.planLabel.toolTip = details
+        self._ui.planLabel.toolTip = unformatted(details)
         self._ready = ready
         self._update_buttons()
 
@@ -221,7 +222,7 @@ class Panel:
         self._options.set_model(card)
         self._options.set_others([other.name for other in others])
         self._inputs.set_channels(card)
-        self._ui.modelSelector.toolTip = "" if card is None else _card_text(card)
+        self._ui.modelSelector.toolTip = "" if card is None else unformatted(_card_text(card))
         self.model_changed.emit()
         self.choice_changed.emit()
 

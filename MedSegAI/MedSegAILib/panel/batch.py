@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from medsegai.outside_text import unformatted
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.structure_table import DOUBT_MARK
 from MedSegAILib.panel.style import error_style, lay_out_table, text_item
@@ -107,7 +108,7 @@ class BatchView:
             table.visible = True
         item = table.item(self._rows[row.case], 1)
         item.setText(_state(row))
-        item.setToolTip(row.message)
+        item.setToolTip(unformatted(row.message))
 
     def _show_source(self, index: int) -> None:
         ui = self._ui

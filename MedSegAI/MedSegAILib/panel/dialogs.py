@@ -6,6 +6,8 @@ from typing import Any
 
 import qt
 
+from medsegai.outside_text import unformatted
+
 
 def open_folder(parent: Any, title: str) -> str:
     """A folder, or "" where none was chosen."""
@@ -31,7 +33,7 @@ def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) ->
     box = qt.QMessageBox(parent)
     box.windowTitle = "MedSegAI"
     box.setIcon(qt.QMessageBox.Question)
-    box.text = question
+    box.text = unformatted(question)
     yes = box.addButton(accept, qt.QMessageBox.AcceptRole)
     no = box.addButton(decline, qt.QMessageBox.RejectRole)
     box.setDefaultButton(yes if safe else no)

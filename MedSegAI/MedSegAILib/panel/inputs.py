@@ -8,6 +8,7 @@ from typing import Any
 import qt
 
 from medsegai.card import ModelCard
+from medsegai.outside_text import unformatted
 from MedSegAILib.panel.style import narrow, quiet_style
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.translation import tr as _
@@ -112,7 +113,9 @@ class InputWidgets:
         selector.noneEnabled = True
         selector.noneDisplay = _("Choose …") if required else _("None (may be left out)")
         selector.addEnabled = selector.removeEnabled = False
-        selector.toolTip = _("The image for the channel {name} of the model.").format(name=name)
+        selector.toolTip = unformatted(
+            _("The image for the channel {name} of the model.").format(name=name)
+        )
         scene = self._ui.inputSelector.mrmlScene()
         if scene is not None:
             selector.setMRMLScene(scene)

@@ -8,6 +8,7 @@ from typing import Any
 import qt
 
 from medsegai.card import ModelCard
+from medsegai.outside_text import unformatted
 from MedSegAILib import model_shelf
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import error_style, quiet_style
@@ -63,7 +64,7 @@ class ModelBrowser:
     def show_status(self, text: str, problem: bool = False) -> None:
         """One line below: what an import or a check does or found."""
         self._status.styleSheet = (error_style if problem else quiet_style)(self._status)
-        self._status.text = text
+        self._status.text = unformatted(text)
 
     def show_busy(self, busy: bool) -> None:
         """While an import or a check runs, no other begins."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from medsegai.outside_text import unformatted
 from MedSegAILib.panel.style import lay_out_table, text_item
 from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
@@ -53,7 +54,7 @@ class QueueTable:
             item = self._table.item(row, 1)
             if item.text() != state:
                 item.setText(state)
-            item.setToolTip(tip)
+            item.setToolTip(unformatted(tip))
         waiting = sum(1 for entry in self._entries if entry.state == "waiting")
         running = sum(1 for entry in self._entries if entry.state == "running")
         self._ui.queueButton.visible = bool(self._entries)

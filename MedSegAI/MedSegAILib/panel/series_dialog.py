@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 
+from medsegai.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import SeriesRow
@@ -68,7 +69,7 @@ class SeriesDialog:
         item = _item(row.description or _("Series without description"), tristate=False)
         study.addChild(item)
         item.setCheckState(0, qt.Qt.Checked if ticked else qt.Qt.Unchecked)
-        item.setToolTip(0, row.uid)
+        item.setToolTip(0, unformatted(row.uid))
         return item
 
     def _parent(self, names: tuple[str, ...], above: Any) -> Any:

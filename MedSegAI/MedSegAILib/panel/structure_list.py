@@ -8,6 +8,7 @@ from typing import Any
 
 import qt
 
+from medsegai.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.translation import tr as _
 
@@ -57,7 +58,8 @@ class StructureList:
                 else qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled
             )
             item.setCheckState(qt.Qt.Checked if on else qt.Qt.Unchecked)
-            item.setToolTip(_("Its review is completed.") if structure.locked else structure.name)
+            locked = _("Its review is completed.")
+            item.setToolTip(locked if structure.locked else unformatted(structure.name))
             self.widget.addItem(item)
             self._rows.append((item, structure))
         self.widget.blockSignals(False)

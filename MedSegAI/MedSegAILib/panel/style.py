@@ -6,6 +6,8 @@ from typing import Any
 
 import qt
 
+from medsegai.outside_text import unformatted
+
 
 def is_dark(widget: Any) -> bool:
     return bool(widget.palette.color(qt.QPalette.Window).lightness() < 128)
@@ -56,7 +58,7 @@ def narrow(selector: Any) -> None:
 
 def text_item(text: str, tool_tip: str = "") -> Any:
     item = qt.QTableWidgetItem(text)
-    item.setToolTip(tool_tip)
+    item.setToolTip(unformatted(tool_tip))
     return item
 
 

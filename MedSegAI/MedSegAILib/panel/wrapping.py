@@ -34,6 +34,7 @@ class WrappedLabels(qt.QWidget):
 def say(label: Any, text: str, style: str = "") -> None:
     """Show a text in a wrapped label; without text the label takes no room."""
     label.styleSheet = style
+    label.textFormat = qt.Qt.PlainText  # names in it come from outside
     label.text = text
     fit(label)
     label.visible = bool(text)

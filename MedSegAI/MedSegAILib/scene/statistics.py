@@ -21,6 +21,7 @@ import vtk
 from numpy.typing import NDArray
 
 from medsegai.errors import OutputError
+from medsegai.outside_text import table_cell
 from medsegai.tasks import MeasurementResult
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.layers import Layer, boxes, laid_on, layers_of
@@ -130,7 +131,9 @@ def write_csv(found: list[Row], path: Path | str) -> None:
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(HEADINGS))
             writer.writeheader()
-            writer.writerows({name: _text(value) for name, value in row.items()} for row in found)
+            writer.writerows(
+                {name: table_cell(_text(value)) for name, value in row.items()} for row in found
+            )
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from medsegai.outside_text import visible
 from medsegai.progress import Progress, ProgressEvent
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class ProgressBar:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        stream = sys.stderr if stream is None else stream
+        self._stream = getattr(stream, "drawn_on", stream)
         self._silent = quiet or not self._stream.isatty()
         self._drawn_at = 0.0
         self._stage = ""
@@ -74,7 +76,7 @@ class ProgressBar:
             self._stream.flush()
 
     def _draw(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]
+        line = visible(line)[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + line.ljust(self._width))
         self._stream.flush()
         self._width = len(line)
@@ -123,23 +125,59 @@ def print_written(paths: Iterable[Path | None]) -> None:
     print(f"Written: {', '.join(str(path) for path in paths if path is not None)}")
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a computer that shuts down or a queue of jobs sends."""
+
+
 @contextmanager
 def stoppable(progress: Progress) -> Iterator[None]:
-    """Within, the first Ctrl-C asks the job to stop at its next step, the second ends it at once.
+    """Within, the first Ctrl-C or SIGTERM asks the job to stop at its next step, the second ends it at once.
 
     Both leave through exceptions, so that files being written are taken away.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals can be handled in the main thread only; others stop through `progress.cancel`
         return
+    asked = False
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
         progress.cancel.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(number, _interrupt)
         print("\nStopping at the next step. Ctrl-C again stops at once.", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+        if asked:
+            print("It was done before it could be stopped; its results are there.", file=sys.stderr)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM leaves as Ctrl-C does, through KeyboardInterrupt, so that nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # in a process that a library made of this one, it means the end
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        _interrupt(number, frame)
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.io.atomic import atomic_path
+from medsegai.outside_text import table_cell
 
 EXACT_DIGITS = 12
 """Digits of a double that arithmetic leaves exact; it has 15 to 17."""
@@ -33,4 +34,4 @@ def write_table(
 def _cell(value: Any) -> Any:
     if isinstance(value, float):  # NumPy's float64 is one
         return float(f"{value:.{EXACT_DIGITS}g}")
-    return "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    return table_cell("; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)

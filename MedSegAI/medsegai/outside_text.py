@@ -1,0 +1,75 @@
+"""Text from outside (file names, DICOM descriptions, cards, messages of other programs) where it could do harm.
+
+A spreadsheet computes cells that begin like a formula, a terminal obeys control characters, and Qt shows what
+looks like HTML as HTML, pictures from the network included. Each has its one function here; elsewhere texts stay
+as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+_TURNING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that change the direction of what follows: a name can look like another."""
+
+_SHOWN = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
+_SHOWN |= {code: f"\\u{code:04x}" for code in _TURNING}
+del _SHOWN[ord("\n")], _SHOWN[ord("\t")]
+
+
+def table_cell(value: Any) -> Any:
+    """A cell of a CSV file that no spreadsheet computes: an apostrophe precedes what begins like a formula."""
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS) or len(value) == 1:
+        return value
+    with contextlib.suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}"
+
+
+def visible(text: str) -> str:
+    """Text for a terminal, in which control characters are seen and not obeyed; lines and tabs stay."""
+    return text.translate(_SHOWN)
+
+
+def unformatted(text: str) -> str:
+    """Text that Qt shows letter by letter: a space of no width keeps it from being taken for HTML."""
+    return text.replace("<", "<\u200b").replace("&lt;", "&\u200blt;")
+
+
+class VisibleStream:
+    """A stream for people, through which no control character leaves.
+
+    Attributes:
+        drawn_on: the stream below, for what draws on a terminal itself.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.drawn_on = stream
+
+    def write(self, text: str) -> int:
+        self.drawn_on.write(visible(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.drawn_on, name)
+
+
+@contextlib.contextmanager
+def visible_streams() -> Iterator[None]:
+    """Within, what is printed to standard output and standard error passes `visible`."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
