@@ -70,7 +70,7 @@ class InputWidgets:
                 widget.hide()
                 widget.deleteLater()
         several = len(channels) > 1
-        self._ui.inputLabel.text = f"{channels[0]}:" if several else _("Volume:")
+        self._ui.inputLabel.text = unformatted(f"{channels[0]}:") if several else _("Volume:")
         self._further = []
         for number, name in enumerate(channels[1:], start=1):
             assert card is not None
@@ -120,7 +120,7 @@ class InputWidgets:
         if scene is not None:
             selector.setMRMLScene(scene)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
-        label = qt.QLabel(f"{name}:")
+        label = qt.QLabel(unformatted(f"{name}:"))
         self._ui.channelsArea.layout().addRow(label, selector)
         self._further.append((label, selector))
 
