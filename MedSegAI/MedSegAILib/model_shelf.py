@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from medsegai import catalogue
 from medsegai.card import PICTURE_NAME, ModelCard
 from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import ModelError
+from medsegai.labels import without_side
 from MedSegAILib.translation import tr as _
-
-SIDES = re.compile(r"\b(left|right)\b[ _-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,7 @@ def _fits(card: ModelCard, query: Query) -> bool:
 
 
 def _structures(card: ModelCard) -> set[str]:
-    return {_without_side(label.name) for label in card.labels}
-
-
-def _without_side(name: str) -> str:
-    rest = SIDES.sub("", name).strip(" _-")
-    return rest[:1].upper() + rest[1:] if rest else name
+    return {without_side(label.name) for label in card.labels}
 
 
 def is_bundled(card: ModelCard) -> bool:

@@ -132,6 +132,12 @@ def made_color(value: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def without_side(name: str) -> str:
+    """The name of a structure without its word for the side: of "Left hippocampus", "Hippocampus"."""
+    rest = " ".join(_SIDE_WORD.sub(" ", name, count=1).split()).strip(" _-.,")
+    return rest[:1].upper() + rest[1:] if rest else name
+
+
 def counterparts(labels: Sequence[Label]) -> list[tuple[int, int]]:
     """Positions (left, right) of the structures that are one structure on both sides of the body.
 

@@ -1,13 +1,13 @@
-"""A picture of a segmentation: three planes, coloured outlines, side letters, a legend.
+"""A picture of a segmentation to print: three planes with outlines, where they lie, a legend, and numbered doubt.
 
 Drawn as 3D Slicer shows it: axial and coronal with the patient's right on the left of the picture,
 sagittal with the nose to the left. Oblique grids are shown along their own axes, each named after the
-anatomical direction it is closest to.
+anatomical direction it is closest to. What is far from all structures is cut off; all planes have one scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -16,24 +16,45 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from medsegai.labels import Label
+from medsegai.labels import Label, counterparts, without_side
 from medsegai.request import NOT_FOR_DIAGNOSIS
 from medsegai.volume import Geometry, Volume, check_same_grid
 
-LONGEST_SIDE = 420
-"""Pixels of the scan's longest side, in mm, on the picture; the other sides follow in scale."""
+LONGEST_SIDE = 480
+"""Pixels of the longest side that is shown, in mm; the other sides follow in scale: 6 cm at 200 dpi."""
+
+MARGIN_MM = 8.0
+"""What is shown around the structures."""
 
 Color = tuple[int, int, int]
-BACKGROUND: Color = (24, 24, 24)
+PAPER: Color = (255, 255, 255)
+INK: Color = (30, 30, 30)
+FAINT: Color = (110, 110, 110)
 SMALLEST_PANEL = 140
-GAP = 8
-FONT_SIZE = 14
-LINE_HEIGHT = 20
+GAP = 12
+FONT_SIZE = 16
+LINE_HEIGHT = 23
 LEGEND_ROWS = 9
-FILL = 0.25
-"""Opacity of the colour inside an outline."""
+FILLS = (0.06, 0.35)
+"""Least and largest opacity of the colour inside an outline."""
+
+SMALL = 0.02
+"""Part of all that is labelled, up to which a structure is filled most. Larger ones are filled less, because they
+would hide the tissue of half the picture."""
+
+BAR_WIDTH, BAR_HEIGHT = 360, 16
+"""Pixels of the scale of doubt."""
+
+TICK_NATS = 0.5
+EVEN_CHOICE_NATS = float(np.log(2))
+
+LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Lengths that the scale bar may have."""
 
 WINDOW_PERCENTILES = (0.5, 99.5)
+HEADROOM = 0.15
+"""Part of the window above the brightest tissue, so that it is light grey on which colours can be seen."""
+
 MAX_SAMPLES = 2_000_000
 """Voxels from which the grey window is taken; more would not move the percentiles."""
 
@@ -45,11 +66,13 @@ class Plane:
     Attributes:
         name: as Slicer names it.
         axis: the array axis that the plane cuts.
+        along: the letter of that axis, which names the position of a slice.
         left, right, top, bottom: what lies at each border of the picture.
     """
 
     name: str
     axis: int
+    along: str
     left: str
     right: str
     top: str
@@ -67,10 +90,18 @@ class Plane:
 
 
 PLANES = (
-    Plane("Axial", axis=0, left="R", right="L", top="A", bottom="P"),
-    Plane("Coronal", axis=1, left="R", right="L", top="S", bottom="I"),
-    Plane("Sagittal", axis=2, left="A", right="P", top="S", bottom="I"),
+    Plane("Axial", axis=0, along="S", left="R", right="L", top="A", bottom="P"),
+    Plane("Coronal", axis=1, along="A", left="R", right="L", top="S", bottom="I"),
+    Plane("Sagittal", axis=2, along="R", left="A", right="P", top="S", bottom="I"),
 )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One slice as it is drawn, and the words above it."""
+
+    picture: Image.Image
+    caption: str
 
 
 def render_preview(
@@ -102,25 +133,120 @@ def render_preview(
     scan, spacing = _towards_sar(image)
     codes = _codes(_towards_sar(labelmap)[0], labels)
     areas = [_areas(codes, axis, len(labels)) for axis in range(3)]
+    cuts = [_best_cut(areas[plane.axis]) for plane in PLANES]
     window = _window(scan[_box(areas)])
+    box = _shown(areas, spacing)
+    extent = [(part.stop - part.start) * length for part, length in zip(box, spacing, strict=True)]
+    sheet = _Sheet(image.geometry, box, spacing, LONGEST_SIDE / max(extent))
     doubts = None if entropy is None else _towards_sar(entropy)[0]
-    scale = LONGEST_SIDE / max(np.multiply(scan.shape, spacing))
-    colors = np.array([(0, 0, 0), *(label.color for label in labels)], dtype=np.float64)
-
+    most = float(np.log(len(labels) + 1)) / 2
+    paint = _Paint.of(labels, areas[0].sum(axis=0))
     top, bottom = [], []
-    shown: set[int] = set()
-    for plane in PLANES:
-        index = _best_cut(areas[plane.axis])
-        size = plane.size(scan.shape, spacing * scale)
-        grey = _grey(plane.cut(scan, index), window, size)
-        coded = _resized(plane.cut(codes, index), size, Image.Resampling.NEAREST)
-        shown |= set(np.flatnonzero(areas[plane.axis][index]).tolist())
-        top.append(_panel(_outlined(grey, coded, colors), plane))
+    for plane, index in zip(PLANES, cuts, strict=True):
+        grey = _grey(sheet.cut(scan, plane, index), window, sheet.size(plane))
+        coded = _resized(sheet.cut(codes, plane, index), sheet.size(plane), NEAREST)
+        top.append(sheet.panel(paint.outlined(grey, coded), plane, index))
         if doubts is not None:
-            heat = _resized(plane.cut(doubts, index), size, Image.Resampling.BILINEAR)
-            bottom.append(_panel(_heated(grey, heat, np.log(len(labels) + 1)), plane))
-    legend = [(labels[code - 1].name, labels[code - 1].color) for code in sorted(shown - {0})]
-    return _sheet([row for row in (top, bottom) if row], legend)
+            heat = _resized(sheet.cut(doubts, plane, index), sheet.size(plane), BILINEAR)
+            bottom.append(sheet.panel(_heated(grey, heat, most), plane, index))
+    shown = {
+        int(code)
+        for plane, cut in zip(PLANES, cuts, strict=True)
+        for code in _there(areas, plane, cut)
+    }
+    return _page([row for row in (top, bottom) if row], list(_legend(labels, shown)), most)
+
+
+NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
+
+
+def _there(areas: Sequence[NDArray[np.int64]], plane: Plane, index: int) -> NDArray[np.intp]:
+    """Positions of the structures in a slice, from 1."""
+    return np.flatnonzero(areas[plane.axis][index][1:]) + 1
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """How slices come onto the page.
+
+    Attributes:
+        geometry: the grid of the scan.
+        box: what is shown of the axes (S, A, R).
+        spacing: of these axes, in mm.
+        scale: pixels for a mm.
+    """
+
+    geometry: Geometry
+    box: tuple[slice, ...]
+    spacing: NDArray[np.float64]
+    scale: float
+
+    def cut(self, voxels: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
+        """The shown part of a slice: rows from top to bottom, columns from left to right of the picture."""
+        part: list[slice | int] = list(self.box)
+        part[plane.axis] = index
+        return np.asarray(voxels[tuple(part)][::-1, ::-1])
+
+    def size(self, plane: Plane) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        sizes = np.array([part.stop - part.start for part in self.box]) * self.spacing * self.scale
+        height, width = (sizes[axis] for axis in range(3) if axis != plane.axis)
+        return max(1, round(width)), max(1, round(height))
+
+    def panel(self, pixels: NDArray[np.float64], plane: Plane, index: int) -> Panel:
+        """The slice in the middle of a black panel, with side letters and a bar of known length."""
+        picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        width, height = (max(side, SMALLEST_PANEL) for side in picture.size)
+        panel = Image.new("RGB", (width, height))
+        panel.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+        draw = ImageDraw.Draw(panel)
+        for text, place, anchor in (
+            (plane.left, (6, height // 2), "lm"),
+            (plane.right, (width - 6, height // 2), "rm"),
+            (plane.top, (width // 2, 6), "mt"),
+            (plane.bottom, (width // 2, height - 6), "mb"),
+        ):
+            _write(draw, place, text, anchor)
+        self._scale_bar(draw, width, height)
+        draw.rectangle((0, 0, width - 1, height - 1), outline=(0, 0, 0))
+        position = self.position_mm(plane, index)
+        return Panel(panel, f"{plane.name}, {plane.along} {position:+.1f} mm")
+
+    def _scale_bar(self, draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
+        lengths = [length for length in LENGTHS_MM if length * self.scale <= width / 4]
+        if not lengths:
+            return
+        left, down = 10, height - 12
+        right = left + round(lengths[-1] * self.scale)
+        draw.line((left, down, right, down), fill=PAPER, width=3)
+        _write(draw, (left, down - 6), f"{lengths[-1]} mm", "lb")
+
+    def position_mm(self, plane: Plane, index: int) -> float:
+        """Where the middle of the shown slice lies along R, A or S of the world; as Slicer shows it."""
+        order, flips = closest_axes(self.geometry)
+        shown = [(part.start + part.stop - 1) / 2 for part in self.box]
+        shown[plane.axis] = index
+        place = [0.0, 0.0, 0.0]
+        for axis, flip, at in zip(order, flips, shown, strict=True):
+            place[axis] = self.geometry.shape[axis] - 1 - at if flip else at
+        world = self.geometry.ijk_to_ras @ [*place[::-1], 1.0]
+        return float(world["RAS".index(plane.along)])
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, anchor: str) -> None:
+    """White letters that can be read on any picture."""
+    draw.text(place, text, PAPER, _font(), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def _shown(areas: Sequence[NDArray[np.int64]], spacing: NDArray[np.float64]) -> tuple[slice, ...]:
+    """The box around all structures with a margin; everything if there are none."""
+    margins = [round(MARGIN_MM / length) for length in spacing]
+    return tuple(
+        slice(
+            max((part.start or 0) - margin, 0), min((part.stop or len(along)) + margin, len(along))
+        )
+        for part, margin, along in zip(_box(areas), margins, areas, strict=True)
+    )
 
 
 def _areas(codes: NDArray[np.uint16], axis: int, count: int) -> NDArray[np.int64]:
@@ -193,7 +319,7 @@ def _window(voxels: NDArray[Any]) -> tuple[float, float]:
     if sample.size == 0:
         return 0.0, 1.0
     low, high = np.percentile(sample, WINDOW_PERCENTILES)
-    return float(low), float(max(high, low + 1e-6))
+    return float(low), float(max(high + HEADROOM * (high - low), low + 1e-6))
 
 
 def _grey(
@@ -213,89 +339,124 @@ def _resized(plane: NDArray[Any], size: tuple[int, int], how: Image.Resampling) 
     return np.asarray(picture.resize(size, how))
 
 
-def _outlined(
-    grey: NDArray[np.float64], codes: NDArray[Any], colors: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Colour inside each structure lightly, and its border fully."""
-    border = np.zeros(codes.shape, dtype=bool)
-    border[1:] |= codes[1:] != codes[:-1]
-    border[:-1] |= codes[1:] != codes[:-1]
-    border[:, 1:] |= codes[:, 1:] != codes[:, :-1]
-    border[:, :-1] |= codes[:, 1:] != codes[:, :-1]
-    opacity = np.where(codes > 0, np.where(border, 1.0, FILL), 0.0)[:, :, np.newaxis]
-    return grey * (1 - opacity) + colors[codes] * opacity
+@dataclass(frozen=True)
+class _Paint:
+    """Colours, and opacities inside the outlines, by position in the labels, from 1; (class,) and (class, 3)."""
+
+    colors: NDArray[np.float64]
+    fills: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, labels: Sequence[Label], voxels: NDArray[np.int64]) -> _Paint:
+        """Of labels that have so many voxels; the first count is the background's."""
+        colors = np.array([(0, 0, 0), *(label.color for label in labels)], dtype=np.float64)
+        shares = voxels / max(int(voxels[1:].sum()), 1)
+        fills = FILLS[1] * np.sqrt(SMALL / np.maximum(shares, SMALL))
+        fills = np.maximum(fills, FILLS[0])
+        fills[0] = 0.0
+        return cls(colors, fills)
+
+    def outlined(self, grey: NDArray[np.float64], codes: NDArray[Any]) -> NDArray[np.float64]:
+        """Colour inside each structure lightly, and along its border fully."""
+        border = np.zeros(codes.shape, dtype=bool)
+        border[1:] |= codes[1:] != codes[:-1]
+        border[:-1] |= codes[1:] != codes[:-1]
+        border[:, 1:] |= codes[:, 1:] != codes[:, :-1]
+        border[:, :-1] |= codes[:, 1:] != codes[:, :-1]
+        opacity = np.where(border & (codes > 0), 1.0, self.fills[codes])[:, :, np.newaxis]
+        return grey * (1 - opacity) + self.colors[codes] * opacity
+
+
+def _heat(doubt: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Doubt from 0 to 1 as RGB 0-255: from black over red and yellow to white."""
+    return np.stack([np.clip(doubt * 3 - step, 0, 1) for step in range(3)], axis=-1) * 255
 
 
 def _heated(grey: NDArray[np.float64], entropy: NDArray[Any], most: float) -> NDArray[np.float64]:
-    """Doubt from black over red and yellow to white, over a darkened slice.
+    """Doubt over a darkened slice.
 
-    The scale ends at half of `most`, the entropy of a uniform guess: real maps hardly reach further.
+    The scale ends at `most`, half the entropy of a uniform guess: real maps hardly reach further.
     """
-    doubt = np.clip(np.nan_to_num(entropy) / (most / 2), 0, 1)
-    heat = np.stack([np.clip(doubt * 3 - step, 0, 1) for step in range(3)], axis=2) * 255
+    doubt = np.clip(np.nan_to_num(entropy) / most, 0, 1)
     opacity = np.clip(doubt * 4, 0, 1)[:, :, np.newaxis]
-    return grey * 0.5 * (1 - opacity) + heat * opacity
+    return grey * 0.5 * (1 - opacity) + _heat(doubt) * opacity
 
 
-def _panel(pixels: NDArray[np.float64], plane: Plane) -> Image.Image:
-    """The plane in the middle of a black panel, with its name and side letters."""
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    width, height = (max(side, SMALLEST_PANEL) for side in picture.size)
-    panel = Image.new("RGB", (width, height))
-    panel.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
-    draw = ImageDraw.Draw(panel)
-    for text, place, anchor in (
-        (plane.left, (4, height // 2), "lm"),
-        (plane.right, (width - 4, height // 2), "rm"),
-        (plane.top, (width // 2, 4), "mt"),
-        (plane.bottom, (width // 2, height - 4), "mb"),
-        (plane.name, (4, 4), "lt"),
-    ):
-        draw.text(
-            place, text, (255, 255, 255), _font(), anchor, stroke_width=2, stroke_fill=(0, 0, 0)
-        )
-    return panel
+def _legend(labels: Sequence[Label], shown: set[int]) -> Iterator[tuple[str, Color]]:
+    """Names and colours of the structures that can be seen; what has one colour on both sides stands once."""
+    pairs = dict(counterparts(labels)) | {right: left for left, right in counterparts(labels)}
+    named: set[int] = set()
+    for number in sorted(code - 1 for code in shown):
+        other = pairs.get(number)
+        label = labels[number]
+        alike = other is not None and labels[other].color == label.color
+        if other in named and alike:
+            continue
+        named.add(number)
+        yield without_side(label.name) if alike else label.name, label.color
 
 
-def _sheet(rows: list[list[Image.Image]], legend: list[tuple[str, Color]]) -> Image.Image:
-    """Rows of panels over the legend and the notice."""
-    width = max(sum(panel.width + GAP for panel in row) + GAP for row in rows)
-    panels = sum(max(panel.height for panel in row) + GAP for row in rows) + GAP
+def _page(
+    rows: Sequence[Sequence[Panel]], legend: list[tuple[str, Color]], most: float
+) -> Image.Image:
+    """Rows of panels, the scale of doubt under the second, the legend and the notice."""
+    width = max(sum(panel.picture.width + GAP for panel in row) + GAP for row in rows)
+    heights = [max(panel.picture.height for panel in row) + LINE_HEIGHT + GAP for row in rows]
+    doubt = len(rows) > 1
     columns = min(len(legend), _legend_columns(legend, width)) or 1
     legend = _fitted(legend, columns * LEGEND_ROWS)
     lines = -(-len(legend) // columns) + 1
-    sheet = Image.new("RGB", (width, panels + lines * LINE_HEIGHT + GAP), BACKGROUND)
+    bar = 2 * LINE_HEIGHT if doubt else 0
+    height = GAP + sum(heights) + bar + lines * LINE_HEIGHT + GAP
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
     top = GAP
-    for row in rows:
+    for row, down in zip(rows, heights, strict=True):
         left = GAP
-        height = max(panel.height for panel in row)
         for panel in row:
-            sheet.paste(panel, (left, top + (height - panel.height) // 2))
-            left += panel.width + GAP
-        top += height + GAP
-    draw = ImageDraw.Draw(sheet)
+            draw.text((left, top), panel.caption, INK, _font())
+            page.paste(panel.picture, (left, top + LINE_HEIGHT))
+            left += panel.picture.width + GAP
+        top += down
+    if doubt:
+        _draw_scale(page, draw, top, most)
+        top += bar
     step = (width - GAP) // columns
     for number, (name, color) in enumerate(legend):
-        left, line = GAP + number % columns * step, panels + number // columns * LINE_HEIGHT
-        draw.rectangle((left, line + 2, left + FONT_SIZE - 2, line + FONT_SIZE), fill=color)
-        draw.text((left + FONT_SIZE + 4, line), name, (230, 230, 230), _font())
-    notice = NOT_FOR_DIAGNOSIS
-    if len(rows) > 1:
-        notice += " Second row: uncertainty (entropy), from red to white."
-    draw.text((GAP, panels + (lines - 1) * LINE_HEIGHT), notice, (170, 170, 170), _font())
-    return sheet
+        left, line = GAP + number % columns * step, top + number // columns * LINE_HEIGHT
+        draw.rectangle((left, line + 3, left + FONT_SIZE - 1, line + 2 + FONT_SIZE), color, FAINT)
+        draw.text((left + FONT_SIZE + 8, line), name, INK, _font())
+    draw.text((GAP, top + (lines - 1) * LINE_HEIGHT), NOT_FOR_DIAGNOSIS, FAINT, _font())
+    return page
+
+
+def _draw_scale(page: Image.Image, draw: ImageDraw.ImageDraw, top: int, most: float) -> None:
+    """The colours of doubt with numbers under them, and what these mean."""
+    width = min(BAR_WIDTH, page.width - 2 * GAP)
+    ramp = np.broadcast_to(np.linspace(0, 1, width), (BAR_HEIGHT, width))
+    page.paste(Image.fromarray(_heat(ramp).astype(np.uint8)), (GAP, top))
+    draw.rectangle((GAP, top, GAP + width, top + BAR_HEIGHT), outline=FAINT)
+    for nats in np.arange(0, most + 1e-9, TICK_NATS):
+        at = GAP + round(nats / most * width)
+        draw.line((at, top + BAR_HEIGHT, at, top + BAR_HEIGHT + 5), fill=INK)
+        anchor = "la" if nats == 0 else "ma"
+        draw.text((at, top + BAR_HEIGHT + 6), f"{nats:g}", INK, _font(), anchor)
+    meaning = (
+        f"Doubt: entropy in nats ({EVEN_CHOICE_NATS:.2f} is an even choice between two structures)"
+    )
+    draw.text((2 * GAP + width, top - 3), meaning, INK, _font())
 
 
 def _legend_columns(legend: list[tuple[str, Color]], width: int) -> int:
     longest = max((_font().getlength(name) for name, _ in legend), default=1.0)
-    return max(1, (width - GAP) // (round(longest) + FONT_SIZE + 4 + GAP))
+    return max(1, (width - GAP) // (round(longest) + FONT_SIZE + 8 + GAP))
 
 
 def _fitted(legend: list[tuple[str, Color]], room: int) -> list[tuple[str, Color]]:
     """The legend, or as much of it as there is room for and the number of those left out."""
     if len(legend) <= room:
         return legend
-    return [*legend[: room - 1], (f"and {len(legend) - room + 1} more", BACKGROUND)]
+    return [*legend[: room - 1], (f"and {len(legend) - room + 1} more", PAPER)]
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -9,11 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from medsegai import preview
 from medsegai.errors import GeometryError
 from medsegai.labels import Label
-from medsegai.preview import GAP, LONGEST_SIDE, PLANES, render_preview
+from medsegai.preview import GAP, LINE_HEIGHT, LONGEST_SIDE, MARGIN_MM, PLANES, render_preview
 from medsegai.volume import Geometry, Volume
 
 RIGHT = Label(1, "Right ball", (255, 0, 0))
@@ -60,19 +61,28 @@ def balls(geometry: Geometry, turn: float = 0.0) -> tuple[Volume, Volume]:
     return scan, Volume(values.reshape(geometry.shape), geometry)
 
 
-def panels(picture: Image.Image) -> list[Picture]:
-    """The first row, cut into its three square panels."""
+def panels(picture: Image.Image, row: int = 0) -> list[Picture]:
+    """The three panels of a row, by their black frames on white paper."""
     pixels = np.asarray(picture).astype(np.int64)
-    starts = [GAP + number * (LONGEST_SIDE + GAP) for number in range(3)]
-    return [pixels[GAP : GAP + LONGEST_SIDE, x : x + LONGEST_SIDE] for x in starts]
+    black = (pixels == 0).all(axis=2)
+    top = GAP + LINE_HEIGHT
+    for above in range(row):
+        top += max(len(panel) for panel in panels(picture, above)) + GAP + LINE_HEIGHT
+    edges = np.flatnonzero(np.diff(black[top].astype(int), prepend=0))
+    found = []
+    for left, right in zip(edges[::2], edges[1::2], strict=True):
+        height = int(np.argmin(black[top:, left]))
+        found.append(pixels[top : top + height, left:right])
+    assert len(found) == 3
+    return found
 
 
 def place(panel: Picture, label: Label) -> tuple[float, float]:
     """Middle of a label's outline as (right, down) from the panel's middle, -1 to 1."""
     down, right = np.nonzero((panel == label.color).all(axis=2))
     assert down.size, f"{label.name} is not in the panel"
-    middle = (LONGEST_SIDE - 1) / 2
-    return float(right.mean() / middle - 1), float(down.mean() / middle - 1)
+    height, width = panel.shape[:2]
+    return float(2 * right.mean() / (width - 1) - 1), float(2 * down.mean() / (height - 1) - 1)
 
 
 ORIENTATIONS = [
@@ -87,19 +97,22 @@ def test_every_side_is_where_slicer_shows_it(
 ) -> None:
     scan, labelmap = balls(grid(order, signs, turn), turn)
     axial, coronal, sagittal = panels(render_preview(scan, labelmap, BALLS))
-    far, none = pytest.approx(18.0 / (SIDE_MM / 2), abs=0.12), pytest.approx(0.0, abs=0.12)
+    # The balls lie from -9 to 27 mm in each direction; with the margin they reach the end of the scan.
+    low, high = -9.0 - MARGIN_MM, SIDE_MM / 2
+    middle, half = (low + high) / 2, (high - low) / 2
+    far, near = (pytest.approx((mm - middle) / half, abs=0.08) for mm in (18.0, 0.0))
     right, down = place(axial, RIGHT)
-    assert (-right, down) == (far, none)
+    assert (-right, -down) == (far, near)
     right, down = place(axial, ANTERIOR)
-    assert (right, -down) == (none, far)
+    assert (-right, -down) == (near, far)
     right, down = place(coronal, RIGHT)
-    assert (-right, down) == (far, none)
+    assert (-right, -down) == (far, near)
     right, down = place(coronal, SUPERIOR)
-    assert (right, -down) == (none, far)
+    assert (-right, -down) == (near, far)
     right, down = place(sagittal, ANTERIOR)
-    assert (-right, down) == (far, none)
+    assert (-right, -down) == (far, near)
     right, down = place(sagittal, SUPERIOR)
-    assert (right, -down) == (none, far)
+    assert (-right, -down) == (near, far)
 
 
 def test_the_letters_agree_with_the_directions() -> None:
@@ -116,7 +129,7 @@ def test_a_ball_is_round_whatever_the_spacing() -> None:
     for panel, label in zip(panels(render_preview(scan, labelmap, BALLS)), (0, 0, 1), strict=True):
         down, right = np.nonzero((panel == BALLS[label].color).all(axis=2))
         assert np.ptp(down) == pytest.approx(np.ptp(right), rel=0.2)
-        assert np.ptp(down) == pytest.approx(18.0 / SIDE_MM * LONGEST_SIDE, rel=0.2)
+        assert np.ptp(down) == pytest.approx(18 / (39 + MARGIN_MM) * LONGEST_SIDE, rel=0.2)
 
 
 def test_small_structures_decide_the_slice_as_much_as_large_ones() -> None:
@@ -143,7 +156,7 @@ def test_of_equally_good_slices_the_middle_one_is_shown() -> None:
     scan[15] = 1000.0  # one bright axial slice, through the middle of the cube
     picture = render_preview(Volume(scan, geometry), Volume(values, geometry), BALLS)
     axial = panels(picture)[0]
-    assert axial[LONGEST_SIDE // 2, LONGEST_SIDE // 2].sum() > 500
+    assert axial[axial.shape[0] // 2, axial.shape[1] // 2].sum() > 500
 
 
 def test_grey_values_span_the_window() -> None:
@@ -151,8 +164,8 @@ def test_grey_values_span_the_window() -> None:
     ramp = np.broadcast_to(np.linspace(-1000.0, 3000.0, 30), geometry.shape)
     empty = Volume(np.zeros(geometry.shape, dtype=np.uint8), geometry)
     axial = panels(render_preview(Volume(ramp, geometry), empty, BALLS))[0]
-    row = axial[LONGEST_SIDE // 3, 20:-20, 0]
-    assert row[0] > 240  # +i is R, which is on the left
+    row = axial[axial.shape[0] // 3, 30:-30, 0]
+    assert 240 > row[0] > 200  # +i is R, which is on the left; white is left to the paper
     assert row[-1] < 15
     assert (np.diff(row) <= 0).all()
 
@@ -161,9 +174,9 @@ def test_nan_and_a_constant_scan_are_drawn() -> None:
     scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
     broken = scan.voxels.copy()
     broken[::2] = np.nan
-    assert render_preview(scan.with_voxels(broken), labelmap, BALLS).size[0] > 3 * LONGEST_SIDE
+    assert render_preview(scan.with_voxels(broken), labelmap, BALLS).size[0] > 2.8 * LONGEST_SIDE
     same = scan.with_voxels(np.full(scan.voxels.shape, 7, dtype=np.int16))
-    assert render_preview(same, labelmap, BALLS).size[0] > 3 * LONGEST_SIDE
+    assert render_preview(same, labelmap, BALLS).size[0] > 2.8 * LONGEST_SIDE
 
 
 def test_uncertainty_is_a_second_row_that_glows_where_entropy_is() -> None:
@@ -171,12 +184,100 @@ def test_uncertainty_is_a_second_row_that_glows_where_entropy_is() -> None:
     plain = render_preview(scan, labelmap, BALLS)
     doubt = scan.with_voxels((labelmap.voxels == RIGHT.value).astype(np.float32))
     picture = render_preview(scan, labelmap, BALLS, doubt)
-    assert picture.height == plain.height + LONGEST_SIDE + GAP
-    pixels = np.asarray(picture)
-    axial = pixels[2 * GAP + LONGEST_SIDE :][:LONGEST_SIDE, GAP : GAP + LONGEST_SIDE].astype(int)
+    tallest = max(len(panel) for panel in panels(plain))
+    assert picture.height == plain.height + LINE_HEIGHT + tallest + GAP + 2 * LINE_HEIGHT
+    axial = panels(picture, row=1)[0]
     glowing = np.argwhere(axial[:, :, 0] - axial[:, :, 2] > 100)
     assert glowing.size
-    assert glowing[:, 1].max() < LONGEST_SIDE / 2
+    assert glowing[:, 1].max() < axial.shape[1] / 2
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Everything that is written on the page."""
+    seen: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def text(
+        self: ImageDraw.ImageDraw, place: object, words: str, *arguments: object, **options: object
+    ) -> None:
+        seen.append(words)
+        draw(self, place, words, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return seen
+
+
+@pytest.mark.parametrize(("order", "signs", "turn"), [*ORIENTATIONS[::7], *OBLIQUE[::4]])
+def test_the_position_of_a_slice_is_that_of_its_voxels(
+    order: tuple[int, ...], signs: tuple[int, ...], turn: float, words: list[str]
+) -> None:
+    scan, labelmap = balls(grid(order, signs, turn), turn)
+    render_preview(scan, labelmap, BALLS)
+    shown = {text.split(",")[0]: text for text in words if text.endswith("mm") and "," in text}
+    for plane, letter in zip(PLANES, "SAR", strict=True):
+        name, position, unit = shown[plane.name].split(", ")[1].split()
+        assert (name, unit) == (letter, "mm")
+        # Two balls lie in the plane through the middle, and the third 18 mm from it: the middle shows most.
+        expected = pytest.approx(0.0, abs=2.0) if turn == 0 else pytest.approx(0.0, abs=12.0)
+        assert float(position) == expected
+
+
+def test_doubt_has_a_scale_with_numbers(words: list[str]) -> None:
+    scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
+    render_preview(scan, labelmap, BALLS)
+    assert not [text for text in words if "nats" in text]
+    words.clear()
+    render_preview(scan, labelmap, BALLS, scan.with_voxels(np.zeros(scan.voxels.shape)))
+    assert [text for text in words if "entropy in nats" in text]
+    numbers = [float(text) for text in words if text.replace(".", "").isdecimal()]
+    assert numbers == [0.0, 0.5], "half the entropy of a guess among four classes is 0.69"
+
+
+def test_both_sides_stand_in_the_legend_once(words: list[str]) -> None:
+    geometry = Geometry.from_spacing((20, 20, 20), (1, 1, 1))
+    values = np.zeros(geometry.shape, dtype=np.uint8)
+    for value in (1, 2, 3, 4):
+        values[5:15, 5:15, 4 * value - 2 : 4 * value + 1] = value
+    red, blue = (200, 0, 0), (0, 0, 200)
+    labels = (
+        Label(1, "Left kidney", red),
+        Label(2, "Right kidney", red),
+        Label(3, "Left lung", red),
+        Label(4, "Right lung", blue),
+    )
+    render_preview(Volume(values * 1.0, geometry), Volume(values, geometry), labels)
+    assert [text for text in words if "idney" in text] == ["Kidney"]
+    assert [text for text in words if "lung" in text] == ["Left lung", "Right lung"]
+
+
+def test_a_large_structure_lets_its_tissue_be_seen() -> None:
+    """White on white matter hid it."""
+    geometry = Geometry.from_spacing((30, 30, 30), (1, 1, 1))
+    values = np.ones(geometry.shape, dtype=np.uint8)
+    stripes = np.broadcast_to((np.arange(30) // 3 % 2) * 1000.0, geometry.shape)
+    white = (Label(1, "Everything", (255, 255, 255)),)
+    axial = panels(render_preview(Volume(stripes, geometry), Volume(values, geometry), white))[0]
+    inside = axial[100:-100, 100:-100, 0]
+    assert np.ptp(inside) > 200
+
+
+def test_what_is_far_from_every_structure_is_cut_off() -> None:
+    geometry = Geometry.from_spacing((200, 200, 200), (1, 1, 1))
+    values = np.zeros(geometry.shape, dtype=np.uint8)
+    values[90:110, 80:120, 70:130] = RIGHT.value
+    picture = render_preview(Volume(values * 1.0, geometry), Volume(values, geometry), BALLS)
+    scale = LONGEST_SIDE / (60 + 2 * MARGIN_MM)
+    for panel, sides in zip(panels(picture), ((40, 60), (20, 60), (20, 40)), strict=True):
+        for length, side in zip(panel.shape, sides, strict=False):
+            assert length == pytest.approx((side + 2 * MARGIN_MM) * scale, abs=2)
+
+
+def test_every_panel_has_a_bar_of_known_length(words: list[str]) -> None:
+    scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
+    render_preview(scan, labelmap, BALLS)
+    bars = [text for text in words if text in {f"{length} mm" for length in preview.LENGTHS_MM}]
+    assert bars == ["10 mm"] * 3
 
 
 def test_grids_that_differ_are_refused() -> None:
@@ -196,7 +297,8 @@ def test_a_legend_that_does_not_fit_says_how_many_are_missing() -> None:
     scan = Volume(values * 1.0, geometry)
     tall = render_preview(scan, Volume(values, geometry), many)
     short = render_preview(scan, Volume(np.where(values < 4, values, 0), geometry), few)
-    assert short.height < tall.height < short.height + 250
+    below = [page.height - max(len(panel) for panel in panels(page)) for page in (short, tall)]
+    assert below[0] < below[1] < below[0] + 250
 
 
 def test_a_thin_stack_and_a_single_label_are_drawn() -> None:

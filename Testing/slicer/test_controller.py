@@ -487,7 +487,7 @@ def test_many_members_are_counted_and_not_named(house: House) -> None:
     [
         ({"cards": ()}, "no model"),
         ({"options": {"fusion": "median"}}, "fusion"),
-        ({"options": {"dropout_passes": 5000}}, "dropout_passes"),
+        ({"options": {"dropout_passes": 5000}}, "dropout-passes"),
         ({"output": OutputChoice(OutputMode.UPDATE)}, "Choose the segmentation"),
         ({"every_frame": True, "output": OutputChoice(OutputMode.PREVIEW)}, "Every frame"),
     ],
