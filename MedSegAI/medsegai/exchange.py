@@ -172,7 +172,7 @@ class Travel:
 
 
 def blocks(folder: Path) -> Iterator[dict[str, Any]]:
-    """The array files of a folder as what messages of type `array` hold: name, data, done, total.
+    """The array files of a folder as what messages of type `array` hold: name, data, first, done, total.
 
     Raises:
         OutputError: a file is gone or cannot be read.
@@ -186,7 +186,9 @@ def blocks(folder: Path) -> Iterator[dict[str, Any]]:
                 while block := stream.read(BLOCK_BYTES):
                     done += len(block)
                     data = base64.b64encode(zlib.compress(block, 1)).decode()
-                    yield {"name": file.name, "data": data, "done": done, "total": total}
+                    first = stream.tell() - len(block)
+                    travel = {"first": first, "done": done, "total": total}
+                    yield {"name": file.name, "data": data, **travel}
     except OSError as error:
         raise OutputError(
             f"The temporary files in {folder} cannot be read: {error.strerror}."
@@ -211,6 +213,11 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
         raise WorkerError("An array arrived damaged through the pipe: a block has no end.")
     travel = Travel(_count(message["done"]), _count(message["total"]))
     try:
+        here = path.stat().st_size if path.exists() else 0
+        if _count(message.get("first")) != here:
+            raise WorkerError(
+                "An array arrived damaged through the pipe: a block is missing, or came twice."
+            )
         with path.open("ab") as stream:
             stream.write(block)
     except OSError as error:

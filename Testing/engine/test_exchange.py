@@ -72,7 +72,7 @@ def test_neither_side_holds_more_than_a_few_blocks(folders: tuple[Path, Path]) -
 
 def message(data: bytes | str, name: str = NAME) -> dict[str, object]:
     text = data if isinstance(data, str) else base64.b64encode(data).decode()
-    return {"type": "array", "name": name, "data": text, "done": 1, "total": 1}
+    return {"type": "array", "name": name, "data": text, "first": 0, "done": 1, "total": 1}
 
 
 @pytest.mark.parametrize(
@@ -202,3 +202,28 @@ def test_without_any_temporary_folder_the_way_out_is_told(monkeypatch: pytest.Mo
     monkeypatch.setattr(exchange.tempfile, "gettempdir", none_usable)
     with pytest.raises(OutputError, match="TMPDIR"):
         ExchangeFolder()
+
+
+@pytest.mark.parametrize("damage", ["lost", "twice", "swapped"])
+def test_a_block_that_is_lost_or_comes_twice_is_noticed(tmp_path: Path, damage: str) -> None:
+    """The checksum of each block is right; their order is not."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    array = np.random.default_rng(0).integers(0, 255, 3 * BLOCK_BYTES, dtype=np.uint8)
+    name = protocol.pack_array(array, here)
+    sent = list(blocks(here))
+    assert len(sent) == 4
+    order = {"lost": [0, 2, 3], "twice": [0, 1, 1, 2, 3], "swapped": [0, 2, 1, 3]}[damage]
+    come = iter([sent[number] for number in order])
+    for _ in range(2 if damage == "twice" else 1):
+        take_block(next(come), there)
+    with pytest.raises(WorkerError, match="a block is missing, or came twice"):
+        take_block(next(come), there)
+    (there / name).unlink()
+    for message in sent[:-1]:
+        take_block(message, there)
+    with pytest.raises(WorkerError):
+        protocol.unpack_array(name, there)
+    take_block(sent[-1], there)
+    assert np.array_equal(protocol.unpack_array(name, there), array)

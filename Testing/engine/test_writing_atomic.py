@@ -281,3 +281,11 @@ def test_a_folder_without_permission_is_refused() -> None:
             if root:
                 os.seteuid(0)
             Path(folder).chmod(0o755)
+
+
+def test_a_folder_whose_name_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    """SimpleITK would end the process."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b_\xfc"))
+    folder.mkdir()
+    with pytest.raises(OutputError, match=r"b_\\xfc.* cannot be written: its name has bytes"):
+        check_output(folder / "a.nrrd")

@@ -144,8 +144,15 @@ def _destination(path: Path) -> Path:
     """`path` with links resolved, after a look at what stands there.
 
     Raises:
-        OutputError: the folder is missing, or `path` is a folder or a device.
+        OutputError: the folder is missing, `path` is a folder or a device, or its name is not UTF-8.
     """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:  # SimpleITK would end the process
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise OutputError(
+            f"{shown} cannot be written: its name has bytes that are not UTF-8. Choose another name or folder."
+        ) from None
     try:
         final = path.resolve()
         if not final.parent.is_dir():

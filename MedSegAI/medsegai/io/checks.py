@@ -48,7 +48,7 @@ def check_voxels(volume: Volume) -> None:
             f"{name} is empty: every voxel is {voxels.flat[0]}. Choose another image, or export it again."
         )
     if max(-float(lowest), float(highest)) > MAX_VALUE:
-        beyond = int(np.count_nonzero(np.abs(voxels.astype(np.float64)) > MAX_VALUE))
+        beyond = int(np.count_nonzero((voxels > MAX_VALUE) | (voxels < -MAX_VALUE)))
         raise InputError(
             f"{name} has values from {lowest:g} to {highest:g}, and {beyond} of its voxels lie beyond "
             f"{MAX_VALUE:g}, which no scan has. Replace them first, for example with numpy.clip."
