@@ -6,7 +6,7 @@ Each writes down what it is told; the queue between them is the real one.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from MedSegAILib.panel.queue_table import QueueTable
 from MedSegAILib.panel.refining import RefineView
 from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
+from MedSegAILib.panel.surfaces import SurfacesBar
 from MedSegAILib.places import DoubtfulPlace, Step
 from MedSegAILib.signals import Signal
 from MedSegAILib.view import Choice, PlaceChoice, RefineChoice, SegmentRow, SeriesRow, StructureRow
@@ -140,6 +141,7 @@ class Panel:
             "remove_requested",
             "clear_requested",
         )
+        self.surfaces = Part(SurfacesBar, "step_requested", "cancel_requested")
         self.batch = Part(BatchView, "start_requested", "stop_requested", "series_requested")
         self.settings = Part(SettingsWidgets, "place_changed", "test_requested")
         self.settings.answers["choice"] = PlaceChoice()
@@ -231,6 +233,9 @@ class Scene:
         self.walked, self.within, self.current = 0, "", ""
         self.done: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.make_surfaces: Callable[[Any], None] = lambda node: None
+        self.segment_count, self.shown_3d = 3, False
+        self.surface_error: Exception | None = None
 
     def is_present(self, node: Any) -> bool:
         return node not in self.gone
@@ -339,6 +344,16 @@ class Scene:
 
     def draw_alone(self, segmentation: Any) -> None:
         self.drawn.append(segmentation)
+
+    def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]:
+        for number in range(1, self.segment_count + 1):
+            if self.surface_error:
+                raise self.surface_error
+            self.done.append(("surface", segmentation, number))
+            yield number, self.segment_count
+
+    def surfaces_are_shown(self, segmentation: Any) -> bool:
+        return self.shown_3d
 
     def uncertainty_is_shown(self, segmentation: Any) -> bool:
         return self.overlaid

@@ -200,6 +200,58 @@ def answered(house: House, result: Any) -> None:
     house.client.answer(lambda listener: listener.finished(result))
 
 
+def test_surfaces_come_one_after_another_and_can_be_stopped(shown: House) -> None:
+    node, bar = shown.controller.results.node, shown.panel.surfaces
+    shown.scene.make_surfaces(node)
+    assert bar.last("show") == (0, 0), "nothing is made before Slicer has lived"
+    assert shown.scene.done == []
+    for number in (1, 2, 3):
+        bar.step_requested.emit()
+        assert shown.scene.done[-1] == ("surface", node, number)
+        assert bar.last("show") == (number, 3)
+    bar.step_requested.emit()
+    assert bar.told[-1] == ("hide",)
+    shown.scene.make_surfaces(node)
+    bar.step_requested.emit()
+    bar.cancel_requested.emit()
+    assert shown.scene.done[-1] == ("show_3d", node, False)
+    assert shown.panel.results.last("show_surfaces") == (False,)
+    count = len(shown.scene.done)
+    bar.step_requested.emit()
+    assert len(shown.scene.done) == count
+
+
+def test_surfaces_of_several_segmentations_are_all_made(shown: House) -> None:
+    nodes, bar = [Node("First"), Node("Second")], shown.panel.surfaces
+    for node in (*nodes, nodes[0]):
+        shown.scene.make_surfaces(node)
+    for _ in range(8):
+        bar.step_requested.emit()
+    made = [step[1].GetName() for step in shown.scene.done if step[0] == "surface"]
+    assert made == ["Second"] * 3 + ["First"] * 3
+    assert bar.told[-1] == ("hide",)
+
+
+def test_a_closed_scene_and_a_defect_end_the_surfaces(shown: House) -> None:
+    bar = shown.panel.surfaces
+    shown.scene.make_surfaces(Node("First"))
+    shown.controller.scene_closes()
+    bar.step_requested.emit()
+    assert shown.scene.done == []
+    shown.scene.surface_error = RuntimeError("made up")
+    shown.scene.make_surfaces(Node("Second"))
+    bar.step_requested.emit()
+    assert "RuntimeError: made up" in shown.panel.error
+    assert shown.panel.log_offered
+    assert bar.told[-1] == ("hide",)
+
+
+def test_the_3d_button_says_what_the_views_show(shown: House) -> None:
+    shown.scene.shown_3d = True
+    shown.controller.results.refresh()
+    assert shown.panel.results.last("show_surfaces") == (True,)
+
+
 def test_statistics_are_measured_and_go_into_a_table_and_a_file(shown: House) -> None:
     node = shown.controller.results.node
     shown.panel.results.statistics_shown.emit(True)

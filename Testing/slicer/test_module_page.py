@@ -88,6 +88,42 @@ def test_a_result_that_the_scene_cannot_take_is_brought_in_later(
     assert segment_voxels(segmentation, 2, volume)[2].all()
 
 
+def test_slicer_lives_while_surfaces_are_made(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two surfaces Slicer gets to its events, first for the button and then after an update."""
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    node, row = page.controller.results.node, surfaces_row(page)
+    lived: list[int] = []
+    timer = pythonqt.QtCore.QTimer()
+    timer.timeout.connect(lambda: lived.append(surface_count(node)))
+    timer.start(0)
+    press(page, "show3dButton")
+    assert surface_count(node) == 0
+    assert row.isVisibleTo(pythonqt.real(page.parent))
+    until(lambda: not row.isVisibleTo(pythonqt.real(page.parent)))
+    assert set(lived) >= {0, 1, 2}
+    assert button(page, "show3dButton").isChecked()
+    page.panel.choose_output(OutputMode.UPDATE, node)
+    lived.clear()
+    press(page, "segmentButton")
+    until(lambda: row.isVisibleTo(pythonqt.real(page.parent)))
+    until(lambda: not row.isVisibleTo(pythonqt.real(page.parent)))
+    assert set(lived) >= {0, 1, 2}
+    timer.stop()
+
+
+def surfaces_row(page: Any) -> Any:
+    return pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QWidget, "surfacesRow")
+
+
+def surface_count(node: Any) -> int:
+    segments = node.GetSegmentation()
+    found = [segments.GetSegment(name) for name in segments.GetSegmentIDs()]
+    return sum(1 for each in found if each.GetRepresentation("Closed surface") is not None)
+
+
 def test_the_page_cancels(page: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page.panel.choose_input(head())
     model_called(monkeypatch, "deaf")

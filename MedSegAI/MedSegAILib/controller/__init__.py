@@ -19,6 +19,7 @@ from MedSegAILib.controller.protocols import (
 )
 from MedSegAILib.controller.refining import Refining
 from MedSegAILib.controller.results import Results
+from MedSegAILib.controller.surfaces import Surfaces
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 
@@ -47,6 +48,7 @@ class Controller:
         self.jobs = Jobs(self._house, self.results)
         self.refining = Refining(self._house, self.results)
         self.handing_over = HandingOver(self._house, self.results)
+        self.surfaces = Surfaces(self._house)
         self.models = Models(self._house)
         self.batches = Batches(self._house)
         self.places = Places(self._house, self.jobs.update_plan)
@@ -81,6 +83,7 @@ class Controller:
         self._house.queue.cancel_all()
         self.jobs.forget_previews()
         self.refining.forget()
+        self.surfaces.forget()
         self.results.show(None)
 
     def _question(self, text: str, others: list[str]) -> str:

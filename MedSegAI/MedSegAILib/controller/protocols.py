@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from medsegai.card import ModelCard
@@ -28,6 +28,7 @@ class PanelProtocol(Protocol):
     results: Any
     refine: Any
     queue: Any
+    surfaces: Any
     settings: Any
     browser: Any
     batch: Any
@@ -50,9 +51,13 @@ class PanelProtocol(Protocol):
 class SceneProtocol(Protocol):
     """See `scene.Scene`."""
 
+    make_surfaces: Callable[[Any], None]
+
     @property
     def notes(self) -> tuple[str, ...]: ...
     def is_present(self, node: Any) -> bool: ...
+    def show_3d(self, segmentation: Any, shown: bool = True) -> None: ...
+    def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]: ...
     def volumes(self) -> Sequence[Any]: ...
     def read_channels(self, nodes: Sequence[Any]) -> tuple[Volume, ...]: ...
     def region(self, node: Any) -> tuple[float, ...]: ...

@@ -24,6 +24,7 @@ from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.shortcuts import add_shortcuts
 from MedSegAILib.panel.style import error_style, narrow
+from MedSegAILib.panel.surfaces import SurfacesBar
 from MedSegAILib.panel.wrapping import WrappedLabels, say
 from MedSegAILib.progress_text import progress_text
 from MedSegAILib.signals import Signal
@@ -88,6 +89,7 @@ class Panel:
         self.preview = PreviewBar(ui)
         self.results = ResultsView(ui)
         self.refine = RefineView(ui)
+        self.surfaces = SurfacesBar(ui)
         self.queue = QueueTable(ui)
         self.batch = BatchView(ui)
         self.settings = SettingsWidgets(ui)

@@ -71,18 +71,17 @@ class ResultsView:
             widget.enabled = uncertain
         ui.completeGoodButton.enabled = any(row.quality for row in rows)
         for button in (ui.uncertaintyButton, ui.show3dButton):
-            button.blockSignals(True)
-            button.checked = False
-            button.blockSignals(False)
+            _press(button, False)
         self._table.show(rows)
         self._offer_places(rows)
 
     def show_overlay(self, shown: bool) -> None:
         """Show whether the map of uncertainty lies over the image, without a word to anybody."""
-        button = self._ui.uncertaintyButton
-        button.blockSignals(True)
-        button.checked = shown
-        button.blockSignals(False)
+        _press(self._ui.uncertaintyButton, shown)
+
+    def show_surfaces(self, shown: bool) -> None:
+        """Show whether the 3D views show surfaces, likewise."""
+        _press(self._ui.show3dButton, shown)
 
     def show_places_within(self, segment_id: str) -> None:
         """Show which segment's doubtful places are walked; "" is all of them."""
@@ -123,10 +122,7 @@ class ResultsView:
 
     def show_statistics(self, shown: bool) -> None:
         """Whether the layout with statistics is that of the views now."""
-        button = self._ui.statisticsButton
-        button.blockSignals(True)
-        button.checked = shown
-        button.blockSignals(False)
+        _press(self._ui.statisticsButton, shown)
 
     def _connect(self) -> None:
         ui = self._ui
@@ -169,3 +165,10 @@ class ResultsView:
         unfolded = bool(ui.detailsButton.checked)
         ui.detailsButton.text = f"{UNFOLDED if unfolded else FOLDED} {_('Details')}"
         ui.detailsLabel.visible = unfolded and bool(ui.detailsLabel.text)
+
+
+def _press(button: Any, down: bool) -> None:
+    """Let a button be pressed or not, without a word to anybody."""
+    button.blockSignals(True)
+    button.checked = down
+    button.blockSignals(False)

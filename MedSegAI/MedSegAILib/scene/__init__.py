@@ -7,7 +7,7 @@ half-way leaves the scene as it was: everything is worked out before anything is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from MedSegAILib.scene import (
     sequences,
     statistics,
     structures,
+    surfaces,
     views,
     visibility,
 )
@@ -44,6 +45,7 @@ from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_value, segment_id
+from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.undo import SaveUndo, no_undo
 from MedSegAILib.scene.writing import Preview, Writer
 from MedSegAILib.view import SegmentRow, StructureRow
@@ -75,6 +77,15 @@ class Scene:
         self._scene = mrml_scene
         self._writer = Writer(mrml_scene, save_undo)
         self._walk = Walk()
+
+    @property
+    def make_surfaces(self) -> MakeSurfaces:
+        """What makes the surfaces of segments that lack them; at once, unless somebody sees to it."""
+        return self._writer.make_surfaces
+
+    @make_surfaces.setter
+    def make_surfaces(self, make: MakeSurfaces) -> None:
+        self._writer.make_surfaces = make
 
     # --- inputs ------------------------------------------------------------------------------------
 
@@ -165,11 +176,19 @@ class Scene:
         return Preview(self._writer, source, result, output)
 
     def show_3d(self, segmentation: Any, shown: bool = True) -> None:
-        """Make surfaces of all segments and show them in the 3D views, or hide them."""
-        if shown:
-            segmentation.CreateClosedSurfaceRepresentation()
+        """Show surfaces of all segments in the 3D views, which `make_surfaces` makes, or hide them."""
         segmentation.CreateDefaultDisplayNodes()
         segmentation.GetDisplayNode().SetVisibility3D(shown)
+        if shown:
+            self._writer.make_surfaces(segmentation)
+
+    def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]:
+        """Make missing surfaces, one with each step: see `surfaces.surfaces`."""
+        return surfaces.surfaces(segmentation)
+
+    def surfaces_are_shown(self, segmentation: Any) -> bool:
+        """Whether the 3D views show surfaces of a segmentation."""
+        return surfaces.are_shown(segmentation)
 
     def candidates_of(self, segmentation: Any) -> Candidates | None:
         """What else each voxel could be: see `attachments.candidates_of`."""

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import slicer
 
 from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
 from MedSegAILib.scene.placing import Plan, carry_out
 from MedSegAILib.scene.segments import digests
+from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says
+
+
+class CopyWriter(Protocol):
+    """See `writing.Writer`."""
+
+    @property
+    def make_surfaces(self) -> MakeSurfaces: ...
+
+    def add_beside(self, node: Any, source: Any) -> None: ...
 
 
 class ShownCopy:
@@ -20,26 +30,25 @@ class ShownCopy:
         original: the segmentation node.
         plan: what is to be shown.
         source: the volume that a plan for an empty segmentation is about; see `carry_out`.
-        add: puts a new node into the scene, beside another: see `Writer.add_beside`.
+        writer: puts the copy into the scene, and sees to its surfaces: see `Writer`.
 
     Attributes:
         node: the copy. It can be edited.
     """
 
-    def __init__(
-        self, original: Any, plan: Plan, source: Any, add: Callable[[Any, Any], None]
-    ) -> None:
+    def __init__(self, original: Any, plan: Plan, source: Any, writer: CopyWriter) -> None:
         self.node = original.GetScene().CreateNodeByClass("vtkMRMLSegmentationNode")
         self.node.UnRegister(None)
         self.node.SetName(original.GetName())
         self.node.GetSegmentation().DeepCopy(original.GetSegmentation())
-        if plan.layers:
-            carry_out(self.node, plan, source)
-        add(self.node, original)
+        had_surfaces = bool(plan.layers) and carry_out(self.node, plan, source)
+        writer.add_beside(self.node, original)
         role = original.GetReferenceImageGeometryReferenceRole()
         reference = original.GetNodeReferenceID(role) or (source.GetID() if source else None)
         self.node.SetNodeReferenceID(role, reference)
         show_as_the_card_says(self.node, plan.new_segments)
+        if had_surfaces:
+            writer.make_surfaces(self.node)
         self._original = original
         self._shown: Mapping[str, str] = digests(layers_of(self.node))
         display = original.GetDisplayNode()

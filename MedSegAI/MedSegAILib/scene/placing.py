@@ -42,6 +42,7 @@ from MedSegAILib.scene.segments import (
     segment_id,
     sign,
 )
+from MedSegAILib.scene.surfaces import has_surfaces
 from MedSegAILib.translation import tr as _
 
 
@@ -139,15 +140,18 @@ def plan_addition(segmentation: Any, source: Any, result: SegmentationResult) ->
     return Plan(*_fill(segmentation, layers, source, result, targets, apart=False))
 
 
-def carry_out(segmentation: Any, plan: Plan, source: Any) -> None:
-    """Do what was planned."""
+def carry_out(segmentation: Any, plan: Plan, source: Any) -> bool:
+    """Do what was planned.
+
+    Returns:
+        whether the segmentation had surfaces. They went with the label maps that they were made of.
+    """
     images = [(oriented_image(layer.voxels, layer.geometry), layer) for layer in plan.layers]
     segments = segmentation.GetSegmentation()
     if not segments.GetNumberOfSegments():
         segments.SetSourceRepresentationName(labelmap_name())
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
-    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
-    had_surfaces = segments.ContainsRepresentation(surface)
+    had_surfaces = has_surfaces(segmentation)
     was_modifying = segmentation.StartModify()
     try:
         for target, content in plan.written.values():
@@ -165,9 +169,9 @@ def carry_out(segmentation: Any, plan: Plan, source: Any) -> None:
         segmentation.EndModify(was_modifying)
     for image, _layer in images:
         image.Modified()  # whoever shows the segmentation hears of it by this
-    if had_surfaces:  # they were dropped with the label maps that they were made of
-        segmentation.RemoveClosedSurfaceRepresentation()
-        segmentation.CreateClosedSurfaceRepresentation()
+    if had_surfaces:
+        segmentation.RemoveClosedSurfaceRepresentation()  # those that are left are of older voxels
+    return had_surfaces
 
 
 def check_labelmaps(segmentation: Any) -> None:

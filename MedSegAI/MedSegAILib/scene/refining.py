@@ -153,8 +153,10 @@ def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
                 name=segmentation.GetName()
             )
         )
-    carry_out(segmentation, planned, None)
+    had_surfaces = carry_out(segmentation, planned, None)
     _sign(read_as, result)
+    if had_surfaces:
+        writer.make_surfaces(segmentation)
     report = json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}")
     report.setdefault(REFINED, []).extend(dict(item) for item in result.report)
     segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
@@ -208,7 +210,7 @@ class RefinedPreview:
         check_unchanged(writer, read_as)
         self._writer, self._draft, self._result = writer, read_as, result
         planned = plan(read_as, result)
-        self._copy = ShownCopy(read_as.segmentation, planned, None, writer.add_beside)
+        self._copy = ShownCopy(read_as.segmentation, planned, None, writer)
         self.node, self.notes = self._copy.node, planned.notes
         self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
         before, after = read_as.request.labelmap, result.labelmap.voxels

@@ -35,6 +35,7 @@ from MedSegAILib.scene.placing import (
     region_box,
 )
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
+from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
 from MedSegAILib.scene.undo import SaveUndo
 from MedSegAILib.scene.visibility import show_as_the_card_says
 from MedSegAILib.translation import tr as _
@@ -47,12 +48,14 @@ class Writer:
     Attributes:
         scene: the vtkMRMLScene.
         save_undo: called before a segmentation changes.
+        make_surfaces: called where a segmentation had surfaces, and has other label maps now.
         notes: what the last writing left as it was, or did in another way than was chosen, in words.
         hidden: segmentations that the last new one is drawn in place of.
     """
 
     scene: Any
     save_undo: SaveUndo
+    make_surfaces: MakeSurfaces = make_at_once
     notes: list[str] = field(default_factory=list)
     hidden: list[Any] = field(default_factory=list)
 
@@ -109,8 +112,10 @@ class Writer:
                     name=segmentation.GetName()
                 )
             )
-        carry_out(segmentation, plan, source)
+        had_surfaces = carry_out(segmentation, plan, source)
         show_as_the_card_says(segmentation, plan.new_segments)
+        if had_surfaces:
+            self.make_surfaces(segmentation)
         for each, node in ready:
             fill_node(node, each, source)
             self._attach(segmentation, source, each, node)
@@ -296,7 +301,7 @@ class Preview:
         check_labelmaps(original)
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
-        return ShownCopy(original, plan, self._source, self._writer.add_beside)
+        return ShownCopy(original, plan, self._source, self._writer)
 
     def _show_original(self) -> None:
         if self._copy is not None and self._writer.scene.IsNodePresent(self._output.node):

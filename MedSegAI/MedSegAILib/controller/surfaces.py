@@ -1,0 +1,61 @@
+"""Surfaces made one after another between the user's events, with a line that says how far, and a way to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from MedSegAILib.controller import texts
+from MedSegAILib.controller.house import House
+
+logger = logging.getLogger(__name__)
+
+
+class Surfaces:
+    """Makes the surfaces that the scene asks for, of one segmentation after another."""
+
+    def __init__(self, house: House) -> None:
+        self._house, self._bar = house, house.panel.surfaces
+        self._waiting: list[tuple[Any, Iterator[tuple[int, int]]]] = []
+        self._bar.step_requested.connect(self._step)
+        self._bar.cancel_requested.connect(self.cancel)
+        house.scene.make_surfaces = self.make
+
+    def make(self, segmentation: Any) -> None:
+        """See that a segmentation gets the surfaces that it lacks; they come while Slicer goes on."""
+        self._waiting = [item for item in self._waiting if item[0] is not segmentation]
+        self._waiting.append((segmentation, self._house.scene.surfaces(segmentation)))
+        self._bar.show(0, 0)
+
+    def cancel(self) -> None:
+        """Make no more. Surfaces that are there are hidden, and made good use of when they are shown again."""
+        waiting, self._waiting = self._waiting, []
+        self._bar.hide()
+        for segmentation, _steps in waiting:
+            if self._house.scene.is_present(segmentation):
+                self._house.scene.show_3d(segmentation, False)
+        self._house.panel.results.show_surfaces(False)
+
+    def forget(self) -> None:
+        """The scene was closed."""
+        self._waiting = []
+        self._bar.hide()
+
+    def _step(self) -> None:
+        if not self._waiting:
+            self._bar.hide()
+            return
+        segmentation, steps = self._waiting[0]
+        try:
+            progress = next(steps, None)
+        except Exception as error:
+            logger.exception("The surfaces of %s could not be made", segmentation.GetName())
+            self._house.panel.show_error(texts.defect(error), log=True)
+            progress = None
+        if progress is not None:
+            self._bar.show(*progress)
+            return
+        self._waiting = [item for item in self._waiting if item[0] is not segmentation]
+        if not self._waiting:
+            self._bar.hide()

@@ -1,0 +1,146 @@
+"""Surfaces that are made one after another are Slicer's own, and whoever edits meanwhile is not in their way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+from vtk.util import numpy_support
+
+from medsegai.volume import Geometry
+from MedSegAILib.scene import Scene
+from MedSegAILib.scene.layers import labelmap_name, oriented_image
+from MedSegAILib.scene.surfaces import are_shown, has_surfaces, surface_name
+from scene_images import PLACES
+
+SHAPE = (18, 22, 26)
+
+
+def ball(center: tuple[int, int, int], radius: float) -> np.ndarray:
+    k, j, i = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    away = (k - center[0]) ** 2 + (j - center[1]) ** 2 + (i - center[2]) ** 2
+    return np.asarray(away <= radius**2)
+
+
+def segmentation(mrml: Any, place: str = "oblique") -> Any:
+    """Four segments in two label maps: one inside, one at the border, an empty one, and one over others."""
+    node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Parts")
+    segments = node.GetSegmentation()
+    segments.SetSourceRepresentationName(labelmap_name())
+    first = np.where(ball((9, 11, 8), 5), 3, 0) + np.where(ball((2, 11, 19), 6), 300, 0)
+    second = ball((9, 12, 13), 6).astype(np.uint8)
+    grid = Geometry(SHAPE, PLACES[place])
+    images = [oriented_image(voxels.astype(np.uint16), grid) for voxels in (first, second)]
+    for name, value, image in (
+        ("inside", 3, images[0]),
+        ("border", 300, images[0]),
+        ("empty", 7, images[0]),
+        ("over", 1, images[1]),
+    ):
+        segment = slicer.vtkSegment()
+        segment.SetName(name)
+        segment.SetLabelValue(value)
+        segment.AddRepresentation(labelmap_name(), image)
+        segments.AddSegment(segment, name)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def points(node: Any) -> dict[str, np.ndarray]:
+    """The vertices of each surface that there is."""
+    found = {}
+    for name in node.GetSegmentation().GetSegmentIDs():
+        surface = node.GetSegmentation().GetSegment(name).GetRepresentation(surface_name())
+        if surface is not None:
+            count = surface.GetNumberOfPoints()
+            found[name] = (
+                numpy_support.vtk_to_numpy(surface.GetPoints().GetData())
+                if count
+                else np.empty((0, 3))
+            )
+    return found
+
+
+@pytest.mark.parametrize("place", sorted(PLACES))
+@pytest.mark.parametrize("smoothing", ["0.5", "0.0"])
+def test_each_surface_is_that_which_slicer_makes_of_all(
+    mrml: Any, place: str, smoothing: str
+) -> None:
+    node = segmentation(mrml, place)
+    segments = node.GetSegmentation()
+    segments.SetConversionParameter("Smoothing factor", smoothing)
+    node.CreateClosedSurfaceRepresentation()
+    expected = points(node)
+    node.RemoveClosedSurfaceRepresentation()
+    assert not has_surfaces(node)
+    assert list(Scene(mrml).surfaces(node)) == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    made = points(node)
+    assert made.keys() == expected.keys()
+    assert len(made["inside"]) > 50
+    for name, found in expected.items():
+        np.testing.assert_allclose(made[name], found, atol=1e-3)
+
+
+def test_only_what_is_missing_is_made(mrml: Any) -> None:
+    node = segmentation(mrml)
+    steps = Scene(mrml).surfaces(node)
+    next(steps)
+    kept = node.GetSegmentation().GetSegment("inside").GetRepresentation(surface_name())
+    assert list(Scene(mrml).surfaces(node)) == [(2, 4), (3, 4), (4, 4)]
+    assert node.GetSegmentation().GetSegment("inside").GetRepresentation(surface_name()) is kept
+    assert list(Scene(mrml).surfaces(node)) == []
+
+
+def test_segments_may_come_and_go_meanwhile(mrml: Any) -> None:
+    node = segmentation(mrml)
+    segments, steps = node.GetSegmentation(), Scene(mrml).surfaces(node)
+    next(steps)
+    segments.RemoveSegment("border")
+    voxels = ball((9, 11, 13), 4).astype(np.uint8)
+    image = oriented_image(voxels, Geometry(SHAPE, PLACES["oblique"]))
+    segments.GetSegment("over").AddRepresentation(labelmap_name(), image)
+    assert list(steps) == [(2, 3), (3, 3)]
+    made = points(node)["over"]
+    other = segmentation(mrml)
+    other.GetSegmentation().GetSegment("over").AddRepresentation(labelmap_name(), image)
+    other.CreateClosedSurfaceRepresentation()
+    np.testing.assert_allclose(made, points(other)["over"], atol=1e-3)
+
+
+def test_a_segmentation_that_leaves_its_scene_ends_it(mrml: Any) -> None:
+    node = segmentation(mrml)
+    steps = Scene(mrml).surfaces(node)
+    next(steps)
+    mrml.RemoveNode(node)
+    assert list(steps) == []
+
+
+def test_surfaces_that_are_smoothed_together_are_made_together(mrml: Any) -> None:
+    node = segmentation(mrml)
+    node.GetSegmentation().SetConversionParameter("Joint smoothing", "1")
+    assert list(Scene(mrml).surfaces(node)) == []
+    assert points(node).keys() == {"inside", "border", "empty", "over"}
+
+
+def test_whether_surfaces_are_shown(mrml: Any) -> None:
+    node, scene = segmentation(mrml), Scene(mrml)
+    assert not are_shown(node)
+    scene.show_3d(node)
+    assert scene.surfaces_are_shown(node)
+    node.GetDisplayNode().SetVisibility(False)
+    assert not scene.surfaces_are_shown(node)
+    node.GetDisplayNode().SetVisibility(True)
+    scene.show_3d(node, False)
+    assert not scene.surfaces_are_shown(node)
+    assert has_surfaces(node), "they need not be made again"
+
+
+def test_whoever_sees_to_surfaces_is_asked_instead(mrml: Any) -> None:
+    node, scene = segmentation(mrml), Scene(mrml)
+    asked: list[Any] = []
+    scene.make_surfaces = asked.append
+    scene.show_3d(node)
+    assert asked == [node]
+    assert not has_surfaces(node), "nothing is made before Slicer has lived"
