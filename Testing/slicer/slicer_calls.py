@@ -403,9 +403,13 @@ def _any(name: str) -> bool:
 
 @cache
 def _vtk_classes() -> tuple[type, ...]:
-    """VTK's own classes, and those of Slicer that the facts do not describe."""
-    own = (getattr(vtk, name) for name in dir(vtk) if name.startswith("vtk"))
-    return (*own, slicer.vtkSlicerSegmentEditorLogic)
+    """VTK's own classes, and those of Slicer as the wheel has them, which is of the facts' revision."""
+    return tuple(
+        getattr(module, name)
+        for module in (vtk, slicer)
+        for name in dir(module)
+        if name.startswith("vtk")
+    )
 
 
 @cache

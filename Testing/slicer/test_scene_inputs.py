@@ -33,6 +33,7 @@ from scene_images import (
     bending_transform,
     world_of,
 )
+from stand_ins import put_object
 
 
 @pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
@@ -370,6 +371,6 @@ def test_a_volume_from_the_dicom_database_says_what_scanner_it_came_from(
 ) -> None:
     node = add_volume(mrml, PLACES["plain"])
     assert Scene(mrml).read_channels([node])[0].modality == ""
-    monkeypatch.setattr(slicer, "dicomDatabase", Database(), raising=False)
+    put_object(monkeypatch, "dicomDatabase", "ctkDICOMDatabase", Database())
     node.SetAttribute("DICOM.instanceUIDs", instances)
     assert Scene(mrml).read_channels([node])[0].modality == modality
