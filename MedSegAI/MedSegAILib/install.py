@@ -24,7 +24,7 @@ from MedSegAILib.translation import tr as _
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 HANDOVER = REQUIREMENTS.with_name("requirements-handover.txt")
-TORCH = Requirement("torch>=2.6")
+TORCH = Requirement("torch>=2.10")
 
 # Slicer brings these, or another extension does: an installation must leave them as they are.
 PROTECTED = ("numpy", "SimpleITK", "scipy", "pillow", "torch", "torchvision", "vtk")

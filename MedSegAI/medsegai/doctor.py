@@ -25,6 +25,7 @@ from medsegai.catalogue import read_cards, user_models_folder
 from medsegai.errors import ModelError, OutputError
 from medsegai.exchange import temporary_folder
 from medsegai.machine import available_memory, usable_cores
+from medsegai.torch_version import is_sound
 
 OLDEST_PYTHON = (3, 11)
 LEAST_DISK_BYTES = 1_000_000_000
@@ -42,6 +43,7 @@ NEEDED = {
 }
 """Packages without which the main job does not run, and the modules that they bring."""
 
+NEWER_TORCH = "Inside 3D Slicer update PyTorch with the PyTorch extension; elsewhere: pip install --upgrade torch"
 GET_TORCH = "Inside 3D Slicer install the PyTorch extension; elsewhere: pip install torch"
 
 
@@ -139,7 +141,11 @@ def _torch(torch: ModuleType | ImportError | OSError) -> Iterator[Finding]:
     if not isinstance(torch, ModuleType):
         yield Finding("software", "torch", _reason(torch), Health.PROBLEM, GET_TORCH)
         return
-    yield Finding("software", "torch", torch.__version__)
+    if is_sound(torch.__version__):
+        yield Finding("software", "torch", torch.__version__)
+    else:
+        found = f"{torch.__version__}, in which a checkpoint can run a program (CVE-2026-24747)"
+        yield Finding("software", "torch", found, Health.ADVICE, NEWER_TORCH)
     openvino = _version("openvino")
     if openvino or torch.cuda.is_available():
         yield Finding("software", "openvino", openvino or "not installed, not needed with this GPU")

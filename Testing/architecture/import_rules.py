@@ -34,6 +34,7 @@ FLAT = frozenset(
         "strict",
         "suitability",
         "tasks",
+        "torch_version",
         "volume",
     }
 )

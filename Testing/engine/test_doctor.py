@@ -158,7 +158,7 @@ def fake_torch(cards: int, error: str = "", cuda: str | None = "12.6") -> Module
 
     torch = ModuleType("torch")
     torch.__dict__.update(
-        __version__="2.9.0",
+        __version__="2.10.0",
         ones=lambda _count, device: Tensor(),
         version=SimpleNamespace(cuda=cuda),
         cpu=SimpleNamespace(get_capabilities=lambda: {"avx2": True, "amx_bf16": False}),
@@ -170,6 +170,21 @@ def fake_torch(cards: int, error: str = "", cuda: str | None = "12.6") -> Module
         ),
     )
     return torch
+
+
+@pytest.mark.parametrize(
+    ("version", "sound"),
+    [("2.9.1+cu128", False), ("1.13", False), ("?", False), ("2.10.0", True), ("3.0a0", True)],
+)
+def test_a_torch_that_a_checkpoint_can_harm_is_told(
+    version: str, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = fake_torch(0)
+    torch.__version__ = version
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    (found,) = (f for f in doctor._torch(torch) if f.name == "torch")
+    assert (found.health is Health.GOOD) == sound
+    assert ("CVE-2026-24747" in found.found) != sound
 
 
 def test_each_graphics_card_is_listed_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

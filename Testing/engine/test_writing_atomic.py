@@ -216,6 +216,17 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("name", WRITERS)
+def test_outputs_follow_the_umask(tmp_path: Path, name: str, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        WRITERS[name](tmp_path / name, SMALL)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     link = tmp_path / "map.nii.gz"

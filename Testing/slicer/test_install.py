@@ -17,7 +17,7 @@ from MedSegAILib import install
 from stand_ins import heard, put, put_module
 
 ALL = {
-    "torch": "2.9.0",
+    "torch": "2.11.0",
     "numpy": "2.4.0",
     "SimpleITK": "2.5.0",
     "scipy": "1.16.0",
@@ -138,10 +138,10 @@ def test_one_question_says_everything_that_will_be_installed(host: Slicer) -> No
 
     install.ensure(ask)
     (plan,) = plans
-    assert [str(package) for package in plan.packages] == ["torch>=2.6", "slicerio>=1.1"]
+    assert [str(package) for package in plan.packages] == ["torch>=2.10", "slicerio>=1.1"]
     assert plan.needs_torch
     assert plan.folder.is_dir()
-    assert plan.lines()[0] == ("torch>=2.6", "the PyTorch extension", "0.2 to 3 GB")
+    assert plan.lines()[0] == ("torch>=2.10", "the PyTorch extension", "0.2 to 3 GB")
 
 
 def test_a_no_installs_nothing(host: Slicer) -> None:
@@ -161,7 +161,7 @@ def test_a_folder_of_wheels_is_enough_and_no_network_is_touched(
     install.ensure(lambda plan: install.Consent(tmp_path))
     (call,) = host.calls
     assert call["arguments"] == [
-        "torch>=2.6",
+        "torch>=2.10",
         "slicerio>=1.1",
         "--no-index",
         "--find-links",
@@ -190,7 +190,7 @@ def test_what_slicer_brings_is_held_at_its_version(host: Slicer) -> None:
     """pip must not replace Slicer's SimpleITK or numpy, whatever a package asks for."""
     del host.installed["slicerio"]
     install.ensure(None)
-    assert {"numpy==2.4.0", "SimpleITK==2.5.0", "torch==2.9.0"} <= set(host.constraints)
+    assert {"numpy==2.4.0", "SimpleITK==2.5.0", "torch==2.11.0"} <= set(host.constraints)
     assert not [line for line in host.constraints if line.startswith("vtk")], "not installed here"
 
 
@@ -224,7 +224,7 @@ def test_pytorch_comes_from_its_extension_and_never_from_pip(host: Slicer) -> No
     del host.installed["torch"]
     host.give_torch_extension(lambda: "torch")
     install.ensure(agree)
-    assert host.torch_calls == [{"askConfirmation": False, "torchVersionRequirement": ">=2.6"}]
+    assert host.torch_calls == [{"askConfirmation": False, "torchVersionRequirement": ">=2.10"}]
     assert host.calls == []
 
 
@@ -254,14 +254,14 @@ def test_pytorch_that_cannot_be_installed_is_told(host: Slicer) -> None:
         install.ensure(agree)
 
 
-@pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu121"])
+@pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu121", "2.9.1+cu128"])
 def test_an_old_pytorch_is_told_and_not_replaced(host: Slicer, version: str) -> None:
     host.installed["torch"] = version
     with pytest.raises(WorkerError, match=r"too old.*PyTorch Utils"):
         install.ensure(agree)
 
 
-@pytest.mark.parametrize("version", ["2.6.0", "2.9.1+cu128", "3.0.0.dev20270101"])
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cu128", "3.0.0.dev20270101"])
 def test_a_new_pytorch_is_taken_whatever_its_build(host: Slicer, version: str) -> None:
     host.installed["torch"] = version
     install.ensure(agree)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from medsegai.errors import RequestError
+from medsegai.torch_version import is_sound
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -48,12 +49,17 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
     """The state that `save_checkpoint` wrote.
 
     Raises:
-        RequestError: there is none, or it belongs to another configuration.
+        RequestError: there is none, it belongs to another configuration, or this PyTorch is too old for it.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
         raise RequestError(
             f"{path} does not exist: there is nothing to resume. Start without --resume."
+        )
+    if not is_sound(torch.__version__):
+        raise RequestError(
+            f"{path} is not opened with PyTorch {torch.__version__}, in which a checkpoint can run a program "
+            "(CVE-2026-24747). Update PyTorch to 2.10 or later."
         )
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     if state["fingerprint"] != fingerprint:
