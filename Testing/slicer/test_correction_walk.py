@@ -230,6 +230,16 @@ def test_no_key_is_one_that_slicer_has_taken(walking: Bench, window: Any) -> Non
         assert getattr(walking.panel, button).toolTip.rsplit("(", 1)[1].rstrip(")") in keys
 
 
+def test_long_names_and_messages_do_not_widen_slicers_column(walking: Bench, window: Any) -> None:
+    before = window.minimumSizeHint().width()
+    segment = walking.segmentation.GetSegmentation().GetSegment(segment_id(LEFT))
+    segment.SetName("Left inferior lateral ventricle, temporal horn and choroid plexus")
+    walking.panel.updateGUIFromMRML()
+    walking.panel.showMessage("The segment was changed after the first stroke. " * 3)
+    pythonqt.process_events(20)
+    assert window.minimumSizeHint().width() == before < 320
+
+
 # --- the answer to a stroke ------------------------------------------------------------------------
 
 

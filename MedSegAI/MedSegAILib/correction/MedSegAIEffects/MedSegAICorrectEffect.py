@@ -155,9 +155,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.applyButton = qt.QPushButton(_("Apply"))
         effect.addOptionsWidget(_row(self.takeBackButton, self.cancelButton, self.applyButton))
         self._set_up_places()
-        self._message = qt.QLabel("")
-        self._message.wordWrap = True
-        effect.addOptionsWidget(self._message)
+        self._set_up_message()
         self.insideButton.checked = True
         self.outsideButton.connect("toggled(bool)", self.onOutsideToggled)
         self.radiusBox.connect("valueChanged(double)", self.onRadiusChanged)
@@ -168,11 +166,24 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._add_keys()
         self._enable_buttons()
 
+    def _set_up_message(self) -> None:
+        """A label that does not widen Slicer's column with its text."""
+        from MedSegAILib.panel.wrapping import (
+            WrappedLabels,
+        )  # it takes the panel's other files along
+
+        self._message = qt.QLabel("")
+        self._wrapped = WrappedLabels()
+        self._wrapped.watch([self._message])
+        self.scriptedEffect.addOptionsWidget(self._message)
+
     def _set_up_places(self) -> None:
         """The walk through the doubtful places, as on the page of MedSegAI."""
         self.previousPlaceButton = qt.QPushButton(_("Previous place"))
         self.nextPlaceButton = qt.QPushButton(_("Next place"))
         self.placesBox = qt.QComboBox()
+        self.placesBox.minimumContentsLength = 8
+        self.placesBox.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         self.placesBox.toolTip = _(
             "Go to the doubtful places of all structures that people correct, or of one structure."
         )
@@ -204,7 +215,9 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def showMessage(self, text: str) -> None:
         """Say what the correction goes by, or why there is none."""
         if self._message is not None:
-            self._message.text = text
+            from MedSegAILib.panel.wrapping import say
+
+            say(self._message, text)
 
     def onOutsideToggled(self, outside: bool) -> None:
         self.scriptedEffect.setParameter(OUTSIDE, int(outside))
