@@ -375,3 +375,39 @@ def test_the_editor_opens_on_the_structure_of_the_table_and_its_image(
         "effect": "AI correct",
     }
     assert editor.told.index(("segment", segment)) < editor.told.index(("effect", "AI correct"))
+
+
+def test_the_row_of_the_table_is_still_chosen_after_another_module(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the user went on to another segment there."""
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    segmentation = page.controller.results.node
+    first, second = segmentation.GetSegmentation().GetSegmentIDs()
+    table = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QTableWidget, "resultTable")
+
+    def chosen() -> list[str]:
+        names = {
+            segment: segmentation.GetSegmentation().GetSegment(segment).GetName()
+            for segment in (first, second)
+        }
+        rows = {index.row() for index in table.selectionModel().selectedRows()}
+        texts = [
+            {
+                table.item(row, column).text()
+                for column in range(table.columnCount())
+                if table.item(row, column)
+            }
+            for row in rows
+        ]
+        return [segment for segment, name in names.items() if any(name in text for text in texts)]
+
+    page.panel.results.structure_chosen.emit(second)
+    page.enter()
+    assert chosen() == [second]
+    page.controller._house.scene.set_current_segment(segmentation, first)
+    page.enter()
+    assert chosen() == [first]

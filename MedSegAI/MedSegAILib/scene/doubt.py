@@ -85,7 +85,7 @@ class Walk:
     """Goes from doubtful place to doubtful place of segmentations."""
 
     def __init__(self) -> None:
-        self._known: tuple[Any, list[_Top]] = (None, [])
+        self._known: tuple[Any, _Tops | None] = (None, None)
 
     def places(self, segmentation: Any) -> list[DoubtfulPlace]:
         """The most uncertain places, the worst first; none where uncertainty was not measured.
@@ -96,22 +96,20 @@ class Walk:
         node = segmentation.GetNodeReference(ENTROPY_REFERENCE)
         if node is None or node.GetImageData() is None:
             return []
-        to_world = transform_to_world(node) @ ijk_to_local(node)
-        to_segmentation = np.linalg.inv(transform_to_world(segmentation)) @ to_world
+        tops = self._tops(node)
+        homogeneous = np.column_stack([tops.voxels, np.ones(len(tops.voxels))])
+        world = homogeneous @ (transform_to_world(node) @ ijk_to_local(node)).T
+        local = world @ np.linalg.inv(transform_to_world(segmentation)).T
         layers, only = layers_of(segmentation), within(segmentation)
+        left = _near(layers, only, local) if only else np.ones(len(local), bool)
         found: list[DoubtfulPlace] = []
-        taken = np.empty((0, 3))
-        for top in self._tops(node):
-            here = to_world @ [*top.voxel, 1.0]
-            apart = np.linalg.norm(taken - here[:3], axis=1)
-            if len(found) == COUNT or (apart < APART_MM).any():
-                continue
-            names = _segments_at(layers, to_segmentation @ [*top.voxel, 1.0])
-            name = _wanted(segmentation, names, only)
-            if name is None:
-                continue
-            taken = np.vstack([taken, here[:3]])
-            found.append(_place(segmentation, name, here, top))
+        while len(found) < COUNT and left.any():
+            number = int(left.argmax())
+            left[number] = False
+            name = _wanted(segmentation, layers, local[number], only)
+            if name is not None:
+                found.append(_place(segmentation, name, world[number], tops, number))
+                left &= np.linalg.norm((world - world[number])[:, :3], axis=1) >= APART_MM
         return found
 
     def step(self, segmentation: Any, by: int = 1) -> Step | None:
@@ -129,20 +127,27 @@ class Walk:
             set_current_segment(segmentation, place.segment_id)
         return Step(place, number + 1, len(places))
 
-    def _tops(self, node: Any) -> list[_Top]:
-        """All tops of a volume of entropy, the highest first; worked out once for the same voxels."""
+    def _tops(self, node: Any) -> _Tops:
+        """All tops of a volume of entropy; worked out once for the same voxels."""
         key = (node.GetID(), node.GetImageData().GetMTime(), node.GetSpacing())
-        if self._known[0] != key:
-            self._known = (key, _tops_of(node))
-        return self._known[1]
+        known, tops = self._known
+        if tops is None or known != key:
+            tops = _tops_of(node)
+            self._known = (key, tops)
+        return tops
 
 
-@dataclass(frozen=True)
-class _Top:
-    """A voxel (i, j, k) that is more doubtful than those around it."""
+@dataclass(frozen=True, eq=False)
+class _Tops:
+    """Voxels that are more doubtful than those around them, the most doubtful first.
 
-    voxel: tuple[int, int, int]
-    score: float
+    Attributes:
+        voxels: (number, 3), each (i, j, k).
+        scores: their smoothed entropy in nats.
+    """
+
+    voxels: NDArray[np.int64]
+    scores: NDArray[np.float32]
 
 
 def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] | None:
@@ -158,30 +163,49 @@ def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] 
     return None
 
 
-def _wanted(segmentation: Any, names: Sequence[str], only: str) -> str | None:
-    """The segment that a place with these segments counts for, "" for none; None where it is not walked."""
+def _wanted(
+    segmentation: Any, layers: Sequence[Layer], local: NDArray[np.float64], only: str
+) -> str | None:
+    """The segment that a place counts for, "" for none; None where it is not walked."""
+    here = _segments_at(layers, local)
     if only:
-        return only if only in names else None
-    name = names[0] if names else ""
+        return only if only in here or only in _segments_near(layers, local) else None
+    name = next(iter(here or _segments_near(layers, local)), "")
     return name if not name or is_walked(segmentation, name) else None
 
 
-def _place(segmentation: Any, name: str, world: NDArray[np.float64], top: _Top) -> DoubtfulPlace:
+def _place(
+    segmentation: Any, name: str, world: NDArray[np.float64], tops: _Tops, number: int
+) -> DoubtfulPlace:
     title = segmentation.GetSegmentation().GetSegment(name).GetName() if name else ""
     r, a, s = (float(value) for value in world[:3])
-    return DoubtfulPlace(name, title, (r, a, s), top.score, top.voxel)
+    i, j, k = (int(value) for value in tops.voxels[number])
+    return DoubtfulPlace(name, title, (r, a, s), float(tops.scores[number]), (i, j, k))
 
 
-def _tops_of(node: Any) -> list[_Top]:
+def _tops_of(node: Any) -> _Tops:
     entropy = slicer.util.arrayFromVolume(node)
     spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
     tops = _tops(box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
     flat = np.flatnonzero(tops > LEAST)
-    scores = tops.ravel()[flat]
-    order = np.argsort(-scores, kind="stable")
-    k, j, i = np.unravel_index(flat[order], tops.shape)
-    columns = (i.tolist(), j.tolist(), k.tolist(), scores[order].tolist())
-    return [_Top((x, y, z), score) for x, y, z, score in zip(*columns, strict=True)]
+    flat = flat[np.argsort(-tops.ravel()[flat], kind="stable")]
+    k, j, i = np.unravel_index(flat, tops.shape)
+    return _Tops(np.column_stack([i, j, k]), tops.ravel()[flat])
+
+
+def _near(
+    layers: Sequence[Layer], segment_id: str, local: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which of these places, (number, 4), lie in the box around a segment, so that it may be there."""
+    found = np.zeros(len(local), bool)
+    for layer in layers:
+        box = boxes(layer.voxels).get(layer.values.get(segment_id, 0))
+        if box is not None:
+            kji = (local @ layer.geometry.ras_to_ijk.T)[:, 2::-1]
+            low = np.array([part.start for part in box]) - NEAR_VOXELS - 1
+            high = np.array([part.stop for part in box]) + NEAR_VOXELS
+            found |= ((kji >= low) & (kji <= high)).all(axis=1)
+    return found
 
 
 def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -195,20 +219,27 @@ def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _segments_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
-    """The segments at a place, then those next to it, the one with most voxels there first."""
-    here: list[str] = []
+    """The segments at a place of the segmentation."""
+    found = []
+    for layer in layers:
+        at = np.rint(layer.geometry.ras_to_ijk @ local)[2::-1].astype(int)
+        if (at >= 0).all() and (at < layer.voxels.shape).all():
+            value = int(layer.voxels[tuple(at)])
+            found += [name for name, own in layer.values.items() if value and own == value]
+    return found
+
+
+def _segments_near(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
+    """The segments within `NEAR_VOXELS` of a place, the one with most voxels there first."""
     near: dict[str, int] = {}
     for layer in layers:
-        i, j, k = np.rint(layer.geometry.ras_to_ijk @ local)[:3].astype(int)
         names = {value: name for name, value in layer.values.items()}
         part = tuple(
-            slice(max(at - NEAR_VOXELS, 0), max(at + NEAR_VOXELS + 1, 0)) for at in (k, j, i)
+            slice(max(at - NEAR_VOXELS, 0), max(at + NEAR_VOXELS + 1, 0))
+            for at in np.rint(layer.geometry.ras_to_ijk @ local)[2::-1].astype(int)
         )
         values, counts = np.unique(layer.voxels[part], return_counts=True)
         for value, number in zip(values, counts, strict=True):
             if int(value) in names:
                 near[names[int(value)]] = int(number)
-        inside = all(0 <= at < size for at, size in zip((k, j, i), layer.voxels.shape, strict=True))
-        if inside and int(layer.voxels[k, j, i]) in names:
-            here.append(names[int(layer.voxels[k, j, i])])
-    return here + sorted(near.keys() - set(here), key=lambda name: (-near[name], name))
+    return sorted(near, key=lambda name: (-near[name], name))

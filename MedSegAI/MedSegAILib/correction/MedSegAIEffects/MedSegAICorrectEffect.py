@@ -168,9 +168,8 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
 
     def _set_up_message(self) -> None:
         """A label that does not widen Slicer's column with its text."""
-        from MedSegAILib.panel.wrapping import (
-            WrappedLabels,
-        )  # it takes the panel's other files along
+        # not before it is needed: the panel's other files come along
+        from MedSegAILib.panel.wrapping import WrappedLabels
 
         self._message = qt.QLabel("")
         self._wrapped = WrappedLabels()
