@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice, SeriesRow
 from MedSegAILib.worker.place import Place
+
+logger = logging.getLogger(__name__)
 
 SLAB_VIEW = "vtkMRMLSliceNodeRed"
 
@@ -158,6 +161,29 @@ class Host:
 
     def ask_save_file(self, title: str, name: str) -> str:
         return str(self._dialogs.save_file(slicer.util.mainWindow(), title, name, "CSV (*.csv)"))
+
+    def load_sample(self, name: str) -> Any:
+        """A scan of the module Sample Data, downloaded where it was not before, as a volume node.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        import SampleData
+
+        try:
+            node = SampleData.downloadSample(name)
+        except Exception as error:  # whatever a download raises, there is no scan
+            logger.exception("The sample %s was not loaded", name)
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if node is not None:
+                return node
+            reason = _("nothing came")
+        raise InputError(
+            _(
+                "The sample {name} was not loaded ({reason}). Check the network, or load your own scan."
+            ).format(name=name, reason=reason)
+        )
 
     def show_table(self, table: Any) -> None:
         """Bring a table and its plot into view, beside the slices."""

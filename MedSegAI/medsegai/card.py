@@ -90,6 +90,7 @@ class ModelCard:
         calibration: what held-out cases tell of its probabilities and of its members' agreement, if known.
         reference: which volumes are plausible, if known.
         field_of_view_mm: the sides of a usual scan, shortest first, if known.
+        sample: name of the scan in Slicer's module Sample Data that shows what the model does; "" for none.
     """
 
     id: str
@@ -112,6 +113,7 @@ class ModelCard:
     calibration: Calibration | None = None
     reference: Reference | None = None
     field_of_view_mm: tuple[float, float, float] | None = None
+    sample: str = ""
     folder: Path = Path()
     in_place: bool = False
 
@@ -274,6 +276,8 @@ class ModelCard:
             known = data.pop(name)
             if known is not None:
                 data[name] = known.to_dict()
+        if not self.sample:
+            del data["sample"]
         if self.field_of_view_mm is None:
             del data["field_of_view_mm"]
         else:

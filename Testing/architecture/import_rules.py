@@ -103,7 +103,7 @@ SLICER_FILES = (
     (r"MedSegAILib/scene/\w+\.py", SCENE_NAMES),
     (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
     (r"MedSegAILib/worker/(client|process|examination)\.py", "qt"),
-    (r"MedSegAILib/host\.py", SCENE_NAMES),
+    (r"MedSegAILib/host\.py", rf"{SCENE_NAMES}|SampleData"),
     (r"MedSegAILib/translation\.py", "slicer"),
     (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
     (

@@ -102,6 +102,9 @@ class Panel:
         self.segment_requested, self.cancel_requested = Signal(), Signal()
         self.choice_changed, self.model_changed = Signal(), Signal()
         self.log_requested = Signal()
+        self.sample_requested, self.region_requested = Signal(), Signal()
+        self.chosen_input: Any = None
+        self.chosen_region: Any = None
         self.preview = Part(PreviewBar, "accepted", "rejected")
         self.results = Part(
             ResultsView,
@@ -163,6 +166,12 @@ class Panel:
 
     def choose_model(self, card: ModelCard) -> None:
         self.chosen_model = card
+
+    def choose_input(self, node: Any) -> None:
+        self.chosen_input = node
+
+    def choose_region(self, node: Any) -> None:
+        self.chosen_region = node
 
     def show_models(self, cards: Sequence[ModelCard]) -> None:
         self.models = list(cards)
@@ -254,6 +263,11 @@ class Scene:
 
     def region(self, node: Any) -> tuple[float, ...]:
         return (0.0, 1.0, 0.0, 2.0, 0.0, 3.0)
+
+    def new_region(self, volume: Any) -> Any:
+        if self.read_error:
+            raise self.read_error
+        return Node(f"{volume.GetName()} region")
 
     def frames(self, node: Any) -> Sequence[int]:
         return self.sequence
@@ -444,6 +458,7 @@ class Host:
         self.shown: list[tuple[str, str]] = []
         self.tables: list[Any] = []
         self.status: list[str] = []
+        self.sample_error: MedSegAIError | None = None
         self.edited: list[tuple[Any, Any, str]] = []
         self.kept: list[Any] = []
         self.kept_where = ""
@@ -496,6 +511,11 @@ class Host:
     def keep_case(self, choice: Choice, segmentation: Any) -> str:
         self.kept.append(segmentation)
         return self.kept_where
+
+    def load_sample(self, name: str) -> Any:
+        if self.sample_error:
+            raise self.sample_error
+        return Node(name)
 
     def show_table(self, table: Any) -> None:
         self.tables.append(table)

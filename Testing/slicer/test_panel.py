@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PySide6 import QtCore, QtWidgets
 
 import pythonqt
+from medsegai.card import MemberCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.output_choice import OutputChoice, OutputMode
@@ -399,3 +401,39 @@ def test_keys_press_the_buttons(widget: Any, panel: Panel) -> None:
     assert len(heard) == 1, "a button that cannot be pressed is not"
     keys = [item.key().toString() for item in pythonqt.real(widget).findChildren(QtGui.QShortcut)]
     assert len(keys) == len(set(keys)) == len(SHORTCUTS) == 9
+
+
+# --- speed, sample, region ------------------------------------------------------------------------
+
+
+def test_fast_runs_one_network_of_several(widget: Any, panel: Panel) -> None:
+    members = (
+        MemberCard("axial", weight=0.4),
+        MemberCard("coronal", weight=0.6),
+        MemberCard("spare", weight=0),
+    )
+    panel.show_models([replace(card("brain", "x"), members=members), card("liver", "only")])
+    selector = find(widget, "speedSelector")
+    assert selector.isVisible()
+    assert panel.choice().options["members"] == ()
+    heard = Heard(panel.choice_changed)
+    selector.setCurrentText("Fast")
+    assert len(heard) == 1
+    options = panel.choice().options
+    assert options["members"] == ("coronal",), "the one that counts most"
+    assert not options["mirroring"]
+    find(widget, "modelSelector").setCurrentIndex(1)
+    assert not selector.isVisible(), "one network is as fast as can be"
+    assert panel.choice().options["members"] == ()
+    assert panel.choice().options["mirroring"]
+
+
+def test_a_sample_is_offered_where_the_model_has_one(widget: Any, panel: Panel) -> None:
+    panel.show_models([replace(card("brain", "x"), sample="MRHead"), card("liver", "only")])
+    heard, regions = Heard(panel.sample_requested), Heard(panel.region_requested)
+    assert find(widget, "sampleButton").isVisible()
+    click(widget, "sampleButton")
+    click(widget, "regionButton")
+    assert len(heard) == len(regions) == 1
+    find(widget, "modelSelector").setCurrentIndex(1)
+    assert not find(widget, "sampleButton").isVisible()

@@ -119,7 +119,7 @@ def test_no_name_widens_the_column(column: Column, mrml: Any) -> None:
     region = mrml.AddNewNodeByClass("vtkMRMLMarkupsROINode", LONG.splitlines()[0])
     column.panel.choose_input(volume)
     column.panel.choose_region(region)
-    column.panel.show_models([replace(BRAIN, name=LONG.splitlines()[0])])
+    column.panel.show_models([replace(BRAIN, name=LONG[:200])])
     for section in SECTIONS:
         find(column.widget, section).setProperty("collapsed", False)
     column.show(WIDEST + 20)

@@ -69,6 +69,16 @@ def test_the_browser_opens_beside_the_page_and_does_not_block(widget: Any, panel
     assert "Intended use" in find(widget, "modelDetails").toPlainText()
 
 
+def test_one_can_type_at_once_when_the_browser_opens(widget: Any, panel: Panel) -> None:
+    panel.browser.open()
+    pythonqt.process_events(10)
+    search = find(widget, "modelSearch")
+    assert pythonqt.real(panel.browser.dialog).focusWidget() is search
+    search.setText("liver")
+    panel.browser.open()
+    assert search.selectedText() == "liver", "what is typed next replaces it"
+
+
 def test_typing_narrows_the_list(widget: Any, panel: Panel) -> None:
     panel.browser.open()
     find(widget, "modelSearch").setText("cerebellar QUICKNAT")

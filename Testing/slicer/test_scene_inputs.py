@@ -374,3 +374,19 @@ def test_a_volume_from_the_dicom_database_says_what_scanner_it_came_from(
     put_object(monkeypatch, "dicomDatabase", "ctkDICOMDatabase", Database())
     node.SetAttribute("DICOM.instanceUIDs", instances)
     assert Scene(mrml).read_channels([node])[0].modality == modality
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_new_region_lies_in_the_middle_of_the_volume(mrml: Any, place: str) -> None:
+    scene = Scene(mrml)
+    volume = add_volume(mrml, PLACES[place])
+    node = scene.new_region(volume)
+    box = np.array(scene.region(node)).reshape(3, 2)
+    corners = np.array(
+        [world_of(volume, i, j, k) for k, j, i in np.ndindex(*scene.read(volume).geometry.shape)]
+    )
+    low, high = corners.min(0), corners.max(0)
+    np.testing.assert_allclose(box.mean(1), (low + high) / 2, atol=1e-6)
+    np.testing.assert_allclose(box[:, 1] - box[:, 0], (high - low) / 2, atol=1e-6)
+    assert node.GetDisplayNode() is not None
+    assert scene.new_region(volume).GetName() != node.GetName()

@@ -27,6 +27,8 @@ from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import Choice
 
+NO_VOLUME = "There is no input volume. Load an image and choose it."
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +47,8 @@ class Jobs:
         panel.segment_requested.connect(self.start)
         panel.cancel_requested.connect(self.cancel)
         panel.choice_changed.connect(self.update_plan)
+        panel.sample_requested.connect(self.load_sample)
+        panel.region_requested.connect(self.make_region)
         panel.model_changed.connect(self.guess_channels)
         panel.results.slab_requested.connect(self.start_in_slab)
         panel.preview.accepted.connect(self.accept)
@@ -82,6 +86,30 @@ class Jobs:
             plan = texts.plan(choice.cards, request, self._house.devices, seconds)
             plan = f"{plan} {texts.travel(self._house.host.place())}".strip()
             panel.show_plan(plan, True, texts.details(choice.cards, request))
+
+    def load_sample(self) -> None:
+        """Choose the scan that shows what the model does."""
+        panel, card = self._house.panel, self._house.panel.choice().card
+        if card is None or not card.sample:
+            return
+        panel.show_message(_("Loading {name} …").format(name=card.sample))
+        try:
+            node = self._house.host.load_sample(card.sample)
+        except MedSegAIError as error:
+            panel.show_error(str(error))
+        else:
+            panel.show_message("")
+            panel.choose_input(node)
+
+    def make_region(self) -> None:
+        """Stay inside a box in the middle of the volume, which the user then draws to its place."""
+        panel, choice = self._house.panel, self._house.panel.choice()
+        try:
+            if choice.node is None:
+                raise InputError(_(NO_VOLUME))
+            panel.choose_region(self._house.scene.new_region(choice.node))
+        except MedSegAIError as error:
+            panel.show_error(str(error))
 
     def start(self) -> None:
         """Put the present choice into the queue; it begins at once where nothing else runs."""
@@ -283,7 +311,7 @@ def chosen_nodes(choice: Choice) -> list[Any]:
     if choice.card is None:
         raise ModelError(_(NO_MODEL))
     if all(node is None for node in choice.nodes.values()):
-        raise InputError(_("There is no input volume. Load an image and choose it."))
+        raise InputError(_(NO_VOLUME))
     channels = choice.card.channels
     needed = max(
         (

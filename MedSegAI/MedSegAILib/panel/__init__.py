@@ -23,6 +23,7 @@ from MedSegAILib.panel.refining import RefineView
 from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.shortcuts import add_shortcuts
+from MedSegAILib.panel.speed import Speed
 from MedSegAILib.panel.style import error_style, narrow
 from MedSegAILib.panel.surfaces import SurfacesBar
 from MedSegAILib.panel.wrapping import WrappedLabels, say
@@ -66,6 +67,7 @@ class Panel:
 
     Attributes:
         segment_requested, cancel_requested, log_requested: a button was pressed.
+        sample_requested, region_requested: load the sample of the model; make a region of interest.
         choice_changed: another volume, model or option was chosen.
         model_changed: another model was chosen; `choice_changed` follows.
         preview, results, refine, queue, batch, settings, browser: the parts that speak for themselves.
@@ -83,7 +85,9 @@ class Panel:
         self.segment_requested, self.cancel_requested = Signal(), Signal()
         self.choice_changed, self.model_changed = Signal(), Signal()
         self.log_requested = Signal()
+        self.sample_requested, self.region_requested = Signal(), Signal()
         self._inputs = InputWidgets(ui, new_selector, self.choice_changed.emit)
+        self._speed = Speed(ui.speedLabel, ui.speedSelector, self.choice_changed.emit)
         self._output = OutputWidgets(ui, self.choice_changed.emit)
         self._options = OptionWidgets(ui.advancedArea.layout(), self.choice_changed.emit)
         self.preview = PreviewBar(ui)
@@ -105,7 +109,7 @@ class Panel:
         return Choice(
             nodes=self._inputs.nodes(),
             cards=self._chosen_cards(),
-            options=self._options.values(),
+            options=self._options.values() | self._speed.options(),
             output=self._output.choice(),
             region=self._inputs.region(),
             every_frame=self._inputs.every_frame(),
@@ -197,6 +201,8 @@ class Panel:
         ui.segmentButton.connect("clicked()", self.segment_requested.emit)
         ui.cancelButton.connect("clicked()", self.cancel_requested.emit)
         ui.logButton.connect("clicked()", self.log_requested.emit)
+        ui.sampleButton.connect("clicked()", self.sample_requested.emit)
+        ui.regionButton.connect("clicked()", self.region_requested.emit)
         ui.modelsButton.connect("clicked()", self._browse)
         ui.modelSelector.connect("currentIndexChanged(int)", self._on_model_changed)
 
@@ -222,6 +228,8 @@ class Panel:
         card = self._card()
         others = [] if card is None else usable_together(card, self._cards)
         self._options.set_model(card)
+        self._speed.set_model(card)
+        self._ui.sampleButton.visible = card is not None and bool(card.sample)
         self._options.set_others([other.name for other in others])
         self._inputs.set_channels(card)
         self._ui.modelSelector.toolTip = "" if card is None else unformatted(_card_text(card))

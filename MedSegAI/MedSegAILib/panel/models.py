@@ -40,6 +40,8 @@ class ModelBrowser:
     def open(self) -> None:
         self.dialog.show()
         self.dialog.activateWindow()
+        self._text.setFocus()
+        self._text.selectAll()
 
     def close(self) -> None:
         self.dialog.hide()

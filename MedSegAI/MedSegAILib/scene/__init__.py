@@ -113,6 +113,10 @@ class Scene:
         """The box of a region of interest, for `SegmentationRequest.region`: see `inputs.region`."""
         return inputs.region(node)
 
+    def new_region(self, volume: Any) -> Any:
+        """A region of interest in the middle of a volume: see `inputs.new_region`."""
+        return inputs.new_region(self._scene, volume)
+
     def frames(self, node: Any) -> Sequence[int]:
         """The frame numbers of a volume that shows a sequence, else none."""
         return sequences.frames(node)

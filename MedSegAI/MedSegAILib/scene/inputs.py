@@ -161,3 +161,29 @@ def region(node: Any) -> tuple[float, ...]:
     reach = np.abs(to_world[:3, :3]) @ half
     low, high = to_world[:3, 3] - reach, to_world[:3, 3] + reach
     return tuple(float(value) for pair in zip(low, high, strict=True) for value in pair)
+
+
+def new_region(scene: Any, volume: Any) -> Any:
+    """A box in the middle of a volume, to be drawn to its place: half as long as the volume on each side.
+
+    Args:
+        scene: the vtkMRMLScene.
+        volume: vtkMRMLScalarVolumeNode.
+
+    Returns:
+        a vtkMRMLMarkupsROINode, shown in all views.
+
+    Raises:
+        InputError, GeometryError: as `read`.
+    """
+    image = read(volume)
+    size = np.array(image.geometry.shape[::-1])
+    corners = np.array([[i, j, k, 1] for i, j, k in np.ndindex(2, 2, 2)]) * [*(size - 1), 1]
+    world = (image.geometry.ijk_to_ras @ corners.T)[:3]
+    low, high = world.min(1), world.max(1)
+    node = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    node.SetName(scene.GenerateUniqueName(f"{volume.GetName()} region"))
+    node.SetCenter(*((low + high) / 2))
+    node.SetSize(*((high - low) / 2))
+    node.CreateDefaultDisplayNodes()
+    return node

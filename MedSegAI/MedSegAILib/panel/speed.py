@@ -1,0 +1,45 @@
+"""Normal or fast, where a model has several networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from medsegai.card import ModelCard
+from MedSegAILib.translation import tr as _
+
+NORMAL, FAST = 0, 1
+SPEEDS = ("Normal", "Fast")
+
+
+class Speed:
+    """The choice of the speed.
+
+    Args:
+        label, selector: a QLabel and a QComboBox.
+        changed: called after each change by the user.
+    """
+
+    def __init__(self, label: Any, selector: Any, changed: Callable[[], None]) -> None:
+        self._label, self._selector, self._changed = label, selector, changed
+        self._fast: dict[str, Any] = {}
+        for title in SPEEDS:
+            selector.addItem(_(title))
+        selector.connect("currentIndexChanged(int)", self._on_change)
+        self.set_model(None)
+
+    def set_model(self, card: ModelCard | None) -> None:
+        """Offer what this model has; the choice stays."""
+        used = [] if card is None else [member for member in card.members if member.weight > 0]
+        heaviest = max(used, key=lambda member: member.weight, default=None)
+        self._fast = {}
+        if heaviest is not None and len(used) > 1:
+            self._fast = {"members": (heaviest.name,), "mirroring": False}
+        self._label.visible = self._selector.visible = bool(self._fast)
+
+    def options(self) -> dict[str, Any]:
+        """The options of a request that differ from those below Advanced."""
+        return dict(self._fast) if self._selector.currentIndex == FAST else {}
+
+    def _on_change(self, _index: int) -> None:
+        self._changed()
