@@ -390,7 +390,7 @@ class Scene:
     def measurable(self, segmentation: Any) -> Any:
         if self.read_error:
             raise self.read_error
-        return SimpleNamespace(segmentation=segmentation, request="measure")
+        return SimpleNamespace(segmentation=segmentation, request="measure", note="")
 
     def statistics(self, measured: Any, result: Any) -> Any:
         if self.error:

@@ -161,3 +161,22 @@ def test_codes_come_back_from_slicers_words(mrml: Any) -> None:
     _, _, node = segmented(mrml)
     node.GetSegmentation().AddEmptySegment("mine", "Lesion")
     assert label_of(node, "mine", 7).terminology is None
+
+
+def test_a_scan_that_merely_contains_the_grid_of_the_labels_is_not_theirs(mrml: Any) -> None:
+    """It may be that of a neighbour: no DICOM SEG of it, and its grey values are reported as such."""
+    scene, volume, node = segmented(mrml, "plain", "no transform")
+    larger = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Neighbour")
+    updateVolumeFromArray(larger, np.pad(arrayFromVolume(volume), 2, mode="edge"))
+    place = np.array(PLACES["plain"], dtype=float)
+    place[:3, 3] = (place @ [-2, -2, -2, 1])[:3]
+    larger.SetIJKToRASMatrix(vtkMatrixFromArray(place))
+    assert scene.measurable(node).note == ""
+    node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), larger.GetID())
+    with pytest.raises(InputError, match="cannot become a DICOM SEG"):
+        scene.handed_over(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
+    request = scene.handed_over(node, {"csv": "t.csv"}).request
+    assert request.image is None
+    assert request.labelmap.voxels.shape == SHAPE
+    assert "does not lie on the voxels of Neighbour" in request.warnings[0]
+    assert "check that it is the scan that was segmented" in scene.measurable(node).note

@@ -60,6 +60,8 @@ class HandingOver:
         def show(measured: Any, result: Any) -> None:
             self._house.host.show_table(self._house.scene.statistics(measured, result))
             view.show_statistics(True)
+            if measured.note:
+                self._house.panel.show_message(measured.note)
 
         self._measure(show)
 
@@ -69,7 +71,8 @@ class HandingOver:
 
         def save(measured: Any, result: Any) -> None:
             self._house.scene.write_csv(measured, result, path)
-            self._house.panel.show_message(_("Wrote {path}.").format(path=path))
+            words = (_("Wrote {path}.").format(path=path), measured.note)
+            self._house.panel.show_message("\n".join(filter(None, words)))
 
         if path:
             self._measure(save)

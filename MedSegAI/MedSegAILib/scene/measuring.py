@@ -18,8 +18,9 @@ from medsegai.tasks import MeasurementRequest, Part
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
-from MedSegAILib.scene.placing import lattice, place_in
+from MedSegAILib.scene.placing import drawn_on, lattice, place_in
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_of, label_value, values_of
+from MedSegAILib.translation import tr as _
 
 NOWHERE = Geometry((1, 1, 1), np.eye(4))
 """The grid of a segmentation without any voxel."""
@@ -33,11 +34,13 @@ class Measurable:
         segmentation: the node.
         request: what the worker is asked.
         segments: the ids of its segments, in the order of the worker's rows.
+        note: what to tell of the scan; "" where the segments lie on its voxels.
     """
 
     segmentation: Any
     request: MeasurementRequest
     segments: tuple[str, ...]
+    note: str = ""
 
 
 def measurable(segmentation: Any) -> Measurable:
@@ -69,7 +72,15 @@ def measurable(segmentation: Any) -> Measurable:
     )
     image = None if scan is None or not layers else read(scan)
     request = MeasurementRequest(tuple(parts), image, models_of(segmentation), drawn)
-    return Measurable(segmentation, request, tuple(rows))
+    note = ""
+    if beside and place is not None:
+        note = _(
+            "{name} does not lie on the voxels of {scan} ({difference}). Mean and SD are those of {scan} at its "
+            "place: check that it is the scan that was segmented."
+        ).format(
+            name=segmentation.GetName(), scan=scan.GetName(), difference=grid.difference(place)
+        )
+    return Measurable(segmentation, request, tuple(rows), note)
 
 
 def scan_of(segmentation: Any) -> Any:
@@ -89,11 +100,15 @@ def scan_place(segmentation: Any, scan: Any) -> Geometry:
 
 
 def field_of_view(segmentation: Any, layers: Sequence[Layer], scan: Any) -> Geometry:
-    """The voxels of the scan, where the segments lie within them; else those that the segments are edited on."""
+    """The voxels of the scan, where the segments were drawn on them; else those that the segments are edited on.
+
+    Slicer keeps with a segmentation on which grid it was drawn. A scan that merely contains this grid may be
+    another patient's.
+    """
     if not layers:
         return NOWHERE
-    if scan is not None:
-        place = scan_place(segmentation, scan)
+    place = None if scan is None else scan_place(segmentation, scan)
+    if place is not None and not drawn_on(segmentation, place).difference(place):
         parts = [layer.geometry for layer in layers]
         whole = grid_around(place, parts)
         if whole.shape == place.shape and None not in [offset_in(place, part) for part in parts]:

@@ -330,13 +330,18 @@ def layers_without(
 
 def lattice(segmentation: Any, layers: Sequence[Layer], place: Geometry) -> Geometry:
     """The voxels that a segmentation is edited on; `place` where it has none."""
+    return drawn_on(segmentation, layers[0].geometry) if layers else place
+
+
+def drawn_on(segmentation: Any, else_place: Geometry) -> Geometry:
+    """The grid that Slicer keeps with a segmentation, as a rule that of its scan; else `else_place`."""
     text = segmentation.GetSegmentation().GetConversionParameter(
         slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
     )
     image = slicer.vtkOrientedImageData()
-    if layers and text and slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image):
+    if text and slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image):
         return geometry_of(image)
-    return layers[0].geometry if layers else place
+    return else_place
 
 
 def _free_name(segments: Any, name: str) -> str:
