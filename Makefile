@@ -5,11 +5,13 @@
 #   PYTHON       the Python 3.11 or 3.12 to make the environment with
 #   VENV         where the environment stands
 #   TORCH        the torch to install, for example TORCH='torch==2.13.0+cpu'
+#   SECONDS      make fuzz: for how long
 #   PYTEST_ARGS  further arguments for pytest, for example PYTEST_ARGS='-k geometry -x'
 
 VENV ?= .venv
 INPUT ?=
 PYTEST_ARGS ?=
+SECONDS ?= 3600
 
 BIN := $(VENV)/bin
 DEMO_EXTRAS := torch,cpu,demo
@@ -19,7 +21,7 @@ export VENV PYTHON TORCH
 .DEFAULT_GOAL := help
 # One after the other also with -j, so that the closing line of pytest comes last.
 .NOTPARALLEL:
-.PHONY: help demo test test-slow bench check lint types setup-demo setup-test clean
+.PHONY: help demo test test-slow bench fuzz check lint types setup-demo setup-test clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,9 @@ bench: setup-test ## time and memory, beside the plain fp32 forward of the same 
 	$(BIN)/python Testing/bench/run.py
 	$(BIN)/python Testing/bench/resampling.py
 	$(BIN)/python Testing/bench/nnunet.py
+
+fuzz: setup-test ## feed made files to every way in for SECONDS (3600), each in a child with limits
+	$(BIN)/python Testing/fuzz/fuzzing.py --seconds $(SECONDS)
 
 check: setup-test lint types ## style, types and the rules of the house (Testing/architecture)
 	$(BIN)/python -m pytest Testing/architecture $(PYTEST_ARGS)

@@ -257,10 +257,21 @@ def _has_card(path: Path) -> bool:
     return path.name == CARD_NAME or (path / CARD_NAME).is_file()
 
 
+def _is_monai_bundle(path: Path) -> bool:
+    """Whether this is the folder of a bundle, or lies one or two levels within."""
+    places = (path, *path.absolute().parents[:2])
+    return any((place / "configs" / "metadata.json").is_file() for place in places)
+
+
 def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
     """Write the model to `staged` and check it there."""
     if _has_card(path):
         _copy_folder(load_card(path), staged)
+    elif _is_monai_bundle(path):
+        raise ModelError(
+            f"{path} is of a MONAI bundle, which MedSegAI does not run. Run it with MONAI, or import the nnU-Net "
+            "or QuickNAT that it was made of."
+        )
     elif not any(importer(path, staged) for importer in _importers()):
         raise ModelError(
             f"{path} is no model that MedSegAI knows. A model is a folder with {CARD_NAME} and "

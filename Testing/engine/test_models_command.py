@@ -235,6 +235,16 @@ def test_what_does_not_exist_exits_with_3(tmp_path: Path) -> None:
     assert run_import(tmp_path / "nowhere") == 3
 
 
+@pytest.mark.parametrize("named", ["", "models", "models/model.pt", "models/model.ts"])
+def test_a_monai_bundle_is_named(named: str, tmp_path: Path, own: Path, capsys: Capture) -> None:
+    for name in ("configs/metadata.json", "models/model.pt", "models/model.ts"):
+        (tmp_path / "spleen" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "spleen" / name).write_bytes(b"{}")
+    assert run_import(tmp_path / "spleen" / named) == 4
+    assert "MONAI bundle" in capsys.readouterr().err
+    assert not list(own.iterdir())
+
+
 def test_what_is_no_model_exits_with_4(tmp_path: Path, own: Path, capsys: Capture) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG and so on")
     assert run_import(tmp_path / "picture.png") == 4

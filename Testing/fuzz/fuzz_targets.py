@@ -1,0 +1,301 @@
+"""What is fuzzed: for each way in from outside, sound files to begin with, and the code that reads them.
+
+A target gets the bytes of one file and a folder of its own. It may raise an error of MedSegAI; anything else is a
+finding, and so is what `fuzz_child` sees from outside: time, memory, files that were written elsewhere, the end of
+the process.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dicom_files
+from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.labels import Label
+from medsegai.volume import Geometry, Volume
+
+LABELS = [Label(1, "Liver", (9, 9, 9)), Label(2, "Spleen", (90, 9, 9))]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way in.
+
+    Attributes:
+        name: of the target, and of its folder in the corpus.
+        seeds: makes sound files.
+        run: reads one.
+        text: whether it is JSON or CSV, of which values are changed as well as bytes.
+    """
+
+    name: str
+    seeds: Callable[[], list[bytes]]
+    run: Callable[[bytes, Path], object]
+    text: bool = False
+
+
+def scan() -> Volume:
+    matrix = np.array([[0, -2, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 2], [0, 0, 0, 1.0]])
+    voxels = np.random.default_rng(0).integers(-50, 200, (5, 6, 7)).astype(np.int16)
+    return Volume(voxels, Geometry((5, 6, 7), matrix))
+
+
+def written(ending: str) -> Callable[[], list[bytes]]:
+    """A scan as we write it."""
+
+    def seeds() -> list[bytes]:
+        from medsegai.io import write_volume
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"x{ending}"
+            write_volume(path, scan())
+            return [path.read_bytes()]
+
+    return seeds
+
+
+def image(ending: str) -> Callable[[bytes, Path], object]:
+    def run(content: bytes, folder: Path) -> object:
+        from medsegai.io import read_volume
+
+        path = folder / f"x{ending}"
+        path.write_bytes(content)
+        volume = read_volume(path)
+        assert np.isfinite(volume.geometry.ijk_to_ras).all()
+        return volume.voxels.sum()  # reads every voxel
+
+    return run
+
+
+def segmentations() -> list[bytes]:
+    from medsegai.io import write_segmentation
+
+    voxels = (np.abs(scan().voxels) % 3).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.seg.nrrd"
+        write_segmentation(path, scan().with_voxels(voxels), LABELS)
+        return [path.read_bytes()]
+
+
+def segmentation(content: bytes, folder: Path) -> object:
+    from medsegai.io import read_labelmap
+
+    path = folder / "x.seg.nrrd"
+    path.write_bytes(content)
+    labelmap, labels = read_labelmap(path)
+    assert set(np.unique(labelmap.voxels)) <= {0, *(label.value for label in labels)}
+    return labels
+
+
+def slices() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        dicom_files.write_series(Path(folder) / "series", scan())
+        dicom_files.write_multiframe(Path(folder) / "x.dcm", scan(), range(5))
+        first = sorted((Path(folder) / "series").iterdir())[0]
+        return [first.read_bytes(), (Path(folder) / "x.dcm").read_bytes()]
+
+
+def dicom(content: bytes, folder: Path) -> object:
+    """As a file alone, and as the first slice of a series."""
+    from medsegai.errors import MedSegAIError
+    from medsegai.io import read_volume
+
+    (folder / "alone").mkdir()
+    (folder / "alone" / "x.dcm").write_bytes(content)
+    series = folder / "series"
+    dicom_files.write_series(series, scan())
+    sorted(series.iterdir())[0].write_bytes(content)
+    try:
+        read_volume(folder / "alone")
+    except MedSegAIError:
+        return read_volume(series)
+    return None
+
+
+def checkpoints() -> list[bytes]:
+    import torch
+
+    state = {"encode1.conv1.weight": torch.ones(2, 1, 3, 3), "step": torch.tensor(3)}
+    start = {"configuration": "2d", "fold": 0, "plans": {"a": [1, {"b": None}]}, "dataset_json": {}}
+    content = {
+        "network_weights": state,
+        "init_args": start,
+        "trainer_name": "nnUNetTrainer",
+        "logging": {"dice": [np.float64(0.5), np.float32(1)]},
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    made = []
+    for saved in (content, {"state_dict": state}):
+        for zipped in (True, False):
+            stream = io.BytesIO()
+            torch.save(saved, stream, _use_new_zipfile_serialization=zipped)
+            made.append(stream.getvalue())
+    return made
+
+
+def checkpoint(content: bytes, folder: Path) -> object:
+    from medsegai.errors import ModelError
+    from medsegai.networks.checkpoints import read_checkpoint
+    from medsegai.networks.released import read_released
+
+    path = folder / "x_axial.pth"
+    path.write_bytes(content)
+    read: Any
+    for read in (read_checkpoint, read_released):
+        try:
+            weights = read(path)
+        except ModelError:
+            continue
+        weights = getattr(weights, "weights", weights)
+        assert sum(values.nbytes for values in weights.values()) <= 8 * len(content)
+        [values.double().sum() for values in weights.values()]  # reads every number
+    return None
+
+
+def pickles() -> list[bytes]:
+    """The program within a checkpoint."""
+    with zipfile.ZipFile(io.BytesIO(checkpoints()[0])) as archive:
+        return [archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))]
+
+
+def pickle_within(content: bytes, folder: Path) -> object:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(checkpoints()[0])) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith("data.pkl") else old.read(name))
+    return checkpoint(stream.getvalue(), folder)
+
+
+def archives() -> list[bytes]:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("dataset.json", "plans.json", "fold_0/checkpoint_final.pth"):
+            archive.writestr(f"nnUNetTrainer__nnUNetPlans__3d_fullres/{name}", b"{}" * 50)
+        archive.writestr("nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0/progress.png", b"x")
+    return [stream.getvalue()]
+
+
+def archive(content: bytes, folder: Path) -> object:
+    from medsegai.families.nnunet.importing import _kind_of
+    from medsegai.io.archives import unpacked
+
+    path = folder / "x.zip"
+    path.write_bytes(content)
+    with unpacked(path, _kind_of, folder) as inside:
+        return [file.read_bytes() for file in inside.rglob("*") if file.is_file()]
+
+
+def cards() -> list[bytes]:
+    return [(BUNDLED_MODELS / name / "card.json").read_bytes() for name in ("brain", "hippocampus")]
+
+
+def card(content: bytes, folder: Path) -> object:
+    from medsegai.card import load_card
+    from medsegai.commands.models import describe_card
+
+    (folder / "card.json").write_bytes(content)
+    found = load_card(folder)
+    json.dumps(found.to_dict(), allow_nan=False)
+    return describe_card(found), found.fingerprint()
+
+
+def plans() -> list[bytes]:
+    import test_checkpoints
+
+    return [json.dumps(test_checkpoints.plans()).encode()]
+
+
+def nnunet_folder(content: bytes, folder: Path) -> object:
+    import test_checkpoints
+    from medsegai.nnunet_plans import card_of_folder
+
+    results = folder / "Dataset999_Tiny" / "nnUNetTrainer__nnUNetPlans__2d"
+    (results / "fold_0").mkdir(parents=True)
+    (results / "fold_0" / "checkpoint_final.pth").touch()
+    (results / "plans.json").write_bytes(content)
+    (results / "dataset.json").write_text(json.dumps(test_checkpoints.DATASET))
+    return card_of_folder(results)
+
+
+def lines() -> list[bytes]:
+    messages = [
+        {"type": "warm"},
+        {
+            "type": "array",
+            "job": "a",
+            "name": "0" * 32 + ".npy",
+            "data": "eJwDAAAAAAE=",
+            "done": 1,
+            "total": 1,
+        },
+        {
+            "type": "segment",
+            "job": "a",
+            "exchange": None,
+            "inputs": [{"path": "x.nii"}],
+            "options": {},
+        },
+        {"type": "cancel", "job": "a"},
+        {"type": "quit"},
+    ]
+    return [b"\n".join(json.dumps(message).encode() for message in messages)]
+
+
+def pipe(content: bytes, folder: Path) -> object:
+    """Every line is answered in JSON or obeyed, and the worker stays."""
+    from medsegai.protocol import decode
+    from medsegai.worker import Worker
+
+    outgoing = io.BytesIO()
+    worker = Worker({"segment": lambda request, progress: None}, io.BytesIO(content), outgoing)
+    worker._read()
+    for exchange in worker._arriving.values():
+        exchange.close()
+    for job in worker._jobs.values():
+        job.exchange.close()
+    return [decode(line) for line in outgoing.getvalue().splitlines()]
+
+
+def tables() -> list[bytes]:
+    stream = io.StringIO()
+    rows = csv.writer(stream)
+    rows.writerows([["case", "image", "series"], ["a", "x.nii", ""], ["b", "x.nii", "1.2.3"]])
+    return [stream.getvalue().encode()]
+
+
+def table(content: bytes, folder: Path) -> object:
+    from medsegai.batch import read_cases
+    from medsegai.card import Channel
+
+    (folder / "x.nii").touch()
+    return read_cases(content, "table", folder, [Channel("MR", "MR")])
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        *(
+            Target(ending.strip("."), written(ending), image(ending))
+            for ending in (".nii", ".nii.gz", ".nrrd", ".mha")
+        ),
+        Target("seg.nrrd", segmentations, segmentation),
+        Target("dcm", slices, dicom),
+        Target("checkpoint", checkpoints, checkpoint),
+        Target("pickle", pickles, pickle_within),
+        Target("zip", archives, archive),
+        Target("card", cards, card, text=True),
+        Target("plans", plans, nnunet_folder, text=True),
+        Target("pipe", lines, pipe, text=True),
+        Target("table", tables, table, text=True),
+    )
+}

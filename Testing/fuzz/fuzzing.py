@@ -1,0 +1,114 @@
+"""Fuzzes every way in from outside: `make fuzz`, or `python Testing/fuzz/fuzzing.py --seconds 3600 [TARGET...]`.
+
+A child with limits reads made files (`fuzz_child`); this process starts one child after another, for all targets
+in turn, until the time is over. A file that did harm is kept in `findings/TARGET/`, and goes into `corpus/TARGET/`
+when what it found is mended: there every later run, and `make test`, read it first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PATHS = (HERE, HERE.parent / "engine", HERE.parents[1] / "MedSegAI")
+AT_ONCE = 400
+"""Files that one child reads."""
+
+PATIENCE = 900.0
+"""Seconds until a child is ended that does not come back; in most, a file then took its time without computing."""
+
+
+def child(target: str, number: int, count: int, *files: Path) -> tuple[int, str, bytes]:
+    """How many files were read, what was found ("" if nothing), and the file that did it."""
+    with tempfile.TemporaryDirectory(prefix="medsegai-fuzz-") as name:
+        folder = Path(name) / "work"
+        folder.mkdir()
+        command = [
+            sys.executable,
+            str(HERE / "fuzz_child.py"),
+            target,
+            str(folder),
+            str(number),
+            str(count),
+        ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
+            "TMPDIR": name,
+            "HYPOTHESIS_STORAGE_DIRECTORY": name,
+            "MEDSEGAI_MODELS": f"{name}/models",
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        }
+        try:
+            done = subprocess.run(
+                [*command, *map(str, files)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired:
+            return 0, f"did not come back in {PATIENCE:.0f} s", _current(folder)
+        said = done.stdout.strip().rpartition("\n")[2]
+        if done.returncode == 0:
+            return int(said), "", b""
+        if done.returncode < 0:
+            said = f"ended by signal {-done.returncode}"
+        return 0, f"{said}\n{done.stderr[-3000:]}", _current(folder)
+
+
+def _current(folder: Path) -> bytes:
+    path = folder / "current"
+    return path.read_bytes() if path.is_file() else b""
+
+
+def keep(target: str, content: bytes, said: str) -> Path:
+    folder = HERE / "findings" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / hashlib.sha256(content).hexdigest()[:12]
+    path.write_bytes(content)
+    path.with_suffix(".txt").write_text(said)
+    return path
+
+
+def main() -> int:
+    sys.path[:0] = map(str, PATHS)
+    from fuzz_targets import TARGETS
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", default=list(TARGETS), help="(default: all)")
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    arguments = parser.parse_args()
+    end = time.monotonic() + arguments.seconds
+    counts = dict.fromkeys(arguments.targets, 0)
+    found: list[Path] = []
+    number = arguments.seed
+    print(f"seed {number}", flush=True)
+    while time.monotonic() < end:
+        for target in arguments.targets:
+            read, said, content = child(target, number, AT_ONCE)
+            counts[target] += read
+            if said:
+                found.append(keep(target, content, said))
+                print(f"{target}: {found[-1]}: {said.splitlines()[0]}", flush=True)
+            if time.monotonic() >= end:
+                break
+        number += 1
+    for target, count in counts.items():
+        print(f"{target:12} {count:9}")
+    print(f"{sum(counts.values())} files, {len(found)} findings")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
