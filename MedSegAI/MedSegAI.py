@@ -395,14 +395,22 @@ def install_what_is_missing(handover: bool = False) -> None:
 
 
 def when_slicer_has_started() -> None:
-    """What other modules have to be there for. A step that fails is logged and costs none of the others."""
-    for step in (register_effect, register_sample_data, keep_scene_tidy):
+    """What other modules have to be there for.
+
+    Another module may raise anything. A step that fails is logged and costs none of the others.
+    """
+    for step in (register_effect, register_sample_data, keep_scene_tidy, sweep_exchange):
         try:
             step()
-        except (
-            Exception
-        ):  # another module may raise anything, and the next step has nothing to do with it
+        except Exception:
             logger.exception("MedSegAI: %s failed when Slicer had started", step.__name__)
+
+
+def sweep_exchange() -> None:
+    """Delete the scans that a Slicer which was killed has left in the temporary folder."""
+    from medsegai.exchange import sweep, temporary_folder
+
+    sweep(temporary_folder())
 
 
 def register_effect() -> None:

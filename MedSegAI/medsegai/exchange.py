@@ -111,6 +111,12 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Delete the exchange folder of a client that has ended; any other folder is left alone."""
+    if folder.name.startswith(_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @functools.cache
 def _numbering() -> str:
     """Names where numbers of processes count: this computer since it was started, this container."""

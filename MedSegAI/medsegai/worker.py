@@ -25,7 +25,7 @@ from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any, BinaryIO, NoReturn
 
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, WorkerError
-from medsegai.exchange import ExchangeFolder, blocks, take_block
+from medsegai.exchange import ExchangeFolder, blocks, remove_abandoned, take_block
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.protocol import (
     ALIVE,
@@ -103,6 +103,10 @@ class _Shared:
     def close(self) -> None:
         """The folder is the client's."""
 
+    def abandon(self) -> None:
+        """The client is gone, and the scan must not stay behind."""
+        remove_abandoned(self.incoming)
+
 
 class _Carried:
     """The exchange of a job whose client is elsewhere: arrays come and go through the pipe."""
@@ -114,6 +118,8 @@ class _Carried:
     def close(self) -> None:
         for folder in self._folders:
             folder.remove()
+
+    abandon = close
 
 
 @dataclass
@@ -150,6 +156,7 @@ class Worker:
         self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._writing = Lock()
         self._ended = Event()
+        self._orphaned = False
 
     def run(self) -> None:
         """Do jobs until `quit` comes or `incoming` ends."""
@@ -173,6 +180,7 @@ class Worker:
         while not self._ended.wait(ALIVE_SECONDS):
             if os.getppid() != parent:
                 logger.warning("The process that started this one has ended; so does this one.")
+                self._orphaned = True
                 self._end_at_once()
 
     def _listen(self) -> None:
@@ -182,6 +190,7 @@ class Worker:
             self._wind_up()
 
     def _read(self) -> None:
+        """Obey until `quit` comes; a pipe that ends without it has lost its client."""
         while line := self._incoming.readline(MOST_LINE):
             try:
                 self._check_length(line)
@@ -195,6 +204,7 @@ class Worker:
                 # Whatever a line makes go wrong, the next one is heard.
                 logger.exception("Unexpected defect at a line of the pipe")
                 self._send(ERROR, job=None, **pack_error(_defect(caught)))
+        self._orphaned = True
 
     def _check_length(self, line: bytes) -> None:
         """Refuse a line that has no end, and pass over the rest of it."""
@@ -217,11 +227,17 @@ class Worker:
     def _end_at_once(self) -> NoReturn:
         try:
             for job in list(self._jobs.values()):
-                job.exchange.close()
+                self._leave(job.exchange)
             for exchange in list(self._arriving.values()):
                 exchange.close()
         finally:  # whatever a folder that cannot go says: nobody listens any more
             _die()
+
+    def _leave(self, exchange: _Shared | _Carried) -> None:
+        if self._orphaned:
+            exchange.abandon()
+        else:
+            exchange.close()
 
     def _obey(self, message: Message) -> None:
         kind, name = message["type"], message.get("job")
@@ -283,7 +299,7 @@ class Worker:
             error = _defect(caught)
         if error is not None:
             answer = encode({"type": ERROR, "job": job.id, **pack_error(error)})
-        job.exchange.close()
+        self._leave(job.exchange)
         del self._jobs[job.id]
         self._write(answer)
         if error is not None:
@@ -327,6 +343,7 @@ class Worker:
                 self._outgoing.flush()
         except OSError:
             logger.warning("Nobody listens any more; the process ends.")
+            self._orphaned = True
             self._end_at_once()
 
 

@@ -383,6 +383,32 @@ def test_the_process_ends_with_its_parent_although_its_pipes_stay_open_and_full(
     parent.stderr.close()
 
 
+@pytest.mark.parametrize("job", ["slow", "deaf"])
+@pytest.mark.parametrize("said", [True, False])
+def test_the_scan_of_a_client_that_is_gone_does_not_stay_behind(
+    tmp_path: Path, said: bool, job: str
+) -> None:
+    """A client that says goodbye removes its folder itself; a killed one cannot."""
+    folder = tmp_path / "medsegai-exchange-1-scan"
+    folder.mkdir()
+    talk = Talk([sys.executable, str(FAKE_WORKER)], folder)
+    talk.segment("a", job)
+    talk.hear("progress")
+    assert list(folder.iterdir())
+    if said:
+        talk.say(type="quit")
+    talk.end()
+    assert folder.exists() == said
+
+
+def test_a_folder_that_is_no_exchange_is_left_alone(tmp_path: Path) -> None:
+    talk = Talk([sys.executable, str(FAKE_WORKER)], tmp_path)
+    talk.segment("a", "slow")
+    talk.hear("progress")
+    talk.end()
+    assert tmp_path.exists()
+
+
 def test_the_real_worker_starts_without_loading_the_engine(tmp_path: Path) -> None:
     started = time.monotonic()
     talk = Talk([sys.executable, "-X", "importtime", "-m", "medsegai.worker"], tmp_path)

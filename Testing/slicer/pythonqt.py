@@ -86,6 +86,10 @@ class Object(metaclass=_Kind):
     def __hash__(self) -> int:
         return hash(self._real)
 
+    def className(self) -> str:
+        """PythonQt's own: the class in C++."""
+        return str(self._real.metaObject().className())
+
     def connect(self, signature: str, function: Callable[..., Any]) -> bool:
         name = QtCore.QMetaObject.normalizedSignature(signature).data().decode()
         fact = _fact(type(self._real))

@@ -377,6 +377,21 @@ def test_the_scene_is_closed_during_the_run(house: House) -> None:
     assert house.controller.close_question() == house.controller.scene_question() == ""
 
 
+def test_nothing_is_said_of_a_scene_that_was_closed(house: House) -> None:
+    house.press_segment()
+    house.finish()
+    house.panel.show_message("Head segmentation: 2 of 3 structures.")
+    house.press_segment()
+    house.press_segment()
+    house.controller.scene_closes()
+    house.fail(Cancelled("Stopped. The scene is as it was."))
+    assert house.panel.message == house.panel.error == ""
+    assert ("fold",) in house.panel.results.told
+    house.panel.queue.again_requested.emit(house.queue.entries[1])
+    house.fail(WorkerError("The worker crashed."))
+    assert house.panel.error == "The worker crashed.", "what is run again is told again"
+
+
 def test_the_input_is_deleted_during_the_run(house: House) -> None:
     house.press_segment()
     house.scene.write_error = InputError("The volume Head has left the scene.")

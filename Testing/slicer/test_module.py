@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +144,24 @@ def test_when_slicer_has_started_data_and_effect_are_registered(
     assert len(digest) == 64
     assert Path(source["thumbnailFileName"]).is_file()
     assert effects() == ["AI correct"]
+
+
+def test_when_slicer_has_started_what_a_killed_one_left_is_gone(
+    fresh_module: Any, application: Any, temporary: Path
+) -> None:
+    code = "import os; print(os.getpid())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    left, ours = (
+        temporary / f"medsegai-exchange-{number}-scan"
+        for number in (int(ended.stdout), os.getpid())
+    )
+    for folder in (left, ours):
+        folder.mkdir()
+        (folder / "scan.npy").write_bytes(b"voxels")
+    fresh_module.MedSegAI(Parent())
+    application.start()
+    assert not left.exists()
+    assert ours.exists()
 
 
 @pytest.mark.parametrize("broken", ["SampleData", "qSlicerSegmentationsEditorEffectsPythonQt"])

@@ -79,12 +79,15 @@ class Controller:
         self.results.show_only_one()
 
     def scene_closes(self) -> None:
-        """What is under way would have no volume to belong to."""
+        """What is under way would have no volume to belong to; and nothing is said of the scene any more."""
+        self._house.forget_jobs()
         self._house.queue.cancel_all()
         self.jobs.forget_previews()
         self.refining.forget()
         self.surfaces.forget()
         self.results.show(None)
+        self._house.panel.results.fold()
+        self._house.panel.show_message("")
 
     def _question(self, text: str, others: list[str]) -> str:
         names = others + [

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.errors import (
-    Cancelled,
     InputError,
     MedSegAIError,
     OutputExistsError,
-    WorkerError,
 )
 from medsegai.progress import ProgressEvent
 from medsegai.tasks import ExportResult
@@ -179,12 +177,8 @@ class _Job:
 
     def failed(self, error: MedSegAIError) -> None:
         self.reading.forget()
-        if self._mend(error):
-            return
-        if isinstance(error, Cancelled):
-            self._house.panel.show_message(str(error))
-        else:
-            self._house.panel.show_error(str(error), log=isinstance(error, WorkerError))
+        if not self._house.is_forgotten(self) and not self._mend(error):
+            self._house.tell(error)
 
 
 def outputs_of(choice: HandOverChoice) -> dict[str, Any]:

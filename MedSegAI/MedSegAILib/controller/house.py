@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from medsegai.card import CARD_NAME, ModelCard
-from medsegai.errors import ModelError, RequestError
+from medsegai.errors import Cancelled, MedSegAIError, ModelError, RequestError, WorkerError
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, request_from_options
 from medsegai.volume import Volume
@@ -32,13 +33,18 @@ TIMES = "model_times"
 
 @dataclass
 class House:
-    """Panel, scene, queue and application, and what is known of the devices."""
+    """Panel, scene, queue and application, and what is known of the devices.
+
+    Attributes:
+        forgotten: jobs of a scene that was closed; how they end interests nobody.
+    """
 
     panel: PanelProtocol
     scene: SceneProtocol
     queue: QueueProtocol
     host: HostProtocol
     devices: Devices = field(default_factory=Devices)
+    forgotten: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.estimates = Estimates(
@@ -49,6 +55,23 @@ class House:
         """Show how far a job is, on the page and for those who are in another module."""
         self.panel.show_progress(event)
         self.host.show_status(f"MedSegAI: {progress_text(event)}")
+
+    def forget_jobs(self) -> None:
+        """The scene closes: nothing is to be said of the jobs that end with it."""
+        self.forgotten = {entry.listener for entry in self.queue.entries if not entry.over}
+
+    def is_forgotten(self, job: Any) -> bool:
+        """Whether a job has ended with its scene; asked once, for it may be run again."""
+        was_forgotten = job in self.forgotten
+        self.forgotten.discard(job)
+        return was_forgotten
+
+    def tell(self, error: MedSegAIError) -> None:
+        """Say how a job ended that gave nothing."""
+        if isinstance(error, Cancelled):
+            self.panel.show_message(str(error))
+        else:
+            self.panel.show_error(str(error), log=isinstance(error, WorkerError))
 
     def place_is_here(self) -> bool:
         """Whether the worker runs in Slicer's own Python, where things may have to be installed."""

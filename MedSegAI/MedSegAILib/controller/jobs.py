@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.errors import (
-    Cancelled,
     InputError,
     MedSegAIError,
     ModelError,
     RequestError,
-    WorkerError,
 )
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
@@ -296,10 +294,8 @@ class _Job:
 
     def failed(self, error: MedSegAIError) -> None:
         self._request = None
-        if isinstance(error, Cancelled):
-            self._house.panel.show_message(str(error))
-        else:
-            self._house.panel.show_error(str(error), log=isinstance(error, WorkerError))
+        if not self._house.is_forgotten(self):
+            self._house.tell(error)
 
 
 def chosen_nodes(choice: Choice) -> list[Any]:

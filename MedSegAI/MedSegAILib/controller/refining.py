@@ -202,7 +202,10 @@ class _Job:
     def failed(self, error: MedSegAIError) -> None:
         self.over = True
         self.reading.forget()
-        self._section.failed(error)
+        if self._house.is_forgotten(self):
+            self._section.over()
+        else:
+            self._section.failed(error)
 
     def _finish(self, draft: Any, result: RefinementResult) -> None:
         self._section.finished(draft, result, self._shown_only)

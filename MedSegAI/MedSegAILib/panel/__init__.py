@@ -24,7 +24,7 @@ from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.shortcuts import add_shortcuts
 from MedSegAILib.panel.speed import Speed
-from MedSegAILib.panel.style import error_style, narrow
+from MedSegAILib.panel.style import error_style, narrow, show_empty_boxes
 from MedSegAILib.panel.surfaces import SurfacesBar
 from MedSegAILib.panel.wrapping import WrappedLabels, say
 from MedSegAILib.progress_text import progress_text
@@ -99,6 +99,9 @@ class Panel:
         self.settings = SettingsWidgets(ui)
         self.browser = ModelBrowser(ui.inputsButton)
         self.browser.card_chosen.connect(self.choose_model)
+        for widget in vars(ui).values():
+            if widget.className() == "QCheckBox":
+                show_empty_boxes(widget)
         self._connect()
         add_shortcuts(ui)
         ui.progressBar.visible = False

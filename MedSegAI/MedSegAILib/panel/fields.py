@@ -9,6 +9,8 @@ from typing import Any
 
 import qt
 
+from MedSegAILib.panel.style import check_box
+
 LARGEST_NUMBER = 1_000_000
 FRACTION = (0.05, 1.0)
 """Bounds of a number without bounds of its own: a part of a whole."""
@@ -50,7 +52,7 @@ def _choice(choices: Sequence[str], value: str, changed: Callable[[], None]) -> 
 
 
 def _switch(value: bool, changed: Callable[[], None]) -> Widget:
-    widget = qt.QCheckBox()
+    widget = check_box()
     widget.checked = value
     widget.connect("toggled(bool)", lambda _value: changed())
     return widget, lambda: bool(widget.checked)

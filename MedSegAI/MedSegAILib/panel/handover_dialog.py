@@ -7,7 +7,7 @@ from typing import Any
 import qt
 
 from MedSegAILib.panel import dialogs
-from MedSegAILib.panel.style import show_empty_boxes
+from MedSegAILib.panel.style import check_box
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import HandOverChoice
 
@@ -87,10 +87,9 @@ class HandOverDialog:
         )
 
     def _tick(self, part: str, title: str, help_text: str) -> Any:
-        tick = qt.QCheckBox(_(title))
+        tick = check_box(_(title))
         tick.objectName = f"{part}Tick"
         tick.toolTip = _(help_text)
-        show_empty_boxes(tick)
         return tick
 
     def _box(self, title: str, parts: tuple[str, ...]) -> Any:
@@ -118,10 +117,9 @@ class HandOverDialog:
         row = qt.QHBoxLayout()
         self._formats: dict[str, Any] = {}
         for ending, title in FORMATS.items():
-            tick = qt.QCheckBox(title)
+            tick = check_box(title)
             tick.objectName = f"{title.lower()}Tick"
             tick.checked = ending in choice.formats
-            show_empty_boxes(tick)
             self._formats[ending] = tick
             row.addWidget(tick)
         row.addStretch(1)

@@ -9,7 +9,7 @@ import qt
 
 from MedSegAILib.install import Consent, Plan
 from MedSegAILib.panel import dialogs
-from MedSegAILib.panel.style import lay_out_table, quiet_style, text_item
+from MedSegAILib.panel.style import check_box, lay_out_table, quiet_style, text_item
 from MedSegAILib.translation import tr as _
 
 
@@ -62,7 +62,7 @@ class InstallDialog:
 
     def _offline(self) -> Any:
         layout = qt.QHBoxLayout()
-        self._from_folder = qt.QCheckBox(_("Without network, from a folder of wheels:"))
+        self._from_folder = check_box(_("Without network, from a folder of wheels:"))
         self._from_folder.objectName = "fromFolderCheck"
         self._folder = qt.QLineEdit()
         self._folder.objectName = "wheelsEdit"
@@ -104,4 +104,5 @@ def _label(text: str, quiet: bool = False) -> Any:
 def _button(name: str, text: str) -> Any:
     button = qt.QPushButton(text)
     button.objectName = name
+    button.autoDefault = False  # Enter in the folder's field presses nothing
     return button

@@ -12,6 +12,7 @@ from medsegai.card import ModelCard
 from medsegai.request import request_options
 from MedSegAILib.panel.fields import field_widget, tip_of, title_of
 from MedSegAILib.panel.refinement_list import RefinementList
+from MedSegAILib.panel.style import check_box
 from MedSegAILib.translation import tr as _
 from MedSegAILib.view import DeviceChoice
 
@@ -152,7 +153,7 @@ class _TickedNames:
             box.hide()
             box.deleteLater()
         self._first = dict(names)
-        self._boxes = {name: qt.QCheckBox(name) for name in names}
+        self._boxes = {name: check_box(name) for name in names}
         for name, box in self._boxes.items():
             box.checked = names[name]
             box.connect("toggled(bool)", self._on_toggled)

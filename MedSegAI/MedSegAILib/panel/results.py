@@ -58,6 +58,10 @@ class ResultsView:
         self._ui.resultSelector.setCurrentNode(node)
         self._ui.resultsButton.collapsed = False
 
+    def fold(self) -> None:
+        """There is nothing to show."""
+        self._ui.resultsButton.collapsed = True
+
     def show(self, rows: Sequence[StructureRow], uncertain: bool) -> None:
         """Fill the table in the order of the segmentation; no row at all hides it.
 

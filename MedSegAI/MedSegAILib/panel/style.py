@@ -44,11 +44,22 @@ def doubt_color(widget: Any) -> Any:
 
 
 def show_empty_boxes(view: Any) -> None:
-    """Let the empty boxes of a tree be seen in dark style, where Qt draws their frames darker than the window."""
+    """Let empty boxes be seen in dark style, where Qt draws their frames darker than the window.
+
+    Args:
+        view: a check box, or a list or tree whose items can be checked.
+    """
     if is_dark(view):
         palette = view.palette
         palette.setColor(qt.QPalette.Window, qt.QColor("#a0a0a0"))
         view.setPalette(palette)
+
+
+def check_box(text: str = "") -> Any:
+    """A check box that can be seen in either style."""
+    box = qt.QCheckBox(text)
+    show_empty_boxes(box)
+    return box
 
 
 def narrow(selector: Any) -> None:
