@@ -123,6 +123,28 @@ def test_a_start_of_slicer_sees_to_it(fresh_module: Any, mrml: Any, volume: Any)
     assert volumes(mrml) == ["Head"]
 
 
+def test_what_is_hidden_is_saved_with_the_scene_all_the_same(
+    mrml: Any, volume: Any, tmp_path: Path
+) -> None:
+    """Slicer's dialog does not list it; the scene writes it by itself, into a folder of its own."""
+    entropy = write(mrml, volume).GetNodeReference(ENTROPY_REFERENCE)
+    voxels = slicer.util.arrayFromVolume(entropy).copy()
+    mrml.SetURL(str(tmp_path / "scene.mrml"))
+    mrml.SetRootDirectory(str(tmp_path))
+    assert mrml.Commit()
+    again = slicer.vtkMRMLScene()
+    application = slicer.vtkSlicerApplicationLogic()
+    application.SetMRMLScene(again)
+    segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
+    segmentations.SetMRMLApplicationLogic(application)
+    segmentations.SetMRMLScene(again)
+    again.SetURL(mrml.GetURL())
+    again.Connect()
+    found = again.GetFirstNodeByName("Head uncertainty")
+    assert found.GetHideFromEditors()
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(found), voxels)
+
+
 # --- what is drawn ---------------------------------------------------------------------------------
 
 
