@@ -299,7 +299,7 @@ class Scene:
             self.done.append(("reject",))
 
         node = Node(f"Preview {len(self.previews) + 1}")
-        made = SimpleNamespace(node=node, notes=(), accept=accept, reject=reject)
+        made = SimpleNamespace(node=node, notes=(), place=None, accept=accept, reject=reject)
         self.previews.append(made)
         return made
 

@@ -12,9 +12,21 @@ from slicer.util import updateVolumeFromArray
 from medsegai.progress import Progress
 from medsegai.refining import refine
 from medsegai.tasks import RefinementResult
+from medsegai.volume import Geometry
+from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import Scene
-from MedSegAILib.scene.changes import largest_change
-from scene_images import LEFT, MOVED, PLACES, STEM, add_transform, add_volume, result_for, world_of
+from MedSegAILib.scene.changes import changed, largest_change
+from scene_images import (
+    LEFT,
+    MOVED,
+    PLACES,
+    STEM,
+    add_transform,
+    add_volume,
+    paint,
+    result_for,
+    world_of,
+)
 from slice_pictures import SlicePicture
 
 SHAPE = (20, 24, 30)  # k, j, i
@@ -27,7 +39,7 @@ def blocks() -> np.ndarray:
     return labelmap
 
 
-def changed() -> np.ndarray:
+def changed_labels() -> np.ndarray:
     """A large part added to the left, a slice of the stem taken away, and a corner given to the other."""
     labelmap = blocks()
     labelmap[6:12, 15:21, 5:11] = LEFT.value
@@ -83,8 +95,8 @@ def test_what_would_be_added_removed_and_moved_is_marked(
     application: Any, mrml: Any, place: str, moved: str
 ) -> None:
     room = Room(mrml, place, moved)
-    room.preview(changed())
-    old, new = blocks(), changed()
+    room.preview(changed_labels())
+    old, new = blocks(), changed_labels()
     np.testing.assert_array_equal(room.mark("added"), (old == 0) & (new != 0))
     np.testing.assert_array_equal(room.mark("removed"), (old != 0) & (new == 0))
     np.testing.assert_array_equal(room.mark("moved"), (old != 0) & (new != 0) & (old != new))
@@ -95,29 +107,58 @@ def test_what_would_be_added_removed_and_moved_is_marked(
 @pytest.mark.parametrize("place", ["plain", "mirrored", "oblique and swapped"])
 def test_the_place_lies_inside_the_largest_change(application: Any, mrml: Any, place: str) -> None:
     room = Room(mrml, place)
-    found = room.preview(changed()).place
-    block = np.argwhere((changed() == LEFT.value) & (blocks() == 0))
+    found = room.preview(changed_labels()).place
+    block = np.argwhere((changed_labels() == LEFT.value) & (blocks() == 0))
     inside = [world_of(room.volume, i, j, k) for k, j, i in block]
     assert min(np.linalg.norm(point - found) for point in inside) < 1e-6
 
 
 def test_specks_do_not_outweigh_one_large_change() -> None:
-    from medsegai.volume import Geometry
-
-    before, after = blocks(), blocks()
     random = np.random.default_rng(3)
-    after[random.uniform(size=SHAPE) < 0.01] = 7
-    after[8:13, 8:13, 8:13] = 0
+    where = random.uniform(size=SHAPE) < 0.01
+    where[8:13, 8:13, 8:13] = True
     geometry = Geometry.from_spacing(SHAPE, (1, 1, 1))
-    place = largest_change(before, after, geometry)
-    assert place is not None
+    place = largest_change(where, geometry)
     assert all(8 <= at <= 12 for at in (geometry.ras_to_ijk @ [*place, 1])[:3])
-    assert largest_change(before, before, geometry) is None
+
+
+def test_segments_that_overlap_are_told_apart(room: Room) -> None:
+    """A voxel that one segment gains where another is stays that other's, too."""
+    copy = room.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    copy.GetSegmentation().DeepCopy(room.node.GetSegmentation())
+    assert changed(room.node, copy) is None
+    copy.SetAndObserveTransformNodeID(room.node.GetTransformNodeID())
+    drawn = np.zeros(SHAPE, bool)
+    drawn[6:9, 6:9, 12:16] = True
+    copy.GetSegmentation().AddEmptySegment("Mine", "Mine")
+    paint(copy, "Mine", drawn, room.volume)
+    found = changed(room.node, copy)
+    assert found is not None
+    assert (int(found.gained.sum()), int(found.lost.sum())) == (int(drawn.sum()), 0)
+
+
+def test_a_preview_of_another_run_is_marked_too(room: Room) -> None:
+    image = room.scene.read(room.volume)
+    result = result_for(image, changed_labels())
+    preview = room.scene.preview(room.volume, result, OutputChoice(OutputMode.PREVIEW, room.node))
+    old, new = blocks(), changed_labels()
+    np.testing.assert_array_equal(room.mark("added"), (old == 0) & (new != 0))
+    assert preview.place is not None
+    preview.reject()
+    assert room.marks() is None
+
+
+def test_a_preview_that_stays_because_its_original_is_gone_is_not_marked(room: Room) -> None:
+    result = result_for(room.scene.read(room.volume), changed_labels())
+    preview = room.scene.preview(room.volume, result, OutputChoice(OutputMode.PREVIEW, room.node))
+    room.mrml.RemoveNode(room.node)
+    assert preview.accept() is preview.node
+    assert room.marks() is None
 
 
 @pytest.mark.parametrize("end", ["accept", "reject"])
 def test_the_marks_go_with_the_preview(room: Room, end: str) -> None:
-    preview = room.preview(changed())
+    preview = room.preview(changed_labels())
     assert room.marks() is not None
     getattr(preview, end)()
     assert room.marks() is None
@@ -139,7 +180,7 @@ def test_the_change_is_seen_in_its_colours(application: Any, mrml: Any) -> None:
         return picture.pixels()[200 - 10 * (j - 12), 200 - 10 * (i - 15)].astype(int)
 
     picture.node.JumpSliceByCentering(15, 12, 8)
-    preview = room.preview(changed())
+    preview = room.preview(changed_labels())
     red, green, blue = at(8, 18, 8)
     assert green > 1.3 * red
     assert green > 1.3 * blue, "added"

@@ -183,6 +183,8 @@ class Jobs:
             preview = scene.preview(source, result, output)
             self._previews.append(preview)
             self._show_preview()
+            if preview.place is not None:
+                scene.jump(preview.place)
             node, notes = preview.node, preview.notes
         else:
             node = scene.write(source, result, output, frame)

@@ -1,15 +1,27 @@
-"""What a refinement would change, marked in the slice views, and the place where it would change most."""
+"""What a segmentation would become, marked in the slice views, and the place where it would change most."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.volume import Geometry
-from MedSegAILib.scene.layers import Box, box_mean, boxes, oriented_image
+from MedSegAILib.scene.inputs import transform_to_world
+from MedSegAILib.scene.layers import (
+    Layer,
+    box_mean,
+    boxes,
+    grid_around,
+    laid_on,
+    layers_of,
+    oriented_image,
+)
 from MedSegAILib.scene.marks import CHANGES, MOVED, Mark, Marks
+from MedSegAILib.scene.placing import Masks, lattice, union
 from MedSegAILib.translation import tr as _
 
 KINDS = {**CHANGES, "moved": Mark("from one segment to another", MOVED)}
@@ -18,57 +30,87 @@ NEAR_MM = 4.0
 """The largest change is where most of what lies so far around a voxel changes."""
 
 
-class ShownChange:
-    """Marks where label values change, until it is removed.
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """Where two segmentations differ.
 
-    Args:
-        scene: the vtkMRMLScene.
-        segmentation: the node that would change.
-        before, after: its label values, (k, j, i); they differ somewhere.
-        grid: their voxels, in the coordinates of the segmentation.
+    Attributes:
+        gained, lost: voxels (k, j, i) that come to a segment, and that leave one.
+        grid: where they lie, in the coordinates of the segmentations.
     """
 
-    def __init__(
-        self,
-        scene: Any,
-        segmentation: Any,
-        before: NDArray[Any],
-        after: NDArray[Any],
-        grid: Geometry,
-    ) -> None:
-        box = boxes((before != after).view(np.uint8))[1]
-        old, new = before[box], after[box]
-        part = grid.cropped([axis.start for axis in box], old.shape)
+    gained: NDArray[np.bool_]
+    lost: NDArray[np.bool_]
+    grid: Geometry
+
+
+def changed(before: Any, after: Any) -> Changed | None:
+    """Where the segments of one segmentation node differ from those of another; None where they do not."""
+    old_layers, new_layers = layers_of(before), layers_of(after)
+    layers = (*old_layers, *new_layers)
+    if not layers:
+        return None
+    whole = lattice(before, old_layers, layers[0].geometry)
+    grid = grid_around(whole, (layer.geometry for layer in layers))
+    old, new = Masks(_laid(old_layers, grid)), Masks(_laid(new_layers, grid))
+    gained, lost = np.zeros(grid.shape, bool), np.zeros(grid.shape, bool)
+    for name in old.names | new.names:
+        box = union(old.box(name), new.box(name))
+        was, will_be = old.mask(name, box), new.mask(name, box)
+        gained[box] |= will_be & ~was
+        lost[box] |= was & ~will_be
+    box_of_all = boxes((gained | lost).view(np.uint8)).get(1)
+    if box_of_all is None:
+        return None
+    start = [part.start for part in box_of_all]
+    part = grid.cropped(start, [axis.stop - axis.start for axis in box_of_all])
+    return Changed(gained[box_of_all], lost[box_of_all], part)
+
+
+def largest_change(where: NDArray[np.bool_], grid: Geometry) -> tuple[float, float, float]:
+    """A voxel that changes where most around it does, as R, A, S in mm, in the coordinates of the grid."""
+    radii = [round(NEAR_MM / length) for length in grid.spacing_mm[::-1]]
+    density = np.where(where, box_mean(where, radii), np.float32(0))
+    k, j, i = np.unravel_index(int(density.argmax()), density.shape)
+    place = grid.ijk_to_ras @ [i, j, k, 1.0]
+    return float(place[0]), float(place[1]), float(place[2])
+
+
+class ShownChange:
+    """Marks what one segmentation would become, until it is removed.
+
+    Args:
+        before: the segmentation node as it is.
+        after: what it would become; both stand under the same transform.
+
+    Attributes:
+        place: where it would change most, R, A, S in mm of the world; None where nothing would change.
+    """
+
+    def __init__(self, before: Any, after: Any) -> None:
+        self._marks = Marks(before.GetScene(), _("Preview of changes"), KINDS)
+        self.place: tuple[float, float, float] | None = None
+        found = changed(before, after)
+        if found is None:
+            return
         masks = {
-            "added": (old == 0) & (new != 0),
-            "removed": (old != 0) & (new == 0),
-            "moved": (old != 0) & (new != 0) & (old != new),
+            "added": found.gained & ~found.lost,
+            "removed": found.lost & ~found.gained,
+            "moved": found.gained & found.lost,
         }
-        images = {name: oriented_image(mask.view(np.uint8), part) for name, mask in masks.items()}
-        self._marks = Marks(scene, _("Refinement preview"), KINDS)
-        self._marks.show(images, segmentation.GetTransformNodeID())
+        images = {
+            name: oriented_image(mask.view(np.uint8), found.grid) for name, mask in masks.items()
+        }
+        self._marks.show(images, before.GetTransformNodeID())
+        local = largest_change(found.gained | found.lost, found.grid)
+        r, a, s = (float(value) for value in (transform_to_world(before) @ [*local, 1.0])[:3])
+        self.place = (r, a, s)
 
     def remove(self) -> None:
         """Leave the scene as it was."""
         self._marks.remove()
 
 
-def largest_change(
-    before: NDArray[Any], after: NDArray[Any], geometry: Geometry
-) -> tuple[float, float, float] | None:
-    """A voxel that changes where most around it does; None where nothing changes.
-
-    Returns:
-        R, A, S in mm, in the coordinates of the geometry.
-    """
-    changed = before != after
-    box: Box | None = boxes(changed.view(np.uint8)).get(1)
-    if box is None:
-        return None
-    inside = changed[box]
-    radii = [round(NEAR_MM / length) for length in geometry.spacing_mm[::-1]]
-    density = np.where(inside, box_mean(inside, radii), np.float32(0))
-    k, j, i = np.unravel_index(int(density.argmax()), density.shape)
-    start = [axis.start for axis in box]
-    world = geometry.ijk_to_ras @ [i + start[2], j + start[1], k + start[0], 1.0]
-    return float(world[0]), float(world[1]), float(world[2])
+def _laid(layers: Iterable[Layer], grid: Geometry) -> Iterator[Layer]:
+    for layer in layers:
+        yield Layer(laid_on(layer.voxels, layer.geometry, grid), grid, layer.values)

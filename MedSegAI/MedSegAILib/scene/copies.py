@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import slicer
 
+from MedSegAILib.scene.changes import ShownChange
 from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
+from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.placing import Plan, carry_out
 from MedSegAILib.scene.segments import digests
 from MedSegAILib.scene.surfaces import MakeSurfaces
@@ -26,6 +28,8 @@ class CopyWriter(Protocol):
 class ShownCopy:
     """The original with a plan carried out, beside it in the scene; the original is hidden meanwhile.
 
+    What differs is marked in the slice views.
+
     Args:
         original: the segmentation node.
         plan: what is to be shown.
@@ -34,6 +38,7 @@ class ShownCopy:
 
     Attributes:
         node: the copy. It can be edited.
+        place: where the copy differs most, R, A, S in mm of the world; None where it does not.
     """
 
     def __init__(self, original: Any, plan: Plan, source: Any, writer: CopyWriter) -> None:
@@ -49,7 +54,9 @@ class ShownCopy:
         show_as_the_card_says(self.node, plan.new_segments)
         if had_surfaces:
             writer.make_surfaces(self.node)
-        self._original = original
+        self._original, self._scene = original, original.GetScene()
+        self._change = ShownChange(original, self.node)
+        self.place = self._change.place
         self._shown: Mapping[str, str] = digests(layers_of(self.node))
         display = original.GetDisplayNode()
         self._was_visible = display is None or bool(display.GetVisibility())
@@ -78,8 +85,17 @@ class ShownCopy:
             else:
                 logic.ClearSegment(self._original, name)
 
-    def show_original(self) -> None:
-        """Show the original again, where it was shown before."""
-        display = self._original.GetDisplayNode()
+    def keep(self) -> None:
+        """Take the marks away; the copy stays, because the original is gone."""
+        self._change.remove()
+
+    def close(self) -> None:
+        """Take copy and marks away, and show the original again, where it is and was shown before."""
+        self._change.remove()
+        remove(self._scene, self.node)
+        display = self._original.GetDisplayNode() if self._is_there() else None
         if display is not None:
             display.SetVisibility(self._was_visible)
+
+    def _is_there(self) -> bool:
+        return bool(self._scene.IsNodePresent(self._original))

@@ -232,7 +232,7 @@ def _fill(
     ]
     bases, rest = layers_without(present.layers, present.changing, present.grid)
     packer, written = Packer(grid, bases), {}
-    before, after = _Masks(_changing_layers(present)), _Masks(incoming)
+    before, after = Masks(_changing_layers(present)), Masks(incoming)
     for target in targets:
         mask, box, own = _content(target, present, before, after)
         value = target.measures.label.value
@@ -242,11 +242,11 @@ def _fill(
 
 
 def _content(
-    target: Target, present: _Present, before: _Masks, after: _Masks
+    target: Target, present: _Present, before: Masks, after: Masks
 ) -> tuple[NDArray[np.bool_], Box, bool]:
     """What a segment will hold inside a box, and whether part of it is a person's."""
     new_name = segment_id(target.measures.label)
-    box = _union(before.box(target.segment_id), after.box(new_name))
+    box = union(before.box(target.segment_id), after.box(new_name))
     old, new = before.mask(target.segment_id, box), after.mask(new_name, box)
     free = present.inside[box].copy()
     for layer in present.kept:
@@ -257,8 +257,12 @@ def _content(
     return (new & free) | stays, box, target.painted and bool(stays.any())
 
 
-class _Masks:
-    """The segments of label maps on one grid, each cut out in a box."""
+class Masks:
+    """The segments of label maps on one grid, each cut out in a box.
+
+    Attributes:
+        names: ids of the segments that have a voxel.
+    """
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self._found = {}
@@ -267,11 +271,14 @@ class _Masks:
             for name, value in layer.values.items():
                 if value in around:
                     self._found[name] = (layer.voxels, value, around[value])
+        self.names = frozenset(self._found)
 
     def box(self, name: str) -> Box | None:
+        """The smallest box around a segment; None where it has no voxel."""
         return self._found[name][2] if name in self._found else None
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
+        """The voxels of a segment inside a box, (k, j, i)."""
         if name not in self._found:
             return np.zeros([part.stop - part.start for part in box], bool)
         voxels, value, _ = self._found[name]
@@ -279,7 +286,8 @@ class _Masks:
         return mask
 
 
-def _union(first: Box | None, second: Box | None) -> Box:
+def union(first: Box | None, second: Box | None) -> Box:
+    """The smallest box around both; one voxel where there is neither."""
     found = [box for box in (first, second) if box is not None]
     if not found:
         return slice(0, 1), slice(0, 1), slice(0, 1)

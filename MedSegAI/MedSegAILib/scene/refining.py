@@ -20,7 +20,6 @@ from medsegai.request import Candidates
 from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
-from MedSegAILib.scene.changes import ShownChange, largest_change
 from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import read, transform_to_world
 from MedSegAILib.scene.layers import (
@@ -213,12 +212,7 @@ class RefinedPreview:
         self._copy = ShownCopy(read_as.segmentation, planned, None, writer)
         self.node, self.notes = self._copy.node, planned.notes
         self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
-        before, after = read_as.request.labelmap, result.labelmap.voxels
-        self.place = largest_change(before.voxels, after, before.geometry)
-        self._change: ShownChange | None = None
-        if self.place is not None:
-            node, grid = read_as.segmentation, read_as.grid
-            self._change = ShownChange(writer.scene, node, before.voxels, after, grid)
+        self.place = self._copy.place
 
     def accept(self) -> Any:
         """Make the preview the segmentation, as one undo step.
@@ -244,11 +238,7 @@ class RefinedPreview:
 
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
-        if self._change is not None:
-            self._change.remove()
-        self._writer.remove(self.node)
-        if self._writer.scene.IsNodePresent(self._draft.segmentation):
-            self._copy.show_original()
+        self._copy.close()
 
 
 def _chosen(

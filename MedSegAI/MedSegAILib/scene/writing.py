@@ -245,6 +245,7 @@ class Preview:
     Attributes:
         node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
         notes: see `Writer.notes`.
+        place: where it would change most, R, A, S in mm of the world; None where no segmentation would change.
     """
 
     def __init__(
@@ -262,6 +263,7 @@ class Preview:
             self.node = self._copy.node
         self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
         self.notes = tuple(writer.notes)
+        self.place = None if self._copy is None else self._copy.place
 
     def accept(self) -> Any:
         """Make the preview the result, as one undo step of the segmentation that it is of.
@@ -275,11 +277,13 @@ class Preview:
         writer, original = self._writer, self._output.node
         writer.notes.clear()
         if not writer.scene.IsNodePresent(self.node):
-            self._show_original()
+            self.reject()
             raise InputError("The preview has left the scene, so it was not accepted.")
-        if self._copy is None or not writer.scene.IsNodePresent(original):
-            if self._copy is None:
-                self.node.SetName(self._name)
+        if self._copy is None:
+            self.node.SetName(self._name)
+            return self.node
+        if not writer.scene.IsNodePresent(original):
+            self._copy.keep()
             return self.node
         writer.check_source(self._source, self._result)
         edited = self._copy.edited()
@@ -290,11 +294,12 @@ class Preview:
 
     def reject(self) -> None:
         """Leave everything as it was before the preview."""
-        if self._copy is None:
-            remove_of(self._writer.scene, self.node)
-            drawing.draw_again(self._writer.scene, self._hidden)
+        if self._copy is not None:
+            self._copy.close()
+            return
+        remove_of(self._writer.scene, self.node)
+        drawing.draw_again(self._writer.scene, self._hidden)
         self._writer.remove(self.node)
-        self._show_original()
 
     def _copied(self, original: Any) -> ShownCopy:
         """The original with the plan carried out, in its place."""
@@ -302,7 +307,3 @@ class Preview:
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
         return ShownCopy(original, plan, self._source, self._writer)
-
-    def _show_original(self) -> None:
-        if self._copy is not None and self._writer.scene.IsNodePresent(self._output.node):
-            self._copy.show_original()
