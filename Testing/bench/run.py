@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from medsegai.catalogue import find_card
 from medsegai.engine import segment
-from medsegai.families.quicknat import KEPT_MARGIN_MM, QuickNATModel
+from medsegai.families._head import KEPT_MARGIN_MM
+from medsegai.families.quicknat import QuickNATModel
 from medsegai.fusion import Accumulator
 from medsegai.io import read_volume
 from medsegai.networks.backends import choose_compute, make_runner

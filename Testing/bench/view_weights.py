@@ -51,7 +51,7 @@ def main() -> None:
     config = replace(config, data=replace(config.data, root=str(arguments.data)))
     source = case_source(config, card, CPU)
     counters = {name: DiceCounter.for_classes(len(card.labels) + 1) for name in SCHEMES}
-    networks = [_network(card, config, view) for view in config.views]
+    networks = [_network(card, config, view) for view in config.members]
     for number in range(arguments.volumes):
         sample = source.sample(VALIDATION, number)
         answers = [_answer(sample, task, network) for task, network in networks]
@@ -102,8 +102,8 @@ def _fused(
 def _in_order(
     card: ModelCard, config: TrainingConfig, answers: list[Tensor], weights: tuple[float, ...]
 ) -> Iterator[tuple[str, float, Tensor]]:
-    by_view = dict(zip(config.views, zip(weights, answers, strict=True), strict=True))
-    for member in side_aware_first([card.member(view) for view in config.views]):
+    by_view = dict(zip(config.members, zip(weights, answers, strict=True), strict=True))
+    for member in side_aware_first([card.member(view) for view in config.members]):
         yield member.name, *by_view[member.name]
 
 

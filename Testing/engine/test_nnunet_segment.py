@@ -15,7 +15,7 @@ import torch
 
 import tiny_quicknat
 from medsegai import cli, engine
-from medsegai.families.nnunet.sliding import logits_by_planes, window
+from medsegai.families._sliding import logits_by_planes, window
 from medsegai.io import read_volume
 from medsegai.refinements import refine
 from medsegai.request import SegmentationRequest

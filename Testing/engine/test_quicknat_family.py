@@ -7,7 +7,7 @@ import pytest
 
 import tiny_quicknat
 from medsegai.engine import segment
-from medsegai.families import quicknat
+from medsegai.families import _head
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
@@ -29,7 +29,7 @@ def test_keeping_answers_near_the_head_changes_nothing_there(
         (head,), (str(tmp_path),), device="cpu", backend="torch", probabilities=True
     )
     near = segment(request).probabilities
-    monkeypatch.setattr(quicknat, "KEPT_MARGIN_MM", 1000.0)
+    monkeypatch.setattr(_head, "KEPT_MARGIN_MM", 1000.0)
     whole = segment(request).probabilities
     assert near is not None
     assert whole is not None

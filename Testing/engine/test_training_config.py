@@ -31,7 +31,7 @@ t1_share = 1
 bias = [0, 0.5]
 """,
     )
-    assert config.views == ("coronal", "sagittal")
+    assert config.members == ("coronal", "sagittal")
     assert config.data.mirrored == ((2, 41),)
     assert config.data.remap == {25: 2}
     assert config.data.crop_voxels == (32, 32, 32)
@@ -51,11 +51,11 @@ MINIMAL = 'card = "card.json"\n'
         ("steps = 3", "card"),
         (MINIMAL + "stepz = 3", "unknown key stepz"),
         (MINIMAL + "[optimiser]\nlr = 1.0", "optimiser: unknown key lr"),
-        (MINIMAL + '[optimiser]\nname = "adam"', "one of adamw, sgd, not 'adam'"),
+        (MINIMAL + '[optimiser]\nname = "adam"', "one of adamw, sgd, muon, not 'adam'"),
         (MINIMAL + 'steps = "many"', "steps must be int, not 'many'"),
         (MINIMAL + "steps = true", "steps must be int"),
         (MINIMAL + "steps = 0", "steps must be at least 1, not 0"),
-        (MINIMAL + "views = []", "views is empty"),
+        (MINIMAL + "members = []", "members is empty"),
         (MINIMAL + "[data]\ncrop_voxels = [32, 32]", "crop_voxels must have 3 values"),
         (MINIMAL + "[data]\ncrop_voxels = [32, 32, 40]", "must be multiples of 16"),
         (MINIMAL + "[data]\nmirrored = [[2, 41, 3]]", "mirrored must have 2 values"),
@@ -91,13 +91,13 @@ def test_the_command_line_changes_the_training_file(tmp_path: Path) -> None:
     path = str(tmp_path / "training.toml")
     words = ["train", "quicknat", path, "--steps", "9", "--views", "axial", "--data", "/d"]
     config = configured(build_parser().parse_args(words))
-    assert (config.steps, config.views, config.data_root) == (9, ("axial",), Path("/d"))
+    assert (config.steps, config.members, config.data_root) == (9, ("axial",), Path("/d"))
 
 
 def test_the_bundled_training_file_fits_its_card() -> None:
     config = load_config(BUNDLED_MODELS / "brain" / "training.toml")
     card = load_card(config.card_path)
-    assert [member.name for member in card.members] == list(config.views)
+    assert [member.name for member in card.members] == list(config.members)
     assert set(config.data.remap.values()) <= set(card.label_values)
     assert set(config.data.not_brain) <= set(card.label_values)
     sides = {label.value: label.name for label in card.labels}

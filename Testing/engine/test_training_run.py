@@ -33,19 +33,21 @@ from medsegai.progress import Progress, ProgressEvent
 from medsegai.training.checkpoint import read_log
 from medsegai.training.config import TrainingConfig, load_config
 from medsegai.training.data import TRAINING, VALIDATION, Sample, case_source
-from medsegai.training.quicknat import (
-    build_trainers,
-    compiler_at_hand,
-    find_place,
-    learning_rate_factor,
-    network_config,
-    train_quicknat,
-)
+from medsegai.training.optimisers import learning_rate_factor
+from medsegai.training.quicknat import build_trainers, network_config
+from medsegai.training.run import RunOptions, train
 from medsegai.training.sampling import Pool, view_task
+from medsegai.training.trainer import compiler_at_hand, find_place
 from medsegai.training.validation import DiceCounter, Validator
 from training_phantom import LEFT, LIA, MIDDLE, RIGHT, head, write_phantom
 
 CPU = torch.device("cpu")
+
+
+def train_quicknat(
+    config: TrainingConfig, folder: Path, resume: bool, device: str, progress: Progress
+) -> Path:
+    return train(build_trainers, config, RunOptions(folder, resume, device), progress)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     straight = torch.load(finished / "checkpoint.pt", weights_only=True)
     resumed = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert straight["step"] == resumed["step"] == 6
-    assert straight["views"]["coronal"]["optimiser"]["state"], "the optimiser has a state"
+    assert straight["members"]["coronal"]["optimiser"]["state"], "the optimiser has a state"
     assert_same_state(straight, resumed)
     logs = [read_log(folder / "log.jsonl") for folder in (finished, tmp_path)]
     for entry in (entry for log in logs for entry in log):
@@ -114,7 +116,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
 def test_another_seed_gives_another_network(
     config: TrainingConfig, finished: Path, tmp_path: Path
 ) -> None:
-    other = dataclasses.replace(config, seed=4, views=("coronal",))
+    other = dataclasses.replace(config, seed=4, members=("coronal",))
     train_quicknat(other, tmp_path, False, "cpu", Progress())
     name = "best-coronal.safetensors"
     first, second = load_file(finished / name), load_file(tmp_path / name)
@@ -305,7 +307,7 @@ def test_another_number_of_steps_takes_effect_at_once(
     source = case_source(longer, card, CPU)
     trainer = build_trainers(longer, card, ["coronal"], source, find_place("cpu"))[0]
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    trainer.restore(state["views"]["coronal"])
+    trainer.restore(state["members"]["coronal"])
     expected = longer.optimiser.learning_rate * learning_rate_factor(longer.optimiser, 12, 6)
     assert trainer.optimiser.param_groups[0]["lr"] == pytest.approx(expected)
 
@@ -367,7 +369,7 @@ def test_a_map_without_structures_to_learn_is_named(config: TrainingConfig, tmp_
 def test_unknown_views_and_devices_are_refused(config: TrainingConfig, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no member 'axial'"):
         train_quicknat(
-            dataclasses.replace(config, views=("axial",)), tmp_path, False, "cpu", Progress()
+            dataclasses.replace(config, members=("axial",)), tmp_path, False, "cpu", Progress()
         )
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="no CUDA device"):

@@ -11,7 +11,7 @@ LEFT, RIGHT, MIDDLE, SKIN = 2, 41, 16, 500
 
 TRAINING_FILE = """
 card = "card.json"
-views = ["coronal", "sagittal"]
+members = ["coronal", "sagittal"]
 steps = 6
 seed = 3
 precision = "fp32"
@@ -94,4 +94,77 @@ def write_phantom(folder: Path) -> Path:
     (folder / "card.json").write_text(json.dumps(phantom_card()))
     path = folder / "training.toml"
     path.write_text(TRAINING_FILE)
+    return path
+
+
+def volumetric_card() -> dict[str, object]:
+    """The phantom for 3D networks: one that folds, on its way to the labels, and one as nnU-Net plans them."""
+    apart = [[], [LEFT], [RIGHT], [MIDDLE]]
+    plain = {
+        "class": "PlainConvUNet",
+        "arguments": {
+            "n_stages": 2,
+            "features_per_stage": [4, 8],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
+            "strides": [[1, 1, 1], [2, 2, 2]],
+            "n_conv_per_stage": [1, 1],
+            "n_conv_per_stage_decoder": [1],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+    }
+    settings = {
+        "fine": {"network": "compact", "widths": [4, 8], "fold": 2, "patch": [16, 16, 16]},
+        "plain": {"network": plain, "patch": [16, 16, 16]},
+    }
+    members = [
+        {
+            "name": name,
+            "weights": f"{name}.safetensors",
+            "classes": apart,
+            "settings": settings[name],
+        }
+        for name in settings
+    ]
+    return phantom_card() | {
+        "family": "unet3d",
+        "members": members,
+        "settings": {"grid": [32, 32, 32], "intensity": "percentile", "antialias": True},
+    }
+
+
+OPTIMISER = """
+name = "muon"
+learning_rate = 5e-3
+schedule = "trapezoid"
+gradient_limit = 2.0
+ema = 0.9
+"""
+
+ANATOMY = """
+[anatomy]
+variants = 2
+ventricles = [16]
+contraction_mm = [1.0, 3.0]
+cortex = [2, 41]
+fluid = 500
+white_matter = [2, 41]
+lesion = [25, 57]
+lesion_share = 0.5
+"""
+
+
+def write_volumetric_phantom(folder: Path) -> Path:
+    """As `write_phantom`, for 3D networks."""
+    path = write_phantom(folder)
+    (folder / "card.json").write_text(json.dumps(volumetric_card()))
+    text = TRAINING_FILE.replace('["coronal", "sagittal"]', '["fine", "plain"]')
+    text = text.replace("batch = 4", "batch = 2\nahead = 2\npatch = [16, 16, 16]")
+    text = text.replace("[optimiser]", "[optimiser]\n" + OPTIMISER) + ANATOMY
+    path.write_text(text)
     return path

@@ -16,6 +16,7 @@ from medsegai.progress import Progress
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
+    from medsegai.training.run import Build
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -23,6 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
     help_alone(parser)
     families = parser.add_subparsers(title="families", metavar="FAMILY")
     add_quicknat(families)
+    add_unet3d(families)
     add_nnunet(families)
 
 
@@ -30,27 +32,57 @@ def add_quicknat(families: Subparsers) -> None:
     quicknat = families.add_parser(
         "quicknat",
         help="one network per view",
-        description="Train one network per view, as CONFIG describes. Ctrl-C stops it, --resume goes "
-        "on exactly where it stopped. Several GPUs: torchrun -m medsegai train quicknat CONFIG",
+        description="Train one network per view, as CONFIG describes. Ctrl-C stops it, and --resume continues "
+        "exactly where it stopped. Several GPUs: torchrun -m medsegai train quicknat CONFIG",
     )
-    quicknat.add_argument("config", metavar="CONFIG", type=Path, help="training file (TOML)")
-    quicknat.add_argument(
+    add_run_options(quicknat, "views", "VIEW")
+    quicknat.set_defaults(run=run_quicknat)
+
+
+def add_unet3d(families: Subparsers) -> None:
+    unet3d = families.add_parser(
+        "unet3d",
+        help="3D networks on patches",
+        description="Train 3D networks on patches, as CONFIG describes. Ctrl-C stops it, and --resume continues "
+        "exactly where it stopped. Several GPUs: torchrun -m medsegai train unet3d CONFIG",
+    )
+    add_run_options(unet3d, "members", "MEMBER")
+    unet3d.set_defaults(run=run_unet3d)
+
+
+def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str) -> None:
+    """The options of every family that is trained from a training file."""
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="training file (TOML)")
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path("training"),
         help="folder of checkpoints, weights and log (default: training)",
     )
-    quicknat.add_argument(
+    parser.add_argument(
         "--data", type=Path, help="folder of images and label maps, instead of data.root in CONFIG"
     )
-    quicknat.add_argument("--views", nargs="+", metavar="VIEW", help="train these views only")
-    quicknat.add_argument("--steps", type=int, help="number of steps, instead of that in CONFIG")
-    quicknat.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    quicknat.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
+    parser.add_argument(
+        f"--{members}",
+        dest="members",
+        nargs="+",
+        metavar=metavar,
+        help=f"train these {members} only",
     )
-    quicknat.set_defaults(run=run_quicknat)
+    parser.add_argument("--steps", type=int, help="number of steps, instead of that in CONFIG")
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
+    )
+    parser.add_argument(
+        "--until", metavar="HH:MM", help="stop at this time of day, with a checkpoint"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in the output folder",
+    )
 
 
 def add_nnunet(families: Subparsers) -> None:
@@ -163,21 +195,29 @@ def run_nnunet(arguments: argparse.Namespace) -> int:
 
 
 def run_quicknat(arguments: argparse.Namespace) -> int:
+    from medsegai.training.quicknat import build_trainers
+
+    return _run(build_trainers, arguments)
+
+
+def run_unet3d(arguments: argparse.Namespace) -> int:
+    from medsegai.training.unet3d import build_trainers
+
+    return _run(build_trainers, arguments)
+
+
+def _run(build: Build, arguments: argparse.Namespace) -> int:
     from medsegai.training.config import configured
-    from medsegai.training.quicknat import train_quicknat
+    from medsegai.training.run import RunOptions, TimeLimit, train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     bar = ProgressBar()
     progress = Progress(bar)
+    limit = TimeLimit.of(arguments.minutes, arguments.until)
+    options = RunOptions(arguments.output, arguments.resume, arguments.device, limit)
     try:
         with stoppable(progress):
-            folder = train_quicknat(
-                configured(arguments),
-                arguments.output,
-                arguments.resume,
-                arguments.device,
-                progress,
-            )
+            folder = train(build, configured(arguments), options, progress)
     finally:
         bar.clear()
     print(f"Trained networks, log and checkpoints: {folder}")

@@ -103,7 +103,8 @@ def family(name: str) -> ModuleType:
 
 
 def family_names() -> tuple[str, ...]:
-    return tuple(module.name for module in pkgutil.iter_modules(__path__))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(name for name in names if not name.startswith("_"))
 
 
 def load_model(card: ModelCard) -> Model:

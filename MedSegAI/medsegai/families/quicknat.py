@@ -4,7 +4,8 @@ Roy et al., "QuickNAT: A fully convolutional network for quick and accurate segm
 NeuroImage 2019; uncertainty by Monte-Carlo dropout from Roy et al., "Bayesian QuickNAT", NeuroImage 2019.
 
 A card of this family has `settings`: filters, slices (thick slices as channels), squeeze_excitation, dropout,
-grid (i, j, k voxels of the conformed grid), intensity; each member has `settings`: view.
+grid (i, j, k voxels of the conformed grid), intensity; each member has `settings`: view, and perhaps the
+class_weights of its loss with the weight_power to undo them by.
 """
 
 from __future__ import annotations
@@ -27,24 +28,17 @@ from medsegai.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256
 from medsegai.catalogue import find_card
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Part, Step
+from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.fusion import side_aware_first
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.released import read_released, released_config
-from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
-from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.strict import number, typed_fields
 from medsegai.volume import Geometry, Volume
-
-HEAD_MARGIN_MM = 32.0
-"""Air kept around the head: with less, labels change, for networks see the border (docs/performance.md)."""
-
-KEPT_MARGIN_MM = 8.0
-"""Air around the head for which answers are kept: what lies further away is background."""
 
 MOST_FILTERS = 1024
 LARGEST_GRID = 1024
@@ -109,6 +103,9 @@ class QuickNATModel:
     def __init__(self, card: ModelCard) -> None:
         self.card = card
         self.settings = Settings.of(card)
+        self._grid = HeadGrid(
+            self.settings.grid, card.spacing_mm, self.settings.intensity, self.settings.antialias
+        )
         self._networks = {
             member.name: _Network(card, member, self.settings) for member in card.members
         }
@@ -135,10 +132,8 @@ class QuickNATModel:
                 f"Model {self.card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Leave out "
                 "--dropout-passes; its views tell where it is in doubt."
             )
-        kept = head_box(head.voxels, margin=round(KEPT_MARGIN_MM / min(self.card.spacing_mm)))
-        answered = head.geometry.cropped(
-            [part.start for part in kept], [part.stop - part.start for part in kept]
-        )
+        kept = self._grid.kept(head)
+        answered = cropped(head.geometry, kept)
         wanted = answered.box_around_grid(output)
         members = [
             ViewMember(
@@ -159,15 +154,7 @@ class QuickNATModel:
         """The conformed scan, its intensities scaled, cropped to the head."""
         if len(inputs) != 1:
             raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
-        scan = inputs[0]
-        geometry = conformed_geometry(scan.geometry, self.settings.grid, self.card.spacing_mm)
-        conformed = conform(scan, geometry, self.settings.antialias)
-        scaled = scale_intensity(conformed, self.settings.intensity)
-        box = head_box(scaled, margin=round(HEAD_MARGIN_MM / min(self.card.spacing_mm)))
-        cropped = geometry.cropped(
-            [part.start for part in box], [part.stop - part.start for part in box]
-        )
-        return Volume(np.ascontiguousarray(scaled[box]), cropped)
+        return self._grid.head(inputs[0])
 
 
 class _Network:
@@ -184,6 +171,7 @@ class _Network:
             )
         self.view: View = VIEWS[name]
         self._config = settings.network(len(member.classes))
+        self.offsets = class_weight_offsets(member)
         self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
     def runner(self, compute: Compute, dropout: bool) -> BatchRunner:
@@ -236,7 +224,10 @@ class ViewMember:
                 slices = thick_slices(stack, np.arange(first, last), self.network.slices)
                 logits = runner(torch.from_numpy(slices), compute)
                 rows, columns = (self.kept[axis] for axis in view.axes[1:])
-                probabilities = logits[:, :, rows, columns].softmax(1)
+                logits = logits[:, :, rows, columns]
+                if self.network.offsets is not None:
+                    logits = logits - self.network.offsets.to(logits.device)[:, None, None]
+                probabilities = logits.softmax(1)
                 start = [0, 0, 0]
                 start[view.axes[0]] = first - self.kept[view.axes[0]].start
                 yield Block((start[0], start[1], start[2]), _unstacked(probabilities, view))

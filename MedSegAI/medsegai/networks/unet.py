@@ -164,9 +164,12 @@ class _Plan:
 
     def smallest(self) -> list[int]:
         """Sizes of the smallest patch: at the coarsest stage two voxels are left, for one has no deviation."""
-        strides = zip(*map(self.ops.sizes, self.strides), strict=True)
-        first, *others = (math.prod(along) for along in strides)
+        first, *others = self.total_strides()
         return [2 * first, *others]
+
+    def total_strides(self) -> list[int]:
+        """Voxels of the image that become one at the coarsest stage, along each axis."""
+        return [math.prod(along) for along in zip(*map(self.ops.sizes, self.strides), strict=True)]
 
     def _per_stage(self, name: str, stages: int) -> list[Any]:
         values = self._arguments[name]
@@ -332,6 +335,7 @@ class UNet(nn.Module):
         super().__init__()
         self.kind = plan.kind
         self.smallest = plan.smallest()
+        self.strides = plan.total_strides()
         self.encoder = nn.ModuleDict()
         if plan.kind == "PlainConvUNet":
             self.encoder["stages"] = _plain_encoder(plan, in_channels)

@@ -84,7 +84,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convolutions in half precision, all else (normalisation, slopes) as it is."""
-    return {name: tensor.half() if tensor.ndim == 4 else tensor for name, tensor in state.items()}
+    return {name: tensor.half() if tensor.ndim >= 4 else tensor for name, tensor in state.items()}
 
 
 class RunLog:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from medsegai.errors import RequestError
+from medsegai.training.anatomy import AnatomyConfig
 from medsegai.training.loss import LossConfig
 from medsegai.training.synthesis import AppearanceConfig, DeformationConfig, TissueClass
 
@@ -43,27 +44,39 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """``schedule``: cosine to zero, or step (times ``step_factor`` every ``step_every`` steps)."""
+    """``schedule``: cosine to zero; step (times ``step_factor`` every ``step_every`` steps); or trapezoid, which
+    falls to zero in the last ``decay_share`` of the steps alone, so that the end may be settled late.
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    ``ema``: how much of the averaged weights stays at each step; those are validated and kept. 0: no average.
+    """
+
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     momentum: float = 0.95
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "step", "trapezoid"] = "cosine"
     warm_up: int = 100
     step_every: int = 1000
     step_factor: float = 0.1
+    decay_share: float = 0.25
     gradient_limit: float = 0.0
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Slices are drawn from a pool of the last ``pool`` volumes; every ``refresh`` steps brings a new one."""
+    """What a step learns from is drawn from the last ``pool`` volumes; every ``refresh`` steps brings a new one.
+
+    ``batch`` slices, or patches of ``patch`` (k, j, i) voxels. ``ahead``: how many volumes a process of its own
+    makes before they are needed and keeps on disk; 0: they are made when they are needed.
+    """
 
     batch: int = 8
     pool: int = 24
     refresh: int = 3
     brain_share: float = 0.9
+    patch: tuple[int, int, int] = (128, 128, 128)
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class TrainingConfig:
     """A whole training run. ``card`` is relative to the training file, which is ``source``."""
 
     card: str
-    views: tuple[str, ...] = ("axial", "coronal", "sagittal")
+    members: tuple[str, ...] = ("axial", "coronal", "sagittal")
     seed: int = 1
     steps: int = 4000
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -92,6 +105,7 @@ class TrainingConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    anatomy: AnatomyConfig = field(default_factory=AnatomyConfig)
     deformation: DeformationConfig = field(default_factory=DeformationConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     tissues: tuple[TissueClass, ...] = ()
@@ -105,6 +119,8 @@ class TrainingConfig:
             ("sampling.batch", self.sampling.batch, 1),
             ("sampling.pool", self.sampling.pool, 1),
             ("sampling.refresh", self.sampling.refresh, 1),
+            ("sampling.ahead", self.sampling.ahead, 0),
+            ("anatomy.variants", self.anatomy.variants, 0),
             ("validation.every", self.validation.every, 1),
             ("validation.slice_step", self.validation.slice_step, 1),
         ):
@@ -114,8 +130,10 @@ class TrainingConfig:
             raise RequestError(
                 "Training file: data.crop_voxels must be multiples of 16, for the networks halve them 4 times."
             )
-        if not self.views:
-            raise RequestError("Training file: views is empty; name at least one view.")
+        if not self.members:
+            raise RequestError(
+                "Training file: members is empty; name at least one member of the card."
+            )
 
     @property
     def card_path(self) -> Path:
@@ -134,7 +152,7 @@ class TrainingConfig:
         values = dataclasses.asdict(self)
         for name in ("steps", "source", "compile", "checkpoint_every", "log_every", "card"):
             del values[name]
-        del values["data"]["root"]
+        del values["data"]["root"], values["sampling"]["ahead"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -159,7 +177,7 @@ def load_config(path: Path) -> TrainingConfig:
 
 
 def configured(arguments: argparse.Namespace) -> TrainingConfig:
-    """The training file ``config`` with what the command line's ``data``, ``views`` and ``steps`` change.
+    """The training file ``config`` with what the command line's ``data``, ``members`` and ``steps`` change.
 
     Raises:
         RequestError: see `load_config`.
@@ -168,8 +186,8 @@ def configured(arguments: argparse.Namespace) -> TrainingConfig:
     if arguments.data is not None:
         data = dataclasses.replace(config.data, root=str(arguments.data.resolve()))
         config = dataclasses.replace(config, data=data)
-    if arguments.views:
-        config = dataclasses.replace(config, views=tuple(arguments.views))
+    if arguments.members:
+        config = dataclasses.replace(config, members=tuple(arguments.members))
     if arguments.steps is not None:
         config = dataclasses.replace(config, steps=arguments.steps)
     return config

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +18,7 @@ from medsegai.card import ModelCard
 from medsegai.errors import InputError, RequestError
 from medsegai.io import read_labelmap, read_volume
 from medsegai.preprocessing.intensity import scale_intensity
+from medsegai.training.anatomy import AnatomyConfig, vary
 from medsegai.training.config import TrainingConfig
 from medsegai.training.synthesis import (
     Draw,
@@ -76,6 +79,28 @@ class StoredCase:
 
 
 @dataclass(frozen=True)
+class Siblings:
+    """Label maps varied by `training.anatomy`, made when they are first asked for.
+
+    ``values``: label value of each code. The same seed, case and number always give the same map.
+    """
+
+    values: NDArray[np.int64]
+    config: AnatomyConfig
+    seed: int
+    _made: dict[tuple[str, int], NDArray[np.uint8]] = field(default_factory=dict)
+
+    def of(self, case: StoredCase, number: int) -> StoredCase:
+        """Sibling `number` of a case."""
+        key = case.name, number
+        if key not in self._made:
+            random = np.random.default_rng([self.seed, zlib.crc32(case.name.encode()), number])
+            varied = vary(self.values[case.codes], case.spacing, self.config, random)
+            self._made[key] = np.searchsorted(self.values, varied).astype(np.uint8)
+        return dataclasses.replace(case, codes=self._made[key])
+
+
+@dataclass(frozen=True)
 class CaseSource:
     """Volumes made from stored cases (see `training.synthesis`)."""
 
@@ -85,6 +110,7 @@ class CaseSource:
     seed: int
     intensity: str
     device: torch.device
+    siblings: Siblings | None = None
 
     def sample(self, stream: int, index: int) -> Sample:
         generator = torch.Generator(self.device).manual_seed(seed_for(self.seed, stream, index))
@@ -92,7 +118,7 @@ class CaseSource:
         if stream == VALIDATION:
             case = self.held_out[index % len(self.held_out)]
         else:
-            case = self.cases[draw.integer(len(self.cases))]
+            case = self._varied(self.cases[draw.integer(len(self.cases))], draw)
         origin = Origin(case.center, case.spacing)
         codes = torch.from_numpy(case.codes).to(self.device)
         if case.image is None:
@@ -102,6 +128,12 @@ class CaseSource:
             varied = stream != VALIDATION
             image, targets = self.synthesizer.from_pair(codes, pictured, origin, draw, varied)
         return Sample(scale_intensity(image, self.intensity), targets)
+
+    def _varied(self, case: StoredCase, draw: Draw) -> StoredCase:
+        """The case or, for some volumes, one of its siblings."""
+        if self.siblings is None or not draw.chance(self.siblings.config.share):
+            return case
+        return self.siblings.of(case, draw.integer(self.siblings.config.variants))
 
     def target_counts(self) -> NDArray[np.int64]:
         targets = self.synthesizer.tables.targets.cpu().numpy()
@@ -121,7 +153,8 @@ def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -
     label_paths, image_paths = find_files(config)
     labels = [conform_axes(read_labelmap(path)[0]) for path in label_paths]
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
-    values = {0} | {int(value) for volume in labels for value in np.unique(volume.voxels)}
+    values = {0, *config.anatomy.lesion}
+    values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
     codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
     if len(codes) > 255:
         raise InputError(
@@ -142,6 +175,9 @@ def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -
         seed=config.seed,
         intensity=str(card.settings.get("intensity", "percentile")),
         device=device,
+        siblings=Siblings(np.asarray(codes), config.anatomy, config.seed)
+        if config.anatomy.variants
+        else None,
     )
 
 

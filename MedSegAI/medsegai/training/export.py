@@ -52,19 +52,23 @@ def validation_figures(
     return figures
 
 
-def export_model(card: ModelCard, config: TrainingConfig, run: Path) -> Path:
+def export_model(
+    card: ModelCard, config: TrainingConfig, run: Path, weights: Mapping[str, Sequence[float]]
+) -> Path:
     """Write ``run``/model: card with hashes and figures, weights in half precision, training file, log, curves.
 
+    `weights`: for each member those of its classes in the loss, which inference undoes.
+
     Raises:
-        RequestError: a view was never validated, so there is no best network of it.
+        RequestError: a member was never validated, so there is no best network of it.
     """
-    folder, views = run / MODEL_FOLDER, config.views
+    folder, views = run / MODEL_FOLDER, config.members
     folder.mkdir(exist_ok=True)
     for view in views:
         source = run / best_weights_name(view)
         if not source.is_file():
             raise RequestError(
-                f"{source} does not exist: train view {view!r} up to its first validation."
+                f"{source} does not exist: train member {view!r} up to its first validation."
             )
         save_weights(folder / f"{view}.safetensors", compact(load_weights(source)))
     shutil.copyfile(config.source, folder / "training.toml")
@@ -72,10 +76,21 @@ def export_model(card: ModelCard, config: TrainingConfig, run: Path) -> Path:
     entries = read_log(run / LOG)
     draw_curves(entries, run / CURVES)
     figures = validation_figures(card, views, entries)
-    _write_card(
-        card, folder, views, {**card.performance, "validation on synthetic images": figures}
-    )
+    weighted = _with_class_weights(card, weights)
+    performance = {**card.performance, "validation on synthetic images": figures}
+    _write_card(weighted, folder, views, performance)
     return folder
+
+
+def _with_class_weights(card: ModelCard, weights: Mapping[str, Sequence[float]]) -> ModelCard:
+    """The card with the weights of the loss in the settings of each member, in four digits."""
+    members = []
+    for member in card.members:
+        settings = dict(member.settings)
+        if member.name in weights:
+            settings["class_weights"] = [float(f"{value:.4g}") for value in weights[member.name]]
+        members.append(dataclasses.replace(member, settings=settings))
+    return dataclasses.replace(card, members=tuple(members))
 
 
 def _write_card(

@@ -43,6 +43,14 @@ def class_weights(counts: NDArray[np.int64], config: LossConfig) -> NDArray[np.f
     return balanced
 
 
+def member_weights(
+    counts: NDArray[np.int64], class_of: NDArray[np.int64], config: LossConfig
+) -> NDArray[np.float32]:
+    """Class weights of a member, from voxels per target and the class of each target, both (targets + 1,)."""
+    per_class = np.bincount(class_of, weights=counts, minlength=int(class_of.max()) + 1)
+    return class_weights(per_class.astype(np.int64), config)
+
+
 def boundaries(classes: Tensor) -> Tensor:
     """Where a slice touches another class, in its plane or in the neighbouring slices.
 
@@ -60,9 +68,21 @@ def boundaries(classes: Tensor) -> Tensor:
     return touches
 
 
+def boundaries_3d(classes: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Where voxels (k, j, i) touch another class along any axis, bool of the same shape."""
+    touches = np.zeros(classes.shape, bool)
+    for axis in range(3):
+        ahead = np.moveaxis(classes, axis, 0)
+        across = ahead[1:] != ahead[:-1]
+        view = np.moveaxis(touches, axis, 0)
+        view[1:] |= across
+        view[:-1] |= across
+    return touches
+
+
 def dice_loss(probabilities: Tensor, one_hot: Tensor) -> Tensor:
-    """1 - soft Dice, averaged over the classes that the batch contains; both (N, C, H, W)."""
-    over = (0, 2, 3)
+    """1 - soft Dice, averaged over the classes that the batch contains; both (N, C, ...)."""
+    over = (0, *range(2, probabilities.ndim))
     common = (probabilities * one_hot).sum(over)
     volumes = one_hot.sum(over)
     dice = 2.0 * common / (probabilities.sum(over) + volumes).clamp_min(1e-6)
@@ -71,7 +91,7 @@ def dice_loss(probabilities: Tensor, one_hot: Tensor) -> Tensor:
 
 
 class SegmentationLoss(nn.Module):
-    """(total, Dice, logistic) loss of logits (N, C, H, W) for classes (N, H, W)."""
+    """(total, Dice, logistic) loss of logits (N, C, ...) for classes (N, ...)."""
 
     weights: Tensor
 
@@ -82,7 +102,8 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, classes: Tensor, touches: Tensor) -> Tensor:
         log_probabilities = functional.log_softmax(logits.float(), dim=1)
-        everything = torch.arange(logits.shape[1], device=logits.device)[None, :, None, None]
+        everything = torch.arange(logits.shape[1], device=logits.device)
+        everything = everything.view(1, -1, *(1,) * (logits.ndim - 2))
         one_hot = (classes[:, None] == everything).to(log_probabilities.dtype)
         dice = dice_loss(log_probabilities.exp(), one_hot)
         voxel_weights = self.weights[classes] + self.config.boundary * touches

@@ -7,7 +7,9 @@ exactly as if it had not been.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,14 +22,60 @@ from medsegai.training.config import SamplingConfig
 from medsegai.training.data import BATCHES, TRAINING, Sample, SampleSource, seed_for
 from medsegai.training.loss import boundaries
 
+Predict = Callable[[Tensor], Tensor]
+"""Images (N, channels, ...) to logits (N, classes, ...), on the device of the caller's choice."""
+
+
+class Batch(Protocol):
+    """What a step learns from."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The arguments of the objective; the image, (N, channels, ...), is the first."""
+        ...
+
+
+class Task(Protocol):
+    """What one network learns, and how it is shown volumes.
+
+    `number` tells the tasks of a run apart, so that each draws random numbers of its own.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def class_count(self) -> int: ...
+
+    def draw(
+        self,
+        samples: Sequence[Sample],
+        sampling: SamplingConfig,
+        random: np.random.Generator,
+        share: slice,
+    ) -> Batch:
+        """A batch; of several processes each takes its `share` of it."""
+        ...
+
+    def answers(
+        self, sample: Sample, predict: Predict, step: int, count: int
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """For validation: predicted and true classes, in pieces of equal shape."""
+        ...
+
 
 @dataclass(frozen=True)
-class Batch:
+class SliceBatch:
     """``slices`` (N, channels, H, W), ``classes`` (N, H, W) and where they touch another class (N, H, W)."""
 
     slices: Tensor
     classes: Tensor
     touches: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.slices, self.classes, self.touches
 
 
 @dataclass(frozen=True)
@@ -43,35 +91,76 @@ class ViewTask:
         return self.view.name
 
     @property
+    def number(self) -> int:
+        return sorted(VIEWS).index(self.name)
+
+    @property
     def class_count(self) -> int:
         return int(self.class_of.max()) + 1
+
+    def draw(
+        self,
+        samples: Sequence[Sample],
+        sampling: SamplingConfig,
+        random: np.random.Generator,
+        share: slice,
+    ) -> SliceBatch:
+        """Slices of random volumes, most of them with something to learn."""
+        chosen = [
+            self._choose(samples, sampling.brain_share, random) for _ in range(sampling.batch)
+        ]
+        return join([cut_batch(sample, self, np.array([index])) for sample, index in chosen[share]])
+
+    def answers(
+        self, sample: Sample, predict: Predict, step: int, count: int
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Predicted and true classes of every `step`-th slice, `count` at a time."""
+        indices = np.arange(0, len(self.view.stack(sample.targets)), step)
+        for start in range(0, len(indices), count):
+            batch = cut_batch(sample, self, indices[start : start + count])
+            yield predict(batch.slices).argmax(dim=1).cpu().numpy(), batch.classes.numpy()
+
+    def _choose(
+        self, samples: Sequence[Sample], brain_share: float, random: np.random.Generator
+    ) -> tuple[Sample, int]:
+        sample = samples[int(random.integers(len(samples)))]
+        axis = self.view.axes[0]
+        candidates = sample.occupied[axis]
+        if not candidates.size or random.random() >= brain_share:
+            candidates = np.arange(sample.targets.shape[axis])
+        return sample, int(random.choice(candidates))
 
 
 def view_task(
     member: MemberCard, view: str, slices: int, label_values: tuple[int, ...]
 ) -> ViewTask:
     """The task that a member's class map describes."""
+    return ViewTask(VIEWS[view], slices, classes_of_targets(member, label_values))
+
+
+def classes_of_targets(member: MemberCard, label_values: tuple[int, ...]) -> NDArray[np.int64]:
+    """The class of each target, (targets + 1,), that a member's class map says; background is 0."""
     class_of = np.zeros(len(label_values) + 1, dtype=np.int64)
     for number, feeds in enumerate(member.classes):
         for value in feeds:
             class_of[label_values.index(value) + 1] = number
-    return ViewTask(VIEWS[view], slices, class_of)
+    return class_of
 
 
-def cut_batch(sample: Sample, task: ViewTask, indices: NDArray[np.int64]) -> Batch:
+def cut_batch(sample: Sample, task: ViewTask, indices: NDArray[np.int64]) -> SliceBatch:
     """Slices ``indices`` of one volume, as a view sees them."""
     image = thick_slices(task.view.stack(sample.image), indices, task.slices)
     targets = thick_slices(task.view.stack(sample.targets), indices, 3)
     classes = torch.from_numpy(task.class_of[targets])
-    return Batch(
+    return SliceBatch(
         torch.from_numpy(np.ascontiguousarray(image)),
         classes[:, 1].contiguous(),
         boundaries(classes),
     )
 
 
-def join(batches: list[Batch]) -> Batch:
-    return Batch(
+def join(batches: list[SliceBatch]) -> SliceBatch:
+    return SliceBatch(
         *(
             torch.cat([getattr(batch, name) for batch in batches])
             for name in ("slices", "classes", "touches")
@@ -99,22 +188,9 @@ class Pool:
         )
         return list(self.volumes.values())
 
-    def draw(self, step: int, task: ViewTask, rank: int = 0, ranks: int = 1) -> Batch:
-        """The share of ``rank`` in the batch of ``step`` for one view."""
-        samples = self.at(step)
-        view = sorted(VIEWS).index(task.name)
-        random = np.random.default_rng(seed_for(self.seed, BATCHES, step * len(VIEWS) + view))
-        chosen = [self._choose(samples, task, random) for _ in range(self.config.batch)]
-        return join(
-            [cut_batch(sample, task, np.array([index])) for sample, index in chosen[rank::ranks]]
+    def draw(self, step: int, task: Task, rank: int = 0, ranks: int = 1) -> Batch:
+        """The share of ``rank`` in the batch of ``step`` for one task."""
+        random = np.random.default_rng(
+            seed_for(self.seed, BATCHES, step * len(VIEWS) + task.number)
         )
-
-    def _choose(
-        self, samples: list[Sample], task: ViewTask, random: np.random.Generator
-    ) -> tuple[Sample, int]:
-        sample = samples[random.integers(len(samples))]
-        axis = task.view.axes[0]
-        candidates = sample.occupied[axis]
-        if not candidates.size or random.random() >= self.config.brain_share:
-            candidates = np.arange(sample.targets.shape[axis])
-        return sample, int(random.choice(candidates))
+        return task.draw(self.at(step), self.config, random, slice(rank, None, ranks))

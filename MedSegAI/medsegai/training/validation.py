@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medsegai.training.data import VALIDATION, Sample, SampleSource
-from medsegai.training.sampling import ViewTask, cut_batch
-
-Predict = Callable[[Tensor], Tensor]
-"""Slices (N, channels, H, W) to logits (N, classes, H, W), on the device of the caller's choice."""
+from medsegai.training.sampling import Predict, Task
 
 
 @dataclass
@@ -68,28 +63,10 @@ class Validator:
             [source.sample(VALIDATION, index) for index in range(volumes)], slice_step, batch
         )
 
-    def dice(self, task: ViewTask, predict: Predict) -> DiceCounter:
-        """Dice counts of one view's network."""
+    def dice(self, task: Task, predict: Predict) -> DiceCounter:
+        """Dice counts of one member's network."""
         counter = DiceCounter.for_classes(task.class_count)
         for sample in self.samples:
-            indices = np.arange(0, len(task.view.stack(sample.targets)), self.slice_step)
-            for start in range(0, len(indices), self.batch):
-                batch = cut_batch(sample, task, indices[start : start + self.batch])
-                predicted = predict(batch.slices).argmax(dim=1)
-                counter.add(predicted.cpu().numpy(), batch.classes.numpy())
+            for predicted, expected in task.answers(sample, predict, self.slice_step, self.batch):
+                counter.add(predicted, expected)
         return counter
-
-
-def evaluating(network: torch.nn.Module, forward: Predict) -> Predict:
-    """``forward`` without gradients, the network in evaluation mode; its mode is put back after each call."""
-
-    def predict(slices: Tensor) -> Tensor:
-        was_training = network.training
-        network.eval()
-        try:
-            with torch.inference_mode():
-                return forward(slices)
-        finally:
-            network.train(was_training)
-
-    return predict

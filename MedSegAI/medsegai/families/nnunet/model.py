@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Part, Step
+from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
-from medsegai.families.nnunet.sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.networks.unet import build_unet, load_state, with_norm_of

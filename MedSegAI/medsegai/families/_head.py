@@ -1,0 +1,87 @@
+"""What families of head models share: the conformed head, and undoing the class weights of their training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsegai.card import MemberCard
+from medsegai.errors import ModelError
+from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
+from medsegai.preprocessing.intensity import scale_intensity
+from medsegai.volume import Geometry, Volume
+
+HEAD_MARGIN_MM = 32.0
+"""Air kept around the head: with less, labels change, because networks see the border (docs/performance.md)."""
+
+KEPT_MARGIN_MM = 8.0
+"""Air around the head for which answers are kept: what lies further away is background."""
+
+
+@dataclass(frozen=True)
+class HeadGrid:
+    """The grid that a network was trained on, and how the scan comes onto it.
+
+    Attributes:
+        grid: least size (i, j, k) in voxels.
+        spacing_mm: of the voxels, along (i, j, k).
+        intensity: a mode of `scale_intensity`.
+        antialias: see `conform`.
+        margin_mm: of air around the head.
+    """
+
+    grid: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    intensity: str
+    antialias: bool
+    margin_mm: float = HEAD_MARGIN_MM
+
+    def head(self, scan: Volume) -> Volume:
+        """The conformed scan, its intensities scaled, cropped to the head."""
+        geometry = conformed_geometry(scan.geometry, self.grid, self.spacing_mm)
+        scaled = scale_intensity(conform(scan, geometry, self.antialias), self.intensity)
+        box = head_box(scaled, margin=round(self.margin_mm / min(self.spacing_mm)))
+        return Volume(np.ascontiguousarray(scaled[box]), cropped(geometry, box))
+
+    def kept(self, head: Volume) -> tuple[slice, slice, slice]:
+        """The box (k, j, i) of the head for which answers are kept."""
+        return head_box(head.voxels, margin=round(KEPT_MARGIN_MM / min(self.spacing_mm)))
+
+
+def cropped(geometry: Geometry, box: Sequence[slice]) -> Geometry:
+    """The part of a grid that a box (k, j, i) holds."""
+    return geometry.cropped([part.start for part in box], [part.stop - part.start for part in box])
+
+
+def class_weight_offsets(member: MemberCard) -> Tensor | None:
+    """What to subtract from a member's logits to undo the class weights of its loss, float32 (channels,).
+
+    A network that learned with weights answers with probabilities that are too large for what weighed much,
+    which are the small structures. Dividing them by `class_weights` to the power `weight_power` takes that back
+    (M. Saerens et al., "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002). The power is
+    chosen for each member on held-out synthetic heads, because Dice loss and boundary weights pull the other way.
+
+    Returns:
+        None where the card asks for nothing.
+
+    Raises:
+        ModelError: the weights are not positive numbers, one for each channel.
+    """
+    power = member.settings.get("weight_power", 0.0)
+    weights = member.settings.get("class_weights")
+    if weights is None or not power:
+        return None
+    numbers = (power, *weights)
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers) or (
+        len(weights) != len(member.classes) or min(weights) <= 0
+    ):
+        raise ModelError(
+            f"Member {member.name!r} needs one positive number for each of its {len(member.classes)} classes in "
+            "settings.class_weights, and a number as settings.weight_power."
+        )
+    return power * torch.tensor(weights, dtype=torch.float32).log()

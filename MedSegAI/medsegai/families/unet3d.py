@@ -1,0 +1,197 @@
+"""The family of 3D U-Nets for whole heads: each member sees patches of the conformed head.
+
+A card of this family has `settings`: grid (i, j, k voxels), intensity, antialias; each member has `settings`:
+network and its shape (see `networks.volumetric`), patch (k, j, i), perhaps spacing_mm and grid of its own, and the
+class_weights of its loss with the weight_power to undo them by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medsegai.card import MemberCard, ModelCard
+from medsegai.errors import ModelError, RequestError
+from medsegai.families import Part, Step
+from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
+from medsegai.families._sliding import Box, Window, logits_by_planes, window
+from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.volumetric import build_network, smallest_multiple
+from medsegai.probabilities import Block
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
+
+MARGIN_MM = 16.0
+"""Air kept around the head. Patches reach further where the head is small."""
+
+
+def load(card: ModelCard) -> UNet3DModel:
+    """Load a card of this family; networks are read when they are first used.
+
+    Raises:
+        ModelError: its settings do not describe networks, grids and patches.
+    """
+    return UNet3DModel(card)
+
+
+class UNet3DModel:
+    """3D networks, each on a grid of its own."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self._networks = {member.name: _Network(card, member) for member in card.members}
+
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> list[Part]:
+        """One part for each grid, with the members that work on it."""
+        if len(inputs) != 1:
+            raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
+        by_grid: dict[HeadGrid, list[MemberCard]] = {}
+        for member in self.card.chosen_members(request.members):
+            by_grid.setdefault(self._networks[member.name].grid, []).append(member)
+        return [
+            self._part(grid, members, inputs[0], output, request)
+            for grid, members in by_grid.items()
+        ]
+
+    def _part(
+        self,
+        grid: HeadGrid,
+        members: Sequence[MemberCard],
+        scan: Volume,
+        output: Geometry,
+        request: SegmentationRequest,
+    ) -> Part:
+        head = grid.head(scan)
+        kept = grid.kept(head)
+        answered = cropped(head.geometry, kept)
+        wanted = answered.box_around_grid(output)
+        image = torch.from_numpy(head.voxels)[None]
+        patches = [
+            PatchMember(self._networks[member.name], member, image, kept, wanted, request.tile_step)
+            for member in members
+        ]
+        return Part(answered, patches, [member.name for member in members])
+
+
+class _Network:
+    """The network of one member, read on first use and kept, ready to run, for the next scan."""
+
+    def __init__(self, card: ModelCard, member: MemberCard) -> None:
+        self._card, self._member = card, member
+        settings = {**card.settings, **member.settings}
+        self.offsets = class_weight_offsets(member)
+        try:
+            self.patch = tuple(int(size) for size in settings["patch"])
+            i, j, k = (int(size) for size in settings["grid"])
+            x, y, z = (float(size) for size in settings.get("spacing_mm", card.spacing_mm))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"Member {member.name!r} of model {card.id!r} needs patch and grid, three numbers each: {error!r}."
+            ) from None
+        if len(self.patch) != 3 or not member.classes:
+            raise ModelError(
+                f"Member {member.name!r} of model {card.id!r} needs a patch of three sizes and its classes."
+            )
+        self.grid = HeadGrid(
+            (i, j, k),
+            (x, y, z),
+            str(settings.get("intensity", "percentile")),
+            bool(settings.get("antialias", True)),
+            MARGIN_MM,
+        )
+        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
+
+    def runner(self, compute: Compute) -> BatchRunner:
+        key = (str(compute.device), compute.backend, compute.mixed)
+        if key not in self._runners:
+            self._runners[key] = BatchRunner(self._read(), half="network")
+        return self._runners[key]
+
+    def _read(self) -> torch.nn.Module:
+        self._card.verify_member(self._member)
+        path = self._card.weights_path(self._member)
+        network = build_network(self._member.settings, len(self._member.classes))
+        if any(
+            size % multiple
+            for size, multiple in zip(self.patch, smallest_multiple(network), strict=True)
+        ):
+            raise ModelError(f"{path}: its network takes no patches of {self.patch} voxels.")
+        try:
+            weights = load_file(path)
+            network.load_state_dict({name: values.float() for name, values in weights.items()})
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise ModelError(f"{path} does not hold this network: {error}") from error
+        return network.eval()
+
+
+@dataclass
+class PatchMember:
+    """One network over the head.
+
+    Attributes:
+        image: the head, float32 (1, k, j, i).
+        kept: the box of the head that is the native grid.
+        wanted: the box of the native grid that is asked for; None for nothing of it.
+        tile_step: distance of neighbouring patches as a part of the patch.
+    """
+
+    network: _Network
+    member: MemberCard
+    image: Tensor
+    kept: Box
+    wanted: Box | None
+    tile_step: float
+    name: str = field(init=False)
+    weight: float = field(init=False)
+    classes: Sequence[Sequence[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name, self.weight = self.member.name, self.member.weight
+        self.classes = self.member.classes
+
+    def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
+        """Planes of probabilities from front to back of the wanted box."""
+        if self.wanted is None:
+            return
+        at = self._window(compute)
+        runner = self.network.runner(compute)
+        done = 0
+
+        def predict(patch: Tensor) -> Tensor:
+            nonlocal done
+            logits = runner(patch, compute)
+            done += 1
+            step(min(done / at.tiles, 1.0))
+            return logits
+
+        offsets = self.network.offsets
+        start = [part.start for part in self.wanted]
+        for number, logits in enumerate(
+            logits_by_planes(at, [(predict, 1.0)], 0, len(self.classes), compute.notes)
+        ):
+            if offsets is not None:
+                logits = logits - offsets.to(logits.device)[:, None, None, None]
+            yield Block((start[0] + number, start[1], start[2]), logits.softmax(0))
+
+    def _window(self, compute: Compute) -> Window:
+        assert self.wanted is not None
+        box = tuple(
+            slice(inside.start + part.start, inside.start + part.stop)
+            for inside, part in zip(self.kept, self.wanted, strict=True)
+        )
+        image = self.image.to(compute.device)
+        return window(image, self.network.patch, self.tile_step, (box[0], box[1], box[2]))

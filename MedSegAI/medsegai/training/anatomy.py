@@ -1,0 +1,136 @@
+"""Label maps of other people: younger and older heads made from one, and mild lesions.
+
+Label maps that can be had are often of one age. A smooth displacement lets ventricles contract or widen, and fluid
+in narrow sulci becomes cortex, so that a network learns from ages that nobody drew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+Range = tuple[float, float]
+
+SMOOTHING_MM = 2.0
+"""Blur of the directions away from ventricles: opposite walls of a narrow horn cancel, so it stays open."""
+
+
+@dataclass(frozen=True)
+class AnatomyConfig:
+    """How label maps are varied before images are made from them. Lengths in mm; label values of the files.
+
+    Each map gets ``variants`` siblings. In each, ``ventricles`` contract by a length from ``contraction_mm``,
+    negative to widen; the displacement fades out at ``reach_mm``. In those that contract, ``fluid`` closer to
+    ``cortex`` than a length from ``sulcus_mm`` becomes cortex. A volume is made of a sibling with the chance
+    ``share``. Lesions, spots of ``lesion`` inside ``white_matter``, are put into a ``lesion_share`` of the
+    siblings.
+    """
+
+    variants: int = 0
+    share: float = 0.5
+    ventricles: tuple[int, ...] = ()
+    contraction_mm: Range = (0.6, 4.0)
+    reach_mm: float = 18.0
+    cortex: tuple[int, ...] = ()
+    fluid: int = 0
+    sulcus_mm: Range = (1.0, 1.4)
+    white_matter: tuple[int, ...] = ()
+    lesion: tuple[int, ...] = ()
+    lesion_share: float = 0.0
+
+
+def vary(
+    labels: NDArray[np.integer],
+    spacing_mm: tuple[float, float, float],
+    config: AnatomyConfig,
+    random: np.random.Generator,
+) -> NDArray[np.integer]:
+    """A sibling of a label map (k, j, i) whose voxels are `spacing_mm` (k, j, i) apart."""
+    contraction = random.uniform(*config.contraction_mm)
+    sulcus = random.uniform(*config.sulcus_mm)
+    varied = labels
+    if config.ventricles:
+        varied = contracted(varied, spacing_mm, config, contraction)
+    if config.cortex and contraction > 0:
+        varied = with_narrow_sulci(varied, spacing_mm, config, sulcus)
+    if config.lesion and random.random() < config.lesion_share:
+        varied = with_lesions(varied, spacing_mm, config, random)
+    return varied
+
+
+def contracted(
+    labels: NDArray[np.integer],
+    spacing_mm: tuple[float, float, float],
+    config: AnatomyConfig,
+    contraction_mm: float,
+) -> NDArray[np.integer]:
+    """The map with its ventricles contracted by `contraction_mm`, or widened where it is negative."""
+    inside = np.isin(labels, config.ventricles)
+    if not inside.any():
+        return labels
+    margin = [int(np.ceil((config.reach_mm + 2) / spacing)) for spacing in spacing_mm]
+    box = _box_around(inside, margin)
+    part, inside = labels[box], inside[box]
+    outward = scipy.ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
+    depth = scipy.ndimage.distance_transform_edt(inside, sampling=spacing_mm)
+    distance = (outward - depth).astype(np.float32)
+    sigma = [SMOOTHING_MM / spacing for spacing in spacing_mm]
+    smooth = scipy.ndimage.gaussian_filter(distance, sigma)
+    fading = np.clip(1.0 - outward / config.reach_mm, 0.0, 1.0).astype(np.float32)
+    coordinates = np.indices(part.shape, dtype=np.float32)
+    for axis, spacing in enumerate(spacing_mm):
+        direction = np.gradient(smooth, spacing, axis=axis)
+        coordinates[axis] += contraction_mm / spacing * fading * direction
+    varied = labels.copy()
+    varied[box] = scipy.ndimage.map_coordinates(part, coordinates, order=0, mode="nearest")
+    return varied
+
+
+def with_narrow_sulci(
+    labels: NDArray[np.integer],
+    spacing_mm: tuple[float, float, float],
+    config: AnatomyConfig,
+    reach_mm: float,
+) -> NDArray[np.integer]:
+    """The map where fluid within `reach_mm` of cortex has become the cortex that is nearest."""
+    cortex = np.isin(labels, config.cortex)
+    if not cortex.any():
+        return labels
+    distance, nearest = scipy.ndimage.distance_transform_edt(
+        ~cortex, sampling=spacing_mm, return_indices=True
+    )
+    closed = (labels == config.fluid) & (distance <= reach_mm)
+    varied = labels.copy()
+    varied[closed] = labels[tuple(index[closed] for index in nearest)]
+    return varied
+
+
+def with_lesions(
+    labels: NDArray[np.integer],
+    spacing_mm: tuple[float, float, float],
+    config: AnatomyConfig,
+    random: np.random.Generator,
+) -> NDArray[np.integer]:
+    """The map with spots of lesion, a few per cent of the white matter at most, of the value of its side."""
+    grain_mm = random.uniform(1.5, 4.0)
+    noise = random.standard_normal(labels.shape, dtype=np.float32)
+    field = scipy.ndimage.gaussian_filter(noise, [grain_mm / spacing for spacing in spacing_mm])
+    share = random.uniform(0.0, 0.04)
+    varied = labels.copy()
+    for value, lesion in zip(config.white_matter, config.lesion, strict=True):
+        matter = labels == value
+        if matter.any():
+            threshold = np.quantile(field[matter], 1.0 - share)
+            varied[matter & (field > threshold)] = lesion
+    return varied
+
+
+def _box_around(inside: NDArray[np.bool_], margin: list[int]) -> tuple[slice, ...]:
+    (found,) = scipy.ndimage.find_objects(inside.astype(np.uint8), max_label=1)
+    return tuple(
+        slice(max(0, part.start - extra), part.stop + extra)
+        for part, extra in zip(found, margin, strict=True)
+    )

@@ -1,0 +1,304 @@
+"""A training run, whatever it trains: its folder, log, checkpoints, validation and end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from medsegai.card import ModelCard, load_card
+from medsegai.errors import Cancelled, OutputError, RequestError
+from medsegai.locks import reserved
+from medsegai.networks.backends import keep_freed_memory
+from medsegai.progress import Progress
+from medsegai.training.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    RunLog,
+    best_weights_name,
+    load_checkpoint,
+    refuse_earlier_run,
+    save_checkpoint,
+    save_weights,
+)
+from medsegai.training.config import TrainingConfig
+from medsegai.training.curves import Board
+from medsegai.training.data import DROPOUT, SampleSource, case_source, seed_for
+from medsegai.training.export import MODEL_FOLDER, export_model
+from medsegai.training.sampling import Pool
+from medsegai.training.stored_pool import StoredPool
+from medsegai.training.trainer import Place, Trainer, find_place
+from medsegai.training.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 60.0
+
+Build = Callable[[TrainingConfig, ModelCard, Sequence[str], SampleSource, Place], Sequence[Trainer]]
+"""A family's way to make the trainers of a card's members."""
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """When a run stops, in seconds of `time.monotonic`; None for when its steps are done."""
+
+    end: float | None = None
+
+    @classmethod
+    def of(cls, minutes: float | None, until: str | None) -> TimeLimit:
+        """`minutes` from now, or the next time that a clock shows `until` (HH:MM); the earlier of both.
+
+        Raises:
+            RequestError: `until` is not a time of day, or `minutes` is not positive.
+        """
+        ends = []
+        if minutes is not None:
+            if not minutes > 0:
+                raise RequestError(f"--minutes must be more than 0, not {minutes}.")
+            ends.append(time.monotonic() + 60.0 * minutes)
+        if until is not None:
+            ends.append(time.monotonic() + _seconds_until(until, datetime.now()))
+        return cls(min(ends, default=None))
+
+    def is_over(self) -> bool:
+        return self.end is not None and time.monotonic() >= self.end
+
+    def left(self) -> float:
+        """Seconds that are left; infinite without a limit."""
+        return float("inf") if self.end is None else max(0.0, self.end - time.monotonic())
+
+
+def _seconds_until(text: str, now: datetime) -> float:
+    try:
+        clock = datetime.strptime(text, "%H:%M")
+    except ValueError:
+        raise RequestError(
+            f"--until takes a time of day such as 06:30 (HH:MM), not {text!r}."
+        ) from None
+    then = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
+    if then <= now:
+        then += timedelta(days=1)
+    return (then - now).total_seconds()
+
+
+class Run:
+    """A training run: its folder, its log, and where it stands."""
+
+    def __init__(
+        self, config: TrainingConfig, trainers: Sequence[Trainer], pool: Pool, folder: Path
+    ) -> None:
+        self.config = config
+        self.trainers = trainers
+        self.pool = pool
+        self.folder = folder
+        self.place = trainers[0].place
+        self.done = 0
+        self.log: RunLog | None = None
+        self.board: Board | None = None
+        self.validator: Validator | None = None
+        self._line_at = time.monotonic()
+
+    def begin(self, resume: bool) -> None:
+        """Restore the last checkpoint if asked to, else write the first one, and open the log."""
+        if resume:
+            state = load_checkpoint(self.folder, self.config.fingerprint(), self.place.device)
+            self.done = int(state["step"])
+            for trainer in self.trainers:
+                trainer.restore(state["members"][trainer.task.name])
+        else:
+            self.save()
+        if self.place.is_first:
+            self.log = RunLog(self.folder / LOG, self.done)
+            self.board = Board(self.folder / "tensorboard", self.done)
+
+    def advance(self, progress: Progress, limit: TimeLimit) -> None:
+        """Train until the steps are done or the time is over, with checkpoints and validation on the way.
+
+        Raises:
+            Cancelled: the user asked to stop.
+        """
+        config = self.config
+        started, recent = time.perf_counter(), []
+        for step in range(self.done, config.steps):
+            progress.step("train", step, config.steps)
+            torch.manual_seed(seed_for(config.seed, DROPOUT, step))
+            recent.append(
+                torch.stack([self._step(trainer, step) for trainer in self.trainers]).cpu()
+            )
+            self.done = step + 1
+            if self.done % config.log_every == 0:
+                seconds = (time.perf_counter() - started) / len(recent)
+                self._log_losses(torch.stack(recent).mean(dim=0), seconds, limit)
+                started, recent = time.perf_counter(), []
+            over = limit.is_over()
+            if self.done % config.validation.every == 0 or self.done == config.steps:
+                self.validate()
+            if self.done % config.checkpoint_every == 0 or self.done == config.steps or over:
+                self.save()
+            if over:
+                return
+
+    def end(self) -> None:
+        """Finish what is written beside the log, and leave the group of processes."""
+        if self.board is not None:
+            self.board.close()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def _step(self, trainer: Trainer, step: int) -> Tensor:
+        return trainer.step(self.pool.draw(step, trainer.task, self.place.rank, self.place.ranks))
+
+    def _log_losses(self, losses: Tensor, seconds: float, limit: TimeLimit) -> None:
+        for trainer, values in zip(self.trainers, losses.tolist(), strict=True):
+            total, dice, logistic = (round(value, 5) for value in values)
+            rate = trainer.optimiser.param_groups[0]["lr"]
+            self._note(
+                trainer,
+                event="train",
+                loss=total,
+                dice_loss=dice,
+                logistic_loss=logistic,
+                learning_rate=rate,
+                seconds=round(seconds, 3),
+            )
+        if time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES and self.place.is_first:
+            self._line_at = time.monotonic()
+            self._say_how_far(losses[:, 0].tolist(), seconds, limit)
+
+    def _say_how_far(self, losses: Sequence[float], seconds: float, limit: TimeLimit) -> None:
+        left = min((self.config.steps - self.done) * seconds, limit.left())
+        named = ", ".join(
+            f"{trainer.task.name} {loss:.3f}"
+            for trainer, loss in zip(self.trainers, losses, strict=True)
+        )
+        logger.info(
+            "step %d of %d, %.2f s a step, %d min left; loss: %s",
+            self.done,
+            self.config.steps,
+            seconds,
+            round(left / 60),
+            named,
+        )
+
+    def class_weights(self) -> dict[str, list[float]]:
+        """For each member the weights of its classes in the loss."""
+        return {
+            trainer.task.name: trainer.objective.loss.weights.tolist() for trainer in self.trainers
+        }
+
+    def validate(self) -> None:
+        """Dice on the held-out volumes; the best network of each member is kept as a file."""
+        if not self.place.is_first:
+            return
+        if self.validator is None:
+            settings = self.config.validation
+            self.validator = Validator.from_source(
+                self.pool.source, settings.volumes, settings.slice_step, self.config.sampling.batch
+            )
+        for trainer in self.trainers:
+            counter = self.validator.dice(trainer.task, trainer.predict)
+            dice = {str(number): round(part, 4) for number, part in counter.per_class().items()}
+            mean = counter.mean()
+            self._note(trainer, event="validate", dice=mean, per_class=dice)
+            logger.info("step %d, %s: validation Dice %.4f", self.done, trainer.task.name, mean)
+            if mean > trainer.best:
+                trainer.best = mean
+                path = self.folder / best_weights_name(trainer.task.name)
+                save_weights(path, trainer.judged.state_dict())
+
+    def _note(self, trainer: Trainer, event: str, **values: Any) -> None:
+        if self.log is not None and self.board is not None:
+            entry = {"event": event, "step": self.done, "view": trainer.task.name, **values}
+            self.log.write(entry)
+            self.board.add(entry)
+
+    def save(self) -> None:
+        if self.place.is_first:
+            members = {trainer.task.name: trainer.state() for trainer in self.trainers}
+            state = {
+                "step": self.done,
+                "fingerprint": self.config.fingerprint(),
+                "members": members,
+            }
+            save_checkpoint(self.folder, state)
+
+
+def _advance(run: Run, progress: Progress, limit: TimeLimit) -> None:
+    """Train, and keep where the run stands if the user stops it.
+
+    Raises:
+        Cancelled: the user asked to stop.
+    """
+    try:
+        run.advance(progress, limit)
+    except Cancelled:
+        run.save()
+        raise Cancelled(
+            f"The training was stopped after step {run.done}. Continue it with --resume and the same folder, "
+            f"{run.folder}."
+        ) from None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is run: where its files go, whether it resumes, on which device, and for how long."""
+
+    folder: Path
+    resume: bool = False
+    device: str = "auto"
+    limit: TimeLimit = TimeLimit()
+
+
+def train(build: Build, config: TrainingConfig, options: RunOptions, progress: Progress) -> Path:
+    """Train what a training file describes, and give the folder of the finished model.
+
+    The output folder gets the last checkpoint, the best weights of each member, ``log.jsonl``, curves, and
+    at the end ``model``: weights, card, training file and log. A resumed run goes on from the last
+    checkpoint exactly as if there had been no break.
+
+    Raises:
+        RequestError, InputError, ModelError: training file, data or card cannot be used; or the folder holds a
+            training already, and is not to be resumed.
+        DeviceError: the device is not there.
+        OutputError: the folder cannot be written, or another training is at work there.
+        Cancelled: stopped through ``progress``; a checkpoint was written.
+    """
+    keep_freed_memory()
+    place = find_place(options.device)
+    card = load_card(config.card_path)
+    folder = options.folder
+    if config.sampling.batch % place.ranks:
+        raise RequestError(
+            f"A batch of {config.sampling.batch} cannot be shared by {place.ranks} processes."
+        )
+    if place.is_first and not options.resume:
+        refuse_earlier_run(folder)  # before hours may be spent on its data
+    source: SampleSource = case_source(config, card, place.device)
+    trainers = build(config, card, config.members, source, place)
+    if config.sampling.ahead and place.device.type == "cpu":
+        source = StoredPool(source, config, folder / "pool", place.rank)
+    run = Run(config, trainers, Pool(source, config.sampling, config.seed), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reserved([folder / CHECKPOINT] if place.is_first else []):
+            run.begin(options.resume)
+            _advance(run, progress, options.limit)
+            if not place.is_first or any(trainer.best < 0 for trainer in trainers):
+                return folder / MODEL_FOLDER
+            return export_model(card, config, folder, run.class_weights())
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error}. Free space or choose another."
+        ) from error
+    finally:
+        if isinstance(source, StoredPool):
+            source.close()
+        run.end()

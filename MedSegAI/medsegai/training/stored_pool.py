@@ -1,0 +1,189 @@
+"""A pool of training volumes on disk, filled by a process of its own while the network learns.
+
+A volume depends on its number alone, so it does not matter who makes it: where the file is missing, damaged or
+late, the trainer makes the volume itself, and the run stays the same to the bit. The folder is bounded: volumes
+before those in use are removed, and no more than `sampling.ahead` are made in advance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import medsegai
+from medsegai.card import load_card
+from medsegai.training.config import TrainingConfig, load_config
+from medsegai.training.data import TRAINING, Sample, SampleSource, case_source
+
+logger = logging.getLogger(__name__)
+
+WANTED = "wanted.txt"
+"""Name of the file that holds the number of the volume that the trainer asked for last."""
+
+POLL_SECONDS = 0.2
+
+
+class StoredPool:
+    """A `SampleSource` whose training volumes are read from a folder that a maker process fills.
+
+    Args:
+        source: makes volumes that are not in the folder.
+        config: of the run.
+        folder: of the pool; it belongs to this run alone.
+        rank: of this process; only the first one runs a maker.
+    """
+
+    def __init__(
+        self, source: SampleSource, config: TrainingConfig, folder: Path, rank: int = 0
+    ) -> None:
+        self._source = source
+        self._folder = folder
+        self._ahead = config.sampling.ahead
+        self._maker: subprocess.Popen[bytes] | None = None
+        self._config = config
+        self._writes = rank == 0
+        self.made_here = 0
+
+    def sample(self, stream: int, index: int) -> Sample:
+        """Volume `index`, from the folder if it is there."""
+        if stream != TRAINING:
+            return quantised(self._source.sample(stream, index))
+        stored = read_stored(volume_path(self._folder, index))
+        if self._writes:
+            self._announce(index)
+        if stored is not None:
+            return stored
+        self.made_here += 1
+        with one_thread():
+            made = quantised(self._source.sample(stream, index))
+        if self._writes:
+            with contextlib.suppress(OSError):  # said by _announce
+                store(volume_path(self._folder, index), made)
+        return made
+
+    def target_counts(self) -> NDArray[np.int64]:
+        return self._source.target_counts()
+
+    def close(self) -> None:
+        """End the maker; what it made stays for the next run."""
+        if self._maker is not None and self._maker.poll() is None:
+            self._maker.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._maker.wait(timeout=10)
+        self._maker = None
+
+    def _announce(self, index: int) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = self._folder / f"{WANTED}.part"
+            temporary.write_text(str(index))
+            os.replace(temporary, self._folder / WANTED)
+        except OSError as error:
+            logger.warning("The pool %s cannot be written: %s.", self._folder, error)
+            return
+        if self._maker is None or self._maker.poll() is not None:
+            self._maker = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        config = self._config
+        command = [sys.executable, "-m", "medsegai.training.stored_pool", str(config.source)]
+        command += [str(self._folder), str(config.data_root.resolve()), str(os.getpid())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = str(Path(medsegai.__file__).parents[1])
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch sum in the order in which the maker does, which has one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def quantised(sample: Sample) -> Sample:
+    """The volume with its image in eight bits, as it is stored."""
+    return Sample(np.rint(sample.image * 255.0).astype(np.uint8), sample.targets)
+
+
+def volume_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:08d}.npy"
+
+
+def read_stored(path: Path) -> Sample | None:
+    """The volume in a file of the pool; None where it is missing or damaged."""
+    try:
+        image, targets = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return Sample(image, targets)
+
+
+def store(path: Path, sample: Sample) -> None:
+    """Write a volume in one move."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        np.save(file, np.stack([sample.image, sample.targets]), allow_pickle=False)
+    os.replace(temporary, path)
+
+
+def fill(source: SampleSource, config: TrainingConfig, folder: Path, wanted: int) -> bool:
+    """Make the next volume that the trainer will ask for, and remove those that have left its pool.
+
+    Returns:
+        Whether there was something to do.
+    """
+    for number, path in stored_volumes(folder):
+        if number <= wanted - config.sampling.pool:
+            path.unlink(missing_ok=True)
+    for number in range(wanted + 1, wanted + 1 + config.sampling.ahead):
+        path = volume_path(folder, number)
+        if not path.exists():
+            store(path, quantised(source.sample(TRAINING, number)))
+            return True
+    return False
+
+
+def stored_volumes(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Numbers and paths of the volumes in a pool."""
+    for path in sorted(folder.glob("*.npy")):
+        if path.stem.isdigit():
+            yield int(path.stem), path
+
+
+def main(arguments: list[str]) -> None:
+    """Fill a pool until the trainer ends: CONFIG POOL_FOLDER DATA_ROOT PID_OF_THE_TRAINER."""
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(19)
+    config = load_config(Path(arguments[0]))
+    config = replace(config, data=replace(config.data, root=arguments[2]))
+    folder, parent = Path(arguments[1]), int(arguments[3])
+    source = case_source(config, load_card(config.card_path), torch.device("cpu"))
+    while os.getppid() == parent:
+        try:
+            wanted = int((folder / WANTED).read_text())
+            busy = fill(source, config, folder, wanted)
+        except (OSError, ValueError) as error:
+            logger.warning("The pool %s cannot be filled: %s.", folder, error)
+            busy = False
+        if not busy:
+            time.sleep(POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
