@@ -3,8 +3,8 @@
     python Testing/bench/fusion_weights.py ../shared/data/brain-label-maps --model brain --volumes 6
 
 No evaluation scan takes part. Members predict once; what follows is arithmetic on their probabilities on the
-native grid. The `weight_power` of each member and, for members of one grid, their `weight` in a card are the best of
-these tables.
+native grid. The `weight_power` of each member and, for members of one grid, their `weight` in a card are the best
+of these tables.
 """
 
 from __future__ import annotations

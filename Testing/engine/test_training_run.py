@@ -100,7 +100,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     with pytest.raises(Cancelled):
         train_quicknat(config, tmp_path, False, "cpu", stop_after(3))
     cut = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert cut["step"] == 2
+    assert cut["step"] == 3, "the step that was under way when it was stopped is kept"
     train_quicknat(config, tmp_path, True, "cpu", Progress())
     straight = torch.load(finished / "checkpoint.pt", weights_only=True)
     resumed = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

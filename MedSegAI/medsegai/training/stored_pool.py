@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import medsegai
 from medsegai.card import load_card
 from medsegai.training.config import TrainingConfig, load_config
 from medsegai.training.data import TRAINING, Sample, SampleSource, case_source
@@ -100,7 +99,7 @@ class StoredPool:
         command = [sys.executable, "-m", "medsegai.training.stored_pool", str(config.source)]
         command += [str(self._folder), str(config.data_root.resolve()), str(os.getpid())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = str(Path(medsegai.__file__).parents[1])
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 
