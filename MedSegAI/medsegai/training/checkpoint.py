@@ -31,7 +31,7 @@ def refuse_earlier_run(folder: Path) -> None:
     """
     if (folder / CHECKPOINT).exists():
         raise RequestError(
-            f"{folder} holds a training already. Add --resume to go on with it, or name another folder."
+            f"{folder} holds a training already. Add --resume to continue it, or name another folder."
         )
     if (folder / LOG).exists():
         raise RequestError(

@@ -261,7 +261,7 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
     """Train what a training file describes, and give the folder of the finished model.
 
     The output folder gets the last checkpoint, the best weights of each member, ``log.jsonl``, curves, and
-    at the end ``model``: weights, card, training file and log. A resumed run goes on from the last
+    at the end ``model``: weights, card, training file and log. A resumed run continues from the last
     checkpoint exactly as if there had been no break.
 
     Raises:
