@@ -423,7 +423,7 @@ def test_images_on_another_grid_are_refused(pairs: TrainingConfig, tmp_path: Pat
     nibabel.save(
         nibabel.Nifti1Image(np.asarray(image.dataobj), shifted), tmp_path / "image0.nii.gz"
     )
-    with pytest.raises(InputError, match=r"image0\.nii\.gz and .*labels0\.nii\.gz"):
+    with pytest.raises(InputError, match=r"labels0\.nii\.gz .*grid of .*image0\.nii\.gz"):
         of_pairs(with_data(pairs, root=str(tmp_path)), TRAINING, 0)
 
 
@@ -431,4 +431,5 @@ def test_the_command_trains(config: TrainingConfig, tmp_path: Path) -> None:
     words = ["train", "quicknat", str(config.source), "-o", str(tmp_path), "--device", "cpu"]
     assert main([*words, "--steps", "3", "--views", "sagittal"]) == 0
     assert json.loads((tmp_path / "model" / "card.json").read_text())["id"] == "phantom"
+    words[4] = str(tmp_path / "another")
     assert main([*words, "--views", "no-such-view"]) == ModelError.exit_code
