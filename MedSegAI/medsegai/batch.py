@@ -262,7 +262,14 @@ class Batch:
             report = json.loads(path.read_text(encoding="utf-8"))
             options = dict(report["provenance"]["options"])
             return Entry.done(name, report), options, list(report["structures"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise InputError(
                 f"{path} is no report of a segmentation. Delete it, and that case is done again."
             ) from error

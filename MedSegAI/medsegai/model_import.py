@@ -240,7 +240,9 @@ def _size(path: Path) -> int:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace")[-MOST_ANSWER:].strip().splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - MOST_ANSWER))
+        lines = file.read(MOST_ANSWER).decode(errors="replace").strip().splitlines()
     return repr(lines[-1]) if lines else "nothing was said"
 
 

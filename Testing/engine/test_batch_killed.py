@@ -121,6 +121,26 @@ def test_a_result_that_was_changed_is_kept_and_told(
     assert (tmp_path / "out" / "b.png").is_file()
 
 
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "[]", '{"provenance": {"options": []}}'])
+def test_a_report_that_makes_no_sense_is_named(
+    content: str, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "scans" / "a.nii.gz", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.json").write_text(content)
+    assert main(words(tmp_path, model, "--resume")) == 3
+    assert "a.json" in capsys.readouterr().err
+
+
+def test_a_table_that_has_no_end_is_not_read(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medsegai.commands.batch.MOST_OF_A_TABLE", 100)
+    (tmp_path / "table.csv").write_text("case,image\n" * 100)
+    assert main(["batch", f"{tmp_path}/table.csv", "-o", f"{tmp_path}/out", "--model", model]) == 3
+    assert "more than 100 bytes" in capsys.readouterr().err.lower()
+
+
 def test_what_is_unfinished_is_known_by_its_report(tmp_path: Path) -> None:
     report = {"outputs": {"segmentation": {"path": "a.seg.nrrd", "sha256": "0" * 64}}}
     (tmp_path / f".{'a' * 16}.json").write_text(json.dumps(report))
@@ -227,6 +247,8 @@ def test_a_second_run_into_one_output_is_refused(
     assert f"another run of MedSegAI (process {other_run.pid})" in capsys.readouterr().err
     assert main(words(tmp_path, model, "--overwrite")) == 5
     assert main(["refine", out, "--refinement", "holes", "-o", out, "--overwrite"]) == 5
+    assert main(["measure", scan, "--csv", f"{tmp_path}/out/batch.csv", "--overwrite"]) == 5
+    assert main(["export", scan, "--csv", f"{tmp_path}/out/batch.csv", "--overwrite"]) == 5
     assert requests == []
     other_run.kill()
     other_run.wait()

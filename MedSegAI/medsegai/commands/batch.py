@@ -20,6 +20,7 @@ from medsegai.commands.segment import (
 )
 from medsegai.errors import InputError
 from medsegai.progress import Progress, ProgressEvent
+from medsegai.regular_files import read_regular
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
 SOME_FAILED = 1
+
+MOST_OF_A_TABLE = 64 << 20
+"""Bytes; a table of a million cases is smaller."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -116,7 +120,7 @@ def _cases(source: Path, card: ModelCard) -> list[Case]:
     if not source.is_file():
         return find_cases(source, len(card.channels), _warn)
     try:
-        table = source.read_bytes()
+        table = read_regular(source, MOST_OF_A_TABLE)
     except OSError as error:
         raise InputError(f"{source} cannot be opened: {error.strerror}.") from error
     return read_cases(table, str(source), source.parent, card.channels)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, print_written, stoppable
 from medsegai.commands.measure import add_segmentation
+from medsegai.locks import reserved
 from medsegai.progress import Progress
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     bar = ProgressBar(quiet=arguments.quiet)
     progress = Progress(bar)
     try:
-        with stoppable(progress):
+        with reserved(exports.files().values()), stoppable(progress):
             warnings = export(inputs, exports, progress, arguments.overwrite)
     finally:
         bar.clear()

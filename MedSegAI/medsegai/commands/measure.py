@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, table
 from medsegai.errors import OutputError, RequestError
+from medsegai.locks import reserved
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -66,8 +67,12 @@ def add_segmentation(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     outputs = [path for path in (arguments.csv, arguments.json) if path is not None]
     inputs = [path for path in (arguments.segmentation, arguments.image) if path is not None]
-    check_files(outputs, inputs, arguments.overwrite)
+    with reserved(outputs):
+        check_files(outputs, inputs, arguments.overwrite)
+        return _measure(arguments, outputs)
 
+
+def _measure(arguments: argparse.Namespace, outputs: list[Path]) -> int:
     from medsegai.handover import load_case
     from medsegai.io import check_output
     from medsegai.measurements import measure, warnings_of, write_csv, write_json

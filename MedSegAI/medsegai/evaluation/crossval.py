@@ -28,6 +28,7 @@ from medsegai.catalogue import find_card
 from medsegai.errors import InputError, RequestError
 from medsegai.evaluation.folds import Split, TrainingCase
 from medsegai.evaluation.kept import claim_folder
+from medsegai.exchange import temporary_folder
 from medsegai.io import atomic_path, read_labelmap, write_volume
 from medsegai.nnunet_dataset import classes_of, read_json
 from medsegai.progress import Progress
@@ -292,7 +293,7 @@ class CrossValidation:
             for case in split
             if not self.prediction(candidate, case).is_file()
         ]
-        with tempfile.TemporaryDirectory() as models:
+        with tempfile.TemporaryDirectory(dir=temporary_folder()) as models:
             for done, (candidate, fold, case) in enumerate(jobs):
                 progress.step(STAGE, done, len(jobs))
                 found = self._segment(candidate, fold, case, Path(models), progress)
