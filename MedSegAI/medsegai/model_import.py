@@ -259,6 +259,14 @@ def _has_card(path: Path) -> bool:
     return path.name == CARD_NAME or (path / CARD_NAME).is_file()
 
 
+def _follow_umask(folder: Path) -> None:
+    """Let those read the files who may read any new file; safetensors keeps its own to the user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
 def _is_monai_bundle(path: Path) -> bool:
     """Whether this is the folder of a bundle, or lies one or two levels within."""
     places = (path, *path.absolute().parents[:2])
@@ -280,6 +288,7 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
             f"{SAFE_WEIGHTS} weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; "
             "or weights as the authors of a family released them."
         )
+    _follow_umask(staged)
     card = load_card(staged)
     if id is not None:
         card = dataclasses.replace(card, id=id)

@@ -88,6 +88,8 @@ def test_an_imported_model_is_the_folder_in_safetensors(results: Path, own: Path
         for name in ("card.json", "3d_fullres-fold_0.safetensors", "3d_fullres-fold_1.safetensors")
     }
     card.verify()
+    (own / "other").touch()
+    assert len({path.stat().st_mode for path in own.rglob("*") if path.is_file()}) == 1
     assert not card.in_place
     for name in ("id", "labels", "channels", "settings", "suggested_refinements", "spacing_mm"):
         assert getattr(card, name) == getattr(here, name)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from medsegai.errors import ModelError, UnsafeModelError
-from medsegai.io.archives import open_zip
+from medsegai.io.archives import DAMAGED, open_zip
 from medsegai.networks.unpickling import (
     MOST_BYTES,
     Name,
@@ -198,7 +198,7 @@ def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFi
         ) from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (PickleDamage, zipfile.BadZipFile, struct.error, ValueError) as error:
+    except DAMAGED as error:
         raise ModelError(
             f"{path} is no {kind}, or is damaged: {error}. Copy it again from where it was trained."
         ) from None
