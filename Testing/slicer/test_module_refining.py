@@ -213,4 +213,4 @@ def test_completed_segments_stay_and_it_is_said(case: Case) -> None:
 
     Scene(slicer.mrmlScene).set_review_state(case.node, case.ids[STEM], ReviewState.COMPLETED)
     found = case.logic.refine(case.node, "islands")
-    assert found[-1] == "Not changed, for their review is completed: Brain-Stem."
+    assert found[-1] == "Not changed, because their review is completed: Brain-Stem."

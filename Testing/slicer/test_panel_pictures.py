@@ -44,7 +44,7 @@ REFINED = (
     "This is a preview: Apply makes it the segmentation, Cancel takes it away.\n"
     "Move borders to edges: 212 voxels changed, 0.212 ml: Left hippocampus -61 +151 voxels (0.212 ml around "
     "R -26, A -21, S -14 mm).\n"
-    "Not changed, for their review is completed: Brain stem."
+    "Not changed, because their review is completed: Brain stem."
 )
 
 
@@ -175,6 +175,67 @@ def test_an_error_and_a_preview(scenery: Any, style: str) -> None:
     )
     image = scene.picture(f"error-{style}")
     assert contrast(image) > 120
+
+
+def working(scene: Scenery) -> None:
+    scene.panel.show_running()
+    scene.panel.show_progress(ProgressEvent("predict", 0.42, 7.0))
+    scene.panel.queue.show([entry("MRHead: Brain structures", "running", fraction=0.42)])
+    scene.panel.queue.unfold()
+
+
+def told(scene: Scenery) -> None:
+    scene.show_results()
+    find(scene.widget, "detailsButton").setChecked(True)
+    scene.panel.show_message("Not changed, because they were painted by hand: Left putamen.")
+
+
+def pressed(scene: Scenery) -> None:
+    scene.show_results()
+    scene.panel.results.show_overlay(True)
+    scene.panel.results.show_statistics(True)
+    find(scene.widget, "resultStateSelector").setCurrentText("To check")
+
+
+def refused(scene: Scenery) -> None:
+    scene.panel.choose_output(OutputMode.PREVIEW)
+    scene.panel.preview.show("MRHead segmentation")
+    scene.panel.show_error(
+        "MedSegAI was ended by the system, most likely because memory ran out. Close other programs, "
+        "crop the volume, or choose fewer models.",
+        log=True,
+    )
+
+
+def refining(scene: Scenery) -> None:
+    scene.show_results()
+    for name, folded in (("inputsButton", True), ("resultsButton", True), ("refineButton", False)):
+        find(scene.widget, name).setProperty("collapsed", folded)
+    show_refinement(scene)
+
+
+STATES = {
+    "start": lambda scene: None,
+    "working": working,
+    "results": Scenery.show_results,
+    "told": told,
+    "pressed": pressed,
+    "refused": refused,
+    "refining": refining,
+}
+
+
+@pytest.mark.parametrize("width", [300, 500])
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_narrow_and_wide(scenery: Any, style: str, state: str, width: int) -> None:
+    """As high as Slicer's module column, so that what has to be scrolled for is seen to be cut off."""
+    scene = scenery(width, 850)
+    STATES[state](scene)
+    pythonqt.process_events(10)
+    pythonqt.real(scene.widget).resize(width, 850)
+    image = scene.picture(f"{state}-{width}-{style}")
+    assert contrast(image) > 120
+    assert image.width() <= width * image.devicePixelRatio()
 
 
 def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> None:

@@ -263,6 +263,21 @@ def test_the_next_to_check_follows_the_order_on_the_screen(
     assert panel.results.next_to_check() == "3", "Left pallidum stands first now"
 
 
+def test_names_can_be_read_in_a_narrow_column(widget: Any, panel: Panel, mrml: Any) -> None:
+    """There is no room for volumes then; they stand in the tool tips."""
+    unfold(panel, mrml)
+    panel.results.show(four(), False)
+    for width, titles in (
+        (300, ["", "Structure", "Quality", "✓"]),
+        (400, ["", "Structure", "ml", "Quality", "✓"]),
+    ):
+        pythonqt.real(widget).resize(width, 850)
+        pythonqt.process_events(10)
+        assert headers(widget) == titles
+        assert table(widget).columnWidth(NAME) > 100
+    assert "7.00 ml" in table(widget).item(0, NAME).toolTip()
+
+
 def test_one_line_is_seen_and_the_rest_is_folded(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
     details = "Left pallidum: poor quality is expected.\nIt took 12 s."

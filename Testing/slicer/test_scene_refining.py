@@ -177,7 +177,7 @@ def test_completed_segments_are_never_touched(room: Ward) -> None:
     room.refine()
     np.testing.assert_array_equal(room.mask(STEM_ID), before)
     np.testing.assert_array_equal(room.mask(LEFT_ID), two_blocks() == LEFT.value)
-    assert room.scene.notes == ("Not changed, for their review is completed: Brain-Stem.",)
+    assert room.scene.notes == ("Not changed, because their review is completed: Brain-Stem.",)
     assert room.scene.review_state(room.node, STEM_ID) is ReviewState.COMPLETED
     room.complete(LEFT_ID)
     for chosen in ((), (LEFT_ID,)):

@@ -80,7 +80,7 @@ def keep_case(
         OutputError: the folder cannot be written, or holds another data set.
     """
     if not consent:
-        raise RequestError(_("Nothing was kept, for the user did not agree to it."))
+        raise RequestError(_("Nothing was kept, because the user did not agree to it."))
     if len(sources) != len(card.channels):
         raise RequestError(
             f"Model {card.id!r} takes {len(card.channels)} images, not {len(sources)}. Choose one per channel."
@@ -121,7 +121,9 @@ def _labels(
             f"{segmentation.GetName()} has no segment that is a structure of the model. Nothing was kept."
         )
     notes = (
-        [f"Left out, for the model does not know them: {', '.join(left_out)}."] if left_out else []
+        [f"Left out, because the model does not know them: {', '.join(left_out)}."]
+        if left_out
+        else []
     )
     if doubled:
         notes.append(f"{doubled} voxels were in two segments and count for the first of them.")

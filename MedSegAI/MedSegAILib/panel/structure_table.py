@@ -45,6 +45,23 @@ BY_STATE: dict[int, Callable[[StructureRow], bool]] = {
 }
 
 
+NARROW = 320
+"""A table narrower than this many pixels leaves its room to names; volumes then stand in their tool tips."""
+
+
+class NarrowTable(qt.QWidget):
+    """Hides the column of volumes while the table has no room for it."""
+
+    def watch(self, table: Any) -> None:
+        table.installEventFilter(self)
+
+    def eventFilter(self, table: Any, event: Any) -> bool:
+        """Called by Qt for each event of the table; False lets it go on."""
+        if event.type() == qt.QEvent.Resize:
+            table.setColumnHidden(VOLUME, table.width < NARROW)
+        return False
+
+
 class StructureTable:
     """Shows rows, and tells what the user does to them.
 
@@ -63,6 +80,8 @@ class StructureTable:
         self._rows: dict[str, StructureRow] = {}
         self._filter: tuple[str, int] = ("", ALL)
         self._menu: Any = None
+        self._narrow_table = NarrowTable()
+        self._narrow_table.watch(table)
         self.structure_chosen, self.review_chosen = Signal(), Signal()
         self.shown_chosen, self.only_chosen = Signal(), Signal()
         table.setSelectionMode(qt.QAbstractItemView.ExtendedSelection)
@@ -88,7 +107,8 @@ class StructureTable:
             self._fill(number, row)
         table.setColumnHidden(QUALITY, not any(row.quality for row in rows))
         table.setColumnHidden(REVIEW, not any(row.review for row in rows))
-        lay_out_table(table, NAME)
+        lay_out_table(table, NAME, marks=(EYE, REVIEW))
+        table.setColumnHidden(VOLUME, table.width < NARROW)
         table.horizontalHeader().setSortIndicator(-1, qt.Qt.AscendingOrder)
         table.sortingEnabled = True
         self._narrow()
@@ -223,7 +243,12 @@ class StructureTable:
 
 
 def _name_item(row: StructureRow) -> Any:
-    item = text_item(row.name, _("{name}. Click to go there.").format(name=row.name))
+    item = text_item(
+        row.name,
+        _("{name}, {volume:.2f} ml. Click to go there.").format(
+            name=row.name, volume=row.volume_ml
+        ),
+    )
     item.setData(qt.Qt.DecorationRole, qt.QColor(*row.color))
     item.setData(qt.Qt.UserRole, row.segment_id)
     return item

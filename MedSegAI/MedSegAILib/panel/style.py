@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import qt
@@ -80,10 +81,22 @@ def number_item(value: float | None, tool_tip: str = "") -> Any:
     return item
 
 
-def lay_out_table(table: Any, stretched: int) -> None:
-    """Rows and columns as small as their content; the column `stretched` takes the rest."""
+MARK_WIDTH = 26
+"""Of a column that holds a mark and no words."""
+
+
+def lay_out_table(table: Any, stretched: int, marks: Sequence[int] = ()) -> None:
+    """Rows and columns as small as their content; the column `stretched` takes the rest.
+
+    Args:
+        marks: columns of single signs, whose titles need no room for the arrow of the sorting.
+    """
     rows, columns = table.verticalHeader(), table.horizontalHeader()
     rows.visible = False
     rows.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
     columns.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
     columns.setSectionResizeMode(stretched, qt.QHeaderView.Stretch)
+    columns.minimumSectionSize = MARK_WIDTH
+    for column in marks:
+        columns.setSectionResizeMode(column, qt.QHeaderView.Fixed)
+        columns.resizeSection(column, MARK_WIDTH)

@@ -372,15 +372,15 @@ def _notes(
     add: bool,
 ) -> Iterator[str]:
     if locked:
-        yield _("Not changed, for their review is completed: {names}.").format(
+        yield _("Not changed, because their review is completed: {names}.").format(
             names=", ".join(locked)
         )
     if edited:
-        yield _("Not changed, for they were painted by hand: {names}.").format(
+        yield _("Not changed, because they were painted by hand: {names}.").format(
             names=", ".join(edited)
         )
     missing = [m.label.name for m in result.structures if m.voxels and m.label not in found]
     if missing and not add:
-        yield _("Left out, for the segmentation has no such segment: {names}.").format(
+        yield _("Left out, because the segmentation has no such segment: {names}.").format(
             names=", ".join(missing)
         )

@@ -361,5 +361,5 @@ def _names(segmentation: Any, segments: Iterable[str]) -> str:
 def _notes(segmentation: Any, locked: Sequence[str]) -> tuple[str, ...]:
     if not locked:
         return ()
-    text = _("Not changed, for their review is completed: {names}.")
+    text = _("Not changed, because their review is completed: {names}.")
     return (text.format(names=_names(segmentation, locked)),)
