@@ -192,6 +192,7 @@ class Volume:
         source: where they came from, for messages only.
         notes: what the reader found doubtful, in words for the user.
         modality: what kind of scanner they came from, where the file says so: "CT", "MR", as DICOM's Modality.
+        frame_of_reference: DICOM's UID of the space that they lie in, where the file says it.
     """
 
     voxels: NDArray[Any]
@@ -199,6 +200,7 @@ class Volume:
     source: str = ""
     notes: tuple[str, ...] = ()
     modality: str = ""
+    frame_of_reference: str = ""
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape:

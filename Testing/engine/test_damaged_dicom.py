@@ -280,8 +280,6 @@ def test_a_segmentation_is_called_so(tmp_path: Path) -> None:
 
     write_series(tmp_path / "s", SCAN, as_segmentation)
     for path in (tmp_path / "s", tmp_path / "s" / name_of(0)):
-        for read in (read_volume, read_labelmap):
-            with pytest.raises(
-                InputError, match=r"is a DICOM segmentation .*convert it to \.seg\.nrrd"
-            ):
-                read(path)
+        assert "is a DICOM segmentation (SEG), not a scan" in refused(path)
+    with pytest.raises(InputError, match=r"holds segments of type unknown"):
+        read_labelmap(path)

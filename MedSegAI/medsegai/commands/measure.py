@@ -54,7 +54,7 @@ def add_segmentation(parser: argparse.ArgumentParser) -> None:
         "segmentation",
         metavar="SEGMENTATION",
         type=Path,
-        help=".seg.nrrd, or a labelmap: .nii.gz, .nii, .nrrd, .mha, .mgz",
+        help=".seg.nrrd, DICOM SEG, or a labelmap: .nii.gz, .nii, .nrrd, .mha, .mgz",
     )
     parser.add_argument(
         "--model",

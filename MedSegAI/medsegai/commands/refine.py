@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "segmentation", metavar="SEGMENTATION", type=Path, help=".seg.nrrd or labelmap"
+        "segmentation", metavar="SEGMENTATION", type=Path, help=".seg.nrrd, DICOM SEG, or labelmap"
     )
     parser.add_argument(
         "--image", type=Path, metavar="SCAN", help="the scan, for refinements that look at it"

@@ -65,7 +65,7 @@ def load_case(
     if scan is None:
         return Case(labelmap, labels, None, labelmap.notes, reference)
     image = read_volume(scan, series)
-    placed = laid_on(labelmap, image.geometry, str(scan))
+    placed = laid_on(labelmap, image.geometry, str(scan), image.frame_of_reference)
     return Case(placed, labels, image, (*labelmap.notes, *image.notes), reference)
 
 

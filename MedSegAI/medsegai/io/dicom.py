@@ -33,6 +33,7 @@ class _Series:
     number: str
     description: str
     modality: str
+    frame_of_reference: str
     slices: tuple[Slice, ...]
 
     def describe(self) -> str:
@@ -63,7 +64,7 @@ def read_dicom(path: Path, wanted: str | None = None) -> Volume:
     where, slices, matrix, (series, notes) = _regular(path, wanted)
     voxels = native(_voxels(slices))
     grid = placed(where, voxels.shape, LPS_TO_RAS @ matrix)
-    return Volume(voxels, grid, str(path), notes, series.modality)
+    return Volume(voxels, grid, str(path), notes, series.modality, series.frame_of_reference)
 
 
 def series_frames(path: Path, wanted: str | None = None) -> tuple[tuple[Path, int], ...]:
@@ -119,7 +120,11 @@ def _series(files: Iterable[DicomFile]) -> list[_Series]:
     found: dict[str, _Series] = {}
     for file in files:
         if file.slices:
-            one = _Series(file.uid, file.number, file.description, file.modality, ())
+            one = _Series(
+                *(file.uid, file.number, file.description, file.modality),
+                file.frame_of_reference,
+                (),
+            )
             known = found.setdefault(file.uid, one)
             found[file.uid] = replace(known, slices=(*known.slices, *file.slices))
     return sorted(found.values(), key=lambda item: (item.number.zfill(12), item.uid))
@@ -160,8 +165,8 @@ def _nothing_found(path: Path, files: Sequence[DicomFile], single: Sequence[_Ser
         )
     if any(file.is_segmentation for file in files):
         return InputError(
-            f"{path} is a DICOM segmentation (SEG), not a scan. Where labels are wanted, convert it to .seg.nrrd "
-            "or NIfTI first, with 3D Slicer or dcmqi; where a scan is wanted, name the series that was segmented."
+            f"{path} is a DICOM segmentation (SEG), not a scan. Where a scan is wanted, name the series that was "
+            "segmented; where labels are wanted, name the file itself."
         )
     if path.is_file():
         return InputError(

@@ -38,7 +38,11 @@ _TAGS = [
     "NumberOfFrames",
     "SamplesPerPixel",
     "BitsAllocated",
+    "FrameOfReferenceUID",
     "ModalityLUTSequence",
+    "PixelPaddingValue",
+    "SegmentationType",
+    "SegmentSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -100,7 +104,7 @@ class DicomFile:
     """One file.
 
     Attributes:
-        uid, number, description, modality: of its series; "" where they are not known.
+        uid, number, description, modality, frame_of_reference: of its series; "" where they are not known.
         slices: its frames, if all can be placed.
         problem: why it has no slices though it is an image, or may be one; None of reports, presentation states,
             directories and the like.
@@ -112,6 +116,7 @@ class DicomFile:
     number: str = ""
     description: str = ""
     modality: str = ""
+    frame_of_reference: str = ""
     slices: tuple[Slice, ...] = ()
     problem: InputError | None = None
     is_segmentation: bool = False
@@ -151,12 +156,15 @@ def read_file(path: Path) -> DicomFile:
 
 def _file(path: Path) -> DicomFile:
     with path.open("rb") as file:
-        head, stream = _opened(path, file)
-        pixels = _pixels(head, stream)
+        head, stream = opened_header(path, file)
+        pixels = pixel_element(head, stream)
     sop_class = str(head.get("SOPClassUID") or head.file_meta.get("MediaStorageSOPClassUID") or "")
-    names = ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
-    uid, number, description, modality = (str(head.get(name) or "") for name in names)
-    found = DicomFile(path, uid, number, description, modality)
+    names = (
+        *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
+        "FrameOfReferenceUID",
+    )
+    uid, number, description, modality, frame = (str(head.get(name) or "") for name in names)
+    found = DicomFile(path, uid, number, description, modality, frame)
     if sop_class in _SEGMENTATIONS:
         return replace(found, is_segmentation=True)
     if "Rows" not in head and _is_cut_uid(sop_class):
@@ -181,7 +189,7 @@ def _is_cut_uid(sop_class: str) -> bool:
     return of_standard and pydicom.uid.UID(sop_class).name == sop_class
 
 
-def _opened(path: Path, file: BinaryIO) -> tuple[Any, BinaryIO]:
+def opened_header(path: Path, file: BinaryIO) -> tuple[Any, BinaryIO]:
     """The header, and the stream behind it: the file, or the beginning of what was deflated in it."""
     without_preamble = file.read(132)[128:] != b"DICM"
     meta: Any = {} if without_preamble else pydicom.filereader.read_file_meta_info(path)
@@ -205,7 +213,7 @@ def _data_begins(meta: Any) -> int:
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class PixelElement:
     """The element that the header ends at.
 
     Attributes:
@@ -219,12 +227,12 @@ class _Pixels:
     cut: bool = False
 
 
-def _pixels(head: Any, stream: BinaryIO) -> _Pixels:
+def pixel_element(head: Any, stream: BinaryIO) -> PixelElement:
     implicit, little = head.original_encoding
     order = ">" if little is False else "<"
     start = stream.read(8)
     if len(start) < 8:
-        return _Pixels()
+        return PixelElement()
     group, element, length = struct.unpack(f"{order}HHI", start)
     if not implicit:
         last = stream.read(4)
@@ -233,7 +241,7 @@ def _pixels(head: Any, stream: BinaryIO) -> _Pixels:
     end = stream.seek(0, io.SEEK_END)
     stream.seek(here)
     cut = length == _UNDEFINED and not _fragments_are_whole(stream, end)
-    return _Pixels(group << 16 | element, min(length, end - here), cut)
+    return PixelElement(group << 16 | element, min(length, end - here), cut)
 
 
 def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
@@ -249,16 +257,16 @@ def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
     return True
 
 
-def _slices(path: Path, head: Any, pixels: _Pixels) -> list[Slice]:
+def _slices(path: Path, head: Any, pixels: PixelElement) -> list[Slice]:
     """The frames of an image.
 
     Raises:
         InputError: they have no place in the patient, are in colour, truncated, of floating point, or have grey
             values of scales of their own.
     """
-    shared, per_frame = _functional_groups(head)
+    shared, per_frame = functional_groups(head)
     if per_frame:
-        sources = [_merged(frame, shared) for frame in per_frame]
+        sources = [merged(frame, shared) for frame in per_frame]
     elif int(head.get("NumberOfFrames") or 1) == 1:
         sources = [head]
     else:
@@ -319,12 +327,12 @@ def _slice(
     )
 
 
-def _functional_groups(head: Any) -> tuple[Any, Sequence[Any]]:
+def functional_groups(head: Any) -> tuple[Any, Sequence[Any]]:
     shared = head.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
     return shared[0], head.get("PerFrameFunctionalGroupsSequence") or ()
 
 
-def _merged(frame: Any, shared: Any) -> pydicom.Dataset:
+def merged(frame: Any, shared: Any) -> pydicom.Dataset:
     """The macros of one frame in one flat dataset; what the frame says goes before what is shared."""
     flat = pydicom.Dataset()
     for name in (
@@ -332,6 +340,7 @@ def _merged(frame: Any, shared: Any) -> pydicom.Dataset:
         "PlaneOrientationSequence",
         "PixelMeasuresSequence",
         "PixelValueTransformationSequence",
+        "SegmentIdentificationSequence",
     ):
         macro = frame.get(name) or shared.get(name)
         if macro:
@@ -349,7 +358,7 @@ def _check_place(path: Path, sources: Sequence[Any]) -> None:
         )
 
 
-def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: _Pixels) -> None:
+def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: PixelElement) -> None:
     if pixels.tag != _PIXEL_DATA:
         raise InputError(
             f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
@@ -364,10 +373,24 @@ def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: _Pixels
             f"{path}: its frames have grey values of different scales, which is not supported. Convert it "
             "to NIfTI with dcm2niix."
         )
+    voxels = int(head.Rows) * int(head.Columns) * len(sources)
+    check_pixels(path, head, pixels, voxels * int(head.get("BitsAllocated") or 8) // 8)
+
+
+def check_pixels(path: Path, head: Any, pixels: PixelElement, needed: int) -> None:
+    """Compare the pixels that a header promises with those that are there, before memory is asked for.
+
+    Args:
+        path: the file.
+        head: its header.
+        pixels: the element of its pixels.
+        needed: bytes of pixels according to the header.
+
+    Raises:
+        InputError: the file is truncated, its header lies, or this machine has not the memory.
+    """
     if pixels.cut:
         raise InputError(f"{path} is truncated: its last fragment is cut. Copy or export it again.")
-    voxels = int(head.Rows) * int(head.Columns) * len(sources)
-    needed = voxels * int(head.get("BitsAllocated") or 8) // 8
     syntax = str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0]))
     there = pixels.there
     if syntax == _DEFLATED:

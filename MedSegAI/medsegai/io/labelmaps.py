@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import GeometryError, InputError
+from medsegai.io.dicom_files import is_dicom, read_file
+from medsegai.io.dicom_segmentations import read_dicom_segmentation
 from medsegai.io.files import check_name, native
 from medsegai.io.reading import read_unchecked
 from medsegai.io.segmentations import Segment, has_segments, read_segments
@@ -27,7 +29,7 @@ def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
 
     Args:
         path: an image of integers, also stored as floats (see `read_volume` for the formats), or a
-            Slicer segmentation (.seg.nrrd). Segments that share a voxel are refused: one value per
+            Slicer segmentation (.seg.nrrd), or a DICOM SEG. Segments that share a voxel are refused: one value per
             voxel cannot hold them. Segments in several layers that share none are joined.
 
     Returns:
@@ -43,6 +45,8 @@ def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
     check_name(path)
     if path.suffix.lower() == ".nrrd" and path.is_file() and has_segments(path):
         return _read_segmentation(path)
+    if path.is_file() and is_dicom(path) and read_file(path).is_segmentation:
+        return read_dicom_segmentation(path)
     volume = read_unchecked(path)
     volume = volume.with_voxels(_compact(path, volume.voxels))
     values = unique_values(volume.voxels)
@@ -59,7 +63,9 @@ def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
     return np.unique(voxels)
 
 
-def laid_on(labelmap: Volume, grid: Geometry, name: str = "the scan") -> Volume:
+def laid_on(
+    labelmap: Volume, grid: Geometry, name: str = "the scan", frame_of_reference: str = ""
+) -> Volume:
     """The same labels with their voxels in the order of `grid`, which must be the grid that they were drawn on.
 
     Readers order axes differently; nothing is resampled, so every label keeps its voxels. A scan that merely
@@ -69,10 +75,14 @@ def laid_on(labelmap: Volume, grid: Geometry, name: str = "the scan") -> Volume:
         labelmap: label values, 0 is background.
         grid: where they are wanted.
         name: what lies on `grid`, for messages.
+        frame_of_reference: that of the scan. A DICOM SEG of the same leaves out slices without labels, and may be
+            a part of the scan.
 
     Raises:
         GeometryError: the two grids differ in more than the order and direction of their axes.
     """
+    if frame_of_reference and labelmap.frame_of_reference == frame_of_reference:
+        return _spread(labelmap, grid, name)
     order, backwards = _turn(labelmap.geometry, grid)
     turned = labelmap.geometry.permuted(order).flipped(*np.flatnonzero(backwards))
     check_same_grid(

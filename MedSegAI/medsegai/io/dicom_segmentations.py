@@ -1,0 +1,194 @@
+"""DICOM SEG as labels: the frames of every segment, on the slices that they span.
+
+A SEG leaves out frames without voxels, so its grid is only a part of that of its series. The frame of reference
+that both share says that they lie in one space: with it labels are laid onto the series, see `labelmaps.laid_on`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from medsegai.errors import GeometryError, InputError, ModelError
+from medsegai.io.dicom_files import (
+    check_pixels,
+    functional_groups,
+    merged,
+    opened_header,
+    pixel_element,
+)
+from medsegai.io.files import PARSER_ERRORS, check_memory, native, placed, unreadable
+from medsegai.io.itk import LPS_TO_RAS
+from medsegai.labels import Label, Terminology, made_color
+from medsegai.volume import Volume
+
+OFF_GRID = 0.1
+"""How far a frame may lie from the regular grid, as a fraction of the slice distance."""
+
+
+def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
+    """Read a DICOM SEG, BINARY or LABELMAP.
+
+    Returns:
+        Segment numbers as label values, (k, j, i), on the grid that the frames span; and the segments.
+
+    Raises:
+        InputError: damaged, fractional, packed in a way that is not supported, or segments that share a voxel.
+        GeometryError: the frames lie on no regular grid.
+    """
+    try:
+        with path.open("rb") as file:
+            head, stream = opened_header(path, file)
+            pixels = pixel_element(head, stream)
+        kind = str(head.get("SegmentationType", ""))
+        if kind not in ("BINARY", "LABELMAP"):
+            raise InputError(
+                f"{path} holds segments of type {kind or 'unknown'}; only BINARY and LABELMAP are supported. "
+                "Convert it to .seg.nrrd with 3D Slicer."
+            )
+        sources = _sources(head)
+        size = int(head.Rows), int(head.Columns)
+        count = len(sources) * size[0] * size[1]
+        check_pixels(path, head, pixels, count * int(head.BitsAllocated) // 8)
+        check_memory(path, count)
+        matrix, places = _grid(path, sources)
+        shape = (max(places) + 1, *size)
+        check_memory(path, 2 * shape[0] * shape[1] * shape[2])
+        frames = pydicom.dcmread(path).pixel_array.reshape(-1, *size)
+        if len(frames) != len(sources):
+            raise ValueError("its frames are not as many as its header says")
+        numbers = [_number(source) for source in sources] if kind == "BINARY" else []
+        if head.get("PixelPaddingValue") is not None:
+            frames = np.where(frames == int(head.PixelPaddingValue), 0, frames)
+        voxels = _joined(path, shape, frames, places, numbers)
+        segments = (item for item in head.SegmentSequence if int(item.SegmentNumber))
+        labels = tuple(_label(item) for item in segments)  # number 0 is the background
+    except PARSER_ERRORS as error:
+        raise unreadable(path, error, "a DICOM segmentation") from error
+    grid = placed(path, shape, LPS_TO_RAS @ matrix)
+    frame_of_reference = str(head.get("FrameOfReferenceUID") or "")
+    return Volume(
+        native(voxels), grid, str(path), frame_of_reference=frame_of_reference
+    ), _with_others(labels, voxels)
+
+
+def _sources(head: Any) -> list[Any]:
+    """What each frame says of its place and segment."""
+    shared, per_frame = functional_groups(head)
+    return [merged(frame, shared) for frame in per_frame]
+
+
+def _number(source: Any) -> int:
+    return int(source.ReferencedSegmentNumber)
+
+
+def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list[int]]:
+    """The matrix from (i, j, k) to LPS, and the k of each frame. k grows along the cross product of i and j."""
+    first = sources[0]
+    axes = np.array(first.ImageOrientationPatient, np.float64).reshape(2, 3).T
+    rows, columns = (float(value) for value in first.PixelSpacing)
+    for source in sources:
+        same = np.allclose(
+            [*source.ImageOrientationPatient, *source.PixelSpacing],
+            [*first.ImageOrientationPatient, *first.PixelSpacing],
+            atol=1e-4,
+        )
+        if not same:
+            raise GeometryError(
+                f"{path}: its frames have different orientations or pixel sizes. Convert it with 3D Slicer."
+            )
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    positions = np.array([source.ImagePositionPatient for source in sources], np.float64)
+    heights = positions @ normal
+    step = _step(first, heights)
+    start = positions[heights.argmin()]
+    numbers = (heights - heights.min()) / step
+    places = np.rint(numbers).astype(int)
+    aside = positions - (start + np.outer(numbers * step, normal))
+    if np.abs(numbers - places).max() > OFF_GRID or np.linalg.norm(aside, axis=1).max() > OFF_GRID:
+        raise GeometryError(
+            f"{path}: its frames lie on no regular grid. Convert it with 3D Slicer, on the grid of its scan."
+        )
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.column_stack([axes[:, 0] * columns, axes[:, 1] * rows, normal * step])
+    matrix[:3, 3] = start
+    return matrix, places.tolist()
+
+
+def _step(source: Any, heights: NDArray[np.float64]) -> float:
+    """The distance of slices: as the file says, else the smallest of the frames, else their thickness."""
+    said = source.get("SpacingBetweenSlices")
+    if said:
+        return abs(float(said))
+    distances = np.diff(np.unique(np.round(heights, 4)))
+    return float(distances.min()) if len(distances) else float(source.SliceThickness)
+
+
+def _joined(
+    path: Path,
+    shape: tuple[int, int, int],
+    frames: NDArray[Any],
+    places: Sequence[int],
+    numbers: Sequence[int],
+) -> NDArray[Any]:
+    """One label map; `numbers` are the segments of the frames, empty where the pixels are segment numbers."""
+    top = max(numbers) if numbers else int(frames.max(initial=0))
+    voxels = np.zeros(shape, np.min_scalar_type(top))
+    for index, (frame, k) in enumerate(zip(frames, places, strict=True)):
+        inside = frame != 0
+        values = numbers[index] if numbers else frame[inside]
+        present = voxels[k][inside]
+        if np.any((present != 0) & (present != values)):
+            raise InputError(
+                f"{path}: its segments overlap, but a voxel can have one label. Export them as a labelmap in 3D "
+                "Slicer, which decides for each voxel."
+            )
+        voxels[k][inside] = values
+    return voxels
+
+
+def _label(item: Any) -> Label:
+    number = int(item.SegmentNumber)
+    words = "".join(
+        part if part.isprintable() else " " for part in str(item.get("SegmentLabel", ""))
+    )
+    name = " ".join(words.split()) or f"Segment {number}"
+    return Label(number, name, made_color(number), _codes(item))
+
+
+def _codes(item: Any) -> Terminology | None:
+    """The codes of a segment; None where there are none, or not proper ones."""
+    found: list[tuple[str, str, str] | None] = []
+    kinds = item.get("SegmentedPropertyTypeCodeSequence") or [pydicom.Dataset()]
+    for codes in (
+        item.get("SegmentedPropertyCategoryCodeSequence"),
+        kinds,
+        kinds[0].get("SegmentedPropertyTypeModifierCodeSequence"),
+    ):
+        one = codes[0] if codes else pydicom.Dataset()
+        scheme, value, meaning = (
+            str(one.get(name) or "")
+            for name in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
+        )
+        found.append((scheme, value, meaning) if value else None)
+    category, kind, modifier = found
+    if category is None or kind is None:
+        return None
+    try:
+        return Terminology.from_dict(
+            {"category": category, "type": kind} | ({"modifier": modifier} if modifier else {})
+        )
+    except ModelError:
+        return None
+
+
+def _with_others(labels: tuple[Label, ...], voxels: NDArray[Any]) -> tuple[Label, ...]:
+    """The labels, and made ones for values that no segment explains."""
+    named = {label.value for label in labels}
+    values = (int(value) for value in np.unique(voxels) if value and int(value) not in named)
+    return (*labels, *(Label(value, f"Label {value}", made_color(value)) for value in values))
