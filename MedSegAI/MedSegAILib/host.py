@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,28 @@ def chosen_place() -> Place:
         return Place.own(own_python())
 
 
+_unattended = False
+
+
+@contextmanager
+def unattended() -> Iterator[None]:
+    """While a test runs in an application that somebody uses: nobody is asked, and nothing is installed."""
+    global _unattended
+    _unattended = True
+    try:
+        yield
+    finally:
+        _unattended = False
+
+
+def is_test() -> bool:
+    """Whether a test runs, Slicer's or ours."""
+    return _unattended or bool(slicer.app.testingEnabled())
+
+
 def can_ask() -> bool:
     """Whether somebody is there to answer a question; a test must never wait for one."""
-    return slicer.util.mainWindow() is not None and not slicer.app.testingEnabled()
+    return slicer.util.mainWindow() is not None and not is_test()
 
 
 def save_undo(segmentation: Any) -> bool:

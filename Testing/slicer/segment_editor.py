@@ -248,6 +248,71 @@ class Mouse:
         return self.send(vtk.vtkCommand.KeyPressEvent)
 
 
+class EditorModule:
+    """The page of the module Segment Editor: its `editor` is a qMRMLSegmentEditorWidget."""
+
+    def __init__(self, scene: Any, factory: EffectFactory) -> None:
+        self._scene = scene
+        self._widget = EditorWidget(scene, factory)
+        self.editor = faced(self._widget, "qMRMLSegmentEditorWidget")
+
+    def selectParameterNode(self) -> None:
+        self._widget.logic.SetSegmentEditorNode(
+            self._scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        )
+
+
+class EditorWidget:
+    """A qMRMLSegmentEditorWidget on the real logic."""
+
+    def __init__(self, scene: Any, factory: EffectFactory) -> None:
+        self._scene, self._factory, self._effect = scene, factory, None
+        self.logic = slicer.vtkSlicerSegmentEditorLogic()
+        self.logic.SetMRMLScene(scene)
+
+    def mrmlSegmentEditorNode(self) -> Any:
+        node = self.logic.GetSegmentEditorNode()
+        return node if node is not None and self._scene.IsNodePresent(node) else None
+
+    def segmentationNode(self) -> Any:
+        return self.mrmlSegmentEditorNode().GetSegmentationNode()
+
+    def setSegmentationNode(self, node: Any) -> None:
+        self.mrmlSegmentEditorNode().SetAndObserveSegmentationNode(node)
+        self.setCurrentSegmentID(node.GetSegmentation().GetNthSegmentID(0))
+
+    def setSourceVolumeNode(self, node: Any) -> None:
+        self.mrmlSegmentEditorNode().SetAndObserveSourceVolumeNode(node)
+
+    def setCurrentSegmentID(self, segment: str) -> None:
+        self.mrmlSegmentEditorNode().SetSelectedSegmentID(segment)
+
+    def saveStateForUndo(self) -> None:
+        assert self.logic.SaveStateForUndo()
+
+    def undo(self) -> None:
+        self.logic.Undo()
+
+    def setActiveEffectByName(self, name: str) -> None:
+        if self._effect is not None:
+            self._effect.self().deactivate()
+        self._effect = None
+        for registered in self._factory.effects:
+            if registered.name == name:
+                self._effect = registered.self().clone()
+                behind(self._effect).logic = self.logic
+                for call in (
+                    "setupOptionsFrame",
+                    "setMRMLDefaults",
+                    "updateGUIFromMRML",
+                    "activate",
+                ):
+                    getattr(self._effect.self(), call)()
+
+    def activeEffect(self) -> Any:
+        return self._effect
+
+
 def start(patch: pytest.MonkeyPatch) -> EffectFactory:
     """Make the modules and classes that effects use, until the patch is undone."""
     pythonqt.install()

@@ -67,7 +67,7 @@ class Application:
             function()
 
     def processEvents(self) -> None:
-        pythonqt.process_events()
+        pythonqt.QtCore.QCoreApplication.processEvents()
 
     def testingEnabled(self) -> bool:
         return self.testing
