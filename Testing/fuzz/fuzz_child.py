@@ -7,6 +7,7 @@ files are made by Hypothesis from sound ones and from the corpus.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -106,13 +107,13 @@ def _change(draw: st.DrawFn, value: Any) -> None:
         if not (isinstance(inner, dict | list) and inner) or draw(st.integers(0, 3)) == 0:
             what = draw(st.sampled_from(("value", "value", "value", "remove", "add")))
             if what == "value":
-                value[key] = draw(st.sampled_from(VALUES))
+                value[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
             elif what == "remove":
                 del value[key]
             elif isinstance(value, dict):
-                value[draw(st.text(max_size=5))] = draw(st.sampled_from(VALUES))
+                value[draw(st.text(max_size=5))] = copy.deepcopy(draw(st.sampled_from(VALUES)))
             else:
-                value.append(draw(st.sampled_from(VALUES)))
+                value.append(copy.deepcopy(draw(st.sampled_from(VALUES))))
             return
         value = inner
 
