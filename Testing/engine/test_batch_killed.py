@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import fake_engine
+import medsegai
 from medsegai import locks
 from medsegai.batch import PARTIAL, unfinished_hashes
 from medsegai.card import file_sha256
@@ -171,6 +172,12 @@ def test_files_appear_in_the_order_in_which_they_began(
                 partial.write_text(name)
             assert moved == []
     assert moved == ["first", "second", "last"]
+
+
+def test_several_files_are_never_left_to_a_stack() -> None:
+    """An ExitStack unwinds backwards: the last file, which vouches for the others, would appear first."""
+    sources = Path(medsegai.__file__).parent.rglob("*.py")
+    assert not [str(path) for path in sources if "enter_context(atomic_path" in path.read_text()]
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from medsegai.handover.dicom_sr import measurement_report
 from medsegai.handover.provenance import Provenance, provenance
 from medsegai.handover.report import Content, write_report
 from medsegai.handover.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
-from medsegai.io import atomic_path, check_output
+from medsegai.io import FilesTogether, check_output, files_together
 from medsegai.labels import Label
 from medsegai.progress import Progress
 
@@ -222,38 +222,36 @@ def write(
     for _, path in planned:
         _check_free(path, overwrite)
     total = len(exports.files()) + len(planned)
-    with ExitStack() as stack:
-        if exports.surfaces is not None:
-            stack.enter_context(_Folder(exports.surfaces))
-        for done, _ in enumerate(_written(exports, work, planned, stack)):
+    folder = nullcontext() if exports.surfaces is None else _Folder(exports.surfaces)
+    with folder, files_together() as files:
+        for done, _ in enumerate(_written(exports, work, planned, files)):
             progress.step("write", done, total)
         progress.step("write", total, total)
     return (*exports.files().values(), *(path for _, path in planned))
 
 
 def _written(
-    exports: Exports, work: Work, planned: Sequence[tuple[Label, Path]], stack: ExitStack
+    exports: Exports, work: Work, planned: Sequence[tuple[Label, Path]], files: FilesTogether
 ) -> Iterator[str]:
     """Write the parts one after the other beside their places; gives the name of each before it is made."""
-    files = exports.files()
     segmentation: Any = None
-    for name, path in files.items():
+    for name, path in exports.files().items():
         yield name
-        partial = stack.enter_context(atomic_path(path))
-        if name == "seg" and work.source is not None:
-            segmentation = dicom_seg.segmentation(
-                work.case, work.source, work.made.maker, exports.encoding
-            )
-            dicom_seg.stored(segmentation, partial)
-        elif name == "sr" and work.source is not None:
-            maker = work.made.maker
-            document = measurement_report(segmentation, work.source, work.rows, maker)
-            dicom_seg.stored(document, partial)
-        elif name == "report":
-            write_report(partial, Content(work.case, work.rows, work.warnings, work.made.lines))
-        else:
-            measurements.WRITERS[path.suffix.lower()](partial, work.rows)
-    yield from _written_surfaces(exports, work.case, planned, stack)
+        with files.path(path) as partial:
+            if name == "seg" and work.source is not None:
+                segmentation = dicom_seg.segmentation(
+                    work.case, work.source, work.made.maker, exports.encoding
+                )
+                dicom_seg.stored(segmentation, partial)
+            elif name == "sr" and work.source is not None:
+                maker = work.made.maker
+                document = measurement_report(segmentation, work.source, work.rows, maker)
+                dicom_seg.stored(document, partial)
+            elif name == "report":
+                write_report(partial, Content(work.case, work.rows, work.warnings, work.made.lines))
+            else:
+                measurements.WRITERS[path.suffix.lower()](partial, work.rows)
+    yield from _written_surfaces(exports, work.case, planned, files)
 
 
 def _planned_surfaces(exports: Exports, case: Case) -> list[tuple[Label, Path]]:
@@ -268,7 +266,7 @@ def _planned_surfaces(exports: Exports, case: Case) -> list[tuple[Label, Path]]:
 
 
 def _written_surfaces(
-    exports: Exports, case: Case, planned: Sequence[tuple[Label, Path]], stack: ExitStack
+    exports: Exports, case: Case, planned: Sequence[tuple[Label, Path]], files: FilesTogether
 ) -> Iterator[str]:
     voxels = case.labelmap.voxels
     boxes = label_boxes(voxels, [label.value for label, _ in planned])
@@ -280,8 +278,8 @@ def _written_surfaces(
             mask = voxels[box] == label.value
             part = case.labelmap.geometry.cropped([side.start for side in box], mask.shape)
             made = label.value, surface_of(mask, part, exports.tolerance_mm)
-        partial = stack.enter_context(atomic_path(path))
-        write_surface(partial, made[1], label, exports.space)
+        with files.path(path) as partial:
+            write_surface(partial, made[1], label, exports.space)
 
 
 class _Folder:

@@ -4,7 +4,13 @@ Axis order and the two world conventions (RAS inside, LPS in ITK, DICOM and NRRD
 nowhere else.
 """
 
-from medsegai.io.atomic import PARTIAL, atomic_path, check_output, files_together
+from medsegai.io.atomic import (
+    PARTIAL,
+    FilesTogether,
+    atomic_path,
+    check_output,
+    files_together,
+)
 from medsegai.io.candidates import read_candidates
 from medsegai.io.checks import check_scan, check_voxels
 from medsegai.io.dicom import series_frames
@@ -20,6 +26,7 @@ __all__ = [
     "PARTIAL",
     "READABLE",
     "WRITABLE",
+    "FilesTogether",
     "atomic_path",
     "axes_to_ras",
     "check_output",
