@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class MemberCard:
         classes: for each output channel the label values it feeds; () is background. A channel that
             cannot tell left from right feeds both sides.
         settings: what only this member's family understands.
+        family: that of the member, where it is not that of the card.
     """
 
     name: str
@@ -72,10 +73,11 @@ class MemberCard:
     weight: float = 1.0
     classes: tuple[tuple[int, ...], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
 
     def answers_to(self, name: str) -> bool:
-        """Whether this is its name, or the configuration or the fold in its name."""
-        return name == self.name or name in self.name.split("/")
+        """Whether this is its name, the configuration or the fold in its name, or the family that it states."""
+        return name in (self.name, *self.name.split("/"), *filter(None, [self.family]))
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,15 @@ class ModelCard:
     def label_values(self) -> tuple[int, ...]:
         return tuple(label.value for label in self.labels)
 
+    def families(self) -> tuple[str, ...]:
+        """The families of its members, each once."""
+        return tuple(dict.fromkeys(member.family or self.family for member in self.members))
+
+    def of_family(self, name: str) -> ModelCard:
+        """The part of the card that belongs to one of its families."""
+        own = tuple(m for m in self.members if (m.family or self.family) == name)
+        return replace(self, family=name, members=own, calibration=None, reference=None)
+
     def member(self, name: str) -> MemberCard:
         for member in self.members:
             if member.name == name:
@@ -178,7 +189,7 @@ class ModelCard:
         """The members with these names, in the card's order; without names those with a weight.
 
         The members of a model with several configurations are named configuration/fold; either half names all
-        that share it.
+        that share it. In a model of several families a family names all of its members.
 
         Raises:
             ModelError: no member has one of the names.
@@ -188,9 +199,9 @@ class ModelCard:
         for name in names:
             if not any(member.answers_to(name) for member in self.members):
                 self.member(name)
-        configurations = {part for m in self.members for part in m.name.split("/")[:-1]}
-        wide = [name for name in names if name in configurations]
-        narrow = [name for name in names if name not in configurations]
+        groups = {part for m in self.members for part in (m.family, *m.name.split("/")[:-1])}
+        wide = [name for name in names if name in groups]
+        narrow = [name for name in names if name not in groups]
         return tuple(
             member
             for member in self.members
@@ -268,7 +279,9 @@ class ModelCard:
         data["channels"] = [vars(channel).copy() for channel in self.channels]
         data["labels"] = [label.to_dict() for label in self.labels]
         data["members"] = [
-            vars(member) | {"classes": [list(c) for c in member.classes]} for member in self.members
+            {name: value for name, value in vars(member).items() if name != "family" or value}
+            | {"classes": [list(c) for c in member.classes]}
+            for member in self.members
         ]
         data["spacing_mm"] = list(self.spacing_mm)
         data["suggested_refinements"] = [dict(item) for item in self.suggested_refinements]

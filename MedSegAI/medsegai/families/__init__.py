@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Protocol
 
 from medsegai.card import ModelCard
 from medsegai.errors import ModelError
+from medsegai.fusion import side_aware_first
 from medsegai.networks.backends import Compute
 from medsegai.probabilities import Block
 from medsegai.progress import Progress
@@ -109,5 +110,55 @@ def family_names() -> tuple[str, ...]:
 
 def load_model(card: ModelCard) -> Model:
     """The model of a card, its weights checked against their hashes."""
-    model: Model = family(card.family).load(card)
+    if len(card.families()) > 1:
+        return JointModel(card)
+    (name,) = card.families()
+    model: Model = family(name).load(card)
     return model
+
+
+class JointModel:
+    """A model whose members are of several families. On one native grid they are fused as one part."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self._models: dict[str, Model] = {
+            name: family(name).load(card.of_family(name)) for name in card.families()
+        }
+
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> list[Part]:
+        """The parts of all families that are asked for; those of one grid as one."""
+        chosen = {member.name for member in self.card.chosen_members(request.members)}
+        found: list[Part] = []
+        for model in self._models.values():
+            own = tuple(member.name for member in model.card.members if member.name in chosen)
+            if own:
+                asked = replace(request, members=own)
+                for part in model.parts(inputs, output, asked, compute, progress):
+                    _join(found, part)
+        return found
+
+
+def _join(parts: list[Part], part: Part) -> None:
+    """Add `part` to `parts`, to one of the same grid where there is one."""
+    for index, other in enumerate(parts):
+        if (
+            other.geometry.matches(part.geometry)
+            and (other.scale, other.linear) == (part.scale, part.linear)
+            and other.weight is part.weight is other.plane_axis is part.plane_axis is None
+        ):
+            parts[index] = replace(
+                other,
+                members=side_aware_first([*other.members, *part.members]),
+                networks=[*other.networks, *part.networks],
+                warnings=(*other.warnings, *part.warnings),
+            )
+            return
+    parts.append(part)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,16 +21,13 @@ from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Part, Step
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
-from medsegai.families._sliding import Box, Window, logits_by_planes, window
+from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.volumetric import build_network, smallest_multiple
 from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
-
-MARGIN_MM = 16.0
-"""Air kept around the head. Patches reach further where the head is small."""
 
 
 def load(card: ModelCard) -> UNet3DModel:
@@ -79,9 +77,9 @@ class UNet3DModel:
         kept = grid.kept(head)
         answered = cropped(head.geometry, kept)
         wanted = answered.box_around_grid(output)
-        image = torch.from_numpy(head.voxels)[None]
+        image = torch.from_numpy(np.ascontiguousarray(head.voxels[kept]))[None]
         patches = [
-            PatchMember(self._networks[member.name], member, image, kept, wanted, request.tile_step)
+            PatchMember(self._networks[member.name], member, image, wanted, request.tile_step)
             for member in members
         ]
         return Part(answered, patches, [member.name for member in members])
@@ -111,7 +109,6 @@ class _Network:
             (x, y, z),
             str(settings.get("intensity", "percentile")),
             bool(settings.get("antialias", True)),
-            MARGIN_MM,
         )
         self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
@@ -143,8 +140,7 @@ class PatchMember:
     """One network over the head.
 
     Attributes:
-        image: the head, float32 (1, k, j, i).
-        kept: the box of the head that is the native grid.
+        image: the head on the native grid, float32 (1, k, j, i).
         wanted: the box of the native grid that is asked for; None for nothing of it.
         tile_step: distance of neighbouring patches as a part of the patch.
     """
@@ -152,7 +148,6 @@ class PatchMember:
     network: _Network
     member: MemberCard
     image: Tensor
-    kept: Box
     wanted: Box | None
     tile_step: float
     name: str = field(init=False)
@@ -167,7 +162,8 @@ class PatchMember:
         """Planes of probabilities from front to back of the wanted box."""
         if self.wanted is None:
             return
-        at = self._window(compute)
+        image = self.image.to(compute.device)
+        at = window(image, self.network.patch, self.tile_step, self.wanted)
         runner = self.network.runner(compute)
         done = 0
 
@@ -186,12 +182,3 @@ class PatchMember:
             if offsets is not None:
                 logits = logits - offsets.to(logits.device)[:, None, None, None]
             yield Block((start[0] + number, start[1], start[2]), logits.softmax(0))
-
-    def _window(self, compute: Compute) -> Window:
-        assert self.wanted is not None
-        box = tuple(
-            slice(inside.start + part.start, inside.start + part.stop)
-            for inside, part in zip(self.kept, self.wanted, strict=True)
-        )
-        image = self.image.to(compute.device)
-        return window(image, self.network.patch, self.tile_step, (box[0], box[1], box[2]))
