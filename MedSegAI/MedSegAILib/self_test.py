@@ -202,8 +202,8 @@ class SelfTest(unittest.TestCase):
 
         volume, scene = _ball_volume(moved=False), Scene(slicer.mrmlScene)
         sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Cine")
-        for time in ("0", "1.5"):
-            sequence.SetDataNodeAtValue(volume, time)
+        for moment in ("0", "1.5"):
+            sequence.SetDataNodeAtValue(volume, moment)
         browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
         browser.AddSynchronizedSequenceNode(sequence)
         proxy = browser.GetProxyNode(sequence) or browser.AddProxyNode(volume, sequence, True)
