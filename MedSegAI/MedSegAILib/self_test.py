@@ -161,11 +161,11 @@ class SelfTest(unittest.TestCase):
         editor.setActiveEffectByName(EFFECT_NAME)
         effect = editor.activeEffect().self()
         center, brush = _world(volume, _CENTER), Brush(8.0, np.array([0.0, 0.0, 1.0]))
-        for _time in range(2):
+        for attempt in range(2):
             self.assertTrue(effect.tool.press(center, brush, False))
             effect.tool.release()
             self.assertEqual(effect.tool.strokes, 1)
-            if not _time:
+            if not attempt:
                 effect.onTakeBack()
                 self.assertEqual(effect.tool.strokes, 0)
         effect.onApply()

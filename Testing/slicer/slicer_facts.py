@@ -265,7 +265,8 @@ def every_name() -> frozenset[str]:
         for module, entry in modules
         for name in entry.get("classes", ())
     )
-    return frozenset(of_qt).union(*map(vtk_names, vtk_classes()), *of_python)
+    kept = (entry["names"] for entry in _file("unproven")["attributes"].values())
+    return frozenset(of_qt).union(*map(vtk_names, vtk_classes()), *of_python, *kept)
 
 
 @cache
