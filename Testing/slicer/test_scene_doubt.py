@@ -267,7 +267,7 @@ def test_the_place_is_marked_and_a_crosshair_of_the_users_own_stays(mrml: Any) -
     scene = Scene(mrml)
     scene.jump((12.5, -20, 31))
     assert crosshair.GetCrosshairRAS() == (12.5, -20, 31)
-    assert crosshair.GetCrosshairMode() == crosshair.ShowSmallBasic
+    assert crosshair.GetCrosshairMode() == crosshair.ShowBasic
     crosshair.SetCrosshairMode(crosshair.ShowHashmarks)
     scene.jump((1, 2, 3))
     assert crosshair.GetCrosshairMode() == crosshair.ShowHashmarks

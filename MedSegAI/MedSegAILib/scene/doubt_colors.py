@@ -8,11 +8,11 @@ import numpy as np
 
 from MedSegAILib.translation import tr as _
 
-LOWEST = 0.2
-"""Entropy in nats below which nothing is drawn: of two structures one has a probability above 0.95 there."""
+LOWEST = 0.33
+"""Entropy in nats below which nothing is drawn: of two structures one has a probability above 0.9 there."""
 
-REDDEST = float(np.log(2))
-"""Entropy of two structures that are equally likely."""
+REDDEST = float(np.log(3))
+"""Entropy of three structures that are equally likely: two, as at every border, are orange."""
 
 HIGHEST = 20.0
 """Above any entropy in nats: so many structures has no model."""

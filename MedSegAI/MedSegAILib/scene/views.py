@@ -27,7 +27,7 @@ def jump(scene: Any, ras: Sequence[float]) -> None:
     for crosshair in nodes_of(scene, "vtkMRMLCrosshairNode"):
         crosshair.SetCrosshairRAS(*ras)
         if crosshair.GetCrosshairMode() == slicer.vtkMRMLCrosshairNode.NoCrosshair:
-            crosshair.SetCrosshairMode(slicer.vtkMRMLCrosshairNode.ShowSmallBasic)
+            crosshair.SetCrosshairMode(slicer.vtkMRMLCrosshairNode.ShowBasic)
 
 
 def _bring_into_view(view: Any, ras: Sequence[float]) -> None:
