@@ -6,11 +6,16 @@ MedSegAI catches `MedSegAIError`; whatever else escapes is a defect of MedSegAI.
 
 from __future__ import annotations
 
+from medsegai.outside_text import unicode_text
+
 
 class MedSegAIError(Exception):
-    """Base of all errors that a user can cause or mend."""
+    """Base of all errors that a user can cause or mend. Its text is Unicode, whatever files are called."""
 
     exit_code = 1
+
+    def __init__(self, *details: object) -> None:
+        super().__init__(*(unicode_text(it) if isinstance(it, str) else it for it in details))
 
 
 class InputError(MedSegAIError):

@@ -8,6 +8,7 @@ as they are.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,25 @@ _SHOWN |= {code: f"\\u{code:04x}" for code in _TURNING}
 del _SHOWN[ord("\n")], _SHOWN[ord("\t")]
 
 
+_NOT_UNICODE = re.compile("[\ud800-\udfff]")
+"""Halves of letters, which also stand for bytes that could not be decoded (PEP 383)."""
+
+
+def unicode_text(text: str) -> str:
+    """Text that files and terminals can hold: bytes of a file's name that are not UTF-8 are written as numbers."""
+    return _NOT_UNICODE.sub(
+        lambda half: (
+            f"\\x{ord(half[0]) - 0xDC00:02x}"
+            if 0xDC80 <= ord(half[0]) <= 0xDCFF
+            else f"\\u{ord(half[0]):04x}"
+        ),
+        text,
+    )
+
+
 def table_cell(value: Any) -> Any:
     """A cell of a CSV file that no spreadsheet computes: an apostrophe precedes what begins like a formula."""
+    value = unicode_text(value) if isinstance(value, str) else value
     if not isinstance(value, str) or not value.startswith(FORMULA_STARTS) or len(value) == 1:
         return value
     with contextlib.suppress(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import struct
 import zlib
@@ -283,3 +284,20 @@ def test_a_segmentation_is_called_so(tmp_path: Path) -> None:
         assert "is a DICOM segmentation (SEG), not a scan" in refused(path)
     with pytest.raises(InputError, match=r"holds segments of type unknown"):
         read_labelmap(path)
+
+
+def test_slices_whose_names_are_not_unicode_are_read(tmp_path: Path) -> None:
+    """GDCM would end the process; and messages about them can be written."""
+    write_series(tmp_path / "s", SCAN)
+    for path in (tmp_path / "s").iterdir():
+        new = os.fsencode(tmp_path / "s") + b"/Sch\xe4del_" + path.name.encode()
+        path.rename(os.fsdecode(new))
+    assert np.array_equal(read_volume(tmp_path / "s").voxels, SCAN.voxels)
+    damaged = sorted((tmp_path / "s").iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    message = refused(tmp_path / "s")
+    assert r"Sch\xe4del_" in message
+    message.encode()
+    damaged.write_bytes(b"\0" * 128 + b"DICM")
+    with contextlib.suppress(InputError):
+        "".join(read_volume(tmp_path / "s").notes).encode()

@@ -149,9 +149,8 @@ def _destination(path: Path) -> Path:
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:  # SimpleITK would end the process
-        shown = os.fsencode(path).decode(errors="backslashreplace")
         raise OutputError(
-            f"{shown} cannot be written: its name has bytes that are not UTF-8. Choose another name or folder."
+            f"{path} cannot be written: its name has bytes that are not UTF-8. Choose another name or folder."
         ) from None
     try:
         final = path.resolve()

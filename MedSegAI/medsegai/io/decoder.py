@@ -14,6 +14,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError
 from medsegai.io.stored import fill
+from medsegai.outside_text import unicode_text
 
 MEMORY_BYTES = 1 << 30
 """What the process may take beside voxels, decoded and on their way."""
@@ -73,10 +75,23 @@ class _Decoder:
     def ask(
         self, what: str, path: Path, reader: str, expected: int
     ) -> tuple[dict[str, Any], NDArray[Any]]:
+        """Let ITK read a file; one whose name is not UTF-8, which ITK cannot take, by a link to it."""
+        with contextlib.ExitStack() as stack:
+            named = path.absolute()
+            if unicode_text(str(named)) != str(named):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="medsegai-"))
+                link = Path(folder) / f"image{unicode_text(path.suffix)}"
+                link.symlink_to(named)
+                named = link
+            return self._ask(what, named, reader, expected)
+
+    def _ask(
+        self, what: str, path: Path, reader: str, expected: int
+    ) -> tuple[dict[str, Any], NDArray[Any]]:
         seconds = SECONDS + expected / BYTES_A_SECOND
         request = {
             "what": what,
-            "path": str(path.absolute()),
+            "path": str(path),
             "reader": reader,
             "memory": MEMORY_BYTES + 4 * expected,
             "seconds": seconds,

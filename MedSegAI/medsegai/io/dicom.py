@@ -21,6 +21,7 @@ from medsegai.io.decoder import itk_voxels
 from medsegai.io.dicom_files import DicomFile, Slice, is_dicom, read_file
 from medsegai.io.files import PARSER_ERRORS, check_memory, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
+from medsegai.outside_text import unicode_text
 from medsegai.volume import SHEAR_TOLERANCE, Volume
 
 POSITION_TOLERANCE = 0.1
@@ -105,7 +106,7 @@ def _left_out(where: Path, series: _Series, files: Sequence[DicomFile]) -> list[
         if file.uid == series.uid and file.problem is not None:
             raise file.problem
     # a header that was cut may hold the beginning of the UID
-    unknown = [file.path.name for file in problems if series.uid.startswith(file.uid)]
+    unknown = [unicode_text(file.path.name) for file in problems if series.uid.startswith(file.uid)]
     if not unknown:
         return []
     which = f"{len(unknown)} files were" if len(unknown) > 1 else "1 file was"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import struct
 import zlib
@@ -126,9 +125,8 @@ def check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(path).decode(errors="backslashreplace")
         raise InputError(
-            f"{shown}: its name has bytes that are not UTF-8. Rename it; on Linux, `convmv` renames many files."
+            f"{path}: its name has bytes that are not UTF-8. Rename it; on Linux, `convmv` renames many files."
         ) from None
 
 
