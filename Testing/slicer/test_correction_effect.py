@@ -177,3 +177,8 @@ def test_a_preview_takes_less_than_half_a_second(
         large.panel.onTakeBack()
         large.mouse.press((52.0, 48.0, 50.0))
     assert min(seconds) < 0.5
+
+
+def test_the_help_says_what_slicers_own_key_does(editing: Bench) -> None:
+    """Esc never reaches the effect, because Slicer's shortcut comes first."""
+    assert "<b>Esc</b> is Slicer's own key" in editing.panel.helpText()

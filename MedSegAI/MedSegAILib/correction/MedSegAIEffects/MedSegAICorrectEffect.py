@@ -130,6 +130,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             "<li><b>N:</b> apply, and go to the next doubtful place. <b>Shift+N:</b> to the one before."
             "<li><b>X:</b> take back the last stroke. <b>A</b> or <b>Enter:</b> apply. <b>C:</b> cancel."
             "<li><b>O:</b> the left button paints the other kind from now on."
+            "<li><b>Esc</b> is Slicer's own key: it leaves the effect, and you are asked about pending strokes."
             "</ul><p>Green is added, red is removed. Nothing is written before it is applied, as one undo step."
         )
 
