@@ -41,6 +41,7 @@ from medsegai.probabilities import NativeMap, Readable, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.refinements import check, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
+from medsegai.strict import shown
 from medsegai.suitability import check_suits
 from medsegai.volume import Geometry, Volume, check_same_grid
 
@@ -290,7 +291,7 @@ def _refinements(
         RequestError: the same of what was asked for.
     """
     suggested = [
-        dict(item) | {"labels": _renamed(item.get("labels", list(renamed)), renamed)}
+        dict(item) | {"labels": _renamed(card, item.get("labels", list(renamed)), renamed)}
         for card, renamed in zip(cards, naming.renamed, strict=True)
         for item in card.suggested_refinements
         if request.refine
@@ -306,12 +307,21 @@ def _refinements(
     return suggested + wanted
 
 
-def _renamed(labels: Sequence[Any], renamed: Mapping[int, int]) -> list[Any]:
-    """Values, or groups of them, as the result has them."""
-    return [
-        [renamed[value] for value in item] if isinstance(item, (list, tuple)) else renamed[item]
-        for item in labels
-    ]
+def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> list[Any]:
+    """Values, or groups of them, as the result has them.
+
+    Raises:
+        ModelError: the card suggests something for labels that it does not have.
+    """
+    try:
+        return [
+            [renamed[value] for value in item] if isinstance(item, (list, tuple)) else renamed[item]
+            for item in labels
+        ]
+    except (KeyError, TypeError):
+        raise ModelError(
+            f"The card of {card.id!r} suggests a refinement of labels that it does not have: {shown(labels)}."
+        ) from None
 
 
 def _judged(

@@ -1,5 +1,7 @@
 """Everything under MedSegAI/ reaches the user: in Slicer's extension, and in the wheel."""
 
+import importlib.metadata
+import os
 import re
 import shutil
 import struct
@@ -10,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "MedSegAI"
@@ -86,20 +89,60 @@ def test_slicer_gets_new_files_and_no_leftovers(tmp_path: Path) -> None:
     assert (sorted(scripts), sorted(resources)) == (sorted(new), sorted(data))
 
 
-def test_the_wheel_holds_the_whole_engine(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a copy, so that no build folder appears in the checkout
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` builds first."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, so that no build folder appears in the checkout
     shutil.copytree(MODULE, source / "MedSegAI", ignore=shutil.ignore_patterns("*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "-w", tmp_path, source], capture_output=True, text=True)
+    done = subprocess.run([*command, "-w", folder, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_whole_engine(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name.removeprefix("medsegai/") for name in archive.namelist()}
         (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "medsegai = medsegai.cli:main" in archive.read(points).decode()
     assert files_of(MODULE / "medsegai") == {name for name in packed if ".dist-info/" not in name}
+
+
+def test_the_installation_of_the_documents_walked_through(wheel: Path, tmp_path: Path) -> None:
+    """`pip install '.[torch,cpu]'`, less what is downloaded: that is here already, in the versions asked for."""
+    assert "pip install '.[torch,cpu]'" in (REPOSITORY / "docs" / "install.md").read_text()
+    place = tmp_path / "installed"
+    installing = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", place, wheel]
+    done = subprocess.run(installing, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (metadata,) = importlib.metadata.distributions(name="medsegai", path=[str(place)])
+    asked = [Requirement(line) for line in metadata.requires or ()]
+    for extra in ("", "torch", "cpu"):
+        wanted = [
+            item for item in asked if not item.marker or item.marker.evaluate({"extra": extra})
+        ]
+        assert extra == "" or {item.name for item in wanted} & {"torch", "openvino"}
+        for item in wanted:
+            assert importlib.metadata.version(item.name) in item.specifier, item
+    elsewhere = {"PYTHONPATH": str(place), "MEDSEGAI_MODELS": str(tmp_path / "none")}
+    where = "import medsegai; print(medsegai.__file__)"
+    for command in (
+        [sys.executable, "-c", where],
+        [sys.executable, place / "bin" / "medsegai", "--version"],
+        [sys.executable, place / "bin" / "medsegai", "models", "verify"],
+        [sys.executable, place / "bin" / "medsegai", "doctor"],
+    ):
+        done = subprocess.run(
+            command, env=os.environ | elsewhere, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if where in command:
+            assert str(place) in done.stdout, "it is the installed package that runs"
+    assert "Ready to segment." in done.stdout
 
 
 def base_requirements() -> dict[str, str]:

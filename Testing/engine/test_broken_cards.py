@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medsegai import catalogue
 from medsegai.card import load_card
 from medsegai.catalogue import BUNDLED_MODELS, find_card, read_cards
 from medsegai.cli import main
-from medsegai.errors import MedSegAIError, ModelError
+from medsegai.engine import segment
+from medsegai.errors import MedSegAIError, ModelError, RequestError
 from medsegai.families import load_model
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,6 +78,13 @@ def write_card(folder: Path, content: str | bytes) -> Path:
     content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     (folder / "card.json").write_bytes(content)
     return folder
+
+
+def scan() -> Volume:
+    """A bright ball, of the size of a hippocampus crop."""
+    distance = np.linalg.norm(np.mgrid[:36, :48, :36] - np.full((3, 1, 1, 1), 20), axis=0)
+    voxels = np.where(distance < 12, 900.0, 100.0) + distance
+    return Volume(voxels.astype(np.float32), Geometry((36, 48, 36), np.eye(4)))
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -224,6 +235,27 @@ def test_a_card_that_is_read_can_be_written_and_read_again(own: Path) -> None:
             continue
         write_card(own / "again", json.dumps(card.to_dict()))
         assert load_card(own / "again").to_dict() == card.to_dict()
+
+
+@pytest.mark.parametrize("labels", [[99], [[1, 99]], [{}], 5, "all", [None]])
+def test_suggestions_for_labels_that_are_not_there_are_a_fault_of_the_card(
+    labels: Any, own: Path
+) -> None:
+    """Found before anything is predicted: the weights are missing."""
+    suggested = [{"name": "largest_component", "labels": labels}]
+    folder = write_card(own / "made", card_text(suggested_refinements=suggested))
+    with pytest.raises(ModelError, match="refinement"):
+        segment(SegmentationRequest((scan(),), (str(folder),), backend="torch"))
+
+
+@pytest.mark.parametrize("model", ["hippocampus", "without"])
+def test_dropout_passes_of_a_model_without_dropout_are_refused(model: str, own: Path) -> None:
+    settings = json.loads(card_text("brain"))["settings"] | {"dropout": 0.0}
+    write_card(own / "without", card_text("brain", id="without", settings=settings))
+    with pytest.raises(RequestError, match=f"'{model}' has no dropout"):
+        segment(
+            SegmentationRequest((scan(),), (model,), backend="torch", dropout_passes=3),
+        )
 
 
 def test_without_a_home_there_are_the_bundled_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsegai.card import MemberCard
+from medsegai.card import SPACINGS_MM, MemberCard
 from medsegai.errors import ModelError
 from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
-from medsegai.preprocessing.intensity import scale_intensity
+from medsegai.preprocessing.intensity import MODES, scale_intensity
+from medsegai.strict import number, shown
 from medsegai.volume import Geometry, Volume
 
 HEAD_MARGIN_MM = 32.0
@@ -21,6 +22,10 @@ HEAD_MARGIN_MM = 32.0
 
 KEPT_MARGIN_MM = 8.0
 """Air around the head for which answers are kept: what lies further away is background."""
+
+
+LARGEST_GRID = 1024
+"""Voxels along an axis that a card may ask for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,17 @@ class HeadGrid:
     intensity: str
     antialias: bool
     margin_mm: float = HEAD_MARGIN_MM
+
+    def __post_init__(self) -> None:
+        """Raises ModelError: a card asks for what cannot be, or for more than fits into memory."""
+        for size in self.grid:
+            number(size, "grid", 1, LARGEST_GRID)
+        for length in self.spacing_mm:
+            number(length, "spacing_mm", *SPACINGS_MM)
+        if self.intensity not in MODES:
+            raise ModelError(
+                f"intensity must be one of {', '.join(MODES)}, not {shown(self.intensity)}."
+            )
 
     def head(self, scan: Volume) -> Volume:
         """The conformed scan, its intensities scaled, cropped to the head."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from medsegai.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.catalogue import find_card
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Part, Step, check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.fusion import side_aware_first
 from medsegai.networks.backends import BatchRunner, Compute
@@ -41,8 +41,7 @@ from medsegai.strict import number, typed_fields
 from medsegai.volume import Geometry, Volume
 
 MOST_FILTERS = 1024
-LARGEST_GRID = 1024
-"""Bounds of what a card may ask for: with more a network would not fit into memory."""
+"""Filters that a card may ask for: with more a network would not fit into memory."""
 
 AIR = 0.02
 """Slices in which nothing is brighter than this part of the range are background without asking."""
@@ -72,20 +71,22 @@ class Settings:
             raise ModelError(
                 f"The settings of model {card.id!r} do not fit QuickNAT: {error}"
             ) from None
-        if any(size % 16 or not 16 <= size <= LARGEST_GRID for size in settings.grid):
-            raise ModelError(
-                f"The grid of model {card.id!r} must be three multiples of 16 up to {LARGEST_GRID}."
-            )
+        if any(size % 16 for size in settings.grid):
+            raise ModelError(f"The grid of model {card.id!r} must be three multiples of 16.")
         return settings
 
     def network(self, classes: int) -> QuickNATConfig:
-        return QuickNATConfig(
-            channels=self.slices,
-            filters=self.filters,
-            classes=classes,
-            squeeze_excitation=self.squeeze_excitation,  # type: ignore[arg-type]
-            dropout=self.dropout,
-        )
+        """Raises ModelError: the shape is not one that a QuickNAT can have."""
+        try:
+            return QuickNATConfig(
+                channels=self.slices,
+                filters=self.filters,
+                classes=classes,
+                squeeze_excitation=self.squeeze_excitation,  # type: ignore[arg-type]
+                dropout=self.dropout,
+            )
+        except ValueError as error:
+            raise ModelError(f"A card cannot ask for this QuickNAT: {error}.") from None
 
 
 def load(card: ModelCard) -> QuickNATModel:
@@ -127,11 +128,7 @@ class QuickNATModel:
                 "Add another view, for example --views axial,sagittal."
             )
         passes = request.dropout_passes
-        if passes and not self.settings.dropout:
-            raise RequestError(
-                f"Model {self.card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Leave out "
-                "--dropout-passes; its views tell where it is in doubt."
-            )
+        check_dropout(request, self.card, has_dropout=self.settings.dropout > 0)
         kept = self._grid.kept(head)
         answered = cropped(head.geometry, kept)
         wanted = answered.box_around_grid(output)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Part, Step, check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.networks.backends import BatchRunner, Compute
@@ -57,6 +57,7 @@ class UNet3DModel:
         """One part for each grid, with the members that work on it."""
         if len(inputs) != 1:
             raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
+        check_dropout(request, self.card, has_dropout=False)
         by_grid: dict[HeadGrid, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):
             by_grid.setdefault(self._networks[member.name].grid, []).append(member)
@@ -96,11 +97,11 @@ class _Network:
             self.patch = tuple(int(size) for size in settings["patch"])
             i, j, k = (int(size) for size in settings["grid"])
             x, y, z = (float(size) for size in settings.get("spacing_mm", card.spacing_mm))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(
                 f"Member {member.name!r} of model {card.id!r} needs patch and grid, three numbers each: {error!r}."
             ) from None
-        if len(self.patch) != 3 or not member.classes:
+        if len(self.patch) != 3 or min(self.patch) < 1 or not member.classes:
             raise ModelError(
                 f"Member {member.name!r} of model {card.id!r} needs a patch of three sizes and its classes."
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Part, Step, check_dropout
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
@@ -72,11 +72,7 @@ class NNUNetModel:
     ) -> list[Part]:
         """One part for each configuration: its folds one by one where they matter, else as one member."""
         self._check(inputs)
-        if request.dropout_passes:
-            raise RequestError(
-                f"Model {self.card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Leave out "
-                "--dropout-passes; its folds and mirrored images tell where it is in doubt."
-            )
+        check_dropout(request, self.card, has_dropout=False)
         scan = turned(inputs, self.card.settings["reader"], self.card.settings["transpose"])
         groups: dict[str, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):
