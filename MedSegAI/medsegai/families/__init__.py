@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Protocol
 
 from medsegai.card import ModelCard
-from medsegai.errors import ModelError, RequestError
+from medsegai.errors import ModelError
 from medsegai.fusion import side_aware_first
 from medsegai.networks.backends import Compute
 from medsegai.probabilities import Block
@@ -88,19 +88,6 @@ class Model(Protocol):
         `request.members_apart` is false, members that are only averaged may come as one.
         """
         ...
-
-
-def check_dropout(request: SegmentationRequest, card: ModelCard, has_dropout: bool) -> None:
-    """Refuse Monte-Carlo passes that would all be alike.
-
-    Raises:
-        RequestError: passes are asked for, and the model has no dropout.
-    """
-    if request.dropout_passes and not has_dropout:
-        raise RequestError(
-            f"Model {card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Set dropout-passes "
-            "to 0; its members still show where it is in doubt."
-        )
 
 
 def family(name: str) -> ModuleType:

@@ -27,7 +27,8 @@ from torch import Tensor
 from medsegai.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.catalogue import find_card
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step, check_dropout
+from medsegai.families import Part, Step
+from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.fusion import side_aware_first
 from medsegai.networks.backends import BatchRunner, Compute

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step, check_dropout
+from medsegai.families import Part, Step
+from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.networks.backends import BatchRunner, Compute

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step, check_dropout
+from medsegai.families import Part, Step
+from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
