@@ -258,7 +258,7 @@ def test_an_image_larger_than_the_memory_is_refused(
     path = save(tmp_path, ".nii")
     monkeypatch.setattr("medsegai.io.files._memory_bytes", lambda: 100)
     message = refused(path)
-    assert "its 420 bytes of voxels takes 840 bytes of memory" in message
+    assert "its 420 bytes of voxels takes 1.68 kB of memory" in message
     assert "this machine has 100 bytes free" in message
 
 

@@ -27,8 +27,8 @@ BZIP2_LIMIT = 50_000
 HEADER_BYTES = 4096
 """Slack in comparisons with the file size."""
 
-COPIES = 2
-"""How often voxels lie in memory while they are read: as stored, and as they are used."""
+COPIES = 4
+"""How often voxels must fit into the memory that is free before they are read: they are turned and used, too."""
 
 _ITK_PREFIX = re.compile(r"^ITK ERROR: (\w+\(0x[0-9a-f]+\): )?")
 
