@@ -126,7 +126,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         from MedSegAILib.host import can_ask
 
         question = self.controller.scene_question()
-        if question and can_ask() and self.host.confirm(question):
+        if question and can_ask() and self.host.confirm(question, safe=True):
             while queue().busy:
                 worker().wait(slicer.app.processEvents)
             slicer.util.openSaveDataDialog()

@@ -284,6 +284,12 @@ class Host:
         text = _("Kept as {name} in {folder}; `medsegai train nnunet` takes that folder.")
         return "\n".join([text.format(name=kept.name, folder=kept.dataset), *kept.notes])
 
-    def confirm(self, question: str) -> bool:
-        """Yes, where nobody can answer."""
-        return not can_ask() or bool(slicer.util.confirmYesNoDisplay(question, "MedSegAI"))
+    def confirm(self, question: str, safe: bool = False) -> bool:
+        """Yes or no; yes, where nobody can answer.
+
+        Args:
+            safe: the answer that Enter gives. It is no where a yes gives images away, or costs what is there.
+        """
+        return not can_ask() or self._dialogs.decide(
+            slicer.util.mainWindow(), question, _("Yes"), _("No"), safe
+        )

@@ -8,6 +8,7 @@ import pytest
 import slicer
 
 from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.panel import dialogs
 from module_help import (
     head,
     head_under_way,
@@ -76,12 +77,13 @@ def test_closing_slicer_asks_while_jobs_are_under_way(
 ) -> None:
     asked: list[str] = []
 
-    def confirm(question: str, title: str) -> bool:
+    def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
         asked.append(question)
+        assert not safe, "Enter does not stop the jobs"
         return False
 
     put(monkeypatch, "slicer.util.mainWindow", lambda: "window")
-    put(monkeypatch, "slicer.util.confirmYesNoDisplay", confirm)
+    monkeypatch.setattr(dialogs, "decide", decide)
     assert page.mayClose()
     assert asked == [], "nothing is under way"
     model_called(monkeypatch, "slow")
@@ -104,7 +106,12 @@ def test_closing_the_scene_asks_whether_to_wait(
     """With yes the results are there to be saved before the scene goes, with no the jobs stop."""
     saved: list[int] = []
     monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
-    put(monkeypatch, "slicer.util.confirmYesNoDisplay", lambda question, title: wait)
+
+    def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
+        assert safe, "Enter keeps the results"
+        return wait
+
+    monkeypatch.setattr(dialogs, "decide", decide)
     put(monkeypatch, "slicer.util.openSaveDataDialog", lambda: saved.append(node_count()))
     model_called(monkeypatch, "short")
     page.panel.choose_input(head())

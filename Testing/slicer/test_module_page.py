@@ -411,3 +411,21 @@ def test_the_row_of_the_table_is_still_chosen_after_another_module(
     page.controller._house.scene.set_current_segment(segmentation, first)
     page.enter()
     assert chosen() == [first]
+
+
+def test_a_question_whose_yes_gives_something_away_is_not_answered_by_enter(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """May images travel to another computer? Where nobody can answer there is nobody to mislead."""
+    asked: list[bool] = []
+
+    def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
+        asked.append(safe)
+        return safe
+
+    monkeypatch.setattr("MedSegAILib.panel.dialogs.decide", decide)
+    assert page.host.confirm("May images travel?")
+    assert asked == []
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: True)
+    assert not page.host.confirm("May images travel?")
+    assert asked == [False]
