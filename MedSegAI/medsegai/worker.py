@@ -433,7 +433,7 @@ def _give_memory_back() -> None:
 def _out_of_memory() -> DeviceError:
     return DeviceError(
         "The computer's memory is not enough for this job. Close other programs, crop the image, "
-        "or choose fewer models or members."
+        "or choose fewer models or networks."
     )
 
 

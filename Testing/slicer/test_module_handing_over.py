@@ -22,7 +22,7 @@ from MedSegAILib.panel import handover_dialog
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.statistics import TABLE_REFERENCE
 from MedSegAILib.view import HandOverChoice
-from module_help import head, message, press, segment_voxels, until
+from module_help import button, head, message, press, segment_voxels, until
 from scene_images import paint
 from stand_ins import put_object
 
@@ -162,7 +162,7 @@ def test_a_script_that_stops_leaves_no_file(case: Case) -> None:
 def test_the_page_measures(page: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     page.panel.results.choose(case.node)
     press(page, "statisticsButton")
-    until(lambda: "are in the scene" in message(page))
+    until(lambda: button(page, "statisticsButton").isChecked())
     assert case.node.GetNodeReference(TABLE_REFERENCE).GetNumberOfRows() == 2
     path = case.out / "t.csv"
     monkeypatch.setattr(page.host, "ask_save_file", lambda *_: str(path))

@@ -170,7 +170,7 @@ def test_an_error_and_a_preview(scenery: Any, style: str) -> None:
     scene.panel.preview.show("MRHead segmentation")
     scene.panel.show_error(
         "The worker was ended by the system, most likely because memory ran out. Close other programs, "
-        "crop the volume, or choose fewer models or members.",
+        "crop the volume, or choose fewer models or networks.",
         log=True,
     )
     image = scene.picture(f"error-{style}")

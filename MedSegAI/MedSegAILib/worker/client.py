@@ -292,7 +292,7 @@ class WorkerClient:
         elif self._silent > SILENCE_SECONDS:
             text = _(
                 "The worker gave no sign of life for {seconds:g} s and was ended. Press Segment again; "
-                "if it happens again, choose another device or fewer members."
+                "if it happens again, choose another device or fewer networks."
             )
             self._break(WorkerError(text.format(seconds=SILENCE_SECONDS) + self._last_words()))
         elif job is not None and self._still > self.stall_seconds and not job.stalled:
@@ -430,7 +430,7 @@ class WorkerClient:
         if code in (9, 128 + 9) or (crashed and sys.platform == "win32"):
             return _(
                 "The worker was ended by the system, most likely because memory ran out. "
-                "Close other programs, crop the volume, or choose fewer models or members."
+                "Close other programs, crop the volume, or choose fewer models or networks."
             )
         missing = re.search(
             r"^ModuleNotFoundError: .*?(?:named '|import of )([\w.]+)", self.log, re.MULTILINE
