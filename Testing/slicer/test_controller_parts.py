@@ -187,6 +187,12 @@ def test_segments_are_hidden_and_shown_alone(house: House) -> None:
     house.panel.results.only_chosen.emit(("002_Stem",))
     assert house.scene.done[1:] == [("show_only", node, ("002_Stem",))]
     assert [row.shown for row in house.panel.results.last("update")[0]] == [False, True]
+    house.panel.results.in_3d_chosen.emit(("001_Left",), True)
+    house.panel.results.smoothing_chosen.emit(0.8)
+    assert house.scene.done[2:] == [
+        ("show_in_3d", node, ("001_Left",), True),
+        ("smooth_surfaces", node, 0.8),
+    ]
 
 
 def test_overlay_and_surfaces_are_switched(shown: House) -> None:

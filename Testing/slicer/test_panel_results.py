@@ -212,10 +212,26 @@ def test_the_menu_changes_all_selected_rows(widget: Any, panel: Panel, mrml: Any
     assert reviewed.values == [(("1", "2", "3"), "completed")]
     assert only.values == [(("1", "2", "3"),)]
     assert shown.values == [(("1", "2", "3"), False), (("1", "2", "3", "4"), True)]
+    in_3d = Heard(panel.results.in_3d_chosen)
+    actions["Show in 3D"].trigger()
+    actions["Hide in 3D"].trigger()
+    assert in_3d.values == [(("1", "2", "3"), True), (("1", "2", "3"), False)]
     panel.results.show(four(), False)
     heard = Heard(panel.results.done_requested)
     find(widget, "doneButton").click()
     assert heard.values == [(("1", "2", "3"),)], "what was selected stays so"
+
+
+def test_the_menu_of_show_3d_says_how_smooth(widget: Any, panel: Panel, mrml: Any) -> None:
+    unfold(panel, mrml)
+    panel.results.show(four(), False)
+    heard, button = Heard(panel.results.smoothing_chosen), find(widget, "show3dButton")
+    button.customContextMenuRequested.emit(QtCore.QPoint(1, 1))
+    (menu,) = button.findChildren(QtWidgets.QMenu, "smoothingMenu")
+    menu.close()
+    for action in menu.actions():
+        action.trigger()
+    assert heard.values == [(0.0,), (0.5,), (0.8,)]
 
 
 def test_the_table_is_narrowed_by_name_and_by_state(widget: Any, panel: Panel, mrml: Any) -> None:

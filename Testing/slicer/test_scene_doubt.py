@@ -13,7 +13,6 @@ import slicer
 from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArray
 
 from medsegai.errors import InputError
-from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
 from scene_images import (
     LEFT,
@@ -416,49 +415,3 @@ def test_a_real_structure_is_walked_border_by_border(mrml: Any, shared_data: Pat
         assert min(np.linalg.norm(point - place.ras) for point in where) < 3
         assert place.segment_id in (LEFT_ID, STEM_ID)
     assert arrayFromVolume(node.GetNodeReference(ENTROPY_REFERENCE)).max() == np.float32(0.69)
-
-
-@pytest.mark.parametrize("way", ["new", "add", "preview"])
-def test_the_card_says_what_is_shown_in_3d_and_how_opaque(mrml: Any, way: str) -> None:
-    """Of new segments alone: what a person chose for those that are there stays."""
-    volume = add_volume(mrml, PLACES["LPS"])
-    scene = Scene(mrml)
-    result = result_for(scene.read(volume), two_blocks())
-    hidden, glassy = (
-        dataclasses.replace(LEFT, opacity_3d=0.0),
-        dataclasses.replace(STEM, opacity_3d=0.4),
-    )
-    left, stem, *rest = result.structures
-    result = dataclasses.replace(
-        result,
-        labels=(hidden, glassy, *result.labels[2:]),
-        structures=(
-            dataclasses.replace(left, label=hidden),
-            dataclasses.replace(stem, label=glassy),
-            *rest,
-        ),
-    )
-    mode = {"new": OutputMode.NEW, "add": OutputMode.ADD, "preview": OutputMode.PREVIEW}[way]
-    there = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "There")
-    there.GetSegmentation().AddEmptySegment("mine", "Mine")
-    there.CreateDefaultDisplayNodes()
-    there.GetDisplayNode().SetSegmentOpacity3D("mine", 0.7)
-    output = OutputChoice(mode, None if way == "new" else there)
-    preview = way == "preview"
-    node = (
-        scene.preview(volume, result, output).node
-        if preview
-        else scene.write(volume, result, output)
-    )
-    shown = {
-        name: node.GetSegmentation().GetSegmentIdBySegmentName(name)
-        for name in (LEFT.name, STEM.name)
-    }
-    display = node.GetDisplayNode()
-    assert not display.GetSegmentVisibility3D(shown[LEFT.name])
-    assert display.GetSegmentVisibility(shown[LEFT.name]), "it is seen in the slices"
-    assert display.GetSegmentOpacity3D(shown[LEFT.name]) == 1, "and in 3D once it is shown there"
-    assert display.GetSegmentVisibility3D(shown[STEM.name])
-    assert display.GetSegmentOpacity3D(shown[STEM.name]) == pytest.approx(0.4)
-    if way == "add":
-        assert display.GetSegmentOpacity3D("mine") == pytest.approx(0.7)

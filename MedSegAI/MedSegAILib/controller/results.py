@@ -24,6 +24,8 @@ class ResultsScene(Protocol):
     def report(self, segmentation: Any) -> Mapping[str, Any]: ...
     def show_segments(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None: ...
     def show_only(self, segmentation: Any, segments: Sequence[str]) -> None: ...
+    def show_in_3d(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None: ...
+    def smooth_surfaces(self, segmentation: Any, factor: float) -> None: ...
     def knows_uncertainty(self, segmentation: Any) -> bool: ...
     def set_review_state(self, segmentation: Any, segment: str, state: Any) -> None: ...
     def next_place(self, segmentation: Any, by: int = 1) -> Step | None: ...
@@ -60,6 +62,8 @@ class Results:
         view.review_chosen.connect(self.guarded(self._review))
         view.shown_chosen.connect(self.guarded(self._show_segments))
         view.only_chosen.connect(self.guarded(self._show_only))
+        view.in_3d_chosen.connect(self.guarded(self._show_in_3d))
+        view.smoothing_chosen.connect(self.guarded(self._smooth))
         view.good_completed.connect(self.guarded(self._complete_good))
         view.done_requested.connect(self.guarded(self._complete_and_go_on))
         view.next_requested.connect(self.guarded(self._go_to_next))
@@ -155,6 +159,12 @@ class Results:
         self._scene.show_only(self._node, segments)
         every = self._rows.items()
         self._update({name: replace(row, shown=name in segments) for name, row in every})
+
+    def _show_in_3d(self, segments: Sequence[str], shown: bool) -> None:
+        self._scene.show_in_3d(self._node, segments, shown)
+
+    def _smooth(self, factor: float) -> None:
+        self._scene.smooth_surfaces(self._node, factor)
 
     def _update(self, rows: Mapping[str, StructureRow]) -> None:
         """Show rows that have changed."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import qt
+
 from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.structure_table import STATES, StructureTable
 from MedSegAILib.panel.style import PRESSED_STYLE, doubt_style, error_style
@@ -14,6 +16,9 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.view import DOUBT, PROBLEM, HandOverChoice, StructureRow, Verdict
 
 TONES = {DOUBT: doubt_style, PROBLEM: error_style}
+SMOOTHING = (("Surfaces as they are", 0.0), ("Smooth surfaces", 0.5), ("Very smooth surfaces", 0.8))
+"""What the menu of Show 3D offers, and Slicer's smoothing factor for it; 0.5 is Slicer's own."""
+
 FOLDED, UNFOLDED = "▸", "▾"
 
 
@@ -22,7 +27,8 @@ class ResultsView:
 
     Attributes:
         segmentation_chosen: another segmentation node (or None) is to be shown.
-        structure_chosen, review_chosen, shown_chosen, only_chosen: see `StructureTable`.
+        structure_chosen, review_chosen, shown_chosen, only_chosen, in_3d_chosen: see `StructureTable`.
+        smoothing_chosen: how much surfaces are to be smoothed, from 0 to 1.
         good_completed: complete all structures of good quality.
         done_requested: the ids of the selected segments, which are looked at and right.
         next_requested: go to the next doubtful place.
@@ -39,6 +45,8 @@ class ResultsView:
         self.structure_chosen = self._table.structure_chosen
         self.review_chosen = self._table.review_chosen
         self.shown_chosen, self.only_chosen = self._table.shown_chosen, self._table.only_chosen
+        self.in_3d_chosen, self.smoothing_chosen = self._table.in_3d_chosen, Signal()
+        self._menu: Any = None
         self.good_completed, self.done_requested = Signal(), Signal()
         self.next_requested, self.uncertainty_shown = Signal(), Signal()
         self.places_within = Signal()
@@ -140,6 +148,8 @@ class ResultsView:
         ui.placesSelector.connect("activated(int)", self._on_places)
         ui.uncertaintyButton.connect("toggled(bool)", self.uncertainty_shown.emit)
         ui.show3dButton.connect("toggled(bool)", self.surfaces_shown.emit)
+        ui.show3dButton.contextMenuPolicy = qt.Qt.CustomContextMenu
+        ui.show3dButton.connect("customContextMenuRequested(QPoint)", self._offer_smoothing)
         ui.statisticsButton.connect("toggled(bool)", self.statistics_shown.emit)
         ui.csvButton.connect("clicked()", self.csv_requested.emit)
         ui.handOverButton.connect("clicked()", self.handover_requested.emit)
@@ -148,6 +158,15 @@ class ResultsView:
         ui.keepButton.connect("clicked()", self.keep_requested.emit)
         for button in (ui.uncertaintyButton, ui.show3dButton, ui.statisticsButton):
             button.styleSheet = PRESSED_STYLE
+
+    def _offer_smoothing(self, position: Any) -> None:
+        button = self._ui.show3dButton
+        self._menu = qt.QMenu(button)
+        self._menu.objectName = "smoothingMenu"
+        for title, factor in SMOOTHING:
+            action = self._menu.addAction(_(title))
+            action.connect("triggered()", lambda chosen=factor: self.smoothing_chosen.emit(chosen))
+        self._menu.popup(button.mapToGlobal(position))
 
     def _offer_places(self, rows: Sequence[StructureRow]) -> None:
         selector = self._ui.placesSelector

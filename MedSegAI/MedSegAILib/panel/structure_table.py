@@ -73,6 +73,7 @@ class StructureTable:
         review_chosen: ids of segments, and the state that was chosen for them.
         shown_chosen: ids of segments, and whether they are to be shown.
         only_chosen: ids of segments of which all others are to be hidden.
+        in_3d_chosen: ids of segments, and whether their surfaces are to be shown in 3D views.
     """
 
     def __init__(self, table: Any) -> None:
@@ -84,6 +85,7 @@ class StructureTable:
         self._narrow_table.watch(table)
         self.structure_chosen, self.review_chosen = Signal(), Signal()
         self.shown_chosen, self.only_chosen = Signal(), Signal()
+        self.in_3d_chosen = Signal()
         table.setSelectionMode(qt.QAbstractItemView.ExtendedSelection)
         table.contextMenuPolicy = qt.Qt.CustomContextMenu
         table.connect("customContextMenuRequested(QPoint)", self._offer_menu)
@@ -230,6 +232,9 @@ class StructureTable:
         self._add(_("Show"), lambda: self.shown_chosen.emit(names, True))
         self._add(_("Hide"), lambda: self.shown_chosen.emit(names, False))
         self._add(_("Show all"), lambda: self.shown_chosen.emit(every, True))
+        menu.addSeparator()
+        self._add(_("Show in 3D"), lambda: self.in_3d_chosen.emit(names, True))
+        self._add(_("Hide in 3D"), lambda: self.in_3d_chosen.emit(names, False))
         menu.addSeparator()
         for state, title in REVIEW_STATES.items():
             self._add(f"{REVIEW_MARKS[state]}  {_(title)}", self._reviewing(names, state))

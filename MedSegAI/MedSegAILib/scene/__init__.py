@@ -320,6 +320,17 @@ class Scene:
         """Draw these segments alone: see `visibility.show_only`."""
         visibility.show_only(segmentation, segments)
 
+    def show_in_3d(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None:
+        """Show surfaces of segments where those of the segmentation are shown: see `visibility.show_in_3d`."""
+        visibility.show_in_3d(segmentation, segments, shown)
+
+    def smooth_surfaces(self, segmentation: Any, factor: float) -> None:
+        """Smooth surfaces from now on by this factor, from 0 to 1; those that are shown are made again."""
+        shown = self.surfaces_are_shown(segmentation)
+        surfaces.set_smoothing(segmentation, factor)
+        if shown:
+            self._writer.make_surfaces(segmentation)
+
     def measurable(self, segmentation: Any) -> Measurable:
         """The segments as they are now, to be measured by the worker: see `measuring.measurable`."""
         return measuring.measurable(segmentation)

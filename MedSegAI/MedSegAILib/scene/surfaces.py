@@ -132,3 +132,11 @@ class _Cutter:
             self.found = {known: at for known, at in self.found.items() if known[0] is not image}
             self.found[key] = boxes(voxels_of(image))
         return self.found[key]
+
+
+def set_smoothing(segmentation: Any, factor: float) -> None:
+    """Forget the surfaces, and let the next ones be smoothed by Slicer's factor, from 0 (not at all) to 1."""
+    rule = slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule
+    name = rule.GetSmoothingFactorParameterName()
+    segmentation.GetSegmentation().SetConversionParameter(name, f"{factor:g}")
+    segmentation.RemoveClosedSurfaceRepresentation()

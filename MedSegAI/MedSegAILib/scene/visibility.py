@@ -23,6 +23,15 @@ def set_shown(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> Non
     display.EndModify(was_modifying)
 
 
+def show_in_3d(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> None:
+    """Show the surfaces of segments in 3D views, or do not; in slices all stays as it is."""
+    display = _display(segmentation)
+    was_modifying = display.StartModify()
+    for name in segment_ids:
+        display.SetSegmentVisibility3D(name, shown)
+    display.EndModify(was_modifying)
+
+
 def show_only(segmentation: Any, segment_ids: Iterable[str]) -> None:
     """Draw these segments, and no others."""
     wanted = set(segment_ids)
