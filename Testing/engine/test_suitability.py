@@ -109,10 +109,28 @@ def test_every_channel_is_looked_at() -> None:
         check_suits([card], [scan(HEAD, "MR", "MR"), scan(HEAD, "MR", "MR")])
 
 
-@pytest.mark.parametrize("folder", ["malc2012-train/*_SS.nii.gz", "t1-head/t1.nii.gz"])
+@pytest.mark.parametrize("folder", ["malc2012-train/*_SS.nii.gz", "t1-head/t1_crop.nii.gz"])
 def test_real_heads_are_not_spoken_of(shared_data: Path, folder: str) -> None:
-    for path in sorted(shared_data.glob(folder))[:3]:
+    paths = sorted(shared_data.glob(folder))[:3]
+    assert paths
+    for path in paths:
         assert list(doubts(BRAIN, [read_volume(path)])) == []
+
+
+def test_real_scans_of_a_body_are_told_apart(shared_data: Path) -> None:
+    """A CT of the body, as NIfTI and as DICOM, and an MR of it."""
+    folder = shared_data / "totalsegmentator-examples"
+    ct, dicom, mr = (
+        read_volume(folder / name)
+        for name in ("example_ct_sm.nii.gz", "example_ct_dicom", "example_mr_sm.nii.gz")
+    )
+    for volume, reason in ((ct, "values of a CT"), (dicom, "is a scan of CT")):
+        with pytest.raises(MismatchError, match=reason):
+            check_suits([BRAIN], [volume])
+        assert check_suits([replace(for_ct(BRAIN), field_of_view_mm=None)], [volume]) == ()
+    assert check_suits([BRAIN], [mr]) == ()
+    with pytest.raises(MismatchError, match="far larger"):
+        check_suits([HIPPOCAMPUS], [mr])
 
 
 def test_the_card_of_the_hippocampus_has_the_sides_of_the_median_case(shared_data: Path) -> None:
