@@ -62,7 +62,7 @@ def test_options_survive_json() -> None:
 )
 def test_a_value_out_of_bounds_is_refused_by_name(options: dict[str, Any]) -> None:
     (name,) = options
-    word = {"models": "model"}.get(name, name)
+    word = {"models": "model"}.get(name, name.replace("_", "-"))
     with pytest.raises(RequestError, match=word):
         SegmentationRequest(IMAGE, **options)
 
