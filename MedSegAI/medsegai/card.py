@@ -18,7 +18,7 @@ from typing import Any
 from medsegai.errors import ModelError
 from medsegai.labels import Label
 from medsegai.quality import Calibration, Reference
-from medsegai.strict import number, read_json, typed_fields
+from medsegai.strict import number, read_json, shortened, typed_fields
 
 CARD_NAME = "card.json"
 
@@ -32,9 +32,6 @@ LARGEST_VALUE = 2**16 - 1
 
 LONGEST_NAME = 255
 """Letters of a name, as of a file."""
-
-LONGEST_REASON = 500
-"""Letters of the reason why a card cannot be used."""
 
 SPACINGS_MM = (0.001, 1000.0)
 """What lengths of a voxel a model may work on: from optical microscopy to a whole body in one slice."""
@@ -308,9 +305,7 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
     try:
         return _card(data, folder)
     except ModelError as error:
-        text = str(error)  # it may quote what a stranger wrote, of any length
-        text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
-        raise ModelError(f"{source}: {text}") from error
+        raise ModelError(f"{source}: {shortened(error)}") from error
     except (TypeError, ValueError) as error:
         raise ModelError(f"{source} is not a valid model card: {error}.") from error
 

@@ -6,6 +6,7 @@ Sources: dataset.json and postprocessing.json as nnU-Net v2 writes them (MIC-DKF
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from medsegai import strict
 from medsegai.card import Channel
 from medsegai.errors import ModelError
 from medsegai.labels import Label, made_color
+from medsegai.strict import shown
 
 LARGEST_COMPONENT = "remove_all_but_largest_component_from_segmentation"
 CROSS_VALIDATION = re.compile(r"crossval_results_folds_(.+)")
@@ -55,15 +57,21 @@ def value_of(data: Any, key: str, kind: type | tuple[type, ...], source: Path) -
     return value
 
 
-def numbers_of(data: Any, key: str, source: Path) -> list[float]:
+def numbers_of(data: Any, key: str, source: Path, count: int | None = None) -> list[float]:
     """A list of numbers above 0 that must be there.
+
+    Args:
+        data, key, source: as `value_of` takes them.
+        count: how many; None for any number of them.
 
     Raises:
         ModelError: it is not, or holds something else.
     """
     values: list[float] = value_of(data, key, list, source)
-    if not all(isinstance(value, (int, float)) and value > 0 for value in values):
-        raise ModelError(f"{source}: {key} must hold numbers above 0, not {values!r}.")
+    if not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in values):
+        raise ModelError(f"{source}: {key} must hold numbers above 0, not {shown(values)}.")
+    if count is not None and len(values) != count:
+        raise ModelError(f"{source}: {key} must hold {count} numbers, not {len(values)}.")
     return values
 
 

@@ -35,6 +35,7 @@ from medsegai.nnunet_parts import (
     TRAINERS,
     check_settings,
 )
+from medsegai.strict import shortened
 
 FAMILY = "nnunet"
 RESULTS_NAME = re.compile(r"([^_].*?)__(.+?)__(.+)")
@@ -75,6 +76,8 @@ def card_of_folder(path: Path) -> ModelCard:
     """
     try:
         return _card(path.absolute())
+    except ModelError as error:
+        raise ModelError(shortened(error)) from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}.") from error
 
@@ -514,7 +517,9 @@ def _spacing(results: Results) -> tuple[float, float, float]:
     """Spacing along (i, j, k); 2D networks keep that between slices, so the training data's stands for it."""
     spacing = results.configuration["spacing"]
     if len(spacing) == 2:
-        median = numbers_of(results.plans, "original_median_spacing_after_transp", results.source)
+        median = numbers_of(
+            results.plans, "original_median_spacing_after_transp", results.source, 3
+        )
         spacing = [median[0], *spacing]
     kji = [0.0, 0.0, 0.0]
     for axis, length in zip(results.plans["transpose_forward"], spacing, strict=True):
@@ -525,7 +530,7 @@ def _spacing(results: Results) -> tuple[float, float, float]:
 def _field_of_view(results: Results) -> tuple[float, float, float]:
     """Sides of the training set's median scan in mm, shortest first."""
     spacing, shape = (
-        numbers_of(results.plans, f"original_median_{what}_after_transp", results.source)
+        numbers_of(results.plans, f"original_median_{what}_after_transp", results.source, 3)
         for what in ("spacing", "shape")
     )
     first, second, third = sorted(a * b for a, b in zip(spacing, shape, strict=True))

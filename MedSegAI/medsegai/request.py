@@ -35,7 +35,10 @@ class SegmentationRequest:
     """One job. `inputs` holds one image per channel of the model: a path, or a `Volume` already read."""
 
     inputs: tuple[Path | Volume, ...]
-    models: tuple[str, ...] = option(("brain",), "models to use together: ids, or model folders")
+    models: tuple[str, ...] = option(
+        ("brain",),
+        "models to use together: ids, or model folders written as paths, such as ./my-model",
+    )
     members: tuple[str, ...] = option(
         (),
         "views, folds or configurations to use; all of the model's if none is named",

@@ -26,6 +26,9 @@ DEEPEST = 40
 MOST_DIGITS = 40
 """Digits of a whole number: more than any count or identifier has."""
 
+LONGEST_REASON = 800
+"""Letters of the reason why a model cannot be used."""
+
 SHOWN = 80
 """Letters of a wrong value that a message quotes."""
 
@@ -135,6 +138,12 @@ def _in_words(hint: Any) -> str:
         return f"a list of {count}{_in_words(parts[0])}"
     named = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
     return named.get(hint, "an object")
+
+
+def shortened(error: Exception) -> str:
+    """What an error says, cut where it quotes too much of what a stranger wrote."""
+    text = str(error)
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from medsegai.catalogue import find_card
 from medsegai.errors import ModelError
+from medsegai.families import load_model
 from medsegai.nnunet_plans import card_of_folder, is_nnunet_folder
 from nnunet_models import (
     edit,
@@ -19,6 +22,7 @@ from nnunet_models import (
     results_of,
     write_folders,
 )
+from test_broken_cards import MUTATIONS, SEED, mutated
 
 ALL = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
@@ -113,6 +117,25 @@ def test_a_bad_folder_is_refused_with_the_reason(
     with pytest.raises(ModelError, match=words) as caught:
         card_of_folder(results)
     assert str(results) in str(caught.value)
+
+
+def test_no_mutation_of_what_nnunet_wrote_ends_in_another_error(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    results = results_of(tmp_path)
+    files = {
+        name: json.loads((results / name).read_text()) for name in ("plans.json", "dataset.json")
+    }
+    reasons = []
+    for _ in range(2 * MUTATIONS):
+        for name, data in files.items():
+            (results / name).write_text(json.dumps(mutated(data, chance)))
+        try:
+            load_model(card_of_folder(results))
+        except ModelError as error:
+            reasons.append(str(error))
+    assert not [reason for reason in reasons if len(reason) > 1000]
+    assert all(str(results) in reason or "Model " in reason for reason in reasons)
+    assert MUTATIONS < len(reasons) < 2 * MUTATIONS, "most are noticed, and some are harmless"
 
 
 def test_a_renamed_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
