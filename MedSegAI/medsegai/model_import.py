@@ -284,7 +284,7 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
         )
     elif not any(importer(path, staged) for importer in _importers()):
         raise ModelError(
-            f"{path} is no model that MedSegAI knows. A model is a folder with {CARD_NAME} and "
+            f"{path} is not a model that MedSegAI knows. A model is a folder with {CARD_NAME} and "
             f"{SAFE_WEIGHTS} weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; "
             "or weights as the authors of a family released them."
         )
@@ -321,7 +321,7 @@ def _check_weights_name(card: ModelCard, name: str) -> None:
         )
     if not name.endswith(SAFE_WEIGHTS):
         raise UnsafeModelError(
-            f"{card.folder / name} is no {SAFE_WEIGHTS} file. Other formats can run code when they are "
+            f"{card.folder / name} is not a {SAFE_WEIGHTS} file. Other formats can run code when they are "
             f"opened; the model was not imported. Ask its authors for {SAFE_WEIGHTS} weights."
         )
 

@@ -191,7 +191,7 @@ def lie_about_size(size: int) -> Callable[[bytearray], None]:
 
 
 DAMAGES: list[tuple[Callable[[bytearray], None], str]] = [
-    (lambda raw: raw.__delitem__(slice(-30, None)), "no zip archive"),
+    (lambda raw: raw.__delitem__(slice(-30, None)), "not a zip archive"),
     (lambda raw: raw.__delitem__(slice(0, 5)), "damaged"),
     (lambda raw: raw.__setitem__(60, raw[60] ^ 255), "damaged"),
     (lambda raw: raw.__setitem__(slice(0, 4), b"XXXX"), "damaged"),
@@ -200,8 +200,8 @@ DAMAGES: list[tuple[Callable[[bytearray], None], str]] = [
     (lambda raw: struct.pack_into("<L", raw, directory(raw) + 42, 10**9), "damaged"),
     (lambda raw: struct.pack_into("<H", raw, directory(raw) + 8, 1), "encrypted"),
     (lambda raw: struct.pack_into("<H", raw, directory(raw) + 10, 93), "packed in a way"),
-    (lambda raw: raw.clear(), "no zip archive"),
-    (lambda raw: raw.__setitem__(slice(None), b"hello" * 99), "no zip archive"),
+    (lambda raw: raw.clear(), "not a zip archive"),
+    (lambda raw: raw.__setitem__(slice(None), b"hello" * 99), "not a zip archive"),
 ]
 
 

@@ -205,9 +205,9 @@ def test_damage_within_the_pickle_is_damage(trained: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"state_dict": {"weight": torch.ones(2)}}, r"no checkpoint of nnU-Net v2.*nnU-Net v1"),
-        ({"weight": torch.ones(2)}, r"no checkpoint of nnU-Net v2: 'init_args'"),
-        (torch.ones(2), r"no checkpoint of nnU-Net v2"),
+        ({"state_dict": {"weight": torch.ones(2)}}, r"not a checkpoint of nnU-Net v2.*nnU-Net v1"),
+        ({"weight": torch.ones(2)}, r"not a checkpoint of nnU-Net v2: 'init_args'"),
+        (torch.ones(2), r"not a checkpoint of nnU-Net v2"),
         (content(network_weights={}), r"holds no weights"),
         (content(network_weights={"weight": 1.0}), r"holds no weights"),
         (content(init_args={"fold": 0}), r"'configuration'"),

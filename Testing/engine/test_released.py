@@ -171,7 +171,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "coronal.pth"
     torch.save({"layer.weight": torch.zeros(3)}, path)
-    with pytest.raises(ModelError, match="no QuickNAT"):
+    with pytest.raises(ModelError, match="not a QuickNAT"):
         import_model(path, tmp_path / "model")
 
 

@@ -465,10 +465,10 @@ def test_an_import_runs_in_the_background_and_its_model_is_chosen(
 def test_an_import_that_fails_says_why(house: House) -> None:
     house.panel.browser.import_requested.emit("/downloads/holiday.zip")
     house.host.answer(
-        4, errors="log line\nmedsegai: holiday.zip is no model that MedSegAI knows.\n"
+        4, errors="log line\nmedsegai: holiday.zip is not a model that MedSegAI knows.\n"
     )
     text, problem = house.panel.browser.last("show_status")
-    assert text == "holiday.zip is no model that MedSegAI knows."
+    assert text == "holiday.zip is not a model that MedSegAI knows."
     assert problem
     house.panel.browser.import_requested.emit("/downloads/holiday.zip")
     house.host.answer(-1)

@@ -288,7 +288,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
 
     Raises:
         UnsafeModelError: a checkpoint wants more than weights.
-        ModelError: it is no QuickNAT of 33 classes, or its view is not known.
+        ModelError: it is not a QuickNAT of 33 classes, or its view is not known.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [file for file in files if file.name.endswith(RELEASED_SUFFIXES)]
@@ -329,7 +329,7 @@ def _read_released(file: Path) -> tuple[QuickNATConfig, dict[str, Tensor]]:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(f"{file} is no QuickNAT: {error}") from error
+        raise ModelError(f"{file} is not a QuickNAT: {error}") from error
     return config, {name: values.contiguous() for name, values in network.state_dict().items()}
 
 

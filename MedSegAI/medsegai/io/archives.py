@@ -75,8 +75,8 @@ def unpacked(
         limits: of what the archive may hold; `Limits()` if None.
 
     Raises:
-        UnsafeModelError: a name leaves the folder or is no plain file, a file is foreign, or it is a bomb.
-        ModelError: the file is no zip archive, is damaged, encrypted, or packed in an unusual way.
+        UnsafeModelError: a name leaves the folder or is not a plain file, a file is foreign, or it is a bomb.
+        ModelError: the file is not a zip archive, is damaged, encrypted, or packed in an unusual way.
     """
     with tempfile.TemporaryDirectory(prefix="archive-", dir=parent) as name:
         folder = Path(name) / archive.stem
@@ -91,7 +91,7 @@ def unpacked(
                     _unpack(archive, opened, entry, folder / path)
         except DAMAGED as error:
             raise ModelError(
-                f"{archive} is no zip archive, or is damaged: {error}. Download it again."
+                f"{archive} is not a zip archive, or is damaged: {error}. Download it again."
             ) from error
         yield folder
 

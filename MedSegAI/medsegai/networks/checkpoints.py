@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         UnsafeModelError: the file names anything beyond weights, plain values and `ALLOWED`. It was not run.
-        ModelError: the file is missing, truncated, or no checkpoint of nnU-Net v2.
+        ModelError: the file is missing, truncated, or not a checkpoint of nnU-Net v2.
     """
     if not path.exists():
         raise ModelError(f"There is no checkpoint {path}.")
@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = file.content
     if not isinstance(content, dict):
         kind = "tensor" if isinstance(content, StoredTensor) else type(content).__name__
-        raise ModelError(f"{path} is no {KIND}: it holds a {kind}.")
+        raise ModelError(f"{path} is not a {KIND}: it holds a {kind}.")
     try:
         start = content["init_args"]
         weights = _weights(content["network_weights"])
@@ -108,7 +108,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         older = "state_dict" in content
         hint = " It may be of nnU-Net v1, which is not supported." if older else ""
-        raise ModelError(f"{path} is no {KIND}: {error}.{hint}") from None
+        raise ModelError(f"{path} is not a {KIND}: {error}.{hint}") from None
 
 
 def _weights(content: Any) -> dict[str, StoredTensor]:

@@ -47,7 +47,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
 
     Raises:
         UnsafeModelError: the file names anything that is not on the list, or is a program; it was not run.
-        ModelError: the file is no checkpoint, or holds no network.
+        ModelError: the file is not a checkpoint, or holds no network.
     """
     file = read_torch_file(path, table(*map(inert, INERT)), "checkpoint of QuickNAT")
     content = file.content
@@ -56,7 +56,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
     try:
         stored = dict(_tensors(content))
     except ValueError as error:
-        raise ModelError(f"{path} is no checkpoint of QuickNAT: {error}.") from None
+        raise ModelError(f"{path} is not a checkpoint of QuickNAT: {error}.") from None
     if not stored:
         raise ModelError(f"{path} holds no weights.")
     return file.tensors(stored)
@@ -71,7 +71,7 @@ def released_config(state: dict[str, Tensor], path: Path) -> QuickNATConfig:
     try:
         first, last = state["encode1.conv1.weight"], state["classifier.conv.weight"]
     except KeyError as error:
-        raise ModelError(f"{path} is no QuickNAT: it has no weights {error}.") from None
+        raise ModelError(f"{path} is not a QuickNAT: it has no weights {error}.") from None
     return QuickNATConfig(
         channels=first.shape[1],
         filters=first.shape[0],
@@ -99,7 +99,7 @@ def _tensors(content: Any) -> Iterator[tuple[str, StoredTensor]]:
             return
         module, prefix, depth = waiting.pop()
         if not isinstance(module, Inert) or depth > DEEPEST:
-            raise ValueError("a module of it is no module" if depth <= DEEPEST else "it has no end")
+            raise ValueError("a module of it is not one" if depth <= DEEPEST else "it has no end")
         for kind in ("_parameters", "_buffers"):
             yield from _described(module.attributes.get(kind), prefix)
         children = module.attributes.get("_modules")

@@ -182,7 +182,7 @@ def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFi
 
     Raises:
         UnsafeModelError: it asks for another name, or is a program of TorchScript.
-        ModelError: it is no regular file, is damaged, or torch did not write it.
+        ModelError: it is not a regular file, is damaged, or torch did not write it.
     """
     try:
         with open_regular(path) as file:
@@ -200,7 +200,7 @@ def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFi
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
     except DAMAGED as error:
         raise ModelError(
-            f"{path} is no {kind}, or is damaged: {error}. Copy it again from where it was trained."
+            f"{path} is not a {kind}, or is damaged: {error}. Copy it again from where it was trained."
         ) from None
 
 
