@@ -335,6 +335,35 @@ def test_nothing_is_asked_about_a_segment_that_is_gone(
     walking.panel.updateGUIFromMRML()
     assert questions["asked"] == []
     assert walking.tool.strokes == 0
+    assert "their segment is no longer in the editor" in walking.message
+
+
+def test_strokes_that_were_to_be_applied_and_cannot_be_are_not_lost_without_a_word(
+    walking: Bench, questions: dict[str, Any]
+) -> None:
+    paint_doubt(walking)
+    right = slicer.vtkOrientedImageData()
+    walking.segmentation.GetBinaryLabelmapRepresentation(segment_id(RIGHT), right)
+    walking.logic.ModifySegmentByLabelmap(
+        walking.segmentation, segment_id(LEFT), right, walking.logic.ModificationModeAdd, True, True
+    )
+    changed = walking.mask()
+    walking.select(RIGHT)
+    assert len(questions["asked"]) == 1
+    assert "the segment was changed after the first of them" in walking.message
+    np.testing.assert_array_equal(walking.mask(), changed)
+
+
+@pytest.mark.parametrize("change", ["sourceVolumeNodeChanged", "referenceGeometryChanged"])
+def test_strokes_on_what_is_no_longer_there_are_not_lost_without_a_word(
+    walking: Bench, change: str
+) -> None:
+    getattr(walking.panel, change)()
+    assert walking.message == "", "there were none"
+    paint_doubt(walking)
+    getattr(walking.panel, change)()
+    assert "The strokes were forgotten, because" in walking.message
+    assert not walking.panel.applyButton.enabled
 
 
 def test_where_nobody_can_answer_nothing_is_lost(walking: Bench) -> None:

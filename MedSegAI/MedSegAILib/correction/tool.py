@@ -22,6 +22,7 @@ from MedSegAILib.scene.views import jump
 from MedSegAILib.translation import tr as _
 
 LEAVING = "{count} strokes in {name} are not applied yet."
+FORGOTTEN = "The strokes were forgotten, because {why}. Paint them again where they are needed."
 LEAVING_ONE = "One stroke in {name} is not applied yet."
 
 
@@ -162,15 +163,26 @@ class CorrectionTool:
             None,
             None,
         )  # what the question lets happen finds nothing to ask about
-        if (
-            correction is not None
-            and correction.strokes
-            and correction.can_be_applied_in(self._editor)
-            and self._may_apply(_pending(correction))
-        ):
+        if correction is None or not correction.strokes:
+            self.cancel()
+        elif not correction.can_be_applied_in(self._editor):
+            self.cancel()
+            self._tell(_(FORGOTTEN).format(why=_("their segment is no longer in the editor")))
+        else:
+            wanted = self._may_apply(_pending(correction))
             self._correction = correction
-            self.apply()
+            if wanted:
+                self.apply()
+                self.give_up(_("the segment was changed after the first of them"))
+            else:
+                self.cancel()
+
+    def give_up(self, why: str) -> None:
+        """Forget all strokes, and say why."""
+        had_strokes = self.strokes > 0
         self.cancel()
+        if had_strokes:
+            self._tell(_(FORGOTTEN).format(why=why))
 
     def follow_selection(self) -> None:
         """Strokes belong to a segment: they are concluded when another one is selected."""

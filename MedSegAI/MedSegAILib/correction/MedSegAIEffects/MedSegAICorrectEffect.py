@@ -337,10 +337,12 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._remove_outlines()
 
     def referenceGeometryChanged(self) -> None:
-        self.tool.cancel()
+        self.tool.give_up(_("the voxels of the segmentation were changed"))
+        self._enable_buttons()
 
     def sourceVolumeNodeChanged(self) -> None:
-        self.tool.cancel()
+        self.tool.give_up(_("another image was chosen"))
+        self._enable_buttons()
 
     def layoutChanged(self) -> None:
         self._remove_outlines()
