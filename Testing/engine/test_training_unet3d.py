@@ -294,6 +294,25 @@ def test_patches_that_do_not_fit_are_refused(
         build_trainers(other, card, ["fine"], source, find_place("cpu"))
 
 
+def test_a_run_begins_with_the_weights_of_a_model(
+    config: TrainingConfig, finished: Path, tmp_path: Path
+) -> None:
+    """With a learning rate of zero the weights stay those of the model."""
+    still = dataclasses.replace(config.optimiser, learning_rate=0.0)
+    still_config = dataclasses.replace(config, optimiser=still, steps=3)
+    options = RunOptions(tmp_path / "run", device="cpu", start=str(finished / "model"))
+    train(build_trainers, still_config, options, Progress())
+    for name in config.members:
+        first, second = (
+            load_file(folder / "model" / f"{name}.safetensors")
+            for folder in (finished, tmp_path / "run")
+        )
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    other = dataclasses.replace(options, folder=tmp_path / "other", start="hippocampus")
+    with pytest.raises(ModelError, match="no member 'fine'"):
+        train(build_trainers, config, other, Progress())
+
+
 def test_time_limits() -> None:
     assert TimeLimit.of(None, None).left() == float("inf")
     assert 55 < TimeLimit.of(1.0, None).left() <= 60

@@ -77,6 +77,13 @@ def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str)
     parser.add_argument(
         "--until", metavar="HH:MM", help="stop at this time of day, with a checkpoint"
     )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        default="",
+        metavar="MODEL",
+        help="begin with the weights of this model, an id or a folder, instead of random ones",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--resume",
@@ -214,7 +221,9 @@ def _run(build: Build, arguments: argparse.Namespace) -> int:
     bar = ProgressBar()
     progress = Progress(bar)
     limit = TimeLimit.of(arguments.minutes, arguments.until)
-    options = RunOptions(arguments.output, arguments.resume, arguments.device, limit)
+    options = RunOptions(
+        arguments.output, arguments.resume, arguments.device, limit, arguments.start
+    )
     try:
         with stoppable(progress):
             folder = train(build, configured(arguments), options, progress)

@@ -15,7 +15,8 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from medsegai.card import ModelCard, load_card
-from medsegai.errors import Cancelled, OutputError, RequestError
+from medsegai.catalogue import find_card
+from medsegai.errors import Cancelled, ModelError, OutputError, RequestError
 from medsegai.locks import reserved
 from medsegai.networks.backends import keep_freed_memory
 from medsegai.progress import Progress
@@ -25,6 +26,7 @@ from medsegai.training.checkpoint import (
     RunLog,
     best_weights_name,
     load_checkpoint,
+    load_weights,
     refuse_earlier_run,
     save_checkpoint,
     save_weights,
@@ -247,14 +249,43 @@ def _advance(run: Run, progress: Progress, limit: TimeLimit) -> None:
         ) from None
 
 
+def begin_with(trainers: Sequence[Trainer], card: ModelCard) -> None:
+    """Give each trainer the weights of the member of the same name.
+
+    Raises:
+        ModelError: the model has no such member, or its network has another shape.
+    """
+    for trainer in trainers:
+        member = card.member(trainer.task.name)
+        card.verify_member(member)
+        path = card.weights_path(member)
+        weights = {name: values.float() for name, values in load_weights(path).items()}
+        try:
+            for network in filter(None, (trainer.network, trainer.averaged)):
+                network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{path} does not fit the network of {member.name!r} in the training file: {error}"
+            ) from error
+
+
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is run: where its files go, whether it resumes, on which device, and for how long."""
+    """How a run is run.
+
+    Attributes:
+        folder: where its files go.
+        resume: continue from the checkpoint in the folder.
+        device: auto, cpu, cuda or cuda:N.
+        limit: when it stops at the latest.
+        start: id or folder of a model whose weights it begins with; empty for random ones.
+    """
 
     folder: Path
     resume: bool = False
     device: str = "auto"
     limit: TimeLimit = TimeLimit()
+    start: str = ""
 
 
 def train(build: Build, config: TrainingConfig, options: RunOptions, progress: Progress) -> Path:
@@ -283,6 +314,8 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
         refuse_earlier_run(folder)  # before hours may be spent on its data
     source: SampleSource = case_source(config, card, place.device)
     trainers = build(config, card, config.members, source, place)
+    if options.start and not options.resume:
+        begin_with(trainers, find_card(options.start))
     if config.sampling.ahead and place.device.type == "cpu":
         source = StoredPool(source, config, folder / "pool", place.rank)
     run = Run(config, trainers, Pool(source, config.sampling, config.seed), folder)
