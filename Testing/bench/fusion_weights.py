@@ -4,14 +4,14 @@
 
 No evaluation scan takes part. Members predict once; what follows is arithmetic on their probabilities on the
 native grid. The `weight_power` of each member and, for members of one grid, their `weight` in a card are the best
-of these tables.
+of these tables; those with several members take the powers of the card.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from medsegai.card import ModelCard
 from medsegai.catalogue import find_card
 from medsegai.families import Part, load_model
 from medsegai.fusion import Accumulator, side_aware_first
-from medsegai.networks.backends import choose_compute
+from medsegai.networks.backends import Compute, choose_compute
 from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
@@ -34,14 +34,16 @@ from medsegai.training.validation import DiceCounter
 from medsegai.volume import Volume
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
 NOT_JUDGED = (24,)
 """Fluid around the brain, which nobody corrects."""
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    card = _unweighted(find_card(arguments.model))
+    found = find_card(arguments.model)
+    powers = {m.name: float(m.settings.get("weight_power", 0.0)) for m in found.members}
+    card = _unweighted(found)
     model = load_model(card)
     source = held_out_source(card, arguments.data, arguments.voxels)
     compute = choose_compute()
@@ -56,9 +58,9 @@ def main() -> None:
                 member.name: _answer(part, number, compute)
                 for number, member in enumerate(part.members)
             }
-            for name, found in _combinations(card, part, answers):
+            for name, labels in _combinations(card, part, answers, powers):
                 counter = tables.setdefault(name, DiceCounter.for_classes(len(card.labels) + 1))
-                counter.add(found, truth)
+                counter.add(labels, truth)
     print("| members and power | mean Dice |\n| --- | --- |")
     for name, counter in tables.items():
         dice = {card.label_values[index - 1]: value for index, value in counter.per_class().items()}
@@ -75,7 +77,7 @@ def _unweighted(card: ModelCard) -> ModelCard:
     return replace(card, members=tuple(members))
 
 
-def _answer(part: Part, number: int, compute) -> Tensor:  # type: ignore[no-untyped-def]
+def _answer(part: Part, number: int, compute: Compute) -> Tensor:
     """Probabilities of one member on the native grid, float16 (channel, k, j, i)."""
     member = part.members[number]
     total = torch.zeros(len(member.classes), *part.geometry.shape, dtype=torch.float16)
@@ -89,24 +91,32 @@ def _answer(part: Part, number: int, compute) -> Tensor:  # type: ignore[no-unty
     return total
 
 
-def _combinations(card: ModelCard, part: Part, answers: Mapping[str, Tensor]):  # type: ignore[no-untyped-def]
+def _combinations(
+    card: ModelCard, part: Part, answers: Mapping[str, Tensor], powers: Mapping[str, float]
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Names of ways to combine the members, and the class indices (k, j, i) that come out."""
-    for power in POWERS:
-        divided = {name: _divided(card, name, value, power) for name, value in answers.items()}
-        for name, value in divided.items():
-            if all(len(feeds) <= 1 for feeds in card.member(name).classes):
-                yield f"{name}, power {power}", _labels(card, part, {name: value}, {name: 1.0})
-        if len(answers) > 1:
-            for weights in _schemes(card, list(answers)):
-                shares = " / ".join(f"{name} {share:.1f}" for name, share in weights.items())
-                yield f"{shares}, power {power}", _labels(card, part, divided, weights)
+    for name, value in answers.items():
+        if all(len(feeds) <= 1 for feeds in card.member(name).classes):
+            for power in POWERS:
+                divided = {name: _divided(card, name, value, power)}
+                yield f"{name}, power {power}", _labels(card, part, divided, {name: 1.0})
+    if len(answers) > 1:
+        divided = {
+            name: _divided(card, name, value, powers.get(name, 0.0))
+            for name, value in answers.items()
+        }
+        for title, weights in _schemes(card, list(answers)).items():
+            yield title, _labels(card, part, divided, weights)
 
 
-def _schemes(card: ModelCard, names: Sequence[str]) -> list[dict[str, float]]:
-    found = [{name: card.member(name).weight for name in names}]
-    for shares in itertools.product(SHARES, repeat=len(names)):
-        if abs(sum(shares) - 1.0) < 1e-6 and all(shares):
-            found.append(dict(zip(names, shares, strict=True)))
+def _schemes(card: ModelCard, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Weights as the card has them, and with one member given another share."""
+    own = {name: card.member(name).weight for name in names}
+    found = {"weights of the card": own}
+    for name, share in itertools.product(names, SHARES):
+        rest = sum(weight for other, weight in own.items() if other != name)
+        scaled = {other: weight * (1.0 - share) / rest for other, weight in own.items()}
+        found[f"{name} at {share}"] = scaled | {name: share}
     return found
 
 
