@@ -43,14 +43,14 @@ def render(
     changed = (codes[0] != codes[1]) & np.isin(codes[0], wanted)
     window = preview._window(scan)
     index, rows, columns = _where(changed, spacing)
-    colors = np.array([(0, 0, 0), *(label.color for label in labels)], np.float64)
+    paint = preview._Paint.of(labels, np.bincount(codes[1].ravel(), minlength=len(labels) + 1))
     size = (SIDE_MM * PIXELS_PER_MM, SIDE_MM * PIXELS_PER_MM)
     grey = preview._grey(scan[index, rows, columns][::-1, ::-1], window, size)
     panels = []
     for values in codes:
         shown = values[index, rows, columns][::-1, ::-1]
         shown = preview._resized(shown, size, Image.Resampling.NEAREST)
-        panels.append(preview._outlined(grey, shown, colors))
+        panels.append(paint.outlined(grey, shown))
     return _side_by_side(panels, ("before", "after"))
 
 

@@ -24,7 +24,7 @@ from medsegai.refinements import title
 from MedSegAILib.correction import EFFECT_FILE, EFFECT_NAME
 from MedSegAILib.panel import handover_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
-from MedSegAILib.panel.structure_table import TITLES
+from MedSegAILib.panel.structure_table import NAME, TITLES
 from MedSegAILib.view import REVIEW_STATES, HandOverChoice
 from module_help import node_count
 from panel_help import REPOSITORY, UI, card, find, new_panel
@@ -197,12 +197,13 @@ def test_a_walk_through_the_tutorial(
     rows = {row.name: row for row in page.controller._house.scene.structures(segmentation)}
     assert 2 < rows["Left hippocampus"].volume_ml < 8
     assert 500 < sum(row.volume_ml for row in rows.values()) < 2500
-    table.cellClicked.emit(0, 0)
+    table.cellClicked.emit(0, NAME)
     walk.press("Next doubtful place")
     assert walk.message().startswith("Doubtful place 1 of ")
     walk.press("Uncertainty")
     walk.press("Uncertainty")
     walk.press("Show 3D")
+    walk.until(lambda: not find(page.parent, "surfacesRow").isVisible())
     assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
     page.panel.results.review_chosen.emit((rows["Brain stem"].segment_id,), "completed")
     page.panel.results.review_chosen.emit((rows["Left thalamus"].segment_id,), "inprogress")
