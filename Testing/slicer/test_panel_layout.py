@@ -41,17 +41,19 @@ SECTIONS = (
 
 
 class Column:
-    """The page in a scroll area, as Slicer's module panel holds it."""
+    """The page as Slicer's module panel holds it.
+
+    Its height is that of the column or of its minimum size hint, whichever is more. Slicer does not ask for the
+    height that it needs at its width, as a scroll area of Qt alone would.
+    """
 
     def __init__(self, mrml: Any) -> None:
         self.widget = pythonqt.load_ui(UI)
         self.page = pythonqt.real(self.widget)
         self.panel: Panel = new_panel(self.widget)
         self.page.setMRMLScene(mrml)
-        self.area = QtWidgets.QScrollArea()
-        self.area.setWidgetResizable(True)
-        self.area.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.area.setWidget(self.page)
+        self.area = QtWidgets.QWidget()
+        self.page.setParent(self.area)
         self.panel.show_models([BRAIN, card("tumour", "fold_0", channels=("T1", "T2", "FLAIR?"))])
         self.node = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Result")
         self.panel.results.choose(self.node)
@@ -64,7 +66,10 @@ class Column:
     def show(self, width: int) -> None:
         self.area.resize(width, COLUMN)
         self.area.show()
-        pythonqt.process_events(30)
+        for _ in range(3):  # labels hear of their width, and the page of their height
+            height = max(COLUMN, self.page.minimumSizeHint().height())
+            self.page.setGeometry(0, 0, width, height)
+            pythonqt.process_events(10)
 
 
 @pytest.fixture
