@@ -307,3 +307,22 @@ def test_overlapping_segments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="overlaps"):
         read_labelmap(tmp_path / "case.seg.nrrd")
     assert main(["measure", str(tmp_path / "case.seg.nrrd")]) == InputError.exit_code
+
+
+def test_commands_refuse_the_scan_of_a_neighbour(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its grid begins at the same place and is a little larger, as crops of a structure are."""
+    labelmap, image = organs()
+    larger = np.pad(image.voxels, [(0, 3), (0, 1), (0, 2)], mode="edge")
+    grid = image.geometry.cropped((0, 0, 0), larger.shape)
+    write_segmentation(tmp_path / "seg.nii.gz", labelmap, LABELS)
+    write_segmentation(tmp_path / "seg.seg.nrrd", labelmap, LABELS)
+    write_volume(tmp_path / "own.nii.gz", image)
+    write_volume(tmp_path / "neighbour.nii.gz", Volume(larger, grid))
+    for name in ("seg.nii.gz", "seg.seg.nrrd"):
+        for words in (["measure"], ["export", "--csv", str(tmp_path / f"{name}.csv")]):
+            command = [words[0], str(tmp_path / name), *words[1:], "--image"]
+            assert main([*command, str(tmp_path / "neighbour.nii.gz")]) == 3
+            assert "does not lie on the grid of" in capsys.readouterr().err
+            assert main([*command, str(tmp_path / "own.nii.gz")]) == 0
