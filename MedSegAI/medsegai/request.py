@@ -124,7 +124,7 @@ class SegmentationRequest:
     anyway: bool = option(
         False,
         "segment a scan that the model was not made for, such as a CT by a model of MR; otherwise it is refused",
-        title="Anyway",
+        title="Any kind of scan",
     )
     seed: int = option(
         0, "start of the random numbers of Monte-Carlo dropout", title="Random start"
