@@ -39,7 +39,9 @@ TISSUE_HU, TISSUE_SHARE = (-150.0, 150.0), 0.03
 BETWEEN_HU = (-600.0, -300.0)
 """Hardly anything in a body: lungs lie below, fat above."""
 
-WHAT_TO_DO = "Choose a model for such scans, or segment it anyway (--anyway; in 3D Slicer, the option Any kind of scan)."
+WHAT_TO_DO = (
+    "Choose a model for such scans, or segment it anyway (--anyway; in Slicer: Any kind of scan)."
+)
 
 
 @dataclass(frozen=True)
