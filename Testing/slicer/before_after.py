@@ -19,6 +19,7 @@ SIDE_MM = 56
 
 PIXELS_PER_MM = 7
 GAP, TITLE_HEIGHT = 8, 22
+PAPER, INK = (255, 255, 255), (0, 0, 0)
 AXIAL = preview.PLANES[0]
 
 
@@ -69,12 +70,11 @@ def _where(changed: NDArray[np.bool_], spacing: NDArray[np.float64]) -> tuple[in
 
 def _side_by_side(panels: Sequence[NDArray[Any]], titles: Sequence[str]) -> Image.Image:
     height, width = panels[0].shape[:2]
-    sheet = Image.new(
-        "RGB", (len(panels) * (width + GAP) - GAP, height + TITLE_HEIGHT), preview.BACKGROUND
-    )
+    size = (len(panels) * (width + GAP) - GAP, height + TITLE_HEIGHT)
+    sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         left = number * (width + GAP)
-        pen.text((left + 4, 3), title, (255, 255, 255), preview._font())
+        pen.text((left + 4, 3), title, INK, preview._font())
         sheet.paste(Image.fromarray(panel.astype(np.uint8)), (left, TITLE_HEIGHT))
     return sheet
