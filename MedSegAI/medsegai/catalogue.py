@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from medsegai.card import CARD_NAME, ModelCard, load_card
 from medsegai.errors import ModelError
+from medsegai.exchange import temporary_folder
 from medsegai.nnunet_plans import card_of_folder, is_nnunet_folder
 from medsegai.places import own_folder
 
@@ -28,7 +29,7 @@ def _bundled_models(package: Path) -> Path:
     archive = next((path for path in package.parents if zipfile.is_zipfile(path)), None)
     if folder.is_dir() or archive is None:
         return folder
-    unpacked = Path(tempfile.mkdtemp(prefix="medsegai-models-"))
+    unpacked = Path(tempfile.mkdtemp(prefix="medsegai-models-", dir=temporary_folder()))
     atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
     inside = folder.relative_to(archive).as_posix() + "/"
     with zipfile.ZipFile(archive) as file:

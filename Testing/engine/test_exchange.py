@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import os
 import time
@@ -193,6 +194,21 @@ def test_the_working_folder_is_no_temporary_folder(
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # chosen, it is one
     assert ExchangeFolder().path.parent == tmp_path
+
+
+def test_every_temporary_folder_is_made_in_a_place_that_was_looked_at() -> None:
+    """Without `dir`, Python falls back to the working folder."""
+    found = []
+    for path in Path(exchange.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                of_tempfile = (
+                    isinstance(node.func.value, ast.Name) and node.func.value.id == "tempfile"
+                )
+                if of_tempfile and node.func.attr != "gettempdir":
+                    found.append((path.name, {keyword.arg for keyword in node.keywords}))
+    assert len(found) > 4
+    assert [name for name, keywords in found if "dir" not in keywords] == []
 
 
 def test_without_any_temporary_folder_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

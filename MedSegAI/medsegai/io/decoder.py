@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError
+from medsegai.exchange import temporary_folder
 from medsegai.io.stored import fill
 from medsegai.outside_text import unicode_text
 
@@ -79,7 +80,8 @@ class _Decoder:
         with contextlib.ExitStack() as stack:
             named = path.absolute()
             if unicode_text(str(named)) != str(named):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="medsegai-"))
+                made = tempfile.TemporaryDirectory(prefix="medsegai-", dir=temporary_folder())
+                folder = stack.enter_context(made)
                 link = Path(folder) / f"image{unicode_text(path.suffix)}"
                 link.symlink_to(named)
                 named = link
