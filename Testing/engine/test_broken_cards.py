@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import test_joint_model
 from medsegai import catalogue
 from medsegai.card import load_card
 from medsegai.catalogue import BUNDLED_MODELS, find_card, read_cards
 from medsegai.cli import main
-from medsegai.engine import segment
+from medsegai.engine import peak_memory_mb, segment
 from medsegai.errors import MedSegAIError, ModelError, RequestError
-from medsegai.families import load_model
+from medsegai.families import _memory, load_model
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
@@ -266,3 +267,90 @@ def test_without_a_home_there_are_the_bundled_models(monkeypatch: pytest.MonkeyP
         "brain",
         "hippocampus",
     ]
+
+
+SETTINGS_3D: dict[str, tuple[Any, ...]] = {
+    "patch": (
+        [1] * 3,
+        [32] * 2,
+        [2**20] * 3,
+        [512] * 3,
+        [33] * 3,
+        [0] * 3,
+        [32.5] * 3,
+        32,
+        [2**70] * 3,
+    ),
+    "grid": ([2**20] * 3, [1024] * 3, [64] * 2, [-64] * 3, 64, ["64"] * 3),
+    "spacing_mm": ([0.001] * 3, [0] * 3, [2.0], "2", [10.0**30] * 3),
+    "intensity": ("none of these", 7),
+    "antialias": ("no", 0, []),
+    "network": (
+        "large",
+        7,
+        {"class": 3},
+        {"class": "x"},
+        {"class": "PlainConvUNet", "arguments": {}},
+    ),
+    "widths": ([2**20] * 2, [4096] * 12, [4] * 100, [0, 4], [4, "8"], 4, [4], [4.0, 8.0]),
+    "fold": (0, 3, 64, 2**70, "1", 1.0, True),
+    "class_weights": ([1] * 3, [0] * 4, 4, "abcd", {"a": 1}, [10**39] * 4, ["1"] * 4),
+    "weight_power": ("1", [1], 10**39, -1e300, True),
+}
+"""What settings of a member of the family unet3d must not be; no value here is right."""
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with members of both families, which works."""
+    folder = tmp_path_factory.mktemp("joint")
+    test_joint_model.write_joint_model(folder, class_weights=[1.0] * 4, weight_power=0.5)
+    assert set(load_model(load_card(folder)).card.families()) == {"quicknat", "unet3d"}
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS_3D)
+def test_settings_of_a_3d_network_that_cannot_be_are_refused_with_little_memory(
+    name: str, joint: Path, own: Path
+) -> None:
+    """Also where each would be possible alone, but takes gigabytes."""
+    original = json.loads((joint / "card.json").read_text())
+    shutil.copytree(joint, own / "made")
+    before = peak_bytes()
+    for value in (*SETTINGS_3D[name], *STRANGE):
+        data = copy.deepcopy(original)
+        data["members"][-1]["settings"][name] = value
+        folder = write_card(own / "made", json.dumps(data))
+        with contextlib.suppress(MedSegAIError):
+            card = load_card(folder)
+            with as_if_free(bytes_free=1 << 30):
+                segment(test_joint_model.request(folder, "fast"))
+            assert value in (None, 0, True, 0.5), (name, value, card)
+    assert peak_bytes() - before < 500 << 20
+
+
+def test_mutated_cards_of_two_families_load_or_say_why(joint: Path, own: Path) -> None:
+    chance = random.Random(SEED)
+    original = json.loads((joint / "card.json").read_text())
+    reasons = []
+    for _ in range(MUTATIONS):
+        folder = write_card(own / "made", json.dumps(mutated(original, chance)))
+        try:
+            load_model(load_card(folder))
+        except MedSegAIError as error:
+            reasons.append(str(error))
+    assert MUTATIONS / 3 < len(reasons) < MUTATIONS
+    assert max(map(len, reasons)) < 1000
+
+
+@contextlib.contextmanager
+def as_if_free(bytes_free: int) -> Iterator[None]:
+    """Within, models see a machine with little memory."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_memory, "available_memory", lambda: bytes_free)
+        yield
+
+
+def peak_bytes() -> int:
+    """Most memory that this process had until now."""
+    return int(peak_memory_mb() * 1e6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from medsegai.card import SPACINGS_MM, MemberCard
 from medsegai.errors import ModelError
+from medsegai.families._memory import check_memory
 from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
 from medsegai.preprocessing.intensity import MODES, scale_intensity
 from medsegai.strict import number, shown
@@ -26,6 +26,12 @@ KEPT_MARGIN_MM = 8.0
 
 LARGEST_GRID = 1024
 """Voxels along an axis that a card may ask for."""
+
+LARGEST_POWER, CLASS_WEIGHTS = 10.0, (1e-9, 1e9)
+"""What a card may ask for to undo the class weights of a loss."""
+
+BYTES_A_VOXEL = 12
+"""Of a conformed grid: resampled, scaled and cropped, each of them float32."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,13 @@ class HeadGrid:
             )
 
     def head(self, scan: Volume) -> Volume:
-        """The conformed scan, its intensities scaled, cropped to the head."""
+        """The conformed scan, its intensities scaled, cropped to the head.
+
+        Raises:
+            ModelError: on this grid the scan does not fit into the memory that is free.
+        """
         geometry = conformed_geometry(scan.geometry, self.grid, self.spacing_mm)
+        check_memory(geometry.shape, BYTES_A_VOXEL)
         scaled = scale_intensity(conform(scan, geometry, self.antialias), self.intensity)
         box = head_box(scaled, margin=round(self.margin_mm / min(self.spacing_mm)))
         return Volume(np.ascontiguousarray(scaled[box]), cropped(geometry, box))
@@ -88,16 +99,14 @@ def class_weight_offsets(member: MemberCard) -> Tensor | None:
     Raises:
         ModelError: the weights are not positive numbers, one for each channel.
     """
-    power = member.settings.get("weight_power", 0.0)
+    power = number(member.settings.get("weight_power", 0.0), "weight_power", 0, LARGEST_POWER)
     weights = member.settings.get("class_weights")
     if weights is None or not power:
         return None
-    numbers = (power, *weights)
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers) or (
-        len(weights) != len(member.classes) or min(weights) <= 0
-    ):
+    if not isinstance(weights, (list, tuple)) or len(weights) != len(member.classes):
         raise ModelError(
-            f"Member {member.name!r} needs one positive number for each of its {len(member.classes)} classes in "
-            "settings.class_weights, and a number as settings.weight_power."
+            f"class_weights of member {member.name!r} must be a list with one positive number for each of its "
+            f"{len(member.classes)} classes."
         )
-    return power * torch.tensor(weights, dtype=torch.float32).log()
+    values = [number(value, "class_weights", *CLASS_WEIGHTS) for value in weights]
+    return power * torch.tensor(values, dtype=torch.float32).log()

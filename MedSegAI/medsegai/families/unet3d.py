@@ -7,8 +7,9 @@ class_weights of its loss with the weight_power to undo them by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,49 @@ from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.networks.backends import BatchRunner, Compute
-from medsegai.networks.volumetric import build_network, smallest_multiple
+from medsegai.networks.volumetric import describe_network, smallest_multiple
 from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
+from medsegai.strict import number, typed_fields
 from medsegai.volume import Geometry, Volume
+
+MOST_PATCH_VOXELS = 2**23
+"""Voxels of a patch that a card may ask for: a cube of 203, more than any network of today was trained on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a card says in `settings` of itself and of a member, but for its network.
+
+    Attributes:
+        patch: (k, j, i) voxels that the network sees at once.
+        grid, spacing_mm, intensity, antialias: see `HeadGrid`; grid and spacing along (i, j, k).
+    """
+
+    patch: tuple[int, int, int]
+    grid: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    intensity: str = "percentile"
+    antialias: bool = True
+
+    @classmethod
+    def of(cls, card: ModelCard, member: MemberCard) -> Settings:
+        """Raises ModelError: one of them is missing, of another type, or too large."""
+        given = {"spacing_mm": card.spacing_mm, **card.settings, **member.settings}
+        own = {item.name for item in fields(cls)}
+        values = typed_fields({name: given[name] for name in own & set(given)}, cls)
+        tuples = {name: tuple(values[name]) for name in ("patch", "grid", "spacing_mm")}
+        settings = cls(**values | tuples)
+        for size in settings.patch:
+            number(size, "patch", 1, MOST_PATCH_VOXELS)
+        number(math.prod(settings.patch), "The number of voxels of a patch", 1, MOST_PATCH_VOXELS)
+        if not member.classes:
+            raise ModelError("classes are missing.")
+        return settings
+
+    def head_grid(self) -> HeadGrid:
+        return HeadGrid(self.grid, self.spacing_mm, self.intensity, self.antialias)
 
 
 def load(card: ModelCard) -> UNet3DModel:
@@ -92,26 +131,18 @@ class _Network:
 
     def __init__(self, card: ModelCard, member: MemberCard) -> None:
         self._card, self._member = card, member
-        settings = {**card.settings, **member.settings}
-        self.offsets = class_weight_offsets(member)
         try:
-            self.patch = tuple(int(size) for size in settings["patch"])
-            i, j, k = (int(size) for size in settings["grid"])
-            x, y, z = (float(size) for size in settings.get("spacing_mm", card.spacing_mm))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            settings = Settings.of(card, member)
+            self.patch, self.grid = settings.patch, settings.head_grid()
+            self.offsets = class_weight_offsets(member)
+            multiples = smallest_multiple(self._empty())
+        except ModelError as error:
+            raise ModelError(f"Member {member.name!r} of model {card.id!r}: {error}") from None
+        if any(size % multiple for size, multiple in zip(self.patch, multiples, strict=True)):
             raise ModelError(
-                f"Member {member.name!r} of model {card.id!r} needs patch and grid, three numbers each: {error!r}."
-            ) from None
-        if len(self.patch) != 3 or min(self.patch) < 1 or not member.classes:
-            raise ModelError(
-                f"Member {member.name!r} of model {card.id!r} needs a patch of three sizes and its classes."
+                f"Member {member.name!r} of model {card.id!r} has a patch of {self.patch} voxels, which are not "
+                f"multiples of {tuple(multiples)}, as its network needs."
             )
-        self.grid = HeadGrid(
-            (i, j, k),
-            (x, y, z),
-            str(settings.get("intensity", "percentile")),
-            bool(settings.get("antialias", True)),
-        )
         self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
     def runner(self, compute: Compute) -> BatchRunner:
@@ -123,18 +154,19 @@ class _Network:
     def _read(self) -> torch.nn.Module:
         self._card.verify_member(self._member)
         path = self._card.weights_path(self._member)
-        network = build_network(self._member.settings, len(self._member.classes))
-        if any(
-            size % multiple
-            for size, multiple in zip(self.patch, smallest_multiple(network), strict=True)
-        ):
-            raise ModelError(f"{path}: its network takes no patches of {self.patch} voxels.")
+        network = self._empty()
         try:
             weights = load_file(path)
-            network.load_state_dict({name: values.float() for name, values in weights.items()})
+            network.load_state_dict(
+                {name: values.float() for name, values in weights.items()}, assign=True
+            )
         except (SafetensorError, RuntimeError, OSError) as error:
             raise ModelError(f"{path} does not hold this network: {error}") from error
         return network.eval()
+
+    def _empty(self) -> torch.nn.Module:
+        """The network without weights, so that memory is taken for those in the file, whatever a card says."""
+        return describe_network(self._member.settings, len(self._member.classes))
 
 
 @dataclass
@@ -178,9 +210,9 @@ class PatchMember:
 
         offsets = self.network.offsets
         start = [part.start for part in self.wanted]
-        for number, logits in enumerate(
+        for plane, logits in enumerate(
             logits_by_planes(at, [(predict, 1.0)], 0, len(self.classes), compute.notes)
         ):
             if offsets is not None:
                 logits = logits - offsets.to(logits.device)[:, None, None, None]
-            yield Block((start[0] + number, start[1], start[2]), logits.softmax(0))
+            yield Block((start[0] + plane, start[1], start[2]), logits.softmax(0))

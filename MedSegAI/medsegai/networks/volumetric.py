@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from medsegai.errors import ModelError
 from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
 from medsegai.networks.unet import UNet, build_unet
+from medsegai.strict import number, shown, typed_fields
+
+MOST_STAGES, MOST_CHANNELS, FOLDS = 12, 4096, (1, 2)
+"""What a card may ask of a compact network."""
 
 
 def build_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
@@ -23,20 +28,47 @@ def build_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
     Raises:
         ModelError: the settings do not describe a network.
     """
+    if isinstance(settings.get("network"), Mapping):
+        return describe_network(settings, classes).to_empty(device="cpu").apply(_initialise)
+    return CompactUNet(_compact(settings, classes))
+
+
+def describe_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
+    """The same network without weights, on torch's device "meta": it takes no memory, whatever the settings say.
+
+    Raises:
+        ModelError: see `build_network`.
+    """
     network = settings.get("network", "compact")
     if isinstance(network, Mapping):
-        built = build_unet(str(network["class"]), network["arguments"], 1, classes)
-        return built.to_empty(device="cpu").apply(_initialise)
-    if network != "compact":
+        name, arguments = network.get("class"), network.get("arguments")
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
+            raise ModelError("network must have a class, which is text, and arguments, an object.")
+        built = build_unet(name, arguments, 1, classes)
+        if len(built.strides) != 3:
+            raise ModelError(f"network must be one of three dimensions, not {len(built.strides)}.")
+        return built
+    with torch.device("meta"):
+        return CompactUNet(_compact(settings, classes))
+
+
+def _compact(settings: Mapping[str, Any], classes: int) -> CompactUNetConfig:
+    """The shape of a compact network. Raises ModelError: the settings do not give one."""
+    if settings.get("network", "compact") != "compact":
         raise ModelError(
-            f"There is no network {network!r}. Known are compact, and those of nnU-Net's plans."
+            f"There is no network {shown(settings['network'])}. Known are compact, and those of nnU-Net's plans."
         )
-    widths = settings.get("widths", CompactUNetConfig.widths)
-    return CompactUNet(
-        CompactUNetConfig(
-            classes, tuple(int(width) for width in widths), int(settings.get("fold", 2))
-        )
+    given = {name: settings[name] for name in ("widths", "fold") if name in settings}
+    shape = typed_fields({"classes": classes, **given}, CompactUNetConfig)
+    config = CompactUNetConfig(
+        **shape | {"widths": tuple(shape.get("widths", CompactUNetConfig.widths))}
     )
+    number(len(config.widths), "The number of widths", 1, MOST_STAGES)
+    for width in config.widths:
+        number(width, "widths", 1, MOST_CHANNELS)
+    if config.fold not in FOLDS:
+        raise ModelError(f"fold must be 1 or 2, not {shown(config.fold)}.")
+    return config
 
 
 def smallest_multiple(network: nn.Module) -> Sequence[int]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medsegai.families._memory import check_memory
 from medsegai.io import axes_to_ras, itk_axes_to_ras
 from medsegai.nnunet_parts import ITK_REORIENTS, NIBABEL_REORIENTS
 from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
@@ -27,6 +28,9 @@ from medsegai.preprocessing.resampling import (
     resampled_shape,
 )
 from medsegai.volume import Geometry, Volume
+
+BYTES_A_VOXEL = 8
+"""Of a resampled channel: float32, and once more while it is made or joined with others."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ def prepare(
         intensities: of the training data, by channel number.
         stage_before: for a cascade, gives the labels of the stage before on the grid of `scan`, and the label
             values that become one channel each.
+
+    Raises:
+        ModelError: with the configuration's spacing the scan does not fit into the memory that is free.
     """
     box = nonzero_box(scan.voxels)
     cropped = scan.voxels[(slice(None), *box)]
@@ -102,6 +109,7 @@ def prepare(
     wanted = configuration["spacing"]
     wanted = [*spacing[: 3 - len(wanted)], *wanted]
     shape = resampled_shape(cropped.shape[1:], spacing, wanted)
+    check_memory(shape, BYTES_A_VOXEL * len(cropped))
     mask = nonzero_mask(cropped) if any(configuration["use_mask"]) or stage_before else None
     resampling = configuration["resampling"]
     channels = []

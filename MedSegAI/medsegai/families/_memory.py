@@ -1,0 +1,28 @@
+"""Whether a scan fits into memory on the grid that a card asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from medsegai.errors import ModelError
+from medsegai.machine import available_memory
+
+
+def check_memory(shape: Sequence[int], bytes_a_voxel: int) -> None:
+    """Compare what a resampled scan takes with the memory that is free, before it is taken.
+
+    Args:
+        shape: of the grid, in voxels.
+        bytes_a_voxel: with all copies that are held at once.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    needed, free = bytes_a_voxel * math.prod(map(int, shape)), available_memory()
+    if free is not None and needed > free:
+        raise ModelError(
+            f"On the grid of this model the scan has {' x '.join(map(str, shape))} voxels, which take "
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free. Crop the scan, or take another "
+            "model."
+        )
