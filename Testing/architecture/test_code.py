@@ -30,9 +30,13 @@ def test_tests_and_documents_are_finished_and_name_no_one_machine() -> None:
         path
         for pattern in (
             "*.md",
+            "*.cff",
             "Makefile",
             "pyproject.toml",
             ".ci/*",
+            ".github/**/*.*",
+            ".pre-commit-config.yaml",
+            "Resources/*.json",
             "docs/**/*.md",
             "Testing/**/*.py",
         )

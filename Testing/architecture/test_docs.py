@@ -15,7 +15,11 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def documents() -> dict[Path, str]:
-    paths = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
+    paths = [
+        path
+        for folder in ("*", "docs/**/*", ".github/**/*")
+        for path in REPOSITORY.glob(f"{folder}.md")
+    ]
     return {path: path.read_text() for path in sorted(paths)}
 
 
