@@ -11,8 +11,9 @@ from vtk.util import numpy_support
 
 from medsegai.volume import Geometry
 from MedSegAILib.scene import Scene
-from MedSegAILib.scene.layers import labelmap_name, oriented_image
-from MedSegAILib.scene.surfaces import are_shown, has_surfaces, surface_name
+from MedSegAILib.scene.layers import Layer, labelmap_name, layers_of, oriented_image
+from MedSegAILib.scene.placing import Plan, carry_out
+from MedSegAILib.scene.surfaces import are_shown, has_surfaces, make_at_once, surface_name
 from scene_images import PLACES
 
 SHAPE = (18, 22, 26)
@@ -144,3 +145,70 @@ def test_whoever_sees_to_surfaces_is_asked_instead(mrml: Any) -> None:
     scene.show_3d(node)
     assert asked == [node]
     assert not has_surfaces(node), "nothing is made before Slicer has lived"
+
+
+def surface(node: Any, name: str) -> Any:
+    return node.GetSegmentation().GetSegment(name).GetRepresentation(surface_name())
+
+
+@pytest.mark.parametrize("hidden", ["inside", "border", "over"])
+def test_a_segment_that_is_not_shown_in_3d_costs_nothing_and_hides_nothing(
+    mrml: Any, hidden: str
+) -> None:
+    node, scene = segmentation(mrml), Scene(mrml)
+    display = node.GetDisplayNode()
+    display.SetSegmentVisibility3D(hidden, False)
+    display.SetVisibility3D(True)
+    assert list(scene.surfaces(node)) == [(1, 3), (2, 3), (3, 3)]
+    assert surface(node, hidden).GetNumberOfPoints() == 0
+    assert display.GetDisplayRepresentationName3D() == surface_name(), "Slicer draws the others"
+    assert scene.surfaces_are_shown(node)
+    assert list(scene.surfaces(node)) == []
+    scene.show_in_3d(node, [hidden], True)
+    assert surface(node, hidden).GetNumberOfPoints() > 50, "it is made once it is shown"
+
+
+def test_a_segment_shown_while_surfaces_are_made_gets_its_own(mrml: Any) -> None:
+    node = segmentation(mrml)
+    node.GetDisplayNode().SetSegmentVisibility3D("border", False)
+    steps = Scene(mrml).surfaces(node)
+    assert next(steps) == (1, 3)
+    node.GetDisplayNode().SetSegmentVisibility3D("border", True)
+    assert list(steps) == [(2, 4), (3, 4), (4, 4)]
+    assert len(points(node)["border"]) > 50
+
+
+def test_nothing_is_made_where_no_surface_is_shown(mrml: Any) -> None:
+    node, scene = segmentation(mrml), Scene(mrml)
+    scene.show_in_3d(node, ["inside"], True)
+    assert not has_surfaces(node)
+    scene.show_3d(node)
+    made = surface(node, "inside")
+    scene.complete_surfaces(node)
+    assert surface(node, "inside") is made
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_segments_that_hold_what_they_held_keep_their_surfaces(mrml: Any, joint: bool) -> None:
+    node = segmentation(mrml)
+    if joint:
+        node.GetSegmentation().SetConversionParameter("Joint smoothing", "1")
+    make_at_once(node)
+    kept = {name: surface(node, name) for name in ("inside", "border", "over", "empty")}
+    first, second = layers_of(node)
+    voxels = first.voxels.copy()
+    voxels[voxels == 300] = 0
+    voxels[12:16, 3:6, 3:6] = 300
+    changed = Layer(voxels, first.geometry, first.values)
+    moved = Layer(np.roll(second.voxels, 1, axis=2), second.geometry, second.values)
+    assert carry_out(node, Plan((changed, moved), {}), None)
+    assert surface(node, "border") is None
+    assert surface(node, "over") is None, "the same voxels at another place"
+    for name in ("inside", "empty"):
+        assert surface(node, name) is (None if joint else kept[name])
+    make_at_once(node)
+    made = points(node)
+    node.RemoveClosedSurfaceRepresentation()
+    node.CreateClosedSurfaceRepresentation()
+    for name, expected in points(node).items():
+        np.testing.assert_allclose(made[name], expected, atol=1e-3)

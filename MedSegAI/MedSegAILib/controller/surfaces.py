@@ -24,7 +24,8 @@ class Surfaces:
 
     def make(self, segmentation: Any) -> None:
         """See that a segmentation gets the surfaces that it lacks; they come while Slicer goes on."""
-        self._waiting = [item for item in self._waiting if item[0] is not segmentation]
+        if any(item[0] is segmentation for item in self._waiting):
+            return  # what is lacking is looked up with each step
         self._waiting.append((segmentation, self._house.scene.surfaces(segmentation)))
         self._bar.show(0, 0)
 

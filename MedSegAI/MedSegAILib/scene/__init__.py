@@ -7,7 +7,7 @@ half-way leaves the scene as it was: everything is worked out before anything is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ class Scene:
         return Preview(self._writer, source, result, output)
 
     def show_3d(self, segmentation: Any, shown: bool = True) -> None:
-        """Show surfaces of all segments in the 3D views, which `make_surfaces` makes, or hide them."""
+        """Show surfaces in the 3D views, which `make_surfaces` makes, or hide them."""
         segmentation.CreateDefaultDisplayNodes()
         segmentation.GetDisplayNode().SetVisibility3D(shown)
         if shown:
@@ -323,6 +323,20 @@ class Scene:
     def show_in_3d(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None:
         """Show surfaces of segments where those of the segmentation are shown: see `visibility.show_in_3d`."""
         visibility.show_in_3d(segmentation, segments, shown)
+        self.complete_surfaces(segmentation)
+
+    def complete_surfaces(self, segmentation: Any) -> None:
+        """Let `make_surfaces` make those that the 3D views lack, such as that of a segment shown there since."""
+        if surfaces.are_missing(segmentation):
+            self._writer.make_surfaces(segmentation)
+
+    def is_shown(self, segmentation: Any, segment: str) -> bool:
+        """Whether a segment is drawn: see `visibility.is_shown`."""
+        return visibility.is_shown(segmentation, segment)
+
+    def watch_display(self, segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
+        """Tell of changes in how a segmentation is drawn; the answer ends it: see `visibility.watch`."""
+        return visibility.watch(segmentation, changed)
 
     def smooth_surfaces(self, segmentation: Any, factor: float) -> None:
         """Smooth surfaces from now on by this factor, from 0 to 1; those that are shown are made again."""

@@ -42,7 +42,7 @@ from MedSegAILib.scene.segments import (
     segment_id,
     sign,
 )
-from MedSegAILib.scene.surfaces import has_surfaces
+from MedSegAILib.scene.surfaces import has_surfaces, keep
 from MedSegAILib.translation import tr as _
 
 
@@ -144,14 +144,14 @@ def carry_out(segmentation: Any, plan: Plan, source: Any) -> bool:
     """Do what was planned.
 
     Returns:
-        whether the segmentation had surfaces. They went with the label maps that they were made of.
+        whether the segmentation had surfaces. Only those of segments that hold the same voxels are left.
     """
     images = [(oriented_image(layer.voxels, layer.geometry), layer) for layer in plan.layers]
     segments = segmentation.GetSegmentation()
     if not segments.GetNumberOfSegments():
         segments.SetSourceRepresentationName(labelmap_name())
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
-    had_surfaces = has_surfaces(segmentation)
+    had_surfaces, give_back = has_surfaces(segmentation), keep(segmentation)
     was_modifying = segmentation.StartModify()
     try:
         for target, content in plan.written.values():
@@ -171,6 +171,7 @@ def carry_out(segmentation: Any, plan: Plan, source: Any) -> bool:
         image.Modified()  # whoever shows the segmentation hears of it by this
     if had_surfaces:
         segmentation.RemoveClosedSurfaceRepresentation()  # those that are left are of older voxels
+        give_back()
     return had_surfaces
 
 

@@ -1,18 +1,22 @@
 """Surfaces of segments, made one after another, so that Slicer can go on meanwhile.
 
 Slicer makes those of all segments in one call, from whole label maps, which takes three quarters of a minute for
-64 segments. Here each segment is cut out first, and only those surfaces are made that are missing.
+64 segments. Here each segment is cut out first, and only those surfaces are made that are missing. A segment that
+is not shown in 3D gets a stand-in without points, because Slicer draws no surface at all where a segment has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import slicer
 import vtk
+from numpy.typing import NDArray
 
+from medsegai.volume import Geometry
 from MedSegAILib.scene.layers import (
     Box,
     boxes,
@@ -21,9 +25,16 @@ from MedSegAILib.scene.layers import (
     oriented_image,
     voxels_of,
 )
+from MedSegAILib.scene.visibility import is_in_3d
 
 MARGIN = 1
 """Voxels of background that are kept around a segment, so that its surface is that of the whole label map."""
+
+STAND_IN = "MedSegAI.stand_in"
+"""Field array of a surface without points that stands in for that of a segment which is not shown in 3D."""
+
+_Part = tuple[NDArray[np.uint8], Geometry]
+"""A segment cut out: 1 where it is, (k, j, i), and where that lies in the segmentation's coordinates."""
 
 
 def surface_name() -> str:
@@ -55,13 +66,21 @@ def make_at_once(segmentation: Any) -> None:
         pass
 
 
-def surfaces(segmentation: Any) -> Iterator[tuple[int, int]]:
-    """Make the surfaces that are missing, one segment with each step.
+def are_missing(segmentation: Any) -> bool:
+    """Whether the 3D views show surfaces of a segmentation, and lack that of a segment which they should show."""
+    segments = segmentation.GetSegmentation()
+    names = segments.GetSegmentIDs()
+    return are_shown(segmentation) and any(_lacks_surface(segmentation, name) for name in names)
 
-    Segments may be edited, added and taken away between two steps, and the segmentation may leave its scene.
+
+def surfaces(segmentation: Any) -> Iterator[tuple[int, int]]:
+    """Make the surfaces that are missing, one segment with each step; none of segments that are not shown in 3D.
+
+    Segments may be edited, added, shown and taken away between two steps, and the segmentation may leave its
+    scene.
 
     Yields:
-        how many segments have a surface, and how many will.
+        how many segments that are shown in 3D have a surface, and how many of them there are.
     """
     segments, cutter = segmentation.GetSegmentation(), _Cutter(segmentation)
     if _smooths_jointly(segments):  # the surfaces of neighbours depend on each other
@@ -69,7 +88,9 @@ def surfaces(segmentation: Any) -> Iterator[tuple[int, int]]:
     scene = segmentation.GetScene()
     while segmentation.GetScene() is scene:
         names = segments.GetSegmentIDs()
-        lacking = [name for name in names if _lacks_surface(segments, name)]
+        _stand_in_for([segments.GetSegment(n) for n in names if not is_in_3d(segmentation, n)])
+        names = [name for name in names if is_in_3d(segmentation, name)]
+        lacking = [name for name in names if _lacks_surface(segmentation, name)]
         if not lacking:
             return
         segments.GetSegment(lacking[0]).AddRepresentation(
@@ -78,8 +99,54 @@ def surfaces(segmentation: Any) -> Iterator[tuple[int, int]]:
         yield len(names) - len(lacking) + 1, len(names)
 
 
-def _lacks_surface(segments: Any, name: str) -> bool:
-    return segments.GetSegment(name).GetRepresentation(surface_name()) is None
+def keep(segmentation: Any) -> Callable[[], None]:
+    """Remember the surfaces before label maps change, because Slicer then drops them all.
+
+    Returns:
+        what gives those segments their surface again that hold the same voxels as before.
+    """
+    segments = segmentation.GetSegmentation()
+    before: dict[str, tuple[_Part | None, Any]] = {}
+    if not _smooths_jointly(segments):
+        cutter = _Cutter(segmentation)
+        for name in segments.GetSegmentIDs():
+            surface = segments.GetSegment(name).GetRepresentation(surface_name())
+            if surface is not None:
+                before[name] = (cutter.part(name), surface)
+
+    def give_back() -> None:
+        cutter = _Cutter(segmentation)
+        for name, (part, surface) in before.items():
+            segment = segments.GetSegment(name)
+            if segment is not None and _same(part, cutter.part(name)):
+                segment.AddRepresentation(surface_name(), surface)
+
+    return give_back
+
+
+def _same(first: _Part | None, second: _Part | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first[0], second[0]) and np.allclose(
+        first[1].ijk_to_ras, second[1].ijk_to_ras
+    )
+
+
+def _lacks_surface(segmentation: Any, name: str) -> bool:
+    """Whether a segment is shown in 3D, and has no surface of its own."""
+    surface = segmentation.GetSegmentation().GetSegment(name).GetRepresentation(surface_name())
+    missing = surface is None or surface.GetFieldData().HasArray(STAND_IN)
+    return bool(missing) and is_in_3d(segmentation, name)
+
+
+def _stand_in_for(segments: Iterable[Any]) -> None:
+    """Give segments that have no surface one without points."""
+    for segment in segments:
+        if segment.GetRepresentation(surface_name()) is None:
+            surface, mark = vtk.vtkPolyData(), vtk.vtkIntArray()
+            mark.SetName(STAND_IN)
+            surface.GetFieldData().AddArray(mark)
+            segment.AddRepresentation(surface_name(), surface)
 
 
 def _smooths_jointly(segments: Any) -> bool:
@@ -98,20 +165,21 @@ class _Cutter:
     def surface(self, name: str) -> Any:
         """The closed surface of a segment, a vtkPolyData in the segmentation's coordinates."""
         segments = self.segmentation.GetSegmentation()
-        image = self._cut_out(segments.GetSegment(name))
-        if image is None:
+        part = self.part(name)
+        if part is None:
             return vtk.vtkPolyData()
         single, segment = slicer.vtkSegmentation(), slicer.vtkSegment()
         single.SetSourceRepresentationName(labelmap_name())
         single.CopyConversionParameters(segments)
         segment.SetLabelValue(1)
-        segment.AddRepresentation(labelmap_name(), image)
+        segment.AddRepresentation(labelmap_name(), oriented_image(*part))
         single.AddSegment(segment, name)
         single.CreateRepresentation(surface_name())
         return segment.GetRepresentation(surface_name()) or vtk.vtkPolyData()
 
-    def _cut_out(self, segment: Any) -> Any:
-        """A label map of 1 where the segment is; None where it is nowhere."""
+    def part(self, name: str) -> _Part | None:
+        """The segment cut out with a margin; None where it has no voxel."""
+        segment = self.segmentation.GetSegmentation().GetSegment(name)
         image = segment.GetRepresentation(labelmap_name())
         if image is None or image.GetPointData().GetScalars() is None:
             return None
@@ -123,7 +191,7 @@ class _Cutter:
         stop = [min(part.stop + MARGIN, size) for part, size in zip(box, voxels.shape, strict=True)]
         shape = [last - first for first, last in zip(start, stop, strict=True)]
         part = voxels[tuple(slice(*span) for span in zip(start, stop, strict=True))]
-        return oriented_image((part == value).view("u1"), geometry_of(image).cropped(start, shape))
+        return (part == value).view(np.uint8), geometry_of(image).cropped(start, shape)
 
     def _boxes(self, image: Any) -> dict[int, Box]:
         """Where the values of a label map are, looked up once for as long as it stays as it is."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import slicer
 
 from MedSegAILib.scene.segments import OPACITY_3D_TAG, tag_of
 
@@ -12,6 +14,25 @@ def is_shown(segmentation: Any, segment_id: str) -> bool:
     """Whether a segment is drawn where its segmentation is; all are where nothing says otherwise."""
     display = segmentation.GetDisplayNode()
     return display is None or bool(display.GetSegmentVisibility(segment_id))
+
+
+def is_in_3d(segmentation: Any, segment_id: str) -> bool:
+    """Whether 3D views show a segment's surface where they show those of its segmentation."""
+    display = segmentation.GetDisplayNode()
+    return display is None or bool(display.GetSegmentVisibility3D(segment_id))
+
+
+def watch(segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
+    """Call `changed` whenever somebody changes how a segmentation or one of its segments is drawn.
+
+    The segmentation tells it of its display node, also where it gets another one.
+
+    Returns:
+        what ends it.
+    """
+    event = slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent
+    tag = segmentation.AddObserver(event, lambda _caller, _event: changed())
+    return lambda: segmentation.RemoveObserver(tag)
 
 
 def set_shown(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> None:
