@@ -141,6 +141,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.removeObservers()
         if slicer.util.mainWindow() is not None:
             slicer.util.mainWindow().removeEventFilter(self.closeFilter)
+        self.controller.results.show(None)  # and watch no segmentation any more
         self.page.setMRMLScene(None)
         self.host.close()
         self.panel.browser.close()

@@ -217,6 +217,7 @@ DONE_IN_SCENE = (
     "show_only",
     "show_in_3d",
     "smooth_surfaces",
+    "complete_surfaces",
     "show_uncertainty",
     "show_3d",
     "write_csv",
@@ -248,6 +249,8 @@ class Scene:
         self.error: Exception | None = None
         self.make_surfaces: Callable[[Any], None] = lambda node: None
         self.segment_count, self.shown_3d = 3, False
+        self.drawn_segments: dict[str, bool] = {}
+        self.watched: list[tuple[Any, Callable[[], None]]] = []
         self.surface_error: Exception | None = None
 
     def is_present(self, node: Any) -> bool:
@@ -362,6 +365,13 @@ class Scene:
 
     def draw_alone(self, segmentation: Any) -> None:
         self.drawn.append(segmentation)
+
+    def shown_segments(self, segmentation: Any) -> dict[str, bool]:
+        return self.drawn_segments
+
+    def watch_display(self, segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
+        self.watched.append((segmentation, changed))
+        return lambda: self.watched.remove((segmentation, changed))
 
     def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]:
         for number in range(1, self.segment_count + 1):

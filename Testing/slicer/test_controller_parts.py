@@ -195,6 +195,30 @@ def test_segments_are_hidden_and_shown_alone(house: House) -> None:
     ]
 
 
+def test_eyes_follow_what_another_module_shows(house: House) -> None:
+    house.scene.rows = [ROW, GOOD]
+    node, other = Node("Result"), Node("Other")
+    house.controller.results.show(node)
+    ((watched, changed),) = house.scene.watched
+    assert watched is node
+    house.scene.drawn_segments = {ROW.segment_id: True, GOOD.segment_id: False, "drawn since": True}
+    changed()
+    assert house.panel.results.last("update") == ((replace(GOOD, shown=False),),)
+    assert house.scene.done == [("complete_surfaces", node)]
+    told = len(house.panel.results.told)
+    changed()
+    assert len(house.panel.results.told) == told, "nothing is new"
+    house.scene.gone.append(node)
+    changed()
+    assert len(house.scene.done) == 2, "it has left the scene"
+    house.controller.results.show(other)
+    assert [watched for watched, _ in house.scene.watched] == [other]
+    house.controller.results.show(other)
+    assert len(house.scene.watched) == 1, "once"
+    house.controller.results.show(None)
+    assert house.scene.watched == []
+
+
 def test_overlay_and_surfaces_are_switched(shown: House) -> None:
     node = shown.controller.results._node
     shown.panel.results.uncertainty_shown.emit(True)

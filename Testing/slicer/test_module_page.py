@@ -91,7 +91,8 @@ def test_a_result_that_the_scene_cannot_take_is_brought_in_later(
 def test_slicer_lives_while_surfaces_are_made(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two surfaces Slicer gets to its events, first for the button and then after an update."""
     model_called(monkeypatch, "quick")
-    page.panel.choose_input(head())
+    volume = head()
+    page.panel.choose_input(volume)
     press(page, "segmentButton")
     until(lambda: node_count() == 1)
     node, row = page.controller.results.node, surfaces_row(page)
@@ -106,12 +107,50 @@ def test_slicer_lives_while_surfaces_are_made(page: Any, monkeypatch: pytest.Mon
     assert set(lived) >= {0, 1, 2}
     assert button(page, "show3dButton").isChecked()
     page.panel.choose_output(OutputMode.UPDATE, node)
+    volume.SetOrigin(1.0, 0.0, 0.0)  # so that each segment gets other voxels
     lived.clear()
     press(page, "segmentButton")
     until(lambda: row.isVisibleTo(pythonqt.real(page.parent)))
     until(lambda: not row.isVisibleTo(pythonqt.real(page.parent)))
     assert set(lived) >= {0, 1, 2}
     timer.stop()
+
+
+def test_the_table_follows_what_another_module_shows(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The eyes, and the surface of a segment that was not shown in 3D; nothing is watched after the page."""
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    node, row = page.controller.results.node, surfaces_row(page)
+    name, _other = node.GetSegmentation().GetSegmentIDs()
+    display, event = node.GetDisplayNode(), slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent
+    table = pythonqt.real(page.parent).findChild(pythonqt.QtWidgets.QTableWidget, "resultTable")
+
+    def eyes() -> list[str]:
+        return [table.item(number, 0).toolTip() for number in range(table.rowCount())]
+
+    assert eyes() == ["Shown in the views"] * 2
+    display.SetSegmentVisibility(name, False)
+    assert eyes() == ["Hidden", "Shown in the views"]
+    display.SetSegmentVisibility(name, True)
+    assert eyes() == ["Shown in the views"] * 2
+    display.SetSegmentVisibility3D(name, False)
+    press(page, "show3dButton")
+    until(lambda: not row.isVisibleTo(pythonqt.real(page.parent)))
+
+    def points() -> int:
+        surface = node.GetSegmentation().GetSegment(name).GetRepresentation("Closed surface")
+        return int(surface.GetNumberOfPoints())
+
+    assert points() == 0
+    display.SetSegmentVisibility3D(name, True)
+    until(lambda: points() > 0)
+    assert node.HasObserver(event)
+    page.controller.results.show(None)
+    assert not node.HasObserver(event)
 
 
 def surfaces_row(page: Any) -> Any:

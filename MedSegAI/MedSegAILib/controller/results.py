@@ -40,6 +40,11 @@ class ResultsScene(Protocol):
     def uncertainty_is_shown(self, segmentation: Any) -> bool: ...
     def show_3d(self, segmentation: Any, shown: bool = True) -> None: ...
     def surfaces_are_shown(self, segmentation: Any) -> bool: ...
+    def complete_surfaces(self, segmentation: Any) -> None: ...
+    def shown_segments(self, segmentation: Any) -> Mapping[str, bool]: ...
+    def watch_display(
+        self, segmentation: Any, changed: Callable[[], None]
+    ) -> Callable[[], None]: ...
 
 
 class Results:
@@ -56,6 +61,7 @@ class Results:
         self._view = panel.results
         self._node: Any = None
         self._rows: dict[str, StructureRow] = {}
+        self._stop_watching: Callable[[], None] = _nothing
         view = self._view
         view.segmentation_chosen.connect(self.show)
         view.structure_chosen.connect(self.guarded(self._go_to))
@@ -80,8 +86,7 @@ class Results:
         """
         if node is not self._node:
             self._panel.show_message("")
-            if node is not None:
-                self._scene.draw_alone(node)
+            self._watch(node)
         self._node = node
         rows: Sequence[StructureRow] = ()
         try:
@@ -96,6 +101,27 @@ class Results:
             self._view.show_surfaces(self._scene.surfaces_are_shown(node))
             self._view.show_places_within(self._scene.walked_within(node))
             self._view.select(self._scene.current_segment(node))
+
+    def _watch(self, node: Any) -> None:
+        """Draw a segmentation and follow how it is drawn, no longer the one before; None is not followed."""
+        self._stop_watching()
+        self._stop_watching = _nothing
+        if node is not None:
+            self._scene.draw_alone(node)
+            self._stop_watching = self._scene.watch_display(node, self._follow_display)
+
+    def _follow_display(self) -> None:
+        """Another module may have shown or hidden segments, also in 3D."""
+        if not self._scene.is_present(self._node):
+            return
+        rows = {
+            name: replace(self._rows[name], shown=shown)
+            for name, shown in self._scene.shown_segments(self._node).items()
+            if name in self._rows and self._rows[name].shown != shown
+        }
+        if rows:
+            self._update(rows)
+        self._scene.complete_surfaces(self._node)
 
     def show_chosen(self, node: Any) -> None:
         """Show what a job made, and let the selector say so."""
@@ -223,3 +249,7 @@ class Results:
                 self._panel.show_error(str(error))
 
         return guarded
+
+
+def _nothing() -> None:
+    """Nothing is watched."""

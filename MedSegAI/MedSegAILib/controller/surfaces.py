@@ -24,9 +24,10 @@ class Surfaces:
 
     def make(self, segmentation: Any) -> None:
         """See that a segmentation gets the surfaces that it lacks; they come while Slicer goes on."""
-        if any(item[0] is segmentation for item in self._waiting):
-            return  # what is lacking is looked up with each step
-        self._waiting.append((segmentation, self._house.scene.surfaces(segmentation)))
+        begun = [steps for node, steps in self._waiting if node is segmentation]
+        self._waiting = [item for item in self._waiting if item[0] is not segmentation]
+        steps = begun[0] if begun else self._house.scene.surfaces(segmentation)
+        self._waiting.append((segmentation, steps))  # what is lacking is looked up with each step
         self._bar.show(0, 0)
 
     def cancel(self) -> None:

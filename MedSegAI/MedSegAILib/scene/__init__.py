@@ -330,9 +330,10 @@ class Scene:
         if surfaces.are_missing(segmentation):
             self._writer.make_surfaces(segmentation)
 
-    def is_shown(self, segmentation: Any, segment: str) -> bool:
-        """Whether a segment is drawn: see `visibility.is_shown`."""
-        return visibility.is_shown(segmentation, segment)
+    def shown_segments(self, segmentation: Any) -> dict[str, bool]:
+        """Whether each segment is drawn, by id: see `visibility.is_shown`."""
+        names = segmentation.GetSegmentation().GetSegmentIDs()
+        return {name: visibility.is_shown(segmentation, name) for name in names}
 
     def watch_display(self, segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
         """Tell of changes in how a segmentation is drawn; the answer ends it: see `visibility.watch`."""
