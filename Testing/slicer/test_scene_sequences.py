@@ -256,3 +256,20 @@ def test_a_segmentation_that_was_deleted_between_frames_loses_nothing(cine: Cine
     assert again is not node
     assert "has left the scene" in cine.scene.notes[0]
     np.testing.assert_array_equal(mask_on(again, LEFT_ID), cine.labelmap(1) == LEFT.value)
+
+
+def test_a_second_run_of_a_sequence_is_drawn_in_place_of_the_first(cine: Cine) -> None:
+    def drawn() -> list[Any]:
+        return [node for node in (first, second) if node.GetDisplayNode().GetVisibility()]
+
+    first = cine.write(0)
+    assert cine.scene.notes == ()
+    cine.write(1, first)
+    second = cine.write(0)
+    (note,) = cine.scene.notes
+    assert first.GetName() in note
+    assert drawn() == [second]
+    cine.write(1, second)
+    for number in (0, 1, 2, 1, 0):
+        cine.show(number)
+        assert first not in drawn(), "whatever frame is shown"

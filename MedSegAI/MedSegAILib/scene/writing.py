@@ -80,6 +80,11 @@ class Writer:
         show_as_the_card_says(segmentation, segmentation.GetSegmentation().GetSegmentIDs())
         for each, node in volumes:
             self._attach(segmentation, source, each, node)
+        self._draw_alone(segmentation)
+        return segmentation
+
+    def _draw_alone(self, segmentation: Any) -> None:
+        """Draw a new segmentation in place of older ones that show the same, and note which."""
         self.hidden = drawing.draw_alone(self.scene, segmentation)
         if self.hidden:
             self.notes.append(
@@ -87,7 +92,6 @@ class Writer:
                     "No longer drawn, because the new one shows the same structures: {names}."
                 ).format(names=", ".join(node.GetName() for node in self.hidden))
             )
-        return segmentation
 
     def change(
         self, segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice
@@ -205,6 +209,7 @@ class Writer:
             proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
             proxy.SetReferenceImageGeometryParameterFromVolumeNode(source)
             show_as_the_card_says(proxy, proxy.GetSegmentation().GetSegmentIDs())
+            self._draw_alone(proxy)
         for each in attachments_of(result):
             self._attach_frame(proxy, source, frame, each)
         return proxy
