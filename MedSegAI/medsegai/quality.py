@@ -35,6 +35,12 @@ SCORES = {
 GOOD, CHECK, POOR = "good", "check", "poor"
 """What is said of the quality of a structure, on the screen and in reports."""
 
+LEGEND = (
+    f"{POOR} where a low agreement with an expert is expected, {CHECK} where there is another remark, {GOOD} "
+    "where neither is so."
+)
+"""What the words mean, where a table of them stands by itself."""
+
 JUDGED = ("expected_dice", "iou", "volume_cv")
 """Measures that have limits; a structure of which none is known is not called good."""
 
@@ -245,15 +251,19 @@ def quality_of(measures: Mapping[str, float | None], remarked: bool) -> str:
     """The quality of a structure in one word: `GOOD`, `CHECK` or `POOR`; "" where nothing is known of it.
 
     Args:
-        measures: of the structure, by the names of `StructureMeasures`; unknown ones are left out, or None.
+        measures: of the structure, by the names of `StructureMeasures`; unknown ones are left out, None or NaN.
         remarked: whether there are remarks on the structure.
     """
-    expected = measures.get("expected_dice")
-    if expected is not None and expected < POOR_DICE:
+    known = {
+        name: value
+        for name in JUDGED
+        if (value := measures.get(name)) is not None and not math.isnan(value)
+    }
+    if known.get("expected_dice", math.inf) < POOR_DICE:
         return POOR
     if remarked:
         return CHECK
-    return GOOD if any(measures.get(name) is not None for name in JUDGED) else ""
+    return GOOD if known else ""
 
 
 def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tuple[str, ...]:

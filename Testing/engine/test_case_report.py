@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -21,7 +22,8 @@ from medsegai.cli import main
 from medsegai.errors import InputError, ModelError, OutputError, RequestError
 from medsegai.handover import Case, load_case
 from medsegai.handover import export as export_module
-from medsegai.handover.provenance import provenance
+from medsegai.handover.export import Work
+from medsegai.handover.provenance import Provenance, of_report, provenance
 from medsegai.handover.report import Content, case_report
 from medsegai.io import read_labelmap, write_segmentation, write_volume
 from medsegai.labels import Label
@@ -265,3 +267,38 @@ def test_the_card_names_the_values_of_a_labelmap(case: Case, tmp_path: Path) -> 
     write_volume(path, case.labelmap.with_voxels(voxels + 200))
     with pytest.raises(InputError, match="values that the model does not have: 200, 217"):
         load_case(path, model="brain")
+
+
+def test_quality_stands_in_the_table_in_one_word(case: Case) -> None:
+    """As the run measured it, of structures that nobody changed and that are still those of the run."""
+    measured = {"expected_dice": 0.9, "iou": None}
+    items = [
+        {"value": label.value, "name": label.name, "remarks": [], **measured} for label in LABELS
+    ]
+    items[0]["expected_dice"] = 0.5
+    run = {
+        "provenance": {"models": [{"id": "brain", "version": "1"}]},
+        "warnings": [],
+        "structures": items,
+    }
+    made = of_report(run)
+
+    def words(made: Provenance, labels: tuple[Label, ...] = LABELS) -> list[str]:
+        other = dataclasses.replace(case, labels=labels)
+        page = case_report(Work.of(other, made).content())
+        assert page.count("<th>Quality</th>") <= 1
+        assert ("<th>Quality</th>" in page) == ("Quality: poor where" in page)
+        return re.findall("</span>[^<]*(?:<[^t/][^<]*)*</td><td>([a-z–]+)</td>", page)
+
+    assert words(made)[:2] == ["poor", "good"]
+    renamed = (dataclasses.replace(LABELS[0], name="Another"), *LABELS[1:])
+    assert words(made, renamed)[:2] == ["–", "good"]
+    touched = dataclasses.replace(made.maker, touched=frozenset({LABELS[1].value}))
+    assert words(dataclasses.replace(made, maker=touched))[:2] == ["poor", "–"]
+    corrected = dataclasses.replace(made.maker, corrected=True)
+    assert words(dataclasses.replace(made, maker=corrected)) == []
+    items[1]["remarks"] = ["look at it"]
+    assert words(of_report(run))[:2] == ["poor", "check"]
+    items[1]["expected_dice"] = "much"
+    with pytest.raises(ValueError, match="not the report"):
+        of_report(run)

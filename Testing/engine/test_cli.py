@@ -24,6 +24,7 @@ import fake_engine
 from medsegai import errors, outputs
 from medsegai.cli import EXIT_CODES, build_parser, main
 from medsegai.commands.segment import request_from_arguments
+from medsegai.quality import quality_of
 from medsegai.request import SegmentationRequest, request_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -257,11 +258,19 @@ def test_the_printed_table_has_uncertainty_only_if_measured(
     assert "Bright tissue" in printed.out
     assert "IoU" not in printed.out
     assert "This engine is made up." in printed.err
-    assert segment("--uncertainty", out / "e.nii.gz", "--overwrite") == 0
+    assert "quality" not in printed.out
+    report = out / "quality.json"
+    options = ("--uncertainty", out / "e.nii.gz", "--report", report, "--overwrite")
+    assert segment(*options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["structure", "ml", "CV", "Dice", "IoU", "entropy", "remarks"]
-    assert lines[2].split()[3:7] == ["0.125", "0.875", "0.750", "0.500"]
-    assert lines[4].split() == ["Absent", "tissue", "0.00", "-", "-", "-", "-"]
+    titles = ["structure", "ml", "quality", "CV", "Dice", "IoU", "entropy", "remarks"]
+    assert lines[0].split() == titles
+    words = [line.split()[3] for line in lines[2:5]]
+    structures = json.loads(report.read_text())["structures"]
+    assert words == [quality_of(item, bool(item["remarks"])) or "-" for item in structures]
+    assert len(set(words)) > 1
+    assert lines[2].split()[4:8] == ["0.125", "0.875", "0.750", "0.500"]
+    assert lines[4].split() == ["Absent", "tissue", "0.00", "-", "-", "-", "-", "-"]
 
 
 def test_quiet_prints_nothing_on_standard_output(

@@ -121,6 +121,7 @@ def test_remarks_are_understood_by_somebody_who_never_heard_of_dice(
         ({"iou": 0.3, "expected_dice": None}, True, "check"),
         ({"mean_entropy": 0.1}, False, ""),
         ({"mean_entropy": 0.1}, True, "check"),
+        ({"iou": math.nan, "expected_dice": math.nan}, False, ""),
         ({}, True, "check"),
         ({}, False, ""),
     ],

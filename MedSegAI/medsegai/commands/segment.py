@@ -15,6 +15,7 @@ from medsegai.catalogue import find_card, is_path
 from medsegai.commands.console import ProgressBar, duration, print_written, stoppable, table
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.progress import Progress
+from medsegai.quality import quality_of
 from medsegai.refinements import parse
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,
@@ -271,13 +272,16 @@ def print_summary(result: SegmentationResult) -> None:
     """The table of structures, and how long it took."""
     measured = [name for name in MEASURES if any(_known(m, name) for m in result.structures)]
     remarked = ["remarks"] * any(measures.remarks for measures in result.structures)
+    qualities = [quality_of(vars(m), bool(m.remarks)) for m in result.structures]
+    judged = ["quality"] * any(qualities)
     rows = [
         [measures.label.name, f"{measures.volume_ml:.2f}"]
+        + [quality or "-" for _ in judged]
         + [_cell(getattr(measures, name)) for name in measured]
         + ["; ".join(measures.remarks) for _ in remarked]
-        for measures in result.structures
+        for measures, quality in zip(result.structures, qualities, strict=True)
     ]
-    header = ["structure", "ml", *[MEASURES[name] for name in measured], *remarked]
+    header = ["structure", "ml", *judged, *[MEASURES[name] for name in measured], *remarked]
     print(table(header, rows, words_last=bool(remarked)))
     took = f"{duration(sum(result.seconds.values()))}."
     print("\n" + " ".join(filter(None, [took, result.refined(), NOT_FOR_DIAGNOSIS])))

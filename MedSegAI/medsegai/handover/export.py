@@ -178,6 +178,11 @@ class Work:
         said = (*made.warnings, *case.notes, *measurements.warnings_of(rows, case.reference))
         return cls(case, rows, made, tuple(dict.fromkeys(said)), source)
 
+    def content(self) -> Content:
+        """What the report shows."""
+        qualities = tuple(self.made.quality(row.label, bool(row.remarks)) for row in self.rows)
+        return Content(self.case, self.rows, self.warnings, self.made.lines, qualities=qualities)
+
 
 def export(
     inputs: Inputs, exports: Exports, progress: Progress, overwrite: bool = False
@@ -248,7 +253,7 @@ def _written(
                 document = measurement_report(segmentation, work.source, work.rows, maker)
                 dicom_seg.stored(document, partial)
             elif name == "report":
-                write_report(partial, Content(work.case, work.rows, work.warnings, work.made.lines))
+                write_report(partial, work.content())
             else:
                 measurements.WRITERS[path.suffix.lower()](partial, work.rows)
     yield from _written_surfaces(exports, work.case, planned, files)

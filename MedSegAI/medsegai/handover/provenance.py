@@ -13,8 +13,18 @@ from medsegai.card import file_sha256
 from medsegai.catalogue import find_card
 from medsegai.errors import InputError
 from medsegai.handover.dicom_seg import Maker
+from medsegai.labels import Label
+from medsegai.quality import JUDGED, quality_of
 
 _NO_REPORT = "{} is not a report of `medsegai segment --report`. Name that file, or leave it out."
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured of a structure: how far members agreed, and whether it was remarked."""
+
+    measures: Mapping[str, float]
+    remarked: bool
 
 
 @dataclass(frozen=True)
@@ -25,11 +35,26 @@ class Provenance:
         maker: for DICOM.
         lines: for people: names and values.
         warnings: what the run warned of.
+        measured: what tells the quality of a structure as the run wrote it, by value and name.
     """
 
     maker: Maker
     lines: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    measured: Mapping[tuple[int, str], Measured] = field(default_factory=dict)
+
+    def quality(self, label: Label, remarked: bool) -> str:
+        """The quality of a structure in one word (`quality.quality_of`); "" where nothing is known of it.
+
+        How far members agreed on what a person changed is left out, as it is in Slicer.
+
+        Args:
+            remarked: whether there are remarks on the structure as it is now.
+        """
+        known = self.measured.get((label.value, label.name))
+        if known is None or self.maker.corrected or label.value in self.maker.touched:
+            return quality_of({}, remarked)
+        return quality_of(known.measures, remarked or known.remarked)
 
 
 def provenance(
@@ -81,9 +106,20 @@ def of_report(report: Mapping[str, Any]) -> Provenance:
             raise ValueError("no model")
         name, version = ("+".join(parts) for parts in zip(*models, strict=True))
         warnings = tuple(str(item) for item in report["warnings"])
-        return Provenance(Maker(name, version), _lines(made) | _refined(report), warnings)
-    except (AttributeError, LookupError, TypeError) as error:
+        lines = _lines(made) | _refined(report)
+        return Provenance(Maker(name, version), lines, warnings, _measured(report))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError("not the report of a run") from error
+
+
+def _measured(report: Mapping[str, Any]) -> dict[tuple[int, str], Measured]:
+    return {
+        (int(item["value"]), str(item["name"])): Measured(
+            {name: float(item[name]) for name in JUDGED if item.get(name) is not None},
+            bool(item["remarks"]),
+        )
+        for item in report.get("structures", ())
+    }
 
 
 def _refined(report: Mapping[str, Any]) -> dict[str, Any]:

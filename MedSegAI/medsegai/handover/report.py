@@ -21,6 +21,7 @@ from medsegai.handover.case import Case
 from medsegai.io import atomic_path
 from medsegai.measurements import Measurement
 from medsegai.preview import render_preview
+from medsegai.quality import LEGEND
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 COLUMNS = {
@@ -65,6 +66,8 @@ class Content:
         warnings: in words.
         provenance: names and values, such as model and version; shown as they stand.
         title: the heading.
+        qualities: of each row, a word of `medsegai.quality`, or "" where nothing is known; none at all for no
+            such column.
     """
 
     case: Case
@@ -72,6 +75,7 @@ class Content:
     warnings: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     title: str = "Segmentation report"
+    qualities: Sequence[str] = ()
 
 
 def case_report(content: Content) -> str:
@@ -89,8 +93,8 @@ def case_report(content: Content) -> str:
             *_warnings(content.warnings),
             *_pictures(content.case),
             "<h2>Structures</h2>",
-            _table(content.rows),
-            f"<p>{_legend(content.rows)}</p>",
+            _table(content.rows, content.qualities),
+            f"<p>{_legend(content)}</p>",
             "<h2>Provenance</h2>",
             _provenance({"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)),
             "</body></html>\n",
@@ -122,21 +126,24 @@ def _pictures(case: Case) -> list[str]:
     return ["<h2>Pictures</h2>", f'<img alt="{alt}" src="data:image/png;base64,{data}">']
 
 
-def _table(rows: Sequence[Measurement]) -> str:
+def _table(rows: Sequence[Measurement], qualities: Sequence[str]) -> str:
     """The columns that at least one structure has a number for."""
     shown = {
         name: spec
         for name, (_, spec) in COLUMNS.items()
         if any(not math.isnan(getattr(row, name)) for row in rows)
     }
-    head = "".join(f"<th>{html.escape(COLUMNS[name][0])}</th>" for name in shown)
+    judged = qualities if any(qualities) else [None] * len(rows)
+    head = "<th>Quality</th>" * any(qualities)
+    head += "".join(f"<th>{html.escape(COLUMNS[name][0])}</th>" for name in shown)
     lines = []
-    for row in rows:
+    for row, quality in zip(rows, judged, strict=True):
         color = "#{:02x}{:02x}{:02x}".format(*row.label.color)
         name = (
             f'<span class="swatch" style="background:{color}"></span>{html.escape(row.label.name)}'
         )
-        cells = "".join(
+        cells = "" if quality is None else f"<td>{html.escape(quality) or '–'}</td>"
+        cells += "".join(
             f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items()
         )
         lines.append(f"<tr><td>{name}</td>{cells}</tr>")
@@ -144,10 +151,13 @@ def _table(rows: Sequence[Measurement]) -> str:
     return f"<table><thead><tr><th>Structure</th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _legend(rows: Sequence[Measurement]) -> str:
+def _legend(content: Content) -> str:
     """What the columns are that need a word."""
-    paired = any(not math.isnan(row.asymmetry_percent) for row in rows)
-    words = "Asymmetry: left less right volume, in per cent of the mean of both. " if paired else ""
+    paired = any(not math.isnan(row.asymmetry_percent) for row in content.rows)
+    words = f"Quality: {LEGEND} " if any(content.qualities) else ""
+    words += (
+        "Asymmetry: left less right volume, in per cent of the mean of both. " if paired else ""
+    )
     return f"{words}R, A, S: the centroid, towards right, anterior and superior."
 
 
