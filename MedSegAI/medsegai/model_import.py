@@ -33,6 +33,7 @@ from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, 
 from medsegai.locks import try_lock
 from medsegai.protocol import pack_error, unpack_error
 from medsegai.regular_files import read_regular
+from medsegai.strict import MOST_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ holds a network, a copy in float32 of weights that may be of 16 bits, and what i
 LEAST_SECONDS, BYTES_A_SECOND, START_SECONDS = 300, 5_000_000, 120
 
 LEAST_FILE, FILE_OF_SIZE = 1 << 30, 4
+
+MOST_WEIGHTS, MOST_PICTURE = 16 << 30, 16 << 20
+"""Bytes of all weights of a model, and of its picture. The largest of nnU-Net's models have some gigabytes."""
 
 STAGING = ".import-"
 """Starts the names of folders in which an import is under way."""
@@ -145,7 +149,7 @@ def _try_lock(file: IO[str]) -> bool:
 def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:
     """Write the model to `staged` in a process of its own, and check it there."""
     place = staged.parent
-    size = _size(path)
+    size = min(_size(path), MOST_WEIGHTS)
     limits = Limits(
         memory_bytes=LEAST_MEMORY + MEMORY_OF_SIZE * size,
         seconds=LEAST_SECONDS + size // BYTES_A_SECOND,
@@ -299,18 +303,44 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
 
 
 def _copy_folder(card: ModelCard, staged: Path) -> None:
-    """Copy the card, its picture and the weights it names, and nothing else that lies in the folder."""
-    staged.mkdir()
-    shutil.copyfile(card.folder / CARD_NAME, staged / CARD_NAME)
-    if (card.folder / PICTURE_NAME).is_file():
-        shutil.copyfile(card.folder / PICTURE_NAME, staged / PICTURE_NAME)
-    for name in {member.weights for member in card.members if member.weights is not None}:
+    """Copy the card, its picture and the weights it names, and nothing else that lies in the folder.
+
+    Nothing is copied before the weights are known to be those of the card.
+    """
+    names = {member.weights for member in card.members if member.weights is not None}
+    for name in names:
         _check_weights_name(card, name)
         if not (card.folder / name).is_file():
             raise ModelError(
                 f"{card.folder / name} is missing, but the card of {card.id!r} names it."
             )
+    _check_room(card, sum((card.folder / name).stat().st_size for name in names), staged.parent)
+    card.verify()
+    staged.mkdir()
+    for name, most in ((CARD_NAME, MOST_BYTES), (PICTURE_NAME, MOST_PICTURE)):
+        if (card.folder / name).is_file():
+            try:
+                content = read_regular(card.folder / name, most)
+            except OSError as error:
+                raise ModelError(f"{card.folder / name} cannot be read: {error}.") from error
+            (staged / name).write_bytes(content)
+    for name in names:
         shutil.copyfile(card.folder / name, staged / name)
+
+
+def _check_room(card: ModelCard, size: int, place: Path) -> None:
+    """Refuse weights that no model has, or that do not fit: a file with holes can have any size."""
+    if size > MOST_WEIGHTS:
+        raise ModelError(
+            f"The weights of {card.id!r} in {card.folder} have {size / 1e9:.0f} GB, and at most "
+            f"{MOST_WEIGHTS / 1e9:.0f} GB are imported. The files are damaged or made to do harm."
+        )
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise OutputError(
+            f"The weights of {card.id!r} have {size / 1e9:.1f} GB, and the disk of the folder of models has "
+            f"{free / 1e9:.1f} GB free. Make room, or set MEDSEGAI_MODELS to another folder."
+        )
 
 
 def _check_weights_name(card: ModelCard, name: str) -> None:

@@ -210,6 +210,30 @@ def test_a_bad_model_is_refused_and_leaves_nothing(
     assert not list(own.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("sparse", "words"),
+    [
+        ({"net.safetensors": 1 << 40}, "at most"),
+        ({"net.safetensors": 1 << 20}, "SHA-256 differs"),
+        ({"picture.png": 1 << 30}, "more than"),
+        ({"card.json": 1 << 30}, "more than"),
+    ],
+)
+def test_nothing_is_copied_before_it_is_known_to_be_of_the_model(
+    sparse: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    """Files with holes take no room where they come from, and all of it where they are copied to."""
+    source = write_model(tmp_path / "download")
+    for name, size in sparse.items():
+        with (source / name).open("ab") as file:
+            file.truncate(size)
+    staged = tmp_path / "staged"
+    with pytest.raises(ModelError, match=words):
+        model_import._stage(source, staged, None)
+    copied = sum(path.stat().st_size for path in staged.iterdir()) if staged.exists() else 0
+    assert copied < 1 << 16
+
+
 def test_an_id_that_is_taken_is_kept_unless_replaced(tmp_path: Path, own: Path) -> None:
     assert run_import(write_model(tmp_path / "first")) == 0
     newer = write_model(tmp_path / "second", version="4")
