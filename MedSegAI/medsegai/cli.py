@@ -33,7 +33,7 @@ from medsegai.commands import (
 from medsegai.commands.console import sound_streams, terminable
 from medsegai.commands.parsing import Parser, complete, help_alone
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, OutputError
-from medsegai.outside_text import visible_streams
+from medsegai.outside_text import one_line, visible_streams
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 COMMANDS = (
@@ -98,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         code: int = arguments.run(arguments)
     except MedSegAIError as error:
-        print(f"medsegai: {error}", file=sys.stderr)
+        print(f"medsegai: {one_line(str(error))}", file=sys.stderr)
         code = error.exit_code
     except MemoryError:
         print("medsegai: the memory is not enough. Close other programs.", file=sys.stderr)

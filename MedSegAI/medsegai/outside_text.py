@@ -23,6 +23,11 @@ _SHOWN |= {code: f"\\u{code:04x}" for code in _TURNING}
 del _SHOWN[ord("\n")], _SHOWN[ord("\t")]
 
 
+_BREAKS = {
+    ord(character): repr(character)[1:-1] for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+}
+"""Characters at which `str.splitlines` begins another line."""
+
 _NOT_UNICODE = re.compile("[\ud800-\udfff]")
 """Halves of letters, which also stand for bytes that could not be decoded (PEP 383)."""
 
@@ -40,8 +45,11 @@ def unicode_text(text: str) -> str:
 
 
 def table_cell(value: Any) -> Any:
-    """A cell of a CSV file that no spreadsheet computes: an apostrophe precedes what begins like a formula."""
-    value = unicode_text(value) if isinstance(value, str) else value
+    """A cell of a CSV file that no spreadsheet computes: an apostrophe precedes what begins like a formula.
+
+    Line breaks are written out, so that a row is one line for programs that read line by line.
+    """
+    value = unicode_text(value).translate(_BREAKS) if isinstance(value, str) else value
     if not isinstance(value, str) or not value.startswith(FORMULA_STARTS) or len(value) == 1:
         return value
     with contextlib.suppress(ValueError):
@@ -53,6 +61,11 @@ def table_cell(value: Any) -> Any:
 def visible(text: str) -> str:
     """Text for a terminal, in which control characters are seen and not obeyed; lines and tabs stay."""
     return text.translate(_SHOWN)
+
+
+def one_line(text: str) -> str:
+    """A message for a terminal in one line: a file's name with line breaks cannot pass for other messages."""
+    return visible(text.translate(_BREAKS))
 
 
 def unformatted(text: str) -> str:

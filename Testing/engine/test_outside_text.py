@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from medsegai.cli import main
 from medsegai.commands.console import ProgressBar
 from medsegai.io import write_table
-from medsegai.outside_text import VisibleStream, table_cell, unformatted, visible
+from medsegai.outside_text import VisibleStream, one_line, table_cell, unformatted, visible
 from medsegai.progress import ProgressEvent
 from test_cli_console import Terminal
 
@@ -41,7 +41,9 @@ def test_what_a_terminal_gets_has_no_control_characters(text: str) -> None:
 @given(st.text())
 def test_no_cell_is_a_formula_and_numbers_stay(text: str) -> None:
     cell = table_cell(text)
-    assert cell in (text, f"'{text}")
+    assert len(cell.splitlines()) <= 1
+    if len(text.splitlines(keepends=True)) <= 1 and one_line(text) == text:
+        assert cell in (text, f"'{text}")
     if len(cell) > 1 and cell[0] in "=+-@\t\r":
         float(cell)
     assert table_cell(cell) == cell or cell == text
@@ -49,15 +51,38 @@ def test_no_cell_is_a_formula_and_numbers_stay(text: str) -> None:
 
 @pytest.mark.parametrize("value", [1, -1.5, None, "-1.5", "-", "", "a=b", "1e-3", "+3"])
 def test_plain_cells_stay(value: object) -> None:
-    assert table_cell(value) is value
+    assert table_cell(value) == value
 
 
-@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "-1+cmd|' /C calc'!A0", "+x", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "-1+cmd|' /C calc'!A0", "+x", "\t=1"])
 def test_formulas_are_written_as_text(text: str, tmp_path: Path) -> None:
     write_table(tmp_path / "x.csv", ["a", "b"], [{"a": text, "b": [text, "c"]}])
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row == {"a": f"'{text}", "b": f"'{text}; c"}
+
+
+@given(st.text())
+def test_a_message_is_one_line(text: str) -> None:
+    line = one_line(text)
+    assert len(line.splitlines()) <= 1
+    assert visible(line) == line
+    if text.isprintable():
+        assert line == text
+
+
+def test_a_name_with_line_breaks_cannot_pass_for_other_messages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = "a\nmedsegai: done\r\u2028Written: b"
+    (tmp_path / f"{forged}.nii").write_bytes(b"no image")
+    assert main(["segment", f"{tmp_path}/{forged}.nii", "-o", f"{tmp_path}/x.nrrd"]) == 3
+    assert main(["batch", str(tmp_path), "-o", str(tmp_path / "out"), "--model", "brain"]) == 1
+    printed = "".join(capsys.readouterr())
+    table = (tmp_path / "out" / "batch.csv").read_text(encoding="utf-8")
+    for line in (*printed.splitlines(), *table.splitlines()):
+        assert not line.startswith(("medsegai: done", "Written: b"))
+    assert len(table.splitlines()) == 2
 
 
 @given(st.text())

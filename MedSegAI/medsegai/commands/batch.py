@@ -19,6 +19,7 @@ from medsegai.commands.segment import (
     request_from_arguments,
 )
 from medsegai.errors import InputError
+from medsegai.outside_text import one_line
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.regular_files import read_regular
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
@@ -127,7 +128,7 @@ def _cases(source: Path, card: ModelCard) -> list[Case]:
 
 
 def _warn(words: str) -> None:
-    print(f"medsegai: warning: {words}", file=sys.stderr)
+    print(f"medsegai: warning: {one_line(words)}", file=sys.stderr)
 
 
 class _Console:
@@ -149,7 +150,7 @@ class _Console:
         if entry.state in ("done", "failed"):
             self._bar.clear()
             took = "" if entry.seconds is None else f" in {duration(entry.seconds)}"
-            line = f"{entry.case}: {entry.state}{took}. {entry.message}".rstrip()
+            line = one_line(f"{entry.case}: {entry.state}{took}. {entry.message}".rstrip())
             if entry.state == "failed":
                 print(f"medsegai: {line}", file=sys.stderr)
             elif not self.quiet:

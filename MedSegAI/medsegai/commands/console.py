@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from medsegai.outside_text import visible
+from medsegai.outside_text import one_line, visible
 from medsegai.progress import Progress, ProgressEvent
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def table(
 
 def print_written(paths: Iterable[Path | None]) -> None:
     """Say which files there are now; None stands for one that was not asked for."""
-    print(f"Written: {', '.join(str(path) for path in paths if path is not None)}")
+    print(one_line(f"Written: {', '.join(str(path) for path in paths if path is not None)}"))
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from medsegai.commands.console import ProgressBar, print_written, stoppable
 from medsegai.commands.measure import add_segmentation
 from medsegai.locks import reserved
+from medsegai.outside_text import one_line
 from medsegai.progress import Progress
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         bar.clear()
     for warning in warnings:
-        print(f"medsegai: warning: {warning}", file=sys.stderr)
+        print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
     if not arguments.quiet:
         print_written([*exports.files().values(), exports.surfaces])
     return 0

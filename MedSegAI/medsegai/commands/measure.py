@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from medsegai.commands.console import print_written, table
 from medsegai.errors import OutputError, RequestError
 from medsegai.locks import reserved
+from medsegai.outside_text import one_line
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -86,7 +87,7 @@ def _measure(arguments: argparse.Namespace, outputs: list[Path]) -> int:
         if path is not None:
             write(path, rows)
     for warning in (*case.notes, *warnings_of(rows, case.reference)):
-        print(f"medsegai: warning: {warning}", file=sys.stderr)
+        print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
     if not arguments.quiet:
         print(measurement_table(rows))
         if outputs:

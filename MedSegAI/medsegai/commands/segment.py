@@ -14,6 +14,7 @@ from medsegai.card import ModelCard
 from medsegai.catalogue import find_card, is_path
 from medsegai.commands.console import ProgressBar, duration, print_written, stoppable, table
 from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.outside_text import one_line
 from medsegai.progress import Progress
 from medsegai.quality import quality_of
 from medsegai.refinements import parse
@@ -264,7 +265,7 @@ def segment_to_files(
     finally:
         bar.clear()
     for warning in result.warnings:
-        print(f"medsegai: warning: {warning}", file=sys.stderr)
+        print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
     return result
 
 
