@@ -5,6 +5,7 @@ Everything here is the same for all model families. Command line, batch, worker 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -121,9 +122,17 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process until now; 0 where the system does not tell."""
+    """Largest resident memory of this program until now; 0 where the system does not tell.
+
+    On Linux `ru_maxrss` is at least that of the process that started this one, such as Slicer, so the kernel's own
+    count is preferred.
+    """
     if sys.platform == "win32":
         return 0.0
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,5 +1,8 @@
 """The pipeline: results lie where the scan lies, options do what they say, errors leave nothing behind."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import medsegai
 import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
@@ -157,6 +161,22 @@ def test_the_report_names_everything_but_the_patient() -> None:
 
 
 @pytest.mark.usefixtures("thresholds")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
+def test_peak_memory_is_that_of_this_program_alone() -> None:
+    """Not that of a large program which started it, such as Slicer."""
+    asked = "import medsegai.engine as engine; print(engine.peak_memory_mb())"
+    large = f"""
+import subprocess, sys
+keep = b"x" * (900 << 20)
+print(subprocess.run([sys.executable, "-c", {asked!r}], capture_output=True, text=True, check=True).stdout)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(medsegai.__file__).parents[1])}
+    found = subprocess.run(
+        [sys.executable, "-c", large], capture_output=True, text=True, check=True, env=environment
+    )
+    assert 50 < float(found.stdout) < 800
+
+
 def test_progress_rises_to_one_and_every_stage_can_be_stopped() -> None:
     events: list[ProgressEvent] = []
     engine.segment(SegmentationRequest((scan("LPS"),)), Progress(events.append))

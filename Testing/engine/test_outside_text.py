@@ -123,6 +123,7 @@ def test_the_progress_bar_draws_on_the_terminal_itself() -> None:
 
 STOPPED = """
     import os, signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     from pathlib import Path
     from medsegai import cli
     from medsegai.commands.console import stoppable

@@ -64,7 +64,7 @@ def test_the_browser_opens_beside_the_page_and_does_not_block(widget: Any, panel
     dialog = find(widget, "modelBrowser")
     assert dialog.isVisible()
     assert not dialog.isModal()
-    assert texts(widget, "modelList") == ["Brain structures (QuickNAT)", "Abdomen"]
+    assert texts(widget, "modelList") == ["Brain structures", "Abdomen"]
     assert "bundled" in find(widget, "modelList").item(0).text()
     assert "Intended use" in find(widget, "modelDetails").toPlainText()
 
@@ -82,7 +82,7 @@ def test_one_can_type_at_once_when_the_browser_opens(widget: Any, panel: Panel) 
 def test_typing_narrows_the_list(widget: Any, panel: Panel) -> None:
     panel.browser.open()
     find(widget, "modelSearch").setText("cerebellar QUICKNAT")
-    assert texts(widget, "modelList") == ["Brain structures (QuickNAT)"]
+    assert texts(widget, "modelList") == ["Brain structures"]
     find(widget, "modelSearch").setText("spaceship")
     assert texts(widget, "modelList") == []
     assert "No model fits" in find(widget, "modelDetails").toPlainText()
@@ -96,7 +96,7 @@ def test_modality_and_structure_narrow_the_list(widget: Any, panel: Panel) -> No
     structures = find(widget, "structureFilter")
     assert "Brain stem" in texts(widget, "structureFilter")
     structures.setCurrentText("Brain stem")
-    assert texts(widget, "modelList") == ["Brain structures (QuickNAT)"]
+    assert texts(widget, "modelList") == ["Brain structures"]
     structures.setCurrentIndex(0)
     assert texts(widget, "modalityFilter") == ["Any modality", "MR"]
 

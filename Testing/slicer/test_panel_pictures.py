@@ -248,7 +248,7 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
         [DeviceChoice("auto", "the fastest there is"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
     )
     scene.show_results()
-    scene.panel.queue.show([entry("MRHead: Brain structures (QuickNAT)", "done")])
+    scene.panel.queue.show([entry("MRHead: Brain structures", "done")])
     scene.panel.queue.unfold()
     for name in ("refineButton", "advancedButton", "batchButton", "settingsButton"):
         find(scene.widget, name).setProperty("collapsed", False)

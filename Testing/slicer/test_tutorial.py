@@ -179,7 +179,7 @@ def test_a_walk_through_the_tutorial(
     page.panel.choose_input(volume)
     page.enter()
     walk.until(lambda: page.controller._house.devices.findings)
-    assert find(page.parent, "modelSelector").currentText() == "Brain structures (QuickNAT)"
+    assert find(page.parent, "modelSelector").currentText() == "Brain structures"
     walk.picture("panel-start")
 
     walk.press("Segment")
