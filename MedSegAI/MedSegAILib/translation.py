@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from medsegai.errors import counted
+
 try:
     from slicer.i18n import tr
 except ImportError:
@@ -11,8 +13,3 @@ except ImportError:
 
 
 __all__ = ["counted", "tr"]
-
-
-def counted(count: int, one: str, more: str) -> str:
-    """A number with the word that agrees with it."""
-    return f"{count} {one if count == 1 else more}"

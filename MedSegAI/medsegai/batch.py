@@ -1,4 +1,4 @@
-"""Many cases one after another: what is done is known by its report, so a batch can be stopped and gone on with.
+"""Many cases one after another: what is done is known by its report, so a batch can be stopped and resumed.
 
 A case that cannot be segmented does not keep the others from it. Models stay loaded from case to case.
 """
@@ -271,7 +271,7 @@ class Batch:
             RecursionError,
         ) as error:
             raise InputError(
-                f"{path} is no report of a segmentation. Delete it, and that case is done again."
+                f"{path} is not a report of a segmentation. Delete it, and that case is done again."
             ) from error
 
     def _check_options(self, name: str, before: Mapping[str, Any]) -> None:
@@ -335,7 +335,7 @@ def find_cases(
     """
     if not folder.is_dir():
         raise InputError(
-            f"{folder} is no folder. Name the folder that holds the scans, or a table of cases."
+            f"{folder} is not a folder. Name the folder that holds the scans, or a table of cases."
         )
     images: dict[tuple[str, int], Path] = {}
     for path in sorted(folder.iterdir()):
@@ -491,7 +491,7 @@ def _lines(table: bytes, where: str) -> tuple[list[str], list[tuple[int, dict[st
         lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{where} is no table of cases ({error}). Save it as CSV in UTF-8, with the columns case and image."
+            f"{where} is not a table of cases ({error}). Save it as CSV in UTF-8, with the columns case and image."
         ) from error
     lines = [(number, line) for number, line in lines if any(line)]
     if not lines:

@@ -366,7 +366,7 @@ def _judged(
 
 
 def _temperature(request: SegmentationRequest, cards: Sequence[ModelCard]) -> float:
-    """That of the card. Votes are no probabilities, and of models together no temperature was measured: 1."""
+    """That of the card. Votes are not probabilities, and that of joined models was never measured: 1."""
     if not request.calibrated or request.fusion == "vote" or len(cards) > 1:
         return 1.0
     calibration = cards[0].calibration

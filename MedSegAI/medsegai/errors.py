@@ -74,3 +74,8 @@ class Cancelled(MedSegAIError):
     """The user stopped the job. Nothing was written."""
 
     exit_code = 130
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """A number with the noun that agrees with it, for messages: "1 voxel", "2 voxels"."""
+    return f"{count} {one if count == 1 else more}"

@@ -161,7 +161,9 @@ def file_in(folder: Path, name: str) -> Path:
         WorkerError: this is no name that the other side may give, such as one that leads out of the folder.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise WorkerError(f"The worker pipe named an array {name!r}, which is no array's name.")
+        raise WorkerError(
+            f"The worker pipe named an array {name!r}, which is not the name of an array."
+        )
     return folder / name
 
 

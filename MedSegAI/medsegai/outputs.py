@@ -139,7 +139,7 @@ class Outputs:
 
 
 def recorded_hashes(report: Path) -> dict[str, str]:
-    """SHA-256 of the parts beside a report, as it names them; none if it is no report of a segmentation.
+    """SHA-256 of the parts beside a report, as it names them; none if it is not a report of a segmentation.
 
     Raises:
         OSError: the report cannot be read.
@@ -165,7 +165,11 @@ def _write_uncertainty(path: Path, result: SegmentationResult, scan: Path | Volu
 
 
 def _write_information(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    _write_map(path, result.mutual_information, "had one member alone, which differs from nobody")
+    _write_map(
+        path,
+        result.mutual_information,
+        "ran a single member, and mutual information compares several",
+    )
 
 
 def _write_map(path: Path, volume: Volume | None, missing: str) -> None:

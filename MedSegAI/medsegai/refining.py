@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.boxes import label_boxes
+from medsegai.errors import counted
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, Refined, apply
 from medsegai.tasks import RefinementRequest, RefinementResult
@@ -111,5 +112,8 @@ def _without(draft: Draft, refined: Refined, fixed: Sequence[int]) -> Refined:
         return refined
     labels, cleared = kept(draft.labelmap.voxels, refined.labels, fixed)
     ml = cleared * draft.labelmap.geometry.voxel_volume_ml
-    note = f"{cleared} voxels, {ml:.3g} ml, became background, for the structures around them were not to change."
+    note = (
+        f"{counted(cleared, 'voxel', 'voxels')}, {ml:.3g} ml, became background, because the structures "
+        "around must not change."
+    )
     return Refined.of(draft, labels, (*refined.notes, *([note] if cleared else [])))

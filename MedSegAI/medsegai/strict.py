@@ -205,5 +205,5 @@ def by_label(data: Any, what: str) -> dict[int, Any]:
             isinstance(key, int)
             or (isinstance(key, str) and key.isdecimal() and len(key) < MOST_DIGITS)
         ):
-            raise ModelError(f"{what}: {shown(key)} is no label value.")
+            raise ModelError(f"{what}: {shown(key)} is not a label value.")
     return {int(key): value for key, value in data.items()}

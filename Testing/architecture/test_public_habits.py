@@ -1,6 +1,7 @@
 """The files that a public project has are valid, and name what exists."""
 
 import argparse
+import ast
 import json
 import re
 import shlex
@@ -217,3 +218,45 @@ def test_an_unknown_command_is_found(text: str, wrong: list[str]) -> None:
 def test_a_missing_file_of_the_workflow_is_found() -> None:
     text = "python -m pytest Testing/engine/test_nothing.py Testing/engine/test_volume.py"
     assert list(missing_paths(text)) == ["Testing/engine/test_nothing.py"]
+
+
+PRIVATE_ENGLISH = re.compile(
+    r"(?<![Tt]here )\bis no (?!longer\b|more\b|such\b|one\b)\w+|\bgone on with\b|(?<!\d)1 (?:voxels|images|jobs)\b"
+)
+
+
+def messages(source: str) -> Iterator[str]:
+    """The texts of the errors that a file raises; what is filled in stands as {}."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            for text in ast.walk(node.exc):
+                if isinstance(text, ast.JoinedStr):
+                    yield "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "{}"
+                        for part in text.values
+                    )
+                elif isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    yield text.value
+
+
+def test_messages_are_in_plain_english() -> None:
+    found = [
+        f"{path.name}: {text}"
+        for path in sorted((REPOSITORY / "MedSegAI").rglob("*.py"))
+        for text in messages(path.read_text())
+        if PRIVATE_ENGLISH.search(text)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("raise InputError(f'{path} is no folder.')", True),
+        ("raise InputError(_('The batch is gone on with.'))", True),
+        ("raise InputError('There is no folder.')", False),
+        ("raise InputError(f'{path} is no longer there.')", False),
+    ],
+)
+def test_private_english_is_found(source: str, wrong: bool) -> None:
+    assert any(PRIVATE_ENGLISH.search(text) for text in messages(source)) is wrong

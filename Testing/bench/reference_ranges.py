@@ -321,13 +321,13 @@ def described(maps: str, people: int) -> str:
     """The source, as a clinician reads it."""
     reach = deviations(people)
     widened = (
-        f" ({reach:.1f}, for {people} tell little of the spread)"
+        f" ({reach:.1f}, because {people} cases say little about the spread)"
         if reach > 1.1 * DEVIATIONS
         else ""
     )
     return (
         f"within {DEVIATIONS:g} standard deviations{widened} of {maps.rstrip('.')}, by the logarithm of the "
-        "volume. This is no norm population"
+        "volume. This is not a norm population"
     )
 
 

@@ -162,7 +162,7 @@ def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match="holds no scan"):
         find_cases(tmp_path, 1)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         find_cases(tmp_path / "missing", 1)
 
 
@@ -231,7 +231,7 @@ def test_channels_of_a_table_are_known_by_number_or_name(tmp_path: Path) -> None
         ("case,image\na,x.nii\nA,x.nii", "line 3: there is a case A already"),
         ("case,image\n../a,x.nii", r"line 2: a file cannot be named '\.\./a'"),
         ("case,image\n,x.nii", "line 2: a file cannot be named ''"),
-        ('case,image\na,"x.nii', "is no table of cases"),
+        ('case,image\na,"x.nii', "is not a table of cases"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(table: str, said: str, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def wrong_options(made: Path) -> Iterator[tuple[list[str], str]]:
     yield ["model_{fold}", str(made), *all_cases], "needs --fold, not --cases"
     yield [*hippocampus, *all_cases, "--refinement", "magic"], "no refinement 'magic'"
     yield ["nowhere", str(made), *all_cases], "There is no model 'nowhere'"
-    yield ["hippocampus", str(made.parent), *all_cases], "is no training dataset"
+    yield ["hippocampus", str(made.parent), *all_cases], "is not a training dataset"
 
 
 @pytest.mark.parametrize("number", range(9))

@@ -97,7 +97,7 @@ def test_cases_of_a_dataset(tmp_path: Path) -> None:
     cases[0].images[0].unlink()
     with pytest.raises(InputError, match=r"a_0000\.nii\.gz is missing"):
         dataset_cases(folder)
-    with pytest.raises(InputError, match="no training dataset"):
+    with pytest.raises(InputError, match="not a training dataset"):
         dataset_cases(tmp_path)
     for label in (folder / "labelsTr").iterdir():
         label.unlink()

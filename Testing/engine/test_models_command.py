@@ -131,7 +131,7 @@ def test_show_tells_what_is_plausible_and_by_whose_measure(capsys: Capture) -> N
     assert main(["models", "show", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "15 label maps of whole heads" in shown
-    assert "no norm population" in shown
+    assert "not a norm population" in shown
     (line,) = (line for line in shown.splitlines() if "Left hippocampus  " in line)
     assert "1.33 to 10.1" in line
 

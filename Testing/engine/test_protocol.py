@@ -126,7 +126,7 @@ def test_an_array_that_is_gone_is_refused(tmp_path: Path) -> None:
     "name", ["/etc/passwd", "../" + "0" * 32 + ".npy", "a.npy", "", "0" * 32, None, 7]
 )
 def test_an_array_elsewhere_than_in_the_folder_is_refused(tmp_path: Path, name: object) -> None:
-    with pytest.raises(WorkerError, match="no array's name"):
+    with pytest.raises(WorkerError, match="not the name of an array"):
         protocol.unpack_array(name, tmp_path)  # type: ignore[arg-type]
 
 

@@ -108,7 +108,7 @@ def test_the_cards_give_ranges_with_their_source() -> None:
         card = find_card(model)
         assert card.reference is not None
         assert people in card.reference.source
-        assert "no norm population" in card.reference.source
+        assert "not a norm population" in card.reference.source
         judged = set(card.label_values) - {CSF}
         assert set(card.reference.volumes_ml) == set(card.reference.largest_part) == judged
     assert BRAIN.reference is not None

@@ -58,7 +58,7 @@ def test_an_island_in_a_fixed_structure_becomes_background_and_is_told() -> None
     found = result.labelmap.voxels
     assert np.array_equal(found == 2, labels() == 2)
     assert found[3, 5, 8] == 0
-    assert any("1 voxels, 0.005 ml, became background" in text for text in result.words)
+    assert any("1 voxel, 0.005 ml, became background" in text for text in result.words)
 
 
 def test_a_border_that_would_move_into_a_fixed_structure_stays_without_a_gap() -> None:

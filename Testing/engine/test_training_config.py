@@ -59,7 +59,7 @@ MINIMAL = 'card = "card.json"\n'
         (MINIMAL + "[data]\ncrop_voxels = [32, 32]", "crop_voxels must have 3 values"),
         (MINIMAL + "[data]\ncrop_voxels = [32, 32, 40]", "must be multiples of 16"),
         (MINIMAL + "[data]\nmirrored = [[2, 41, 3]]", "mirrored must have 2 values"),
-        (MINIMAL + "[data.remap]\nleft = 2", "'left' is no label value"),
+        (MINIMAL + "[data.remap]\nleft = 2", "'left' is not a label value"),
         (MINIMAL + "data = 3", "data must be a table"),
         (MINIMAL + "[[tissues]]\nlabels = [2]", "name"),
         (MINIMAL + "card = 1", "cannot be read as TOML"),

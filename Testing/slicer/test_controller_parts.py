@@ -645,7 +645,7 @@ def test_a_field_that_loses_the_focus_to_the_question_asks_no_second_one(house: 
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [
-        (PlaceChoice("ssh", host="two words"), "no name of a computer"),
+        (PlaceChoice("ssh", host="two words"), "not the name of a computer"),
         (PlaceChoice("other", python=""), "Name a Python"),
         (PlaceChoice("other", python="/nowhere"), "no Python at /nowhere"),
     ],

@@ -304,7 +304,7 @@ def test_a_segmentation_of_something_else_is_not_kept(mrml: Any, tmp_path: Path)
 
 def test_what_cannot_be_kept_is_said(mrml: Any, tmp_path: Path) -> None:
     node, segmentation = case(mrml)
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         keep_case(tmp_path / "nowhere", CARD, [node], segmentation, consent=True)
     (tmp_path / "Dataset900_Corrected_head_v2").write_text("a file in the way")
     with pytest.raises(OutputError, match="cannot be kept"):

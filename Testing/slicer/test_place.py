@@ -135,7 +135,7 @@ def test_what_names_a_computer_is_taken(host: str) -> None:
     ],
 )
 def test_what_could_be_more_than_a_name_is_refused(host: str) -> None:
-    with pytest.raises(WorkerError, match="no name of a computer"):
+    with pytest.raises(WorkerError, match="not the name of a computer"):
         Place.ssh(host)
 
 

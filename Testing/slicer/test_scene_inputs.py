@@ -110,7 +110,7 @@ def test_a_volume_without_image_is_refused(mrml: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "shape", "reason"),
     [
-        ("vtkMRMLModelNode", None, "is no volume"),
+        ("vtkMRMLModelNode", None, "is not a volume"),
         ("vtkMRMLLabelMapVolumeNode", SHAPE, "label map"),
         ("vtkMRMLVectorVolumeNode", (*SHAPE, 3), "3 values per voxel"),
     ],
@@ -340,7 +340,7 @@ def test_what_is_no_region_is_refused(mrml: Any) -> None:
     scene = Scene(mrml)
     with pytest.raises(InputError, match="There is no region of interest"):
         scene.region(None)
-    with pytest.raises(InputError, match="Skin is no region"):
+    with pytest.raises(InputError, match="Skin is not a region"):
         scene.region(mrml.AddNewNodeByClass("vtkMRMLModelNode", "Skin"))
     with pytest.raises(InputError, match="Box has no box yet"):
         scene.region(mrml.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box"))

@@ -83,7 +83,7 @@ def test_a_plain_volume_has_no_frames(mrml: Any) -> None:
     assert list(scene.frames(node)) == []
     assert scene.current_frame(node) is None
     assert list(scene.frames(None)) == []
-    with pytest.raises(InputError, match="Head is no image of a sequence"):
+    with pytest.raises(InputError, match="Head is not an image of a sequence"):
         scene.read_frame(node, 0)
 
 
@@ -241,7 +241,7 @@ def test_frames_go_to_a_new_segmentation_only(cine: Cine) -> None:
 def test_a_sequence_that_was_removed_drops_the_result(cine: Cine) -> None:
     result = result_for(cine.scene.read_frame(cine.proxy, 0), cine.labelmap(0))
     cine.mrml.RemoveNode(cine.browser)
-    with pytest.raises(InputError, match="Heart is no image of a sequence"):
+    with pytest.raises(InputError, match="Heart is not an image of a sequence"):
         cine.scene.write(cine.proxy, result, frame=0)
     cine.mrml.RemoveNode(cine.proxy)
     with pytest.raises(InputError, match="Heart has left the scene"):

@@ -179,7 +179,7 @@ class Batches:
 
 
 def case_name(row: SeriesRow) -> str:
-    """What names a series and not its patient, and is the same each time, so that a batch can be gone on with."""
+    """What names a series and not its patient, and is the same each time, so that a batch can be resumed."""
     words = re.findall(r"[^\W_]+", row.description)
     of_patient = {name.casefold() for name in re.findall(r"[^\W_]+", row.patient)}
     plain = "_".join(word for word in words if word.casefold() not in of_patient)[:40]

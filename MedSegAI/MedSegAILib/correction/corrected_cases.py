@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.card import ModelCard
-from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError
+from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError, counted
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.correction.nifti import write_nifti
@@ -83,7 +83,8 @@ def keep_case(
         raise RequestError(_("Nothing was kept, because the user did not agree to it."))
     if len(sources) != len(card.channels):
         raise RequestError(
-            f"Model {card.id!r} takes {len(card.channels)} images, not {len(sources)}. Choose one per channel."
+            f"Model {card.id!r} takes {counted(len(card.channels), 'image', 'images')}, not {len(sources)}. "
+            "Choose one per channel."
         )
     images = read_channels(sources)
     labels, notes = _labels(segmentation, card.labels, images[0].geometry)
@@ -133,7 +134,7 @@ def _labels(
 def _dataset_folder(folder: Path, card: ModelCard) -> Path:
     """Where cases of this model are kept: found by its name, or with the next number that is free."""
     if not folder.is_dir():
-        raise OutputError(f"{folder} is no folder. Choose one that is there.")
+        raise OutputError(f"{folder} is not a folder. Choose one that is there.")
     title = "Corrected_" + (re.sub(r"[^0-9A-Za-z]+", "_", card.id).strip("_") or "model")
     numbers = set()
     for path in sorted(folder.glob("Dataset[0-9][0-9][0-9]_*")):

@@ -117,7 +117,7 @@ def check_image(node: Any) -> None:
         raise InputError("There is no input volume. Load an image and choose it.")
     name = node.GetName()
     if not node.IsA("vtkMRMLScalarVolumeNode"):
-        raise InputError(f"{name} is no volume. Choose an image.")
+        raise InputError(f"{name} is not a volume. Choose an image.")
     for kind, reason in _OTHER_VOLUMES.items():
         if node.IsA(kind):
             raise InputError(f"{name} {reason}.")
@@ -154,7 +154,7 @@ def region(node: Any) -> tuple[float, ...]:
         node.GetRadiusXYZ(half)
         local[:3, 3] = middle
     else:
-        raise InputError(f"{node.GetName()} is no region of interest. Choose an ROI.")
+        raise InputError(f"{node.GetName()} is not a region of interest. Choose an ROI.")
     if not np.all(half > 0):
         raise InputError(f"{node.GetName()} has no box yet. Draw it in a slice view first.")
     to_world = transform_to_world(node) @ local

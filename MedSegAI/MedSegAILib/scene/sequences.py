@@ -142,7 +142,7 @@ def _at(node: Any, number: int) -> tuple[Any, str]:
     browser = browser_of(node)
     if browser is None:
         name = "There is no volume that" if node is None else node.GetName()
-        raise InputError(f"{name} is no image of a sequence. Segment it as a single volume.")
+        raise InputError(f"{name} is not an image of a sequence. Segment it as a single volume.")
     if not 0 <= number < browser.GetNumberOfItems():
         raise InputError(
             f"{node.GetName()} has {browser.GetNumberOfItems()} frames; there is no frame {number + 1}."

@@ -96,7 +96,7 @@ class Place:
         if not HOST.fullmatch(host):
             raise WorkerError(
                 _(
-                    "{host} is no name of a computer. Write it as for ssh: host, user@host, or a name "
+                    "{host} is not the name of a computer. Write it as for ssh: host, user@host, or a name "
                     "of your ssh configuration."
                 ).format(host=repr(host))
             )

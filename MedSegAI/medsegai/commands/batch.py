@@ -1,4 +1,4 @@
-"""`medsegai batch`: every scan in a folder or of a table, with how far each is, to be gone on with."""
+"""`medsegai batch`: every scan in a folder or of a table, with the state of each; it can be resumed."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def batch_size(text: str) -> dict[str, int]:
     for part in comma_list(text):
         name, _, number = part.rpartition("=")
         if not number.isdigit():
-            raise argparse.ArgumentTypeError(f"{part!r} is no number, and not CONFIGURATION=N")
+            raise argparse.ArgumentTypeError(f"{part!r} is not a number, and not CONFIGURATION=N")
         sizes[name] = int(number)
     return sizes
 

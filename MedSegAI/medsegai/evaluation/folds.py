@@ -40,7 +40,7 @@ def dataset_cases(folder: Path) -> list[TrainingCase]:
     """
     if not (folder / "dataset.json").is_file() or not (folder / "labelsTr").is_dir():
         raise InputError(
-            f"{folder} is no training dataset: it needs dataset.json, imagesTr and labelsTr, as nnU-Net v2 has it."
+            f"{folder} is not a training dataset. It needs dataset.json, imagesTr and labelsTr, as in nnU-Net v2."
         )
     source = folder / "dataset.json"
     dataset = read_json(source)

@@ -122,7 +122,7 @@ def _rule(row: Mapping[str, Any], place: str) -> tuple[int, tuple[int, ...]]:
         candidates, value = (), -1
     if not candidates or not all(0 <= part <= LARGEST_VALUE for part in (value, *candidates)):
         raise InputError(
-            f"{place}: {cells[0]!r} -> {cells[1]!r} is no rule. Write label values from 0 to "
+            f"{place}: {cells[0]!r} -> {cells[1]!r} is not a rule. Write label values from 0 to "
             f"{LARGEST_VALUE}, and several evaluated ones as 8|47."
         )
     return value, candidates

@@ -124,7 +124,9 @@ class Exports:
             _check_free(path, overwrite)
         if self.surfaces is not None and not self.surfaces.is_dir():
             if self.surfaces.exists():
-                raise OutputError(f"{self.surfaces} is no folder. Name a folder for the surfaces.")
+                raise OutputError(
+                    f"{self.surfaces} is not a folder. Name a folder for the surfaces."
+                )
             check_output(self.surfaces)
 
     def _check_options(self, dicom: Path | None) -> None:

@@ -185,7 +185,7 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
     line = (lines or [type(error).__name__])[-1 if "ITK ERROR" in str(error) else 0]
     cause = _ITK_PREFIX.sub("", line)[:200].rstrip(".")
     return InputError(
-        f"{path} cannot be read as {kind}: {cause}. It is no such image, or it is damaged. Copy or "
+        f"{path} cannot be read as {kind}: {cause}. It is not such an image, or it is damaged. Copy or "
         "export it again."
     )
 

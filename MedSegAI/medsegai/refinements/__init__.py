@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.boxes import label_boxes
-from medsegai.errors import GeometryError, RequestError
+from medsegai.errors import GeometryError, RequestError, counted
 from medsegai.labels import Label, made_color
 from medsegai.request import Candidates
 from medsegai.volume import Volume, check_same_grid
@@ -159,7 +159,7 @@ class Refined:
             end = f"; and {more} more, listed in the report" if more else ""
             sentences.insert(
                 0,
-                f"{title(name)}: {self.voxels} {_voxels(self.voxels)} changed, {self.ml:.3g} ml: "
+                f"{title(name)}: {counted(self.voxels, 'voxel', 'voxels')} changed, {self.ml:.3g} ml: "
                 f"{'; '.join(str(item) for item in named)}{end}.",
             )
         return sentences
@@ -178,10 +178,6 @@ class Refined:
             "structures": [change.to_dict() for change in self.changes],
             "notes": list(self.notes),
         }
-
-
-def _voxels(count: int) -> str:
-    return "voxel" if count == 1 else "voxels"
 
 
 def refinement_names() -> tuple[str, ...]:

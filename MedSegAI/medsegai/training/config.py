@@ -247,4 +247,4 @@ def _number(text: str, where: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise RequestError(f"{where}: {text!r} is no label value.") from None
+        raise RequestError(f"{where}: {text!r} is not a label value.") from None

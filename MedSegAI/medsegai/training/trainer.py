@@ -86,7 +86,7 @@ class Trainer:
         self.bad_steps = 0
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; gives (total, Dice, logistic) loss. A loss that is no number changes nothing.
+        """One optimiser step; gives (total, Dice, logistic) loss. A loss that is not a number changes nothing.
 
         Raises:
             ModelError: ten losses in a row were no numbers.

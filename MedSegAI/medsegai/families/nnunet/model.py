@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsegai.card import MemberCard, ModelCard
-from medsegai.errors import ModelError, RequestError
+from medsegai.errors import ModelError, RequestError, counted
 from medsegai.families import Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
@@ -93,8 +93,8 @@ class NNUNetModel:
         names = [channel.name for channel in self.card.channels]
         if len(inputs) != len(names):
             raise RequestError(
-                f"Model {self.card.id!r} takes {len(names)} images ({', '.join(names)}, in this order), "
-                f"not {len(inputs)}."
+                f"Model {self.card.id!r} takes {counted(len(names), 'image', 'images')} "
+                f"({', '.join(names)}, in this order), not {len(inputs)}."
             )
         sources = [volume.source for volume in inputs if volume.source]
         doubled = {source for source in sources if sources.count(source) > 1}
