@@ -21,13 +21,18 @@ from medsegai.volume import Volume
 NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = (), title: str = "") -> Any:
+def option(
+    default: Any, help: str, choices: Mapping[str, str] | None = None, title: str = ""
+) -> Any:
     """A field of the request that users can set, with its help text and, where fixed, its choices.
 
     Args:
+        choices: what each is called on the screen, by its value.
         title: what it is called on the screen; its name in plain letters if "".
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "title": title})
+    named = dict(choices or {})
+    known = {"help": help, "choices": tuple(named), "words": named, "title": title}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class SegmentationRequest:
     fusion: str = option(
         "mean",
         "how members are joined: mean of probabilities, or majority vote",
-        ("mean", "vote"),
+        {"mean": "average", "vote": "majority vote"},
         title="Combined by",
     )
     device: str = option(
@@ -56,12 +61,15 @@ class SegmentationRequest:
         title="Runs on",
     )
     backend: str = option(
-        "auto", "what runs the networks", ("auto", "torch", "openvino"), title="Runs with"
+        "auto",
+        "what runs the networks",
+        {"auto": "automatic", "torch": "PyTorch", "openvino": "OpenVINO"},
+        title="Runs with",
     )
     precision: str = option(
         "auto",
         "number format of the networks; auto is the fastest that leaves labels alone",
-        ("auto", "fp32", "mixed"),
+        {"auto": "automatic", "fp32": "full precision", "mixed": "mixed precision"},
         title="Number format",
     )
     mirroring: bool = option(

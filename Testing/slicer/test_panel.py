@@ -297,7 +297,7 @@ def test_untouched_options_are_the_defaults(panel: Panel) -> None:
 def test_changed_options_arrive_with_their_types(widget: Any, panel: Panel) -> None:
     panel.show_models([card("brain", "axial", "coronal", "sagittal")])
     heard = Heard(panel.choice_changed)
-    find(widget, "fusionOption").setCurrentText("vote")
+    find(widget, "fusionOption").setCurrentText("majority vote")
     find(widget, "deviceOption").setEditText("cuda:1")
     find(widget, "dropout_passesOption").setValue(12)
     find(widget, "uncertaintyOption").setChecked(False)

@@ -18,7 +18,7 @@ from medsegai.refinements import option_fields, parse, refinement_names, summary
 from medsegai.refinements._settings import setting
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.panel import Panel
-from MedSegAILib.panel.fields import field_widget, tip_of, title_of
+from MedSegAILib.panel.fields import field_widget, tip_of, title_of, words_of
 from MedSegAILib.view import SegmentRow
 from panel_help import LEFT, STEM, UI, Heard, add_volume, card, click, find, new_panel
 
@@ -88,8 +88,9 @@ def test_every_option_of_every_refinement_has_its_widget(
         shown = find(widget, f"refinement_{option.name}")
         assert shown.toolTip() == tip_of(option)
         if option.metadata["choices"]:
-            found = tuple(shown.itemText(n) for n in range(shown.count()))
-            assert found == tuple(option.metadata["choices"])
+            found = {shown.itemData(n): shown.itemText(n) for n in range(shown.count())}
+            assert tuple(found) == tuple(option.metadata["choices"])
+            assert found == words_of(option)
         if option.metadata["bounds"]:
             assert (shown.minimum(), shown.maximum()) == option.metadata["bounds"]
             assert shown.value() == option.default
@@ -114,6 +115,10 @@ def test_no_identifier_is_a_label(option: Any) -> None:
         "candidates",
     )
     assert tip_of(option).endswith(f"({option.name})")
+    for choice, word in words_of(option).items():
+        assert word.lower() != choice or choice == "openvino", "the value is no word of a clinician"
+        assert not re.search(r"_|\d", word)
+        assert f"{word}: {choice}" in tip_of(option)
 
 
 def test_refinements_have_names_that_say_what_they_do() -> None:
@@ -141,7 +146,7 @@ def test_changed_options_arrive_as_the_command_line_writes_them(widget: Any, pan
     find(widget, "refinement_smallest_ml").setValue(0.125)
     find(widget, "refinement_keep").setValue(2)
     find(widget, "refinement_spare_largest").setChecked(False)
-    find(widget, "refinement_connectivity").setCurrentText("6")
+    find(widget, "refinement_connectivity").setCurrentText("faces")
     tick(find(widget, "refinement_labels"), "Brain-Stem")
     assert len(heard) == 6
     expected = {"labels": (16,), "smallest_ml": 0.125, "keep": 2, "spare_largest": False}
@@ -241,7 +246,7 @@ def test_the_section_shows_the_options_of_each_refinement(
 def test_options_arrive_with_their_types(widget: Any, panel: Panel) -> None:
     heard = Heard(panel.refine.choice_changed)
     find(widget, "refinementSelector").setCurrentText(title("level_set"))
-    find(widget, "refineOption_method").setCurrentText("threshold")
+    find(widget, "refineOption_method").setCurrentText("by similar brightness")
     find(widget, "refineOption_move_mm").setValue(2.25)
     find(widget, "refineOption_iterations").setValue(7)
     expected = {"name": "level_set", "method": "threshold", "move_mm": 2.25, "iterations": 7}

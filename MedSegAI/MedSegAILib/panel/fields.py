@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
 import qt
 
 from MedSegAILib.panel.style import check_box
+from MedSegAILib.translation import tr as _
 
 LARGEST_NUMBER = 1_000_000
 FRACTION = (0.05, 1.0)
@@ -32,7 +33,7 @@ def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) ->
     """
     bounds = option.metadata.get("bounds")
     if option.metadata.get("choices"):
-        return _choice(option.metadata["choices"], value, changed)
+        return _choice(words_of(option), value, changed)
     if isinstance(option.default, bool):
         return _switch(value, changed)
     if isinstance(option.default, int):
@@ -42,13 +43,13 @@ def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) ->
     return _text(isinstance(option.default, tuple), value, changed)
 
 
-def _choice(choices: Sequence[str], value: str, changed: Callable[[], None]) -> Widget:
+def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -> Widget:
     widget = qt.QComboBox()
-    for choice in choices:
-        widget.addItem(choice)
-    widget.currentText = value
+    for choice, title in words.items():
+        widget.addItem(_(title), choice)
+    widget.setCurrentIndex(widget.findData(value))
     widget.connect("currentTextChanged(QString)", lambda _value: changed())
-    return widget, lambda: widget.currentText
+    return widget, lambda: str(widget.itemData(widget.currentIndex))
 
 
 def _switch(value: bool, changed: Callable[[], None]) -> Widget:
@@ -106,7 +107,15 @@ def title_of(option: Field[Any]) -> str:
     return title.replace("_", " ").capitalize() + (f" ({unit})" if unit in UNITS else "")
 
 
+def words_of(option: Field[Any]) -> dict[str, str]:
+    """What each choice of an option is called on the screen, by its value; the value itself without a word."""
+    words = option.metadata.get("words") or {}
+    return {choice: words.get(choice, choice) for choice in option.metadata.get("choices") or ()}
+
+
 def tip_of(option: Field[Any]) -> str:
-    """What an option does, as a sentence, and its technical name, which scripts and the command line use."""
+    """What an option does, as a sentence, and technical names, which scripts and the command line use."""
     text = str(option.metadata["help"]).rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}. ({option.name})"
+    named = [f"{title}: {choice}" for choice, title in words_of(option).items() if title != choice]
+    names = f" ({'; '.join(named)})" if named else ""
+    return f"{text[:1].upper()}{text[1:]}.{names} ({option.name})"

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import Box
 
-CONNECTIVITIES = ("6", "18", "26")
+CONNECTIVITY_WORDS = {"6": "faces", "18": "faces and edges", "26": "faces, edges, corners"}
+"""What the voxels of a part have in common, as it is called on the screen."""
+
+CONNECTIVITIES = tuple(CONNECTIVITY_WORDS)
 Tick = Callable[[], None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -10,15 +11,23 @@ def setting(
     default: Any,
     help: str,
     bounds: tuple[float, float] | None = None,
-    choices: tuple[str, ...] = (),
+    choices: Mapping[str, str] | Sequence[str] = (),
     title: str = "",
 ) -> Any:
     """A field of `Options`: its default, help text, smallest and largest value, or its choices.
 
     Args:
+        choices: values, and by these what each is called on the screen; values without such words are shown.
         title: what it is called on the screen; its name in plain letters if "".
     """
-    known = {"help": help, "bounds": bounds, "choices": choices, "title": title}
+    words = dict(choices) if isinstance(choices, Mapping) else {}
+    known = {
+        "help": help,
+        "bounds": bounds,
+        "choices": tuple(choices),
+        "words": words,
+        "title": title,
+    }
     return field(default=default, metadata=known)
 
 

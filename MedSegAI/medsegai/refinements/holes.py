@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import label_boxes
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._components import CONNECTIVITIES, Components, components
+from medsegai.refinements._components import CONNECTIVITY_WORDS, Components, components
 from medsegai.refinements._freed import contacts, give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
 
@@ -40,7 +40,7 @@ class Options:
     connectivity: str = setting(
         "26",
         "how a wall holds together: by faces (6), also edges (18), also corners (26)",
-        choices=CONNECTIVITIES,
+        choices=CONNECTIVITY_WORDS,
         title="Walls hold by",
     )
     joined: bool = setting(

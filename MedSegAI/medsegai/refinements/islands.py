@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import label_boxes
 from medsegai.refinements import Draft, Refined, Step
-from medsegai.refinements._components import CONNECTIVITIES, Components, Tick, components
+from medsegai.refinements._components import CONNECTIVITY_WORDS, Components, Tick, components
 from medsegai.refinements._freed import give_to_neighbours, give_to_runner_up
 from medsegai.refinements._settings import labels_setting, setting
 
@@ -48,7 +48,7 @@ class Options:
     connectivity: str = setting(
         "26",
         "what touches: faces (6), also edges (18), also corners (26)",
-        choices=CONNECTIVITIES,
+        choices=CONNECTIVITY_WORDS,
         title="Parts touch by",
     )
     joined: bool = setting(

@@ -27,7 +27,14 @@ from medsegai.volume import Volume
 
 TITLE = "Move borders to edges"
 
-METHODS = ("geodesic", "threshold", "laplacian")
+METHOD_WORDS = {
+    "geodesic": "towards strong edges",
+    "threshold": "by similar brightness",
+    "laplacian": "towards fine edges",
+}
+"""What drives a border, as it is called on the screen."""
+
+METHODS = tuple(METHOD_WORDS)
 
 MORE_VOXELS = 4
 """So far beyond the largest displacement does a box reach: filters need neighbours."""
@@ -50,7 +57,7 @@ class Options:
     """Which level set, how far it may move, and what drives it."""
 
     labels: tuple[int, ...] = labels_setting()
-    method: str = setting("geodesic", "which level set of ITK", choices=METHODS, title="Kind")
+    method: str = setting("geodesic", "which level set of ITK", choices=METHOD_WORDS, title="Kind")
     move_mm: float = setting(
         1.0, "how far a border may move, in mm", (0.1, 50.0), title="Move at most (mm)"
     )
