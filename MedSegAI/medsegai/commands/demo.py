@@ -32,7 +32,7 @@ FILES = {
 }
 MEANING = {
     "segmentation": "named, coloured, editable segments",
-    "uncertainty": "where the views disagree (entropy)",
+    "uncertainty": "where the networks disagree (entropy)",
     "volumes": "volume and uncertainty of each structure",
     "preview": "picture of three planes",
     "report": "how it was made",
