@@ -8,6 +8,7 @@ the process.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import tempfile
@@ -209,10 +210,105 @@ def card(content: bytes, folder: Path) -> object:
     return describe_card(found), found.fingerprint()
 
 
-def plans() -> list[bytes]:
+NO_HASH = b"0" * 64
+"""Stands in a made card where the hash of its weights belongs."""
+
+
+def models() -> list[bytes]:
+    """What `models import` takes: an archive of nnU-Net's, and a card in one line with its weights after it."""
+    return [_nnunet_archive(), _model_folder()]
+
+
+def _nnunet_archive() -> bytes:
+    import torch
+
+    import test_checkpoints
+    from medsegai.networks.unet import build_unet
+
+    network = build_unet(test_checkpoints.NETWORK, test_checkpoints.ARCHITECTURE, 1, 2)
+    start = {"plans": sound_plans(), "dataset_json": test_checkpoints.DATASET}
+    checkpoint = {
+        "network_weights": {name: torch.ones(v.shape) for name, v in network.state_dict().items()},
+        "init_args": {"configuration": "2d", "fold": 0, **start},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    saved, stream = io.BytesIO(), io.BytesIO()
+    torch.save(checkpoint, saved)
+    with zipfile.ZipFile(stream, "w") as archive:
+        inside = "Dataset999_Tiny/nnUNetTrainer__nnUNetPlans__2d"
+        archive.writestr(f"{inside}/plans.json", json.dumps(start["plans"]))
+        archive.writestr(f"{inside}/dataset.json", json.dumps(start["dataset_json"]))
+        archive.writestr(f"{inside}/fold_0/checkpoint_final.pth", saved.getvalue())
+    return stream.getvalue()
+
+
+def _model_folder() -> bytes:
+    from safetensors.torch import save
+
+    from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
+
+    weights = save(CompactUNet(CompactUNetConfig(2, (4, 8), fold=1)).state_dict())
+    member = {
+        "name": "fast",
+        "weights": "fast.safetensors",
+        "sha256": NO_HASH.decode(),
+        "classes": [[], [1]],
+        "settings": {"widths": [4, 8], "fold": 1, "patch": [16, 16, 16], "grid": [32, 32, 32]},
+    }
+    card = {
+        "id": "made",
+        "name": "Made",
+        "family": "unet3d",
+        "version": "1",
+        "channels": [{"name": "T1", "modality": "MR"}],
+        "labels": [{"value": 1, "name": "Liver", "color": [9, 9, 9]}],
+        "members": [member],
+        "spacing_mm": [2, 2, 2],
+    }
+    return json.dumps(card).encode() + b"\n" + weights
+
+
+def import_of_a_model(content: bytes, folder: Path) -> object:
+    """What the confined process of `models import` does; then its networks are read, as the engine does."""
+    from medsegai.families import load_model
+    from medsegai.model_import import _check_staged, _stage
+
+    source, staged = folder / "model.zip", folder / "staged"
+    if content.startswith(b"{"):
+        source = folder / "model"
+        source.mkdir()
+        card_line, _, weights = content.partition(b"\n")
+        digest = hashlib.sha256(weights).hexdigest().encode()
+        (source / "card.json").write_bytes(card_line.replace(NO_HASH, digest))
+        (source / "fast.safetensors").write_bytes(weights)
+    else:
+        source.write_bytes(content)
+    found = _stage(source, staged, None)
+    _check_staged(staged)
+    assert sum(path.stat().st_size for path in staged.iterdir()) <= 8 * len(content) + (1 << 20)
+    networks = getattr(load_model(found), "_networks", {})
+    return [network._read() for network in networks.values() if hasattr(network, "_read")]
+
+
+def sound_plans() -> dict[str, Any]:
+    """Plans from which a card can be made; those of the tests of checkpoints lack what only a card needs."""
     import test_checkpoints
 
-    return [json.dumps(test_checkpoints.plans()).encode()]
+    made = test_checkpoints.plans()
+    made["original_median_spacing_after_transp"] = [1.0, 1.0, 1.0]
+    made["original_median_shape_after_transp"] = [8, 8, 8]
+    for what in ("data", "seg", "probabilities"):
+        options = {"is_seg": what == "seg", "order": 1, "order_z": 0, "force_separate_z": None}
+        made["configurations"]["2d"] |= {
+            f"resampling_fn_{what}": "resample_data_or_seg_to_shape",
+            f"resampling_fn_{what}_kwargs": options,
+        }
+    return made
+
+
+def plans() -> list[bytes]:
+    return [json.dumps(sound_plans()).encode()]
 
 
 def nnunet_folder(content: bytes, folder: Path) -> object:
@@ -294,6 +390,7 @@ TARGETS = {
         Target("pickle", pickles, pickle_within),
         Target("zip", archives, archive),
         Target("card", cards, card, text=True),
+        Target("import", models, import_of_a_model),
         Target("plans", plans, nnunet_folder, text=True),
         Target("pipe", lines, pipe, text=True),
         Target("table", tables, table, text=True),
