@@ -165,7 +165,7 @@ def test_the_script_writes_into_a_card(
     assert RANGES.main([*arguments, "--write"]) == 0
     written = load_card(tmp_path).reference
     assert written is not None
-    assert written.source.startswith("within 3 standard deviations (3.5, for 20 tell little")
+    assert written.source.startswith("within 3 standard deviations (3.5, because 20 cases say")
     volumes = [
         np.count_nonzero(labelmap.voxels == 1) * labelmap.geometry.voxel_volume_ml
         for labelmap, _ in map(read_labelmap, maps)
