@@ -9,7 +9,7 @@ from typing import Any
 
 import qt
 
-from MedSegAILib.panel.style import check_box
+from MedSegAILib.panel.style import check_box, narrow
 from MedSegAILib.translation import tr as _
 
 LARGEST_NUMBER = 1_000_000
@@ -45,6 +45,8 @@ def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) ->
 
 def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -> Widget:
     widget = qt.QComboBox()
+    narrow(widget)
+    widget.minimumContentsLength = 8
     for choice, title in words.items():
         widget.addItem(_(title), choice)
     widget.setCurrentIndex(widget.findData(value))
