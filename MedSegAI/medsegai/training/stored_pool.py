@@ -48,11 +48,9 @@ class StoredPool:
     ) -> None:
         self._source = source
         self._folder = folder
-        self._ahead = config.sampling.ahead
         self._maker: subprocess.Popen[bytes] | None = None
         self._config = config
         self._writes = rank == 0
-        self.made_here = 0
 
     def sample(self, stream: int, index: int) -> Sample:
         """Volume `index`, from the folder if it is there."""
@@ -63,7 +61,6 @@ class StoredPool:
             self._announce(index)
         if stored is not None:
             return stored
-        self.made_here += 1
         with one_thread():
             made = quantised(self._source.sample(stream, index))
         if self._writes:
