@@ -28,12 +28,12 @@ from slicer.ScriptedLoadableModule import (
 if TYPE_CHECKING:
     from medsegai.progress import ProgressEvent
     from medsegai.request import SegmentationRequest
-    from medsegai.tasks import ExportResult, MeasurementResult, RefinementResult
+    from medsegai.worker.requests import ExportResult, MeasurementResult, RefinementResult
     from MedSegAILib.output_choice import OutputChoice
-    from MedSegAILib.reading import Reading
+    from MedSegAILib.worker.blocking_job import Job
     from MedSegAILib.worker.client import WorkerClient
+    from MedSegAILib.worker.deferred_request import Reading
     from MedSegAILib.worker.queue import JobQueue
-    from MedSegAILib.worker.scripted import Job
 
 logger = logging.getLogger(__name__)
 
@@ -244,8 +244,8 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         """
         from medsegai.refinements import parse
         from MedSegAILib.host import save_undo
-        from MedSegAILib.reading import Reading
         from MedSegAILib.scene import Scene
+        from MedSegAILib.worker.deferred_request import Reading
 
         scene, node = Scene(slicer.mrmlScene, save_undo), segmentationNode
         texts = [refinements] if isinstance(refinements, str) else list(refinements)
@@ -266,8 +266,8 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
         A table node with a plot gets the numbers, too.
         """
-        from MedSegAILib.reading import Reading
         from MedSegAILib.scene import Scene
+        from MedSegAILib.worker.deferred_request import Reading
 
         scene = Scene(slicer.mrmlScene)
         reading = Reading(lambda: scene.measurable(segmentationNode))
@@ -302,9 +302,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         Raises:
             MedSegAIError: a file is there already, or cannot be written; the message says what to do.
         """
-        from MedSegAILib.reading import Reading
         from MedSegAILib.scene import Scene
         from MedSegAILib.scene.dicom_database import source_of
+        from MedSegAILib.worker.deferred_request import Reading
 
         scene, node, series = Scene(slicer.mrmlScene), segmentationNode, (dicom, "")
         if outputs.get("seg") and not dicom:
@@ -366,7 +366,7 @@ def _done(
 
 
 def _job(write: Callable[[Any], Any], progress: Callable[[ProgressEvent], None] | None) -> Job:
-    from MedSegAILib.worker.scripted import Job
+    from MedSegAILib.worker.blocking_job import Job
 
     return Job(queue(), worker(), slicer.app.processEvents, write, progress)
 
@@ -411,7 +411,7 @@ def when_slicer_has_started() -> None:
 
 def sweep_exchange() -> None:
     """Delete the scans that a Slicer which was killed has left in the temporary folder."""
-    from medsegai.exchange import sweep, temporary_folder
+    from medsegai.worker.array_transfer import sweep, temporary_folder
 
     sweep(temporary_folder())
 

@@ -14,13 +14,13 @@ import slicer
 import slicer.util
 
 from medsegai.errors import InputError, ModelError, WorkerError
+from MedSegAILib.panel_values import Choice, SeriesRow
 from MedSegAILib.recent_log import RecentLog
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
 from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import Choice, SeriesRow
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Host:
 
     def examine(self, place: Place, told: Callable[[Any], None]) -> None:
         """Ask the doctor there, in the background; an earlier question is forgotten."""
-        from MedSegAILib.worker.examination import Examination
+        from MedSegAILib.worker.environment_check import Examination
 
         if self._examination is not None:
             self._examination.cancel()

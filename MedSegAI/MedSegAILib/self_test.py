@@ -101,7 +101,7 @@ class SelfTest(unittest.TestCase):
     def test_every_part_of_the_panel_works(self) -> None:
         """Nothing here blocks: what asks has a window of its own, or is not asked."""
         from MedSegAILib.output_choice import OutputMode
-        from MedSegAILib.view import PlaceChoice
+        from MedSegAILib.panel_values import PlaceChoice
 
         panel = slicer.util.getModuleWidget("MedSegAI").panel
         panel.browser.open()
@@ -259,8 +259,8 @@ class SelfTest(unittest.TestCase):
 
     def test_brain_model_runs(self) -> None:
         """A ball is no head, so nothing is asked of the labels; the job has to come back."""
-        from medsegai.catalogue import find_card
         from medsegai.errors import ModelError
+        from medsegai.models.catalogue import find_card
 
         self._need_worker()
         try:
@@ -297,7 +297,7 @@ class SelfTest(unittest.TestCase):
 def _doctor_report() -> Any:
     """What the doctor says of the place where the worker runs."""
     import MedSegAI
-    from MedSegAILib.worker.examination import Examination
+    from MedSegAILib.worker.environment_check import Examination
 
     heard: list[Any] = []
     examination = Examination(MedSegAI.worker().place, heard.append)

@@ -33,8 +33,9 @@ from medsegai.commands import (
 from medsegai.commands.console import sound_streams, terminable
 from medsegai.commands.parsing import Parser, complete, help_alone
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, OutputError
-from medsegai.outside_text import one_line, visible_streams
+from medsegai.networks.memory import keep_freed_memory
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.system.outside_text import one_line, visible_streams
 
 COMMANDS = (
     segment,
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with visible_streams(), terminable():
         parser = build_parser()
         complete(parser)
+        keep_freed_memory()
         return _run(parser.parse_args(argv))
 
 

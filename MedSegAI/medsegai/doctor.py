@@ -20,12 +20,12 @@ from pathlib import Path
 from types import ModuleType
 
 from medsegai import __version__
-from medsegai.card import ModelCard
-from medsegai.catalogue import read_cards, user_models_folder
 from medsegai.errors import ModelError, OutputError
-from medsegai.exchange import temporary_folder
-from medsegai.machine import available_memory, usable_cores
-from medsegai.torch_version import is_sound
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import read_cards, user_models_folder
+from medsegai.system.machine import available_memory, usable_cores
+from medsegai.system.torch_version import is_sound
+from medsegai.worker.array_transfer import temporary_folder
 
 OLDEST_PYTHON = (3, 11)
 LEAST_DISK_BYTES = 1_000_000_000

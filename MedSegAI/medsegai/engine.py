@@ -22,28 +22,30 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsegai import __version__, plausibility, quality
-from medsegai.answer import Answer
-from medsegai.card import ModelCard
-from medsegai.catalogue import find_card
+from medsegai import __version__
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Model, Part, Step, load_model
-from medsegai.fusion import (
+from medsegai.inference.fusion import (
     Accumulator,
     Fused,
     JointLabels,
     fuse,
     join_labels,
 )
+from medsegai.inference.probabilities import NativeMap, Readable, StreamedProbabilities
+from medsegai.inference.result_builder import Answer
 from medsegai.io import check_scan, read_volume
 from medsegai.io.checks import MAX_SPACING_MM
+from medsegai.measurements import plausibility
+from medsegai.models import quality
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import find_card
+from medsegai.models.json_fields import shown
+from medsegai.models.suitability import check_suits
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.probabilities import NativeMap, Readable, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.refinements import check, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
-from medsegai.strict import shown
-from medsegai.suitability import check_suits
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}

@@ -6,7 +6,7 @@ MedSegAI catches `MedSegAIError`; whatever else escapes is a defect of MedSegAI.
 
 from __future__ import annotations
 
-from medsegai.outside_text import unicode_text
+from medsegai.system.outside_text import unicode_text
 
 
 class MedSegAIError(Exception):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medsegai.errors import ModelError
-from medsegai.strict import shown, typed_fields
+from medsegai.models.json_fields import shown, typed_fields
 
 SLICER_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
 

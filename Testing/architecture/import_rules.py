@@ -7,64 +7,65 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 
-# L0 of the engine: plain modules that may import each other, the standard library and NumPy.
-FLAT = frozenset(
+# L0 of the engine: files that import each other, the standard library and NumPy. Slicer's process may import them.
+PLAIN = frozenset(
     {
-        "card",
-        "catalogue",
-        "confinement",
         "correction",
         "errors",
-        "exchange",
         "labels",
-        "locks",
-        "machine",
-        "nnunet_dataset",
-        "nnunet_parts",
-        "nnunet_plans",
-        "outside_text",
-        "places",
+        "models.card",
+        "models.catalogue",
+        "models.json_fields",
+        "models.nnunet_dataset",
+        "models.nnunet_parts",
+        "models.nnunet_plans",
+        "models.quality",
+        "models.suitability",
         "progress",
-        "protocol",
-        "quality",
-        "regular_files",
         "request",
-        "strict",
-        "suitability",
-        "tasks",
-        "torch_version",
+        "system.confinement",
+        "system.locks",
+        "system.machine",
+        "system.outside_text",
+        "system.regular_files",
+        "system.torch_version",
+        "system.user_folders",
         "volume",
+        "worker.array_transfer",
+        "worker.protocol",
+        "worker.requests",
     }
 )
 
-# The rooms above it, from the lowest to the highest. A room imports rooms of earlier rows only:
-# neighbours in one row, such as families and refinements, do not know each other.
+# What lies above it, from the lowest to the highest: rooms, and files where a room has files at different heights.
+# A file imports earlier rows only: neighbours in a row, such as families and refinements, do not know each other.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("boxes",),  # L1
+    ("boxes", "networks.memory"),  # L1
     ("io",),
     ("preprocessing",),
     ("networks",),
-    ("grid_points",),
-    ("scale",),
-    ("probabilities",),
-    ("fusion",),  # L2
-    ("uncertainty",),
+    ("inference.grid_sampling",),
+    ("inference.activation",),
+    ("inference.probabilities",),
+    ("inference.fusion",),  # L2
+    ("inference.agreement",),
     ("families", "refinements"),
-    ("plausibility", "regions"),
-    ("answer",),
-    ("measurements",),
+    ("measurements.plausibility", "refinements._overlapping"),
+    ("inference.result_builder",),
+    ("measurements.structures",),
     ("engine",),  # L3
-    ("doctor", "model_import", "preview", "refining"),  # L4
-    ("handover", "outputs"),
-    ("evaluation",),
-    ("batch", "training", "worker"),
+    ("doctor", "families._importing", "output.preview", "worker.refine_job"),  # L4
+    ("export", "output.result_files"),
+    ("evaluation", "worker.measure_and_export_jobs"),
+    ("output.batch", "training", "worker.server"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
-RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
+RANK = {place: rank for rank, row in enumerate(ROWS) for place in row}
 
 # In these rooms every file or package stands for itself; what they share lies in `__init__` or in `_names`.
 INDEPENDENT_FILES = ("families", "refinements")
@@ -102,7 +103,7 @@ SLICER_FILES = (
     (r"MedSegAILib/self_test\.py", rf"{SCENE_NAMES}|SampleData|MedSegAI"),
     (r"MedSegAILib/scene/\w+\.py", SCENE_NAMES),
     (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
-    (r"MedSegAILib/worker/(client|process|examination)\.py", "qt"),
+    (r"MedSegAILib/worker/(client|process|environment_check)\.py", "qt"),
     (r"MedSegAILib/host\.py", rf"{SCENE_NAMES}|SampleData"),
     (r"MedSegAILib/translation\.py", "slicer"),
     (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
@@ -158,55 +159,53 @@ def problems(path: PurePosixPath, source: str) -> list[str]:
 def _engine_problem(path: PurePosixPath, item: Imported) -> str | None:
     if APPLICATION.match(item.top) or item.top in SLICER_SIDE:
         return "the engine knows neither Slicer nor Qt"
-    room = room_of(path)
+    place = place_of(path)
     if item.top == "medsegai":
-        return _inner_problem(path, room, item)
-    if room in FLAT and not _is_plain(item.top):
+        return _inner_problem(path, place, item)
+    if place in PLAIN and not _is_plain(item.top):
         return "L0 is the standard library and NumPy"
     rooms = CONFINED.get(item.top)
-    if rooms is not None and room not in rooms:
+    if rooms is not None and path.parts[1] not in rooms:
         return f"only {', '.join(rooms)} may"
     return None
 
 
-def _inner_problem(path: PurePosixPath, room: str, item: Imported) -> str | None:
-    target = item.name.split(".")[1] if "." in item.name else ""
-    if target in FLAT or target.startswith("__"):
+def _inner_problem(path: PurePosixPath, place: str, item: Imported) -> str | None:
+    target = _placed(item.name.split(".")[1:])
+    if target in PLAIN or target.startswith("__"):
         return None
     if target not in RANK:
-        return "unknown room: give it a row in import_rules.ROWS"
-    if room in FLAT or room == "__init__":
+        return "unknown place: give it a row in import_rules.ROWS"
+    if place in PLAIN or place == "__init__":
         return "L0 imports nothing above it"
-    if room not in RANK:
-        return f"{room} has no row in import_rules.ROWS"
-    if target == room:
-        return _sibling_problem(path, room, item)
-    if RANK[target] >= RANK[room]:
-        return f"{room} may only import what lies below it"
+    if place not in RANK:
+        return f"{place} has no row in import_rules.ROWS"
+    if target == place:
+        return _sibling_problem(path, place, item)
+    if RANK[target] >= RANK[place]:
+        return f"{place} may only import what lies below it"
     return None
 
 
-def _sibling_problem(path: PurePosixPath, room: str, item: Imported) -> str | None:
+def _sibling_problem(path: PurePosixPath, place: str, item: Imported) -> str | None:
     """`families/a.py` may use `families` and `families/_shared.py`, never `families/b.py`.
 
     The modules of a package `families/a/` know each other. A lower-case name is taken for a module:
     what `__init__` gives to all is a class or private.
     """
     own = PurePosixPath(path.parts[2]).stem  # of a file, or of the package it belongs to
-    if room not in INDEPENDENT_FILES or own.startswith("_"):
+    if place not in INDEPENDENT_FILES or own.startswith("_"):
         return None
     sibling = [*item.name.split("."), ""][2]
     if sibling and sibling.islower() and not sibling.startswith("_") and sibling != own:
-        return f"the files of {room} do not know each other"
+        return f"the files of {place} do not know each other"
     return None
 
 
 def _slicer_side_problem(path: PurePosixPath, item: Imported) -> str | None:
     if item.top == "medsegai":
-        parts = item.name.split(".")
-        if len(parts) > 1 and (parts[1] in FLAT or parts[1].startswith("__")):
-            return None
-        if item.name in DESCRIPTIONS:
+        place = _placed(item.name.split(".")[1:])
+        if place in PLAIN or place.startswith("__") or item.name in DESCRIPTIONS:
             return None
         return "the Slicer side imports L0 of the engine only"
     if _is_plain(item.top) or item.top == "MedSegAILib":
@@ -217,12 +216,48 @@ def _slicer_side_problem(path: PurePosixPath, item: Imported) -> str | None:
     return "not in this file (see import_rules.SLICER_FILES)"
 
 
-def room_of(path: PurePosixPath) -> str:
-    """`medsegai/io/nifti.py` lies in the room io, `medsegai/engine.py` in engine.
+def circle(files: dict[str, set[str]]) -> list[str]:
+    """Names of files that import each other in a circle, the first once more at the end; empty if there is none.
+
+    `files` gives, for each module, the full names that it imports: modules, or what is in them.
+    """
+
+    def module(name: str) -> str:
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return name
+
+    order = TopologicalSorter(
+        {
+            importer: {found for name in names if (found := module(name)) and found != importer}
+            for importer, names in files.items()
+        }
+    )
+    try:
+        order.prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def place_of(path: PurePosixPath) -> str:
+    """`medsegai/io/nifti.py` has the place of its room, io; `medsegai/models/card.py` one of its own, models.card.
 
     What `python -m` runs is a way in, whatever folder it stands in.
     """
-    return "__main__" if path.name == "__main__.py" else path.parts[1].removesuffix(".py")
+    if path.name == "__main__.py":
+        return "__main__"
+    return _placed([*path.parts[1:-1], path.stem])
+
+
+def _placed(names: list[str]) -> str:
+    """The longest beginning of a dotted name that has a place; the first name where none has."""
+    for length in range(len(names), 0, -1):
+        place = ".".join(names[:length])
+        if place in PLAIN or place in RANK:
+            return place
+    return names[0] if names else ""
 
 
 def _is_plain(top: str) -> bool:

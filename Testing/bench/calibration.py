@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import find_card
 from medsegai.errors import MedSegAIError
 from medsegai.io import write_volume
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import find_card
 from medsegai.training.config import load_config
 from medsegai.training.data import VALIDATION, CaseSource, case_source
 from medsegai.volume import Geometry, Volume

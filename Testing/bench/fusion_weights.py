@@ -21,12 +21,12 @@ from calibration import FIRST, held_out_source, to_anterior_inferior_left
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import find_card
 from medsegai.families import Part, load_model
-from medsegai.fusion import Accumulator, side_aware_first
+from medsegai.inference.fusion import Accumulator, side_aware_first
+from medsegai.inference.probabilities import Block
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import find_card
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.training.data import VALIDATION

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from medsegai.card import Channel, MemberCard, ModelCard, card_from_dict, file_sha256
-from medsegai.catalogue import find_card
 from medsegai.engine import segment
 from medsegai.labels import Label
+from medsegai.models.card import Channel, MemberCard, ModelCard, card_from_dict, file_sha256
+from medsegai.models.catalogue import find_card
 from medsegai.networks.unet import build_unet
 from medsegai.preprocessing.tiles import gaussian, tile_starts
 from medsegai.progress import Progress

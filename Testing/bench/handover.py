@@ -32,13 +32,13 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from medsegai.boxes import label_boxes
 from medsegai.commands.demo import nilearn_scan
-from medsegai.handover import Case
-from medsegai.handover.dicom_seg import ENCODINGS, Maker, read_source, segmentation, stored
-from medsegai.handover.dicom_sr import measurement_report
-from medsegai.handover.report import Content, write_report
-from medsegai.handover.surfaces import FORMATS, file_name, surface_of, write_surface
+from medsegai.export import Case
+from medsegai.export.dicom_seg import ENCODINGS, Maker, read_source, segmentation, stored
+from medsegai.export.dicom_sr import measurement_report
+from medsegai.export.report import Content, write_report
+from medsegai.export.surfaces import FORMATS, file_name, surface_of, write_surface
 from medsegai.io import laid_on, read_labelmap, read_volume, to_sitk
-from medsegai.measurements import measure
+from medsegai.measurements.structures import measure
 from medsegai.volume import Geometry, Volume
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))

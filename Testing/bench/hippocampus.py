@@ -21,14 +21,14 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
-from medsegai.catalogue import find_card
 from medsegai.engine import segment
 from medsegai.errors import MedSegAIError
 from medsegai.evaluation import evaluate
 from medsegai.families.nnunet import convert
 from medsegai.io import read_labelmap
 from medsegai.labels import Label, Terminology
+from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.catalogue import find_card
 from medsegai.request import SegmentationRequest
 
 PAPER = {"2d": (0.885, 0.867), "3d_fullres": (0.899, 0.882)}

@@ -20,7 +20,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.engine import segment
 from medsegai.errors import InputError, MedSegAIError
@@ -33,6 +32,7 @@ from medsegai.evaluation import (
     read_mapping,
 )
 from medsegai.io import atomic_path, check_output, read_labelmap
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 

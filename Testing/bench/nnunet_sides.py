@@ -192,8 +192,8 @@ def after_one_tile(job: Job) -> float:
 
 def our_argmax(job: Job) -> Figures:
     """Logits read slab by slab as the engine does."""
-    from medsegai.probabilities import StreamedProbabilities
-    from medsegai.scale import Scale
+    from medsegai.inference.activation import Scale
+    from medsegai.inference.probabilities import StreamedProbabilities
     from medsegai.volume import Geometry
 
     values = torch.from_numpy(np.load(job["logits"])).float()

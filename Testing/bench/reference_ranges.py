@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from medsegai.boxes import Box, grown, label_boxes
-from medsegai.card import CARD_NAME, ModelCard, card_from_dict
-from medsegai.catalogue import find_card
 from medsegai.commands.console import table
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.evaluation import read_mapping
 from medsegai.io import atomic_path, read_labelmap
 from medsegai.labels import Label, counterparts
-from medsegai.plausibility import USUAL_LARGEST_PART, border_sides, parts_of, remarks
-from medsegai.quality import Reference
+from medsegai.measurements.plausibility import USUAL_LARGEST_PART, border_sides, parts_of, remarks
+from medsegai.models.card import CARD_NAME, ModelCard, card_from_dict
+from medsegai.models.catalogue import find_card
+from medsegai.models.quality import Reference
 from medsegai.training.config import load_config
 from medsegai.volume import Volume
 

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.catalogue import find_card
 from medsegai.engine import segment
 from medsegai.families._head import KEPT_MARGIN_MM
 from medsegai.families.quicknat import QuickNATModel
-from medsegai.fusion import Accumulator
+from medsegai.inference.fusion import Accumulator
+from medsegai.inference.probabilities import Block, Probabilities
 from medsegai.io import read_volume
+from medsegai.models.catalogue import find_card
 from medsegai.networks.backends import choose_compute, make_runner
 from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
 from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.preprocessing.views import thick_slices
-from medsegai.probabilities import Block, Probabilities
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Volume

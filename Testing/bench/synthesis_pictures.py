@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medsegai.card import load_card
+from medsegai.models.card import load_card
 from medsegai.training.config import load_config
 from medsegai.training.data import TRAINING, case_source
 

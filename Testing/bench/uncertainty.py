@@ -24,8 +24,6 @@ import numpy as np
 from malc import CREDIT, CSF, LABELS, MAPPING, REPOSITORY, SCAN
 from sklearn.metrics import roc_auc_score
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import find_card
 from medsegai.commands.calibrate import chosen_rows
 from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.commands.segment import comma_list
@@ -39,8 +37,10 @@ from medsegai.evaluation.refining import AS_PREDICTED, Worth, worth
 from medsegai.evaluation.scores import WORST, Correlation, Flags, Scored, correlation, judge
 from medsegai.io import read_volume, write_volume
 from medsegai.labels import Label
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import find_card
+from medsegai.models.quality import POOR_DICE, SCORES, Expected
 from medsegai.progress import Progress
-from medsegai.quality import POOR_DICE, SCORES, Expected
 
 NOISE = 0.15
 """Standard deviation of the noise in a spoiled scan, in parts of its brightest tissue."""

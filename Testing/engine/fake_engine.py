@@ -102,11 +102,12 @@ def slow_table(path: Path, *_others: object) -> None:
 
 
 def main() -> int:
-    from medsegai import cli, outputs
+    from medsegai import cli
+    from medsegai.output import result_files
 
     sys.modules["medsegai.engine"] = as_module()
     if os.environ.get("MEDSEGAI_FAKE_WAIT") == "write":
-        outputs.WRITERS["volumes"] = slow_table
+        result_files.WRITERS["volumes"] = slow_table
     return cli.main()
 
 

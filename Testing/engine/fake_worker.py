@@ -16,12 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from medsegai import worker
 from medsegai.errors import DeviceError
 from medsegai.labels import Label, Terminology
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.volume import Volume
+from medsegai.worker import server
 
 LABELS = (
     Label(
@@ -185,5 +185,5 @@ if __name__ == "__main__":
         os.write(1, b"Welcome to this Python\n")
     if start == "slow":
         time.sleep(1)
-    worker.ALIVE_SECONDS = float(os.environ.get("MEDSEGAI_FAKE_ALIVE", worker.ALIVE_SECONDS))
-    worker.main(fake_segment)
+    server.ALIVE_SECONDS = float(os.environ.get("MEDSEGAI_FAKE_ALIVE", server.ALIVE_SECONDS))
+    server.main(fake_segment)

@@ -21,11 +21,11 @@ from pydicom.uid import RLELossless
 
 import dicom_files
 import fake_engine
-from medsegai.batch import Case, find_cases, read_cases
-from medsegai.card import Channel
 from medsegai.cli import main
 from medsegai.errors import DeviceError, InputError
 from medsegai.io import read_volume
+from medsegai.models.card import Channel
+from medsegai.output.batch import Case, find_cases, read_cases
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume

@@ -16,14 +16,14 @@ import pytest
 
 import fake_engine
 import medsegai
-from medsegai import locks
-from medsegai.batch import PARTIAL, unfinished_hashes
-from medsegai.card import file_sha256
 from medsegai.cli import main
 from medsegai.errors import OutputError
 from medsegai.io import atomic_path, files_together
-from medsegai.locks import reserved
-from medsegai.outputs import recorded_hashes
+from medsegai.models.card import file_sha256
+from medsegai.output.batch import PARTIAL, unfinished_hashes
+from medsegai.output.result_files import recorded_hashes
+from medsegai.system import locks
+from medsegai.system.locks import reserved
 
 KILLED_AT = """
     import os, runpy, sys
@@ -214,7 +214,7 @@ def test_ctrl_c_moves_all_files_or_none(
 HOLDING = """
     import sys
     from pathlib import Path
-    from medsegai.locks import reserved
+    from medsegai.system.locks import reserved
     with reserved([Path(path) for path in sys.argv[1:]]):
         print("held", flush=True)
         sys.stdin.read()

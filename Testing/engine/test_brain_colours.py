@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsegai.catalogue import find_card
+from medsegai.models.catalogue import find_card
 
 APART = 20.0
 FROM_GREY = 15.0

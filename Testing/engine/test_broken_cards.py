@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import test_joint_model
-from medsegai import catalogue
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS, find_card, read_cards
 from medsegai.cli import main
 from medsegai.engine import peak_memory_mb, segment
 from medsegai.errors import MedSegAIError, ModelError, RequestError
 from medsegai.families import _memory, load_model
+from medsegai.models import catalogue
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS, find_card, read_cards
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 

@@ -11,8 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 from crossval_cases import two_balls, write, write_dataset
-from medsegai.card import CARD_NAME, load_card
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.cli import main
 from medsegai.engine import segment
 from medsegai.evaluation.calibration import reliability
@@ -27,6 +25,8 @@ from medsegai.evaluation.held_out import (
 )
 from medsegai.evaluation.mapping import LabelMapping
 from medsegai.labels import Label
+from medsegai.models.card import CARD_NAME, load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 

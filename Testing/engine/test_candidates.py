@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 import tiny_quicknat
 from images import DIRECTIONS
-from medsegai import protocol
 from medsegai.engine import segment
+from medsegai.inference.activation import Scale
 from medsegai.labels import Label
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
-from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
+from medsegai.worker import protocol
 from nnunet_models import Made, make_model
 from test_nnunet_parity import COARSE, REGIONS, made_image
 

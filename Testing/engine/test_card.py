@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from medsegai import catalogue
-from medsegai.card import ModelCard, card_from_dict, load_card
-from medsegai.catalogue import card_files, find_card, read_cards
 from medsegai.errors import ModelError
+from medsegai.models import catalogue
+from medsegai.models.card import ModelCard, card_from_dict, load_card
+from medsegai.models.catalogue import card_files, find_card, read_cards
 
 WEIGHTS = b"any bytes will do here"
 

@@ -20,14 +20,14 @@ from images import DIRECTIONS, ORIGIN_RAS, SPACING_MM
 from medsegai import __version__
 from medsegai.cli import main
 from medsegai.errors import InputError, ModelError, OutputError, RequestError
-from medsegai.handover import Case, load_case
-from medsegai.handover import export as export_module
-from medsegai.handover.export import Work
-from medsegai.handover.provenance import Provenance, of_report, provenance
-from medsegai.handover.report import Content, case_report
+from medsegai.export import Case, load_case
+from medsegai.export import files as export_module
+from medsegai.export.files import Work
+from medsegai.export.provenance import Provenance, of_report, provenance
+from medsegai.export.report import Content, case_report
 from medsegai.io import read_labelmap, write_segmentation, write_volume
 from medsegai.labels import Label
-from medsegai.measurements import measure
+from medsegai.measurements.structures import measure
 from medsegai.progress import Progress
 from medsegai.request import NOT_FOR_DIAGNOSIS
 from medsegai.volume import Geometry, Volume
@@ -232,7 +232,7 @@ def test_a_missing_library_is_named(
 
 
 def test_what_the_run_says(files: tuple[Path, Path], tmp_path: Path) -> None:
-    from medsegai.card import file_sha256
+    from medsegai.models.card import file_sha256
 
     run = tmp_path / "run.json"
     report = {

@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 
 import fake_engine
-from medsegai import errors, outputs
+from medsegai import errors
 from medsegai.cli import EXIT_CODES, build_parser, main
 from medsegai.commands.segment import request_from_arguments
-from medsegai.quality import quality_of
+from medsegai.models.quality import quality_of
+from medsegai.output import result_files
 from medsegai.request import SegmentationRequest, request_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -403,7 +404,7 @@ def test_too_little_memory_exits_with_6(
     def fail(*_arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(outputs, "render_preview", fail)
+    monkeypatch.setattr(result_files, "render_preview", fail)
     assert segment("--preview", out / "p.png") == 6
     assert "memory" in capsys.readouterr().err
     assert in_folder(out) == []
@@ -420,7 +421,7 @@ def test_a_defect_shows_its_traceback_and_leaves_no_file(
     def fail(*_arguments: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("medsegai.outputs.render_preview", fail)
+    monkeypatch.setattr("medsegai.output.result_files.render_preview", fail)
     with pytest.raises(ZeroDivisionError):
         segment("--preview", out / "p.png")
     assert in_folder(out) == []
@@ -437,7 +438,7 @@ def test_a_full_disk_exits_with_5_and_leaves_everything_as_it_was(
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setitem(outputs.WRITERS, "volumes", full)
+    monkeypatch.setitem(result_files.WRITERS, "volumes", full)
     assert segment("--volumes", out / "v.csv", "--overwrite") == 5
     error = capsys.readouterr().err
     assert "disk is full" in error

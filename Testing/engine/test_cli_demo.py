@@ -15,9 +15,9 @@ import pytest
 import slicerio
 
 import fake_engine
-from medsegai import catalogue
 from medsegai.cli import main
 from medsegai.commands.demo import FILES, nilearn_scan
+from medsegai.models import catalogue
 from test_models_command import write_model
 
 Capture = pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from PIL import Image
 import tiny_quicknat
 from medsegai.cli import main
 from medsegai.engine import STAGES
-from medsegai.outputs import WRITE_STAGE
+from medsegai.output.result_files import WRITE_STAGE
 
 ANNOUNCING = """
 import sys

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.cli import main
 from medsegai.commands.parsing import suggestion
 from medsegai.errors import ModelError, OutputError
 from medsegai.io import write_segmentation
 from medsegai.labels import Label
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.volume import Geometry, Volume
 
 Capture = pytest.CaptureFixture[str]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from medsegai import model_import
 from medsegai.cli import main
-from medsegai.confinement import confine
 from medsegai.errors import ModelError, UnsafeModelError
-from medsegai.model_import import Limits, import_model
+from medsegai.families import _importing
+from medsegai.families._importing import Limits, import_model
+from medsegai.system.confinement import confine
 from nnunet_models import make_model
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
@@ -24,7 +24,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp
 ATTEMPTS = """
     import ctypes, json, mmap, os, signal, socket, subprocess, sys, threading
     from pathlib import Path
-    from medsegai.confinement import confine, limit
+    from medsegai.system.confinement import confine, limit
 
     inside, outside = map(Path, sys.argv[1:])
     missing = confine(inside)
@@ -123,7 +123,7 @@ def conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Pa
     text = f"""
         import sys
         sys.path.remove({str(folder)!r})
-        import medsegai.model_import as real
+        import medsegai.families._importing as real
 
         def _stage(path, staged, id):
             import os, time
@@ -136,7 +136,7 @@ def conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Pa
     """
     (folder / "taken_over.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(model_import, "CHILD", "taken_over")
+    monkeypatch.setattr(_importing, "CHILD", "taken_over")
     (tmp_path / "x.pth").write_text("made by a stranger")
     return tmp_path / "x.pth"
 
@@ -159,8 +159,8 @@ def test_a_conversion_that_goes_wrong_ends_alone(
 ) -> None:
     path = conversion(monkeypatch, tmp_path, body)
     if "sleep" in body:
-        monkeypatch.setattr(model_import, "LEAST_SECONDS", 1)
-        monkeypatch.setattr(model_import, "START_SECONDS", 1)
+        monkeypatch.setattr(_importing, "LEAST_SECONDS", 1)
+        monkeypatch.setattr(_importing, "START_SECONDS", 1)
     start = time.monotonic()
     with pytest.raises(ModelError, match=words) as caught:
         import_model(path, own)
@@ -187,7 +187,7 @@ def test_a_larger_model_may_take_more(tmp_path: Path, monkeypatch: pytest.Monkey
         given.append(limits)
         return "was not started"
 
-    monkeypatch.setattr(model_import, "_run_child", run_child)
+    monkeypatch.setattr(_importing, "_run_child", run_child)
     for size in (0, 10 << 20):
         (tmp_path / "x.pth").write_bytes(bytes(size))
         with pytest.raises(ModelError, match="was not started"):

@@ -9,8 +9,6 @@ import pytest
 
 import medsegai.engine
 from crossval_cases import two_balls, write, write_dataset
-from medsegai.card import load_card
-from medsegai.catalogue import find_card
 from medsegai.cli import main
 from medsegai.errors import Cancelled, GeometryError, InputError, RequestError
 from medsegai.evaluation.crossval import (
@@ -28,6 +26,8 @@ from medsegai.evaluation.crossval import (
 from medsegai.evaluation.folds import dataset_cases
 from medsegai.io import read_volume
 from medsegai.labels import Label
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from nnunet_models import make_model

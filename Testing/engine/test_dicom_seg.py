@@ -28,8 +28,8 @@ from handover_cases import (
 )
 from medsegai.cli import main
 from medsegai.errors import InputError, RequestError
-from medsegai.handover import load_case
-from medsegai.handover.dicom_seg import ENCODINGS, Maker, read_source, segmentation, stored
+from medsegai.export import load_case
+from medsegai.export.dicom_seg import ENCODINGS, Maker, read_source, segmentation, stored
 from medsegai.io import write_segmentation, write_volume
 from medsegai.labels import Label
 from medsegai.volume import Volume

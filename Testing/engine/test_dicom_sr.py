@@ -15,10 +15,10 @@ import pytest
 from dicom_files import write_series
 from handover_cases import LABELS, complaints, described, drawn, exported, scan
 from medsegai.cli import main
-from medsegai.handover.dicom_seg import Source
-from medsegai.handover.dicom_sr import intensity_of
+from medsegai.export.dicom_seg import Source
+from medsegai.export.dicom_sr import intensity_of
 from medsegai.io import write_segmentation
-from medsegai.measurements import measure
+from medsegai.measurements.structures import measure
 
 pytest.importorskip("highdicom")
 

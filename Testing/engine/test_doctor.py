@@ -13,10 +13,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from medsegai import catalogue, doctor
+from medsegai import doctor
 from medsegai.cli import main
 from medsegai.doctor import Finding, Health, can_segment, examine, repairs
-from medsegai.machine import available_memory
+from medsegai.models import catalogue
+from medsegai.system.machine import available_memory
 from test_models_command import write_model
 
 Capture = pytest.CaptureFixture[str]

@@ -16,13 +16,13 @@ import medsegai
 import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
-from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, RequestError
 from medsegai.families import Part, Step
+from medsegai.inference.probabilities import Block
 from medsegai.labels import Label
+from medsegai.models.card import Channel, MemberCard, ModelCard
 from medsegai.networks.backends import Compute
 from medsegai.preprocessing.conform import conform, conformed_geometry
-from medsegai.probabilities import Block
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsegai.catalogue import find_card
 from medsegai.evaluation import read_mapping
 from medsegai.io import read_labelmap, read_volume
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 

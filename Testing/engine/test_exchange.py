@@ -13,9 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsegai import exchange, protocol
 from medsegai.errors import OutputError, WorkerError
-from medsegai.exchange import BLOCK_BYTES, ExchangeFolder, Travel, blocks, file_in, take_block
+from medsegai.worker import array_transfer, protocol
+from medsegai.worker.array_transfer import (
+    BLOCK_BYTES,
+    ExchangeFolder,
+    Travel,
+    blocks,
+    file_in,
+    take_block,
+)
 
 NAME = "0123456789abcdef" * 2 + ".npy"
 
@@ -149,12 +156,12 @@ def test_the_sweep_leaves_the_living_and_the_strangers_alone(tmp_path: Path) -> 
 
 def test_the_sweep_knows_that_processes_of_other_containers_cannot_be_seen(tmp_path: Path) -> None:
     """Two containers that share a temporary folder each have a process of any number, or have it not."""
-    old = time.time() - 2 * exchange.ABANDONED_SECONDS
+    old = time.time() - 2 * array_transfer.ABANDONED_SECONDS
     held = ExchangeFolder(tmp_path)
     theirs = held.path.rename(tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-held")
     fresh = tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-fresh"
     dead = tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-dead"
-    here = tmp_path / f"medsegai-exchange-{2**22 + 1}.{exchange._numbering()}-x"
+    here = tmp_path / f"medsegai-exchange-{2**22 + 1}.{array_transfer._numbering()}-x"
     for folder in (fresh, dead, here):
         folder.mkdir()
     for folder in (theirs, dead):
@@ -188,7 +195,7 @@ def test_the_working_folder_is_no_temporary_folder(
     """Python takes it as a last resort; there it would lie among the user's files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", "/proc/full")
-    monkeypatch.setattr(exchange.tempfile, "gettempdir", os.getcwd)
+    monkeypatch.setattr(array_transfer.tempfile, "gettempdir", os.getcwd)
     with pytest.raises(OutputError, match="/proc/full is full or read-only"):
         ExchangeFolder()
     assert list(tmp_path.iterdir()) == []
@@ -199,7 +206,7 @@ def test_the_working_folder_is_no_temporary_folder(
 def test_every_temporary_folder_is_made_in_a_place_that_was_looked_at() -> None:
     """Without `dir`, Python falls back to the working folder."""
     found = []
-    for path in Path(exchange.__file__).parent.rglob("*.py"):
+    for path in Path(array_transfer.__file__).parents[1].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 of_tempfile = (
@@ -215,7 +222,7 @@ def test_without_any_temporary_folder_the_way_out_is_told(monkeypatch: pytest.Mo
     def none_usable() -> str:
         raise FileNotFoundError("No usable temporary directory found")
 
-    monkeypatch.setattr(exchange.tempfile, "gettempdir", none_usable)
+    monkeypatch.setattr(array_transfer.tempfile, "gettempdir", none_usable)
     with pytest.raises(OutputError, match="TMPDIR"):
         ExchangeFolder()
 

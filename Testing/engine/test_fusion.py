@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from medsegai.fusion import Accumulator, fuse, read_members
-from medsegai.probabilities import Block, JointProbabilities
+from medsegai.inference.fusion import Accumulator, fuse, read_members
+from medsegai.inference.probabilities import Block, JointProbabilities
 from medsegai.volume import Geometry
 
 LABELS = (0, 2, 41, 16)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medsegai.card import load_card
+from medsegai.models.card import load_card
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,6 @@ import pytest
 from dicom_files import write_series
 from handover_cases import ANATOMY, LABELS, SHAPE, complaints, described, drawn, scan
 from images import SPACING_MM
-from medsegai import protocol
 from medsegai.cli import main
 from medsegai.errors import (
     Cancelled,
@@ -23,14 +22,14 @@ from medsegai.errors import (
     OutputExistsError,
     RequestError,
 )
-from medsegai.handover import jobs
-from medsegai.handover.jobs import export_segments, measure_segments, reference_of
 from medsegai.io import write_segmentation, write_volume
 from medsegai.labels import Label
+from medsegai.models.quality import Reference
 from medsegai.progress import Progress
-from medsegai.quality import Reference
-from medsegai.tasks import ExportRequest, MeasurementRequest, Part
 from medsegai.volume import Geometry, Volume
+from medsegai.worker import measure_and_export_jobs, protocol
+from medsegai.worker.measure_and_export_jobs import export_segments, measure_segments, reference_of
+from medsegai.worker.requests import ExportRequest, MeasurementRequest, Part
 
 pytest.importorskip("highdicom")
 pytest.importorskip("manifold3d")
@@ -104,7 +103,9 @@ def test_what_is_plausible_is_said_of_the_models_structures_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known = Reference("made up", {3: (1, 2), 9: (3, 4)}, {3: (-5, 5)}, {9: 0.9, 400: 0.8})
-    monkeypatch.setattr(jobs, "find_card", lambda _: SimpleNamespace(reference=known))
+    monkeypatch.setattr(
+        measure_and_export_jobs, "find_card", lambda _: SimpleNamespace(reference=known)
+    )
     assert reference_of(["one"]) == known
     less = reference_of(["one"], [9])
     assert less == Reference("made up", {3: (1, 2)}, {3: (-5, 5)}, {400: 0.8})

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from medsegai.boxes import label_boxes
-from medsegai.card import ModelCard, load_card
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.engine import segment
 from medsegai.evaluation import evaluate
 from medsegai.io import read_labelmap, read_volume
+from medsegai.models.card import ModelCard, load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Volume
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
 
 import tiny_quicknat
-from medsegai.card import ModelCard, file_sha256, load_card
 from medsegai.engine import segment
 from medsegai.errors import ModelError
+from medsegai.models.card import ModelCard, file_sha256, load_card
 from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
 from medsegai.preprocessing.conform import LIA
 from medsegai.request import SegmentationRequest

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsegai import doctor, machine
+from medsegai import doctor
 from medsegai.io import files
 from medsegai.networks import backends
+from medsegai.system import machine
 
 GIB = 2**30
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

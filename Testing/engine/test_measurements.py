@@ -17,7 +17,7 @@ from medsegai.cli import main
 from medsegai.errors import GeometryError, InputError
 from medsegai.io import laid_on, read_labelmap, to_sitk, write_segmentation, write_volume
 from medsegai.labels import Label, Terminology, counterparts
-from medsegai.measurements import (
+from medsegai.measurements.structures import (
     COLUMNS,
     measure,
     surface_area,
@@ -25,7 +25,7 @@ from medsegai.measurements import (
     write_csv,
     write_json,
 )
-from medsegai.quality import Reference
+from medsegai.models.quality import Reference
 from medsegai.volume import Geometry, Volume
 
 RED = (255, 0, 0)

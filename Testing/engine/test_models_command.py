@@ -16,11 +16,12 @@ import torch
 from safetensors.numpy import save_file
 
 import medsegai.families
-from medsegai import catalogue, model_import
-from medsegai.card import card_from_dict, load_card
 from medsegai.cli import main
 from medsegai.errors import ModelError, OutputError
-from medsegai.model_import import import_model
+from medsegai.families import _importing
+from medsegai.families._importing import import_model
+from medsegai.models import catalogue
+from medsegai.models.card import card_from_dict, load_card
 
 Capture = pytest.CaptureFixture[str]
 
@@ -65,7 +66,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's models, in a folder that does not exist yet; `bundled` is empty."""
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
-    for module in (catalogue, model_import, sys.modules["medsegai.commands.models"]):
+    for module in (catalogue, _importing, sys.modules["medsegai.commands.models"]):
         monkeypatch.setattr(module, "BUNDLED_MODELS", tmp_path / "bundled")
     return tmp_path / "own"
 
@@ -73,7 +74,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
-    monkeypatch.setattr(model_import, "_stage_confined", model_import._stage)
+    monkeypatch.setattr(_importing, "_stage_confined", _importing._stage)
 
 
 def tree(folder: Path) -> list[str]:
@@ -127,7 +128,7 @@ def test_show_tells_what_a_user_must_know(own: Path, capsys: Capture) -> None:
 
 
 def test_show_tells_what_is_plausible_and_by_whose_measure(capsys: Capture) -> None:
-    folder = Path(catalogue.__file__).with_name("models") / "brain"
+    folder = Path(catalogue.__file__).with_name("bundled") / "brain"
     assert main(["models", "show", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "15 label maps of whole heads" in shown
@@ -229,7 +230,7 @@ def test_nothing_is_copied_before_it_is_known_to_be_of_the_model(
             file.truncate(size)
     staged = tmp_path / "staged"
     with pytest.raises(ModelError, match=words):
-        model_import._stage(source, staged, None)
+        _importing._stage(source, staged, None)
     copied = sum(path.stat().st_size for path in staged.iterdir()) if staged.exists() else 0
     assert copied < 1 << 16
 
@@ -292,7 +293,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     source = write_model(tmp_path / "download")
-    monkeypatch.setattr("medsegai.model_import.shutil.copyfile", full)
+    monkeypatch.setattr("medsegai.families._importing.shutil.copyfile", full)
     with pytest.raises(OutputError, match="No space left"):
         import_model(source, own)
     assert not list(own.iterdir())
@@ -309,7 +310,7 @@ def foreign_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "foreign_for_tests.py").write_text(
         "import shutil\n"
         "from pathlib import Path\n"
-        "from medsegai.card import ModelCard, load_card\n"
+        "from medsegai.models.card import ModelCard, load_card\n"
         "def import_model(path: Path, destination: Path) -> ModelCard | None:\n"
         "    if path.suffix != '.foreign':\n"
         "        return None\n"
@@ -379,6 +380,6 @@ def test_nothing_outside_the_models_folder_is_used(
         seen.append(Path(options["dir"]))
         return made(**options)
 
-    monkeypatch.setattr("medsegai.model_import.tempfile.TemporaryDirectory", spy)
+    monkeypatch.setattr("medsegai.families._importing.tempfile.TemporaryDirectory", spy)
     import_model(write_model(tmp_path / "download"), own)
     assert seen == [own]

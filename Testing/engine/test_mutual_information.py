@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from medsegai import engine
-from medsegai.catalogue import find_card
 from medsegai.families import load_model
-from medsegai.fusion import Accumulator, fuse, read_disagreement
+from medsegai.inference.activation import Scale
+from medsegai.inference.fusion import Accumulator, fuse, read_disagreement
+from medsegai.inference.probabilities import Block
 from medsegai.io import read_volume
+from medsegai.models.catalogue import find_card
 from medsegai.networks.backends import choose_compute
-from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.scale import Scale
 from medsegai.volume import Geometry
 
 LABELS = (0, 5, 7)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medsegai.card import ModelCard
-from medsegai.nnunet_plans import card_of_folder
+from medsegai.models.card import ModelCard
+from medsegai.models.nnunet_plans import card_of_folder
 from nnunet_models import PREPROCESSED, RAW, Made, make_model, nnunet_folders
 
 CASES = {0: ("case_0", "case_1"), 1: ("case_2", "case_3")}

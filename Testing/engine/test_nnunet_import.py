@@ -20,14 +20,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsegai import catalogue, model_import
-from medsegai.card import ModelCard, load_card
-from medsegai.catalogue import find_card
 from medsegai.cli import main
 from medsegai.errors import InputError, ModelError, UnsafeModelError
-from medsegai.families import load_model
+from medsegai.families import _importing, load_model
+from medsegai.families._importing import import_model
 from medsegai.families.nnunet.model import FoldNetwork
-from medsegai.model_import import import_model
+from medsegai.models import catalogue
+from medsegai.models.card import ModelCard, load_card
+from medsegai.models.catalogue import find_card
 from nnunet_models import (
     Made,
     export_zip,
@@ -51,7 +51,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
-    monkeypatch.setattr(model_import, "_stage_confined", model_import._stage)
+    monkeypatch.setattr(_importing, "_stage_confined", _importing._stage)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,7 @@ def test_what_a_killed_import_leaves_goes_at_the_next(trained: Path, own: Path) 
 def test_what_is_old_goes_wherever_locks_are_missing(
     trained: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medsegai.model_import._try_lock", lambda file: False)
+    monkeypatch.setattr("medsegai.families._importing._try_lock", lambda file: False)
     old, new = own / ".import-old", own / ".import-new"
     for folder in (old, new):
         write_json(folder / "models" / "x.json", {})

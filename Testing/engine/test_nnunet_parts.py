@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import ModelError
 from medsegai.families import load_model
 from medsegai.families.nnunet import preparation
-from medsegai.nnunet_parts import (
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
+from medsegai.models.nnunet_parts import (
     LABEL_MANAGERS,
     NETWORKS,
     NORMALISERS,
@@ -28,7 +28,7 @@ from medsegai.nnunet_parts import (
     TRAINERS,
     Parts,
 )
-from medsegai.nnunet_plans import card_of_folder
+from medsegai.models.nnunet_plans import card_of_folder
 from medsegai.preprocessing.normalisation import SCHEMES
 from nnunet_models import NETWORK_MODULES, in_plans, require_nnunet, results_of
 from test_nnunet_refused import in_configuration

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsegai.card import Channel, ModelCard
-from medsegai.catalogue import find_card
 from medsegai.errors import ModelError
-from medsegai.nnunet_plans import card_of_folder, is_nnunet_folder
+from medsegai.models.card import Channel, ModelCard
+from medsegai.models.catalogue import find_card
+from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 from nnunet_models import (
     PREPROCESSED,
     RAW,
@@ -112,7 +112,10 @@ def test_a_folder_that_nnunet_made_is_a_model(tmp_path: Path) -> None:
 
 def test_no_torch_is_loaded_for_it(tmp_path: Path) -> None:
     folder = write_folders(tmp_path)
-    code = f"from medsegai.catalogue import find_card; find_card({str(folder)!r}); import sys; print(*sys.modules)"
+    code = (
+        "import sys; from medsegai.models.catalogue import find_card; "
+        f"find_card({str(folder)!r}); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "nnunetv2", "scipy", "SimpleITK"} & set(done.stdout.split())
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from medsegai.catalogue import find_card
 from medsegai.errors import ModelError
 from medsegai.families import load_model
-from medsegai.nnunet_plans import card_of_folder, is_nnunet_folder
+from medsegai.models.catalogue import find_card
+from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 from nnunet_models import (
     edit,
     in_plans,

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from medsegai.cli import main
 from medsegai.commands.console import ProgressBar
 from medsegai.io import write_table
-from medsegai.outside_text import VisibleStream, one_line, table_cell, unformatted, visible
 from medsegai.progress import ProgressEvent
+from medsegai.system.outside_text import VisibleStream, one_line, table_cell, unformatted, visible
 from test_cli_console import Terminal
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\x08\r\u202egnp.exe"

@@ -11,10 +11,10 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from medsegai import plausibility
 from medsegai.labels import Label
-from medsegai.plausibility import remarks
-from medsegai.quality import Reference
+from medsegai.measurements import plausibility
+from medsegai.measurements.plausibility import remarks
+from medsegai.models.quality import Reference
 from medsegai.volume import Geometry, Volume
 
 LEFT, RIGHT, LIVER = (

@@ -11,10 +11,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from medsegai import preview
 from medsegai.errors import GeometryError
 from medsegai.labels import Label
-from medsegai.preview import GAP, LINE_HEIGHT, LONGEST_SIDE, MARGIN_MM, PLANES, render_preview
+from medsegai.output import preview
+from medsegai.output.preview import (
+    GAP,
+    LINE_HEIGHT,
+    LONGEST_SIDE,
+    MARGIN_MM,
+    PLANES,
+    render_preview,
+)
 from medsegai.volume import Geometry, Volume
 
 RIGHT = Label(1, "Right ball", (255, 0, 0))

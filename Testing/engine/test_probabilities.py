@@ -6,14 +6,14 @@ import torch
 from scipy import ndimage, stats
 
 from images import DIRECTIONS
-from medsegai import grid_points, probabilities
-from medsegai.probabilities import (
+from medsegai.inference import grid_sampling, probabilities
+from medsegai.inference.activation import Scale
+from medsegai.inference.probabilities import (
     JointProbabilities,
     Probabilities,
     StreamedProbabilities,
     read_nearest,
 )
-from medsegai.scale import Scale
 from medsegai.volume import Geometry
 
 NATIVE = Geometry.from_spacing(
@@ -273,7 +273,7 @@ def test_memory_may_be_bounded_without_another_result(
     """A few points at a time, among a few rows of two planes, or all by one table."""
     part, grid = Probabilities(LABELS, NATIVE, logits(), Scale.LOGITS), target(directions)
     expected = part.read(grid, 8, 12), part.argmax(grid, 8, 12)
-    monkeypatch.setattr(grid_points, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(grid_sampling, "VALUES_AT_ONCE", at_once)
     monkeypatch.setattr(probabilities, "VALUES_AT_ONCE", at_once)
     torch.testing.assert_close(part.read(grid, 8, 12), expected[0])
     assert torch.equal(part.argmax(grid, 8, 12), expected[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsegai import errors, protocol
+from medsegai import errors
 from medsegai.errors import (
     Cancelled,
     DeviceError,
@@ -26,6 +26,7 @@ from medsegai.labels import Label, Terminology
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry, Volume
+from medsegai.worker import protocol
 
 OBLIQUE = np.array(
     [

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from medsegai.labels import Label
-from medsegai.quality import (
+from medsegai.models.quality import (
     SCORES,
     Calibration,
     Expected,

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from medsegai.boxes import label_boxes
-from medsegai.card import load_card
-from medsegai.catalogue import find_card
 from medsegai.cli import main
 from medsegai.evaluation import read_mapping
 from medsegai.io import read_labelmap, write_segmentation
 from medsegai.labels import Label
-from medsegai.plausibility import remarks
-from medsegai.quality import Reference
+from medsegai.measurements.plausibility import remarks
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import find_card
+from medsegai.models.quality import Reference
 from medsegai.volume import Geometry, Volume
 
 BENCH = Path(__file__).parents[1] / "bench"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import tiny_quicknat
-from medsegai.card import CARD_NAME, load_card
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
+from medsegai.models.card import CARD_NAME, load_card
 from medsegai.refinements import Draft, apply, parse, title
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume

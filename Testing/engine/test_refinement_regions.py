@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medsegai.answer import Answer
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, RequestError
-from medsegai.fusion import Fused
+from medsegai.inference.activation import Scale
+from medsegai.inference.fusion import Fused
+from medsegai.inference.probabilities import Probabilities
+from medsegai.inference.result_builder import Answer
 from medsegai.io import read_volume
 from medsegai.labels import Label
-from medsegai.probabilities import Probabilities
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, apply, parse, refinement_names, title
-from medsegai.regions import Regions, apply_to_regions
+from medsegai.refinements._overlapping import Regions, apply_to_regions
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult
-from medsegai.scale import Scale
 from medsegai.volume import Volume
 from nnunet_models import Made, make_model
 from refinement_cases import SHAPE, grid, image_of

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.engine import segment
 from medsegai.evaluation import evaluate
 from medsegai.evaluation.refining import (
@@ -22,6 +20,8 @@ from medsegai.evaluation.refining import (
 )
 from medsegai.io import read_labelmap, read_volume
 from medsegai.labels import Label
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.refinements import Draft, apply
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsegai import protocol
 from medsegai.errors import Cancelled, RequestError, WorkerError
-from medsegai.exchange import ExchangeFolder
 from medsegai.labels import Label
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, apply
-from medsegai.refining import kept, on_grid, refine
 from medsegai.request import Candidates
-from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
+from medsegai.worker import protocol
+from medsegai.worker.array_transfer import ExchangeFolder
+from medsegai.worker.refine_job import kept, on_grid, refine
+from medsegai.worker.requests import RefinementRequest, RefinementResult
 
 SHAPE = (8, 11, 14)
 LIVER, SPLEEN = Label(1, "Liver", (200, 100, 50)), Label(2, "Spleen", (50, 100, 200))
@@ -180,7 +180,7 @@ def test_request_and_result_cross_the_pipe_as_they_are() -> None:
 
 
 def test_every_kind_of_job_has_somebody_who_does_it() -> None:
-    from medsegai.worker import WORK
+    from medsegai.worker.server import WORK
 
     assert set(WORK) == set(protocol.KINDS)
     with pytest.raises(WorkerError, match="no job for a str"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsegai.card import load_card
 from medsegai.errors import ModelError, UnsafeModelError
 from medsegai.families.quicknat import import_model
+from medsegai.models.card import load_card
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.released import read_released, released_config
 

@@ -15,7 +15,7 @@ from medsegai.evaluation.scores import (
     expectations,
     judge,
 )
-from medsegai.quality import POOR_DICE, Expected
+from medsegai.models.quality import POOR_DICE, Expected
 
 STRUCTURES = {1: 0.9, 2: 0.7, 3: 0.5}
 
@@ -129,7 +129,7 @@ def test_what_is_expected_to_be_poor_is_flagged_within_the_limits_too() -> None:
 
 
 def test_a_good_score_catches_what_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medsegai.quality.POOR_DICE", 0.0)  # the limits alone
+    monkeypatch.setattr("medsegai.models.quality.POOR_DICE", 0.0)  # the limits alone
     good, poor = (cross_fitted_flags(made(strength), "iou") for strength in (0.9, 0.0))
     assert good is not None
     assert poor is not None

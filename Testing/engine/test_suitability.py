@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from dicom_files import write_series
-from medsegai.card import Channel, ModelCard, card_from_dict
-from medsegai.catalogue import find_card
 from medsegai.cli import main
 from medsegai.errors import MismatchError
 from medsegai.io import read_volume
-from medsegai.suitability import check_suits, doubts
+from medsegai.models.card import Channel, ModelCard, card_from_dict
+from medsegai.models.catalogue import find_card
+from medsegai.models.suitability import check_suits, doubts
 from medsegai.volume import Geometry, Volume
 
 BRAIN, HIPPOCAMPUS = find_card("brain"), find_card("hippocampus")

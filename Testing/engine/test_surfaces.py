@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from images import DIRECTIONS, ORIGIN_RAS, SPACING_MM
 from medsegai.boxes import label_boxes
 from medsegai.errors import InputError, OutputError, RequestError
-from medsegai.handover.surfaces import (
+from medsegai.export.surfaces import (
     FORMATS,
     SPACES,
     Surface,

@@ -12,11 +12,11 @@ from scipy import special
 import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
-from medsegai.card import load_card
-from medsegai.probabilities import JointProbabilities, Probabilities, Readable, runner_up
-from medsegai.quality import Calibration
+from medsegai.inference.activation import Scale
+from medsegai.inference.probabilities import JointProbabilities, Probabilities, Readable, runner_up
+from medsegai.models.card import load_card
+from medsegai.models.quality import Calibration
 from medsegai.request import SegmentationRequest
-from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
 
 NATIVE = Geometry.from_spacing((9, 10, 11), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), DIRECTIONS["LIA"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medsegai.card import ModelCard, load_card
-from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.models.card import ModelCard, load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.networks.quicknat import QuickNAT
 from medsegai.networks.volumetric import build_network
 from medsegai.training.checkpoint import read_log

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.cli import build_parser
 from medsegai.errors import RequestError
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.training.config import TrainingConfig, configured, load_config
 from training_phantom import TRAINING_FILE
 

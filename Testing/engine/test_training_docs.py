@@ -9,8 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from medsegai.card import load_card
 from medsegai.cli import main
+from medsegai.models.card import load_card
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from crossval_cases import two_balls, write_dataset
-from medsegai.catalogue import find_card
 from medsegai.cli import main
 from medsegai.errors import Cancelled, InputError, MedSegAIError, RequestError
 from medsegai.io import read_labelmap
+from medsegai.models.catalogue import find_card
 from medsegai.networks.backends import choose_compute
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.progress import Progress, ProgressEvent

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 import medsegai
-from medsegai.card import load_card
 from medsegai.cli import main
 from medsegai.errors import (
     Cancelled,
@@ -27,9 +26,10 @@ from medsegai.errors import (
     OutputError,
     RequestError,
 )
-from medsegai.locks import reserved
+from medsegai.models.card import load_card
 from medsegai.networks.quicknat import QuickNAT
 from medsegai.progress import Progress, ProgressEvent
+from medsegai.system.locks import reserved
 from medsegai.training.checkpoint import read_log
 from medsegai.training.config import TrainingConfig, load_config
 from medsegai.training.data import TRAINING, VALIDATION, Sample, case_source

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medsegai.card import load_card
+from medsegai.models.card import load_card
 from medsegai.training.config import load_config
 from medsegai.training.data import TRAINING, VALIDATION, CaseSource, case_source, conform_axes
 from medsegai.training.synthesis import (

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import medsegai
-from medsegai.card import load_card
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
 from medsegai.io import read_labelmap
+from medsegai.models.card import load_card
 from medsegai.networks.compact_unet import (
     CompactUNet,
     CompactUNetConfig,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medsegai.uncertainty import Agreement
+from medsegai.inference.agreement import Agreement
 
 MEASURES = ("volume_cv", "pairwise_dice", "iou", "mean_entropy", "mutual_information")
 
@@ -72,7 +72,7 @@ def test_slabs_give_what_the_whole_volume_gives(count: int, dtype: type[np.gener
 
 
 def test_slabs_larger_than_one_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medsegai.uncertainty._COLUMNS", 100)
+    monkeypatch.setattr("medsegai.inference.agreement._COLUMNS", 100)
     members, fused, voxel_entropy = noisy_members(4, np.uint8)
     agreement = Agreement(4, [1, 5])
     information = voxel_entropy**2

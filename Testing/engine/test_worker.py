@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medsegai import engine, protocol
-from medsegai import worker as worker_module
+from medsegai import engine
 from medsegai.errors import Cancelled
-from medsegai.exchange import ExchangeFolder, blocks, take_block
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
+from medsegai.worker import protocol
+from medsegai.worker import server as worker_module
+from medsegai.worker.array_transfer import ExchangeFolder, blocks, take_block
 from tiny_quicknat import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -424,7 +425,7 @@ def test_a_missing_package_is_named_with_the_way_out(tmp_path: Path) -> None:
         "import sys\n"
         "for name in ('torch', 'SimpleITK', 'nibabel', 'scipy', 'safetensors'):\n"
         "    sys.modules[name] = None\n"
-        "from medsegai.worker import main\n"
+        "from medsegai.worker.server import main\n"
         "main()\n"
     )
     talk = Talk([sys.executable, "-c", code], tmp_path)

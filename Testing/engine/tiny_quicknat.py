@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from medsegai.card import ModelCard, file_sha256, load_card
+from medsegai.models.card import ModelCard, file_sha256, load_card
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 
 LEFT, RIGHT, MIDDLE = 2, 41, 16

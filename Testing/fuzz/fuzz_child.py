@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from fuzz_targets import TARGETS, Target
-from medsegai.confinement import limit
 from medsegai.errors import MedSegAIError
+from medsegai.system.confinement import limit
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS, MEMORY = 30.0, 600 << 20

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 import dicom_files
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.labels import Label
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.volume import Geometry, Volume
 
 LABELS = [Label(1, "Liver", (9, 9, 9)), Label(2, "Spleen", (90, 9, 9))]
@@ -201,8 +201,8 @@ def cards() -> list[bytes]:
 
 
 def card(content: bytes, folder: Path) -> object:
-    from medsegai.card import load_card
     from medsegai.commands.models import describe_card
+    from medsegai.models.card import load_card
 
     (folder / "card.json").write_bytes(content)
     found = load_card(folder)
@@ -272,7 +272,7 @@ def _model_folder() -> bytes:
 def import_of_a_model(content: bytes, folder: Path) -> object:
     """What the confined process of `models import` does; then its networks are read, as the engine does."""
     from medsegai.families import load_model
-    from medsegai.model_import import _check_staged, _stage
+    from medsegai.families._importing import _check_staged, _stage
 
     source, staged = folder / "model.zip", folder / "staged"
     if content.startswith(b"{"):
@@ -313,7 +313,7 @@ def plans() -> list[bytes]:
 
 def nnunet_folder(content: bytes, folder: Path) -> object:
     import test_checkpoints
-    from medsegai.nnunet_plans import card_of_folder
+    from medsegai.models.nnunet_plans import card_of_folder
 
     results = folder / "Dataset999_Tiny" / "nnUNetTrainer__nnUNetPlans__2d"
     (results / "fold_0").mkdir(parents=True)
@@ -349,8 +349,8 @@ def lines() -> list[bytes]:
 
 def pipe(content: bytes, folder: Path) -> object:
     """Every line is answered in JSON or obeyed, and the worker stays."""
-    from medsegai.protocol import decode
-    from medsegai.worker import Worker
+    from medsegai.worker.protocol import decode
+    from medsegai.worker.server import Worker
 
     outgoing = io.BytesIO()
     worker = Worker({"segment": lambda request, progress: None}, io.BytesIO(content), outgoing)
@@ -370,8 +370,8 @@ def tables() -> list[bytes]:
 
 
 def table(content: bytes, folder: Path) -> object:
-    from medsegai.batch import read_cases
-    from medsegai.card import Channel
+    from medsegai.models.card import Channel
+    from medsegai.output.batch import read_cases
 
     (folder / "x.nii").touch()
     return read_cases(content, "table", folder, [Channel("MR", "MR")])

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from medsegai import preview
 from medsegai.labels import Label
+from medsegai.output import preview
 from medsegai.volume import Volume
 
 SIDE_MM = 56

@@ -89,7 +89,7 @@ def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "models"))
     folder = tmp_path / "models" / "quick"
     folder.mkdir(parents=True)
-    source = MODULE_FOLDER / "medsegai" / "models" / "brain" / "card.json"
+    source = MODULE_FOLDER / "medsegai" / "models" / "bundled" / "brain" / "card.json"
     (folder / "card.json").write_text(json.dumps(json.loads(source.read_text()) | {"id": "quick"}))
     return folder
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 import fake_worker
-from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.errors import MedSegAIError, WorkerError
+from medsegai.models.card import Channel, MemberCard, ModelCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.tasks import RefinementRequest
 from medsegai.volume import Geometry, Volume
+from medsegai.worker.requests import RefinementRequest
 from MedSegAILib.controller import Controller
+from MedSegAILib.doubtful_places import DoubtfulPlace, Step
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.models import ModelBrowser
@@ -31,10 +32,16 @@ from MedSegAILib.panel.refining import RefineView
 from MedSegAILib.panel.results import ResultsView
 from MedSegAILib.panel.settings import SettingsWidgets
 from MedSegAILib.panel.surfaces import SurfacesBar
-from MedSegAILib.places import DoubtfulPlace, Step
+from MedSegAILib.panel_values import (
+    Choice,
+    PlaceChoice,
+    RefineChoice,
+    SegmentRow,
+    SeriesRow,
+    StructureRow,
+)
 from MedSegAILib.signals import Signal
-from MedSegAILib.view import Choice, PlaceChoice, RefineChoice, SegmentRow, SeriesRow, StructureRow
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 from MedSegAILib.worker.queue import JobQueue
 
 HEAD = Volume(np.full((4, 5, 6), 150.0), Geometry.from_spacing((4, 5, 6), (1, 1, 2)), "Head")

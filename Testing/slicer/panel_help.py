@@ -11,8 +11,8 @@ from PySide6.QtTest import QTest
 from slicer.util import updateVolumeFromArray
 
 import pythonqt
-from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.labels import Label
+from medsegai.models.card import Channel, MemberCard, ModelCard
 from MedSegAILib.panel import Panel
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -18,10 +18,10 @@ from PySide6 import QtCore
 
 import pythonqt
 from controller_help import House, brain
-from medsegai.batch import read_cases
-from medsegai.card import Channel
 from medsegai.cli import build_parser
 from medsegai.errors import InputError, WorkerError
+from medsegai.models.card import Channel
+from medsegai.output.batch import read_cases
 from medsegai.refinements import parse
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.controller.batches import case_name
@@ -29,9 +29,9 @@ from MedSegAILib.host import Host
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.options import ELSEWHERE
 from MedSegAILib.panel.process import Programs
+from MedSegAILib.panel_values import BatchChoice, CaseRow, SeriesRow
 from MedSegAILib.scene import dicom_database
-from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 from panel_help import UI, Heard, click, find, new_panel
 from stand_ins import faced, put_object
 

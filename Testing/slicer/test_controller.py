@@ -14,7 +14,6 @@ import pytest
 
 import fake_worker
 from controller_help import HEAD, House, Node
-from medsegai.card import Channel
 from medsegai.errors import (
     Cancelled,
     DeviceError,
@@ -23,12 +22,13 @@ from medsegai.errors import (
     OutputError,
     WorkerError,
 )
+from medsegai.models.card import Channel
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest
 from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.view import Choice, StructureRow, Verdict
-from MedSegAILib.worker.place import Place
+from MedSegAILib.panel_values import Choice, StructureRow, Verdict
+from MedSegAILib.worker.location import Place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from controller_help import House, Node
-from medsegai.catalogue import BUNDLED_MODELS
 from medsegai.errors import (
     Cancelled,
     InputError,
@@ -19,14 +18,15 @@ from medsegai.errors import (
     OutputExistsError,
     WorkerError,
 )
-from medsegai.tasks import ExportResult
-from MedSegAILib import model_shelf
+from medsegai.models.catalogue import BUNDLED_MODELS
+from medsegai.worker.requests import ExportResult
+from MedSegAILib import model_search
 from MedSegAILib.controller.devices import Devices
+from MedSegAILib.doubtful_places import DoubtfulPlace
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.places import DoubtfulPlace
-from MedSegAILib.view import HandOverChoice, PlaceChoice, StructureRow
-from MedSegAILib.worker.examination import Report
-from MedSegAILib.worker.place import Place, PlaceKind
+from MedSegAILib.panel_values import HandOverChoice, PlaceChoice, StructureRow
+from MedSegAILib.worker.environment_check import Report
+from MedSegAILib.worker.location import Place, PlaceKind
 
 ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, "check", "", "flagged")
 GOOD = StructureRow("002_Stem", "Brain stem", (1, 2, 3), 4.0, "good", "", "notstarted")
@@ -514,26 +514,26 @@ def test_models_of_this_computer_are_looked_after_here(house: House) -> None:
 
 
 def test_search_finds_words_anywhere_and_filters_join() -> None:
-    cards, problems = model_shelf.read_cards(sorted(BUNDLED_MODELS.glob("*/card.json")))
+    cards, problems = model_search.read_cards(sorted(BUNDLED_MODELS.glob("*/card.json")))
     assert not problems
     for text in ("hippocampus", "QUICKNAT head", ""):
-        assert cards[0] in model_shelf.found(cards, model_shelf.Query(text)), text
-    assert model_shelf.found(cards, model_shelf.Query("kidney")) == []
-    assert model_shelf.found(cards, model_shelf.Query("", "CT")) == []
-    assert cards[0] in model_shelf.found(cards, model_shelf.Query("", "MR", "Hippocampus"))
-    assert "Hippocampus" in model_shelf.structures(cards)
-    assert not [name for name in model_shelf.structures(cards) if name.startswith("Left")]
+        assert cards[0] in model_search.found(cards, model_search.Query(text)), text
+    assert model_search.found(cards, model_search.Query("kidney")) == []
+    assert model_search.found(cards, model_search.Query("", "CT")) == []
+    assert cards[0] in model_search.found(cards, model_search.Query("", "MR", "Hippocampus"))
+    assert "Hippocampus" in model_search.structures(cards)
+    assert not [name for name in model_search.structures(cards) if name.startswith("Left")]
 
 
 def test_a_card_is_described_as_it_stands(tmp_path: Path) -> None:
-    (card,), _ = model_shelf.read_cards([BUNDLED_MODELS / "brain" / "card.json"])
-    text = model_shelf.describe(replace(card, name="A <b>bold</b> name"), "About 12 s.")
+    (card,), _ = model_search.read_cards([BUNDLED_MODELS / "brain" / "card.json"])
+    text = model_search.describe(replace(card, name="A <b>bold</b> name"), "About 12 s.")
     for part in (card.licence, card.intended_use, "About 12 s.", "Left hippocampus"):
-        assert model_shelf.html.escape(part) in text
+        assert model_search.html.escape(part) in text
     assert "A &lt;b&gt;bold" in text, "a card is a stranger's text"
-    assert "<img" not in model_shelf.describe(replace(card, folder=tmp_path), "")
+    assert "<img" not in model_search.describe(replace(card, folder=tmp_path), "")
     shutil.copy(Path(__file__).parents[2] / "Resources" / "MedSegAI.png", tmp_path / "picture.png")
-    assert "<img" in model_shelf.describe(replace(card, folder=tmp_path), "")
+    assert "<img" in model_search.describe(replace(card, folder=tmp_path), "")
 
 
 # --- places ----------------------------------------------------------------------------------------
@@ -676,5 +676,5 @@ def test_nothing_is_known_of_devices_that_nobody_asked() -> None:
 
 
 def test_the_bundled_brain_model_has_a_picture() -> None:
-    (card,), _ = model_shelf.read_cards([BUNDLED_MODELS / "brain" / "card.json"])
-    assert model_shelf.picture(card) is not None
+    (card,), _ = model_search.read_cards([BUNDLED_MODELS / "brain" / "card.json"])
+    assert model_search.picture(card) is not None

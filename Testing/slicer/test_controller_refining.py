@@ -10,8 +10,8 @@ import pytest
 from controller_help import HEAD, House, Node
 from medsegai.errors import Cancelled, DeviceError, InputError, WorkerError
 from medsegai.progress import ProgressEvent
-from medsegai.tasks import RefinementRequest, RefinementResult
-from MedSegAILib.view import RefineChoice, StructureRow
+from medsegai.worker.requests import RefinementRequest, RefinementResult
+from MedSegAILib.panel_values import RefineChoice, StructureRow
 
 CHANGED = RefinementResult(HEAD, ("Remove islands: 3 voxels changed, 0.01 ml.",), ({},))
 SAME = RefinementResult(HEAD)

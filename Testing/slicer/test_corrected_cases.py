@@ -13,10 +13,10 @@ import pytest
 import SimpleITK as sitk
 from slicer.util import arrayFromVolume, updateVolumeFromArray
 
-from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.errors import GeometryError, InputError, OutputError, RequestError
 from medsegai.evaluation.folds import dataset_cases
 from medsegai.io import read_labelmap, read_volume
+from medsegai.models.card import Channel, MemberCard, ModelCard
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.correction import corrected_cases, nifti
 from MedSegAILib.correction.corrected_cases import CONSENT, KeptCase, keep_case

@@ -12,14 +12,14 @@ from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtTest import QTest
 
 import pythonqt
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from MedSegAILib.install import Plan
 from MedSegAILib.panel import dialogs
-from MedSegAILib.panel.handover_dialog import HandOverDialog
+from MedSegAILib.panel.export_dialog import HandOverDialog
 from MedSegAILib.panel.install_dialog import InstallDialog
 from MedSegAILib.panel.series_dialog import SeriesDialog
-from MedSegAILib.view import HandOverChoice, SegmentRow, SeriesRow
+from MedSegAILib.panel_values import HandOverChoice, SegmentRow, SeriesRow
 from panel_help import UI, Heard, card, find, new_panel, palette
 
 PLAN = Plan((Requirement("torch>=2.6"), Requirement("nibabel>=5.2")), Path("/slicer/lib"), True)

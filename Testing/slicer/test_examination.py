@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from MedSegAILib.worker import examination
-from MedSegAILib.worker.examination import Examination, Report, read_report
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker import environment_check
+from MedSegAILib.worker.environment_check import Examination, Report, read_report
+from MedSegAILib.worker.location import Place
 from worker_help import until
 
 PLACE = Place.own(sys.executable)
@@ -73,7 +73,7 @@ def test_a_python_that_is_not_there_is_told() -> None:
 def test_a_doctor_that_does_not_answer_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "DOCTOR_SECONDS", 0.5)
+    monkeypatch.setattr(environment_check, "DOCTOR_SECONDS", 0.5)
     report = examine(python_that(tmp_path, "exec sleep 60"))
     assert "did not answer within 0.5 s" in report.trouble
 

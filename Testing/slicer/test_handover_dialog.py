@@ -11,16 +11,16 @@ from PySide6 import QtCore, QtWidgets
 
 import pythonqt
 from medsegai.errors import InputError
-from medsegai.handover.dicom_seg import ENCODINGS
-from medsegai.handover.export import ENDINGS, Exports
-from medsegai.handover.jobs import exports_of
-from medsegai.handover.surfaces import FORMATS, SPACES
-from MedSegAILib.controller.handing_over import FILES, outputs_of
+from medsegai.export.dicom_seg import ENCODINGS
+from medsegai.export.files import ENDINGS, Exports
+from medsegai.export.surfaces import FORMATS, SPACES
+from medsegai.worker.measure_and_export_jobs import exports_of
+from MedSegAILib.controller.exporting import FILES, outputs_of
 from MedSegAILib.host import Host
-from MedSegAILib.panel import handover_dialog
-from MedSegAILib.panel.handover_dialog import HandOverDialog
+from MedSegAILib.panel import export_dialog
+from MedSegAILib.panel.export_dialog import HandOverDialog
+from MedSegAILib.panel_values import HandOverChoice
 from MedSegAILib.scene.dicom_database import source_of
-from MedSegAILib.view import HandOverChoice
 from panel_help import UI, click, find, new_panel
 from stand_ins import faced
 
@@ -79,11 +79,11 @@ def test_why_there_can_be_no_dicom_is_said() -> None:
 
 
 def test_the_folder_is_chosen_and_the_answer_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover_dialog.dialogs, "open_folder", lambda *_: "/chosen")
+    monkeypatch.setattr(export_dialog.dialogs, "open_folder", lambda *_: "/chosen")
     dialog = opened()
     click(dialog.dialog, "handOverFolderButton")
     assert dialog.choice().folder == "/chosen"
-    monkeypatch.setattr(handover_dialog.dialogs, "open_folder", lambda *_: "")
+    monkeypatch.setattr(export_dialog.dialogs, "open_folder", lambda *_: "")
     click(dialog.dialog, "handOverFolderButton")
     assert dialog.choice().folder == "/chosen"
 
@@ -105,7 +105,7 @@ def test_the_panel_keeps_the_last_choice(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append((name, reason, choice))
         return answers.pop(0)
 
-    monkeypatch.setattr(handover_dialog, "ask", ask)
+    monkeypatch.setattr(export_dialog, "ask", ask)
     assert view.ask_hand_over("Head", "") == HandOverChoice("/out", ("seg",))
     assert view.ask_hand_over("Head", REASON) is None
     view.ask_hand_over("Head", "")
@@ -116,10 +116,10 @@ def test_the_panel_keeps_the_last_choice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_dialog_and_engine_know_the_same_things() -> None:
-    assert set(handover_dialog.PARTS) == set(FILES) == {*ENDINGS, "surfaces"}
-    assert tuple(handover_dialog.ENCODINGS) == ENCODINGS
-    assert tuple(handover_dialog.FORMATS) == FORMATS
-    assert tuple(handover_dialog.SPACES) == tuple(SPACES)
+    assert set(export_dialog.PARTS) == set(FILES) == {*ENDINGS, "surfaces"}
+    assert tuple(export_dialog.ENCODINGS) == ENCODINGS
+    assert tuple(export_dialog.FORMATS) == FORMATS
+    assert tuple(export_dialog.SPACES) == tuple(SPACES)
     made = exports_of(outputs_of(HandOverChoice("/out", tuple(FILES))))
     assert all(path.suffix in ENDINGS[name] for name, path in made.files().items())
     plain, default = exports_of(outputs_of(HandOverChoice("/out", ("csv",)))), Exports()

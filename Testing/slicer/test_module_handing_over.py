@@ -18,10 +18,10 @@ from medsegai.errors import InputError, OutputExistsError, RequestError
 from medsegai.io import write_segmentation, write_volume
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
-from MedSegAILib.panel import handover_dialog
+from MedSegAILib.panel import export_dialog
+from MedSegAILib.panel_values import HandOverChoice
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.statistics import TABLE_REFERENCE
-from MedSegAILib.view import HandOverChoice
 from module_help import button, head, message, press, segment_voxels, until
 from scene_images import paint
 from stand_ins import put_object
@@ -184,7 +184,7 @@ def test_the_page_hands_over(page: Any, case: Case, monkeypatch: pytest.MonkeyPa
         asked.append(reason)
         return HandOverChoice(str(case.out), parts[: 3 if reason else 6])
 
-    monkeypatch.setattr(handover_dialog, "ask", ask)
+    monkeypatch.setattr(export_dialog, "ask", ask)
     page.panel.results.choose(case.node)
     press(page, "handOverButton")
     until(lambda: "Wrote 3 files" in message(page))

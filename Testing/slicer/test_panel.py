@@ -11,7 +11,7 @@ import pytest
 from PySide6 import QtCore, QtWidgets
 
 import pythonqt
-from medsegai.card import MemberCard
+from medsegai.models.card import MemberCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.output_choice import OutputChoice, OutputMode
@@ -19,7 +19,7 @@ from MedSegAILib.panel import Panel
 from MedSegAILib.panel.fields import tip_of
 from MedSegAILib.panel.options import ELSEWHERE, PANEL_DEFAULTS
 from MedSegAILib.panel.shortcuts import SHORTCUTS
-from MedSegAILib.view import DeviceChoice
+from MedSegAILib.panel_values import DeviceChoice
 from panel_help import UI, Heard, add_volume, card, click, find, new_panel
 
 

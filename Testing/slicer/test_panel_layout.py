@@ -11,11 +11,11 @@ import pytest
 from PySide6 import QtCore, QtWidgets
 
 import pythonqt
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import WRAPPED, Panel
-from MedSegAILib.view import CaseRow, StructureRow, Verdict
+from MedSegAILib.panel_values import CaseRow, StructureRow, Verdict
 from panel_help import UI, add_volume, card, find, new_panel
 
 BRAIN = load_card(BUNDLED_MODELS / "brain")

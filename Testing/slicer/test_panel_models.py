@@ -13,14 +13,14 @@ from packaging.requirements import Requirement
 from PySide6 import QtCore, QtGui, QtWidgets
 
 import pythonqt
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from MedSegAILib.install import Consent, Plan
 from MedSegAILib.panel import Panel, dialogs
 from MedSegAILib.panel.closing import CloseFilter
 from MedSegAILib.panel.install_dialog import InstallDialog
 from MedSegAILib.panel.process import Finished, Programs
-from MedSegAILib.view import PlaceChoice
+from MedSegAILib.panel_values import PlaceChoice
 from panel_help import UI, Heard, card, click, find, new_panel
 from stand_ins import faced
 

@@ -10,11 +10,11 @@ import pytest
 from PySide6 import QtCore, QtGui, QtWidgets
 
 import pythonqt
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.series_dialog import SeriesDialog
 from MedSegAILib.panel.style import text_item
-from MedSegAILib.view import CaseRow, SegmentRow, SeriesRow
+from MedSegAILib.panel_values import CaseRow, SegmentRow, SeriesRow
 from panel_help import UI, card, new_panel
 
 EVIL = '<img src="http://example.org/x.png"><b>bold</b>'

@@ -13,16 +13,22 @@ import pytest
 from PySide6 import QtCore, QtGui, QtWidgets
 
 import pythonqt
-from medsegai.card import load_card
-from medsegai.catalogue import BUNDLED_MODELS
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
 from medsegai.refinements import title
 from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
-from MedSegAILib.panel.handover_dialog import HandOverDialog
+from MedSegAILib.panel.export_dialog import HandOverDialog
 from MedSegAILib.panel.series_dialog import SeriesDialog
-from MedSegAILib.view import DeviceChoice, HandOverChoice, SegmentRow, SeriesRow, StructureRow
+from MedSegAILib.panel_values import (
+    DeviceChoice,
+    HandOverChoice,
+    SegmentRow,
+    SeriesRow,
+    StructureRow,
+)
 from panel_help import REPOSITORY, UI, add_volume, card, click, find, new_panel, palette
 
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"

@@ -19,7 +19,7 @@ from medsegai.refinements._settings import setting
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.fields import field_widget, tip_of, title_of, words_of
-from MedSegAILib.view import SegmentRow
+from MedSegAILib.panel_values import SegmentRow
 from panel_help import LEFT, STEM, UI, Heard, add_volume, card, click, find, new_panel
 
 CHECKED, UNCHECKED = QtCore.Qt.CheckState.Checked, QtCore.Qt.CheckState.Unchecked

@@ -14,7 +14,7 @@ from PySide6.QtTest import QTest
 import pythonqt
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.structure_table import EYE, NAME, QUALITY, REVIEW, VOLUME
-from MedSegAILib.view import REVIEW_STATES, StructureRow, Verdict
+from MedSegAILib.panel_values import REVIEW_STATES, StructureRow, Verdict
 from panel_help import UI, Heard, click, find, new_panel, palette
 
 LEFT = StructureRow("003_Left", "Left hippocampus", (220, 216, 20), 4.0)

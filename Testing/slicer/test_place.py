@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medsegai.errors import WorkerError
-from MedSegAILib.worker.place import Place, startup_environment
+from MedSegAILib.worker.location import Place, startup_environment
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSegAI"
 LAUNCHED = {

@@ -10,9 +10,9 @@ import slicer
 from slicer.util import updateVolumeFromArray
 
 from medsegai.progress import Progress
-from medsegai.refining import refine
-from medsegai.tasks import RefinementResult
 from medsegai.volume import Geometry
+from medsegai.worker.refine_job import refine
+from medsegai.worker.requests import RefinementResult
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import Scene
 from MedSegAILib.scene.changes import changed, largest_change

@@ -13,11 +13,11 @@ from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArr
 
 from dicom_files import write_series
 from medsegai.errors import InputError
-from medsegai.handover.jobs import export_segments, measure_segments
 from medsegai.io import read_volume
 from medsegai.labels import Terminology
 from medsegai.progress import Progress
 from medsegai.volume import Geometry, Volume
+from medsegai.worker.measure_and_export_jobs import export_segments, measure_segments
 from MedSegAILib.scene import ReviewState, Scene
 from MedSegAILib.scene.segments import label_of
 from scene_images import (

@@ -16,8 +16,8 @@ from slicer.util import (
     vtkMatrixFromArray,
 )
 
-from medsegai.card import Channel, MemberCard, ModelCard
 from medsegai.errors import GeometryError, InputError
+from medsegai.models.card import Channel, MemberCard, ModelCard
 from medsegai.request import SegmentationRequest
 from MedSegAILib.scene import (
     Scene,

@@ -13,7 +13,7 @@ from slicer.util import updateVolumeFromArray
 
 from medsegai.errors import InputError
 from MedSegAILib.scene import ENTROPY_REFERENCE, Scene
-from MedSegAILib.scene.doubt_colors import LOWEST
+from MedSegAILib.scene.uncertainty_colors import LOWEST
 from scene_images import LEFT, PLACES, STEM, add_volume, result_for, two_blocks
 from slice_pictures import SlicePicture
 

@@ -14,10 +14,10 @@ from slicer.util import updateVolumeFromArray, vtkMatrixFromArray
 from medsegai.errors import GeometryError, InputError, RequestError
 from medsegai.progress import Progress
 from medsegai.refinements import parse
-from medsegai.refining import refine
 from medsegai.request import Candidates
-from medsegai.tasks import RefinementResult
 from medsegai.volume import Geometry
+from medsegai.worker.refine_job import refine
+from medsegai.worker.requests import RefinementResult
 from MedSegAILib.scene import REPORT_ATTRIBUTE, Draft, ReviewState, Scene
 from MedSegAILib.scene.layers import layers_of
 from MedSegAILib.scene.segments import painted

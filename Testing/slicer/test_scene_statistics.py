@@ -15,9 +15,9 @@ import slicer
 from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArray
 
 from medsegai.errors import OutputError
-from medsegai.handover.jobs import measure_segments
-from medsegai.measurements import COLUMNS
+from medsegai.measurements.structures import COLUMNS
 from medsegai.progress import Progress
+from medsegai.worker.measure_and_export_jobs import measure_segments
 from MedSegAILib.scene import ReviewState, Scene
 from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.statistics import HEADINGS, TEXTS

@@ -12,7 +12,7 @@ from vtk.util import numpy_support
 from medsegai.volume import Geometry
 from MedSegAILib.scene import Scene
 from MedSegAILib.scene.layers import Layer, labelmap_name, layers_of, oriented_image
-from MedSegAILib.scene.placing import Plan, carry_out
+from MedSegAILib.scene.merging import Plan, carry_out
 from MedSegAILib.scene.surfaces import are_shown, has_surfaces, make_at_once, surface_name
 from scene_images import PLACES
 

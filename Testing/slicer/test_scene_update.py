@@ -479,12 +479,12 @@ def test_a_closed_scene_drops_the_update(room: Again) -> None:
 
 def test_a_failure_half_way_changes_nothing(room: Again, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory runs out when the last label map is made."""
-    from MedSegAILib.scene import placing
+    from MedSegAILib.scene import merging
 
     def full(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(placing, "oriented_image", full)
+    monkeypatch.setattr(merging, "oriented_image", full)
     stamp, before = room.node.GetSegmentation().GetMTime(), node_ids(room.mrml)
     with pytest.raises(MemoryError):
         room.write()

@@ -18,14 +18,14 @@ from scipy import ndimage
 
 import before_after
 import pythonqt
-from medsegai.catalogue import BUNDLED_MODELS, find_card
 from medsegai.errors import InputError
+from medsegai.models.catalogue import BUNDLED_MODELS, find_card
 from medsegai.refinements import title
 from MedSegAILib.correction import EFFECT_FILE, EFFECT_NAME
-from MedSegAILib.panel import handover_dialog
+from MedSegAILib.panel import export_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
 from MedSegAILib.panel.structure_table import NAME, TITLES
-from MedSegAILib.view import REVIEW_STATES, HandOverChoice
+from MedSegAILib.panel_values import REVIEW_STATES, HandOverChoice
 from module_help import node_count
 from panel_help import REPOSITORY, UI, card, find, new_panel
 from slicer_application import MODULE_FOLDER
@@ -138,7 +138,7 @@ class Walk:
 
         def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice:
             chosen = HandOverChoice("/home/me/head", ("report", "csv", "surfaces"))
-            dialog = handover_dialog.HandOverDialog(parent, name, reason, chosen)
+            dialog = export_dialog.HandOverDialog(parent, name, reason, chosen)
             pythonqt.real(dialog.dialog).show()
             self.picture("panel-hand-over", pythonqt.real(dialog.dialog))
             pythonqt.real(dialog.dialog).close()
@@ -216,7 +216,7 @@ def test_a_walk_through_the_tutorial(
     walk.press("Save table…")
     walk.until(lambda: walk.message().startswith("Wrote "))
     assert (tmp_path / "numbers.csv").read_text().count("\n") > 30
-    monkeypatch.setattr(handover_dialog, "ask", walk.hand_over_into(tmp_path))
+    monkeypatch.setattr(export_dialog, "ask", walk.hand_over_into(tmp_path))
     walk.press("Hand over…")
     walk.until(lambda: re.search(r"Wrote \d\d files", walk.message()))
     assert "Not for diagnostic use" in (tmp_path / "report.html").read_text()

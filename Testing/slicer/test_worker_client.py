@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from medsegai import protocol
 from medsegai.errors import (
     Cancelled,
     DeviceError,
@@ -20,6 +19,7 @@ from medsegai.errors import (
     WorkerError,
 )
 from medsegai.request import SegmentationResult
+from medsegai.worker import protocol
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient, worker_command, worker_environment
 from MedSegAILib.worker.queue import JobQueue

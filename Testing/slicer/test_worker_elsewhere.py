@@ -14,13 +14,13 @@ import pytest
 import pythonqt
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, ModelError, OutputError, RequestError, WorkerError
-from medsegai.exchange import BLOCK_BYTES, ExchangeFolder
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
+from medsegai.worker.array_transfer import BLOCK_BYTES, ExchangeFolder
 from MedSegAILib.worker import client as worker_client
-from MedSegAILib.worker import place as worker_place
+from MedSegAILib.worker import location as worker_place
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 from tiny_quicknat import write_model
 from worker_help import (
     FAKE_WORKER,

@@ -16,7 +16,7 @@ from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 from tiny_quicknat import write_model
 from worker_help import Ear, leftovers, only_error, until
 

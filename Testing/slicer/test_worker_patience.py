@@ -15,7 +15,7 @@ from medsegai.errors import Cancelled, WorkerError
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker import process as worker_process
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 from worker_help import (
     ENVIRONMENT,
     FAKE_WORKER,

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from medsegai.errors import Cancelled, RequestError, WorkerError
-from medsegai.handover.jobs import measure_segments
 from medsegai.labels import Label
 from medsegai.progress import Progress
-from medsegai.refining import refine
-from medsegai.tasks import (
+from medsegai.volume import Geometry, Volume
+from medsegai.worker.measure_and_export_jobs import measure_segments
+from medsegai.worker.refine_job import refine
+from medsegai.worker.requests import (
     ExportRequest,
     MeasurementRequest,
     Part,
     RefinementRequest,
     RefinementResult,
 )
-from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 from test_worker_elsewhere import elsewhere
 from worker_help import REPOSITORY, Ear, leftovers, only_error, until
 from worker_help import request as segment_request
@@ -126,7 +126,9 @@ def test_what_is_no_job_is_refused_before_anything_starts() -> None:
 
 
 def test_a_worker_without_the_packages_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; sys.modules['scipy'] = None; from medsegai.worker import main; main()"
+    code = (
+        "import sys; sys.modules['scipy'] = None; from medsegai.worker.server import main; main()"
+    )
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "MedSegAI"))
     client = WorkerClient([sys.executable, "-c", code])
     error = only_error(run(client, noisy(8, {"name": "islands"})))

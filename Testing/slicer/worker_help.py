@@ -14,7 +14,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.place import worker_environment
+from MedSegAILib.worker.location import worker_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"

@@ -6,11 +6,10 @@ Panel, scene, queue and application come as arguments; `protocols` says what is 
 from __future__ import annotations
 
 from MedSegAILib.controller.batches import Batches
-from MedSegAILib.controller.handing_over import HandingOver
-from MedSegAILib.controller.house import House
+from MedSegAILib.controller.context import House
+from MedSegAILib.controller.exporting import HandingOver
 from MedSegAILib.controller.jobs import Jobs
 from MedSegAILib.controller.models import Models
-from MedSegAILib.controller.places import Places
 from MedSegAILib.controller.protocols import (
     HostProtocol,
     PanelProtocol,
@@ -20,6 +19,7 @@ from MedSegAILib.controller.protocols import (
 from MedSegAILib.controller.refining import Refining
 from MedSegAILib.controller.results import Results
 from MedSegAILib.controller.surfaces import Surfaces
+from MedSegAILib.controller.worker_location import Places
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 

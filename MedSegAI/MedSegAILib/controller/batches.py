@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.errors import MedSegAIError, RequestError
-from MedSegAILib.controller.house import House
+from MedSegAILib.controller.context import House
 from MedSegAILib.controller.models import reason
+from MedSegAILib.panel_values import BatchChoice, CaseRow, Choice, SeriesRow
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import BatchChoice, CaseRow, Choice, SeriesRow
-from MedSegAILib.worker.place import Place, PlaceKind
+from MedSegAILib.worker.location import Place, PlaceKind
 
 REPLACE_QUESTION = (
     "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. "

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from MedSegAILib.panel_values import DeviceChoice
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import DeviceChoice
 
 FREE = re.compile(r"([\d.]+) GB (?:free|available)")
 

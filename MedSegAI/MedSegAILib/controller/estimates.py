@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from medsegai.card import ModelCard
+from medsegai.models.card import ModelCard
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 

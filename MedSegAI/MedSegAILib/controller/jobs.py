@@ -14,16 +14,16 @@ from medsegai.errors import (
     ModelError,
     RequestError,
 )
+from medsegai.models.suitability import mismatches
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.suitability import mismatches
 from medsegai.volume import Volume
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.house import NO_MODEL, House
+from MedSegAILib.controller.context import NO_MODEL, House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.panel_values import Choice
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import Choice
 
 NO_VOLUME = "There is no input volume. Load an image and choose it."
 

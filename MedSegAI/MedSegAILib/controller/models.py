@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import user_models_folder
-from MedSegAILib import model_shelf
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import user_models_folder
+from MedSegAILib import model_search
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.house import House
+from MedSegAILib.controller.context import House
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.place import Place, PlaceKind
+from MedSegAILib.worker.location import Place, PlaceKind
 
 
 class Models:
@@ -27,7 +27,7 @@ class Models:
 
     def show(self, files: Iterable[Path] | None = None) -> None:
         """Offer the models that are at hand; a card that cannot be read is told, and left out."""
-        cards, problems = model_shelf.read_cards(files)
+        cards, problems = model_search.read_cards(files)
         self._house.panel.show_models(cards)
         if problems:
             self._house.panel.show_error("\n".join(problems))
@@ -46,7 +46,7 @@ class Models:
                 return
             self.show()
             for file in sorted(set(_own_cards()) - before):
-                cards, _problems = model_shelf.read_cards([file])
+                cards, _problems = model_search.read_cards([file])
                 for card in cards:
                     self._house.panel.choose_model(card)
                     browser.select(card)

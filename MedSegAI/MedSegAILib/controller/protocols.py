@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from medsegai.card import ModelCard
+from medsegai.models.card import ModelCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationResult
-from medsegai.tasks import MeasurementResult, RefinementResult
 from medsegai.volume import Volume
+from medsegai.worker.requests import MeasurementResult, RefinementResult
 from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.panel_values import Choice, DeviceChoice, SegmentRow, SeriesRow
 from MedSegAILib.signals import Signal
-from MedSegAILib.view import Choice, DeviceChoice, SegmentRow, SeriesRow
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 
 
 class PanelProtocol(Protocol):

@@ -8,13 +8,13 @@ from typing import Any
 from medsegai.errors import Cancelled, MedSegAIError, RequestError, WorkerError
 from medsegai.progress import ProgressEvent
 from medsegai.refinements import title as title_of_refinement
-from medsegai.tasks import RefinementResult
+from medsegai.worker.requests import RefinementResult
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.house import House
+from MedSegAILib.controller.context import House
 from MedSegAILib.controller.results import Results
-from MedSegAILib.reading import Reading
+from MedSegAILib.panel_values import RefineChoice
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import RefineChoice
+from MedSegAILib.worker.deferred_request import Reading
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from medsegai.errors import MedSegAIError
-from medsegai.quality import GOOD
+from medsegai.models.quality import GOOD
 from MedSegAILib.controller import texts
-from MedSegAILib.places import Step, place_in_words
+from MedSegAILib.doubtful_places import Step, place_in_words
+from MedSegAILib.panel_values import DONE, StructureRow
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import DONE, StructureRow
 
 
 class ResultsScene(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.house import House
+from MedSegAILib.controller.context import House
 
 logger = logging.getLogger(__name__)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medsegai.card import ModelCard
-from medsegai.quality import MANY, NAMED_AT_MOST
+from medsegai.models.card import ModelCard
+from medsegai.models.quality import MANY, NAMED_AT_MOST
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest, refined_text
 from medsegai.volume import Volume
 from MedSegAILib.controller.devices import Devices
+from MedSegAILib.panel_values import DONE, DOUBT, PLAIN, PROBLEM, StructureRow, Verdict
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import DONE, DOUBT, PLAIN, PROBLEM, StructureRow, Verdict
-from MedSegAILib.worker.place import Place
+from MedSegAILib.worker.location import Place
 
 MEMBERS_NAMED = 4
 """More networks than these are counted and not named."""

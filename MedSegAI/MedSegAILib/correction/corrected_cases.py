@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.card import ModelCard
 from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError, counted
 from medsegai.labels import Label
+from medsegai.models.card import ModelCard
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.correction.nifti import write_nifti
 from MedSegAILib.scene.inputs import read_channels, transform_to_world

@@ -15,9 +15,9 @@ from medsegai.errors import MedSegAIError
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.preview import Preview
 from MedSegAILib.correction.session import Correction, Editor
-from MedSegAILib.places import place_in_words
+from MedSegAILib.doubtful_places import place_in_words
 from MedSegAILib.scene import overlay
-from MedSegAILib.scene.doubt import Walk, set_current_segment
+from MedSegAILib.scene.uncertainty import Walk, set_current_segment
 from MedSegAILib.scene.views import jump
 from MedSegAILib.translation import tr as _
 

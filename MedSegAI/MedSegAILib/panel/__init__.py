@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medsegai.card import ModelCard
-from medsegai.outside_text import unformatted
+from medsegai.models.card import ModelCard
 from medsegai.progress import ProgressEvent
-from MedSegAILib.model_shelf import usable_together
+from medsegai.system.outside_text import unformatted
+from MedSegAILib.model_search import usable_together
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.inputs import InputWidgets
@@ -27,10 +27,10 @@ from MedSegAILib.panel.speed import Speed
 from MedSegAILib.panel.style import error_style, narrow, show_empty_boxes
 from MedSegAILib.panel.surfaces import SurfacesBar
 from MedSegAILib.panel.wrapping import WrappedLabels, say
+from MedSegAILib.panel_values import Choice, DeviceChoice
 from MedSegAILib.progress_text import progress_text
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import Choice, DeviceChoice
 
 PROGRESS_STEPS = 1000
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.structure_table import DOUBT_MARK
 from MedSegAILib.panel.style import error_style, lay_out_table, text_item
 from MedSegAILib.panel.wrapping import say
+from MedSegAILib.panel_values import BatchChoice, CaseRow, SeriesRow
 from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import BatchChoice, CaseRow, SeriesRow
 
 SOURCES = ("A folder", "Slicer's DICOM database")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import qt
 
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 
 
 def open_folder(parent: Any, title: str) -> str:

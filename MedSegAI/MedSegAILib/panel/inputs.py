@@ -7,8 +7,8 @@ from typing import Any
 
 import qt
 
-from medsegai.card import ModelCard
-from medsegai.outside_text import unformatted
+from medsegai.models.card import ModelCard
+from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import narrow, quiet_style
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.translation import tr as _

@@ -7,9 +7,9 @@ from typing import Any
 
 import qt
 
-from medsegai.card import ModelCard
-from medsegai.outside_text import unformatted
-from MedSegAILib import model_shelf
+from medsegai.models.card import ModelCard
+from medsegai.system.outside_text import unformatted
+from MedSegAILib import model_search
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import error_style, quiet_style
 from MedSegAILib.signals import Signal
@@ -49,8 +49,8 @@ class ModelBrowser:
     def show_cards(self, cards: Sequence[ModelCard]) -> None:
         """Offer these models; the one that was chosen stays chosen, by its folder."""
         self._cards = tuple(cards)
-        _refill(self._modality, _("Any modality"), model_shelf.modalities(cards))
-        _refill(self._structure, _("Any structure"), model_shelf.structures(cards))
+        _refill(self._modality, _("Any modality"), model_search.modalities(cards))
+        _refill(self._structure, _("Any structure"), model_search.structures(cards))
         self._search_again()
 
     def select(self, card: ModelCard) -> None:
@@ -131,16 +131,16 @@ class ModelBrowser:
 
     def _search_again(self) -> None:
         chosen = self.current()
-        query = model_shelf.Query(
+        query = model_search.Query(
             self._text.text,
             self._modality.currentText if self._modality.currentIndex > 0 else "",
             self._structure.currentText if self._structure.currentIndex > 0 else "",
         )
         self._list.blockSignals(True)
         self._list.clear()
-        self._shown = model_shelf.found(self._cards, query)
+        self._shown = model_search.found(self._cards, query)
         for card in self._shown:
-            place = _("bundled") if model_shelf.is_bundled(card) else _("your own")
+            place = _("bundled") if model_search.is_bundled(card) else _("your own")
             self._list.addItem(f"{card.name}\n{card.version}, {place}")
         self._list.blockSignals(False)
         self._list.setCurrentRow(0 if self._shown else -1)
@@ -154,7 +154,7 @@ class ModelBrowser:
         if card is None:
             self._details.html = _("No model fits the search.")
         else:
-            self._details.html = model_shelf.describe(card, self.expectation(card))
+            self._details.html = model_search.describe(card, self.expectation(card))
 
     def _on_query(self, _value: object) -> None:
         self._search_again()

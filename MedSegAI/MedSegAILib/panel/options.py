@@ -8,13 +8,13 @@ from typing import Any
 
 import qt
 
-from medsegai.card import ModelCard
+from medsegai.models.card import ModelCard
 from medsegai.request import request_options
 from MedSegAILib.panel.fields import field_widget, tip_of, title_of
 from MedSegAILib.panel.refinement_list import RefinementList
 from MedSegAILib.panel.style import check_box
+from MedSegAILib.panel_values import DeviceChoice
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import DeviceChoice
 
 # The model and the region have selectors of their own; probabilities have no place in a scene; candidates are
 # what AI correct needs, and always wanted there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import lay_out_table, text_item
 from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal

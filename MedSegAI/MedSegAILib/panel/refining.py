@@ -11,9 +11,9 @@ from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.panel.style import error_style, quiet_style
 from MedSegAILib.panel.wrapping import say
+from MedSegAILib.panel_values import RefineChoice, SegmentRow
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import RefineChoice, SegmentRow
 
 ALL, TICKED = 0, 1
 WHICH = ("All segments", "Those that are ticked")

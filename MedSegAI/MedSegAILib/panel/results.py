@@ -7,13 +7,13 @@ from typing import Any
 
 import qt
 
-from MedSegAILib.panel import handover_dialog
+from MedSegAILib.panel import export_dialog
 from MedSegAILib.panel.structure_table import STATES, StructureTable
 from MedSegAILib.panel.style import PRESSED_STYLE, doubt_style, error_style
 from MedSegAILib.panel.wrapping import say
+from MedSegAILib.panel_values import DOUBT, PROBLEM, HandOverChoice, StructureRow, Verdict
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import DOUBT, PROBLEM, HandOverChoice, StructureRow, Verdict
 
 TONES = {DOUBT: doubt_style, PROBLEM: error_style}
 SMOOTHING = (("Surfaces as they are", 0.0), ("Smooth surfaces", 0.5), ("Very smooth surfaces", 0.8))
@@ -120,7 +120,7 @@ class ResultsView:
             name: of the segmentation.
             reason: why no DICOM can be written; "" where it can.
         """
-        choice = handover_dialog.ask(self._ui.resultTable, name, reason, self._hand_over)
+        choice = export_dialog.ask(self._ui.resultTable, name, reason, self._hand_over)
         self._hand_over = choice or self._hand_over
         return choice
 

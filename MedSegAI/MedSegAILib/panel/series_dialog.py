@@ -7,10 +7,10 @@ from typing import Any
 
 import qt
 
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
+from MedSegAILib.panel_values import SeriesRow
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import SeriesRow
 
 
 def ask(

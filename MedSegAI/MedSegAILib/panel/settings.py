@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from MedSegAILib.panel import dialogs
+from MedSegAILib.panel_values import PlaceChoice
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import PlaceChoice
 
 KINDS = (
     ("own", "This Slicer's Python"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from medsegai.card import ModelCard
+from medsegai.models.card import ModelCard
 from MedSegAILib.translation import tr as _
 
 NORMAL, FAST = 0, 1

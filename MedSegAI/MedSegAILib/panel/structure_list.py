@@ -8,7 +8,7 @@ from typing import Any
 
 import qt
 
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.translation import tr as _
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import qt
 
-from medsegai.quality import CHECK, POOR
+from medsegai.models.quality import CHECK, POOR
 from MedSegAILib.panel.icons import eye
 from MedSegAILib.panel.style import (
     doubt_color,
@@ -16,9 +16,9 @@ from MedSegAILib.panel.style import (
     number_item,
     text_item,
 )
+from MedSegAILib.panel_values import DONE, NOT_STARTED, REVIEW_STATES, StructureRow
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import DONE, NOT_STARTED, REVIEW_STATES, StructureRow
 
 EYE, NAME, VOLUME, QUALITY, REVIEW = range(5)
 TITLES = ("", "Structure", "ml", "Quality", "✓")

@@ -7,7 +7,7 @@ from typing import Any
 
 import qt
 
-from medsegai.outside_text import unformatted
+from medsegai.system.outside_text import unformatted
 
 
 def is_dark(widget: Any) -> bool:

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import ModelCard
+from medsegai.models.card import ModelCard
 from medsegai.request import Candidates, SegmentationResult
-from medsegai.tasks import MeasurementResult, RefinementResult
 from medsegai.volume import Volume
+from medsegai.worker.requests import MeasurementResult, RefinementResult
+from MedSegAILib.doubtful_places import DoubtfulPlace, Step
 from MedSegAILib.output_choice import OutputChoice
-from MedSegAILib.places import DoubtfulPlace, Step
+from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene import (
     channels,
-    doubt,
     drawing,
-    handing_over,
+    exporting,
     inputs,
     measuring,
     overlay,
@@ -31,6 +31,7 @@ from MedSegAILib.scene import (
     statistics,
     structures,
     surfaces,
+    uncertainty,
     views,
     visibility,
 )
@@ -39,16 +40,15 @@ from MedSegAILib.scene.attachments import (
     ENTROPY_REFERENCE,
     candidates_of,
 )
-from MedSegAILib.scene.doubt import Walk
-from MedSegAILib.scene.handing_over import HandedOver
+from MedSegAILib.scene.exporting import HandedOver
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_value, segment_id
 from MedSegAILib.scene.surfaces import MakeSurfaces
+from MedSegAILib.scene.uncertainty import Walk
 from MedSegAILib.scene.undo import SaveUndo, no_undo
 from MedSegAILib.scene.writing import Preview, Writer
-from MedSegAILib.view import SegmentRow, StructureRow
 
 __all__ = [
     "CANDIDATES_REFERENCE",
@@ -266,23 +266,23 @@ class Scene:
 
     def walk_within(self, segmentation: Any, segment: str) -> None:
         """Walk the doubtful places of one segment alone; with "" those of all."""
-        doubt.walk_within(segmentation, segment)
+        uncertainty.walk_within(segmentation, segment)
 
     def walked_within(self, segmentation: Any) -> str:
         """The segment whose doubtful places are walked; "" for all."""
-        return doubt.within(segmentation)
+        return uncertainty.within(segmentation)
 
     def current_segment(self, segmentation: Any) -> str:
         """The segment that the user is at, wherever it was chosen; "" for none."""
-        return doubt.current_segment(segmentation)
+        return uncertainty.current_segment(segmentation)
 
     def set_current_segment(self, segmentation: Any, segment: str) -> None:
         """The user is at this segment now."""
-        doubt.set_current_segment(segmentation, segment)
+        uncertainty.set_current_segment(segmentation, segment)
 
     def knows_uncertainty(self, segmentation: Any) -> bool:
         """Whether it was measured where the networks doubt."""
-        return doubt.knows_places(segmentation)
+        return uncertainty.knows_places(segmentation)
 
     def structures(self, segmentation: Any) -> list[StructureRow]:
         """The segments as a table shows them: see `structures.rows`."""
@@ -294,7 +294,7 @@ class Scene:
 
     def center_of(self, segmentation: Any, segment: str) -> tuple[float, float, float] | None:
         """A place in the world in the middle of a segment; None where it has no voxel."""
-        return doubt.center_of(segmentation, segment)
+        return uncertainty.center_of(segmentation, segment)
 
     def show_uncertainty(self, segmentation: Any, shown: bool) -> None:
         """Lay the uncertainty over the slices, with a legend, or take it away: see `overlay.show`."""
@@ -367,4 +367,4 @@ class Scene:
         overwrite: bool = False,
     ) -> HandedOver:
         """A segmentation to be written for other systems by the worker: see `handing_over.handed_over`."""
-        return handing_over.handed_over(segmentation, outputs, dicom, overwrite)
+        return exporting.handed_over(segmentation, outputs, dicom, overwrite)

@@ -21,7 +21,7 @@ from MedSegAILib.scene.layers import (
     oriented_image,
 )
 from MedSegAILib.scene.marks import CHANGES, MOVED, Mark, Marks
-from MedSegAILib.scene.placing import Masks, lattice, union
+from MedSegAILib.scene.merging import Masks, lattice, union
 from MedSegAILib.translation import tr as _
 
 KINDS = {**CHANGES, "moved": Mark("from one segment to another", MOVED)}

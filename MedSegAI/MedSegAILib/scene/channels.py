@@ -13,7 +13,7 @@ from typing import Any
 
 import slicer
 
-from medsegai.card import Channel, ModelCard
+from medsegai.models.card import Channel, ModelCard
 
 # Kinds of image, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
 _KINDS = (

@@ -9,8 +9,8 @@ import slicer
 
 from MedSegAILib.scene.changes import ShownChange
 from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
+from MedSegAILib.scene.merging import Plan, carry_out
 from MedSegAILib.scene.nodes import remove
-from MedSegAILib.scene.placing import Plan, carry_out
 from MedSegAILib.scene.segments import digests
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says

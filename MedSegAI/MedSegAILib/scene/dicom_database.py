@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.errors import InputError
+from MedSegAILib.panel_values import SeriesRow
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import SeriesRow
 
 INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
 """Where Slicer keeps the SOPInstanceUIDs that a volume node was loaded from, separated by blanks."""

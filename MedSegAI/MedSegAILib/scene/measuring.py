@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError
-from medsegai.tasks import MeasurementRequest, Part
 from medsegai.volume import Geometry, Volume
+from medsegai.worker.requests import MeasurementRequest, Part
 from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
-from MedSegAILib.scene.placing import drawn_on, lattice, place_in
+from MedSegAILib.scene.merging import drawn_on, lattice, place_in
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_of, label_value, values_of
 from MedSegAILib.translation import tr as _
 

@@ -12,8 +12,8 @@ import slicer
 
 from medsegai.errors import InputError
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
-from MedSegAILib.scene.doubt_colors import color
 from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.scene.uncertainty_colors import color
 from MedSegAILib.translation import tr as _
 
 OPACITY = 0.6

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from medsegai.errors import InputError, RequestError
 from medsegai.refinements import uses_candidates
 from medsegai.request import Candidates
-from medsegai.tasks import RefinementRequest, RefinementResult
 from medsegai.volume import Geometry, Volume
+from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
 from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import read, transform_to_world
@@ -32,7 +32,7 @@ from MedSegAILib.scene.layers import (
     laid_on,
     layers_of,
 )
-from MedSegAILib.scene.placing import (
+from MedSegAILib.scene.merging import (
     Plan,
     carry_out,
     check_labelmaps,

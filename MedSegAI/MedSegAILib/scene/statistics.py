@@ -1,7 +1,7 @@
 """Numbers on every segment as it is now, also after it was edited: a table, a plot, a file.
 
-What is measured comes from the worker (`medsegai.measurements`), and so is what `medsegai measure` gives. Added is
-what only the scene knows: how far members agreed, what was edited, and how far its review is.
+What is measured comes from the worker, and so is what `medsegai measure` gives. Added is what only the scene
+knows: how far members agreed, what was edited, and how far its review is.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import vtk
 from numpy.typing import NDArray
 
 from medsegai.errors import OutputError
-from medsegai.outside_text import table_cell
-from medsegai.tasks import MeasurementResult
+from medsegai.system.outside_text import table_cell
+from medsegai.worker.requests import MeasurementResult
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.layers import Layer, boxes, laid_on, layers_of
 from MedSegAILib.scene.measuring import Measurable
-from MedSegAILib.scene.placing import place_in
+from MedSegAILib.scene.merging import place_in
 from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted

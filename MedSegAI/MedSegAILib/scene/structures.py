@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from medsegai.quality import quality_of
+from medsegai.models.quality import quality_of
+from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import Layer, layers_of
 from MedSegAILib.scene.review import is_locked, review_state
 from MedSegAILib.scene.segments import measures_of, painted, remarks_of
 from MedSegAILib.scene.visibility import is_shown
 from MedSegAILib.translation import tr as _
-from MedSegAILib.view import SegmentRow, StructureRow
 
 # Measures of uncertainty, as the end of the tool tip names them for those who know them.
 _TITLES = {

@@ -25,8 +25,7 @@ from MedSegAILib.scene.attachments import (
 from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import check_image, ijk_to_local
 from MedSegAILib.scene.matching import match
-from MedSegAILib.scene.nodes import remove
-from MedSegAILib.scene.placing import (
+from MedSegAILib.scene.merging import (
     Plan,
     carry_out,
     check_labelmaps,
@@ -34,6 +33,7 @@ from MedSegAILib.scene.placing import (
     plan_update,
     region_box,
 )
+from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
 from MedSegAILib.scene.undo import SaveUndo

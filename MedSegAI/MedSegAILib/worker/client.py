@@ -19,9 +19,9 @@ from typing import Any
 import qt
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
-from medsegai.exchange import ExchangeFolder, blocks, take_block
 from medsegai.progress import ProgressEvent
-from medsegai.protocol import (
+from medsegai.worker.array_transfer import ExchangeFolder, blocks, take_block
+from medsegai.worker.protocol import (
     ALIVE,
     ARRAY,
     CANCEL,
@@ -43,9 +43,9 @@ from medsegai.protocol import (
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
-from MedSegAILib.worker.place import Place, for_elsewhere
-from MedSegAILib.worker.place import worker_command as worker_command
-from MedSegAILib.worker.place import worker_environment as worker_environment
+from MedSegAILib.worker.location import Place, for_elsewhere
+from MedSegAILib.worker.location import worker_command as worker_command
+from MedSegAILib.worker.location import worker_environment as worker_environment
 from MedSegAILib.worker.process import WorkerProcess
 
 CANCEL_SECONDS = 1.5
@@ -157,7 +157,7 @@ class WorkerClient:
         """Send a job; `listener` hears of everything that follows, also if the start fails.
 
         Args:
-            request: what a kind of job in `medsegai.protocol.KINDS` asks for, such as a SegmentationRequest.
+            request: what a kind of job in `protocol.KINDS` asks for, such as a SegmentationRequest.
             listener: hears of the job.
 
         Raises:

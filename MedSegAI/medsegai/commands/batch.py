@@ -10,8 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import find_card
 from medsegai.commands.console import ProgressBar, duration, stoppable
 from medsegai.commands.segment import (
     add_request_options,
@@ -19,14 +17,16 @@ from medsegai.commands.segment import (
     request_from_arguments,
 )
 from medsegai.errors import InputError
-from medsegai.outside_text import one_line
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress, ProgressEvent
-from medsegai.regular_files import read_regular
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
+from medsegai.system.outside_text import one_line
+from medsegai.system.regular_files import read_regular
 
 if TYPE_CHECKING:
-    from medsegai.batch import Batch, Case, Entry
     from medsegai.commands.console import Subparsers
+    from medsegai.output.batch import Batch, Case, Entry
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
 SOME_FAILED = 1
@@ -80,7 +80,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.batch import FAILED, Batch, BatchFiles
+    from medsegai.output.batch import FAILED, Batch, BatchFiles
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models
     cases = _cases(arguments.source, find_card(models[0]))
@@ -114,7 +114,7 @@ def _run(batch: Batch, console: _Console) -> None:
 
 
 def _cases(source: Path, card: ModelCard) -> list[Case]:
-    from medsegai.batch import find_cases, read_cases
+    from medsegai.output.batch import find_cases, read_cases
 
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)

@@ -16,11 +16,11 @@ from medsegai.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from medsegai.card import ModelCard
     from medsegai.commands.console import Subparsers
     from medsegai.evaluation.findings import Findings
     from medsegai.evaluation.folds import TrainingCase
     from medsegai.evaluation.held_out import HeldOut, Job
+    from medsegai.models.card import ModelCard
 
 REPORT, DIAGRAM = "report.json", "reliability.png"
 ALL = "all"
@@ -160,11 +160,11 @@ def planned(arguments: argparse.Namespace) -> tuple[HeldOut, list[int]]:
         RequestError: it is not said which cases the model has not seen, or options contradict each other.
         InputError, ModelError: dataset, table, splits or model cannot be used.
     """
-    from medsegai.catalogue import find_card
     from medsegai.evaluation.crossval import Task
     from medsegai.evaluation.folds import dataset_cases, read_groups
     from medsegai.evaluation.held_out import HeldOut, Truth, groups_of
     from medsegai.evaluation.mapping import read_mapping
+    from medsegai.models.catalogue import find_card
 
     cases = {case.name: case for case in dataset_cases(arguments.dataset)}
     jobs, folds = _jobs(arguments, cases)
@@ -249,8 +249,8 @@ def _of_fold(model: str, members: tuple[str, ...], fold: str) -> tuple[str, ...]
     Raises:
         ModelError: the model has folds, but not this one.
     """
-    from medsegai.catalogue import find_card
     from medsegai.evaluation.crossval import FOLD_MEMBER
+    from medsegai.models.catalogue import find_card
 
     card = find_card(model)
     if not any(FOLD_MEMBER.fullmatch(member.name) for member in card.members):

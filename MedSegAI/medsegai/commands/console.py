@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from medsegai.outside_text import one_line, visible
 from medsegai.progress import Progress, ProgressEvent
+from medsegai.system.outside_text import one_line, visible
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

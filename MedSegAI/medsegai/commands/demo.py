@@ -18,7 +18,7 @@ from medsegai.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
-    from medsegai.outputs import Outputs
+    from medsegai.output.result_files import Outputs
 
 SCAN_IN_NILEARN = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 """The ICBM 2009a nonlinear symmetric T1 at 1 mm, which nilearn's package carries."""
@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.outputs import Outputs
+    from medsegai.output.result_files import Outputs
 
     scan = nilearn_scan() if arguments.input is None else arguments.input
     folder: Path = arguments.output
@@ -113,7 +113,7 @@ def make_folder(folder: Path) -> None:
 
 def untouched(outputs: Outputs) -> bool:
     """Whether all results are as the last demo wrote them, so that replacing them loses nothing."""
-    from medsegai.outputs import recorded_hashes
+    from medsegai.output.result_files import recorded_hashes
 
     if outputs.report is None or not outputs.report.is_file():
         return False

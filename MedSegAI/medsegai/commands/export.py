@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import ProgressBar, print_written, stoppable
 from medsegai.commands.measure import add_segmentation
-from medsegai.locks import reserved
-from medsegai.outside_text import one_line
 from medsegai.progress import Progress
+from medsegai.system.locks import reserved
+from medsegai.system.outside_text import one_line
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -93,7 +93,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.handover.export import Exports, Inputs, export
+    from medsegai.export.files import Exports, Inputs, export
 
     inputs = Inputs(
         arguments.segmentation,

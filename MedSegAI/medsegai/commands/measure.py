@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, table
 from medsegai.errors import OutputError, RequestError
-from medsegai.locks import reserved
-from medsegai.outside_text import one_line
+from medsegai.system.locks import reserved
+from medsegai.system.outside_text import one_line
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
-    from medsegai.measurements import Measurement
+    from medsegai.measurements.structures import Measurement
 
 SHOWN = {
     "volume_ml": ("ml", ".2f"),
@@ -74,9 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, outputs: list[Path]) -> int:
-    from medsegai.handover import load_case
+    from medsegai.export import load_case
     from medsegai.io import check_output
-    from medsegai.measurements import measure, warnings_of, write_csv, write_json
+    from medsegai.measurements.structures import measure, warnings_of, write_csv, write_json
 
     for path, ending in ((arguments.csv, ".csv"), (arguments.json, ".json")):
         if path is not None:

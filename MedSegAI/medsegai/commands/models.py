@@ -12,17 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import (
+from medsegai.commands.console import table
+from medsegai.commands.parsing import help_alone
+from medsegai.errors import ModelError, OutputError
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import (
     BUNDLED_MODELS,
     MODELS_VARIABLE,
     find_card,
     read_cards,
     user_models_folder,
 )
-from medsegai.commands.console import table
-from medsegai.commands.parsing import help_alone
-from medsegai.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -130,7 +130,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    from medsegai.model_import import import_model
+    from medsegai.families._importing import import_model
 
     folder = user_models_folder()
     if folder is None:

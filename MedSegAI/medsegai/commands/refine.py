@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from medsegai.commands.console import ProgressBar, print_written, stoppable
 from medsegai.commands.segment import comma_list
 from medsegai.errors import OutputError, RequestError
-from medsegai.locks import reserved
 from medsegai.progress import Progress
 from medsegai.refinements import (
     Draft,
@@ -21,7 +20,8 @@ from medsegai.refinements import (
     summary,
     value_as_text,
 )
-from medsegai.tasks import RefinementRequest, RefinementResult
+from medsegai.system.locks import reserved
+from medsegai.worker.requests import RefinementRequest, RefinementResult
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -125,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _refine(asked: RefinementRequest, quiet: bool) -> RefinementResult:
-    from medsegai.refining import refine
+    from medsegai.worker.refine_job import refine
 
     bar = ProgressBar(quiet=quiet)
     progress = Progress(bar)

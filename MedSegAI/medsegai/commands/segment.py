@@ -10,13 +10,12 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.card import ModelCard
-from medsegai.catalogue import find_card, is_path
 from medsegai.commands.console import ProgressBar, duration, print_written, stoppable, table
 from medsegai.errors import InputError, ModelError, RequestError
-from medsegai.outside_text import one_line
+from medsegai.models.card import ModelCard
+from medsegai.models.catalogue import find_card, is_path
+from medsegai.models.quality import quality_of
 from medsegai.progress import Progress
-from medsegai.quality import quality_of
 from medsegai.refinements import parse
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,
@@ -25,10 +24,11 @@ from medsegai.request import (
     request_from_options,
     request_options,
 )
+from medsegai.system.outside_text import one_line
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
-    from medsegai.outputs import Outputs
+    from medsegai.output.result_files import Outputs
 
 FLAGS = {
     "models": ("--model",),
@@ -206,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     check_request(request)
 
-    from medsegai.outputs import Outputs
+    from medsegai.output.result_files import Outputs
 
     outputs = Outputs(
         segmentation=arguments.output,

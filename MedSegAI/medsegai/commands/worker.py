@@ -14,13 +14,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "worker",
         help="serve jobs on standard input and output (for the panel in 3D Slicer)",
         description="Read jobs as JSON lines from standard input, and answer on standard output, "
-        "until the input ends. See medsegai.protocol.",
+        "until the input ends. See medsegai.worker.protocol.",
     )
     parser.set_defaults(run=run)
 
 
 def run(_arguments: argparse.Namespace) -> int:
-    from medsegai.worker import main
+    from medsegai.worker.server import main
 
     main()
     return 0

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsegai.catalogue import find_card
 from medsegai.errors import InputError
 from medsegai.evaluation.mapping import LabelMapping, read_mapping
 from medsegai.evaluation.measures import StructureFigures, evaluate
@@ -15,6 +14,7 @@ from medsegai.evaluation.report import CaseFigures, Evaluation
 from medsegai.io import READABLE, check_output, read_labelmap
 from medsegai.io.labelmaps import unique_values
 from medsegai.labels import Label
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
 from medsegai.volume import Volume
 

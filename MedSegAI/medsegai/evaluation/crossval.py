@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256
-from medsegai.catalogue import find_card
 from medsegai.errors import InputError, RequestError
 from medsegai.evaluation.folds import Split, TrainingCase
 from medsegai.evaluation.kept import claim_folder
-from medsegai.exchange import temporary_folder
 from medsegai.io import atomic_path, read_labelmap, write_volume
-from medsegai.nnunet_dataset import classes_of, read_json
+from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256
+from medsegai.models.catalogue import find_card
+from medsegai.models.nnunet_dataset import classes_of, read_json
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume, check_same_grid
+from medsegai.worker.array_transfer import temporary_folder
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import CARD_NAME, ModelCard, card_from_dict
 from medsegai.errors import ModelError, OutputError
 from medsegai.evaluation import refining
 from medsegai.evaluation.calibration import (
@@ -31,7 +30,8 @@ from medsegai.evaluation.scores import (
 )
 from medsegai.io import atomic_path
 from medsegai.labels import Label
-from medsegai.quality import SCORES, Calibration
+from medsegai.models.card import CARD_NAME, ModelCard, card_from_dict
+from medsegai.models.quality import SCORES, Calibration
 from medsegai.refinements import parse
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medsegai.errors import InputError
-from medsegai.nnunet_dataset import read_json, value_of
+from medsegai.models.nnunet_dataset import read_json, value_of
 
 FOLDS = 5
 SEED = 12345

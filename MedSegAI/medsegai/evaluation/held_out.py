@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.card import ModelCard
 from medsegai.errors import InputError, RequestError
 from medsegai.evaluation import refining
 from medsegai.evaluation.calibration import Decisions, around, of_classes, of_regions, some
@@ -25,8 +24,9 @@ from medsegai.evaluation.mapping import LabelMapping
 from medsegai.evaluation.measures import evaluate
 from medsegai.io import atomic_path, read_labelmap, read_volume
 from medsegai.labels import Label
+from medsegai.models.card import ModelCard
+from medsegai.models.quality import SCORES
 from medsegai.progress import Progress
-from medsegai.quality import SCORES
 from medsegai.refinements import Draft
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume, check_same_grid
@@ -341,7 +341,7 @@ class HeldOut:
 
     def _settings(self) -> dict[str, Any]:
         """What decides the results."""
-        from medsegai.catalogue import find_card
+        from medsegai.models.catalogue import find_card
 
         cards: dict[str, str] = {}
         for job in self.jobs:

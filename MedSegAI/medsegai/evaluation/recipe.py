@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.errors import OutputError, RequestError
 from medsegai.evaluation.crossval import (
     Candidate,
@@ -19,6 +18,7 @@ from medsegai.evaluation.crossval import (
     write_card,
 )
 from medsegai.evaluation.postprocessing import Decision
+from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
 
 MODEL = "model"
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from medsegai.card import ModelCard
 from medsegai.errors import ModelError, RequestError
 from medsegai.evaluation.measures import evaluate
 from medsegai.labels import Label
+from medsegai.models.card import ModelCard
 from medsegai.refinements import Draft, apply, parse
 from medsegai.volume import Volume
 

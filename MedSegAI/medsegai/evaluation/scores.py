@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from medsegai.quality import SCORES, Expected
+from medsegai.models.quality import SCORES, Expected
 
 AT_ANY_TEMPERATURE = ("iou", "pairwise_dice", "volume_cv", "mutual_information")
 """Those that a temperature does not change, so that a limit holds for results with it and without."""

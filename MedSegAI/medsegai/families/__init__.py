@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Protocol
 
-from medsegai.card import ModelCard
 from medsegai.errors import ModelError
-from medsegai.fusion import side_aware_first
+from medsegai.inference.activation import Scale
+from medsegai.inference.fusion import side_aware_first
+from medsegai.inference.probabilities import Block
+from medsegai.models.card import ModelCard
 from medsegai.networks.backends import Compute
-from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
 
 Step = Callable[[float], None]

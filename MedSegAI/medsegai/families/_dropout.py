@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medsegai.card import ModelCard
 from medsegai.errors import RequestError
+from medsegai.models.card import ModelCard
 from medsegai.request import SegmentationRequest
 
 

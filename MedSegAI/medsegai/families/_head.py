@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsegai.card import SPACINGS_MM, MemberCard
 from medsegai.errors import ModelError
 from medsegai.families._memory import check_memory
+from medsegai.models.card import SPACINGS_MM, MemberCard
+from medsegai.models.json_fields import number, shown
 from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
 from medsegai.preprocessing.intensity import MODES, scale_intensity
-from medsegai.strict import number, shown
 from medsegai.volume import Geometry, Volume
 
 HEAD_MARGIN_MM = 32.0

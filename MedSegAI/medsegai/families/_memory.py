@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from medsegai.errors import ModelError
-from medsegai.machine import available_memory
+from medsegai.system.machine import available_memory
 
 
 def check_memory(shape: Sequence[int], bytes_a_voxel: int) -> None:

@@ -24,21 +24,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsegai.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
-from medsegai.catalogue import find_card
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
-from medsegai.fusion import side_aware_first
+from medsegai.inference.fusion import side_aware_first
+from medsegai.inference.probabilities import Block
+from medsegai.models.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.catalogue import find_card
+from medsegai.models.json_fields import number, typed_fields
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.released import read_released, released_config
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
-from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.strict import number, typed_fields
 from medsegai.volume import Geometry, Volume
 
 MOST_FILTERS = 1024

@@ -18,18 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._sliding import Box, logits_by_planes, window
+from medsegai.inference.probabilities import Block
+from medsegai.models.card import MemberCard, ModelCard
+from medsegai.models.json_fields import number, typed_fields
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.volumetric import describe_network, smallest_multiple
-from medsegai.probabilities import Block
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.strict import number, typed_fields
 from medsegai.volume import Geometry, Volume
 
 MOST_PATCH_VOXELS = 2**23

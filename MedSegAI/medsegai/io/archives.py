@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from medsegai.errors import ModelError, UnsafeModelError
-from medsegai.regular_files import open_regular
+from medsegai.system.regular_files import open_regular
 
 CHUNK = 1 << 20
 

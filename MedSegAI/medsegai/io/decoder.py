@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError
-from medsegai.exchange import temporary_folder
 from medsegai.io.stored import fill
-from medsegai.outside_text import unicode_text
+from medsegai.system.outside_text import unicode_text
+from medsegai.worker.array_transfer import temporary_folder
 
 MEMORY_BYTES = 1 << 30
 """What the process may take beside voxels, decoded and on their way."""

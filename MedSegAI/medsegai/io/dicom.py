@@ -21,7 +21,7 @@ from medsegai.io.decoder import itk_voxels
 from medsegai.io.dicom_files import DicomFile, Slice, is_dicom, read_file
 from medsegai.io.files import PARSER_ERRORS, check_memory, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
-from medsegai.outside_text import unicode_text
+from medsegai.system.outside_text import unicode_text
 from medsegai.volume import SHEAR_TOLERANCE, Volume
 
 POSITION_TOLERANCE = 0.1

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medsegai.errors import GeometryError, InputError
 from medsegai.io.stored import Stored
-from medsegai.machine import available_memory, total_memory
+from medsegai.system.machine import available_memory, total_memory
 from medsegai.volume import Geometry
 
 DEFLATE_LIMIT = 1032

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.io.atomic import atomic_path
-from medsegai.outside_text import table_cell
+from medsegai.system.outside_text import table_cell
 
 EXACT_DIGITS = 12
 """Digits of a double that arithmetic leaves exact; it has 15 to 17."""

@@ -7,10 +7,8 @@ torch and needs no compiler. Where a network bears half precision is said by its
 from __future__ import annotations
 
 import copy
-import ctypes
 import importlib.util
 import logging
-import sys
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from medsegai.errors import DeviceError
-from medsegai.machine import usable_cores
+from medsegai.system.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +145,6 @@ class TorchRunner:
         self, network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         """`dtype` is what the whole network computes in."""
-        if device.type == "cpu":
-            keep_freed_memory()
         self._device = device
         self._dtype = dtype
         self._network = network.to(device)
@@ -226,21 +222,6 @@ def _halve_decoders(network: nn.Module, dtype: torch.dtype) -> None:
             for key, layer in list(block.named_children()):
                 if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1:
                     setattr(block, key, _HalfConv2d(layer, dtype))
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: page faults are a third of the time of eager torch on a CPU, in training too,
-    and a tenth of that of OpenVINO in 3D, whose logits are large.
-
-    Does nothing where the C library is another one.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _choose_device(device: str) -> torch.device:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from medsegai.errors import OutputError
 from medsegai.io.atomic import atomic_path
-from medsegai.places import own_folder
-from medsegai.regular_files import open_regular, read_regular
+from medsegai.system.regular_files import open_regular, read_regular
+from medsegai.system.user_folders import own_folder
 
 KEY_NAME, KEY_BYTES, CODE_BYTES = "key", 32, 32
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from medsegai.networks.backends import keep_freed_memory
 from medsegai.networks.compiled_cache import keep, read_kept
 
 # When it is imported, OpenVINO reports to Google Analytics unless it cannot find the package that does
@@ -75,8 +74,6 @@ class OpenVinoRunner:
 
     @torch.inference_mode()
     def _compile(self, batch: Tensor) -> Any:
-        if batch.ndim == 5:
-            keep_freed_memory()  # logits of 3D patches are large
         if not self._small:
             return _core().compile_model(_converted(self._network, batch), "CPU", self._settings)
         name = self._cache_name(batch)

@@ -36,7 +36,7 @@ from medsegai.networks.unpickling import (
     table,
     unpickle,
 )
-from medsegai.regular_files import open_regular
+from medsegai.system.regular_files import open_regular
 
 KINDS: dict[str, tuple[str, torch.dtype]] = {
     "Double": ("f8", torch.float64),

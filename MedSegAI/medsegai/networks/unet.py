@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsegai.errors import ModelError
-from medsegai.nnunet_parts import NETWORK_PACKAGE, check_network
+from medsegai.models.nnunet_parts import NETWORK_PACKAGE, check_network
 
 OPERATIONS = {
     "conv_op": ("Conv2d", "Conv3d"),

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from medsegai.errors import ModelError
+from medsegai.models.json_fields import number, shown, typed_fields
 from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
 from medsegai.networks.unet import UNet, build_unet
-from medsegai.strict import number, shown, typed_fields
 
 MOST_STAGES, MOST_CHANNELS, FOLDS = 12, 4096, (1, 2)
 """What a card may ask of a compact network."""

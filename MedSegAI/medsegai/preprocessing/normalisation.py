@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, ModelError
-from medsegai.nnunet_parts import NORMALISERS
+from medsegai.models.nnunet_parts import NORMALISERS
 
 Voxels = NDArray[np.float32]
 Mask = NDArray[np.bool_] | None

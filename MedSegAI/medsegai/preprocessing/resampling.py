@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsegai.errors import ModelError
-from medsegai.nnunet_parts import RESAMPLERS, SPLINE, TORCH, UNCHANGED
+from medsegai.models.nnunet_parts import RESAMPLERS, SPLINE, TORCH, UNCHANGED
 
 Settings = Mapping[str, Any]
 Shape = tuple[int, int, int]

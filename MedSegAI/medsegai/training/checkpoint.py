@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from medsegai.errors import RequestError
-from medsegai.torch_version import is_sound
+from medsegai.system.torch_version import is_sound
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.card import ModelCard
 from medsegai.errors import InputError, RequestError
 from medsegai.io import read_labelmap, read_volume
+from medsegai.models.card import ModelCard
 from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.training.anatomy import AnatomyConfig, vary
 from medsegai.training.config import TrainingConfig

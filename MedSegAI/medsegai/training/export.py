@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import CARD_NAME, ModelCard, file_sha256
 from medsegai.errors import RequestError
+from medsegai.models.card import CARD_NAME, ModelCard, file_sha256
 from medsegai.training.checkpoint import (
     LOG,
     best_weights_name,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from medsegai.errors import InputError, MedSegAIError, RequestError
+from medsegai.networks.memory import keep_freed_memory
 
 PLANNERS = {
     "default": ("ExperimentPlanner", "nnUNetPlans"),
@@ -129,6 +130,7 @@ def main() -> int:
     """Do the job on standard input. Where it cannot be done, an event says why."""
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what nnU-Net prints is no event
+    keep_freed_memory()
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     try:
@@ -274,10 +276,6 @@ def train(job: Job, configuration: str, fold: str, events: Events) -> None:
 def _trainer(job: Job, configuration: str, fold: str, events: Events) -> Any:
     import torch
 
-    from medsegai.networks.backends import keep_freed_memory
-
-    if job.device == "cpu":
-        keep_freed_memory()
     plans = {**_read_plans(job), "continue_training": False}
     dataset = json.loads((job.preprocessed / "dataset.json").read_text(encoding="utf-8"))
     number = int(fold) if fold.isdigit() else fold

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import RequestError
+from medsegai.models.card import MemberCard, ModelCard
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.preprocessing.views import VIEWS
 from medsegai.training.config import TrainingConfig

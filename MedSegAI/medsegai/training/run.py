@@ -14,12 +14,11 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from medsegai.card import ModelCard, load_card
-from medsegai.catalogue import find_card
 from medsegai.errors import Cancelled, ModelError, OutputError, RequestError
-from medsegai.locks import reserved
-from medsegai.networks.backends import keep_freed_memory
+from medsegai.models.card import ModelCard, load_card
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
+from medsegai.system.locks import reserved
 from medsegai.training.checkpoint import (
     CHECKPOINT,
     LOG,
@@ -302,7 +301,6 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
         OutputError: the folder cannot be written, or another training is at work there.
         Cancelled: stopped through ``progress``; a checkpoint was written.
     """
-    keep_freed_memory()
     place = find_place(options.device)
     card = load_card(config.card_path)
     folder = options.folder

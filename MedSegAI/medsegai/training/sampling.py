@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsegai.card import MemberCard
+from medsegai.models.card import MemberCard
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.training.config import SamplingConfig
 from medsegai.training.data import BATCHES, TRAINING, Sample, SampleSource, seed_for

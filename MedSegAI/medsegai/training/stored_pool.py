@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.card import load_card
+from medsegai.models.card import load_card
 from medsegai.training.config import TrainingConfig, load_config
 from medsegai.training.data import TRAINING, Sample, SampleSource, case_source
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medsegai.card import ModelCard
 from medsegai.errors import RequestError
+from medsegai.models.card import ModelCard
 from medsegai.networks.compact_unet import CompactUNet
 from medsegai.networks.volumetric import build_network, smallest_multiple
 from medsegai.preprocessing.tiles import gaussian, tile_starts

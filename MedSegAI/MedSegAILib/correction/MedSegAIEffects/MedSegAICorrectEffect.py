@@ -20,8 +20,8 @@ from medsegai.correction import REACH_MM
 from MedSegAILib.correction import EFFECT_NAME, preview
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
-from MedSegAILib.scene.doubt import knows_places, walk_within, within
 from MedSegAILib.scene.layers import array_of
+from MedSegAILib.scene.uncertainty import knows_places, walk_within, within
 from MedSegAILib.translation import tr as _
 
 RADIUS_MM = 2.0

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError
+from medsegai.models.card import MemberCard, ModelCard
 from medsegai.networks.checkpoints import Checkpoint
 
 

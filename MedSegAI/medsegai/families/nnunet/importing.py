@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from safetensors.torch import save_file
 
-from medsegai.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.errors import ModelError
 from medsegai.families.nnunet.model import FoldNetwork
 from medsegai.io.archives import Kind, unpacked
-from medsegai.nnunet_plans import card_of_folder, is_nnunet_folder
+from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 
 _ABOVE = r"(?:[^/]+/){0,3}"
 _RESULTS_OF_CASES = (

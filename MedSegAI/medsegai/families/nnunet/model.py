@@ -17,21 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medsegai.card import MemberCard, ModelCard
 from medsegai.errors import ModelError, RequestError, counted
 from medsegai.families import Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
+from medsegai.inference.activation import Scale
+from medsegai.inference.probabilities import Block, StreamedProbabilities
+from medsegai.models.card import MemberCard, ModelCard
+from medsegai.models.nnunet_parts import check_member, check_settings
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.networks.unet import build_unet, load_state, with_norm_of
-from medsegai.nnunet_parts import check_member, check_settings
-from medsegai.probabilities import Block, StreamedProbabilities
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.scale import Scale
 from medsegai.volume import Geometry, Volume
 
 PLANES_READ_AT_ONCE = 16

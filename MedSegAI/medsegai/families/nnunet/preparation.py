@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medsegai.families._memory import check_memory
 from medsegai.io import axes_to_ras, itk_axes_to_ras
-from medsegai.nnunet_parts import ITK_REORIENTS, NIBABEL_REORIENTS
+from medsegai.models.nnunet_parts import ITK_REORIENTS, NIBABEL_REORIENTS
 from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
 from medsegai.preprocessing.normalisation import normalise
 from medsegai.preprocessing.resampling import (

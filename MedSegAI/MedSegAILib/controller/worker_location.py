@@ -1,0 +1,126 @@
+"""Where the worker runs: kept as a setting, tested by the doctor there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medsegai.errors import MedSegAIError
+from MedSegAILib.controller.context import House
+from MedSegAILib.controller.devices import Devices
+from MedSegAILib.panel_values import PlaceChoice
+from MedSegAILib.translation import tr as _
+from MedSegAILib.worker.location import Place, PlaceKind
+
+PLACE, AGREED = "place", "agreed_hosts"
+"""Names of settings: the place, and the computers to which images may travel, one a line."""
+
+TRAVEL_QUESTION = (
+    "The AI will run on {host}: images and results travel there through ssh, and lie there in a private temporary "
+    "folder while a job runs. May images of your patients go there?"
+)
+
+
+class Places:
+    """Joins the settings with the worker.
+
+    Args:
+        changed: called when the devices are known, or another place was chosen.
+    """
+
+    def __init__(self, house: House, changed: Any) -> None:
+        self._house, self._changed = house, changed
+        self._asked = 0
+        self._asking = False
+        settings = house.panel.settings
+        settings.place_changed.connect(self.apply)
+        settings.test_requested.connect(self.test)
+        settings.show(_shown(house.host.place()))
+
+    def apply(self) -> None:
+        """Use what the settings show from the next job on, and keep it.
+
+        Images go to another computer only after the user agreed to it, once for each.
+        """
+        if self._asking:  # the question took the focus of a field, which tells so a second time
+            return
+        house = self._house
+        try:
+            place = self._chosen()
+        except MedSegAIError as error:
+            house.panel.settings.show_answer(str(error))
+            return
+        if not self._may_be_used(place):
+            house.panel.settings.show(_shown(house.host.place()))
+            return
+        try:
+            house.host.set_place(place)
+        except MedSegAIError as error:
+            house.panel.settings.show_answer(str(error))
+            return
+        house.host.set_setting(PLACE, place.to_text())
+        house.devices = Devices()
+        house.panel.show_devices(house.devices.choices())
+        self._changed()
+
+    def _may_be_used(self, place: Place) -> bool:
+        agreed = self._house.host.setting(AGREED).split("\n")
+        if place.shares_files or place.target in agreed:
+            return True
+        self._asking = True
+        try:
+            answer = self._house.host.confirm(_(TRAVEL_QUESTION).format(host=place.target))
+        finally:
+            self._asking = False
+        if answer:
+            self._house.host.set_setting(AGREED, "\n".join(filter(None, [*agreed, place.target])))
+        return answer
+
+    def ask_devices(self) -> None:
+        """Ask the doctor, and say nothing but which devices there are."""
+        self._ask(shown=False)
+
+    def test(self) -> None:
+        """Ask the doctor, and show everything that it says."""
+        self._house.panel.settings.show_answer(_("Asking …"), busy=True)
+        self._ask(shown=True)
+
+    def _ask(self, shown: bool) -> None:
+        house = self._house
+        self._asked += 1
+        number = self._asked
+        try:
+            place = self._chosen() if shown else house.host.place()
+        except MedSegAIError as error:
+            house.panel.settings.show_answer(str(error))
+            return
+
+        def told(report: Any) -> None:
+            if number == self._asked:  # else another place was asked meanwhile
+                self._hear(report, shown)
+
+        house.host.examine(place, told)
+
+    def _hear(self, report: Any, shown: bool) -> None:
+        house = self._house
+        if shown:
+            house.panel.settings.show_answer(report.text())
+        if report.findings and report.place == house.host.place():
+            house.devices = Devices(report.findings)
+            house.panel.show_devices(house.devices.choices())
+            self._changed()
+
+    def _chosen(self) -> Place:
+        choice = self._house.panel.settings.choice()
+        if choice.kind == "ssh":
+            return Place.ssh(choice.host, choice.command)
+        if choice.kind == "other":
+            return Place.other(choice.python)
+        return Place.own(self._house.host.own_python())
+
+
+def _shown(place: Place) -> PlaceChoice:
+    if place.kind is PlaceKind.SSH:
+        return PlaceChoice("ssh", host=place.target, command=place.program)
+    if place.kind is PlaceKind.OTHER:
+        return PlaceChoice("other", python=place.target)
+    return PlaceChoice()

@@ -1,0 +1,124 @@
+"""The models at hand, searched and described: neither Qt nor MRML, and no torch."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import ModelError
+from medsegai.labels import without_side
+from medsegai.models import catalogue
+from medsegai.models.card import PICTURE_NAME, ModelCard
+from medsegai.models.catalogue import BUNDLED_MODELS
+from MedSegAILib.translation import tr as _
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the user looks for; "" is anything."""
+
+    text: str = ""
+    modality: str = ""
+    structure: str = ""
+
+
+def read_cards(files: Iterable[Path] | None = None) -> tuple[list[ModelCard], list[str]]:
+    """The cards that can be read, and why the others cannot."""
+    cards, problems = [], []
+    for _source, found in catalogue.read_cards(files):
+        if isinstance(found, ModelError):
+            problems.append(str(found))
+        else:
+            cards.append(found)
+    return cards, problems
+
+
+def modalities(cards: Iterable[ModelCard]) -> list[str]:
+    return sorted({channel.modality for card in cards for channel in card.channels})
+
+
+def structures(cards: Iterable[ModelCard]) -> list[str]:
+    """The anatomy that the models know, each structure once for both sides."""
+    return sorted({name for card in cards for name in _structures(card)}, key=str.lower)
+
+
+def found(cards: Iterable[ModelCard], query: Query) -> list[ModelCard]:
+    """The models that fit: every word stands somewhere in the card."""
+    return [card for card in cards if _fits(card, query)]
+
+
+def _fits(card: ModelCard, query: Query) -> bool:
+    if query.modality and query.modality not in modalities([card]):
+        return False
+    if query.structure and query.structure not in _structures(card):
+        return False
+    told = (
+        card.id,
+        card.name,
+        card.family,
+        card.description,
+        card.intended_use,
+        *modalities([card]),
+    )
+    text = " ".join((*told, *(label.name for label in card.labels))).lower()
+    return all(word in text for word in query.text.lower().split())
+
+
+def _structures(card: ModelCard) -> set[str]:
+    return {without_side(label.name) for label in card.labels}
+
+
+def is_bundled(card: ModelCard) -> bool:
+    return card.folder.is_relative_to(BUNDLED_MODELS)
+
+
+def picture(card: ModelCard) -> Path | None:
+    path = card.folder / PICTURE_NAME
+    return path if path.is_file() else None
+
+
+def describe(card: ModelCard, expectation: str) -> str:
+    """The card as simple HTML.
+
+    Args:
+        expectation: time and memory on this device, in words; "" where nothing is known.
+    """
+    facts = [
+        (_("Intended use"), card.intended_use),
+        (_("Input"), ", ".join(_channel(channel) for channel in card.channels)),
+        (_("Structures"), ", ".join(label.name for label in card.labels)),
+        (_("Networks"), ", ".join(member.name for member in card.members)),
+        (_("Time and memory"), expectation),
+        (_("Licence"), card.licence),
+        (_("Plausible volumes"), card.reference.source if card.reference else ""),
+        (_("Origin"), card.origin),
+        (_("Please cite"), card.citation),
+        (_("Version"), f"{card.version} ({card.family})"),
+        (_("Folder"), str(card.folder)),
+    ]
+    image = picture(card)
+    parts = [f"<h3>{html.escape(card.name)}</h3>"]
+    parts += [f'<p><img src="{image.as_uri()}" width="300"></p>'] if image else []
+    parts += [f"<p>{html.escape(card.description)}</p>"] if card.description else []
+    parts += [f"<p><b>{html.escape(k)}</b><br>{html.escape(v)}</p>" for k, v in facts if v]
+    return "".join(parts)
+
+
+def _channel(channel: Any) -> str:
+    text = (
+        channel.name if channel.name == channel.modality else f"{channel.name} ({channel.modality})"
+    )
+    return text if channel.required else _("{channel}, may be left out").format(channel=text)
+
+
+def usable_together(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
+    """The other models that take the same images."""
+    wanted = [channel.modality for channel in card.channels]
+    return [
+        other
+        for other in cards
+        if other is not card and [channel.modality for channel in other.channels] == wanted
+    ]

@@ -1,0 +1,147 @@
+"""A segmentation of the scene as it is handed over: one label map on the voxels of its scan.
+
+Files lie where the scan lay when it was loaded: transforms above it in the scene are left out, for no DICOM
+series and no NIfTI file knows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError
+from medsegai.volume import Geometry, Volume
+from medsegai.worker.requests import EXPORT_PATHS, ExportRequest
+from MedSegAILib.scene.inputs import ijk_to_local, image_at
+from MedSegAILib.scene.layers import boxes, laid_on, layers_of
+from MedSegAILib.scene.measuring import (
+    field_of_view,
+    renumbered,
+    report_of,
+    scan_of,
+    scan_place,
+)
+from MedSegAILib.scene.merging import check_labelmaps
+from MedSegAILib.scene.review import is_locked
+from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
+from MedSegAILib.translation import tr as _
+
+
+@dataclass(frozen=True, eq=False)
+class HandedOver:
+    """What the worker is asked."""
+
+    request: ExportRequest
+
+
+def handed_over(
+    segmentation: Any,
+    outputs: Mapping[str, Any],
+    dicom: tuple[str, str] = ("", ""),
+    overwrite: bool = False,
+) -> HandedOver:
+    """A segmentation as the worker is to hand it over.
+
+    Args:
+        outputs: what to write, as fields of `medsegai.export.files.Exports`.
+        dicom: folder and SeriesInstanceUID of the DICOM series that was segmented, for a DICOM SEG.
+        overwrite: whether files that are there already are replaced.
+
+    Raises:
+        InputError: there is no segmentation, it is made of surfaces, has no voxels, or two of its segments
+            overlap; or a DICOM SEG is wanted, and its voxels are not those of the scan.
+        GeometryError: segmentation or scan stand under a transform that is not linear.
+    """
+    if segmentation is None:
+        raise InputError(_("There is no segmentation. Choose the one that is to be handed over."))
+    check_labelmaps(segmentation)
+    layers, scan = layers_of(segmentation), scan_of(segmentation)
+    names = list(segmentation.GetSegmentation().GetSegmentIDs())
+    if not layers:
+        raise InputError(
+            _("{name} has no voxels to hand over.").format(name=segmentation.GetName())
+        )
+    series = dicom if outputs.get("seg") else ("", "")
+    grid = field_of_view(segmentation, layers, scan)
+    on_scan = scan is not None and grid.matches(scan_place(segmentation, scan))
+    if series[0] and not on_scan:
+        raise InputError(
+            _(
+                "{name} does not lie on the voxels of its scan, so it cannot become a DICOM SEG of it. Export it "
+                "to a label map with the scan as reference in the module Segmentations, and import that."
+            ).format(name=segmentation.GetName())
+        )
+    values = values_of(segmentation, names)
+    voxels = _joined(segmentation, grid, values)
+    place = Geometry(grid.shape, ijk_to_local(scan)) if on_scan else grid
+    by_hand = painted(segmentation, layers)
+    made = {name for name in names if label_value(segmentation, name) is not None}
+    touched = {name for name in made if name in by_hand or is_locked(segmentation, name)}
+    request = ExportRequest(
+        Volume(voxels, place, segmentation.GetName()),
+        tuple(label_of(segmentation, name, values[name]) for name in names),
+        _plain(outputs),
+        image_at(scan, np.eye(4), scan.GetName()) if on_scan and not series[0] else None,
+        *series,
+        run=report_of(segmentation) if made else {},
+        touched=tuple(values[name] for name in names if name in touched),
+        drawn=tuple(values[name] for name in names if name not in made),
+        overwrite=overwrite,
+        warnings=() if on_scan else (_no_scan(segmentation, scan),),
+    )
+    return HandedOver(request)
+
+
+def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs as JSON values; paths become absolute, for the worker has a folder of its own."""
+    plain = {name: value for name, value in outputs.items() if value is not None}
+    plain |= {name: str(Path(plain[name]).absolute()) for name in EXPORT_PATHS if name in plain}
+    if not isinstance(plain.get("formats", ""), str):
+        plain["formats"] = list(plain["formats"])
+    return plain
+
+
+def _joined(segmentation: Any, grid: Geometry, values: Mapping[str, int]) -> NDArray[Any]:
+    """One label map of all segments.
+
+    Raises:
+        InputError: two of them overlap.
+    """
+    out = np.zeros(grid.shape, np.min_scalar_type(max(values.values())))
+    for layer in layers_of(segmentation):
+        voxels = laid_on(renumbered(layer, values), layer.geometry, grid)
+        for value, box in boxes(voxels).items():
+            inside = voxels[box] == value
+            other = int(out[box][inside].max())
+            if other:
+                raise InputError(
+                    _(
+                        "{first} and {second} overlap, but in what is handed over a voxel belongs to one segment. "
+                        "Hand over a copy without one of them, or edit them apart in the Segment Editor."
+                    ).format(
+                        first=_title(segmentation, values, other),
+                        second=_title(segmentation, values, value),
+                    )
+                )
+            out[box][inside] = value
+    return out
+
+
+def _title(segmentation: Any, values: Mapping[str, int], value: int) -> str:
+    name = next(name for name, item in values.items() if item == value)
+    return str(segmentation.GetSegmentation().GetSegment(name).GetName())
+
+
+def _no_scan(segmentation: Any, scan: Any) -> str:
+    if scan is None:
+        return _(
+            "{name}: its scan is not in the scene, so there are no pictures and no grey values."
+        ).format(name=segmentation.GetName())
+    return _(
+        "{name} does not lie on the voxels of {scan}, so there are no pictures and no grey values."
+    ).format(name=segmentation.GetName(), scan=scan.GetName())

@@ -1,0 +1,245 @@
+"""Where the networks doubted, as places to look at, and the walk from one to the next.
+
+Where a walk stands is kept with the segmentation: the page, the Segment Editor and a scene that is opened again
+go on from the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer.util
+from numpy.typing import NDArray
+
+from medsegai.volume import Geometry
+from MedSegAILib.doubtful_places import DoubtfulPlace, Step
+from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
+from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
+from MedSegAILib.scene.layers import Layer, box_mean, boxes, layers_of
+from MedSegAILib.scene.segments import is_walked
+
+SMOOTHED_MM = 2.0
+"""A place is as doubtful as the mean of what lies so far around it: single voxels at every border are not."""
+
+APART_MM = 10.0
+"""Two doubtful places are at least so far apart, so that each step shows something else."""
+
+LEAST = 0.05
+"""Mean entropy in nats that a doubtful place has at least."""
+
+NEAR_VOXELS = 3
+"""So far from a place its segment is looked for, where no segment covers it."""
+
+COUNT = 30
+"""So many places are walked at most."""
+
+CURRENT_ATTRIBUTE = "MedSegAI.current_segment"
+"""Attribute of the segmentation node: id of the segment that the user is at."""
+
+PLACE_ATTRIBUTE = "MedSegAI.place"
+"""Attribute of the segmentation node: voxel i, j, k of the doubtful place that the user is at."""
+
+WITHIN_ATTRIBUTE = "MedSegAI.places_within"
+"""Attribute of the segmentation node: id of the segment whose doubtful places are walked; all if it is missing."""
+
+
+def knows_places(segmentation: Any) -> bool:
+    """Whether it was measured where the networks doubt."""
+    return segmentation is not None and segmentation.GetNodeReference(ENTROPY_REFERENCE) is not None
+
+
+def within(segmentation: Any) -> str:
+    """The segment whose doubtful places are walked; "" for those of all segments."""
+    name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""
+    return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
+
+
+def walk_within(segmentation: Any, segment_id: str) -> None:
+    """Walk the doubtful places of one segment from now on; with "" those of all."""
+    _note(segmentation, WITHIN_ATTRIBUTE, segment_id)
+
+
+def current_segment(segmentation: Any) -> str:
+    """The segment that the user is at; "" where that is none."""
+    name = segmentation.GetAttribute(CURRENT_ATTRIBUTE) or ""
+    return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
+
+
+def set_current_segment(segmentation: Any, segment_id: str) -> None:
+    """Remember the segment that the user is at, for the other pages of Slicer."""
+    _note(segmentation, CURRENT_ATTRIBUTE, segment_id)
+
+
+def _note(segmentation: Any, attribute: str, text: str) -> None:
+    """Keep a text with a segmentation, without a word to its views: they would draw its surfaces again."""
+    was_disabled = segmentation.GetDisableModifiedEvent()
+    segmentation.DisableModifiedEventOn()
+    segmentation.SetAttribute(attribute, text or None)
+    segmentation.SetDisableModifiedEvent(was_disabled)
+
+
+class Walk:
+    """Goes from doubtful place to doubtful place of segmentations."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, _Tops | None] = (None, None)
+
+    def places(self, segmentation: Any) -> list[DoubtfulPlace]:
+        """The most uncertain places, the worst first; none where uncertainty was not measured.
+
+        They are the tops of the smoothed entropy that lie `APART_MM` from any higher one. What nobody corrects, as
+        the card of its model says, is left out, unless it is what is walked.
+        """
+        node = segmentation.GetNodeReference(ENTROPY_REFERENCE)
+        if node is None or node.GetImageData() is None:
+            return []
+        tops = self._tops(node)
+        homogeneous = np.column_stack([tops.voxels, np.ones(len(tops.voxels))])
+        world = homogeneous @ (transform_to_world(node) @ ijk_to_local(node)).T
+        local = world @ np.linalg.inv(transform_to_world(segmentation)).T
+        layers, only = layers_of(segmentation), within(segmentation)
+        left = _near(layers, only, local) if only else np.ones(len(local), bool)
+        found: list[DoubtfulPlace] = []
+        while len(found) < COUNT and left.any():
+            number = int(left.argmax())
+            left[number] = False
+            name = _wanted(segmentation, layers, local[number], only)
+            if name is not None:
+                found.append(_place(segmentation, name, world[number], tops, number))
+                left &= np.linalg.norm((world - world[number])[:, :3], axis=1) >= APART_MM
+        return found
+
+    def step(self, segmentation: Any, by: int = 1) -> Step | None:
+        """Go on by so many places, or back; after the last one comes the first. None where there is none."""
+        places = self.places(segmentation)
+        if not places:
+            return None
+        stood = segmentation.GetAttribute(PLACE_ATTRIBUTE)
+        voxels = [" ".join(map(str, place.voxel)) for place in places]
+        at = voxels.index(stood) if stood in voxels else (-1 if by > 0 else 0)
+        number = (at + by) % len(places)
+        place = places[number]
+        _note(segmentation, PLACE_ATTRIBUTE, voxels[number])
+        if place.segment_id:
+            set_current_segment(segmentation, place.segment_id)
+        return Step(place, number + 1, len(places))
+
+    def _tops(self, node: Any) -> _Tops:
+        """All tops of a volume of entropy; worked out once for the same voxels."""
+        key = (node.GetID(), node.GetImageData().GetMTime(), node.GetSpacing())
+        known, tops = self._known
+        if tops is None or known != key:
+            tops = _tops_of(node)
+            self._known = (key, tops)
+        return tops
+
+
+@dataclass(frozen=True, eq=False)
+class _Tops:
+    """Voxels that are more doubtful than those around them, the most doubtful first.
+
+    Attributes:
+        voxels: (number, 3), each (i, j, k).
+        scores: their smoothed entropy in nats.
+    """
+
+    voxels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] | None:
+    """The voxel of a segment that lies next to its centre of mass, in the world; None without a voxel."""
+    for layer in layers_of(segmentation):
+        box = boxes(layer.voxels).get(layer.values.get(segment_id, 0))
+        if box is not None:
+            inside = np.argwhere(layer.voxels[box] == layer.values[segment_id])
+            nearest = inside[((inside - inside.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+            k, j, i = nearest + [part.start for part in box]
+            world = transform_to_world(segmentation) @ layer.geometry.ijk_to_ras @ [i, j, k, 1.0]
+            return float(world[0]), float(world[1]), float(world[2])
+    return None
+
+
+def _wanted(
+    segmentation: Any, layers: Sequence[Layer], local: NDArray[np.float64], only: str
+) -> str | None:
+    """The segment that a place counts for, "" for none; None where it is not walked."""
+    here = _segments_at(layers, local)
+    if only:
+        return only if only in here or only in _segments_near(layers, local) else None
+    name = next(iter(here or _segments_near(layers, local)), "")
+    return name if not name or is_walked(segmentation, name) else None
+
+
+def _place(
+    segmentation: Any, name: str, world: NDArray[np.float64], tops: _Tops, number: int
+) -> DoubtfulPlace:
+    title = segmentation.GetSegmentation().GetSegment(name).GetName() if name else ""
+    r, a, s = (float(value) for value in world[:3])
+    i, j, k = (int(value) for value in tops.voxels[number])
+    return DoubtfulPlace(name, title, (r, a, s), float(tops.scores[number]), (i, j, k))
+
+
+def _tops_of(node: Any) -> _Tops:
+    entropy = slicer.util.arrayFromVolume(node)
+    spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
+    tops = _tops(box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
+    flat = np.flatnonzero(tops > LEAST)
+    flat = flat[np.argsort(-tops.ravel()[flat], kind="stable")]
+    k, j, i = np.unravel_index(flat, tops.shape)
+    return _Tops(np.column_stack([i, j, k]), tops.ravel()[flat])
+
+
+def _near(
+    layers: Sequence[Layer], segment_id: str, local: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which of these places, (number, 4), lie in the box around a segment, so that it may be there."""
+    found = np.zeros(len(local), bool)
+    for layer in layers:
+        box = boxes(layer.voxels).get(layer.values.get(segment_id, 0))
+        if box is not None:
+            kji = (local @ layer.geometry.ras_to_ijk.T)[:, 2::-1]
+            low = np.array([part.start for part in box]) - NEAR_VOXELS - 1
+            high = np.array([part.stop for part in box]) + NEAR_VOXELS
+            found |= ((kji >= low) & (kji <= high)).all(axis=1)
+    return found
+
+
+def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values that none of their six neighbours exceeds; 0 elsewhere."""
+    is_top = np.ones(values.shape, bool)
+    for axis in range(3):
+        along, top = np.moveaxis(values, axis, 0), np.moveaxis(is_top, axis, 0)
+        top[:-1] &= along[:-1] >= along[1:]
+        top[1:] &= along[1:] >= along[:-1]
+    return np.where(is_top, values, np.float32(0))
+
+
+def _segments_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
+    """The segments at a place of the segmentation."""
+    found = []
+    for layer in layers:
+        at = np.rint(layer.geometry.ras_to_ijk @ local)[2::-1].astype(int)
+        if (at >= 0).all() and (at < layer.voxels.shape).all():
+            value = int(layer.voxels[tuple(at)])
+            found += [name for name, own in layer.values.items() if value and own == value]
+    return found
+
+
+def _segments_near(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
+    """The segments within `NEAR_VOXELS` of a place, the one with most voxels there first."""
+    near: dict[str, int] = {}
+    for layer in layers:
+        names = {value: name for name, value in layer.values.items()}
+        part = tuple(
+            slice(max(at - NEAR_VOXELS, 0), max(at + NEAR_VOXELS + 1, 0))
+            for at in np.rint(layer.geometry.ras_to_ijk @ local)[2::-1].astype(int)
+        )
+        values, counts = np.unique(layer.voxels[part], return_counts=True)
+        for value, number in zip(values, counts, strict=True):
+            if int(value) in names:
+                near[names[int(value)]] = int(number)
+    return sorted(near, key=lambda name: (-near[name], name))

@@ -1,0 +1,129 @@
+"""The Test button: what is there where the worker would run, what is missing, and how to repair it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import qt
+
+from medsegai.errors import WorkerError
+from MedSegAILib.translation import tr as _
+from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.process import WorkerProcess
+
+DOCTOR_SECONDS = 120.0
+"""How long the doctor may take; loading torch for the first time can take most of a minute."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor says of a place.
+
+    Attributes:
+        place: where it looked.
+        ready: whether jobs can run there.
+        findings: what it looked at, each as `medsegai.doctor.Finding.to_dict` gives it.
+        repairs: what would put everything right, step by step.
+        trouble: why the doctor could not answer at all, or nothing.
+    """
+
+    place: Place
+    ready: bool
+    findings: tuple[Mapping[str, Any], ...] = ()
+    repairs: tuple[str, ...] = ()
+    trouble: str = ""
+
+    @property
+    def devices(self) -> tuple[Mapping[str, Any], ...]:
+        """Findings about devices that a job can be given: `name` is what the option device takes."""
+        return tuple(
+            finding
+            for finding in self.findings
+            if finding["topic"] == "device"
+            and finding["health"] == "good"
+            and finding["name"] != "cuda"  # that there is none
+        )
+
+    def text(self) -> str:
+        """For a person to read."""
+        if self.trouble:
+            return self.trouble
+        lines = [f"{finding['name']}: {finding['found']}" for finding in self.findings]
+        if self.repairs:
+            lines += ["", _("What to do:"), *self.repairs]
+        verdict = _("Ready to segment.") if self.ready else _("Not ready.")
+        return "\n".join([verdict, "", *lines])
+
+
+class Examination:
+    """One run of the doctor, which does not block; `told` hears of its report once.
+
+    Keep it until then: what is forgotten is ended.
+    """
+
+    def __init__(self, place: Place, told: Callable[[Report], None]) -> None:
+        self._place, self._told = place, told
+        self._over = False
+        self._lines: list[bytes] = []
+        self._process = WorkerProcess(self._lines.append, lambda: None, self._on_end, self._fail)
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.connect("timeout()", self._on_timeout)
+
+    def start(self) -> None:
+        """Begin; where nothing can be started, the report comes before this returns."""
+        try:
+            command, environment = self._place.doctor_command(), self._place.environment()
+        except WorkerError as error:
+            self._fail(str(error))
+            return
+        self._timer.start(int(1000 * DOCTOR_SECONDS))
+        self._process.launch(command, environment)
+
+    def cancel(self) -> None:
+        """End it; nothing is told."""
+        self._over = True
+        self._timer.stop()
+        self._process.kill(None, False)
+
+    def _on_timeout(self) -> None:
+        self._process.kill(None, False)
+        self._fail(
+            _("{place} did not answer within {seconds:g} s.").format(
+                place=self._place.name, seconds=DOCTOR_SECONDS
+            )
+        )
+
+    def _on_end(self, code: int, crashed: bool) -> None:
+        self._tell(
+            read_report(self._place, b"".join(self._lines), code, self._process.last_words())
+        )
+
+    def _fail(self, trouble: str) -> None:
+        self._tell(Report(self._place, False, trouble=trouble))
+
+    def _tell(self, report: Report) -> None:
+        if not self._over:
+            self._over = True
+            self._timer.stop()
+            self._told(report)
+
+
+def read_report(place: Place, output: bytes, code: int, last_words: str) -> Report:
+    """What the doctor printed; what a Python installation printed before it is passed over."""
+    text = output.decode(errors="replace")
+    try:
+        data = json.loads(text[text.index("{") :])
+        findings = tuple(dict(finding) for finding in data["findings"])
+        for finding in findings:
+            if not {"topic", "name", "found", "health"} <= finding.keys():
+                raise KeyError("finding")
+        return Report(place, bool(data["ready"]), findings, tuple(map(str, data["repairs"])))
+    except (ValueError, KeyError, TypeError):
+        why = place.explain(code) or _(
+            "{place} could not be examined (exit code {code}). It needs Python 3.11 or later."
+        ).format(place=place.name, code=code)
+        return Report(place, False, trouble=f"{why}\n{last_words or text[-500:]}".strip())

@@ -1,0 +1,294 @@
+"""Where the worker runs: in Slicer's own Python, in another one of this computer, or on another computer.
+
+Neither Qt nor MRML. A place knows how its worker and its doctor are started, and in what environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import RequestError, WorkerError
+from medsegai.models.catalogue import find_card
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Volume
+from medsegai.worker.requests import ExportRequest
+from MedSegAILib.translation import tr as _
+
+MODULE_FOLDER = Path(__file__).resolve().parents[2]
+"""Where the package `medsegai` lies."""
+
+REMOTE_PROGRAM = "medsegai worker"
+
+SSH_OPTIONS = (
+    "-T",
+    "-x",
+    "-oBatchMode=yes",  # nobody could type a password
+    "-oConnectTimeout=15",
+    "-oServerAliveInterval=10",
+    "-oServerAliveCountMax=3",
+    "-oClearAllForwardings=yes",  # nothing listens on the network, whatever the user's ssh is set up to do
+    "-oPermitLocalCommand=no",
+    "-oControlMaster=no",  # a connection that stayed open would outlive the worker
+)
+
+HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_:][A-Za-z0-9._:-]*")
+"""What may be a host. Anything that ssh or a shell could take for more than a name is left out."""
+
+SSH_FAILED, NOT_FOUND = 255, 127
+
+
+class PlaceKind(StrEnum):
+    OWN = "own"
+    OTHER = "python"
+    SSH = "ssh"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Made by `own`, `other`, `ssh`, `running` or `from_text`.
+
+    Attributes:
+        kind: which of these.
+        target: path of the Python or of its environment's folder, or the host.
+        program: what starts the worker on another computer.
+        words: the whole command, of `running` only.
+        variables: set in the environment besides, of `running` only.
+    """
+
+    kind: PlaceKind
+    target: str
+    program: str = REMOTE_PROGRAM
+    words: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def own(cls, python: str) -> Place:
+        """Slicer's own Python, such as PythonSlicer."""
+        return cls(PlaceKind.OWN, python)
+
+    @classmethod
+    def other(cls, path: str | Path) -> Place:
+        """Another Python of this computer: its program, or the folder of its environment."""
+        if not str(path).strip():
+            raise WorkerError(_("Name a Python, or the folder of a Python environment."))
+        return cls(PlaceKind.OTHER, str(path).strip())
+
+    @classmethod
+    def ssh(cls, host: str, program: str = REMOTE_PROGRAM) -> Place:
+        """Another computer, as `ssh host` reaches it: a name, an address, or a name of the ssh configuration.
+
+        Args:
+            host: perhaps with the user before it, as `user@host`.
+            program: what starts the worker there; ends with the word `worker`.
+
+        Raises:
+            WorkerError: this is no host, or no such program.
+        """
+        host, program = host.strip(), program.strip() or REMOTE_PROGRAM
+        if not HOST.fullmatch(host):
+            raise WorkerError(
+                _(
+                    "{host} is not the name of a computer. Write it as for ssh: host, user@host, or a name "
+                    "of your ssh configuration."
+                ).format(host=repr(host))
+            )
+        if program.split()[-1] != "worker" or not program.isprintable():
+            raise WorkerError(
+                _("The program on {host} must end with the word worker, as in {example}.").format(
+                    host=host, example=REMOTE_PROGRAM
+                )
+            )
+        return cls(PlaceKind.SSH, host, program)
+
+    @classmethod
+    def running(cls, command: Sequence[str], variables: Mapping[str, str] | None = None) -> Place:
+        """On this computer, by a command of the caller's own."""
+        return cls(PlaceKind.COMMAND, command[0], words=tuple(command), variables=variables or {})
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether the worker sees the files of this computer."""
+        return self.kind is not PlaceKind.SSH
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return _("Slicer's own Python") if self.kind is PlaceKind.OWN else self.target
+
+    def to_text(self) -> str:
+        """For settings; Slicer's own Python may be another one after an update, so it is not kept."""
+        if self.kind is PlaceKind.OWN:
+            return str(self.kind)
+        more = f" {self.program}" if self.kind is PlaceKind.SSH else ""
+        return f"{self.kind}:{self.target}{more}"
+
+    @classmethod
+    def from_text(cls, text: str, own_python: str) -> Place:
+        """What `to_text` gave; `own_python` is Slicer's.
+
+        Raises:
+            WorkerError: the text is damaged.
+        """
+        kind, _colon, target = text.strip().partition(":")
+        if kind in ("", PlaceKind.OWN):
+            return cls.own(own_python)
+        if kind == PlaceKind.OTHER:
+            return cls.other(target)
+        if kind == PlaceKind.SSH:
+            host, _space, program = target.partition(" ")
+            return cls.ssh(host, program)
+        raise WorkerError(
+            _(
+                "The setting {text} names no place for the worker. Choose one in the settings."
+            ).format(text=repr(text))
+        )
+
+    def command(self) -> list[str]:
+        """Program and arguments that start the worker.
+
+        Raises:
+            WorkerError: there is no Python at the path, or no ssh on this computer.
+        """
+        if self.kind is PlaceKind.COMMAND:
+            return list(self.words)
+        if self.kind is PlaceKind.SSH:
+            return self._ssh_command(self.program)
+        return worker_command(self._python())
+
+    def doctor_command(self) -> list[str]:
+        """Program and arguments that say, as JSON, what is there and what is missing.
+
+        Raises:
+            WorkerError: as `command`.
+        """
+        if self.kind is PlaceKind.SSH:
+            return self._ssh_command(self.program.removesuffix("worker") + "doctor --json")
+        python = self.words[0] if self.kind is PlaceKind.COMMAND else self._python()
+        return [python, "-m", "medsegai.commands.doctor", "--json"]
+
+    def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+        """All variables of the new process.
+
+        Slicer's launcher sets search paths for libraries and Python that no other program may inherit.
+        """
+        inherited = os.environ if inherited is None else inherited
+        if self.kind is PlaceKind.COMMAND:
+            return {**inherited, **self.variables}
+        if self.kind is PlaceKind.OWN:
+            return {**inherited, **worker_environment(MODULE_FOLDER, inherited)}
+        startup = startup_environment(inherited)
+        if self.kind is PlaceKind.SSH:
+            return startup
+        return {**startup, **worker_environment(MODULE_FOLDER, startup)}
+
+    def explain(self, code: int) -> str | None:
+        """Why the process ended, where the exit code tells more here than elsewhere."""
+        if self.kind is not PlaceKind.SSH:
+            return None
+        if code == SSH_FAILED:
+            return _(
+                "The computer {host} cannot be reached through ssh, or the connection broke off. Try "
+                "`ssh {host}` in a terminal: it must work without a question or a password."
+            ).format(host=self.target)
+        if code == NOT_FOUND:
+            return _(
+                "There is no {program} on {host}. Install MedSegAI there (`pip install medsegai[torch]`), "
+                "or name the program with its whole path in the settings."
+            ).format(program=self.program.split()[0], host=self.target)
+        return None
+
+    def _python(self) -> str:
+        path = Path(self.target).expanduser()
+        if self.kind is PlaceKind.OWN or (path.is_file() and os.access(path, os.X_OK)):
+            return str(path)
+        for inside in ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe"):
+            if (path / inside).is_file():
+                return str(path / inside)
+        raise WorkerError(
+            _(
+                "There is no Python at {path}. Name a Python program or the folder of its environment in "
+                "the settings."
+            ).format(path=path)
+        )
+
+    def _ssh_command(self, remote: str) -> list[str]:
+        program = shutil.which("ssh", path=self.environment().get("PATH"))
+        if program is None:
+            raise WorkerError(
+                _(
+                    "There is no program ssh on this computer. Install OpenSSH, or run the worker on this "
+                    "computer."
+                )
+            )
+        return [program, *SSH_OPTIONS, "--", self.target, remote]
+
+
+def worker_command(python: str) -> list[str]:
+    """The command that starts the worker with this Python."""
+    return [python, "-m", "medsegai.worker"]
+
+
+def worker_environment(
+    module_folder: Path, inherited: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What lets any Python find the package `medsegai` that lies in `module_folder`.
+
+    The safe path keeps a file of the current folder from passing for a library.
+    """
+    known = (os.environ if inherited is None else inherited).get("PYTHONPATH")
+    paths = [str(module_folder)] + ([known] if known else [])
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables as they were before Slicer's launcher set its own.
+
+    The launcher keeps each under the name APPLAUNCHER_0_ and its own (ctkAppLauncherEnvironment).
+    """
+    if "APPLAUNCHER_LEVEL" not in environment:
+        return dict(environment)
+    kept = "APPLAUNCHER_0_"
+    return {
+        name.removeprefix(kept): value
+        for name, value in environment.items()
+        if name.startswith(kept)
+    }
+
+
+def for_elsewhere(request: Any, place: Place) -> Any:
+    """The request as another computer understands it: a model that is a folder here goes by its id.
+
+    Of the kinds of jobs, only segmenting and exporting name files.
+
+    Raises:
+        RequestError: an input is a file, which the other computer does not see, or files are to be written.
+        ModelError: a model's card cannot be read.
+    """
+    if isinstance(request, ExportRequest):
+        raise RequestError(
+            _(
+                "{host} cannot write files on this computer. To hand a segmentation over, choose a Python of this "
+                "computer in the settings."
+            ).format(host=place.name)
+        )
+    if not isinstance(request, SegmentationRequest):
+        return request
+    for item in request.inputs:
+        if not isinstance(item, Volume):
+            raise RequestError(
+                _(
+                    "{host} cannot read {path}, a file of this computer. Load it into Slicer."
+                ).format(host=place.name, path=item)
+            )
+    models = tuple(
+        find_card(model).id if Path(model).is_absolute() else model for model in request.models
+    )
+    return replace(request, models=models)

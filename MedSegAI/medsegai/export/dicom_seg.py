@@ -1,0 +1,288 @@
+"""A segmentation as DICOM SEG: in the patient, study and frame of reference of the series it was made from.
+
+Written by highdicom, either with a bit per voxel and segment (BINARY, which every viewer reads) or as
+labels (LABELMAP, Supplement 243 of DICOM). Messages name no patient: what the libraries say of a
+header, which may quote it, is dropped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from medsegai import __version__
+from medsegai.errors import InputError, MedSegAIError
+from medsegai.export.case import Case
+from medsegai.io import series_frames
+from medsegai.labels import Code, Label
+
+MANUFACTURER = "MedSegAI"
+SERIAL = "0"
+"""DICOM asks for a serial number; software has none."""
+
+ENCODINGS = ("binary", "labelmap")
+
+UNCODED: tuple[Code, Code] = (
+    ("SCT", "123037004", "Anatomical Structure"),
+    ("SCT", "85756007", "Tissue"),
+)
+"""Category and type of structures without codes; their names still stand in the segment labels."""
+
+UTF_8 = "ISO_IR 192"
+"""The character set that holds both the names of structures and those of any series."""
+
+REQUIRED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+)
+
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "PositionReferenceIndicator",
+)
+"""What DICOM wants in every header, if only empty (type 2), and programs that hide names leave out."""
+
+_FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What pydicom and highdicom raise on headers that break the standard."""
+
+SERIES_NUMBERS = {"segmentation": 9100, "report": 9101}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What made the segmentation.
+
+    Attributes:
+        name, version: of the model; MedSegAI's own where no model is known.
+        corrected: whether a person has changed it since: then all of it counts as semi-automatic.
+        touched: values of labels that a person changed or reviewed, where that is known of each.
+        drawn: values of labels that no model made.
+    """
+
+    name: str = MANUFACTURER
+    version: str = __version__
+    corrected: bool = False
+    touched: frozenset[int] = frozenset()
+    drawn: frozenset[int] = frozenset()
+
+    def algorithm_type(self, label: Label) -> str:
+        """What DICOM calls it: MANUAL, SEMIAUTOMATIC or AUTOMATIC."""
+        if label.value in self.drawn:
+            return "MANUAL"
+        touched = self.corrected or label.value in self.touched
+        return "SEMIAUTOMATIC" if touched else "AUTOMATIC"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The DICOM series behind a scan: one dataset per slice, or a single one of many frames.
+
+    Attributes:
+        images: whole headers, without pixels; classic slices in the order of k.
+        frames: for each frame of `images` in their order, its k.
+    """
+
+    images: tuple[Any, ...]
+    frames: tuple[int, ...]
+
+
+def read_source(path: Path, series: str | None = None) -> Source:
+    """Read the headers of the slices that make up a scan.
+
+    Raises:
+        InputError: not DICOM, or a header lacks what a segmentation needs.
+        GeometryError: as for reading the scan.
+    """
+    if path.is_file() and not _is_dicom(path):
+        raise InputError(
+            f"{path} is not DICOM, so no DICOM SEG can be made of it: it has no patient, no study and no "
+            "frame of reference. Name the folder of the DICOM series that was segmented."
+        )
+    slices = series_frames(path, series)
+    files = list(dict.fromkeys(file for file, _ in slices))
+    with quiet(f"{path}: its headers cannot be used for a DICOM SEG"):
+        images = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in files)
+        missing = [name for name in REQUIRED if any(not item.get(name) for item in images)]
+        for item, name in product(images, MAY_BE_EMPTY):
+            if name not in item:
+                setattr(item, name, "")
+    if missing:
+        raise InputError(
+            f"{path}: the headers lack {', '.join(missing)}, without which no segmentation can refer to "
+            "them. Take the series as it came from the archive."
+        )
+    if len(files) == 1:
+        order = {frame: k for k, (_, frame) in enumerate(slices)}
+        count = int(images[0].get("NumberOfFrames") or 1)
+        if len(order) != count:
+            raise InputError(f"{path}: some of its {count} frames are no slices of the scan.")
+        return Source(images, tuple(order[frame] for frame in range(count)))
+    return Source(images, tuple(range(len(slices))))
+
+
+def present(case: Case) -> tuple[Label, ...]:
+    """The labels that have voxels, in order: segment n is the n-th of them.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = set(np.unique(case.labelmap.voxels).tolist())
+    labels = tuple(label for label in case.labels if label.value in found)
+    if not labels:
+        raise InputError(
+            f"{case.labelmap.source}: no structure has a voxel, and an empty DICOM SEG cannot be written."
+        )
+    return labels
+
+
+def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "binary") -> Any:
+    """The DICOM SEG of a case.
+
+    Args:
+        case: labels on the grid of the scan that `source` was read for. Structures without voxels
+            get no segment; the others are numbered from 1 on.
+        source: see `read_source`.
+        maker: what made the labels.
+        encoding: one of `ENCODINGS`.
+
+    Returns:
+        A highdicom Segmentation.
+
+    Raises:
+        InputError: no structure has voxels, or the headers of the series break the standard.
+        MedSegAIError: highdicom is not installed.
+    """
+    hd = highdicom()
+    labels = present(case)
+    numbers = np.zeros(int(case.labelmap.voxels.max()) + 1, np.min_scalar_type(len(labels)))
+    for number, label in enumerate(labels, start=1):
+        numbers[label.value] = number
+    frames = numbers[case.labelmap.voxels[list(source.frames)]]
+    with quiet(f"{case.labelmap.source}: the headers of its series break the DICOM standard"):
+        made = hd.seg.Segmentation(
+            source_images=source.images,
+            pixel_array=frames,
+            segmentation_type=encoding.upper(),
+            segment_descriptions=[
+                _description(number, label, maker) for number, label in enumerate(labels, start=1)
+            ],
+            series_instance_uid=hd.UID(),
+            series_number=SERIES_NUMBERS["segmentation"],
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=plain(maker.name),
+            software_versions=__version__,
+            device_serial_number=SERIAL,
+            content_label="SEGMENTATION",
+            content_description=plain(f"{maker.name} {maker.version}, not for diagnostic use"),
+            series_description=plain(f"Segmentation by {maker.name}"),
+            specific_character_set=UTF_8,
+        )
+        made.ContentCreatorName = ""  # DICOM wants it, if empty (type 2): no person made this
+        return made
+
+
+def _description(number: int, label: Label, maker: Maker) -> Any:
+    """What a segment is, with codes, a colour and an identity that a report can refer to."""
+    hd = highdicom()
+    category, kind, modifier = (*UNCODED, None)
+    if label.terminology is not None:
+        category, kind = label.terminology.category, label.terminology.type
+        modifier = label.terminology.modifier
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=plain(label.name),
+        segmented_property_category=coded(category),
+        segmented_property_type=coded(kind),
+        algorithm_type=maker.algorithm_type(label),
+        algorithm_identification=None if label.value in maker.drawn else identification(maker),
+        tracking_uid=hd.UID(),
+        tracking_id=plain(label.name),
+        display_color=hd.color.CIELabColor.from_rgb(*label.color),
+    )
+    if modifier is not None:
+        types = description.SegmentedPropertyTypeCodeSequence
+        types[0].SegmentedPropertyTypeModifierCodeSequence = [coded(modifier)]
+    return description
+
+
+def identification(maker: Maker) -> Any:
+    """Name and version of the model; family: artificial intelligence (CID 7162)."""
+    return highdicom().AlgorithmIdentificationSequence(
+        name=plain(maker.name),
+        family=coded(("DCM", "123110", "Artificial Intelligence")),
+        version=plain(maker.version),
+        source=MANUFACTURER,
+    )
+
+
+def coded(code: Code) -> Any:
+    scheme, value, meaning = code
+    return highdicom().sr.CodedConcept(value=value, meaning=meaning[:64], scheme_designator=scheme)
+
+
+def highdicom() -> Any:
+    """The library, once it is needed: it takes a second to load, and is an extra.
+
+    Raises:
+        MedSegAIError: it is not installed.
+    """
+    try:
+        import highdicom as library
+        import highdicom.sr
+    except ImportError as error:
+        raise MedSegAIError(
+            "DICOM SEG and SR need highdicom: pip install 'medsegai[handover]'."
+        ) from error
+    return library
+
+
+@contextmanager
+def quiet(problem: str) -> Iterator[None]:
+    """Silence libraries that quote headers, and raise their failures as `problem` without their words.
+
+    Raises:
+        InputError: in place of what the block raised.
+    """
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except _FAILURES as error:
+            raise InputError(f"{problem} ({type(error).__name__}).") from None
+
+
+def plain(text: str) -> str:
+    """Text of one line that a DICOM long string can hold: 64 letters, no backslash."""
+    return " ".join(text.replace("\\", " ").split())[:64]
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(128)
+        return file.read(4) == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
+
+
+def stored(dataset: Any, path: Path) -> None:
+    """Write a dataset; `path` is a name to be moved into place by the caller."""
+    with quiet(f"{path} cannot be written: the headers of the series break the DICOM standard"):
+        dataset.save_as(path, enforce_file_format=True)

@@ -1,0 +1,315 @@
+"""Everything that is handed over of one case: checked before the work, written together or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsegai.boxes import label_boxes
+from medsegai.errors import MedSegAIError, OutputError, OutputExistsError, RequestError
+from medsegai.export import dicom_seg
+from medsegai.export.case import Case, load_case
+from medsegai.export.dicom_sr import measurement_report
+from medsegai.export.provenance import Provenance, provenance
+from medsegai.export.report import Content, write_report
+from medsegai.export.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
+from medsegai.io import FilesTogether, check_output, files_together
+from medsegai.labels import Label
+from medsegai.measurements import structures
+from medsegai.progress import Progress
+
+ENDINGS = {
+    "seg": (".dcm",),
+    "sr": (".dcm",),
+    "report": (".html",),
+    "csv": (".csv",),
+    "json": (".json",),
+}
+"""File types of the outputs that are one file."""
+
+STAGES = {"read": 1.0, "write": 9.0}
+"""What is done, and about how long it takes in comparison."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is exported.
+
+    Attributes:
+        segmentation: .seg.nrrd or labelmap.
+        dicom: folder or file of the DICOM series that was segmented.
+        image: the scan as another file; pictures and grey values need one of both.
+        run: report of the run that made the segmentation (`medsegai segment --report`).
+        model: whose card names the values of a labelmap.
+        corrected: a person changed the segmentation.
+    """
+
+    segmentation: Path
+    dicom: Path | None = None
+    image: Path | None = None
+    run: Path | None = None
+    model: str | None = None
+    corrected: bool = False
+
+    def paths(self) -> tuple[Path, ...]:
+        named = (self.segmentation, self.dicom, self.image, self.run)
+        return tuple(path for path in named if path is not None)
+
+    def check(self) -> None:
+        """Raises RequestError: the scan is named twice."""
+        if self.dicom is not None and self.image is not None:
+            raise RequestError("Name the scan once: as --dicom or as --image.")
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Where the parts go; None for those that are not wanted.
+
+    Attributes:
+        seg, sr: DICOM segmentation, and the report of its volumes; .dcm.
+        report: .html.
+        csv, json: tables of measurements.
+        surfaces: folder for a file per structure; made if missing.
+        encoding: of `seg`, one of `dicom_seg.ENCODINGS`.
+        formats: of `surfaces`, from `surfaces.FORMATS`.
+        tolerance_mm: of `surfaces`.
+        space: of `surfaces`, LPS or RAS.
+    """
+
+    seg: Path | None = None
+    sr: Path | None = None
+    report: Path | None = None
+    csv: Path | None = None
+    json: Path | None = None
+    surfaces: Path | None = None
+    encoding: str = dicom_seg.ENCODINGS[0]
+    formats: tuple[str, ...] = FORMATS[:1]
+    tolerance_mm: float = 0.1
+    space: str = "LPS"
+
+    def files(self) -> dict[str, Path]:
+        """The wanted parts that are one file."""
+        named = {name: getattr(self, name) for name in ENDINGS}
+        return {name: path for name, path in named.items() if path is not None}
+
+    def check(
+        self, dicom: Path | None, taken: Sequence[Path] = (), overwrite: bool = False
+    ) -> None:
+        """Find mistakes that can be seen before any file is read.
+
+        Args:
+            dicom: the series that was segmented, if there is one.
+            taken: files that are read, and so cannot be written.
+            overwrite: whether files that are there are replaced.
+
+        Raises:
+            RequestError: nothing is wanted, parts lack what they need, an option is out of range, or
+                one file is named twice.
+            OutputError: a folder is missing, or a file type is unknown.
+            OutputExistsError: a file is there already.
+            MedSegAIError: a library is not installed.
+        """
+        self._check_options(dicom)
+        seen = {path.resolve() for path in taken}
+        for name, path in self.files().items():
+            check_output(path, ENDINGS[name])
+            if path.resolve() in seen:
+                raise RequestError(f"{path} is named twice. Name another file to write.")
+            seen.add(path.resolve())
+            _check_free(path, overwrite)
+        if self.surfaces is not None and not self.surfaces.is_dir():
+            if self.surfaces.exists():
+                raise OutputError(
+                    f"{self.surfaces} is not a folder. Name a folder for the surfaces."
+                )
+            check_output(self.surfaces)
+
+    def _check_options(self, dicom: Path | None) -> None:
+        if not self.files() and self.surfaces is None:
+            raise RequestError("Name at least one thing to write, such as --report OUT.html.")
+        if self.seg is not None and dicom is None:
+            raise RequestError(
+                "A DICOM SEG needs the DICOM series that was segmented: --dicom FOLDER. A scan that is not DICOM "
+                "has no patient, study and frame of reference to put it in."
+            )
+        if self.sr is not None and self.seg is None:
+            raise RequestError("The DICOM SR refers to a DICOM SEG: name that, too, with --seg.")
+        if self.encoding not in dicom_seg.ENCODINGS:
+            raise RequestError(f"encoding is one of {', '.join(dicom_seg.ENCODINGS)}.")
+        if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
+            raise RequestError(
+                f"Surfaces are {', '.join(FORMATS)} in {' or '.join(SPACES)}, not {', '.join(self.formats)} in "
+                f"{self.space}."
+            )
+        if not 0 <= self.tolerance_mm < math.inf:
+            raise RequestError(f"The tolerance is 0 mm or more, not {self.tolerance_mm:g}.")
+        for wanted, module in ((self.seg, "highdicom"), (self.surfaces, "manifold3d")):
+            if wanted is not None and importlib.util.find_spec(module) is None:
+                raise MedSegAIError(
+                    f"This needs {module}, which is not installed: pip install 'medsegai[handover]'."
+                )
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that the parts are made of.
+
+    Attributes:
+        case: labels and scan.
+        rows: its measurements.
+        made: who made it and how.
+        warnings: of all three, in words.
+        source: the DICOM series, for DICOM SEG and SR.
+    """
+
+    case: Case
+    rows: Sequence[structures.Measurement]
+    made: Provenance
+    warnings: tuple[str, ...]
+    source: dicom_seg.Source | None = None
+
+    @classmethod
+    def of(cls, case: Case, made: Provenance, source: dicom_seg.Source | None = None) -> Work:
+        """Measure a case."""
+        rows = structures.measure(case.labelmap, case.labels, case.image, case.reference)
+        said = (*made.warnings, *case.notes, *structures.warnings_of(rows, case.reference))
+        return cls(case, rows, made, tuple(dict.fromkeys(said)), source)
+
+    def content(self) -> Content:
+        """What the report shows."""
+        qualities = tuple(self.made.quality(row.label, bool(row.remarks)) for row in self.rows)
+        return Content(self.case, self.rows, self.warnings, self.made.lines, qualities=qualities)
+
+
+def export(
+    inputs: Inputs, exports: Exports, progress: Progress, overwrite: bool = False
+) -> tuple[str, ...]:
+    """Make every part and, when all are complete, move them to their places.
+
+    Returns:
+        Warnings, in words.
+
+    Raises:
+        MedSegAIError: as the parts say; nothing was written then.
+        Cancelled: the user stopped; nothing was written.
+    """
+    inputs.check()
+    exports.check(inputs.dicom, inputs.paths(), overwrite)
+    progress.plan(STAGES)
+    progress.step("read", 0, 1)
+    source = None
+    if exports.seg is not None and inputs.dicom is not None:
+        source = dicom_seg.read_source(inputs.dicom)
+    case = load_case(inputs.segmentation, inputs.dicom or inputs.image, inputs.model)
+    made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
+    work = Work.of(case, made, source)
+    write(work, exports, progress, overwrite)
+    return work.warnings
+
+
+def write(
+    work: Work, exports: Exports, progress: Progress, overwrite: bool = False
+) -> tuple[Path, ...]:
+    """The second half of `export`: all parts of what was read, or none.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MedSegAIError, Cancelled: as `export`.
+    """
+    if exports.seg is not None or exports.surfaces is not None:
+        dicom_seg.present(work.case)
+    planned = _planned_surfaces(exports, work.case)
+    for _, path in planned:
+        _check_free(path, overwrite)
+    total = len(exports.files()) + len(planned)
+    folder = nullcontext() if exports.surfaces is None else _Folder(exports.surfaces)
+    with folder, files_together() as files:
+        for done, _ in enumerate(_written(exports, work, planned, files)):
+            progress.step("write", done, total)
+        progress.step("write", total, total)
+    return (*exports.files().values(), *(path for _, path in planned))
+
+
+def _written(
+    exports: Exports, work: Work, planned: Sequence[tuple[Label, Path]], files: FilesTogether
+) -> Iterator[str]:
+    """Write the parts one after the other beside their places; gives the name of each before it is made."""
+    segmentation: Any = None
+    for name, path in exports.files().items():
+        yield name
+        with files.path(path) as partial:
+            if name == "seg" and work.source is not None:
+                segmentation = dicom_seg.segmentation(
+                    work.case, work.source, work.made.maker, exports.encoding
+                )
+                dicom_seg.stored(segmentation, partial)
+            elif name == "sr" and work.source is not None:
+                maker = work.made.maker
+                document = measurement_report(segmentation, work.source, work.rows, maker)
+                dicom_seg.stored(document, partial)
+            elif name == "report":
+                write_report(partial, work.content())
+            else:
+                structures.WRITERS[path.suffix.lower()](partial, work.rows)
+    yield from _written_surfaces(exports, work.case, planned, files)
+
+
+def _planned_surfaces(exports: Exports, case: Case) -> list[tuple[Label, Path]]:
+    if exports.surfaces is None:
+        return []
+    endings = tuple(dict.fromkeys(exports.formats))
+    return [
+        (label, exports.surfaces / file_name(label, ending))
+        for label in dicom_seg.present(case)
+        for ending in endings
+    ]
+
+
+def _written_surfaces(
+    exports: Exports, case: Case, planned: Sequence[tuple[Label, Path]], files: FilesTogether
+) -> Iterator[str]:
+    voxels = case.labelmap.voxels
+    boxes = label_boxes(voxels, [label.value for label, _ in planned])
+    made: tuple[int, Any] = (0, None)
+    for label, path in planned:
+        yield path.name
+        if made[0] != label.value:
+            box = boxes[label.value]
+            mask = voxels[box] == label.value
+            part = case.labelmap.geometry.cropped([side.start for side in box], mask.shape)
+            made = label.value, surface_of(mask, part, exports.tolerance_mm)
+        with files.path(path) as partial:
+            write_surface(partial, made[1], label, exports.space)
+
+
+class _Folder:
+    """A folder that is made where it is missing, and goes again if the work within fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False
+
+    def __enter__(self) -> None:
+        if not self._path.is_dir():
+            try:
+                self._path.mkdir()
+            except OSError as error:
+                raise OutputError(f"{self._path} cannot be made: {error.strerror}.") from error
+            self._made = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._made:
+            with suppress(OSError):
+                self._path.rmdir()
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} is there already. Name another file, or add --overwrite.")

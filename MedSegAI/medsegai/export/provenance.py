@@ -1,0 +1,151 @@
+"""What made a segmentation, from the report of its run, in the words of the hand-over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import InputError
+from medsegai.export.dicom_seg import Maker
+from medsegai.labels import Label
+from medsegai.models.card import file_sha256
+from medsegai.models.catalogue import find_card
+from medsegai.models.quality import JUDGED, quality_of
+
+_NO_REPORT = "{} is not a report of `medsegai segment --report`. Name that file, or leave it out."
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured of a structure: how far members agreed, and whether it was remarked."""
+
+    measures: Mapping[str, float]
+    remarked: bool
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who made a segmentation and how.
+
+    Attributes:
+        maker: for DICOM.
+        lines: for people: names and values.
+        warnings: what the run warned of.
+        measured: what tells the quality of a structure as the run wrote it, by value and name.
+    """
+
+    maker: Maker
+    lines: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    measured: Mapping[tuple[int, str], Measured] = field(default_factory=dict)
+
+    def quality(self, label: Label, remarked: bool) -> str:
+        """The quality of a structure in one word (`quality.quality_of`); "" where nothing is known of it.
+
+        How far members agreed on what a person changed is left out, as it is in Slicer.
+
+        Args:
+            remarked: whether there are remarks on the structure as it is now.
+        """
+        known = self.measured.get((label.value, label.name))
+        if known is None or self.maker.corrected or label.value in self.maker.touched:
+            return quality_of({}, remarked)
+        return quality_of(known.measures, remarked or known.remarked)
+
+
+def provenance(
+    segmentation: Path, run: Path | None = None, model: str | None = None, corrected: bool = False
+) -> Provenance:
+    """Gather what is known.
+
+    Args:
+        segmentation: the file. If it is not the one that the run wrote, it counts as corrected.
+        run: from `medsegai segment --report`.
+        model: named instead of a run.
+        corrected: a person changed the segmentation.
+
+    Raises:
+        InputError: `run` is no such report.
+        ModelError: the model is unknown.
+    """
+    digest = file_sha256(segmentation)
+    found = Provenance(Maker())
+    if model is not None:
+        card = find_card(model)
+        found = Provenance(Maker(card.id, card.version))
+    written: str | None = None
+    if run is not None:
+        try:
+            report = json.loads(run.read_text(encoding="utf-8"))
+            found = of_report(report)
+            written = report.get("outputs", {}).get("segmentation", {}).get("sha256")
+        except OSError as error:
+            raise InputError(f"{run} cannot be opened: {error.strerror or error}.") from error
+        except (AttributeError, ValueError) as error:
+            raise InputError(_NO_REPORT.format(run)) from error
+        corrected = corrected or written not in (None, digest)
+    known = "yes" if corrected else "no" if written else "not known"
+    lines = {"Corrected by a person": known, "Segmentation (SHA-256)": digest}
+    return closed(replace(found, maker=replace(found.maker, corrected=corrected)), lines)
+
+
+def of_report(report: Mapping[str, Any]) -> Provenance:
+    """What the report of a run says.
+
+    Raises:
+        ValueError: it is no such report.
+    """
+    try:
+        made = report["provenance"]
+        models = [(str(item["id"]), str(item["version"])) for item in made["models"]]
+        if not models:
+            raise ValueError("no model")
+        name, version = ("+".join(parts) for parts in zip(*models, strict=True))
+        warnings = tuple(str(item) for item in report["warnings"])
+        lines = _lines(made) | _refined(report)
+        return Provenance(Maker(name, version), lines, warnings, _measured(report))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError("not the report of a run") from error
+
+
+def _measured(report: Mapping[str, Any]) -> dict[tuple[int, str], Measured]:
+    return {
+        (int(item["value"]), str(item["name"])): Measured(
+            {name: float(item[name]) for name in JUDGED if item.get(name) is not None},
+            bool(item["remarks"]),
+        )
+        for item in report.get("structures", ())
+    }
+
+
+def _refined(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What refinements did after the run, as the panel notes it."""
+    done = [
+        f"{item['settings']['name']} ({item['ml']:.3g} ml)" for item in report.get("refined", ())
+    ]
+    return {"Refined since": done} if done else {}
+
+
+def closed(found: Provenance, lines: Mapping[str, Any]) -> Provenance:
+    """With the model in front, and at the end what else is known and the time of the hand-over."""
+    maker = found.maker
+    model = {"Model": f"{maker.name} {maker.version}"} if maker.name != Maker.name else {}
+    now = {"Handed over": datetime.now(UTC).isoformat(timespec="seconds")}
+    return replace(found, lines={**model, **found.lines, **lines, **now})
+
+
+def _lines(made: Mapping[str, Any]) -> dict[str, Any]:
+    weights = [item.get("weights_sha256", {}) for item in made["models"]]
+    named = {
+        "Segmented": made.get("created"),
+        "Segmented with": f"MedSegAI {made.get('medsegai', '?')}",
+        "Device": made.get("device"),
+        "Options": made.get("options"),
+        "Scan (SHA-256)": [item.get("sha256") for item in made.get("inputs", [])],
+        "Weights (SHA-256)": weights[0] if len(weights) == 1 else weights,
+    }
+    return {name: value for name, value in named.items() if value}

@@ -1,0 +1,182 @@
+"""A report of one case: pictures, table, warnings and where it all comes from, in one HTML file.
+
+The page needs nothing else: no scripts, no fonts, no pictures from elsewhere. Printed from a browser it
+makes A4 pages with the notice on each, and so a PDF. It says nothing of the patient, for the scan's
+header is not read for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsegai import __version__
+from medsegai.export.case import Case
+from medsegai.io import atomic_path
+from medsegai.measurements.structures import Measurement
+from medsegai.models.quality import LEGEND
+from medsegai.output.preview import render_preview
+from medsegai.request import NOT_FOR_DIAGNOSIS
+
+COLUMNS = {
+    "volume_ml": ("Volume (ml)", ".2f"),
+    "surface_mm2": ("Surface (mm²)", ".0f"),
+    "mean": ("Mean", "z.1f"),
+    "sd": ("SD", "z.1f"),
+    "r_mm": ("R (mm)", "z.1f"),
+    "a_mm": ("A (mm)", "z.1f"),
+    "s_mm": ("S (mm)", "z.1f"),
+    "asymmetry_percent": ("Asymmetry (%)", "+z.1f"),
+}
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62em; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; margin: 0; } h2 { font-size: 1.1em; margin: 1.6em 0 .4em; }
+.notice { border: 2px solid #b00020; border-radius: 4px; padding: .4em .8em; font-weight: 600; color: #b00020; }
+.source { color: #555; overflow-wrap: anywhere; margin: .2em 0 1em; }
+img { width: 100%; height: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .15em .5em; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
+td:first-child { white-space: nowrap; }
+.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; border-radius: 2px;
+  border: 1px solid #888; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1.2em; } dt { color: #555; }
+dd { margin: 0; overflow-wrap: anywhere; }
+@page { size: A4; margin: 15mm 15mm 18mm; @bottom-left { content: "NOTICE"; font: 9px system-ui, sans-serif; }
+  @bottom-right { content: counter(page) " / " counter(pages); font: 9px system-ui, sans-serif; } }
+@media print { body { font-size: 11px; margin: 0; max-width: none; } tr, img { break-inside: avoid; }
+  h2 { break-after: avoid; } thead { display: table-header-group; } }
+""".replace("NOTICE", NOT_FOR_DIAGNOSIS)  # at the foot of each printed page, too
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a report shows.
+
+    Attributes:
+        case: labels and, for the pictures, the scan.
+        rows: its measurements.
+        warnings: in words.
+        provenance: names and values, such as model and version; shown as they stand.
+        title: the heading.
+        qualities: of each row, a word of `models.quality`, or "" where nothing is known; none at all for no
+            such column.
+    """
+
+    case: Case
+    rows: Sequence[Measurement]
+    warnings: Sequence[str] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    title: str = "Segmentation report"
+    qualities: Sequence[str] = ()
+
+
+def case_report(content: Content) -> str:
+    """The report as HTML."""
+    text = html.escape
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{text(content.title)}</title><style>{STYLE}</style></head><body>",
+            f"<h1>{text(content.title)}</h1>",
+            f'<p class="source">{text(Path(content.case.labelmap.source).name)}</p>',
+            f'<p class="notice">{text(NOT_FOR_DIAGNOSIS)}</p>',
+            *_warnings(content.warnings),
+            *_pictures(content.case),
+            "<h2>Structures</h2>",
+            _table(content.rows, content.qualities),
+            f"<p>{_legend(content)}</p>",
+            "<h2>Provenance</h2>",
+            _provenance({"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)),
+            "</body></html>\n",
+        ]
+    )
+
+
+def write_report(path: Path | str, content: Content) -> None:
+    """Write `case_report`. Raises OutputError."""
+    page = case_report(content)
+    with atomic_path(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _warnings(warnings: Sequence[str]) -> list[str]:
+    if not warnings:
+        return ["<h2>Warnings</h2>", "<p>None.</p>"]
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
+    return ["<h2>Warnings</h2>", f"<ul>{items}</ul>"]
+
+
+def _pictures(case: Case) -> list[str]:
+    if case.image is None:
+        return ["<p>No pictures: the scan was not named.</p>"]
+    file = io.BytesIO()
+    render_preview(case.image, case.labelmap, case.labels).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    alt = "Axial, coronal and sagittal slices with the outlines of the structures"
+    return ["<h2>Pictures</h2>", f'<img alt="{alt}" src="data:image/png;base64,{data}">']
+
+
+def _table(rows: Sequence[Measurement], qualities: Sequence[str]) -> str:
+    """The columns that at least one structure has a number for."""
+    shown = {
+        name: spec
+        for name, (_, spec) in COLUMNS.items()
+        if any(not math.isnan(getattr(row, name)) for row in rows)
+    }
+    judged = qualities if any(qualities) else [None] * len(rows)
+    head = "<th>Quality</th>" * any(qualities)
+    head += "".join(f"<th>{html.escape(COLUMNS[name][0])}</th>" for name in shown)
+    lines = []
+    for row, quality in zip(rows, judged, strict=True):
+        color = "#{:02x}{:02x}{:02x}".format(*row.label.color)
+        name = (
+            f'<span class="swatch" style="background:{color}"></span>{html.escape(row.label.name)}'
+        )
+        cells = "" if quality is None else f"<td>{html.escape(quality) or '–'}</td>"
+        cells += "".join(
+            f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items()
+        )
+        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
+    body = "\n".join(lines)
+    return f"<table><thead><tr><th>Structure</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _legend(content: Content) -> str:
+    """What the columns are that need a word."""
+    paired = any(not math.isnan(row.asymmetry_percent) for row in content.rows)
+    words = f"Quality: {LEGEND} " if any(content.qualities) else ""
+    words += (
+        "Asymmetry: left less right volume, in per cent of the mean of both. " if paired else ""
+    )
+    return f"{words}R, A, S: the centroid, towards right, anterior and superior."
+
+
+def _number(value: float, spec: str) -> str:
+    return "–" if math.isnan(value) else format(value, spec)
+
+
+def _provenance(values: Mapping[str, Any]) -> str:
+    items = "".join(
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_words(value))}</dd>"
+        for name, value in values.items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def _words(value: Any) -> str:
+    """JSON values as a person reads them: `device: cpu; threads: 2`."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_words(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_words(part) for part in value) or "–"
+    return "–" if value is None else str(value)

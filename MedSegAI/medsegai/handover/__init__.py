@@ -1,5 +1,0 @@
-"""From a segmentation to what other systems take: DICOM SEG and SR, surfaces, a report of the case."""
-
-from medsegai.handover.case import Case, load_case
-
-__all__ = ["Case", "load_case"]

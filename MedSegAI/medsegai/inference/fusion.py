@@ -1,0 +1,338 @@
+"""Members joined into one answer.
+
+`Accumulator` takes the blocks of all members that share a native grid and keeps one weighted sum of them, so
+memory does not grow with the number of members: probabilities in half precision, logits in single. Members on
+other grids get accumulators of their own; `fuse` joins those on the output grid.
+
+The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage
+2019, section 2.4). A channel that cannot tell left from right feeds both sides. There each side gets all of its
+probability; here they share it as the members that know the side share theirs, so the sum stays one, and a voxel
+that is surely left is not half uncertain. Members that know the side therefore come first (`side_aware_first`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from medsegai.errors import RequestError
+from medsegai.inference.activation import Scale
+from medsegai.inference.probabilities import (
+    Block,
+    JointProbabilities,
+    NativeMap,
+    Probabilities,
+    Readable,
+    index_type,
+    read_information,
+    read_nearest,
+)
+from medsegai.labels import Label
+from medsegai.models.card import ModelCard
+from medsegai.volume import Geometry
+
+logger = logging.getLogger(__name__)
+
+Classes = Sequence[Sequence[int]]
+"""For each output channel of a member, the label values it feeds; empty is background."""
+
+
+class HasClasses(Protocol):
+    """Anything that says which labels its channels feed, such as a member."""
+
+    classes: Classes
+
+
+Fed = TypeVar("Fed", bound=HasClasses)
+
+
+@dataclass
+class MemberLabels:
+    """The most probable channel of one member at each native voxel, (k, j, i)."""
+
+    classes: Classes
+    channels: Tensor
+
+
+@dataclass
+class Accumulator:
+    """Sum of the weighted probabilities of members on one native grid.
+
+    Attributes:
+        labels: label values of the classes; the first is 0, background.
+        geometry: the native grid, or the box of it that members answer for.
+        device: where the sum is kept. It moves to the CPU when the device runs out of memory.
+        vote: members count with one vote for their most probable class, not with probabilities.
+        keep_members: remember each member's own labels and the entropies, for `member_values` and `information`.
+        scale: what members answer.
+        linear: along which native axes the result is interpolated, as in `Probabilities`.
+        notes: what had to be changed on the way, in words.
+    """
+
+    labels: tuple[int, ...]
+    geometry: Geometry
+    device: torch.device
+    vote: bool = False
+    keep_members: bool = False
+    scale: Scale = Scale.PROBABILITIES
+    linear: tuple[bool, bool, bool] = (True, True, True)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.total_weight = 0.0
+        self._members: list[MemberLabels] = []
+        self._sums_logits = not self.scale.sums_to_one and not self.vote
+        shape = (len(self.labels), *self.geometry.shape)
+        dtype = torch.float32 if self._sums_logits else torch.float16
+        try:
+            self._sum = torch.zeros(shape, dtype=dtype, device=self.device)
+        except torch.OutOfMemoryError:
+            self._move_to_cpu()
+            self._sum = torch.zeros(shape, dtype=dtype)
+        own_mean = self.keep_members and (self._sums_logits or self.vote)
+        self._mean = torch.zeros(shape) if own_mean else None
+        self._entropy = torch.zeros(self.geometry.shape if self.keep_members else 0)
+
+    def begin_member(self, classes: Classes, weight: float) -> None:
+        """Say whose blocks come next."""
+        self.total_weight += weight
+        self._weight = weight
+        self._fed = [
+            tuple(self.labels.index(value) for value in feeds or (0,)) for feeds in classes
+        ]
+        if self.keep_members:
+            background = next(channel for channel, feeds in enumerate(classes) if not feeds)
+            dtype = index_type(max(len(classes), len(self.labels)))
+            grid = torch.full(self.geometry.shape, background, dtype=dtype)
+            self._members.append(MemberLabels(classes, grid))
+
+    def add(self, block: Block) -> None:
+        """Add a block of the member that was begun last."""
+        try:
+            self._add(block)
+        except torch.OutOfMemoryError:
+            if self._sum.device.type == "cpu":
+                raise
+            self._move_to_cpu()
+            self._sum = self._sum.cpu()
+            self._add(block)
+
+    def result(self) -> Probabilities:
+        """The weighted mean. Ends the accumulation.
+
+        Probabilities are normalised, and what no member spoke about is background. Logits must have come for
+        every voxel.
+        """
+        scale = self.scale
+        if self._sums_logits:
+            self._sum /= self.total_weight
+        else:
+            scale = Scale.PROBABILITIES.at(scale.temperature)
+            for plane in self._sum.unbind(1):
+                plane.copy_(self._normalised(plane.float()))
+        return Probabilities(self.labels, self.geometry, self._sum, scale, self.linear)
+
+    def information(self, fused: Probabilities) -> NativeMap:
+        """How much the members' answers differ, beyond the doubt that each of them has: their mutual information.
+
+        Entropy of the mean of their probabilities, less the mean of their entropies, in nats (N. Houlsby et al.,
+        Bayesian Active Learning for Classification, 2011), at temperature 1. Where several labels share a channel
+        of a member, that member's entropy is that of its channels.
+        """
+        result = self._entropy / -self.total_weight
+        total = fused.values if self._mean is None else self._mean
+        for plane, values in zip(result.unbind(), total.unbind(1), strict=True):
+            mean = values.float()
+            if self._mean is not None:
+                mean = mean / self.total_weight if self.scale.regions else self._normalised(mean)
+            plane.add_(self.scale.entropy(mean, 0).cpu()).clamp_(min=0.0)
+        return NativeMap(result, self.geometry, self.linear)
+
+    def _normalised(self, sums: Tensor) -> Tensor:
+        """The mean of probabilities (class, j, i); what no member spoke about is background."""
+        values = sums / self.total_weight
+        values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
+        return values / values.sum(0)
+
+    def member_values(self, fused: Probabilities) -> list[Tensor]:
+        """The label values of each member itself, int32 (k, j, i).
+
+        Where a member's channel feeds several labels (it does not know left from right), the fused
+        probabilities decide among those.
+        """
+        values = torch.tensor(self.labels, dtype=torch.int32)
+        return [values[_resolved(member, fused).long()] for member in self._members]
+
+    def _add(self, block: Block) -> None:
+        where = tuple(
+            slice(start, start + size)
+            for start, size in zip(block.start, block.values.shape[1:], strict=True)
+        )
+        values = block.values.to(self._sum.device)
+        answers: Iterable[Tensor] = values
+        if self.vote or self.keep_members:
+            best = self.scale.decide(values, 0)
+            if self.keep_members:
+                self._remember(where, values, best)
+            if self.vote:
+                answers = ((best == channel).float() for channel in range(len(values)))
+        self._feed(self._sum[(slice(None), *where)], answers)
+
+    def _remember(self, where: tuple[slice, ...], values: Tensor, best: Tensor) -> None:
+        """What the member itself says: its classes, and how sure it is."""
+        channels = self._members[-1].channels
+        channels[where] = best.to("cpu", channels.dtype)
+        told = self.scale.at(1.0).probabilities(values.float(), 0)
+        entropy = self.scale.entropy(told, 0).cpu()
+        if self._mean is not None:
+            self._feed(self._mean[(slice(None), *where)], told.cpu())
+        self._entropy[where].add_(entropy, alpha=self._weight)
+
+    def _feed(self, total: Tensor, answers: Iterable[Tensor]) -> None:
+        """Add the channels (k, j, i) of a member to the labels they feed in `total` (class, k, j, i)."""
+        for indices, answer in zip(self._fed, answers, strict=True):
+            if len(indices) == 1:
+                total[indices[0]].add_(answer, alpha=self._weight)
+            else:
+                _share_out(total, indices, answer * self._weight)
+
+    def _move_to_cpu(self) -> None:
+        self.device = torch.device("cpu")
+        note = "The GPU had too little memory for the aggregation, which was done on the CPU."
+        logger.warning(note)
+        self.notes.append(note)
+
+
+def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
+    """Add `mass` (k, j, i) to the classes `indices` of `values` (class, k, j, i), as they share what they have."""
+    own = torch.stack([values[index].float() for index in indices])
+    total = own.sum(0)
+    share = torch.where(total > 0, own / total.clamp(min=1e-12), 1.0 / len(indices))
+    for index, part in zip(indices, mass * share, strict=True):
+        values[index].add_(part)
+
+
+def side_aware_first(members: Sequence[Fed]) -> list[Fed]:
+    """Members in the order in which they must be added: those whose channels feed one label each come first."""
+    return sorted(members, key=lambda member: any(len(feeds) > 1 for feeds in member.classes))
+
+
+def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int, ...]) -> Readable:
+    """One readable answer of the classes `labels` from parts that live on different grids.
+
+    Raises:
+        RequestError: some parts answer with classes, others with regions that may overlap.
+    """
+    if len(parts) == 1 and parts[0].labels == labels:
+        return parts[0]
+    if len({part.scale.regions for part in parts}) != 1:
+        raise RequestError(
+            "A model of overlapping regions and one of classes cannot be joined. Use --fusion vote, or run "
+            "them one after the other."
+        )
+    return JointProbabilities(parts, weights, labels)
+
+
+def read_members(
+    members: Sequence[tuple[Tensor, Geometry]], target: Geometry, k0: int, k1: int
+) -> Tensor:
+    """Labels of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
+    return torch.stack([read_nearest(labels, native, target, k0, k1) for labels, native in members])
+
+
+@dataclass
+class Fused:
+    """All members in one: probabilities, and what each member says where that is wanted.
+
+    Attributes:
+        probabilities: read slab by slab along the first axis of the output grid in the order `axes`.
+        weights: of the parts in it.
+        members: label values of each member, (k, j, i) on a native grid.
+        names: of all members.
+        information: of each part, how much its members differ.
+        axes: order of the output grid's axes in which its slabs must be read.
+        geometries: the native grids.
+        networks: of each model, which members of its card answered.
+        warnings: what the user should know of the input, in words.
+    """
+
+    probabilities: Readable
+    weights: list[float]
+    axes: tuple[int, int, int]
+    geometries: list[Geometry]
+    networks: list[set[str]]
+    warnings: list[str]
+    names: tuple[str, ...]
+    members: list[tuple[Tensor, Geometry]] = field(default_factory=list)
+    information: list[NativeMap] = field(default_factory=list)
+
+
+def read_disagreement(
+    fused: Readable,
+    parts: Sequence[NativeMap],
+    weights: Sequence[float],
+    target: Geometry,
+    planes: tuple[int, int],
+) -> Tensor:
+    """Mutual information of all members on some planes of `target`, in nats, float32 (planes, j, i).
+
+    The mean of what members of one part tell, and what parts on grids of their own tell beside that.
+
+    Args:
+        fused: as `fuse` joined the parts.
+        parts: the `information` of each.
+        weights: of the parts.
+        planes: first and last but one.
+    """
+    total = torch.zeros(planes[1] - planes[0], *target.shape[1:])
+    for part, weight in zip(parts, weights, strict=True):
+        total.add_(read_information(part, target, *planes), alpha=weight / sum(weights))
+    if isinstance(fused, JointProbabilities):
+        total += fused.divergence(target, *planes)
+    return total
+
+
+@dataclass(frozen=True)
+class JointLabels:
+    """The labels of several models together.
+
+    Attributes:
+        labels: each structure once.
+        renamed: for each model, the value in `labels` of each of its own label values.
+    """
+
+    labels: tuple[Label, ...]
+    renamed: tuple[dict[int, int], ...]
+
+
+def join_labels(cards: Sequence[ModelCard]) -> JointLabels:
+    """Join the labels of models by name; a value that is taken by another structure is replaced by a free one."""
+    joined: dict[str, Label] = {}
+    renamed = []
+    for card in cards:
+        for label in card.labels:
+            taken = {known.value for known in joined.values()}
+            if label.name not in joined:
+                value = label.value if label.value not in taken else max(taken) + 1
+                joined[label.name] = replace(label, value=value)
+        renamed.append({label.value: joined[label.name].value for label in card.labels})
+    return JointLabels(tuple(joined.values()), tuple(renamed))
+
+
+def _resolved(member: MemberLabels, fused: Probabilities) -> Tensor:
+    lookup = torch.zeros(len(member.classes), dtype=member.channels.dtype)
+    for channel, feeds in enumerate(member.classes):
+        lookup[channel] = fused.labels.index(feeds[0]) if feeds else 0
+    result = lookup[member.channels.long()]
+    for channel, feeds in enumerate(member.classes):
+        if len(feeds) > 1:
+            where = member.channels == channel
+            indices = torch.tensor([fused.labels.index(value) for value in feeds])
+            candidates = torch.stack([fused.values[int(index)].cpu()[where] for index in indices])
+            result[where] = indices[candidates.argmax(0)].to(result.dtype)
+    return result

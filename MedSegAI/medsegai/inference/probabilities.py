@@ -1,0 +1,537 @@
+"""What members answer, and how it is read on any grid without ever standing there in full.
+
+A member answers in `Block`s on its native grid. Fusion adds them up into `Probabilities`, which are read slab by
+slab on the output grid. Labels are found by corner consensus: linear interpolation is convex, so where the eight
+native voxels around a point agree on the most probable class, that class is the answer, and only the few points
+near a boundary are interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from medsegai.inference.activation import Scale
+from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, planes_needed
+from medsegai.volume import Geometry
+
+CERTAIN = 1e-3
+"""Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A member's answer for a box of its native grid.
+
+    Attributes:
+        start: first voxel of the box, (k, j, i).
+        values: probability of each output channel of the member, (channel, k, j, i), any float type.
+    """
+
+    start: tuple[int, int, int]
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class NativeMap:
+    """One number for each native voxel, float32 (k, j, i); `linear` as in `Probabilities`."""
+
+    values: Tensor
+    geometry: Geometry
+    linear: tuple[bool, ...]
+
+
+class Readable(Protocol):
+    """Class probabilities that can be read on any grid, slab by slab. Class 0 is background.
+
+    `argmax` gives class indices as `Scale.decide` finds them.
+    """
+
+    labels: tuple[int, ...]
+    scale: Scale
+
+    def read(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+
+    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+
+    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]: ...
+
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor: ...
+
+
+class _Plane:
+    """A native plane, and what is found out about it once.
+
+    Attributes:
+        values: (class, j, i), any float type.
+    """
+
+    def __init__(self, values: Tensor, scale: Scale) -> None:
+        self.values = values
+        self._scale = scale
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Class index of each voxel, uint8 or int16 (j, i)."""
+        dtype = index_type(len(self.values))
+        return self._scale.decide(self.values.float(), 0).to(dtype)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy in nats of each voxel, float32 (j, i)."""
+        return self._scale.entropy(self._scale.probabilities(self.values.float(), 0), 0)
+
+    @cached_property
+    def sure(self) -> Tensor:
+        """Whether the class of a voxel has all of its probability but what eight bits cannot hold, bool (j, i)."""
+        probabilities = self._scale.probabilities(self.values.float(), 0)
+        return self._scale.sure(probabilities, self.classes.long())
+
+
+class _Planes:
+    """Native planes, one above the other, that can be read on any grid; outside of them all is background."""
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        geometry: Geometry,
+        planes: Sequence[_Plane],
+        scale: Scale,
+        linear: Sequence[bool],
+    ) -> None:
+        self.labels, self.geometry = tuple(labels), geometry
+        self.scale, self.linear = scale, tuple(linear)
+        self._planes = list(planes)
+        self._last: tuple[Geometry, int, int, GridPoints] | None = None
+        self._agreed: dict[tuple[bool, ...], Tensor] = {}
+
+    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Probabilities on planes k0 to k1 of `target`, float32 (class, k1 - k0, j, i)."""
+        points = self._points(target, k0, k1)
+        every = torch.arange(points.count, device=points.inside.device)
+        return self.read_points(target, k0, k1, every).reshape(-1, *points.shape)
+
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
+        """Probabilities at some voxels of planes k0 to k1 of `target`, float32 (class, point).
+
+        Args:
+            points: flat indices into these planes.
+            raw: at temperature 1, whatever that of the scale is.
+        """
+        where = self._points(target, k0, k1)
+        inside = where.inside.reshape(-1)[points]
+        scale = self.scale.at(1.0) if raw else self.scale
+        if bool(inside.all()):
+            return self._interpolated(where, points, scale)
+        result = torch.zeros(len(self.labels), points.numel(), device=points.device)
+        result[0] = 1.0
+        chosen = inside.nonzero()[:, 0]
+        result[:, chosen] = self._interpolated(where, points[chosen], scale)
+        return result
+
+    def _interpolated(self, where: GridPoints, points: Tensor, scale: Scale) -> Tensor:
+        """Probabilities at points inside of the native grid, float32 (class, point)."""
+        result: Tensor | None = None
+        for part, values in where.interpolate(self._values(), points):
+            found = scale.probabilities(values, 0)
+            if found.shape[1] == points.numel():
+                return found
+            if result is None:
+                result = found.new_empty(points.numel(), len(found)).T
+            result[:, part] = found
+        return torch.empty(len(self.labels), 0) if result is None else result
+
+    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+        """What is known without interpolating on planes k0 to k1 of `target`.
+
+        Returns:
+            Class indices (k1 - k0, j, i), and whether they are certain because all native voxels around the
+            point agree, bool of the same shape.
+        """
+        points = self._points(target, k0, k1)
+        agreed = self._agreement(points.between)
+        result = points.at_base(agreed).masked_fill_(~points.inside, 0)
+        certain = result != torch.iinfo(agreed.dtype).max
+        return result.masked_fill_(~certain, 0), certain
+
+    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Class index on planes k0 to k1 of `target`, (k1 - k0, j, i): what `read` would decide."""
+        result, certain = self.consensus(target, k0, k1)
+        flat = result.view(-1)
+        unsure = (~certain).reshape(-1).nonzero()[:, 0]
+        points = self._points(target, k0, k1)
+        for part, values in points.interpolate(self._values(), unsure):
+            flat[unsure[part]] = self.scale.decide(values, 0).to(flat.dtype)
+        return result
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Voxels whose class may have a rival, on planes k0 to k1 of `target`: bool (k1 - k0, j, i).
+
+        Linear interpolation makes no class less probable than it is in all native voxels around, so what is sure
+        in all of them need not be looked at. (Of logits too: the logarithm of a sum of exponentials is convex.)
+        """
+        points = self._points(target, k0, k1)
+        sure = torch.stack([plane.sure for plane in self._planes])
+        sure = _over_cells(torch.logical_and, sure, points.between)
+        certain = points.at_base(sure) & self.consensus(target, k0, k1)[1]
+        return ~certain & points.inside
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i).
+
+        Where all native voxels around a point are certain it is 0.
+        """
+        return _read_map([plane.entropy for plane in self._planes], self._points(target, k0, k1))
+
+    def _values(self) -> list[Tensor]:
+        return [plane.values for plane in self._planes]
+
+    def _points(self, target: Geometry, k0: int, k1: int) -> GridPoints:
+        """Where these planes lie; the last ones are remembered, for one slab is read in several ways."""
+        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
+            device = self._planes[0].values.device
+            points = GridPoints(self.geometry, target, (k0, k1), device, self.linear)
+            self._last = (target, k0, k1, points)
+        return self._last[3]
+
+    def _agreement(self, between: tuple[bool, ...]) -> Tensor:
+        """The class that a voxel shares with its neighbours towards higher k, j, i, as far as points lie between
+        them; the highest number of the type where they differ. (k, j, i)."""
+        if between not in self._agreed:
+            classes = torch.stack([plane.classes for plane in self._planes])
+            classes = classes.to(index_type(len(self.labels) + 1))
+            low, high = (
+                _over_cells(way, classes, between) for way in (torch.minimum, torch.maximum)
+            )
+            self._agreed[between] = low.masked_fill_(low != high, torch.iinfo(classes.dtype).max)
+        return self._agreed[between]
+
+
+class Probabilities(_Planes):
+    """Values of classes on a native grid; outside of it all is background.
+
+    Args:
+        labels: label value of each class; the first is 0, background.
+        geometry: the native grid.
+        values: (class, k, j, i); float16 is enough for probabilities.
+        scale: what the values are.
+        linear: for each native axis (k, j, i) whether values are interpolated along it or taken from the
+            nearest voxel, as nnU-Net does along the thick axis of anisotropic scans.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        geometry: Geometry,
+        values: Tensor,
+        scale: Scale = Scale.PROBABILITIES,
+        linear: Sequence[bool] = (True, True, True),
+    ) -> None:
+        if tuple(values.shape) != (len(labels), *geometry.shape) or labels[0] != 0:
+            raise ValueError(
+                f"{tuple(values.shape)} values do not fit {len(labels)} classes on {geometry.shape}"
+            )
+        planes = [_Plane(plane, scale) for plane in values.unbind(1)]
+        super().__init__(labels, geometry, planes, scale, linear)
+        self.values = values
+
+    @property
+    def native_argmax(self) -> Tensor:
+        """Class index of each native voxel, uint8 or int16 (k, j, i)."""
+        return torch.stack([plane.classes for plane in self._planes])
+
+    @property
+    def native_entropy(self) -> Tensor:
+        """Entropy in nats of each native voxel, float32 (k, j, i)."""
+        return torch.stack([plane.entropy for plane in self._planes])
+
+
+class StreamedProbabilities:
+    """Values that come slab by slab, in order of the native planes, and are dropped once they are read.
+
+    It can be read like `Probabilities`, but once, with slabs of the target that move the way the native planes
+    do; so neither the values of the whole grid nor their sum ever stand in memory.
+
+    Args:
+        labels, geometry, scale, linear: as in `Probabilities`.
+        slabs: native values (class, planes, j, i), one slab after another without gaps. They are kept as they
+            are until they are read.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        geometry: Geometry,
+        slabs: Iterator[Tensor],
+        scale: Scale,
+        linear: Sequence[bool] = (True, True, True),
+    ) -> None:
+        self.labels, self.geometry = tuple(labels), geometry
+        self.scale, self.linear = scale, tuple(linear)
+        self._slabs = slabs
+        self._first = 0
+        self._planes: list[_Plane] = []
+        self._window: _Planes | None = None
+
+    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.read`."""
+        return self._at(target, k0, k1).read(target, k0, k1)
+
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
+        """As `Probabilities.read_points`."""
+        return self._at(target, k0, k1).read_points(target, k0, k1, points, raw)
+
+    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+        """As `Probabilities.consensus`."""
+        return self._at(target, k0, k1).consensus(target, k0, k1)
+
+    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.argmax`."""
+        return self._at(target, k0, k1).argmax(target, k0, k1)
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.entropy`."""
+        return self._at(target, k0, k1).entropy(target, k0, k1)
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.doubtful`."""
+        return self._at(target, k0, k1).doubtful(target, k0, k1)
+
+    def _at(self, target: Geometry, k0: int, k1: int) -> _Planes:
+        """The native planes that planes k0 to k1 of `target` need."""
+        size = self.geometry.shape[0]
+        first, last = planes_needed(self.geometry, target, (k0, k1))
+        first, last = min(max(first, 0), size - 1), min(max(last, 0), size - 1)
+        if self._window is not None and first < self._first:
+            raise ValueError("streamed probabilities were asked for planes that are gone")
+        if self._window is None or last >= self._first + len(self._planes):
+            self._advance(first, last)
+        assert self._window is not None
+        return self._window
+
+    def _advance(self, first: int, last: int) -> None:
+        """Drop the planes before `first`, and take in slabs until plane `last` is there."""
+        self._window = None
+        self._drop(first)
+        while self._first + len(self._planes) <= last:
+            self._planes += [_Plane(plane, self.scale) for plane in next(self._slabs).unbind(1)]
+            self._drop(first)
+        grid = self.geometry.cropped(
+            (self._first, 0, 0), (len(self._planes), *self.geometry.shape[1:])
+        )
+        self._window = _Planes(self.labels, grid, self._planes, self.scale, self.linear)
+
+    def _drop(self, first: int) -> None:
+        gone = min(max(first - self._first, 0), len(self._planes))
+        del self._planes[:gone]
+        self._first += gone
+
+
+class JointProbabilities:
+    """Weighted mean of probabilities that live on different grids, joined on the output grid.
+
+    A part may not know some of the classes. What it calls background may be one of those, so it shares that
+    probability among background and them as the parts that know them do.
+
+    Args:
+        parts: what to join; class 0 of each is background.
+        weights: of the parts.
+        labels: label values of the joint classes, all that the parts have; the first is 0.
+    """
+
+    def __init__(
+        self, parts: Sequence[Readable], weights: Sequence[float], labels: Sequence[int]
+    ) -> None:
+        """The temperature is that of the parts; they are joined as they are at temperature 1."""
+        self.labels = tuple(labels)
+        self.scale = parts[0].scale
+        self._weights = [weight / sum(weights) for weight in weights]
+        self._parts = list(parts)
+        self._places = [
+            torch.tensor([self.labels.index(label) for label in part.labels]) for part in parts
+        ]
+
+    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.read`."""
+        shape = (k1 - k0, *target.shape[1:])
+        every = torch.arange(math.prod(shape))
+        return self.read_points(target, k0, k1, every).reshape(-1, *shape)
+
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
+        """As `Probabilities.read_points`."""
+        parts = points.split(max(1, VALUES_AT_ONCE // len(self.labels)))
+        scale = self.scale.at(1.0) if raw else self.scale
+        means = [self._mean(target, k0, k1, part) for part in parts]
+        return torch.cat([scale.tempered(mean, 0) for mean in means], 1)
+
+    def divergence(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """How far the parts disagree: entropy of their mean less mean of their entropies, in nats.
+
+        At temperature 1; also called generalised Jensen-Shannon divergence. float32 (k1 - k0, j, i).
+        """
+        shape = (k1 - k0, *target.shape[1:])
+        every = torch.arange(math.prod(shape))
+        found = []
+        for points in every.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+            answers = self._answers(target, k0, k1, points)
+            apart = [self.scale.entropy(answer, 0) for answer in answers]
+            gap = self.scale.entropy(self._sum(answers), 0)
+            for entropy, weight in zip(apart, self._weights, strict=True):
+                gap.sub_(entropy, alpha=weight)
+            found.append(gap.clamp_(min=0.0))
+        return torch.cat(found).reshape(shape)
+
+    def _mean(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+        return self._sum(self._answers(target, k0, k1, points))
+
+    def _sum(self, answers: list[Tensor]) -> Tensor:
+        """The weighted mean; the first of the answers becomes it."""
+        mean = answers[0].mul_(self._weights[0])
+        for answer, weight in zip(answers[1:], self._weights[1:], strict=True):
+            mean.add_(answer, alpha=weight)
+        return mean
+
+    def _answers(self, target: Geometry, k0: int, k1: int, points: Tensor) -> list[Tensor]:
+        """What each part says of all joint classes, at temperature 1, float32 (class, point)."""
+        answers = []
+        for part, places in zip(self._parts, self._places, strict=True):
+            values = part.read_points(target, k0, k1, points, raw=True).cpu()
+            if part.labels != self.labels:
+                values = values.new_zeros(len(self.labels), points.numel()).index_copy_(
+                    0, places, values
+                )
+            answers.append(values)
+        if any(len(places) < len(self.labels) for places in self._places):
+            answers = [self._shared(number, answers) for number in range(len(answers))]
+        return answers
+
+    def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
+        """The answer of a part with its background shared among the classes that it does not know."""
+        known = self._places[number]
+        unknown = torch.ones(len(self.labels), 1, dtype=torch.bool)
+        unknown[known[1:]] = False
+        others = sum(answer for index, answer in enumerate(answers) if index != number)
+        share = torch.as_tensor(others) * unknown
+        total = share.sum(0, keepdim=True)
+        background = (torch.arange(len(self.labels)) == 0).float()[:, None]
+        share = torch.where(total > 0, share / total.clamp(min=1e-12), background)
+        return answers[number] * ~unknown + answers[number][:1] * share
+
+    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+        """As `Probabilities.consensus`: what is certain in every part, and the same in all."""
+        result: Tensor | None = None
+        certain = torch.ones(())
+        for part, places in zip(self._parts, self._places, strict=True):
+            classes, sure = (values.cpu() for values in part.consensus(target, k0, k1))
+            classes = places.to(index_type(len(self.labels)))[classes.long()]
+            certain = sure if result is None else certain & sure & (classes == result)
+            result = classes if result is None else result
+        assert result is not None
+        return result, certain
+
+    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.argmax`."""
+        result, certain = self.consensus(target, k0, k1)
+        flat = result.view(-1)
+        unsure = (~certain).reshape(-1).nonzero()[:, 0]
+        for part in unsure.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+            values = self._mean(target, k0, k1, part)
+            flat[part] = self.scale.decide_probabilities(values, 0).to(flat.dtype)
+        return result
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Entropy in nats of the mean, computed on the output grid."""
+        return self.scale.entropy(self.read(target, k0, k1), 0)
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.doubtful`: where any part doubts, or they differ."""
+        result = ~self.consensus(target, k0, k1)[1]
+        for part in self._parts:
+            result |= part.doubtful(target, k0, k1).cpu()
+        return result
+
+
+def runner_up(
+    readable: Readable, target: Geometry, k0: int, k1: int, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The second most probable class, and how probable it and the first are, on planes k0 to k1 of `target`.
+
+    Only voxels that are in doubt are interpolated; in the others the first has all of the probability.
+
+    Args:
+        first: class indices as `argmax` gives them.
+
+    Returns:
+        Class index of the runner-up, 0 where its probability rounds to nothing; the probability of the first, at
+        least 1, and that of the runner-up, uint8 in steps of 1/255: each (k1 - k0, j, i).
+    """
+    second, p_second = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.uint8)
+    p_first = torch.full_like(p_second, 255)
+    doubtful = readable.doubtful(target, k0, k1).reshape(-1).nonzero()[:, 0]
+    for part in doubtful.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
+        values = readable.read_points(target, k0, k1, part)
+        own = first.view(-1)[part].long()
+        other, p_own, p_other = readable.scale.two_best(values, own)
+        steps = (p_other * 255.0).round()
+        second.view(-1)[part] = (other * (steps > 0)).to(second.dtype)
+        p_first.view(-1)[part] = (p_own * 255.0).round().clamp(1.0, 255.0).to(torch.uint8)
+        p_second.view(-1)[part] = steps.to(torch.uint8)
+    return second, p_first, p_second
+
+
+def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1: int) -> Tensor:
+    """Native `values` (k, j, i) at the voxels of `target` nearest to them, planes k0 to k1; 0 outside."""
+    points = GridPoints(native, target, (k0, k1), values.device)
+    return points.at_nearest(values).masked_fill_(~points.inside, 0)
+
+
+def read_information(part: NativeMap, target: Geometry, k0: int, k1: int) -> Tensor:
+    """A native map of entropies, linearly interpolated on planes k0 to k1 of `target`, float32 (k1 - k0, j, i)."""
+    points = GridPoints(part.geometry, target, (k0, k1), part.values.device, part.linear)
+    return _read_map(part.values.unbind(), points)
+
+
+def index_type(classes: int) -> torch.dtype:
+    """The smallest type that holds the indices of so many classes."""
+    return torch.uint8 if classes <= 256 else torch.int16
+
+
+def _read_map(planes: Sequence[Tensor], points: GridPoints) -> Tensor:
+    """Native planes (j, i) of entropies, interpolated at all points; 0 where all around is certain."""
+    some = _over_cells(torch.maximum, torch.stack(list(planes)), points.between) > CERTAIN
+    unsure = (points.inside & points.at_base(some)).reshape(-1).nonzero()[:, 0]
+    result = torch.zeros(points.count, device=points.inside.device)
+    for part, values in points.interpolate([plane[None] for plane in planes], unsure):
+        result[unsure[part]] = values[0]
+    return result.reshape(points.shape)
+
+
+def _over_cells(
+    combine: Callable[[Tensor, Tensor], Tensor], values: Tensor, axes: Sequence[bool]
+) -> Tensor:
+    """`combine` over each voxel (k, j, i) and its neighbours towards higher k, j, i along these `axes`."""
+    values = values.clone()
+    for axis, along in enumerate(axes):
+        if along and values.shape[axis] > 1:
+            size = values.shape[axis] - 1
+            lower = values.narrow(axis, 0, size)
+            lower.copy_(combine(lower, values.narrow(axis, 1, size)))
+    return values

@@ -1,0 +1,179 @@
+"""What a result consists of, gathered on the output grid slab by slab, and refined there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.inference.agreement import Agreement
+from medsegai.inference.fusion import Fused, read_disagreement, read_members
+from medsegai.inference.probabilities import runner_up
+from medsegai.labels import Label
+from medsegai.progress import Progress
+from medsegai.refinements import Draft, Refined, Step, apply
+from medsegai.refinements._overlapping import Regions, apply_to_regions
+from medsegai.request import Candidates, SegmentationRequest, StructureMeasures
+from medsegai.volume import Geometry, Volume
+
+
+class Answer:
+    """Everything that is gathered on the output grid, slab by slab.
+
+    Arrays are kept with their axes as on the output grid; `grid` has them in the order in which slabs come.
+
+    Args:
+        request: what is wanted.
+        labels: of the result.
+        output: the grid.
+        fused: what is read.
+        candidates: whether refinements need the runner-up of each voxel, to which they give what they free.
+    """
+
+    def __init__(
+        self,
+        request: SegmentationRequest,
+        labels: Sequence[Label],
+        output: Geometry,
+        fused: Fused,
+        candidates: bool = False,
+    ) -> None:
+        self._labels, self._output, self._fused = labels, output, fused
+        self.grid = output.permuted(fused.axes)
+        kind = np.uint8 if max(fused.probabilities.labels) < 256 else np.uint16
+        self._values = np.array(fused.probabilities.labels, kind)
+        self.labelmap: NDArray[Any] = np.zeros(output.shape, kind)
+        self.entropy = np.zeros(output.shape, np.float32) if request.uncertainty else None
+        self.information = np.zeros(output.shape, np.float32) if fused.information else None
+        shape = (len(labels), *output.shape)
+        self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
+        overlap = request.overlap and fused.probabilities.scale.regions
+        self.regions = np.zeros(shape, bool) if overlap else None
+        self._steps = np.zeros(shape, np.uint8) if overlap and candidates else None
+        wanted = (candidates and not overlap) or request.candidates
+        self.candidates = _no_candidates(output.shape, kind) if wanted else None
+        self.warnings: list[str] = []
+        self._asked = len(request.refinements)
+        self._agreement = (
+            Agreement(len(fused.members) or 1, [label.value for label in labels])
+            if request.uncertainty
+            else None
+        )
+
+    def add(self, k0: int, k1: int) -> None:
+        """Fill planes k0 to k1 of `grid`."""
+        probabilities, axes = self._fused.probabilities, self._fused.axes
+        found = probabilities.argmax(self.grid, k0, k1)
+        labels = self._values[found.cpu().numpy()]
+        self.labelmap.transpose(axes)[k0:k1] = labels
+        if self.candidates is not None:
+            rivals = runner_up(probabilities, self.grid, k0, k1, found)
+            second, p_first, p_second = (values.cpu().numpy() for values in rivals)
+            self.candidates.first.transpose(axes)[k0:k1] = labels
+            self.candidates.second.transpose(axes)[k0:k1] = self._values[second]
+            self.candidates.p_first.transpose(axes)[k0:k1] = p_first
+            self.candidates.p_second.transpose(axes)[k0:k1] = p_second
+        if self.probabilities is not None or self.regions is not None:
+            values = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
+            by_planes = (0, *(1 + axis for axis in axes))
+            if self.probabilities is not None:
+                self.probabilities.transpose(by_planes)[:, k0:k1] = values
+            if self.regions is not None:
+                self.regions.transpose(by_planes)[:, k0:k1] = values > 0.5
+            if self._steps is not None:
+                self._steps.transpose(by_planes)[:, k0:k1] = np.rint(255 * values)
+        if self.entropy is not None and self._agreement is not None:
+            entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
+            self.entropy.transpose(axes)[k0:k1] = entropy
+            members = (
+                read_members(self._fused.members, self.grid, k0, k1).numpy()
+                if self._fused.members
+                else labels[None]
+            )
+            information = self._read_information(k0, k1)
+            self._agreement.add(members, labels, entropy, information)
+
+    def _read_information(self, k0: int, k1: int) -> NDArray[Any] | None:
+        fused = self._fused
+        if self.information is None:
+            return None
+        found = read_disagreement(
+            fused.probabilities, fused.information, fused.weights, self.grid, (k0, k1)
+        )
+        self.information.transpose(fused.axes)[k0:k1] = found.numpy()
+        return found.numpy()
+
+    def refine(
+        self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
+    ) -> list[dict[str, Any]]:
+        """Clean the labels, and tell all that was changed.
+
+        Those that the request asks for come last. What those do that the model's card suggests is no warning,
+        unless a structure is gone.
+        """
+        progress.step("refine", 0, 1)
+        changes: list[dict[str, Any]] = []
+        for number, settings in enumerate(refinements):
+
+            def step(part: float, done: int = number) -> None:
+                progress.step("refine", done + part, len(refinements))
+
+            refined = self._refined(settings, image, step)
+            suggested = number < len(refinements) - self._asked
+            tell = refined.losses if suggested else refined.words
+            self.warnings += tell(str(settings["name"]))
+            changes.append(refined.to_dict(settings))
+        if not self.labelmap.any():
+            self.warnings.append(
+                "Nothing was found. Is the image of the kind that the model was made for?"
+            )
+        progress.step("refine", 1, 1)
+        return changes
+
+    def _refined(self, settings: Mapping[str, Any], image: Volume, step: Step) -> Refined:
+        """Apply one refinement. Regions that overlap are refined one by one; the label map has the innermost."""
+        labels = tuple(self._labels)
+        if self.regions is None:
+            labelmap = Volume(self.labelmap, self._output)
+            refined = apply(Draft(labelmap, labels, image, self.candidates), settings, step)
+            self.labelmap = refined.labels
+            return refined
+        regions = Regions(self.regions, labels, self._output, image, self._steps)
+        refined = apply_to_regions(regions, settings, step)
+        self.regions = refined.labels
+        self.labelmap = np.zeros_like(self.labelmap)
+        for label, mask in zip(labels, self.regions, strict=True):
+            self.labelmap[mask] = label.value
+        return refined
+
+    def structures(self) -> tuple[StructureMeasures, ...]:
+        """How much there is of each structure, and how far members agree on it."""
+
+        def measures(label: Label) -> dict[str, Any]:
+            return {} if self._agreement is None else dict(self._agreement.measures(label.value))
+
+        count = int(self._values.max()) + 1
+        counts = np.zeros(count, np.int64)
+        for plane in self.labelmap:  # bincount makes 64 bits of each voxel
+            counts += np.bincount(plane.ravel(), minlength=count)
+        if self.regions is not None:
+            counts[[label.value for label in self._labels]] = self.regions.sum((1, 2, 3))
+        return tuple(
+            StructureMeasures(
+                label,
+                int(counts[label.value]),
+                float(counts[label.value]) * self._output.voxel_volume_ml,
+                **measures(label),
+            )
+            for label in self._labels
+        )
+
+
+def _no_candidates(shape: tuple[int, int, int], kind: type[np.unsignedinteger[Any]]) -> Candidates:
+    labels, steps = (
+        [np.zeros(shape, kind) for _ in range(2)],
+        [np.zeros(shape, np.uint8) for _ in range(2)],
+    )
+    return Candidates(*labels, *steps)

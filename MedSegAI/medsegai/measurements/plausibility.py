@@ -1,0 +1,215 @@
+"""Whether labels are like anatomy: remarks on structures that a person should look at, whoever drew them.
+
+Nothing here knows how the labels were made; how sure a model is of them is `medsegai.models.quality`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.boxes import Box, joined_box, label_boxes
+from medsegai.labels import Label, counterparts
+from medsegai.models.quality import PLAUSIBLE, Reference
+from medsegai.refinements._components import components
+from medsegai.volume import Geometry, Volume
+
+USUAL_LARGEST_PART = 0.8
+"""A structure of which nothing is known holds at least this share of its volume in one piece."""
+
+WAYS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+"""What lies at the low and the high end of R, A and S."""
+
+MOST_RUNS = 1_000_000
+"""Components of all labels at once take about 600 bytes for each run of equal voxels along a line; heads have half
+as many runs as this, background included. Beyond, labels are looked at one by one, which takes 6 bytes for each
+voxel of a label's box, and longer where stray voxels make the boxes large."""
+
+
+def remarks(
+    labelmap: Volume, labels: Sequence[Label], reference: Reference | None = None
+) -> dict[int, tuple[str, ...]]:
+    """What is implausible of each structure, in words; structures that nothing is to be said of are left out.
+
+    - It touches the border of the field of view. Its volume and asymmetry are not judged then.
+    - Its volume lies outside of the reference's range.
+    - It differs more from its counterpart on the other side than the reference says.
+    - It is missing, although the reference gives its volume.
+    - Its largest part (voxels that touch by faces, edges or corners) holds less than the reference's share of it.
+
+    With a reference, only the structures that it speaks of are judged: it leaves out those whose extent depends on
+    the scan. Without one, borders and parts are judged of all, the parts by `USUAL_LARGEST_PART`.
+
+    Args:
+        labelmap: label values on the field of view, (k, j, i); any spacing and orientation.
+        labels: the structures.
+        reference: of the model.
+    """
+    judged = [
+        label for label in labels if reference is None or label.value in reference.label_values
+    ]
+    found = _Found.of(labelmap, [label.value for label in judged])
+    sides = {value: border_sides(box, labelmap.geometry) for value, box in found.boxes.items()}
+    whole = {value: found.volumes_ml[value] for value, names in sides.items() if not names}
+    said: dict[int, list[str]] = {label.value: [] for label in judged}
+    for value, names in sides.items():
+        if names:
+            said[value].append(
+                f"touches the {_joined(names)} border of the field of view, so that part of it may be missing; "
+                "its volume is not judged"
+            )
+    if reference is not None:
+        _judge_volumes(said, whole, found, reference)
+        _judge_asymmetry(said, judged, whole, reference)
+    for value, share in found.largest_part.items():
+        least = reference.largest_part.get(value, 0.0) if reference else USUAL_LARGEST_PART
+        if share < least:
+            said[value].append(
+                f"in {found.parts[value]} parts, of which the largest holds {100 * share:.0f} %; at least "
+                f"{100 * least:.0f} % is {PLAUSIBLE if reference else 'usual'}"
+            )
+    return {value: tuple(words) for value, words in said.items() if words}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is there, by label value.
+
+    Attributes:
+        boxes: around each structure.
+        volumes_ml: of each.
+        parts: how many connected parts it has.
+        largest_part: share of its volume in the largest of them.
+    """
+
+    boxes: dict[int, Box]
+    volumes_ml: dict[int, float]
+    parts: dict[int, int]
+    largest_part: dict[int, float]
+
+    @classmethod
+    def of(cls, labelmap: Volume, values: Sequence[int]) -> _Found:
+        boxes = label_boxes(labelmap.voxels, values)
+        sizes = parts_of(labelmap.voxels, boxes)
+        voxels = {value: int(parts.sum()) for value, parts in sizes.items()}
+        return cls(
+            boxes,
+            {value: count * labelmap.geometry.voxel_volume_ml for value, count in voxels.items()},
+            {value: len(parts) for value, parts in sizes.items()},
+            {value: int(parts.max()) / voxels[value] for value, parts in sizes.items()},
+        )
+
+
+def parts_of(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArray[np.int64]]:
+    """Voxels of each connected part of each label."""
+    if not boxes:
+        return {}
+    inside = np.ascontiguousarray(voxels[joined_box(boxes.values())])
+    if _runs(inside) > MOST_RUNS:
+        return {value: _sizes_in_box(voxels[box] == value) for value, box in boxes.items()}
+    values = np.array(sorted(boxes), np.int64)
+    found = components(inside, values, "26", lambda: None)
+    order = np.argsort(found.value, kind="stable")
+    ends = np.searchsorted(found.value[order], values, side="right")[:-1]
+    return dict(zip(values.tolist(), np.split(found.size[order], ends), strict=True))
+
+
+def _runs(voxels: NDArray[Any]) -> int:
+    """How many runs of equal voxels there are along the last axis, counted without a second volume."""
+    count = voxels.shape[0] * voxels.shape[1]
+    return count + sum(int(np.count_nonzero(plane[:, 1:] != plane[:, :-1])) for plane in voxels)
+
+
+def _sizes_in_box(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    from scipy import ndimage
+
+    parts, count = ndimage.label(mask, np.ones((3, 3, 3), bool))
+    sizes = np.zeros(count + 1, np.int64)
+    for plane in parts:  # bincount makes 64 bits of each voxel
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    return sizes[1:]
+
+
+def border_sides(box: Box, geometry: Geometry) -> list[str]:
+    """Which borders of the grid a structure touches, in anatomical words; of oblique grids the nearest.
+
+    A single slice has no border in front of it or behind.
+
+    Args:
+        box: around the structure, (k, j, i).
+        geometry: the grid.
+    """
+    touched = []
+    for part, size, (low, high) in zip(box, geometry.shape, _ends(geometry), strict=True):
+        if size > 1:
+            touched += [low] if part.start == 0 else []
+            touched += [high] if part.stop == size else []
+    return sorted(touched)
+
+
+def _ends(geometry: Geometry) -> list[tuple[str, str]]:
+    """What lies at the low and the high end of each voxel axis (k, j, i): each of R, A and S once."""
+    axes = geometry.ijk_to_ras[:3, 2::-1] / np.array(geometry.spacing_mm)[::-1]  # columns k, j, i
+    nearest = max(
+        itertools.permutations(range(3)),
+        key=lambda rows: sum(abs(axes[row, axis]) for axis, row in enumerate(rows)),
+    )
+    ends = []
+    for axis, row in enumerate(nearest):
+        low, high = WAYS[row]
+        ends.append((low, high) if axes[row, axis] > 0 else (high, low))
+    return ends
+
+
+def _judge_volumes(
+    said: dict[int, list[str]], whole: Mapping[int, float], found: _Found, reference: Reference
+) -> None:
+    for value in said:
+        low, high = reference.volumes_ml.get(value, (0.0, np.inf))
+        if value not in found.boxes and low > 0:
+            said[value].append("not found, although it is to be expected")
+        elif not low <= whole.get(value, low) <= high:
+            said[value].append(
+                f"volume {_number(whole[value])} ml, where {_number(low)} to {_number(high)} ml is "
+                f"{PLAUSIBLE}"
+            )
+
+
+def _judge_asymmetry(
+    said: dict[int, list[str]],
+    labels: Sequence[Label],
+    whole: Mapping[int, float],
+    reference: Reference,
+) -> None:
+    for left, right in _pairs(labels):
+        low, high = reference.asymmetry_percent.get(left, (-200.0, 200.0))
+        if left not in whole or right not in whole:
+            continue
+        percent = 200 * (whole[left] - whole[right]) / (whole[left] + whole[right])
+        if not low <= percent <= high:
+            words = (
+                f"left less right volume is {percent:+.0f} % of the mean of both, where {low:+.0f} to "
+                f"{high:+.0f} % is {PLAUSIBLE}"
+            )
+            said[left].append(words)
+            said[right].append(words)
+
+
+def _pairs(labels: Sequence[Label]) -> Iterator[tuple[int, int]]:
+    """Values of the left and the right structure."""
+    for left, right in counterparts(labels):
+        yield labels[left].value, labels[right].value
+
+
+def _number(value: float) -> str:
+    """Three digits, and never an exponent for what is large."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

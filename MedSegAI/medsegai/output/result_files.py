@@ -1,0 +1,220 @@
+"""The files of a result: checked before the work begins, written all together or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import OutputError, RequestError
+from medsegai.io import (
+    WRITABLE,
+    check_output,
+    files_together,
+    read_volume,
+    write_probabilities,
+    write_segmentation,
+    write_table,
+    write_volume,
+)
+from medsegai.models.card import file_sha256
+from medsegai.output.preview import render_preview
+from medsegai.progress import Progress
+from medsegai.request import SegmentationResult
+from medsegai.system.locks import reserved
+from medsegai.volume import Volume
+
+WRITE_STAGE = "write"
+
+ENDINGS = {
+    "segmentation": WRITABLE,
+    "uncertainty": WRITABLE,
+    "mutual_information": WRITABLE,
+    "probabilities": (".nii.gz", ".nii"),
+    "volumes": (".csv",),
+    "preview": (".png",),
+    "report": (".json",),
+}
+"""File types of each part."""
+
+MAPS = ("uncertainty", "mutual_information")
+"""Parts that are images with a number for each voxel."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the parts of a result go; None for parts that are not wanted.
+
+    Attributes:
+        segmentation: .seg.nrrd with named segments, or a labelmap as .nii.gz, .nrrd or .mha.
+        uncertainty: entropy map, as image.
+        mutual_information: map of how much members differ, as image.
+        probabilities: 4D NIfTI with one volume per structure.
+        volumes: table of structures, .csv.
+        preview: picture of three planes, .png.
+        report: everything but the voxels, .json.
+    """
+
+    segmentation: Path
+    uncertainty: Path | None = None
+    mutual_information: Path | None = None
+    probabilities: Path | None = None
+    volumes: Path | None = None
+    preview: Path | None = None
+    report: Path | None = None
+
+    def paths(self) -> dict[str, Path]:
+        """The wanted parts by name, in the order in which they are written (the report is last)."""
+        named = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: path for name, path in named.items() if path is not None}
+
+    def check(self, inputs: Sequence[Path], overwrite: bool = False) -> None:
+        """Find what would keep a result from being written, before hours of work are spent on it.
+
+        Raises:
+            RequestError: two parts share one path, or a path is one of the inputs.
+            OutputError: a folder is missing or not writable, a file type is unknown, or a file is there
+                already and `overwrite` is false: it may hold corrections made by hand.
+        """
+        seen: dict[Path, str] = {path.resolve(): "input" for path in inputs}
+        for name, path in self.paths().items():
+            other = seen.setdefault(path.resolve(), name)
+            if other != name:
+                raise RequestError(f"{path} is named as {name} and as {other}. Name another file.")
+            check_output(path, ENDINGS[name])
+            if name in MAPS and path.name.lower().endswith(".seg.nrrd"):
+                raise OutputError(f"{path}: .seg.nrrd is for segments. Name the map .nrrd instead.")
+            if path.exists() and not overwrite:
+                raise OutputError(
+                    f"{path} is there already and may hold corrections made by hand. Name another "
+                    "file, or add --overwrite."
+                )
+
+    def write(self, result: SegmentationResult, scan: Path | Volume, progress: Progress) -> None:
+        """Write every part beside its place and, when all are complete, move all to their places, the report last.
+
+        The report names the SHA-256 of every other part. So a case is done when its report says so: if the process
+        is ended between two moves, the report is not there yet, or is an old one that names other files.
+
+        Args:
+            result: what the engine gave.
+            scan: the first input; the picture shows it.
+            progress: asked before each file whether to go on.
+
+        Raises:
+            OutputError: a file cannot be written, for example because the disk is full.
+            Cancelled: the user stopped; no file was changed.
+        """
+        paths = self.paths()
+        with files_together() as files:
+            hashes: dict[str, str] = {}
+            for number, (name, path) in enumerate(paths.items()):
+                progress.step(WRITE_STAGE, number, len(paths))
+                with files.path(path) as partial:
+                    if name == "report":
+                        _write_report(partial, result, scan, paths, hashes)
+                    else:
+                        WRITERS[name](partial, result, scan)
+                        hashes[name] = file_sha256(partial)
+            progress.step(WRITE_STAGE, len(paths), len(paths))
+
+    def reserved(self) -> AbstractContextManager[None]:
+        """Within its block no other run writes these files.
+
+        Raises:
+            OutputError: another run is writing one of them.
+        """
+        return reserved(self.paths().values())
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the parts that are there, by name, without the report."""
+        return {
+            name: file_sha256(path)
+            for name, path in self.paths().items()
+            if name != "report" and path.is_file()
+        }
+
+
+def recorded_hashes(report: Path) -> dict[str, str]:
+    """SHA-256 of the parts beside a report, as it names them; none if it is not a report of a segmentation.
+
+    Raises:
+        OSError: the report cannot be read.
+    """
+    try:
+        outputs = json.loads(report.read_text(encoding="utf-8"))["outputs"]
+        return {str(name): str(part["sha256"]) for name, part in outputs.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def volume_rows(result: SegmentationResult) -> list[dict[str, Any]]:
+    """One row per structure: value, name, voxels, volume_ml, and the measures of uncertainty."""
+    return [measures.to_dict() for measures in result.structures]
+
+
+def _write_segmentation(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    write_segmentation(path, result.labelmap, result.labels, result.regions)
+
+
+def _write_uncertainty(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    _write_map(path, result.entropy, "measured no uncertainty")
+
+
+def _write_information(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    _write_map(
+        path,
+        result.mutual_information,
+        "ran a single member, and mutual information compares several",
+    )
+
+
+def _write_map(path: Path, volume: Volume | None, missing: str) -> None:
+    if volume is None:
+        raise OutputError(f"{path} was asked for, but the engine {missing}.")
+    write_volume(path, volume)
+
+
+def _write_probabilities(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    if result.probabilities is None:
+        raise OutputError(f"{path} was asked for, but the engine kept no probabilities.")
+    write_probabilities(path, result.probabilities, result.labelmap.geometry, result.labels)
+
+
+def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    rows = volume_rows(result)
+    write_table(path, list(rows[0]), rows)
+
+
+def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    image = scan if isinstance(scan, Volume) else read_volume(scan)
+    picture = render_preview(image, result.labelmap, result.labels, result.entropy)
+    picture.save(path, format="PNG")
+
+
+def _write_report(
+    path: Path,
+    result: SegmentationResult,
+    scan: Path | Volume,
+    paths: dict[str, Path],
+    hashes: dict[str, str],
+) -> None:
+    outputs = {
+        name: {"path": str(paths[name]), "sha256": digest} for name, digest in hashes.items()
+    }
+    report = {"outputs": outputs, **result.report()}
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+# The report is not among them: it needs the hashes of the others.
+WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = {
+    "segmentation": _write_segmentation,
+    "uncertainty": _write_uncertainty,
+    "mutual_information": _write_information,
+    "probabilities": _write_probabilities,
+    "volumes": _write_volumes,
+    "preview": _write_preview,
+}

@@ -1,0 +1,158 @@
+"""Measuring and handing over as jobs of the worker: what the panel and scripts in Slicer ask for.
+
+The segmentation comes from the scene and not from a file; everything else is as for `medsegai measure` and
+`medsegai export`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medsegai.errors import ModelError, RequestError
+from medsegai.export import dicom_seg
+from medsegai.export.case import Case
+from medsegai.export.files import STAGES, Exports, Work, write
+from medsegai.export.provenance import Provenance, closed, of_report
+from medsegai.io import laid_on, read_volume
+from medsegai.measurements.structures import Measurement, measure, with_asymmetry
+from medsegai.models.catalogue import find_card
+from medsegai.models.quality import Reference
+from medsegai.progress import Progress
+from medsegai.volume import Volume
+from medsegai.worker.requests import (
+    EXPORT_PATHS,
+    ExportRequest,
+    ExportResult,
+    MeasurementRequest,
+    MeasurementResult,
+    Part,
+)
+
+T = TypeVar("T")
+
+UNKNOWN = "{name}: the record of how it was made cannot be understood, so model and options are not known."
+
+
+def measure_segments(request: MeasurementRequest, progress: Progress) -> MeasurementResult:
+    """Measure segments as `measurements.measure` does; left and right are compared across all parts.
+
+    Raises:
+        GeometryError: a part and the scan lie on different voxels, and `seen` is missing.
+        Cancelled: the user asked to stop.
+    """
+    progress.plan({"measure": 1.0})
+    reference = reference_of(request.models, request.drawn)
+    rows: list[Measurement] = []
+    for done, part in enumerate(request.parts):
+        progress.step("measure", done, len(request.parts))
+        rows += _measured(part, request.image, reference)
+    progress.step("measure", 1, 1)
+    return MeasurementResult(tuple(row.to_dict() for row in with_asymmetry(rows)))
+
+
+def _measured(
+    part: Part, image: Volume | None, reference: Reference | None
+) -> tuple[Measurement, ...]:
+    """Shapes from the segments' own voxels, grey values from those of the scan."""
+    if part.seen is None or image is None:
+        return measure(part.labelmap, part.labels, image, reference)
+    shapes = measure(part.labelmap, part.labels, None, reference)
+    greys = measure(part.seen, part.labels, image)
+    return tuple(
+        replace(shape, mean=grey.mean, sd=grey.sd)
+        for shape, grey in zip(shapes, greys, strict=True)
+    )
+
+
+def export_segments(request: ExportRequest, progress: Progress) -> ExportResult:
+    """Hand a segmentation over, all of it or nothing.
+
+    Raises:
+        OutputExistsError: a file is there already, and the request does not say that it may be replaced.
+        MedSegAIError: as `export.export`; nothing was written.
+        Cancelled: the user asked to stop; nothing was written.
+    """
+    exports = exports_of(request.outputs)
+    dicom = Path(request.dicom) if request.dicom else None
+    exports.check(dicom, (), request.overwrite)
+    progress.plan(STAGES)
+    progress.step("read", 0, 1)
+    source, labelmap, image = None, request.labelmap, request.image
+    if dicom is not None and exports.seg is not None:
+        source = dicom_seg.read_source(dicom, request.series or None)
+        image = read_volume(dicom, request.series or None)
+    if image is not None:
+        labelmap = laid_on(labelmap, image.geometry, image.source)
+    made = _made(request)
+    reference = reference_of(made.maker.name.split("+"), request.drawn)
+    case = Case(labelmap, request.labels, image, request.warnings, reference)
+    work = Work.of(case, made, source)
+    files = write(work, exports, progress, request.overwrite)
+    return ExportResult(tuple(str(path) for path in files), work.warnings)
+
+
+def exports_of(outputs: Mapping[str, Any]) -> Exports:
+    """The outputs of a request.
+
+    Raises:
+        RequestError: there is no such output or option.
+    """
+    unknown = set(outputs) - {item.name for item in fields(Exports)}
+    if unknown:
+        raise RequestError(f"There is nothing to hand over called {', '.join(sorted(unknown))}.")
+    values = dict(outputs)
+    for name in EXPORT_PATHS:
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    if "formats" in values:
+        values["formats"] = tuple(values["formats"])
+    return Exports(**values)
+
+
+def reference_of(models: Iterable[str], drawn: Collection[int] = ()) -> Reference | None:
+    """What is plausible of the structures of a model; None where several made the segments, or it is not here.
+
+    Args:
+        models: their ids.
+        drawn: values that stand for other structures than the model's.
+    """
+    names = tuple(models)
+    try:
+        found = find_card(names[0]).reference if len(names) == 1 else None
+    except ModelError:
+        return None
+    if found is None:
+        return None
+    return Reference(
+        found.source,
+        _without(found.volumes_ml, drawn),
+        _without(found.asymmetry_percent, drawn),
+        _without(found.largest_part, drawn),
+    )
+
+
+def _without(items: Mapping[int, T], values: Collection[int]) -> dict[int, T]:
+    return {value: item for value, item in items.items() if value not in values}
+
+
+def _made(request: ExportRequest) -> Provenance:
+    """Who made the segments, and what people did to them."""
+    found = Provenance(dicom_seg.Maker())
+    if request.run:
+        try:
+            found = of_report(request.run)
+        except ValueError:
+            found = replace(found, warnings=(UNKNOWN.format(name=request.labelmap.source),))
+    touched, drawn = frozenset(request.touched), frozenset(request.drawn)
+    names = {label.value: label.name for label in request.labels}
+    lines = {
+        "Changed or reviewed by a person": [names[value] for value in sorted(touched & set(names))],
+        "Drawn by a person or imported": [names[value] for value in sorted(drawn & set(names))],
+    }
+    maker = replace(found.maker, touched=touched - drawn, drawn=drawn)
+    return closed(
+        replace(found, maker=maker), {name: value for name, value in lines.items() if value}
+    )

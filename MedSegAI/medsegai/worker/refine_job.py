@@ -1,0 +1,119 @@
+"""Refinements of a segmentation that is there already: what the worker does when the panel or a script asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.boxes import label_boxes
+from medsegai.errors import counted
+from medsegai.progress import Progress
+from medsegai.refinements import Draft, Refined, apply
+from medsegai.volume import Geometry, Volume
+from medsegai.worker.requests import RefinementRequest, RefinementResult
+
+
+def refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
+    """Apply the refinements in their order, and tell all that they changed.
+
+    Labels that are `fixed` stay as they are: see `kept`.
+
+    Raises:
+        RequestError: there is no such refinement, option or label, a value is out of bounds, or an image is needed
+            and there is none.
+        GeometryError: candidates lie on another grid.
+        Cancelled: the user asked to stop.
+    """
+    progress.plan({"refine": 1.0})
+    progress.step("refine", 0, 1)
+    labelmap, words, report = request.labelmap, list[str](), list[dict[str, Any]]()
+    image = None if request.image is None else on_grid(request.image, labelmap.geometry)
+    for number, settings in enumerate(request.settings):
+
+        def step(part: float, done: int = number) -> None:
+            progress.step("refine", done + part, len(request.settings))
+
+        draft = Draft(labelmap, request.labels, image, request.candidates)
+        refined = _without(draft, apply(draft, settings, step), request.fixed)
+        words += refined.words(str(settings["name"]))
+        report.append(refined.to_dict(settings))
+        labelmap = labelmap.with_voxels(refined.labels)
+    progress.step("refine", 1, 1)
+    return RefinementResult(labelmap, tuple(words), tuple(report), dict(progress.seconds))
+
+
+def on_grid(image: Volume, grid: Geometry) -> Volume:
+    """The image at the voxels of another grid, linearly interpolated; outside of it the value at its edge.
+
+    It is returned as it is where its voxels are those of the grid.
+    """
+    if image.geometry.matches(grid):
+        return image
+    from scipy import ndimage
+
+    to_image = image.geometry.ras_to_ijk @ grid.ijk_to_ras
+    backwards = [2, 1, 0]  # SciPy counts (k, j, i)
+    voxels = ndimage.affine_transform(
+        np.asarray(image.voxels, np.float32),
+        to_image[:3, :3][np.ix_(backwards, backwards)],
+        to_image[backwards, 3],
+        grid.shape,
+        order=1,
+        mode="nearest",
+    )
+    return Volume(voxels, grid, image.source)
+
+
+def kept(
+    before: NDArray[Any], after: NDArray[Any], fixed: Sequence[int]
+) -> tuple[NDArray[Any], int]:
+    """The new labels without what they would change of fixed ones.
+
+    A voxel that would go to a fixed label stays what it was, so that no gap opens where a border moves. Where a
+    part of a structure would go as a whole, such as an island, it becomes background: it is not of its structure,
+    and nobody else may have it.
+
+    Args:
+        before, after: (k, j, i).
+        fixed: label values.
+
+    Returns:
+        the labels, and how many voxels became background.
+    """
+    labels = after.copy()
+    places = np.flatnonzero(before != after)
+    old, new = before.reshape(-1)[places], after.reshape(-1)[places]
+    undone = np.isin(old, fixed) | np.isin(new, fixed)
+    labels.reshape(-1)[places[undone]] = old[undone]
+    left = np.setdiff1d(old[undone], [0, *fixed])
+    return labels, sum(
+        _clear_parts(labels[box], after[box], value)
+        for value, box in label_boxes(labels, left.tolist()).items()
+    )
+
+
+def _clear_parts(labels: NDArray[Any], after: NDArray[Any], value: int) -> int:
+    """Empty the parts of a label of which nothing was to be left, in place; how many voxels that are."""
+    from scipy import ndimage
+
+    own = labels == value
+    parts, _count = ndimage.label(own)
+    gone = own & ~np.isin(parts, np.unique(parts[own & (after == value)]))
+    labels[gone] = 0
+    return int(gone.sum())
+
+
+def _without(draft: Draft, refined: Refined, fixed: Sequence[int]) -> Refined:
+    """What was refined, without changes of fixed labels."""
+    if not fixed or refined.labels is draft.labelmap.voxels:
+        return refined
+    labels, cleared = kept(draft.labelmap.voxels, refined.labels, fixed)
+    ml = cleared * draft.labelmap.geometry.voxel_volume_ml
+    note = (
+        f"{counted(cleared, 'voxel', 'voxels')}, {ml:.3g} ml, became background, because the structures "
+        "around must not change."
+    )
+    return Refined.of(draft, labels, (*refined.notes, *([note] if cleared else [])))
