@@ -58,7 +58,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("measurements.structures",),
     ("engine",),  # L3
     ("doctor", "families._importing", "output.preview", "worker.refine_job"),  # L4
-    ("export", "output.result_files"),
+    ("export", "output.cases"),
+    ("output.result_files",),
     ("evaluation", "worker.measure_and_export_jobs"),
     ("output.batch", "training", "worker.server"),
     ("commands",),

@@ -25,7 +25,7 @@ from medsegai.cli import main
 from medsegai.errors import DeviceError, InputError
 from medsegai.io import read_volume
 from medsegai.models.card import Channel
-from medsegai.output.batch import Case, find_cases, read_cases
+from medsegai.output.cases import Case, find_cases, read_cases
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume

@@ -371,7 +371,7 @@ def tables() -> list[bytes]:
 
 def table(content: bytes, folder: Path) -> object:
     from medsegai.models.card import Channel
-    from medsegai.output.batch import read_cases
+    from medsegai.output.cases import read_cases
 
     (folder / "x.nii").touch()
     return read_cases(content, "table", folder, [Channel("MR", "MR")])

@@ -21,7 +21,7 @@ from controller_help import House, brain
 from medsegai.cli import build_parser
 from medsegai.errors import InputError, WorkerError
 from medsegai.models.card import Channel
-from medsegai.output.batch import read_cases
+from medsegai.output.cases import read_cases
 from medsegai.refinements import parse
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.controller.batches import case_name

@@ -26,7 +26,8 @@ from medsegai.system.regular_files import read_regular
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
-    from medsegai.output.batch import Batch, Case, Entry
+    from medsegai.output.batch import Batch, Entry
+    from medsegai.output.cases import Case
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
 SOME_FAILED = 1
@@ -114,7 +115,7 @@ def _run(batch: Batch, console: _Console) -> None:
 
 
 def _cases(source: Path, card: ModelCard) -> list[Case]:
-    from medsegai.output.batch import find_cases, read_cases
+    from medsegai.output.cases import find_cases, read_cases
 
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)
