@@ -25,6 +25,7 @@ from medsegai.cli import main
 from medsegai.errors import DeviceError, InputError
 from medsegai.io import read_volume
 from medsegai.models.card import Channel
+from medsegai.output.batch import Pace
 from medsegai.output.cases import Case, find_cases, read_cases
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
@@ -444,3 +445,33 @@ def test_a_batch_that_was_killed_goes_on_and_does_the_killer_last(
     done = [event["case"] for event in events if event.get("state") == "running"]
     assert done[-1] == "a"
     assert set(states(out).values()) == {"done"}
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.05])
+def test_a_long_table_takes_no_more_than_a_tenth_of_the_time(seconds: float) -> None:
+    """Written anew with each of 20,000 changes, 10,000 lines would take a quarter of an hour."""
+    now, written = 0.0, 0.0
+    pace = Pace(lambda: now)
+
+    def write() -> None:
+        nonlocal now, written
+        now, written = now + seconds, written + seconds
+
+    for _change in range(20_000):
+        pace(write)
+        now += 0.01
+    assert written <= 1 + seconds + now / 10
+
+
+def test_a_short_table_is_written_with_each_change() -> None:
+    now, written = 0.0, 0
+    pace = Pace(lambda: now)
+
+    def write() -> None:
+        nonlocal now, written
+        now, written = now + 0.002, written + 1
+
+    for change in range(1000):
+        pace(write)
+        assert written == change + 1
+        now += 0.02

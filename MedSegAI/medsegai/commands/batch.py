@@ -108,8 +108,9 @@ def _run(batch: Batch, console: _Console) -> None:
     try:
         with stoppable(progress):
             from medsegai.engine import segment
+            from medsegai.output.batch import one_after_another
 
-            batch.run(segment, lambda case: Progress(console, progress.cancel))
+            batch.run(one_after_another(segment, lambda case: Progress(console, progress.cancel)))
     finally:
         console.clear()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, write_table
+from medsegai.models.card import file_sha256
 from medsegai.output.cases import Case
 from medsegai.output.result_files import Outputs, recorded_hashes
 from medsegai.progress import Progress
@@ -82,8 +84,85 @@ class BatchFiles:
         return self.folder / f"{case}.json"
 
 
+@dataclass(frozen=True, repr=False)
+class Job:
+    """One case to be done. It can be handed to another process; its `repr` names no patient.
+
+    Attributes:
+        case: which.
+        request: how; its inputs are replaced by those of the case.
+        files: what to write, and where to.
+        before: SHA-256 of the report that was there before the batch began; "" where there was none.
+    """
+
+    case: Case
+    request: SegmentationRequest
+    files: BatchFiles
+    before: str = ""
+
+    def do(self, segment: Segment, progress: Progress) -> Entry:
+        """Segment the case and write its files; the line of the table says how it went.
+
+        Raises:
+            Cancelled: the user stopped; nothing was written.
+            MedSegAIError: what would go wrong with every case.
+        """
+        name = self.case.name
+        try:
+            images = self.case.images()
+            result = segment(replace(self.request, inputs=images), progress)
+            self.files.outputs(name).write(result, images[0], progress)
+        except OF_THE_CASE as error:
+            return Entry(name, FAILED, message=str(error))
+        return Entry.done(name, result.report())
+
+
+Work = Callable[[Sequence[Job]], Iterator[Entry]]
+"""Does jobs, and gives a line of the table for each that begins and for each that ends."""
+
+
+def one_after_another(segment: Segment, progress_of: Callable[[str], Progress]) -> Work:
+    """Work in this process, in order.
+
+    Args:
+        segment: the engine.
+        progress_of: makes the progress of a case.
+    """
+
+    def work(jobs: Sequence[Job]) -> Iterator[Entry]:
+        for job in jobs:
+            yield Entry(job.case.name, RUNNING)
+            yield job.do(segment, progress_of(job.case.name))
+
+    return work
+
+
+class Pace:
+    """Does what is asked for at once, but leaves it out where it would take more than a tenth of the time.
+
+    A table of ten thousand lines that is written anew with each change would take longer than the cases.
+
+    Args:
+        clock: seconds that pass.
+    """
+
+    SHARE, MOST_SECONDS = 0.1, 1.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._at, self._credit = clock, clock(), self.MOST_SECONDS
+
+    def __call__(self, action: Callable[[], None]) -> None:
+        begun = self._clock()
+        self._credit = min(self._credit + self.SHARE * (begun - self._at), self.MOST_SECONDS)
+        self._at = begun
+        if self._credit > 0:
+            action()
+            self._at = self._clock()
+            self._credit -= self._at - begun
+
+
 class Batch:
-    """Cases and how far they are. The table is written anew with each change.
+    """Cases and how far they are. The table is written anew with each change, and at the end in any case.
 
     Args:
         cases: what to segment.
@@ -105,6 +184,7 @@ class Batch:
         self._cases = {case.name: case for case in cases}
         self._request, self._files, self._listener = request, files, listener
         self.entries = {name: Entry(name) for name in self._cases}
+        self._pace = Pace()
         try:
             files.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -163,40 +243,32 @@ class Batch:
             note = f"{files} was changed after it was written, and is kept as it is."
             self.entries[name] = replace(entry, message=f"{note} {entry.message}".strip())
 
-    def run(self, segment: Segment, progress_of: Callable[[str], Progress]) -> None:
+    def run(self, work: Work) -> None:
         """Do the cases that are not done.
 
         Args:
-            segment: the engine.
-            progress_of: makes the progress of a case.
+            work: does them, such as `one_after_another`.
 
         Raises:
             Cancelled: the user stopped; what is done stays.
             MedSegAIError: what would go wrong with every case.
         """
-        order = self._order()
+        jobs = [self._job(name) for name in self._order()]
         _sweep(self._files.folder)
         self._write_table()
         try:
-            for name in order:
-                self._set(Entry(name, RUNNING))
-                try:
-                    self._do(self._cases[name], segment, progress_of(name))
-                except BaseException:
-                    self._set(Entry(name))
-                    raise
+            for entry in work(jobs):
+                self._set(entry)
         finally:
+            for name in [name for name, it in self.entries.items() if it.state == RUNNING]:
+                self._set(Entry(name))
+            self._write_table()
             self._write_volumes()
 
-    def _do(self, case: Case, segment: Segment, progress: Progress) -> None:
-        try:
-            images = case.images()
-            result = segment(replace(self._request, inputs=images), progress)
-            self._files.outputs(case.name).write(result, images[0], progress)
-        except OF_THE_CASE as error:
-            self._set(Entry(case.name, FAILED, message=str(error)))
-            return
-        self._set(Entry.done(case.name, result.report()))
+    def _job(self, name: str) -> Job:
+        report = self._files.report(name)
+        before = file_sha256(report) if report.is_file() else ""
+        return Job(self._cases[name], self._request, self._files, before)
 
     def _order(self) -> list[str]:
         """Those that were under way when the batch was ended last, perhaps by them, come last."""
@@ -242,7 +314,7 @@ class Batch:
 
     def _set(self, entry: Entry) -> None:
         self.entries[entry.case] = entry
-        self._write_table()
+        self._pace(self._write_table)
         self._listener(entry)
 
     def _write_table(self) -> None:
