@@ -59,7 +59,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("engine",),  # L3
     ("doctor", "families._importing", "output.preview", "worker.refine_job"),  # L4
     ("export", "output.cases"),
-    ("output.result_files",),
+    ("output.bids_dataset", "output.result_files"),
     ("evaluation", "worker.measure_and_export_jobs"),
     ("output.batch", "training", "worker.server"),
     ("commands",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from medsegai.commands.segment import (
     check_request,
     request_from_arguments,
 )
-from medsegai.errors import InputError
+from medsegai.errors import InputError, RequestError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress, ProgressEvent
@@ -41,18 +41,26 @@ def add_parser(subparsers: Subparsers) -> None:
         "batch",
         help="segment every scan in a folder, or of a table",
         description="Segment every scan in a folder: image files, named CASE_0000, CASE_0001 … where the model "
-        "takes several channels, and folders of a DICOM series, at any depth. Or the scans that a table names, "
-        "in the columns case, image (image_0000, image_0001 … or the names of the channels where there are "
-        "several) and, for a folder of several DICOM series, series: the number of the series, or its "
-        "SeriesInstanceUID. Of each case OUT gets the "
-        "segmentation and a report; batch.csv says how far each is, volumes.csv has the structures of all. A case "
-        "that fails does not stop the others.",
+        "takes several channels, and folders of a DICOM series, at any depth. Or T1w images of a BIDS dataset. "
+        "Or the scans that a table names, in the columns case, image (image_0000, image_0001 … or the names "
+        "of the channels where there are several) and, for a folder of several DICOM series, series: the "
+        "number of the series, or its SeriesInstanceUID. Of each case OUT gets the segmentation and a report; "
+        "batch.csv says how far each is, volumes.csv has the structures of all. A case that fails does not "
+        "stop the others.",
     )
     parser.add_argument(
         "source",
         metavar="FOLDER|TABLE",
         type=Path,
         help="folder that holds the scans, or table (CSV) of cases; - reads the table from standard input",
+    )
+    parser.add_argument(
+        "--bids-filter",
+        action="append",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="which images of a BIDS dataset, such as suffix=T2w session=01 run=1 (default: suffix=T1w); once for "
+        "each channel of the model, in its order",
     )
     group = parser.add_argument_group("outputs")
     group.add_argument(
@@ -84,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medsegai.output.batch import FAILED, Batch, BatchFiles
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models
-    cases = _cases(arguments.source, find_card(models[0]))
+    cases = _cases(arguments.source, find_card(models[0]), arguments.bids_filter or ())
     request = request_from_arguments(arguments, cases[0].inputs, uncertainty=arguments.uncertainty)
     check_request(request)
     files = BatchFiles(arguments.output, arguments.format, arguments.uncertainty, arguments.preview)
@@ -115,9 +123,15 @@ def _run(batch: Batch, console: _Console) -> None:
         console.clear()
 
 
-def _cases(source: Path, card: ModelCard) -> list[Case]:
+def _cases(source: Path, card: ModelCard, filters: Sequence[Sequence[str]]) -> list[Case]:
+    from medsegai.output.bids_dataset import Filter, find_bids_cases, is_dataset
     from medsegai.output.cases import find_cases, read_cases
 
+    if source.is_dir() and (filters or is_dataset(source)):
+        wanted = [Filter.parse(words) for words in filters]
+        return find_bids_cases(source, wanted, [item.name for item in card.channels], _warn)
+    if filters:
+        raise RequestError("--bids-filter is for a folder that holds a BIDS dataset.")
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)
     if not source.is_file():

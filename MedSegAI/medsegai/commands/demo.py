@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.segment import (
     add_request_options,
+    check_inputs,
     check_request,
     print_summary,
     request_from_arguments,
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.output
     request = request_from_arguments(arguments, [scan], uncertainty=True)
     check_request(request)
+    check_inputs(request)
     make_folder(folder)
     outputs = Outputs(**{name: folder / file for name, file in FILES.items()})
     with outputs.reserved():

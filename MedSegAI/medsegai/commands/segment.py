@@ -205,6 +205,7 @@ def run(arguments: argparse.Namespace) -> int:
         probabilities=arguments.save_probabilities is not None,
     )
     check_request(request)
+    check_inputs(request)
 
     from medsegai.output.result_files import Outputs
 
@@ -230,15 +231,11 @@ def check_request(request: SegmentationRequest) -> None:
     """Find mistakes that can be seen before the engine, and with it torch, is loaded.
 
     Raises:
-        InputError: an input does not exist.
         ModelError: a model is unknown, or none has a member of that name.
         RequestError: there is no such refinement, or it has no such option.
     """
     for text in request.refinements:
         parse(text)
-    for path in request.inputs:
-        if isinstance(path, Path) and not path.exists():
-            raise InputError(f"{path} does not exist. Check the path.")
     cards = [find_card(name) for name in request.models]
     members = [member for card in cards for member in card.members]
     for name in request.members:
@@ -247,6 +244,13 @@ def check_request(request: SegmentationRequest) -> None:
                 f"There is no view or fold {name!r} in {', '.join(card.id for card in cards)}. "
                 f"Known: {', '.join(member.name for member in members)}."
             )
+
+
+def check_inputs(request: SegmentationRequest) -> None:
+    """The same of the scan. Raises InputError: an input does not exist."""
+    for path in request.inputs:
+        if isinstance(path, Path) and not path.exists():
+            raise InputError(f"{path} does not exist. Check the path.")
 
 
 def segment_to_files(

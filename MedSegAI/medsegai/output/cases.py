@@ -46,8 +46,14 @@ class Case:
         """What the engine takes: paths, and the voxels where a series was named.
 
         Raises:
-            MedSegAIError: such a series cannot be read.
+            MedSegAIError: such a series cannot be read, or an input is a link whose file is not here.
         """
+        for path in self.inputs:
+            if _is_dangling(path):
+                raise InputError(
+                    f"{path} is a link to a file that is not here. If git-annex or DataLad keeps this dataset, "
+                    "get the file first (datalad get), and run again with --resume."
+                )
         series = (*self.series, *[""] * len(self.inputs))
         return tuple(
             read_volume(path, wanted) if wanted else path
@@ -121,9 +127,16 @@ def _unicode(name: str) -> str:
 def _image_name(path: Path) -> str | None:
     """The name of an image file without its ending; None for anything else, segmentations among it."""
     name = path.name.lower()
-    if name.startswith(".") or name.endswith(".seg.nrrd") or not path.is_file():
+    if name.startswith(".") or name.endswith(".seg.nrrd"):
+        return None
+    if not path.is_file() and not _is_dangling(path):
         return None
     return next((path.name[: -len(end)] for end in ENDINGS if name.endswith(end)), None)
+
+
+def _is_dangling(path: Path) -> bool:
+    """Whether it is a link whose file is not here: its case fails with the reason, and is not passed over."""
+    return path.is_symlink() and not path.exists()
 
 
 def _of_channels(name: str, images: Mapping[tuple[str, int], Path], channels: int) -> Case:

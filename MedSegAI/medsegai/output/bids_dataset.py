@@ -1,0 +1,316 @@
+"""Which images of a BIDS dataset are the cases of a batch (Brain Imaging Data Structure, bids-specification 1.10).
+
+The names of files and folders decide: sub-LABEL/[ses-LABEL/]anat/sub-LABEL_[ses-LABEL_][KEY-VALUE_…]SUFFIX.nii.gz.
+So a tree of images that are named like this is found, too, where it has no dataset_description.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pathspec
+
+from medsegai.errors import InputError, RequestError, counted
+from medsegai.output.cases import Case
+
+DESCRIPTION, IGNORED = "dataset_description.json", ".bidsignore"
+SUFFIX = "T1w"
+"""Of the images that are looked for unless a filter names another."""
+
+ENTITIES = {
+    "subject": "sub",
+    "participant": "sub",
+    "session": "ses",
+    "acquisition": "acq",
+    "ceagent": "ce",
+    "reconstruction": "rec",
+    "description": "desc",
+    "resolution": "res",
+}
+"""Long names of entities, and what stands in names of files."""
+
+IMAGE = re.compile(r"((?:[A-Za-z0-9]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)\.nii(?:\.gz)?")
+"""Entities with their values, and the suffix."""
+
+SUBJECT, SESSION = re.compile(r"sub-[A-Za-z0-9+]+"), re.compile(r"ses-[A-Za-z0-9+]+")
+NAMED_AT_MOST = 6
+"""Files or sessions that one message names."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image of a dataset.
+
+    Attributes:
+        path: the file.
+        entities: their values by their keys in the name of the file, such as sub, ses and run.
+        suffix: such as T1w.
+    """
+
+    path: Path
+    entities: Mapping[str, str]
+    suffix: str
+
+    @property
+    def name(self) -> str:
+        """Its entities as they stand in the name of the file, without the suffix."""
+        return "_".join(f"{key}-{value}" for key, value in self.entities.items())
+
+    @property
+    def session(self) -> str:
+        """Such as sub-01/ses-02, or sub-01 where subjects have no sessions."""
+        keys = (key for key in ("sub", "ses") if key in self.entities)
+        return "/".join(f"{key}-{self.entities[key]}" for key in keys)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which images stand for one channel of the model.
+
+    Attributes:
+        wanted: values by key; each may be any of several. `suffix` is one of the keys.
+    """
+
+    wanted: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"suffix": (SUFFIX,)})
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Filter:
+        """From `suffix=T2w session=01,02`. Raises RequestError."""
+        wanted: dict[str, tuple[str, ...]] = {"suffix": (SUFFIX,)}
+        for word in words:
+            key, separator, values = word.partition("=")
+            if not separator or not key or not all(values.split(",")):
+                raise RequestError(
+                    f"--bids-filter takes entities and values, such as suffix=T2w session=01, not {word!r}."
+                )
+            key = ENTITIES.get(key.casefold(), key)
+            wanted[key] = tuple(value.removeprefix(f"{key}-") for value in values.split(","))
+        return cls(wanted)
+
+    def takes(self, scan: Scan) -> bool:
+        has = {**scan.entities, "suffix": scan.suffix}
+        return all(
+            _plain(key, has.get(key, "")) in {_plain(key, value) for value in values}
+            for key, values in self.wanted.items()
+        )
+
+    def __str__(self) -> str:
+        return " ".join(f"{key}={','.join(values)}" for key, values in self.wanted.items())
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is a BIDS dataset, or images lie in it as in one."""
+    return (folder / DESCRIPTION).is_file() or next(_images(folder), None) is not None
+
+
+def find_bids_cases(
+    folder: Path,
+    filters: Sequence[Filter],
+    channels: Sequence[str],
+    tell: Callable[[str], None] = lambda words: None,
+) -> list[Case]:
+    """The cases of a dataset: each image that the first filter takes, with those of the other channels beside it.
+
+    Args:
+        folder: that of dataset_description.json.
+        filters: one for each channel of the model; none means T1w images for a model of one channel.
+        channels: the names of the model's channels.
+        tell: is called with what is left out or doubtful, in words.
+
+    Returns:
+        Cases named as their images are without the suffix, such as sub-01_ses-02_run-1.
+
+    Raises:
+        InputError: no image is taken, or .bidsignore cannot be understood.
+        RequestError: there is not one filter for each channel.
+    """
+    filters = filters or [Filter()] * (len(channels) == 1)
+    if len(filters) != len(channels):
+        raise RequestError(
+            f"The model takes {counted(len(channels), 'image', 'images')} of each case ({', '.join(channels)}). "
+            f"Write --bids-filter once for each, in this order, not {counted(len(filters), 'time', 'times')}."
+        )
+    _describe(folder, tell)
+    scans = list(_scans(folder, tell))
+    found = [[scan for scan in scans if wanted.takes(scan)] for wanted in filters]
+    if not found[0]:
+        raise InputError(_nothing(folder, filters[0], scans))
+    _tell_what_lacks(folder, scans, found[0], filters[0], tell)
+    cases = list(_cases(found, filters, tell))
+    if not cases:
+        raise InputError(f"{folder} has no case with an image for every channel of the model.")
+    return cases
+
+
+def _cases(
+    found: Sequence[Sequence[Scan]], filters: Sequence[Filter], tell: Callable[[str], None]
+) -> Iterator[Case]:
+    names: dict[str, Scan] = {}
+    for first in found[0]:
+        if first.name in names:
+            raise InputError(
+                f"{names[first.name].path} and {first.path} would be one case. Name one suffix with --bids-filter."
+            )
+        names[first.name] = first
+        others = [_partner(first, scans) for scans in found[1:]]
+        if lacking := [str(filters[n + 1]) for n, other in enumerate(others) if other is None]:
+            tell(
+                f"{first.name} was left out: there is not exactly one image beside it with {lacking[0]}."
+            )
+            continue
+        yield Case(first.name, (first.path, *(other.path for other in others if other is not None)))
+
+
+def _partner(first: Scan, scans: Sequence[Scan]) -> Scan | None:
+    """The one image of the same session; of several, the one that agrees in all other entities that both have."""
+    beside = [scan for scan in scans if scan.session == first.session]
+    if len(beside) > 1:
+        beside = [
+            scan
+            for scan in beside
+            if all(
+                scan.entities[key] == first.entities[key]
+                for key in scan.entities.keys() & first.entities.keys()
+            )
+        ]
+    return beside[0] if len(beside) == 1 else None
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for subject in sorted(folder.glob("sub-*")):
+        if SUBJECT.fullmatch(subject.name) and subject.is_dir():
+            sessions = (
+                path for path in sorted(subject.glob("ses-*")) if SESSION.fullmatch(path.name)
+            )
+            for parent in (subject, *sessions):
+                yield from (path for path in sorted(parent.glob("anat/*.nii*")))
+
+
+def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
+    """The images that are not ignored, and whose names say where they lie."""
+    ignored = _ignored(folder)
+    strange = []
+    for path in _images(folder):
+        within = path.relative_to(folder)
+        if ignored.match_file(within.as_posix()):
+            continue
+        named = IMAGE.fullmatch(path.name)
+        scan = None
+        if named is not None:
+            pairs = (word.partition("-")[::2] for word in named[1].rstrip("_").split("_"))
+            scan = Scan(path, dict(pairs), named[2])
+        if scan is None or scan.session != "/".join(within.parts[:-2]):
+            strange.append(within)
+        else:
+            yield scan
+    if strange:
+        tell(
+            f"{_listed(strange)} in {folder} "
+            + ("is" if len(strange) == 1 else "are")
+            + " left out: a name must begin with the subject and session of its folder, as in "
+            "sub-01_ses-02_T1w.nii.gz."
+        )
+
+
+def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
+    path = folder / IGNORED
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return pathspec.GitIgnoreSpec.from_lines(lines)
+    except (OSError, ValueError) as error:  # a pattern that cannot be, or bytes that are no text
+        raise InputError(
+            f"{path} cannot be understood ({error}). It holds patterns as a .gitignore does."
+        ) from error
+
+
+def _describe(folder: Path, tell: Callable[[str], None]) -> None:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return
+    try:
+        description: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(description, dict):
+            return
+        problem = "it is not an object"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = str(error)
+    tell(f"{path} is not sound JSON ({problem}). The images are found by their names without it.")
+
+
+def _tell_what_lacks(
+    folder: Path,
+    scans: Sequence[Scan],
+    taken: Sequence[Scan],
+    wanted: Filter,
+    tell: Callable[[str], None],
+) -> None:
+    """Say which sessions have no image, and which have several: nothing is left out, or done twice, in silence."""
+    by_session: dict[str, list[Scan]] = defaultdict(list)
+    for scan in taken:
+        by_session[scan.session].append(scan)
+    asked = Filter({key: wanted.wanted[key] for key in ("sub", "ses") if key in wanted.wanted})
+    there = {scan.session: None for scan in scans if asked.takes(scan)}
+    there |= dict.fromkeys(_folders(folder, asked))
+    if missing := sorted(there.keys() - by_session.keys()):
+        tell(f"No image with {wanted}: {_listed(missing)}.")
+    if absent := sorted(_sessions_that_others_have(by_session)):
+        tell(f"Sessions that other subjects have are not there: {_listed(absent)}.")
+    if several := sorted(name for name, group in by_session.items() if len(group) > 1):
+        first = by_session[several[0]]
+        tell(
+            f"{_listed(several)}: several images with {wanted}, such as {first[0].path.name} and "
+            f"{first[1].path.name}. Each is a case; choose with --bids-filter, as in run=1."
+        )
+
+
+def _folders(folder: Path, asked: Filter) -> Iterator[str]:
+    """Subjects or, where these have sessions, their sessions, whatever images they hold."""
+    for subject in folder.glob("sub-*"):
+        if not SUBJECT.fullmatch(subject.name) or not subject.is_dir():
+            continue
+        sessions = [path for path in subject.glob("ses-*") if SESSION.fullmatch(path.name)]
+        for path in sessions or [subject]:
+            within = path.relative_to(folder)
+            entities = dict(part.split("-", 1) for part in within.parts)
+            if asked.takes(Scan(path, entities, "")):
+                yield within.as_posix()
+
+
+def _sessions_that_others_have(by_session: Mapping[str, Any]) -> Iterator[str]:
+    """Of sessions that at least half of the subjects have, those that the others lack altogether."""
+    has: dict[str, set[str]] = defaultdict(set)
+    for name in by_session:
+        subject, _, session = name.partition("/")
+        has[subject].add(session)
+    for session in set().union(*has.values()) - {""}:
+        lacking = [subject for subject, sessions in has.items() if session not in sessions]
+        if 2 * len(lacking) <= len(has):
+            yield from (f"{subject}/{session}" for subject in lacking)
+
+
+def _nothing(folder: Path, wanted: Filter, scans: Sequence[Scan]) -> str:
+    suffixes = sorted({scan.suffix for scan in scans})
+    sessions = sorted({scan.entities["ses"] for scan in scans if "ses" in scan.entities})
+    there = f"It has images with the suffix {', '.join(suffixes)}" if scans else "It has no image"
+    there += f" in the sessions {_listed(sessions)}" if sessions else ""
+    return (
+        f"{folder} has no image with {wanted} below sub-*/anat or sub-*/ses-*/anat. {there}; choose with "
+        "--bids-filter, as in suffix=T2w session=01."
+    )
+
+
+def _listed(names: Sequence[object]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    shown = ", ".join(map(str, names[:NAMED_AT_MOST]))
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _plain(key: str, value: str) -> str:
+    """Runs and echoes are numbers: 1 is 01."""
+    return value.lstrip("0") if key in ("run", "echo") and value.isdigit() else value

@@ -1,0 +1,228 @@
+"""Which images of a BIDS dataset are cases, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medsegai.cli import main
+from medsegai.errors import InputError, RequestError
+from medsegai.output.bids_dataset import Filter, Scan, find_bids_cases, is_dataset
+from medsegai.request import SegmentationRequest
+
+
+def save(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).integers(0, 200, (9, 7, 8), dtype=np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0])), path)
+    return path
+
+
+def tree(root: Path, names: Iterable[str], suffixes: Iterable[str] = ("T1w",)) -> Path:
+    """Images named as in `sub-01_ses-01_run-1`, in the folders that they belong to."""
+    for name in names:
+        parts = name.split("_")
+        sides = [part for part in parts if part.startswith(("sub-", "ses-"))]
+        for suffix in suffixes:
+            path = root.joinpath(*sides, "anat", f"{name}_{suffix}.nii.gz")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return root
+
+
+def found(root: Path, *words: str) -> tuple[list[str], list[str]]:
+    """Names of the cases, and what was said."""
+    told: list[str] = []
+    filters = [Filter.parse(words)] if words else []
+    return [case.name for case in find_bids_cases(root, filters, ["MR"], told.append)], told
+
+
+def test_t1_images_of_all_sessions_are_cases(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_ses-a", "sub-01_ses-b", "sub-02_ses-a", "sub-02_ses-b"], ["T1w", "T2w"])
+    for stranger in ("func/sub-01_ses-a_task-rest_bold.nii.gz", "anat/sub-01_ses-a_T1w.json"):
+        path = tmp_path / "sub-01" / "ses-a" / stranger
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    tree(tmp_path / "derivatives" / "x", ["sub-01_ses-a"])
+    tree(tmp_path / "sourcedata", ["sub-01_ses-a"])
+    assert not (tmp_path / "dataset_description.json").exists()
+    assert is_dataset(tmp_path)
+    names, told = found(tmp_path)
+    assert names == ["sub-01_ses-a", "sub-01_ses-b", "sub-02_ses-a", "sub-02_ses-b"]
+    assert told == []
+
+
+def test_a_filter_chooses_suffix_session_and_other_entities(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_ses-01", "sub-01_ses-02_run-01", "sub-02_ses-02"], ["T1w", "T2w"])
+    assert found(tmp_path, "suffix=T2w", "session=01")[0] == ["sub-01_ses-01"]
+    assert found(tmp_path, "ses=ses-02", "subject=02,03")[0] == ["sub-02_ses-02"]
+    assert found(tmp_path, "run=1")[0] == ["sub-01_ses-02_run-01"]
+    with pytest.raises(
+        InputError, match=r"with suffix=FLAIR .* the suffix T1w, T2w .* 01, 02; choose"
+    ):
+        found(tmp_path, "suffix=FLAIR")
+    for wrong in ("T2w", "=T2w", "suffix=", "run=1,,2"):
+        with pytest.raises(RequestError, match="such as suffix=T2w session=01"):
+            Filter.parse([wrong])
+
+
+def test_what_bidsignore_names_is_passed_over(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01", "sub-01_acq-bad", "sub-02", "sub-03"])
+    (tmp_path / ".bidsignore").write_text("# not good\n*_acq-bad_*\nsub-03/\n")
+    assert found(tmp_path)[0] == ["sub-01", "sub-02"]
+    (tmp_path / ".bidsignore").write_text("!\n")
+    with pytest.raises(InputError, match=r"\.bidsignore cannot be understood"):
+        found(tmp_path)
+    (tmp_path / ".bidsignore").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"\.bidsignore cannot be understood"):
+        found(tmp_path)
+
+
+def test_two_runs_are_two_cases_and_said(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_run-1", "sub-01_run-2", "sub-02"])
+    names, told = found(tmp_path)
+    assert names == ["sub-01_run-1", "sub-01_run-2", "sub-02"]
+    assert len(told) == 1
+    assert "sub-01: several images with suffix=T1w, such as sub-01_run-1_T1w.nii.gz" in told[0]
+    assert found(tmp_path, "run=1") == (
+        ["sub-01_run-1"],
+        ["No image with suffix=T1w run=1: sub-02."],
+    )
+
+
+def test_missing_sessions_are_named(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"])
+    tree(tmp_path, ["sub-03_ses-1"], ["T2w"])
+    (tmp_path / "sub-02" / "ses-3" / "anat").mkdir(parents=True)
+    names, told = found(tmp_path)
+    assert names == ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"]
+    assert told == [
+        "No image with suffix=T1w: sub-02/ses-3, sub-03/ses-1.",
+        "Sessions that other subjects have are not there: sub-02/ses-2.",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_broken_description_is_named_and_the_images_found(content: bytes, tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01"])
+    (tmp_path / "dataset_description.json").write_bytes(content)
+    names, told = found(tmp_path)
+    assert names == ["sub-01"]
+    assert len(told) == 1
+    assert "dataset_description.json is not sound JSON" in told[0]
+
+
+def test_names_that_say_another_place_are_left_out_and_said(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01"])
+    for name in ("sub-02_T1w.nii.gz", "sub-01_ses-1_T1w.nii.gz", "T1w.nii.gz", "sub-01T1w.nii"):
+        (tmp_path / "sub-01" / "anat" / name).touch()
+    names, told = found(tmp_path)
+    assert names == ["sub-01"]
+    assert len(told) == 1
+    assert all(name in told[0] for name in ("sub-02_T1w", "ses-1_T1w", "/T1w.nii.gz", "01T1w"))
+
+
+def test_channels_are_put_together_by_session_and_run(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_run-1", "sub-01_run-2", "sub-02"], ["T1w", "FLAIR"])
+    tree(tmp_path, ["sub-03"])
+    filters = [Filter.parse(["suffix=T1w"]), Filter.parse(["suffix=FLAIR"])]
+    told: list[str] = []
+    cases = find_bids_cases(tmp_path, filters, ["T1", "FLAIR"], told.append)
+    assert [[path.name for path in case.inputs] for case in cases] == [
+        [f"{name}_T1w.nii.gz", f"{name}_FLAIR.nii.gz"]
+        for name in ("sub-01_run-1", "sub-01_run-2", "sub-02")
+    ]
+    assert (
+        "sub-03 was left out: there is not exactly one image beside it with suffix=FLAIR." in told
+    )
+    with pytest.raises(RequestError, match=r"2 images of each case \(T1, FLAIR\)"):
+        find_bids_cases(tmp_path, [], ["T1", "FLAIR"])
+
+
+def test_two_suffixes_of_one_name_are_refused(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01"], ["T1w", "T2w"])
+    with pytest.raises(InputError, match="would be one case"):
+        found(tmp_path, "suffix=T1w,T2w")
+
+
+labels = st.text("abzAZ019", min_size=1, max_size=4)
+
+
+@given(
+    labels,
+    st.none() | labels,
+    st.lists(st.tuples(st.sampled_from(["acq", "rec"]), labels), max_size=1),
+)
+def test_a_scan_is_found_by_each_of_its_own_entities(
+    subject: str, session: str | None, others: list[tuple[str, str]]
+) -> None:
+    """What a filter of its own values takes; and another value of one of them does not."""
+    entities = {"sub": subject, **({} if session is None else {"ses": session}), **dict(others)}
+    scan = Scan(Path("x"), entities, "T1w")
+    words = [f"{key}={value}" for key, value in entities.items()]
+    assert Filter.parse(words).takes(scan)
+    for key, value in entities.items():
+        assert not Filter.parse([f"{key}={value}x"]).takes(scan)
+
+
+# As a user: the command
+
+
+def states(out: Path) -> dict[str, tuple[str, str]]:
+    with (out / "batch.csv").open(newline="") as file:
+        return {row["case"]: (row["state"], row["message"]) for row in csv.DictReader(file)}
+
+
+def test_a_dataset_is_segmented_and_links_into_an_annex_fail_alone(
+    model: str,
+    requests: list[SegmentationRequest],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The link is the first case; what it points to is got, and the batch resumed."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    save(data / "sub-02" / "anat" / "sub-02_T1w.nii.gz")
+    link = data / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../.git/annex/objects/x.nii.gz")
+    (data / "dataset_description.json").write_text(
+        json.dumps({"Name": "x", "BIDSVersion": "1.10.0"})
+    )
+    words = ["batch", str(data), "-o", str(out), "--model", model]
+    assert main(words) == 1
+    assert "datalad get" in states(out)["sub-01"][1]
+    assert states(out)["sub-02"][0] == "done"
+    save(data / ".git" / "annex" / "objects" / "x.nii.gz")
+    assert main([*words, "--resume"]) == 0
+    assert [state for state, _ in states(out).values()] == ["done", "done"]
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--bids-filter", "suffix=T2w", "session=01"]) == 3
+    assert "no image with suffix=T2w ses=01" in capsys.readouterr().err
+
+
+def test_a_filter_needs_a_folder(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "cases.csv"
+    table.write_text("case,image\n")
+    words = ["batch", str(table), "-o", str(tmp_path / "out"), "--model", model]
+    assert main([*words, "--bids-filter", "suffix=T2w"]) == 2
+    assert "for a folder that holds a BIDS dataset" in capsys.readouterr().err
+
+
+def test_a_link_to_nothing_in_a_plain_folder_is_a_case_that_fails(
+    model: str, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    save(tmp_path / "scans" / "b.nii.gz")
+    (tmp_path / "scans" / "a.nii.gz").symlink_to("gone.nii.gz")
+    out = tmp_path / "out"
+    assert main(["batch", str(tmp_path / "scans"), "-o", str(out), "--model", model]) == 1
+    assert {name: state for name, (state, _) in states(out).items()} == {"a": "failed", "b": "done"}
