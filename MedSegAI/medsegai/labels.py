@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import colorsys
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from medsegai.errors import ModelError
-from medsegai.models.json_fields import shown, typed_fields
+from medsegai.models.json_fields import UNLESS_DEFAULT, shown
 
 SLICER_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
 
@@ -30,25 +30,13 @@ class Terminology:
 
     category: Code
     type: Code
-    modifier: Code | None = None
+    modifier: Code | None = field(default=None, metadata=UNLESS_DEFAULT)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Terminology:
-        unknown = set(data) - {"category", "type", "modifier"}
-        if unknown or not {"category", "type"} <= set(data):
-            raise ModelError(
-                f"A terminology needs category and type, perhaps modifier, not {sorted(data)}."
-            )
-        modifier = data.get("modifier")
-        return cls(
-            _code(data["category"]),
-            _code(data["type"]),
-            None if modifier is None else _code(modifier),
-        )
-
-    def to_dict(self) -> dict[str, list[str]]:
-        codes = {"category": self.category, "type": self.type, "modifier": self.modifier}
-        return {key: list(code) for key, code in codes.items() if code is not None}
+    def __post_init__(self) -> None:
+        for code in filter(None, (self.category, self.type, self.modifier)):
+            text = "".join(code)
+            if not text.isprintable() or set("^~|") & set(text):
+                raise ModelError(f"A code is one line without ^, ~ and |, not {shown(code)}.")
 
     def to_slicer(self) -> str:
         """Slicer's segment tag: context~category~type~modifier~anatomic context~region~modifier."""
@@ -59,14 +47,14 @@ class Terminology:
     @classmethod
     def from_slicer(cls, text: str) -> Terminology | None:
         """The codes of such a tag; None where category or type are missing."""
-        parts = [tuple(part.split("^")) for part in text.split("~")[1:4]]
+        parts = [part.split("^") for part in text.split("~")[1:4]]
         if (
             len(parts) < 3
             or any(len(part) != 3 for part in parts)
             or not (parts[0][1] and parts[1][1])
         ):
             return None
-        category, kind, modifier = (_code(part) for part in parts)
+        category, kind, modifier = ((scheme, value, meaning) for scheme, value, meaning in parts)
         return cls(category, kind, modifier if modifier[1] else None)
 
 
@@ -84,9 +72,9 @@ class Label:
     value: int
     name: str
     color: tuple[int, int, int]
-    terminology: Terminology | None = None
-    corrected: bool = True
-    opacity_3d: float = 1.0
+    terminology: Terminology | None = field(default=None, metadata=UNLESS_DEFAULT)
+    corrected: bool = field(default=True, metadata=UNLESS_DEFAULT)
+    opacity_3d: float = field(default=1.0, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.value < 1:
@@ -103,23 +91,6 @@ class Label:
             raise ModelError(
                 f"Label {self.name!r} needs an `opacity_3d` from 0 to 1, not {self.opacity_3d}."
             )
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Label:
-        values = typed_fields(data, cls)
-        if values.get("terminology") is not None:
-            values["terminology"] = Terminology.from_dict(values["terminology"])
-        return cls(**values | {"color": tuple(values["color"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"value": self.value, "name": self.name, "color": list(self.color)}
-        if self.terminology is not None:
-            data["terminology"] = self.terminology.to_dict()
-        if not self.corrected:
-            data["corrected"] = False
-        if self.opacity_3d != 1:
-            data["opacity_3d"] = self.opacity_3d
-        return data
 
 
 GOLDEN_TURN = 0.618034
@@ -177,16 +148,3 @@ def _name_key(label: Label) -> str:
 def _code_key(label: Label) -> Any:
     codes = label.terminology
     return None if codes is None else (codes.category[:2], codes.type[:2])
-
-
-def _code(values: Any) -> Code:
-    if (
-        not isinstance(values, (list, tuple))
-        or len(values) != 3
-        or not all(isinstance(part, str) for part in values)
-    ):
-        raise ModelError(f"A code is [scheme, value, meaning], not {shown(values)}.")
-    scheme, value, meaning = values
-    if not (scheme + value + meaning).isprintable() or set("^~|") & set(scheme + value + meaning):
-        raise ModelError(f"A code is one line without ^, ~ and |, not {shown(values)}.")
-    return scheme, value, meaning

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import RequestError
 from medsegai.labels import Label
+from medsegai.models.json_fields import to_json
 from medsegai.volume import Volume
 
 NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
@@ -246,20 +247,10 @@ class StructureMeasures:
     remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; NaN (a structure no member found) becomes None."""
-        values = {name: value for name, value in vars(self).items() if name != "label"}
-        plain = {
-            name: None if value is None or value != value else value
-            for name, value in values.items()
-        }
-        named = {"value": self.label.value, "name": self.label.name}
-        return named | plain | {"remarks": list(self.remarks)}
-
-    @classmethod
-    def from_dict(cls, label: Label, data: Mapping[str, Any]) -> StructureMeasures:
-        """What `to_dict` gave, of this label."""
-        values = {name: data[name] for name in data.keys() - {"value", "name"}}
-        return cls(label, **values | {"remarks": tuple(data["remarks"])})
+        """JSON values for a report, where the label is named; NaN (a structure no member found) becomes None."""
+        values = to_json(self)
+        del values["label"]
+        return {"value": self.label.value, "name": self.label.name} | values
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,8 +306,8 @@ class SegmentationResult:
     structures: tuple[StructureMeasures, ...]
     entropy: Volume | None = None
     mutual_information: Volume | None = None
-    probabilities: Any = None
-    regions: Any = None
+    probabilities: NDArray[np.float16] | None = None
+    regions: NDArray[np.bool_] | None = None
     candidates: Candidates | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0

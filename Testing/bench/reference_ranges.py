@@ -35,6 +35,7 @@ from medsegai.labels import Label, counterparts
 from medsegai.measurements.plausibility import USUAL_LARGEST_PART, border_sides, parts_of, remarks
 from medsegai.models.card import CARD_NAME, ModelCard, card_from_dict
 from medsegai.models.catalogue import find_card
+from medsegai.models.json_fields import to_json
 from medsegai.models.quality import Reference
 from medsegai.training.config import load_config
 from medsegai.volume import Volume
@@ -169,7 +170,7 @@ def write_reference(card: ModelCard, reference: Reference) -> None:
     """Put the reference into the model's card; the rest of the file stays. Raises ModelError, OutputError."""
     path = card.folder / CARD_NAME
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    data["reference"] = reference.to_dict()
+    data["reference"] = to_json(reference)
     card_from_dict(data, card.folder)
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -342,7 +343,7 @@ def _answer(arguments: argparse.Namespace) -> str:
     reference = reference_of(people, labels, described(arguments.source, len(people)))
     if arguments.write:
         write_reference(card, reference)
-    return json.dumps(reference.to_dict(), indent=1)
+    return json.dumps(to_json(reference), indent=1)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fake_engine
+from medsegai.models.json_fields import to_json
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 
@@ -23,7 +24,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "family": "none",
         "version": "1",
         "channels": [{"name": "any", "modality": "MR"}],
-        "labels": [label.to_dict() for label in fake_engine.LABELS],
+        "labels": [to_json(label) for label in fake_engine.LABELS],
         "members": [{"name": "axial"}, {"name": "coronal"}],
         "spacing_mm": [1, 1, 1],
     }

@@ -72,8 +72,8 @@ def fake_segment(request: SegmentationRequest, progress: Progress) -> Segmentati
     assert isinstance(volume, Volume)
     BEHAVIOURS.get(behaviour, quick)(progress)
     result = halves(volume, request.uncertainty)
-    if behaviour == "not a number":
-        return replace(result, seconds={"predict": float("nan")})
+    if behaviour == "not finite":
+        return replace(result, seconds={"predict": float("inf")})
     return result
 
 

@@ -155,11 +155,14 @@ def test_no_mutation_of_a_card_breaks_a_command_or_another_model(
             "5001 digits",
         ),
         (card_text(memory_mb=12345).replace("12345", "1e999"), "too large"),
-        (card_text(name=["a", "list"]), "name of ModelCard must be text"),
+        (card_text(name=["a", "list"]), "name must be text"),
         (card_text(name="half \ud83d of a letter"), "surrogates not allowed"),
-        (card_text(spacing_mm=[1, float("nan"), 1]), "spacing_mm of ModelCard"),
+        (card_text(spacing_mm=[1, float("nan"), 1]), "spacing_mm[1] must be a number"),
         (card_text(spacing_mm=[1, 0, 1]), "spacing_mm must lie from"),
-        (card_text(suggested_refinements=["islands"]), "suggested_refinements of ModelCard"),
+        (
+            card_text(suggested_refinements=["islands"]),
+            "suggested_refinements[0] must be an object",
+        ),
         (b"\xff\xfe" + b"x" * 100, "cannot be read as JSON"),
     ],
 )

@@ -27,6 +27,7 @@ from medsegai.evaluation.mapping import LabelMapping
 from medsegai.labels import Label
 from medsegai.models.card import CARD_NAME, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
+from medsegai.models.json_fields import to_json
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 
@@ -93,7 +94,7 @@ def test_the_card_gets_it_and_the_engine_heeds_it(done: Path, model: Path, datas
     report = json.loads((done / "report.json").read_text())
     card = load_card(model)
     assert card.calibration is not None
-    assert card.calibration.to_dict() == report["calibration"]
+    assert to_json(card.calibration) == report["calibration"]
     assert "6 cases of Dataset004_Hippocampus" in card.calibration.source
     assert len(card.calibration.members) == 8
     assert "3d_fullres/fold_0 mirrored 0+1" in card.calibration.members

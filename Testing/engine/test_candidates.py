@@ -193,8 +193,9 @@ def test_they_cross_the_pipe(there: bool, tmp_path: Path) -> None:
         (StructureMeasures(label, 1, 0.006),),
         candidates=Candidates(*labels, *steps) if there else None,
     )
-    line = protocol.encode({"type": "result"} | protocol.pack_result(sent, tmp_path))
-    found = protocol.unpack_result(protocol.decode(line), tmp_path).candidates
+    line = protocol.encode({"type": "result", "result": protocol.packed(sent, tmp_path)})
+    packed = protocol.decode(line)["result"]
+    found = protocol.unpacked(SegmentationResult, packed, tmp_path).candidates
     assert (found is not None) == there
     if found is not None:
         for name, array in vars(found).items():

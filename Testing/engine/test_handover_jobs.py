@@ -44,14 +44,15 @@ RUN = {
 def carried(request: Any, folder: Path) -> Any:
     """The request as it arrives at the worker."""
     kind = protocol.kind_of(request)
-    line = protocol.encode({"type": kind.name, **kind.pack_request(request, folder)})
-    return kind.unpack_request(protocol.decode(line), folder)
+    line = protocol.encode({"type": kind.name, "request": protocol.packed(request, folder)})
+    return protocol.unpacked(kind.asked, protocol.decode(line)["request"], folder)
 
 
 def answered(kind: str, result: Any, folder: Path) -> Any:
-    packed = protocol.KINDS[kind].pack_result(result, folder)
-    line = protocol.encode({"type": protocol.RESULT, **packed})
-    return protocol.KINDS[kind].unpack_result(protocol.decode(line), folder)
+    packed = protocol.packed(result, folder)
+    line = protocol.encode({"type": protocol.RESULT, "result": packed})
+    answered = protocol.KINDS[kind].answered
+    return protocol.unpacked(answered, protocol.decode(line)["result"], folder)
 
 
 def test_the_numbers_are_those_of_the_command(tmp_path: Path) -> None:

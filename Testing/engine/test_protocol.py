@@ -19,10 +19,10 @@ from medsegai.errors import (
     InputError,
     MedSegAIError,
     OutputError,
-    RequestError,
     WorkerError,
 )
 from medsegai.labels import Label, Terminology
+from medsegai.models.json_fields import from_json, to_json
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry, Volume
@@ -52,10 +52,11 @@ def volume(dtype: str = "int16") -> Volume:
 
 
 def through_the_pipe(message: protocol.Message) -> protocol.Message:
-    line = protocol.encode({"type": "x", **message})
+    line = protocol.encode({"type": "x", "what": message})
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    return protocol.decode(line)
+    found: protocol.Message = protocol.decode(line)["what"]
+    return found
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"hello\n", b"3", b"[]", b"null", b"{}", b"\xff"])
@@ -175,8 +176,8 @@ def test_a_request_arrives_with_all_its_options(tmp_path: Path) -> None:
         uncertainty=True,
         seed=3,
     )
-    received = protocol.unpack_request(
-        through_the_pipe(protocol.pack_request(sent, tmp_path)), tmp_path
+    received = protocol.unpacked(
+        SegmentationRequest, through_the_pipe(protocol.packed(sent, tmp_path)), tmp_path
     )
     assert received.options() == sent.options()
     first, second = received.inputs
@@ -189,15 +190,15 @@ def test_a_relative_path_means_the_same_file_to_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = protocol.pack_request(SegmentationRequest((Path("a.nii"),)), tmp_path)
-    assert message["inputs"] == [{"path": str(tmp_path / "a.nii")}]
+    message = protocol.packed(SegmentationRequest((Path("a.nii"),)), tmp_path)
+    assert message["inputs"] == [str(tmp_path / "a.nii")]
 
 
 def test_a_request_with_an_unknown_option_is_refused(tmp_path: Path) -> None:
-    message = protocol.pack_request(SegmentationRequest((volume(),)), tmp_path)
-    message["options"]["colour"] = "blue"
-    with pytest.raises(RequestError, match="colour"):
-        protocol.unpack_request(message, tmp_path)
+    message = protocol.packed(SegmentationRequest((volume(),)), tmp_path)
+    message["colour"] = "blue"
+    with pytest.raises(WorkerError, match="colour"):
+        protocol.unpacked(SegmentationRequest, message, tmp_path)
 
 
 def result(**more: object) -> SegmentationResult:
@@ -221,8 +222,8 @@ def test_a_result_arrives_whole(tmp_path: Path) -> None:
         probabilities=np.full((2, 2, 3, 4), 0.5, dtype=np.float16),
         regions=np.arange(48).reshape(2, 2, 3, 4) % 3 == 0,
     )
-    message = through_the_pipe(protocol.pack_result(sent, tmp_path))
-    received = protocol.unpack_result(message, tmp_path)
+    message = through_the_pipe(protocol.packed(sent, tmp_path))
+    received = protocol.unpacked(SegmentationResult, message, tmp_path)
     np.testing.assert_array_equal(received.labelmap.voxels, sent.labelmap.voxels)
     np.testing.assert_array_equal(received.labelmap.geometry.ijk_to_ras, OBLIQUE)
     assert received.labels == sent.labels
@@ -230,13 +231,17 @@ def test_a_result_arrives_whole(tmp_path: Path) -> None:
     assert received.structures[1].volume_cv is None, "JSON has no NaN"
     assert received.entropy is not None
     assert received.entropy.voxels.dtype == np.float32
+    assert received.probabilities is not None
     assert received.probabilities.dtype == np.float16
+    assert received.regions is not None
+    assert sent.regions is not None
     np.testing.assert_array_equal(received.regions, sent.regions)
     assert received.report() == sent.report()
 
 
 def test_a_plain_result_has_neither_entropy_nor_probabilities(tmp_path: Path) -> None:
-    received = protocol.unpack_result(protocol.pack_result(result(), tmp_path), tmp_path)
+    message = protocol.packed(result(), tmp_path)
+    received = protocol.unpacked(SegmentationResult, message, tmp_path)
     assert received.entropy is None
     assert received.probabilities is None
     assert received.regions is None
@@ -245,7 +250,8 @@ def test_a_plain_result_has_neither_entropy_nor_probabilities(tmp_path: Path) ->
 @pytest.mark.parametrize("seconds_left", [None, 12.5])
 def test_progress_arrives(seconds_left: float | None) -> None:
     event = ProgressEvent("predict", 0.25, seconds_left)
-    assert protocol.unpack_progress(through_the_pipe(protocol.pack_progress(event))) == event
+    message = through_the_pipe({"event": to_json(event)})
+    assert from_json(ProgressEvent, message["event"]) == event
 
 
 def every_error() -> list[type[MedSegAIError]]:

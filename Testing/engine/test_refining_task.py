@@ -160,9 +160,9 @@ def test_request_and_result_cross_the_pipe_as_they_are() -> None:
     asked = request(fixed=(2,), image=image, candidates=candidates, settings=settings)
     kind = protocol.kind_of(asked)
     sent = protocol.decode(
-        protocol.encode({"type": kind.name, **kind.pack_request(asked, folder.path)})
+        protocol.encode({"type": kind.name, "request": protocol.packed(asked, folder.path)})
     )
-    got = kind.unpack_request(sent, folder.path)
+    got: Any = protocol.unpacked(kind.asked, sent["request"], folder.path)
     assert isinstance(got, RefinementRequest)
     assert (got.labels, got.fixed) == (asked.labels, (2,))
     assert got.settings == ({"name": "largest_component", "labels": [[1, 2]]},)
@@ -172,7 +172,8 @@ def test_request_and_result_cross_the_pipe_as_they_are() -> None:
     assert got.candidates is not None
     assert int(got.candidates.p_second[0, 0, 0]) == 3
     result = RefinementResult(asked.labelmap, ("One word.",), ({"voxels": 3},), {"refine": 0.5})
-    back = kind.unpack_result(kind.pack_result(result, folder.path), folder.path)
+    packed = protocol.packed(result, folder.path)
+    back = protocol.unpacked(RefinementResult, packed, folder.path)
     assert (back.words, back.report, back.seconds) == (result.words, result.report, result.seconds)
     assert np.array_equal(back.labelmap.voxels, labels())
     del got, back

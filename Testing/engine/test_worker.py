@@ -21,7 +21,7 @@ import pytest
 
 from medsegai import engine
 from medsegai.errors import Cancelled
-from medsegai.request import SegmentationRequest
+from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
 from medsegai.worker import protocol
 from medsegai.worker import server as worker_module
@@ -39,6 +39,14 @@ def request(*models: str, **options: Any) -> SegmentationRequest:
     image[1:] = 150
     volume = Volume(image, Geometry.from_spacing((3, 4, 5), (1, 2, 3)))
     return SegmentationRequest((volume,), models=models, **options)
+
+
+def segment_message(job: str, exchange: Path) -> bytes:
+    """The line that asks for a job of a made-up engine."""
+    packed = protocol.packed(request("a"), exchange)
+    return protocol.encode(
+        {"type": "segment", "job": job, "exchange": str(exchange), "request": packed}
+    )
 
 
 class Talk:
@@ -83,18 +91,18 @@ class Talk:
         self.process.stdin.flush()
 
     def segment(self, job: str, *models: str, **options: Any) -> None:
-        message = protocol.pack_request(request(*models, **options), self.exchange)
-        self.say(type="segment", job=job, exchange=str(self.exchange), **message)
+        message = protocol.packed(request(*models, **options), self.exchange)
+        self.say(type="segment", job=job, exchange=str(self.exchange), request=message)
 
     def carry(self, job: str, *models: str, arrays_only: bool = False) -> None:
         """The same job for a worker that does not see our files."""
         folder = ExchangeFolder(self.exchange)
-        message = protocol.pack_request(request(*models), folder.path)
+        message = protocol.packed(request(*models), folder.path)
         for block in blocks(folder.path):
             self.say(type="array", job=job, **block)
         folder.remove()
         if not arrays_only:
-            self.say(type="segment", job=job, exchange=None, **message)
+            self.say(type="segment", job=job, exchange=None, request=message)
 
     def hear(self, *kinds: str) -> dict[str, Any]:
         """The next message of one of these kinds."""
@@ -151,9 +159,11 @@ def test_a_job_gives_progress_then_one_result(worker: Talk) -> None:
     assert (ready["version"], ready["pid"]) == (protocol.PROTOCOL_VERSION, worker.process.pid)
     worker.segment("a", "quick", uncertainty=True)
     first = worker.hear("progress", "result")
-    assert (first["type"], first["job"], first["stage"]) == ("progress", "a", "read")
-    assert first["fraction"] == pytest.approx(0.1)
-    result = protocol.unpack_result(worker.hear("result", "error"), worker.exchange)
+    assert (first["type"], first["job"]) == ("progress", "a")
+    assert first["event"]["stage"] == "read"
+    assert first["event"]["fraction"] == pytest.approx(0.1)
+    answer = worker.hear("result", "error")
+    result = protocol.unpacked(SegmentationResult, answer["result"], worker.exchange)
     assert result.labelmap.voxels[:, 0, 0].tolist() == [0, 1, 1]
     assert result.labelmap.geometry.spacing_mm == (1, 2, 3)
     assert result.entropy is not None
@@ -172,7 +182,7 @@ def test_the_process_stays_for_the_next_job(worker: Talk) -> None:
         worker.segment(job, "quick")
         result = worker.hear("result", "error")
         assert result["job"] == job
-        pids.add(result["report"]["provenance"]["pid"])
+        pids.add(result["result"]["provenance"]["pid"])
     assert pids == {worker.process.pid}
 
 
@@ -266,9 +276,9 @@ def test_a_line_that_makes_no_sense_is_answered_and_survived(worker: Talk, line:
     "message",
     [
         {"exchange": "/nowhere"},
-        {"exchange": "/nowhere", "inputs": [], "options": {}},
-        {"exchange": "/nowhere", "inputs": [{"path": "a.nii"}], "options": {"no": 1}},
-        {"inputs": [{"array": "/nowhere/a.npy", "ijk_to_ras": [], "source": ""}], "options": {}},
+        {"exchange": "/nowhere", "request": {"inputs": []}},
+        {"exchange": "/nowhere", "request": {"inputs": ["a.nii"], "no": 1}},
+        {"request": {"inputs": [{"array": "/nowhere/a.npy", "ijk_to_ras": [], "source": ""}]}},
     ],
 )
 def test_a_job_that_makes_no_sense_is_answered_under_its_name(
@@ -314,7 +324,7 @@ def test_the_children_of_a_job_end_with_the_process(worker: Talk) -> None:
     worker.segment("a", "mother")
     stage = ""
     while not stage.startswith("child"):
-        stage = worker.hear("progress")["stage"]
+        stage = worker.hear("progress")["event"]["stage"]
     child = int(stage.split()[1])
     assert Path(f"/proc/{child}").exists()
     worker.end()
@@ -463,7 +473,7 @@ def test_arrays_come_and_go_through_the_pipe(worker: Talk, tmp_path: Path) -> No
     while (answer := worker.hear("array", "result", "error"))["type"] == "array":
         assert answer["job"] == "a"
         take_block(answer, received)
-    result = protocol.unpack_result(answer, received)
+    result = protocol.unpacked(SegmentationResult, answer["result"], received)
     assert result.labelmap.voxels[:, 0, 0].tolist() == [0, 1, 1]
     assert leftovers(tmp_path) == []
 
@@ -524,7 +534,7 @@ def test_a_killed_worker_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
 
 
 def test_a_result_that_json_cannot_carry_is_a_defect_and_survived(worker: Talk) -> None:
-    worker.segment("a", "not a number")
+    worker.segment("a", "not finite")
     answer = worker.hear("result", "error")
     assert (answer["job"], answer["kind"]) == ("a", "WorkerError")
     worker.segment("b", "quick")
@@ -569,8 +579,7 @@ def test_what_stopped_gives_the_graphics_card_back(
     def stop(*_: object) -> Any:
         raise Cancelled("stop")
 
-    message = protocol.pack_request(request("a"), tmp_path)
-    line = protocol.encode({"type": "segment", "job": "a", "exchange": str(tmp_path), **message})
+    line = segment_message("a", tmp_path)
     outgoing = io.BytesIO()
     worker_module.Worker({"segment": stop}, io.BytesIO(line), outgoing).run()
     answers = [protocol.decode(line)["type"] for line in outgoing.getvalue().splitlines()]
@@ -588,8 +597,7 @@ def test_a_stopped_job_is_not_kept_in_memory(tmp_path: Path) -> None:
         arrays.append(weakref.ref(tensor))
         raise Cancelled("stop")
 
-    message = protocol.pack_request(request("a"), tmp_path)
-    line = protocol.encode({"type": "segment", "job": "a", "exchange": str(tmp_path), **message})
+    line = segment_message("a", tmp_path)
     held: list[Any] = []
 
     class Outgoing(io.BytesIO):

@@ -19,6 +19,7 @@ from typing import Any
 import qt
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
+from medsegai.models.json_fields import from_json
 from medsegai.progress import ProgressEvent
 from medsegai.worker.array_transfer import ExchangeFolder, blocks, take_block
 from medsegai.worker.protocol import (
@@ -37,8 +38,9 @@ from medsegai.worker.protocol import (
     decode,
     encode,
     kind_of,
+    packed,
     unpack_error,
-    unpack_progress,
+    unpacked,
 )
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
@@ -172,14 +174,16 @@ class WorkerClient:
             request = for_elsewhere(request, self._place)
         folder = ExchangeFolder()
         try:
-            message = kind.pack_request(request, folder.path)
+            packed_request = packed(request, folder.path)
         except MedSegAIError:
             folder.remove()
             raise
         job = self._job = _Job(kind, listener, folder, carried=not self._place.shares_files)
         self._still = 0.0
         self._make_ready()
-        job.unsent = _messages(job, message)  # not before: what ended until here took no part of it
+        job.unsent = _messages(
+            job, packed_request
+        )  # not before: what ended until here took no part of it
         self._pump()
 
     def cancel(self) -> None:
@@ -352,7 +356,7 @@ class WorkerClient:
 
     def _advanced(self, job: _Job, kind: str, message: Message) -> Callable[[], None]:
         if kind == PROGRESS:
-            event = unpack_progress(message)
+            event = from_json(ProgressEvent, message["event"], error=WorkerError)
             if job.carried:
                 fraction = SENDING + (1 - SENDING - RECEIVING) * event.fraction
                 event = replace(event, fraction=fraction)
@@ -361,7 +365,7 @@ class WorkerClient:
             part = take_block(message, job.folder.path).part
             return _doing(self._report, job, ProgressEvent("receive", 1 - RECEIVING * (1 - part)))
         if kind == RESULT:
-            result = job.kind.unpack_result(message, job.folder.path)
+            result: Any = unpacked(job.kind.answered, message["result"], job.folder.path)
             return _doing(self._end, lambda listener: listener.finished(result))
         if kind == ERROR:
             return _doing(self._fail, self._error(message))
@@ -459,7 +463,7 @@ def _messages(job: _Job, request: Message) -> Iterator[Message]:
         for block in blocks(job.folder.path):
             yield {"type": ARRAY, "job": job.name, **block}
     exchange = None if job.carried else str(job.folder.path)
-    yield {"type": job.kind.name, "job": job.name, "exchange": exchange, **request}
+    yield {"type": job.kind.name, "job": job.name, "exchange": exchange, "request": request}
 
 
 def _doing(function: Callable[..., None], *values: Any) -> Callable[[], None]:

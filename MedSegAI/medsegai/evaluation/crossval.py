@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from medsegai.errors import InputError, RequestError
 from medsegai.evaluation.folds import Split, TrainingCase
 from medsegai.evaluation.kept import claim_folder
-from medsegai.io import atomic_path, read_labelmap, write_volume
-from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256
+from medsegai.io import read_labelmap, write_card, write_volume
+from medsegai.models.card import MemberCard, ModelCard, file_sha256
 from medsegai.models.catalogue import find_card
 from medsegai.models.nnunet_dataset import classes_of, read_json
 from medsegai.progress import Progress
@@ -243,13 +243,6 @@ def _first_stage(card: ModelCard, member: MemberCard) -> str | None:
 @functools.cache
 def _sha256(path: Path) -> str:
     return file_sha256(path)
-
-
-def write_card(card: ModelCard, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False)
-    with atomic_path(folder / CARD_NAME) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 # predictions

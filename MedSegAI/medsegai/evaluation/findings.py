@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from medsegai.evaluation.scores import (
     cross_fitted_flags,
     expectations,
 )
-from medsegai.io import atomic_path
+from medsegai.io import atomic_path, write_card
 from medsegai.labels import Label
-from medsegai.models.card import CARD_NAME, ModelCard, card_from_dict
+from medsegai.models.card import CARD_NAME, ModelCard, load_card
+from medsegai.models.json_fields import to_json
 from medsegai.models.quality import SCORES, Calibration
 from medsegai.refinements import parse
 
@@ -65,7 +65,7 @@ class Findings:
         """JSON values."""
         return {
             "cases": self.cases,
-            "calibration": self.calibration.to_dict(),
+            "calibration": to_json(self.calibration),
             "reliability before": self.before.to_dict(),
             "reliability after, cross-fitted": self.after.to_dict(),
             "correlation with Dice": {
@@ -142,15 +142,14 @@ def write_into_card(card: ModelCard, findings: Findings) -> None:
         ModelError: the model has no card of its own, or it cannot be read.
         OutputError: it cannot be written.
     """
-    path = writable_card(card)
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data["calibration"] = findings.calibration.to_dict()
+    known = load_card(writable_card(card))
+    suggested = known.suggested_refinements
     if findings.chosen is not None:
-        suggested = parse(findings.chosen.name)
-        data["suggested_refinements"] = [*data.get("suggested_refinements", []), suggested]
-    card_from_dict(data, card.folder)
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        suggested = (*suggested, parse(findings.chosen.name))
+    write_card(
+        replace(known, calibration=findings.calibration, suggested_refinements=suggested),
+        card.folder,
+    )
 
 
 def writable_card(card: ModelCard) -> Path:

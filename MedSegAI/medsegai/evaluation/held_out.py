@@ -197,6 +197,7 @@ def drawn_decisions(
     masks = truth.masks(reference.voxels)
     box = around(np.asarray(masks.any(0)), reference.geometry.spacing_mm, MARGIN_MM)
     numbers = [result.labels.index(label) for label in truth.labels]
+    assert result.probabilities is not None, "they were asked for"
     heeded = np.ones(reference.voxels[box].shape, bool)
     if truth.ignored is not None:
         heeded = reference.voxels[box] != truth.ignored
@@ -229,6 +230,7 @@ def figures_of(result: SegmentationResult, reference: Volume, truth: Truth) -> N
         pairs = [(result.labelmap, truth.in_model_values(reference), truth.labels)]
     else:
         masks = truth.masks(reference.voxels)
+        assert result.probabilities is not None, "they were asked for"
         pairs = [
             (
                 reference.with_voxels((result.probabilities[number] > 0.5).astype(np.uint8)),

@@ -15,9 +15,9 @@ from medsegai.evaluation.crossval import (
     CrossValidation,
     Figures,
     with_members,
-    write_card,
 )
 from medsegai.evaluation.postprocessing import Decision
+from medsegai.io import write_card
 from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
 
 MODEL = "model"

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
+from medsegai.io import write_card
 from medsegai.models.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.models.json_fields import MOST_BYTES
@@ -296,8 +297,7 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
     card = load_card(staged)
     if id is not None:
         card = dataclasses.replace(card, id=id)
-        text = json.dumps(card.to_dict(), indent=1)
-        (staged / CARD_NAME).write_text(text, encoding="utf-8")
+        write_card(card, staged)
     card.verify()
     return card
 

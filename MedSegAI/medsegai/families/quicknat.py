@@ -11,7 +11,6 @@ class_weights of its loss with the weight_power to undo them by.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +29,10 @@ from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.inference.fusion import side_aware_first
 from medsegai.inference.probabilities import Block
-from medsegai.models.card import CARD_NAME, Channel, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.io import write_card
+from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.models.catalogue import find_card
-from medsegai.models.json_fields import number, typed_fields
+from medsegai.models.json_fields import from_json, number
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.released import read_released, released_config
@@ -63,8 +63,7 @@ class Settings:
     @classmethod
     def of(cls, card: ModelCard) -> Settings:
         try:
-            values = typed_fields(card.settings, cls)
-            settings = cls(**values | {"grid": tuple(values.get("grid", cls.grid))})
+            settings = from_json(cls, card.settings)
             number(settings.filters, "filters", 1, MOST_FILTERS)
             number(settings.slices, "slices", 1, MOST_FILTERS)
             number(settings.dropout, "dropout", 0, 1)
@@ -313,7 +312,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         )
     config, _ = next(iter(networks.values()))
     card = _released_card(config, tuple(members))
-    (destination / CARD_NAME).write_text(json.dumps(card.to_dict(), indent=1), encoding="utf-8")
+    write_card(card, destination)
     return load_card(destination)
 
 

@@ -25,7 +25,7 @@ from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
-from medsegai.models.json_fields import number, typed_fields
+from medsegai.models.json_fields import from_json, number
 from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.volumetric import describe_network, smallest_multiple
 from medsegai.progress import Progress
@@ -56,9 +56,7 @@ class Settings:
         """Raises ModelError: one of them is missing, of another type, or too large."""
         given = {"spacing_mm": card.spacing_mm, **card.settings, **member.settings}
         own = {item.name for item in fields(cls)}
-        values = typed_fields({name: given[name] for name in own & set(given)}, cls)
-        tuples = {name: tuple(values[name]) for name in ("patch", "grid", "spacing_mm")}
-        settings = cls(**values | tuples)
+        settings = from_json(cls, {name: given[name] for name in own & set(given)})
         for size in settings.patch:
             number(size, "patch", 1, MOST_PATCH_VOXELS)
         number(math.prod(settings.patch), "The number of voxels of a patch", 1, MOST_PATCH_VOXELS)

@@ -12,6 +12,7 @@ from medsegai.io.atomic import (
     files_together,
 )
 from medsegai.io.candidates import read_candidates
+from medsegai.io.cards import write_card
 from medsegai.io.checks import check_scan, check_voxels
 from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
@@ -41,6 +42,7 @@ __all__ = [
     "read_volume",
     "series_frames",
     "to_sitk",
+    "write_card",
     "write_probabilities",
     "write_segmentation",
     "write_table",

@@ -180,9 +180,7 @@ def _codes(item: Any) -> Terminology | None:
     if category is None or kind is None:
         return None
     try:
-        return Terminology.from_dict(
-            {"category": category, "type": kind} | ({"modifier": modifier} if modifier else {})
-        )
+        return Terminology(category, kind, modifier)
     except ModelError:
         return None
 

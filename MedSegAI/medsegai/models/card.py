@@ -11,21 +11,27 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medsegai.errors import ModelError
 from medsegai.labels import Label
-from medsegai.models.json_fields import number, read_json, shortened, typed_fields
+from medsegai.models.json_fields import (
+    NOT_IN_JSON,
+    UNLESS_DEFAULT,
+    from_json,
+    number,
+    read_json,
+    shortened,
+    to_json,
+)
 from medsegai.models.quality import Calibration, Reference
 
 CARD_NAME = "card.json"
 
 PICTURE_NAME = "picture.png"
 """A picture of what the model does, beside its card; it may be missing."""
-
-NOT_IN_FILE = frozenset({"folder", "in_place"})
 
 LARGEST_VALUE = 2**16 - 1
 """Label maps have 16 bits for a value."""
@@ -70,7 +76,7 @@ class MemberCard:
     weight: float = 1.0
     classes: tuple[tuple[int, ...], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    family: str = ""
+    family: str = field(default="", metadata=UNLESS_DEFAULT)
 
     def answers_to(self, name: str) -> bool:
         """Whether this is its name, the configuration or the fold in its name, or the family that it states."""
@@ -109,12 +115,14 @@ class ModelCard:
     suggested_refinements: tuple[Mapping[str, Any], ...] = ()
     memory_mb: float = 0.0
     performance: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Calibration | None = None
-    reference: Reference | None = None
-    field_of_view_mm: tuple[float, float, float] | None = None
-    sample: str = ""
-    folder: Path = Path()
-    in_place: bool = False
+    calibration: Calibration | None = field(default=None, metadata=UNLESS_DEFAULT)
+    reference: Reference | None = field(default=None, metadata=UNLESS_DEFAULT)
+    field_of_view_mm: tuple[float, float, float] | None = field(
+        default=None, metadata=UNLESS_DEFAULT
+    )
+    sample: str = field(default="", metadata=UNLESS_DEFAULT)
+    folder: Path = field(default=Path(), metadata=NOT_IN_JSON)
+    in_place: bool = field(default=False, metadata=NOT_IN_JSON)
 
     def __post_init__(self) -> None:
         for name in ("id", "name", "family", "version"):
@@ -131,8 +139,19 @@ class ModelCard:
             raise ModelError(
                 f"Model {self.id!r} has the label {max(known)}; the largest value is {LARGEST_VALUE}."
             )
+        self._check_sizes()
         self._check_members(known)
         self._check_quality(known)
+
+    def _check_sizes(self) -> None:
+        number(self.memory_mb, "memory_mb", low=0)
+        for length in self.spacing_mm:
+            number(length, "spacing_mm", *SPACINGS_MM)
+        sides = self.field_of_view_mm or ()
+        for side in sides:
+            number(side, "field_of_view_mm", *SIDES_MM)
+        if sides != tuple(sorted(sides)):
+            raise ModelError("field_of_view_mm must be three sides above 0, the shortest first.")
 
     def _check_members(self, known: set[int]) -> None:
         """Members count, their names and files are names, and what they feed are labels."""
@@ -267,32 +286,9 @@ class ModelCard:
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as JSON values; `load_card` reads them back."""
-        data = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.name not in NOT_IN_FILE
-        }
-        data["channels"] = [vars(channel).copy() for channel in self.channels]
-        data["labels"] = [label.to_dict() for label in self.labels]
-        data["members"] = [
-            {name: value for name, value in vars(member).items() if name != "family" or value}
-            | {"classes": [list(c) for c in member.classes]}
-            for member in self.members
-        ]
-        data["spacing_mm"] = list(self.spacing_mm)
-        data["suggested_refinements"] = [dict(item) for item in self.suggested_refinements]
-        for name in ("calibration", "reference"):
-            known = data.pop(name)
-            if known is not None:
-                data[name] = known.to_dict()
-        if not self.sample:
-            del data["sample"]
-        if self.field_of_view_mm is None:
-            del data["field_of_view_mm"]
-        else:
-            data["field_of_view_mm"] = list(self.field_of_view_mm)
-        return data
+        """The card as JSON values; `card_from_dict` reads them back."""
+        values: dict[str, Any] = to_json(self)
+        return values
 
 
 def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
@@ -311,24 +307,7 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
 
 
 def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
-    values = typed_fields(data, ModelCard, NOT_IN_FILE)
-    values["channels"] = tuple(Channel(**typed_fields(item, Channel)) for item in data["channels"])
-    values["labels"] = tuple(Label.from_dict(item) for item in data["labels"])
-    values["members"] = tuple(_member(item) for item in data["members"])
-    first, second, third = (number(v, "spacing_mm", *SPACINGS_MM) for v in data["spacing_mm"])
-    values["spacing_mm"] = (first, second, third)
-    number(values.get("memory_mb", 0.0), "memory_mb", low=0)
-    if data.get("field_of_view_mm") is not None:
-        name = "field_of_view_mm"
-        shortest, middle, longest = (number(v, name, *SIDES_MM) for v in data[name])
-        if not shortest <= middle <= longest:
-            raise ModelError("field_of_view_mm must be three sides above 0, the shortest first.")
-        values["field_of_view_mm"] = (shortest, middle, longest)
-    values["suggested_refinements"] = tuple(data.get("suggested_refinements", ()))
-    for name, read in (("calibration", Calibration.from_dict), ("reference", Reference.from_dict)):
-        if values.get(name) is not None:
-            values[name] = read(values[name])
-    return ModelCard(**values, folder=folder)
+    return replace(from_json(ModelCard, data), folder=folder)
 
 
 def load_card(path: str | os.PathLike[str]) -> ModelCard:
@@ -365,12 +344,6 @@ def _readable_sha256(path: Path) -> str:
 def _known_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
     """Checkpoints are large: the same file is read once."""
     return file_sha256(path)
-
-
-def _member(data: Mapping[str, Any]) -> MemberCard:
-    values = typed_fields(data, MemberCard)
-    values["classes"] = tuple(tuple(feeds) for feeds in data.get("classes", ()))
-    return MemberCard(**values)
 
 
 def _check_line(what: str, text: Any) -> None:

@@ -1,20 +1,22 @@
-"""JSON files and dataclasses from them, strictly: what is unknown, missing or not a number is said, never guessed.
+"""JSON values and the dataclasses that they stand for, in both directions, for cards, messages and settings alike.
 
-A file may come from anyone, so what `read_json` returns can be compared, printed, hashed and written again without
-another look: it is small, not deep, and its numbers and texts are ordinary ones.
+Reading is strict: what is unknown, missing or of another type is reported by its place, never guessed. A file may
+come from anyone, so what `read_json` returns can be compared, printed, hashed and written again without another
+look: it is small, not deep, and its numbers and texts are ordinary ones.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from medsegai.errors import ModelError
+from medsegai.errors import MedSegAIError, ModelError
 from medsegai.system.regular_files import read_regular
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -31,6 +33,14 @@ LONGEST_REASON = 800
 
 SHOWN = 80
 """Letters of a wrong value that a message quotes."""
+
+NOT_IN_JSON: Mapping[str, Any] = {"json": "never"}
+"""Metadata of a field that JSON never holds, such as the folder that a file was read from."""
+
+UNLESS_DEFAULT: Mapping[str, Any] = {"json": "unless default"}
+"""Metadata of a field that is written only where it differs from its default."""
+
+Kind = TypeVar("Kind")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -83,45 +93,164 @@ def _check_harmless(value: Any, depth: int) -> None:
             _check_harmless(item, depth - 1)
 
 
-def typed_fields(data: Any, kind: type, left_out: Collection[str] = ()) -> dict[str, Any]:
-    """The same as `checked_fields`, and every value is what the dataclass says that its field holds.
+Hooks = Mapping[type, Callable[[Any], Any]]
+"""How values of other classes become JSON values, or come from them, by their class."""
 
-    Lists stand for tuples and objects for dataclasses, which are made by who asked.
+
+def to_json(value: Any, hooks: Hooks | None = None) -> Any:
+    """A value as JSON values: a dataclass as an object of its fields, a tuple as a list, NaN as null.
+
+    Args:
+        value: a dataclass, a container or a plain value.
+        hooks: for each class of which instances are written in another way, what makes a JSON value of one.
+    """
+    for kind, convert in (hooks or {}).items():
+        if isinstance(value, kind):
+            return convert(value)
+    if is_dataclass(value):
+        return {
+            item.name: to_json(getattr(value, item.name), hooks)
+            for item in fields(value)
+            if _is_written(item, getattr(value, item.name))
+        }
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item, hooks) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item, hooks) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _is_written(item: Field[Any], value: Any) -> bool:
+    rule = item.metadata.get("json")
+    return rule is None or (rule != "never" and value != item.default)
+
+
+def from_json(
+    kind: type[Kind],
+    data: Any,
+    place: str = "",
+    error: type[MedSegAIError] = ModelError,
+    hooks: Hooks | None = None,
+) -> Kind:
+    """The dataclass that JSON values stand for: `to_json` the other way.
+
+    Args:
+        kind: the dataclass. Its annotations decide what each value must be, at every depth.
+        data: JSON values, or those of TOML.
+        place: where they stand, for messages; "" for the whole file.
+        error: what is raised.
+        hooks: for each class of annotations that is read in another way, what makes an instance of a JSON value.
 
     Raises:
-        ModelError: see `checked_fields`; or a value is of another kind.
+        MedSegAIError: of the class `error`: a key is unknown or missing, or a value is of another type. And
+            what the dataclass itself raises.
     """
-    values = checked_fields(data, kind, left_out)
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        if not _conforms(value, hints[name]):
-            raise ModelError(
-                f"{name} of {kind.__name__} must be {_in_words(hints[name])}, not {shown(value)}."
-            )
-    return values
+    return _Reader(error, hooks or {}).instance(kind, data, place)
 
 
-def _conforms(value: Any, hint: Any) -> bool:
-    """Whether a JSON value can become what an annotation says."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_conforms(value, part) for part in parts)
-    if origin is tuple:
-        parts = (
-            parts[:1] * len(value)
-            if parts[-1] is ... and isinstance(value, (list, tuple))
-            else parts
+@functools.lru_cache(maxsize=256)
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes values of what annotations say; a mistake is reported as `error`, with its place."""
+
+    error: type[MedSegAIError]
+    hooks: Hooks
+
+    def instance(self, kind: type[Kind], data: Any, place: str) -> Kind:
+        if not isinstance(data, Mapping):
+            raise self.error(f"{place or kind.__name__} must be an object, not {shown(data)}.")
+        where = f"{place}: " if place else ""
+        known = {
+            item.name: item
+            for item in fields(cast(Any, kind))
+            if item.metadata.get("json") != "never"
+        }
+        unknown = sorted(str(key) for key in data if key not in known)
+        if unknown:
+            raise self.error(f"{where}unknown {_keys(unknown)}; known are {', '.join(known)}.")
+        missing = [
+            name
+            for name, item in known.items()
+            if name not in data and item.default is MISSING and item.default_factory is MISSING
+        ]
+        if missing:
+            raise self.error(f"{where}missing {_keys(missing)}.")
+        hints = _hints(cast(Any, kind))
+        values = {name: self.value(hints[name], data[name], _within(place, name)) for name in data}
+        try:
+            return kind(**values)
+        except MedSegAIError as error:
+            raise type(error)(f"{where}{error}") from error
+
+    def value(self, hint: Any, value: Any, place: str) -> Any:
+        """What an annotation makes of a JSON value."""
+        origin, parts = get_origin(hint), get_args(hint)
+        convert = self.hooks.get(origin or hint)
+        if convert is not None:
+            return convert(value)
+        if is_dataclass(hint):
+            return self.instance(cast(Any, hint), value, place)
+        if origin in (Union, types.UnionType):
+            return self._one_of(hint, value, place)
+        if origin is tuple and isinstance(value, (list, tuple)):
+            return self._items(hint, value, place)
+        if origin in (dict, Mapping) and isinstance(value, Mapping):
+            keys = by_label(value, place, self.error) if parts[0] is int else value
+            return {key: self.value(parts[1], keys[key], _within(place, key)) for key in keys}
+        if hint is Path and isinstance(value, str):
+            return Path(value)
+        if hint is Any or (origin is Literal and value in parts) or _is(value, hint):
+            return float(value) if hint is float else value
+        raise self.error(f"{place} must be {_in_words(hint)}, not {shown(value)}.")
+
+    def _one_of(self, hint: Any, value: Any, place: str) -> Any:
+        """The first kind of value that fits; the message of the only one that could have."""
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        if value is None and len(parts) < len(get_args(hint)):
+            return None
+        likely = [part for part in parts if is_dataclass(part) == isinstance(value, Mapping)]
+        if len(parts) == 1 or (len(likely) == 1 and is_dataclass(likely[0])):
+            return self.value((likely or parts)[0], value, place)
+        for part in parts:
+            try:
+                return self.value(part, value, place)
+            except self.error:
+                continue
+        raise self.error(f"{place} must be {_in_words(hint)}, not {shown(value)}.")
+
+    def _items(self, hint: Any, value: list[Any] | tuple[Any, ...], place: str) -> tuple[Any, ...]:
+        parts = get_args(hint)
+        if parts[-1] is ...:
+            parts = parts[:1] * len(value)
+        if len(value) != len(parts):
+            raise self.error(f"{place} must be {_in_words(hint)}, not {shown(value)}.")
+        return tuple(
+            self.value(part, item, f"{place}[{index}]")
+            for index, (part, item) in enumerate(zip(parts, value, strict=True))
         )
-        return (
-            isinstance(value, (list, tuple))
-            and len(value) == len(parts)
-            and all(map(_conforms, value, parts))
-        )
-    if origin is not None or is_dataclass(hint):
-        return isinstance(value, Mapping)
-    if hint is float:
-        return _is_number(value) and math.isfinite(value)
-    return hint is Any or (isinstance(value, hint) and (hint is bool) == isinstance(value, bool))
+
+
+def _within(place: str, name: Any) -> str:
+    return f"{place}.{name}" if place else str(name)
+
+
+def _keys(names: list[str]) -> str:
+    return f"key{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a plain JSON value is of a plain type; true and false are not numbers, and a whole number is one."""
+    if not isinstance(kind, type):
+        return False
+    if kind is float:
+        return _is_number(value) and -math.inf < value < math.inf
+    return isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
@@ -136,7 +265,15 @@ def _in_words(hint: Any) -> str:
     if origin is tuple:
         count = "" if parts[-1] is ... else f"{len(parts)} values, each "
         return f"a list of {count}{_in_words(parts[0])}"
-    named = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    named = {
+        str: "text",
+        Path: "text",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+    }
     return named.get(hint, "an object")
 
 
@@ -152,35 +289,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def checked_fields(data: Any, kind: type, left_out: Collection[str] = ()) -> dict[str, Any]:
-    """The values for the fields of a dataclass.
-
-    Args:
-        data: what the file holds.
-        kind: the dataclass.
-        left_out: its fields that a file cannot give.
-
-    Raises:
-        ModelError: `data` is no JSON object, or a key is unknown or missing.
-    """
-    if not isinstance(data, Mapping):
-        raise ModelError(f"{kind.__name__} must be an object, not {shown(data)}.")
-    known = [item for item in fields(kind) if item.name not in left_out]
-    unknown = set(data) - {item.name for item in known}
-    if unknown:
-        raise ModelError(f"unknown keys {', '.join(sorted(map(str, unknown)))} in {kind.__name__}.")
-    required = {
-        item.name for item in known if item.default is MISSING and item.default_factory is MISSING
-    }
-    missing = required - set(data)
-    if missing:
-        raise ModelError(f"missing keys {', '.join(sorted(missing))} in {kind.__name__}.")
-    return dict(data)
-
-
 def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number from `low` to `high`, both included. Raises ModelError, which names `what`."""
-    if not _is_number(value) or not math.isfinite(value):
+    if not _is_number(value) or not -math.inf < value < math.inf:
         raise ModelError(f"{what} must be a number, not {shown(value)}.")
     if not low <= value <= high:
         raise ModelError(f"{what} must lie from {low:g} to {high:g}, not {value:g}.")
@@ -194,16 +305,14 @@ def words(value: Any, what: str) -> str:
     return value
 
 
-def by_label(data: Any, what: str) -> dict[int, Any]:
-    """A JSON object whose keys are label values, with the keys as numbers. Raises ModelError."""
+def by_label(data: Any, what: str, error: type[MedSegAIError] = ModelError) -> dict[int, Any]:
+    """A JSON object whose keys are label values, with the keys as numbers. Raises `error`, which names `what`."""
     if not isinstance(data, Mapping):
-        raise ModelError(
-            f"{what} must be an object with a label value for each key, not {shown(data)}."
-        )
+        raise error(f"{what} must be an object with a label value for each key, not {shown(data)}.")
     for key in data:
         if not (
             isinstance(key, int)
             or (isinstance(key, str) and key.isdecimal() and len(key) < MOST_DIGITS)
         ):
-            raise ModelError(f"{what}: {shown(key)} is not a label value.")
+            raise error(f"{what}: {shown(key)} is not a label value.")
     return {int(key): value for key, value in data.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsegai.errors import ModelError
-from medsegai.models.json_fields import number, shown, typed_fields
+from medsegai.models.json_fields import from_json, number, shown
 
 NAMED_AT_MOST = 8
 """Known names that a message lists."""
@@ -304,20 +304,20 @@ def check_settings(settings: Mapping[str, Any], channels: int, where: str) -> No
         ModelError: what is wrong, and where.
     """
     try:
-        values = typed_fields(settings, CardSettings)
-        if sorted(values["transpose"]) != [0, 1, 2]:
-            raise ModelError(f"transpose must order 0, 1 and 2, not {values['transpose']}.")
-        for channel, figures in values["intensities"].items():
+        card = from_json(CardSettings, settings)
+        if sorted(card.transpose) != [0, 1, 2]:
+            raise ModelError(f"transpose must order 0, 1 and 2, not {list(card.transpose)}.")
+        for channel, figures in card.intensities.items():
             if not isinstance(figures, Mapping):
                 raise ModelError(f"intensities of channel {channel} must be an object.")
-        if not values["configurations"]:
+        if not card.configurations:
             raise ModelError("there are no configurations.")
-        for name, configuration in values["configurations"].items():
-            _check_configuration(name, configuration, values, channels)
+        for name, configuration in card.configurations.items():
+            _check_configuration(name, configuration, card, channels)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    READERS.check(settings["reader"], where)
-    for configuration in settings["configurations"].values():
+    READERS.check(card.reader, where)
+    for configuration in card.configurations.values():
         for scheme in configuration["normalization"]:
             NORMALISERS.check(scheme, where)
         for resampling in configuration["resampling"].values():
@@ -325,31 +325,29 @@ def check_settings(settings: Mapping[str, Any], channels: int, where: str) -> No
         check_network(configuration["network"]["class"], where)
 
 
-def _check_configuration(
-    name: str, configuration: Any, settings: Mapping[str, Any], channels: int
-) -> None:
-    values = typed_fields(configuration, ConfigurationSettings)
-    patch, spacing = values["patch_size"], values["spacing"]
+def _check_configuration(name: str, configuration: Any, card: CardSettings, channels: int) -> None:
+    settings = from_json(ConfigurationSettings, configuration, f"configurations.{name}")
+    patch, spacing = settings.patch_size, settings.spacing
     for size in patch:
         number(size, f"patch_size of {name}", 1, LARGEST_PATCH)
     for length in spacing:
         number(length, f"spacing of {name}", 1e-6, 1e6)
     if len(patch) not in (2, 3) or len(spacing) != len(patch):
         raise ModelError(f"patch_size and spacing of {name} must have 2 or 3 values each.")
-    if not len(values["normalization"]) == len(values["use_mask"]) == channels:
+    if not len(settings.normalization) == len(settings.use_mask) == channels:
         raise ModelError(f"{name} does not normalise as many channels as the model takes.")
-    for channel, scheme in enumerate(values["normalization"]):
+    for channel, scheme in enumerate(settings.normalization):
         if scheme == "CTNormalization":
-            for figure, value in settings["intensities"].get(str(channel), {}).items():
+            for figure, value in card.intensities.get(str(channel), {}).items():
                 number(value, f"{figure} of channel {channel}")
-    network = values["network"]
+    network = settings.network
     if not isinstance(network.get("class"), str) or not isinstance(
         network.get("arguments"), Mapping
     ):
         raise ModelError(f"network of {name} must have a class and arguments.")
-    if set(values["resampling"]) != {"data", "seg", "probabilities"}:
+    if set(settings.resampling) != {"data", "seg", "probabilities"}:
         raise ModelError(f"resampling of {name} must be of data, seg and probabilities.")
-    if values.get("previous_stage") not in (None, *settings["configurations"]):
+    if settings.previous_stage not in (None, *card.configurations):
         raise ModelError(f"previous_stage of {name} is not a configuration of the model.")
 
 
@@ -383,13 +381,13 @@ def check_member(
         ModelError: what is wrong, and where.
     """
     try:
-        values = typed_fields(settings, MemberSettings)
+        member = from_json(MemberSettings, settings)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    name = values["configuration"]
+    name = member.configuration
     if name not in configurations:
         raise ModelError(f"{where}: there is no configuration {shown(name)}.")
-    axes = values.get("mirror_axes") or ()
+    axes = member.mirror_axes or ()
     if len(set(axes)) < len(axes) or not set(axes) <= set(
         range(len(configurations[name]["patch_size"]))
     ):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medsegai.errors import ModelError
 from medsegai.labels import Label
-from medsegai.models.json_fields import by_label, checked_fields, number, words
+from medsegai.models.json_fields import number, words
 
 if TYPE_CHECKING:
     from medsegai.request import StructureMeasures  # needs NumPy; `doctor` reads cards without it
@@ -84,18 +84,8 @@ class Expected:
     slope: float
     limit: float
 
-    @classmethod
-    def from_dict(cls, data: Any, value: int) -> Expected:
-        """What is said of the label `value`. Raises ModelError."""
-        where = f"calibration of structure {value}"
-        try:
-            values = checked_fields(data, cls)
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from error
-        return cls(
-            number(values["dice"], f"{where}: dice", 0, 1),
-            *(number(values[name], f"{where}: {name}") for name in ("score", "slope", "limit")),
-        )
+    def __post_init__(self) -> None:
+        number(self.dice, "dice", 0, 1)
 
     def dice_at(self, score: float) -> float:
         """The Dice to expect, from 0 to 1: a straight line through the means."""
@@ -141,37 +131,6 @@ class Calibration:
         if self.structures and not self.score:
             raise ModelError("calibration: structures need a score that their limits are of.")
 
-    @classmethod
-    def from_dict(cls, data: Any) -> Calibration:
-        """Raises ModelError: a key is unknown, or a value has the wrong form."""
-        values = checked_fields(data, cls)
-        members = values.get("members", ())
-        if not isinstance(members, (list, tuple)) or not all(isinstance(m, str) for m in members):
-            raise ModelError(f"calibration: members must be a list of names, not {members!r}.")
-        for name in ("source", "score"):
-            if not isinstance(values.setdefault(name, ""), str):
-                raise ModelError(f"calibration: {name} must be text, not {values[name]!r}.")
-        structures = by_label(values.get("structures", {}), "structures")
-        return cls(
-            number(values.get("temperature", 1.0), "calibration: temperature"),
-            values["source"],
-            tuple(members),
-            values["score"],
-            {value: Expected.from_dict(item, value) for value, item in structures.items()},
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` reads them back."""
-        return {
-            "temperature": self.temperature,
-            "source": self.source,
-            "members": list(self.members),
-            "score": self.score,
-            "structures": {
-                str(value): dict(vars(expected)) for value, expected in self.structures.items()
-            },
-        }
-
     def renamed(self, values: Mapping[int, int]) -> Calibration:
         """The same where the labels have other values, as in a result of several models."""
         return replace(self, structures=_renamed(self.structures, values))
@@ -198,29 +157,12 @@ class Reference:
     asymmetry_percent: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     largest_part: Mapping[int, float] = field(default_factory=dict)
 
-    @classmethod
-    def from_dict(cls, data: Any) -> Reference:
-        """Raises ModelError: a key is unknown or missing, or a value has the wrong form."""
-        values = checked_fields(data, cls)
-        parts = by_label(values.get("largest_part", {}), "largest_part")
-        return cls(
-            words(values["source"], "reference: source"),
-            _ranges(values, "volumes_ml", 0, math.inf),
-            _ranges(values, "asymmetry_percent", -200, 200),
-            {
-                value: number(part, f"largest_part of {value}", 0, 1)
-                for value, part in parts.items()
-            },
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; `from_dict` reads them back."""
-        ranges = {
-            name: {str(value): list(pair) for value, pair in getattr(self, name).items()}
-            for name in ("volumes_ml", "asymmetry_percent")
-        }
-        parts = {str(value): part for value, part in self.largest_part.items()}
-        return {"source": self.source, **ranges, "largest_part": parts}
+    def __post_init__(self) -> None:
+        words(self.source, "reference: source")
+        _check_ranges("volumes_ml", self.volumes_ml, 0, math.inf)
+        _check_ranges("asymmetry_percent", self.asymmetry_percent, -200, 200)
+        for value, part in self.largest_part.items():
+            number(part, f"largest_part of {value}", 0, 1)
 
     def renamed(self, values: Mapping[int, int]) -> Reference:
         """The same where the labels have other values, as in a result of several models."""
@@ -362,18 +304,11 @@ def _renamed(items: Mapping[int, Any], values: Mapping[int, int]) -> dict[int, A
     return {values[value]: item for value, item in items.items()}
 
 
-def _ranges(
-    values: Mapping[str, Any], name: str, low: float, high: float
-) -> dict[int, tuple[float, float]]:
-    found = {}
-    for value, pair in by_label(values.get(name, {}), name).items():
-        what = f"{name} of {value}"
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ModelError(
-                f"{what} must be two numbers, the least and the largest, not {pair!r}."
-            )
-        least, largest = (number(part, what, low, high) for part in pair)
+def _check_ranges(
+    name: str, ranges: Mapping[int, tuple[float, float]], low: float, high: float
+) -> None:
+    for value, (least, largest) in ranges.items():
+        for part in (least, largest):
+            number(part, f"{name} of {value}", low, high)
         if least >= largest:
-            raise ModelError(f"{what}: {least:g} must be less than {largest:g}.")
-        found[value] = (least, largest)
-    return found
+            raise ModelError(f"{name} of {value}: {least:g} must be less than {largest:g}.")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medsegai.errors import ModelError
-from medsegai.models.json_fields import number, shown, typed_fields
+from medsegai.models.json_fields import from_json, number, shown
 from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
 from medsegai.networks.unet import UNet, build_unet
 
@@ -59,10 +59,7 @@ def _compact(settings: Mapping[str, Any], classes: int) -> CompactUNetConfig:
             f"There is no network {shown(settings['network'])}. Known are compact, and those of nnU-Net's plans."
         )
     given = {name: settings[name] for name in ("widths", "fold") if name in settings}
-    shape = typed_fields({"classes": classes, **given}, CompactUNetConfig)
-    config = CompactUNetConfig(
-        **shape | {"widths": tuple(shape.get("widths", CompactUNetConfig.widths))}
-    )
+    config = from_json(CompactUNetConfig, {"classes": classes, **given})
     number(len(config.widths), "The number of widths", 1, MOST_STAGES)
     for width in config.widths:
         number(width, "widths", 1, MOST_CHANNELS)

@@ -7,13 +7,12 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar
 
 from medsegai.errors import RequestError
+from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.training.anatomy import AnatomyConfig
 from medsegai.training.loss import LossConfig
 from medsegai.training.synthesis import AppearanceConfig, DeformationConfig, TissueClass
@@ -109,7 +108,7 @@ class TrainingConfig:
     deformation: DeformationConfig = field(default_factory=DeformationConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
     tissues: tuple[TissueClass, ...] = ()
-    source: Path = Path("training.toml")
+    source: Path = field(default=Path("training.toml"), metadata=NOT_IN_JSON)
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -170,9 +169,10 @@ def load_config(path: Path) -> TrainingConfig:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
-    if "source" in data:
-        raise RequestError(f"{path}: unknown key source.")
-    config = _table(data, TrainingConfig, str(path))
+    try:
+        config = from_json(TrainingConfig, data, error=RequestError)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
     return dataclasses.replace(config, source=path)
 
 
@@ -191,60 +191,3 @@ def configured(arguments: argparse.Namespace) -> TrainingConfig:
     if arguments.steps is not None:
         config = dataclasses.replace(config, steps=arguments.steps)
     return config
-
-
-def _table(data: Any, kind: type[Config], where: str) -> Config:
-    if not isinstance(data, dict):
-        raise RequestError(f"{where} must be a table, not {data!r}.")
-    hints = get_type_hints(kind)
-    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise RequestError(
-            f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}."
-        )
-    values = {name: _value(value, hints[name], f"{where}: {name}") for name, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise RequestError(f"{where}: {error}.") from error
-
-
-def _value(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _table(value, typing.cast(type, hint), where)
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in inner:
-            raise RequestError(f"{where} must be one of {', '.join(inner)}, not {value!r}.")
-        return value
-    if origin is types.UnionType:
-        return _value(value, inner[0], where)
-    if origin is tuple:
-        return _items(value, inner, where)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise RequestError(f"{where} must be a table, not {value!r}.")
-        return {_number(key, where): _value(item, inner[1], where) for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise RequestError(f"{where} must be {hint.__name__}, not {value!r}.")
-    return value
-
-
-def _items(value: Any, inner: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise RequestError(f"{where} must be a list, not {value!r}.")
-    if inner[-1] is Ellipsis:
-        return tuple(_value(item, inner[0], where) for item in value)
-    if len(value) != len(inner):
-        raise RequestError(f"{where} must have {len(inner)} values, not {len(value)}.")
-    return tuple(_value(item, kind, where) for item, kind in zip(value, inner, strict=True))
-
-
-def _number(text: str, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise RequestError(f"{where}: {text!r} is not a label value.") from None

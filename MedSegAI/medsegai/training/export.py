@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegai.errors import RequestError
-from medsegai.models.card import CARD_NAME, ModelCard, file_sha256
+from medsegai.io import write_card
+from medsegai.models.card import ModelCard, file_sha256
 from medsegai.training.checkpoint import (
     LOG,
     best_weights_name,
@@ -78,7 +78,7 @@ def export_model(
     figures = validation_figures(card, views, entries)
     weighted = _with_class_weights(card, weights)
     performance = {**card.performance, "validation on synthetic images": figures}
-    _write_card(weighted, folder, views, performance)
+    write_card(_finished(weighted, folder, views, performance), folder)
     return folder
 
 
@@ -93,14 +93,13 @@ def _with_class_weights(card: ModelCard, weights: Mapping[str, Sequence[float]])
     return dataclasses.replace(card, members=tuple(members))
 
 
-def _write_card(
+def _finished(
     card: ModelCard, folder: Path, views: Sequence[str], performance: Mapping[str, Any]
-) -> None:
+) -> ModelCard:
+    """The card of the weights that lie in ``folder``."""
     members = []
     for view in views:
         name = f"{view}.safetensors"
         sha256 = file_sha256(folder / name)
         members.append(dataclasses.replace(card.member(view), weights=name, sha256=sha256))
-    finished = dataclasses.replace(card, members=tuple(members), performance=performance)
-    text = json.dumps(finished.to_dict(), indent=1, ensure_ascii=False)
-    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+    return dataclasses.replace(card, members=tuple(members), performance=performance)

@@ -25,6 +25,7 @@ from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any, BinaryIO, NoReturn
 
 from medsegai.errors import Cancelled, DeviceError, MedSegAIError, WorkerError
+from medsegai.models.json_fields import to_json
 from medsegai.networks.memory import keep_freed_memory
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
@@ -49,7 +50,8 @@ from medsegai.worker.protocol import (
     decode,
     encode,
     pack_error,
-    pack_progress,
+    packed,
+    unpacked,
 )
 from medsegai.worker.requests import (
     ExportRequest,
@@ -62,7 +64,7 @@ from medsegai.worker.requests import (
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 Work = Callable[[Any, Progress], Any]
-"""Does a job of one kind: takes what `Kind.unpack_request` gives, and gives what `Kind.pack_result` takes."""
+"""Does a job of one kind: takes what is asked (`Kind.asked`), and gives what is answered (`Kind.answered`)."""
 
 GRACE_SECONDS = 2.0
 """How long a running job may take to notice that it is to end, before the process is ended."""
@@ -290,7 +292,7 @@ class Worker:
     def _do(self, job: _Job) -> None:
         error: MedSegAIError | None = None
         try:
-            answer = encode({"type": RESULT, "job": job.id, **self._answer(job)})
+            answer = encode({"type": RESULT, "job": job.id, "result": self._answer(job)})
         except MedSegAIError as caught:
             error = caught.with_traceback(None)  # its frames hold the arrays of the job
         except MemoryError:
@@ -310,10 +312,10 @@ class Worker:
     def _answer(self, job: _Job) -> Message:
         """Do the job, and see that the arrays of its result are where the client finds them."""
         kind = KINDS[job.message["type"]]
-        request = kind.unpack_request(job.message, job.exchange.incoming)
+        request: Any = unpacked(kind.asked, job.message.get("request"), job.exchange.incoming)
         progress = Progress(listener=self._reporter(job.id), cancel=job.cancel)
         result = self._work[kind.name](request, progress)
-        message = kind.pack_result(result, job.exchange.outgoing)
+        message = packed(result, job.exchange.outgoing)
         if isinstance(job.exchange, _Carried):
             for block in blocks(job.exchange.outgoing):
                 if job.cancel.is_set():
@@ -331,7 +333,7 @@ class Worker:
             if soon and event.fraction < 1:
                 return
             last_stage, last_time = event.stage, now
-            self._send(PROGRESS, job=job, **pack_progress(event))
+            self._send(PROGRESS, job=job, event=to_json(event))
 
         return report
 

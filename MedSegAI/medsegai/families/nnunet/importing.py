@@ -7,7 +7,6 @@ Taken are a results folder, one fold of it, the folder of a dataset, and the arc
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path, PurePosixPath
 
@@ -15,8 +14,9 @@ from safetensors.torch import save_file
 
 from medsegai.errors import ModelError
 from medsegai.families.nnunet.model import FoldNetwork
+from medsegai.io import write_card
 from medsegai.io.archives import Kind, unpacked
-from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.card import MemberCard, ModelCard, file_sha256, load_card
 from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 
 _ABOVE = r"(?:[^/]+/){0,3}"
@@ -103,8 +103,7 @@ def convert(card: ModelCard, destination: Path) -> ModelCard:
     destination.mkdir(parents=True)
     members = tuple(_convert_member(card, member, destination) for member in card.members)
     converted = dataclasses.replace(card, members=members, folder=destination, in_place=False)
-    text = json.dumps(converted.to_dict(), indent=1)
-    (destination / CARD_NAME).write_text(text, encoding="utf-8")
+    write_card(converted, destination)
     return load_card(destination)
 
 
