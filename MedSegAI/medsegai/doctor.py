@@ -43,6 +43,14 @@ NEEDED = {
 }
 """Packages without which the main job does not run, and the modules that they bring."""
 
+FOR_SLIDES = {
+    "openslide-python": "openslide",
+    "openslide-bin": "openslide_bin",
+    "tifffile": "tifffile",
+    "imagecodecs": "imagecodecs",
+}
+"""Packages that slides of microscopes are read with, and the modules that they bring."""
+
 NEWER_TORCH = "Inside 3D Slicer update PyTorch with the PyTorch extension; elsewhere: pip install --upgrade torch"
 GET_TORCH = "Inside 3D Slicer install the PyTorch extension; elsewhere: pip install torch"
 
@@ -81,7 +89,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything that the main job needs. Takes a few seconds, most of them to load torch."""
     torch = _import("torch")
-    findings = [*_packages(), *_torch(torch), *_processor(torch)]
+    findings = [*_packages(), _slides(), *_torch(torch), *_processor(torch)]
     if isinstance(torch, ModuleType):
         findings += _graphics_cards(torch)
     return [*findings, *_memory(), *_models(), *_disk(), *_temporary_folder()]
@@ -134,6 +142,20 @@ def _packages() -> Iterator[Finding]:
         else:
             cure = f"pip install --upgrade {package}"
             yield Finding("software", package, _reason(loaded), Health.PROBLEM, cure, package)
+
+
+def _slides() -> Finding:
+    """What slides are read with. Its absence is no fault, because other images do without."""
+    there = [name for name, module in FOR_SLIDES.items() if isinstance(_import(module), ModuleType)]
+    missing = [name for name in FOR_SLIDES if name not in there]
+    found = ", ".join(f"{name} {_version(name)}" for name in there)
+    if not missing:
+        return Finding("software", "slides", found)
+    cure = "To read slides of microscopes: pip install 'medsegai[slides]'"
+    if not there:
+        return Finding("software", "slides", f"cannot be read. {cure}")
+    found += f"; without {', '.join(missing)}"
+    return Finding("software", "slides", found, Health.ADVICE, cure)
 
 
 def _torch(torch: ModuleType | ImportError | OSError) -> Iterator[Finding]:

@@ -13,7 +13,13 @@ import import_rules
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "MedSegAI"
 # Where the name to import is not the name to install.
-DISTRIBUTIONS = {"PIL": "pillow", "SimpleITK": "simpleitk", "nrrd": "pynrrd", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "SimpleITK": "simpleitk",
+    "nrrd": "pynrrd",
+    "openslide": "openslide-python",
+    "yaml": "pyyaml",
+}
 
 
 def sources() -> list[tuple[PurePosixPath, str]]:
@@ -171,7 +177,16 @@ def shipped_dependencies() -> set[str]:
     extras = project["optional-dependencies"]
     used = [
         line
-        for extra in ("completion", "torch", "cpu", "demo", "encoders", "handover", "train")
+        for extra in (
+            "completion",
+            "torch",
+            "cpu",
+            "demo",
+            "encoders",
+            "handover",
+            "slides",
+            "train",
+        )
         for line in extras[extra]
     ]
     lines = [*project["dependencies"], *used]

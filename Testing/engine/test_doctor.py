@@ -283,3 +283,20 @@ def test_the_doctor_needs_no_numpy() -> None:
         item["name"] for item in json.loads(done.stdout)["findings"] if item["health"] == "problem"
     }
     assert {"numpy", "torch"} <= missing
+
+
+def test_what_slides_are_read_with_is_named_and_missed_without_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = finding("slides")
+    assert whole.health is Health.GOOD
+    assert "openslide-bin" in whole.found
+    monkeypatch.setitem(sys.modules, "openslide_bin", None)
+    part = finding("slides")
+    assert part.health is Health.ADVICE
+    assert "without openslide-bin" in part.found
+    for module in doctor.FOR_SLIDES.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    none = finding("slides")
+    assert none.health is Health.GOOD
+    assert "medsegai[slides]" in none.found

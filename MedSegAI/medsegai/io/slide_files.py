@@ -1,0 +1,381 @@
+"""The two libraries that read slides, each behind `Levels`: OpenSlide for scanners' formats, tifffile for TIFF."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError
+from medsegai.io.files import PARSER_ERRORS
+
+Pixels = NDArray[np.uint8]
+Found = TypeVar("Found")
+
+PIXEL_MM = (1e-5, 0.1)
+"""What pixels of a slide may measure. Editors write 72 or 96 dots an inch where they know nothing."""
+
+LARGEST_SEGMENT = 1 << 26
+"""Bytes of one tile or strip that are decoded at once at most."""
+
+WHITE = 255
+
+TIFF_ENDINGS = (".tif", ".tiff", ".btf")
+
+COLOURS = {0: "MINISWHITE", 1: "MINISBLACK", 2: "RGB", 6: "YCBCR"}
+"""Photometric interpretations of TIFF that are a picture in grey or colour."""
+
+SUBIFD_UNITS_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
+"""Units of OME's PhysicalSizeX; the micrometre has two letters in Unicode, and is what no unit means."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One size in which a slide is stored.
+
+    Attributes:
+        rows, columns: pixels.
+        downsample: pixels of the finest level along one side of a pixel of this one.
+    """
+
+    rows: int
+    columns: int
+    downsample: float
+
+
+@dataclass(frozen=True)
+class Box:
+    """Pixels of one level: the first row and column, and how many of each."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    def within(self, rows: int, columns: int) -> Box | None:
+        """The part of it inside of an image of that size; None if there is none."""
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom, right = min(self.top + self.rows, rows), min(self.left + self.columns, columns)
+        return Box(top, left, bottom - top, right - left) if bottom > top and right > left else None
+
+
+class Levels(Protocol):
+    """What a library knows of one open slide.
+
+    Attributes:
+        levels: finest first.
+        spacing_mm: of the finest pixels, across and down; None where the file does not say.
+        bounds: the part of the finest level that was scanned.
+    """
+
+    levels: tuple[Level, ...]
+    spacing_mm: tuple[float, float] | None
+    bounds: Box
+
+    def read(self, number: int, box: Box) -> Pixels:
+        """RGB (row, column, 3) of a box that lies inside of a level; white where nothing was scanned.
+
+        Raises:
+            InputError: pixels cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_levels(path: Path) -> Levels:
+    """Open a slide with the library that knows its format.
+
+    Raises:
+        InputError: neither library is there or knows it, or the file is damaged.
+    """
+    openslide, what = _openslide(), f"{path} cannot be read as a slide"
+    vendor = openslide and _refusing(what, lambda: openslide.OpenSlide.detect_format(str(path)))
+    if vendor and vendor != "generic-tiff":
+        return _refusing(what, lambda: OpenSlideLevels(path, openslide))
+    if path.name.lower().endswith(TIFF_ENDINGS):
+        return _refusing(what, lambda: TiffLevels(path))
+    if openslide is None:
+        raise InputError(
+            f"{path} cannot be opened without OpenSlide. Install it: pip install 'medsegai[slides]'."
+        )
+    raise InputError(
+        f"{path} is not a slide that OpenSlide {openslide.__library_version__} or tifffile can read. Export it as "
+        "a tiled TIFF or OME-TIFF."
+    )
+
+
+def _openslide() -> Any:
+    """The module, or None where it or its library is not installed."""
+    try:
+        import openslide
+    except (ImportError, OSError):
+        return None
+    return openslide
+
+
+def _refusing(what: str, work: Callable[[], Found]) -> Found:
+    """What `work` gives; whatever a library raises on a damaged file becomes an error that names the file."""
+    openslide = _openslide()
+    own = (openslide.OpenSlideError,) if openslide else ()
+    try:
+        return work()
+    except (*PARSER_ERRORS, ImportError, *own) as error:
+        raise InputError(
+            f"{what}: {error}. The file is damaged or cut short; copy or export it again."
+        ) from error
+
+
+def _decoding(path: Path, number: int, box: Box, read: Callable[[], Pixels]) -> Pixels:
+    what = f"{path}: level {number} cannot be decoded at row {box.top}, column {box.left}"
+    return _refusing(what, read)
+
+
+class OpenSlideLevels:
+    """A slide in the format of a scanner, by OpenSlide."""
+
+    def __init__(self, path: Path, openslide: Any) -> None:
+        self._path = path
+        self._slide = openslide.OpenSlide(str(path))
+        sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
+        self.levels = tuple(Level(rows, columns, factor) for (columns, rows), factor in sizes)
+        properties = self._slide.properties
+        across, down = (_positive(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+        self.spacing_mm = plausible_spacing(across / 1000, down / 1000) if across and down else None
+        whole = self.levels[0]
+        given = [
+            properties.get(f"openslide.bounds-{name}") for name in ("y", "x", "height", "width")
+        ]
+        numbers = [int(text) for text in given if text is not None and text.isdigit()]
+        found = Box(*numbers).within(whole.rows, whole.columns) if len(numbers) == 4 else None
+        self.bounds = found or Box(0, 0, whole.rows, whole.columns)
+
+    def read(self, number: int, box: Box) -> Pixels:
+        level = self.levels[number]
+        corner = (round(box.left * level.downsample), round(box.top * level.downsample))
+
+        def read() -> Pixels:
+            image = self._slide.read_region(corner, number, (box.columns, box.rows))
+            return over_white(np.asarray(image))
+
+        return _decoding(self._path, number, box, read)
+
+    def close(self) -> None:
+        self._slide.close()
+
+
+class TiffLevels:
+    """A tiled TIFF or OME-TIFF by tifffile, of which only the tiles that are asked for are decoded."""
+
+    def __init__(self, path: Path) -> None:
+        tifffile = _tifffile(path)
+        self._path = path
+        self._file = tifffile.TiffFile(path)
+        try:
+            self._pages = list(_pyramid(path, self._file))
+            self.spacing_mm = _tiff_spacing(self._file, self._pages[0])
+        except BaseException:
+            self._file.close()
+            raise
+        whole = self._pages[0]
+        self.levels = tuple(
+            Level(page.imagelength, page.imagewidth, _downsample(whole, page))
+            for page in self._pages
+        )
+        self.bounds = Box(0, 0, whole.imagelength, whole.imagewidth)
+
+    def read(self, number: int, box: Box) -> Pixels:
+        page = self._pages[number]
+        result = np.full((box.rows, box.columns, 3), WHITE, np.uint8)
+
+        def read() -> Pixels:
+            for index, tile, channel in _segments(page, box):
+                pixels = self._decoded(page, index)
+                if pixels is not None:
+                    _paste(result, box, pixels, tile, channel)
+            return result
+
+        return _decoding(self._path, number, box, read)
+
+    def _decoded(self, page: Any, index: int) -> NDArray[Any] | None:
+        """One tile or strip (row, column, sample); None where the file has none, which is white."""
+        size = page.databytecounts[index]
+        if size == 0:
+            return None
+        handle = self._file.filehandle
+        handle.seek(page.dataoffsets[index])
+        data = handle.read(size)
+        if len(data) < size:
+            raise ValueError("the file ends before this tile")
+        decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
+        if decoded is None:
+            return None
+        return WHITE - decoded[0] if page.photometric == 0 else decoded[0]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _tifffile(path: Path) -> Any:
+    try:
+        import tifffile
+    except ImportError:
+        raise InputError(
+            f"{path} cannot be opened without tifffile. Install it: pip install 'medsegai[slides]'."
+        ) from None
+    return tifffile
+
+
+def _pyramid(path: Path, file: Any) -> Iterator[Any]:
+    """The pages of one picture in falling size, those of a wrong kind refused.
+
+    OME keeps smaller sizes below the first page, other programs after it; what has other proportions, such as a
+    picture of the label, does not belong to it.
+    """
+    first = file.pages[0]
+    planes = len(file.series[0].levels[0].pages) if file.is_ome else 1
+    if planes > 1:
+        raise InputError(
+            f"{path} has {planes} planes (axes {file.series[0].axes}), and a slide is one picture in colour or "
+            "grey. Export the plane or the merged colours that you want to look at."
+        )
+    check_page(path, first)
+    yield first
+    smaller = first.pages or [] if first.subifds else list(file.pages)[1:]
+    width, ratio = first.imagewidth, first.imagelength / first.imagewidth
+    for page in map(_whole_page, smaller):
+        slack = 1.5 / page.imagewidth * (1 + ratio)
+        if page.imagewidth < width and abs(page.imagelength / page.imagewidth - ratio) <= slack:
+            check_page(path, page)
+            width = page.imagewidth
+            yield page
+
+
+def _downsample(whole: Any, page: Any) -> float:
+    """How many pixels of `whole` one of `page` covers: a whole number where rounded sizes agree with one."""
+    ratio = whole.imagewidth / page.imagewidth
+    factor = round(ratio)
+    sides = ((whole.imagewidth, page.imagewidth), (whole.imagelength, page.imagelength))
+    if all(size in (full // factor, -(-full // factor)) for full, size in sides):
+        return float(factor)
+    return float(ratio)
+
+
+def _whole_page(page: Any) -> Any:
+    """A page with all of its tags, where tifffile read only what differs from the page before."""
+    return page.aspage() if hasattr(page, "aspage") else page
+
+
+def check_page(path: Path, page: Any) -> None:
+    """Refuse pixels that are not a picture in eight bits, and pages that cannot be read in parts.
+
+    Raises:
+        InputError: which, and what to do.
+    """
+    usual = page.samplesperpixel in (1, 3, 4) and page.photometric in COLOURS
+    if page.dtype != np.uint8 or not usual:
+        raise InputError(
+            f"{path} has {page.samplesperpixel} values of type {page.dtype} a pixel ({page.photometric.name}), "
+            "and a slide has red, green and blue, or grey, of 8 bits. Export it so."
+        )
+    rows, columns = _segment_shape(page)
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    pieces = planes * math.ceil(page.imagelength / rows) * math.ceil(page.imagewidth / columns)
+    if not len(page.dataoffsets) == len(page.databytecounts) == pieces:
+        raise InputError(
+            f"{path} should have {pieces} tiles by its header, and names {len(page.dataoffsets)}. It is damaged; "
+            "copy or export it again."
+        )
+    segment = rows * columns * page.samplesperpixel
+    if segment > LARGEST_SEGMENT:
+        raise InputError(
+            f"{path} is stored in pieces of {segment / 1e6:.0f} MB, which cannot be read part by part. Save it as "
+            "a tiled TIFF, for example with vips tiffsave IN OUT --tile --pyramid."
+        )
+
+
+def _segment_shape(page: Any) -> tuple[int, int]:
+    """Rows and columns of a tile or strip."""
+    if page.is_tiled:
+        return int(page.tilelength), int(page.tilewidth)
+    return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
+
+
+def _segments(page: Any, box: Box) -> Iterator[tuple[int, Box, int | None]]:
+    """Tiles or strips that a box touches: index, their pixels, and their only channel where each has its own."""
+    rows, columns = _segment_shape(page)
+    across = math.ceil(page.imagewidth / columns)
+    each = across * math.ceil(page.imagelength / rows)
+    planes = min(page.samplesperpixel, 3) if page.planarconfig == 2 else 1
+    for plane in range(planes):
+        for row in range(box.top // rows, (box.top + box.rows - 1) // rows + 1):
+            for column in range(box.left // columns, (box.left + box.columns - 1) // columns + 1):
+                place = Box(row * rows, column * columns, rows, columns)
+                yield plane * each + row * across + column, place, plane if planes > 1 else None
+
+
+def _paste(result: Pixels, box: Box, pixels: NDArray[Any], tile: Box, channel: int | None) -> None:
+    """Put the part of a tile that a box wants to its place in `result`."""
+    rows, columns = pixels.shape[:2]  # at the edge of the picture fewer than those of `tile`
+    top, left = max(tile.top, box.top), max(tile.left, box.left)
+    bottom = min(tile.top + rows, box.top + box.rows)
+    right = min(tile.left + columns, box.left + box.columns)
+    part = pixels[top - tile.top : bottom - tile.top, left - tile.left : right - tile.left]
+    place = result[top - box.top : bottom - box.top, left - box.left : right - box.left]
+    if channel is not None:
+        place[..., channel] = part[..., 0]
+    elif part.shape[-1] == 4:
+        place[...] = over_white(part)
+    else:
+        place[...] = part
+
+
+def over_white(pixels: NDArray[Any]) -> Pixels:
+    """RGBA (row, column, 4) laid on white, RGB (row, column, 3)."""
+    colours, opacity = pixels[..., :3], pixels[..., 3:]
+    if (opacity == WHITE).all():
+        return np.ascontiguousarray(colours)
+    mixed = colours.astype(np.uint16) * opacity + WHITE * (WHITE - opacity.astype(np.uint16))
+    return ((mixed + WHITE // 2) // WHITE).astype(np.uint8)
+
+
+def _tiff_spacing(file: Any, page: Any) -> tuple[float, float] | None:
+    """Millimetres a pixel, across and down, as OME or the resolution tags say."""
+    if file.is_ome:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
+        text = pixels.group() if pixels else ""
+        sizes = [_ome_length(text, axis) for axis in "XY"]
+        return plausible_spacing(*sizes) if all(sizes) else None
+    unit_mm = {2: 25.4, 3: 10.0}.get(int(getattr(page, "resolutionunit", 1)))
+    across, down = page.resolution
+    if unit_mm is None or not across or not down:
+        return None
+    return plausible_spacing(unit_mm / across, unit_mm / down)
+
+
+def _ome_length(text: str, axis: str) -> float:
+    size = re.search(rf'\bPhysicalSize{axis}="([^"]*)"', text)
+    unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', text)
+    factor = SUBIFD_UNITS_MM.get(unit.group(1) if unit else "µm", 0.0)
+    return factor * _positive(size.group(1) if size else None)
+
+
+def plausible_spacing(across_mm: float, down_mm: float) -> tuple[float, float] | None:
+    """The size of a pixel, or None where it cannot be that of a slide."""
+    low, high = PIXEL_MM
+    return (across_mm, down_mm) if all(low <= v <= high for v in (across_mm, down_mm)) else None
+
+
+def _positive(text: Any) -> float:
+    """A positive number, 0 for anything else."""
+    with contextlib.suppress(TypeError, ValueError):
+        value = float(text)
+        return value if math.isfinite(value) and value > 0 else 0.0
+    return 0.0

@@ -1,0 +1,238 @@
+"""Slides of microscopes: pictures too large for memory, of which parts are read at any magnification.
+
+Nothing but the part that is asked for is decoded, from the stored size that is nearest to what is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from medsegai.errors import InputError
+from medsegai.io.files import check_name, check_regular
+from medsegai.io.slide_files import WHITE, Box, Levels, Pixels, open_levels
+from medsegai.volume import Geometry
+
+SLIDE_ENDINGS = (
+    ".svs",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".vms",
+    ".bif",
+    ".svslide",
+    ".ome.tif",
+    ".ome.tiff",
+)
+"""Endings that only slides have; a TIFF is one where it is asked for as a slide."""
+
+SAME_SIZE = 0.1
+"""A stored size is taken as it is for a magnification that differs by no more than a tenth."""
+
+SOURCE_PIXELS = 1 << 24
+"""Stored pixels that are read together at most, where they are averaged into fewer."""
+
+
+@dataclass(frozen=True)
+class SlideGrid:
+    """The pixels of a slide at one magnification.
+
+    Attributes:
+        rows, columns: of the whole slide.
+        downsample: pixels of the finest level along one side of a pixel of this grid.
+    """
+
+    rows: int
+    columns: int
+    downsample: float
+
+
+class Slide:
+    """An open slide. Use it as a context manager, or close it.
+
+    Attributes:
+        path: the file.
+        levels: the sizes in which it is stored, finest first.
+        spacing_mm: of the finest pixels, across and down; None where the file does not say.
+        bounds: the part of the finest level that was scanned.
+        notes: what is doubtful about the file, in words for the user.
+    """
+
+    def __init__(self, path: Path, levels: Levels) -> None:
+        self.path = path
+        self._source = levels
+        self.levels = levels.levels
+        self.spacing_mm = levels.spacing_mm
+        self.bounds = levels.bounds
+        self.notes = tuple(_notes(self))
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._source.close()
+
+    def grid(self, downsample: float) -> SlideGrid:
+        """The grid whose pixels are `downsample` finest ones long, or that of a stored size near to it."""
+        near = min(self.levels, key=lambda level: abs(math.log(level.downsample / downsample)))
+        if abs(near.downsample / downsample - 1) <= SAME_SIZE:
+            return SlideGrid(near.rows, near.columns, near.downsample)
+        whole = self.levels[0]
+        rows, columns = (max(1, math.ceil(n / downsample)) for n in (whole.rows, whole.columns))
+        return SlideGrid(rows, columns, downsample)
+
+    def grid_of(self, spacing_mm: float) -> SlideGrid:
+        """The grid whose pixels are nearest to that size.
+
+        Raises:
+            InputError: the file does not say how large its pixels are.
+        """
+        if self.spacing_mm is None:
+            raise InputError(
+                f"{self.path} does not say how large its pixels are, so its magnification is not known. Export it "
+                "with its resolution."
+            )
+        return self.grid(spacing_mm / math.sqrt(math.prod(self.spacing_mm)))
+
+    def overview_grid(self, longest: int) -> SlideGrid:
+        """The finest grid of which no side has more than `longest` pixels."""
+        whole = self.levels[0]
+        fitting = [level for level in self.levels if max(level.rows, level.columns) <= longest]
+        factor = max(whole.rows, whole.columns) / longest
+        if fitting and fitting[0].downsample <= 2 * factor:
+            return SlideGrid(fitting[0].rows, fitting[0].columns, fitting[0].downsample)
+        return self.grid(max(1.0, factor * (1 + SAME_SIZE)))
+
+    def read(self, grid: SlideGrid, box: Box) -> Pixels:
+        """RGB (row, column, 3) of a box on a grid of this slide; white outside of it.
+
+        Raises:
+            InputError: pixels cannot be decoded.
+        """
+        result = np.full((box.rows, box.columns, 3), WHITE, np.uint8)
+        inside = box.within(grid.rows, grid.columns)
+        if inside is None:
+            return result
+        number = self._level_for(grid.downsample)
+        factor = grid.downsample / self.levels[number].downsample
+        if abs(factor - 1) < 1e-9:
+            pixels = self._source.read(number, inside)
+        else:
+            pixels = self._averaged(number, factor, inside)
+        top, left = inside.top - box.top, inside.left - box.left
+        result[top : top + inside.rows, left : left + inside.columns] = pixels
+        return result
+
+    def overview(self, grid: SlideGrid, box: Box | None = None) -> Pixels:
+        """RGB (row, column, 3) of the whole grid, or of a box of it: what must fit into memory."""
+        return self.read(grid, box or Box(0, 0, grid.rows, grid.columns))
+
+    def geometry(
+        self, grid: SlideGrid, box: Box | None = None, thickness_mm: float = 1.0
+    ) -> Geometry:
+        """The place of a grid, or of a box of it, as a volume of one slice: columns run to the left, rows down.
+
+        The corner of the finest level is the origin. Where the size of pixels is not known, a finest pixel counts
+        as a millimetre.
+        """
+        box = box or Box(0, 0, grid.rows, grid.columns)
+        across, down = self.spacing_mm or (1.0, 1.0)
+        step = (across * grid.downsample, down * grid.downsample, thickness_mm)
+        origin = (-step[0] * (box.left + 0.5), -step[1] * (box.top + 0.5), 0.0)
+        shape = (1, box.rows, box.columns)
+        return Geometry.from_spacing(shape, step, origin, np.diag([-1.0, -1.0, 1.0]))
+
+    def _level_for(self, downsample: float) -> int:
+        """The coarsest stored size that is at least as fine."""
+        fine = [
+            n for n, level in enumerate(self.levels) if level.downsample <= downsample * (1 + 1e-9)
+        ]
+        return max(fine, key=lambda n: self.levels[n].downsample, default=0)
+
+    def _averaged(self, number: int, factor: float, box: Box) -> Pixels:
+        """A box of a grid whose pixels are `factor` stored ones long, part by part so that memory is bounded."""
+        side = max(1, int(math.sqrt(SOURCE_PIXELS) / factor))
+        result = np.empty((box.rows, box.columns, 3), np.uint8)
+        for row in range(0, box.rows, side):
+            for column in range(0, box.columns, side):
+                rows, columns = min(side, box.rows - row), min(side, box.columns - column)
+                part = Box(box.top + row, box.left + column, rows, columns)
+                result[row : row + rows, column : column + columns] = self._resized(
+                    number, factor, part
+                )
+        return result
+
+    def _resized(self, number: int, factor: float, box: Box) -> Pixels:
+        level = self.levels[number]
+        margin = math.ceil(factor) + 1  # what the weights of the outermost pixels reach
+        top = max(int(box.top * factor) - margin, 0)
+        left = max(int(box.left * factor) - margin, 0)
+        bottom = math.ceil((box.top + box.rows) * factor) + margin
+        right = math.ceil((box.left + box.columns) * factor) + margin
+        wanted = Box(top, left, bottom - top, right - left)
+        stored = wanted.within(level.rows, level.columns)
+        assert stored is not None
+        missing = ((0, wanted.rows - stored.rows), (0, wanted.columns - stored.columns), (0, 0))
+        # The last pixel may reach beyond the picture, whose own last pixels then stand for what is not there.
+        image = Image.fromarray(np.pad(self._source.read(number, stored), missing, "edge"))
+        edges = (
+            box.left * factor - left,
+            box.top * factor - top,
+            (box.left + box.columns) * factor - left,
+            (box.top + box.rows) * factor - top,
+        )
+        whole = factor == round(
+            factor
+        )  # the mean of whole pixels; else weights that fall off, as Pillow's box rounds
+        how = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
+        return np.asarray(image.resize((box.columns, box.rows), how, box=edges))
+
+
+def open_slide(path: Path | str) -> Slide:
+    """Open a slide: a file of a scanner that OpenSlide reads, a tiled TIFF, or an OME-TIFF.
+
+    Raises:
+        InputError: missing, damaged or cut short; of an unknown format; not in colour or grey of 8 bits; or stored
+            in one piece that is too large to be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Check the name.")
+    check_regular(path)
+    check_name(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Name a slide in it.")
+    return Slide(path, open_levels(path))
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a file is a slide by its name."""
+    return path.name.lower().endswith(SLIDE_ENDINGS)
+
+
+def _notes(slide: Slide) -> list[str]:
+    whole = slide.levels[0]
+    notes = []
+    if slide.spacing_mm is None:
+        notes.append(
+            f"{slide.path} does not say how large its pixels are. Lengths are pixels, not millimetres."
+        )
+    if len(slide.levels) == 1 and max(whole.rows, whole.columns) > 20_000:
+        notes.append(
+            f"{slide.path} is stored in full size alone, so each overview reads all of it. Save it with a pyramid "
+            "(vips tiffsave IN OUT --tile --pyramid)."
+        )
+    return notes
