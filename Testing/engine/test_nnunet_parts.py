@@ -190,7 +190,7 @@ def test_arguments_of_resampling_that_are_not_followed_are_refused(
     [
         (("reader",), "OurReader", "OurReader"),
         (("reader",), "NaturalImage2DIO", "photographs"),
-        (("configurations",), None, "configurations of CardSettings"),
+        (("configurations",), None, "configurations must be an object"),
         (("transpose",), [0, 0, 1], "transpose"),
         (("configurations", "3d_fullres", "spacing"), [0, 1, 1], "spacing"),
         (("configurations", "3d_fullres", "network", "class"), "Ours", "Ours"),
