@@ -57,6 +57,8 @@ def danger_problems(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     names = dict(_imported_names(tree))
     for node in ast.walk(tree):
+        if isinstance(node, ast.List) and _starts_unsafe_python(node):
+            yield f"{node.lineno}: starts Python without -P, which looks for modules in the working folder"
         if not isinstance(node, ast.Call):
             continue
         first, dot, rest = ast.unparse(node.func).partition(".")
@@ -71,6 +73,13 @@ def danger_problems(source: str) -> Iterator[str]:
         for keyword, value in DANGEROUS_KEYWORDS.items():
             if keywords.get(keyword) is value:
                 yield f"{node.lineno}: calls {function} with {keyword}={value}"
+
+
+def _starts_unsafe_python(command: ast.List) -> bool:
+    """Whether a command begins with this Python and may find a stranger's `json.py` where the user stands."""
+    words = [ast.unparse(item) for item in command.elts]
+    runs_module = "'-m'" in words or "'-c'" in words
+    return words[:1] == ["sys.executable"] and runs_module and "'-P'" not in words
 
 
 def _has_own_unpickler(node: ast.Call) -> bool:

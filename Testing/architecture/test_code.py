@@ -72,6 +72,8 @@ OFFENCES: list[tuple[Rule, str]] = [
     (code_rules.danger_problems, "import numpy as np\nnp.load(path, allow_pickle=True)"),
     (code_rules.danger_problems, "import subprocess\nsubprocess.run(text, shell=True)"),
     (code_rules.danger_problems, "eval(text)"),
+    (code_rules.danger_problems, "command = [sys.executable, '-m', 'medsegai.worker']"),
+    (code_rules.danger_problems, "run([sys.executable, '-c', text])"),
     (code_rules.text_problems, "# TO" + "DO later"),
     (code_rules.text_problems, "path = '/roo" + "t/data'"),
 ]
@@ -88,6 +90,7 @@ CUSTOMS: list[tuple[Rule, str]] = [
     (code_rules.danger_problems, "import torch\ntorch.load(path, pickle_module=restricted)"),
     (code_rules.danger_problems, "import pickle\nclass Restricted(pickle.Unpickler): pass"),
     (code_rules.danger_problems, "model.eval()"),
+    (code_rules.danger_problems, "command = [sys.executable, '-P', '-m', 'medsegai.worker']"),
     (code_rules.text_problems, "see https://example.org/work/ and ../work/x"),
 ]
 

@@ -116,6 +116,18 @@ def test_a_model_is_imported_by_a_process_of_its_own(tmp_path: Path, own: Path) 
     assert {path.suffix for path in card.parent.iterdir()} == {".json", ".safetensors"}
 
 
+def test_no_module_of_the_working_folder_is_run(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's folder may hold `json.py`, and the user may stand in it."""
+    folder = make_model(tmp_path, folds=(0,))
+    for name in ("json", "numpy", "medsegai"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w'); raise SystemExit")
+    monkeypatch.chdir(folder)
+    assert main(["models", "import", "."]) == 0
+    assert not any((tmp_path / name).exists() for name in ("json", "numpy", "medsegai"))
+
+
 def conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Path:
     """A file whose conversion runs `body`, as one would that a stranger took over."""
     folder = tmp_path / "taken_over"

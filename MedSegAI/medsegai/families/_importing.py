@@ -195,7 +195,7 @@ def _run_child(path: Path, staged: Path, id: str | None, limits: Limits) -> str:
     }
     with (staged.parent / LOG).open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", CHILD, json.dumps(request)],
+            [sys.executable, "-P", "-m", CHILD, json.dumps(request)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -257,7 +257,7 @@ class Run:
     def _process(self, log: IO[str]) -> Iterator[subprocess.Popen[str]]:
         """The process at work; however the block ends, the process and its children end, too."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "medsegai.training.nnunet"],
+            [sys.executable, "-P", "-m", "medsegai.training.nnunet"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -93,7 +93,7 @@ class StoredPool:
 
     def _started(self) -> subprocess.Popen[bytes]:
         config = self._config
-        command = [sys.executable, "-m", "medsegai.training.stored_pool", str(config.source)]
+        command = [sys.executable, "-P", "-m", "medsegai.training.stored_pool", str(config.source)]
         command += [str(self._folder), str(config.data_root.resolve()), str(os.getpid())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
