@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, counted
 from medsegai.models.nnunet_dataset import read_json, value_of
 
 FOLDS = 5
@@ -146,3 +147,34 @@ def splits_json(folds: Sequence[Split], cases: Sequence[str]) -> str:
     """What nnU-Net reads as `splits_final.json`."""
     splits = [{"train": sorted(set(cases) - set(fold)), "val": sorted(fold)} for fold in folds]
     return json.dumps(splits, indent=4) + "\n"
+
+
+def stratified_folds(
+    labels: Sequence[int], groups: Sequence[str], count: int, seed: int
+) -> NDArray[np.int64]:
+    """The fold that holds each picture out: groups stay together, and folds get alike shares of each class.
+
+    Groups come in random order, the largest first, each to the fold that has least of what it brings.
+
+    Raises:
+        InputError: there are fewer groups than folds.
+    """
+    names = sorted(set(groups))
+    if len(names) < count:
+        raise InputError(
+            f"{counted(len(names), 'patient or slide', 'patients or slides')} cannot be parted into {count} folds."
+        )
+    classes = max(labels) + 1
+    brings = np.zeros((len(names), classes))
+    for label, group in zip(labels, groups, strict=True):
+        brings[names.index(group), label] += 1
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-brings[order].sum(1), kind="stable")]
+    held = np.zeros((count, classes))
+    share = brings.sum(0) / count
+    fold_of = np.zeros(len(names), np.int64)
+    for group in order:
+        full = ((held + brings[group]) / np.maximum(share, 1e-9)) ** 2 @ (brings[group] > 0)
+        fold_of[group] = int(np.lexsort((held.sum(1), full))[0])
+        held[fold_of[group]] += brings[group]
+    return np.array([fold_of[names.index(group)] for group in groups])

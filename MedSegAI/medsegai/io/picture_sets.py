@@ -1,0 +1,451 @@
+"""Pictures with a class each, to learn from or to be judged by, as people keep them.
+
+Read as they are: a folder for each class, also below train and valid (as fastai keeps them); a table of files and
+classes; and the six HDF5 files of PatchCamelyon (B. Veeling et al., "Rotation Equivariant CNNs for Digital
+Pathology", 2018).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from medsegai.errors import InputError, counted
+from medsegai.io.files import PARSER_ERRORS, check_regular
+from medsegai.io.slide_files import Pixels
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+}
+"""What people call the parts of a set."""
+
+COLUMNS = {
+    "picture": ("image", "name", "file", "filename", "fname", "path", "picture", "case", "id"),
+    "label": ("label", "labels", "class", "tumor", "target", "y"),
+    "group": ("group", "patient", "wsi", "slide", "patient_id"),
+    "part": ("part", "split", "is_valid", "set"),
+}
+"""What people call the columns of a table."""
+
+PATCH_CAMELYON = "camelyonpatch_level_2_split_{part}_{kind}"
+
+LISTED = 5
+"""Names that a message lists at most."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, its class, and what it must not be parted from.
+
+    Attributes:
+        name: of the file relative to the folder, or the number of a patch in its file.
+        label: number of its class.
+        group: pictures of one patient or slide share it.
+        part: train, valid or test; "" where the set is not parted.
+        read: gives RGB (row, column, 3).
+    """
+
+    name: str
+    label: int
+    group: str
+    part: str
+    read: Callable[[], Pixels] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures of at least two classes.
+
+    Attributes:
+        source: the folder or table.
+        classes: names, in the order of their numbers.
+        notes: what is doubtful, in words for the user.
+    """
+
+    source: Path
+    classes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...] = ()
+
+    def part(self, *names: str) -> PictureSet:
+        """The pictures of some parts."""
+        return replace(self, pictures=tuple(item for item in self.pictures if item.part in names))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that there are, in the usual order; none where the set is not parted."""
+        there = {item.part for item in self.pictures}
+        return tuple(name for name in ("train", "valid", "test") if name in there)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Number of the class of each picture."""
+        return np.array([item.label for item in self.pictures], np.int64)
+
+    def counts(self) -> dict[str, int]:
+        """How many pictures each class has."""
+        found = np.bincount(self.labels, minlength=len(self.classes))
+        return dict(zip(self.classes, map(int, found), strict=True))
+
+
+def read_pictures(source: Path, groups: Path | None = None) -> PictureSet:
+    """Find the pictures of a folder or a table, and their classes. Pixels are read when they are asked for.
+
+    Args:
+        source: class folders, perhaps below train and valid; a folder with labels.csv or train_labels.csv; a CSV;
+            or a folder with the files of PatchCamelyon.
+        groups: CSV with the columns picture and patient, whose pictures then stay together.
+
+    Raises:
+        InputError: nothing of the kind is there; a class has no picture, or none to learn from; a picture has two
+            classes.
+    """
+    if not source.exists():
+        raise InputError(f"{source} does not exist. Check the name.")
+    check_regular(source)
+    found = _found(source)
+    if groups is not None:
+        found = _grouped(found, groups)
+    _check(found)
+    return replace(found, notes=(*found.notes, *_notes(found)))
+
+
+def read_picture(path: Path) -> Pixels:
+    """A picture file as RGB of 8 bits, turned as its EXIF says; what is transparent is white.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):
+                grey = np.asarray(image).astype(np.float32)
+                low, high = float(grey.min()), float(grey.max())
+                image = Image.fromarray(np.uint8(255 * (grey - low) / max(high - low, 1.0)))
+            if "A" in image.mode or "transparency" in image.info:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            return np.asarray(image.convert("RGB"))
+    except (*PARSER_ERRORS, Image.DecompressionBombError, SyntaxError) as error:
+        raise InputError(
+            f"{path} cannot be read as a picture: {error}. It may be damaged; copy it again, or remove it."
+        ) from error
+
+
+def _found(source: Path) -> PictureSet:
+    if source.is_file():
+        if source.suffix.lower() != ".csv":
+            raise InputError(
+                f"{source} is not a table of pictures. Name a CSV, or a folder with a folder for each class."
+            )
+        return _table(source, source.parent)
+    if any(source.glob(PATCH_CAMELYON.format(part="*", kind="x.h5"))):
+        return _patch_camelyon(source)
+    for name in ("labels.csv", "train_labels.csv"):
+        if (source / name).is_file():
+            return replace(_table(source / name, source), source=source)
+    parted = {
+        path: PARTS[path.name.lower()] for path in _folders(source) if path.name.lower() in PARTS
+    }
+    if not any(part == "train" for part in parted.values()):
+        parted = {source: ""}
+    return _class_folders(source, parted)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURE_ENDINGS
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _class_folders(source: Path, parted: Mapping[Path, str]) -> PictureSet:
+    """Pictures of folders that are named as their classes; `parted` gives the folders of these, and their
+    parts."""
+    folders = [(folder, part) for root, part in parted.items() for folder in _folders(root)]
+    classes = tuple(sorted({folder.name for folder, _ in folders}))
+    if len(classes) < 2:
+        raise InputError(
+            f"{source} has {counted(len(classes), 'folder', 'folders')} of classes, and at least two are needed: "
+            "one "
+            "folder for each class, with its pictures in it."
+        )
+    pictures = []
+    for folder, part in folders:
+        files = _picture_files(folder)
+        if not files:
+            raise InputError(
+                f"The class folder {folder} has no pictures ({', '.join(PICTURE_ENDINGS)}). Fill it or remove it."
+            )
+        pictures += [
+            _file_picture(source, path, classes.index(folder.name), part) for path in files
+        ]
+    return PictureSet(source, classes, tuple(pictures))
+
+
+def _file_picture(root: Path, path: Path, label: int, part: str, group: str = "") -> Picture:
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return Picture(name, label, group or name, part, lambda: read_picture(path))
+
+
+def _table(path: Path, root: Path) -> PictureSet:
+    rows, columns = _rows(path)
+    names = sorted({row[columns["label"]].strip() for row in rows})
+    pictures, given = [], dict[str, tuple[str, int]]()
+    for line, row in enumerate(rows, start=2):
+        name, label = row[columns["picture"]].strip(), row[columns["label"]].strip()
+        if not name or not label:
+            raise InputError(f"{path}, line {line}: the picture or its class is empty.")
+        earlier = given.setdefault(name, (label, line))
+        if earlier[1] != line:
+            what = f"as {earlier[0]!r} and as {label!r}" if earlier[0] != label else "twice"
+            raise InputError(
+                f"{path}, lines {earlier[1]} and {line}: {name!r} is listed {what}. Keep one of the lines."
+            )
+        part = _part_of(row.get(columns.get("part", ""), ""), path, line)
+        group = row.get(columns.get("group", ""), "").strip()
+        file = _file_of(name, root, path, line)
+        pictures.append(_file_picture(root, file, names.index(label), part, group))
+    return PictureSet(path, tuple(names), tuple(pictures))
+
+
+def _rows(
+    path: Path, needed: tuple[str, str] = ("picture", "label")
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Rows of a table, and what its columns are called."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = list(reader)
+            headings = list(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The table {path} cannot be read: {error}.") from error
+    known = {str(heading).strip().lower(): heading for heading in headings}
+    columns = {
+        what: known[name]
+        for what, names in COLUMNS.items()
+        for name in names[::-1]
+        if name in known
+    }
+    missing = [what for what in needed if what not in columns]
+    if not rows or missing:
+        wanted = " and ".join(f"one of {', '.join(COLUMNS[what])}" for what in missing or needed)
+        raise InputError(f"The table {path} needs rows and columns with headings: {wanted}.")
+    return [{name: value or "" for name, value in row.items()} for row in rows], columns
+
+
+def _part_of(text: str, path: Path, line: int) -> str:
+    word = text.strip().lower()
+    known = {**PARTS, "": "", "true": "valid", "1": "valid", "false": "train", "0": "train"}
+    if word not in known:
+        raise InputError(
+            f"{path}, line {line}: {text!r} is not a part of a set. Known are train, valid and test, or True and "
+            "False."
+        )
+    return known[word]
+
+
+def _file_of(name: str, root: Path, path: Path, line: int) -> Path:
+    """The file that a table names, with or without its ending, beside the table or in the folder train."""
+    for folder in (root, root / "train"):
+        for ending in ("", *PICTURE_ENDINGS):
+            file = folder / f"{name}{ending}"
+            if file.is_file():
+                return file
+    raise InputError(
+        f"{path}, line {line}: {root / name} does not exist. Correct the name, or remove the line."
+    )
+
+
+def _patch_camelyon(folder: Path) -> PictureSet:
+    """Patches of PatchCamelyon: x (N, row, column, 3), y (N, 1, 1, 1), and a table that names the slide of
+    each."""
+    pictures: list[Picture] = []
+    for part in ("train", "valid", "test"):
+        paths = {
+            kind: folder / f"{PATCH_CAMELYON.format(part=part, kind=kind)}.h5" for kind in "xy"
+        }
+        there = [kind for kind, path in paths.items() if path.is_file()]
+        if len(there) == 1:
+            raise InputError(
+                f"{paths[there[0]]} has no partner: its patches and labels are two files, x and y."
+            )
+        if there:
+            slides = folder / f"{PATCH_CAMELYON.format(part=part, kind='meta')}.csv"
+            pictures += _patches(paths["x"], paths["y"], slides, part)
+    return PictureSet(folder, ("normal", "tumor"), tuple(pictures))
+
+
+def _patches(x: Path, y: Path, slides: Path, part: str) -> Iterator[Picture]:
+    patches = H5Patches(x)
+    labels = H5Patches(y, "y").all().reshape(-1)
+    shape = patches.shape
+    if (
+        len(shape) != 4
+        or shape[3] != 3
+        or shape[0] != len(labels)
+        or not set(np.unique(labels)) <= {0, 1}
+    ):
+        raise InputError(
+            f"{x} has patches of shape {shape} and {y} {len(labels)} labels. Patches must be (N, rows, columns, "
+            "3), "
+            "and labels 0 or 1, one for each."
+        )
+    groups = [f"{part}/{number}" for number in range(len(labels))]
+    if slides.is_file():
+        rows, columns = _rows(slides, ("group", "group"))
+        if len(rows) != len(labels):
+            raise InputError(
+                f"{slides} has {len(rows)} rows for {len(labels)} patches. Copy it again."
+            )
+        groups = [row[columns["group"]] for row in rows]
+    for number, (label, group) in enumerate(zip(labels.tolist(), groups, strict=True)):
+        yield Picture(f"{x.name}/{number}", int(label), group, part, patches.reader(number))
+
+
+class H5Patches:
+    """One array in an HDF5 file, which is opened when it is read, and once in each process."""
+
+    def __init__(self, path: Path, name: str = "x") -> None:
+        self._path, self._name = path, name
+        self._array: Any = None
+        self.shape: tuple[int, ...] = tuple(self._opened().shape)
+
+    def all(self) -> NDArray[Any]:
+        """The whole array."""
+        return np.asarray(self._part(slice(None)))
+
+    def reader(self, number: int) -> Callable[[], Pixels]:
+        """What reads one of its patches."""
+        return lambda: np.asarray(self._part(number), np.uint8)
+
+    def _part(self, index: Any) -> Any:
+        try:
+            return self._opened()[index]
+        except PARSER_ERRORS as error:
+            raise InputError(f"{self._path} cannot be read: {error}. Copy it again.") from error
+
+    def _opened(self) -> Any:
+        if self._array is None:
+            try:
+                import h5py
+            except ImportError:
+                raise InputError(
+                    f"{self._path} cannot be opened without h5py. Install it: pip install 'medsegai[train]'."
+                ) from None
+            try:
+                self._array = h5py.File(self._path, "r")[self._name]
+            except PARSER_ERRORS as error:
+                raise InputError(
+                    f"{self._path} is not an HDF5 file with the array {self._name!r}: {error}. Copy it again."
+                ) from error
+        return self._array
+
+
+def _grouped(found: PictureSet, path: Path) -> PictureSet:
+    rows, columns = _rows(path, ("picture", "group"))
+    patients = {row[columns["picture"]].strip(): row[columns["group"]].strip() for row in rows}
+    stems = Counter(Path(name).stem for name in patients)
+    short = {Path(name).stem: it for name, it in patients.items() if stems[Path(name).stem] == 1}
+    pictures = []
+    for item in found.pictures:
+        known = patients.get(item.name) or short.get(Path(item.name).stem)
+        if not known:
+            raise InputError(f"{path} does not say whose the picture {item.name} is. Add a line.")
+        pictures.append(replace(item, group=known))
+    return replace(found, pictures=tuple(pictures))
+
+
+def _check(found: PictureSet) -> None:
+    """Refuse sets that nothing can be learned from, or judged by, as they are meant."""
+    if len(found.classes) < 2:
+        raise InputError(
+            f"{found.source} has one class, {found.classes[0]!r}, and at least two are needed."
+        )
+    for label, name in enumerate(found.classes):
+        parts = {item.part for item in found.pictures if item.label == label}
+        if not parts:
+            raise InputError(f"The class {name!r} of {found.source} has no pictures.")
+        if "train" in found.parts and "train" not in parts:
+            raise InputError(
+                f"The class {name!r} of {found.source} has pictures in {' and '.join(sorted(parts))} only, so it "
+                "cannot be learned. Add some to train, or remove it."
+            )
+    _check_one_class_each(found)
+
+
+def _check_one_class_each(found: PictureSet) -> None:
+    """Refuse a file that lies in two classes. Files of equal sizes alone are compared, byte by byte."""
+    for alike in same_files(found):
+        classes = {item.label for item in alike}
+        if len(classes) > 1:
+            first, second = (
+                next(i for i in alike if i.label == label) for label in sorted(classes)[:2]
+            )
+            raise InputError(
+                f"The same picture is {first.name} of class {found.classes[first.label]!r} and {second.name} of "
+                "class "
+                f"{found.classes[second.label]!r}. Remove the wrong one."
+            )
+
+
+def same_files(found: PictureSet) -> Iterator[list[Picture]]:
+    """Pictures whose files hold the same bytes, two or more at a time."""
+    root = found.source if found.source.is_dir() else found.source.parent
+    by_size: dict[int, list[Picture]] = defaultdict(list)
+    for item in found.pictures:
+        path = root / item.name
+        if path.is_file():
+            by_size[path.stat().st_size].append(item)
+    for candidates in by_size.values():
+        by_content: dict[bytes, list[Picture]] = defaultdict(list)
+        for item in candidates if len(candidates) > 1 else ():
+            by_content[hashlib.sha256((root / item.name).read_bytes()).digest()].append(item)
+        yield from (alike for alike in by_content.values() if len(alike) > 1)
+
+
+def _notes(found: PictureSet) -> Iterator[str]:
+    doubled = [item for alike in same_files(found) for item in alike]
+    leaked = {item.part for item in doubled} - {""}
+    if len(leaked) > 1:
+        names = ", ".join(item.name for item in doubled[:LISTED])
+        yield (
+            f"The same pictures lie in {' and '.join(sorted(leaked))}, so the figures of the validation are too "
+            "good: "
+            f"{names}."
+        )
+    by_group: dict[str, set[str]] = defaultdict(set)
+    for item in found.pictures:
+        by_group[item.group].add(item.part)
+    parted = sorted(group for group, parts in by_group.items() if len(parts) > 1)
+    if parted:
+        yield (
+            f"{counted(len(parted), 'patient or slide', 'patients or slides')} of {found.source} stand in more "
+            "than "
+            f"one part, so the figures of the validation are too good: {', '.join(parted[:LISTED])}."
+        )

@@ -1,0 +1,248 @@
+"""Pictures and their classes, in every layout that is read, and sets that are not in order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import picture_sets
+from medsegai.errors import InputError
+from medsegai.evaluation.folds import stratified_folds
+from medsegai.io.picture_sets import read_picture, read_pictures
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    found = read_pictures(picture_sets.write_folders(tmp_path, 3))
+    assert found.classes == ("disc", "stripes")
+    assert found.counts() == {"disc": 3, "stripes": 3}
+    assert found.parts == ()
+    assert [item.name for item in found.pictures][:2] == ["disc/0.png", "disc/1.png"]
+    np.testing.assert_array_equal(found.pictures[4].read(), picture_sets.drawn(1, 1))
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "valid"), ("training", "val", "test"), ("Train", "Validation")]
+)
+def test_folders_of_fastai(names: tuple[str, ...], tmp_path: Path) -> None:
+    found = read_pictures(picture_sets.write_folders(tmp_path, 2, names))
+    assert found.classes == ("disc", "stripes")
+    assert found.parts == ("train", "valid", "test")[: len(names)]
+    assert found.part("train").counts() == {"disc": 2, "stripes": 2}
+    assert len(found.part("train", "valid").pictures) == 8
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
+    """Where nothing is called train, folders are classes."""
+    for name in ("test", "retest"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture_sets.drawn(0, len(name))).save(tmp_path / name / "a.png")
+    assert read_pictures(tmp_path).classes == ("retest", "test")
+
+
+@pytest.mark.parametrize("place", ["table", "labels.csv", "train_labels.csv"])
+def test_a_table(place: str, tmp_path: Path) -> None:
+    """As those of Kaggle, whose files lie in train and are named without their ending."""
+    picture_sets.write_folders(tmp_path / "train", 2)
+    rows = [
+        {"id": f"{name}/{n}", "label": name, "wsi": f"slide {n}", "is_valid": str(n == 1)}
+        for name in picture_sets.CLASSES
+        for n in range(2)
+    ]
+    name = "mine.csv" if place == "table" else place
+    path = picture_sets.write_table(tmp_path / name, rows)
+    found = read_pictures(path if place == "table" else tmp_path)
+    assert found.classes == ("disc", "stripes")
+    assert found.parts == ("train", "valid")
+    assert [item.group for item in found.part("valid").pictures] == ["slide 1", "slide 1"]
+    np.testing.assert_array_equal(found.pictures[0].read(), picture_sets.drawn(0, 0))
+
+
+@pytest.mark.parametrize("slides", [True, False])
+def test_patch_camelyon(slides: bool, tmp_path: Path) -> None:
+    root = picture_sets.write_patch_camelyon(
+        tmp_path, {"train": 8, "valid": 4, "test": 4}, slides=slides
+    )
+    found = read_pictures(root)
+    assert found.classes == ("normal", "tumor")
+    assert found.parts == ("train", "valid", "test")
+    assert found.part("train").counts() == {"normal": 4, "tumor": 4}
+    assert found.pictures[5].group == ("train_slide_1" if slides else "train/5")
+    np.testing.assert_array_equal(found.pictures[5].read(), picture_sets.drawn(1, 5))
+
+
+def test_groups_come_from_a_table_of_patients(tmp_path: Path) -> None:
+    root = picture_sets.write_folders(tmp_path / "set", 2)
+    rows = [
+        {"picture": f"{name}/{n}.png", "patient": f"p{n}"}
+        for name in picture_sets.CLASSES
+        for n in range(2)
+    ]
+    found = read_pictures(root, picture_sets.write_table(tmp_path / "patients.csv", rows))
+    assert [item.group for item in found.pictures] == ["p0", "p1", "p0", "p1"]
+    picture_sets.write_table(tmp_path / "patients.csv", rows[:3])
+    with pytest.raises(InputError, match=r"whose the picture stripes/1\.png is"):
+        read_pictures(root, tmp_path / "patients.csv")
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    picture_sets.write_folders(tmp_path, 2)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match=r"class folder .*nothing has no pictures"):
+        read_pictures(tmp_path)
+
+
+def test_a_class_in_the_validation_only_is_refused(tmp_path: Path) -> None:
+    picture_sets.write_folders(tmp_path, 2, ("train", "valid"))
+    (tmp_path / "valid" / "rings").mkdir()
+    shutil.copy(tmp_path / "valid" / "disc" / "0.png", tmp_path / "valid" / "rings" / "0.png")
+    with pytest.raises(InputError, match=r"'rings' .* in valid only"):
+        read_pictures(tmp_path)
+
+
+def test_one_picture_in_two_classes_is_refused(tmp_path: Path) -> None:
+    picture_sets.write_folders(tmp_path, 2)
+    shutil.copy(tmp_path / "disc" / "0.png", tmp_path / "stripes" / "copy.png")
+    with pytest.raises(
+        InputError, match=r"disc/0\.png of class 'disc' and stripes/copy\.png of class 'stripes'"
+    ):
+        read_pictures(tmp_path)
+
+
+def test_one_picture_in_training_and_validation_is_noted(tmp_path: Path) -> None:
+    picture_sets.write_folders(tmp_path, 2, ("train", "valid"))
+    assert not read_pictures(tmp_path).notes
+    shutil.copy(tmp_path / "train" / "disc" / "0.png", tmp_path / "valid" / "disc" / "9.png")
+    (note,) = read_pictures(tmp_path).notes
+    assert "train and valid" in note
+    assert "valid/disc/9.png" in note
+
+
+def test_a_slide_in_training_and_validation_is_noted(tmp_path: Path) -> None:
+    picture_sets.write_folders(tmp_path, 2)
+    rows = [
+        {"image": f"{name}/{n}.png", "label": name, "group": "one slide", "split": part}
+        for name in picture_sets.CLASSES
+        for n, part in enumerate(("train", "valid"))
+    ]
+    (note,) = read_pictures(picture_sets.write_table(tmp_path / "a.csv", rows)).notes
+    assert "one slide" in note
+
+
+ONE = {"file": "disc/0.png", "label": "a"}
+
+BAD_TABLES = [
+    ([{"image": "disc/0.png", "colour": "red"}], "one of label"),
+    ([ONE, ONE | {"label": "b"}], "lines 2 and 3: .* as 'a' and as 'b'"),
+    ([ONE, ONE], "listed twice"),
+    ([ONE | {"file": "disc/9.png"}], "line 2: .*9.png does not exist"),
+    ([ONE | {"label": ""}], "line 2: .* is empty"),
+    ([ONE], "has one class"),
+    ([ONE | {"split": "morning"}], "'morning' is not a part"),
+]
+
+
+@pytest.mark.parametrize(("rows", "words"), BAD_TABLES, ids=[words for _, words in BAD_TABLES])
+def test_a_table_that_is_not_in_order(
+    rows: list[dict[str, str]], words: str, tmp_path: Path
+) -> None:
+    picture_sets.write_folders(tmp_path, 1)
+    with pytest.raises(InputError, match=words):
+        read_pictures(picture_sets.write_table(tmp_path / "a.csv", rows))
+
+
+def test_a_folder_without_classes_and_other_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="0 folders of classes"):
+        read_pictures(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match="not a table"):
+        read_pictures(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="does not exist"):
+        read_pictures(tmp_path / "none")
+
+
+def test_damaged_patch_camelyon(tmp_path: Path) -> None:
+    root = picture_sets.write_patch_camelyon(tmp_path, {"train": 4, "valid": 4})
+    labels = root / "camelyonpatch_level_2_split_valid_y.h5"
+    kept = labels.read_bytes()
+    labels.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(InputError, match="not an HDF5 file"):
+        read_pictures(root)
+    labels.unlink()
+    with pytest.raises(InputError, match="no partner"):
+        read_pictures(root)
+    other = picture_sets.write_patch_camelyon(tmp_path / "other", {"valid": 6})
+    shutil.copy(other / labels.name, labels)
+    with pytest.raises(InputError, match="6 labels"):
+        read_pictures(root)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "EXIF"])
+def test_kinds_of_pictures(mode: str, tmp_path: Path) -> None:
+    """All become RGB; what is transparent is white, and a picture that was turned stands upright."""
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:10] = 255
+    image, path, tolerance = Image.fromarray(pixels), tmp_path / "a.png", 0
+    if mode == "EXIF":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned right by a quarter
+        path, tolerance = tmp_path / "a.jpg", 30
+        image.rotate(90, expand=True).save(path, exif=exif)
+    elif mode == "I;16":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(path)
+    elif mode == "RGBA":
+        pixels[:, :5] = 255
+        rgba = np.dstack([pixels, np.full((20, 30), 255, np.uint8)])
+        rgba[:, :5] = (9, 9, 9, 0)
+        Image.fromarray(rgba).save(path)
+    elif mode == "CMYK":
+        path, tolerance = tmp_path / "a.jpg", 30
+        image.convert("CMYK").save(path)
+    else:
+        image.convert(mode).save(path)
+    found = read_picture(path)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - pixels).max() <= tolerance
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_a_damaged_picture_is_named(part: float, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture_sets.drawn(0, 0)).save(path)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"a\.png cannot be read as a picture"):
+        read_picture(path)
+
+
+@given(data=st.data(), count=st.integers(2, 5), seed=st.integers(0, 9))
+@settings(max_examples=50, deadline=None)
+def test_folds_keep_groups_together_and_classes_apart_alike(
+    data: st.DataObject, count: int, seed: int
+) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=count, max_size=30))
+    groups = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    labels = data.draw(st.lists(st.integers(0, 2), min_size=len(groups), max_size=len(groups)))
+    found = stratified_folds(labels, groups, count, seed)
+    assert set(found) == set(range(count))
+    for group in set(groups):
+        assert len({int(f) for f, g in zip(found, groups, strict=True) if g == group}) == 1
+    if max(sizes) == 1:
+        for label in set(labels):
+            shares = np.bincount(found[np.array(labels) == label], minlength=count)
+            assert shares.max() - shares.min() <= 2
+
+
+def test_folds_of_single_pictures_share_each_class_evenly() -> None:
+    labels = [0] * 49 + [1] * 51
+    found = stratified_folds(labels, [str(n) for n in range(100)], 5, 1)
+    for label, most in ((0, 10), (1, 11)):
+        shares = np.bincount(found[np.array(labels) == label], minlength=5)
+        assert shares.max() <= most
+        assert shares.min() >= 9
+    with pytest.raises(InputError, match="1 patient or slide"):
+        stratified_folds([0, 1], ["a", "a"], 2, 1)
