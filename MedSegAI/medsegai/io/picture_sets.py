@@ -370,11 +370,14 @@ class H5Patches:
 def _grouped(found: PictureSet, path: Path) -> PictureSet:
     rows, columns = _rows(path, ("picture", "group"))
     patients = {row[columns["picture"]].strip(): row[columns["group"]].strip() for row in rows}
-    stems = Counter(Path(name).stem for name in patients)
-    short = {Path(name).stem: it for name, it in patients.items() if stems[Path(name).stem] == 1}
+    listed = Counter(Path(name).stem for name in patients)
+    there = Counter(Path(item.name).stem for item in found.pictures)
+    short = {Path(name).stem: patient for name, patient in patients.items()}
     pictures = []
     for item in found.pictures:
-        known = patients.get(item.name) or short.get(Path(item.name).stem)
+        stem = Path(item.name).stem
+        alone = listed[stem] == there[stem] == 1  # then it is meant whatever its folder is
+        known = patients.get(item.name) or (short.get(stem) if alone else None)
         if not known:
             raise InputError(f"{path} does not say whose the picture {item.name} is. Add a line.")
         pictures.append(replace(item, group=known))

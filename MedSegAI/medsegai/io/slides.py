@@ -145,13 +145,18 @@ class Slide:
     ) -> Geometry:
         """The place of a grid, or of a box of it, as a volume of one slice: columns run to the left, rows down.
 
-        The corner of the finest level is the origin. Where the size of pixels is not known, a finest pixel counts
-        as a millimetre.
+        The first pixel of the finest level is the origin, as of other pictures. Where the size of pixels is not
+        known, a finest pixel counts as a millimetre.
         """
         box = box or Box(0, 0, grid.rows, grid.columns)
         across, down = self.spacing_mm or (1.0, 1.0)
         step = (across * grid.downsample, down * grid.downsample, thickness_mm)
-        origin = (-step[0] * (box.left + 0.5), -step[1] * (box.top + 0.5), 0.0)
+        corner = (across / 2, down / 2)
+        origin = (
+            corner[0] - step[0] * (box.left + 0.5),
+            corner[1] - step[1] * (box.top + 0.5),
+            0.0,
+        )
         shape = (1, box.rows, box.columns)
         return Geometry.from_spacing(shape, step, origin, np.diag([-1.0, -1.0, 1.0]))
 
