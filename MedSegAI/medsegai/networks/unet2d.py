@@ -1,0 +1,199 @@
+"""U-Net and U-Net++ for images, on an encoder that may be pre-trained.
+
+Weights are named as in segmentation_models_pytorch, so that what was trained with it can be imported; the networks
+answer alike (`Testing/engine/test_unet2d_parity.py`).
+
+Sources: Ronneberger et al., "U-Net", MICCAI 2015; Zhou et al., "UNet++: Redesigning Skip Connections to Exploit
+Multiscale Features in Image Segmentation", IEEE TMI 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medsegai.errors import ModelError
+from medsegai.models.json_fields import number, typed_fields
+from medsegai.networks.encoders import ENCODERS, MOST_CHANNELS, STRIDES, build_encoder
+
+DECODERS = ("unet", "unetplusplus")
+
+STRIDE = STRIDES[-1]
+"""Height and width of an image must be multiples of it."""
+
+MOST_CLASSES, MOST_WIDTH = 256, 4096
+
+
+@dataclass(frozen=True)
+class UNet2DConfig:
+    """The shape of a network.
+
+    Attributes:
+        encoder: one of `ENCODERS`.
+        decoder: one of `DECODERS`.
+        channels: of the image.
+        classes: channels of the answer.
+        widths: channels of the decoder at each size, the coarsest first; the last is that of the whole image.
+        deep_supervision: whether a U-Net++ has a head for each of its nested U-Nets, for training only.
+    """
+
+    encoder: str = "mobilenet_v2"
+    decoder: str = "unet"
+    channels: int = 3
+    classes: int = 2
+    widths: tuple[int, ...] = (256, 128, 64, 32, 16)
+    deep_supervision: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ModelError: there is no such network."""
+        for what, value, known in (
+            ("encoder", self.encoder, tuple(ENCODERS)),
+            ("decoder", self.decoder, DECODERS),
+        ):
+            if value not in known:
+                raise ModelError(f"There is no {what} {value!r}. Known: {', '.join(known)}.")
+        number(self.channels, "channels", 1, MOST_CHANNELS)
+        number(self.classes, "classes", 1, MOST_CLASSES)
+        if len(self.widths) != len(STRIDES):
+            raise ModelError(f"widths must be {len(STRIDES)} numbers, not {len(self.widths)}.")
+        for width in self.widths:
+            number(width, "widths", 1, MOST_WIDTH)
+        if self.deep_supervision and self.decoder != "unetplusplus":
+            raise ModelError("deep_supervision is for the decoder 'unetplusplus' only.")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], channels: int, classes: int) -> UNet2DConfig:
+        """The network that a card describes; what else its settings hold is not looked at.
+
+        Raises:
+            ModelError: there is no such network.
+        """
+        own = {item.name for item in fields(cls)} - {"channels", "classes"}
+        values = typed_fields({name: settings[name] for name in own & set(settings)}, cls)
+        values = {name: tuple(v) if name == "widths" else v for name, v in values.items()}
+        return cls(channels=channels, classes=classes, **values)
+
+    def settings(self) -> dict[str, Any]:
+        """What `of` reads, as JSON values."""
+        values = asdict(self)
+        del values["channels"], values["classes"]
+        return values | {"widths": list(self.widths)}
+
+
+class UNet2D(nn.Module):
+    """Images (N, channels, H, W) to logits (N, classes, H, W); H and W are multiples of 32."""
+
+    def __init__(self, config: UNet2DConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config.encoder, config.channels)
+        kind = UNetDecoder if config.decoder == "unet" else UNetPlusPlusDecoder
+        self.decoder = kind(self.encoder.widths, config.widths)
+        self.segmentation_head = nn.Sequential(
+            nn.Conv2d(config.widths[-1], config.classes, 3, padding=1)
+        )
+        nested = self.encoder.widths[0] if config.deep_supervision else 0
+        self.deep_heads = nn.ModuleList(
+            nn.Conv2d(nested, config.classes, 1) for _ in STRIDES[2:] if nested
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        return self.answers(image)[0]
+
+    def answers(self, image: Tensor) -> list[Tensor]:
+        """The logits, and behind them those of the nested U-Nets, from the deepest, where heads for these are."""
+        features, nested = self.decoder.nested(self.encoder(image))
+        found = [self.segmentation_head(features)]
+        for head, inner in zip(self.deep_heads, nested, strict=False):
+            found.append(functional.interpolate(head(inner), scale_factor=2, mode="bilinear"))
+        return found
+
+
+class _ConvNormReLU(nn.Sequential):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+
+
+class _Joined(nn.Module):
+    """Twice the size, joined with what has that size already, and convolved twice."""
+
+    def __init__(self, channels: int, beside: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = _ConvNormReLU(channels + beside, width)
+        self.conv2 = _ConvNormReLU(width, width)
+
+    def forward(self, features: Tensor, beside: Sequence[Tensor] = ()) -> Tensor:
+        doubled = functional.interpolate(features, scale_factor=2, mode="nearest")
+        result: Tensor = self.conv2(self.conv1(torch.cat([doubled, *beside], dim=1)))
+        return result
+
+
+class UNetDecoder(nn.Module):
+    """Pyramids, the finest level first, to features (N, widths[-1], H, W)."""
+
+    def __init__(self, pyramid: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        coarse, *beside = pyramid[::-1]
+        inputs = [coarse, *widths[:-1]]
+        self.blocks = nn.ModuleList(
+            _Joined(*sizes) for sizes in zip(inputs, [*beside, 0], widths, strict=True)
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """See the class."""
+        features, *beside = pyramid[::-1]
+        for row, block in enumerate(self.blocks):
+            features = block(features, beside[row : row + 1])
+        return features
+
+    def nested(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` gives; nothing is nested in a U-Net."""
+        return self(pyramid), []
+
+
+class UNetPlusPlusDecoder(nn.Module):
+    """The same with nested skips: at each size, every node is joined with all that lie before it.
+
+    Node `x_d_l` stands in row l, rows counted from the coarsest; d is how many rows below it its own U-Net ends.
+    """
+
+    def __init__(self, pyramid: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        coarse, *beside = pyramid[::-1]
+        self.last = len(beside)
+        blocks: dict[str, nn.Module] = {}
+        for row, skip in enumerate(beside):
+            for depth in range(row + 1):
+                below = ([coarse, *widths] if depth == 0 else [coarse, *beside])[row]
+                width = widths[row] if depth == 0 else skip
+                blocks[f"x_{depth}_{row}"] = _Joined(below, skip * (row + 1 - depth), width)
+        blocks[f"x_0_{self.last}"] = _Joined(widths[-2], 0, widths[-1])
+        self.blocks = nn.ModuleDict(blocks)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """See `UNetDecoder`."""
+        return self.nested(pyramid)[0]
+
+    def nested(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` gives, and the features (N, pyramid[0], H / 2, W / 2) of the nested U-Nets, the deepest
+        first."""
+        levels = pyramid[::-1]
+        nodes: dict[tuple[int, int], Tensor] = {}
+        for row in range(self.last):
+            for depth in range(row, -1, -1):
+                below = levels[row] if depth == row else nodes[depth, row - 1]
+                before = [nodes[other, row] for other in range(depth + 1, row + 1)]
+                block = self.blocks[f"x_{depth}_{row}"]
+                nodes[depth, row] = block(below, [*before, levels[row + 1]])
+        features = self.blocks[f"x_0_{self.last}"](nodes[0, self.last - 1])
+        return features, [nodes[depth, self.last - 1] for depth in range(1, self.last)]
