@@ -193,6 +193,8 @@ class Volume:
         notes: what the reader found doubtful, in words for the user.
         modality: what kind of scanner they came from, where the file says so: "CT", "MR", as DICOM's Modality.
         frame_of_reference: DICOM's UID of the space that they lie in, where the file says it.
+        size_known: whether voxels measure what the grid says; a photograph only has pixels, which stand on a grid
+            of 1 mm.
     """
 
     voxels: NDArray[Any]
@@ -201,6 +203,7 @@ class Volume:
     notes: tuple[str, ...] = ()
     modality: str = ""
     frame_of_reference: str = ""
+    size_known: bool = True
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape:

@@ -149,7 +149,7 @@ def test_a_file_that_is_no_image(tmp_path: Path, ending: str, content: bytes) ->
     refused(path)
 
 
-@pytest.mark.parametrize("name", ["photo.png", "letter.txt", "scan", "scan.nii.bz2", "weights.pth"])
+@pytest.mark.parametrize("name", ["photo.gif", "letter.txt", "scan", "scan.nii.bz2", "weights.pth"])
 def test_a_file_of_another_kind_is_told_what_can_be_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"something else " * 20)
     message = refused(tmp_path / name)

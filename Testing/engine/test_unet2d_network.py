@@ -56,7 +56,7 @@ def test_a_card_describes_the_network(decoder: str) -> None:
         ({"widths": [8, 8]}, "widths must be 5 numbers"),
         ({"widths": [8, 8, 8, 8, 0]}, "widths must lie from 1"),
         ({"deep_supervision": True}, "for the decoder 'unetplusplus'"),
-        ({"encoder": 3}, "encoder of UNet2DConfig must be text"),
+        ({"encoder": 3}, "encoder must be text"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(settings: dict[str, object], words: str) -> None:

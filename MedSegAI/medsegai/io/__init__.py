@@ -13,32 +13,40 @@ from medsegai.io.atomic import (
 )
 from medsegai.io.candidates import read_candidates
 from medsegai.io.cards import write_card
-from medsegai.io.checks import check_scan, check_voxels
+from medsegai.io.checks import check_picture, check_scan, check_voxels
 from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
 from medsegai.io.labelmaps import laid_on, read_labelmap
 from medsegai.io.nifti import axes_to_ras
 from medsegai.io.orientation import itk_axes_to_ras
-from medsegai.io.reading import READABLE, read_volume
+from medsegai.io.pictures import PICTURE_ENDINGS, grey, is_picture, read_picture, read_pixels
+from medsegai.io.reading import READABLE, read_channels, read_volume
 from medsegai.io.tables import write_table
 from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
 
 __all__ = [
     "PARTIAL",
+    "PICTURE_ENDINGS",
     "READABLE",
     "WRITABLE",
     "FilesTogether",
     "atomic_path",
     "axes_to_ras",
     "check_output",
+    "check_picture",
     "check_scan",
     "check_voxels",
     "files_together",
     "from_sitk",
+    "grey",
+    "is_picture",
     "itk_axes_to_ras",
     "laid_on",
     "read_candidates",
+    "read_channels",
     "read_labelmap",
+    "read_picture",
+    "read_pixels",
     "read_volume",
     "series_frames",
     "to_sitk",

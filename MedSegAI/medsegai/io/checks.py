@@ -21,15 +21,19 @@ EXTENT_MM = (20.0, 3000.0)
 """An image whose longest side lies outside this range has its spacing in another unit."""
 
 
-def check_voxels(volume: Volume) -> None:
+def check_voxels(volume: Volume, dimensions: int = 3) -> None:
     """Refuse voxels that no network can make sense of.
+
+    Args:
+        volume: the image.
+        dimensions: that it needs; of two, a single slice is enough.
 
     Raises:
         InputError: one voxel thick, not numbers, not finite, beyond `MAX_VALUE`, or the same everywhere.
     """
     name = volume.source or "The image"
     voxels = volume.voxels
-    if min(voxels.shape) < 2:
+    if min(voxels.shape[3 - dimensions :]) < 2:
         raise InputError(
             f"{name} is one voxel thick ({volume.geometry.describe()}). A 3D volume is needed."
         )
@@ -53,6 +57,23 @@ def check_voxels(volume: Volume) -> None:
             f"{name} has values from {lowest:g} to {highest:g}, and {beyond} of its voxels lie beyond "
             f"{MAX_VALUE:g}, which no scan has. Replace them first, for example with numpy.clip."
         )
+
+
+def check_picture(volume: Volume) -> tuple[str, ...]:
+    """Refuse an image that cannot be segmented slice by slice, and report what is doubtful about it.
+
+    Returns:
+        Warnings in words, the reader's notes first.
+
+    Raises:
+        InputError: see `check_voxels`.
+    """
+    check_voxels(volume, dimensions=2)
+    if volume.size_known:
+        return volume.notes
+    name = volume.source or "The image"
+    unknown = f"{name} does not say how large its pixels are, so sizes are given in pixels only."
+    return (*volume.notes, unknown)
 
 
 def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tuple[str, ...]:

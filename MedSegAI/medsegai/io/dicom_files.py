@@ -46,7 +46,7 @@ _TAGS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-_DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
+DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
 """What pydicom raises on damaged headers, on opening or when a value is first looked at."""
 
 _PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -150,7 +150,7 @@ def read_file(path: Path) -> DicomFile:
         raise
     except InputError as error:
         return DicomFile(path, problem=error)
-    except _DAMAGE:  # pydicom's words, which may quote the header, are dropped
+    except DAMAGE:  # pydicom's words, which may quote the header, are dropped
         return DicomFile(path, problem=unreadable(path, "its header is damaged", "a DICOM file"))
 
 
@@ -189,8 +189,11 @@ def _is_cut_uid(sop_class: str) -> bool:
     return of_standard and pydicom.uid.UID(sop_class).name == sop_class
 
 
-def opened_header(path: Path, file: BinaryIO) -> tuple[Any, BinaryIO]:
-    """The header, and the stream behind it: the file, or the beginning of what was deflated in it."""
+def opened_header(path: Path, file: BinaryIO, tags: Sequence[str] = _TAGS) -> tuple[Any, BinaryIO]:
+    """The header, and the stream behind it: the file, or the beginning of what was deflated in it.
+
+    Of the header only `tags` are kept.
+    """
     without_preamble = file.read(132)[128:] != b"DICM"
     meta: Any = {} if without_preamble else pydicom.filereader.read_file_meta_info(path)
     stream = file
@@ -200,7 +203,7 @@ def opened_header(path: Path, file: BinaryIO) -> tuple[Any, BinaryIO]:
         stream, without_preamble = io.BytesIO(inflated), True
     stream.seek(0)
     head = pydicom.dcmread(
-        stream, stop_before_pixels=True, specific_tags=_TAGS, force=without_preamble
+        stream, stop_before_pixels=True, specific_tags=list(tags), force=without_preamble
     )
     if stream is not file:
         head.file_meta = meta

@@ -47,7 +47,7 @@ def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
         return _read_segmentation(path)
     if path.is_file() and is_dicom(path) and read_file(path).is_segmentation:
         return read_dicom_segmentation(path)
-    volume = read_unchecked(path)
+    volume = read_unchecked(path, labels=True)
     volume = volume.with_voxels(_compact(path, volume.voxels))
     values = unique_values(volume.voxels)
     return volume, tuple(_made_label(int(value)) for value in values if value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from medsegai.errors import InputError
 from medsegai.io.checks import check_voxels
@@ -12,22 +13,35 @@ from medsegai.io.dicom_files import is_dicom
 from medsegai.io.files import check_name, check_regular
 from medsegai.io.itk import ITK_ENDINGS, read_with_itk
 from medsegai.io.nifti import NIBABEL_ENDINGS, read_with_nibabel
+from medsegai.io.pictures import (
+    PICTURE_ENDINGS,
+    grey,
+    is_picture,
+    read_label_picture,
+    read_picture,
+)
+from medsegai.io.radiographs import RADIOGRAPHS, is_radiograph, read_radiograph
 from medsegai.volume import Volume
+
+Read = TypeVar("Read")
 
 _READERS: tuple[tuple[tuple[str, ...], Callable[[Path], Volume]], ...] = (
     (NIBABEL_ENDINGS, read_with_nibabel),
     (ITK_ENDINGS, read_with_itk),
+    (PICTURE_ENDINGS, lambda path: grey(read_picture(path))),
 )
 READABLE = (*NIBABEL_ENDINGS, *ITK_ENDINGS, ".dcm")
-"""Endings of files that can be read, lower case. DICOM files need no ending."""
+"""Endings of volumes that can be read, lower case. DICOM files need no ending. Pictures are apart, because those
+in a folder of volumes may be previews of them."""
 
 
 def read_volume(path: Path | str, series: str | None = None) -> Volume:
-    """Read a 3D scalar image and place it in RAS.
+    """Read a 3D scalar image, or a picture, and place it in RAS.
 
     Args:
         path: NIfTI, NRRD, MetaImage, Analyze, MGH, one multi-frame DICOM file, or a folder that
-            holds the slices of a DICOM series.
+            holds the slices of a DICOM series. Or a picture or radiograph, which has one slice; of
+            colours, the luminance.
         series: which series of a DICOM folder: its number, or the end of its SeriesInstanceUID.
 
     Returns:
@@ -41,37 +55,74 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
             gantry tilt.
     """
     volume = read_unchecked(Path(path), series)
-    check_voxels(volume)
+    flat = is_picture(Path(path)) or volume.modality in RADIOGRAPHS
+    check_voxels(volume, dimensions=2 if flat else 3)
     return volume
 
 
-def read_unchecked(path: Path, series: str | None = None) -> Volume:
-    """As `read_volume`, for any values of the voxels."""
+def read_channels(path: Path | str, series: str | None = None) -> tuple[Volume, ...]:
+    """The channels of an image: red, green and blue of a picture in colours, else the one of `read_volume`.
+
+    Images of one slice are read in every format.
+
+    Raises:
+        InputError, GeometryError: see `read_volume`.
+    """
+    path = Path(path)
+    if path.is_file() and is_picture(path):
+        channels = _reported(path, lambda: _picture(path))
+    else:
+        channels = (read_unchecked(path, series),)
+    for volume in channels[:1] if len(channels) == 1 else ():
+        check_voxels(volume, dimensions=2)
+    return channels
+
+
+def read_unchecked(path: Path, series: str | None = None, labels: bool = False) -> Volume:
+    """As `read_volume`, for any values of the voxels; with `labels` those of a picture are label values."""
+    return _reported(path, lambda: _read(path, series, labels))
+
+
+def _reported(path: Path, read: Callable[[], Read]) -> Read:
+    """What `read` gives; that a file cannot be opened is the error of that file."""
     try:
-        return _read(path, series)
+        return read()
     except OSError as error:
         raise InputError(
             f"{path} cannot be opened: {error.strerror or error}. Check its name, and that you may read it."
         ) from error
 
 
-def _read(path: Path, series: str | None) -> Volume:
+def _picture(path: Path) -> tuple[Volume, ...]:
+    _check_file(path)
+    return read_picture(path)
+
+
+def _check_file(path: Path) -> None:
+    """Raise InputError if there is nothing to read."""
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the name.")
     check_regular(path)
     check_name(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty (0 bytes). Copy or export it again.")
+
+
+def _read(path: Path, series: str | None, labels: bool) -> Volume:
+    _check_file(path)
     if path.is_dir():
         return read_dicom(path, series)
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise InputError(f"{path} is empty (0 bytes). Copy or export it again.")
+    if labels and is_picture(path):
+        return read_label_picture(path)
     name = path.name.lower()
     for endings, reader in _READERS:
         if name.endswith(endings):
             return reader(path)
     if is_dicom(path):
-        return read_dicom(path, series)
+        return read_radiograph(path) if is_radiograph(path) else read_dicom(path, series)
     raise InputError(
-        f"{path} is not an image that can be read. Known are {', '.join(READABLE)}, and a folder with "
-        "a DICOM series."
+        f"{path} is not an image that can be read. Known are {', '.join((*READABLE, *PICTURE_ENDINGS))}, and a "
+        "folder with a DICOM series."
     )

@@ -10,7 +10,7 @@ Multiscale Features in Image Segmentation", IEEE TMI 2020.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsegai.errors import ModelError
-from medsegai.models.json_fields import number, typed_fields
+from medsegai.models.json_fields import from_json, number, to_json
 from medsegai.networks.encoders import ENCODERS, MOST_CHANNELS, STRIDES, build_encoder
 
 DECODERS = ("unet", "unetplusplus")
@@ -73,16 +73,13 @@ class UNet2DConfig:
         Raises:
             ModelError: there is no such network.
         """
-        own = {item.name for item in fields(cls)} - {"channels", "classes"}
-        values = typed_fields({name: settings[name] for name in own & set(settings)}, cls)
-        values = {name: tuple(v) if name == "widths" else v for name, v in values.items()}
-        return cls(channels=channels, classes=classes, **values)
+        own = {item.name for item in fields(cls)} & set(settings)
+        values = {name: settings[name] for name in own}
+        return from_json(cls, values | {"channels": channels, "classes": classes})
 
     def settings(self) -> dict[str, Any]:
         """What `of` reads, as JSON values."""
-        values = asdict(self)
-        del values["channels"], values["classes"]
-        return values | {"widths": list(self.widths)}
+        return {k: v for k, v in to_json(self).items() if k not in ("channels", "classes")}
 
 
 class UNet2D(nn.Module):

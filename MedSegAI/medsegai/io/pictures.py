@@ -1,0 +1,219 @@
+"""Pictures: PNG, JPEG, TIFF and BMP files of one image, grey or in colour.
+
+A picture becomes a volume of one slice, placed as Slicer places it: the first pixel at the origin, columns to the
+left and rows to the back of the patient. What a pixel measures is not known from such files (resolutions that they
+state are those of a printer), so voxels are of 1 mm and the volume says that they are not to be believed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from medsegai.errors import InputError
+from medsegai.io.decoder import itk_voxels
+from medsegai.io.files import PARSER_ERRORS, check_memory, native, unreadable
+from medsegai.volume import Geometry, Volume
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""Endings of pictures, lower case."""
+
+KIND = "a picture"
+
+GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+"""Modes of Pillow with one value a pixel."""
+
+COLOURS = ("red", "green", "blue")
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""How bright red, green and blue are (ITU-R BT.601)."""
+
+PIXELS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Columns run to the left and rows to the back, as ITK's identity is in Slicer."""
+
+_DEEP = {"PNG": "PNGImageIO", "TIFF": "TIFFImageIO"}
+"""Formats of which Pillow drops the lower eight bits where pixels have sixteen and several bands, and readers of
+ITK that keep them."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels as they are to be seen.
+
+    Attributes:
+        pixels: (j, i) or, of colours, (j, i, 3).
+        notes: what was changed on the way, in words.
+    """
+
+    pixels: NDArray[Any]
+    notes: tuple[str, ...] = ()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether the name of a file is that of a picture."""
+    return path.name.lower().endswith(PICTURE_ENDINGS)
+
+
+def read_picture(path: Path) -> tuple[Volume, ...]:
+    """The channels of a picture, one volume for grey, three for red, green and blue.
+
+    Transparency is left out, palettes and CMYK become colours, and a picture that its camera marked as turned is
+    turned; notes say so.
+
+    Raises:
+        InputError: it cannot be read, has several pages, or colours of another kind.
+    """
+    picture = read_pixels(path)
+    pixels = picture.pixels if picture.pixels.ndim == 3 else picture.pixels[..., None]
+    geometry = Geometry((1, *pixels.shape[:2]), PIXELS_TO_RAS)
+    return tuple(
+        Volume(
+            np.ascontiguousarray(pixels[None, ..., channel]),
+            geometry,
+            str(path),
+            picture.notes,
+            size_known=False,
+        )
+        for channel in range(pixels.shape[2])
+    )
+
+
+def read_label_picture(path: Path) -> Volume:
+    """The numbers of a grey picture, or those of a palette, as label values.
+
+    Raises:
+        InputError: see `read_picture`; or it is in colours.
+    """
+    picture = read_pixels(path, palette=True)
+    if picture.pixels.ndim > 2:
+        raise InputError(
+            f"{path} is in colours. A label map is grey, or has a palette: its numbers are the labels."
+        )
+    geometry = Geometry((1, *picture.pixels.shape), PIXELS_TO_RAS)
+    return Volume(picture.pixels[None], geometry, str(path), picture.notes, size_known=False)
+
+
+def grey(channels: Sequence[Volume]) -> Volume:
+    """One volume from one or three channels: their luminance, in the type of the channels.
+
+    Channels that are all alike are one of them.
+    """
+    first = channels[0]
+    if all(np.array_equal(first.voxels, other.voxels) for other in channels[1:]):
+        return first
+    mixed = sum(
+        weight * channel.voxels.astype(np.float64)
+        for weight, channel in zip(LUMINANCE, channels, strict=True)
+    )
+    whole = first.voxels.dtype.kind in "iu"
+    return first.with_voxels(
+        (np.rint(mixed) if whole else np.asarray(mixed)).astype(first.voxels.dtype)
+    )
+
+
+def read_pixels(path: Path, palette: bool = False) -> Picture:
+    """The pixels of a picture.
+
+    Args:
+        path: the file.
+        palette: whether the numbers of a palette are wanted as they are: they are labels of a label map.
+
+    Raises:
+        InputError: see `read_picture`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # memory is checked below
+            with Image.open(path) as image:
+                return _pixels(path, image, palette)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path} has more pixels than a picture is read with. Crop it, or make it smaller, first."
+        ) from None
+    except UnidentifiedImageError:
+        raise unreadable(path, "its content is not known", KIND) from None
+    except (*PARSER_ERRORS, SyntaxError) as error:  # Pillow's word for a broken PNG
+        raise unreadable(path, error, KIND) from error
+
+
+def _pixels(path: Path, image: Image.Image, palette: bool) -> Picture:
+    pages = int(getattr(image, "n_frames", 1))
+    if pages > 1:
+        raise InputError(
+            f"{path} has {pages} pages or frames. Save the wanted one as a picture of its own."
+        )
+    bands = len(image.getbands())
+    check_memory(path, math.prod(image.size) * bands * (4 if image.mode in ("I", "F") else 2))
+    notes = []
+    if bands > 1 and ";16" in _stored_as(image):
+        return Picture(*_deep(path, image, bands))
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)  # which Pillow turns by itself
+    turned = 1 if is_tiff else image.getexif().get(0x0112, 1)
+    image.load()
+    if turned != 1:
+        image = ImageOps.exif_transpose(image)
+        notes.append(f"{path} was turned as its camera says (EXIF).")
+    if palette and image.mode == "P":
+        return Picture(np.array(image), tuple(notes))
+    pixels, more = _seen(path, image)
+    return Picture(native(pixels), (*notes, *more))
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How pixels are stored in a PNG or TIFF, as Pillow calls it; "" of other formats."""
+    tiles = getattr(image, "tile", None)
+    if image.format not in _DEEP or not tiles:
+        return ""
+    stored = tiles[0][3]
+    return str(stored[0] if isinstance(stored, tuple) else stored)
+
+
+def _deep(path: Path, image: Image.Image, bands: int) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Pixels of sixteen bits in several bands, by ITK."""
+    size = 2 * math.prod(image.size) * bands
+    pixels = itk_voxels(path, _DEEP[str(image.format)], size)
+    pixels = pixels.reshape(image.size[1], image.size[0], -1)
+    if pixels.shape[2] in (1, 3):
+        return np.squeeze(pixels, 2) if pixels.shape[2] == 1 else pixels, ()
+    pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    return pixels, (f"The transparency of {path} was left out.",)
+
+
+def _seen(path: Path, image: Image.Image) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Grey (j, i) or colours (j, i, 3), and what was left out."""
+    notes = []
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
+        notes.append(f"The transparency of {path} was left out.")
+    if image.mode == "CMYK":
+        notes.append(
+            f"{path} has colours for print (CMYK), which were turned into red, green and blue."
+        )
+    if image.mode == "1":
+        return np.array(image, dtype=np.uint8) * np.uint8(255), ()
+    if image.mode in GREY:
+        return np.array(image), tuple(notes)
+    if image.mode in ("LA", "La"):
+        return np.array(image.convert("LA"))[..., 0], tuple(notes)
+    if image.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"):
+        raise InputError(
+            f"{path} has colours of the kind {image.mode}, which are not read. Save it as RGB or grey."
+        )
+    if image.mode in ("P", "PA", "RGBa"):
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        pixels = np.array(image)[..., :3]
+    else:
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels, tuple(notes)
