@@ -20,19 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medsegai import __version__
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Model, Part, Step, load_model
 from medsegai.inference.fusion import (
     Accumulator,
-    Fused,
+    Ensemble,
     JointLabels,
-    fuse,
+    PartAnswer,
     join_labels,
 )
-from medsegai.inference.probabilities import NativeMap, Readable, StreamedProbabilities
+from medsegai.inference.probabilities import StreamedProbabilities
 from medsegai.inference.result_builder import Answer
 from medsegai.io import check_scan, read_volume
 from medsegai.io.checks import MAX_SPACING_MM
@@ -86,14 +85,15 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     models = [_model(*_key(card)) for card in cards]
     output = inputs[0].geometry.cropped(*_start_and_shape(box))
     job = _Job(request, inputs, output, compute, progress, _temperature(request, cards))
-    fused = _predict(job, models, naming)
+    parts = _prepared(job, models, naming)
+    ensemble = _predict(job, parts, naming)
     freeing = any(uses_candidates(item) for item in refinements)
-    answer = Answer(request, naming.labels, output, fused, freeing)
-    for k0, k1 in _slabs(answer.grid, len(fused.probabilities.labels)):
+    answer = Answer(request, naming.labels, output, ensemble, freeing)
+    for k0, k1 in _slabs(answer.grid, len(ensemble.labels)):
         progress.step("labels", k0, answer.grid.shape[0])
         answer.add(k0, k1)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
-    structures = _judged(job, answer, cards, fused.names)
+    structures = _judged(job, answer, cards, ensemble.names)
     scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
     return SegmentationResult(
         labelmap=scan.with_voxels(place(answer.labelmap)),
@@ -110,10 +110,10 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         else None,
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
-        provenance=_provenance(request, cards, inputs, compute, fused) | {"refinements": refined},
+        provenance=_provenance(job, cards, parts) | {"refinements": refined},
         warnings=(
             *warnings,
-            *fused.warnings,
+            *(warning for item in parts for warning in item.part.warnings),
             *compute.notes,
             *answer.warnings,
             *quality.sentences(
@@ -183,50 +183,50 @@ class _Job:
     temperature: float
 
 
-def _predict(job: _Job, models: Sequence[Model], naming: JointLabels) -> Fused:
-    """Let all members predict: now, or, where a part can be read meanwhile, as it is read."""
-    request, compute, progress = job.request, job.compute, job.progress
-    parts: list[tuple[Part, Mapping[int, int]]] = []
-    networks: list[set[str]] = []
+@dataclass(frozen=True)
+class _PartOf:
+    """A part of one of the models: the number of the model, and the values that its labels have in the result."""
+
+    part: Part
+    model: int
+    renamed: Mapping[int, int]
+
+
+def _prepared(job: _Job, models: Sequence[Model], naming: JointLabels) -> list[_PartOf]:
+    """The parts of all models, which have not predicted yet."""
+    parts: list[_PartOf] = []
     for number, model in enumerate(models):
-        progress.step("prepare", number, len(models))
-        found = model.parts(job.inputs, job.output, request, compute, progress)
-        parts += [
-            (replace(part, scale=part.scale.at(job.temperature)), naming.renamed[number])
-            for part in found
-        ]
-        networks.append({name for part in found for name in part.networks})
-    axis = None if request.members_apart else _plane_axis([part for part, _ in parts])
-    work = _Work(progress, sum(len(part.members) for part, _ in parts))
-    keep = request.uncertainty and len(work.done) > 1
-    readable: list[Readable] = []
-    answers: list[tuple[Tensor, Geometry]] = []
-    information: list[NativeMap] = []
-    for part, renamed in parts:
-        if axis is not None and part.plane_axis == axis:
-            readable.append(_streamed(part, renamed, compute, work))
-        else:
-            total = _accumulated(part, renamed, compute, work, request.fusion == "vote", keep)
-            joined = total.result()
-            readable.append(joined)
-            if keep:
-                answers += [(values, part.geometry) for values in total.member_values(joined)]
-                information.append(total.information(joined))
-    weights = [
-        sum(member.weight for member in part.members) if part.weight is None else part.weight
-        for part, _ in parts
-    ]
-    return Fused(
-        fuse(readable, weights, (0, *(label.value for label in naming.labels))),
-        weights,
-        {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis or 0],
-        [part.geometry for part, _ in parts],
-        networks,
-        [warning for part, _ in parts for warning in part.warnings],
-        tuple(member.name for part, _ in parts for member in part.members),
-        answers,
-        information,
-    )
+        job.progress.step("prepare", number, len(models))
+        for part in model.parts(job.inputs, job.output, job.request, job.compute, job.progress):
+            cooled = replace(part, scale=part.scale.at(job.temperature))
+            parts.append(_PartOf(cooled, number, naming.renamed[number]))
+    return parts
+
+
+def _predict(job: _Job, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
+    """Let all members predict: now, or, where a part can be read meanwhile, as it is read."""
+    axis = None if job.request.members_apart else _plane_axis([item.part for item in parts])
+    work = _Work(job.progress, sum(len(item.part.members) for item in parts))
+    labels = (0, *(label.value for label in naming.labels))
+    axes = {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis or 0]
+    return Ensemble([_answer(job, item, axis, work) for item in parts], labels, axes)
+
+
+def _answer(job: _Job, item: _PartOf, axis: int | None, work: _Work) -> PartAnswer:
+    """What a part answers: at once, or, where its planes come along `axis`, when it is read."""
+    part = item.part
+    weight = sum(member.weight for member in part.members) if part.weight is None else part.weight
+    names = tuple(member.name for member in part.members)
+    if axis is not None and part.plane_axis == axis:
+        streamed = _streamed(part, item.renamed, job.compute, work)
+        return PartAnswer(streamed, weight, part.geometry, names)
+    keep = job.request.uncertainty and len(work.done) > 1
+    total = _accumulated(job, item, work, keep)
+    joined = total.result()
+    if not keep:
+        return PartAnswer(joined, weight, part.geometry, names)
+    members, information = total.member_values(joined), total.information(joined)
+    return PartAnswer(joined, weight, part.geometry, names, members, information)
 
 
 def _plane_axis(parts: Sequence[Part]) -> int | None:
@@ -243,20 +243,13 @@ def _streamed(
     return StreamedProbabilities(labels, part.geometry, slabs, part.scale, part.linear)
 
 
-def _accumulated(
-    part: Part,
-    renamed: Mapping[int, int],
-    compute: Compute,
-    work: _Work,
-    vote: bool,
-    keep_members: bool,
-) -> Accumulator:
-    labels = (0, *renamed.values())
+def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> Accumulator:
+    part, compute, renamed = item.part, job.compute, item.renamed
     total = Accumulator(
-        labels,
+        (0, *renamed.values()),
         part.geometry,
         compute.device,
-        vote,
+        job.request.fusion == "vote",
         keep_members,
         part.scale,
         part.linear,
@@ -437,21 +430,19 @@ def forget_models() -> None:
     _model.cache_clear()
 
 
-def _provenance(
-    request: SegmentationRequest,
-    cards: Sequence[ModelCard],
-    inputs: Sequence[Volume],
-    compute: Compute,
-    fused: Fused,
-) -> dict[str, Any]:
+def _provenance(job: _Job, cards: Sequence[ModelCard], parts: Sequence[_PartOf]) -> dict[str, Any]:
+    used = [
+        {name for item in parts if item.model == number for name in item.part.networks}
+        for number in range(len(cards))
+    ]
     packages = ("torch", "numpy", "scipy", "openvino")
     return {
         "medsegai": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages if _version(name)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": compute.describe(),
-        "options": request.options(),
+        "device": job.compute.describe(),
+        "options": job.request.options(),
         "models": [
             {
                 "id": card.id,
@@ -459,17 +450,17 @@ def _provenance(
                 "weights_sha256": {
                     member.name: card.weights_sha256(member)
                     for member in card.members
-                    if member.name in used
+                    if member.name in names
                 },
             }
-            for card, used in zip(cards, fused.networks, strict=True)
+            for card, names in zip(cards, used, strict=True)
         ],
         "inputs": [
             {"sha256": _fingerprint(volume), "grid": volume.geometry.describe()}
-            for volume in inputs
+            for volume in job.inputs
         ],
-        "members": list(fused.names),
-        "native_grids": [geometry.describe() for geometry in fused.geometries],
+        "members": [member.name for item in parts for member in item.part.members],
+        "native_grids": [item.part.geometry.describe() for item in parts],
     }
 
 

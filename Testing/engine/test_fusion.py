@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsegai.inference.fusion import Accumulator, fuse, read_members
+from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer, fuse
 from medsegai.inference.probabilities import Block, JointProbabilities
 from medsegai.volume import Geometry
 
@@ -85,7 +85,8 @@ def test_members_own_labels_take_the_side_from_the_fused_answer() -> None:
     side = torch.where(fused.values[1] >= fused.values[2], 1, 2)
     expected = torch.where(merged.argmax(0) == 1, side, torch.tensor([0, 0, 3])[merged.argmax(0)])
     np.testing.assert_array_equal(second, values[expected])
-    read = read_members([(first, GRID), (second, GRID)], GRID, 1, 3)
+    part = PartAnswer(fused, 1.0, GRID, ("full", "merged"), (first, second))
+    read = Ensemble([part], LABELS).member_labels(GRID, 1, 3)
     np.testing.assert_array_equal(read, torch.stack([first, second])[:, 1:3])
 
 

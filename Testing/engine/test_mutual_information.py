@@ -13,7 +13,7 @@ from scipy import special, stats
 from medsegai import engine
 from medsegai.families import load_model
 from medsegai.inference.activation import Scale
-from medsegai.inference.fusion import Accumulator, fuse, read_disagreement
+from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer
 from medsegai.inference.probabilities import Block
 from medsegai.io import read_volume
 from medsegai.models.catalogue import find_card
@@ -50,11 +50,13 @@ def accumulated(
 
 
 def found(*parts: tuple[Accumulator, float]) -> NDArray[np.float32]:
-    read = [total.result() for total, _ in parts]
-    maps = [total.information(joined) for (total, _), joined in zip(parts, read, strict=True)]
-    weights = [weight for _, weight in parts]
-    fused = fuse(read, weights, LABELS)
-    slabs = [read_disagreement(fused, maps, weights, GRID, planes) for planes in ((0, 1), (1, 4))]
+    answers = []
+    for total, weight in parts:
+        joined = total.result()
+        information = total.information(joined)
+        answers.append(PartAnswer(joined, weight, GRID, (), information=information))
+    ensemble = Ensemble(answers, LABELS)
+    slabs = [ensemble.disagreement(GRID, *planes) for planes in ((0, 1), (1, 4))]
     return torch.cat(slabs).numpy()
 
 

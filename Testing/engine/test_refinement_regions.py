@@ -14,7 +14,7 @@ from scipy import ndimage
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, RequestError
 from medsegai.inference.activation import Scale
-from medsegai.inference.fusion import Fused
+from medsegai.inference.fusion import Ensemble, PartAnswer
 from medsegai.inference.probabilities import Probabilities
 from medsegai.inference.result_builder import Answer
 from medsegai.io import read_volume
@@ -197,9 +197,9 @@ def test_the_post_processing_of_nnunet_reaches_the_regions() -> None:
         np.concatenate([np.zeros((1, *SHAPE), np.float32), np.log(p / (1 - p))])
     )
     readable = Probabilities((0, 1, 2, 300), grid(), logits, Scale.REGIONS)
-    fused = Fused(readable, [1.0], (0, 1, 2), [grid()], [set()], [], ())
+    ensemble = Ensemble([PartAnswer(readable, 1.0, grid(), ())], readable.labels)
     request = SegmentationRequest((Path("x"),), overlap=True)
-    answer = Answer(request, LABELS, grid(), fused)
+    answer = Answer(request, LABELS, grid(), ensemble)
     answer.add(0, SHAPE[0])
     raw = answer.regions
     assert raw is not None

@@ -12,6 +12,7 @@ that is surely left is not half uncertain. Members that know the side therefore 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -238,63 +239,92 @@ def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int,
     return JointProbabilities(parts, weights, labels)
 
 
-def read_members(
-    members: Sequence[tuple[Tensor, Geometry]], target: Geometry, k0: int, k1: int
-) -> Tensor:
-    """Labels of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
-    return torch.stack([read_nearest(labels, native, target, k0, k1) for labels, native in members])
-
-
-@dataclass
-class Fused:
-    """All members in one: probabilities, and what each member says where that is wanted.
+@dataclass(frozen=True)
+class PartAnswer:
+    """What the members of one part answered, all of them on one native grid.
 
     Attributes:
-        probabilities: read slab by slab along the first axis of the output grid in the order `axes`.
-        weights: of the parts in it.
-        members: label values of each member, (k, j, i) on a native grid.
-        names: of all members.
-        information: of each part, how much its members differ.
-        axes: order of the output grid's axes in which its slabs must be read.
-        geometries: the native grids.
-        networks: of each model, which members of its card answered.
-        warnings: what the user should know of the input, in words.
+        probabilities: of all members together.
+        weight: share in the fusion with other parts.
+        geometry: the native grid.
+        names: of the members.
+        members: the label values of each member by itself, int32 (k, j, i), where that is wanted.
+        information: how much the members differ, where that is wanted.
     """
 
     probabilities: Readable
-    weights: list[float]
-    axes: tuple[int, int, int]
-    geometries: list[Geometry]
-    networks: list[set[str]]
-    warnings: list[str]
+    weight: float
+    geometry: Geometry
     names: tuple[str, ...]
-    members: list[tuple[Tensor, Geometry]] = field(default_factory=list)
-    information: list[NativeMap] = field(default_factory=list)
+    members: Sequence[Tensor] = ()
+    information: NativeMap | None = None
 
 
-def read_disagreement(
-    fused: Readable,
-    parts: Sequence[NativeMap],
-    weights: Sequence[float],
-    target: Geometry,
-    planes: tuple[int, int],
-) -> Tensor:
-    """Mutual information of all members on some planes of `target`, in nats, float32 (planes, j, i).
+@dataclass(frozen=True)
+class Ensemble:
+    """The answers of all parts as one. Slabs are read along the first axis of the output grid in the order `axes`.
 
-    The mean of what members of one part tell, and what parts on grids of their own tell beside that.
+    Attributes:
+        parts: at least one.
+        labels: label values of the classes; the first is 0, background.
+        axes: order of the output grid's axes in which its slabs must be read.
 
-    Args:
-        fused: as `fuse` joined the parts.
-        parts: the `information` of each.
-        weights: of the parts.
-        planes: first and last but one.
+    Raises:
+        RequestError: some parts answer with classes, others with regions that may overlap.
     """
-    total = torch.zeros(planes[1] - planes[0], *target.shape[1:])
-    for part, weight in zip(parts, weights, strict=True):
-        total.add_(read_information(part, target, *planes), alpha=weight / sum(weights))
-    if isinstance(fused, JointProbabilities):
-        total += fused.divergence(target, *planes)
-    return total
+
+    parts: Sequence[PartAnswer]
+    labels: tuple[int, ...]
+    axes: tuple[int, int, int] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        self.probabilities  # noqa: B018 - parts that cannot be joined are refused at once
+
+    @functools.cached_property
+    def probabilities(self) -> Readable:
+        """The weighted mean of the parts."""
+        weights = [part.weight for part in self.parts]
+        return fuse([part.probabilities for part in self.parts], weights, self.labels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of all members."""
+        return tuple(name for part in self.parts for name in part.names)
+
+    @property
+    def members_apart(self) -> int:
+        """How many members told their own labels; 0 where that was not wanted."""
+        return sum(len(part.members) for part in self.parts)
+
+    @property
+    def informed(self) -> bool:
+        """Whether `disagreement` can be read."""
+        return any(part.information is not None for part in self.parts)
+
+    def member_labels(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Labels of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
+        return torch.stack(
+            [
+                read_nearest(labels, part.geometry, target, k0, k1)
+                for part in self.parts
+                for labels in part.members
+            ]
+        )
+
+    def disagreement(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Mutual information of all members on planes k0 to k1 of `target`, in nats, float32 (k1 - k0, j, i).
+
+        It is the mean of what the members of one part tell, and what parts on grids of their own tell beside that.
+        """
+        total = torch.zeros(k1 - k0, *target.shape[1:])
+        weights = sum(part.weight for part in self.parts)
+        for part in self.parts:
+            if part.information is not None:
+                found = read_information(part.information, target, k0, k1)
+                total.add_(found, alpha=part.weight / weights)
+        if isinstance(self.probabilities, JointProbabilities):
+            total += self.probabilities.divergence(target, k0, k1)
+        return total
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.inference.agreement import Agreement
-from medsegai.inference.fusion import Fused, read_disagreement, read_members
+from medsegai.inference.fusion import Ensemble
 from medsegai.inference.probabilities import runner_up
 from medsegai.labels import Label
 from medsegai.progress import Progress
@@ -28,7 +28,7 @@ class Answer:
         request: what is wanted.
         labels: of the result.
         output: the grid.
-        fused: what is read.
+        ensemble: what is read.
         candidates: whether refinements need the runner-up of each voxel, to which they give what they free.
     """
 
@@ -37,19 +37,19 @@ class Answer:
         request: SegmentationRequest,
         labels: Sequence[Label],
         output: Geometry,
-        fused: Fused,
+        ensemble: Ensemble,
         candidates: bool = False,
     ) -> None:
-        self._labels, self._output, self._fused = labels, output, fused
-        self.grid = output.permuted(fused.axes)
-        kind = np.uint8 if max(fused.probabilities.labels) < 256 else np.uint16
-        self._values = np.array(fused.probabilities.labels, kind)
+        self._labels, self._output, self._ensemble = labels, output, ensemble
+        self.grid = output.permuted(ensemble.axes)
+        kind = np.uint8 if max(ensemble.labels) < 256 else np.uint16
+        self._values = np.array(ensemble.labels, kind)
         self.labelmap: NDArray[Any] = np.zeros(output.shape, kind)
         self.entropy = np.zeros(output.shape, np.float32) if request.uncertainty else None
-        self.information = np.zeros(output.shape, np.float32) if fused.information else None
+        self.information = np.zeros(output.shape, np.float32) if ensemble.informed else None
         shape = (len(labels), *output.shape)
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
-        overlap = request.overlap and fused.probabilities.scale.regions
+        overlap = request.overlap and ensemble.probabilities.scale.regions
         self.regions = np.zeros(shape, bool) if overlap else None
         self._steps = np.zeros(shape, np.uint8) if overlap and candidates else None
         wanted = (candidates and not overlap) or request.candidates
@@ -57,14 +57,14 @@ class Answer:
         self.warnings: list[str] = []
         self._asked = len(request.refinements)
         self._agreement = (
-            Agreement(len(fused.members) or 1, [label.value for label in labels])
+            Agreement(ensemble.members_apart or 1, [label.value for label in labels])
             if request.uncertainty
             else None
         )
 
     def add(self, k0: int, k1: int) -> None:
         """Fill planes k0 to k1 of `grid`."""
-        probabilities, axes = self._fused.probabilities, self._fused.axes
+        probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
         found = probabilities.argmax(self.grid, k0, k1)
         labels = self._values[found.cpu().numpy()]
         self.labelmap.transpose(axes)[k0:k1] = labels
@@ -88,22 +88,19 @@ class Answer:
             entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
             self.entropy.transpose(axes)[k0:k1] = entropy
             members = (
-                read_members(self._fused.members, self.grid, k0, k1).numpy()
-                if self._fused.members
+                self._ensemble.member_labels(self.grid, k0, k1).numpy()
+                if self._ensemble.members_apart
                 else labels[None]
             )
             information = self._read_information(k0, k1)
             self._agreement.add(members, labels, entropy, information)
 
     def _read_information(self, k0: int, k1: int) -> NDArray[Any] | None:
-        fused = self._fused
         if self.information is None:
             return None
-        found = read_disagreement(
-            fused.probabilities, fused.information, fused.weights, self.grid, (k0, k1)
-        )
-        self.information.transpose(fused.axes)[k0:k1] = found.numpy()
-        return found.numpy()
+        found = self._ensemble.disagreement(self.grid, k0, k1).numpy()
+        self.information.transpose(self._ensemble.axes)[k0:k1] = found
+        return found
 
     def refine(
         self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
