@@ -15,13 +15,13 @@ SECONDS ?= 3600
 
 BIN := $(VENV)/bin
 DEMO_EXTRAS := torch,cpu,demo
-TEST_EXTRAS := torch,cpu,demo,encoders,handover,slides,train,test,dev
+TEST_EXTRAS := torch,cpu,demo,encoders,handover,slides,train,test,docs,dev
 export VENV PYTHON TORCH
 
 .DEFAULT_GOAL := help
 # One after the other also with -j, so that the closing line of pytest comes last.
 .NOTPARALLEL:
-.PHONY: help demo test test-slow bench fuzz check lint types setup-demo setup-test clean
+.PHONY: help demo test test-slow bench fuzz check docs lint types setup-demo setup-test clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ fuzz: setup-test ## feed made files to every way in for SECONDS (3600), each in 
 
 check: setup-test lint types ## style, types and the rules of the house (Testing/architecture)
 	$(BIN)/python -m pytest Testing/architecture $(PYTEST_ARGS)
+
+docs: setup-test ## the documentation as a site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: setup-test
 	$(BIN)/ruff check .
