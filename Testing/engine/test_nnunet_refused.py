@@ -14,6 +14,7 @@ import pytest
 from medsegai.errors import ModelError
 from medsegai.families import load_model
 from medsegai.models.catalogue import find_card
+from medsegai.models.nnunet_parts import CT_FIGURES
 from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 from nnunet_models import (
     edit,
@@ -64,7 +65,7 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (in_plans(image_reader_writer=None), "image_reader_writer"),
     (in_plans(dataset_name=5), "dataset_name"),
     (in_plans(label_manager="OurLabels"), "OurLabels"),
-    (in_plans(foreground_intensity_properties_per_channel={"0": {"mean": 1}}), "std"),
+    (in_plans(foreground_intensity_properties_per_channel={"0": {"mean": 1}}), "percentile_00_5"),
     (in_configuration(inherits_from="3d_cascade_fullres"), "ring"),
     (in_configuration(inherits_from="3d_nowhere"), "3d_nowhere"),
     (in_configuration(patch_size=None), "patch_size"),
@@ -117,6 +118,24 @@ def test_a_bad_folder_is_refused_with_the_reason(
     with pytest.raises(ModelError, match=words) as caught:
         card_of_folder(results)
     assert str(results) in str(caught.value)
+
+
+def test_nan_that_nnunet_writes_for_the_mean_of_nothing_is_read_as_not_known(
+    tmp_path: Path,
+) -> None:
+    """Python's JSON has NaN: scores of structures that no case has, and figures of channels without foreground."""
+    results = results_of(tmp_path)
+    expected = card_of_folder(results).to_dict()
+    nothing = dict.fromkeys((*CT_FIGURES, "median", "min", "max"), float("nan"))
+    in_plans(foreground_intensity_properties_per_channel={"0": nothing})(results)
+    in_dataset(numTraining=float("nan"))(results)
+    found = card_of_folder(results).to_dict()
+    assert found["settings"].pop("intensities") == {"0": {}}
+    expected["settings"].pop("intensities")
+    assert found == expected
+    in_configuration(normalization_schemes=["CTNormalization"])(results)
+    with pytest.raises(ModelError, match="percentile_00_5 of channel 0, by which CTNormalization"):
+        card_of_folder(results)
 
 
 def test_no_mutation_of_what_nnunet_wrote_ends_in_another_error(tmp_path: Path) -> None:

@@ -43,8 +43,12 @@ UNLESS_DEFAULT: Mapping[str, Any] = {"json": "unless default"}
 Kind = TypeVar("Kind")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
     """Read a JSON object whose values are harmless.
+
+    Args:
+        path: the file.
+        nan_as_null: read NaN and Infinity, which Python writes though they are not JSON, as null.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,7 +58,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         text = read_regular(path, MOST_BYTES).decode("utf-8")
-        data = json.loads(text, parse_int=_whole, parse_float=_finite)
+        constant = _null if nan_as_null else _finite
+        data = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=constant)
         _check_harmless(data, DEEPEST)
     except FileNotFoundError:
         raise
@@ -78,8 +83,12 @@ def _whole(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text[:SHOWN]} is too large")
+        raise ValueError(f"the number {text[:SHOWN]} is not finite")
     return value
+
+
+def _null(_constant: str) -> None:
+    """What stands for NaN and Infinity."""
 
 
 def _check_harmless(value: Any, depth: int) -> None:

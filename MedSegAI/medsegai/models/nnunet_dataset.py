@@ -32,13 +32,13 @@ MODALITIES = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object of nnU-Net's, which writes NaN for the mean of nothing; that is read as null.
 
     Raises:
         ModelError: the file is missing, damaged, or holds something else.
     """
     try:
-        return json_fields.read_json(path)
+        return json_fields.read_json(path, nan_as_null=True)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: copy it from where the model was trained.") from None
 

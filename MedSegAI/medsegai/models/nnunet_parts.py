@@ -254,6 +254,9 @@ TRAINERS = Parts(
 PREPROCESSORS = Parts("preprocessor", frozenset({"DefaultPreprocessor"}))
 LABEL_MANAGERS = Parts("label manager", frozenset({"LabelManager"}))
 
+CT_FIGURES = ("percentile_00_5", "percentile_99_5", "mean", "std")
+"""What CTNormalization needs to know of the foreground of the training images, per channel."""
+
 LARGEST_PATCH = 4096
 """Voxels of a patch along an axis."""
 
@@ -338,8 +341,11 @@ def _check_configuration(name: str, configuration: Any, card: CardSettings, chan
         raise ModelError(f"{name} does not normalise as many channels as the model takes.")
     for channel, scheme in enumerate(settings.normalization):
         if scheme == "CTNormalization":
-            for figure, value in card.intensities.get(str(channel), {}).items():
-                number(value, f"{figure} of channel {channel}")
+            for figure in CT_FIGURES:
+                value = card.intensities.get(str(channel), {}).get(figure)
+                number(
+                    value, f"{figure} of channel {channel}, by which CTNormalization normalises,"
+                )
     network = settings.network
     if not isinstance(network.get("class"), str) or not isinstance(
         network.get("arguments"), Mapping

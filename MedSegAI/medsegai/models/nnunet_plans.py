@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from medsegai.errors import ModelError
@@ -31,6 +32,7 @@ from medsegai.models.nnunet_dataset import (
     value_of,
 )
 from medsegai.models.nnunet_parts import (
+    CT_FIGURES,
     LABEL_MANAGERS,
     PREPROCESSORS,
     TRAINERS,
@@ -490,16 +492,20 @@ def _resampling(results: Results, kind: str) -> dict[str, Any]:
 
 
 def _intensities(results: Results) -> dict[str, dict[str, float]]:
-    """Per channel what CT normalisation needs; plans of the first versions have it under another name."""
+    """Per channel what CT normalisation needs, where it is known; early plans have another name for it."""
     plans, source = results.plans, results.source
     old = "foreground_intensity_properties_by_modality"
     key = old if old in plans else "foreground_intensity_properties_per_channel"
-    wanted = ("mean", "std", "percentile_00_5", "percentile_99_5")
     channels = value_of(plans, key, dict, source)
-    return {
-        str(channel): {name: float(value_of(values, name, (int, float), source)) for name in wanted}
-        for channel, values in channels.items()
-    }
+    known: dict[str, dict[str, float]] = {}
+    for channel, values in channels.items():
+        found = {
+            name: value_of(values, name, (int, float, NoneType), source) for name in CT_FIGURES
+        }
+        known[str(channel)] = {
+            name: float(value) for name, value in found.items() if value is not None
+        }
+    return known
 
 
 def _main(chosen: Sequence[Results]) -> Results:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, ModelError
-from medsegai.models.nnunet_parts import NORMALISERS
+from medsegai.models.nnunet_parts import CT_FIGURES, NORMALISERS
 
 Voxels = NDArray[np.float32]
 Mask = NDArray[np.bool_] | None
@@ -49,14 +49,13 @@ def normalise(
 
 
 def _ct(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
-    wanted = ("percentile_00_5", "percentile_99_5", "mean", "std")
-    missing = [name for name in wanted if name not in intensities]
+    missing = [name for name in CT_FIGURES if name not in intensities]
     if missing:
         raise ModelError(
             f"The model normalises by CTNormalization, but its plans do not give {', '.join(missing)} of the "
             "channel. Export the model again with nnU-Net."
         )
-    low, high, mean, spread = (float(intensities[name]) for name in wanted)
+    low, high, mean, spread = (float(intensities[name]) for name in CT_FIGURES)
     np.clip(voxels, np.float32(low), np.float32(high), out=voxels)
     voxels -= np.float32(mean)
     voxels /= np.float32(max(spread, SMALLEST_SPREAD))
