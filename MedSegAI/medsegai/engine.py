@@ -110,7 +110,10 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         else None,
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
-        provenance=_provenance(job, cards, parts) | {"refinements": refined},
+        region=request.region,
+        members=ensemble.names,
+        refinements=tuple(refined),
+        provenance=_provenance(job, cards, parts),
         warnings=(
             *warnings,
             *(warning for item in parts for warning in item.part.warnings),
@@ -459,7 +462,6 @@ def _provenance(job: _Job, cards: Sequence[ModelCard], parts: Sequence[_PartOf])
             {"sha256": _fingerprint(volume), "grid": volume.geometry.describe()}
             for volume in job.inputs
         ],
-        "members": [member.name for item in parts for member in item.part.members],
         "native_grids": [item.part.geometry.describe() for item in parts],
     }
 

@@ -6,7 +6,7 @@ its fields, defaults, choices and help texts from here, so a new option appears 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -295,6 +295,9 @@ class SegmentationResult:
         regions: where each label is, bool (label, k, j, i), if regions that overlap were asked for and the model
             has such; `labelmap` then holds the innermost region of each voxel.
         candidates: the two most probable structures of each voxel, if asked for.
+        region: the box in mm that the request asked for; () for the whole scan.
+        members: names of the networks that answered.
+        refinements: what each refinement changed, as JSON values.
         seconds: what each stage took.
         peak_memory_mb: largest resident memory of this process until now.
         provenance: model hashes, versions, options, input hash, device.
@@ -309,6 +312,9 @@ class SegmentationResult:
     probabilities: NDArray[np.float16] | None = None
     regions: NDArray[np.bool_] | None = None
     candidates: Candidates | None = None
+    region: tuple[float, ...] = ()
+    members: tuple[str, ...] = ()
+    refinements: tuple[Mapping[str, Any], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -316,7 +322,7 @@ class SegmentationResult:
 
     def refined(self) -> str:
         """What refinements changed, in one line; "" where nothing was changed."""
-        return refined_text(self.provenance)
+        return refined_text(self.refinements)
 
     def report(self) -> dict[str, Any]:
         """Everything but the voxels, as JSON values."""
@@ -324,17 +330,21 @@ class SegmentationResult:
             "structures": [measures.to_dict() for measures in self.structures],
             "seconds": dict(self.seconds),
             "peak_memory_mb": self.peak_memory_mb,
-            "provenance": dict(self.provenance),
+            "provenance": {
+                **self.provenance,
+                "members": list(self.members),
+                "refinements": [dict(item) for item in self.refinements],
+            },
             "warnings": list(self.warnings),
             "notice": NOT_FOR_DIAGNOSIS,
         }
 
 
-def refined_text(provenance: Mapping[str, Any]) -> str:
+def refined_text(refinements: Iterable[Mapping[str, Any]]) -> str:
     """See `SegmentationResult.refined`."""
     done = [
         f"{item['settings']['name'].replace('_', ' ')} ({item['ml']:.3g} ml changed)"
-        for item in provenance.get("refinements", ())
+        for item in refinements
         if item["voxels"]
     ]
     return f"Refined: {', '.join(done)}." if done else ""

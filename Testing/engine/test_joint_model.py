@@ -112,9 +112,9 @@ def test_members_are_chosen_by_name_and_by_family(tmp_path: Path) -> None:
     names = {word: [m.name for m in card.chosen_members([word])] for word in ("quicknat", "unet3d")}
     assert names == {"quicknat": ["axial", "coronal", "sagittal"], "unet3d": ["fast"]}
     result = segment(request(tmp_path))
-    assert result.provenance["members"] == ["axial", "coronal", "fast", "sagittal"]
+    assert result.members == ("axial", "coronal", "fast", "sagittal")
     assert len(result.provenance["native_grids"]) == 1
-    assert segment(request(tmp_path, "fast")).provenance["members"] == ["fast"]
+    assert segment(request(tmp_path, "fast")).members == ("fast",)
     assert load_card(tmp_path).to_dict() == card.to_dict()
 
 

@@ -75,11 +75,11 @@ def test_what_a_card_suggests_comes_first_and_can_be_left_out(
     value = card.labels[0].value
     suggested = {"name": "islands", "labels": [value], "keep": 1}
     folder = suggesting(model, tmp_path / "suggesting", suggested)
-    told = run(folder, scan, refinements=TEXTS[1:]).provenance["refinements"]
+    told = run(folder, scan, refinements=TEXTS[1:]).refinements
     assert [item["settings"]["name"] for item in told] == ["islands", "smoothing"]
     plain = run(folder, scan, refine=False)
     np.testing.assert_array_equal(plain.labelmap.voxels, raw.labelmap.voxels)
-    assert plain.provenance["refinements"] == []
+    assert plain.refinements == ()
 
 
 def test_what_a_card_suggests_is_told_in_one_line_and_warned_of_where_a_structure_is_gone(
@@ -88,7 +88,7 @@ def test_what_a_card_suggests_is_told_in_one_line_and_warned_of_where_a_structur
     labels = [label.value for label in raw.labels]
     folder = suggesting(model, tmp_path / "mild", {"name": "islands", "labels": labels, "keep": 1})
     result = run(folder, scan)
-    (change,) = result.provenance["refinements"]
+    (change,) = result.refinements
     assert result.refined() == f"Refined: islands ({change['ml']:.3g} ml changed)."
     assert not any("Remove islands" in text for text in result.warnings)
     lost = next(item.label for item in raw.structures if item.voxels)

@@ -129,7 +129,7 @@ def test_the_finished_model_segments(config: TrainingConfig, finished: Path) -> 
     )
     result = segment(request)
     assert result.labelmap.geometry.matches(head.geometry)
-    assert {"fine", "plain"} == set(result.provenance["members"])
+    assert {"fine", "plain"} == set(result.members)
 
 
 def test_networks_learn_a_batch_that_they_see_again_and_again(config: TrainingConfig) -> None:

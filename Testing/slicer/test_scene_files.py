@@ -252,7 +252,7 @@ def test_an_update_in_a_region_renews_its_volumes_there_alone(mrml: Any) -> None
         first,
         entropy=first.entropy.with_voxels(np.full(SHAPE, 0.9, np.float32)),
         candidates=Candidates(zeros, zeros, zeros, zeros),
-        provenance={"options": {"region": region}},
+        region=region,
     )
     scene.write(volume, second, OutputChoice(OutputMode.UPDATE, node))
     assert node_ids(mrml) == nodes, "the volumes are filled, not added once more"

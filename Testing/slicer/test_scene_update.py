@@ -47,8 +47,7 @@ class Again(Room):
 
     def result(self, labelmap: np.ndarray | None = None, region: Any = ()) -> SegmentationResult:
         result = result_for(self.image, shifted() if labelmap is None else labelmap)
-        provenance = {"options": {"region": list(region)}}
-        return dataclasses.replace(result, provenance=provenance)
+        return dataclasses.replace(result, region=tuple(region))
 
     def write(self, choice: OutputChoice | None = None, **result: Any) -> Any:
         output = update(self.node) if choice is None else choice

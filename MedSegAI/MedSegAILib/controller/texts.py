@@ -117,7 +117,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
         lines.append(_("Not found: {names}.").format(names=", ".join(missing)))
     elif missing:
         lines.append(_("{count} structures were not found.").format(count=len(missing)))
-    lines += filter(None, [refined_text(provenance)])
+    lines += filter(None, [refined_text(provenance.get("refinements", ()))])
     lines.append(
         _("It took {time} on {device}.").format(
             time=duration(sum(report.get("seconds", {}).values())),

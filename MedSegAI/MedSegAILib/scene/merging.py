@@ -189,10 +189,10 @@ def check_labelmaps(segmentation: Any) -> None:
 
 def region_box(result: SegmentationResult) -> Box:
     """The voxels (k, j, i) of the source that the request asked for."""
-    options = result.provenance.get("options", {})
-    asked = tuple(options.get("region", ()))
     whole = (slice(None), slice(None), slice(None))
-    return (result.labelmap.geometry.box_around(asked) or whole) if asked else whole
+    if not result.region:
+        return whole
+    return result.labelmap.geometry.box_around(result.region) or whole
 
 
 def place_in(segmentation: Any, source: Any, shape: tuple[int, int, int]) -> Geometry:

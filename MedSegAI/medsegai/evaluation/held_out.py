@@ -186,7 +186,7 @@ def record_of(
         measures_of(result, truth.labels),
         table,
         changed,
-        tuple(result.provenance.get("members", ())),
+        result.members,
     )
 
 
