@@ -10,20 +10,23 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from medsegai.errors import InputError, counted
 from medsegai.io.files import PARSER_ERRORS, check_regular
+from medsegai.io.pictures import PICTURE_ENDINGS
+from medsegai.io.reading import read_channels
 from medsegai.io.slide_files import Pixels
+from medsegai.volume import Volume
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FILE_ENDINGS = (*PICTURE_ENDINGS, ".dcm")
+"""Of pictures and of radiographs."""
 
 PARTS = {
     "train": "train",
@@ -126,28 +129,34 @@ def read_pictures(source: Path, groups: Path | None = None) -> PictureSet:
     return replace(found, notes=(*found.notes, *_notes(found)))
 
 
-def read_picture(path: Path) -> Pixels:
-    """A picture file as RGB of 8 bits, turned as its EXIF says; what is transparent is white.
+def read_rgb(path: Path) -> Pixels:
+    """A picture or a radiograph as RGB of 8 bits, (row, column, 3).
 
     Raises:
-        InputError: it cannot be decoded.
+        InputError: it cannot be read, or has several slices.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                grey = np.asarray(image).astype(np.float32)
-                low, high = float(grey.min()), float(grey.max())
-                image = Image.fromarray(np.uint8(255 * (grey - low) / max(high - low, 1.0)))
-            if "A" in image.mode or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return np.asarray(image.convert("RGB"))
-    except (*PARSER_ERRORS, Image.DecompressionBombError, SyntaxError) as error:
+    return as_rgb(read_channels(path))
+
+
+def as_rgb(channels: Sequence[Volume]) -> Pixels:
+    """One grey channel, or red, green and blue, as RGB of 8 bits, (row, column, 3).
+
+    Values of other types are spread from the lowest to the highest over 8 bits, those of all channels alike.
+
+    Raises:
+        InputError: they have several slices, or are neither one nor three.
+    """
+    first = channels[0]
+    if first.voxels.shape[0] != 1 or len(channels) not in (1, 3):
         raise InputError(
-            f"{path} cannot be read as a picture: {error}. It may be damaged; copy it again, or remove it."
-        ) from error
+            f"{first.source or 'The image'} has {counted(first.voxels.shape[0], 'slice', 'slices')} and "
+            f"{counted(len(channels), 'channel', 'channels')}, and a picture has one slice, grey or in colours."
+        )
+    pixels = np.stack([channel.voxels[0] for channel in channels], -1)
+    if pixels.dtype != np.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        pixels = np.rint((pixels.astype(np.float32) - low) * (255 / max(high - low, 1e-9)))
+    return np.ascontiguousarray(np.broadcast_to(pixels.astype(np.uint8), (*pixels.shape[:2], 3)))
 
 
 def _found(source: Path) -> PictureSet:
@@ -178,9 +187,7 @@ def _picture_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_ENDINGS
-        and not path.name.startswith(".")
-        and path.is_file()
+        if path.suffix.lower() in FILE_ENDINGS and not path.name.startswith(".") and path.is_file()
     )
 
 
@@ -200,7 +207,7 @@ def _class_folders(source: Path, parted: Mapping[Path, str]) -> PictureSet:
         files = _picture_files(folder)
         if not files:
             raise InputError(
-                f"The class folder {folder} has no pictures ({', '.join(PICTURE_ENDINGS)}). Fill it or remove it."
+                f"The class folder {folder} has no pictures ({', '.join(FILE_ENDINGS)}). Fill it or remove it."
             )
         pictures += [
             _file_picture(source, path, classes.index(folder.name), part) for path in files
@@ -210,7 +217,7 @@ def _class_folders(source: Path, parted: Mapping[Path, str]) -> PictureSet:
 
 def _file_picture(root: Path, path: Path, label: int, part: str, group: str = "") -> Picture:
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    return Picture(name, label, group or name, part, lambda: read_picture(path))
+    return Picture(name, label, group or name, part, lambda: read_rgb(path))
 
 
 def _table(path: Path, root: Path) -> PictureSet:
@@ -273,7 +280,7 @@ def _part_of(text: str, path: Path, line: int) -> str:
 def _file_of(name: str, root: Path, path: Path, line: int) -> Path:
     """The file that a table names, with or without its ending, beside the table or in the folder train."""
     for folder in (root, root / "train"):
-        for ending in ("", *PICTURE_ENDINGS):
+        for ending in ("", *FILE_ENDINGS):
             file = folder / f"{name}{ending}"
             if file.is_file():
                 return file

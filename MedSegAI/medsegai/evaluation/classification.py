@@ -1,0 +1,322 @@
+"""How good a classifier of pictures is: accuracy, AUC with its interval, sensitivity, confusion and calibration.
+
+Intervals come from a bootstrap over patients or slides, because pictures of one patient are not independent
+(B. Efron & R. Tibshirani, "An Introduction to the Bootstrap", 1993).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from medsegai.errors import InputError
+from medsegai.evaluation.calibration import Decisions, Reliability, fit_temperature, reliability
+from medsegai.io import atomic_path, write_table
+
+RESAMPLES = 1000
+"""Of the bootstrap; the ends of a 95 % interval then stand on 25 each."""
+
+FEWER_RESAMPLES, MANY_PICTURES = 200, 10_000
+"""Resamples for sets with more pictures than that, whose intervals are narrow."""
+
+SPECIFICITY = 0.9
+"""At which the sensitivity is given, unless another is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Pictures, their true classes, and what a classifier says of them.
+
+    Attributes:
+        classes: names, in the order of their numbers.
+        names: of the pictures.
+        groups: of the patient or slide of each.
+        truth: number of the true class, int64 (picture).
+        probabilities: of each class, (picture, class), summing to one.
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    truth: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if self.probabilities.shape != (count, len(self.classes)) or not count:
+            raise InputError(
+                f"There are {count} pictures of {len(self.classes)} classes, and probabilities of shape "
+                f"{self.probabilities.shape}."
+            )
+
+    @property
+    def decided(self) -> NDArray[np.int64]:
+        """Number of the most probable class of each picture."""
+        return self.probabilities.argmax(1)
+
+    def losses(self) -> NDArray[np.float64]:
+        """Minus the logarithm of the probability of the true class: large where it is surely wrong."""
+        own = self.probabilities[np.arange(len(self.names)), self.truth]
+        return -np.log(np.maximum(own, 1e-12))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and the 95 % interval around it; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "–"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationFigures:
+    """All figures of one evaluation.
+
+    Attributes:
+        accuracy: share of the pictures whose most probable class is the true one.
+        balanced_accuracy: mean over classes of the share that was found.
+        auc: area under the ROC curve; of more than two classes the mean of each against the others.
+        sensitivity: share of the positive that is found at `specificity`; NaN of more than two classes.
+        threshold: probability above which that is so.
+        confusion: pictures by true (row) and decided (column) class, int64 (class, class).
+        calibration: confidence beside accuracy.
+        temperature: at which the probabilities would fit best.
+        patients: groups that the intervals stand on.
+    """
+
+    classes: tuple[str, ...]
+    pictures: int
+    patients: int
+    accuracy: Interval
+    balanced_accuracy: Interval
+    auc: Interval
+    specificity: float
+    sensitivity: Interval
+    threshold: float
+    confusion: NDArray[np.int64]
+    calibration: Reliability
+    temperature: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values; a figure that is not defined is None."""
+        intervals = ("accuracy", "balanced_accuracy", "auc", "sensitivity")
+        return {
+            "classes": list(self.classes),
+            "pictures": self.pictures,
+            "patients": self.patients,
+            **{name: _plain(asdict(getattr(self, name))) for name in intervals},
+            "specificity": self.specificity,
+            **_plain({"threshold": self.threshold}),
+            "confusion": self.confusion.tolist(),
+            "calibration": self.calibration.to_dict(),
+            "temperature": round(self.temperature, 4),
+        }
+
+    def table(self) -> str:
+        """Text: figures with their intervals, and the confusion matrix."""
+        lines = [f"{name:<28}{text}" for name, text in self.rows()]
+        width = max(10, *(len(name) + 2 for name in self.classes))
+        head = "".join(name.rjust(width) for name in self.classes)
+        lines += ["", f"{'true / decided':<18}{head}"]
+        for name, row in zip(self.classes, self.confusion, strict=True):
+            lines.append(f"{name:<18}" + "".join(str(count).rjust(width) for count in row))
+        return "\n".join(lines)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values of the figures, in words."""
+        found = [
+            ("Pictures", f"{self.pictures} of {self.patients} patients or slides"),
+            ("Accuracy", str(self.accuracy)),
+            ("Balanced accuracy", str(self.balanced_accuracy)),
+            ("AUC", str(self.auc)),
+        ]
+        if len(self.classes) == 2:
+            found.append(
+                (f"Sensitivity at specificity {self.specificity:g}", str(self.sensitivity))
+            )
+        calibration = f"{self.calibration.error:.3f}, best at temperature {self.temperature:.2f}"
+        return [*found, ("Calibration error", calibration)]
+
+
+def classification_figures(
+    judged: Judged, specificity: float = SPECIFICITY
+) -> ClassificationFigures:
+    """All figures of pictures that were judged.
+
+    Args:
+        judged: what a classifier says, beside the truth.
+        specificity: share of the negative that must be called so, above 0 and below 1.
+
+    Raises:
+        InputError: the specificity is not such a share.
+    """
+    if not 0 < specificity < 1:
+        raise InputError(f"The specificity must lie between 0 and 1, not at {specificity:g}.")
+    decisions = Decisions(judged.probabilities, judged.truth)
+    count = len(judged.classes)
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (judged.truth, judged.decided), 1)
+    two = count == 2
+    found = _intervals(judged, specificity)
+    threshold = math.nan
+    if two:
+        threshold = _threshold(judged.truth, judged.probabilities[:, 1], specificity)
+    return ClassificationFigures(
+        judged.classes,
+        len(judged.names),
+        len(set(judged.groups)),
+        found["accuracy"],
+        found["balanced"],
+        found["auc"],
+        specificity,
+        found["sensitivity"],
+        threshold,
+        confusion,
+        reliability([(decisions, 1.0)]),
+        fit_temperature([decisions]),
+    )
+
+
+def auc(truth: NDArray[Any], probabilities: NDArray[np.float64]) -> float:
+    """Area under the ROC curve; of more than two classes the mean of each against all others. NaN where one lacks.
+
+    Args:
+        truth: number of the true class (picture).
+        probabilities: (picture, class).
+    """
+    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    areas = [_area(truth == number, probabilities[:, number]) for number in classes]
+    return float(np.mean(areas))
+
+
+def _area(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    """The share of pairs in which the positive has the higher score; Mann and Whitney's U."""
+    high, low = int(positive.sum()), int((~positive).sum())
+    if not high or not low:
+        return math.nan
+    ranks = rankdata(score)
+    return float((ranks[positive].sum() - high * (high + 1) / 2) / (high * low))
+
+
+def sensitivity_at(truth: NDArray[Any], score: NDArray[np.float64], specificity: float) -> float:
+    """Share of the positive that is called so where at least `specificity` of the negative is called negative."""
+    positive = truth == 1
+    if not positive.any() or positive.all():
+        return math.nan
+    return float((score[positive] > _threshold(truth, score, specificity)).mean())
+
+
+def _threshold(truth: NDArray[Any], score: NDArray[np.float64], specificity: float) -> float:
+    """The lowest score such that enough of the negative lie at or below it."""
+    negative = np.sort(score[truth != 1])
+    if not len(negative):
+        return math.nan
+    return float(negative[max(math.ceil(specificity * len(negative) - 1e-9) - 1, 0)])
+
+
+def roc_curve(truth: NDArray[Any], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Shares of negative and of positive pictures at or above each score, from none to all."""
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(
+        np.diff(score[order], append=np.nan) != 0
+    )  # scores that are equal count together
+    positive = (truth[order] == 1).cumsum()[last]
+    negative = last + 1 - positive
+    shares = (values / max(values[-1], 1) for values in (negative, positive))
+    false, true = (np.concatenate([[0.0], values]) for values in shares)
+    return false, true
+
+
+def _intervals(judged: Judged, specificity: float) -> dict[str, Interval]:
+    """Each figure with the interval of a bootstrap over patients or slides."""
+    right, two = judged.decided == judged.truth, len(judged.classes) == 2
+
+    def balanced(rows: NDArray[np.int64]) -> float:
+        truth = judged.truth[rows]
+        return float(np.mean([right[rows][truth == number].mean() for number in np.unique(truth)]))
+
+    def sensitivity(rows: NDArray[np.int64]) -> float:
+        if not two:
+            return math.nan
+        return sensitivity_at(judged.truth[rows], judged.probabilities[rows, 1], specificity)
+
+    figures: dict[str, Callable[[NDArray[np.int64]], float]] = {
+        "accuracy": lambda rows: float(right[rows].mean()),
+        "balanced": balanced,
+        "auc": lambda rows: auc(judged.truth[rows], judged.probabilities[rows]),
+        "sensitivity": sensitivity,
+    }
+    every = np.arange(len(judged.names))
+    drawn = list(_resamples(judged.groups))
+    found = {}
+    for name, figure in figures.items():
+        values = np.array([figure(rows) for rows in drawn])
+        known = values[~np.isnan(values)]
+        ends = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+        found[name] = Interval(figure(every), float(ends[0]), float(ends[1]))
+    return found
+
+
+def _resamples(groups: Sequence[str]) -> Iterator[NDArray[np.int64]]:
+    """Pictures of as many groups as there are, drawn with replacement, again and again."""
+    random = np.random.default_rng(0)
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    rows = [np.array(item) for item in members.values()]
+    alone = len(rows) == len(groups)
+    for _ in range(RESAMPLES if len(groups) <= MANY_PICTURES else FEWER_RESAMPLES):
+        drawn = random.integers(len(rows), size=len(rows))
+        yield drawn if alone else np.concatenate([rows[number] for number in drawn])
+
+
+def write_judged(path: Path | str, judged: Judged) -> None:
+    """A row for each picture: name, patient, true and decided class, probabilities. Raises OutputError."""
+    columns = ("picture", "patient", "true", "decided", *judged.classes)
+    rows = (
+        {
+            "picture": name,
+            "patient": group,
+            "true": judged.classes[truth],
+            "decided": judged.classes[decided],
+            **{c: round(float(p), 6) for c, p in zip(judged.classes, values, strict=True)},
+        }
+        for name, group, truth, decided, values in zip(
+            judged.names,
+            judged.groups,
+            judged.truth,
+            judged.decided,
+            judged.probabilities,
+            strict=True,
+        )
+    )
+    write_table(path, columns, rows)
+
+
+def write_figures(path: Path | str, figures: ClassificationFigures) -> None:
+    """`to_dict` as a JSON file. Raises OutputError."""
+    text = json.dumps(figures.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+    with atomic_path(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN as None, others in six digits."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else round(value, 6)
+        for name, value in values.items()
+    }
