@@ -28,7 +28,7 @@ REACH_MM = 6.0
 EDGE, UNLIKE, IMPROBABLE = 0.15, 0.5, 1.0
 """What a millimetre is longer by: for a jump of the intensity of the usual size, for an intensity one standard
 deviation from that under the stroke, and for log odds of one against the side that the stroke asks for. Found on
-hippocampi whose networks had not seen them; see docs/performance.md for other structures."""
+hippocampi whose networks had not seen them; see docs/performance/strokes.md for other structures."""
 
 FALLOFF_VOXELS = 0.25
 """Without an AI: how far from the border of the segment the odds fall to one in e, in voxels."""

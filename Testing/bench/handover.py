@@ -279,4 +279,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import measurements
+
+    sys.exit(measurements.run("handover", main))

@@ -525,4 +525,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import measurements
+
+    sys.exit(measurements.run("nnunet", main))

@@ -1,4 +1,4 @@
-"""The same labels as nnunetv2, case by case: the table in docs/performance.md.
+"""The same labels as nnunetv2, case by case: the table in docs/performance/nnunet-labels.md.
 
     python Testing/bench/parity.py
 
@@ -63,4 +63,6 @@ def cases() -> Iterator[tuple[str, Made, Sequence[Image], bool]]:
 
 
 if __name__ == "__main__":
-    main()
+    import measurements
+
+    sys.exit(measurements.run("parity", main))

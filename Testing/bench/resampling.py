@@ -210,4 +210,6 @@ def made_labels() -> NDArray[np.int8]:
 
 
 if __name__ == "__main__":
-    main()
+    import measurements
+
+    sys.exit(measurements.run("resampling", main))

@@ -308,4 +308,6 @@ def as_markdown(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    import measurements
+
+    sys.exit(measurements.run("run", main))

@@ -250,4 +250,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import measurements
+
+    sys.exit(measurements.run("uncertainty", main))

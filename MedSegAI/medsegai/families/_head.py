@@ -18,7 +18,8 @@ from medsegai.preprocessing.intensity import MODES, scale_intensity
 from medsegai.volume import Geometry, Volume
 
 HEAD_MARGIN_MM = 32.0
-"""Air kept around the head: with less, labels change, because networks see the border (docs/performance.md)."""
+"""Air kept around the head. With less, labels change, because networks see the border of the image
+(docs/performance/speed.md)."""
 
 KEPT_MARGIN_MM = 8.0
 """Air around the head for which answers are kept: what lies further away is background."""

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 Half = Literal["decoders", "network"]
 """What of a network is in half precision where the job is in mixed precision: the large convolutions of decoders,
 for in an encoder half precision flips positions of pooling maxima; or all of it, where nothing is pooled so
-(docs/performance.md has the figures)."""
+(docs/performance/speed.md has the figures)."""
 
 
 class Runner(Protocol):
