@@ -22,7 +22,7 @@ from calibration import FIRST, held_out_source, to_anterior_inferior_left
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsegai.families import Part, load_model
+from medsegai.families import Inputs, Part, load_model
 from medsegai.inference.fusion import Accumulator, side_aware_first
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import ModelCard
@@ -53,7 +53,7 @@ def main() -> None:
         sample = source.sample(VALIDATION, FIRST + number)
         scan = Volume(sample.image, to_anterior_inferior_left(sample.image.shape))
         request = SegmentationRequest((scan,), (arguments.model,), members=tuple(arguments.members))
-        for part in model.parts([scan], scan.geometry, request, compute, Progress()):
+        for part in model.parts(Inputs([scan]), scan.geometry, request, compute, Progress()):
             truth = _on_grid(sample.targets, scan, part)
             answers = {
                 member.name: _answer(part, number, compute)

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from medsegai.engine import segment
+from medsegai.families import Inputs
 from medsegai.families._head import KEPT_MARGIN_MM
 from medsegai.families.quicknat import QuickNATModel
 from medsegai.inference.fusion import Accumulator
@@ -129,7 +130,7 @@ def run_all_slices(options: argparse.Namespace, prepare: Any) -> dict[str, Any]:
     model = QuickNATModel(find_card(options.model))
     scan = read_volume(options.scan)
     request = SegmentationRequest((scan,))
-    (part,) = model.parts([scan], scan.geometry, request, choose_compute("cpu"), Progress())
+    (part,) = model.parts(Inputs([scan]), scan.geometry, request, choose_compute("cpu"), Progress())
     members = part.members
     networks = [prepare(member.network._read()) for member in members]
     for network, member in zip(

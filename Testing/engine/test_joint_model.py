@@ -13,9 +13,10 @@ from scipy.spatial.transform import Rotation
 import tiny_quicknat
 from medsegai.engine import segment
 from medsegai.errors import ModelError
+from medsegai.families import _head
 from medsegai.models.card import ModelCard, file_sha256, load_card
 from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
-from medsegai.preprocessing.conform import LIA
+from medsegai.preprocessing.conform import LIA, conform
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
@@ -124,6 +125,23 @@ def test_a_network_on_a_grid_of_its_own_is_fused_on_the_output_grid(tmp_path: Pa
     assert len(result.provenance["native_grids"]) == 2
     assert result.mutual_information is not None
     assert result.mutual_information.voxels.max() > 0
+
+
+@pytest.mark.parametrize(("settings", "grids"), [({}, 1), ({"spacing_mm": [1.5, 1.5, 1.5]}, 2)])
+def test_a_scan_is_conformed_once_for_each_grid(
+    settings: dict[str, object], grids: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both families take the same head."""
+    write_joint_model(tmp_path, intensity="minmax", **settings)
+    made: list[Geometry] = []
+
+    def counted(scan: Volume, geometry: Geometry, antialias: bool) -> np.ndarray:
+        made.append(geometry)
+        return conform(scan, geometry, antialias)
+
+    monkeypatch.setattr(_head, "conform", counted)
+    assert segment(request(tmp_path)).labelmap.voxels.any()
+    assert len(made) == grids
 
 
 def test_class_weights_are_undone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from medsegai import engine
-from medsegai.families import load_model
+from medsegai.families import Inputs, load_model
 from medsegai.inference.activation import Scale
 from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer
 from medsegai.inference.probabilities import Block
@@ -126,7 +126,7 @@ def test_mirrored_passes_are_the_members_of_a_fold_alone(shared_data: Path) -> N
 
     scan, compute = read_volume(path), choose_compute("cpu", "auto", "fp32")
     model = load_model(find_card("hippocampus"))
-    (part,) = model.parts([scan], scan.geometry, request, compute, Progress())
+    (part,) = model.parts(Inputs([scan]), scan.geometry, request, compute, Progress())
     assert len(part.members) == 8
     assert len({member.name for member in part.members}) == 8
     assert part.geometry.matches(scan.geometry)  # 1 mm already: no voxel is interpolated

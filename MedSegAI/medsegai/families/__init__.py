@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Protocol
 
@@ -26,6 +26,24 @@ from medsegai.volume import Geometry, Volume
 
 Step = Callable[[float], None]
 """Told which share of some work is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is segmented, and what was prepared from it: families that see a scan in the same way share that.
+
+    Attributes:
+        scans: one for each channel.
+    """
+
+    scans: Sequence[Volume]
+    _prepared: dict[Hashable, Volume] = field(default_factory=dict)
+
+    def prepared(self, way: Hashable, prepare: Callable[[], Volume]) -> Volume:
+        """What `prepare` makes, which is made only once for each `way`."""
+        if way not in self._prepared:
+            self._prepared[way] = prepare()
+        return self._prepared[way]
 
 
 class Member(Protocol):
@@ -76,7 +94,7 @@ class Model(Protocol):
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
@@ -128,7 +146,7 @@ class JointModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,

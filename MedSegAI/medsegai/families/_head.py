@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medsegai.errors import ModelError
+from medsegai.families import Inputs
 from medsegai.families._memory import check_memory
 from medsegai.models.card import SPACINGS_MM, MemberCard
 from medsegai.models.json_fields import number, shown
@@ -64,12 +65,19 @@ class HeadGrid:
                 f"intensity must be one of {', '.join(MODES)}, not {shown(self.intensity)}."
             )
 
-    def head(self, scan: Volume) -> Volume:
-        """The conformed scan, its intensities scaled, cropped to the head.
+    def head(self, inputs: Inputs) -> Volume:
+        """The conformed scan, its intensities scaled, cropped to the head. Do not change it: others share it.
+
+        Args:
+            inputs: one scan.
 
         Raises:
             ModelError: on this grid the scan does not fit into the memory that is free.
         """
+        (scan,) = inputs.scans
+        return inputs.prepared(self, lambda: self._head(scan))
+
+    def _head(self, scan: Volume) -> Volume:
         geometry = conformed_geometry(scan.geometry, self.grid, self.spacing_mm)
         check_memory(geometry.shape, BYTES_A_VOXEL)
         scaled = scale_intensity(conform(scan, geometry, self.antialias), self.intensity)

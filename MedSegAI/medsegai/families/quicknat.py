@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.inference.fusion import side_aware_first
@@ -39,7 +39,7 @@ from medsegai.networks.released import read_released, released_config
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry
 
 MOST_FILTERS = 1024
 """Filters that a card may ask for: with more a network would not fit into memory."""
@@ -113,14 +113,16 @@ class QuickNATModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
         """One part: the views, all if none is named; with dropout each view once per pass."""
-        head = self.prepare(inputs)
+        if len(inputs.scans) != 1:
+            raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs.scans)}.")
+        head = self._grid.head(inputs)
         chosen = self.card.chosen_members(request.members)
         if all(any(len(feeds) > 1 for feeds in card.classes) for card in chosen):
             raise RequestError(
@@ -146,12 +148,6 @@ class QuickNATModel:
             for number in range(max(passes, 1))
         ]
         return [Part(answered, side_aware_first(members), [member.name for member in members])]
-
-    def prepare(self, inputs: Sequence[Volume]) -> Volume:
-        """The conformed scan, its intensities scaled, cropped to the head."""
-        if len(inputs) != 1:
-            raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
-        return self._grid.head(inputs[0])
 
 
 class _Network:

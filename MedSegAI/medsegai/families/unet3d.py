@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._sliding import Box, logits_by_planes, window
@@ -30,7 +30,7 @@ from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.volumetric import describe_network, smallest_multiple
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry
 
 MOST_PATCH_VOXELS = 2**23
 """Voxels of a patch that a card may ask for: a cube of 203, more than any network of today was trained on."""
@@ -86,33 +86,32 @@ class UNet3DModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
         """One part for each grid, with the members that work on it."""
-        if len(inputs) != 1:
-            raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs)}.")
+        if len(inputs.scans) != 1:
+            raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs.scans)}.")
         check_dropout(request, self.card, has_dropout=False)
         by_grid: dict[HeadGrid, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):
             by_grid.setdefault(self._networks[member.name].grid, []).append(member)
         return [
-            self._part(grid, members, inputs[0], output, request)
-            for grid, members in by_grid.items()
+            self._part(grid, members, inputs, output, request) for grid, members in by_grid.items()
         ]
 
     def _part(
         self,
         grid: HeadGrid,
         members: Sequence[MemberCard],
-        scan: Volume,
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
     ) -> Part:
-        head = grid.head(scan)
+        head = grid.head(inputs)
         kept = grid.kept(head)
         answered = cropped(head.geometry, kept)
         wanted = answered.box_around_grid(output)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsegai.errors import ModelError, RequestError, counted
-from medsegai.families import Part, Step
+from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
@@ -65,16 +65,16 @@ class NNUNetModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
         """One part for each configuration: its folds one by one where they matter, else as one member."""
-        self._check(inputs)
+        self._check(inputs.scans)
         check_dropout(request, self.card, has_dropout=False)
-        scan = turned(inputs, self.card.settings["reader"], self.card.settings["transpose"])
+        scan = turned(inputs.scans, self.card.settings["reader"], self.card.settings["transpose"])
         groups: dict[str, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):
             groups.setdefault(member.settings["configuration"], []).append(member)
