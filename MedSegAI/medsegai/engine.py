@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from medsegai import __version__
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Model, Part, Step, load_model
+from medsegai.families import Inputs, Model, Part, Step, load_model
 from medsegai.inference.fusion import (
     Accumulator,
     Ensemble,
@@ -198,9 +198,10 @@ class _PartOf:
 def _prepared(job: _Job, models: Sequence[Model], naming: JointLabels) -> list[_PartOf]:
     """The parts of all models, which have not predicted yet."""
     parts: list[_PartOf] = []
+    inputs = Inputs(job.inputs)
     for number, model in enumerate(models):
         job.progress.step("prepare", number, len(models))
-        for part in model.parts(job.inputs, job.output, job.request, job.compute, job.progress):
+        for part in model.parts(inputs, job.output, job.request, job.compute, job.progress):
             cooled = replace(part, scale=part.scale.at(job.temperature))
             parts.append(_PartOf(cooled, number, naming.renamed[number]))
     return parts
@@ -211,7 +212,7 @@ def _predict(job: _Job, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemb
     axis = None if job.request.members_apart else _plane_axis([item.part for item in parts])
     work = _Work(job.progress, sum(len(item.part.members) for item in parts))
     labels = (0, *(label.value for label in naming.labels))
-    axes = {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 0, 1)}[axis or 0]
+    axes = _slab_axes(parts[0].part.geometry, job.output) if axis is None else _beginning_with(axis)
     return Ensemble([_answer(job, item, axis, work) for item in parts], labels, axes)
 
 
@@ -235,6 +236,18 @@ def _answer(job: _Job, item: _PartOf, axis: int | None, work: _Work) -> PartAnsw
 def _plane_axis(parts: Sequence[Part]) -> int | None:
     """The axis of the input along which the first part that streams does so; others must wait for it."""
     return next((part.plane_axis for part in parts if part.plane_axis is not None), None)
+
+
+def _slab_axes(native: Geometry, output: Geometry) -> tuple[int, int, int]:
+    """The order of the output's axes in which slabs lie along native planes, so that each needs few of them."""
+    steps = np.abs((native.ras_to_ijk @ output.ijk_to_ras)[2, :3]) * output.shape[::-1]
+    return _beginning_with(2 - int(np.argmax(steps)))
+
+
+def _beginning_with(axis: int) -> tuple[int, int, int]:
+    """The axes (k, j, i) with one of them put first."""
+    first, second = (other for other in range(3) if other != axis)
+    return axis, first, second
 
 
 def _streamed(

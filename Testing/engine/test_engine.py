@@ -17,7 +17,8 @@ import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
 from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Inputs, Part, Step
+from medsegai.inference.grid_sampling import planes_needed
 from medsegai.inference.probabilities import Block
 from medsegai.labels import Label
 from medsegai.models.card import Channel, MemberCard, ModelCard
@@ -67,14 +68,15 @@ class ThresholdModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
-        grid = conformed_geometry(inputs[0].geometry, (96, 96, 96), (1.0, 1.0, 1.0))
-        voxels = conform(inputs[0], grid, antialias=False)
+        (scan,) = inputs.scans
+        grid = conformed_geometry(scan.geometry, (96, 96, 96), (1.0, 1.0, 1.0))
+        voxels = conform(scan, grid, antialias=False)
         other = 300.0 if "same" in request.members else 400.0
         members = [
             Thresholds("one", 300.0, voxels=voxels),
@@ -303,3 +305,18 @@ def test_two_models_are_joined(tiny: str, tmp_path: Path) -> None:
     ]
     mean = (single[0].probabilities.astype(np.float32) + single[1].probabilities) / 2
     np.testing.assert_allclose(joint.probabilities, mean, atol=3e-3)
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_slabs_lie_along_native_planes(directions: str) -> None:
+    """Of the three ways to cut the output, the one whose slabs need the fewest native planes."""
+    native = Geometry.from_spacing((40, 50, 60), (1.5, 1.5, 1.5), (0, 0, 0), DIRECTIONS["LIA"])
+    output = Geometry.from_spacing((50, 60, 40), (1.2, 1.0, 1.6), (5, 5, 5), DIRECTIONS[directions])
+
+    def needed(axes: tuple[int, int, int]) -> float:
+        first, last = planes_needed(native, output.permuted(axes), (0, 1))
+        return last - first
+
+    chosen = engine._slab_axes(native, output)
+    assert sorted(chosen) == [0, 1, 2]
+    assert needed(chosen) == min(needed(axes) for axes in ((0, 1, 2), (1, 0, 2), (2, 0, 1)))

@@ -13,6 +13,7 @@ from medsegai.inference.probabilities import (
     Probabilities,
     StreamedProbabilities,
     read_nearest,
+    two_best,
 )
 from medsegai.volume import Geometry
 
@@ -20,6 +21,8 @@ NATIVE = Geometry.from_spacing(
     (12, 14, 17), (2.0, 2.0, 2.0), (20.0, -12.0, 15.0), DIRECTIONS["LIA"]
 )
 LABELS = (0, 4, 2, 9)
+EVERY = torch.arange(6 * 34 * 21)
+"""All voxels of six planes of `target`."""
 
 
 def organs(seed: int = 0, sharpness: float = 12.0) -> Probabilities:
@@ -138,6 +141,56 @@ def test_joint_probabilities_are_the_weighted_mean_on_the_output_grid() -> None:
     assert torch.equal(joint.argmax(grid, 3, 9), expected.argmax(0))
     entropy = Scale.PROBABILITIES.entropy(expected, 0)
     torch.testing.assert_close(joint.entropy(grid, 3, 9), entropy)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+def test_joint_uncertainty_is_that_of_every_voxel_though_few_are_read(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of sharp answers on two grids, beside what reading everything gives."""
+    scale = Scale.PROBABILITIES.at(temperature)
+    fine, sharp = NATIVE.resized([2 * size for size in NATIVE.shape]), organs(1, 80.0)
+    parts = [
+        Probabilities(LABELS, NATIVE, sharp.values, scale),
+        Probabilities(LABELS, fine, sharp.read(fine, 0, fine.shape[0]).half(), scale),
+        Probabilities(LABELS, NATIVE, sharp.values.roll(1, 2), scale),
+    ]
+    joint, grid = JointProbabilities(parts, [3.0, 2.0, 1.0], LABELS), target("oblique")
+    answers = torch.stack([part.read_points(grid, 3, 9, EVERY, raw=True) for part in parts])
+    mean = (answers * torch.tensor([3.0, 2.0, 1.0])[:, None, None] / 6.0).sum(0)
+    entropy = Scale.PROBABILITIES.entropy(scale.tempered(mean, 0), 0)
+    apart = Scale.PROBABILITIES.entropy(answers, 1) * torch.tensor([3.0, 2.0, 1.0])[:, None] / 6.0
+    gap = Scale.PROBABILITIES.entropy(mean, 0) - apart.sum(0)
+    read: list[int] = []
+    whole = JointProbabilities._answers
+
+    def counted(
+        self: JointProbabilities, target: Geometry, k0: int, k1: int, points: torch.Tensor
+    ) -> list[torch.Tensor]:
+        read.append(points.numel())
+        return whole(self, target, k0, k1, points)
+
+    monkeypatch.setattr(JointProbabilities, "_answers", counted)
+    for measure, expected in ((joint.entropy, entropy), (joint.divergence, gap)):
+        found = measure(grid, 3, 9)
+        torch.testing.assert_close(found.reshape(-1), expected, atol=3e-3, rtol=0)
+        assert found.max() > 0.3
+    assert 0 < sum(read) < 0.7 * EVERY.numel()
+
+
+@pytest.mark.parametrize("directions", ["LIA", "oblique"])
+@pytest.mark.parametrize("kind", ["probabilities", "logits", "regions"])
+def test_the_best_of_two_is_the_argmax(kind: str, directions: str) -> None:
+    grid, values = target(directions), logits()
+    sharp = values.softmax(0).half() if kind == "probabilities" else values
+    part = Probabilities(LABELS, NATIVE, sharp, Scale(kind, 0.6))
+    first, second, p_first, p_second = two_best(part, grid, 3, 9)
+    assert torch.equal(first, part.argmax(grid, 3, 9))
+    assert (p_second > 0).float().mean() > 0.02
+    assert ((first != second) | (p_second == 0) | (kind == "regions")).all()
+    read = 255 * part.read_points(grid, 3, 9, EVERY).gather(0, first.reshape(1, -1).long())
+    if kind != "regions":
+        assert ((read.reshape(p_first.shape) - p_first).abs() <= 0.51).all()
 
 
 def test_a_single_native_plane_can_be_read() -> None:

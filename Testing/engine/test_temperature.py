@@ -13,7 +13,7 @@ import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
 from medsegai.inference.activation import Scale
-from medsegai.inference.probabilities import JointProbabilities, Probabilities, Readable, runner_up
+from medsegai.inference.probabilities import JointProbabilities, Probabilities, Readable, two_best
 from medsegai.models.card import load_card
 from medsegai.models.quality import Calibration
 from medsegai.request import SegmentationRequest
@@ -101,8 +101,7 @@ def test_parts_are_joined_as_they_are_and_then_tempered() -> None:
 def test_the_runner_up_is_as_probable_as_it_is_read() -> None:
     part = Probabilities(LABELS, NATIVE, logits(), Scale.LOGITS.at(WARM))
     planes = (0, TARGET.shape[0])
-    first = part.argmax(TARGET, *planes)
-    _, p_first, p_second = runner_up(part, TARGET, *planes, first)
+    _, _, p_first, p_second = two_best(part, TARGET, *planes)
     two = np.sort(part.read(TARGET, *planes).numpy(), axis=0)[-2:] * 255
     assert np.abs(p_second.numpy() - two[0]).max() < 1.0
     assert (np.abs(p_first.numpy() - two[1]) < 1.0).mean() > 0.99  # ties apart

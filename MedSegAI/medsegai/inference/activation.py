@@ -102,12 +102,12 @@ class Scale:
         flipped = torch.maximum(enters, leaves)
         return torch.where(enters >= leaves, entered, left), 1.0 - flipped, flipped
 
-    def sure(self, probabilities: Tensor, first: Tensor) -> Tensor:
-        """Whether the class `first` (j, i) of `probabilities` (class, j, i) is more probable than `SURE`."""
+    def sure(self, probabilities: Tensor, first: Tensor, least: float = SURE) -> Tensor:
+        """Whether the class `first` (...) of `probabilities` (class, ...) has at least the probability `least`."""
         if not self.regions:
-            return probabilities.amax(0) >= SURE
+            return probabilities.amax(0) >= least
         flat = probabilities.reshape(len(probabilities), -1)
-        return (self.two_best(flat, first.reshape(-1))[1] >= SURE).reshape(first.shape)
+        return (self.two_best(flat, first.reshape(-1))[1] >= least).reshape(first.shape)
 
     def entropy(self, probabilities: Tensor, axis: int) -> Tensor:
         """Entropy in nats; of regions, each of which is there or not, the sum over them."""

@@ -24,6 +24,9 @@ from medsegai.volume import Geometry
 CERTAIN = 1e-3
 """Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
 
+SETTLED = 1.0 - 5e-5
+"""Probability of one class that leaves less entropy than `CERTAIN`, whatever is said of hundreds of others."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -64,11 +67,17 @@ class Readable(Protocol):
 
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
 
+    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]: ...
 
     def read_points(
         self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
     ) -> Tensor: ...
+
+    def decide_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class _Plane:
@@ -89,15 +98,38 @@ class _Plane:
         return self._scale.decide(self.values.float(), 0).to(dtype)
 
     @cached_property
-    def entropy(self) -> Tensor:
-        """Entropy in nats of each voxel, float32 (j, i)."""
-        return self._scale.entropy(self._scale.probabilities(self.values.float(), 0), 0)
+    def settled(self) -> Tensor:
+        """Whether the class of a voxel has at least `SETTLED` of its probability, bool (j, i)."""
+        scale = self._scale.at(max(1.0, self._scale.temperature))  # the colder, the surer
+        probabilities = scale.probabilities(self.values.float(), 0)
+        return scale.sure(probabilities, self.classes.long(), SETTLED)
 
     @cached_property
     def sure(self) -> Tensor:
         """Whether the class of a voxel has all of its probability but what eight bits cannot hold, bool (j, i)."""
-        probabilities = self._scale.probabilities(self.values.float(), 0)
-        return self._scale.sure(probabilities, self.classes.long())
+        first = self.classes.reshape(-1)[self._unsettled].long()
+        return self._completed(True, self._scale.sure(self._open(), first))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy in nats of each voxel, float32 (j, i); 0 where it is settled."""
+        return self._completed(0.0, self._scale.entropy(self._open(), 0))
+
+    @cached_property
+    def _unsettled(self) -> Tensor:
+        """Flat indices of the voxels that are not settled."""
+        return (~self.settled).reshape(-1).nonzero()[:, 0]
+
+    def _open(self) -> Tensor:
+        """Probabilities of the voxels that are not settled, float32 (class, voxel)."""
+        values = self.values.flatten(1).index_select(1, self._unsettled)
+        return self._scale.probabilities(values.float(), 0)
+
+    def _completed(self, settled: float, others: Tensor) -> Tensor:
+        """A plane that is `settled` but for the voxels that are not, which have `others`."""
+        result = torch.full_like(self.settled, settled, dtype=others.dtype)
+        result.view(-1)[self._unsettled] = others
+        return result
 
 
 class _Planes:
@@ -116,6 +148,7 @@ class _Planes:
         self._planes = list(planes)
         self._last: tuple[Geometry, int, int, GridPoints] | None = None
         self._agreed: dict[tuple[bool, ...], Tensor] = {}
+        self._clear: dict[tuple[str, tuple[bool, ...]], Tensor] = {}
 
     def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Probabilities on planes k0 to k1 of `target`, float32 (class, k1 - k0, j, i)."""
@@ -136,18 +169,32 @@ class _Planes:
         inside = where.inside.reshape(-1)[points]
         scale = self.scale.at(1.0) if raw else self.scale
         if bool(inside.all()):
-            return self._interpolated(where, points, scale)
+            return self._interpolated(where, points, scale.probabilities)
         result = torch.zeros(len(self.labels), points.numel(), device=points.device)
         result[0] = 1.0
         chosen = inside.nonzero()[:, 0]
-        result[:, chosen] = self._interpolated(where, points[chosen], scale)
+        result[:, chosen] = self._interpolated(where, points[chosen], scale.probabilities)
         return result
 
-    def _interpolated(self, where: GridPoints, points: Tensor, scale: Scale) -> Tensor:
-        """Probabilities at points inside of the native grid, float32 (class, point)."""
+    def decide_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Class index and probabilities, float32 (class, point), of points inside of the native grid.
+
+        Args:
+            target, k0, k1, points: as in `read_points`.
+        """
+        where = self._points(target, k0, k1)
+        values = self._interpolated(where, points, lambda native, axis: native)
+        return self.scale.decide(values, 0), self.scale.probabilities(values, 0)
+
+    def _interpolated(
+        self, where: GridPoints, points: Tensor, read: Callable[[Tensor, int], Tensor]
+    ) -> Tensor:
+        """What `read` makes of native values at points inside of the native grid, float32 (class, point)."""
         result: Tensor | None = None
         for part, values in where.interpolate(self._values(), points):
-            found = scale.probabilities(values, 0)
+            found = read(values, 0)
             if found.shape[1] == points.numel():
                 return found
             if result is None:
@@ -184,10 +231,20 @@ class _Planes:
         Linear interpolation makes no class less probable than it is in all native voxels around, so what is sure
         in all of them need not be looked at. (Of logits too: the logarithm of a sum of exponentials is convex.)
         """
+        return self._unclear("sure", target, k0, k1)
+
+    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Voxels that may have entropy, on planes k0 to k1 of `target`: bool (k1 - k0, j, i). As `doubtful`."""
+        return self._unclear("settled", target, k0, k1)
+
+    def _unclear(self, clear: str, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Points inside with a native voxel around that is not `clear`, or with two of different classes."""
         points = self._points(target, k0, k1)
-        sure = torch.stack([plane.sure for plane in self._planes])
-        sure = _over_cells(torch.logical_and, sure, points.between)
-        certain = points.at_base(sure) & self.consensus(target, k0, k1)[1]
+        key = clear, points.between
+        if key not in self._clear:
+            planes = torch.stack([getattr(plane, clear) for plane in self._planes])
+            self._clear[key] = _over_cells(torch.logical_and, planes, points.between)
+        certain = points.at_base(self._clear[key]) & self.consensus(target, k0, k1)[1]
         return ~certain & points.inside
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
@@ -297,6 +354,12 @@ class StreamedProbabilities:
         """As `Probabilities.read_points`."""
         return self._at(target, k0, k1).read_points(target, k0, k1, points, raw)
 
+    def decide_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `Probabilities.decide_points`."""
+        return self._at(target, k0, k1).decide_points(target, k0, k1, points)
+
     def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
         """As `Probabilities.consensus`."""
         return self._at(target, k0, k1).consensus(target, k0, k1)
@@ -312,6 +375,10 @@ class StreamedProbabilities:
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """As `Probabilities.doubtful`."""
         return self._at(target, k0, k1).doubtful(target, k0, k1)
+
+    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.unsettled`."""
+        return self._at(target, k0, k1).unsettled(target, k0, k1)
 
     def _at(self, target: Geometry, k0: int, k1: int) -> _Planes:
         """The native planes that planes k0 to k1 of `target` need."""
@@ -363,6 +430,7 @@ class JointProbabilities:
         self.scale = parts[0].scale
         self._weights = [weight / sum(weights) for weight in weights]
         self._parts = list(parts)
+        self._last: tuple[Geometry, int, int, Tensor] | None = None
         self._places = [
             torch.tensor([self.labels.index(label) for label in part.labels]) for part in parts
         ]
@@ -382,22 +450,44 @@ class JointProbabilities:
         means = [self._mean(target, k0, k1, part) for part in parts]
         return torch.cat([scale.tempered(mean, 0) for mean in means], 1)
 
+    def decide_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `Probabilities.decide_points`."""
+        mean = self._mean(target, k0, k1, points)
+        return self.scale.decide_probabilities(mean, 0), self.scale.tempered(mean, 0)
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Entropy in nats of the mean, computed on the output grid; 0 where nothing is unsettled."""
+        return self._uncertainty(target, k0, k1)[0]
+
     def divergence(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """How far the parts disagree: entropy of their mean less mean of their entropies, in nats.
 
         At temperature 1; also called generalised Jensen-Shannon divergence. float32 (k1 - k0, j, i).
         """
-        shape = (k1 - k0, *target.shape[1:])
-        every = torch.arange(math.prod(shape))
-        found = []
-        for points in every.split(max(1, VALUES_AT_ONCE // len(self.labels))):
-            answers = self._answers(target, k0, k1, points)
-            apart = [self.scale.entropy(answer, 0) for answer in answers]
-            gap = self.scale.entropy(self._sum(answers), 0)
-            for entropy, weight in zip(apart, self._weights, strict=True):
-                gap.sub_(entropy, alpha=weight)
-            found.append(gap.clamp_(min=0.0))
-        return torch.cat(found).reshape(shape)
+        return self._uncertainty(target, k0, k1)[1]
+
+    def _uncertainty(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Entropy and divergence, float32 (2, k1 - k0, j, i), of which the last are remembered.
+
+        Only voxels that are unsettled are interpolated.
+        """
+        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
+            unsettled = self.unsettled(target, k0, k1)
+            result = torch.zeros(2, *unsettled.shape)
+            some = unsettled.reshape(-1).nonzero()[:, 0]
+            for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+                answers = self._answers(target, k0, k1, points)
+                apart = [self.scale.entropy(answer, 0) for answer in answers]
+                mean = self._sum(answers)
+                gap = self.scale.entropy(mean, 0)
+                for entropy, weight in zip(apart, self._weights, strict=True):
+                    gap.sub_(entropy, alpha=weight)
+                result.view(2, -1)[1, points] = gap.clamp_(min=0.0)
+                result.view(2, -1)[0, points] = self.scale.entropy(self.scale.tempered(mean, 0), 0)
+            self._last = (target, k0, k1, result)
+        return self._last[3]
 
     def _mean(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
         return self._sum(self._answers(target, k0, k1, points))
@@ -457,10 +547,6 @@ class JointProbabilities:
             flat[part] = self.scale.decide_probabilities(values, 0).to(flat.dtype)
         return result
 
-    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Entropy in nats of the mean, computed on the output grid."""
-        return self.scale.entropy(self.read(target, k0, k1), 0)
-
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """As `Probabilities.doubtful`: where any part doubts, or they differ."""
         result = ~self.consensus(target, k0, k1)[1]
@@ -468,33 +554,39 @@ class JointProbabilities:
             result |= part.doubtful(target, k0, k1).cpu()
         return result
 
+    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.unsettled`: where any part is, or they differ."""
+        result = ~self.consensus(target, k0, k1)[1]
+        for part in self._parts:
+            result |= part.unsettled(target, k0, k1).cpu()
+        return result
 
-def runner_up(
-    readable: Readable, target: Geometry, k0: int, k1: int, first: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The second most probable class, and how probable it and the first are, on planes k0 to k1 of `target`.
 
-    Only voxels that are in doubt are interpolated; in the others the first has all of the probability.
+def two_best(
+    readable: Readable, target: Geometry, k0: int, k1: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two most probable classes, and how probable they are, on planes k0 to k1 of `target`.
 
-    Args:
-        first: class indices as `argmax` gives them.
+    Only voxels that are in doubt are interpolated, and once; in the others the first has all of the probability.
 
     Returns:
-        Class index of the runner-up, 0 where its probability rounds to nothing; the probability of the first, at
-        least 1, and that of the runner-up, uint8 in steps of 1/255: each (k1 - k0, j, i).
+        Class index as `argmax` gives it; that of the runner-up, 0 where its probability rounds to nothing; the
+        probability of the first, at least 1, and that of the runner-up, uint8 in steps of 1/255: each
+        (k1 - k0, j, i).
     """
+    first, _ = readable.consensus(target, k0, k1)
     second, p_second = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.uint8)
     p_first = torch.full_like(p_second, 255)
     doubtful = readable.doubtful(target, k0, k1).reshape(-1).nonzero()[:, 0]
     for part in doubtful.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
-        values = readable.read_points(target, k0, k1, part)
-        own = first.view(-1)[part].long()
-        other, p_own, p_other = readable.scale.two_best(values, own)
+        own, values = readable.decide_points(target, k0, k1, part)
+        other, p_own, p_other = readable.scale.two_best(values, own.long())
         steps = (p_other * 255.0).round()
+        first.view(-1)[part] = own.to(first.dtype)
         second.view(-1)[part] = (other * (steps > 0)).to(second.dtype)
         p_first.view(-1)[part] = (p_own * 255.0).round().clamp(1.0, 255.0).to(torch.uint8)
         p_second.view(-1)[part] = steps.to(torch.uint8)
-    return second, p_first, p_second
+    return first, second, p_first, p_second
 
 
 def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1: int) -> Tensor:

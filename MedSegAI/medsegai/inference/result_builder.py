@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medsegai.inference.agreement import Agreement
 from medsegai.inference.fusion import Ensemble
-from medsegai.inference.probabilities import runner_up
+from medsegai.inference.probabilities import two_best
 from medsegai.labels import Label
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, Refined, Step, apply
@@ -65,16 +65,7 @@ class Answer:
     def add(self, k0: int, k1: int) -> None:
         """Fill planes k0 to k1 of `grid`."""
         probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
-        found = probabilities.argmax(self.grid, k0, k1)
-        labels = self._values[found.cpu().numpy()]
-        self.labelmap.transpose(axes)[k0:k1] = labels
-        if self.candidates is not None:
-            rivals = runner_up(probabilities, self.grid, k0, k1, found)
-            second, p_first, p_second = (values.cpu().numpy() for values in rivals)
-            self.candidates.first.transpose(axes)[k0:k1] = labels
-            self.candidates.second.transpose(axes)[k0:k1] = self._values[second]
-            self.candidates.p_first.transpose(axes)[k0:k1] = p_first
-            self.candidates.p_second.transpose(axes)[k0:k1] = p_second
+        labels = self._add_labels(k0, k1)
         if self.probabilities is not None or self.regions is not None:
             values = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
             by_planes = (0, *(1 + axis for axis in axes))
@@ -94,6 +85,23 @@ class Answer:
             )
             information = self._read_information(k0, k1)
             self._agreement.add(members, labels, entropy, information)
+
+    def _add_labels(self, k0: int, k1: int) -> NDArray[Any]:
+        """Fill planes k0 to k1 of the label map, and of the candidates where they are wanted."""
+        probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
+        if self.candidates is None:
+            found = probabilities.argmax(self.grid, k0, k1)
+            labels: NDArray[Any] = self._values[found.cpu().numpy()]
+        else:
+            best = two_best(probabilities, self.grid, k0, k1)
+            first, second, p_first, p_second = (values.cpu().numpy() for values in best)
+            labels = self._values[first]
+            self.candidates.first.transpose(axes)[k0:k1] = labels
+            self.candidates.second.transpose(axes)[k0:k1] = self._values[second]
+            self.candidates.p_first.transpose(axes)[k0:k1] = p_first
+            self.candidates.p_second.transpose(axes)[k0:k1] = p_second
+        self.labelmap.transpose(axes)[k0:k1] = labels
+        return labels
 
     def _read_information(self, k0: int, k1: int) -> NDArray[Any] | None:
         if self.information is None:
