@@ -50,6 +50,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("inference.grid_sampling",),
     ("inference.activation",),
     ("inference.probabilities",),
+    ("inference.joint_probabilities",),
     ("inference.fusion",),  # L2
     ("inference.agreement",),
     ("families", "refinements"),

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer, fuse
-from medsegai.inference.probabilities import Block, JointProbabilities
+from medsegai.inference.joint_probabilities import JointProbabilities
+from medsegai.inference.probabilities import Block
 from medsegai.volume import Geometry
 
 LABELS = (0, 2, 41, 16)

@@ -8,8 +8,8 @@ from scipy import ndimage, stats
 from images import DIRECTIONS
 from medsegai.inference import grid_sampling, probabilities
 from medsegai.inference.activation import Scale
+from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
-    JointProbabilities,
     Probabilities,
     StreamedProbabilities,
     read_nearest,

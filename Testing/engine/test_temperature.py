@@ -13,7 +13,8 @@ import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
 from medsegai.inference.activation import Scale
-from medsegai.inference.probabilities import JointProbabilities, Probabilities, Readable, two_best
+from medsegai.inference.joint_probabilities import JointProbabilities
+from medsegai.inference.probabilities import Probabilities, Readable, two_best
 from medsegai.models.card import load_card
 from medsegai.models.quality import Calibration
 from medsegai.request import SegmentationRequest

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from medsegai.errors import RequestError
 from medsegai.inference.activation import Scale
+from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
     Block,
-    JointProbabilities,
     NativeMap,
     Probabilities,
     Readable,

@@ -1,0 +1,165 @@
+"""What parts on different grids answer, joined on the output grid, where that can matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medsegai.inference.grid_sampling import VALUES_AT_ONCE
+from medsegai.inference.probabilities import Readable, index_type
+from medsegai.volume import Geometry
+
+
+class JointProbabilities:
+    """Weighted mean of probabilities that live on different grids, joined on the output grid.
+
+    A part may not know some of the classes. What it calls background may be one of those, so it shares that
+    probability among background and them as the parts that know them do.
+
+    Args:
+        parts: what to join; class 0 of each is background.
+        weights: of the parts.
+        labels: label values of the joint classes, all that the parts have; the first is 0.
+    """
+
+    def __init__(
+        self, parts: Sequence[Readable], weights: Sequence[float], labels: Sequence[int]
+    ) -> None:
+        """The temperature is that of the parts; they are joined as they are at temperature 1."""
+        self.labels = tuple(labels)
+        self.scale = parts[0].scale
+        self._weights = [weight / sum(weights) for weight in weights]
+        self._parts = list(parts)
+        self._last: tuple[Geometry, int, int, Tensor] | None = None
+        self._places = [
+            torch.tensor([self.labels.index(label) for label in part.labels]) for part in parts
+        ]
+
+    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.read`."""
+        shape = (k1 - k0, *target.shape[1:])
+        every = torch.arange(math.prod(shape))
+        return self.read_points(target, k0, k1, every).reshape(-1, *shape)
+
+    def read_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
+    ) -> Tensor:
+        """As `Probabilities.read_points`."""
+        parts = points.split(max(1, VALUES_AT_ONCE // len(self.labels)))
+        scale = self.scale.at(1.0) if raw else self.scale
+        means = [self._mean(target, k0, k1, part) for part in parts]
+        return torch.cat([scale.tempered(mean, 0) for mean in means], 1)
+
+    def decide_points(
+        self, target: Geometry, k0: int, k1: int, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `Probabilities.decide_points`."""
+        mean = self._mean(target, k0, k1, points)
+        return self.scale.decide_probabilities(mean, 0), self.scale.tempered(mean, 0)
+
+    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Entropy in nats of the mean, computed on the output grid; 0 where nothing is unsettled."""
+        return self._uncertainty(target, k0, k1)[0]
+
+    def divergence(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """How far the parts disagree: entropy of their mean less mean of their entropies, in nats.
+
+        At temperature 1; also called generalised Jensen-Shannon divergence. float32 (k1 - k0, j, i).
+        """
+        return self._uncertainty(target, k0, k1)[1]
+
+    def _uncertainty(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """Entropy and divergence, float32 (2, k1 - k0, j, i), of which the last are remembered.
+
+        Only voxels that are unsettled are interpolated.
+        """
+        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
+            unsettled = self.unsettled(target, k0, k1)
+            result = torch.zeros(2, *unsettled.shape)
+            some = unsettled.reshape(-1).nonzero()[:, 0]
+            for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+                answers = self._answers(target, k0, k1, points)
+                apart = [self.scale.entropy(answer, 0) for answer in answers]
+                mean = self._sum(answers)
+                gap = self.scale.entropy(mean, 0)
+                for entropy, weight in zip(apart, self._weights, strict=True):
+                    gap.sub_(entropy, alpha=weight)
+                result.view(2, -1)[1, points] = gap.clamp_(min=0.0)
+                result.view(2, -1)[0, points] = self.scale.entropy(self.scale.tempered(mean, 0), 0)
+            self._last = (target, k0, k1, result)
+        return self._last[3]
+
+    def _mean(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
+        return self._sum(self._answers(target, k0, k1, points))
+
+    def _sum(self, answers: list[Tensor]) -> Tensor:
+        """The weighted mean; the first of the answers becomes it."""
+        mean = answers[0].mul_(self._weights[0])
+        for answer, weight in zip(answers[1:], self._weights[1:], strict=True):
+            mean.add_(answer, alpha=weight)
+        return mean
+
+    def _answers(self, target: Geometry, k0: int, k1: int, points: Tensor) -> list[Tensor]:
+        """What each part says of all joint classes, at temperature 1, float32 (class, point)."""
+        answers = []
+        for part, places in zip(self._parts, self._places, strict=True):
+            values = part.read_points(target, k0, k1, points, raw=True).cpu()
+            if part.labels != self.labels:
+                values = values.new_zeros(len(self.labels), points.numel()).index_copy_(
+                    0, places, values
+                )
+            answers.append(values)
+        if any(len(places) < len(self.labels) for places in self._places):
+            answers = [self._shared(number, answers) for number in range(len(answers))]
+        return answers
+
+    def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
+        """The answer of a part with its background shared among the classes that it does not know."""
+        known = self._places[number]
+        unknown = torch.ones(len(self.labels), 1, dtype=torch.bool)
+        unknown[known[1:]] = False
+        others = sum(answer for index, answer in enumerate(answers) if index != number)
+        share = torch.as_tensor(others) * unknown
+        total = share.sum(0, keepdim=True)
+        background = (torch.arange(len(self.labels)) == 0).float()[:, None]
+        share = torch.where(total > 0, share / total.clamp(min=1e-12), background)
+        return answers[number] * ~unknown + answers[number][:1] * share
+
+    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+        """As `Probabilities.consensus`: what is certain in every part, and the same in all."""
+        result: Tensor | None = None
+        certain = torch.ones(())
+        for part, places in zip(self._parts, self._places, strict=True):
+            classes, sure = (values.cpu() for values in part.consensus(target, k0, k1))
+            classes = places.to(index_type(len(self.labels)))[classes.long()]
+            certain = sure if result is None else certain & sure & (classes == result)
+            result = classes if result is None else result
+        assert result is not None
+        return result, certain
+
+    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.argmax`."""
+        result, certain = self.consensus(target, k0, k1)
+        flat = result.view(-1)
+        unsure = (~certain).reshape(-1).nonzero()[:, 0]
+        for part in unsure.split(max(1, VALUES_AT_ONCE // len(self.labels))):
+            values = self._mean(target, k0, k1, part)
+            flat[part] = self.scale.decide_probabilities(values, 0).to(flat.dtype)
+        return result
+
+    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.doubtful`: where any part doubts, or they differ."""
+        result = ~self.consensus(target, k0, k1)[1]
+        for part in self._parts:
+            result |= part.doubtful(target, k0, k1).cpu()
+        return result
+
+    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
+        """As `Probabilities.unsettled`: where any part is, or they differ."""
+        result = ~self.consensus(target, k0, k1)[1]
+        for part in self._parts:
+            result |= part.unsettled(target, k0, k1).cpu()
+        return result
