@@ -110,6 +110,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         else None,
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
+        intracranial_ml=_intracranial_ml(request, cards, structures),
         region=request.region,
         members=ensemble.names,
         refinements=tuple(refined),
@@ -374,6 +375,18 @@ def _judged(
         )
         for item in structures
     )
+
+
+def _intracranial_ml(
+    request: SegmentationRequest,
+    cards: Sequence[ModelCard],
+    structures: Sequence[StructureMeasures],
+) -> float | None:
+    """The sum of what the card says fills the skull. Of joined models, and in a region, it is not known."""
+    inside = cards[0].intracranial
+    if len(cards) > 1 or request.region or not inside:
+        return None
+    return sum(item.volume_ml for item in structures if item.label.value in inside)
 
 
 def _temperature(request: SegmentationRequest, cards: Sequence[ModelCard]) -> float:

@@ -300,6 +300,8 @@ class SegmentationResult:
         refinements: what each refinement changed, as JSON values.
         seconds: what each stage took.
         peak_memory_mb: largest resident memory of this process until now.
+        intracranial_ml: volume of all that lies in the skull, where the model gives it and the whole scan was
+            segmented.
         provenance: model hashes, versions, options, input hash, device.
         warnings: what the user should know, in words.
     """
@@ -317,6 +319,7 @@ class SegmentationResult:
     refinements: tuple[Mapping[str, Any], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
+    intracranial_ml: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -330,6 +333,7 @@ class SegmentationResult:
             "structures": [measures.to_dict() for measures in self.structures],
             "seconds": dict(self.seconds),
             "peak_memory_mb": self.peak_memory_mb,
+            "intracranial_ml": self.intracranial_ml,
             "provenance": {
                 **self.provenance,
                 "members": list(self.members),

@@ -59,8 +59,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("measurements.structures",),
     ("engine",),  # L3
     ("doctor", "families._importing", "output.preview", "worker.refine_job"),  # L4
-    ("export", "output.cases"),
-    ("output.bids_dataset", "output.result_files"),
+    ("export", "output.cases", "output.freesurfer_files"),
+    ("output.bids_dataset",),
+    ("output.bids_files",),
+    ("output.result_files",),
+    ("output.layouts",),
     ("evaluation", "worker.measure_and_export_jobs"),
     ("output.batch", "training", "worker.server"),
     ("commands",),

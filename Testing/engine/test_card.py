@@ -97,6 +97,7 @@ QUALITY: dict[str, Any] = {
         "asymmetry_percent": {"17": [-30, 25.5]},
         "largest_part": {"53": 0.95},
     },
+    "intracranial": [17, 53],
 }
 
 
@@ -162,6 +163,12 @@ def test_a_card_tells_what_quality_to_expect() -> None:
         (("reference", "asymmetry_percent", "-17"), [-3, 0], "'-17' is not a label value"),
         (("reference", "largest_part", "17"), 95, "0 to 1"),
         (("reference", "largest_part"), 0.9, "largest_part must be an object"),
+        (
+            ("intracranial",),
+            [17, 99],
+            "intracranial volume of model 'toy' names unknown labels [99]",
+        ),
+        (("intracranial",), 17, "intracranial must be a list"),
     ],
 )
 def test_a_mistake_in_what_it_tells_of_quality_is_named(

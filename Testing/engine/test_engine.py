@@ -1,10 +1,11 @@
 """The pipeline: results lie where the scan lies, options do what they say, errors leave nothing behind."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -281,6 +282,26 @@ def test_a_region_has_the_labels_of_the_whole_and_nothing_lies_outside(tiny: str
     outside = part.voxels.copy()
     outside[box] = 0
     assert not outside.any()
+
+
+def test_intracranial_volume_is_given_where_the_card_says_what_fills_the_skull(
+    tiny: str, tmp_path: Path
+) -> None:
+    """Not in a region, nor of joined models, where it would be a part or twice."""
+    path = Path(tiny) / "card.json"
+    card = json.loads(path.read_text())
+    request = SegmentationRequest((scan("LPS"),), (tiny,))
+    assert engine.segment(request).intracranial_ml is None
+    values = [label["value"] for label in card["labels"]]
+    path.write_text(json.dumps(card | {"intracranial": values}))
+    found = engine.segment(request)
+    ml = np.count_nonzero(found.labelmap.voxels) * found.labelmap.geometry.voxel_volume_ml
+    assert found.intracranial_ml == pytest.approx(ml)
+    assert found.report()["intracranial_ml"] == found.intracranial_ml
+    centre = (found.labelmap.geometry.ijk_to_ras @ [16, 16, 12, 1])[:3]
+    region = tuple(float(part + side) for part in centre for side in (-10, 10))
+    assert engine.segment(replace(request, region=region)).intracranial_ml is None
+    assert engine.segment(replace(request, models=(tiny, tiny))).intracranial_ml is None
 
 
 def test_a_region_beside_the_image_is_refused(tiny: str) -> None:

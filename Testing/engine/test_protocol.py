@@ -210,6 +210,7 @@ def result(**more: object) -> SegmentationResult:
     values = {
         "seconds": {"read": 0.1, "predict": 2.0},
         "peak_memory_mb": 512.0,
+        "intracranial_ml": 1450.5,
         "provenance": {"device": "cpu"},
         "warnings": ("thick slices",),
     }

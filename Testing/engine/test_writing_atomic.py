@@ -50,6 +50,7 @@ WRITERS: dict[str, Writer] = {
     "volume.nii": write_volume,
     "volume.nrrd": write_volume,
     "volume.mha": write_volume,
+    "volume.mgz": write_volume,
     "probabilities.nii": lambda path, volume: write_probabilities(
         path, probabilities(volume), volume.geometry, LABELS
     ),

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.output.batch import Batch, Entry
     from medsegai.output.cases import Case
+    from medsegai.output.layouts import BatchFiles
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
+LAYOUTS = ("plain", "bids", "freesurfer")
 SOME_FAILED = 1
 
 MOST_OF_A_TABLE = 64 << 20
@@ -69,11 +71,23 @@ def add_parser(subparsers: Subparsers) -> None:
     group.add_argument(
         "--format",
         choices=FORMATS,
-        default=FORMATS[0],
-        help="type of the segmentations: named segments for 3D Slicer, or labelmaps (default: %(default)s)",
+        help="type of the segmentations: named segments for 3D Slicer, or labelmaps (default: .seg.nrrd); "
+        "of the plain layout only",
+    )
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=LAYOUTS[0],
+        help="files named after their cases; a BIDS derivative; or folders of subjects as FreeSurfer has them "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--uncertainty", action="store_true", help="measure uncertainty and write entropy maps"
+    )
+    group.add_argument(
+        "--save-probabilities",
+        action="store_true",
+        help="write the probability of every structure, as one 4D image for each case",
     )
     group.add_argument("--preview", action="store_true", help="write a picture of each case")
     group.add_argument(
@@ -89,13 +103,18 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.output.batch import FAILED, Batch, BatchFiles
+    from medsegai.output.batch import FAILED, Batch
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models
     cases = _cases(arguments.source, find_card(models[0]), arguments.bids_filter or ())
-    request = request_from_arguments(arguments, cases[0].inputs, uncertainty=arguments.uncertainty)
+    request = request_from_arguments(
+        arguments,
+        cases[0].inputs,
+        uncertainty=arguments.uncertainty,
+        probabilities=arguments.save_probabilities,
+    )
     check_request(request)
-    files = BatchFiles(arguments.output, arguments.format, arguments.uncertainty, arguments.preview)
+    files = _files(arguments, [find_card(name) for name in request.models])
     tell: Callable[[dict[str, Any]], None] = _print_json if arguments.events else _ignore
     console = _Console(tell, arguments.quiet or arguments.events)
     batch = Batch(cases, request, files, console.entry_changed)
@@ -108,6 +127,26 @@ def run(arguments: argparse.Namespace) -> int:
             f"{len(cases) - len(failed)} of {len(cases)} cases: {files.folder}. {NOT_FOR_DIAGNOSIS}"
         )
     return SOME_FAILED if failed else 0
+
+
+def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard]) -> BatchFiles:
+    """What is written of each case, in the layout that was asked for. Raises RequestError."""
+    from medsegai.output.layouts import BatchFiles, BidsFiles, FreeSurferFiles
+
+    given = {"uncertainty": arguments.uncertainty, "preview": arguments.preview}
+    given["probabilities"] = arguments.save_probabilities
+    folder: Path = arguments.output
+    if arguments.layout == "plain":
+        return BatchFiles(folder, arguments.format or FORMATS[0], **given)
+    if arguments.format is not None:
+        raise RequestError(
+            f"--format is for the plain layout; --layout {arguments.layout} has its own."
+        )
+    if arguments.layout == "bids":
+        made_by = tuple(f"{card.id} {card.version}" for card in cards)
+        return BidsFiles(folder, **given, source=arguments.source, models=made_by)
+    labels = tuple({label.name: label for card in cards for label in card.labels}.values())
+    return FreeSurferFiles(folder, **given, labels=labels)
 
 
 def _run(batch: Batch, console: _Console) -> None:

@@ -66,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         required=True,
         metavar="OUT",
-        help="refined segmentation: .seg.nrrd, or a labelmap: .nii.gz, .nrrd, .mha",
+        help="refined segmentation: .seg.nrrd, or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
     )
     parser.add_argument(
         "--report", type=Path, metavar="JSON", help="what changed, structure by structure"

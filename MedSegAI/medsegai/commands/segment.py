@@ -78,7 +78,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="OUT",
-        help="segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha",
+        help="segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha, "
+        ".mgz",
     )
     for flag, metavar, text in (
         ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),

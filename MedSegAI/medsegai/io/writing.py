@@ -26,11 +26,15 @@ from medsegai.volume import Geometry, Volume
 
 SEGMENTATION_ENDING = ".seg.nrrd"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-WRITABLE = (SEGMENTATION_ENDING, *NIFTI_ENDINGS, ".nrrd", ".mha")
+MGZ_ENDING = ".mgz"
+WRITABLE = (SEGMENTATION_ENDING, *NIFTI_ENDINGS, ".nrrd", ".mha", MGZ_ENDING)
 """Endings of images that can be written, lower case. Each is one file, so that it can be atomic."""
 
 COMPRESSION = 6
 """Deflate level: a brain label map is 8 % larger than at level 9, and written five times as fast."""
+
+MGZ_TYPES = tuple(np.dtype(kind) for kind in (np.uint8, np.int16, np.int32))
+"""Besides float32."""
 
 PROBABILITY_STEPS = 65535
 """Probabilities are stored as 16-bit fractions of one."""
@@ -45,7 +49,7 @@ def write_segmentation(
     """Write labels so that 3D Slicer opens named, coloured, coded segments, or as a plain labelmap.
 
     Args:
-        path: .seg.nrrd for segments; .nii.gz, .nii, .nrrd or .mha for label values only.
+        path: .seg.nrrd for segments; .nii.gz, .nii, .nrrd, .mha or .mgz for label values only.
         labelmap: label values from 0, (k, j, i), integers.
         labels: what the values mean. In .seg.nrrd each becomes a segment, in this order, also one
             that has no voxel: a structure that was looked for and not found.
@@ -69,7 +73,7 @@ def write_volume(path: Path | str, volume: Volume) -> None:
     """Write voxels of any scalar type; float16 is written as float32, bool as uint8.
 
     Args:
-        path: .nii.gz, .nii (sform and qform are both set), .nrrd or .mha.
+        path: .nii.gz, .nii (sform and qform are both set), .nrrd, .mha or .mgz.
 
     Raises:
         OutputError: unknown ending, or the file cannot be written.
@@ -79,6 +83,8 @@ def write_volume(path: Path | str, volume: Volume) -> None:
     with atomic_path(path) as partial:
         if path.name.lower().endswith(NIFTI_ENDINGS):
             _write_nifti(partial, volume)
+        elif path.name.lower().endswith(MGZ_ENDING):
+            _write_mgz(partial, volume)
         else:
             _write_itk(partial, volume)
 
@@ -126,6 +132,14 @@ def _write_nifti(path: Path, volume: Volume) -> None:
     kind = kind.newbyteorder("<")
     header = _nifti_header(volume.geometry, kind)
     _write_stream(path, header, (plane.astype(kind) for plane in voxels))
+
+
+def _write_mgz(path: Path, volume: Volume) -> None:
+    """Write FreeSurfer's format, which has four types of voxels; the next that holds all values is taken."""
+    kind = volume.voxels.dtype
+    known = next((it for it in MGZ_TYPES if np.can_cast(kind, it)), np.dtype(np.float32))
+    image = nibabel.MGHImage(volume.voxels.T.astype(known), volume.geometry.ijk_to_ras)
+    path.write_bytes(gzip.compress(image.to_bytes(), COMPRESSION, mtime=0))
 
 
 def _nifti_header(geometry: Geometry, kind: np.dtype[Any], volumes: int = 1) -> Any:

@@ -96,6 +96,7 @@ class ModelCard:
         reference: which volumes are plausible, if known.
         field_of_view_mm: the sides of a usual scan, shortest first, if known.
         sample: name of the scan in Slicer's module Sample Data that shows what the model does; "" for none.
+        intracranial: values of the labels that together fill the skull; () where not all of it has labels.
     """
 
     id: str
@@ -121,6 +122,7 @@ class ModelCard:
         default=None, metadata=UNLESS_DEFAULT
     )
     sample: str = field(default="", metadata=UNLESS_DEFAULT)
+    intracranial: tuple[int, ...] = field(default=(), metadata=UNLESS_DEFAULT)
     folder: Path = field(default=Path(), metadata=NOT_IN_JSON)
     in_place: bool = field(default=False, metadata=NOT_IN_JSON)
 
@@ -174,6 +176,7 @@ class ModelCard:
         spoken_of = {
             "calibration": set(self.calibration.structures) if self.calibration else set(),
             "reference": self.reference.label_values if self.reference else set(),
+            "intracranial volume": set(self.intracranial),
         }
         for what, values in spoken_of.items():
             if values - known:

@@ -19,7 +19,8 @@ from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, write_table
 from medsegai.models.card import file_sha256
 from medsegai.output.cases import Case
-from medsegai.output.result_files import Outputs, recorded_hashes
+from medsegai.output.layouts import BatchFiles
+from medsegai.output.result_files import recorded_hashes
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.system.locks import reserved
@@ -57,33 +58,6 @@ class Entry:
         return cls(case, DONE, seconds, remarks, " ".join(report["warnings"]))
 
 
-@dataclass(frozen=True)
-class BatchFiles:
-    """What is written of each case, into one folder, under the name of the case.
-
-    Attributes:
-        folder: where to.
-        ending: type of the segmentations, such as `.seg.nrrd`.
-        uncertainty, preview: whether there are entropy maps and pictures too.
-    """
-
-    folder: Path
-    ending: str = ".seg.nrrd"
-    uncertainty: bool = False
-    preview: bool = False
-
-    def outputs(self, case: str) -> Outputs:
-        return Outputs(
-            segmentation=self.folder / f"{case}{self.ending}",
-            uncertainty=self.folder / f"{case}_uncertainty.nii.gz" if self.uncertainty else None,
-            preview=self.folder / f"{case}.png" if self.preview else None,
-            report=self.report(case),
-        )
-
-    def report(self, case: str) -> Path:
-        return self.folder / f"{case}.json"
-
-
 @dataclass(frozen=True, repr=False)
 class Job:
     """One case to be done. It can be handed to another process; its `repr` names no patient.
@@ -111,7 +85,7 @@ class Job:
         try:
             images = self.case.images()
             result = segment(replace(self.request, inputs=images), progress)
-            self.files.outputs(name).write(result, images[0], progress)
+            self.files.write(name, result, images[0], progress)
         except OF_THE_CASE as error:
             return Entry(name, FAILED, message=str(error))
         return Entry.done(name, result.report())
@@ -208,8 +182,10 @@ class Batch:
                 be written.
             RequestError: the results that are there were made with other options or models.
         """
-        unfinished = unfinished_hashes(self._files.folder) if resume else set()
+        self._files.check(self._cases)
+        unfinished = self._unfinished() if resume else set()
         for name, case in self._cases.items():
+            self._files.make_folders(name)
             if overwrite or not self._files.report(name).is_file():
                 ours = overwrite or self._are_leftovers(name, unfinished)
                 self._files.outputs(name).check(case.inputs, ours)
@@ -220,6 +196,10 @@ class Batch:
                     f"{self._files.folder} holds a result of {name} already. Keep what is there and do the "
                     "rest (--resume), or do everything again (--overwrite)."
                 )
+
+    def _unfinished(self) -> set[str]:
+        folders = (path for path in self._files.folders(self._cases) if path.is_dir())
+        return {digest for folder in folders for digest in unfinished_hashes(folder)}
 
     def _are_leftovers(self, name: str, unfinished: set[str]) -> bool:
         """Whether all files of a case were left by a run that was ended before its report was in place."""
@@ -254,7 +234,9 @@ class Batch:
             MedSegAIError: what would go wrong with every case.
         """
         jobs = [self._job(name) for name in self._order()]
-        _sweep(self._files.folder)
+        for folder in self._files.folders(self._cases):
+            _sweep(folder)
+        self._files.begin()
         self._write_table()
         try:
             for entry in work(jobs):
@@ -264,6 +246,7 @@ class Batch:
                 self._set(Entry(name))
             self._write_table()
             self._write_volumes()
+            self._files.remove_empty_folders(self._cases)
 
     def _job(self, name: str) -> Job:
         report = self._files.report(name)

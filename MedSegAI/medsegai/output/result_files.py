@@ -21,6 +21,7 @@ from medsegai.io import (
     write_volume,
 )
 from medsegai.models.card import file_sha256
+from medsegai.output import bids_files, freesurfer_files
 from medsegai.output.preview import render_preview
 from medsegai.progress import Progress
 from medsegai.request import SegmentationResult
@@ -34,8 +35,13 @@ ENDINGS = {
     "uncertainty": WRITABLE,
     "mutual_information": WRITABLE,
     "probabilities": (".nii.gz", ".nii"),
-    "volumes": (".csv",),
+    "volumes": (".csv", ".tsv"),
     "preview": (".png",),
+    "label_table": (".tsv",),
+    "sidecar": (".json",),
+    "probabilities_sidecar": (".json",),
+    "color_table": (".ctab", ".txt"),
+    "statistics": (".stats",),
     "report": (".json",),
 }
 """File types of each part."""
@@ -53,8 +59,10 @@ class Outputs:
         uncertainty: entropy map, as image.
         mutual_information: map of how much members differ, as image.
         probabilities: 4D NIfTI with one volume per structure.
-        volumes: table of structures, .csv.
+        volumes: table of structures, .csv, or .tsv as in BIDS.
         preview: picture of three planes, .png.
+        label_table, sidecar, probabilities_sidecar: what BIDS has beside an image, see `bids_files`.
+        color_table, statistics: what FreeSurfer has beside aseg.mgz, see `freesurfer_files`.
         report: everything but the voxels, .json.
     """
 
@@ -64,6 +72,11 @@ class Outputs:
     probabilities: Path | None = None
     volumes: Path | None = None
     preview: Path | None = None
+    label_table: Path | None = None
+    sidecar: Path | None = None
+    probabilities_sidecar: Path | None = None
+    color_table: Path | None = None
+    statistics: Path | None = None
     report: Path | None = None
 
     def paths(self) -> dict[str, Path]:
@@ -185,6 +198,9 @@ def _write_probabilities(path: Path, result: SegmentationResult, scan: Path | Vo
 
 
 def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    if path.suffix.lower() == ".tsv":
+        bids_files.write_volumes(path, result, scan)
+        return
     rows = volume_rows(result)
     write_table(path, list(rows[0]), rows)
 
@@ -217,4 +233,9 @@ WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = 
     "probabilities": _write_probabilities,
     "volumes": _write_volumes,
     "preview": _write_preview,
+    "label_table": bids_files.write_label_table,
+    "sidecar": bids_files.write_sidecar,
+    "probabilities_sidecar": bids_files.write_probabilities_sidecar,
+    "color_table": freesurfer_files.write_color_table,
+    "statistics": freesurfer_files.write_statistics,
 }

@@ -1,0 +1,175 @@
+"""A result as a BIDS derivative: tables of labels and volumes, sidecars, and what describes the dataset.
+
+After the BIDS specification 1.10, "BIDS Derivatives" and "Imaging data types". What it has no names for (volumes,
+reports, pictures, maps of uncertainty) is listed in .bidsignore.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsegai import __version__
+from medsegai.errors import OutputError
+from medsegai.io import atomic_path, write_table
+from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT
+from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationResult
+from medsegai.volume import Volume
+
+BIDS_VERSION = "1.10.0"
+GENERATOR = "MedSegAI"
+SOURCE_LINK = "raw"
+"""What the dataset of the scans is called in BIDS URIs."""
+
+VOLUMES_COLUMNS = {
+    "index": ("Label value of the structure in the _dseg image.", None),
+    "name": ("Name of the structure.", None),
+    "voxels": ("Number of its voxels.", None),
+    "volume_ml": ("Its volume: voxels times the volume of one.", "mL"),
+    "volume_cv": (
+        "Standard deviation over mean of the volume among the networks; n/a unless uncertainty was measured.",
+        "1",
+    ),
+    "pairwise_dice": ("Mean Dice coefficient over all pairs of networks.", "1"),
+    "iou": ("Voxels that all networks found over those that any found.", "1"),
+    "mean_entropy": (
+        "Mean entropy of the fused probabilities inside the structure, in nats.",
+        "1",
+    ),
+    "mutual_information": (
+        "Mean mutual information of the networks inside the structure, in nats: how much they differ beyond the "
+        "doubt that each has.",
+        "1",
+    ),
+    "expected_dice": (
+        "Dice coefficient with a manual segmentation that the agreement of the networks lets expect.",
+        "1",
+    ),
+    "remarks": ("Why a person should look at the structure; n/a where there is no reason.", None),
+}
+"""Of the table of volumes: what each column is, and its unit."""
+
+IGNORED_FILES = (
+    "batch.csv",
+    "volumes.csv",
+    "cohort.*",
+    "*volumes.*",
+    "*_report.*",
+    "*_uncertainty.*",
+    "*_preview.*",
+)
+
+README = f"""# Segmentations by MedSegAI
+
+Labels of the structures are in `_dseg.nii.gz`, on the grid of the scan, and names and colours of their values in
+the `_dseg.tsv` beside it. Volumes and measures of uncertainty are in `_volumes.tsv`; `desc-medsegai_volumes.json`
+explains its columns. The `_report.json` of a case says how it was made. {NOT_FOR_DIAGNOSIS}
+"""
+
+
+def write_label_table(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    """Write the table that belongs to a _dseg image: index, name and colour of each label."""
+    rows = (
+        {
+            "index": label.value,
+            "name": label.name,
+            "color": "#{:02x}{:02x}{:02x}".format(*label.color),
+        }
+        for label in result.labels
+    )
+    write_table(path, ("index", "name", "color"), rows)
+
+
+def write_sidecar(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    """Write what belongs to a _dseg image: what it was made from, and that no person drew it."""
+    what = "Label values of structures; their names and colours stand in the _dseg.tsv."
+    _write_json(path, {"Description": what, "Manual": False, **_sources(scan)})
+
+
+def write_probabilities_sidecar(
+    path: Path, result: SegmentationResult, scan: Path | Volume
+) -> None:
+    """Write the same for a _probseg image, with the names of its volumes in their order."""
+    what = "Probability of each structure, one volume each in the order of LabelMap."
+    names = [label.name for label in result.labels]
+    _write_json(path, {"Description": what, "Manual": False, "LabelMap": names, **_sources(scan)})
+
+
+def write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    """Write the structures with their volumes and uncertainty, in the columns of `VOLUMES_COLUMNS`."""
+    rows = (item.to_dict() for item in result.structures)
+    named = ({"index": row["value"], **row, "remarks": row["remarks"] or None} for row in rows)
+    write_table(
+        path, list(VOLUMES_COLUMNS), ({key: row[key] for key in VOLUMES_COLUMNS} for row in named)
+    )
+
+
+def _sources(scan: Path | Volume) -> Mapping[str, Any]:
+    """The scan as a BIDS URI, where it lies in a folder of a subject; its name alone elsewhere."""
+    path = scan if isinstance(scan, Path) else Path(scan.source)
+    for number, part in enumerate(path.parts[:-1]):
+        if SUBJECT.fullmatch(part):
+            uri = f"bids:{SOURCE_LINK}:{'/'.join(path.parts[number:])}"
+            return {"Sources": [uri], "SpatialReference": uri}
+    return {"SpatialReference": path.name or "the scan"}
+
+
+def check_description(folder: Path) -> None:
+    """Raises OutputError: the folder holds a dataset that MedSegAI did not make."""
+    path = folder / DESCRIPTION
+    if not path.exists():
+        return
+    try:
+        makers = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"]
+        ours = any(item["Name"] == GENERATOR for item in makers)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{folder} holds another dataset ({DESCRIPTION}). Name a folder of its own, such as "
+            f"{folder / 'derivatives' / 'medsegai'}."
+        )
+
+
+def write_description(folder: Path, source: str, link: str | None, models: Sequence[str]) -> None:
+    """Write what describes a derivative dataset: its name, origin and columns, and what BIDS has no names for.
+
+    Args:
+        folder: that of the derivative.
+        source: name of the dataset of the scans.
+        link: where that lies, relative to `folder`; None if the scans are no BIDS dataset.
+        models: with their versions.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    description: dict[str, Any] = {
+        "Name": f"Segmentations of {source}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {
+                "Name": GENERATOR,
+                "Version": __version__,
+                "Description": f"Segmented with {', '.join(models)}. {NOT_FOR_DIAGNOSIS}",
+            }
+        ],
+    }
+    if link is not None:
+        description["DatasetLinks"] = {SOURCE_LINK: link}
+    columns = {
+        name: {"Description": words, **({} if unit is None else {"Units": unit})}
+        for name, (words, unit) in VOLUMES_COLUMNS.items()
+    }
+    _write_json(folder / DESCRIPTION, description)
+    _write_json(folder / "desc-medsegai_volumes.json", columns)
+    for name, text in ((IGNORED, "\n".join(IGNORED_FILES) + "\n"), ("README.md", README)):
+        with atomic_path(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

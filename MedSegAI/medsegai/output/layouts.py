@@ -1,0 +1,213 @@
+"""What a batch writes of each case, and where: plain files, a BIDS derivative, or FreeSurfer's folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsegai.errors import RequestError
+from medsegai.io.atomic import output_error
+from medsegai.labels import Label
+from medsegai.output import bids_files
+from medsegai.output.freesurfer_files import freesurfer_labels, renumbered
+from medsegai.output.result_files import Outputs
+from medsegai.progress import Progress
+from medsegai.request import SegmentationResult
+from medsegai.volume import Volume
+
+BIDS_ORDER = (
+    *(
+        "sub",
+        "ses",
+        "acq",
+        "ce",
+        "trc",
+        "rec",
+        "dir",
+        "run",
+        "mod",
+        "echo",
+        "flip",
+        "inv",
+        "mt",
+        "part",
+    ),
+    *("proc", "space", "res", "den", "label", "desc"),
+)
+"""The order of entities in names of files."""
+
+
+ENTITY = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9+]+")
+
+
+@dataclass(frozen=True)
+class BatchFiles:
+    """What is written of each case, into one folder, under the name of the case.
+
+    Attributes:
+        folder: where to.
+        ending: type of the segmentations, such as `.seg.nrrd`.
+        uncertainty, preview, probabilities: whether there are entropy maps, pictures and probabilities too.
+    """
+
+    folder: Path
+    ending: str = ".seg.nrrd"
+    uncertainty: bool = False
+    preview: bool = False
+    probabilities: bool = False
+
+    def outputs(self, case: str) -> Outputs:
+        at = self.folder / case
+        return Outputs(
+            segmentation=_named(at, self.ending),
+            uncertainty=_named(at, "_uncertainty.nii.gz") if self.uncertainty else None,
+            probabilities=_named(at, "_probabilities.nii.gz") if self.probabilities else None,
+            preview=_named(at, ".png") if self.preview else None,
+            report=_named(at, ".json"),
+        )
+
+    def report(self, case: str) -> Path:
+        path = self.outputs(case).report
+        assert path is not None
+        return path
+
+    def write(
+        self, case: str, result: SegmentationResult, scan: Path | Volume, progress: Progress
+    ) -> None:
+        """Write the files of a case, as `Outputs.write` does."""
+        self.outputs(case).write(result, scan, progress)
+
+    def check(self, cases: Iterable[str]) -> None:
+        """Find what keeps these cases from being written so. Raises MedSegAIError."""
+
+    def begin(self) -> None:
+        """Write what belongs to all cases together. Raises OutputError."""
+
+    def folders(self, cases: Iterable[str]) -> list[Path]:
+        """The folders that hold the files of these cases, each once."""
+        inner = (path.parent for case in cases for path in self.outputs(case).paths().values())
+        return list(dict.fromkeys([self.folder, *inner]))
+
+    def make_folders(self, case: str) -> None:
+        """Make the folders of a case. Raises OutputError."""
+        for path in self.folders([case]):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise output_error(path, error) from error
+
+    def remove_empty_folders(self, cases: Iterable[str]) -> None:
+        """Remove the folders of cases of which nothing was written."""
+        for path in self.folders(cases)[1:]:
+            with contextlib.suppress(OSError):
+                while path != self.folder:
+                    path.rmdir()
+                    path = path.parent
+
+
+@dataclass(frozen=True)
+class BidsFiles(BatchFiles):
+    """A BIDS derivative: sub-01/ses-02/anat/sub-01_ses-02_space-orig_desc-medsegai_dseg.nii.gz and others.
+
+    Attributes:
+        source: the dataset of the scans, or what else they come from.
+        models: with their versions, for the description of the dataset.
+    """
+
+    ending: str = ".nii.gz"
+    source: Path = Path()
+    models: tuple[str, ...] = ()
+
+    def outputs(self, case: str) -> Outputs:
+        entities = _bids_entities(case)
+        stem = "_".join(f"{key}-{value}" for key, value in entities.items())
+        sides = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
+        at = self.folder.joinpath(*sides, "anat", stem)
+        return Outputs(
+            segmentation=_named(at, "_dseg.nii.gz"),
+            label_table=_named(at, "_dseg.tsv"),
+            sidecar=_named(at, "_dseg.json"),
+            probabilities=_named(at, "_probseg.nii.gz") if self.probabilities else None,
+            probabilities_sidecar=_named(at, "_probseg.json") if self.probabilities else None,
+            volumes=_named(at, "_volumes.tsv"),
+            uncertainty=_named(at, "_uncertainty.nii.gz") if self.uncertainty else None,
+            preview=_named(at, "_preview.png") if self.preview else None,
+            report=_named(at, "_report.json"),
+        )
+
+    def check(self, cases: Iterable[str]) -> None:
+        bids_files.check_description(self.folder)
+        names = {case: self.report(case) for case in cases}
+        several = [path for path, count in Counter(names.values()).items() if count > 1]
+        if several:
+            first, second = [case for case, path in names.items() if path == several[0]][:2]
+            raise RequestError(
+                f"{first} and {second} would be one case in BIDS, whose names have letters and digits alone. "
+                "Rename one, or choose another --layout."
+            )
+
+    def begin(self) -> None:
+        source = self.source if self.source.is_dir() else self.source.parent
+        is_bids = source.is_dir() and any(source.glob("sub-*"))
+        link = os.path.relpath(source, self.folder).replace(os.sep, "/") if is_bids else None
+        name = source.resolve().name or "scans"
+        bids_files.write_description(self.folder, name, link, self.models)
+
+
+@dataclass(frozen=True)
+class FreeSurferFiles(BatchFiles):
+    """Folders as in FreeSurfer's SUBJECTS_DIR: CASE/mri/aseg.mgz, CASE/stats/aseg.stats and others.
+
+    Attributes:
+        labels: those of the model.
+    """
+
+    ending: str = ".mgz"
+    labels: tuple[Label, ...] = ()
+
+    def outputs(self, case: str) -> Outputs:
+        at = self.folder / case
+        return Outputs(
+            segmentation=at / "mri" / "aseg.mgz",
+            color_table=at / "mri" / "aseg.ctab",
+            uncertainty=at / "mri" / "uncertainty.nii.gz" if self.uncertainty else None,
+            probabilities=at / "mri" / "probabilities.nii.gz" if self.probabilities else None,
+            statistics=at / "stats" / "aseg.stats",
+            preview=at / "scripts" / "medsegai.png" if self.preview else None,
+            report=at / "scripts" / "medsegai.json",
+        )
+
+    def check(self, cases: Iterable[str]) -> None:
+        freesurfer_labels(self.labels)
+        blank = [case for case in cases if re.search(r"\s", case)]
+        if blank:
+            raise RequestError(
+                f"FreeSurfer's programs take no subject with a space in its name, such as {blank[0]!r}. "
+                "Rename it, or choose another --layout."
+            )
+
+    def write(
+        self, case: str, result: SegmentationResult, scan: Path | Volume, progress: Progress
+    ) -> None:
+        super().write(case, renumbered(result), scan, progress)
+
+
+def _named(path: Path, ending: str) -> Path:
+    return path.with_name(f"{path.name}{ending}")
+
+
+def _bids_entities(case: str) -> dict[str, str]:
+    """What the name of a derivative of this case says, in the order of BIDS; a case without a subject is one."""
+    parts = case.split("_")
+    if case.startswith("sub-") and all(map(ENTITY.fullmatch, parts)):
+        pairs = {part.split("-")[0]: part.split("-")[1] for part in parts}
+    else:
+        pairs = {"sub": re.sub(r"[^A-Za-z0-9]", "", case) or "x"}
+    found = {"space": "orig", **pairs, "desc": "medsegai"}
+    order = {key: place for place, key in enumerate(BIDS_ORDER)}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], order["part"])))
