@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from medsegai.request import SegmentationRequest
     from medsegai.worker.requests import ExportResult, MeasurementResult, RefinementResult
     from MedSegAILib.output_choice import OutputChoice
+    from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode, Widget
     from MedSegAILib.worker.blocking_job import Job
     from MedSegAILib.worker.client import WorkerClient
     from MedSegAILib.worker.deferred_request import Reading
@@ -43,7 +44,7 @@ MODULE_FOLDER = Path(__file__).resolve().parent
 class MedSegAI(ScriptedLoadableModule):
     """What Slicer's module list shows."""
 
-    def __init__(self, parent: Any) -> None:
+    def __init__(self, parent: Widget) -> None:
         ScriptedLoadableModule.__init__(self, parent)
         parent.title = "MedSegAI"
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
@@ -65,7 +66,7 @@ class MedSegAI(ScriptedLoadableModule):
 class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMixin):
     """The module's page: the panel, and what joins it to the rest."""
 
-    def __init__(self, parent: Any = None) -> None:
+    def __init__(self, parent: Widget = None) -> None:
         slicer.util.VTKObservationMixin.__init__(self)  # first: the next line may call setup
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
@@ -115,13 +116,13 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
             ):
                 self.addObserver(node, event, self.onInputModified)
 
-    def onInputModified(self, caller: Any, event: Any) -> None:
+    def onInputModified(self, caller: Node, event: str) -> None:
         self.controller.jobs.update_plan()
 
-    def onSceneOpened(self, caller: Any, event: Any) -> None:
+    def onSceneOpened(self, caller: Node, event: str) -> None:
         self.controller.scene_opened()
 
-    def onSceneStartClose(self, caller: Any, event: Any) -> None:
+    def onSceneStartClose(self, caller: Node, event: str) -> None:
         """The results would have no volume to belong to: keep what can be kept, and stop the rest."""
         from MedSegAILib.host import can_ask
 
@@ -161,7 +162,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
     def segment(
         self,
-        volumeNode: Any,
+        volumeNode: VolumeNode,
         model: str | Sequence[str] = "brain",
         progress: Callable[[ProgressEvent], None] | None = None,
         output: OutputChoice | None = None,
@@ -189,7 +190,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
     def start(
         self,
-        volumeNode: Any,
+        volumeNode: VolumeNode,
         model: str | Sequence[str] = "brain",
         progress: Callable[[ProgressEvent], None] | None = None,
         output: OutputChoice | None = None,
@@ -219,9 +220,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
     def refine(
         self,
-        segmentationNode: Any,
+        segmentationNode: SegmentationNode,
         refinements: str | Sequence[str],
-        volumeNode: Any = None,
+        volumeNode: VolumeNode = None,
         segments: Sequence[str] = (),
         progress: Callable[[ProgressEvent], None] | None = None,
     ) -> tuple[str, ...]:
@@ -260,7 +261,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         return _done(f"{node.GetName()}: {', '.join(texts)}", reading, write, progress)
 
     def measure(
-        self, segmentationNode: Any, progress: Callable[[ProgressEvent], None] | None = None
+        self,
+        segmentationNode: SegmentationNode,
+        progress: Callable[[ProgressEvent], None] | None = None,
     ) -> tuple[dict[str, Any], ...]:
         """For each segment as it is now the columns of `medsegai measure`; None for what does not exist.
 
@@ -280,7 +283,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
     def export(
         self,
-        segmentationNode: Any,
+        segmentationNode: SegmentationNode,
         dicom: str = "",
         overwrite: bool = False,
         progress: Callable[[ProgressEvent], None] | None = None,
@@ -313,7 +316,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         return _done(f"{node.GetName()}: hand over", reading, lambda done: done, progress, True)
 
     @staticmethod
-    def report(segmentationNode: Any) -> dict[str, Any]:
+    def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
         """Volumes, seconds per stage, model hashes and versions: how a segmentation was made."""
         from MedSegAILib.scene import REPORT_ATTRIBUTE
 

@@ -19,6 +19,7 @@ from MedSegAILib.recent_log import RecentLog
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
 from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.undo import undo_in
+from MedSegAILib.slicer_types import SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import Place
 
@@ -75,7 +76,7 @@ def can_ask() -> bool:
     return slicer.util.mainWindow() is not None and not is_test()
 
 
-def save_undo(segmentation: Any) -> bool:
+def save_undo(segmentation: SegmentationNode) -> bool:
     """Keep the state of a segmentation for the Segment Editor's undo; False without a window."""
     if slicer.util.mainWindow() is None:
         return False
@@ -164,7 +165,7 @@ class Host:
         """Where the files of a series lie."""
         return folder_of(slicer.dicomDatabase, row)
 
-    def dicom_source(self, volume: Any) -> tuple[str, str]:
+    def dicom_source(self, volume: VolumeNode) -> tuple[str, str]:
         """Folder and UID of the DICOM series behind a volume; see `scene.dicom_database.source_of`."""
         return source_of(getattr(slicer, "dicomDatabase", None), volume)
 
@@ -182,7 +183,7 @@ class Host:
     def ask_save_file(self, title: str, name: str) -> str:
         return str(self._dialogs.save_file(slicer.util.mainWindow(), title, name, "CSV (*.csv)"))
 
-    def load_sample(self, name: str) -> Any:
+    def load_sample(self, name: str) -> VolumeNode:
         """A scan of the module Sample Data, downloaded where it was not before, as a volume node.
 
         Raises:
@@ -205,7 +206,7 @@ class Host:
             ).format(name=name, reason=reason)
         )
 
-    def show_table(self, table: Any) -> None:
+    def show_table(self, table: TableNode) -> None:
         """Bring a table and its plot into view, beside the slices."""
         if slicer.util.mainWindow() is None:
             return
@@ -226,7 +227,7 @@ class Host:
         if slicer.util.mainWindow() is not None and slicer.util.selectedModule() != "MedSegAI":
             slicer.util.showStatusMessage(text, STATUS_MS)
 
-    def open_editor(self, segmentation: Any, source: Any, segment: str) -> None:
+    def open_editor(self, segmentation: SegmentationNode, source: VolumeNode, segment: str) -> None:
         """The Segment Editor on a segmentation and its image, with the effect AI correct.
 
         Args:
@@ -245,7 +246,7 @@ class Host:
             editor.setCurrentSegmentID(segment)
         editor.setActiveEffectByName(EFFECT_NAME)
 
-    def slab(self, volume: Any) -> tuple[float, ...]:
+    def slab(self, volume: VolumeNode) -> tuple[float, ...]:
         """The box around the slice of a volume that the red view shows.
 
         Raises:
@@ -258,7 +259,7 @@ class Host:
             raise InputError(_("There is no red slice view. Choose a layout that has one."))
         return region_of_slab(view, volume)
 
-    def keep_case(self, choice: Choice, segmentation: Any) -> str:
+    def keep_case(self, choice: Choice, segmentation: SegmentationNode) -> str:
         """Keep a corrected case for training, where the user agrees.
 
         Returns:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from medsegai.errors import ModelError
 from medsegai.labels import without_side
@@ -14,6 +14,9 @@ from medsegai.models import catalogue
 from medsegai.models.card import PICTURE_NAME, ModelCard
 from medsegai.models.catalogue import BUNDLED_MODELS
 from MedSegAILib.translation import tr as _
+
+if TYPE_CHECKING:
+    from medsegai.models.card import Channel
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def describe(card: ModelCard, expectation: str) -> str:
     return "".join(parts)
 
 
-def _channel(channel: Any) -> str:
+def _channel(channel: Channel) -> str:
     text = (
         channel.name if channel.name == channel.modality else f"{channel.name} ({channel.modality})"
     )

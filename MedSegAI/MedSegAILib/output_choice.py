@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+
+from MedSegAILib.slicer_types import Node
 
 
 class OutputMode(Enum):
@@ -35,6 +36,6 @@ class OutputChoice:
     """
 
     mode: OutputMode = OutputMode.NEW
-    node: Any = None
+    node: Node = None
     change_locked: bool = False
     change_painted: bool = False

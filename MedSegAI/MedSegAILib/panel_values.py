@@ -12,6 +12,7 @@ from typing import Any
 from medsegai.models.card import ModelCard
 from medsegai.models.quality import CHECK, POOR
 from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Choice:
         every_frame: run on each frame of a sequence, not on the current one alone.
     """
 
-    nodes: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
     cards: tuple[ModelCard, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     output: OutputChoice = field(default_factory=OutputChoice)
-    region: Any = None
+    region: Node = None
     bounds: tuple[float, ...] = ()
     every_frame: bool = False
 
@@ -42,7 +43,7 @@ class Choice:
         return self.cards[0] if self.cards else None
 
     @property
-    def node(self) -> Any:
+    def node(self) -> Node:
         """The first channel's volume node: the result lies on its grid."""
         return next(iter(self.nodes.values()), None)
 
@@ -123,8 +124,8 @@ class RefineChoice:
         settings: the refinement's name and options.
     """
 
-    segmentation: Any = None
-    image: Any = None
+    segmentation: SegmentationNode = None
+    image: VolumeNode = None
     every: bool = True
     segments: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -14,11 +14,17 @@ import unittest
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 import slicer.util
 import vtk
+
+from MedSegAILib.slicer_types import SegmentationNode, VolumeNode, Widget
+
+if TYPE_CHECKING:
+    from medsegai.request import SegmentationResult
+    from MedSegAILib.scene import Scene
 
 LAST = ("test_module_reloads",)
 """What runs after all others, for it leaves nothing as it was."""
@@ -279,7 +285,7 @@ class SelfTest(unittest.TestCase):
         self.assertIn("predict", stages)
         self.assertIn("seconds", _logic().report(segmentation))
 
-    def _write_ball(self, volume: Any) -> Any:
+    def _write_ball(self, volume: VolumeNode) -> SegmentationNode:
         """What the scene makes of a result, without a worker."""
         from MedSegAILib.scene import Scene
 
@@ -308,7 +314,7 @@ def _doctor_report() -> Any:
     return heard[0]
 
 
-def _editor() -> Any:
+def _editor() -> Widget:
     """The Segment Editor's widget, with a node that keeps what is chosen in it."""
     page = slicer.util.getModuleWidget("SegmentEditor")
     if page.editor.mrmlSegmentEditorNode() is None:
@@ -316,7 +322,7 @@ def _editor() -> Any:
     return page.editor
 
 
-def _world(volume: Any, voxel: tuple[int, int, int]) -> list[float]:
+def _world(volume: VolumeNode, voxel: tuple[int, int, int]) -> list[float]:
     """The place in the world of a voxel (k, j, i)."""
     matrix, above = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
@@ -326,7 +332,7 @@ def _world(volume: Any, voxel: tuple[int, int, int]) -> list[float]:
     return list(matrix.MultiplyPoint((*reversed(voxel), 1.0))[:3])
 
 
-def _voxel_count(segmentation: Any, volume: Any) -> list[int]:
+def _voxel_count(segmentation: SegmentationNode, volume: VolumeNode) -> list[int]:
     """How many voxels each segment has."""
     return [
         int(slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, name, volume).sum())
@@ -334,7 +340,7 @@ def _voxel_count(segmentation: Any, volume: Any) -> list[int]:
     ]
 
 
-def _ball_result(scene: Any, volume: Any, larger: bool = False) -> Any:
+def _ball_result(scene: Scene, volume: VolumeNode, larger: bool = False) -> SegmentationResult:
     """What a job would give for the volume."""
     from medsegai.labels import Label
     from medsegai.request import SegmentationResult, StructureMeasures
@@ -364,7 +370,7 @@ def _ball(larger: bool = False) -> Any:
     return away < (12 if larger else 10) ** 2
 
 
-def _ball_volume(moved: bool) -> Any:
+def _ball_volume(moved: bool) -> VolumeNode:
     """A volume of 4 x 4 x 5 mm voxels with a bright ball, perhaps under a turned transform."""
     import numpy as np
 

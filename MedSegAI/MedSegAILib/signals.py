@@ -10,9 +10,9 @@ class Signal:
     """Calls whoever is connected, in the order of connecting, with what `emit` is given."""
 
     def __init__(self) -> None:
-        self._receivers: list[Callable[..., None]] = []
+        self._receivers: list[Callable[..., object]] = []
 
-    def connect(self, receiver: Callable[..., None]) -> None:
+    def connect(self, receiver: Callable[..., object]) -> None:
         self._receivers.append(receiver)
 
     def emit(self, *values: Any) -> None:

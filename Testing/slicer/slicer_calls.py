@@ -13,12 +13,14 @@ import unittest
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 from xml.etree import ElementTree
 
 import slicer
 import vtk
 
 import slicer_facts
+from MedSegAILib import slicer_types
 
 OWN = ("MedSegAI", "MedSegAILib", "medsegai")
 MODULES = ("slicer", "qt", "ctk", "vtk")
@@ -31,6 +33,17 @@ ROLES = {
     "ui": "ui:",
 }
 """What parameters of these names are, in functions that say no type."""
+
+ANNOTATIONS = {
+    "MRMLScene": "vtk:vtkMRMLScene",
+    "SegmentationNode": "vtk:vtkMRMLSegmentationNode",
+    "VolumeNode": "vtk:vtkMRMLScalarVolumeNode",
+    "TableNode": "vtk:vtkMRMLTableNode",
+    "SequenceBrowserNode": "vtk:vtkMRMLSequenceBrowserNode",
+    "Segment": "vtk:vtkSegment",
+    "Segmentation": "vtk:vtkSegmentation",
+}
+"""What parameters are by the names of `slicer_types` in their annotations."""
 
 EFFECT_ROLES = {
     "view": "qt:qMRMLSliceWidget",
@@ -58,6 +71,10 @@ OBJECTS = {
     "slicer.mrmlScene": "vtk:vtkMRMLScene",
     "slicer.modules": "modules:",
 }
+
+
+UNTOLD = {"Any", *(name for name, value in vars(slicer_types).items() if value is Any)}
+"""Annotations that say nothing of the methods that an object has."""
 
 
 @dataclass
@@ -134,8 +151,9 @@ class Source:
     def _function(self, node: ast.FunctionDef | ast.Lambda, names: dict[str, str]) -> None:
         inner = dict(names)
         for item in (*node.args.args, *node.args.kwonlyargs):
-            untold = item.annotation is None or ast.unparse(item.annotation) == "Any"
-            inner[item.arg] = self.roles.get(item.arg, "") if untold else ""
+            untold = item.annotation is None or ast.unparse(item.annotation) in UNTOLD
+            told = ANNOTATIONS.get(ast.unparse(item.annotation)) if item.annotation else None
+            inner[item.arg] = told or (self.roles.get(item.arg, "") if untold else "")
         body = node.body if isinstance(node.body, list) else [node.body]
         for child in body:
             self._statement(child, inner)

@@ -16,6 +16,7 @@ from medsegai.worker.requests import ExportResult
 from MedSegAILib.controller.context import House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.panel_values import HandOverChoice
+from MedSegAILib.slicer_types import Node
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.deferred_request import Reading
@@ -96,7 +97,7 @@ class HandingOver:
             self._hand_over(node, choice, series, False)
 
     def _hand_over(
-        self, node: Any, choice: HandOverChoice, series: tuple[str, str], overwrite: bool
+        self, node: Node, choice: HandOverChoice, series: tuple[str, str], overwrite: bool
     ) -> None:
         def read() -> Any:
             wanted = outputs_of(choice)
@@ -143,7 +144,7 @@ class HandingOver:
         house.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
 
-    def _present(self, node: Any) -> Any:
+    def _present(self, node: Node) -> Any:
         if not self._house.scene.is_present(node):
             raise InputError(
                 _("The segmentation {name} has left the scene.").format(name=node.GetName())

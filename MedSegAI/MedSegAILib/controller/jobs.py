@@ -23,6 +23,7 @@ from MedSegAILib.controller.context import NO_MODEL, House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import Choice
+from MedSegAILib.slicer_types import Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
 NO_VOLUME = "There is no input volume. Load an image and choose it."
@@ -169,7 +170,9 @@ class Jobs:
         self._previews = []
         self._house.panel.preview.show("")
 
-    def place(self, source: Any, output: OutputChoice, frame: int | None, result: Any) -> Any:
+    def place(
+        self, source: VolumeNode, output: OutputChoice, frame: int | None, result: Any
+    ) -> Any:
         """Bring a result into the scene, as the user chose.
 
         Returns:
@@ -245,7 +248,7 @@ class Jobs:
 class _Series:
     """What the frames of a sequence share: the segmentation that the first of them became."""
 
-    node: Any = None
+    node: Node = None
 
 
 class _Job:

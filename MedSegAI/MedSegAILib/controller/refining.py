@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medsegai.errors import Cancelled, MedSegAIError, RequestError, WorkerError
 from medsegai.progress import ProgressEvent
@@ -13,8 +13,13 @@ from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import House
 from MedSegAILib.controller.results import Results
 from MedSegAILib.panel_values import RefineChoice
+from MedSegAILib.slicer_types import Node
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.deferred_request import Reading
+
+if TYPE_CHECKING:
+    from MedSegAILib.scene.refining import Draft
+    from MedSegAILib.worker.queue import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ class Refining:
     def __init__(self, house: House, results: Results) -> None:
         self._house, self._results = house, results
         self._view = house.panel.refine
-        self._entry: Any = None
+        self._entry: Entry | None = None
         self._preview: Any = None
         self._words: tuple[str, ...] = ()
         view = self._view
@@ -49,7 +54,7 @@ class Refining:
         view.cancel_requested.connect(self.cancel)
         house.panel.results.segmentation_chosen.connect(view.choose)
 
-    def show(self, node: Any) -> None:
+    def show(self, node: Node) -> None:
         """Offer the segments of a segmentation node, and the volume that it was made of."""
         present = node is not None and self._house.scene.is_present(node)
         self._view.show_segments(self._house.scene.segments(node) if present else ())
@@ -110,7 +115,7 @@ class Refining:
         if isinstance(error, WorkerError):
             self._house.panel.show_error(str(error), log=True)
 
-    def finished(self, draft: Any, result: RefinementResult, shown_only: bool) -> None:
+    def finished(self, draft: Draft, result: RefinementResult, shown_only: bool) -> None:
         """Show the answer of the worker, or write it."""
         self.over()
         if not result.words:
@@ -151,7 +156,7 @@ class Refining:
             self._view.show_message(_(WAITS))
         self._show_state()
 
-    def _refresh(self, node: Any) -> None:
+    def _refresh(self, node: Node) -> None:
         """Other volumes stand in the table of results, if it shows this segmentation."""
         self.refresh()
         if self._results.node is node:
@@ -207,7 +212,7 @@ class _Job:
         else:
             self._section.failed(error)
 
-    def _finish(self, draft: Any, result: RefinementResult) -> None:
+    def _finish(self, draft: Draft, result: RefinementResult) -> None:
         self._section.finished(draft, result, self._shown_only)
 
     def _read(self) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import House
+from MedSegAILib.slicer_types import SegmentationNode
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Surfaces:
         self._bar.cancel_requested.connect(self.cancel)
         house.scene.make_surfaces = self.make
 
-    def make(self, segmentation: Any) -> None:
+    def make(self, segmentation: SegmentationNode) -> None:
         """See that a segmentation gets the surfaces that it lacks; they come while Slicer goes on."""
         begun = [steps for node, steps in self._waiting if node is segmentation]
         self._waiting = [item for item in self._waiting if item[0] is not segmentation]

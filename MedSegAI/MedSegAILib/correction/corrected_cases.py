@@ -27,6 +27,7 @@ from MedSegAILib.correction.nifti import write_nifti
 from MedSegAILib.scene.inputs import read_channels, transform_to_world
 from MedSegAILib.scene.layers import laid_on, layers_of
 from MedSegAILib.scene.segments import label_value
+from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 CONSENT = _(
@@ -59,7 +60,11 @@ class KeptCase:
 
 
 def keep_case(
-    folder: Path, card: ModelCard, sources: Sequence[Any], segmentation: Any, consent: bool
+    folder: Path,
+    card: ModelCard,
+    sources: Sequence[VolumeNode],
+    segmentation: SegmentationNode,
+    consent: bool,
 ) -> KeptCase:
     """Keep images and corrected segmentation for training.
 
@@ -94,7 +99,7 @@ def keep_case(
 
 
 def _labels(
-    segmentation: Any, labels: Sequence[Label], grid: Geometry
+    segmentation: SegmentationNode, labels: Sequence[Label], grid: Geometry
 ) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Each voxel's place in the list of labels, from 1, on the grid of the images; and what is left out."""
     kind = np.uint8 if len(labels) < 256 else np.uint16

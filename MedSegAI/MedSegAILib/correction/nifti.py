@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
@@ -89,6 +89,6 @@ def write_nifti(path: Path, volume: Volume) -> None:
             stream.write(np.ascontiguousarray(plane, little).data)
 
 
-def _nameless_gzip(file: Any) -> gzip.GzipFile:
+def _nameless_gzip(file: BinaryIO) -> gzip.GzipFile:
     """Without the file's name and time, which gzip would note."""
     return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import slicer
 
 from MedSegAILib.correction.session import Correction
 from MedSegAILib.scene.marks import CHANGES, Mark, Marks
+from MedSegAILib.slicer_types import MRMLScene
 from MedSegAILib.translation import tr as _
 
 INSIDE, OUTSIDE = (0.1, 1.0, 0.4), (1.0, 0.15, 0.1)
@@ -23,7 +22,7 @@ SEGMENTS = {
 class Preview:
     """Shows changes in a scene until it is removed."""
 
-    def __init__(self, scene: Any) -> None:
+    def __init__(self, scene: MRMLScene) -> None:
         self._marks = Marks(scene, _("AI correct preview"), SEGMENTS)
 
     def prepare(self) -> None:

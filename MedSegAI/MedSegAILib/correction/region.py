@@ -12,6 +12,7 @@ from medsegai.volume import Geometry
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene.inputs import read, region
 from MedSegAILib.scene.layers import array_of
+from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 EDGE = 0.499
@@ -21,7 +22,9 @@ SLAB_MM = 20.0
 """How thick a slab is unless the user says otherwise."""
 
 
-def again_in(segmentation: Any, bounds: Sequence[float]) -> tuple[dict[str, Any], OutputChoice]:
+def again_in(
+    segmentation: SegmentationNode, bounds: Sequence[float]
+) -> tuple[dict[str, Any], OutputChoice]:
     """What to run and where it goes: options of the request, and an update of the segmentation in that part only.
 
     Args:
@@ -39,13 +42,13 @@ def again_in(segmentation: Any, bounds: Sequence[float]) -> tuple[dict[str, Any]
     return options, OutputChoice(OutputMode.UPDATE, segmentation)
 
 
-def region_of_roi(roi: Any) -> tuple[float, ...]:
+def region_of_roi(roi: Node) -> tuple[float, ...]:
     """The box around a region-of-interest node: lowest and highest R, A and S in mm. As `scene.inputs.region`."""
     return region(roi)
 
 
 def region_of_slab(
-    slice_node: Any, volume: Any, thickness_mm: float = SLAB_MM
+    slice_node: Node, volume: VolumeNode, thickness_mm: float = SLAB_MM
 ) -> tuple[float, ...]:
     """The box around the slices of a volume near the one that a view shows.
 

@@ -24,13 +24,14 @@ from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import geometry_of, laid_on, offset_in, voxels_of
 from MedSegAILib.scene.segments import label_value
+from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 from MedSegAILib.translation import tr as _
 
 
 class Editor(Protocol):
     """What is needed of Slicer's Segment Editor; images are vtkOrientedImageData."""
 
-    def segmentation(self) -> Any:
+    def segmentation(self) -> SegmentationNode:
         """The segmentation node that is edited, or None."""
         ...
 
@@ -38,7 +39,7 @@ class Editor(Protocol):
         """The selected segment; empty where there is none."""
         ...
 
-    def source_image(self) -> Any:
+    def source_image(self) -> VTKObject:
         """The source volume on the grid of the segmentation, or None."""
         ...
 
@@ -46,11 +47,11 @@ class Editor(Protocol):
         """Select another segment."""
         ...
 
-    def mask_image(self) -> Any:
+    def mask_image(self) -> VTKObject:
         """Not 0 where the masking settings forbid editing; None where all is allowed."""
         ...
 
-    def change(self, segment_id: str, added: Any, removed: Any) -> None:
+    def change(self, segment_id: str, added: VTKObject, removed: VTKObject) -> None:
         """Add and remove voxels of a segment as one undo step, under the masking settings."""
         ...
 
@@ -220,7 +221,7 @@ class Correction:
             self._after[box] = self._before[box]
         self._strokes, self._pieces, self._touched = [], [], []
 
-    def image_of(self, mask: NDArray[np.bool_], box: Box) -> Any:
+    def image_of(self, mask: NDArray[np.bool_], box: Box) -> VTKObject:
         """A vtkOrientedImageData of 0 and 1 on the lattice of the segmentation, as large as the box."""
         image = slicer.vtkOrientedImageData()
         extent: list[int] = []

@@ -19,6 +19,7 @@ from MedSegAILib.doubtful_places import place_in_words
 from MedSegAILib.scene import overlay
 from MedSegAILib.scene.uncertainty import Walk, set_current_segment
 from MedSegAILib.scene.views import jump
+from MedSegAILib.slicer_types import SegmentationNode
 from MedSegAILib.translation import tr as _
 
 LEAVING = "{count} strokes in {name} are not applied yet."
@@ -55,7 +56,7 @@ class CorrectionTool:
         self._reach_mm = REACH_MM
 
     @property
-    def segmentation(self) -> Any:
+    def segmentation(self) -> SegmentationNode:
         """The segmentation node in the editor, or None."""
         return self._editor.segmentation()
 

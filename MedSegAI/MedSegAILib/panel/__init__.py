@@ -6,7 +6,6 @@ The panel decides nothing and knows neither scene nor worker; nodes pass through
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from medsegai.models.card import ModelCard
 from medsegai.progress import ProgressEvent
@@ -30,6 +29,7 @@ from MedSegAILib.panel.wrapping import WrappedLabels, say
 from MedSegAILib.panel_values import Choice, DeviceChoice
 from MedSegAILib.progress_text import progress_text
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 PROGRESS_STEPS = 1000
@@ -73,7 +73,7 @@ class Panel:
         preview, results, refine, queue, batch, settings, browser: the parts that speak for themselves.
     """
 
-    def __init__(self, ui: Any, new_selector: Callable[[], Any]) -> None:
+    def __init__(self, ui: Widget, new_selector: Callable[[], Widget]) -> None:
         self._ui = ui
         self._wrapped = WrappedLabels()
         self._wrapped.watch(getattr(ui, name) for name in WRAPPED)
@@ -118,14 +118,14 @@ class Panel:
             every_frame=self._inputs.every_frame(),
         )
 
-    def choose_input(self, node: Any) -> None:
+    def choose_input(self, node: Node) -> None:
         """Choose this volume, as a user would."""
         self._inputs.choose(node)
 
-    def choose_region(self, node: Any) -> None:
+    def choose_region(self, node: Node) -> None:
         self._inputs.choose_region(node)
 
-    def choose_output(self, mode: OutputMode, node: Any = None) -> None:
+    def choose_output(self, mode: OutputMode, node: Node = None) -> None:
         self._output.choose(mode, node)
 
     def choose_model(self, card: ModelCard) -> None:
@@ -158,7 +158,7 @@ class Panel:
         """Offer this many frames of a sequence; 0 where the volume is no part of one."""
         self._inputs.show_frames(count)
 
-    def show_guess(self, nodes: Mapping[str, Any]) -> None:
+    def show_guess(self, nodes: Mapping[str, Node]) -> None:
         """Choose these nodes for the channels of the model, to be checked by the user."""
         self._inputs.show_guess(nodes)
 

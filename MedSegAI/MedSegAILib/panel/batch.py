@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel import dialogs, series_dialog
@@ -13,6 +12,7 @@ from MedSegAILib.panel.wrapping import say
 from MedSegAILib.panel_values import BatchChoice, CaseRow, SeriesRow
 from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 SOURCES = ("A folder", "Slicer's DICOM database")
@@ -26,7 +26,7 @@ class BatchView:
         series_requested: the user wants to see what the DICOM database holds.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self._rows: dict[str, int] = {}
         self._series: tuple[SeriesRow, ...] = ()
@@ -115,7 +115,7 @@ class BatchView:
         ui.batchFolderEdit.visible = ui.batchFolderButton.visible = index == 0
         ui.batchSeriesButton.visible = index == 1
 
-    def _browse(self, edit: Any) -> None:
+    def _browse(self, edit: Widget) -> None:
         folder = dialogs.open_folder(self._ui.batchButton, _("Folder"))
         if folder:
             edit.text = folder

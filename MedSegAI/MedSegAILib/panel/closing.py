@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import qt
+
+from MedSegAILib.slicer_types import QtValue, Widget
 
 
 class CloseFilter(qt.QWidget):
@@ -13,11 +14,11 @@ class CloseFilter(qt.QWidget):
 
     may_close: Callable[[], bool]
 
-    def watch(self, window: Any, may_close: Callable[[], bool]) -> None:
+    def watch(self, window: Widget, may_close: Callable[[], bool]) -> None:
         self.may_close = may_close
         window.installEventFilter(self)
 
-    def eventFilter(self, _watched: Any, event: Any) -> bool:
+    def eventFilter(self, _watched: Widget, event: QtValue) -> bool:
         """Called by Qt for each event of the window; True keeps the event from it."""
         if event.type() == qt.QEvent.Close and not self.may_close():
             event.ignore()

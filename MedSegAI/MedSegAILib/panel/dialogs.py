@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import qt
 
 from medsegai.system.outside_text import unformatted
+from MedSegAILib.slicer_types import QtValue, Widget
 
 
-def open_folder(parent: Any, title: str) -> str:
+def open_folder(parent: Widget, title: str) -> str:
     """A folder, or "" where none was chosen."""
     return _path(qt.QFileDialog.getExistingDirectory(parent, title))
 
 
-def open_file(parent: Any, title: str, filter: str) -> str:
+def open_file(parent: Widget, title: str, filter: str) -> str:
     """A file that is there, or ""."""
     return _path(qt.QFileDialog.getOpenFileName(parent, title, "", filter))
 
 
-def save_file(parent: Any, title: str, name: str, filter: str) -> str:
+def save_file(parent: Widget, title: str, name: str, filter: str) -> str:
     """A file to write, or ""."""
     return _path(qt.QFileDialog.getSaveFileName(parent, title, name, filter))
 
 
-def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) -> bool:
+def decide(parent: Widget, question: str, accept: str, decline: str, safe: bool) -> bool:
     """One of two answers, each named after what it does.
 
     Args:
@@ -43,6 +42,6 @@ def decide(parent: Any, question: str, accept: str, decline: str, safe: bool) ->
     return bool(box.clickedButton() == yes)
 
 
-def _path(answer: Any) -> str:
+def _path(answer: QtValue) -> str:
     """PythonQt gives the path alone; bindings that give the filter too are understood as well."""
     return str(answer[0] if isinstance(answer, (tuple, list)) else answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import qt
@@ -9,6 +10,7 @@ import qt
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import check_box
 from MedSegAILib.panel_values import HandOverChoice
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 PARTS = {
@@ -33,7 +35,7 @@ LARGEST_TOLERANCE = 5.0
 NOTICE = "Not for diagnostic use."
 
 
-def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice | None:
+def ask(parent: Widget, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice | None:
     """Show the dialog and wait for the answer; None where the user gave up."""
     return HandOverDialog(parent, name, reason, choice).answer()
 
@@ -48,7 +50,7 @@ class HandOverDialog:
         choice: what is ticked already.
     """
 
-    def __init__(self, parent: Any, name: str, reason: str, choice: HandOverChoice) -> None:
+    def __init__(self, parent: Widget, name: str, reason: str, choice: HandOverChoice) -> None:
         self._reason = reason
         self.dialog = qt.QDialog(parent)
         self.dialog.objectName = "handOverDialog"
@@ -86,20 +88,20 @@ class HandOverDialog:
             list(SPACES)[self._space.currentIndex],
         )
 
-    def _tick(self, part: str, title: str, help_text: str) -> Any:
+    def _tick(self, part: str, title: str, help_text: str) -> Widget:
         tick = check_box(_(title))
         tick.objectName = f"{part}Tick"
         tick.toolTip = _(help_text)
         return tick
 
-    def _box(self, title: str, parts: tuple[str, ...]) -> Any:
+    def _box(self, title: str, parts: tuple[str, ...]) -> Widget:
         box = qt.QGroupBox(title)
         layout = qt.QVBoxLayout(box)
         for part in parts:
             layout.addWidget(self._parts[part])
         return box
 
-    def _dicom_box(self, choice: HandOverChoice) -> Any:
+    def _dicom_box(self, choice: HandOverChoice) -> Widget:
         box = self._box(_("DICOM"), DICOM)
         if self._reason:
             label = qt.QLabel(self._reason)
@@ -112,10 +114,10 @@ class HandOverDialog:
         box.layout().addLayout(form)
         return box
 
-    def _surfaces_box(self, choice: HandOverChoice) -> Any:
+    def _surfaces_box(self, choice: HandOverChoice) -> Widget:
         box = self._box(_("Surfaces"), ("surfaces",))
         row = qt.QHBoxLayout()
-        self._formats: dict[str, Any] = {}
+        self._formats: dict[str, Widget] = {}
         for ending, title in FORMATS.items():
             tick = check_box(title)
             tick.objectName = f"{title.lower()}Tick"
@@ -138,7 +140,7 @@ class HandOverDialog:
         box.layout().addLayout(form)
         return box
 
-    def _folder_row(self, folder: str) -> Any:
+    def _folder_row(self, folder: str) -> Widget:
         layout = qt.QHBoxLayout()
         layout.addWidget(qt.QLabel(_("Folder")))
         self._folder = qt.QLineEdit()
@@ -154,7 +156,7 @@ class HandOverDialog:
         if folder:
             self._folder.text = folder
 
-    def _buttons(self) -> Any:
+    def _buttons(self) -> Widget:
         layout = qt.QHBoxLayout()
         layout.addWidget(qt.QLabel(_(NOTICE)))
         layout.addStretch(1)
@@ -178,7 +180,7 @@ class HandOverDialog:
         )
 
 
-def _combo(name: str, items: dict[str, str], chosen: str) -> Any:
+def _combo(name: str, items: dict[str, str], chosen: str) -> Widget:
     combo = qt.QComboBox()
     combo.objectName = name
     for text in items.values():
@@ -187,7 +189,7 @@ def _combo(name: str, items: dict[str, str], chosen: str) -> Any:
     return combo
 
 
-def _button(name: str, text: str, act: Any) -> Any:
+def _button(name: str, text: str, act: Callable[[], None]) -> Widget:
     button = qt.QPushButton(text)
     button.objectName = name
     button.autoDefault = False  # Enter in the folder's field presses nothing

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
-from typing import Any
+from typing import Any, TypeAlias
 
 import qt
 
 from MedSegAILib.panel.style import check_box, narrow
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 LARGEST_NUMBER = 1_000_000
@@ -19,11 +20,11 @@ FRACTION = (0.05, 1.0)
 UNITS = ("mm", "ml")
 """With which names of options end."""
 
-Widget = tuple[Any, Callable[[], Any]]
+FieldWidget: TypeAlias = tuple[Widget, Callable[[], Any]]
 """A widget, and what reads its value."""
 
 
-def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) -> Widget:
+def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) -> FieldWidget:
     """A widget that shows `value`, of the kind that the option's default asks for.
 
     Args:
@@ -43,7 +44,7 @@ def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) ->
     return _text(isinstance(option.default, tuple), value, changed)
 
 
-def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -> Widget:
+def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -> FieldWidget:
     widget = qt.QComboBox()
     narrow(widget)
     widget.minimumContentsLength = 8
@@ -54,14 +55,14 @@ def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -
     return widget, lambda: str(widget.itemData(widget.currentIndex))
 
 
-def _switch(value: bool, changed: Callable[[], None]) -> Widget:
+def _switch(value: bool, changed: Callable[[], None]) -> FieldWidget:
     widget = check_box()
     widget.checked = value
     widget.connect("toggled(bool)", lambda _value: changed())
     return widget, lambda: bool(widget.checked)
 
 
-def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) -> Widget:
+def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) -> FieldWidget:
     widget = qt.QSpinBox()
     widget.minimum, widget.maximum = int(bounds[0]), int(bounds[1])
     widget.value = value
@@ -69,7 +70,9 @@ def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) ->
     return widget, lambda: int(widget.value)
 
 
-def _measure(bounds: Sequence[float] | None, value: float, changed: Callable[[], None]) -> Widget:
+def _measure(
+    bounds: Sequence[float] | None, value: float, changed: Callable[[], None]
+) -> FieldWidget:
     """Millimetres, millilitres and weights need finer steps the smaller they are."""
     widget = qt.QDoubleSpinBox()
     if bounds is None:
@@ -88,7 +91,7 @@ def _step(value: float) -> float:
     return float(10.0 ** math.floor(math.log10(abs(value) / 5))) if value else 0.1
 
 
-def _text(several: bool, value: Any, changed: Callable[[], None]) -> Widget:
+def _text(several: bool, value: Any, changed: Callable[[], None]) -> FieldWidget:
     """A text, or several separated by commas."""
     widget = qt.QLineEdit()
     widget.text = ", ".join(value) if several else value

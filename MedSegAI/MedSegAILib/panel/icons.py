@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import qt
+
+from MedSegAILib.slicer_types import QtValue, Widget
 
 SIZE = 16
 
 
-def eye(widget: Any, is_open: bool) -> Any:
+def eye(widget: Widget, is_open: bool) -> QtValue:
     """An eye in the colour of the widget's text; one that is closed is faint and crossed out."""
     picture = qt.QPixmap(SIZE, SIZE)
     picture.fill(qt.QColor(0, 0, 0, 0))

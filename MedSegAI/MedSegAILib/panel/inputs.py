@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import qt
 
@@ -11,6 +10,7 @@ from medsegai.models.card import ModelCard
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import narrow, quiet_style
 from MedSegAILib.panel.wrapping import say
+from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 
@@ -24,11 +24,11 @@ class InputWidgets:
     """
 
     def __init__(
-        self, ui: Any, new_selector: Callable[[], Any], changed: Callable[[], None]
+        self, ui: Widget, new_selector: Callable[[], Widget], changed: Callable[[], None]
     ) -> None:
         self._ui, self._new_selector, self._changed = ui, new_selector, changed
         self._channels: tuple[str, ...] = ("",)
-        self._further: list[tuple[Any, Any]] = []
+        self._further: list[tuple[Widget, Widget]] = []
         self._frames = 0
         self._filling = False
         ui.channelsArea.visible = False
@@ -38,23 +38,23 @@ class InputWidgets:
         ui.framesSelector.connect("currentIndexChanged(int)", self._on_frames_changed)
         self.show_frames(0)
 
-    def nodes(self) -> dict[str, Any]:
+    def nodes(self) -> dict[str, Node]:
         selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
         return {
             name: selector.currentNode()
             for name, selector in zip(self._channels, selectors, strict=True)
         }
 
-    def region(self) -> Any:
+    def region(self) -> Node:
         return self._ui.regionSelector.currentNode()
 
     def every_frame(self) -> bool:
         return self._frames > 0 and self._ui.framesSelector.currentIndex == 1
 
-    def choose(self, node: Any) -> None:
+    def choose(self, node: Node) -> None:
         self._ui.inputSelector.setCurrentNode(node)
 
-    def choose_region(self, node: Any) -> None:
+    def choose_region(self, node: Node) -> None:
         self._ui.regionSelector.setCurrentNode(node)
 
     def set_channels(self, card: ModelCard | None) -> None:
@@ -78,7 +78,7 @@ class InputWidgets:
         self._ui.channelsArea.visible = several
         self._ui.channelsNote.visible = False
 
-    def show_guess(self, nodes: Mapping[str, Any]) -> None:
+    def show_guess(self, nodes: Mapping[str, Node]) -> None:
         """Choose these nodes for the channels, and ask for a look at them."""
         self._filling = True
         selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
@@ -124,7 +124,7 @@ class InputWidgets:
         self._ui.channelsArea.layout().addRow(label, selector)
         self._further.append((label, selector))
 
-    def _on_node_changed(self, _node: Any) -> None:
+    def _on_node_changed(self, _node: Node) -> None:
         if not self._filling:
             self._changed()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import qt
 
 from MedSegAILib.install import Consent, Plan
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import check_box, lay_out_table, quiet_style, text_item
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 
@@ -60,7 +60,7 @@ class InstallDialog:
         folder = self._folder.text.strip() if self._from_folder.checked else ""
         return Consent(Path(folder) if folder else None)
 
-    def _offline(self) -> Any:
+    def _offline(self) -> Widget:
         layout = qt.QHBoxLayout()
         self._from_folder = check_box(_("Without network, from a folder of wheels:"))
         self._from_folder.objectName = "fromFolderCheck"
@@ -81,7 +81,7 @@ class InstallDialog:
             self._folder.text = folder
 
 
-def _table(plan: Plan) -> Any:
+def _table(plan: Plan) -> Widget:
     lines = plan.lines()
     table = qt.QTableWidget(len(lines), 3)
     table.objectName = "packagesTable"
@@ -93,7 +93,7 @@ def _table(plan: Plan) -> Any:
     return table
 
 
-def _label(text: str, quiet: bool = False) -> Any:
+def _label(text: str, quiet: bool = False) -> Widget:
     label = qt.QLabel(text)
     label.wordWrap = True
     if quiet:
@@ -101,7 +101,7 @@ def _label(text: str, quiet: bool = False) -> Any:
     return label
 
 
-def _button(name: str, text: str) -> Any:
+def _button(name: str, text: str) -> Widget:
     button = qt.QPushButton(text)
     button.objectName = name
     button.autoDefault = False  # Enter in the folder's field presses nothing

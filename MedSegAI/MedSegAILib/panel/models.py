@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import qt
 
@@ -13,6 +12,7 @@ from MedSegAILib import model_search
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import error_style, quiet_style
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 
@@ -29,7 +29,7 @@ class ModelBrowser:
         expectation: gives time and memory of a model on this device in words.
     """
 
-    def __init__(self, parent: Any) -> None:
+    def __init__(self, parent: Widget) -> None:
         self.card_chosen, self.import_requested = Signal(), Signal()
         self.verify_requested = Signal()
         self.expectation: Callable[[ModelCard], str] = lambda card: ""
@@ -73,7 +73,7 @@ class ModelBrowser:
         for button in (self._folder, self._archive, self._verify):
             button.enabled = not busy
 
-    def _build(self, parent: Any) -> None:
+    def _build(self, parent: Widget) -> None:
         self.dialog = qt.QDialog(parent)
         self.dialog.objectName = "modelBrowser"
         self.dialog.windowTitle = _("MedSegAI: models")
@@ -99,7 +99,7 @@ class ModelBrowser:
         self._drops = DropFilter()
         self._drops.watch(self.dialog, self.import_requested.emit)
 
-    def _filters(self) -> Any:
+    def _filters(self) -> Widget:
         layout = qt.QHBoxLayout()
         self._text = _named(qt.QLineEdit(), "modelSearch")
         self._text.placeholderText = _("Search models and structures")
@@ -115,7 +115,7 @@ class ModelBrowser:
             layout.addWidget(box)
         return layout
 
-    def _buttons(self) -> Any:
+    def _buttons(self) -> Widget:
         layout = qt.QHBoxLayout()
         self._folder = _button("importFolderButton", _("Import folder…"), self._import_folder)
         self._archive = _button("importArchiveButton", _("Import zip…"), self._import_archive)
@@ -162,7 +162,7 @@ class ModelBrowser:
     def _on_row_changed(self, _row: int) -> None:
         self._show_details()
 
-    def _on_double_click(self, _item: Any) -> None:
+    def _on_double_click(self, _item: QtValue) -> None:
         self._choose()
 
     def _choose(self) -> None:
@@ -195,12 +195,12 @@ class DropFilter(qt.QWidget):
 
     dropped: Callable[[str], None]
 
-    def watch(self, widget: Any, dropped: Callable[[str], None]) -> None:
+    def watch(self, widget: Widget, dropped: Callable[[str], None]) -> None:
         self.dropped = dropped
         widget.acceptDrops = True
         widget.installEventFilter(self)
 
-    def eventFilter(self, _watched: Any, event: Any) -> bool:
+    def eventFilter(self, _watched: Widget, event: QtValue) -> bool:
         """Called by Qt for each event of the widget; True keeps the event from it."""
         if event.type() == qt.QEvent.DragEnter:
             if event.mimeData().hasUrls():
@@ -215,19 +215,19 @@ class DropFilter(qt.QWidget):
         return False
 
 
-def _named(widget: Any, name: str) -> Any:
+def _named(widget: Widget, name: str) -> Widget:
     widget.objectName = name
     return widget
 
 
-def _button(name: str, text: str, pressed: Callable[[], None]) -> Any:
+def _button(name: str, text: str, pressed: Callable[[], None]) -> Widget:
     button = _named(qt.QPushButton(text), name)
     button.autoDefault = False
     button.connect("clicked()", pressed)
     return button
 
 
-def _refill(box: Any, everything: str, names: Sequence[str]) -> None:
+def _refill(box: Widget, everything: str, names: Sequence[str]) -> None:
     """Offer other names; what was chosen stays, if it is still there."""
     chosen = box.currentText if box.currentIndex > 0 else ""
     box.blockSignals(True)

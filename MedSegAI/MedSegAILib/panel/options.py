@@ -14,6 +14,7 @@ from MedSegAILib.panel.fields import field_widget, tip_of, title_of
 from MedSegAILib.panel.refinement_list import RefinementList
 from MedSegAILib.panel.style import check_box
 from MedSegAILib.panel_values import DeviceChoice
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 # The model and the region have selectors of their own; probabilities have no place in a scene; candidates are
@@ -37,13 +38,13 @@ class OptionWidgets:
         changed: called after each change.
     """
 
-    def __init__(self, form: Any, changed: Callable[[], None]) -> None:
+    def __init__(self, form: Widget, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._read: dict[str, Callable[[], Any]] = {}
         self._members = _TickedNames("membersOption", True, self._on_members_changed)
         self._others = _TickedNames("othersOption", False, changed)
         self._refinements = RefinementList(changed)
-        self._device: Any = None
+        self._device: Widget = None
         self._form = form
         self._add_row(_("Together with"), self._others.box)
         self._others.box.toolTip = _("Run these models too, and combine what they find.")
@@ -88,14 +89,14 @@ class OptionWidgets:
         self._device.lineEdit().setCursorPosition(0)  # the name matters more than what it is
         self._device.blockSignals(False)
 
-    def _add_row(self, title: str, widget: Any) -> None:
+    def _add_row(self, title: str, widget: Widget) -> None:
         if widget is self._refinements.widget:  # it has rows of its own, and needs the whole width
             self._form.addRow(qt.QLabel(f"{title}:"))
             self._form.addRow(widget)
         else:
             self._form.addRow(f"{title}:", widget)
 
-    def _widget(self, option: Field[Any]) -> Any:
+    def _widget(self, option: Field[Any]) -> Widget:
         default = PANEL_DEFAULTS.get(option.name, option.default)
         if option.name == "members":
             self._read[option.name] = self._chosen_members
@@ -108,7 +109,7 @@ class OptionWidgets:
         widget, self._read[option.name] = field_widget(option, default, self._changed)
         return widget
 
-    def _device_selector(self, option: Field[Any]) -> Any:
+    def _device_selector(self, option: Field[Any]) -> Widget:
         """Editable, so that a device can be named that nobody has asked for yet."""
         widget = self._device = qt.QComboBox()
         widget.editable = True
@@ -139,7 +140,7 @@ class _TickedNames:
 
     def __init__(self, name: str, ticked: bool, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._boxes: dict[str, Any] = {}
+        self._boxes: dict[str, Widget] = {}
         self._first: dict[str, bool] = {}
         self.box = qt.QWidget()
         self.box.objectName = name

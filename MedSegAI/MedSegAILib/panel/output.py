@@ -8,6 +8,7 @@ from typing import Any
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 MODES = (
@@ -26,7 +27,7 @@ class OutputWidgets:
         changed: called after each change.
     """
 
-    def __init__(self, ui: Any, changed: Callable[[], None]) -> None:
+    def __init__(self, ui: Widget, changed: Callable[[], None]) -> None:
         self._ui, self._changed = ui, changed
         for _mode, title in MODES:
             ui.outputSelector.addItem(_(title))
@@ -47,7 +48,7 @@ class OutputWidgets:
             change_painted=self._ui.paintedCheck.checked,
         )
 
-    def choose(self, mode: OutputMode, node: Any = None) -> None:
+    def choose(self, mode: OutputMode, node: Node = None) -> None:
         """Choose as a user would."""
         self._ui.outputSelector.currentIndex = [item for item, _title in MODES].index(mode)
         if node is not None:
@@ -74,7 +75,7 @@ class OutputWidgets:
 class PreviewBar:
     """Attributes: `accepted`, `rejected`: a button was pressed."""
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self.accepted, self.rejected = Signal(), Signal()
         ui.acceptButton.connect("clicked()", self.accepted.emit)

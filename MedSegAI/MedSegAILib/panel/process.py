@@ -8,6 +8,8 @@ from typing import Any
 
 import qt
 
+from MedSegAILib.slicer_types import QtValue
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -22,7 +24,7 @@ class Programs:
     """Starts programs and tells when they have ended; nothing here waits."""
 
     def __init__(self) -> None:
-        self._running: list[Any] = []
+        self._running: list[QtValue] = []
 
     def run(
         self,
@@ -59,7 +61,7 @@ class Programs:
         process.closeWriteChannel()  # after what is still to be written
         return process
 
-    def stop(self, process: Any) -> None:
+    def stop(self, process: QtValue) -> None:
         """End a program; its `done` is told."""
         if process in self._running:
             process.kill()
@@ -71,7 +73,7 @@ class Programs:
             process.waitForFinished(1000)
         self._running = []
 
-    def _forget(self, process: Any) -> None:
+    def _forget(self, process: QtValue) -> None:
         self._running = [item for item in self._running if item is not process]
 
 
@@ -81,7 +83,7 @@ class _Told:
     def __init__(
         self,
         programs: Programs,
-        process: Any,
+        process: QtValue,
         done: Callable[[Finished], None],
         heard: Callable[[str], None] | None,
     ) -> None:
@@ -100,11 +102,11 @@ class _Told:
         for line in lines:
             self._heard(line.decode(errors="replace"))
 
-    def on_error(self, error: Any) -> None:
+    def on_error(self, error: QtValue) -> None:
         if error == qt.QProcess.FailedToStart:
             self._tell(-1, self._process.errorString())
 
-    def on_finished(self, code: int, status: Any) -> None:
+    def on_finished(self, code: int, status: QtValue) -> None:
         self.on_output()
         errors = _as_bytes(self._process.readAllStandardError()).decode(errors="replace")
         self._tell(-1 if status == qt.QProcess.CrashExit else code, errors)
@@ -116,7 +118,7 @@ class _Told:
             self._done(Finished(code, self._output.decode(errors="replace"), errors))
 
 
-def _as_bytes(data: Any) -> bytes:
+def _as_bytes(data: QtValue) -> bytes:
     """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
     content = data.data() if hasattr(data, "data") else data
     if content is None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import lay_out_table, text_item
 from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
+
+if TYPE_CHECKING:
+    from MedSegAILib.worker.queue import Entry
 
 STATES = {
     "waiting": "waiting",
@@ -29,10 +33,10 @@ class QueueTable:
         clear_requested: take out what is over.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self._table = ui.queueTable
-        self._entries: list[Any] = []
+        self._entries: list[Entry] = []
         self.move_requested, self.again_requested = Signal(), Signal()
         self.cancel_requested, self.remove_requested = Signal(), Signal()
         self.clear_requested = Signal()
@@ -45,7 +49,7 @@ class QueueTable:
         self._table.connect("itemSelectionChanged()", self._update_buttons)
         self.show(())
 
-    def show(self, entries: Sequence[Any]) -> None:
+    def show(self, entries: Sequence[Entry]) -> None:
         """Show the entries as they stand; the one that was chosen stays chosen."""
         if [id(entry) for entry in entries] != [id(entry) for entry in self._entries]:
             self._rebuild(list(entries))
@@ -64,12 +68,12 @@ class QueueTable:
     def unfold(self) -> None:
         self._ui.queueButton.collapsed = False
 
-    def chosen(self) -> Any:
+    def chosen(self) -> Entry | None:
         rows = self._table.selectionModel().selectedRows()
         row = rows[0].row() if len(rows) else -1
         return self._entries[row] if 0 <= row < len(self._entries) else None
 
-    def _rebuild(self, entries: list[Any]) -> None:
+    def _rebuild(self, entries: list[Entry]) -> None:
         chosen = self.chosen()
         table = self._table
         table.blockSignals(True)
@@ -113,7 +117,7 @@ class QueueTable:
         )
 
 
-def _state_text(entry: Any) -> tuple[str, str]:
+def _state_text(entry: Entry) -> tuple[str, str]:
     """What stands in the table, and the whole story for the tool tip."""
     state = _(STATES.get(str(entry.state), str(entry.state)))
     if str(entry.state) == "running":

@@ -7,8 +7,9 @@ from typing import Any
 
 from medsegai.labels import Label
 from medsegai.refinements import option_fields
-from MedSegAILib.panel.fields import Widget, field_widget, tip_of, title_of
+from MedSegAILib.panel.fields import FieldWidget, field_widget, tip_of, title_of
 from MedSegAILib.panel.structure_list import Structure, StructureList
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 
@@ -21,7 +22,7 @@ class RefinementForm:
         prefix: begins the names of the widgets.
     """
 
-    def __init__(self, form: Any, changed: Callable[[], None], prefix: str) -> None:
+    def __init__(self, form: Widget, changed: Callable[[], None], prefix: str) -> None:
         self._form, self._changed, self._prefix = form, changed, prefix
         self._name = ""
         self._read: dict[str, Callable[[], Any]] = {}
@@ -63,7 +64,7 @@ class RefinementForm:
             name: value for name, value in values.items() if value != self._defaults[name]
         }
 
-    def _structures(self, labels: Sequence[Label], values: Sequence[int]) -> Widget:
+    def _structures(self, labels: Sequence[Label], values: Sequence[int]) -> FieldWidget:
         """None of them ticked means all of them, as in the refinements."""
         found = StructureList(self._changed)
         rows = [Structure(label.value, label.name, label.color) for label in labels]

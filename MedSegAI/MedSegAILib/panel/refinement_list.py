@@ -11,6 +11,7 @@ from medsegai.labels import Label
 from medsegai.refinements import as_text, option_fields, refinement_names, summary, title
 from MedSegAILib.panel.fields import title_of
 from MedSegAILib.panel.refinement_form import RefinementForm
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 ROWS_SHOWN = 4
@@ -63,7 +64,7 @@ class RefinementList:
         ]
         self._show(self._list.currentRow)
 
-    def _row_to_add(self) -> Any:
+    def _row_to_add(self) -> Widget:
         row = qt.QHBoxLayout()
         self._names.objectName = "refinementNames"
         self._names.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
@@ -159,7 +160,7 @@ def _value(value: Any) -> str:
     return str(len(value)) if isinstance(value, tuple) else f"{value}"
 
 
-def _button(name: str, text: str, act: Callable[[], None]) -> Any:
+def _button(name: str, text: str, act: Callable[[], None]) -> Widget:
     button = qt.QPushButton(text)
     button.objectName = name
     button.connect("clicked()", act)

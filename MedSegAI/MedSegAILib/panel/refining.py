@@ -13,6 +13,7 @@ from MedSegAILib.panel.style import error_style, quiet_style
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.panel_values import RefineChoice, SegmentRow
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 ALL, TICKED = 0, 1
@@ -30,7 +31,7 @@ class RefineView:
         preview_requested, apply_requested, cancel_requested: a button was pressed.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self.segmentation_chosen, self.choice_changed = Signal(), Signal()
         self.preview_requested, self.apply_requested = Signal(), Signal()
@@ -61,11 +62,11 @@ class RefineView:
             self._form.settings(),
         )
 
-    def choose(self, node: Any) -> None:
+    def choose(self, node: Node) -> None:
         """Choose this segmentation, as a user would."""
         self._ui.refineSelector.setCurrentNode(node)
 
-    def choose_image(self, node: Any) -> None:
+    def choose_image(self, node: Node) -> None:
         self._ui.refineImageSelector.setCurrentNode(node)
 
     def show_segments(self, rows: Sequence[SegmentRow]) -> None:
@@ -94,7 +95,7 @@ class RefineView:
         ui.refineApplyButton.connect("clicked()", self.apply_requested.emit)
         ui.refineCancelButton.connect("clicked()", self.cancel_requested.emit)
 
-    def _on_segmentation(self, node: Any) -> None:
+    def _on_segmentation(self, node: Node) -> None:
         self.segmentation_chosen.emit(node)
         self.choice_changed.emit()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import qt
 
@@ -13,6 +12,7 @@ from MedSegAILib.panel.style import PRESSED_STYLE, doubt_style, error_style
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.panel_values import DOUBT, PROBLEM, HandOverChoice, StructureRow, Verdict
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Node, QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 TONES = {DOUBT: doubt_style, PROBLEM: error_style}
@@ -38,7 +38,7 @@ class ResultsView:
             pressed.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self._table = StructureTable(ui.resultTable)
         self.segmentation_chosen = Signal()
@@ -46,7 +46,7 @@ class ResultsView:
         self.review_chosen = self._table.review_chosen
         self.shown_chosen, self.only_chosen = self._table.shown_chosen, self._table.only_chosen
         self.in_3d_chosen, self.smoothing_chosen = self._table.in_3d_chosen, Signal()
-        self._menu: Any = None
+        self._menu: Widget = None
         self.good_completed, self.done_requested = Signal(), Signal()
         self.next_requested, self.uncertainty_shown = Signal(), Signal()
         self.places_within = Signal()
@@ -61,7 +61,7 @@ class ResultsView:
         self.show((), False)
         self.show_verdict(Verdict())
 
-    def choose(self, node: Any) -> None:
+    def choose(self, node: Node) -> None:
         """Choose this segmentation, as a user would, and unfold the section."""
         self._ui.resultSelector.setCurrentNode(node)
         self._ui.resultsButton.collapsed = False
@@ -159,7 +159,7 @@ class ResultsView:
         for button in (ui.uncertaintyButton, ui.show3dButton, ui.statisticsButton):
             button.styleSheet = PRESSED_STYLE
 
-    def _offer_smoothing(self, position: Any) -> None:
+    def _offer_smoothing(self, position: QtValue) -> None:
         button = self._ui.show3dButton
         self._menu = qt.QMenu(button)
         self._menu.objectName = "smoothingMenu"
@@ -190,7 +190,7 @@ class ResultsView:
         ui.detailsLabel.visible = unfolded and bool(ui.detailsLabel.text)
 
 
-def _press(button: Any, down: bool) -> None:
+def _press(button: Widget, down: bool) -> None:
     """Let a button be pressed or not, without a word to anybody."""
     button.blockSignals(True)
     button.checked = down

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import qt
 
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.panel_values import SeriesRow
+from MedSegAILib.slicer_types import QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 
 def ask(
-    parent: Any, rows: Sequence[SeriesRow], chosen: Collection[SeriesRow]
+    parent: Widget, rows: Sequence[SeriesRow], chosen: Collection[SeriesRow]
 ) -> tuple[SeriesRow, ...] | None:
     """Show the series and wait for the answer; None where the user changed nothing."""
     return SeriesDialog(parent, rows, chosen).answer()
@@ -29,7 +29,7 @@ class SeriesDialog:
     """
 
     def __init__(
-        self, parent: Any, rows: Sequence[SeriesRow], chosen: Collection[SeriesRow]
+        self, parent: Widget, rows: Sequence[SeriesRow], chosen: Collection[SeriesRow]
     ) -> None:
         self.dialog = qt.QDialog(parent)
         self.dialog.objectName = "seriesDialog"
@@ -47,7 +47,7 @@ class SeriesDialog:
         self._tree.headerHidden = True
         show_empty_boxes(self._tree)
         layout.addWidget(self._tree)
-        self._parents: dict[tuple[str, ...], Any] = {}
+        self._parents: dict[tuple[str, ...], QtValue] = {}
         self._items = [(self._add(row, row in chosen), row) for row in rows]
         self._tree.expandAll()
         layout.addLayout(self._buttons())
@@ -63,7 +63,7 @@ class SeriesDialog:
         """What is ticked, also where the search hides it."""
         return tuple(row for item, row in self._items if item.checkState(0) == qt.Qt.Checked)
 
-    def _add(self, row: SeriesRow, ticked: bool) -> Any:
+    def _add(self, row: SeriesRow, ticked: bool) -> Widget:
         patient = self._parent((row.patient,), None)
         study = self._parent((row.patient, row.study), patient)
         item = _item(row.description or _("Series without description"), tristate=False)
@@ -72,7 +72,7 @@ class SeriesDialog:
         item.setToolTip(0, unformatted(row.uid))
         return item
 
-    def _parent(self, names: tuple[str, ...], above: Any) -> Any:
+    def _parent(self, names: tuple[str, ...], above: Widget) -> Widget:
         """Patient or study; ticked, all of its series are."""
         if names not in self._parents:
             item = _item(names[-1] or _("Without name"), tristate=True)
@@ -95,7 +95,7 @@ class SeriesDialog:
         for names, item in self._parents.items():
             item.setHidden(names not in shown)
 
-    def _buttons(self) -> Any:
+    def _buttons(self) -> Widget:
         layout = qt.QHBoxLayout()
         layout.addStretch(1)
         for name, text, act in (
@@ -110,7 +110,7 @@ class SeriesDialog:
         return layout
 
 
-def _item(text: str, tristate: bool) -> Any:
+def _item(text: str, tristate: bool) -> QtValue:
     item = qt.QTreeWidgetItem([text])
     flags = qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable
     item.setFlags(flags | qt.Qt.ItemIsAutoTristate if tristate else flags)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel_values import PlaceChoice
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 KINDS = (
@@ -24,7 +23,7 @@ class SettingsWidgets:
         test_requested: ask the doctor there.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self._filling = False
         self.place_changed, self.test_requested = Signal(), Signal()

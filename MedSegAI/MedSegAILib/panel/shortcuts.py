@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import qt
+
+from MedSegAILib.slicer_types import Widget
 
 SHORTCUTS = (
     ("Ctrl+Alt+S", "segmentButton"),
@@ -19,7 +19,7 @@ SHORTCUTS = (
 )
 
 
-def add_shortcuts(ui: Any) -> None:
+def add_shortcuts(ui: Widget) -> None:
     """Each key clicks a button, if that can be seen and pressed."""
     for keys, name in SHORTCUTS:
         button = getattr(ui, name)

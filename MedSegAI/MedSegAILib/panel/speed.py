@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from medsegai.models.card import ModelCard
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 NORMAL, FAST = 0, 1
@@ -20,7 +21,7 @@ class Speed:
         changed: called after each change by the user.
     """
 
-    def __init__(self, label: Any, selector: Any, changed: Callable[[], None]) -> None:
+    def __init__(self, label: Widget, selector: Widget, changed: Callable[[], None]) -> None:
         self._label, self._selector, self._changed = label, selector, changed
         self._fast: dict[str, Any] = {}
         for title in SPEEDS:

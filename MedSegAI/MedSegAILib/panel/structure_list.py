@@ -10,6 +10,7 @@ import qt
 
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
+from MedSegAILib.slicer_types import QtValue
 from MedSegAILib.translation import tr as _
 
 ROWS_SHOWN = 6
@@ -34,7 +35,7 @@ class StructureList:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._rows: list[tuple[Any, Structure]] = []
+        self._rows: list[tuple[QtValue, Structure]] = []
         self.widget = qt.QListWidget()
         show_empty_boxes(self.widget)
         self.widget.horizontalScrollBarPolicy = qt.Qt.ScrollBarAlwaysOff  # long names are elided
@@ -72,5 +73,5 @@ class StructureList:
             if item.checkState() == qt.Qt.Checked and not structure.locked
         )
 
-    def _on_changed(self, _item: Any) -> None:
+    def _on_changed(self, _item: QtValue) -> None:
         self._changed()

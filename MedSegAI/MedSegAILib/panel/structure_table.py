@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import qt
 
@@ -18,6 +17,7 @@ from MedSegAILib.panel.style import (
 )
 from MedSegAILib.panel_values import DONE, NOT_STARTED, REVIEW_STATES, StructureRow
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 EYE, NAME, VOLUME, QUALITY, REVIEW = range(5)
@@ -52,10 +52,10 @@ NARROW = 320
 class NarrowTable(qt.QWidget):
     """Hides the column of volumes while the table has no room for it."""
 
-    def watch(self, table: Any) -> None:
+    def watch(self, table: Widget) -> None:
         table.installEventFilter(self)
 
-    def eventFilter(self, table: Any, event: Any) -> bool:
+    def eventFilter(self, table: Widget, event: QtValue) -> bool:
         """Called by Qt for each event of the table; False lets it go on."""
         if event.type() == qt.QEvent.Resize:
             table.setColumnHidden(VOLUME, table.width < NARROW)
@@ -76,11 +76,11 @@ class StructureTable:
         in_3d_chosen: ids of segments, and whether their surfaces are to be shown in 3D views.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Widget) -> None:
         self._table = table
         self._rows: dict[str, StructureRow] = {}
         self._filter: tuple[str, int] = ("", ALL)
-        self._menu: Any = None
+        self._menu: Widget = None
         self._narrow_table = NarrowTable()
         self._narrow_table.watch(table)
         self.structure_chosen, self.review_chosen = Signal(), Signal()
@@ -173,7 +173,7 @@ class StructureTable:
         review.setTextAlignment(qt.Qt.AlignCenter)
         table.setItem(number, REVIEW, review)
 
-    def _quality_item(self, row: StructureRow) -> Any:
+    def _quality_item(self, row: StructureRow) -> QtValue:
         item = text_item(_(row.quality), row.reasons)
         colors = {POOR: error_color, CHECK: doubt_color}
         if row.quality in colors:
@@ -220,7 +220,7 @@ class StructureTable:
         if number >= 0 and number != before and not _pressed():
             self.structure_chosen.emit(self.segment_at(number))
 
-    def _offer_menu(self, position: Any) -> None:
+    def _offer_menu(self, position: QtValue) -> None:
         names = self.selected()
         if not names:
             return
@@ -247,7 +247,7 @@ class StructureTable:
         self._menu.addAction(title).connect("triggered()", act)
 
 
-def _name_item(row: StructureRow) -> Any:
+def _name_item(row: StructureRow) -> QtValue:
     item = text_item(
         row.name,
         _("{name}, {volume:.2f} ml. Click to go there.").format(

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import qt
 
 from medsegai.system.outside_text import unformatted
+from MedSegAILib.slicer_types import QtValue, Widget
 
 
-def is_dark(widget: Any) -> bool:
+def is_dark(widget: Widget) -> bool:
     return bool(widget.palette.color(qt.QPalette.Window).lightness() < 128)
 
 
-def error_color(widget: Any) -> Any:
+def error_color(widget: Widget) -> QtValue:
     return qt.QColor("#ff8a80") if is_dark(widget) else qt.QColor("#b00020")
 
 
-def error_style(widget: Any) -> str:
+def error_style(widget: Widget) -> str:
     return f"color: {error_color(widget).name()};"
 
 
-def doubt_style(widget: Any) -> str:
+def doubt_style(widget: Widget) -> str:
     return f"color: {doubt_color(widget).name()};"
 
 
@@ -35,16 +35,16 @@ QPushButton:checked {
 """For buttons that stay pressed: in Slicer's dark style they can hardly be told from others."""
 
 
-def quiet_style(widget: Any) -> str:
+def quiet_style(widget: Widget) -> str:
     """For what explains, and need not be read every day."""
     return "color: #a8a8a8;" if is_dark(widget) else "color: #5f5f5f;"
 
 
-def doubt_color(widget: Any) -> Any:
+def doubt_color(widget: Widget) -> QtValue:
     return qt.QColor("#ffb74d") if is_dark(widget) else qt.QColor("#b45309")
 
 
-def show_empty_boxes(view: Any) -> None:
+def show_empty_boxes(view: Widget) -> None:
     """Let empty boxes be seen in dark style, where Qt draws their frames darker than the window.
 
     Args:
@@ -56,25 +56,25 @@ def show_empty_boxes(view: Any) -> None:
         view.setPalette(palette)
 
 
-def check_box(text: str = "") -> Any:
+def check_box(text: str = "") -> Widget:
     """A check box that can be seen in either style."""
     box = qt.QCheckBox(text)
     show_empty_boxes(box)
     return box
 
 
-def narrow(selector: Any) -> None:
+def narrow(selector: Widget) -> None:
     """Let a selector be as wide as its place, whatever the names in it."""
     selector.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
 
 
-def text_item(text: str, tool_tip: str = "") -> Any:
+def text_item(text: str, tool_tip: str = "") -> QtValue:
     item = qt.QTableWidgetItem(text)
     item.setToolTip(unformatted(tool_tip))
     return item
 
 
-def number_item(value: float | None, tool_tip: str = "") -> Any:
+def number_item(value: float | None, tool_tip: str = "") -> QtValue:
     """Padded to one length, numbers sort as texts in their order."""
     item = text_item("" if value is None else f"{value:7.2f}", tool_tip)
     item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
@@ -85,7 +85,7 @@ MARK_WIDTH = 26
 """Of a column that holds a mark and no words."""
 
 
-def lay_out_table(table: Any, stretched: int, marks: Sequence[int] = ()) -> None:
+def lay_out_table(table: Widget, stretched: int, marks: Sequence[int] = ()) -> None:
     """Rows and columns as small as their content; the column `stretched` takes the rest.
 
     Args:

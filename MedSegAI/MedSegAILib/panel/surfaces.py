@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import qt
 
 from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 
@@ -18,7 +17,7 @@ class SurfacesBar:
         cancel_requested: make no more.
     """
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Widget) -> None:
         self._ui = ui
         self.step_requested, self.cancel_requested = Signal(), Signal()
         self._timer = qt.QTimer()

@@ -8,15 +8,16 @@ wrapping, so a label that needs more lines would take them from its neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import qt
+
+from MedSegAILib.slicer_types import QtValue, Widget
 
 
 class WrappedLabels(qt.QWidget):
     """Keeps wrapped labels as wide as the page, and as high as their text then is."""
 
-    def watch(self, labels: Iterable[Any]) -> None:
+    def watch(self, labels: Iterable[Widget]) -> None:
         for label in labels:
             label.wordWrap = True
             policy = qt.QSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Preferred)
@@ -24,14 +25,14 @@ class WrappedLabels(qt.QWidget):
             label.setSizePolicy(policy)
             label.installEventFilter(self)
 
-    def eventFilter(self, label: Any, event: Any) -> bool:
+    def eventFilter(self, label: Widget, event: QtValue) -> bool:
         """Called by Qt for each event of a label; False lets it go on."""
         if event.type() in (qt.QEvent.Resize, qt.QEvent.FontChange, qt.QEvent.Show):
             fit(label)
         return False
 
 
-def say(label: Any, text: str, style: str = "") -> None:
+def say(label: Widget, text: str, style: str = "") -> None:
     """Show a text in a wrapped label; without text the label takes no room."""
     label.styleSheet = style
     label.textFormat = qt.Qt.PlainText  # names in it come from outside
@@ -40,7 +41,7 @@ def say(label: Any, text: str, style: str = "") -> None:
     label.visible = bool(text)
 
 
-def fit(label: Any) -> None:
+def fit(label: Widget) -> None:
     """Let a wrapped label have the height that its text needs at its width."""
     label.minimumHeight = 0  # a label never says that it needs less
     label.minimumHeight = max(label.heightForWidth(label.width), 0)

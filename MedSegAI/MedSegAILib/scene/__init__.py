@@ -49,6 +49,7 @@ from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.uncertainty import Walk
 from MedSegAILib.scene.undo import SaveUndo, no_undo
 from MedSegAILib.scene.writing import Preview, Writer
+from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode, VolumeNode
 
 __all__ = [
     "CANDIDATES_REFERENCE",
@@ -73,7 +74,7 @@ class Scene:
         save_undo: keeps the state of a segmentation before it changes; see `MedSegAILib.scene.undo`.
     """
 
-    def __init__(self, mrml_scene: Any, save_undo: SaveUndo = no_undo) -> None:
+    def __init__(self, mrml_scene: MRMLScene, save_undo: SaveUndo = no_undo) -> None:
         self._scene = mrml_scene
         self._writer = Writer(mrml_scene, save_undo)
         self._walk = Walk()
@@ -89,43 +90,43 @@ class Scene:
 
     # --- inputs ------------------------------------------------------------------------------------
 
-    def is_present(self, node: Any) -> bool:
+    def is_present(self, node: Node) -> bool:
         """Whether a node is still in the scene."""
         return bool(self._scene.IsNodePresent(node))
 
-    def volumes(self) -> list[Any]:
+    def volumes(self) -> list[VolumeNode]:
         """The volume nodes that can be inputs, in the order of the scene; hidden ones are left out."""
         return inputs.volumes(self._scene)
 
-    def read(self, node: Any) -> Volume:
+    def read(self, node: Node) -> Volume:
         """The image of a volume node at its place in the world: see `inputs.read`."""
         return inputs.read(node)
 
-    def read_channels(self, nodes: Sequence[Any]) -> tuple[Volume, ...]:
+    def read_channels(self, nodes: Sequence[Node]) -> tuple[Volume, ...]:
         """One image per channel, all on one grid: see `inputs.read_channels`."""
         return inputs.read_channels(nodes)
 
-    def guess_channels(self, card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
+    def guess_channels(self, card: ModelCard, nodes: Sequence[Node]) -> dict[str, Node]:
         """The node of each channel by its name, None where nothing tells: see `channels.guess`."""
         return channels.guess(card, nodes)
 
-    def region(self, node: Any) -> tuple[float, ...]:
+    def region(self, node: Node) -> tuple[float, ...]:
         """The box of a region of interest, for `SegmentationRequest.region`: see `inputs.region`."""
         return inputs.region(node)
 
-    def new_region(self, volume: Any) -> Any:
+    def new_region(self, volume: VolumeNode) -> Node:
         """A region of interest in the middle of a volume: see `inputs.new_region`."""
         return inputs.new_region(self._scene, volume)
 
-    def frames(self, node: Any) -> Sequence[int]:
+    def frames(self, node: Node) -> Sequence[int]:
         """The frame numbers of a volume that shows a sequence, else none."""
         return sequences.frames(node)
 
-    def current_frame(self, node: Any) -> int | None:
+    def current_frame(self, node: Node) -> int | None:
         """The frame that is shown now."""
         return sequences.current_frame(node)
 
-    def read_frame(self, node: Any, number: int) -> Volume:
+    def read_frame(self, node: Node, number: int) -> Volume:
         """One frame of a sequence; the browser stays where it is: see `sequences.read_frame`."""
         return sequences.read_frame(node, number)
 
@@ -138,11 +139,11 @@ class Scene:
 
     def write(
         self,
-        source: Any,
+        source: VolumeNode,
         result: SegmentationResult,
         output: OutputChoice | None = None,
         frame: int | None = None,
-    ) -> Any:
+    ) -> SegmentationNode:
         """Put a result into the scene, on the grid and under the transform of its source volume node.
 
         Where the chosen segmentation has left the scene, or no segment of it matches, the result becomes a
@@ -163,15 +164,17 @@ class Scene:
         """
         return self._writer.write(source, result, output or OutputChoice(), frame)
 
-    def draw_alone(self, segmentation: Any) -> None:
+    def draw_alone(self, segmentation: SegmentationNode) -> None:
         """Draw a segmentation, and no other result that shows the same: see `drawing.draw_alone`."""
         drawing.draw_alone(self._scene, segmentation)
 
-    def only_result(self) -> Any:
+    def only_result(self) -> SegmentationNode:
         """The one result that there is, or that is drawn; None where there is no such one."""
         return drawing.only_result(self._scene)
 
-    def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Preview:
+    def preview(
+        self, source: VolumeNode, result: SegmentationResult, output: OutputChoice
+    ) -> Preview:
         """Show what a result would change, before it does.
 
         Raises:
@@ -179,36 +182,36 @@ class Scene:
         """
         return Preview(self._writer, source, result, output)
 
-    def show_3d(self, segmentation: Any, shown: bool = True) -> None:
+    def show_3d(self, segmentation: SegmentationNode, shown: bool = True) -> None:
         """Show surfaces in the 3D views, which `make_surfaces` makes, or hide them."""
         segmentation.CreateDefaultDisplayNodes()
         segmentation.GetDisplayNode().SetVisibility3D(shown)
         if shown:
             self._writer.make_surfaces(segmentation)
 
-    def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]:
+    def surfaces(self, segmentation: SegmentationNode) -> Iterator[tuple[int, int]]:
         """Make missing surfaces, one with each step: see `surfaces.surfaces`."""
         return surfaces.surfaces(segmentation)
 
-    def surfaces_are_shown(self, segmentation: Any) -> bool:
+    def surfaces_are_shown(self, segmentation: SegmentationNode) -> bool:
         """Whether the 3D views show surfaces of a segmentation."""
         return surfaces.are_shown(segmentation)
 
-    def candidates_of(self, segmentation: Any) -> Candidates | None:
+    def candidates_of(self, segmentation: SegmentationNode) -> Candidates | None:
         """What else each voxel could be: see `attachments.candidates_of`."""
         return candidates_of(segmentation)
 
-    def report(self, segmentation: Any) -> dict[str, Any]:
+    def report(self, segmentation: SegmentationNode) -> dict[str, Any]:
         """How a segmentation was made: see `SegmentationResult.report`; empty where the AI did not make it."""
         return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 
-    def label_value(self, segmentation: Any, segment: str) -> int | None:
+    def label_value(self, segmentation: SegmentationNode, segment: str) -> int | None:
         """The label that the AI wrote into a segment."""
         return label_value(segmentation, segment)
 
     # --- refinement --------------------------------------------------------------------------------
 
-    def reference_volume(self, segmentation: Any) -> Any:
+    def reference_volume(self, segmentation: SegmentationNode) -> VolumeNode:
         """The volume that a segmentation was made of, or None."""
         if segmentation is None:
             return None
@@ -216,25 +219,25 @@ class Scene:
         node = segmentation.GetNodeReference(role)
         return node if node is not None and node.IsA("vtkMRMLScalarVolumeNode") else None
 
-    def segment_ids(self, segmentation: Any, names: Sequence[str]) -> list[str]:
+    def segment_ids(self, segmentation: SegmentationNode, names: Sequence[str]) -> list[str]:
         """The ids of segments that are given by id or by name; what is neither stays as it is."""
         return structures.segment_ids(segmentation, names)
 
-    def segments(self, segmentation: Any) -> list[SegmentRow]:
+    def segments(self, segmentation: SegmentationNode) -> list[SegmentRow]:
         """The segments to choose from, without a look at their voxels."""
         return structures.segments(segmentation)
 
     def draft(
         self,
-        segmentation: Any,
+        segmentation: SegmentationNode,
         settings: Sequence[Mapping[str, Any]],
         segments: Sequence[str] = (),
-        image: Any = None,
+        image: VolumeNode = None,
     ) -> Draft:
         """A segmentation as the worker is to see it: see `refining.draft`."""
         return refining.draft(segmentation, settings, segments, image)
 
-    def write_refined(self, draft: Draft, result: RefinementResult) -> Any:
+    def write_refined(self, draft: Draft, result: RefinementResult) -> SegmentationNode:
         """Put what became of a draft into its segmentation, as one undo step.
 
         Returns:
@@ -256,35 +259,35 @@ class Scene:
 
     # --- doubt, review, statistics -----------------------------------------------------------------
 
-    def doubtful_places(self, segmentation: Any) -> list[DoubtfulPlace]:
+    def doubtful_places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
         """Where to look first, the most uncertain place before the others: see `doubt.Walk.places`."""
         return self._walk.places(segmentation)
 
-    def next_place(self, segmentation: Any, by: int = 1) -> Step | None:
+    def next_place(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
         """Go on with the walk through the doubtful places: see `doubt.Walk.step`."""
         return self._walk.step(segmentation, by)
 
-    def walk_within(self, segmentation: Any, segment: str) -> None:
+    def walk_within(self, segmentation: SegmentationNode, segment: str) -> None:
         """Walk the doubtful places of one segment alone; with "" those of all."""
         uncertainty.walk_within(segmentation, segment)
 
-    def walked_within(self, segmentation: Any) -> str:
+    def walked_within(self, segmentation: SegmentationNode) -> str:
         """The segment whose doubtful places are walked; "" for all."""
         return uncertainty.within(segmentation)
 
-    def current_segment(self, segmentation: Any) -> str:
+    def current_segment(self, segmentation: SegmentationNode) -> str:
         """The segment that the user is at, wherever it was chosen; "" for none."""
         return uncertainty.current_segment(segmentation)
 
-    def set_current_segment(self, segmentation: Any, segment: str) -> None:
+    def set_current_segment(self, segmentation: SegmentationNode, segment: str) -> None:
         """The user is at this segment now."""
         uncertainty.set_current_segment(segmentation, segment)
 
-    def knows_uncertainty(self, segmentation: Any) -> bool:
+    def knows_uncertainty(self, segmentation: SegmentationNode) -> bool:
         """Whether it was measured where the networks doubt."""
         return uncertainty.knows_places(segmentation)
 
-    def structures(self, segmentation: Any) -> list[StructureRow]:
+    def structures(self, segmentation: SegmentationNode) -> list[StructureRow]:
         """The segments as a table shows them: see `structures.rows`."""
         return structures.rows(segmentation)
 
@@ -292,65 +295,75 @@ class Scene:
         """Show a place of the world in all slice views, and mark it: see `views.jump`."""
         views.jump(self._scene, ras)
 
-    def center_of(self, segmentation: Any, segment: str) -> tuple[float, float, float] | None:
+    def center_of(
+        self, segmentation: SegmentationNode, segment: str
+    ) -> tuple[float, float, float] | None:
         """A place in the world in the middle of a segment; None where it has no voxel."""
         return uncertainty.center_of(segmentation, segment)
 
-    def show_uncertainty(self, segmentation: Any, shown: bool) -> None:
+    def show_uncertainty(self, segmentation: SegmentationNode, shown: bool) -> None:
         """Lay the uncertainty over the slices, with a legend, or take it away: see `overlay.show`."""
         overlay.show(self._scene, segmentation, shown)
 
-    def uncertainty_is_shown(self, segmentation: Any) -> bool:
+    def uncertainty_is_shown(self, segmentation: SegmentationNode) -> bool:
         """Whether a slice view shows it."""
         return overlay.is_shown(self._scene, segmentation)
 
-    def review_state(self, segmentation: Any, segment: str) -> ReviewState:
+    def review_state(self, segmentation: SegmentationNode, segment: str) -> ReviewState:
         """How far the review of a segment is."""
         return review.review_state(segmentation, segment)
 
-    def set_review_state(self, segmentation: Any, segment: str, state: ReviewState | str) -> None:
+    def set_review_state(
+        self, segmentation: SegmentationNode, segment: str, state: ReviewState | str
+    ) -> None:
         """Say how far the review of a segment is; a state may be given by its word."""
         review.set_review_state(segmentation, segment, ReviewState(state))
 
-    def show_segments(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None:
+    def show_segments(
+        self, segmentation: SegmentationNode, segments: Sequence[str], shown: bool
+    ) -> None:
         """Draw segments in the views, or do not: see `visibility.set_shown`."""
         visibility.set_shown(segmentation, segments, shown)
 
-    def show_only(self, segmentation: Any, segments: Sequence[str]) -> None:
+    def show_only(self, segmentation: SegmentationNode, segments: Sequence[str]) -> None:
         """Draw these segments alone: see `visibility.show_only`."""
         visibility.show_only(segmentation, segments)
 
-    def show_in_3d(self, segmentation: Any, segments: Sequence[str], shown: bool) -> None:
+    def show_in_3d(
+        self, segmentation: SegmentationNode, segments: Sequence[str], shown: bool
+    ) -> None:
         """Show surfaces of segments where those of the segmentation are shown: see `visibility.show_in_3d`."""
         visibility.show_in_3d(segmentation, segments, shown)
         self.complete_surfaces(segmentation)
 
-    def complete_surfaces(self, segmentation: Any) -> None:
+    def complete_surfaces(self, segmentation: SegmentationNode) -> None:
         """Let `make_surfaces` make those that the 3D views lack, such as that of a segment shown there since."""
         if surfaces.are_missing(segmentation):
             self._writer.make_surfaces(segmentation)
 
-    def shown_segments(self, segmentation: Any) -> dict[str, bool]:
+    def shown_segments(self, segmentation: SegmentationNode) -> dict[str, bool]:
         """Whether each segment is drawn, by id: see `visibility.is_shown`."""
         names = segmentation.GetSegmentation().GetSegmentIDs()
         return {name: visibility.is_shown(segmentation, name) for name in names}
 
-    def watch_display(self, segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
+    def watch_display(
+        self, segmentation: SegmentationNode, changed: Callable[[], None]
+    ) -> Callable[[], None]:
         """Tell of changes in how a segmentation is drawn; the answer ends it: see `visibility.watch`."""
         return visibility.watch(segmentation, changed)
 
-    def smooth_surfaces(self, segmentation: Any, factor: float) -> None:
+    def smooth_surfaces(self, segmentation: SegmentationNode, factor: float) -> None:
         """Smooth surfaces from now on by this factor, from 0 to 1; those that are shown are made again."""
         shown = self.surfaces_are_shown(segmentation)
         surfaces.set_smoothing(segmentation, factor)
         if shown:
             self._writer.make_surfaces(segmentation)
 
-    def measurable(self, segmentation: Any) -> Measurable:
+    def measurable(self, segmentation: SegmentationNode) -> Measurable:
         """The segments as they are now, to be measured by the worker: see `measuring.measurable`."""
         return measuring.measurable(segmentation)
 
-    def statistics(self, measured: Measurable, result: MeasurementResult) -> Any:
+    def statistics(self, measured: Measurable, result: MeasurementResult) -> TableNode:
         """A table of what was measured, with a plot: see `statistics.table`."""
         found = statistics.rows(measured, result)
         return statistics.table(self._scene, measured.segmentation, found)
@@ -361,7 +374,7 @@ class Scene:
 
     def handed_over(
         self,
-        segmentation: Any,
+        segmentation: SegmentationNode,
         outputs: Mapping[str, Any],
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,

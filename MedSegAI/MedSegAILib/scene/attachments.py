@@ -19,6 +19,7 @@ from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import Box, matrix
 from MedSegAILib.scene.nodes import nodes_of, remove
+from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 
 ENTROPY_REFERENCE = "MedSegAI.entropy"
 """Reference of the segmentation node to the volume node of its entropy."""
@@ -59,7 +60,9 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
     return found
 
 
-def merged(attachment: Attachment, segmentation: Any, source: Any, box: Box) -> Attachment:
+def merged(
+    attachment: Attachment, segmentation: SegmentationNode, source: VolumeNode, box: Box
+) -> Attachment:
     """The same, new in a box (k, j, i) of the source alone, where the segmentation has such a volume by now."""
     node = segmentation.GetNodeReference(attachment.role)
     if node is None or node.GetImageData() is None:
@@ -73,7 +76,7 @@ def merged(attachment: Attachment, segmentation: Any, source: Any, box: Box) -> 
     return Attachment(attachment.role, voxels)
 
 
-def candidates_of(segmentation: Any) -> Candidates | None:
+def candidates_of(segmentation: SegmentationNode) -> Candidates | None:
     """What else each voxel could be, on the grid of the source; None where that was not kept."""
     node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
     if node is None or node.GetImageData() is None:
@@ -82,7 +85,9 @@ def candidates_of(segmentation: Any) -> Candidates | None:
     return Candidates(first, second, p_first.astype(np.uint8), p_second.astype(np.uint8))
 
 
-def make_node(scene: Any, attachment: Attachment, source: Any, image: Any = None) -> Any:
+def make_node(
+    scene: MRMLScene, attachment: Attachment, source: VolumeNode, image: VolumeNode = None
+) -> VolumeNode:
     """A volume node of an attachment, complete, and not in the scene yet.
 
     It is named after the source, and lies where the image does, such as that of a frame; where the source does
@@ -100,13 +105,13 @@ def make_node(scene: Any, attachment: Attachment, source: Any, image: Any = None
     return node
 
 
-def fill_node(node: Any, attachment: Attachment, source: Any) -> None:
+def fill_node(node: Node, attachment: Attachment, source: VolumeNode) -> None:
     """Put an attachment's voxels into a volume node, where the source lies."""
     slicer.util.updateVolumeFromArray(node, attachment.voxels)
     node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
 
 
-def put_beneath(segmentation: Any, node: Any) -> None:
+def put_beneath(segmentation: SegmentationNode, node: Node) -> None:
     """Give a volume its place below its segmentation in the tree of the scene's data."""
     scene = segmentation.GetScene()
     tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
@@ -120,7 +125,7 @@ def put_beneath(segmentation: Any, node: Any) -> None:
         tree.CreateItem(item, node)
 
 
-def remove_of(scene: Any, segmentation: Any) -> None:
+def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
     """Take the volumes that belong to a segmentation alone out of the scene; those of sequences stay."""
     others = nodes_of(scene, "vtkMRMLSegmentationNode")
     for role in NAMES:
@@ -132,10 +137,10 @@ def remove_of(scene: Any, segmentation: Any) -> None:
         remove(scene, node)
 
 
-def follow(scene: Any) -> int:
+def follow(scene: MRMLScene) -> int:
     """From now on what belongs to a segmentation goes when it goes; the tag of the observation."""
 
-    def on_removal(_scene: Any, _event: str, node: Any) -> None:
+    def on_removal(_scene: MRMLScene, _event: str, node: Node) -> None:
         if node is not None and node.IsA("vtkMRMLSegmentationNode") and not scene.IsClosing():
             remove_of(scene, node)
 

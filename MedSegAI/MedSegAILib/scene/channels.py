@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import slicer
 
 from medsegai.models.card import Channel, ModelCard
+from MedSegAILib.slicer_types import Node
 
 # Kinds of image, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
 _KINDS = (
@@ -37,7 +37,7 @@ _IS_MR = frozenset({"flair", "t1c", "adc", "dwi", "swi", "pd", "t2", "t1", "mr"}
 _TAGS = ("DICOM.SeriesDescription", "DICOM.ProtocolName")
 
 
-def guess(card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
+def guess(card: ModelCard, nodes: Sequence[Node]) -> dict[str, Node]:
     """The volume of each channel by the channel's name, None where no single volume fits.
 
     A volume fits a channel if its name or its DICOM tags hold the channel's name, or name the same kind of
@@ -47,7 +47,7 @@ def guess(card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
         channel.name: _best([(_fit(channel, node), node) for node in nodes])
         for channel in card.channels
     }
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Node] = {}
     for name, found in fitting.items():
         shared = [other for other, theirs in fitting.items() if other != name and theirs is found]
         chosen[name] = None if shared else found
@@ -57,14 +57,14 @@ def guess(card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
     return chosen
 
 
-def _best(scored: list[tuple[int, Any]]) -> Any:
+def _best(scored: list[tuple[int, Node]]) -> Node:
     """The node that alone fits best; None where none or several do."""
     top = max((score for score, _ in scored), default=0)
     best = [node for score, node in scored if score == top]
     return best[0] if top > 0 and len(best) == 1 else None
 
 
-def _fit(channel: Channel, node: Any) -> int:
+def _fit(channel: Channel, node: Node) -> int:
     """3 the channel's name, 2 its kind, 1 its modality, 0 nothing, -1 another kind or modality."""
     if _other_modality(channel, node):
         return -1
@@ -80,7 +80,7 @@ def _fit(channel: Channel, node: Any) -> int:
     return 1 if wanted and wanted in found | {tag} else 0
 
 
-def _other_modality(channel: Channel, node: Any) -> bool:
+def _other_modality(channel: Channel, node: Node) -> bool:
     """Whether the DICOM tag says CT where the channel is MR, and the like."""
     tag = _kind(_tag(node, "DICOM.Modality"))
     wanted = _kind(channel.modality) or _kind(channel.name)
@@ -113,7 +113,7 @@ def _squeezed(text: str) -> str:
     return re.sub(r"[^0-9a-z]+", "", text.lower())
 
 
-def _tag(node: Any, name: str) -> str:
+def _tag(node: Node, name: str) -> str:
     """A DICOM tag, of the node or of its place in the tree of subjects."""
     value = node.GetAttribute(name)
     scene = node.GetScene()

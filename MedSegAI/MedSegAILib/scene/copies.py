@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import slicer
 
@@ -14,6 +14,7 @@ from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.segments import digests
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says
+from MedSegAILib.slicer_types import Node, Segment, VolumeNode, VTKObject
 
 
 class CopyWriter(Protocol):
@@ -22,7 +23,7 @@ class CopyWriter(Protocol):
     @property
     def make_surfaces(self) -> MakeSurfaces: ...
 
-    def add_beside(self, node: Any, source: Any) -> None: ...
+    def add_beside(self, node: Node, source: VolumeNode) -> None: ...
 
 
 class ShownCopy:
@@ -41,7 +42,9 @@ class ShownCopy:
         place: where the copy differs most, R, A, S in mm of the world; None where it does not.
     """
 
-    def __init__(self, original: Any, plan: Plan, source: Any, writer: CopyWriter) -> None:
+    def __init__(
+        self, original: VTKObject, plan: Plan, source: VolumeNode, writer: CopyWriter
+    ) -> None:
         self.node = original.GetScene().CreateNodeByClass("vtkMRMLSegmentationNode")
         self.node.UnRegister(None)
         self.node.SetName(original.GetName())
@@ -63,7 +66,7 @@ class ShownCopy:
         if display is not None:
             display.SetVisibility(False)
 
-    def edited(self) -> dict[str, Any]:
+    def edited(self) -> dict[str, Segment]:
         """What the user edited in the copy since: images of segments, by id."""
         images = {}
         for name, content in digests(layers_of(self.node)).items():
@@ -72,7 +75,7 @@ class ShownCopy:
                 self.node.GetBinaryLabelmapRepresentation(name, images[name])
         return images
 
-    def give(self, edited: Mapping[str, Any]) -> None:
+    def give(self, edited: Mapping[str, Segment]) -> None:
         """Put what was edited into the original too."""
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         segments = self._original.GetSegmentation()

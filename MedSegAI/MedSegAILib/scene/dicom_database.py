@@ -6,10 +6,10 @@ Names of patients are read to be shown; nothing here writes them anywhere.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from medsegai.errors import InputError
 from MedSegAILib.panel_values import SeriesRow
+from MedSegAILib.slicer_types import QtValue, VolumeNode
 from MedSegAILib.translation import tr as _
 
 INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
@@ -19,7 +19,7 @@ NO_IMAGES = frozenset({"DOC", "KO", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT",
 """Modalities of series that nothing can be segmented in."""
 
 
-def series_of(database: Any) -> list[SeriesRow]:
+def series_of(database: QtValue) -> list[SeriesRow]:
     """The series of images, by patient and study.
 
     Args:
@@ -49,7 +49,7 @@ def series_of(database: Any) -> list[SeriesRow]:
     return rows
 
 
-def source_of(database: Any, volume: Any) -> tuple[str, str]:
+def source_of(database: QtValue, volume: VolumeNode) -> tuple[str, str]:
     """Folder and SeriesInstanceUID of the DICOM series that a volume node was loaded from.
 
     Args:
@@ -82,7 +82,7 @@ def source_of(database: Any, volume: Any) -> tuple[str, str]:
     return folder_of(database, SeriesRow("", "", volume.GetName(), series)), series
 
 
-def modality_of(database: Any, volume: Any) -> str:
+def modality_of(database: QtValue, volume: VolumeNode) -> str:
     """What kind of scanner a volume node came from, as DICOM's Modality says; "" where that is not known.
 
     Args:
@@ -97,7 +97,7 @@ def modality_of(database: Any, volume: Any) -> str:
     return str(database.fieldForSeries("Modality", series) or "") if series else ""
 
 
-def folder_of(database: Any, row: SeriesRow) -> str:
+def folder_of(database: QtValue, row: SeriesRow) -> str:
     """The folder in which all files of a series lie, perhaps beside others.
 
     Raises:

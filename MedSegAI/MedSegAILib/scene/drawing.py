@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE
+from MedSegAILib.slicer_types import MRMLScene, SegmentationNode
 
 
-def results(scene: Any) -> list[Any]:
+def results(scene: MRMLScene) -> list[SegmentationNode]:
     """The segmentations that MedSegAI made, in the order of the scene."""
     return [
         node
@@ -18,7 +18,7 @@ def results(scene: Any) -> list[Any]:
     ]
 
 
-def only_result(scene: Any) -> Any:
+def only_result(scene: MRMLScene) -> SegmentationNode:
     """The one result that there is, or that is drawn; None where there is no such one."""
     found = results(scene)
     if len(found) > 1:
@@ -26,7 +26,7 @@ def only_result(scene: Any) -> Any:
     return found[0] if len(found) == 1 else None
 
 
-def draw_alone(scene: Any, segmentation: Any) -> list[Any]:
+def draw_alone(scene: MRMLScene, segmentation: SegmentationNode) -> list[SegmentationNode]:
     """Draw a segmentation, and no other result on the same image that has a segment in common with it.
 
     Segmentations that a person made stay drawn.
@@ -44,19 +44,19 @@ def draw_alone(scene: Any, segmentation: Any) -> list[Any]:
     return hidden
 
 
-def draw_again(scene: Any, segmentations: Iterable[Any]) -> None:
+def draw_again(scene: MRMLScene, segmentations: Iterable[SegmentationNode]) -> None:
     """Draw these, as far as they are still in the scene."""
     for node in segmentations:
         if scene.IsNodePresent(node) and node.GetDisplayNode() is not None:
             node.GetDisplayNode().SetVisibility(True)
 
 
-def _is_drawn(segmentation: Any) -> bool:
+def _is_drawn(segmentation: SegmentationNode) -> bool:
     display = segmentation.GetDisplayNode()
     return display is not None and bool(display.GetVisibility())
 
 
-def _same_shown(first: Any, second: Any) -> bool:
+def _same_shown(first: SegmentationNode, second: SegmentationNode) -> bool:
     """Whether two segmentations of one image have a segment of the same name."""
     role = first.GetReferenceImageGeometryReferenceRole()
     image = first.GetNodeReferenceID(role)
@@ -64,6 +64,6 @@ def _same_shown(first: Any, second: Any) -> bool:
     return same_image and bool(_names(first) & _names(second))
 
 
-def _names(segmentation: Any) -> set[str]:
+def _names(segmentation: SegmentationNode) -> set[str]:
     segments = segmentation.GetSegmentation()
     return {segments.GetSegment(name).GetName() for name in segments.GetSegmentIDs()}

@@ -29,6 +29,7 @@ from MedSegAILib.scene.measuring import (
 from MedSegAILib.scene.merging import check_labelmaps
 from MedSegAILib.scene.review import is_locked
 from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
+from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 
@@ -40,7 +41,7 @@ class HandedOver:
 
 
 def handed_over(
-    segmentation: Any,
+    segmentation: SegmentationNode,
     outputs: Mapping[str, Any],
     dicom: tuple[str, str] = ("", ""),
     overwrite: bool = False,
@@ -106,7 +107,9 @@ def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _joined(segmentation: Any, grid: Geometry, values: Mapping[str, int]) -> NDArray[Any]:
+def _joined(
+    segmentation: SegmentationNode, grid: Geometry, values: Mapping[str, int]
+) -> NDArray[Any]:
     """One label map of all segments.
 
     Raises:
@@ -132,12 +135,12 @@ def _joined(segmentation: Any, grid: Geometry, values: Mapping[str, int]) -> NDA
     return out
 
 
-def _title(segmentation: Any, values: Mapping[str, int], value: int) -> str:
+def _title(segmentation: SegmentationNode, values: Mapping[str, int], value: int) -> str:
     name = next(name for name, item in values.items() if item == value)
     return str(segmentation.GetSegmentation().GetSegment(name).GetName())
 
 
-def _no_scan(segmentation: Any, scan: Any) -> str:
+def _no_scan(segmentation: SegmentationNode, scan: VolumeNode) -> str:
     if scan is None:
         return _(
             "{name}: its scan is not in the scene, so there are no pictures and no grey values."

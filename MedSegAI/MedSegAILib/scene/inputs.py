@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import slicer
@@ -16,6 +15,7 @@ from medsegai.volume import Geometry, Volume, check_same_grid
 from MedSegAILib.scene.dicom_database import modality_of
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.slicer_types import MRMLScene, Node, VolumeNode
 
 # What scalar volume nodes are besides images with one value per voxel.
 _OTHER_VOLUMES = {
@@ -26,7 +26,7 @@ _OTHER_VOLUMES = {
 _NO_INPUTS = (*_OTHER_VOLUMES, "vtkMRMLVectorVolumeNode", "vtkMRMLTensorVolumeNode")
 
 
-def read(node: Any) -> Volume:
+def read(node: Node) -> Volume:
     """The image of a volume node at its place in the world: linear parent transforms are applied.
 
     The voxels are the node's own memory, not a copy.
@@ -39,7 +39,7 @@ def read(node: Any) -> Volume:
     return image_at(node, transform_to_world(node), node.GetName())
 
 
-def read_channels(nodes: Sequence[Any]) -> tuple[Volume, ...]:
+def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
     """One image per channel of a model, all on the grid of the first.
 
     Raises:
@@ -66,7 +66,7 @@ def read_channels(nodes: Sequence[Any]) -> tuple[Volume, ...]:
     return volumes
 
 
-def volumes(scene: Any) -> list[Any]:
+def volumes(scene: MRMLScene) -> list[VolumeNode]:
     """The volume nodes of a scene that can be inputs; hidden ones are left out."""
     return [
         node
@@ -75,7 +75,7 @@ def volumes(scene: Any) -> list[Any]:
     ]
 
 
-def image_at(node: Any, to_world: NDArray[np.float64], name: str) -> Volume:
+def image_at(node: Node, to_world: NDArray[np.float64], name: str) -> Volume:
     """The image of a checked volume node, under the given transform."""
     voxels = slicer.util.arrayFromVolume(node)
     modality = modality_of(getattr(slicer, "dicomDatabase", None), node)
@@ -83,14 +83,14 @@ def image_at(node: Any, to_world: NDArray[np.float64], name: str) -> Volume:
     return Volume(voxels, grid, name, modality=modality)
 
 
-def ijk_to_local(node: Any) -> NDArray[np.float64]:
+def ijk_to_local(node: Node) -> NDArray[np.float64]:
     """4 x 4 matrix of a volume node without the transform above it."""
     ijk_to_ras = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(ijk_to_ras)
     return array_of(ijk_to_ras)
 
 
-def transform_to_world(node: Any) -> NDArray[np.float64]:
+def transform_to_world(node: Node) -> NDArray[np.float64]:
     """4 x 4 matrix of all transforms above a node.
 
     Raises:
@@ -109,7 +109,7 @@ def transform_to_world(node: Any) -> NDArray[np.float64]:
     return array_of(to_world)
 
 
-def check_image(node: Any) -> None:
+def check_image(node: Node) -> None:
     """Raises:
     InputError: the node is None, or no image with one value per voxel.
     """
@@ -132,7 +132,7 @@ def check_image(node: Any) -> None:
         )
 
 
-def region(node: Any) -> tuple[float, ...]:
+def region(node: Node) -> tuple[float, ...]:
     """The box in the world around a region of interest: lowest and highest R, A and S in mm.
 
     A box that is turned, in itself or by the transforms above it, is enclosed.
@@ -163,7 +163,7 @@ def region(node: Any) -> tuple[float, ...]:
     return tuple(float(value) for pair in zip(low, high, strict=True) for value in pair)
 
 
-def new_region(scene: Any, volume: Any) -> Any:
+def new_region(scene: MRMLScene, volume: VolumeNode) -> Node:
     """A box in the middle of a volume, to be drawn to its place: half as long as the volume on each side.
 
     Args:

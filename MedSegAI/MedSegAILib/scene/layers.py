@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vtk.util import numpy_support
 
 from medsegai.volume import Geometry
+from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 
 Box = tuple[slice, slice, slice]
 """A part of a grid along (k, j, i)."""
@@ -43,7 +44,7 @@ def labelmap_name() -> str:
     return str(slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName())
 
 
-def layers_of(segmentation: Any) -> tuple[Layer, ...]:
+def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
     """The label maps of a segmentation node; segments without a voxel may be in none."""
     segments = segmentation.GetSegmentation()
     layers = []
@@ -57,7 +58,7 @@ def layers_of(segmentation: Any) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def oriented_image(voxels: NDArray[Any], geometry: Geometry) -> Any:
+def oriented_image(voxels: NDArray[Any], geometry: Geometry) -> VTKObject:
     """A vtkOrientedImageData with a copy of label values (k, j, i)."""
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*reversed(voxels.shape))
@@ -72,14 +73,14 @@ def oriented_image(voxels: NDArray[Any], geometry: Geometry) -> Any:
     return image
 
 
-def matrix(values: NDArray[Any]) -> Any:
+def matrix(values: NDArray[Any]) -> VTKObject:
     """A vtkMatrix4x4 of a 4 x 4 array."""
     out = vtk.vtkMatrix4x4()
     out.DeepCopy(np.asarray(values, float).ravel())
     return out
 
 
-def array_of(vtk_matrix: Any) -> NDArray[np.float64]:
+def array_of(vtk_matrix: VTKObject) -> NDArray[np.float64]:
     """A 4 x 4 array of a vtkMatrix4x4."""
     return np.array([[vtk_matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
 
@@ -217,13 +218,13 @@ class Packer:
         return tuple(Layer(voxels, self._grid, values) for voxels, values in self._open)
 
 
-def voxels_of(image: Any) -> NDArray[Any]:
+def voxels_of(image: VTKObject) -> NDArray[Any]:
     """The values of a vtkOrientedImageData, (k, j, i): its own memory."""
     scalars = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
     return scalars.reshape(image.GetDimensions()[::-1])
 
 
-def geometry_of(image: Any) -> Geometry:
+def geometry_of(image: VTKObject) -> Geometry:
     """Where the voxels of a vtkOrientedImageData lie, its extent taken into account."""
     to_world = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(to_world)

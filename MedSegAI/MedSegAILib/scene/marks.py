@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import slicer
 
 from MedSegAILib.scene.layers import labelmap_name
+from MedSegAILib.slicer_types import MRMLScene, Node, QtValue, VTKObject
 
 Color = tuple[float, float, float]
 ADDED, REMOVED, MOVED = (0.2, 0.85, 0.3), (0.95, 0.25, 0.2), (0.95, 0.85, 0.2)
@@ -39,16 +39,16 @@ class Marks:
         kinds: the kinds of marks, by the names that `show` takes.
     """
 
-    def __init__(self, scene: Any, title: str, kinds: Mapping[str, Mark]) -> None:
+    def __init__(self, scene: MRMLScene, title: str, kinds: Mapping[str, Mark]) -> None:
         self._scene, self._title, self._kinds = scene, title, kinds
-        self._node: Any = None
+        self._node: Node = None
 
     def prepare(self) -> None:
         """Put the empty node into the scene, so that the first marks are shown as fast as later ones."""
         if self._node is None or not self._scene.IsNodePresent(self._node):
             self._add_node()
 
-    def show(self, images: Mapping[str, Any], transform_id: str | None) -> None:
+    def show(self, images: Mapping[str, VTKObject], transform_id: str | None) -> None:
         """Show other marks of some kinds.
 
         Args:
@@ -116,13 +116,13 @@ class Marks:
             display.SetSegmentOpacity2DOutline(name, 1.0)
             display.SetSegmentVisibility3D(name, False)
 
-    def _item(self) -> tuple[Any, int]:
+    def _item(self) -> tuple[QtValue, int]:
         """The tree of the scene's data, and the node's item in it, which a hidden node has without being shown."""
         tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
         return tree, 0 if tree is None else int(tree.GetItemByDataNode(self._node))
 
 
-def _hide_from_3d(node: Any) -> None:
+def _hide_from_3d(node: Node) -> None:
     """Let no 3D view hear of changes of a node.
 
     Each of them would let the view draw all surfaces of the scene again, which takes a second without a graphics

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import slicer
 
 from medsegai.labels import Label
 from MedSegAILib.scene.segments import UNSPECIFIC, segment_id, tag_of
+from MedSegAILib.slicer_types import Segment, SegmentationNode
 
 # What of a terminology entry names the structure: category, type and type's modifier.
 _CODES = slice(1, 4)
 
 
-def match(segmentation: Any, labels: Sequence[Label]) -> dict[Label, str]:
+def match(segmentation: SegmentationNode, labels: Sequence[Label]) -> dict[Label, str]:
     """The segment id of each label that the segmentation has a segment for.
 
     A label is looked for by segment id, then by name, then by terminology code; each segment stands for one
@@ -36,10 +36,10 @@ def match(segmentation: Any, labels: Sequence[Label]) -> dict[Label, str]:
 
 def _join(
     found: dict[Label, str],
-    left: dict[str, Any],
+    left: dict[str, Segment],
     labels: Sequence[Label],
     of_label: Callable[[Label], str],
-    of_segment: Callable[[Any], str],
+    of_segment: Callable[[Segment], str],
 ) -> None:
     """Join labels and segments that alone have the same key."""
     open_labels = [label for label in labels if label not in found]
@@ -55,12 +55,12 @@ def _join(
             del left[candidates[0]]
 
 
-def _contradict(label: Label, segment: Any) -> bool:
+def _contradict(label: Label, segment: Segment) -> bool:
     mine, theirs = _label_code(label), _segment_code(segment)
     return bool(mine and theirs and mine != theirs)
 
 
-def _segment_name(segment: Any) -> str:
+def _segment_name(segment: Segment) -> str:
     return str(segment.GetName()).casefold()
 
 
@@ -68,7 +68,7 @@ def _label_code(label: Label) -> str:
     return "" if label.terminology is None else _code(label.terminology.to_slicer())
 
 
-def _segment_code(segment: Any) -> str:
+def _segment_code(segment: Segment) -> str:
     return _code(tag_of(segment, slicer.vtkSegment.GetTerminologyEntryTagName()))
 
 

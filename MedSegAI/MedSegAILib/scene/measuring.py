@@ -20,6 +20,7 @@ from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
 from MedSegAILib.scene.merging import drawn_on, lattice, place_in
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_of, label_value, values_of
+from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 NOWHERE = Geometry((1, 1, 1), np.eye(4))
@@ -37,13 +38,13 @@ class Measurable:
         note: what to tell of the scan; "" where the segments lie on its voxels.
     """
 
-    segmentation: Any
+    segmentation: SegmentationNode
     request: MeasurementRequest
     segments: tuple[str, ...]
     note: str = ""
 
 
-def measurable(segmentation: Any) -> Measurable:
+def measurable(segmentation: SegmentationNode) -> Measurable:
     """Read the segments as they are now, and the scan that they were made of.
 
     Raises:
@@ -83,7 +84,7 @@ def measurable(segmentation: Any) -> Measurable:
     return Measurable(segmentation, request, tuple(rows), note)
 
 
-def scan_of(segmentation: Any) -> Any:
+def scan_of(segmentation: SegmentationNode) -> VolumeNode:
     """The volume that a segmentation was made of; None where it is gone, or is no image of one value per voxel."""
     node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
     try:
@@ -93,13 +94,15 @@ def scan_of(segmentation: Any) -> Any:
     return node
 
 
-def scan_place(segmentation: Any, scan: Any) -> Geometry:
+def scan_place(segmentation: SegmentationNode, scan: VolumeNode) -> Geometry:
     """The voxels of the scan in the coordinates of the segmentation."""
     i, j, k = scan.GetImageData().GetDimensions()
     return place_in(segmentation, scan, (k, j, i))
 
 
-def field_of_view(segmentation: Any, layers: Sequence[Layer], scan: Any) -> Geometry:
+def field_of_view(
+    segmentation: SegmentationNode, layers: Sequence[Layer], scan: VolumeNode
+) -> Geometry:
     """The voxels of the scan, where the segments were drawn on them; else those that the segments are edited on.
 
     Slicer keeps with a segmentation on which grid it was drawn. A scan that merely contains this grid may be
@@ -127,13 +130,13 @@ def renumbered(layer: Layer, values: Mapping[str, int]) -> NDArray[Any]:
     return lookup[layer.voxels]
 
 
-def models_of(segmentation: Any) -> tuple[str, ...]:
+def models_of(segmentation: SegmentationNode) -> tuple[str, ...]:
     """The ids of the models that made a segmentation, as its report says."""
     made = report_of(segmentation).get("provenance", {})
     return tuple(str(item["id"]) for item in made.get("models", ()))
 
 
-def report_of(segmentation: Any) -> dict[str, Any]:
+def report_of(segmentation: SegmentationNode) -> dict[str, Any]:
     """How a segmentation was made; empty where MedSegAI did not make it."""
     return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 

@@ -43,6 +43,7 @@ from MedSegAILib.scene.segments import (
     sign,
 )
 from MedSegAILib.scene.surfaces import has_surfaces, keep
+from MedSegAILib.slicer_types import Segmentation, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 
@@ -89,7 +90,11 @@ class _Present:
 
 
 def plan_update(
-    segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice, add: bool
+    segmentation: SegmentationNode,
+    source: VolumeNode,
+    result: SegmentationResult,
+    output: OutputChoice,
+    add: bool,
 ) -> Plan:
     """What `OutputMode.UPDATE` makes of a segmentation; with `add`, missing structures become segments.
 
@@ -123,7 +128,9 @@ def plan_update(
     return Plan(layers, written, tuple(_notes(locked, edited, result, found, add)))
 
 
-def plan_addition(segmentation: Any, source: Any, result: SegmentationResult) -> Plan:
+def plan_addition(
+    segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
+) -> Plan:
     """What `OutputMode.ADD` makes of a segmentation: what it has stays, also where structures overlap it.
 
     Raises:
@@ -140,7 +147,7 @@ def plan_addition(segmentation: Any, source: Any, result: SegmentationResult) ->
     return Plan(*_fill(segmentation, layers, source, result, targets, apart=False))
 
 
-def carry_out(segmentation: Any, plan: Plan, source: Any) -> bool:
+def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) -> bool:
     """Do what was planned.
 
     Returns:
@@ -175,7 +182,7 @@ def carry_out(segmentation: Any, plan: Plan, source: Any) -> bool:
     return had_surfaces
 
 
-def check_labelmaps(segmentation: Any) -> None:
+def check_labelmaps(segmentation: SegmentationNode) -> None:
     """Raises:
     InputError: the segments are surfaces, and a label map could only replace them.
     """
@@ -195,7 +202,9 @@ def region_box(result: SegmentationResult) -> Box:
     return result.labelmap.geometry.box_around(result.region) or whole
 
 
-def place_in(segmentation: Any, source: Any, shape: tuple[int, int, int]) -> Geometry:
+def place_in(
+    segmentation: SegmentationNode, source: VolumeNode, shape: tuple[int, int, int]
+) -> Geometry:
     """Where the voxels of a source lie now, in the coordinates of a segmentation.
 
     Raises:
@@ -208,9 +217,9 @@ def place_in(segmentation: Any, source: Any, shape: tuple[int, int, int]) -> Geo
 
 
 def _fill(
-    segmentation: Any,
+    segmentation: SegmentationNode,
     layers: tuple[Layer, ...],
-    source: Any,
+    source: VolumeNode,
     result: SegmentationResult,
     targets: Sequence[Target],
     apart: bool,
@@ -337,12 +346,12 @@ def layers_without(
     return bases, rest
 
 
-def lattice(segmentation: Any, layers: Sequence[Layer], place: Geometry) -> Geometry:
+def lattice(segmentation: SegmentationNode, layers: Sequence[Layer], place: Geometry) -> Geometry:
     """The voxels that a segmentation is edited on; `place` where it has none."""
     return drawn_on(segmentation, layers[0].geometry) if layers else place
 
 
-def drawn_on(segmentation: Any, else_place: Geometry) -> Geometry:
+def drawn_on(segmentation: SegmentationNode, else_place: Geometry) -> Geometry:
     """The grid that Slicer keeps with a segmentation, as a rule that of its scan; else `else_place`."""
     text = segmentation.GetSegmentation().GetConversionParameter(
         slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
@@ -353,7 +362,7 @@ def drawn_on(segmentation: Any, else_place: Geometry) -> Geometry:
     return else_place
 
 
-def _free_name(segments: Any, name: str) -> str:
+def _free_name(segments: Segmentation, name: str) -> str:
     taken = {segments.GetSegment(each).GetName() for each in segments.GetSegmentIDs()}
     number, free = 2, name
     while free in taken:
@@ -361,7 +370,7 @@ def _free_name(segments: Any, name: str) -> str:
     return free
 
 
-def _name(segmentation: Any, segment: str) -> str:
+def _name(segmentation: SegmentationNode, segment: str) -> str:
     return str(segmentation.GetSegmentation().GetSegment(segment).GetName())
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from MedSegAILib.slicer_types import MRMLScene, Node
 
 
-def nodes_of(scene: Any, kind: str) -> list[Any]:
+def nodes_of(scene: MRMLScene, kind: str) -> list[Node]:
     """All nodes of a class. (`slicer.util.getNodesByClass` asks the application's scene, whichever is given.)"""
     return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
 
 
-def remove(scene: Any, node: Any) -> None:
+def remove(scene: MRMLScene, node: Node) -> None:
     """Take a node out of the scene, if it is there, with the nodes that show and store it alone."""
     if node is None or not scene.IsNodePresent(node):
         return

@@ -6,14 +6,13 @@ Editor, and a scene that is opened again.
 
 from __future__ import annotations
 
-from typing import Any
-
 import slicer
 
 from medsegai.errors import InputError
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.scene.uncertainty_colors import color
+from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 OPACITY = 0.6
@@ -27,7 +26,7 @@ LEGEND_SIZE, LEGEND_POSITION = (0.1, 0.35), (0.97, 0.03)
 """Height and width, then place from left to right and from bottom to top, as parts of the view's."""
 
 
-def show(scene: Any, segmentation: Any, shown: bool) -> None:
+def show(scene: MRMLScene, segmentation: SegmentationNode, shown: bool) -> None:
     """Lay the uncertainty of a segmentation over the slices, its segments as outlines, or take it away.
 
     Raises:
@@ -56,14 +55,14 @@ def show(scene: Any, segmentation: Any, shown: bool) -> None:
     _show_legend(scene, entropy)
 
 
-def is_shown(scene: Any, segmentation: Any) -> bool:
+def is_shown(scene: MRMLScene, segmentation: SegmentationNode) -> bool:
     """Whether a slice view shows the uncertainty of a segmentation."""
     entropy = segmentation.GetNodeReferenceID(ENTROPY_REFERENCE)
     views = nodes_of(scene, "vtkMRMLSliceCompositeNode")
     return bool(entropy) and any(view.GetForegroundVolumeID() == entropy for view in views)
 
 
-def _take_away(scene: Any, segmentation: Any, entropy: Any) -> None:
+def _take_away(scene: MRMLScene, segmentation: SegmentationNode, entropy: VolumeNode) -> None:
     """Put back what was there; what the user chose in the meantime stays."""
     for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
         before = view.GetAttribute(BEFORE_ATTRIBUTE)
@@ -82,11 +81,11 @@ def _take_away(scene: Any, segmentation: Any, entropy: Any) -> None:
         legend.SetVisibility(False)
 
 
-def _legend(entropy: Any) -> Any:
+def _legend(entropy: VolumeNode) -> Node:
     return slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
 
 
-def _show_legend(scene: Any, entropy: Any) -> None:
+def _show_legend(scene: MRMLScene, entropy: VolumeNode) -> None:
     """Slicer's own colour legend: a small one, in one view.
 
     Words in its title stand above the ends of the bar, because numbers of nats tell nobody anything, and Slicer

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import slicer
 import vtk
+
+from MedSegAILib.slicer_types import MRMLScene, Node, TableNode, VTKObject
 
 CHART_REFERENCE = "MedSegAI.chart"
 """Reference of the table node to the plot of its volumes."""
@@ -25,7 +26,7 @@ class Bar:
     color: tuple[float, float, float]
 
 
-def show_bars(scene: Any, table: Any, bars: Sequence[Bar], title: str) -> Any:
+def show_bars(scene: MRMLScene, table: TableNode, bars: Sequence[Bar], title: str) -> Node:
     """A bar for each segment in its own colour, which the legend names; a later call fills the same chart.
 
     A series of Slicer has one colour, and names its values in tool tips alone. So each segment is a series of one
@@ -59,7 +60,7 @@ def show_bars(scene: Any, table: Any, bars: Sequence[Bar], title: str) -> Any:
     return chart
 
 
-def _values(scene: Any, table: Any, bars: Sequence[Bar]) -> Any:
+def _values(scene: MRMLScene, table: TableNode, bars: Sequence[Bar]) -> VTKObject:
     """The hidden table: one column for each bar, by its number, since names may be equal."""
     node = table.GetNodeReference(VALUES_REFERENCE)
     if node is None:
@@ -78,7 +79,7 @@ def _values(scene: Any, table: Any, bars: Sequence[Bar]) -> Any:
     return node
 
 
-def _remove_series(scene: Any, chart: Any) -> None:
+def _remove_series(scene: MRMLScene, chart: Node) -> None:
     old = [chart.GetNthPlotSeriesNode(n) for n in range(chart.GetNumberOfPlotSeriesNodes())]
     chart.RemoveAllPlotSeriesNodeIDs()
     for series in old:
@@ -92,7 +93,7 @@ class StatisticsLayout:
     def __init__(self) -> None:
         self._before: int | None = None
 
-    def show(self, scene: Any) -> None:
+    def show(self, scene: MRMLScene) -> None:
         """Let the views be slices, plot and table."""
         layout = _layout(scene)
         if layout is None or layout.GetViewArrangement() == _WITH_TABLE:
@@ -100,7 +101,7 @@ class StatisticsLayout:
         self._before = layout.GetViewArrangement()
         layout.SetViewArrangement(_WITH_TABLE)
 
-    def hide(self, scene: Any) -> None:
+    def hide(self, scene: MRMLScene) -> None:
         """Bring the views back; a layout that was chosen meanwhile stays."""
         layout, before = _layout(scene), self._before
         self._before = None
@@ -112,5 +113,5 @@ class StatisticsLayout:
 _WITH_TABLE = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotTableView
 
 
-def _layout(scene: Any) -> Any:
+def _layout(scene: MRMLScene) -> Node:
     return scene.GetFirstNodeByClass("vtkMRMLLayoutNode")

@@ -50,6 +50,7 @@ from MedSegAILib.scene.segments import (
     values_of,
 )
 from MedSegAILib.scene.writing import Writer
+from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 REFINED = "refined"
@@ -71,7 +72,7 @@ class Draft:
         notes: what will be left as it is, and why, in words.
     """
 
-    segmentation: Any
+    segmentation: SegmentationNode
     request: RefinementRequest
     grid: Geometry
     segments: Mapping[int, str]
@@ -80,10 +81,10 @@ class Draft:
 
 
 def draft(
-    segmentation: Any,
+    segmentation: SegmentationNode,
     settings: Sequence[Mapping[str, Any]],
     segments: Sequence[str] = (),
-    image: Any = None,
+    image: VolumeNode = None,
 ) -> Draft:
     """Read a segmentation to have some or all of its segments refined.
 
@@ -214,7 +215,7 @@ class RefinedPreview:
         self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
         self.place = self._copy.place
 
-    def accept(self) -> Any:
+    def accept(self) -> SegmentationNode:
         """Make the preview the segmentation, as one undo step.
 
         Returns:
@@ -242,7 +243,7 @@ class RefinedPreview:
 
 
 def _chosen(
-    segmentation: Any, layers: Iterable[Layer], segments: Sequence[str]
+    segmentation: SegmentationNode, layers: Iterable[Layer], segments: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """The ids of the segments to refine, and of those that were meant too and are completed."""
     filled: set[str] = set()
@@ -270,7 +271,7 @@ def _chosen(
 
 
 def _joined(
-    segmentation: Any,
+    segmentation: SegmentationNode,
     layers: Iterable[Layer],
     grid: Geometry,
     values: Mapping[str, int],
@@ -311,7 +312,9 @@ def _masks(
                     yield name, around[value], voxels[around[value]] == value
 
 
-def _candidates(segmentation: Any, grid: Geometry, names: Mapping[int, str]) -> Candidates | None:
+def _candidates(
+    segmentation: SegmentationNode, grid: Geometry, names: Mapping[int, str]
+) -> Candidates | None:
     """What the AI thought of each voxel, as far as it is about segments that are there."""
     found = candidates_of(segmentation)
     if found is None:
@@ -353,12 +356,12 @@ def _newly_locked(read_as: Draft) -> bool:
     return any(is_locked(read_as.segmentation, read_as.segments[value]) for value in refined)
 
 
-def _names(segmentation: Any, segments: Iterable[str]) -> str:
+def _names(segmentation: SegmentationNode, segments: Iterable[str]) -> str:
     found = (segmentation.GetSegmentation().GetSegment(name) for name in segments)
     return ", ".join(str(segment.GetName()) for segment in found)
 
 
-def _notes(segmentation: Any, locked: Sequence[str]) -> tuple[str, ...]:
+def _notes(segmentation: SegmentationNode, locked: Sequence[str]) -> tuple[str, ...]:
     if not locked:
         return ()
     text = _("Not changed, because their review is completed: {names}.")

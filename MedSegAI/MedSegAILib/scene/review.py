@@ -9,11 +9,11 @@ not read: a result is kept to the region that was given, and never takes voxels 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
 
 import slicer
 
 from medsegai.errors import InputError
+from MedSegAILib.slicer_types import Segment, SegmentationNode
 
 
 class ReviewState(Enum):
@@ -25,7 +25,7 @@ class ReviewState(Enum):
     FLAGGED = "flagged"
 
 
-def review_state(segmentation: Any, segment_id: str) -> ReviewState:
+def review_state(segmentation: SegmentationNode, segment_id: str) -> ReviewState:
     """How far the review of a segment is.
 
     Raises:
@@ -37,7 +37,7 @@ def review_state(segmentation: Any, segment_id: str) -> ReviewState:
     return ReviewState(logic.GetSegmentStatusAsMachineReadableString(number))
 
 
-def set_review_state(segmentation: Any, segment_id: str, state: ReviewState) -> None:
+def set_review_state(segmentation: SegmentationNode, segment_id: str, state: ReviewState) -> None:
     """Say how far the review of a segment is.
 
     Raises:
@@ -46,18 +46,18 @@ def set_review_state(segmentation: Any, segment_id: str, state: ReviewState) -> 
     set_state(segment_of(segmentation, segment_id), state)
 
 
-def set_state(segment: Any, state: ReviewState) -> None:
+def set_state(segment: Segment, state: ReviewState) -> None:
     """The same for a segment at hand."""
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     logic.SetSegmentStatus(segment, logic.GetSegmentStatusFromMachineReadableString(state.value))
 
 
-def is_locked(segmentation: Any, segment_id: str) -> bool:
+def is_locked(segmentation: SegmentationNode, segment_id: str) -> bool:
     """Whether the AI must leave a segment alone: its review is completed."""
     return review_state(segmentation, segment_id) is ReviewState.COMPLETED
 
 
-def segment_of(segmentation: Any, segment_id: str) -> Any:
+def segment_of(segmentation: SegmentationNode, segment_id: str) -> Segment:
     segment = segmentation.GetSegmentation().GetSegment(segment_id)
     if segment is None:
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import slicer
@@ -24,6 +23,7 @@ from MedSegAILib.scene.layers import (
     oriented_image,
 )
 from MedSegAILib.scene.review import ReviewState, set_state
+from MedSegAILib.slicer_types import Segment, SegmentationNode
 
 REPORT_ATTRIBUTE = "MedSegAI.report"
 """Attribute of a segmentation node that the AI made: the report of its last job, as JSON."""
@@ -82,7 +82,9 @@ def result_layers(result: SegmentationResult, geometry: Geometry) -> tuple[Layer
     return packer.layers()
 
 
-def add_segments(segmentation: Any, result: SegmentationResult, geometry: Geometry) -> None:
+def add_segments(
+    segmentation: SegmentationNode, result: SegmentationResult, geometry: Geometry
+) -> None:
     """Fill a new segmentation node: a segment for each structure with voxels, in as few layers as can be."""
     segments = segmentation.GetSegmentation()
     segments.SetSourceRepresentationName(labelmap_name())
@@ -103,7 +105,7 @@ def add_segments(segmentation: Any, result: SegmentationResult, geometry: Geomet
             segments.AddSegment(segment, name)
 
 
-def new_segment(label: Label, name: str = "") -> Any:
+def new_segment(label: Label, name: str = "") -> Segment:
     """A segment without voxels, named, coloured and coded."""
     segment = slicer.vtkSegment()
     segment.SetName(name or label.name)
@@ -120,12 +122,12 @@ def new_segment(label: Label, name: str = "") -> Any:
     return segment
 
 
-def is_walked(segmentation: Any, name: str) -> bool:
+def is_walked(segmentation: SegmentationNode, name: str) -> bool:
     """Whether people are led to the doubtful places of a segment."""
     return not tag_of(segmentation.GetSegmentation().GetSegment(name), NOT_CORRECTED_TAG)
 
 
-def sign(segment: Any, measures: StructureMeasures, content: str) -> None:
+def sign(segment: Segment, measures: StructureMeasures, content: str) -> None:
     """Note on a segment what the AI wrote into it, and flag it where there are remarks.
 
     Args:
@@ -147,20 +149,20 @@ def sign(segment: Any, measures: StructureMeasures, content: str) -> None:
     set_state(segment, ReviewState.FLAGGED if remarks else ReviewState.NOT_STARTED)
 
 
-def tag_of(segment: Any, name: str) -> str:
+def tag_of(segment: Segment, name: str) -> str:
     """A tag's text; "" where the segment has none."""
     value = vtk.mutable("")
     return str(value) if segment.GetTag(name, value) else ""
 
 
-def label_value(segmentation: Any, name: str) -> int | None:
+def label_value(segmentation: SegmentationNode, name: str) -> int | None:
     """The label that the AI wrote into a segment; None where it wrote none."""
     segment = segmentation.GetSegmentation().GetSegment(name)
     text = "" if segment is None else tag_of(segment, LABEL_TAG)
     return int(text) if text.isdecimal() else None
 
 
-def values_of(segmentation: Any, names: Collection[str]) -> dict[str, int]:
+def values_of(segmentation: SegmentationNode, names: Collection[str]) -> dict[str, int]:
     """A label value for each of these segments, by id, in the segmentation's order.
 
     It is that which the AI gave a segment, for its candidates and its card speak of those; no two are equal.
@@ -178,7 +180,7 @@ def values_of(segmentation: Any, names: Collection[str]) -> dict[str, int]:
     return values
 
 
-def label_of(segmentation: Any, name: str, value: int) -> Label:
+def label_of(segmentation: SegmentationNode, name: str, value: int) -> Label:
     """What a segment is called and coded, and its colour, as the label of a value."""
     segment = segmentation.GetSegmentation().GetSegment(name)
     red, green, blue = (round(255 * part) for part in segment.GetColor())
@@ -187,18 +189,20 @@ def label_of(segmentation: Any, name: str, value: int) -> Label:
     return Label(value, title, (red, green, blue), None if codes == UNSPECIFIC else codes)
 
 
-def measures_of(segment: Any) -> dict[str, float]:
+def measures_of(segment: Segment) -> dict[str, float]:
     """How far members agreed on a segment, and what that lets expect: those of `_MEASURES` that are known."""
     pairs = (part.partition("=") for part in tag_of(segment, MEASURES_TAG).split(";"))
     return {name: float(value) for name, _, value in pairs if name in _MEASURES}
 
 
-def remarks_of(segment: Any) -> str:
+def remarks_of(segment: Segment) -> str:
     """Why a person should look at what the AI wrote into a segment; "" where nothing speaks for it."""
     return tag_of(segment, REMARKS_TAG)
 
 
-def painted(segmentation: Any, layers: Iterable[Layer] | None = None) -> frozenset[str]:
+def painted(
+    segmentation: SegmentationNode, layers: Iterable[Layer] | None = None
+) -> frozenset[str]:
     """The ids of the segments that hold what a person made: drawn, imported, or edited after the AI.
 
     A segment that never had a voxel is nobody's work; one that the AI filled and that is empty now is.

@@ -6,8 +6,6 @@ a node of the scene, its proxy. Frames are read from the data nodes, so the brow
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import slicer
 import slicer.util
@@ -19,9 +17,16 @@ from medsegai.volume import Volume
 from MedSegAILib.scene.inputs import check_image, image_at, transform_to_world
 from MedSegAILib.scene.layers import array_of, labelmap_name
 from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.slicer_types import (
+    Node,
+    SegmentationNode,
+    SequenceBrowserNode,
+    VolumeNode,
+    VTKObject,
+)
 
 
-def browser_of(node: Any) -> Any:
+def browser_of(node: Node) -> SequenceBrowserNode:
     """The sequence browser that a node is a proxy of; None where it is none."""
     scene = None if node is None else node.GetScene()
     if scene is None:
@@ -30,20 +35,20 @@ def browser_of(node: Any) -> Any:
     return next((each for each in browsers if each.IsProxyNodeID(node.GetID())), None)
 
 
-def frames(node: Any) -> range:
+def frames(node: Node) -> range:
     """The frame numbers of a volume node, from 0; empty where it is no proxy of a sequence."""
     browser = browser_of(node)
     return range(0) if browser is None else range(browser.GetNumberOfItems())
 
 
-def current_frame(node: Any) -> int | None:
+def current_frame(node: Node) -> int | None:
     """The frame that is shown; None where the node is no proxy of a sequence, or none is shown."""
     browser = browser_of(node)
     shown = -1 if browser is None else browser.GetSelectedItemNumber()
     return shown if shown >= 0 else None
 
 
-def read_frame(node: Any, number: int) -> Volume:
+def read_frame(node: Node, number: int) -> Volume:
     """One frame of a volume node at its place in the world; the browser stays where it is.
 
     Raises:
@@ -58,7 +63,9 @@ def read_frame(node: Any, number: int) -> Volume:
     return image_at(data, _transform_at(node, browser, value), f"{node.GetName()} ({value})")
 
 
-def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
+def add_frame(
+    proxy: SegmentationNode, source: VolumeNode, number: int, filled: SegmentationNode
+) -> Node:
     """Put a segmentation, or a volume that belongs to one, into a sequence that goes along with the source's.
 
     Args:
@@ -84,7 +91,7 @@ def add_frame(proxy: Any, source: Any, number: int, filled: Any) -> Any:
     return proxy
 
 
-def _show(proxy: Any, data: Any) -> None:
+def _show(proxy: SegmentationNode, data: Node) -> None:
     """Let a proxy show what the sequence keeps, without sharing it."""
     if proxy is data:
         return
@@ -94,7 +101,7 @@ def _show(proxy: Any, data: Any) -> None:
         proxy.GetSegmentation().DeepCopy(data.GetSegmentation())
 
 
-def check_proxy(proxy: Any, source: Any, number: int) -> None:
+def check_proxy(proxy: SegmentationNode, source: VolumeNode, number: int) -> None:
     """Raises:
     InputError: the source is no sequence with this frame, or `proxy` does not go along with it.
     """
@@ -106,19 +113,21 @@ def check_proxy(proxy: Any, source: Any, number: int) -> None:
         )
 
 
-def goes_along(node: Any, source: Any) -> bool:
+def goes_along(node: Node, source: VolumeNode) -> bool:
     """Whether a node shows a sequence of the browser that shows the source."""
     browser = browser_of(source)
     return browser is not None and browser.GetSequenceNode(node) is not None
 
 
-def frame_image(node: Any, number: int) -> Any:
+def frame_image(node: Node, number: int) -> VTKObject:
     """The volume node that holds a frame's image, outside of the scene and without the transform above it."""
     browser, value = _at(node, number)
     return browser.GetSequenceNode(node).GetDataNodeAtValue(value) or node
 
 
-def _new_sequence(browser: Any, source: Any, filled: Any) -> Any:
+def _new_sequence(
+    browser: SequenceBrowserNode, source: VolumeNode, filled: SegmentationNode
+) -> Node:
     scene = source.GetScene()
     of_source = browser.GetSequenceNode(source)
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", filled.GetName())
@@ -129,7 +138,7 @@ def _new_sequence(browser: Any, source: Any, filled: Any) -> Any:
     return sequence
 
 
-def empty_segmentation(name: str) -> Any:
+def empty_segmentation(name: str) -> SegmentationNode:
     """A segmentation node outside of any scene."""
     node = slicer.vtkMRMLSegmentationNode()
     node.SetName(name)
@@ -137,7 +146,7 @@ def empty_segmentation(name: str) -> Any:
     return node
 
 
-def _at(node: Any, number: int) -> tuple[Any, str]:
+def _at(node: Node, number: int) -> tuple[Node, str]:
     """The browser of a node, and the index value of a frame."""
     browser = browser_of(node)
     if browser is None:
@@ -150,7 +159,7 @@ def _at(node: Any, number: int) -> tuple[Any, str]:
     return browser, str(browser.GetMasterSequenceNode().GetNthIndexValue(number))
 
 
-def _transform_at(node: Any, browser: Any, value: str) -> NDArray[np.float64]:
+def _transform_at(node: Node, browser: SequenceBrowserNode, value: str) -> NDArray[np.float64]:
     """All transforms above a node, each as it is at a frame where the browser moves it too."""
     out = np.eye(4)
     transform = node.GetParentTransformNode()
@@ -164,7 +173,7 @@ def _transform_at(node: Any, browser: Any, value: str) -> NDArray[np.float64]:
     return out
 
 
-def _to_parent(transform: Any) -> NDArray[np.float64]:
+def _to_parent(transform: VTKObject) -> NDArray[np.float64]:
     if not transform.IsLinear():
         raise GeometryError(
             f"A frame stands under a transform that bends space ({transform.GetName()}). "

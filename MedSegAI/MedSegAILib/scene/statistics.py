@@ -30,6 +30,7 @@ from MedSegAILib.scene.merging import place_in
 from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
+from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode
 
 TABLE_REFERENCE = "MedSegAI.statistics"
 """Reference of the segmentation node to the table of its statistics."""
@@ -98,7 +99,7 @@ def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
     return out
 
 
-def table(scene: Any, segmentation: Any, found: list[Row]) -> Any:
+def table(scene: MRMLScene, segmentation: SegmentationNode, found: list[Row]) -> TableNode:
     """A vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
     node = segmentation.GetNodeReference(TABLE_REFERENCE)
     if node is None:
@@ -155,7 +156,9 @@ def _text(value: float | str) -> str:
     return "" if math.isnan(value) else f"{value:.10g}"
 
 
-def _means(segmentation: Any, layers: tuple[Layer, ...], node: Any) -> dict[str, float]:
+def _means(
+    segmentation: SegmentationNode, layers: tuple[Layer, ...], node: Node
+) -> dict[str, float]:
     """The mean of a volume inside each segment, by segment id; those outside of it are left out."""
     if node is None or node.GetImageData() is None:
         return {}
@@ -171,7 +174,7 @@ def _means(segmentation: Any, layers: tuple[Layer, ...], node: Any) -> dict[str,
     return found
 
 
-def _bars(segmentation: Any, found: list[Row]) -> list[Bar]:
+def _bars(segmentation: SegmentationNode, found: list[Row]) -> list[Bar]:
     """Segments may have gone since they were measured; their bars are grey."""
     segments = segmentation.GetSegmentation()
     colors = {}

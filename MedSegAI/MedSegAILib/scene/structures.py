@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from MedSegAILib.scene.layers import Layer, layers_of
 from MedSegAILib.scene.review import is_locked, review_state
 from MedSegAILib.scene.segments import measures_of, painted, remarks_of
 from MedSegAILib.scene.visibility import is_shown
+from MedSegAILib.slicer_types import Segment, SegmentationNode
 from MedSegAILib.translation import tr as _
 
 # Measures of uncertainty, as the end of the tool tip names them for those who know them.
@@ -26,7 +26,7 @@ _TITLES = {
 }
 
 
-def rows(segmentation: Any) -> list[StructureRow]:
+def rows(segmentation: SegmentationNode) -> list[StructureRow]:
     """One row per segment, in the segmentation's order.
 
     How far members agreed, and what was remarked, is left out where a person edited what they wrote.
@@ -43,7 +43,7 @@ def rows(segmentation: Any) -> list[StructureRow]:
     return found
 
 
-def segments(segmentation: Any) -> list[SegmentRow]:
+def segments(segmentation: SegmentationNode) -> list[SegmentRow]:
     """The same without a look at voxels: names to choose from, and which are completed."""
     found = []
     for name in segmentation.GetSegmentation().GetSegmentIDs():
@@ -56,7 +56,7 @@ def segments(segmentation: Any) -> list[SegmentRow]:
     return found
 
 
-def segment_ids(segmentation: Any, names: Iterable[str]) -> list[str]:
+def segment_ids(segmentation: SegmentationNode, names: Iterable[str]) -> list[str]:
     """The ids of segments that are given by id or by name; what is neither stays as it is."""
     if segmentation is None:
         return list(names)
@@ -69,12 +69,12 @@ def segment_ids(segmentation: Any, names: Iterable[str]) -> list[str]:
     ]
 
 
-def _color(segment: Any) -> tuple[int, int, int]:
+def _color(segment: Segment) -> tuple[int, int, int]:
     red, green, blue = (round(255 * part) for part in segment.GetColor())
     return red, green, blue
 
 
-def _volumes_ml(segmentation: Any, layers: Iterable[Layer]) -> dict[str, float]:
+def _volumes_ml(segmentation: SegmentationNode, layers: Iterable[Layer]) -> dict[str, float]:
     to_world = transform_to_world(segmentation)
     found = {}
     for layer in layers:
@@ -88,7 +88,9 @@ def _volumes_ml(segmentation: Any, layers: Iterable[Layer]) -> dict[str, float]:
     return found
 
 
-def _row(segmentation: Any, name: str, volume_ml: float, by_hand: bool) -> StructureRow:
+def _row(
+    segmentation: SegmentationNode, name: str, volume_ml: float, by_hand: bool
+) -> StructureRow:
     segment = segmentation.GetSegmentation().GetSegment(name)
     known = {} if by_hand else measures_of(segment)
     remarks = "" if by_hand else remarks_of(segment)

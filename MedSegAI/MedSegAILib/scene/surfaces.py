@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import slicer
@@ -26,6 +25,7 @@ from MedSegAILib.scene.layers import (
     voxels_of,
 )
 from MedSegAILib.scene.visibility import is_in_3d
+from MedSegAILib.slicer_types import Segment, Segmentation, SegmentationNode, VolumeNode, VTKObject
 
 MARGIN = 1
 """Voxels of background that are kept around a segment, so that its surface is that of the whole label map."""
@@ -42,38 +42,38 @@ def surface_name() -> str:
     return str(slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName())
 
 
-def has_surfaces(segmentation: Any) -> bool:
+def has_surfaces(segmentation: SegmentationNode) -> bool:
     """Whether any segment has a surface."""
     segments = segmentation.GetSegmentation()
     found = (segments.GetSegment(name) for name in segments.GetSegmentIDs())
     return any(segment.GetRepresentation(surface_name()) is not None for segment in found)
 
 
-def are_shown(segmentation: Any) -> bool:
+def are_shown(segmentation: SegmentationNode) -> bool:
     """Whether the 3D views show surfaces of a segmentation."""
     display = segmentation.GetDisplayNode()
     shown = display is not None and display.GetVisibility() and display.GetVisibility3D()
     return bool(shown) and has_surfaces(segmentation)
 
 
-MakeSurfaces = Callable[[Any], None]
+MakeSurfaces = Callable[[SegmentationNode], None]
 """Sees that a segmentation node gets the surfaces that it lacks, now or between the user's events."""
 
 
-def make_at_once(segmentation: Any) -> None:
+def make_at_once(segmentation: SegmentationNode) -> None:
     """Make all surfaces that are missing before anything else happens."""
     for _done, _total in surfaces(segmentation):
         pass
 
 
-def are_missing(segmentation: Any) -> bool:
+def are_missing(segmentation: SegmentationNode) -> bool:
     """Whether the 3D views show surfaces of a segmentation, and lack that of a segment which they should show."""
     segments = segmentation.GetSegmentation()
     names = segments.GetSegmentIDs()
     return are_shown(segmentation) and any(_lacks_surface(segmentation, name) for name in names)
 
 
-def surfaces(segmentation: Any) -> Iterator[tuple[int, int]]:
+def surfaces(segmentation: SegmentationNode) -> Iterator[tuple[int, int]]:
     """Make the surfaces that are missing, one segment with each step; none of segments that are not shown in 3D.
 
     Segments may be edited, added, shown and taken away between two steps, and the segmentation may leave its
@@ -99,14 +99,14 @@ def surfaces(segmentation: Any) -> Iterator[tuple[int, int]]:
         yield len(names) - len(lacking) + 1, len(names)
 
 
-def keep(segmentation: Any) -> Callable[[], None]:
+def keep(segmentation: SegmentationNode) -> Callable[[], None]:
     """Remember the surfaces before label maps change, because Slicer then drops them all.
 
     Returns:
         what gives those segments their surface again that hold the same voxels as before.
     """
     segments = segmentation.GetSegmentation()
-    before: dict[str, tuple[_Part | None, Any]] = {}
+    before: dict[str, tuple[_Part | None, VTKObject]] = {}
     if not _smooths_jointly(segments):
         cutter = _Cutter(segmentation)
         for name in segments.GetSegmentIDs():
@@ -132,14 +132,14 @@ def _same(first: _Part | None, second: _Part | None) -> bool:
     )
 
 
-def _lacks_surface(segmentation: Any, name: str) -> bool:
+def _lacks_surface(segmentation: SegmentationNode, name: str) -> bool:
     """Whether a segment is shown in 3D, and has no surface of its own."""
     surface = segmentation.GetSegmentation().GetSegment(name).GetRepresentation(surface_name())
     missing = surface is None or surface.GetFieldData().HasArray(STAND_IN)
     return bool(missing) and is_in_3d(segmentation, name)
 
 
-def _stand_in_for(segments: Iterable[Any]) -> None:
+def _stand_in_for(segments: Iterable[Segment]) -> None:
     """Give segments that have no surface one without points."""
     for segment in segments:
         if segment.GetRepresentation(surface_name()) is None:
@@ -149,7 +149,7 @@ def _stand_in_for(segments: Iterable[Any]) -> None:
             segment.AddRepresentation(surface_name(), surface)
 
 
-def _smooths_jointly(segments: Any) -> bool:
+def _smooths_jointly(segments: Segmentation) -> bool:
     rule = slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule
     value = segments.GetConversionParameter(rule.GetJointSmoothingParameterName())
     return bool(value) and float(value) > 0
@@ -159,10 +159,10 @@ def _smooths_jointly(segments: Any) -> bool:
 class _Cutter:
     """Makes the surface of a single segment, as Slicer's conversion parameters of the segmentation say."""
 
-    segmentation: Any
-    found: dict[tuple[Any, int], dict[int, Box]] = field(default_factory=dict)
+    segmentation: SegmentationNode
+    found: dict[tuple[VTKObject, int], dict[int, Box]] = field(default_factory=dict)
 
-    def surface(self, name: str) -> Any:
+    def surface(self, name: str) -> VTKObject:
         """The closed surface of a segment, a vtkPolyData in the segmentation's coordinates."""
         segments = self.segmentation.GetSegmentation()
         part = self.part(name)
@@ -193,7 +193,7 @@ class _Cutter:
         part = voxels[tuple(slice(*span) for span in zip(start, stop, strict=True))]
         return (part == value).view(np.uint8), geometry_of(image).cropped(start, shape)
 
-    def _boxes(self, image: Any) -> dict[int, Box]:
+    def _boxes(self, image: VolumeNode) -> dict[int, Box]:
         """Where the values of a label map are, looked up once for as long as it stays as it is."""
         key = (image, image.GetMTime())
         if key not in self.found:
@@ -202,7 +202,7 @@ class _Cutter:
         return self.found[key]
 
 
-def set_smoothing(segmentation: Any, factor: float) -> None:
+def set_smoothing(segmentation: SegmentationNode, factor: float) -> None:
     """Forget the surfaces, and let the next ones be smoothed by Slicer's factor, from 0 (not at all) to 1."""
     rule = slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule
     name = rule.GetSmoothingFactorParameterName()

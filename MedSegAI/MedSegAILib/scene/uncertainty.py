@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import slicer.util
@@ -20,6 +19,7 @@ from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, box_mean, boxes, layers_of
 from MedSegAILib.scene.segments import is_walked
+from MedSegAILib.slicer_types import Node, SegmentationNode, VTKObject
 
 SMOOTHED_MM = 2.0
 """A place is as doubtful as the mean of what lies so far around it: single voxels at every border are not."""
@@ -46,34 +46,34 @@ WITHIN_ATTRIBUTE = "MedSegAI.places_within"
 """Attribute of the segmentation node: id of the segment whose doubtful places are walked; all if it is missing."""
 
 
-def knows_places(segmentation: Any) -> bool:
+def knows_places(segmentation: SegmentationNode) -> bool:
     """Whether it was measured where the networks doubt."""
     return segmentation is not None and segmentation.GetNodeReference(ENTROPY_REFERENCE) is not None
 
 
-def within(segmentation: Any) -> str:
+def within(segmentation: SegmentationNode) -> str:
     """The segment whose doubtful places are walked; "" for those of all segments."""
     name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""
     return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
 
 
-def walk_within(segmentation: Any, segment_id: str) -> None:
+def walk_within(segmentation: SegmentationNode, segment_id: str) -> None:
     """Walk the doubtful places of one segment from now on; with "" those of all."""
     _note(segmentation, WITHIN_ATTRIBUTE, segment_id)
 
 
-def current_segment(segmentation: Any) -> str:
+def current_segment(segmentation: SegmentationNode) -> str:
     """The segment that the user is at; "" where that is none."""
     name = segmentation.GetAttribute(CURRENT_ATTRIBUTE) or ""
     return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
 
 
-def set_current_segment(segmentation: Any, segment_id: str) -> None:
+def set_current_segment(segmentation: SegmentationNode, segment_id: str) -> None:
     """Remember the segment that the user is at, for the other pages of Slicer."""
     _note(segmentation, CURRENT_ATTRIBUTE, segment_id)
 
 
-def _note(segmentation: Any, attribute: str, text: str) -> None:
+def _note(segmentation: SegmentationNode, attribute: str, text: str) -> None:
     """Keep a text with a segmentation, without a word to its views: they would draw its surfaces again."""
     was_disabled = segmentation.GetDisableModifiedEvent()
     segmentation.DisableModifiedEventOn()
@@ -85,9 +85,9 @@ class Walk:
     """Goes from doubtful place to doubtful place of segmentations."""
 
     def __init__(self) -> None:
-        self._known: tuple[Any, _Tops | None] = (None, None)
+        self._known: tuple[VTKObject, _Tops | None] = (None, None)
 
-    def places(self, segmentation: Any) -> list[DoubtfulPlace]:
+    def places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
         """The most uncertain places, the worst first; none where uncertainty was not measured.
 
         They are the tops of the smoothed entropy that lie `APART_MM` from any higher one. What nobody corrects, as
@@ -112,7 +112,7 @@ class Walk:
                 left &= np.linalg.norm((world - world[number])[:, :3], axis=1) >= APART_MM
         return found
 
-    def step(self, segmentation: Any, by: int = 1) -> Step | None:
+    def step(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
         """Go on by so many places, or back; after the last one comes the first. None where there is none."""
         places = self.places(segmentation)
         if not places:
@@ -127,7 +127,7 @@ class Walk:
             set_current_segment(segmentation, place.segment_id)
         return Step(place, number + 1, len(places))
 
-    def _tops(self, node: Any) -> _Tops:
+    def _tops(self, node: Node) -> _Tops:
         """All tops of a volume of entropy; worked out once for the same voxels."""
         key = (node.GetID(), node.GetImageData().GetMTime(), node.GetSpacing())
         known, tops = self._known
@@ -150,7 +150,7 @@ class _Tops:
     scores: NDArray[np.float32]
 
 
-def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] | None:
+def center_of(segmentation: SegmentationNode, segment_id: str) -> tuple[float, float, float] | None:
     """The voxel of a segment that lies next to its centre of mass, in the world; None without a voxel."""
     for layer in layers_of(segmentation):
         box = boxes(layer.voxels).get(layer.values.get(segment_id, 0))
@@ -164,7 +164,7 @@ def center_of(segmentation: Any, segment_id: str) -> tuple[float, float, float] 
 
 
 def _wanted(
-    segmentation: Any, layers: Sequence[Layer], local: NDArray[np.float64], only: str
+    segmentation: SegmentationNode, layers: Sequence[Layer], local: NDArray[np.float64], only: str
 ) -> str | None:
     """The segment that a place counts for, "" for none; None where it is not walked."""
     here = _segments_at(layers, local)
@@ -175,7 +175,7 @@ def _wanted(
 
 
 def _place(
-    segmentation: Any, name: str, world: NDArray[np.float64], tops: _Tops, number: int
+    segmentation: SegmentationNode, name: str, world: NDArray[np.float64], tops: _Tops, number: int
 ) -> DoubtfulPlace:
     title = segmentation.GetSegmentation().GetSegment(name).GetName() if name else ""
     r, a, s = (float(value) for value in world[:3])
@@ -183,7 +183,7 @@ def _place(
     return DoubtfulPlace(name, title, (r, a, s), float(tops.scores[number]), (i, j, k))
 
 
-def _tops_of(node: Any) -> _Tops:
+def _tops_of(node: Node) -> _Tops:
     entropy = slicer.util.arrayFromVolume(node)
     spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
     tops = _tops(box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))

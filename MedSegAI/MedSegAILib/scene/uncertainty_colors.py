@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from MedSegAILib.slicer_types import MRMLScene, Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
 LOWEST = 0.33
@@ -22,7 +21,7 @@ COLORS_TAG = "MedSegAIUncertainty"
 """The table of colours is one of its kind in a scene, as Slicer's own tables are, and is not saved with it."""
 
 
-def color(scene: Any, volume: Any) -> None:
+def color(scene: MRMLScene, volume: VolumeNode) -> None:
     """Give a volume in nats the colours in which it is laid over an image."""
     volume.CreateDefaultDisplayNodes()
     display = volume.GetScalarVolumeDisplayNode()
@@ -33,7 +32,7 @@ def color(scene: Any, volume: Any) -> None:
     display.ApplyThresholdOn()
 
 
-def _colors(scene: Any) -> Any:
+def _colors(scene: MRMLScene) -> Node:
     """The table of colours; made where the scene has none."""
     present = scene.GetSingletonNode(COLORS_TAG, "vtkMRMLColorTableNode")
     if present is not None:

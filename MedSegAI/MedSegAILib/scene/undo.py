@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-SaveUndo = Callable[[Any], bool]
+from MedSegAILib.slicer_types import Node, SegmentationNode, VTKObject, Widget
+
+SaveUndo = Callable[[Node], bool]
 """Keeps the state of a segmentation node for undo; False where nobody could."""
 
 
-def no_undo(segmentation: Any) -> bool:
+def no_undo(segmentation: SegmentationNode) -> bool:
     """Where there is no Segment Editor."""
     return False
 
 
-def undo_in(editor: Any) -> SaveUndo:
+def undo_in(editor: Widget) -> SaveUndo:
     """The undo of a qMRMLSegmentEditorWidget.
 
     It keeps states of the segmentation that it shows, so another one is brought up first; it is the one that
     the user let the AI change.
     """
 
-    def save(segmentation: Any) -> bool:
+    def save(segmentation: SegmentationNode) -> bool:
         if editor.segmentationNode() is not segmentation:
             editor.setSegmentationNode(segmentation)
         if editor.segmentationNode() is not segmentation:
@@ -32,10 +33,10 @@ def undo_in(editor: Any) -> SaveUndo:
     return save
 
 
-def undo_of(logic: Any) -> SaveUndo:
+def undo_of(logic: VTKObject) -> SaveUndo:
     """The undo of a vtkSlicerSegmentEditorLogic, where there is no window."""
 
-    def save(segmentation: Any) -> bool:
+    def save(segmentation: SegmentationNode) -> bool:
         node = logic.GetSegmentEditorNode()
         if node is None:
             return False

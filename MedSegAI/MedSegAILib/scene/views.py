@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import slicer
 
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.slicer_types import MRMLScene, Widget
 
 MARGIN = 0.1
 """A place nearer than this part of a view's width and height to its edge counts as hardly seen."""
 
 
-def jump(scene: Any, ras: Sequence[float]) -> None:
+def jump(scene: MRMLScene, ras: Sequence[float]) -> None:
     """Show a place of the world in all slice views, and mark it with the crosshair.
 
     A view goes to the slice of the place. Within the slice it moves only if the place would lie outside of the
@@ -30,7 +30,7 @@ def jump(scene: Any, ras: Sequence[float]) -> None:
             crosshair.SetCrosshairMode(slicer.vtkMRMLCrosshairNode.ShowBasic)
 
 
-def _bring_into_view(view: Any, ras: Sequence[float]) -> None:
+def _bring_into_view(view: Widget, ras: Sequence[float]) -> None:
     """Move a view within its slice, so far that the place does not lie at its edge."""
     to_ras = array_of(view.GetXYToRAS())
     pixels = (np.linalg.inv(to_ras) @ [*ras, 1.0])[:2]

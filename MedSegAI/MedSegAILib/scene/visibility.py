@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import slicer
 
 from MedSegAILib.scene.segments import OPACITY_3D_TAG, tag_of
+from MedSegAILib.slicer_types import Node, SegmentationNode
 
 
-def is_shown(segmentation: Any, segment_id: str) -> bool:
+def is_shown(segmentation: SegmentationNode, segment_id: str) -> bool:
     """Whether a segment is drawn where its segmentation is; all are where nothing says otherwise."""
     display = segmentation.GetDisplayNode()
     return display is None or bool(display.GetSegmentVisibility(segment_id))
 
 
-def is_in_3d(segmentation: Any, segment_id: str) -> bool:
+def is_in_3d(segmentation: SegmentationNode, segment_id: str) -> bool:
     """Whether 3D views show a segment's surface where they show those of its segmentation."""
     display = segmentation.GetDisplayNode()
     return display is None or bool(display.GetSegmentVisibility3D(segment_id))
 
 
-def watch(segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
+def watch(segmentation: SegmentationNode, changed: Callable[[], None]) -> Callable[[], None]:
     """Call `changed` whenever somebody changes how a segmentation or one of its segments is drawn.
 
     The segmentation tells it of its display node, also where it gets another one.
@@ -35,7 +35,7 @@ def watch(segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
     return lambda: segmentation.RemoveObserver(tag)
 
 
-def set_shown(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> None:
+def set_shown(segmentation: SegmentationNode, segment_ids: Iterable[str], shown: bool) -> None:
     """Draw segments, or do not; others stay as they are."""
     display = _display(segmentation)
     was_modifying = display.StartModify()
@@ -44,7 +44,7 @@ def set_shown(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> Non
     display.EndModify(was_modifying)
 
 
-def show_in_3d(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> None:
+def show_in_3d(segmentation: SegmentationNode, segment_ids: Iterable[str], shown: bool) -> None:
     """Show the surfaces of segments in 3D views, or do not; in slices all stays as it is."""
     display = _display(segmentation)
     was_modifying = display.StartModify()
@@ -53,7 +53,7 @@ def show_in_3d(segmentation: Any, segment_ids: Iterable[str], shown: bool) -> No
     display.EndModify(was_modifying)
 
 
-def show_only(segmentation: Any, segment_ids: Iterable[str]) -> None:
+def show_only(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> None:
     """Draw these segments, and no others."""
     wanted = set(segment_ids)
     every = segmentation.GetSegmentation().GetSegmentIDs()
@@ -61,7 +61,7 @@ def show_only(segmentation: Any, segment_ids: Iterable[str]) -> None:
     set_shown(segmentation, [name for name in every if name in wanted], True)
 
 
-def show_as_the_card_says(segmentation: Any, segment_ids: Iterable[str]) -> None:
+def show_as_the_card_says(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> None:
     """Give new segments the opacity in 3D that the model's card has for them; one of 0 is not shown there."""
     display = _display(segmentation)
     was_modifying = display.StartModify()
@@ -75,6 +75,6 @@ def show_as_the_card_says(segmentation: Any, segment_ids: Iterable[str]) -> None
     display.EndModify(was_modifying)
 
 
-def _display(segmentation: Any) -> Any:
+def _display(segmentation: SegmentationNode) -> Node:
     segmentation.CreateDefaultDisplayNodes()
     return segmentation.GetDisplayNode()

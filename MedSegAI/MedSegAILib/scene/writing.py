@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 import slicer
 
@@ -38,6 +37,7 @@ from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
 from MedSegAILib.scene.undo import SaveUndo
 from MedSegAILib.scene.visibility import show_as_the_card_says
+from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.translation import tr as _
 
 
@@ -53,15 +53,19 @@ class Writer:
         hidden: segmentations that the last new one is drawn in place of.
     """
 
-    scene: Any
+    scene: MRMLScene
     save_undo: SaveUndo
     make_surfaces: MakeSurfaces = make_at_once
     notes: list[str] = field(default_factory=list)
-    hidden: list[Any] = field(default_factory=list)
+    hidden: list[Node] = field(default_factory=list)
 
     def write(
-        self, source: Any, result: SegmentationResult, output: OutputChoice, frame: int | None
-    ) -> Any:
+        self,
+        source: VolumeNode,
+        result: SegmentationResult,
+        output: OutputChoice,
+        frame: int | None,
+    ) -> SegmentationNode:
         """See `Scene.write`."""
         self.notes.clear()
         if frame is not None:
@@ -71,7 +75,7 @@ class Writer:
             return self.write_new(source, result)
         return self.change(output.node, source, result, output)
 
-    def write_new(self, source: Any, result: SegmentationResult) -> Any:
+    def write_new(self, source: VolumeNode, result: SegmentationResult) -> SegmentationNode:
         """A new segmentation node; nodes are finished before the scene gets them."""
         segmentation = self._new_segmentation(source, result)
         volumes = [(each, make_node(self.scene, each, source)) for each in attachments_of(result)]
@@ -83,7 +87,7 @@ class Writer:
         self._draw_alone(segmentation)
         return segmentation
 
-    def _draw_alone(self, segmentation: Any) -> None:
+    def _draw_alone(self, segmentation: SegmentationNode) -> None:
         """Draw a new segmentation in place of older ones that show the same, and note which."""
         self.hidden = drawing.draw_alone(self.scene, segmentation)
         if self.hidden:
@@ -94,8 +98,12 @@ class Writer:
             )
 
     def change(
-        self, segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice
-    ) -> Any:
+        self,
+        segmentation: SegmentationNode,
+        source: VolumeNode,
+        result: SegmentationResult,
+        output: OutputChoice,
+    ) -> SegmentationNode:
         """Put a result into a segmentation that is there, as one undo step.
 
         The undo is that of segments; the volumes that belong to the segmentation keep what is newest.
@@ -127,14 +135,18 @@ class Writer:
         return segmentation
 
     def plan(
-        self, segmentation: Any, source: Any, result: SegmentationResult, output: OutputChoice
+        self,
+        segmentation: SegmentationNode,
+        source: VolumeNode,
+        result: SegmentationResult,
+        output: OutputChoice,
     ) -> Plan:
         if output.mode is OutputMode.ADD:
             return plan_addition(segmentation, source, result)
         add = output.mode is OutputMode.PREVIEW
         return plan_update(segmentation, source, result, output, add)
 
-    def check_source(self, source: Any, result: SegmentationResult) -> None:
+    def check_source(self, source: VolumeNode, result: SegmentationResult) -> None:
         """Raises:
         InputError: the source has left the scene or has another size by now.
         """
@@ -150,7 +162,7 @@ class Writer:
                 "so its segmentation was dropped. Run it again."
             )
 
-    def add_beside(self, node: Any, source: Any) -> None:
+    def add_beside(self, node: Node, source: VolumeNode) -> None:
         """Put a node into the scene, under the transform of `source` and beside it in the tree."""
         self.scene.AddNode(node)
         node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
@@ -159,7 +171,7 @@ class Writer:
         if item and not node.GetHideFromEditors():
             tree.CreateItem(tree.GetItemParent(item), node)
 
-    def remove(self, node: Any) -> None:
+    def remove(self, node: Node) -> None:
         """Take a node out of the scene, if it is there: see `nodes.remove`."""
         remove(self.scene, node)
 
@@ -182,8 +194,8 @@ class Writer:
         return False
 
     def _write_frame(
-        self, source: Any, result: SegmentationResult, output: OutputChoice, frame: int
-    ) -> Any:
+        self, source: VolumeNode, result: SegmentationResult, output: OutputChoice, frame: int
+    ) -> SegmentationNode:
         if not self.scene.IsNodePresent(source):
             self.check_source(source, result)
         if output.mode is not OutputMode.NEW:
@@ -214,7 +226,9 @@ class Writer:
             self._attach_frame(proxy, source, frame, each)
         return proxy
 
-    def _attach_frame(self, segmentation: Any, source: Any, frame: int, each: Attachment) -> None:
+    def _attach_frame(
+        self, segmentation: SegmentationNode, source: VolumeNode, frame: int, each: Attachment
+    ) -> None:
         """Let a volume of one frame go along with the segmentation of all of them."""
         filled = make_node(self.scene, each, source, sequences.frame_image(source, frame))
         present = segmentation.GetNodeReference(each.role)
@@ -225,18 +239,20 @@ class Writer:
             node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
             self._attach(segmentation, source, each, node)
 
-    def _new_segmentation(self, source: Any, result: SegmentationResult) -> Any:
+    def _new_segmentation(self, source: VolumeNode, result: SegmentationResult) -> SegmentationNode:
         node = self.scene.CreateNodeByClass("vtkMRMLSegmentationNode")
         node.UnRegister(None)
         node.SetName(self.scene.GenerateUniqueName(f"{source.GetName()} segmentation"))
         self._fill(node, ijk_to_local(source), result)
         return node
 
-    def _fill(self, node: Any, ijk_to_ras: Any, result: SegmentationResult) -> None:
+    def _fill(self, node: Node, ijk_to_ras: VTKObject, result: SegmentationResult) -> None:
         add_segments(node, result, Geometry(result.labelmap.geometry.shape, ijk_to_ras))
         node.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
 
-    def _attach(self, segmentation: Any, source: Any, each: Attachment, node: Any) -> None:
+    def _attach(
+        self, segmentation: SegmentationNode, source: VolumeNode, each: Attachment, node: Node
+    ) -> None:
         if not self.scene.IsNodePresent(node):
             self.scene.AddNode(node)
             node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
@@ -254,7 +270,7 @@ class Preview:
     """
 
     def __init__(
-        self, writer: Writer, source: Any, result: SegmentationResult, output: OutputChoice
+        self, writer: Writer, source: VolumeNode, result: SegmentationResult, output: OutputChoice
     ) -> None:
         writer.notes.clear()
         writer.check_source(source, result)
@@ -270,7 +286,7 @@ class Preview:
         self.notes = tuple(writer.notes)
         self.place = None if self._copy is None else self._copy.place
 
-    def accept(self) -> Any:
+    def accept(self) -> SegmentationNode:
         """Make the preview the result, as one undo step of the segmentation that it is of.
 
         Returns:
@@ -306,7 +322,7 @@ class Preview:
         drawing.draw_again(self._writer.scene, self._hidden)
         self._writer.remove(self.node)
 
-    def _copied(self, original: Any) -> ShownCopy:
+    def _copied(self, original: VTKObject) -> ShownCopy:
         """The original with the plan carried out, in its place."""
         check_labelmaps(original)
         plan = self._writer.plan(original, self._source, self._result, self._output)

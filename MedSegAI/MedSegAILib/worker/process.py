@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import qt
+
+from MedSegAILib.slicer_types import QtValue
 
 END_SECONDS = 1.5
 """How long a process may take to end by itself."""
@@ -41,7 +42,7 @@ class WorkerProcess:
         self._launches = 0
         self._killed = False
         self._written = written
-        self._dying: list[Any] = []
+        self._dying: list[QtValue] = []
         self._process = self._new_process()
 
     @property
@@ -125,7 +126,7 @@ class WorkerProcess:
             self._dying.append(self._process)
             self._process = self._new_process()
 
-    def _new_process(self) -> Any:
+    def _new_process(self) -> QtValue:
         """A QProcess of which we hear while it is ours."""
         process = qt.QProcess()
 
@@ -142,18 +143,18 @@ class WorkerProcess:
         )
         return process
 
-    def _forget(self, process: Any) -> None:
+    def _forget(self, process: QtValue) -> None:
         if process in self._dying:
             self._dying.remove(process)
 
     def _read_log(self) -> None:
         self.note(_as_bytes(self._process.readAllStandardError()).decode(errors="replace"))
 
-    def _on_error(self, error: Any) -> None:
+    def _on_error(self, error: QtValue) -> None:
         if error == qt.QProcess.FailedToStart:
             self._missing(str(self._process.errorString()))
 
-    def _on_finished(self, code: int, status: Any) -> None:
+    def _on_finished(self, code: int, status: QtValue) -> None:
         if self._killed:
             return
         launch = self._launches
@@ -165,7 +166,7 @@ class WorkerProcess:
                 self._ended(code, status == qt.QProcess.CrashExit)
 
 
-def _as_bytes(data: Any) -> bytes:
+def _as_bytes(data: QtValue) -> bytes:
     """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
     content = data.data() if hasattr(data, "data") else data
     if content is None:

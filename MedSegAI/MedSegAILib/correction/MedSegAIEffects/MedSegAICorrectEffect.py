@@ -6,8 +6,8 @@ the names below.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import qt
@@ -22,6 +22,7 @@ from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.uncertainty import knows_places, walk_within, within
+from MedSegAILib.slicer_types import QtValue, SegmentationNode, VTKObject, Widget
 from MedSegAILib.translation import tr as _
 
 RADIUS_MM = 2.0
@@ -34,10 +35,10 @@ OUTLINE_POINTS = 36
 class EffectEditor:
     """The Segment Editor, as an effect sees it."""
 
-    def __init__(self, effect: Any) -> None:
+    def __init__(self, effect: QtValue) -> None:
         self._effect = effect
 
-    def segmentation(self) -> Any:
+    def segmentation(self) -> SegmentationNode:
         node = self._effect.parameterSetNode()
         return None if node is None else node.GetSegmentationNode()
 
@@ -45,7 +46,7 @@ class EffectEditor:
         node = self._effect.parameterSetNode()
         return "" if node is None else node.GetSelectedSegmentID() or ""
 
-    def source_image(self) -> Any:
+    def source_image(self) -> VTKObject:
         node = self._effect.parameterSetNode()
         if node is None or node.GetSourceVolumeNode() is None:
             return None
@@ -54,13 +55,13 @@ class EffectEditor:
     def select(self, segment_id: str) -> None:
         self._effect.parameterSetNode().SetSelectedSegmentID(segment_id)
 
-    def mask_image(self) -> Any:
+    def mask_image(self) -> VTKObject:
         everywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
         if self._effect.parameterSetNode().GetMaskMode() == everywhere:
             return None
         return self._effect.maskLabelmap()
 
-    def change(self, segment_id: str, added: Any, removed: Any) -> None:
+    def change(self, segment_id: str, added: VTKObject, removed: VTKObject) -> None:
         modes, segmentation = slicer.qSlicerSegmentEditorAbstractEffect, self.segmentation()
         self._effect.saveStateForUndo()
         for image, mode in (
@@ -74,7 +75,7 @@ class EffectEditor:
 class BrushOutline:
     """A circle as large as the brush, in one slice view."""
 
-    def __init__(self, effect: Any, view: Any) -> None:
+    def __init__(self, effect: QtValue, view: Widget) -> None:
         self._effect, self._view = effect, view
         self._circle = vtk.vtkRegularPolygonSource()
         self._circle.SetNumberOfSides(OUTLINE_POINTS)
@@ -85,7 +86,7 @@ class BrushOutline:
         self._actor.SetMapper(mapper)
         effect.addActor2D(view, self._actor)
 
-    def show(self, position: Any, radius_mm: float, inside: bool) -> None:
+    def show(self, position: QtValue, radius_mm: float, inside: bool) -> None:
         """Around a position in the view, in pixels."""
         to_ras = array_of(self._view.mrmlSliceNode().GetXYToRAS())
         self._circle.SetRadius(radius_mm / float(np.linalg.norm(to_ras[:3, 0])))
@@ -100,24 +101,24 @@ class BrushOutline:
 class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     """A few strokes inside or outside, and the segment is corrected around them."""
 
-    def __init__(self, scriptedEffect: Any) -> None:
+    def __init__(self, scriptedEffect: QtValue) -> None:
         scriptedEffect.name = EFFECT_NAME  # never translated: it is how effects are found
         scriptedEffect.title = _("AI correct")
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         self.tool = CorrectionTool(
             EffectEditor(scriptedEffect), scriptedEffect.scene, self.showMessage, _may_apply
         )
-        self._outlines: dict[Any, BrushOutline] = {}
-        self._message: Any = None
+        self._outlines: dict[Widget, BrushOutline] = {}
+        self._message: Widget | None = None
 
-    def clone(self) -> Any:
+    def clone(self) -> QtValue:
         import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
         cloned = effects.qSlicerSegmentEditorScriptedEffect(None)
         cloned.setPythonSource(Path(__file__).as_posix())
         return cloned
 
-    def icon(self) -> Any:
+    def icon(self) -> QtValue:
         path = Path(__file__).resolve().parents[3] / "Resources" / "Icons" / "MedSegAI.png"
         return qt.QIcon(str(path)) if path.exists() else qt.QIcon()
 
@@ -318,7 +319,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.onRadiusChanged(self.radiusBox.value)
         self.onReachChanged(self.reachBox.value)
 
-    def createCursor(self, _view: Any) -> Any:
+    def createCursor(self, _view: Widget) -> QtValue:
         return qt.QCursor(qt.Qt.CrossCursor)
 
     def activate(self) -> None:
@@ -347,7 +348,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def layoutChanged(self) -> None:
         self._remove_outlines()
 
-    def processInteractionEvents(self, interactor: Any, event: int, view: Any) -> bool:
+    def processInteractionEvents(self, interactor: VTKObject, event: int, view: Widget) -> bool:
         """Paint in slice views; True keeps the event from others."""
         if view.className() != "qMRMLSliceWidget":
             return False
@@ -371,7 +372,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             return True
         return False
 
-    def _on_press(self, interactor: Any, view: Any, inside: bool) -> bool:
+    def _on_press(self, interactor: VTKObject, view: Widget, inside: bool) -> bool:
         if interactor.GetShiftKey() or interactor.GetAltKey():
             return False
         effect = self.scriptedEffect
@@ -389,7 +390,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         actions[key]()
         return True
 
-    def _outline(self, view: Any) -> BrushOutline:
+    def _outline(self, view: Widget) -> BrushOutline:
         if view not in self._outlines:
             self._outlines[view] = BrushOutline(self.scriptedEffect, view)
         return self._outlines[view]
@@ -413,14 +414,14 @@ def _may_apply(pending: str) -> bool:
     return dialogs.decide(slicer.util.mainWindow(), question, _("Apply"), _("Forget"), True)
 
 
-def _add_key(key: str, shown: Any, action: Any) -> None:
+def _add_key(key: str, shown: Callable[[], bool], action: Callable[[], None]) -> None:
     """A key that works while a widget can be seen, whatever has the focus."""
     shortcut = qt.QShortcut(qt.QKeySequence(key), shown)
     shortcut.setContext(qt.Qt.ApplicationShortcut)
     shortcut.connect("activated()", action)
 
 
-def _row(*widgets: Any) -> Any:
+def _row(*widgets: Widget) -> Widget:
     row = qt.QWidget()
     layout = qt.QHBoxLayout(row)
     layout.setContentsMargins(0, 0, 0, 0)
@@ -429,7 +430,7 @@ def _row(*widgets: Any) -> Any:
     return row
 
 
-def _millimetres(least: float, most: float, help_text: str) -> Any:
+def _millimetres(least: float, most: float, help_text: str) -> Widget:
     box = qt.QDoubleSpinBox()
     box.minimum, box.maximum = least, most
     box.singleStep, box.decimals, box.suffix = 0.5, 1, " mm"
