@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.training.checkpoint import read_log
 from medsegai.training.config import TrainingConfig, load_config
-from medsegai.training.data import TRAINING, case_source
+from medsegai.training.data import TRAINING, case_source, find_files
 from medsegai.training.run import RunOptions, TimeLimit, train
 from medsegai.training.sampling import Batch, Pool
 from medsegai.training.stored_pool import StoredPool, fill, quantised, stored_volumes, volume_path
@@ -175,13 +176,39 @@ def test_the_pool_on_disk_gives_what_the_source_would_and_stays_bounded(
             expected = quantised(source.sample(TRAINING, number))
             assert np.array_equal(stored.image, expected.image)
             assert np.array_equal(stored.targets, expected.targets)
-            while fill(source, config, tmp_path / "pool", number):
+            while fill(source, config, pool.folder, number):
                 pass
-            kept = [number for number, _ in stored_volumes(tmp_path / "pool")]
+            kept = [number for number, _ in stored_volumes(pool.folder)]
             assert len(kept) <= ahead.pool + ahead.ahead
             assert kept[-1] == number + ahead.ahead
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize("what", ["configuration", "card", "data"])
+def test_volumes_that_were_made_from_something_else_are_not_used(what: str, tmp_path: Path) -> None:
+    config = load_config(write_volumetric_phantom(tmp_path))
+
+    def pool() -> StoredPool:
+        source = case_source(config, load_card(config.card_path), CPU)
+        return StoredPool(source, config, tmp_path / "pool")
+
+    first = pool()
+    first.sample(TRAINING, 0)
+    first.close()
+    again = pool()
+    assert again.folder == first.folder
+    assert volume_path(again.folder, 0).exists(), "a run that goes on uses what is there"
+    if what == "configuration":
+        config = dataclasses.replace(config, seed=config.seed + 1)
+    elif what == "card":
+        (card,) = tmp_path.rglob("card.json")
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"version": "2"}))
+    else:
+        os.utime(find_files(config)[0][0], (1, 1))
+    other = pool()
+    assert other.folder != first.folder
+    assert not first.folder.exists(), "and the disk does not fill"
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "full"])
@@ -189,8 +216,8 @@ def test_a_pool_that_is_damaged_vanishes_or_is_full_changes_nothing(
     config: TrainingConfig, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = case_source(config, load_card(config.card_path), CPU)
-    folder = tmp_path / "pool"
-    pool = StoredPool(source, config, folder)
+    pool = StoredPool(source, config, tmp_path / "pool")
+    folder = pool.folder
     try:
         pool.sample(TRAINING, 0)
         if damage == "cut":

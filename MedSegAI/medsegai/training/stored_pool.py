@@ -3,13 +3,18 @@
 A volume depends on its number alone, so it does not matter who makes it: where the file is missing, damaged or
 late, the trainer makes the volume itself, and the run stays the same to the bit. The folder is bounded: volumes
 before those in use are removed, and no more than `sampling.ahead` are made in advance.
+
+Volumes lie in a folder that is named after what they are made from, so that a run never reads those of another
+configuration or of other data.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,9 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medsegai import __version__
 from medsegai.models.card import load_card
 from medsegai.training.config import TrainingConfig, load_config
-from medsegai.training.data import TRAINING, Sample, SampleSource, case_source
+from medsegai.training.data import TRAINING, Sample, SampleSource, case_source, find_files
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +45,29 @@ class StoredPool:
     Args:
         source: makes volumes that are not in the folder.
         config: of the run.
-        folder: of the pool; it belongs to this run alone.
-        rank: of this process; only the first one runs a maker.
+        folder: of the pools of this run; what was made from something else is removed.
+        rank: of this process; only the first one writes and runs a maker.
+
+    Attributes:
+        folder: where the volumes lie.
     """
 
     def __init__(
         self, source: SampleSource, config: TrainingConfig, folder: Path, rank: int = 0
     ) -> None:
         self._source = source
-        self._folder = folder
+        self.folder = folder / made_from(config)
         self._maker: subprocess.Popen[bytes] | None = None
         self._config = config
         self._writes = rank == 0
+        if self._writes:
+            remove_others(self.folder)
 
     def sample(self, stream: int, index: int) -> Sample:
         """Volume `index`, from the folder if it is there."""
         if stream != TRAINING:
             return quantised(self._source.sample(stream, index))
-        stored = read_stored(volume_path(self._folder, index))
+        stored = read_stored(volume_path(self.folder, index))
         if self._writes:
             self._announce(index)
         if stored is not None:
@@ -65,7 +76,7 @@ class StoredPool:
             made = quantised(self._source.sample(stream, index))
         if self._writes:
             with contextlib.suppress(OSError):  # said by _announce
-                store(volume_path(self._folder, index), made)
+                store(volume_path(self.folder, index), made)
         return made
 
     def target_counts(self) -> NDArray[np.int64]:
@@ -81,12 +92,12 @@ class StoredPool:
 
     def _announce(self, index: int) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._folder / f"{WANTED}.part"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f"{WANTED}.part"
             temporary.write_text(str(index))
-            os.replace(temporary, self._folder / WANTED)
+            os.replace(temporary, self.folder / WANTED)
         except OSError as error:
-            logger.warning("The pool %s cannot be written: %s.", self._folder, error)
+            logger.warning("The pool %s cannot be written: %s.", self.folder, error)
             return
         if self._maker is None or self._maker.poll() is not None:
             self._maker = self._started()
@@ -94,10 +105,32 @@ class StoredPool:
     def _started(self) -> subprocess.Popen[bytes]:
         config = self._config
         command = [sys.executable, "-P", "-m", "medsegai.training.stored_pool", str(config.source)]
-        command += [str(self._folder), str(config.data_root.resolve()), str(os.getpid())]
+        command += [str(self.folder), str(config.data_root.resolve()), str(os.getpid())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+
+def made_from(config: TrainingConfig) -> str:
+    """What a volume depends on beside its number, shortened: configuration, card, data and version of MedSegAI."""
+    labels, images = find_files(config)
+    states = [path.stat() for path in (*labels, *images) if path is not None]
+    described = (
+        *(__version__, config.fingerprint(), load_card(config.card_path).fingerprint()),
+        *(path.name for path in labels),
+        *((state.st_size, state.st_mtime_ns) for state in states),
+    )
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
+
+
+def remove_others(folder: Path) -> None:
+    """Remove what lies beside a pool: volumes that were made from something else."""
+    with contextlib.suppress(OSError):
+        for path in folder.parent.iterdir():
+            if path.is_dir() and path != folder:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != folder:
+                path.unlink()
 
 
 @contextlib.contextmanager
