@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from medsegai.io import decoder
 from medsegai.volume import Volume
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -81,6 +84,23 @@ def transformation(slope: float, intercept: float) -> Dataset:
     values = Dataset()
     values.RescaleSlope, values.RescaleIntercept, values.RescaleType = slope, intercept, "US"
     return values
+
+
+CRASHING = "ends the decoder"
+"""What a file says that ends the process which decodes it, after `let_decoder_crash`."""
+
+
+def let_decoder_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process that decodes end by a signal at some files, as ITK and GDCM do by faults of theirs."""
+    source = pkgutil.get_data("medsegai.io", "decoder_child.py")
+    assert source is not None
+    start = b'    """The voxels of a file, in C order."""\n'
+    assert source.count(start) == 1
+    fault = f"    if {CRASHING.encode()!r} in open(path, 'rb').read():\n        os.abort()\n"
+    monkeypatch.setattr(
+        pkgutil, "get_data", lambda *_: source.replace(start, start + fault.encode())
+    )
+    decoder._DECODER.stop()
 
 
 def _head(sop_class: str, series: int) -> FileDataset:

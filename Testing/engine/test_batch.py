@@ -16,8 +16,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from pydicom.encaps import encapsulate
-from pydicom.uid import RLELossless
 
 import dicom_files
 import fake_engine
@@ -175,17 +173,16 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_end_the_reader_or_have_strange_names_are_cases_that_fail(
-    batch: Batch, scans: Path, tmp_path: Path
+    batch: Batch, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal in GDCM, and a name that SimpleITK cannot take: the others are done."""
 
-    def without_segments(head: Any, k: int) -> None:
-        head.file_meta.TransferSyntaxUID = RLELossless
-        head.PixelData = encapsulate([bytes(64)])
-        head["PixelData"].VR = "OB"
+    def crashing(head: Any, k: int) -> None:
+        head.ImageComments = dicom_files.CRASHING
 
     scan = Volume(np.zeros((4, 6, 5), np.int16), Geometry.from_spacing((4, 6, 5), (1, 1, 2)))
-    dicom_files.write_series(scans / "crash", scan, without_segments)
+    dicom_files.write_series(scans / "crash", scan, crashing)
+    dicom_files.let_decoder_crash(monkeypatch)
     strange = Path(os.fsdecode(os.fsencode(scans) + b"/g\xfc.nii.gz"))
     (scans / "a.nii.gz").rename(strange)
     assert batch() == 1

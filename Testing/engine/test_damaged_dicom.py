@@ -9,12 +9,14 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -27,9 +29,10 @@ from pydicom.uid import (
 )
 
 import images
-from dicom_files import SECRETS, write_series
+from dicom_files import CRASHING, SECRETS, _set_pixels, let_decoder_crash, write_series
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.io import read_labelmap, read_volume
+from medsegai.volume import Volume
 
 SCAN = images.numbered(images.geometry("oblique"))
 LAST = 6
@@ -191,16 +194,70 @@ def packed_as(syntax: str, data: bytes) -> Callable[[Dataset, int], None]:
     return change
 
 
-NO_SEGMENTS = b"\0" * 64
+def test_a_file_that_ends_the_decoder_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal, not an exception. The next file is read."""
 
+    def crashing(head: Dataset, k: int) -> None:
+        head.ImageComments = CRASHING
 
-def test_a_file_that_ends_the_decoder_is_one_error(tmp_path: Path) -> None:
-    """GDCM divides by the number of RLE segments: a signal, not an exception. The next file is read."""
-    write_series(tmp_path / "bad", SCAN, packed_as(RLELossless, NO_SEGMENTS))
+    let_decoder_crash(monkeypatch)
+    write_series(tmp_path / "bad", SCAN, crashing)
     write_series(tmp_path / "good", SCAN)
     for _ in range(2):
-        assert "ends the program that decodes it (SIGFPE)" in refused(tmp_path / "bad")
+        assert "ends the program that decodes it (SIGABRT)" in refused(tmp_path / "bad")
         assert np.array_equal(read_volume(tmp_path / "good").voxels, SCAN.voxels)
+
+
+def run_lengths(frame: NDArray[Any]) -> bytes:
+    """A frame packed as RLE."""
+    head = Dataset()
+    head.file_meta = FileMetaDataset()
+    _set_pixels(head, frame)
+    head.compress(RLELossless, frame)
+    return next(generate_frames(head.PixelData, number_of_frames=1))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (5, 6), (7, 9), (9, 64), (70, 3), (33, 130)])
+def test_run_lengths_are_read_whatever_the_size(
+    tmp_path: Path, size: tuple[int, int], kind: type
+) -> None:
+    """GDCM refuses those of few voxels."""
+    chance = np.random.default_rng(size[0])
+    voxels = np.repeat(chance.integers(0, 3000, (3, *size)), 3, axis=2).astype(kind)
+    scan = Volume(voxels, SCAN.geometry.cropped((0, 0, 0), voxels.shape))
+
+    def packed(head: Dataset, k: int) -> None:
+        packed_as(RLELossless, run_lengths(voxels[k]))(head, k)
+        head.RescaleSlope, head.RescaleIntercept = 2, -1024
+
+    write_series(tmp_path / "s", scan, packed)
+    assert np.array_equal(read_volume(tmp_path / "s").voxels, 2 * voxels.astype(int) - 1024)
+
+
+def test_run_lengths_that_are_too_few_or_too_many_are_refused(tmp_path: Path) -> None:
+    """They have no checksum, but their number must fit. GDCM divides by the number of segments, also by 0."""
+    sound = run_lengths(SCAN.voxels[3])
+    chance = random.Random(13)
+    spoiled = [bytes(64), b"\x10" + sound[1:], sound[:64], sound[:-4]]
+    for _ in range(8):
+        place = chance.randrange(64, len(sound) - 20)
+        spoiled += [
+            sound[:place],
+            sound[:place] + sound[place + 10 :],
+            sound[:place] + b"\x81\x07" + sound[place:],
+        ]
+
+    for number, frame in enumerate(spoiled):
+
+        def change(head: Dataset, k: int, frame: bytes = frame) -> None:
+            data = frame + b"\0" * (len(frame) % 2) if k == 3 else run_lengths(SCAN.voxels[k])
+            packed_as(RLELossless, data)(head, k)
+
+        write_series(tmp_path / f"{number}", SCAN, change)
+        assert f"{name_of(3)} cannot be read" in refused(tmp_path / f"{number}")
 
 
 @pytest.mark.parametrize(
