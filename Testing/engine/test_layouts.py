@@ -25,6 +25,7 @@ from medsegai.errors import RequestError
 from medsegai.io import read_labelmap, read_volume
 from medsegai.labels import Label
 from medsegai.models.catalogue import find_card
+from medsegai.models.json_fields import to_json
 from medsegai.output.bids_files import VOLUMES_COLUMNS
 from medsegai.output.freesurfer_files import (
     PAIRED,
@@ -76,7 +77,7 @@ def brain(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The toy model with structures that FreeSurfer has."""
     path = tmp_path / "models" / model / "card.json"
     card = json.loads(path.read_text())
-    path.write_text(json.dumps(card | {"labels": [label.to_dict() for label in BRAIN]}))
+    path.write_text(json.dumps(card | {"labels": to_json(BRAIN)}))
     monkeypatch.setattr(fake_engine, "LABELS", BRAIN)
     return model
 
