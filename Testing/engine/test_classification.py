@@ -117,13 +117,13 @@ def test_one_class_alone_has_no_area() -> None:
     found = classification_figures(judged(np.zeros(4, int), np.tile([0.9, 0.1], (4, 1))))
     assert math.isnan(found.auc.value)
     assert found.to_dict()["auc"] == {"value": None, "low": None, "high": None}
-    assert "AUC                         –" in found.table()
+    assert "AUC                             –" in found.table()
 
 
 def test_table_and_files(tmp_path: Path) -> None:
     item = made(20)
     found = classification_figures(item)
-    assert f"Accuracy                    {found.accuracy}" in found.table()
+    assert f"Accuracy                        {found.accuracy}" in found.table()
     assert "Sensitivity at specificity 0.9" in found.table()
     classification.write_figures(tmp_path / "a.json", found)
     assert json.loads((tmp_path / "a.json").read_text()) == found.to_dict()

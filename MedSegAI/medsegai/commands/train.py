@@ -13,6 +13,7 @@ from medsegai.commands.parsing import help_alone
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled
 from medsegai.progress import Progress
+from medsegai.training.patches_options import PatchTraining
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -26,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_quicknat(families)
     add_unet3d(families)
     add_nnunet(families)
+    add_patches(families)
 
 
 def add_quicknat(families: Subparsers) -> None:
@@ -198,6 +200,70 @@ def run_nnunet(arguments: argparse.Namespace) -> int:
     finally:
         bar.clear()
     print(f"Trained model: {model} (medsegai segment SCAN --model {model} -o OUT)")
+    return 0
+
+
+def add_patches(families: Subparsers) -> None:
+    patches = families.add_parser(
+        "patches",
+        help="classifiers of patches of slides, or of radiographs",
+        description="Train a classifier of pictures. PICTURES has a folder for each class, perhaps below train "
+        "and valid, or is a table of files and classes, or a folder with the files of PatchCamelyon. What each "
+        "fold held out is judged in OUTPUT/report.html. Ctrl-C stops it, and --resume continues with the epoch "
+        "that was under way.",
+    )
+    patches.add_argument(
+        "pictures", metavar="PICTURES", type=Path, help="folder or table of pictures"
+    )
+    patches.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("training"),
+        help="folder of checkpoints, report and model (default: training)",
+    )
+    for item in PatchTraining.options():
+        name, default = f"--{item.name.replace('_', '-')}", item.default
+        text = item.metadata["help"]
+        if isinstance(default, bool):
+            patches.add_argument(name, action="store_true", help=text)
+            continue
+        shown = f" (default: {default})" if default not in ("", None) else ""
+        patches.add_argument(
+            name,
+            type=Path if default is None else type(default),
+            default=default,
+            choices=item.metadata["choices"] or None,
+            metavar=None if item.metadata["choices"] else "VALUE",
+            help=f"{text}{shown}",
+        )
+    patches.add_argument(
+        "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
+    )
+    patches.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    patches.add_argument(
+        "--resume", action="store_true", help="continue with the training in the output folder"
+    )
+    patches.set_defaults(run=run_patches)
+
+
+def run_patches(arguments: argparse.Namespace) -> int:
+    from medsegai.training.patches_run import train_patches
+    from medsegai.training.run import RunOptions, TimeLimit
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    values = {item.name: getattr(arguments, item.name) for item in PatchTraining.options()}
+    training = PatchTraining(arguments.pictures, **values)
+    limit = TimeLimit.of(arguments.minutes, None)
+    options = RunOptions(arguments.output, arguments.resume, arguments.device, limit)
+    bar = ProgressBar()
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            folder = train_patches(training, options, progress)
+    finally:
+        bar.clear()
+    print(f"Report, figures and model: {folder}")
     return 0
 
 

@@ -128,7 +128,7 @@ class ClassificationFigures:
 
     def table(self) -> str:
         """Text: figures with their intervals, and the confusion matrix."""
-        lines = [f"{name:<28}{text}" for name, text in self.rows()]
+        lines = [f"{name:<32}{text}" for name, text in self.rows()]
         width = max(10, *(len(name) + 2 for name in self.classes))
         head = "".join(name.rjust(width) for name in self.classes)
         lines += ["", f"{'true / decided':<18}{head}"]

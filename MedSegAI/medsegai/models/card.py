@@ -39,7 +39,7 @@ LARGEST_VALUE = 2**16 - 1
 LONGEST_NAME = 255
 """Letters of a name, as of a file."""
 
-SPACINGS_MM = (0.001, 1000.0)
+SPACINGS_MM = (1e-5, 1000.0)
 """What lengths of a voxel a model may work on: from optical microscopy to a whole body in one slice."""
 
 SIDES_MM = (0.01, 10_000.0)

@@ -28,29 +28,48 @@ def series(
     return found
 
 
-def draw_curves(entries: Sequence[Entry], path: Path, unit: str = "step") -> bool:
-    """Draw training loss and validation Dice into a PNG; without matplotlib say so and give False.
-
-    `unit` is what the log counts as steps. A loss that falls below zero, as nnU-Net's does, gets a linear axis.
-    """
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, in inches; without matplotlib say so and give None."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning("No curves drawn: install matplotlib (pip install 'medsegai[train]').")
-        return False
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+        return None
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_curves(
+    entries: Sequence[Entry],
+    path: Path,
+    unit: str = "step",
+    measure: tuple[str, str] = ("dice", "mean Dice"),
+) -> bool:
+    """Draw training loss and validation Dice into a PNG; without matplotlib say so and give False.
+
+    Args:
+        entries: of the run's log.
+        path: of the picture.
+        unit: what the log counts as steps.
+        measure: what the log calls the figure of the validation, and what it is called in the picture.
+
+    A loss that falls below zero, as nnU-Net's does, gets a linear axis.
+    """
+    figure = new_figure(9.0, 3.6)
+    if figure is None:
+        return False
     left, right = figure.subplots(1, 2)
     losses = series(entries, "train", "loss")
     for view, (steps, values) in losses.items():
         left.plot(steps, values, label=view, linewidth=1.0)
-    for view, (steps, values) in series(entries, "validate", "dice").items():
+    for view, (steps, values) in series(entries, "validate", measure[0]).items():
         right.plot(steps, values, label=view, marker="o", markersize=3)
     positive = all(value > 0 for _, values in losses.values() for value in values)
     scale = "log" if positive else "linear"
     left.set(xlabel=unit, ylabel="loss", yscale=scale, title="Training")
-    right.set(xlabel=unit, ylabel="mean Dice", ylim=(0.0, 1.0), title="Validation")
+    right.set(xlabel=unit, ylabel=measure[1], ylim=(0.0, 1.0), title="Validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:

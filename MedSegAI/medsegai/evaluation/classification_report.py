@@ -1,0 +1,241 @@
+"""An evaluation of a classifier as one HTML page: figures, curves, confusion, and its worst mistakes with heat
+maps.
+
+Like the report of a case, the page needs nothing else: no scripts, no fonts, no pictures from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medsegai import __version__
+from medsegai.evaluation.classification import ClassificationFigures, Judged, roc_curve
+from medsegai.evaluation.heat_maps import over_picture
+from medsegai.export.report import STYLE
+from medsegai.io import atomic_path
+from medsegai.io.slide_files import Pixels
+from medsegai.request import NOT_FOR_DIAGNOSIS
+
+WORST = 12
+"""Mistakes that are shown."""
+
+SIDE = 320
+"""Pixels of the longer side of a picture in the page."""
+
+LOOK = (
+    STYLE
+    + """
+.curves { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1em; }
+.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em; }
+.mistakes figure { margin: 0; } .mistakes div { display: flex; gap: 2px; } .mistakes img { width: 33%; }
+figcaption { font-size: .85em; overflow-wrap: anywhere; }
+"""
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture and what the classifier looks at in it.
+
+    Attributes:
+        pixels: RGB (row, column, 3).
+        heat: heat maps by name, each from 0 to 1 (row, column), for the class that was decided.
+    """
+
+    pixels: Pixels
+    heat: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """What the page shows.
+
+    Attributes:
+        show: gives the picture of that number with its heat maps; it is asked for the worst alone.
+        notes: what the reader should know of the pictures or the figures.
+        provenance: names and values.
+    """
+
+    title: str
+    judged: Judged
+    figures: ClassificationFigures
+    show: Callable[[int], Shown] | None = None
+    notes: Sequence[str] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_classification_report(path: Path | str, content: ReportContent) -> None:
+    """Write the page. Raises OutputError."""
+    page = classification_report(content)
+    with atomic_path(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def classification_report(content: ReportContent) -> str:
+    """The page as HTML."""
+    title = html.escape(content.title)
+    figures = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        for name, value in content.figures.rows()
+    )
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in content.notes)
+    facts = {"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{title}</title><style>{LOOK}</style></head><body>",
+            f"<h1>{title}</h1>",
+            f'<p class="notice">{html.escape(NOT_FOR_DIAGNOSIS)}</p>',
+            f"<ul>{notes}</ul>" if notes else "",
+            "<h2>Figures</h2>",
+            f"<table><tbody>{figures}</tbody></table>",
+            "<p>In brackets: the 95 % interval of a bootstrap over patients or slides.</p>",
+            *_curves(content),
+            "<h2>Confusion</h2>",
+            _confusion(content.figures),
+            *_mistakes(content),
+            "<h2>Provenance</h2>",
+            _facts(facts),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    items = "".join(
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
+        for name, value in values.items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def _confusion(figures: ClassificationFigures) -> str:
+    names = [html.escape(name) for name in figures.classes]
+    head = "".join(f"<th>decided {name}</th>" for name in names)
+    lines = []
+    for name, row in zip(names, figures.confusion, strict=True):
+        total = max(int(row.sum()), 1)
+        cells = "".join(f"<td>{count} ({100 * count / total:.0f} %)</td>" for count in row)
+        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
+    return (
+        f"<table><thead><tr><th>true</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _curves(content: ReportContent) -> list[str]:
+    """Confusion matrix, ROC curve and calibration as pictures; without matplotlib a word instead."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return ["<p>No curves: matplotlib is not installed.</p>"]
+    found = []
+    for alt, draw in (
+        ("Confusion matrix", _draw_confusion),
+        ("ROC curve", _draw_roc),
+        ("Calibration", _draw_calibration),
+    ):
+        figure = Figure(figsize=(4.0, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        draw(axes, content)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        found.append(_picture(file.getvalue(), alt))
+    return [f'<div class="curves">{"".join(found)}</div>']
+
+
+def _draw_confusion(axes: Any, content: ReportContent) -> None:
+    matrix, classes = content.figures.confusion, content.figures.classes
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*matrix.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="decided", ylabel="true", title="Confusion")
+
+
+def _draw_roc(axes: Any, content: ReportContent) -> None:
+    judged = content.judged
+    numbers = [1] if len(judged.classes) == 2 else range(len(judged.classes))
+    for number in numbers:
+        false, true = roc_curve(
+            (judged.truth == number).astype(int), judged.probabilities[:, number]
+        )
+        axes.plot(false, true, label=judged.classes[number])
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUC {content.figures.auc}")
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
+def _draw_calibration(axes: Any, content: ReportContent) -> None:
+    found = content.figures.calibration
+    there = [n for n, count in enumerate(found.counts) if count]
+    axes.plot([found.confidence[n] for n in there], [found.accuracy[n] for n in there], marker="o")
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title(f"Calibration error {found.error:.3f}", fontsize=9)
+    axes.grid(alpha=0.3)
+
+
+def _mistakes(content: ReportContent) -> list[str]:
+    """The pictures with the largest losses, each with its heat maps for the class that was decided."""
+    judged = content.judged
+    losses = judged.losses()
+    wrong = np.flatnonzero(judged.decided != judged.truth)
+    worst = wrong[np.argsort(-losses[wrong])][:WORST]
+    if not len(worst):
+        return [
+            "<h2>Worst mistakes</h2>",
+            "<p>There are none: every picture was decided right.</p>",
+        ]
+    figures = [_mistake(content, int(number), float(losses[number])) for number in worst]
+    heading = f"<h2>Worst mistakes ({len(worst)} of {len(wrong)})</h2>"
+    return [heading, f'<div class="mistakes">{"".join(figures)}</div>']
+
+
+def _mistake(content: ReportContent, number: int, loss: float) -> str:
+    judged = content.judged
+    decided, truth = int(judged.decided[number]), int(judged.truth[number])
+    sure = judged.probabilities[number, decided]
+    words = (
+        f"{judged.names[number]}: {judged.classes[truth]}, decided {judged.classes[decided]} with {sure:.2f} "
+        f"(loss {loss:.2f})"
+    )
+    images = ""
+    if content.show is not None:
+        shown = content.show(number)
+        images = _picture(_encoded(shown.pixels), "picture")
+        for name, heat in shown.heat.items():
+            images += _picture(_encoded(over_picture(shown.pixels, heat)), name)
+        words += f". Beside it: {', '.join(shown.heat)}." if shown.heat else ""
+    return f"<figure><div>{images}</div><figcaption>{html.escape(words)}</figcaption></figure>"
+
+
+def _encoded(pixels: Pixels) -> bytes:
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def _picture(data: bytes, alt: str) -> str:
+    kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
+    text = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{text}">'

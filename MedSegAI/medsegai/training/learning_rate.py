@@ -1,0 +1,88 @@
+"""The learning rate that a training begins with, found by trying: MONAI's finder, and a picture of what it saw.
+
+The rate grows from step to step until the loss grows too (L. Smith, "Cyclical Learning Rates for Training Neural
+Networks", 2017). A tenth of the rate of the lowest loss is taken, or that of the steepest fall where this is less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medsegai.training.curves import new_figure
+
+LOWEST, HIGHEST = 1e-6, 1.0
+"""Rates between which one is looked for."""
+
+SMOOTHING = 0.2
+"""Share of a step's own loss in the loss that is looked at."""
+
+FALLBACK = 1e-3
+"""Taken where the loss never fell, as of pictures that nothing can be learned from."""
+
+
+@dataclass(frozen=True)
+class FoundRate:
+    """The rate, and the losses that it was found by, at `rates`."""
+
+    rate: float
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def find_learning_rate(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: nn.Module,
+    batches: Iterable[Any],
+    steps: int,
+) -> FoundRate:
+    """Try rates on batches of (images, targets). Network and optimiser are afterwards as they were.
+
+    Args:
+        network: takes images.
+        optimiser: of its weights; its groups keep their proportions.
+        loss: of (answers, targets).
+        batches: as a DataLoader gives them; it is begun again when it ends.
+        steps: how many rates are tried.
+    """
+    from monai.optimizers import LearningRateFinder
+
+    device = next(network.parameters()).device
+    finder = LearningRateFinder(network, optimiser, loss, device=device, verbose=False)
+    finder.range_test(
+        batches,
+        image_extractor=lambda batch: batch[0],
+        label_extractor=lambda batch: batch[1],
+        start_lr=LOWEST,
+        end_lr=HIGHEST,
+        num_iter=steps,
+        smooth_f=SMOOTHING,
+    )
+    rates, losses = finder.history["lr"], finder.history["loss"]
+    lowest = int(np.argmin(losses))
+    steepest = int(np.gradient(losses[: lowest + 1]).argmin()) if lowest > 1 else 0
+    rate = min(rates[lowest] / 10, rates[steepest]) if lowest > 1 else FALLBACK
+    return FoundRate(float(rate), tuple(map(float, rates)), tuple(map(float, losses)))
+
+
+def draw_rates(found: FoundRate, path: Path) -> bool:
+    """Loss over rate as a PNG, with the rate that was taken; without matplotlib say so and give False."""
+    figure = new_figure(4.5, 3.6)
+    if figure is None:
+        return False
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, linewidth=1.0)
+    axes.axvline(found.rate, color="tab:red", linewidth=1.0)
+    axes.set(
+        xlabel="learning rate", ylabel="loss", xscale="log", title=f"{found.rate:.2g} is taken"
+    )
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return True

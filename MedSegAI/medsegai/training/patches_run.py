@@ -1,0 +1,372 @@
+"""A run of `medsegai train patches`: its folder, checkpoints, held-out figures, report and model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsegai.errors import Cancelled, OutputError, RequestError
+from medsegai.evaluation.classification import (
+    Judged,
+    auc,
+    classification_figures,
+    write_figures,
+    write_judged,
+)
+from medsegai.evaluation.classification_report import (
+    ReportContent,
+    Shown,
+    write_classification_report,
+)
+from medsegai.evaluation.heat_maps import grad_cam, occlusion
+from medsegai.io.cards import write_card
+from medsegai.io.picture_sets import PictureSet, read_pictures
+from medsegai.labels import Label
+from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
+from medsegai.networks.classifier import CELL
+from medsegai.progress import Progress
+from medsegai.system.locks import reserved
+from medsegai.training.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    RunLog,
+    best_weights_name,
+    load_checkpoint,
+    load_weights,
+    read_log,
+    refuse_earlier_run,
+    save_checkpoint,
+    save_weights,
+)
+from medsegai.training.curves import draw_curves
+from medsegai.training.export import CURVES, MODEL_FOLDER
+from medsegai.training.learning_rate import draw_rates
+from medsegai.training.patches import (
+    Encoded,
+    Fold,
+    FoldTraining,
+    FrozenFeatures,
+    folds_of,
+)
+from medsegai.training.patches_options import PatchTraining
+from medsegai.training.pictures import SizedPictures
+from medsegai.training.run import RunOptions
+from medsegai.training.trainer import find_place
+
+logger = logging.getLogger(__name__)
+
+REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "held-out.csv"
+
+NORMAL = ("normal", "negative", "background", "healthy", "benign", "none", "no", "0", "false")
+"""What people call the class that means nothing was found."""
+
+WHOLE_PICTURE = 320
+"""Side that whole pictures are brought to, unless another is asked for."""
+
+COLOURS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 170, 40), (150, 80, 190))
+
+
+def train_patches(training: PatchTraining, options: RunOptions, progress: Progress) -> Path:
+    """Train the classifier of a folder of pictures, judge it by what each fold held out, and give the run's
+    folder.
+
+    The folder gets the last checkpoint, `held-out.csv`, `evaluation.json`, `report.html`, curves, the plot of the
+    learning-rate finder, and `model`. A resumed run goes on with the epoch that was not finished.
+
+    Raises:
+        InputError, RequestError, ModelError: pictures, settings or weights cannot be used; or the folder holds a
+            training already, and is not to be resumed.
+        OutputError: the folder cannot be written, or another training is at work there.
+        Cancelled: stopped through `progress`; what was finished is kept.
+    """
+    folder = options.folder
+    if not options.resume:
+        refuse_earlier_run(folder)
+    pictures = read_pictures(training.pictures, training.groups)
+    for note in pictures.notes:
+        logger.warning("%s", note)
+    sized = SizedPictures(pictures, _size(pictures, training))
+    run = PatchRun(training, sized, Encoded.of(training), options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reserved([folder / CHECKPOINT]):
+            if run.train(progress):
+                run.finish(progress)
+    except Cancelled:
+        raise Cancelled(
+            f"The training was stopped. Continue it with --resume and the same folder, {folder}."
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error}. Free space or choose another."
+        ) from error
+    return folder
+
+
+def _size(pictures: PictureSet, training: PatchTraining) -> tuple[int, int]:
+    """Rows and columns that all pictures are brought to."""
+    if training.size:
+        return training.size, training.size
+    if training.kind == "picture":
+        return WHOLE_PICTURE, WHOLE_PICTURE
+    shape = pictures.pictures[0].read().shape[:2]
+    rows, columns = (max(CELL, round(size / CELL) * CELL) for size in shape)
+    return rows, columns
+
+
+@dataclass
+class _Progressed:
+    """Where a run stands: the fold and the epoch that come next; epoch 0 is the frozen stage."""
+
+    fold: int = 0
+    epoch: int = 0
+    rate: float = 0.0
+
+
+class PatchRun:
+    """A run, and where it stands."""
+
+    def __init__(
+        self, training: PatchTraining, sized: SizedPictures, encoded: Encoded, options: RunOptions
+    ) -> None:
+        self.training, self.sized, self.encoded = training, sized, encoded
+        self.folder, self.limit = options.folder, options.limit
+        self.folds = folds_of(sized.pictures, training)
+        self.device = find_place(options.device).device
+        self.frozen = FrozenFeatures(training, sized, encoded, self.device)
+        self.at = _Progressed()
+        self.answers: dict[str, torch.Tensor] = {}
+        self._resume = options.resume
+        self._log: RunLog | None = None
+
+    def train(self, progress: Progress) -> bool:
+        """Train all folds that are not done; whether all are, or the time was over before."""
+        state: Mapping[str, Any] = {}
+        if self._resume:
+            state = load_checkpoint(self.folder, self._fingerprint(), torch.device("cpu"))
+            self.at = _Progressed(state["fold"], state["epoch"], state["rate"])
+            self.answers = dict(state["answers"])
+        self._log = RunLog(self.folder / LOG, int(state.get("step", 0)))
+        while self.at.fold < len(self.folds):
+            if not self._train_fold(self.folds[self.at.fold], state, progress):
+                return False
+            self.at = _Progressed(self.at.fold + 1)
+            self._save({})
+            state = {}
+        return True
+
+    def _fingerprint(self) -> str:
+        return self.training.fingerprint()
+
+    def _train_fold(self, fold: Fold, state: Mapping[str, Any], progress: Progress) -> bool:
+        work = FoldTraining(self.frozen, fold).to(self.device)
+        if self.at.epoch == 0:
+            loss = work.solve_frozen(progress)
+            self._note(fold, loss)
+            self._validate(work)
+            if self.training.epochs:
+                self.at.rate = self.training.learning_rate or self._found_rate(work)
+            self.at.epoch = 1
+            optimiser, schedule = self._started(work)
+            self._save_stage(work, optimiser, schedule)
+        else:
+            work.network.load_state_dict(state["network"])
+            optimiser, schedule = self._started(work)
+            if self.training.epochs:
+                optimiser.load_state_dict(state["optimiser"])
+                schedule.load_state_dict(state["schedule"])
+        while self.at.epoch <= self.training.epochs:
+            if self.limit.is_over():
+                return False
+            loss = work.epoch(self.at.epoch - 1, optimiser, schedule, progress)
+            self._note(fold, loss)
+            self.at.epoch += 1
+            self._validate(work)
+            self._save_stage(work, optimiser, schedule)
+        weights = work.network.classifier.state_dict()
+        save_weights(self.folder / best_weights_name(fold.name), weights)
+        return True
+
+    def _started(self, work: FoldTraining) -> tuple[Any, Any]:
+        """Optimiser and schedule of the unfrozen stage; none where there is no such stage."""
+        if not self.training.epochs:
+            return None, None
+        optimiser = work.optimiser()
+        return optimiser, work.schedule(optimiser, self.at.rate)
+
+    def _found_rate(self, work: FoldTraining) -> float:
+        found = work.find_rate()
+        logger.info("fold %s: the finder took a learning rate of %.2g", work.fold.name, found.rate)
+        draw_rates(found, self.folder / f"learning-rate-{work.fold.name}.png")
+        return found.rate
+
+    def _validate(self, work: FoldTraining) -> None:
+        probabilities = work.held_out()
+        truth = self.sized.pictures.labels[work.fold.held_out]
+        right = float((probabilities.argmax(1) == truth).mean())
+        area = auc(truth, probabilities)
+        self.answers[work.fold.name] = torch.from_numpy(probabilities)
+        what = f"epoch {self.at.epoch - 1}" if self.at.epoch else "frozen"
+        name = work.fold.name
+        logger.info("fold %s, %s: accuracy %.3f, AUC %.3f", name, what, right, area)
+        values = {"accuracy": right, "auc": None if np.isnan(area) else area}
+        self._entry(work.fold, "validate", **values)
+
+    def _note(self, fold: Fold, loss: float) -> None:
+        self._entry(fold, "train", loss=round(loss, 5), learning_rate=self.at.rate)
+
+    def _entry(self, fold: Fold, event: str, **values: Any) -> None:
+        assert self._log is not None
+        self._log.write({"event": event, "step": self._step(), "view": fold.name, **values})
+
+    def _step(self) -> int:
+        """Stages that were begun until now, over all folds."""
+        return self.at.fold * (self.training.epochs + 1) + self.at.epoch
+
+    def _save_stage(self, work: FoldTraining, optimiser: Any, schedule: Any) -> None:
+        state = {"network": work.network.state_dict()}
+        if optimiser is not None:
+            state |= {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
+        self._save(state)
+
+    def _save(self, state: Mapping[str, Any]) -> None:
+        own: dict[str, Any] = {"fold": self.at.fold, "epoch": self.at.epoch, "rate": self.at.rate}
+        own |= {"step": self._step(), "fingerprint": self._fingerprint(), "answers": self.answers}
+        save_checkpoint(self.folder, {**own, **state})
+
+    # the end
+
+    def finish(self, progress: Progress) -> None:
+        """Judge what was held out, and write figures, report and model."""
+        judged = self.judged()
+        figures = classification_figures(judged)
+        write_judged(self.folder / TABLE, judged)
+        write_figures(self.folder / FIGURES, figures)
+        draw_curves(read_log(self.folder / LOG), self.folder / CURVES, "stage", ("auc", "AUC"))
+        title = f"Held-out pictures of {self.sized.pictures.source.name}"
+        facts = {
+            "Encoder": self.encoded.name,
+            "Folds": len(self.folds),
+            "Size": " x ".join(map(str, self.sized.size)),
+            "Epochs": f"frozen, then {self.training.epochs}",
+        }
+        content = ReportContent(
+            title, judged, figures, self._shower(), self.sized.pictures.notes, facts
+        )
+        write_classification_report(self.folder / REPORT, content)
+        logger.info("\n%s", figures.table())
+        export_classifier(self.training, self, figures.to_dict())
+
+    def judged(self) -> Judged:
+        """What each fold said of the pictures that it held out."""
+        pictures = self.sized.pictures
+        numbers = np.concatenate([fold.held_out for fold in self.folds])
+        probabilities = torch.cat([self.answers[fold.name] for fold in self.folds]).numpy()
+        items = [pictures.pictures[number] for number in numbers]
+        return Judged(
+            pictures.classes,
+            tuple(item.name for item in items),
+            tuple(item.group for item in items),
+            pictures.labels[numbers],
+            probabilities / probabilities.sum(1, keepdims=True),
+        )
+
+    def _shower(self) -> Any:
+        """What shows a judged picture with the heat maps of the network that had held it out."""
+        places = [(fold, int(number)) for fold in self.folds for number in fold.held_out]
+        loaded: dict[str, FoldTraining] = {}
+
+        def show(number: int) -> Shown:
+            fold, picture = places[number]
+            if fold.name not in loaded:
+                loaded.clear()
+                work = FoldTraining(self.frozen, fold)
+                path = self.folder / best_weights_name(fold.name)
+                work.network.classifier.load_state_dict(load_weights(path))
+                loaded[fold.name] = work.to(self.device)
+            network = loaded[fold.name].network.eval()
+            image = self.sized.batch([picture]).to(self.device)
+            with torch.inference_mode():
+                decided = int(network(image).argmax())
+            heat = {
+                "Grad-CAM": grad_cam(network, "classifier.seen", image, decided),
+                "occlusion": occlusion(network, image, decided),
+            }
+            return Shown(self.sized[picture], heat)
+
+        return show
+
+
+def export_classifier(
+    training: PatchTraining, run: PatchRun, performance: Mapping[str, Any]
+) -> Path:
+    """Write the model of a run: a card with a member for each fold, and their weights."""
+    folder = run.folder / MODEL_FOLDER
+    folder.mkdir(exist_ok=True)
+    classes = run.sized.pictures.classes
+    normal = normal_class(classes, training.normal)
+    labels = [number for number in range(len(classes)) if number != normal]
+    values = {number: at for at, number in enumerate(labels, start=1)}
+    fed = tuple((values[n],) if n in values else () for n in range(len(classes)))
+    members = []
+    for fold in run.folds:
+        name = f"fold-{fold.name}.safetensors"
+        save_weights(folder / name, load_weights(run.folder / best_weights_name(fold.name)))
+        sha256 = file_sha256(folder / name)
+        settings = {"encoder": run.encoded.name, "channels": 3}
+        members.append(MemberCard(f"fold {fold.name}", name, sha256, 1.0, fed, settings))
+    spacing = training.spacing_um / 1000 or 1.0
+    card = ModelCard(
+        id=_identifier(training.pictures),
+        name=f"Classifier of {training.pictures.stem}",
+        family="patches",
+        version="1",
+        channels=tuple(Channel(name, "any") for name in ("red", "green", "blue")),
+        labels=tuple(
+            Label(values[n], classes[n], COLOURS[at % len(COLOURS)]) for at, n in enumerate(labels)
+        ),
+        members=tuple(members),
+        spacing_mm=(spacing, spacing, 1.0),
+        description=f"Tells {', '.join(classes)} apart in {training.kind}s.",
+        origin=run.encoded.origin,
+        settings=_settings(training, run),
+        performance={"held out": dict(performance)},
+    )
+    write_card(card, folder)
+    return folder
+
+
+def _settings(training: PatchTraining, run: PatchRun) -> dict[str, Any]:
+    return {
+        "kind": training.kind,
+        "size": list(run.sized.size),
+        "mean": list(run.encoded.mean),
+        "std": list(run.encoded.std),
+        "magnified": training.spacing_um > 0,
+        "symmetries": "all" if training.augmentation == "slide" else "mirror",
+    }
+
+
+def normal_class(classes: Sequence[str], named: str) -> int | None:
+    """The number of the class that means nothing was found; None where there is none.
+
+    Raises:
+        RequestError: the class that was named is not there.
+    """
+    if named:
+        if named not in classes:
+            raise RequestError(f"There is no class {named!r}; there are {', '.join(classes)}.")
+        return list(classes).index(named)
+    usual = [n for n, name in enumerate(classes) if name.strip().lower() in NORMAL]
+    return usual[0] if usual else None
+
+
+def _identifier(source: Path) -> str:
+    words = "".join(c if c.isalnum() else "-" for c in source.stem.lower()).strip("-")
+    return words or "pictures"

@@ -1,0 +1,92 @@
+"""Tuberculosis against normal on the 100 shared chest radiographs: ten times five folds.
+
+The frozen stage of `medsegai train patches` alone, so that fifty trainings take minutes: its features are computed
+once. Each repetition pools what its five folds held out; mean and standard deviation are over the repetitions.
+
+    python Testing/bench/tuberculosis.py --size 448
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medsegai.evaluation.classification import auc
+from medsegai.evaluation.folds import stratified_folds
+from medsegai.io.picture_sets import Picture, PictureSet, read_rgb
+from medsegai.progress import Progress
+from medsegai.training.patches import Encoded, Fold, FoldTraining, FrozenFeatures
+from medsegai.training.patches_options import PatchTraining
+from medsegai.training.pictures import SizedPictures
+
+CLASSES = ("normal", "tuberculosis")
+
+
+def radiographs(folder: Path) -> PictureSet:
+    """The shared radiographs, whose class is the last digit of their name."""
+    paths = sorted(folder.glob("*.png"))
+    pictures = tuple(
+        Picture(path.name, int(path.stem[-1]), path.stem, "", lambda path=path: read_rgb(path))
+        for path in paths
+    )
+    return PictureSet(folder, CLASSES, pictures)
+
+
+def mirrored(frozen: FrozenFeatures, numbers: np.ndarray) -> torch.Tensor:
+    """Features of the mirror images."""
+    network, found = frozen.network(), []
+    for number in numbers:
+        image = frozen.pictures.batch([int(number)]).flip(3)
+        with torch.inference_mode():
+            found.append(network.features(image))
+    return torch.cat(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/chest-xray/images"))
+    parser.add_argument("--size", type=int, default=448)
+    parser.add_argument("--encoder", default="mobilenet_v2")
+    parser.add_argument("--augmentation", default="radiograph", choices=("none", "radiograph"))
+    parser.add_argument("--prior", type=float, default=100.0)
+    parser.add_argument("--repetitions", type=int, default=10)
+    arguments = parser.parse_args()
+    training = PatchTraining(
+        arguments.images,
+        kind="picture",
+        encoder=arguments.encoder,
+        size=arguments.size,
+        augmentation=arguments.augmentation,
+        prior=arguments.prior,
+    )
+    pictures = radiographs(arguments.images)
+    sized = SizedPictures(pictures, (arguments.size, arguments.size))
+    frozen = FrozenFeatures(training, sized, Encoded.of(training), torch.device("cpu"))
+    every = np.arange(len(pictures.pictures))
+    seen = [frozen.of(every, 0, Progress()), mirrored(frozen, every)]
+    labels = pictures.labels
+    figures = []
+    for repetition in range(arguments.repetitions):
+        fold_of = stratified_folds(labels.tolist(), [str(n) for n in every], 5, repetition)
+        held_out = np.zeros((len(every), 2))
+        for fold in range(5):
+            work = FoldTraining(
+                frozen, Fold(str(fold), every[fold_of != fold], every[fold_of == fold])
+            )
+            work.solve_frozen(Progress())
+            head = work.network.classifier.head
+            for features in seen:
+                logits = features[work.fold.held_out] @ head.weight[..., 0, 0].T + head.bias
+                held_out[work.fold.held_out] += logits.softmax(1).detach().numpy() / 2
+        right = float((held_out.argmax(1) == labels).mean())
+        figures.append((right, auc(labels, held_out)))
+        print(f"{repetition}: accuracy {right:.3f}, AUC {figures[-1][1]:.3f}", flush=True)
+    mean, deviation = np.mean(figures, 0), np.std(figures, 0, ddof=1)
+    print(f"accuracy {mean[0]:.3f} ± {deviation[0]:.3f}, AUC {mean[1]:.3f} ± {deviation[1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
