@@ -58,9 +58,11 @@ types: setup-test
 
 setup-demo:
 	@.ci/setup $(DEMO_EXTRAS)
+	@.ci/niivue
 
 setup-test:
 	@.ci/setup $(TEST_EXTRAS)
+	@.ci/niivue
 
 clean: ## remove the environment, caches and everything that make wrote
 	rm -rf .venv build dist demo bench Testing/output MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -49,6 +49,12 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         help="report of the run, from medsegai segment --report: model, options, warnings",
     )
     group.add_argument(
+        "--uncertainty",
+        type=Path,
+        metavar="IMAGE",
+        help="entropy map of the run, from medsegai segment --uncertainty: a layer of the viewer",
+    )
+    group.add_argument(
         "--corrected",
         action="store_true",
         help="a person changed the segmentation: it counts as semi-automatic",
@@ -65,6 +71,11 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         ("--surfaces", "FOLDER", "a closed surface per structure, in mm; made if missing"),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
+    group.add_argument(
+        "--viewer",
+        action="store_true",
+        help="of --report: put the scan into the page, with a viewer of three planes and 3D; needs the scan",
+    )
     group.add_argument(
         "--encoding",
         choices=("binary", "labelmap"),
@@ -102,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.run_report,
         arguments.model,
         arguments.corrected,
+        arguments.uncertainty,
     )
     exports = Exports(
         arguments.seg,
@@ -114,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         tuple("." + name.strip().lower() for name in arguments.formats.split(",")),
         arguments.tolerance,
         arguments.space,
+        arguments.viewer,
     )
     bar = ProgressBar(quiet=arguments.quiet)
     progress = Progress(bar)

@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from medsegai.export.dicom_sr import measurement_report
 from medsegai.export.provenance import Provenance, provenance
 from medsegai.export.report import Content, write_report
 from medsegai.export.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
-from medsegai.io import FilesTogether, check_output, files_together
+from medsegai.export.viewer import check_viewer
+from medsegai.io import FilesTogether, check_output, files_together, laid_on, read_volume
 from medsegai.labels import Label
 from medsegai.measurements import structures
 from medsegai.progress import Progress
+from medsegai.volume import Volume
 
 ENDINGS = {
     "seg": (".dcm",),
@@ -47,6 +49,7 @@ class Inputs:
         run: report of the run that made the segmentation (`medsegai segment --report`).
         model: whose card names the values of a labelmap.
         corrected: a person changed the segmentation.
+        uncertainty: entropy map of the run, for the viewer.
     """
 
     segmentation: Path
@@ -55,9 +58,10 @@ class Inputs:
     run: Path | None = None
     model: str | None = None
     corrected: bool = False
+    uncertainty: Path | None = None
 
     def paths(self) -> tuple[Path, ...]:
-        named = (self.segmentation, self.dicom, self.image, self.run)
+        named = (self.segmentation, self.dicom, self.image, self.run, self.uncertainty)
         return tuple(path for path in named if path is not None)
 
     def check(self) -> None:
@@ -79,6 +83,7 @@ class Exports:
         formats: of `surfaces`, from `surfaces.FORMATS`.
         tolerance_mm: of `surfaces`.
         space: of `surfaces`, LPS or RAS.
+        viewer: whether `report` contains the scan, and a viewer to turn it.
     """
 
     seg: Path | None = None
@@ -91,6 +96,7 @@ class Exports:
     formats: tuple[str, ...] = FORMATS[:1]
     tolerance_mm: float = 0.1
     space: str = "LPS"
+    viewer: bool = False
 
     def files(self) -> dict[str, Path]:
         """The wanted parts that are one file."""
@@ -139,6 +145,8 @@ class Exports:
             )
         if self.sr is not None and self.seg is None:
             raise RequestError("The DICOM SR refers to a DICOM SEG: name that, too, with --seg.")
+        if self.viewer and self.report is None:
+            raise RequestError("The viewer stands in the report: name that, too, with --report.")
         if self.encoding not in dicom_seg.ENCODINGS:
             raise RequestError(f"encoding is one of {', '.join(dicom_seg.ENCODINGS)}.")
         if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
@@ -165,6 +173,7 @@ class Work:
         made: who made it and how.
         warnings: of all three, in words.
         source: the DICOM series, for DICOM SEG and SR.
+        entropy: the uncertainty, for the viewer.
     """
 
     case: Case
@@ -172,6 +181,7 @@ class Work:
     made: Provenance
     warnings: tuple[str, ...]
     source: dicom_seg.Source | None = None
+    entropy: Volume | None = None
 
     @classmethod
     def of(cls, case: Case, made: Provenance, source: dicom_seg.Source | None = None) -> Work:
@@ -180,10 +190,18 @@ class Work:
         said = (*made.warnings, *case.notes, *structures.warnings_of(rows, case.reference))
         return cls(case, rows, made, tuple(dict.fromkeys(said)), source)
 
-    def content(self) -> Content:
+    def content(self, viewer: bool = False) -> Content:
         """What the report shows."""
         qualities = tuple(self.made.quality(row.label, bool(row.remarks)) for row in self.rows)
-        return Content(self.case, self.rows, self.warnings, self.made.lines, qualities=qualities)
+        return Content(
+            self.case,
+            self.rows,
+            self.warnings,
+            self.made.lines,
+            qualities=qualities,
+            viewer=viewer,
+            entropy=self.entropy,
+        )
 
 
 def export(
@@ -200,6 +218,8 @@ def export(
     """
     inputs.check()
     exports.check(inputs.dicom, inputs.paths(), overwrite)
+    if exports.viewer:
+        check_viewer(inputs.dicom is not None or inputs.image is not None)
     progress.plan(STAGES)
     progress.step("read", 0, 1)
     source = None
@@ -208,6 +228,11 @@ def export(
     case = load_case(inputs.segmentation, inputs.dicom or inputs.image, inputs.model)
     made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
     work = Work.of(case, made, source)
+    if inputs.uncertainty is not None:
+        entropy = read_volume(inputs.uncertainty)
+        work = replace(
+            work, entropy=laid_on(entropy, case.labelmap.geometry, str(inputs.segmentation))
+        )
     write(work, exports, progress, overwrite)
     return work.warnings
 
@@ -255,7 +280,7 @@ def _written(
                 document = measurement_report(segmentation, work.source, work.rows, maker)
                 dicom_seg.stored(document, partial)
             elif name == "report":
-                write_report(partial, work.content())
+                write_report(partial, work.content(exports.viewer))
             else:
                 structures.WRITERS[path.suffix.lower()](partial, work.rows)
     yield from _written_surfaces(exports, work.case, planned, files)

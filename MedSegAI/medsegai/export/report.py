@@ -1,8 +1,8 @@
 """A report of one case: pictures, table, warnings and where it all comes from, in one HTML file.
 
-The page needs nothing else: no scripts, no fonts, no pictures from elsewhere. Printed from a browser it
-makes A4 pages with the notice on each, and so a PDF. It says nothing of the patient, for the scan's
-header is not read for it.
+The page needs nothing else: no fonts and no pictures from elsewhere, and no scripts unless a viewer is asked for,
+which stands in the page with the scan. Printed from a browser it makes A4 pages with the notice on each, and so a
+PDF. It says nothing of the patient, because the scan's header is not read for it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from medsegai import __version__
+from medsegai.export import viewer
 from medsegai.export.case import Case
 from medsegai.io import atomic_path
 from medsegai.measurements.structures import Measurement
 from medsegai.models.quality import LEGEND
 from medsegai.output.preview import render_preview
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.volume import Volume
 
 COLUMNS = {
     "volume_ml": ("Volume (ml)", ".2f"),
@@ -68,6 +70,8 @@ class Content:
         title: the heading.
         qualities: of each row, a word of `models.quality`, or "" where nothing is known; none at all for no
             such column.
+        viewer: whether the scan stands in the page, to be turned.
+        entropy: uncertainty in nats on the grid of the labels, for the viewer; None where it was not measured.
     """
 
     case: Case
@@ -76,30 +80,49 @@ class Content:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     title: str = "Segmentation report"
     qualities: Sequence[str] = ()
+    viewer: bool = False
+    entropy: Volume | None = None
 
 
 def case_report(content: Content) -> str:
-    """The report as HTML."""
+    """The report as HTML.
+
+    Raises:
+        MedSegAIError: as `viewer.check_viewer`, if a viewer is wanted.
+    """
     text = html.escape
+    if content.viewer:
+        viewer.check_viewer(content.case.image is not None)
     return "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text(content.title)}</title><style>{STYLE}</style></head><body>",
+            *_policy(content),
+            f"<title>{text(content.title)}</title>",
+            f"<style>{STYLE}{viewer.STYLE if content.viewer else ''}</style></head><body>",
             f"<h1>{text(content.title)}</h1>",
             f'<p class="source">{text(Path(content.case.labelmap.source).name)}</p>',
             f'<p class="notice">{text(NOT_FOR_DIAGNOSIS)}</p>',
             *_warnings(content.warnings),
+            *(viewer.section(content.case.labels, content.entropy) if content.viewer else ()),
             *_pictures(content.case),
             "<h2>Structures</h2>",
-            _table(content.rows, content.qualities),
+            _table(content),
             f"<p>{_legend(content)}</p>",
             "<h2>Provenance</h2>",
             _provenance({"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)),
+            *(viewer.scripts(content.case, content.entropy) if content.viewer else ()),
             "</body></html>\n",
         ]
     )
+
+
+def _policy(content: Content) -> list[str]:
+    """What keeps a browser from loading anything for the page, where there are scripts in it."""
+    if not content.viewer:
+        return []
+    return [f'<meta http-equiv="Content-Security-Policy" content="{viewer.POLICY}">']
 
 
 def write_report(path: Path | str, content: Content) -> None:
@@ -126,8 +149,9 @@ def _pictures(case: Case) -> list[str]:
     return ["<h2>Pictures</h2>", f'<img alt="{alt}" src="data:image/png;base64,{data}">']
 
 
-def _table(rows: Sequence[Measurement], qualities: Sequence[str]) -> str:
+def _table(content: Content) -> str:
     """The columns that at least one structure has a number for."""
+    rows, qualities, links = content.rows, content.qualities, _links(content)
     shown = {
         name: spec
         for name, (_, spec) in COLUMNS.items()
@@ -146,9 +170,20 @@ def _table(rows: Sequence[Measurement], qualities: Sequence[str]) -> str:
         cells += "".join(
             f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items()
         )
-        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
+        lines.append(f"<tr{links.get(row.label.value, '')}><td>{name}</td>{cells}</tr>")
     body = "\n".join(lines)
     return f"<table><thead><tr><th>Structure</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _links(content: Content) -> dict[int, str]:
+    """What makes a row of the table lead to its structure in the viewer, by label value."""
+    if not content.viewer:
+        return {}
+    case, number = content.case, viewer.numbers(content.case.labels)
+    return {
+        value: f' data-mm="{r:.3f} {a:.3f} {s:.3f}" data-value="{number[value]}" tabindex="0"'
+        for value, (r, a, s) in viewer.places(case.labelmap, case.labels).items()
+    }
 
 
 def _legend(content: Content) -> str:

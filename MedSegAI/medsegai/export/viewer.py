@@ -1,0 +1,204 @@
+"""The viewer in a report of a case: three planes and 3D that a reader can turn, in the same single file.
+
+NiiVue draws. It is not in the repository: `.ci/niivue` fetches it when the environment is set up, and what is
+built then (wheel, Slicer extension) carries it with its licence.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.boxes import label_boxes
+from medsegai.errors import MedSegAIError, RequestError
+from medsegai.export.case import Case
+from medsegai.io import write_volume
+from medsegai.labels import Label
+from medsegai.volume import Volume, check_same_grid
+
+HERE = Path(__file__).parent
+NIIVUE = HERE / "niivue"
+SCRIPT, LICENCE = "niivue.umd.js", "LICENSE"
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src data: blob:; worker-src blob:; font-src data:"
+)
+"""What a browser lets the page load: nothing that is not in it."""
+
+BRIGHTNESS = (0.5, 99.8)
+"""Percentiles of the scan that become black and white: it is shown in 256 steps of grey, not to be measured."""
+
+STEPS = 255
+
+STYLE = """
+#viewer canvas { width: 100%; height: 32em; background: #000; }
+#viewer .controls { display: flex; flex-wrap: wrap; gap: .2em 1.5em; align-items: center; }
+#viewer-place { font-variant-numeric: tabular-nums; display: block; min-height: 1.5em; }
+.contains { border-left: 4px solid #b06000; padding-left: .6em; }
+tr[data-mm] { cursor: pointer; } tr.here { background: #fff3c4; }
+tr[data-mm]:hover, tr[data-mm]:focus { background: #eef3fa; }
+@media print { #viewer { display: none; } }
+"""
+
+
+def viewer_is_here() -> bool:
+    """Whether this installation carries NiiVue."""
+    return all((NIIVUE / name).is_file() for name in (SCRIPT, LICENCE))
+
+
+def check_viewer(has_scan: bool) -> None:
+    """Find what keeps a viewer from being made.
+
+    Raises:
+        MedSegAIError: NiiVue is not in this installation.
+        RequestError: the scan is not named.
+    """
+    if not viewer_is_here():
+        raise MedSegAIError(
+            "The viewer needs NiiVue, which this installation was built without. Run .ci/niivue in a checkout of "
+            "MedSegAI, which fetches it with npm, and install from there; or leave --viewer out."
+        )
+    if not has_scan:
+        raise RequestError("The viewer shows the scan: name it, too, with --image or --dicom.")
+
+
+def places(labelmap: Volume, labels: Sequence[Label]) -> dict[int, tuple[float, float, float]]:
+    """A place inside of each structure, in RAS mm, by label value: of its voxels, the nearest to its centroid."""
+    found = {}
+    for value, box in label_boxes(labelmap.voxels, [label.value for label in labels]).items():
+        inside = np.argwhere(labelmap.voxels[box] == value)
+        distance = ((inside - inside.mean(0)) ** 2).sum(1)
+        k, j, i = inside[distance.argmin()] + [side.start for side in box]
+        r, a, s = (labelmap.geometry.ijk_to_ras @ [i, j, k, 1.0])[:3]
+        found[value] = (float(r), float(a), float(s))
+    return found
+
+
+def numbers(labels: Sequence[Label]) -> dict[int, int]:
+    """What each label value is in the page: 1, 2, 3 …, because NiiVue's tables have a row for each number."""
+    return {label.value: number for number, label in enumerate(labels, 1)}
+
+
+def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
+    """The viewer as HTML, for the body of the page."""
+    hiding = ", ".join(html.escape(label.name) for label in labels if not label.opacity_3d)
+    left_out = f" Not coloured, because it would hide the rest in 3D: {hiding}." if hiding else ""
+    return [  # the canvas has an element of its own, which NiiVue blackens
+        '<section id="viewer"><h2>Viewer</h2>',
+        '<p class="contains">This page contains the scan: whoever has the page has the scan, and in that of a '
+        "head a face can be recognised. Its grey values are reduced to 256 steps.</p>",
+        '<div class="stage"><canvas id="viewer-canvas" width="960" height="512"></canvas></div>',
+        '<output id="viewer-place">The viewer needs JavaScript.</output>',
+        '<div class="controls">',
+        _slider("Scan", 'data-layer="0"', 1),
+        _slider("Structures", 'data-layer="1"', 0.5),
+        "" if entropy is None else _slider("Uncertainty", 'data-layer="2"', 0),
+        _slider("Cut in 3D", 'id="viewer-cut"', 0),
+        "</div>",
+        "<p>Click a structure in the table to go there; drag in 3D to turn. With the scan at 0 the structures "
+        f"stand alone.{left_out}</p>",
+        "</section>",
+    ]
+
+
+def _slider(name: str, what: str, value: float) -> str:
+    step = f'min="0" max="1" step="0.02" value="{value}"'
+    return f'<label>{name} <input {what} type="range" {step}></label>'
+
+
+def scripts(case: Case, entropy: Volume | None) -> list[str]:
+    """What the viewer runs and shows, for the end of the page.
+
+    Args:
+        case: with its scan.
+        entropy: uncertainty in nats on the same grid, if it was measured.
+
+    Raises:
+        GeometryError: the uncertainty lies on another grid.
+    """
+    assert case.image is not None
+    layers = [_scan(case.image), _structures(case)]
+    if entropy is not None:
+        where = "Name the map of this segmentation."
+        check_same_grid(
+            entropy.geometry, case.labelmap.geometry, entropy.source, case.labelmap.source, where
+        )
+        layers.append(_doubt(entropy))
+    names = ["", *(label.name for label in case.labels)]
+    data = json.dumps({"names": names, "layers": layers}).replace("<", "\\u003c")
+    licence = html.escape((NIIVUE / LICENCE).read_text(encoding="utf-8"))
+    return [
+        f"<details><summary>NiiVue draws the viewer; its licence</summary><pre>{licence}</pre></details>",
+        f'<script type="application/json" id="viewer-data">{data}</script>',
+        f"<script>{_script(NIIVUE / SCRIPT)}</script>",
+        f"<script>{_script(HERE / 'viewer.js')}</script>",
+    ]
+
+
+def _script(path: Path) -> str:
+    """A script that can stand in a page: nothing in it ends the element."""
+    return (
+        path.read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    )
+
+
+def _scan(image: Volume) -> Mapping[str, Any]:
+    voxels = np.nan_to_num(image.voxels.astype(np.float32))
+    low, high = np.percentile(voxels, BRIGHTNESS)
+    layer = image.with_voxels(_steps(voxels - low, high - low))
+    return {"name": "scan", "colormap": "gray", "highest": STEPS, "opacity": 1, **_packed(layer)}
+
+
+def _structures(case: Case) -> Mapping[str, Any]:
+    kind = np.min_scalar_type(len(case.labels))
+    table = np.zeros(int(max(label.value for label in case.labels)) + 1, kind)
+    for value, number in numbers(case.labels).items():
+        table[value] = number
+    red, green, blue = zip((0, 0, 0), *(label.color for label in case.labels), strict=True)
+    colors = {
+        "R": red,
+        "G": green,
+        "B": blue,
+        "A": (0, *(255 if label.opacity_3d else 0 for label in case.labels)),
+        "I": list(range(len(case.labels) + 1)),
+        "labels": ("", *(label.name for label in case.labels)),
+    }
+    layer = case.labelmap.with_voxels(table[case.labelmap.voxels])
+    highest = len(case.labels)
+    named = {"name": "structures", "colormap": "gray", "highest": highest, "opacity": 0.5}
+    return {**named, "colors": colors, **_packed(layer)}
+
+
+def _doubt(entropy: Volume) -> Mapping[str, Any]:
+    voxels = np.nan_to_num(entropy.voxels.astype(np.float32))
+    layer = entropy.with_voxels(_steps(voxels, float(voxels.max())))
+    return {
+        "name": "uncertainty",
+        "colormap": "hot",
+        "highest": STEPS,
+        "opacity": 0,
+        **_packed(layer),
+    }
+
+
+def _steps(voxels: NDArray[np.float32], highest: float) -> NDArray[np.uint8]:
+    """Values from 0 to `highest` in 256 steps."""
+    scaled = voxels * np.float32(STEPS / highest if highest > 0 else 0)
+    return np.rint(scaled.clip(0, STEPS)).astype(np.uint8)
+
+
+def _packed(volume: Volume) -> Mapping[str, str]:
+    """As a compressed NIfTI in letters."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "volume.nii.gz"
+        write_volume(path, volume)
+        return {"base64": base64.b64encode(path.read_bytes()).decode()}
