@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 import images
-from medsegai.errors import InputError
+from medsegai.errors import InputError, MedSegAIError
 from medsegai.io import (
     read_candidates,
     read_labelmap,
@@ -236,6 +236,27 @@ def test_sound_files_are_read_however_their_voxels_are_stored(tmp_path: Path, na
     np.testing.assert_allclose(found.geometry.ijk_to_ras, TO_RAS, atol=1e-9)
 
 
+def test_an_axis_of_one_value_a_voxel_does_not_make_a_vector(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "a.nrrd", RAW, "encoding: raw\n")
+    content = path.read_bytes()
+    for old, new in (
+        (b"dimension: 3", b"dimension: 4"),
+        (b"sizes: ", b"sizes: 1 "),
+        (b"space directions: ", b"space directions: none "),
+        (b"encoding: ", b"kinds: list domain domain domain\nencoding: "),
+    ):
+        content = content.replace(old, new, 1)
+    path.write_bytes(content)
+    assert np.array_equal(read_volume(path).voxels, NOISE)
+
+
+def test_what_itk_says_of_a_header_is_quoted(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "a.nrrd", RAW, "encoding: raw\n")
+    path.write_bytes(path.read_bytes().replace(b"NRRD000", b"NRRD999", 1))
+    with pytest.raises(InputError, match=r"a NRRD image: couldn't parse \"NRRD999"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
 @pytest.mark.parametrize("how", ["LIST", "pattern"])
 def test_a_file_for_each_slice(tmp_path: Path, ending: str, how: str) -> None:
@@ -344,18 +365,49 @@ def test_a_quaternion_too_long_by_rounding_is_read(
     assert found.notes == ()
 
 
-def test_a_quaternion_that_cannot_be_meant_counts_only_where_nothing_else_does(
-    tmp_path: Path,
+@pytest.mark.parametrize("spoiled", ["quaternion", "matrix"])
+@pytest.mark.parametrize("value", [7.0, np.nan, np.inf])
+def test_a_placement_that_cannot_be_meant_counts_only_where_nothing_else_does(
+    tmp_path: Path, spoiled: str, value: float
 ) -> None:
     image = nibabel.Nifti1Image(NOISE.T, None)
+    image.header.set_qform(GRID.ijk_to_ras, 1)
     image.header.set_sform(GRID.ijk_to_ras, 1)
-    image.header["qform_code"], image.header["quatern_b"] = 1, 7.0
+    if spoiled == "quaternion":
+        image.header["quatern_b"] = value
+    else:
+        for row in "xyz":
+            image.header[f"srow_{row}"] = 0 if value == 7 else value
     image.to_filename(tmp_path / "a.nii")
-    assert read_volume(tmp_path / "a.nii").geometry.matches(GRID)
-    image.header["sform_code"] = 0
+    found = read_volume(tmp_path / "a.nii")
+    assert found.geometry.matches(GRID)
+    assert found.notes == ()
+    image.header["sform_code" if spoiled == "quaternion" else "qform_code"] = 0
     image.to_filename(tmp_path / "b.nii")
-    with pytest.raises(InputError, match=r"b\.nii"):
+    with pytest.raises(MedSegAIError, match=r"b\.nii"):
         read_volume(tmp_path / "b.nii")
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_header_that_does_not_say_where_the_voxels_begin(tmp_path: Path, kind: type) -> None:
+    """nibabel would take the bytes of the header for voxels."""
+    kind(NOISE.T, GRID.ijk_to_ras).to_filename(tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    place = slice(108, 112) if kind is nibabel.Nifti1Image else slice(168, 176)
+    data[place] = bytes(place.stop - place.start)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.nii: its header does not say where its voxels begin"):
+        read_volume(tmp_path / "a.nii")
+
+
+def test_axes_after_the_third_may_have_no_size(tmp_path: Path) -> None:
+    """Some programs write a fourth axis of 0 elements; ITK takes it for one of one."""
+    nibabel.Nifti1Image(NOISE.T, GRID.ijk_to_ras).to_filename(tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[40:42] = (4).to_bytes(2, "little")
+    data[48:50] = bytes(2)
+    (tmp_path / "a.nii").write_bytes(data)
+    assert np.array_equal(read_volume(tmp_path / "a.nii").voxels, NOISE)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.uid import RLELossless
 
 import dicom_files
 from medsegai.labels import Label
@@ -99,11 +100,16 @@ def segmentation(content: bytes, folder: Path) -> object:
 
 
 def slices() -> list[bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        dicom_files.write_series(Path(folder) / "series", scan())
-        dicom_files.write_multiframe(Path(folder) / "x.dcm", scan(), range(5))
-        first = sorted((Path(folder) / "series").iterdir())[0]
-        return [first.read_bytes(), (Path(folder) / "x.dcm").read_bytes()]
+    """One of a series, one of a series packed as run lengths, and an image of several frames."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dicom_files.write_series(folder / "series", scan())
+        dicom_files.write_series(
+            folder / "packed", scan(), lambda head, k: head.compress(RLELossless)
+        )
+        dicom_files.write_multiframe(folder / "x.dcm", scan(), range(5))
+        first = (sorted((folder / series).iterdir())[0] for series in ("series", "packed"))
+        return [path.read_bytes() for path in (*first, folder / "x.dcm")]
 
 
 def dicom(content: bytes, folder: Path) -> object:

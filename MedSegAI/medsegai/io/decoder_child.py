@@ -18,18 +18,21 @@ import numpy as np
 import SimpleITK as sitk
 
 KINDS = {
-    sitk.sitkUInt8: "u1",
-    sitk.sitkInt8: "i1",
-    sitk.sitkUInt16: "u2",
-    sitk.sitkInt16: "i2",
-    sitk.sitkUInt32: "u4",
-    sitk.sitkInt32: "i4",
-    sitk.sitkUInt64: "u8",
-    sitk.sitkInt64: "i8",
-    sitk.sitkFloat32: "f4",
-    sitk.sitkFloat64: "f8",
+    getattr(sitk, f"sitk{form}{name}"): kind
+    for form in ("", "Vector")
+    for name, kind in {
+        **{
+            "UInt8": "u1",
+            "Int8": "i1",
+            "UInt16": "u2",
+            "Int16": "i2",
+            "UInt32": "u4",
+            "Int32": "i4",
+        },
+        **{"UInt64": "u8", "Int64": "i8", "Float32": "f4", "Float64": "f8"},
+    }.items()
 }
-"""NumPy's names of scalar types; vectors and complex numbers have none."""
+"""NumPy's names of the types of components; complex numbers have none."""
 
 
 def header(path: str, reader_name: str) -> dict[str, Any]:

@@ -30,7 +30,10 @@ HEADER_BYTES = 4096
 COPIES = 4
 """How often voxels must fit into the memory that is free before they are read: they are turned and used, too."""
 
-_ITK_PREFIX = re.compile(r"^ITK ERROR: (\w+\(0x[0-9a-f]+\): )?")
+_ITK_PREFIX = re.compile(
+    r"^(ITK ERROR: |itk::ERROR: )?(\w+\(0x[0-9a-f]+\): )?(\[nrrd\] )?(_?nrrd\w+: )?"
+)
+"""What stands before the reason in the last line of ITK's errors."""
 
 PARSER_ERRORS = (
     ArithmeticError,
@@ -182,7 +185,9 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
         kind: what the file was taken for, with its article, such as "a NIfTI image".
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = (lines or [type(error).__name__])[-1 if "ITK ERROR" in str(error) else 0]
+    line = (lines or [type(error).__name__])[
+        -1 if re.search("(?i)itk.{1,2}error", str(error)) else 0
+    ]
     cause = _ITK_PREFIX.sub("", line)[:200].rstrip(".")
     return InputError(
         f"{path} cannot be read as {kind}: {cause}. It is not such an image, or it is damaged. Copy or "

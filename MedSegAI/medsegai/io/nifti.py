@@ -75,7 +75,7 @@ def read_with_nibabel(path: Path) -> Volume:
     _check_pair(path)
     try:
         header = _header(path)
-        shape = check_3d(path, header.get_data_shape())[::-1]
+        shape = check_3d(path, _sizes(header))[::-1]
         where = _checked(path, header, math.prod(shape))
         geometry, notes = _geometry(path, header, shape)
         raw = np.empty(shape, header.get_data_dtype())
@@ -113,9 +113,9 @@ class Volumes:
             self._header = _header(path)
             if not isinstance(self._header, nibabel.Nifti1Header):
                 raise unreadable(path, "it is of another kind", "a NIfTI image")
-            sizes = self._header.get_data_shape()
-            *sizes, self.count = (*sizes, 1)[:4]
-            shape = check_3d(path, (*sizes, *self._header.get_data_shape()[4:]))
+            sizes = _sizes(self._header)
+            self.count = (*sizes, 1)[3]
+            shape = check_3d(path, (*sizes[:3], *sizes[4:]))
             self._where = _checked(path, self._header, math.prod(shape), self.count)
             self.geometry, _ = _geometry(path, self._header, shape[::-1])
             found = (item for item in self._header.extensions if item.get_code() == 6)
@@ -152,6 +152,12 @@ def _header(path: Path) -> Any:
     raise ImageFileError("it does not begin as such an image does")
 
 
+def _sizes(header: Any) -> tuple[int, ...]:
+    """Sizes of the image (i, j, k...); an axis after the third that has none is one of one element, as in ITK."""
+    sizes = tuple(int(size) for size in header.get_data_shape())
+    return (*sizes[:3], *(size or 1 for size in sizes[3:]))
+
+
 def _partner(path: Path, ending: str) -> Path:
     """The file of a pair that has this ending, lower case; endings of files may be upper case."""
     if path.suffix.lower() == ending:
@@ -186,7 +192,12 @@ def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
     file = _partner(path, ".img") if pair else path
     with file.open("rb") as stream:
         packing = "gzip" if stream.read(2) == GZIP_MAGIC else "raw"
-    where = Stored((file,), packing, within=int(header.get_data_offset()))
+    within = int(header.get_data_offset())
+    if not pair and isinstance(header, nibabel.Nifti1Header) and within < header.sizeof_hdr:
+        raise InputError(
+            f"{path}: its header does not say where its voxels begin (vox_offset is {within}). Export it again."
+        )
+    where = Stored((file,), packing, within=within)
     check_stored_size(path, volumes * voxels * voxel_type.itemsize, where, volumes)
     return where
 
@@ -240,6 +251,8 @@ def _nifti_matrix(
     """
     sform, sform_code = header.get_sform(coded=True)
     qform, qform_code = _qform(header, bool(sform_code))
+    if qform_code and not _can_be_meant(sform):
+        sform_code = 0
     if not sform_code and not qform_code:
         return _slicer_default(header), (ORIENTATION_UNKNOWN.format(path=path),)
     if not (sform_code and qform_code):
@@ -260,7 +273,7 @@ def _qform(header: Any, has_other: bool) -> tuple[Any, int]:
     """The matrix of the quaternion and its code; (None, 0) where there is none.
 
     A quaternion that is longer than one by rounding is read as if it were not. One that cannot be meant does not
-    count where there is another matrix.
+    count where there is another matrix; the same holds for the other one.
 
     Raises:
         HeaderDataError, ValueError: it cannot be meant, and there is no other matrix.
@@ -272,7 +285,12 @@ def _qform(header: Any, has_other: bool) -> tuple[Any, int]:
         if has_other:
             return None, 0
         raise
-    return matrix, code
+    return (None, 0) if has_other and not _can_be_meant(matrix) else (matrix, code)
+
+
+def _can_be_meant(matrix: Any) -> bool:
+    """Whether there is a matrix that is finite and has three axes; some programs write zeros."""
+    return matrix is not None and bool(np.isfinite(matrix).all() and np.linalg.det(matrix[:3, :3]))
 
 
 def _agree(
