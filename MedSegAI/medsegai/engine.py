@@ -257,7 +257,7 @@ def _streamed(
     (member,) = part.members
     labels = [renamed[feeds[0]] if feeds else 0 for feeds in member.classes]
     slabs = (block.values for block in member.predict(compute, work.next_member()))
-    return StreamedProbabilities(labels, part.geometry, slabs, part.scale, part.linear)
+    return StreamedProbabilities(labels, part.geometry, slabs, part.scale, part.linear, part.reach)
 
 
 def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> Accumulator:
@@ -271,6 +271,7 @@ def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> A
         part.scale,
         part.linear,
         compute.notes,
+        part.reach,
     )
     for member in part.members:
         classes = [[renamed[value] for value in feeds] for feeds in member.classes]

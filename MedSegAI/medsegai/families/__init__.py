@@ -17,6 +17,7 @@ from typing import Protocol
 from medsegai.errors import ModelError
 from medsegai.inference.activation import Scale
 from medsegai.inference.fusion import side_aware_first
+from medsegai.inference.grid_sampling import Reach
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import ModelCard
 from medsegai.networks.backends import Compute
@@ -75,6 +76,8 @@ class Part:
         plane_axis: the axis (k, j, i) of the input along which native planes lie one after another, for members
             whose blocks are whole planes in order; such a part may be read while it predicts. None for others.
         warnings: what the user should know of the input, in words.
+        reach: where on the native grid answers hold; what lies outside is background. None for half a voxel beyond
+            the outermost centres.
     """
 
     geometry: Geometry
@@ -85,6 +88,7 @@ class Part:
     weight: float | None = None
     plane_axis: int | None = None
     warnings: tuple[str, ...] = ()
+    reach: Reach | None = None
 
 
 class Model(Protocol):
@@ -170,6 +174,7 @@ def _join(parts: list[Part], part: Part) -> None:
         if (
             other.geometry.matches(part.geometry)
             and (other.scale, other.linear) == (part.scale, part.linear)
+            and other.reach is part.reach is None
             and other.weight is part.weight is other.plane_axis is part.plane_axis is None
         ):
             parts[index] = replace(

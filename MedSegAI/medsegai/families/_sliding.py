@@ -1,6 +1,7 @@
 """The sliding window: tiles of a network joined into logits, handed on plane by plane.
 
-Tiles stand where nnunetv2's stand and count with its Gaussian; sums are float32, where nnunetv2's are float16.
+Tiles stand where `window` puts them, which is where nnunetv2's stand, and count with its Gaussian; a family may
+place and weigh its own. Sums are float32, where nnunetv2's are float16.
 Only the planes under the current row of tiles are kept: what no later row will touch is final, and leaves.
 """
 
@@ -39,6 +40,8 @@ class Window:
         rows: first planes of the rows of tiles, ascending.
         corners: first (j, i) of the tiles in each row.
         reversed: rows and planes go from the last to the first.
+        importance: how much each voxel of a tile counts, float32 of the shape of a patch; None for nnU-Net's
+            Gaussian.
     """
 
     image: Tensor
@@ -47,6 +50,7 @@ class Window:
     rows: list[int]
     corners: list[tuple[int, int]]
     reversed: bool = False
+    importance: Tensor | None = None
 
     @property
     def depth(self) -> int:
@@ -143,7 +147,8 @@ class _Sums:
         self._at = at
         self._planes = list(total.unbind())
         self._weights = list(torch.zeros((at.depth, *size), device=total.device).unbind())
-        importance = torch.tensor(gaussian(at.patch), device=total.device)
+        weights = torch.tensor(gaussian(at.patch)) if at.importance is None else at.importance
+        importance = weights.to(total.device)
         self._importance = importance.expand(at.depth, *at.patch[-2:])
 
     def add(self, logits: Tensor, corner: tuple[int, int], first_class: int, weight: float) -> None:

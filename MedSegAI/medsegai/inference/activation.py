@@ -19,7 +19,7 @@ class Scale:
 
     PROBABILITIES sum to one. LOGITS become probabilities by softmax. REGIONS are logits of regions that may
     overlap, each with a sigmoid of its own; a voxel gets the last region of those it lies in, and channel 0
-    stands for none of them (nnU-Net's `regions_class_order`).
+    stands for none of them (nnU-Net's `regions_class_order`). REGION_PROBABILITIES are those sigmoids themselves.
 
     Above 1 the temperature makes probabilities less sure, below 1 surer (C. Guo et al., On Calibration of Modern
     Neural Networks, 2017). Which class is the most probable, and so every label, does not depend on it.
@@ -31,15 +31,16 @@ class Scale:
     PROBABILITIES: ClassVar[Scale]
     LOGITS: ClassVar[Scale]
     REGIONS: ClassVar[Scale]
+    REGION_PROBABILITIES: ClassVar[Scale]
 
     @property
     def regions(self) -> bool:
         """Whether classes may overlap."""
-        return self.kind == "regions"
+        return self.kind in ("regions", "region probabilities")
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether native values are probabilities themselves."""
+        """Whether native values are probabilities of classes, one of which holds."""
         return self.kind == "probabilities"
 
     def at(self, temperature: float) -> Scale:
@@ -48,7 +49,7 @@ class Scale:
 
     def probabilities(self, values: Tensor, axis: int) -> Tensor:
         """Probabilities of the classes along `axis`."""
-        if self.sums_to_one:
+        if self.sums_to_one or self.kind == "region probabilities":
             return self.tempered(values, axis)
         if self.temperature != 1.0:
             values = values / self.temperature
@@ -66,7 +67,7 @@ class Scale:
     def decide(self, values: Tensor, axis: int) -> Tensor:
         """Class index of native values: the most probable class, or the last region with more than one half."""
         if self.regions:
-            return _last_region(values, axis, 0.0)
+            return _last_region(values, axis, 0.0 if self.kind == "regions" else 0.5)
         return _most_probable(values, axis)
 
     def decide_probabilities(self, values: Tensor, axis: int) -> Tensor:
@@ -120,6 +121,7 @@ class Scale:
 Scale.PROBABILITIES = Scale("probabilities")
 Scale.LOGITS = Scale("logits")
 Scale.REGIONS = Scale("regions")
+Scale.REGION_PROBABILITIES = Scale("region probabilities")
 
 
 def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from medsegai.errors import RequestError
 from medsegai.inference.activation import Scale
+from medsegai.inference.grid_sampling import Reach
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
     Block,
@@ -72,6 +73,7 @@ class Accumulator:
         keep_members: remember each member's own labels and the entropies, for `member_values` and `information`.
         scale: what members answer.
         linear: along which native axes the result is interpolated, as in `Probabilities`.
+        reach: where on the native grid it holds, as in `Probabilities`.
         notes: what had to be changed on the way, in words.
     """
 
@@ -83,6 +85,7 @@ class Accumulator:
     scale: Scale = Scale.PROBABILITIES
     linear: tuple[bool, bool, bool] = (True, True, True)
     notes: list[str] = field(default_factory=list)
+    reach: Reach | None = None
 
     def __post_init__(self) -> None:
         self.total_weight = 0.0
@@ -136,7 +139,7 @@ class Accumulator:
             scale = Scale.PROBABILITIES.at(scale.temperature)
             for plane in self._sum.unbind(1):
                 plane.copy_(self._normalised(plane.float()))
-        return Probabilities(self.labels, self.geometry, self._sum, scale, self.linear)
+        return Probabilities(self.labels, self.geometry, self._sum, scale, self.linear, self.reach)
 
     def information(self, fused: Probabilities) -> NativeMap:
         """How much the members' answers differ, beyond the doubt that each of them has: their mutual information.

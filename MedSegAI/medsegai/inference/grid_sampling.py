@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,75 @@ VALUES_AT_ONCE = 1 << 20
 """Values, points times classes, that are interpolated together: bounds the extra memory to a few megabytes."""
 
 
+Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+"""Lowest and highest position along each native axis (k, j, i), in voxels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """Which native voxel stands for the positions `first`, `first + step`, ... along an axis: its index, int64.
+
+    For programs that round positions between two voxels in a way of their own.
+    """
+
+    first: float
+    step: float
+    voxels: Tensor
+
+    def at(self, position: Tensor) -> Tensor:
+        """The voxels at positions, in their type."""
+        number = ((position - self.first) / self.step).round().long()
+        return self.voxels[number.clamp(0, len(self.voxels) - 1)].to(position)
+
+    def moved(self, by: float) -> Nearest:
+        return Nearest(self.first + by, self.step, self.voxels + round(by))
+
+    def flipped(self, last: int) -> Nearest:
+        """On a grid that is counted from its other end."""
+        return Nearest(last - self.first, -self.step, last - self.voxels)
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """Where on a native grid its values hold, and how they are read between voxels that are not interpolated.
+
+    Attributes:
+        bounds: outside of which all is background.
+        nearest: for each native axis (k, j, i); without them the higher of two that are equally near is taken.
+    """
+
+    bounds: Bounds
+    nearest: tuple[Nearest, ...] = ()
+
+    def cropped(self, start: Sequence[float]) -> Reach:
+        """On a grid that begins at voxel `start` (k, j, i) of this one."""
+        k, j, i = (
+            (low - first, high - first)
+            for (low, high), first in zip(self.bounds, start, strict=True)
+        )
+        moved = zip(self.nearest, start, strict=False)
+        return Reach((k, j, i), tuple(nearest.moved(-first) for nearest, first in moved))
+
+    def flipped(self, axis: int, last: int) -> Reach:
+        """On a grid that counts its voxels 0 to `last` along an axis from the other end."""
+        bounds, nearest = list(self.bounds), list(self.nearest)
+        low, high = bounds[axis]
+        bounds[axis] = (last - high, last - low)
+        if nearest:
+            nearest[axis] = nearest[axis].flipped(last)
+        return Reach((bounds[0], bounds[1], bounds[2]), tuple(nearest))
+
+    def permuted(self, order: Sequence[int]) -> Reach:
+        """On a grid with its axes in another order."""
+        k, j, i = (self.bounds[axis] for axis in order)
+        return Reach((k, j, i), tuple(self.nearest[axis] for axis in order if self.nearest))
+
+
 class GridPoints:
     """Where the voxels of some planes of `target` lie on the native grid.
 
-    A point counts as inside up to half a voxel beyond the outermost centres; there the edge value holds.
+    A point counts as inside up to half a voxel beyond the outermost centres, or within the `reach` where that is
+    given; beyond the outermost centres the edge value holds.
     Coordinates stay as small as broadcasting allows: on grids whose axes are parallel, each depends on one
     axis of the target only.
 
@@ -39,6 +105,7 @@ class GridPoints:
         planes: tuple[int, int],
         device: torch.device,
         linear: Sequence[bool] = (True, True, True),
+        reach: Reach | None = None,
     ) -> None:
         matrix = native.ras_to_ijk @ target.ijk_to_ras
         self.shape = (planes[1] - planes[0], *target.shape[1:])
@@ -49,9 +116,12 @@ class GridPoints:
         self._part: list[Tensor] = []
         for axis, size in enumerate(native.shape):
             position = _position(matrix[2 - axis], self.shape, planes[0]).to(device)
-            self.inside &= (position > -0.5) & (position < size - 0.5)
+            low, high = (-0.5, size - 0.5) if reach is None else reach.bounds[axis]
+            self.inside &= (position > low) & (position < high)
             position = position.clamp(0, size - 1)
-            if not linear[axis]:  # of two that are equally near the higher
+            if not linear[axis] and reach is not None and reach.nearest:
+                position = reach.nearest[axis].at(position).clamp(0, size - 1)
+            elif not linear[axis]:  # of two that are equally near the higher
                 position = (position + 0.5 + 1e-6).floor()
             base = position.floor()
             self._base.append(base.long())

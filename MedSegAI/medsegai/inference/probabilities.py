@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medsegai.inference.activation import Scale
-from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, planes_needed
+from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, planes_needed
 from medsegai.volume import Geometry
 
 CERTAIN = 1e-3
@@ -141,9 +141,10 @@ class _Planes:
         planes: Sequence[_Plane],
         scale: Scale,
         linear: Sequence[bool],
+        reach: Reach | None,
     ) -> None:
         self.labels, self.geometry = tuple(labels), geometry
-        self.scale, self.linear = scale, tuple(linear)
+        self.scale, self.linear, self.reach = scale, tuple(linear), reach
         self._planes = list(planes)
         self._last: tuple[Geometry, int, int, GridPoints] | None = None
         self._agreed: dict[tuple[bool, ...], Tensor] = {}
@@ -260,7 +261,7 @@ class _Planes:
         """Where these planes lie; the last ones are remembered, for one slab is read in several ways."""
         if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
             device = self._planes[0].values.device
-            points = GridPoints(self.geometry, target, (k0, k1), device, self.linear)
+            points = GridPoints(self.geometry, target, (k0, k1), device, self.linear, self.reach)
             self._last = (target, k0, k1, points)
         return self._last[3]
 
@@ -287,6 +288,7 @@ class Probabilities(_Planes):
         scale: what the values are.
         linear: for each native axis (k, j, i) whether values are interpolated along it or taken from the
             nearest voxel, as nnU-Net does along the thick axis of anisotropic scans.
+        reach: where the values hold, as in `GridPoints`.
     """
 
     def __init__(
@@ -296,13 +298,14 @@ class Probabilities(_Planes):
         values: Tensor,
         scale: Scale = Scale.PROBABILITIES,
         linear: Sequence[bool] = (True, True, True),
+        reach: Reach | None = None,
     ) -> None:
         if tuple(values.shape) != (len(labels), *geometry.shape) or labels[0] != 0:
             raise ValueError(
                 f"{tuple(values.shape)} values do not fit {len(labels)} classes on {geometry.shape}"
             )
         planes = [_Plane(plane, scale) for plane in values.unbind(1)]
-        super().__init__(labels, geometry, planes, scale, linear)
+        super().__init__(labels, geometry, planes, scale, linear, reach)
         self.values = values
 
     @property
@@ -323,7 +326,7 @@ class StreamedProbabilities:
     do; so neither the values of the whole grid nor their sum ever stand in memory.
 
     Args:
-        labels, geometry, scale, linear: as in `Probabilities`.
+        labels, geometry, scale, linear, reach: as in `Probabilities`.
         slabs: native values (class, planes, j, i), one slab after another without gaps. They are kept as they
             are until they are read.
     """
@@ -335,9 +338,10 @@ class StreamedProbabilities:
         slabs: Iterator[Tensor],
         scale: Scale,
         linear: Sequence[bool] = (True, True, True),
+        reach: Reach | None = None,
     ) -> None:
         self.labels, self.geometry = tuple(labels), geometry
-        self.scale, self.linear = scale, tuple(linear)
+        self.scale, self.linear, self.reach = scale, tuple(linear), reach
         self._slabs = slabs
         self._first = 0
         self._planes: list[_Plane] = []
@@ -401,7 +405,8 @@ class StreamedProbabilities:
         grid = self.geometry.cropped(
             (self._first, 0, 0), (len(self._planes), *self.geometry.shape[1:])
         )
-        self._window = _Planes(self.labels, grid, self._planes, self.scale, self.linear)
+        reach = None if self.reach is None else self.reach.cropped((self._first, 0, 0))
+        self._window = _Planes(self.labels, grid, self._planes, self.scale, self.linear, reach)
 
     def _drop(self, first: int) -> None:
         gone = min(max(first - self._first, 0), len(self._planes))
