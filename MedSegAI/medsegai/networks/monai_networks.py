@@ -1,0 +1,314 @@
+"""Networks of MONAI, built by MONAI itself from a list of known classes, and filled with weights.
+
+MONAI is an optional part of an installation, and is imported only when one of its networks is. What a stranger may
+say about a network is its class, which must be on the list, and arguments that are numbers, texts and lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medsegai.errors import ModelError
+from medsegai.models.json_fields import shown
+
+INSTALL = "Install it with `pip install medsegai[monai]`"
+
+LARGEST, MOST_ITEMS, DEEPEST, LONGEST = 8192, 64, 4, 100
+"""Of arguments: the largest number, items of a list, lists within each other, and letters of a text."""
+
+MOST_BLOCKS = 4096
+"""What the numbers of a list of layers or blocks may add up to, such as those of all levels of a SegResNet."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of networks.
+
+    Attributes:
+        classes: name of the argument for the channels of its answer.
+        dropped: arguments that older versions of MONAI had, or that only training needs.
+        forbidden: arguments that would load files, or hold more than plain values.
+    """
+
+    classes: str = "out_channels"
+    dropped: frozenset[str] = frozenset()
+    forbidden: frozenset[str] = frozenset()
+
+
+KINDS: dict[str, Kind] = {
+    "AttentionUnet": Kind(),
+    "BasicUNet": Kind(),
+    "BasicUNetPlusPlus": Kind(dropped=frozenset({"deep_supervision"})),
+    "DiNTS": Kind(classes="num_classes"),
+    "DynUNet": Kind(),
+    "FlexibleUNet": Kind(dropped=frozenset({"pretrained"})),
+    "HighResNet": Kind(),
+    "SegResNet": Kind(),
+    "SegResNetDS": Kind(forbidden=frozenset({"preprocess"})),
+    "SegResNetDS2": Kind(forbidden=frozenset({"preprocess"})),
+    "SwinUNETR": Kind(
+        dropped=frozenset({"img_size", "use_checkpoint"}), forbidden=frozenset({"norm_layer"})
+    ),
+    "UNETR": Kind(dropped=frozenset({"pos_embed"})),
+    "UNet": Kind(),
+    "VNet": Kind(),
+}
+"""The networks that can be run, by their names in `monai.networks.nets`."""
+
+OTHER_SPELLINGS = {
+    "Unet": "UNet",
+    "Basicunet": "BasicUNet",
+    "BasicUnet": "BasicUNet",
+    "basicunet": "BasicUNet",
+    "BasicunetPlusPlus": "BasicUNetPlusPlus",
+    "BasicUnetPlusPlus": "BasicUNetPlusPlus",
+    "DynUnet": "DynUNet",
+    "Dynunet": "DynUNet",
+    "FlexUNet": "FlexibleUNet",
+    "FlexibleUnet": "FlexibleUNet",
+    "AttentionUNet": "AttentionUnet",
+}
+"""MONAI's own aliases."""
+
+TOPOLOGY = "dints_space"
+"""The argument of a DiNTS that describes its topology, an object with arguments of `TopologyInstance`."""
+
+
+def network_name(target: str) -> str | None:
+    """The name in `KINDS` of what a configuration calls `UNet` or `monai.networks.nets.UNet`; None for others."""
+    place, _, name = target.rpartition(".")
+    if place and not place.startswith("monai.networks.nets"):
+        return None
+    name = OTHER_SPELLINGS.get(name, name)
+    return name if name in KINDS else None
+
+
+class FirstAnswer(nn.Module):
+    """A network of MONAI that answers with one tensor, also where its class returns a list of them."""
+
+    def __init__(self, network: nn.Module, description: str) -> None:
+        """`description` tells apart networks of the same layers that use them in other ways."""
+        super().__init__()
+        self.network = network
+        self._description = description
+
+    def extra_repr(self) -> str:
+        return self._description
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer = self.network(images)
+        return answer[0] if isinstance(answer, list | tuple) else answer
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network as a card describes it, checked.
+
+    Attributes:
+        name: of its class.
+        arguments: of the class, all of those that matter named.
+        in_channels: of the image.
+        classes: channels of its answer.
+        dimensions: 3, or 2 for networks of single planes.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    in_channels: int
+    classes: int
+    dimensions: int
+
+    @classmethod
+    def of(cls, name: Any, arguments: Any) -> Description:
+        """Check what a stranger says about a network.
+
+        Raises:
+            ModelError: the class is not on the list, MONAI is not installed, or an argument is unknown, missing or
+                not a plain value of usual size.
+        """
+        if not isinstance(name, str) or name not in KINDS:
+            raise ModelError(
+                f"There is no network {shown(name)} that can be run. Known are {', '.join(KINDS)}."
+            )
+        if not isinstance(arguments, Mapping):
+            raise ModelError(f"The arguments of {name} must be an object, not {shown(arguments)}.")
+        kind = KINDS[name]
+        kept = {key: value for key, value in arguments.items() if key not in kind.dropped}
+        _check_plain(kept, name)
+        values = _bound(name, kept, kind)
+        dimensions = values.get("spatial_dims", 3)
+        in_channels, classes = values.get("in_channels"), values.get(kind.classes)
+        for what, value in (("input channels", in_channels), ("classes", classes)):
+            if type(value) is not int or value < 1:
+                raise ModelError(
+                    f"The number of {what} of {name} must be 1 or more, not {shown(value)}."
+                )
+        if dimensions not in (2, 3):
+            raise ModelError(f"{name} must have 2 or 3 dimensions, not {shown(dimensions)}.")
+        assert isinstance(in_channels, int)
+        assert isinstance(classes, int)
+        return cls(name, kept, in_channels, classes, int(dimensions))
+
+    def with_weights(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The network with these weights, in float32, ready to answer.
+
+        Raises:
+            ModelError: the arguments contradict each other, or the weights are of another network.
+        """
+        network = self._built()
+        wanted = network.state_dict()
+        given = {name.removeprefix("module."): values for name, values in state.items()}
+        for names in _shared_names(network):  # of weights that have several, one is enough
+            known = next((given[name] for name in names if name in given), None)
+            given |= {name: known for name in names if known is not None and name not in given}
+        for name in given.keys() - wanted.keys():
+            raise ModelError(
+                f"The weights hold {shown(name)}, which this {self.name} does not have."
+            )
+        for name, values in wanted.items():
+            if name not in given:
+                raise ModelError(f"The weights do not hold {shown(name)} of this {self.name}.")
+            if given[name].shape != values.shape:
+                raise ModelError(
+                    f"The weights {shown(name)} have the shape {tuple(given[name].shape)}, and in this "
+                    f"{self.name} it is {tuple(values.shape)}."
+                )
+        floats = {
+            name: (values.float() if values.is_floating_point() else values).contiguous()
+            for name, values in given.items()
+        }
+        network.load_state_dict(floats, assign=True)
+        for values in network.parameters():
+            values.requires_grad_(False)
+        return FirstAnswer(network, repr(self)).eval()
+
+    def _built(self) -> nn.Module:
+        """The network without weights: on torch's device "meta", where it takes no memory whatever it is to be.
+
+        What a network computes while it is made, and does not keep among its weights, needs real memory; it is
+        made again there.
+        """
+        made = {**self.arguments}
+        try:
+            if self.name == "DiNTS":
+                return _dints(made)
+            with torch.device("meta"):
+                network = _make(self.name, made)
+            kept = network.state_dict()
+            beside = [name for name, _ in network.named_buffers() if name not in kept]
+            return _make(self.name, made) if beside or self.name in _MADE_FOR_REAL else network
+        except ModelError:
+            raise
+        except (
+            *(TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError),
+            *(NotImplementedError, AssertionError, ImportError),
+        ) as error:
+            raise ModelError(
+                f"The arguments of this {self.name} do not make a network: {shown(error)}."
+            ) from None
+
+
+def own_state(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of what `Description.with_weights` made, each once, under the names that MONAI has for them."""
+    inside = network.network if isinstance(network, FirstAnswer) else network
+    repeated = {name for names in _shared_names(inside) for name in names[1:]}
+    return {name: values for name, values in inside.state_dict().items() if name not in repeated}
+
+
+def _shared_names(network: nn.Module) -> list[list[str]]:
+    """Names of weights that are one tensor, such as those of the nested blocks of a DynUNet."""
+    by_tensor: dict[int, list[str]] = {}
+    for name, values in network.state_dict(keep_vars=True).items():
+        by_tensor.setdefault(id(values), []).append(name)
+    return [names for names in by_tensor.values() if len(names) > 1]
+
+
+_MADE_FOR_REAL = frozenset({"SwinUNETR", "UNETR"})
+"""Networks whose constructors look at the numbers of their own tensors."""
+
+
+def _networks() -> Any:
+    """`monai.networks.nets`. Raises ModelError: MONAI is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import monai.networks.nets
+    except ImportError as error:
+        raise ModelError(
+            f"This model needs MONAI, which cannot be imported ({error}). {INSTALL}."
+        ) from None
+    return monai.networks.nets
+
+
+def _make(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        network: nn.Module = getattr(_networks(), name)(**arguments)
+    return network
+
+
+def _dints(arguments: dict[str, Any]) -> nn.Module:
+    """A DiNTS of a topology that was found before; its codes are arrays of whole numbers."""
+    space = dict(arguments.pop(TOPOLOGY))
+    paths, operations = space.pop("arch_code")
+    codes = [np.array(paths, dtype=np.int64), np.array(operations, dtype=np.int64)]
+    topology = _make("TopologyInstance", {**space, "arch_code": codes, "device": "cpu"})
+    nodes = arguments.pop("node_a", None)
+    given = {} if nodes is None else {"node_a": torch.tensor(np.array(nodes, dtype=np.int64))}
+    return _make("DiNTS", {**arguments, **given, TOPOLOGY: topology})
+
+
+def _bound(name: str, arguments: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """All arguments of a class, with its defaults. Raises ModelError: one is unknown, missing or forbidden."""
+    signature = inspect.signature(getattr(_networks(), name).__init__)
+    known = set(signature.parameters) - {"self"} - kind.forbidden
+    unknown = set(arguments) - known
+    if unknown:
+        raise ModelError(
+            f"In the MONAI that is installed, {name} does not have the argument "
+            f"{', '.join(sorted(map(shown, unknown)))}."
+        )
+    try:
+        bound = signature.bind(None, **arguments)
+    except TypeError as error:
+        raise ModelError(f"The arguments of {name} are incomplete: {error}.") from None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _check_plain(arguments: Mapping[str, Any], name: str) -> None:
+    """Refuse arguments that are not plain values, or would make a network without end."""
+    for key, value in arguments.items():
+        total = _checked(value, f"{key} of {name}", DEEPEST if key != TOPOLOGY else DEEPEST + 2)
+        if ("block" in key or "layer" in key or "depth" in key) and total > MOST_BLOCKS:
+            raise ModelError(f"{key} of {name} asks for {total:g} blocks.")
+
+
+def _checked(value: Any, what: str, depth: int) -> float:
+    """The sum of the numbers in a plain value. Raises ModelError."""
+    if isinstance(value, list | tuple | Mapping):
+        inside = list(value.values()) if isinstance(value, Mapping) else list(value)
+        if depth == 0 or len(inside) > MOST_ITEMS:
+            raise ModelError(f"{what} has too many parts.")
+        if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+            raise ModelError(f"{what} has keys that are not text.")
+        return sum(_checked(item, what, depth - 1) for item in inside)
+    if isinstance(value, str):
+        if len(value) > LONGEST or not value.isprintable():
+            raise ModelError(f"{what} has a text that is too long, or not printable.")
+        return 0.0
+    if value is None or isinstance(value, bool):
+        return 0.0
+    if not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise ModelError(f"{what} must be made of numbers of usual size, not {shown(value)}.")
+    return abs(float(value))

@@ -1,0 +1,81 @@
+"""Codes of a searched topology (DiNTS), read from a file of torch without running anything of it.
+
+Training of a DiNTS saves which paths and operations its search found as arrays of NumPy, in a pickle.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsegai.errors import ModelError
+from medsegai.networks.checkpoints import ALLOWED
+from medsegai.networks.torch_files import StoredTensor, read_torch_file
+from medsegai.networks.unpickling import Name, PickleDamage, Typed, inert, table
+
+MOST_CODES = 100_000
+"""Numbers of an array; a search over 12 blocks of 4 resolutions has 600."""
+
+KIND = "file with the topology of a DiNTS"
+
+
+class StoredArray(Typed):
+    """An array of NumPy; `refine` takes its shape, type and bytes."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values: Any = np.zeros(0)
+
+    def refine(self, state: Any) -> None:
+        try:
+            _, shape, kind, by_columns, content = state
+            dtype = kind.dtype
+        except (TypeError, ValueError, AttributeError):
+            raise PickleDamage("an array is described in an impossible way") from None
+        if (
+            not isinstance(shape, tuple)
+            or not all(type(size) is int and 0 <= size <= MOST_CODES for size in shape)
+            or math.prod(shape) > MOST_CODES
+            or not isinstance(content, bytes)
+            or len(content) != math.prod(shape) * dtype.itemsize
+        ):
+            raise PickleDamage("an array is described in an impossible way")
+        values = np.frombuffer(content, dtype)
+        self.values = values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
+
+
+_NAMES = {
+    **ALLOWED,
+    **table(
+        Name("numpy.core.multiarray._reconstruct", StoredArray),
+        Name("numpy._core.multiarray._reconstruct", StoredArray),
+        inert("numpy.ndarray"),
+    ),
+}
+
+
+def read_topology(path: Path) -> dict[str, list[Any]]:
+    """The codes in a file, by their names, as lists of whole numbers.
+
+    Raises:
+        UnsafeModelError: the file names anything beyond arrays and plain values. It was not run.
+        ModelError: it is missing or damaged, or holds no codes.
+    """
+    if not path.is_file():
+        raise ModelError(f"There is no {path}, which has the topology of the network.")
+    file = read_torch_file(path, _NAMES, KIND)
+    content = file.content
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a {KIND}.")
+    stored = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
+    arrays = {name: values.numpy() for name, values in file.tensors(stored).items()}
+    arrays |= {
+        name: value.values for name, value in content.items() if isinstance(value, StoredArray)
+    }
+    found = {}
+    for name, values in arrays.items():
+        if np.array_equal(values, np.asarray(values, dtype=np.int64)) and values.size <= MOST_CODES:
+            found[str(name)] = np.asarray(values, dtype=np.int64).tolist()
+    return found
