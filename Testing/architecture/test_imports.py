@@ -81,6 +81,7 @@ OFFENCES = [
     ("medsegai/networks/quicknat.py", "import nibabel as nib"),
     ("medsegai/inference/fusion.py", "from medsegai import cli"),
     ("medsegai/inference/fusion.py", "import openvino"),
+    ("medsegai/families/monai/model.py", "import monai.networks.nets"),
     ("medsegai/inference/fusion.py", "from SimpleITK import ReadImage"),
     ("medsegai/families/quicknat.py", "from medsegai.families import nnunet"),
     ("medsegai/families/quicknat.py", "from medsegai.families.nnunet import load"),
@@ -184,6 +185,7 @@ def shipped_dependencies() -> set[str]:
             "demo",
             "encoders",
             "handover",
+            "monai",
             "slides",
             "train",
         )

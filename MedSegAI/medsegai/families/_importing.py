@@ -272,26 +272,16 @@ def _follow_umask(folder: Path) -> None:
         file.chmod(0o666 & ~mask)
 
 
-def _is_monai_bundle(path: Path) -> bool:
-    """Whether this is the folder of a bundle, or lies one or two levels within."""
-    places = (path, *path.absolute().parents[:2])
-    return any((place / "configs" / "metadata.json").is_file() for place in places)
-
-
 def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
     """Write the model to `staged` and check it there."""
     if _has_card(path):
         _copy_folder(load_card(path), staged)
-    elif _is_monai_bundle(path):
-        raise ModelError(
-            f"{path} is of a MONAI bundle, which MedSegAI does not run. Run it with MONAI, or import the nnU-Net "
-            "or QuickNAT that it was made of."
-        )
     elif not any(importer(path, staged) for importer in _importers()):
         raise ModelError(
             f"{path} is not a model that MedSegAI knows. A model is a folder with {CARD_NAME} and "
-            f"{SAFE_WEIGHTS} weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; "
-            "or weights as the authors of a family released them."
+            f"{SAFE_WEIGHTS} weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; the "
+            "folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or weights as the authors of "
+            "a family released them."
         )
     _follow_umask(staged)
     card = load_card(staged)

@@ -1,0 +1,124 @@
+"""Configuration files of bundles, JSON or YAML, as plain values: nothing in them can make an object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medsegai.errors import ModelError
+from medsegai.models.json_fields import DEEPEST, read_json
+from medsegai.system.regular_files import read_regular
+
+MOST_BYTES = 1 << 20
+"""Of a configuration in YAML. Those of the MONAI Model Zoo have some kilobytes."""
+
+MOST_VALUES = 100_000
+
+SUFFIXES = (".json", ".yaml", ".yml")
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The object that a file of a bundle holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelError: it is damaged, too large, nested too deep, or wants more than plain values.
+    """
+    if path.suffix == ".json":
+        return read_json(path)
+    try:
+        data = _yaml_values(read_regular(path, MOST_BYTES).decode("utf-8"))
+    except FileNotFoundError:
+        raise
+    except RecursionError:
+        raise ModelError(
+            f"{path} cannot be read as YAML: its values are nested too deep."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as YAML: {error}.") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} must hold an object.")
+    return data
+
+
+def _yaml_values(text: str) -> Any:
+    """The values of a YAML document: of YAML's events, those that JSON has as well.
+
+    Anchors are refused, because a few lines of them can stand for gigabytes, and so are tags, which name classes.
+
+    Raises:
+        ValueError: it is not YAML, or has more than values.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise ValueError("PyYAML is not installed; run `pip install medsegai[monai]`") from None
+    try:
+        with_ends = _values(iter(yaml.parse(text, Loader=yaml.SafeLoader)))
+        return next(with_ends, None)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def _values(events: Iterator[Any]) -> Iterator[Any]:
+    """Each document of a stream of events as values, made from the innermost outwards."""
+    import yaml
+
+    scalars = yaml.SafeLoader("")
+    open_containers: list[tuple[type, list[Any]]] = []
+    document: list[Any] = []
+    for count, event in enumerate(events):
+        kind = type(event).__name__
+        if count > MOST_VALUES:
+            raise ValueError("it has more values than a configuration can have")
+        if kind == "AliasEvent" or getattr(event, "anchor", None) is not None:
+            raise ValueError(f"line {event.start_mark.line + 1} has an anchor; write the value out")
+        if kind in ("MappingStartEvent", "SequenceStartEvent"):
+            _check_tag(event)
+            if len(open_containers) == DEEPEST:
+                raise ValueError(f"its values are nested more than {DEEPEST} deep")
+            open_containers.append((dict if kind.startswith("Mapping") else list, []))
+            continue
+        if kind == "ScalarEvent":
+            value = _scalar(scalars, event)
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            container, items = open_containers.pop()
+            value = _mapping(items, event) if container is dict else items
+        else:
+            continue
+        if open_containers:
+            open_containers[-1][1].append(value)
+        else:
+            document.append(value)
+    yield from document
+
+
+def _check_tag(event: Any) -> None:
+    if event.tag is not None and not event.implicit:
+        raise ValueError(f"line {event.start_mark.line + 1} has the tag {str(event.tag)[:60]!r}")
+
+
+def _scalar(loader: Any, event: Any) -> Any:
+    """A text, number, truth value or null."""
+    import yaml
+
+    if event.tag is not None and not any(event.implicit):
+        raise ValueError(f"line {event.start_mark.line + 1} has the tag {str(event.tag)[:60]!r}")
+    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+    node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
+    made = {
+        "tag:yaml.org,2002:null": loader.construct_yaml_null,
+        "tag:yaml.org,2002:bool": loader.construct_yaml_bool,
+        "tag:yaml.org,2002:int": loader.construct_yaml_int,
+        "tag:yaml.org,2002:float": loader.construct_yaml_float,
+    }.get(tag, loader.construct_yaml_str)
+    return made(node)
+
+
+def _mapping(items: list[Any], event: Any) -> dict[str, Any]:
+    """An object of keys and values in turn."""
+    keys = items[::2]
+    if not all(isinstance(key, str | int | float | None) for key in keys):
+        raise ValueError(f"an object that ends in line {event.end_mark.line + 1} has odd keys")
+    return {str(key): value for key, value in zip(keys, items[1::2], strict=True)}

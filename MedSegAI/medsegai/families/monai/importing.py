@@ -1,0 +1,110 @@
+"""From a bundle of MONAI, or a model of Auto3DSeg, to a model folder with safetensors weights.
+
+Taken are the folder of a bundle, or a zip archive of it; and the `model.pt` that Auto3DSeg trained, its folder
+with `labels.csv`, or a zip archive of that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from medsegai.errors import ModelError
+from medsegai.families.monai import auto3dseg, bundle
+from medsegai.io.archives import DAMAGED, Kind, open_zip, unpacked
+from medsegai.models.card import CARD_NAME, ModelCard, load_card
+from medsegai.system.regular_files import open_regular
+
+MOST_FILES = 20_000
+
+_ABOVE = r"(?:[^/]+/){0,3}"
+
+WANTED = re.compile(
+    rf"{_ABOVE}configs/[^/]+\.(?:json|ya?ml)|{_ABOVE}models/[^/]+\.pth?|{_ABOVE}(?:model\.pt|labels\.csv)"
+    rf"|{_ABOVE}(?:docs/)?LICEN[CS]E(?:\.(?:md|txt))?"
+)
+"""Files of an archive that a card is made from."""
+
+METADATA = re.compile(rf"({_ABOVE})configs/metadata\.json")
+
+ALONE = re.compile(rf"({_ABOVE})model\.pt")
+
+
+def import_model(path: Path, destination: Path) -> ModelCard | None:
+    """Turn a bundle or a model of Auto3DSeg into a model folder with safetensors weights.
+
+    Args:
+        path: the folder of a bundle, a `model.pt` of Auto3DSeg or its folder, or a zip archive of a folder.
+        destination: the folder to write; it must not exist. An archive is unpacked beside it meanwhile.
+
+    Returns:
+        The card, or None if `path` is none of these.
+
+    Raises:
+        UnsafeModelError: weights want more than weights, or a configuration would have to be run.
+        ModelError: a part is missing, unknown, or contradicts the others.
+    """
+    if path.is_dir():
+        return _import_folder(path, destination)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _import_archive(path, destination)
+    if not path.is_file():
+        return None
+    for place in path.absolute().parents[:2]:
+        if bundle.is_bundle(place):
+            raise ModelError(f"{path} is one file of a MONAI bundle. Name its folder: {place}")
+    return _written(auto3dseg.convert(path, destination), destination)
+
+
+def _import_folder(folder: Path, destination: Path) -> ModelCard | None:
+    if bundle.is_bundle(folder):
+        return _written(bundle.convert(folder, destination), destination)
+    if bundle.is_bundle(folder.absolute().parent) and folder.name in ("configs", "models", "docs"):
+        raise ModelError(
+            f"{folder} is a part of a MONAI bundle. Name its folder: {folder.absolute().parent}"
+        )
+    file = folder / auto3dseg.WEIGHTS
+    return _written(auto3dseg.convert(file, destination), destination) if file.is_file() else None
+
+
+def _import_archive(archive: Path, destination: Path) -> ModelCard | None:
+    inside = _model_in(archive)
+    if inside is None:
+        return None
+    with unpacked(archive, _kind_of, destination.parent) as folder:
+        try:
+            card = _import_folder(folder / inside, destination)
+        except ModelError as error:  # users know the archive, not where it was unpacked
+            raise type(error)(str(error).replace(str(folder), str(archive))) from error
+    return card
+
+
+def _model_in(archive: Path) -> str | None:
+    """The folder of a bundle, or of a model.pt, in an archive; None if there is none."""
+    try:
+        with open_regular(archive) as file, open_zip(file, MOST_FILES) as opened:
+            names = opened.namelist()
+    except (OSError, *DAMAGED):
+        return None  # whoever knows such archives says what is wrong
+    for pattern in (METADATA, ALONE):
+        found = sorted({match[1] for name in names if (match := pattern.fullmatch(name))}, key=len)
+        if len(found) > 1:
+            raise ModelError(f"{archive} holds {len(found)} models. Make an archive of one.")
+        if found:
+            return found[0]
+    return None
+
+
+def _kind_of(path: PurePosixPath) -> Kind:
+    """Whatever else lies in a bundle, its scripts above all, stays in the archive."""
+    return Kind.WANTED if WANTED.fullmatch(str(path)) else Kind.KNOWN
+
+
+def _written(card: ModelCard | None, destination: Path) -> ModelCard | None:
+    if card is None:
+        return None
+    text = json.dumps(replace(card, folder=destination).to_dict(), indent=1)
+    (destination / CARD_NAME).write_text(text, encoding="utf-8")
+    return load_card(destination)

@@ -1,0 +1,248 @@
+"""A model of MONAI as one part: its network moves over the prepared scan, and answers plane by plane."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medsegai.errors import ModelError, RequestError, counted
+from medsegai.families import Part, Step
+from medsegai.families._dropout import check_dropout
+from medsegai.families._sliding import Window, logits_by_planes
+from medsegai.families.monai.scan import Scan
+from medsegai.families.monai.settings import Settings
+from medsegai.families.monai.window import window_over
+from medsegai.inference.activation import Scale
+from medsegai.inference.probabilities import Block
+from medsegai.models.card import MemberCard, ModelCard
+from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest
+from medsegai.volume import Geometry, Volume
+
+
+def load(card: ModelCard) -> MonaiModel:
+    """Load a card of this family; networks are read when they are first used.
+
+    Raises:
+        ModelError: its settings do not describe a network of MONAI and what stands around it.
+    """
+    return MonaiModel(card)
+
+
+class MonaiModel:
+    """One network, or several whose answers are averaged."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.card = card
+        self.settings = Settings.of(card)
+        self._networks = {
+            member.name: _Network(card, member, self.settings) for member in card.members
+        }
+
+    def parts(
+        self,
+        inputs: Sequence[Volume],
+        output: Geometry,
+        request: SegmentationRequest,
+        compute: Compute,
+        progress: Progress,
+    ) -> list[Part]:
+        """One part with the networks that are asked for, each once per pass where dropout is on."""
+        self._check(inputs)
+        networks = [
+            self._networks[member.name] for member in self.card.chosen_members(request.members)
+        ]
+        if request.dropout_passes:
+            has_dropout = any(network.has_dropout for network in networks)
+            check_dropout(request, self.card, has_dropout)
+        ready, plane_axis, reversed = self._prepared(inputs, progress)
+        wanted = ready.geometry.box_around_grid(output) or (slice(0, 1),) * 3
+        at = window_over(ready.voxels.to(compute.device), self.settings.inferer, wanted, reversed)
+        grid = ready.moved(
+            [part.start for part in wanted],
+            [part.stop - part.start for part in wanted],
+            ready.voxels[:0],
+        )
+        geometry, reach = grid.geometry, grid.reach
+        if reversed:
+            geometry, reach = geometry.flipped(0), reach.flipped(0, geometry.shape[0] - 1)
+        linear = self.settings.reading.inversion == "linear"
+        members = self._members(networks, at, request)
+        return [
+            Part(
+                geometry,
+                members,
+                [network.member.name for network in networks],
+                scale=self.settings.reading.scale,
+                linear=(linear, linear, linear),
+                plane_axis=plane_axis if len(members) == 1 else None,
+                reach=reach,
+            )
+        ]
+
+    def _prepared(self, inputs: Sequence[Volume], progress: Progress) -> tuple[Scan, int, bool]:
+        """The input of the network, the axis (k, j, i) of the scan that became x, and whether it was reversed."""
+        scan = Scan.of(inputs)
+        for number, step in enumerate(self.settings.steps):
+            progress.step("prepare", number / len(self.settings.steps), 1.0)
+            scan = step.apply(scan)
+        matrix = scan.geometry.ras_to_ijk @ inputs[0].geometry.ijk_to_ras
+        along = matrix[2, :3]  # how far x runs for each of i, j, k; all but one are nought
+        axis = int(abs(along).argmax())
+        return scan, 2 - axis, bool(along[axis] < 0)
+
+    def _members(
+        self, networks: Sequence[_Network], at: Window, request: SegmentationRequest
+    ) -> list[WindowMember]:
+        whole = [
+            WindowMember(
+                network.member.name,
+                network.member.weight or 1.0,
+                network.member.classes,
+                network,
+                at,
+                self.settings,
+            )
+            for network in networks
+        ]
+        if not request.dropout_passes:
+            return whole
+        return [
+            replace(
+                member,
+                name=f"{member.name} pass {number + 1}",
+                weight=member.weight / request.dropout_passes,
+                seed=number,
+            )
+            for member in whole
+            for number in range(request.dropout_passes)
+        ]
+
+    def _check(self, inputs: Sequence[Volume]) -> None:
+        names = [channel.name for channel in self.card.channels]
+        if len(inputs) != len(names):
+            raise RequestError(
+                f"Model {self.card.id!r} takes {counted(len(names), 'image', 'images')} "
+                f"({', '.join(names)}, in this order), not {len(inputs)}."
+            )
+
+
+class _Network:
+    """A network, read on first use and kept, ready to run, for the next scan."""
+
+    def __init__(self, card: ModelCard, member: MemberCard, settings: Settings) -> None:
+        self.member = member
+        self._card, self._settings = card, settings
+        self._network: nn.Module | None = None
+        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a pass with dropout differs from another."""
+        return any(
+            isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
+            for layer in self.load().modules()
+        )
+
+    def runner(self, compute: Compute, dropout: bool) -> BatchRunner:
+        key = (str(compute.device), compute.backend, compute.mixed, dropout)
+        if key not in self._runners:
+            self._runners[key] = BatchRunner(self.load(), dropout, half="network")
+        return self._runners[key]
+
+    def load(self) -> nn.Module:
+        """The network with its weights, on the CPU.
+
+        Raises:
+            ModelError: the weights are missing or damaged, or are not those of the network.
+        """
+        if self._network is None:
+            self._card.verify_member(self.member)
+            path = self._card.weights_path(self.member)
+            try:
+                self._network = self._settings.network.with_weights(load_file(path))
+            except (SafetensorError, OSError) as error:
+                raise ModelError(
+                    f"{path} does not hold the weights of a network: {error}"
+                ) from error
+            except ModelError as error:
+                raise ModelError(f"{path}: {error}") from error
+        return self._network
+
+
+@dataclass
+class WindowMember:
+    """One pass of one network over the scan.
+
+    Attributes:
+        seed: of the dropout; None without it.
+    """
+
+    name: str
+    weight: float
+    classes: Sequence[Sequence[int]]
+    network: _Network
+    window: Window
+    settings: Settings
+    seed: int | None = None
+
+    def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
+        """Whole planes, in order."""
+        runner = self.network.runner(compute, dropout=self.seed is not None)
+        done = 0
+
+        def answer(patches: Tensor) -> Tensor:
+            nonlocal done
+            with _random_numbers(None if self.seed is None else (self.seed << 32) + done):
+                values = self._answer(runner, patches, compute)
+            done += 1
+            step(min(done / self.window.tiles, 1.0))
+            return values
+
+        plane = 0
+        first = len(self.classes) - self.settings.network.classes
+        planes = logits_by_planes(
+            self.window, [(answer, 1.0)], first, len(self.classes), compute.notes
+        )
+        for values in planes:
+            yield Block((plane, 0, 0), self._activated(values))
+            plane += values.shape[1]
+
+    def _answer(self, runner: BatchRunner, patches: Tensor, compute: Compute) -> Tensor:
+        try:
+            return runner(patches, compute)
+        except (RuntimeError, ValueError) as error:
+            size = " x ".join(map(str, patches.shape[2:]))
+            raise ModelError(
+                f"The network of model {self.network._card.id!r} cannot take a window of {size} voxels: "
+                f"{str(error).splitlines()[0][:200]} Set roi_size of its inferer to sizes that it can take."
+            ) from error
+
+    def _activated(self, values: Tensor) -> Tensor:
+        """Probabilities, where those and not the network's own answers are interpolated."""
+        if self.settings.reading.order is not None:
+            values = values[[0, *(1 + channel for channel in self.settings.reading.order)]]
+        if not self.settings.reading.activated:
+            return values
+        if not self.settings.reading.regions:
+            return values.softmax(0)
+        return Scale.REGIONS.probabilities(values, 0)
+
+
+@contextlib.contextmanager
+def _random_numbers(seed: int | None) -> Iterator[None]:
+    """Random numbers that depend on `seed` alone, and leave the caller's untouched."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

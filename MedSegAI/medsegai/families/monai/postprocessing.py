@@ -1,0 +1,288 @@
+"""The inferer and the postprocessing of a bundle as a card has them."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any
+
+from medsegai.families.monai.components import Component, transform_name, transforms_of
+from medsegai.families.monai.configuration import SEPARATOR, Configuration
+from medsegai.families.monai.expressions import Refused, parse
+from medsegai.models.json_fields import shown
+
+NO_EFFECT = frozenset(
+    {
+        *(
+            "SaveImage",
+            "EnsureType",
+            "CastToType",
+            "ToTensor",
+            "ToDevice",
+            "Identity",
+            "SelectItems",
+        ),
+        *("DeleteItems", "CopyItems", "DataStats", "EnsureChannelFirst", "LoadImage"),
+    }
+)
+"""Transforms after the network that change no label."""
+
+SLIDING = frozenset({"SlidingWindowInferer", "SlidingWindowInfererAdapt"})
+
+
+@dataclass
+class Postprocessing:
+    """What comes after the network.
+
+    Attributes:
+        reading: as a card has it.
+        merge: (channel, value) from the lowest to the highest rank, where channels that overlap become one label
+            map.
+        largest: labels, or groups of them, of which only the largest part is kept.
+        notes: where the result will differ from that of MONAI, in words.
+    """
+
+    reading: dict[str, Any] = field(default_factory=dict)
+    merge: list[tuple[int, int]] | None = None
+    largest: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_inferer(configuration: Configuration) -> dict[str, Any]:
+    """The sliding window; without a size of windows it is the whole image.
+
+    Raises:
+        ModelError: the inferer or an argument of it is not known.
+    """
+    component = Component.at(configuration, "inferer")
+    place, _, name = component.target.rpartition(".")
+    if place and not place.startswith("monai.inferers"):
+        name = component.target
+    if name == "SimpleInferer":
+        return {}
+    if name not in SLIDING:
+        raise component.unknown(
+            "not an inferer that is known",
+            f"known are SimpleInferer and {', '.join(sorted(SLIDING))}",
+        )
+    component.only(
+        "roi_size overlap mode sigma_scale padding_mode cval",
+        "sw_batch_size sw_device device progress cache_roi_weight_map cpu_thresh buffer_steps buffer_dim",
+    )
+    found = {
+        "roi_size": component.three("roi_size"),
+        "overlap": component.three("overlap", 0.25),
+        "sigma_scale": component.three("sigma_scale", 0.125),
+        "mode": component.value("mode", "constant"),
+        "padding_mode": component.value("padding_mode", "constant"),
+        "cval": component.value("cval", 0.0),
+    }
+    if found["roi_size"] is not None:
+        found["roi_size"] = [0 if size is None else size for size in found["roi_size"]]
+    return found
+
+
+def read_postprocessing(configuration: Configuration, nearest: bool) -> Postprocessing:
+    """How answers become labels.
+
+    Args:
+        nearest: whether the preprocessing resamples to the nearest voxel, and so does its inversion.
+
+    Raises:
+        ModelError: a transform, an argument or their order is not known.
+    """
+    reader = _Reader(configuration, nearest)
+    if "postprocessing" in configuration:
+        for component in transforms_of(configuration, "postprocessing"):
+            reader.add(component)
+    return reader.found()
+
+
+class _Reader:
+    """Follows the answer through the transforms."""
+
+    def __init__(self, configuration: Configuration, nearest: bool) -> None:
+        self._configuration, self._nearest = configuration, nearest
+        self._activation = self._decision = self._inversion = ""
+        self._result = Postprocessing()
+
+    def add(self, component: Component) -> None:
+        name = transform_name(component.target)
+        if name in NO_EFFECT:
+            return
+        known = {
+            "Activations": self._activate,
+            "AsDiscrete": self._decide,
+            "Invert": self._invert,
+            "KeepLargestConnectedComponent": self._keep_largest,
+            "Lambda": self._merge,
+        }
+        if name not in known:
+            raise component.unknown(
+                "not a step of postprocessing that is known",
+                f"known are {', '.join(sorted(known))}",
+            )
+        known[name](component)
+
+    def found(self) -> Postprocessing:
+        activation = self._activation
+        if not self._decision:
+            self._decision = "threshold" if "sigmoid" in activation else "argmax"
+            self._result.notes.append(
+                "The configuration does not say how labels are decided; "
+                + (
+                    "each channel counts from one half on."
+                    if "sigmoid" in activation
+                    else "the largest wins."
+                )
+            )
+        if self._decision == "threshold" and "sigmoid" not in activation:
+            raise self._configuration.wrong(
+                "postprocessing",
+                "a threshold is known for answers that went through a sigmoid only",
+            )
+        self._result.reading = {
+            "activation": "none" if activation.startswith("late") else activation or "none",
+            "decision": self._decision,
+            "inversion": self._inversion or "linear",
+        }
+        return self._result
+
+    def _activate(self, component: Component) -> None:
+        component.only("keys softmax sigmoid other", "allow_missing_keys dim")
+        if component.value("other") is not None:
+            raise component.wrong("other", "only softmax and sigmoid are known")
+        chosen = [name for name in ("softmax", "sigmoid") if component.flag(name)]
+        if len(chosen) > 1 or (chosen and (self._activation or self._decision)):
+            raise component.wrong(
+                "softmax", "answers are activated once, before labels are decided"
+            )
+        if (
+            chosen
+        ):  # softmax changes no decision, and so logits are read where they are interpolated first
+            self._activation = f"late {chosen[0]}" if self._inversion else chosen[0]
+
+    def _decide(self, component: Component) -> None:
+        component.only("keys argmax threshold", "allow_missing_keys to_onehot dim keepdim dtype")
+        threshold = component.alike("threshold")
+        if component.flag("argmax") and threshold is None:
+            decision = "argmax"
+        elif threshold == 0.5 and not component.flag("argmax"):
+            decision = "threshold"
+        elif threshold is None:
+            return
+        else:
+            raise component.wrong("threshold", "argmax or a threshold of 0.5 is known")
+        if component.alike("to_onehot") not in (None, False):
+            raise component.wrong("to_onehot", "only label maps are known")
+        if self._decision:
+            raise component.wrong("argmax", "labels are decided once")
+        self._decision = decision
+
+    def _invert(self, component: Component) -> None:
+        component.only(
+            "keys transform nearest_interp",
+            "orig_keys meta_keys orig_meta_keys meta_key_postfix to_tensor device allow_missing_keys",
+        )
+        place = f"{component.place}{SEPARATOR}transform"
+        if self._configuration.followed(place) != self._configuration.followed("preprocessing"):
+            raise component.wrong("transform", "only the preprocessing can be inverted")
+        if self._inversion:
+            raise component.wrong("transform", "the preprocessing is inverted once")
+        nearest = (
+            component.flag("nearest_interp") if "nearest_interp" in component.names() else True
+        )
+        if self._decision and not nearest and not self._nearest:
+            self._result.notes.append(
+                "The configuration interpolates between label values, which makes labels that no network gave; "
+                "here each voxel gets the label of the nearest one."
+            )
+        self._inversion = "nearest" if nearest or self._decision or self._nearest else "linear"
+
+    def _keep_largest(self, component: Component) -> None:
+        component.only(
+            "keys applied_labels independent is_onehot", "allow_missing_keys connectivity"
+        )
+        labels = component.value("applied_labels")
+        labels = labels if isinstance(labels, list) or labels is None else [labels]
+        if labels is not None and not all(type(value) is int for value in labels):
+            raise component.wrong(
+                "applied_labels", f"label values belong here, not {shown(labels)}"
+            )
+        together = "independent" in component.names() and not component.flag("independent")
+        if together and labels is not None:
+            self._result.largest.append(labels)
+        elif together:
+            raise component.wrong("independent", "name the labels that belong together")
+        else:
+            self._result.largest += [None] if labels is None else labels
+
+    def _merge(self, component: Component) -> None:
+        component.only("keys func", "allow_missing_keys overwrite")
+        text = self._configuration.raw(f"{component.place}{SEPARATOR}func")
+        try:
+            if not isinstance(text, str) or not text.startswith("$"):
+                raise Refused("it is not an expression")
+            self._result.merge = merged_channels(text[1:])
+        except Refused as error:
+            raise self._configuration.refused(
+                f"{component.place}{SEPARATOR}func",
+                f"{shown(text)} would have to be run, because {error}",
+                "only nested torch.where of single channels is understood",
+            ) from None
+
+
+def merged_channels(text: str) -> list[tuple[int, int]]:
+    """Which channels a `lambda x: torch.where(x[[2]] > 0, 4, torch.where(...))` makes which label of.
+
+    Nothing is run: the text must have exactly this form.
+
+    Returns:
+        (channel, value), those that others overwrite first.
+
+    Raises:
+        Refused: it has another form.
+    """
+    try:
+        return _merged(*parse(text))
+    except RecursionError:
+        raise Refused("its parts lie too deep within each other") from None
+
+
+def _merged(tree: ast.expr, references: dict[str, str]) -> list[tuple[int, int]]:
+    if not isinstance(tree, ast.Lambda) or references or not ast.unparse(tree.args).isidentifier():
+        raise Refused("it is not a lambda of one image")
+    image, node, found = tree.args.args[0].arg, tree.body, []
+    while isinstance(node, ast.Call):
+        if ast.unparse(node.func) != "torch.where" or len(node.args) != 3 or node.keywords:
+            raise Refused("it calls more than torch.where")
+        test, value, node = node.args
+        found.append((_channel(test, image), _whole(value)))
+    if _whole(node) != 0 or not found:
+        raise Refused("it does not end with 0")
+    channels, values = zip(*found, strict=True)
+    if len(set(channels)) < len(channels) or len(set(values)) < len(values) or 0 in values:
+        raise Refused("it names a channel or a label twice")
+    return found[::-1]
+
+
+def _channel(test: ast.expr, image: str) -> int:
+    """The channel of `x[[2]] > 0`."""
+    if (
+        isinstance(test, ast.Compare)
+        and isinstance(test.left, ast.Subscript)
+        and ast.unparse(test.left.value) == image
+        and [type(kind) for kind in test.ops] == [ast.Gt]
+        and ast.unparse(test.comparators[0]) in ("0", "0.0", "0.5")
+    ):
+        place = test.left.slice
+        if isinstance(place, ast.List) and len(place.elts) == 1:
+            place = place.elts[0]
+        return _whole(place)
+    raise Refused("it looks at more than single channels")
+
+
+def _whole(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value < 1 << 16:
+        return node.value
+    raise Refused("it has more than whole numbers")

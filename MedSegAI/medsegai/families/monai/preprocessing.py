@@ -1,0 +1,258 @@
+"""The preprocessing of a bundle as the steps of a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from medsegai.errors import ModelError
+from medsegai.families.monai.components import Component, transform_name, transforms_of
+from medsegai.families.monai.configuration import Configuration
+from medsegai.families.monai.settings import STEPS, step_of
+from medsegai.models.json_fields import shown
+
+Found = dict[str, Any]
+
+NO_EFFECT = frozenset(
+    {
+        *("LoadImage", "EnsureChannelFirst", "AddChannel", "EnsureType", "CastToType", "ToTensor"),
+        *("ToDevice", "Identity", "SelectItems", "DeleteItems", "DataStats", "FlattenSubKeys"),
+    }
+)
+"""Transforms that change nothing here: scans are read, and are float32 with a channel in front."""
+
+
+def read_preprocessing(configuration: Configuration, in_channels: int) -> list[Found]:
+    """The steps, as a card has them.
+
+    Raises:
+        ModelError: a transform or an argument is not known, or images are not joined into the network's channels.
+    """
+    reader = _Reader(configuration, in_channels)
+    for component in transforms_of(configuration, "preprocessing"):
+        reader.add(component)
+    reader.check_joined()
+    return reader.steps
+
+
+class _Reader:
+    """Follows which images of a case become which channels."""
+
+    def __init__(self, configuration: Configuration, in_channels: int) -> None:
+        self.steps: list[Found] = []
+        self._configuration = configuration
+        self._count = in_channels
+        self._channels: dict[str, list[int]] = {}
+
+    def add(self, component: Component) -> None:
+        name = transform_name(component.target)
+        keys = component.keys()
+        self._begin(component, keys)
+        if name in NO_EFFECT:
+            return
+        if name == "ConcatItems":
+            self._join(component, keys)
+            return
+        if name not in _ARGUMENTS:
+            raise component.unknown(
+                "not a step of preprocessing that is known",
+                f"known are {', '.join(sorted(_ARGUMENTS))}",
+            )
+        channels = self._of(component, keys)
+        step = {"transform": name, **_ARGUMENTS[name](component)}
+        if name in _SPATIAL:
+            if sorted(channels) != list(range(self._count)):
+                raise component.wrong("keys", "images that become one input must be changed alike")
+            if name == "CropForeground":
+                step |= self._source(component)
+        elif channels != list(range(self._count)) or len(keys) > 1:
+            step["groups"] = [self._channels[key] for key in keys]
+        try:
+            step_of(step)
+        except ModelError as error:
+            raise self._configuration.wrong(component.place, str(error).rstrip(".")) from None
+        self.steps.append(step)
+
+    def check_joined(self) -> None:
+        """Raises ModelError: what the network sees is not one image with all channels."""
+        joined = self._channels.get("image") or next(iter(self._channels.values()), [])
+        if joined != list(range(self._count)):
+            raise self._configuration.wrong(
+                "preprocessing", f"it does not make one image of {self._count} channels"
+            )
+
+    def _begin(self, component: Component, keys: list[str]) -> None:
+        """The first transform says which images there are."""
+        if self._channels:
+            return
+        if len(keys) not in (1, self._count):
+            raise component.wrong(
+                "keys", f"{len(keys)} images cannot be the {self._count} channels of the network"
+            )
+        if len(keys) == 1:
+            self._channels[keys[0]] = list(range(self._count))
+        else:
+            self._channels = {key: [number] for number, key in enumerate(keys)}
+
+    def _of(self, component: Component, keys: list[str]) -> list[int]:
+        for key in keys:
+            if key not in self._channels:
+                raise component.wrong("keys", f"there is no image {shown(key)}")
+        return [channel for key in keys for channel in self._channels[key]]
+
+    def _join(self, component: Component, keys: list[str]) -> None:
+        component.only("keys name dim", "allow_missing_keys")
+        name = component.value("name")
+        if not isinstance(name, str) or component.value("dim", 0) != 0:
+            raise component.wrong("name", "images are joined as channels, under a name")
+        self._channels[name] = self._of(component, keys)
+
+    def _source(self, component: Component) -> Found:
+        key = component.value("source_key")
+        channels = self._of(component, [key])
+        chosen = component.value("channel_indices")
+        if chosen is not None:
+            chosen = chosen if isinstance(chosen, list) else [chosen]
+            channels = [channels[number] for number in chosen if number < len(channels)]
+        return {} if channels == list(range(self._count)) else {"source": channels}
+
+
+def _given(component: Component, names: str) -> Iterator[tuple[str, Any]]:
+    """Those of the arguments that are given."""
+    for name in names.split():
+        if name in component.names():
+            yield name, component.value(name)
+
+
+def _flags(component: Component, names: str) -> Found:
+    return {name: True for name in names.split() if component.flag(name)}
+
+
+_IGNORED = "allow_missing_keys lazy dtype"
+
+
+def _orientation(component: Component) -> Found:
+    component.only("keys axcodes as_closest_canonical labels", _IGNORED)
+    if component.flag("as_closest_canonical"):
+        return {"axcodes": "RAS"}
+    if component.value("labels") is not None:
+        raise component.wrong("labels", "other names for the sides of the body are not known")
+    return {"axcodes": component.value("axcodes")}
+
+
+def _spacing(component: Component) -> Found:
+    component.only(
+        "keys pixdim mode padding_mode diagonal scale_extent recompute_affine min_pixdim max_pixdim",
+        f"{_IGNORED} align_corners ensure_same_shape",
+    )
+    for name in ("diagonal", "scale_extent", "recompute_affine"):
+        if component.flag(name):
+            raise component.wrong(name, "only false is known here")
+    if component.alike("padding_mode", "border") not in ("border", None):
+        raise component.wrong("padding_mode", "only border is known here")
+    found = {"pixdim": component.three("pixdim"), "mode": component.alike("mode", "bilinear")}
+    for name in ("min_pixdim", "max_pixdim"):
+        if component.value(name) is not None:
+            found[name] = component.three(name)
+    return found
+
+
+def _scale_range(component: Component) -> Found:
+    component.only("keys a_min a_max b_min b_max clip", _IGNORED)
+    return {**dict(_given(component, "a_min a_max b_min b_max")), **_flags(component, "clip")}
+
+
+def _scale_percentiles(component: Component) -> Found:
+    component.only("keys lower upper b_min b_max clip relative channel_wise", _IGNORED)
+    given = dict(_given(component, "lower upper b_min b_max"))
+    return {**given, **_flags(component, "clip relative channel_wise")}
+
+
+def _scale(component: Component) -> Found:
+    component.only("keys minv maxv factor channel_wise", _IGNORED)
+    return {**dict(_given(component, "minv maxv factor")), **_flags(component, "channel_wise")}
+
+
+def _normalise(component: Component) -> Found:
+    component.only("keys subtrahend divisor nonzero channel_wise", _IGNORED)
+    found = _flags(component, "nonzero channel_wise")
+    for name, value in _given(component, "subtrahend divisor"):
+        if value is not None:
+            found[name] = value if isinstance(value, list) else [value]
+    return found
+
+
+def _clip(component: Component) -> Found:
+    component.only("keys lower upper channel_wise", f"{_IGNORED} return_clipping_values")
+    return {**dict(_given(component, "lower upper")), **_flags(component, "channel_wise")}
+
+
+def _threshold(component: Component) -> Found:
+    component.only("keys threshold above cval", _IGNORED)
+    return {
+        "threshold": component.alike("threshold"),
+        "above": component.alike("above", True),
+        "cval": component.alike("cval", 0.0),
+    }
+
+
+def _crop_foreground(component: Component) -> Found:
+    component.only(
+        "keys source_key margin allow_smaller k_divisible mode channel_indices",
+        f"{_IGNORED} start_coord_key end_coord_key",
+    )
+    return {
+        "margin": component.three("margin", 0),
+        "k_divisible": component.three("k_divisible", 1),
+        "mode": component.alike("mode", "constant"),
+        **_flags(component, "allow_smaller"),
+    }
+
+
+def _pad(component: Component, what: str) -> Found:
+    component.only(f"keys {what} method mode value constant_values", _IGNORED)
+    value = component.value("value", component.value("constant_values", 0.0))
+    return {
+        what: component.three(what),
+        "method": component.value("method", "symmetric"),
+        "mode": component.alike("mode", "constant"),
+        "value": value,
+    }
+
+
+def _border_pad(component: Component) -> Found:
+    component.only("keys spatial_border mode value constant_values", _IGNORED)
+    given = component.value("spatial_border")
+    given = given if isinstance(given, list) else [given]
+    if len(given) not in (1, 3, 6):
+        raise component.wrong("spatial_border", "1, 3 or 6 numbers belong here")
+    border = (
+        given if len(given) == 6 else [size for size in given * (3 // len(given)) for _ in (0, 1)]
+    )
+    value = component.value("value", component.value("constant_values", 0.0))
+    return {"spatial_border": border, "mode": component.alike("mode", "constant"), "value": value}
+
+
+def _center_crop(component: Component) -> Found:
+    component.only("keys roi_size", _IGNORED)
+    return {"roi_size": component.three("roi_size")}
+
+
+_ARGUMENTS: dict[str, Callable[[Component], Found]] = {
+    "Orientation": _orientation,
+    "Spacing": _spacing,
+    "CropForeground": _crop_foreground,
+    "SpatialPad": lambda component: _pad(component, "spatial_size"),
+    "DivisiblePad": lambda component: _pad(component, "k"),
+    "BorderPad": _border_pad,
+    "CenterSpatialCrop": _center_crop,
+    "ScaleIntensityRange": _scale_range,
+    "ScaleIntensityRangePercentiles": _scale_percentiles,
+    "ScaleIntensity": _scale,
+    "NormalizeIntensity": _normalise,
+    "ClipIntensityPercentiles": _clip,
+    "ThresholdIntensity": _threshold,
+}
+"""For each transform of MONAI what a card keeps of its arguments."""
+
+_SPATIAL = frozenset(name for name, kind in STEPS.items() if kind.__module__.endswith(".scan"))

@@ -1,0 +1,437 @@
+"""A scan on its way to a network of MONAI, and the steps that change where its voxels lie.
+
+MONAI has the axes of an image in the order of its file, (x, y, z), and so have the steps here; the geometry that
+goes along keeps the way back. Nothing is turned back by voxels: answers are read on the grid of the input.
+
+Each class is one transform of MONAI 1.6.1 with the same name (`monai.transforms.spatial`, `.croppad`), its fields
+the arguments that matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medsegai.errors import ModelError
+from medsegai.families._memory import check_memory
+from medsegai.inference.grid_sampling import Nearest, Reach
+from medsegai.io import axes_to_ras
+from medsegai.models.card import SPACINGS_MM
+from medsegai.models.json_fields import number, shown
+from medsegai.volume import Geometry, Volume
+
+BYTES_A_VOXEL = 12
+"""Of a resampled channel: float32, and twice more while it is made."""
+
+MOST_VOXELS = 4096
+"""Voxels along an axis, or to be added there, that a step may ask for."""
+
+TOLERANCE = 1e-3
+"""Spacings that differ less are the same (MONAI's AFFINE_TOL)."""
+
+EVERYWHERE = Reach(((-math.inf, math.inf),) * 3)
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Channels and where they lie.
+
+    Attributes:
+        voxels: float32 (channel, x, y, z).
+        geometry: of (x, y, z) in this order: its first axis is x.
+        reach: where on this grid MONAI's way back finds answers. What lies outside was cropped away, and is
+            background.
+        resampled: whether the grid has other voxels than the input's.
+    """
+
+    voxels: Tensor
+    geometry: Geometry
+    reach: Reach = EVERYWHERE
+    resampled: bool = False
+
+    @classmethod
+    def of(cls, inputs: Sequence[Volume]) -> Scan:
+        """The channels as MONAI reads them from files."""
+        geometry = inputs[0].geometry.permuted((2, 1, 0))
+        voxels = torch.empty((len(inputs), *geometry.shape))  # a copy: steps work in place
+        for channel, volume in zip(voxels, inputs, strict=True):
+            channel.numpy()[...] = volume.voxels.transpose(2, 1, 0)
+        return cls(voxels, geometry)
+
+    @property
+    def shape(self) -> Triple:
+        x, y, z = self.voxels.shape[1:]
+        return x, y, z
+
+    def moved(self, start: Sequence[int], shape: Sequence[int], voxels: Tensor) -> Scan:
+        """With `voxels` that begin at voxel `start`, which may lie outside."""
+        geometry = self.geometry.cropped(list(start), list(shape))
+        return replace(self, voxels=voxels, geometry=geometry, reach=self.reach.cropped(start))
+
+    def cropped(self, start: Sequence[int], stop: Sequence[int]) -> Scan:
+        """The box from `start` to `stop`, inside of the image. Answers beyond it are lost."""
+        reach = 1.0 if self.resampled else 0.5
+        x, y, z = (
+            (max(low, first - reach), min(high, last - 1 + reach))
+            for (low, high), first, last in zip(self.reach.bounds, start, stop, strict=True)
+        )
+        box = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
+        shape = [last - first for first, last in zip(start, stop, strict=True)]
+        within = replace(self, reach=replace(self.reach, bounds=(x, y, z)))
+        return within.moved(start, shape, self.voxels[(slice(None), *box)])
+
+    def padded(self, widths: Sequence[tuple[int, int]], mode: str, value: float = 0.0) -> Scan:
+        """With voxels before and behind each axis.
+
+        Raises:
+            ModelError: the image is too small to be continued in this way.
+        """
+        if not any(map(any, widths)):
+            return self
+        shape = [size + sum(width) for size, width in zip(self.shape, widths, strict=True)]
+        check_memory(shape, BYTES_A_VOXEL * len(self.voxels))
+        options: dict[str, Any] = {"constant_values": value} if mode == "constant" else {}
+        try:
+            padded = np.pad(self.voxels.numpy(), ((0, 0), *widths), PAD_MODES[mode], **options)
+        except ValueError as error:
+            raise ModelError(f"The image cannot be padded as the model asks: {error}.") from None
+        start = [-before for before, _ in widths]
+        return self.moved(start, shape, torch.from_numpy(padded))
+
+
+PAD_MODES: dict[str, Any] = {
+    "constant": "constant",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "edge": "edge",
+    "circular": "wrap",
+    "wrap": "wrap",
+    "symmetric": "symmetric",
+    **{name: name for name in ("linear_ramp", "maximum", "mean", "median", "minimum")},
+}
+"""Ways to continue an image, and what NumPy calls them."""
+
+
+class Step(Protocol):
+    """One transform of the preprocessing."""
+
+    def check(self) -> None:
+        """Raises ModelError: the step asks for what cannot be."""
+        ...
+
+    def apply(self, scan: Scan) -> Scan:
+        """The changed scan; the voxels of the given one may be overwritten."""
+        ...
+
+
+_WORLD = {
+    "R": (0, False),
+    "L": (0, True),
+    "A": (1, False),
+    "P": (1, True),
+    "S": (2, False),
+    "I": (2, True),
+}
+"""For each side of the body its axis of the RAS world, and whether it lies at the negative end."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Turn the axes towards the sides of the body, such as "RAS"."""
+
+    axcodes: str
+
+    def check(self) -> None:
+        sides = [_WORLD.get(letter, (None, False))[0] for letter in self.axcodes]
+        if sorted(sides, key=str) != [0, 1, 2]:
+            raise ModelError(
+                f"axcodes must name three sides, such as RAS, not {shown(self.axcodes)}."
+            )
+
+    def apply(self, scan: Scan) -> Scan:
+        old, reversed = axes_to_ras(scan.geometry.permuted((2, 1, 0)))
+        order, flips = [], []
+        for axis, letter in enumerate(self.axcodes):
+            world, negative = _WORLD[letter]
+            order.append(2 - old[2 - world])  # there axes count from k, and here from x
+            if reversed[2 - world] != negative:
+                flips.append(axis)
+        voxels = scan.voxels.permute(0, *(1 + axis for axis in order))
+        geometry = scan.geometry.permuted(order).flipped(*flips)
+        reach = scan.reach.permuted(order)
+        for axis in flips:
+            reach = reach.flipped(axis, geometry.shape[axis] - 1)
+        turned = voxels.flip([1 + axis for axis in flips]) if flips else voxels
+        return replace(scan, voxels=turned.contiguous(), geometry=geometry, reach=reach)
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Resample to voxels of `pixdim` mm along x, y, z; one that is not positive keeps that of the image.
+
+    An image whose spacing lies between `min_pixdim` and `max_pixdim` keeps it.
+    """
+
+    pixdim: tuple[float, float, float]
+    mode: str = "bilinear"
+    min_pixdim: tuple[float, float, float] | None = None
+    max_pixdim: tuple[float, float, float] | None = None
+
+    def check(self) -> None:
+        if self.mode not in ("bilinear", "nearest"):
+            raise ModelError(
+                f"The mode of Spacing must be bilinear or nearest, not {shown(self.mode)}."
+            )
+        for length in (*self.pixdim, *(self.min_pixdim or ()), *(self.max_pixdim or ())):
+            if number(length, "pixdim") > 0:
+                number(length, "pixdim", *SPACINGS_MM)
+
+    def apply(self, scan: Scan) -> Scan:
+        affine = scan.geometry.permuted((2, 1, 0)).ijk_to_ras
+        spacing = self._spacing(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+        resized, shape = resized_grid(affine, scan.shape, spacing)
+        if np.allclose(resized, affine, atol=TOLERANCE) and shape == scan.shape:
+            return scan
+        check_memory(shape, BYTES_A_VOXEL * len(scan.voxels))
+        there = np.asarray(np.linalg.solve(affine, resized), np.float64)
+        back = np.asarray(np.linalg.solve(resized, affine), np.float64)
+        voxels = scan.voxels
+        for axis in np.argsort(np.array(shape) / scan.shape):  # those that shrink come first
+            positions = np.arange(shape[axis]) * there[axis, axis] + there[axis, 3]
+            positions = np.clip(positions, 0, scan.shape[axis] - 1)
+            voxels = _along(voxels, 1 + int(axis), positions, self.mode == "bilinear")
+        x, y, z = (
+            (low * back[axis, axis] + back[axis, 3], high * back[axis, axis] + back[axis, 3])
+            for axis, (low, high) in enumerate(scan.reach.bounds)
+        )
+        nearest = () if scan.resampled else nearest_of_monai(back, scan.shape, shape)
+        geometry = Geometry((shape[2], shape[1], shape[0]), resized).permuted((2, 1, 0))
+        return Scan(voxels, geometry, Reach((x, y, z), nearest), resampled=True)
+
+    def _spacing(self, old: NDArray[np.float64]) -> NDArray[np.float64]:
+        new = np.array(self.pixdim, dtype=np.float64)
+        new[new <= 0] = old[new <= 0]
+        low = new if self.min_pixdim is None else np.minimum(self.min_pixdim, new)
+        high = new if self.max_pixdim is None else np.maximum(self.max_pixdim, new)
+        kept = (low - TOLERANCE <= old) & (old <= high + TOLERANCE)
+        return np.where(kept, old, new)
+
+
+Matrix = NDArray[np.float64]
+
+
+def resized_grid(
+    affine: Matrix, shape: Triple, spacing: NDArray[np.float64]
+) -> tuple[Matrix, Triple]:
+    """The grid that MONAI's `Spacing` resamples to: its matrix and its sizes.
+
+    The first voxel stays where it is, and the last one lies as near to the old one as can be. But MONAI looks for
+    that first voxel by comparing numbers that are zero but for rounding (`compute_shape_offset`): in a turned grid
+    it may not find it, and puts the new grid in the middle of the old one. So the same is computed here as there.
+    """
+    rotation = affine[:3, :3] @ np.linalg.inv(
+        np.linalg.cholesky(affine[:3, :3].T @ affine[:3, :3]).T
+    )
+    resized = np.eye(4)
+    resized[:3, :3] = rotation * spacing
+    corners = np.array(np.meshgrid(*((0.0, size - 1.0) for size in shape), indexing="ij"))
+    corners = np.concatenate([corners.reshape(3, -1), np.ones((1, 8))])
+    found = (np.linalg.solve(resized, affine) @ corners)[:3]
+    x, y, z = (int(size) for size in np.round(np.ptp(found, axis=1) + 1.0))
+    for corner in range(8):
+        lowest = (found - found[:, corner : corner + 1]).min(axis=1)
+        if np.allclose(lowest, 0.0, rtol=TOLERANCE):
+            resized[:3, 3] = (affine @ corners)[:3, corner]
+            return resized, (x, y, z)
+    middle = affine[:3, :3] @ (np.array(shape) / 2.0) + affine[:3, 3]
+    resized[:3, 3] = middle - resized[:3, :3] @ (np.array([x, y, z]) / 2.0)
+    return resized, (x, y, z)
+
+
+def nearest_of_monai(back: Matrix, shape: Triple, resized: Triple) -> tuple[Nearest, ...]:
+    """Which new voxel torch takes for each old one, along x, y and z.
+
+    Positions between two voxels are rounded by `grid_sample`, after coordinates were scaled to -1 and 1 and back;
+    so what stands exactly in the middle goes either way, and torch is asked.
+
+    Args:
+        back: from old voxels to new ones, 4x4.
+        shape, resized: of the old and the new grid.
+    """
+    found = []
+    for axis, (size, new) in enumerate(zip(shape, resized, strict=True)):
+        here, there = (np.array([[2 / n, 1 / n - 1], [0, 1]]) for n in (size, new))
+        one = np.array([[back[axis, axis], back[axis, 3]], [0, 1]])
+        scaled = there @ one @ np.linalg.inv(here)
+        theta = torch.eye(3, 4, dtype=torch.float64)
+        theta[2, 2], theta[2, 3] = float(scaled[0, 0]), float(scaled[0, 1])
+        grid = F.affine_grid(theta[None], [1, 1, size, 1, 1], align_corners=False)
+        numbers = torch.arange(new, dtype=torch.float64).reshape(1, 1, new, 1, 1)
+        taken = F.grid_sample(numbers, grid, "nearest", "border", align_corners=False)
+        found.append(Nearest(float(back[axis, 3]), float(back[axis, axis]), taken.flatten().long()))
+    return tuple(found)
+
+
+def _along(voxels: Tensor, axis: int, positions: NDArray[np.float64], linear: bool) -> Tensor:
+    """Values at `positions` along one axis."""
+    if np.array_equal(positions, np.arange(voxels.shape[axis])):
+        return voxels
+    if not linear:
+        return voxels.index_select(axis, torch.from_numpy(np.rint(positions).astype(np.int64)))
+    base = np.minimum(np.floor(positions).astype(np.int64), max(voxels.shape[axis] - 2, 0))
+    after = np.minimum(base + 1, voxels.shape[axis] - 1)
+    share = torch.from_numpy((positions - base).astype(np.float32))
+    share = share.reshape([-1 if n == axis else 1 for n in range(4)])
+    low = voxels.index_select(axis, torch.from_numpy(base))
+    return low.lerp_(voxels.index_select(axis, torch.from_numpy(after)), share)
+
+
+@dataclass(frozen=True)
+class CropForeground:
+    """Crop to the box in which `source` channels (all if None) are above 0, with a margin in voxels."""
+
+    source: tuple[int, ...] | None = None
+    margin: Triple = (0, 0, 0)
+    allow_smaller: bool = False
+    k_divisible: Triple = (1, 1, 1)
+    mode: str = "constant"
+
+    def check(self) -> None:
+        _check_sizes("margin", self.margin, 0)
+        _check_sizes("k_divisible", self.k_divisible, 1)
+        _check_mode(self.mode)
+
+    def apply(self, scan: Scan) -> Scan:
+        chosen = scan.voxels if self.source is None else scan.voxels[list(self.source)]
+        mask = (chosen > 0).any(0)
+        if not mask.any():
+            return scan  # MONAI would go on with an image of no voxels
+        start, stop = [], []
+        for axis, margin in enumerate(self.margin):
+            others = tuple(other for other in range(3) if other != axis)
+            filled = torch.nonzero(mask.any(others[1]).any(others[0]))[:, 0]
+            first, last = int(filled[0]) - margin, int(filled[-1]) + margin + 1
+            if self.allow_smaller:
+                first, last = max(first, 0), min(last, scan.shape[axis])
+            size = math.ceil((last - first) / self.k_divisible[axis]) * self.k_divisible[axis]
+            first -= (size - (last - first)) // 2
+            start.append(first)
+            stop.append(first + size)
+        inside = scan.cropped(
+            [max(first, 0) for first in start],
+            [min(last, size) for last, size in zip(stop, scan.shape, strict=True)],
+        )
+        widths = [
+            (max(-first, 0), max(last - size, 0))
+            for first, last, size in zip(start, stop, scan.shape, strict=True)
+        ]
+        return inside.padded(widths, self.mode)
+
+
+@dataclass(frozen=True)
+class SpatialPad:
+    """Pad to at least `spatial_size` voxels; a size that is not positive keeps that of the image."""
+
+    spatial_size: Triple
+    method: str = "symmetric"
+    mode: str = "constant"
+    value: float = 0.0
+
+    def check(self) -> None:
+        _check_sizes("spatial_size", self.spatial_size, -1)
+        _check_method(self.method)
+        _check_mode(self.mode)
+
+    def apply(self, scan: Scan) -> Scan:
+        missing = [
+            max(wanted - size, 0)
+            for wanted, size in zip(self.spatial_size, scan.shape, strict=True)
+        ]
+        return scan.padded(_widths(missing, self.method), self.mode, self.value)
+
+
+@dataclass(frozen=True)
+class DivisiblePad:
+    """Pad until the sizes are multiples of `k`."""
+
+    k: Triple
+    method: str = "symmetric"
+    mode: str = "constant"
+    value: float = 0.0
+
+    def check(self) -> None:
+        _check_sizes("k", self.k, 1)
+        _check_method(self.method)
+        _check_mode(self.mode)
+
+    def apply(self, scan: Scan) -> Scan:
+        missing = [-size % k for size, k in zip(scan.shape, self.k, strict=True)]
+        return scan.padded(_widths(missing, self.method), self.mode, self.value)
+
+
+@dataclass(frozen=True)
+class BorderPad:
+    """Pad by so many voxels before and behind x, y and z: six numbers."""
+
+    spatial_border: tuple[int, int, int, int, int, int]
+    mode: str = "constant"
+    value: float = 0.0
+
+    def check(self) -> None:
+        _check_sizes("spatial_border", self.spatial_border, 0)
+        _check_mode(self.mode)
+
+    def apply(self, scan: Scan) -> Scan:
+        pairs = list(zip(self.spatial_border[::2], self.spatial_border[1::2], strict=True))
+        return scan.padded(pairs, self.mode, self.value)
+
+
+@dataclass(frozen=True)
+class CenterSpatialCrop:
+    """Crop to `roi_size` voxels in the middle; a size that is not positive keeps that of the image."""
+
+    roi_size: Triple
+
+    def check(self) -> None:
+        _check_sizes("roi_size", self.roi_size, -1)
+
+    def apply(self, scan: Scan) -> Scan:
+        start, stop = [], []
+        for wanted, size in zip(self.roi_size, scan.shape, strict=True):
+            wanted = wanted if wanted > 0 else size
+            start.append(max(size // 2 - wanted // 2, 0))
+            stop.append(min(start[-1] + wanted, size))
+        return scan.cropped(start, stop)
+
+
+def _widths(missing: Sequence[int], method: str) -> list[tuple[int, int]]:
+    if method == "end":
+        return [(0, lack) for lack in missing]
+    return [(lack // 2, lack - lack // 2) for lack in missing]
+
+
+def _check_sizes(what: str, sizes: Sequence[int], low: int) -> None:
+    for size in sizes:
+        number(size, what, low, MOST_VOXELS)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in PAD_MODES:
+        raise ModelError(
+            f"The mode of padding must be one of {', '.join(PAD_MODES)}, not {shown(mode)}."
+        )
+
+
+def _check_method(method: str) -> None:
+    if method not in ("symmetric", "end"):
+        raise ModelError(f"The method of padding must be symmetric or end, not {shown(method)}.")

@@ -1,0 +1,231 @@
+"""What a card of this family says: the network, the steps before it, the sliding window, and how answers are read.
+
+`settings` of a card are what an import found in a configuration, readable, with the names of MONAI:
+
+    {"network": {"class": "UNet", "arguments": {...}},
+     "preprocessing": [{"transform": "Orientation", "axcodes": "RAS"}, {"transform": "Spacing", ...}, ...],
+     "inferer": {"roi_size": [96, 96, 96], "overlap": [0.5, 0.5, 0.5], "mode": "gaussian", ...},
+     "postprocessing": {"activation": "softmax", "decision": "argmax", "inversion": "linear"}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medsegai.errors import ModelError
+from medsegai.families.monai import intensities, scan
+from medsegai.families.monai.scan import Step
+from medsegai.inference.activation import Scale
+from medsegai.models.card import ModelCard
+from medsegai.models.json_fields import number, shown, typed_fields
+from medsegai.networks.monai_networks import Description
+
+STEPS: dict[str, type[Step]] = {
+    kind.__name__: kind
+    for kind in (
+        scan.Orientation,
+        scan.Spacing,
+        scan.CropForeground,
+        scan.SpatialPad,
+        scan.DivisiblePad,
+        scan.BorderPad,
+        scan.CenterSpatialCrop,
+        intensities.ScaleIntensityRange,
+        intensities.ScaleIntensityRangePercentiles,
+        intensities.ScaleIntensity,
+        intensities.NormalizeIntensity,
+        intensities.ClipIntensityPercentiles,
+        intensities.ThresholdIntensity,
+        intensities.Squash,
+    )
+}
+"""By their names in a card, which are those of MONAI without the d for dictionaries."""
+
+MOST_STEPS = 100
+
+LARGEST_ROI = 2048
+"""Voxels of a window along an axis."""
+
+PADDING_MODES = ("constant", "reflect", "replicate", "circular")
+
+MODES = ("constant", "gaussian")
+
+ACTIVATIONS, DECISIONS, INVERSIONS = (
+    ("softmax", "sigmoid", "none"),
+    ("argmax", "threshold"),
+    ("linear", "nearest"),
+)
+
+
+@dataclass(frozen=True)
+class Inferer:
+    """The sliding window of `monai.inferers.SlidingWindowInferer`; x, y, z where there are three.
+
+    Attributes:
+        roi_size: of the window; where it is not positive, and without it, that of the image.
+        overlap: of neighbouring windows, as a part of the window.
+        mode: "constant" or "gaussian" weights of a window's voxels.
+        sigma_scale: of the Gaussian, as a part of the window.
+        padding_mode, cval: how an image that is smaller than the window is continued.
+    """
+
+    roi_size: tuple[int, int, int] | None = None
+    overlap: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    mode: str = "constant"
+    sigma_scale: tuple[float, float, float] = (0.125, 0.125, 0.125)
+    padding_mode: str = "constant"
+    cval: float = 0.0
+
+    def check(self) -> None:
+        for size in self.roi_size or ():
+            number(size, "roi_size", -LARGEST_ROI, LARGEST_ROI)
+        for part in self.overlap:
+            number(part, "overlap", 0, 0.99)
+        for part in self.sigma_scale:
+            number(part, "sigma_scale", 1e-3, 1e3)
+        _one_of(self.mode, "mode", MODES)
+        _one_of(self.padding_mode, "padding_mode", PADDING_MODES)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the network's answers become labels on the grid of the input.
+
+    Attributes:
+        activation: "softmax", "sigmoid" or "none", applied before answers are interpolated.
+        decision: "argmax", or "threshold" of each channel at one half.
+        inversion: "linear" or "nearest" interpolation on the way back.
+        order: the network's channels in the order of the labels, where that is another; a voxel shows the last of
+            the labels that it has.
+    """
+
+    activation: str = "softmax"
+    decision: str = "argmax"
+    inversion: str = "nearest"
+    order: tuple[int, ...] | None = None
+
+    def check(self) -> None:
+        _one_of(self.activation, "activation", ACTIVATIONS)
+        _one_of(self.decision, "decision", DECISIONS)
+        _one_of(self.inversion, "inversion", INVERSIONS)
+        if self.activation == "sigmoid" and self.decision == "argmax":
+            raise ModelError("The largest of several sigmoids is not a decision that is known.")
+        if self.activation == "softmax" and self.decision == "threshold":
+            raise ModelError("A threshold of softmax is not a decision that is known.")
+        if self.order is not None and (
+            self.decision == "argmax" or sorted(self.order) != list(range(len(self.order)))
+        ):
+            raise ModelError("order must name each channel once, and is for a threshold only.")
+
+    @property
+    def regions(self) -> bool:
+        """Whether classes may overlap."""
+        return self.decision == "threshold"
+
+    @property
+    def activated(self) -> bool:
+        """Whether it matters that answers are activated before they are interpolated."""
+        return self.activation != "none" and self.inversion == "linear"
+
+    @property
+    def scale(self) -> Scale:
+        """What members answer."""
+        if self.regions:
+            return Scale.REGION_PROBABILITIES if self.activated else Scale.REGIONS
+        return Scale.PROBABILITIES if self.activated else Scale.LOGITS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a card, checked."""
+
+    network: Description
+    steps: tuple[Step, ...]
+    inferer: Inferer
+    reading: Reading
+
+    @classmethod
+    def of(cls, card: ModelCard) -> Settings:
+        """Raises ModelError: the settings are not those of this family, or contradict the card."""
+        try:
+            settings = cls.from_dict(card.settings)
+            settings._check(card)
+        except ModelError as error:
+            raise ModelError(f"The settings of model {card.id!r}: {error}") from None
+        return settings
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        """Raises ModelError: a part is missing or unknown, or has the wrong form."""
+        parts = {"network", "preprocessing", "inferer", "postprocessing"}
+        if not parts <= set(data):
+            raise ModelError(f"{', '.join(sorted(parts - set(data)))} is missing.")
+        network = data["network"]
+        if not isinstance(network, Mapping):
+            raise ModelError(f"network must be an object, not {shown(network)}.")
+        given = data["preprocessing"]
+        if not isinstance(given, (list, tuple)) or len(given) > MOST_STEPS:
+            raise ModelError(f"preprocessing must be a list of at most {MOST_STEPS} steps.")
+        return cls(
+            Description.of(network.get("class"), network.get("arguments")),
+            tuple(map(step_of, given)),
+            _made(Inferer, data["inferer"]),
+            _made(Reading, data["postprocessing"]),
+        )
+
+    def _check(self, card: ModelCard) -> None:
+        if self.network.dimensions != 3:
+            raise ModelError(
+                f"the network must be one of three dimensions, not {self.network.dimensions}."
+            )
+        if len(card.channels) != self.network.in_channels:
+            raise ModelError(
+                f"the card has {len(card.channels)} channels, and the network takes {self.network.in_channels}."
+            )
+        for member in card.members:
+            outputs = member.classes[1:] if self.reading.regions else member.classes
+            if len(outputs) != self.network.classes or member.classes[:1] != ((),):
+                raise ModelError(
+                    f"the classes of member {member.name!r} are not those of the network."
+                )
+        if self.reading.order is not None and len(self.reading.order) != self.network.classes:
+            raise ModelError("order does not name each channel of the network once.")
+        for step in self.steps:
+            for channel in _channels(step):
+                number(channel, "a channel of the preprocessing", 0, len(card.channels) - 1)
+
+
+def step_of(data: Any) -> Step:
+    """A step of the preprocessing. Raises ModelError: it is not one."""
+    if not isinstance(data, Mapping) or data.get("transform") not in STEPS:
+        named = data.get("transform") if isinstance(data, Mapping) else data
+        raise ModelError(f"There is no transform {shown(named)}. Known are {', '.join(STEPS)}.")
+    values = {name: value for name, value in data.items() if name != "transform"}
+    step: Step = _made(STEPS[data["transform"]], values)
+    return step
+
+
+def _made(kind: type[Any], data: Any) -> Any:
+    values = typed_fields(data, kind)
+    made = kind(**{name: _frozen(value) for name, value in values.items()})
+    made.check()
+    return made
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _channels(step: Step) -> list[int]:
+    groups = getattr(step, "groups", None) or ()
+    return [
+        *(getattr(step, "source", None) or ()),
+        *(channel for group in groups for channel in group),
+    ]
+
+
+def _one_of(value: str, what: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ModelError(f"{what} must be {' or '.join(known)}, not {shown(value)}.")

@@ -1,0 +1,72 @@
+"""State dicts of strangers as safetensors, through the network that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from medsegai.errors import ModelError
+from medsegai.models.card import MemberCard, file_sha256
+from medsegai.networks.checkpoints import ALLOWED
+from medsegai.networks.monai_networks import Description, own_state
+from medsegai.networks.torch_files import StoredTensor, TorchFile, read_torch_file
+
+KIND = "file of MONAI's weights"
+
+NAME, FILE = "network", "network.safetensors"
+
+INSIDE = ("state_dict", "model", "network", "net", "model_state_dict", "network_weights")
+"""Under which names a training keeps the weights beside other things."""
+
+
+def read_weights_file(path: Path) -> TorchFile:
+    """Raises UnsafeModelError, ModelError: see `read_torch_file`."""
+    return read_torch_file(path, ALLOWED, KIND)
+
+
+def stored_weights(file: TorchFile) -> dict[str, StoredTensor]:
+    """The weights that a file holds, alone or beside other things.
+
+    Raises:
+        ModelError: it holds none.
+    """
+    content: Any = file.content
+    for candidate in (content, *_inside(content)):
+        if isinstance(candidate, dict):
+            found = {
+                name: value
+                for name, value in candidate.items()
+                if isinstance(name, str) and isinstance(value, StoredTensor)
+            }
+            if found and len(found) == len(candidate):
+                return found
+    raise ModelError(f"{file.path} holds no weights of a network by themselves.")
+
+
+def _inside(content: Any) -> list[Any]:
+    return (
+        [content[name] for name in INSIDE if name in content] if isinstance(content, dict) else []
+    )
+
+
+def write_member(
+    file: TorchFile, network: Mapping[str, Any], classes: tuple[tuple[int, ...], ...], folder: Path
+) -> MemberCard:
+    """Put the weights into their network, so that they surely fit, and write what it holds.
+
+    Raises:
+        ModelError: they are of another network.
+    """
+    description = Description.of(network["class"], network["arguments"])
+    try:
+        made = description.with_weights(file.tensors(stored_weights(file)))
+    except ModelError as error:
+        if str(file.path) in str(error):
+            raise
+        raise ModelError(f"{file.path}: {error}") from None
+    folder.mkdir(parents=True)
+    save_file(own_state(made), folder / FILE)
+    return MemberCard(NAME, FILE, file_sha256(folder / FILE), classes=classes)
