@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medsegai.errors import ModelError, RequestError, counted
-from medsegai.families import Part, Step
+from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.families.monai.scan import Scan
@@ -49,21 +49,21 @@ class MonaiModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
         """One part with the networks that are asked for, each once per pass where dropout is on."""
-        self._check(inputs)
+        self._check(inputs.scans)
         networks = [
             self._networks[member.name] for member in self.card.chosen_members(request.members)
         ]
         if request.dropout_passes:
             has_dropout = any(network.has_dropout for network in networks)
             check_dropout(request, self.card, has_dropout)
-        ready, plane_axis, reversed = self._prepared(inputs, progress)
+        ready, plane_axis, reversed = self._prepared(inputs.scans, progress)
         wanted = ready.geometry.box_around_grid(output) or (slice(0, 1),) * 3
         at = window_over(ready.voxels.to(compute.device), self.settings.inferer, wanted, reversed)
         grid = ready.moved(

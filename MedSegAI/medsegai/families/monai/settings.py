@@ -19,7 +19,7 @@ from medsegai.families.monai import intensities, scan
 from medsegai.families.monai.scan import Step
 from medsegai.inference.activation import Scale
 from medsegai.models.card import ModelCard
-from medsegai.models.json_fields import number, shown, typed_fields
+from medsegai.models.json_fields import from_json, number, shown
 from medsegai.networks.monai_networks import Description
 
 STEPS: dict[str, type[Step]] = {
@@ -208,14 +208,9 @@ def step_of(data: Any) -> Step:
 
 
 def _made(kind: type[Any], data: Any) -> Any:
-    values = typed_fields(data, kind)
-    made = kind(**{name: _frozen(value) for name, value in values.items()})
+    made = from_json(kind, data)
     made.check()
     return made
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _channels(step: Step) -> list[int]:
