@@ -94,7 +94,7 @@ SLICER_SIDE = frozenset({"MedSegAI", "MedSegAILib"})
 APPLICATION = re.compile(r"(slicer|mrml|vtk\w*|qt|ctk|PySide6|PythonQt|qSlicer\w*|qMRML\w*)$")
 # Libraries that only some rooms of the engine may use.
 CONFINED = {
-    "monai": ("networks", "training"),
+    "monai": ("networks", "training", "evaluation"),
     "openvino": ("networks",),
     "SimpleITK": ("io", "refinements", "evaluation"),
     "nibabel": ("io", "refinements", "evaluation"),
