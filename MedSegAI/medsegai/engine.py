@@ -33,7 +33,7 @@ from medsegai.inference.fusion import (
 )
 from medsegai.inference.probabilities import StreamedProbabilities
 from medsegai.inference.result_builder import Answer
-from medsegai.io import check_scan, read_volume
+from medsegai.io import as_channels, check_picture, check_scan, read_channels, read_volume
 from medsegai.io.checks import MAX_SPACING_MM
 from medsegai.measurements import plausibility
 from medsegai.models import quality
@@ -152,15 +152,23 @@ def _read(
 
     A model that was trained on slices further apart than others may be given such slices.
     """
+    flat = {card.dimensions == 2 for card in cards}
+    if len(flat) > 1:
+        raise RequestError("Models of single images and models of volumes cannot be used together.")
     coarsest = COARSER * max(max(card.spacing_mm) for card in cards)
     limit = math.inf if request.anyway else max(MAX_SPACING_MM, coarsest)
     inputs: list[Volume] = []
     warnings: list[str] = []
     for number, item in enumerate(request.inputs):
         progress.step("read", number, len(request.inputs))
-        volume = item if isinstance(item, Volume) else read_volume(Path(item))
-        warnings += check_scan(volume, limit)
-        inputs.append(volume)
+        if flat == {True}:
+            channels = (item,) if isinstance(item, Volume) else read_channels(Path(item))
+            warnings += check_picture(channels[0])
+        else:
+            channels = (item if isinstance(item, Volume) else read_volume(Path(item)),)
+            warnings += check_scan(channels[0], limit)
+        inputs += channels
+    for volume in inputs:
         check_same_grid(
             volume.geometry,
             inputs[0].geometry,
@@ -168,6 +176,9 @@ def _read(
             inputs[0].source,
             "Resample one onto the other first.",
         )
+    if flat == {True}:
+        fitted = as_channels(inputs, len(cards[0].channels), request.anyway)
+        inputs, warnings = fitted.channels, [*warnings, *fitted.warnings]
     warnings += check_suits(cards, inputs, request.anyway)
     return inputs, warnings
 
@@ -359,7 +370,7 @@ def _judged(
         calibration = None
     structures = answer.structures()
     implausible: dict[int, tuple[str, ...]] = {}
-    if not job.request.region:
+    if not job.request.region and min(job.output.shape) > 1:
         implausible = plausibility.remarks(
             Volume(answer.labelmap, job.output),
             [item.label for item in structures],

@@ -54,7 +54,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("inference.fusion",),  # L2
     ("inference.agreement",),
     ("families", "refinements"),
-    ("measurements.plausibility", "refinements._overlapping"),
+    ("measurements.instances", "measurements.plausibility", "refinements._overlapping"),
     ("inference.result_builder",),
     ("measurements.structures",),
     ("engine",),  # L3

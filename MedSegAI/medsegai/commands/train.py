@@ -26,6 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     families = parser.add_subparsers(title="families", metavar="FAMILY")
     add_quicknat(families)
     add_unet3d(families)
+    add_unet2d(families)
     add_nnunet(families)
     add_patches(families)
 
@@ -52,7 +53,33 @@ def add_unet3d(families: Subparsers) -> None:
     unet3d.set_defaults(run=run_unet3d)
 
 
-def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str) -> None:
+def add_unet2d(families: Subparsers) -> None:
+    unet2d = families.add_parser(
+        "unet2d",
+        help="2D networks on pictures",
+        description="Train a U-Net or U-Net++ on pictures with label maps, one network for each fold, as CONFIG "
+        "describes. Ctrl-C stops it, and --resume goes on after the last whole epoch, exactly.",
+    )
+    add_place_options(unet2d)
+    unet2d.add_argument(
+        "--data", type=Path, help="folder of pictures, instead of data.root in CONFIG"
+    )
+    unet2d.add_argument(
+        "--folds",
+        type=comma_list,
+        default=[],
+        metavar="N",
+        help="train these folds only, from 0, separated by commas",
+    )
+    unet2d.add_argument(
+        "--find-rate",
+        action="store_true",
+        help="try learning rates from small to large, draw their losses and suggest one; nothing is trained",
+    )
+    unet2d.set_defaults(run=run_unet2d)
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
     """The options of every family that is trained from a training file."""
     parser.add_argument("config", metavar="CONFIG", type=Path, help="training file (TOML)")
     parser.add_argument(
@@ -62,6 +89,23 @@ def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str)
         default=Path("training"),
         help="folder of checkpoints, weights and log (default: training)",
     )
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
+    )
+    parser.add_argument(
+        "--until", metavar="HH:MM", help="stop at this time of day, with a checkpoint"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in the output folder",
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str) -> None:
+    """The options of families of volumes."""
+    add_place_options(parser)
     parser.add_argument(
         "--data", type=Path, help="folder of images and label maps, instead of data.root in CONFIG"
     )
@@ -74,23 +118,11 @@ def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str)
     )
     parser.add_argument("--steps", type=int, help="number of steps, instead of that in CONFIG")
     parser.add_argument(
-        "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
-    )
-    parser.add_argument(
-        "--until", metavar="HH:MM", help="stop at this time of day, with a checkpoint"
-    )
-    parser.add_argument(
         "--from",
         dest="start",
         default="",
         metavar="MODEL",
         help="begin with the weights of this model, an id or a folder, instead of random ones",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the last checkpoint in the output folder",
     )
 
 
@@ -277,6 +309,37 @@ def run_unet3d(arguments: argparse.Namespace) -> int:
     from medsegai.training.unet3d import build_trainers
 
     return _run(build_trainers, arguments)
+
+
+def run_unet2d(arguments: argparse.Namespace) -> int:
+    from medsegai.training.run import TimeLimit
+    from medsegai.training.unet2d.config import load_config
+    from medsegai.training.unet2d.rate_finder import suggest_rate
+    from medsegai.training.unet2d.run import Options2D, train
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    changes = {} if arguments.data is None else {"data": {"root": str(arguments.data.resolve())}}
+    config = load_config(arguments.config, changes)
+    if arguments.find_rate:
+        found = suggest_rate(config, arguments.output, arguments.device)
+        print(f"Suggested optimiser.learning_rate: {found.rate:.2g} (curve: {found.picture})")
+        return 0
+    options = Options2D(
+        arguments.output,
+        arguments.resume,
+        arguments.device,
+        TimeLimit.of(arguments.minutes, arguments.until),
+        tuple(int(number) for number in arguments.folds),
+    )
+    bar = ProgressBar()
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            folder = train(config, options, progress)
+    finally:
+        bar.clear()
+    print(f"Trained networks, log and scores: {options.folder} (model: {folder})")
+    return 0
 
 
 def _run(build: Build, arguments: argparse.Namespace) -> int:

@@ -19,17 +19,32 @@ from medsegai.io.itk import from_sitk, to_sitk
 from medsegai.io.labelmaps import laid_on, read_labelmap
 from medsegai.io.nifti import axes_to_ras
 from medsegai.io.orientation import itk_axes_to_ras
-from medsegai.io.pictures import PICTURE_ENDINGS, grey, is_picture, read_picture, read_pixels
+from medsegai.io.pictures import (
+    PICTURE_ENDINGS,
+    as_channels,
+    grey,
+    is_picture,
+    read_picture,
+    read_pixels,
+)
 from medsegai.io.reading import READABLE, read_channels, read_volume
 from medsegai.io.tables import write_table
-from medsegai.io.writing import WRITABLE, write_probabilities, write_segmentation, write_volume
+from medsegai.io.writing import (
+    SEGMENTATION_ENDINGS,
+    WRITABLE,
+    write_probabilities,
+    write_segmentation,
+    write_volume,
+)
 
 __all__ = [
     "PARTIAL",
     "PICTURE_ENDINGS",
     "READABLE",
+    "SEGMENTATION_ENDINGS",
     "WRITABLE",
     "FilesTogether",
+    "as_channels",
     "atomic_path",
     "axes_to_ras",
     "check_output",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, MismatchError
 from medsegai.io.decoder import itk_voxels
 from medsegai.io.files import PARSER_ERRORS, check_memory, native, unreadable
 from medsegai.volume import Geometry, Volume
@@ -117,6 +117,58 @@ def grey(channels: Sequence[Volume]) -> Volume:
     return first.with_voxels(
         (np.rint(mixed) if whole else np.asarray(mixed)).astype(first.voxels.dtype)
     )
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Images, one for each channel that a model takes, and what was made of those that were given."""
+
+    channels: list[Volume]
+    warnings: tuple[str, ...] = ()
+
+
+def as_channels(given: Sequence[Volume], count: int, anyway: bool = False) -> Channels:
+    """The channels that a model of single images takes, from those that an image has.
+
+    A grey image serves a model of colours as if it were in colours. A picture in colours serves a model of grey
+    images by its luminance, if all of its colours are grey or `anyway` is true.
+
+    Args:
+        given: of one slice each, on one grid.
+        count: how many the model takes.
+        anyway: whether colours may be left out, and several slices be segmented one by one.
+
+    Raises:
+        MismatchError: the image has colours, and the model takes grey ones; or it has several slices.
+        InputError: another number of channels.
+    """
+    first = given[0]
+    name = first.source or "The image"
+    warnings: list[str] = []
+    slices = first.geometry.shape[0]
+    if slices > 1:
+        if not anyway:
+            raise MismatchError(
+                f"{name} has {slices} slices, and the model takes single images. Name one image, or let each "
+                "slice be segmented by itself (--anyway; in Slicer: Any kind of scan)."
+            )
+        warnings.append(f"Each of the {slices} slices of {name} was segmented by itself.")
+    if len(given) == count:
+        return Channels(list(given), tuple(warnings))
+    if len(given) == 1 and count == len(COLOURS):
+        warnings.append(
+            f"{name} is grey, and the model was made for colours. Look at the result with care."
+        )
+        return Channels(list(given) * count, tuple(warnings))
+    if len(given) == len(COLOURS) and count == 1:
+        seen = grey(given)
+        if seen is not first and not anyway:
+            raise MismatchError(
+                f"{name} is in colours, and the model takes grey images. Save it in grey, or segment its "
+                "luminance (--anyway; in Slicer: Any kind of scan)."
+            )
+        return Channels([seen], tuple(warnings))
+    raise InputError(f"{name} has {len(given)} channels, and the model takes {count}.")
 
 
 def read_pixels(path: Path, palette: bool = False) -> Picture:

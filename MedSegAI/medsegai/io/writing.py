@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 import slicerio
 from numpy.typing import NDArray
+from PIL import Image
 
 from medsegai.errors import OutputError
 from medsegai.io.atomic import atomic_path, check_output
@@ -29,6 +30,9 @@ NIFTI_ENDINGS = (".nii.gz", ".nii")
 MGZ_ENDING = ".mgz"
 WRITABLE = (SEGMENTATION_ENDING, *NIFTI_ENDINGS, ".nrrd", ".mha", MGZ_ENDING)
 """Endings of images that can be written, lower case. Each is one file, so that it can be atomic."""
+
+SEGMENTATION_ENDINGS = (*WRITABLE, ".png")
+"""Of label maps: those of a single slice may be pictures."""
 
 COMPRESSION = 6
 """Deflate level: a brain label map is 8 % larger than at level 9, and written five times as fast."""
@@ -49,7 +53,8 @@ def write_segmentation(
     """Write labels so that 3D Slicer opens named, coloured, coded segments, or as a plain labelmap.
 
     Args:
-        path: .seg.nrrd for segments; .nii.gz, .nii, .nrrd, .mha or .mgz for label values only.
+        path: .seg.nrrd for segments; .nii.gz, .nii, .nrrd, .mha or .mgz for label values only; .png for those of a
+            single slice, without its place.
         labelmap: label values from 0, (k, j, i), integers.
         labels: what the values mean. In .seg.nrrd each becomes a segment, in this order, also one
             that has no voxel: a structure that was looked for and not found.
@@ -57,16 +62,31 @@ def write_segmentation(
             has a layer of its own; a labelmap cannot hold them and gets `labelmap`.
 
     Raises:
-        OutputError: unknown ending, a value without a label, or the file cannot be written.
+        OutputError: unknown ending, a value without a label, several slices in a picture, or the file cannot be
+            written.
     """
     path = Path(path)
-    check_output(path, WRITABLE)
+    check_output(path, SEGMENTATION_ENDINGS)
     compact = labelmap.with_voxels(_label_values(path, labelmap.voxels, labels))
+    if path.name.lower().endswith(".png"):
+        _write_picture(path, compact)
+        return
     if not path.name.lower().endswith(SEGMENTATION_ENDING):
         write_volume(path, compact)
         return
     with atomic_path(path) as partial:
         partial.write_bytes(_seg_nrrd(compact, labels, regions))
+
+
+def _write_picture(path: Path, labelmap: Volume) -> None:
+    """Label values as a grey PNG of 8 or 16 bits."""
+    if len(labelmap.voxels) > 1:
+        raise OutputError(
+            f"{path}: the labels have {len(labelmap.voxels)} slices, and a picture has one. Name a .seg.nrrd or "
+            ".nii.gz file."
+        )
+    with atomic_path(path) as partial:
+        Image.fromarray(labelmap.voxels[0]).save(partial, format="PNG")
 
 
 def write_volume(path: Path | str, volume: Volume) -> None:

@@ -97,6 +97,7 @@ class ModelCard:
         field_of_view_mm: the sides of a usual scan, shortest first, if known.
         sample: name of the scan in Slicer's module Sample Data that shows what the model does; "" for none.
         intracranial: values of the labels that together fill the skull; () where not all of it has labels.
+        dimensions: 2 for a model of single images, such as radiographs and photographs.
     """
 
     id: str
@@ -123,6 +124,7 @@ class ModelCard:
     )
     sample: str = field(default="", metadata=UNLESS_DEFAULT)
     intracranial: tuple[int, ...] = field(default=(), metadata=UNLESS_DEFAULT)
+    dimensions: int = field(default=3, metadata=UNLESS_DEFAULT)
     folder: Path = field(default=Path(), metadata=NOT_IN_JSON)
     in_place: bool = field(default=False, metadata=NOT_IN_JSON)
 
@@ -142,6 +144,10 @@ class ModelCard:
                 f"Model {self.id!r} has the label {max(known)}; the largest value is {LARGEST_VALUE}."
             )
         self._check_sizes()
+        if self.dimensions not in (2, 3):
+            raise ModelError(
+                f"Model {self.id!r}: dimensions must be 2 or 3, not {self.dimensions}."
+            )
         self._check_members(known)
         self._check_quality(known)
 

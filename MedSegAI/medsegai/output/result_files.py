@@ -11,6 +11,7 @@ from typing import Any
 
 from medsegai.errors import OutputError, RequestError
 from medsegai.io import (
+    SEGMENTATION_ENDINGS,
     WRITABLE,
     check_output,
     files_together,
@@ -31,7 +32,7 @@ from medsegai.volume import Volume
 WRITE_STAGE = "write"
 
 ENDINGS = {
-    "segmentation": WRITABLE,
+    "segmentation": SEGMENTATION_ENDINGS,
     "uncertainty": WRITABLE,
     "mutual_information": WRITABLE,
     "probabilities": (".nii.gz", ".nii"),

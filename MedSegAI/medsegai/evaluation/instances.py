@@ -1,0 +1,77 @@
+"""How well objects were found: aggregated Jaccard index, panoptic quality, and F1 at an overlap of one half.
+
+Sources: Kumar et al., "A Dataset and a Technique for Generalized Nuclear Segmentation for Computational
+Pathology", IEEE TMI 2017 (AJI); Kirillov et al., "Panoptic Segmentation", CVPR 2019 (PQ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HALF = 0.5
+"""Objects match whose intersection is more than this part of their union; at most one can match each."""
+
+
+@dataclass(frozen=True)
+class InstanceScores:
+    """Of one image, or of several together; NaN where there is nothing to find and nothing was found.
+
+    Attributes:
+        aji: aggregated Jaccard index.
+        pq: panoptic quality, `f1` times the mean overlap of matches.
+        f1: objects that match, as a part of the mean of both counts.
+        found, expected: how many objects there are in the answer and in the reference.
+    """
+
+    aji: float
+    pq: float
+    f1: float
+    found: int
+    expected: int
+
+
+def instance_scores(found: NDArray[np.int32], expected: NDArray[np.int32]) -> InstanceScores:
+    """Compare two maps of objects (j, i), each with a number for each object and 0 outside of all."""
+    answers, found_map = np.unique(found, return_inverse=True)
+    truths, expected_map = np.unique(expected, return_inverse=True)
+    table = np.zeros((len(truths), len(answers)), np.int64)
+    np.add.at(table, (expected_map.ravel(), found_map.ravel()), 1)
+    rows, columns = truths > 0, answers > 0
+    common = table[rows][:, columns]
+    true_sizes, own_sizes = table.sum(1)[rows], table.sum(0)[columns]
+    if not len(true_sizes) and not len(own_sizes):
+        return InstanceScores(np.nan, np.nan, np.nan, 0, 0)
+    union = true_sizes[:, None] + own_sizes[None] - common
+    overlap = common / union
+    matched = overlap > HALF
+    f1 = 2 * int(matched.sum()) / (len(true_sizes) + len(own_sizes))
+    quality = float(overlap[matched].mean()) if matched.any() else 0.0
+    return InstanceScores(
+        _aggregated(common, union, true_sizes, own_sizes),
+        f1 * quality,
+        f1,
+        len(own_sizes),
+        len(true_sizes),
+    )
+
+
+def _aggregated(
+    common: NDArray[np.int64],
+    union: NDArray[np.int64],
+    true_sizes: NDArray[np.int64],
+    own_sizes: NDArray[np.int64],
+) -> float:
+    """Each true object with the answer of the best overlap; answers that no object took count as wrong."""
+    if not len(true_sizes) or not len(own_sizes):
+        return 0.0
+    best = (common / union).argmax(1)
+    places = np.arange(len(true_sizes))
+    touched = common[places, best] > 0
+    inner = int(common[places, best].sum())
+    outer = int(np.where(touched, union[places, best], true_sizes).sum())
+    left = np.ones(len(own_sizes), bool)
+    left[best[touched]] = False
+    return inner / (outer + int(own_sizes[left].sum()))

@@ -1,0 +1,215 @@
+"""The training file of 2D networks: TOML in, frozen dataclasses out, and every mistake named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from medsegai.errors import ModelError, RequestError
+from medsegai.labels import Label
+from medsegai.models.json_fields import NOT_IN_JSON, from_json, to_json
+from medsegai.networks.unet2d import UNet2DConfig
+from medsegai.preprocessing.pictures import PictureSettings
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from. Patterns are relative to ``root``, and ``root`` to the training file.
+
+    Images and label maps are paired by their names without endings; in those of label maps ``label_suffix`` may
+    follow. ``threshold``: label maps are masks, and values above it are label 1; None where they hold label
+    values. ``instances``: label maps hold a number for each object; what is learned is the inside of objects
+    (label 1) and their border (label 2). ``groups``: a table that says which cases belong together, such as a
+    patient's or those of one slide; they are never on both sides of a split.
+    """
+
+    root: str = "."
+    images: str = "images/*.png"
+    labels: str = "masks/*.png"
+    label_suffix: str = ""
+    threshold: int | None = None
+    instances: bool = False
+    groups: str = ""
+    case_column: str = "case"
+    group_column: str = "group"
+    channels: int = 3
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """``pretrained``: "" for random weights, "package" for those of an installed package, or a file of weights.
+
+    ``decoder``, ``encoder``, ``widths`` and ``deep_supervision`` as in `UNet2DConfig`.
+    """
+
+    encoder: str = "mobilenet_v2"
+    decoder: str = "unet"
+    widths: tuple[int, ...] = (256, 128, 64, 32, 16)
+    deep_supervision: bool = False
+    pretrained: str = ""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """``strength``: how much images are varied. ``orientation``: "upright" for images with an up and a down, which
+    are mirrored left to right alone; "any" for tissue, which is turned as well. ``stain``: whether colours vary as
+    those of stains do.
+    """
+
+    strength: Literal["none", "light", "medium", "heavy"] = "medium"
+    orientation: Literal["upright", "any"] = "upright"
+    stain: bool = False
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """``encoder_rate``: the encoder's learning rate as a part of the decoder's. ``frozen_epochs``: how long the
+    encoder stays as it is at first. ``lookahead``: steps after which weights are pulled half back to those before
+    (0: never). ``schedule``: "one_cycle" up and down once; "plateau" divides by ten after ``patience`` epochs
+    without a better validation; "constant". ``early_stopping``: epochs without a better validation after which a
+    fold ends (0: never).
+    """
+
+    name: Literal["adamw", "radam"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    encoder_rate: float = 0.1
+    frozen_epochs: int = 0
+    lookahead: int = 0
+    schedule: Literal["one_cycle", "plateau", "constant"] = "one_cycle"
+    patience: int = 5
+    early_stopping: int = 0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the Dice loss and of the cross-entropy, and of classes in the latter, background first."""
+
+    dice: float = 1.0
+    cross_entropy: float = 1.0
+    class_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Training2DConfig:
+    """A whole training. ``folds``: how many parts are held out in turn; each gives one network of the model.
+
+    ``keep``: the network of the last epoch, whose held-out figures are honest, or the best on the held-out cases,
+    whose are not. ``validate_every``: epochs from one look at the held-out cases to the next.
+    """
+
+    id: str
+    name: str
+    labels: tuple[Label, ...]
+    modality: str = ""
+    description: str = ""
+    licence: str = ""
+    origin: str = ""
+    seed: int = 1
+    folds: int = 3
+    epochs: int = 20
+    batch: int = 4
+    patches_per_image: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    keep: Literal["last", "best"] = "last"
+    validate_every: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    image: PictureSettings = field(default_factory=PictureSettings)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    source: Path = field(default=Path("training.toml"), metadata=NOT_IN_JSON)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: a number is too small, or labels and weights do not fit."""
+        for name, value, least in (
+            ("folds", self.folds, 2),
+            ("epochs", self.epochs, 1),
+            ("batch", self.batch, 2),
+            ("patches_per_image", self.patches_per_image, 1),
+            ("validate_every", self.validate_every, 1),
+        ):
+            if value < least:
+                raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")
+        weights = self.loss.class_weights
+        if weights and len(weights) != self.classes:
+            raise RequestError(
+                f"Training file: loss.class_weights needs {self.classes} numbers, background first, not "
+                f"{len(weights)}."
+            )
+        if self.data.instances and [label.value for label in self.labels] != [1, 2]:
+            raise RequestError(
+                "Training file: with data.instances there must be two labels, 1 for the inside of objects and 2 "
+                "for their border."
+            )
+
+    @property
+    def classes(self) -> int:
+        """Channels of the answer, background included."""
+        return len(self.labels) + 1
+
+    @property
+    def root(self) -> Path:
+        return self.source.parent / self.data.root
+
+    def network_config(self) -> UNet2DConfig:
+        """The network. Raises RequestError: there is no such network."""
+        own = self.network
+        try:
+            return UNet2DConfig(
+                own.encoder,
+                own.decoder,
+                self.data.channels,
+                self.classes,
+                own.widths,
+                own.deep_supervision,
+            )
+        except ModelError as error:
+            raise RequestError(f"Training file: network: {error}") from None
+
+    def fingerprint(self) -> str:
+        """What decides the result, shortened; a run is only resumed by the training file it began with."""
+        values = to_json(self)
+        del values["data"]["root"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: Path, changes: dict[str, Any] | None = None) -> Training2DConfig:
+    """Read a training file.
+
+    Args:
+        path: the file.
+        changes: tables and values that stand in place of those of the file.
+
+    Raises:
+        RequestError: it is missing, is not TOML, has unknown or missing keys, or a value of the wrong kind.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(
+            f"{path} does not exist. Give the path of a training file (TOML)."
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
+    try:
+        config = from_json(Training2DConfig, merged(data, changes or {}), error=RequestError)
+    except (RequestError, ModelError) as error:
+        raise RequestError(f"{path}: {error}") from None
+    return replace(config, source=path)
+
+
+def merged(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`data` with what `changes` say; tables are merged in turn."""
+    result = dict(data)
+    for name, value in changes.items():
+        inner = result.get(name)
+        if isinstance(value, dict) and isinstance(inner, dict):
+            value = merged(inner, value)
+        result[name] = value
+    return result

@@ -1,0 +1,191 @@
+"""Pictures with label maps: found, paired, grouped into folds, and kept in memory as networks see them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from medsegai.errors import InputError, RequestError
+from medsegai.evaluation.folds import patient_folds
+from medsegai.io import grey, read_channels, read_labelmap, read_pixels
+from medsegai.preprocessing.pictures import PictureSettings
+from medsegai.training.unet2d.config import DataConfig, Training2DConfig
+
+MANY_NAMES = 5
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True)
+class PictureCase:
+    """One picture with its label map.
+
+    Attributes:
+        name: of the picture, without its ending.
+        group: cases of one group are never on both sides of a split.
+        image: (channel, j, i) from 0 to 1, float32, on the image's own grid.
+        target: class of each pixel, uint8 (j, i), on the same grid.
+        objects: a number for each object, where the label map holds such, int32 (j, i).
+    """
+
+    name: str
+    group: str
+    image: NDArray[np.float32]
+    target: NDArray[np.uint8]
+    objects: NDArray[np.int32] | None = None
+
+
+def read_cases(config: Training2DConfig) -> list[PictureCase]:
+    """All cases of a training file, sorted by name.
+
+    Raises:
+        RequestError: nothing matches, or images and label maps do not pair.
+        InputError: a file cannot be read, differs in size from its partner, or holds unknown labels.
+    """
+    pairs = find_pairs(config)
+    groups = read_groups(config, list(pairs))
+    return [read_case(config, name, groups[name], *files) for name, files in sorted(pairs.items())]
+
+
+def find_pairs(config: Training2DConfig) -> dict[str, tuple[Path, Path]]:
+    """Image and label map of each case, by its name.
+
+    Raises:
+        RequestError: see `read_cases`.
+    """
+    data, root = config.data, config.root
+    images = {path.stem: path for path in sorted(root.glob(data.images))}
+    labels = {
+        path.stem.removesuffix(data.label_suffix): path for path in sorted(root.glob(data.labels))
+    }
+    if not images:
+        raise RequestError(f"No file matches {data.images!r} in {root}. Check data.root.")
+    lonely = sorted(images.keys() ^ labels.keys())
+    if lonely:
+        what = "label map" if lonely[0] in images else "image"
+        raise RequestError(
+            f"{root}: {len(lonely)} names have only an image or only a label map, such as {lonely[0]!r}, which "
+            f"has no {what}. Check data.images, data.labels and data.label_suffix."
+        )
+    return {name: (images[name], labels[name]) for name in images}
+
+
+def read_groups(config: Training2DConfig, names: Sequence[str]) -> dict[str, str]:
+    """The group of each case; without a table every case is its own.
+
+    Raises:
+        InputError: the table cannot be read, lacks a column, or does not name each case once.
+    """
+    data = config.data
+    if not data.groups:
+        return {name: name for name in names}
+    path = config.root / data.groups
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The table of groups {path} cannot be read: {error}.") from error
+    if not rows or not {data.case_column, data.group_column} <= set(rows[0]):
+        raise InputError(
+            f"The table {path} needs rows, and the columns {data.case_column} and {data.group_column}."
+        )
+    groups = {str(row[data.case_column]): str(row[data.group_column] or "") for row in rows}
+    missing = sorted(name for name in names if not groups.get(name))
+    if missing:
+        raise InputError(
+            f"{path} gives no group of {', '.join(missing[:MANY_NAMES])}. Every case needs one."
+        )
+    return {name: groups[name] for name in names}
+
+
+def folds_of(cases: Sequence[PictureCase], count: int, seed: int) -> list[list[str]]:
+    """The names that each fold holds out. Raises InputError: there are fewer groups than folds."""
+    return [
+        list(fold) for fold in patient_folds({case.name: case.group for case in cases}, count, seed)
+    ]
+
+
+def read_case(
+    config: Training2DConfig, name: str, group: str, image_path: Path, label_path: Path
+) -> PictureCase:
+    """One case. Raises InputError: see `read_cases`."""
+    channels = read_channels(image_path)
+    if config.data.channels == 1:
+        channels = (grey(channels),)
+    elif len(channels) == 1:
+        channels = channels * config.data.channels
+    if len(channels) != config.data.channels:
+        raise InputError(
+            f"{image_path} has {len(channels)} channels, and the training file says "
+            f"{config.data.channels} (data.channels)."
+        )
+    pixels = np.stack([channel.voxels[0] for channel in channels])
+    labels = read_mask(config.data, label_path)
+    if labels.shape != pixels.shape[1:]:
+        raise InputError(
+            f"{label_path} has {labels.shape[1]} x {labels.shape[0]} pixels, but its image {image_path} has "
+            f"{pixels.shape[2]} x {pixels.shape[1]}."
+        )
+    objects = labels.astype(np.int32) if config.data.instances else None
+    target = (
+        inside_and_border(objects)
+        if objects is not None
+        else classes_of(
+            labels, {label.value: n for n, label in enumerate(config.labels, 1)}, label_path
+        )
+    )
+    return PictureCase(name, group, config.image.scaled(pixels), target, objects)
+
+
+def read_mask(data: DataConfig, path: Path) -> NDArray[np.int64]:
+    """The label values of a label map, (j, i)."""
+    if data.threshold is None:
+        return read_labelmap(path)[0].voxels[0].astype(np.int64)
+    pixels = read_pixels(path).pixels
+    values = pixels if pixels.ndim == 2 else pixels.max(axis=2)
+    return (values > data.threshold).astype(np.int64)
+
+
+def classes_of(
+    labels: NDArray[np.int64], numbers: Mapping[int, int], path: Path
+) -> NDArray[np.uint8]:
+    """The class of each pixel from its label value. Raises InputError: a value has no class."""
+    unknown = sorted(set(np.unique(labels).tolist()) - numbers.keys() - {0})
+    if unknown:
+        raise InputError(
+            f"{path} holds the label {unknown[0]}, which the training file does not name. Add it to labels, or "
+            "give data.threshold where the file is a mask."
+        )
+    table = np.zeros(max([0, *numbers]) + 1, np.uint8)
+    for value, number in numbers.items():
+        table[value] = number
+    return table[labels]
+
+
+def inside_and_border(objects: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """2 where an object touches what is not it (by an edge or a corner), 1 further inside, 0 outside, (j, i)."""
+    largest = ndimage.maximum_filter(objects, size=3, mode="nearest")
+    smallest = ndimage.minimum_filter(objects, size=3, mode="nearest")
+    inside = (objects > 0) & (largest == smallest)
+    return np.where(objects > 0, np.where(inside, 1, 2), 0).astype(np.uint8)
+
+
+def fitted_target(image: PictureSettings, target: NDArray[np.uint8]) -> Tensor:
+    """Classes int64 (j, i) of an image as `PictureSettings.fitted` makes it; beside the image is background."""
+    values = torch.from_numpy(target.astype(np.int64))
+    shape = image.fitted_shape(target.shape)
+    if shape != target.shape:
+        resized = functional.interpolate(values[None, None].float(), shape, mode="nearest-exact")
+        values = resized[0, 0].long()
+    right, below = (
+        max(side - size, 0) for side, size in zip(image.tile[::-1], shape[::-1], strict=True)
+    )
+    return functional.pad(values, (0, right, 0, below))

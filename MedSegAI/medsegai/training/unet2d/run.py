@@ -1,0 +1,300 @@
+"""A training of 2D networks from its first to its last fold, with checkpoints, log, curves and the model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medsegai.errors import Cancelled, OutputError, RequestError
+from medsegai.io import atomic_path, write_card, write_table
+from medsegai.models.card import (
+    Channel,
+    MemberCard,
+    ModelCard,
+    file_sha256,
+)
+from medsegai.models.json_fields import to_json
+from medsegai.networks.unet2d import UNet2D
+from medsegai.progress import Progress
+from medsegai.system.locks import reserved
+from medsegai.training.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    RunLog,
+    best_weights_name,
+    compact,
+    load_checkpoint,
+    load_weights,
+    read_log,
+    refuse_earlier_run,
+    save_checkpoint,
+    save_weights,
+)
+from medsegai.training.curves import Board, draw_curves
+from medsegai.training.run import TimeLimit
+from medsegai.training.trainer import find_place
+from medsegai.training.unet2d.config import Training2DConfig
+from medsegai.training.unet2d.data import PictureCase, folds_of, read_cases
+from medsegai.training.unet2d.fold import Fold, Ready, made_ready, seconds_since
+
+logger = logging.getLogger(__name__)
+
+SCORES, TABLE, CURVES, MODEL_FOLDER = "scores.json", "held-out.csv", "curves.png", "model"
+
+COLOURS = ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Options2D:
+    """How a training is run.
+
+    Attributes:
+        folder: where its files go.
+        resume: go on from the checkpoint in the folder.
+        device: auto, cpu, cuda or cuda:N.
+        limit: when it stops at the latest, after a whole epoch.
+        folds: numbers of the folds to train; empty for all.
+    """
+
+    folder: Path
+    resume: bool = False
+    device: str = "auto"
+    limit: TimeLimit = field(default_factory=TimeLimit)
+    folds: tuple[int, ...] = ()
+
+
+def train(config: Training2DConfig, options: Options2D, progress: Progress) -> Path:
+    """Train all folds, and give the folder of the finished model.
+
+    Every epoch ends with a checkpoint, and nothing that is random depends on what came before it, so that a
+    resumed training ends in the same weights as one without a break.
+
+    Returns:
+        `model` in the output folder; it holds one member for each fold that is done.
+
+    Raises:
+        RequestError, InputError, ModelError: the training file, its data or its weights cannot be used.
+        OutputError: the folder cannot be written.
+        Cancelled: stopped through `progress`; the last whole epoch was kept.
+    """
+    folder = options.folder
+    chosen = options.folds or tuple(range(config.folds))
+    if not all(0 <= number < config.folds for number in chosen):
+        raise RequestError(f"--folds must lie between 0 and {config.folds - 1}.")
+    if not options.resume:
+        refuse_earlier_run(folder)
+    device = find_place(options.device).device
+    cases = read_cases(config)
+    held_out = folds_of(cases, config.folds, config.seed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reserved([folder / CHECKPOINT]):
+            run = Run(config, cases, folder, device)
+            run.begin(options.resume)
+            for number in chosen:
+                if not run.advance(number, held_out[number], progress, options.limit):
+                    break
+            return run.end()
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error}. Free space or choose another."
+        ) from error
+
+
+class Run:
+    """Where a training stands, and its files."""
+
+    def __init__(
+        self,
+        config: Training2DConfig,
+        cases: Sequence[PictureCase],
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.device = config, folder, device
+        self.ready = made_ready(config, cases)
+        self.scores: dict[str, list[dict[str, Any]]] = {}
+        self.seconds: dict[str, float] = {}
+        self.origin = ""
+        self._waiting: dict[str, Any] | None = None
+
+    def begin(self, resume: bool) -> None:
+        """Open the log; on resume read what is done, and the state of the fold that was under way."""
+        step = 0
+        if resume:
+            state = load_checkpoint(self.folder, self.config.fingerprint(), self.device)
+            self.scores, self.seconds = state["scores"], state["seconds"]
+            self._waiting = state["fold"]
+            step = int(state["step"])
+        else:
+            self._save(None, 0)  # so that one who stops in the first epoch can resume
+        self._log = RunLog(self.folder / LOG, step)
+        self._board = Board(self.folder / "tensorboard", step)
+
+    def advance(
+        self, number: int, names: Sequence[str], progress: Progress, limit: TimeLimit
+    ) -> bool:
+        """Train one fold; whether it is done, and not ended by the time limit."""
+        name = f"fold_{number}"
+        if name in self.scores:
+            return True
+        fold = Fold(self.config, number, self.device)
+        self.origin = fold.origin
+        if self._waiting is not None and self._waiting["number"] == number:
+            fold.restore(self._waiting["state"])
+        self._waiting = None
+        held_out = [ready for ready in self.ready if ready.case.name in set(names)]
+        others = [ready for ready in self.ready if ready.case.name not in set(names)]
+        while fold.epoch < self.config.epochs and not fold.rates.over:
+            started = time.perf_counter()
+            try:
+                loss = fold.learn(others, progress)
+            except Cancelled:
+                raise self._stopped(fold) from None
+            self._validate(fold, held_out, loss, started)
+            if limit.is_over() and fold.epoch < self.config.epochs:
+                return False
+        self._finish(fold, held_out)
+        return True
+
+    def _stopped(self, fold: Fold) -> Cancelled:
+        return Cancelled(
+            f"The training was stopped in epoch {fold.epoch + 1} of {fold.name}. Continue it with --resume and "
+            f"the same folder, {self.folder}."
+        )
+
+    def _validate(self, fold: Fold, held_out: Sequence[Ready], loss: float, started: float) -> None:
+        """Note an epoch, judge the network where its turn has come, and keep a checkpoint."""
+        better, dice = False, None
+        if fold.epoch % self.config.validate_every == 0 or fold.epoch == self.config.epochs:
+            dice = float(np.mean([row["dice"] for row in fold.judge(held_out)]))
+            better = dice > fold.rates.best
+            fold.rates.judge(dice)
+        seconds = seconds_since(started)
+        self.seconds[fold.name] = self.seconds.get(fold.name, 0.0) + seconds
+        rate = fold.optimiser.param_groups[1]["lr"]
+        self._note(fold, "train", loss=round(loss, 5), learning_rate=rate, seconds=seconds)
+        if dice is not None:
+            self._note(fold, "validate", dice=round(dice, 5))
+        logger.info(
+            "%s, epoch %d of %d: loss %.3f, held-out Dice %s, %.0f s",
+            *(fold.name, fold.epoch, self.config.epochs, loss),
+            *("not looked at" if dice is None else f"{dice:.4f}", seconds),
+        )
+        if better or self.config.keep == "last":
+            path = self.folder / best_weights_name(fold.name)
+            save_weights(path, fold.network.state_dict())
+        self._save({"number": fold.number, "state": fold.state()}, self._step(fold))
+
+    def _note(self, fold: Fold, event: str, **values: float) -> None:
+        entry = {"event": event, "step": self._step(fold), "view": fold.name, **values}
+        self._log.write(entry)
+        self._board.add(entry)
+
+    def _step(self, fold: Fold) -> int:
+        return fold.number * self.config.epochs + fold.epoch
+
+    def _finish(self, fold: Fold, held_out: Sequence[Ready]) -> None:
+        """Judge the network that is kept."""
+        weights = load_weights(self.folder / best_weights_name(fold.name))
+        fold.network.load_state_dict(weights)
+        self.scores[fold.name] = fold.judge(held_out)
+        self._save(None, (fold.number + 1) * self.config.epochs)
+
+    def _save(self, fold: dict[str, Any] | None, step: int) -> None:
+        state = {
+            "fingerprint": self.config.fingerprint(),
+            "scores": self.scores,
+            "seconds": self.seconds,
+            "fold": fold,
+            "step": step,
+        }
+        save_checkpoint(self.folder, state)
+
+    def end(self) -> Path:
+        """Write scores, curves and the model of the folds that are done."""
+        self._board.close()
+        draw_curves(read_log(self.folder / LOG), self.folder / CURVES, unit="epoch of all folds")
+        rows = [row for scores in self.scores.values() for row in scores]
+        if not rows:
+            return self.folder / MODEL_FOLDER
+        write_table(self.folder / TABLE, list(rows[0]), rows)
+        summary = {
+            "parameters": sum(
+                weight.numel() for weight in UNet2D(self.config.network_config()).parameters()
+            ),
+            "seconds": self.seconds,
+            "mean": means(rows),
+            "folds": {name: means(scores) for name, scores in self.scores.items()},
+            "cases": rows,
+        }
+        with atomic_path(self.folder / SCORES) as partial:
+            partial.write_text(json.dumps(to_json(summary), indent=1) + "\n", encoding="utf-8")
+        return write_model(self.config, self.folder, list(self.scores), self.origin)
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean of every score over cases; what is not a number is left out."""
+    names = [name for name in rows[0] if name not in ("case", "fold")]
+    return {name: round(float(np.nanmean([row[name] for row in rows])), 5) for name in names}
+
+
+def write_model(config: Training2DConfig, run: Path, names: Sequence[str], origin: str) -> Path:
+    """The folder of a model with one member for each of `names`."""
+    folder = run / MODEL_FOLDER
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(config.source, folder / "training.toml")
+    shutil.copyfile(run / LOG, folder / "training-log.jsonl")
+    members = []
+    for name in names:
+        weights = folder / f"{name}.safetensors"
+        save_weights(weights, compact(load_weights(run / best_weights_name(name))))
+        members.append(_member(config, name, file_sha256(weights)))
+    rows = json.loads((run / SCORES).read_text(encoding="utf-8"))["folds"]
+    card = model_card(config, members, origin, rows)
+    write_card(card, folder)
+    return folder
+
+
+def _member(config: Training2DConfig, name: str, sha256: str) -> MemberCard:
+    classes = ((), *((label.value,) for label in config.labels))
+    return MemberCard(name, f"{name}.safetensors", sha256, classes=classes)
+
+
+def model_card(
+    config: Training2DConfig, members: Sequence[MemberCard], origin: str, performance: Any
+) -> ModelCard:
+    """The card that a training file and its members give."""
+    colours = config.data.channels == len(COLOURS)
+    names = COLOURS if colours else [f"channel {n + 1}" for n in range(config.data.channels)]
+    settings = config.network_config().settings() | to_json(config.image)
+    if config.augmentation.strength != "none":
+        settings["mirror"] = [0, 1] if config.augmentation.orientation == "any" else [1]
+    if config.data.instances:
+        settings["instances"] = {"inside": 1, "border": 2}
+    return ModelCard(
+        id=config.id,
+        name=config.name,
+        family="unet2d",
+        version="1",
+        channels=tuple(Channel(name, config.modality or "picture") for name in names),
+        labels=config.labels,
+        members=tuple(members),
+        spacing_mm=(1.0, 1.0, 1.0),
+        description=config.description,
+        intended_use="Research only. Not for diagnostic use.",
+        licence=config.licence,
+        origin=" ".join(filter(None, [config.origin, origin])),
+        settings=settings,
+        performance={"held-out cases": performance},
+        dimensions=2,
+    )
