@@ -66,6 +66,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("output.layouts",),
     ("evaluation", "worker.measure_and_export_jobs"),
     ("output.batch", "training", "worker.server"),
+    ("output.cluster",),
     ("commands",),
     ("cli",),
     ("__main__",),

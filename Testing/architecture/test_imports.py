@@ -179,6 +179,7 @@ def shipped_dependencies() -> set[str]:
     used = [
         line
         for extra in (
+            "cluster",
             "completion",
             "torch",
             "cpu",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 import fake_engine
-from medsegai.models.json_fields import to_json
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 
@@ -18,18 +16,7 @@ from medsegai.request import SegmentationRequest, SegmentationResult
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model of the user's own with members axial and coronal; the fake engine needs no weights."""
     models = tmp_path / "models"
-    card = {
-        "id": "toy",
-        "name": "Toy",
-        "family": "none",
-        "version": "1",
-        "channels": [{"name": "any", "modality": "MR"}],
-        "labels": [to_json(label) for label in fake_engine.LABELS],
-        "members": [{"name": "axial"}, {"name": "coronal"}],
-        "spacing_mm": [1, 1, 1],
-    }
-    (models / "toy").mkdir(parents=True)
-    (models / "toy" / "card.json").write_text(json.dumps(card))
+    fake_engine.write_model(models)
     monkeypatch.setenv("MEDSEGAI_MODELS", str(models))
     return "toy"
 

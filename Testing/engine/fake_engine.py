@@ -6,6 +6,7 @@ real one. `MEDSEGAI_FAKE_WAIT` names a stage in which it says so on stderr and w
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from types import ModuleType
 import numpy as np
 
 from medsegai.labels import Label
+from medsegai.models.json_fields import to_json
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.volume import Volume
@@ -68,6 +70,22 @@ def measures(label: Label, labelmap: Volume, uncertainty: bool) -> StructureMeas
         return StructureMeasures(label, voxels, volume, *[float("nan")] * 4)
     agreement = (0.125, 0.875, 0.75, 0.5)
     return StructureMeasures(label, voxels, volume, *agreement, remarks=("too small", "in 2 parts"))
+
+
+def write_model(models: Path) -> None:
+    """A model "toy" with members axial and coronal, in a folder of models; this engine needs no weights."""
+    card = {
+        "id": "toy",
+        "name": "Toy",
+        "family": "none",
+        "version": "1",
+        "channels": [{"name": "any", "modality": "MR"}],
+        "labels": [to_json(label) for label in LABELS],
+        "members": [{"name": "axial"}, {"name": "coronal"}],
+        "spacing_mm": [1, 1, 1],
+    }
+    (models / "toy").mkdir(parents=True)
+    (models / "toy" / "card.json").write_text(json.dumps(card))
 
 
 def wait_in(stage: str, progress: Progress) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegai.commands.batch_workers import Rate, add_worker_options, has_workers, work_of
 from medsegai.commands.console import ProgressBar, duration, stoppable
 from medsegai.commands.segment import (
     add_request_options,
@@ -98,6 +99,7 @@ def add_parser(subparsers: Subparsers) -> None:
     group.add_argument(
         "--events", action="store_true", help="print what happens as JSON, one object a line"
     )
+    add_worker_options(parser)
     add_request_options(parser)
     parser.set_defaults(run=run)
 
@@ -120,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     batch = Batch(cases, request, files, console.entry_changed)
     with batch.reserved():
         batch.check(arguments.resume, arguments.overwrite)
-        _run(batch, console)
+        _run(batch, console, arguments)
     failed = [entry for entry in batch.entries.values() if entry.state == FAILED]
     if not console.quiet:
         print(
@@ -149,15 +151,12 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard]) -> BatchFi
     return FreeSurferFiles(folder, **given, labels=labels)
 
 
-def _run(batch: Batch, console: _Console) -> None:
-    console.begin(batch)
+def _run(batch: Batch, console: _Console, arguments: argparse.Namespace) -> None:
+    console.begin(batch, has_workers(arguments))
     progress = Progress(console)
     try:
-        with stoppable(progress):
-            from medsegai.engine import segment
-            from medsegai.output.batch import one_after_another
-
-            batch.run(one_after_another(segment, lambda case: Progress(console, progress.cancel)))
+        with stoppable(progress), work_of(arguments, progress, console.tell) as work:
+            batch.run(work)
     finally:
         console.clear()
 
@@ -194,10 +193,15 @@ class _Console:
         self._tell = tell
         self._bar = ProgressBar(quiet=quiet)
         self._case = ""
+        self._rate: Rate | None = None
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch, together: bool) -> None:
+        """Say how far each case is. Of cases that are done together the progress of all is shown, not of each."""
         for entry in batch.entries.values():
             self._tell({"event": "case", **asdict(entry)})
+        if together:
+            done = sum(entry.state == "done" for entry in batch.entries.values())
+            self._rate = Rate(len(batch.entries), done)
 
     def entry_changed(self, entry: Entry) -> None:
         self._case = entry.case
@@ -210,6 +214,15 @@ class _Console:
                 print(f"medsegai: {line}", file=sys.stderr)
             elif not self.quiet:
                 print(line, flush=True)
+            if self._rate is not None:
+                self._case = ""
+                self(self._rate.one_more())
+
+    def tell(self, words: str) -> None:
+        """What the user should know while the batch runs."""
+        self._bar.clear()
+        self._tell({"event": "note", "message": words})
+        _warn(words)
 
     def __call__(self, event: ProgressEvent) -> None:
         self._bar(event)

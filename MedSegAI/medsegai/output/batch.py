@@ -9,7 +9,7 @@ import contextlib
 import csv
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -90,8 +90,23 @@ class Job:
             return Entry(name, FAILED, message=str(error))
         return Entry.done(name, result.report())
 
+    def ended(self) -> Entry | None:
+        """The line of the table if the case was done since the batch began, and all its files are there."""
+        name, path = self.case.name, self.files.report(self.case.name)
+        if not path.is_file() or file_sha256(path) == self.before:
+            return None
+        if recorded_hashes(path) != self.files.outputs(name).hashes():
+            return None
+        return read_report(path, name)[0]
 
-Work = Callable[[Sequence[Job]], Iterator[Entry]]
+    def absolute(self) -> Job:
+        """The same with paths that hold in whichever folder a process is at work."""
+        inputs = tuple(path.absolute() for path in self.case.inputs)
+        files = replace(self.files, folder=self.files.folder.absolute())
+        return replace(self, case=replace(self.case, inputs=inputs), files=files)
+
+
+Work = Callable[[Sequence[Job]], Generator[Entry, None, None]]
 """Does jobs, and gives a line of the table for each that begins and for each that ends."""
 
 
@@ -103,7 +118,7 @@ def one_after_another(segment: Segment, progress_of: Callable[[str], Progress]) 
         progress_of: makes the progress of a case.
     """
 
-    def work(jobs: Sequence[Job]) -> Iterator[Entry]:
+    def work(jobs: Sequence[Job]) -> Generator[Entry, None, None]:
         for job in jobs:
             yield Entry(job.case.name, RUNNING)
             yield job.do(segment, progress_of(job.case.name))
@@ -208,7 +223,7 @@ class Batch:
 
     def _take_up(self, name: str, case: Case, unfinished: set[str]) -> None:
         """Compare the files of a case with its report: it is done, done again, or was changed by somebody."""
-        entry, options, _ = self._report(name)
+        entry, options, _ = read_report(self._files.report(name), name)
         outputs = self._files.outputs(name)
         recorded, there = recorded_hashes(self._files.report(name)), outputs.hashes()
         changed = [part for part, digest in there.items() if recorded.get(part) != digest]
@@ -234,19 +249,24 @@ class Batch:
             MedSegAIError: what would go wrong with every case.
         """
         jobs = [self._job(name) for name in self._order()]
-        for folder in self._files.folders(self._cases):
-            _sweep(folder)
+        self._sweep()
         self._files.begin()
         self._write_table()
         try:
-            for entry in work(jobs):
-                self._set(entry)
+            with contextlib.closing(work(jobs)) as lines:
+                for entry in lines:
+                    self._set(entry)
         finally:
+            self._sweep()
             for name in [name for name, it in self.entries.items() if it.state == RUNNING]:
                 self._set(Entry(name))
             self._write_table()
             self._write_volumes()
             self._files.remove_empty_folders(self._cases)
+
+    def _sweep(self) -> None:
+        for folder in self._files.folders(self._cases):
+            _sweep(folder)
 
     def _job(self, name: str) -> Job:
         report = self._files.report(name)
@@ -266,25 +286,6 @@ class Batch:
                 return {row.get("case", ""): row.get("state", "") for row in csv.DictReader(file)}
         except (OSError, UnicodeDecodeError, csv.Error):
             return {}
-
-    def _report(self, name: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:
-        """What the report of a case that is done says of it, its options, and its structures."""
-        path = self._files.report(name)
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            options = dict(report["provenance"]["options"])
-            return Entry.done(name, report), options, list(report["structures"])
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise InputError(
-                f"{path} is not a report of a segmentation. Delete it, and that case is done again."
-            ) from error
 
     def _check_options(self, name: str, before: Mapping[str, Any]) -> None:
         now = self._request.options()
@@ -307,9 +308,29 @@ class Batch:
     def _write_volumes(self) -> None:
         """One table with the structures of all cases that are done."""
         done = [name for name, entry in self.entries.items() if entry.state == DONE]
-        rows = [{"case": name, **row} for name in done for row in self._report(name)[2]]
+        rows = [
+            {"case": name, **row}
+            for name in done
+            for row in read_report(self._files.report(name), name)[2]
+        ]
         if rows:
             write_table(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
+
+
+def read_report(path: Path, case: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:
+    """What the report of a case that is done says of it, its options, and its structures.
+
+    Raises:
+        InputError: it is not the report of a segmentation.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        options = dict(report["provenance"]["options"])
+        return Entry.done(case, report), options, list(report["structures"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not a report of a segmentation. Delete it, and that case is done again."
+        ) from error
 
 
 def unfinished_hashes(folder: Path) -> set[str]:
