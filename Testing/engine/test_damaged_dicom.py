@@ -7,7 +7,7 @@ import os
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,14 @@ from pydicom.uid import (
 )
 
 import images
-from dicom_files import CRASHING, SECRETS, _set_pixels, let_decoder_crash, write_series
+from dicom_files import (
+    CRASHING,
+    SECRETS,
+    _set_pixels,
+    let_decoder_crash,
+    write_multiframe,
+    write_series,
+)
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.io import read_labelmap, read_volume
 from medsegai.volume import Volume
@@ -145,6 +152,93 @@ def test_a_damaged_file_of_an_unknown_series_is_noted(tmp_path: Path) -> None:
     found = read_volume(tmp_path / "s")
     assert np.array_equal(found.voxels, SCAN.voxels)
     assert "1 file was left out because of damage, such as broken.dcm" in found.notes[0]
+
+
+def without(*names: str) -> Callable[[Dataset], None]:
+    def change(head: Dataset) -> None:
+        for name in names:
+            delattr(head, name)
+
+    return change
+
+
+def with_values(**values: Any) -> Callable[[Dataset], None]:
+    def change(head: Dataset) -> None:
+        for name, value in values.items():
+            setattr(head, name, value)
+
+    return change
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[Dataset], None], str]] = {
+    "no rows": (without("Rows"), "header is damaged"),
+    "two coordinates": (with_values(ImagePositionPatient=[1, 2]), "header is damaged"),
+    "pixels of no size": (with_values(PixelSpacing=[0, 1]), "PixelSpacing that is not positive"),
+    "negative pixels": (with_values(PixelSpacing=[-1, 1]), "PixelSpacing that is not positive"),
+    "no directions": (with_values(ImageOrientationPatient=[0] * 6), "two unit vectors"),
+    "one direction": (with_values(ImageOrientationPatient=[1, 0, 0] * 2), "two unit vectors"),
+    "long directions": (with_values(ImageOrientationPatient=[2, 0, 0, 0, 2, 0]), "two unit"),
+    "white is low": (with_values(PhotometricInterpretation="MONOCHROME1"), "MONOCHROME1"),
+    "palette": (with_values(PhotometricInterpretation="PALETTE COLOR"), "is a colour image"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+@pytest.mark.parametrize("slices", [(LAST,), range(7)])
+def test_a_slice_with_an_impossible_field_is_refused_whichever_it_is(
+    tmp_path: Path, name: str, slices: Sequence[int]
+) -> None:
+    """Also the last one, without which the others are a whole series; read as it is, it lies elsewhere."""
+    spoil, reason = IMPOSSIBLE[name]
+
+    def change(head: Dataset, k: int) -> None:
+        if k in slices:
+            spoil(head)
+
+    write_series(tmp_path / "s", SCAN, change)
+    message = refused(tmp_path / "s")
+    assert name_of(LAST) in message
+    assert reason in message
+
+
+def test_a_slice_that_does_not_name_its_series_is_noted(tmp_path: Path) -> None:
+    def change(head: Dataset, k: int) -> None:
+        if k == LAST:
+            del head.SeriesInstanceUID
+
+    write_series(tmp_path / "s", SCAN, change)
+    (note,) = read_volume(tmp_path / "s").notes
+    assert f"1 file was left out because of damage, such as {name_of(LAST)}" in note
+
+
+@pytest.mark.parametrize("length", [0, 3, 131])
+@pytest.mark.parametrize("name", ["IM{}", "MR.1.2.840.{}"])
+def test_a_slice_that_was_cut_in_its_preamble_is_noted(
+    tmp_path: Path, name: str, length: int
+) -> None:
+    """What is left of it is zeros, and its name has no ending that says DICOM. Other files do not matter."""
+    folder = tmp_path / "s"
+    write_series(folder, SCAN)
+    for k in range(7):
+        (folder / name_of(k)).rename(folder / name.format(k))
+    (folder / "069.xml").write_text("<x/>")
+    (folder / ".DS_Store").write_bytes(bytes(200))
+    assert read_volume(folder).notes == ()
+    last = folder / name.format(LAST)
+    last.write_bytes(last.read_bytes()[:length])
+    (note,) = read_volume(folder).notes
+    assert f"1 file was left out because of damage, such as {last.name}" in note
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_frames_that_are_not_as_many_as_the_header_says_are_refused(
+    tmp_path: Path, change: int
+) -> None:
+    def say(head: Dataset) -> None:
+        head.NumberOfFrames = 7 + change
+
+    write_multiframe(tmp_path / "a.dcm", SCAN, range(7), say)
+    assert f"has {7 + change} frames, but says of 7 where they lie" in refused(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian])

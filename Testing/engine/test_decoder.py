@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
 import images
-from dicom_files import write_multiframe
+from dicom_files import transformation, write_multiframe
 from medsegai.errors import InputError
 from medsegai.io import decoder
 from medsegai.volume import Volume
@@ -82,3 +84,25 @@ def test_more_memory_than_the_header_lets_expect_is_not_given(
         decoder.itk_voxels(tmp_path / "b.dcm", GDCM, 420)
     monkeypatch.undo()
     assert decoder.itk_voxels(tmp_path / "b.dcm", GDCM, large.nbytes).shape[0] == 40
+
+
+@pytest.mark.parametrize("colours", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+def test_run_lengths_are_scaled_and_turned_round_as_gdcm_does(
+    tmp_path: Path, colours: str, kind: type
+) -> None:
+    def change(head: Dataset) -> None:
+        head.PhotometricInterpretation = colours
+        scaled = head.SharedFunctionalGroupsSequence[0]
+        scaled.PixelValueTransformationSequence = [transformation(0.5, -3)]
+
+    def packed(head: Dataset) -> None:
+        change(head)
+        head.compress(RLELossless)
+
+    voxels = np.random.default_rng(0).integers(0, 3000, (7, 20, 24)).astype(kind)
+    scan = Volume(voxels, SCAN.geometry.cropped((0, 0, 0), voxels.shape))
+    write_multiframe(tmp_path / "a.dcm", scan, range(7), change)
+    write_multiframe(tmp_path / "b.dcm", scan, range(7), packed)
+    plain, unpacked = (decoder.itk_voxels(tmp_path / f"{n}.dcm", GDCM, 6720) for n in "ab")
+    np.testing.assert_array_equal(unpacked, plain)

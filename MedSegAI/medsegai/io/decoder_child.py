@@ -84,6 +84,8 @@ def unpacked_run_lengths(path: str) -> np.ndarray[Any, Any]:
             voxels = np.ascontiguousarray(head.pixel_array)
     except (RuntimeError, ValueError) as error:  # whose words name plugins
         raise ValueError("its run lengths do not fit its header") from error
+    if head.get("PhotometricInterpretation") == "MONOCHROME1":  # turned round, as by ITK
+        voxels = (-1 if head.PixelRepresentation else 2**head.BitsStored - 1) - voxels
     slope, intercept = scale(head)
     if (slope, intercept) == (1, 0):
         return voxels

@@ -84,18 +84,22 @@ def _regular(
 ) -> tuple[Path, list[Slice], NDArray[np.float64], tuple[_Series, tuple[str, ...]]]:
     """Name of the chosen series, its slices in the order of k, the matrix to LPS, the series and notes."""
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
-    found = [read_file(item) for item in files if is_dicom(item)]
+    known = {item: is_dicom(item) for item in files}
+    found = [read_file(item) for item in files if known[item]]
     series = _choose(path, found, wanted)
     where = path if path.is_file() else Path(f"{path} ({series.describe()})")
     slices = list({item.identity: item for item in series.slices}.values())
     copies = len(series.slices) - len(slices)
-    notes = [f"{where}: {copies} copies of slices were left out."] if copies else []
-    notes += _left_out(where, series, found)
+    which = f"{copies} copies of slices were" if copies > 1 else "1 copy of a slice was"
+    notes = [f"{where}: {which} left out."] if copies else []
+    notes += _left_out(where, series, found, [item for item in files if not known[item]])
     check_memory(where, sum(item.size[0] * item.size[1] * item.voxel_bytes for item in slices))
     return where, *_arranged(where, slices), (series, tuple(notes))
 
 
-def _left_out(where: Path, series: _Series, files: Sequence[DicomFile]) -> list[str]:
+def _left_out(
+    where: Path, series: _Series, files: Sequence[DicomFile], others: Sequence[Path]
+) -> list[str]:
     """What to say of files that may belong to the series and cannot be read.
 
     Raises:
@@ -106,14 +110,24 @@ def _left_out(where: Path, series: _Series, files: Sequence[DicomFile]) -> list[
         if file.uid == series.uid and file.problem is not None:
             raise file.problem
     # a header that was cut may hold the beginning of the UID
-    unknown = [unicode_text(file.path.name) for file in problems if series.uid.startswith(file.uid)]
+    unknown = [file.path for file in problems if series.uid.startswith(file.uid)]
+    unknown += [file.path for file in files if file.slices and not file.uid and series.uid]
+    unknown += _named_alike(series, others)
     if not unknown:
         return []
     which = f"{len(unknown)} files were" if len(unknown) > 1 else "1 file was"
-    return [
-        f"{where}: {which} left out because of damage, such as {unknown[0]}. Check that no slice is missing at "
-        "the ends."
-    ]
+    which += f" left out because of damage, such as {unicode_text(unknown[0].name)}"
+    return [f"{where}: {which}. Check that no slice is missing at the ends."]
+
+
+def _named_alike(series: _Series, others: Sequence[Path]) -> list[Path]:
+    """Files that are not DICOM but are called as the slices are: a slice that was cut in its preamble is zeros."""
+
+    def ending(path: Path) -> str:
+        return "" if path.suffix[1:].isdecimal() else path.suffix.lower()
+
+    endings = {ending(item.path) for item in series.slices}
+    return [path for path in others if ending(path) in endings and not path.name.startswith(".")]
 
 
 def _series(files: Iterable[DicomFile]) -> list[_Series]:
@@ -258,9 +272,12 @@ def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
     multiples = distances / usual
     if np.abs(multiples - np.rint(multiples)).max() <= 2 * POSITION_TOLERANCE:
         missing = int(np.rint(multiples).sum()) - len(distances)
+        which = (
+            f"about {missing} slices are missing, such as" if missing > 1 else "a slice is missing"
+        )
         gap = int(np.argmax(multiples))
         return GeometryError(
-            f"{where}: about {missing} slices are missing, such as between slices {gap + 1} and {gap + 2}, "
+            f"{where}: {which} between slices {gap + 1} and {gap + 2}, "
             f"which lie {distances[gap]:.4g} mm apart where {usual:.4g} mm are usual. Export the whole "
             "series again."
         )

@@ -37,6 +37,7 @@ _TAGS = [
     "Columns",
     "NumberOfFrames",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "BitsAllocated",
     "FrameOfReferenceUID",
     "ModalityLUTSequence",
@@ -175,6 +176,8 @@ def _file(path: Path) -> DicomFile:
         return replace(found, slices=tuple(_slices(path, head, pixels)))
     except InputError as error:
         return replace(found, problem=error)
+    except DAMAGE:  # its series is known
+        return replace(found, problem=unreadable(path, "its header is damaged", "a DICOM file"))
 
 
 def _is_image(head: Any, sop_class: str) -> bool:
@@ -268,9 +271,14 @@ def _slices(path: Path, head: Any, pixels: PixelElement) -> list[Slice]:
             values of scales of their own.
     """
     shared, per_frame = functional_groups(head)
+    frames = int(head.get("NumberOfFrames") or 1)
     if per_frame:
         sources = [merged(frame, shared) for frame in per_frame]
-    elif int(head.get("NumberOfFrames") or 1) == 1:
+        if len(sources) != frames:
+            raise InputError(
+                f"{path} has {frames} frames, but says of {len(sources)} where they lie. Copy or export it again."
+            )
+    elif frames == 1:
         sources = [head]
     else:
         raise InputError(
@@ -318,6 +326,13 @@ def _slice(
     orientation = np.asarray([float(value) for value in source.ImageOrientationPatient])
     axes = orientation.reshape(2, 3).T
     between_rows, between_columns = (float(value) for value in source.PixelSpacing)
+    if not (
+        between_rows > 0 and between_columns > 0 and np.abs(axes.T @ axes - np.eye(2)).max() < 0.1
+    ):
+        raise InputError(
+            f"{path} has a PixelSpacing that is not positive, or an ImageOrientationPatient that is not two unit "
+            "vectors at right angles. Export the original series."
+        )
     return Slice(
         path,
         uid,
@@ -366,7 +381,13 @@ def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: PixelEl
         raise InputError(
             f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
         )
-    if int(head.get("SamplesPerPixel") or 1) != 1:
+    colours = str(head.get("PhotometricInterpretation") or "MONOCHROME2")
+    if colours == "MONOCHROME1":  # ITK turns stored values round before they are scaled
+        raise InputError(
+            f"{path} is stored so that low values are white (MONOCHROME1), which is not supported. Convert it to "
+            "NIfTI with dcm2niix."
+        )
+    if colours != "MONOCHROME2" or int(head.get("SamplesPerPixel") or 1) != 1:
         raise InputError(f"{path} is a colour image. A grey scan is needed.")
     scales = {
         (str(item.get("RescaleSlope")), str(item.get("RescaleIntercept"))) for item in sources
