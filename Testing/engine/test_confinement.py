@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medsegai.cli import main
-from medsegai.errors import ModelError, UnsafeModelError
+from medsegai.errors import ModelError, OutputError, UnsafeModelError
 from medsegai.families import _importing
 from medsegai.families._importing import Limits, import_model
 from medsegai.system.confinement import confine
@@ -178,6 +179,20 @@ def test_a_conversion_that_goes_wrong_ends_alone(
         import_model(path, own)
     assert time.monotonic() - start < 120
     assert str(path) in str(caught.value)
+    assert list(own.iterdir()) == []
+
+
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_a_full_disk_is_not_the_fault_of_the_model(
+    free: int, tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no room for the answer of the conversion, nor for what it says of its end."""
+    body = "raise RuntimeError('No space left on device (os error 28)')" if free else "os._exit(1)"
+    path = conversion(monkeypatch, tmp_path, body)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with pytest.raises(OutputError, match=r"own cannot be written: the disk is full"):
+        import_model(path, own)
     assert list(own.iterdir()) == []
 
 

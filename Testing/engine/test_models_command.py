@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_nothing(
 
     source = write_model(tmp_path / "download")
     monkeypatch.setattr("medsegai.families._importing.shutil.copyfile", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         import_model(source, own)
     assert not list(own.iterdir())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ from typing import IO
 
 from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
 from medsegai.io import write_card
+from medsegai.io.atomic import output_error
 from medsegai.models.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.models.json_fields import MOST_BYTES
@@ -63,6 +65,9 @@ LEAST_FILE, FILE_OF_SIZE = 1 << 30, 4
 
 MOST_WEIGHTS, MOST_PICTURE = 16 << 30, 16 << 20
 """Bytes of all weights of a model, and of its picture. The largest of nnU-Net's models have some gigabytes."""
+
+LEAST_FREE = 1 << 20
+"""A disk with fewer bytes left is full."""
 
 STAGING = ".import-"
 """Starts the names of folders in which an import is under way."""
@@ -108,7 +113,7 @@ def import_model(
             card = _stage_confined(path, staged, id)
             return _move_in(card, models_folder, replace)
     except OSError as error:
-        raise OutputError(f"The model cannot be written to {models_folder}: {error}.") from error
+        raise output_error(models_folder, error) from error
 
 
 @contextlib.contextmanager
@@ -158,12 +163,20 @@ def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:
     )
     ending = _run_child(path, staged, id, limits)
     if not os.path.lexists(place / ANSWER):
+        if _is_full(place):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise _fruitless(path, ending)
     error = _answer(path, place / ANSWER)
     if error is not None:
         raise error
     _check_staged(staged)
     return load_card(staged)
+
+
+def _is_full(place: Path) -> bool:
+    """Whether a conversion that gave no answer ended because there was no room for it."""
+    said = _last_line(place / LOG)
+    return shutil.disk_usage(place).free < LEAST_FREE or "No space left" in said
 
 
 def _answer(path: Path, file: Path) -> MedSegAIError | None:
