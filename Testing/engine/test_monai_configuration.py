@@ -216,6 +216,12 @@ YAML_TRICKS = {
     "nothing": "",
     "no YAML": "a: [1",
     "a tab": "a:\n\t- 1",
+    "no number": "a: .nan",
+    "an endless number": "a: -.inf",
+    "a large number": "a: 1.0e+999",
+    "many digits": "a: " + "9" * 60,
+    "too many digits": "a: " + "9" * 6000,
+    "half a letter": 'a: "\\ud800"',
 }
 
 

@@ -7,7 +7,9 @@ the process.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -25,6 +27,7 @@ import dicom_files
 from medsegai.labels import Label
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.volume import Geometry, Volume
+from monai_bundles import REGIONS_BACK, Bundle
 
 LABELS = [Label(1, "Liver", (9, 9, 9)), Label(2, "Spleen", (90, 9, 9))]
 
@@ -297,6 +300,48 @@ def import_of_a_model(content: bytes, folder: Path) -> object:
     return [network._read() for network in networks.values() if hasattr(network, "_read")]
 
 
+def bundles() -> list[bytes]:
+    """Configuration and metadata of bundles of MONAI, a line each."""
+    made = (
+        Bundle(),
+        Bundle(postprocessing=REGIONS_BACK),
+        Bundle(more={"out": 4, "wide": "$(2 + @out) * 2 if @out > 1 else [1, 'a'][0]"}),
+    )
+    return [
+        b"\n".join(json.dumps(part).encode() for part in (one.configuration(), one.metadata()))
+        for one in made
+    ]
+
+
+@functools.cache
+def bundle_weights() -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        return (Bundle().write(Path(name)) / "models" / "model.pt").read_bytes()
+
+
+def bundle(content: bytes, folder: Path) -> object:
+    """Every entry of the configuration is followed too, not only those that are needed."""
+    from medsegai.errors import ModelError
+    from medsegai.families import load_model
+    from medsegai.families.monai import import_model
+    from medsegai.families.monai.configuration import Configuration
+
+    source = folder / "made"
+    for name in ("configs", "models"):
+        (source / name).mkdir(parents=True)
+    configuration, _, metadata = content.partition(b"\n")
+    (source / "configs" / "inference.json").write_bytes(configuration)
+    (source / "configs" / "metadata.json").write_bytes(metadata)
+    (source / "models" / "model.pt").write_bytes(bundle_weights())
+    with contextlib.suppress(ModelError):
+        entries = Configuration.read(source / "configs" / "inference.json")
+        for name in list(json.loads(configuration)):
+            with contextlib.suppress(ModelError):
+                entries.value(name)
+    card = import_model(source, folder / "new")
+    return None if card is None else load_model(card)
+
+
 def sound_plans() -> dict[str, Any]:
     """Plans from which a card can be made; those of the tests of checkpoints lack what only a card needs."""
     import test_checkpoints
@@ -396,6 +441,7 @@ TARGETS = {
         Target("zip", archives, archive),
         Target("card", cards, card, text=True),
         Target("import", models, import_of_a_model),
+        Target("bundle", bundles, bundle, text=True),
         Target("plans", plans, nnunet_folder, text=True),
         Target("pipe", lines, pipe, text=True),
         Target("table", tables, table, text=True),

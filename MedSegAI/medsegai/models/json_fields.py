@@ -57,10 +57,7 @@ def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
             digits, or text that is not Unicode.
     """
     try:
-        text = read_regular(path, MOST_BYTES).decode("utf-8")
-        constant = _null if nan_as_null else _finite
-        data = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=constant)
-        _check_harmless(data, DEEPEST)
+        data = harmless(read_regular(path, MOST_BYTES).decode("utf-8"), nan_as_null)
     except FileNotFoundError:
         raise
     except RecursionError:
@@ -71,6 +68,18 @@ def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} must hold a JSON object.")
+    return data
+
+
+def harmless(text: str, nan_as_null: bool = False) -> Any:
+    """The values of JSON, see `read_json`.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, or its values are not harmless.
+    """
+    constant = _null if nan_as_null else _finite
+    data = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=constant)
+    _check_harmless(data, DEEPEST)
     return data
 
 

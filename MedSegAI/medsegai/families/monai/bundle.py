@@ -51,7 +51,7 @@ def convert(folder: Path, destination: Path) -> ModelCard:
         UnsafeModelError: the weights want more than weights, or the configuration would have to be run.
         ModelError: a part is missing, unknown, or contradicts the others.
     """
-    metadata = read_json(folder / CONFIGS / METADATA)
+    metadata = read_json(folder / CONFIGS / METADATA, nan_as_null=True)
     configuration = _configuration(folder, metadata)
     check_segments(configuration, metadata)
     network = _network(configuration, folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from medsegai.errors import ModelError
-from medsegai.models.json_fields import DEEPEST, read_json
+from medsegai.models.json_fields import DEEPEST, harmless, read_json
 from medsegai.system.regular_files import read_regular
 
 MOST_BYTES = 1 << 20
@@ -28,7 +29,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         return read_json(path)
     try:
-        data = _yaml_values(read_regular(path, MOST_BYTES).decode("utf-8"))
+        values = _yaml_values(read_regular(path, MOST_BYTES).decode("utf-8"))
+        data = harmless(json.dumps(values))  # YAML has numbers and texts that JSON has not
     except FileNotFoundError:
         raise
     except RecursionError:
