@@ -56,7 +56,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         entropy=entropy if request.uncertainty else None,
         probabilities=probabilities if request.probabilities else None,
         seconds=dict(progress.seconds),
-        provenance={"options": request.options()},
+        provenance={"options": request.options(), "models": [{"id": "toy", "version": "1"}]},
         warnings=("This engine is made up.",),
     )
 

@@ -294,7 +294,7 @@ def test_a_damaged_scan_does_not_stop_the_others(
     assert "b.nii.gz" in capsys.readouterr().err
     kept = {path.name for path in out.iterdir()}
     each = {f"{name}{end}" for name in "ac" for end in (".seg.nrrd", ".json", ".png")}
-    assert kept == {*each, "batch.csv", "volumes.csv"}
+    assert kept == {*each, "batch.csv", "volumes.csv", "cohort.csv"}
 
 
 def test_the_table_of_volumes_has_every_case(batch: Batch, scans: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def check_all_whole(out: Path) -> None:
         }
         assert recorded == {part: file_sha256(out / f"{case}{end}") for part, end in files.items()}
         names -= {f"{case}{end}" for end in (*files.values(), ".json")}
-    assert names == {"batch.csv", "volumes.csv"}
+    assert names == {"batch.csv", "volumes.csv", "cohort.csv"}
 
 
 @pytest.mark.parametrize("moves", range(PARTS))

@@ -17,6 +17,7 @@ import slicerio
 import fake_engine
 from medsegai.cli import main
 from medsegai.commands.demo import FILES, nilearn_scan
+from medsegai.export import viewer
 from medsegai.models import catalogue
 from test_models_command import write_model
 
@@ -37,12 +38,12 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(catalogue, "BUNDLED_MODELS", tmp_path / "bundled")
     write_model(tmp_path / "bundled" / "brain", id="brain")
     monkeypatch.setitem(sys.modules, "medsegai.engine", fake_engine.as_module())
+    monkeypatch.setattr(viewer, "NIIVUE", tmp_path / "niivue")
+    (tmp_path / "niivue").mkdir()
     return tmp_path / "results" / "demo"
 
 
-def test_it_writes_five_files_and_says_what_to_open(
-    scan: Path, demo: Path, capsys: Capture
-) -> None:
+def test_it_writes_its_files_and_says_what_to_open(scan: Path, demo: Path, capsys: Capture) -> None:
     assert main(["demo", str(scan), "-o", str(demo)]) == 0
     assert sorted(path.name for path in demo.iterdir()) == sorted(FILES.values())
     out = capsys.readouterr().out
@@ -53,7 +54,23 @@ def test_it_writes_five_files_and_says_what_to_open(
     assert nibabel.load(demo / "uncertainty.nii.gz").shape == (12, 10, 8)
     with (demo / "volumes.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(fake_engine.LABELS)
-    assert set(json.loads((demo / "report.json").read_text())["outputs"]) == set(FILES) - {"report"}
+    outputs = json.loads((demo / "report.json").read_text())["outputs"]
+    assert set(outputs) == set(FILES) - {"report"}
+
+
+def test_its_page_has_a_viewer_where_niivue_is(
+    scan: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (viewer.SCRIPT, viewer.LICENCE):
+        (viewer.NIIVUE / name).write_text("drawn by this")
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0
+    page = (demo / "index.html").read_text()
+    assert "This page contains the scan" in page
+    assert "<script>drawn by this</script>" in page
+    assert page.count('data-layer="2"') == 1, "uncertainty is a layer of it"
+    (viewer.NIIVUE / viewer.SCRIPT).unlink()
+    assert main(["demo", str(scan), "-o", str(demo), "--overwrite"]) == 0
+    assert "<script" not in (demo / "index.html").read_text()
 
 
 def test_it_can_be_run_again(scan: Path, demo: Path) -> None:

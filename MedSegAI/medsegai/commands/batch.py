@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -92,6 +93,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     group.add_argument("--preview", action="store_true", help="write a picture of each case")
     group.add_argument(
+        "--pages",
+        action="store_true",
+        help="write a page for people of each case, and cohort.html over all: what to look at first, how volumes "
+        "are distributed, what was left out",
+    )
+    group.add_argument(
         "--resume", action="store_true", help="keep results that are there, and do the rest"
     )
     group.add_argument("--overwrite", action="store_true", help="do everything again")
@@ -108,7 +115,9 @@ def run(arguments: argparse.Namespace) -> int:
     from medsegai.output.batch import FAILED, Batch
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models
-    cases = _cases(arguments.source, find_card(models[0]), arguments.bids_filter or ())
+    left_out: list[str] = []
+    tell_of = functools.partial(_warn_and_keep, left_out)
+    cases = _cases(arguments.source, find_card(models[0]), arguments.bids_filter or (), tell_of)
     request = request_from_arguments(
         arguments,
         cases[0].inputs,
@@ -122,7 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
     batch = Batch(cases, request, files, console.entry_changed)
     with batch.reserved():
         batch.check(arguments.resume, arguments.overwrite)
-        _run(batch, console, arguments)
+        try:
+            _run(batch, console, arguments)
+        finally:
+            _write_cohort(batch, files, left_out)
     failed = [entry for entry in batch.entries.values() if entry.state == FAILED]
     if not console.quiet:
         print(
@@ -136,7 +148,7 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard]) -> BatchFi
     from medsegai.output.layouts import BatchFiles, BidsFiles, FreeSurferFiles
 
     given = {"uncertainty": arguments.uncertainty, "preview": arguments.preview}
-    given["probabilities"] = arguments.save_probabilities
+    given |= {"probabilities": arguments.save_probabilities, "pages": arguments.pages}
     folder: Path = arguments.output
     if arguments.layout == "plain":
         return BatchFiles(folder, arguments.format or FORMATS[0], **given)
@@ -161,19 +173,35 @@ def _run(batch: Batch, console: _Console, arguments: argparse.Namespace) -> None
         console.clear()
 
 
-def _cases(source: Path, card: ModelCard, filters: Sequence[Sequence[str]]) -> list[Case]:
+def _write_cohort(batch: Batch, files: BatchFiles, left_out: Sequence[str]) -> None:
+    """Write the table with a row for each case and, with the pages of cases, the page over all."""
+    from medsegai.output.cohort import read_cohort, write_cohort_table
+    from medsegai.output.cohort_page import write_cohort_page
+
+    cohort = read_cohort(batch.entries.values(), files, left_out)
+    write_cohort_table(files.cohort_table, cohort)
+    if files.pages:
+        write_cohort_page(files.cohort_page, cohort)
+
+
+def _cases(
+    source: Path,
+    card: ModelCard,
+    filters: Sequence[Sequence[str]],
+    tell: Callable[[str], None],
+) -> list[Case]:
     from medsegai.output.bids_dataset import Filter, find_bids_cases, is_dataset
     from medsegai.output.cases import find_cases, read_cases
 
     if source.is_dir() and (filters or is_dataset(source)):
         wanted = [Filter.parse(words) for words in filters]
-        return find_bids_cases(source, wanted, [item.name for item in card.channels], _warn)
+        return find_bids_cases(source, wanted, [item.name for item in card.channels], tell)
     if filters:
         raise RequestError("--bids-filter is for a folder that holds a BIDS dataset.")
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)
     if not source.is_file():
-        return find_cases(source, len(card.channels), _warn)
+        return find_cases(source, len(card.channels), tell)
     try:
         table = read_regular(source, MOST_OF_A_TABLE)
     except OSError as error:
@@ -183,6 +211,11 @@ def _cases(source: Path, card: ModelCard, filters: Sequence[Sequence[str]]) -> l
 
 def _warn(words: str) -> None:
     print(f"medsegai: warning: {one_line(words)}", file=sys.stderr)
+
+
+def _warn_and_keep(kept: list[str], words: str) -> None:
+    _warn(words)
+    kept.append(words)
 
 
 class _Console:

@@ -29,6 +29,7 @@ FILES = {
     "uncertainty": "uncertainty.nii.gz",
     "volumes": "volumes.csv",
     "preview": "preview.png",
+    "page": "index.html",
     "report": "report.json",
 }
 MEANING = {
@@ -36,6 +37,7 @@ MEANING = {
     "uncertainty": "where the networks disagree (entropy)",
     "volumes": "volume and uncertainty of each structure",
     "preview": "picture of three planes",
+    "page": "all of it on a page to open in a browser",
     "report": "how it was made",
 }
 
@@ -59,6 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from medsegai.export.viewer import viewer_is_here
     from medsegai.output.result_files import Outputs
 
     scan = nilearn_scan() if arguments.input is None else arguments.input
@@ -67,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_request(request)
     check_inputs(request)
     make_folder(folder)
-    outputs = Outputs(**{name: folder / file for name, file in FILES.items()})
+    parts = {"page": "viewer"} if viewer_is_here() else {}
+    outputs = Outputs(**{parts.get(name, name): folder / file for name, file in FILES.items()})
     with outputs.reserved():
         outputs.check([scan], overwrite=arguments.overwrite or untouched(outputs))
         print(f"Segmenting {scan}")

@@ -52,7 +52,8 @@ class BatchFiles:
     Attributes:
         folder: where to.
         ending: type of the segmentations, such as `.seg.nrrd`.
-        uncertainty, preview, probabilities: whether there are entropy maps, pictures and probabilities too.
+        uncertainty, preview, probabilities, pages: whether there are entropy maps, pictures, probabilities and
+            reports for people too.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class BatchFiles:
     uncertainty: bool = False
     preview: bool = False
     probabilities: bool = False
+    pages: bool = False
 
     def outputs(self, case: str) -> Outputs:
         at = self.folder / case
@@ -68,6 +70,7 @@ class BatchFiles:
             uncertainty=_named(at, "_uncertainty.nii.gz") if self.uncertainty else None,
             probabilities=_named(at, "_probabilities.nii.gz") if self.probabilities else None,
             preview=_named(at, ".png") if self.preview else None,
+            page=_named(at, ".html") if self.pages else None,
             report=_named(at, ".json"),
         )
 
@@ -81,6 +84,16 @@ class BatchFiles:
     ) -> None:
         """Write the files of a case, as `Outputs.write` does."""
         self.outputs(case).write(result, scan, progress)
+
+    @property
+    def cohort_table(self) -> Path:
+        """The table with a row for each case."""
+        return self.folder / "cohort.csv"
+
+    @property
+    def cohort_page(self) -> Path:
+        """The report over all cases."""
+        return self.folder / "cohort.html"
 
     def check(self, cases: Iterable[str]) -> None:
         """Find what keeps these cases from being written so. Raises MedSegAIError."""
@@ -137,8 +150,13 @@ class BidsFiles(BatchFiles):
             volumes=_named(at, "_volumes.tsv"),
             uncertainty=_named(at, "_uncertainty.nii.gz") if self.uncertainty else None,
             preview=_named(at, "_preview.png") if self.preview else None,
+            page=_named(at, "_report.html") if self.pages else None,
             report=_named(at, "_report.json"),
         )
+
+    @property
+    def cohort_table(self) -> Path:
+        return self.folder / "cohort.tsv"
 
     def check(self, cases: Iterable[str]) -> None:
         bids_files.check_description(self.folder)
@@ -179,6 +197,7 @@ class FreeSurferFiles(BatchFiles):
             probabilities=at / "mri" / "probabilities.nii.gz" if self.probabilities else None,
             statistics=at / "stats" / "aseg.stats",
             preview=at / "scripts" / "medsegai.png" if self.preview else None,
+            page=at / "scripts" / "medsegai.html" if self.pages else None,
             report=at / "scripts" / "medsegai.json",
         )
 

@@ -22,7 +22,7 @@ from medsegai.io import (
     write_volume,
 )
 from medsegai.models.card import file_sha256
-from medsegai.output import bids_files, freesurfer_files
+from medsegai.output import bids_files, case_page, freesurfer_files
 from medsegai.output.preview import render_preview
 from medsegai.progress import Progress
 from medsegai.request import SegmentationResult
@@ -38,6 +38,8 @@ ENDINGS = {
     "probabilities": (".nii.gz", ".nii"),
     "volumes": (".csv", ".tsv"),
     "preview": (".png",),
+    "page": (".html",),
+    "viewer": (".html",),
     "label_table": (".tsv",),
     "sidecar": (".json",),
     "probabilities_sidecar": (".json",),
@@ -62,6 +64,8 @@ class Outputs:
         probabilities: 4D NIfTI with one volume per structure.
         volumes: table of structures, .csv, or .tsv as in BIDS.
         preview: picture of three planes, .png.
+        page: report of the case for people, .html.
+        viewer: the same with the scan in it, and a viewer to turn it.
         label_table, sidecar, probabilities_sidecar: what BIDS has beside an image, see `bids_files`.
         color_table, statistics: what FreeSurfer has beside aseg.mgz, see `freesurfer_files`.
         report: everything but the voxels, .json.
@@ -73,6 +77,8 @@ class Outputs:
     probabilities: Path | None = None
     volumes: Path | None = None
     preview: Path | None = None
+    page: Path | None = None
+    viewer: Path | None = None
     label_table: Path | None = None
     sidecar: Path | None = None
     probabilities_sidecar: Path | None = None
@@ -234,6 +240,8 @@ WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = 
     "probabilities": _write_probabilities,
     "volumes": _write_volumes,
     "preview": _write_preview,
+    "page": case_page.write_page,
+    "viewer": case_page.write_viewer_page,
     "label_table": bids_files.write_label_table,
     "sidecar": bids_files.write_sidecar,
     "probabilities_sidecar": bids_files.write_probabilities_sidecar,

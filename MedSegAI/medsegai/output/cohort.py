@@ -1,0 +1,197 @@
+"""A batch as a whole: a table with a row for each case, and what stands out among them."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medsegai.io import atomic_path, write_table
+from medsegai.output.batch import DONE, Entry
+from medsegai.output.layouts import BatchFiles
+
+FEWEST = 5
+"""Cases that it takes to say which of them stands out."""
+
+FAR = 3.5
+"""Beyond this a modified z-score, 0.6745 times the distance from the median over the median absolute deviation,
+stands out (B. Iglewicz and D. Hoaglin, How to detect and handle outliers, 1993)."""
+
+NORMAL = 0.6745
+"""Median absolute deviation of a normal distribution, in standard deviations."""
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One case.
+
+    Attributes:
+        entry: its line in the table of the batch.
+        structures: as the report of the run has them; none unless it is done.
+        intracranial_ml: where the model gives it.
+        page: the report of the case as a page, if there is one.
+    """
+
+    entry: Entry
+    structures: tuple[Mapping[str, Any], ...] = ()
+    intracranial_ml: float | None = None
+    page: Path | None = None
+
+    @property
+    def flagged(self) -> tuple[str, ...]:
+        """Names of the structures that a person should look at."""
+        return tuple(str(item["name"]) for item in self.structures if item["remarks"])
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All cases of a batch.
+
+    Attributes:
+        rows: in the order of the batch.
+        left_out: what was said of scans that did not become cases.
+    """
+
+    rows: tuple[CaseRow, ...]
+    left_out: tuple[str, ...] = ()
+
+    def values(self, name: str, key: str) -> dict[str, float]:
+        """A measure of a structure by case, of those where it was found."""
+        return {
+            row.entry.case: float(item[key])
+            for row in self.rows
+            for item in row.structures
+            if item["name"] == name and item.get(key) is not None and item["voxels"]
+        }
+
+    def names(self) -> list[str]:
+        """The structures, in the order of the model."""
+        return list(
+            dict.fromkeys(str(item["name"]) for row in self.rows for item in row.structures)
+        )
+
+    def outliers(self) -> dict[str, dict[str, float]]:
+        """Of each case the structures whose volume stands out, with their scores: below 0 it is small."""
+        found: dict[str, dict[str, float]] = {}
+        for name in self.names():
+            for case, score in scores(self.values(name, "volume_ml")).items():
+                if abs(score) > FAR:
+                    found.setdefault(case, {})[name] = score
+        return found
+
+
+def scores(values: Mapping[str, float]) -> dict[str, float]:
+    """How far each value lies from the median, as modified z-scores; none of fewer than `FEWEST`.
+
+    Half of the values may be anything without changing what is said of the others.
+    """
+    if len(values) < FEWEST:
+        return {}
+    middle = statistics.median(values.values())
+    spread = statistics.median(abs(value - middle) for value in values.values())
+    if not spread:
+        return {}
+    return {case: NORMAL * (value - middle) / spread for case, value in values.items()}
+
+
+def read_cohort(
+    entries: Iterable[Entry], files: BatchFiles, left_out: Sequence[str] = ()
+) -> Cohort:
+    """The cases of a batch, with what their reports say. A report that cannot be read counts as none."""
+    return Cohort(tuple(_row(entry, files) for entry in entries), tuple(left_out))
+
+
+def _row(entry: Entry, files: BatchFiles) -> CaseRow:
+    if entry.state != DONE:
+        return CaseRow(entry)
+    try:
+        report = json.loads(files.report(entry.case).read_text(encoding="utf-8"))
+        structures = tuple(dict(item) for item in report["structures"])
+        whole = report.get("intracranial_ml")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return CaseRow(entry)
+    page = files.outputs(entry.case).page
+    there = page if page is not None and page.is_file() else None
+    return CaseRow(entry, structures, whole, there)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Headings of the table, with what they mean and their units."""
+
+    explained: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+
+    def add(self, name: str, words: str, unit: str | None = None) -> str:
+        """A heading that no other column has."""
+        plain, number = name, 2
+        while name in self.explained:
+            name, number = f"{plain}_{number}", number + 1
+        self.explained[name] = (words, unit)
+        return name
+
+
+def write_cohort_table(path: Path, cohort: Cohort) -> None:
+    """Write a row for each case: state, remarks, intracranial volume, volume and expected Dice of each structure.
+
+    Beside a .tsv a .json explains the columns, as in BIDS.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    columns = _Columns()
+    fixed = [
+        columns.add("case", "Name of the case."),
+        columns.add("state", "How far it is: waiting, running, done or failed."),
+        columns.add("flags", "Number of structures that a person should look at."),
+        columns.add("flagged", "Names of these structures."),
+        columns.add(
+            "outliers", "Structures whose volume stands out among the cases of this table."
+        ),
+        columns.add("intracranial_ml", "Volume of all that lies in the skull.", "mL"),
+        columns.add("message", "Why the case failed, or what the user should know of it."),
+    ]
+    measures = []
+    for name in cohort.names():
+        heading = re.sub(r"\W+", "_", name).strip("_").lower()
+        volume = columns.add(f"{heading}_ml", f"Volume of: {name}.", "mL")
+        dice = columns.add(
+            f"{heading}_expected_dice",
+            f"Dice coefficient with a manual segmentation that is expected of: {name}.",
+            "1",
+        )
+        measures.append((name, volume, dice))
+    outliers = cohort.outliers()
+    rows = (_cells(row, fixed, measures, outliers) for row in cohort.rows)
+    write_table(path, list(columns.explained), rows)
+    if path.suffix == ".tsv":
+        explained = {
+            name: {"Description": words, **({} if unit is None else {"Units": unit})}
+            for name, (words, unit) in columns.explained.items()
+        }
+        with atomic_path(path.with_suffix(".json")) as partial:
+            text = json.dumps(explained, indent=2, ensure_ascii=False)
+            partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _cells(
+    row: CaseRow,
+    fixed: Sequence[str],
+    measures: Sequence[tuple[str, str, str]],
+    outliers: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    entry = row.entry
+    standing_out = list(outliers.get(entry.case, ())) or None
+    values = (
+        *(entry.case, entry.state, entry.remarks, list(row.flagged) or None),
+        *(standing_out, row.intracranial_ml, entry.message or None),
+    )
+    by_name = {item["name"]: item for item in row.structures}
+    cells = dict(zip(fixed, values, strict=True))
+    for name, volume, dice in measures:
+        item = by_name.get(name, {})
+        cells |= {volume: item.get("volume_ml"), dice: item.get("expected_dice")}
+    return cells

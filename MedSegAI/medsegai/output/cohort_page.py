@@ -1,0 +1,206 @@
+"""One page over a batch: what to look at first, how volumes are distributed, and what was left out and why."""
+
+from __future__ import annotations
+
+import html
+import os
+import statistics
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from medsegai import __version__
+from medsegai.export.report import STYLE
+from medsegai.io import atomic_path
+from medsegai.output.batch import DONE, FAILED
+from medsegai.output.cohort import FAR, FEWEST, CaseRow, Cohort
+from medsegai.request import NOT_FOR_DIAGNOSIS
+
+MOST_POINTS = 300
+"""Cases of which each has a point in the plots; of more, only those that stand out."""
+
+WIDTH, HEIGHT, MARGIN = 320, 22, 6
+
+MORE_STYLE = """
+svg { vertical-align: middle; } svg .box { fill: #c9d8ee; stroke: #44618f; } svg line { stroke: #44618f; }
+svg circle { fill: #44618f; fill-opacity: .35; } svg .far { fill: #b00020; fill-opacity: 1; }
+td.words { text-align: left; overflow-wrap: anywhere; } .cases td:nth-child(2) { text-align: left; }
+"""
+
+
+def cohort_page(cohort: Cohort, folder: Path) -> str:
+    """The page as HTML; its links are relative to `folder`."""
+    outliers = cohort.outliers()
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Cohort report</title><style>{STYLE}{MORE_STYLE}</style></head><body>",
+            "<h1>Cohort report</h1>",
+            f'<p class="source">{_summary(cohort)}</p>',
+            f'<p class="notice">{html.escape(NOT_FOR_DIAGNOSIS)}</p>',
+            "<h2>Look at these first</h2>",
+            *_flagged(cohort, outliers, folder),
+            "<h2>Not in the figures</h2>",
+            *_excluded(cohort),
+            "<h2>Distributions</h2>",
+            *_distributions(cohort, folder),
+            "<h2>All cases</h2>",
+            *_all(cohort, folder),
+            f"<p>Written by MedSegAI {__version__}.</p>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def write_cohort_page(path: Path, cohort: Cohort) -> None:
+    """Write `cohort_page`. Raises OutputError."""
+    page = cohort_page(cohort, path.parent)
+    with atomic_path(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _summary(cohort: Cohort) -> str:
+    states = [row.entry.state for row in cohort.rows]
+    done, failed = states.count(DONE), states.count(FAILED)
+    words = [f"{done} of {len(states)} cases are done", f"{failed} failed"]
+    waiting = len(states) - done - failed
+    return ", ".join([*words, *([f"{waiting} waiting"] if waiting else [])]) + "."
+
+
+def _flagged(
+    cohort: Cohort, outliers: Mapping[str, Mapping[str, float]], folder: Path
+) -> Iterator[str]:
+    """Cases with remarks or outliers, those with most at the top."""
+
+    def weight(row: CaseRow) -> int:
+        return len(set(row.flagged) | set(outliers.get(row.entry.case, ())))
+
+    first = sorted((row for row in cohort.rows if weight(row)), key=weight, reverse=True)
+    if not first:
+        yield "<p>No case has remarks, and none stands out.</p>"
+        return
+    yield (
+        "<table><thead><tr><th>Case</th><th>Structures</th><th>Remarks</th><th>Volume stands out</th></tr>"
+        "</thead><tbody>"
+    )
+    for row in first:
+        remarks = "; ".join(
+            f"{item['name']}: {', '.join(item['remarks'])}"
+            for item in row.structures
+            if item["remarks"]
+        )
+        far = "; ".join(
+            f"{name}: {'large' if score > 0 else 'small'}"
+            for name, score in outliers.get(row.entry.case, {}).items()
+        )
+        yield (
+            f"<tr><td>{_link(row, folder)}</td><td>{weight(row)}</td>"
+            f'<td class="words">{html.escape(remarks) or "–"}</td>'
+            f'<td class="words">{html.escape(far) or "–"}</td></tr>'
+        )
+    yield "</tbody></table>"
+
+
+def _excluded(cohort: Cohort) -> Iterator[str]:
+    """What has no figures, and why: cases that failed or wait, and scans that never became cases."""
+    absent = [row.entry for row in cohort.rows if row.entry.state != DONE]
+    if not absent and not cohort.left_out:
+        yield "<p>Nothing was left out.</p>"
+        return
+    yield "<ul>"
+    for entry in absent:
+        why = f"{entry.state}. {entry.message}" if entry.message else entry.state
+        yield f"<li><b>{html.escape(entry.case)}</b>: {html.escape(why)}</li>"
+    yield from (f"<li>{html.escape(words)}</li>" for words in cohort.left_out)
+    yield "</ul>"
+
+
+def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
+    pages = {row.entry.case: _address(row, folder) for row in cohort.rows}
+    yield (
+        "<table><thead><tr><th>Structure</th><th>Cases</th><th>Median (ml)</th><th>Middle half (ml)</th>"
+        "<th>Volumes, from least to largest</th><th>Expected Dice (median)</th></tr></thead><tbody>"
+    )
+    far = cohort.outliers()
+    for name in cohort.names():
+        volumes = cohort.values(name, "volume_ml")
+        if not volumes:
+            yield f"<tr><td>{html.escape(name)}</td><td>0</td>{'<td>–</td>' * 4}</tr>"
+            continue
+        dice = list(cohort.values(name, "expected_dice").values())
+        low, middle, high = _quartiles(list(volumes.values()))
+        standing_out = {case for case, names in far.items() if name in names}
+        yield (
+            f"<tr><td>{html.escape(name)}</td><td>{len(volumes)}</td><td>{middle:.2f}</td>"
+            f"<td>{low:.2f} to {high:.2f}</td><td>{_plot(volumes, standing_out, pages)}</td>"
+            f"<td>{f'{statistics.median(dice):.2f}' if dice else '–'}</td></tr>"
+        )
+    yield "</tbody></table>"
+    yield (
+        "<p>Box: the middle half of the cases, with the median. Red: the volume stands out, which is more than "
+        f"{FAR:g} by the modified z-score (distance from the median by the median absolute deviation); it is said "
+        f"from {FEWEST} cases on. A case can stand out because of the person and not because of an error.</p>"
+    )
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _plot(volumes: Mapping[str, float], far: set[str], pages: Mapping[str, str]) -> str:
+    """A box with points, each of which says its case and leads to its page."""
+    least, most = min(volumes.values()), max(volumes.values())
+
+    def x(value: float) -> float:
+        part = (value - least) / (most - least) if most > least else 0.5
+        return round(MARGIN + part * (WIDTH - 2 * MARGIN), 1)
+
+    low, middle, high = map(x, _quartiles(list(volumes.values())))
+    shown = volumes if len(volumes) <= MOST_POINTS else {case: volumes[case] for case in far}
+    marks = [
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{least:.2f} to {most:.2f} ml">',
+        f'<line x1="{x(least)}" x2="{x(most)}" y1="{HEIGHT / 2}" y2="{HEIGHT / 2}"/>',
+        f'<rect class="box" x="{low}" width="{max(high - low, 1):.1f}" y="4" height="{HEIGHT - 8}"/>',
+        f'<line x1="{middle}" x2="{middle}" y1="4" y2="{HEIGHT - 4}"/>',
+    ]
+    for case, value in sorted(shown.items(), key=lambda item: item[0] in far):
+        kind = ' class="far"' if case in far else ""
+        title = f"<title>{html.escape(case)}: {value:.2f} ml</title>"
+        mark = f'<circle{kind} cx="{x(value)}" cy="{HEIGHT / 2}" r="3">{title}</circle>'
+        marks.append(f'<a href="{pages[case]}">{mark}</a>' if pages[case] else mark)
+    return "".join([*marks, "</svg>"])
+
+
+def _all(cohort: Cohort, folder: Path) -> Iterator[str]:
+    yield (
+        '<table class="cases"><thead><tr><th>Case</th><th>State</th><th>Remarks</th><th>Intracranial (ml)</th>'
+        "<th>Seconds</th></tr></thead><tbody>"
+    )
+    for row in cohort.rows:
+        entry = row.entry
+        cells = (
+            "–" if entry.remarks is None else str(entry.remarks),
+            "–" if row.intracranial_ml is None else f"{row.intracranial_ml:.0f}",
+            "–" if entry.seconds is None else f"{entry.seconds:.1f}",
+        )
+        rest = "".join(f"<td>{cell}</td>" for cell in cells)
+        yield f"<tr><td>{_link(row, folder)}</td><td>{html.escape(entry.state)}</td>{rest}</tr>"
+    yield "</tbody></table>"
+
+
+def _link(row: CaseRow, folder: Path) -> str:
+    name, address = html.escape(row.entry.case), _address(row, folder)
+    return f'<a href="{address}">{name}</a>' if address else name
+
+
+def _address(row: CaseRow, folder: Path) -> str:
+    """The page of a case, as a link from the page of the cohort; "" where there is none."""
+    if row.page is None:
+        return ""
+    path = os.path.relpath(row.page, folder).replace(os.sep, "/")
+    return html.escape(urllib.parse.quote(path))
