@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +42,14 @@ class CaseRow:
     intracranial_ml: float | None = None
     page: Path | None = None
 
+    def remarks(self) -> dict[str, list[str]]:
+        """What is said of structures, and of which: many have the same remark."""
+        names: dict[str, list[str]] = {}
+        for item in self.structures:
+            for remark in item["remarks"]:
+                names.setdefault(str(remark), []).append(str(item["name"]))
+        return names
+
     @property
     def flagged(self) -> tuple[str, ...]:
         """Names of the structures that a person should look at."""
@@ -75,10 +84,15 @@ class Cohort:
         )
 
     def outliers(self) -> dict[str, dict[str, float]]:
-        """Of each case the structures whose volume stands out, with their scores: below 0 it is small."""
+        """Of each case the structures whose volume stands out, with their scores: below 0 it is small.
+
+        Logarithms are compared, as in the reference ranges of models: volumes are spread wider above the median.
+        """
         found: dict[str, dict[str, float]] = {}
         for name in self.names():
-            for case, score in scores(self.values(name, "volume_ml")).items():
+            volumes = self.values(name, "volume_ml").items()
+            logarithms = {case: math.log(volume) for case, volume in volumes if volume > 0}
+            for case, score in scores(logarithms).items():
                 if abs(score) > FAR:
                     found.setdefault(case, {})[name] = score
         return found

@@ -24,7 +24,8 @@ WIDTH, HEIGHT, MARGIN = 320, 22, 6
 MORE_STYLE = """
 svg { vertical-align: middle; } svg .box { fill: #c9d8ee; stroke: #44618f; } svg line { stroke: #44618f; }
 svg circle { fill: #44618f; fill-opacity: .35; } svg .far { fill: #b00020; fill-opacity: 1; }
-td.words { text-align: left; overflow-wrap: anywhere; } .cases td:nth-child(2) { text-align: left; }
+.range { white-space: nowrap; } .words, thead th.words { text-align: left; overflow-wrap: anywhere; }
+.cases :is(td, th):nth-child(2) { text-align: left; }
 """
 
 
@@ -82,15 +83,11 @@ def _flagged(
         yield "<p>No case has remarks, and none stands out.</p>"
         return
     yield (
-        "<table><thead><tr><th>Case</th><th>Structures</th><th>Remarks</th><th>Volume stands out</th></tr>"
-        "</thead><tbody>"
+        "<table><thead><tr><th>Case</th><th>Structures</th><th class='words'>Remarks</th>"
+        "<th class='words'>Volume stands out</th></tr></thead><tbody>"
     )
     for row in first:
-        remarks = "; ".join(
-            f"{item['name']}: {', '.join(item['remarks'])}"
-            for item in row.structures
-            if item["remarks"]
-        )
+        remarks = "; ".join(f"{', '.join(names)}: {why}" for why, names in row.remarks().items())
         far = "; ".join(
             f"{name}: {'large' if score > 0 else 'small'}"
             for name, score in outliers.get(row.entry.case, {}).items()
@@ -134,14 +131,16 @@ def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
         standing_out = {case for case, names in far.items() if name in names}
         yield (
             f"<tr><td>{html.escape(name)}</td><td>{len(volumes)}</td><td>{middle:.2f}</td>"
-            f"<td>{low:.2f} to {high:.2f}</td><td>{_plot(volumes, standing_out, pages)}</td>"
+            f'<td class="range">{low:.2f} to {high:.2f}</td><td>'
+            f"{_plot(volumes, standing_out, pages)}</td>"
             f"<td>{f'{statistics.median(dice):.2f}' if dice else '–'}</td></tr>"
         )
     yield "</tbody></table>"
     yield (
         "<p>Box: the middle half of the cases, with the median. Red: the volume stands out, which is more than "
-        f"{FAR:g} by the modified z-score (distance from the median by the median absolute deviation); it is said "
-        f"from {FEWEST} cases on. A case can stand out because of the person and not because of an error.</p>"
+        f"{FAR:g} by the modified z-score of its logarithm (distance from the median by the median absolute "
+        f"deviation); it is said from {FEWEST} cases on. A case can stand out because of the person and not "
+        "because of an error.</p>"
     )
 
 
