@@ -24,6 +24,7 @@ import numpy as np
 from pydicom.uid import RLELossless
 
 import dicom_files
+import slide_files
 from medsegai.labels import Label
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.volume import Geometry, Volume
@@ -130,6 +131,51 @@ def dicom(content: bytes, folder: Path) -> object:
     except MedSegAIError:
         return read_volume(series)
     return None
+
+
+def pictures() -> list[bytes]:
+    """Grey and colours, of 8 and 16 bits, in each format."""
+    import imagecodecs
+    from PIL import Image
+
+    chance = np.random.default_rng(0)
+    colours = chance.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    deep = chance.integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    made = [imagecodecs.png_encode(deep), imagecodecs.png_encode(deep[..., 0].copy())]
+    for picture in (Image.fromarray(colours), Image.fromarray(colours[..., 0])):
+        for kind in ("png", "jpeg", "tiff", "bmp"):
+            stream = io.BytesIO()
+            picture.save(stream, kind)
+            made.append(stream.getvalue())
+    return made
+
+
+def picture(content: bytes, folder: Path) -> object:
+    from medsegai.io import read_picture
+
+    path = folder / "x.png"
+    path.write_bytes(content)
+    return [channel.voxels.sum() for channel in read_picture(path)]
+
+
+def slides() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        made = [
+            slide_files.write_pyramid(
+                Path(name) / f"{ome}.tif", slide_files.placed_pixels(150, 170), 2, ome=ome
+            )
+            for ome in (False, True)
+        ]
+        return [path.read_bytes() for path in made]
+
+
+def slide(content: bytes, folder: Path) -> object:
+    from medsegai.io.slides import open_slide
+
+    path = folder / "x.tif"
+    path.write_bytes(content)
+    with open_slide(path) as opened:
+        return opened.overview(opened.overview_grid(64)).sum()
 
 
 def checkpoints() -> list[bytes]:
@@ -436,6 +482,8 @@ TARGETS = {
         ),
         Target("seg.nrrd", segmentations, segmentation),
         Target("dcm", slices, dicom),
+        Target("picture", pictures, picture),
+        Target("slide", slides, slide),
         Target("checkpoint", checkpoints, checkpoint),
         Target("pickle", pickles, pickle_within),
         Target("zip", archives, archive),
