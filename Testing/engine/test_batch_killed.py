@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -43,6 +45,27 @@ KILLED_AT = """
     sys.argv.insert(0, script)
     runpy.run_path(script, run_name="__main__")
 """
+KILLED_AT_EVENT = """
+    import os, runpy, sys
+
+    script, folder, at, *sys.argv = sys.argv[1:]
+    touched = []
+
+    def count(event, arguments):
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+            if any(isinstance(place, (str, os.PathLike)) and folder in str(place) for place in arguments):
+                if len(touched) == int(at):
+                    os._exit(137)
+                touched.append(event)
+
+    sys.addaudithook(count)
+    sys.argv.insert(0, script)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        print(len(touched))
+"""
+"""Kills before the so many-th time that anything in a folder is opened, moved, made or removed."""
 PARTS = 4  # segmentation, uncertainty, preview, report
 
 
@@ -73,6 +96,15 @@ def killed(tmp_path: Path, model: str, moves: int, *more: str) -> None:
     assert run.returncode == 137
 
 
+def killed_at_event(tmp_path: Path, model: str, at: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_AT_EVENT), fake_engine.__file__]
+    command += [str(tmp_path / "out"), str(at)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [*command, *words(tmp_path, model, "--resume")], env=environment, stdout=-1, text=True
+    )
+
+
 def check_all_whole(out: Path) -> None:
     """Every file is the one that its report names, and nothing else is there."""
     names = {path.name for path in out.iterdir()}
@@ -101,6 +133,26 @@ def test_a_batch_killed_between_two_moves_is_gone_on_with(
     killed(tmp_path, model, moves, *(["--overwrite"] if before else []))
     report = tmp_path / "out" / "a.json"
     assert report.exists() == before
+    assert main(words(tmp_path, model, "--resume")) == 0
+    check_all_whole(tmp_path / "out")
+
+
+def test_a_batch_killed_at_any_moment_and_again_ends_as_one_that_was_not(
+    tmp_path: Path, model: str, requests: object
+) -> None:
+    """Each run is killed before a random access to the folder of results; the next goes on where it was."""
+    for seed, name in enumerate("ab"):
+        save(tmp_path / "scans" / f"{name}.nii.gz", seed)
+    whole = killed_at_event(tmp_path, model, 10**9)
+    assert whole.returncode == 0
+    check_all_whole(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    chance, kills = random.Random(os.environ.get("MEDSEGAI_SEED", "13")), 0
+    for _ in range(4):
+        run = killed_at_event(tmp_path, model, chance.randrange(int(whole.stdout.split()[-1])))
+        kills += run.returncode == 137
+        assert run.returncode in (0, 137), "what was left behind is no obstacle"
+    assert kills
     assert main(words(tmp_path, model, "--resume")) == 0
     check_all_whole(tmp_path / "out")
 
