@@ -164,7 +164,7 @@ def test_scores_of_held_out_cases_are_kept(trained: Path) -> None:
     assert scores["mean"]["dice"] > 0.9
     assert sorted(row["case"] for row in scores["cases"]) == [f"p{n}" for n in range(8)]
     assert (trained / "curves.png").is_file()
-    assert (trained / "held-out.csv").read_text().startswith("case,fold,dice,iou")
+    assert (trained / "held-out.csv").read_text().startswith("case,group,fold,dice,iou")
 
 
 def test_cases_of_one_group_are_held_out_together(trained: Path) -> None:

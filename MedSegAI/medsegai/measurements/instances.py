@@ -46,12 +46,15 @@ def separated(
     return numbers[objects]
 
 
-def object_rows(objects: NDArray[np.int32], channels: Sequence[Volume]) -> list[dict[str, Any]]:
+def object_rows(
+    objects: NDArray[np.int32], channels: Sequence[Volume], image: Volume
+) -> list[dict[str, Any]]:
     """A row for each object: number, pixels, area, centroid and mean of each channel.
 
     Args:
         objects: numbers (j, i), from `separated`.
-        channels: of the image of one slice that they lie on.
+        channels: of the picture, for their means; () for none.
+        image: of one slice; gives their places and sizes.
 
     Returns:
         `area_mm2`, `r_mm` and `a_mm` are None where the size of a pixel is not known.
@@ -59,7 +62,6 @@ def object_rows(objects: NDArray[np.int32], channels: Sequence[Volume]) -> list[
     numbers = np.arange(1, int(objects.max(initial=0)) + 1)
     if not len(numbers):
         return []
-    image = channels[0]
     pixels = np.bincount(objects.ravel(), minlength=len(numbers) + 1)[1:]
     centers = np.array(ndimage.center_of_mass(objects > 0, objects, numbers)).reshape(-1, 2)
     means = [ndimage.mean(channel.voxels[0], objects, numbers) for channel in channels]

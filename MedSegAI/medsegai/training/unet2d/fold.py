@@ -193,7 +193,12 @@ class Fold:
     def judge(self, held_out: Sequence[Ready]) -> list[dict[str, Any]]:
         """Scores of each held-out case on its own grid."""
         return [
-            {"case": ready.case.name, "fold": self.number, **self._scores(ready)}
+            {
+                "case": ready.case.name,
+                "group": ready.case.group,
+                "fold": self.number,
+                **self._scores(ready),
+            }
             for ready in held_out
         ]
 

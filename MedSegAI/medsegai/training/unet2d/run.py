@@ -244,7 +244,7 @@ class Run:
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The mean of every score over cases; what is not a number is left out."""
-    names = [name for name in rows[0] if name not in ("case", "fold")]
+    names = [name for name in rows[0] if name not in ("case", "group", "fold")]
     return {name: round(float(np.nanmean([row[name] for row in rows])), 5) for name in names}
 
 

@@ -1,0 +1,57 @@
+"""`medsegai compare`: a grid of networks on the same folds, and which of their differences are real."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, print_written, stoppable, table
+from medsegai.progress import Progress
+
+if TYPE_CHECKING:
+    import argparse
+
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="train a grid of 2D networks and compare them",
+        description="Train and cross-validate every combination of encoders, decoders and first weights that "
+        "CONFIG names, and report their differences with intervals. What is trained already is not trained again.",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="comparison file (TOML)")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of trainings and report"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Train, compare, write the report, and print the differences."""
+    from medsegai.training.unet2d.comparison import differences, load_comparison, run
+    from medsegai.training.unet2d.comparison_page import write_comparison
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = load_comparison(arguments.config)
+    bar = ProgressBar()
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            networks = run(config, arguments.output, arguments.device, progress)
+    finally:
+        bar.clear()
+    found = differences(networks)
+    rows = [
+        [
+            *(item.first, item.second, f"{item.mean:+.4f}", f"{item.low:+.4f} to {item.high:+.4f}"),
+            "yes" if item.real else "no",
+        ]
+        for item in found
+    ]
+    print(table(["better", "than", "by (Dice)", "interval", "real"], rows))
+    print_written(write_comparison(arguments.output, networks, found, config))
+    return 0

@@ -1,0 +1,270 @@
+"""A grid of networks on the same folds: trained, and compared case by case with intervals.
+
+A single training proves little: which weights a training begins with, and in which order it sees its pictures,
+moves its Dice as much as many a change of the network. So differences are taken between scores of the same cases,
+resampled by groups, and averaged over seeds where there are several.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError, RequestError
+from medsegai.models.json_fields import NOT_IN_JSON, from_json
+from medsegai.progress import Progress
+from medsegai.training.checkpoint import CHECKPOINT
+from medsegai.training.unet2d.config import Training2DConfig, load_config
+from medsegai.training.unet2d.run import SCORES, Options2D, train
+
+RESAMPLED = 10_000
+"""How often groups are drawn anew for an interval."""
+
+ERROR = 0.05
+"""How often, at most, one of all the differences of a comparison may be called real though there is none."""
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is compared.
+
+    Attributes:
+        training: the training file that all have in common, relative to this one.
+        encoders, decoders, pretrained, seeds: of the grid; `pretrained` as in the training file.
+        folds: numbers of the folds; empty for all.
+    """
+
+    training: str
+    encoders: tuple[str, ...] = ("mobilenet_v2",)
+    decoders: tuple[str, ...] = ("unet", "unetplusplus")
+    pretrained: tuple[str, ...] = ("",)
+    seeds: tuple[int, ...] = (1,)
+    folds: tuple[int, ...] = ()
+    source: Path = field(default=Path("comparison.toml"), metadata=NOT_IN_JSON)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One place of the grid."""
+
+    encoder: str
+    decoder: str
+    pretrained: str
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        return (
+            f"{self.decoder} {self.encoder}, {'pre-trained' if self.pretrained else 'from scratch'}"
+        )
+
+    def folder(self, seed: int) -> str:
+        """Where its training with a seed lies."""
+        begun = "pretrained" if self.pretrained else "scratch"
+        return f"{self.decoder}-{self.encoder}-{begun}-seed{seed}"
+
+    def changes(self) -> dict[str, Any]:
+        """What it changes of the training file."""
+        own = {"encoder": self.encoder, "decoder": self.decoder, "pretrained": self.pretrained}
+        whole = {} if self.pretrained else {"optimiser": {"encoder_rate": 1.0}}
+        return {"network": own, **whole}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network's trainings, one for each seed.
+
+    Attributes:
+        dice, iou: of each case, mean over seeds, by name.
+        groups: of each case.
+        folds: mean Dice of each fold, over seeds.
+        parameters: weights of the network.
+        seconds: of all folds, mean over seeds.
+        runs: folders of the trainings.
+    """
+
+    name: str
+    dice: dict[str, float]
+    iou: dict[str, float]
+    groups: dict[str, str]
+    folds: dict[str, float]
+    parameters: int
+    seconds: float
+    runs: tuple[Path, ...]
+
+    @property
+    def mean(self) -> float:
+        """Dice over all cases."""
+        return float(np.mean(list(self.dice.values())))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of the Dice of two networks on the same cases.
+
+    Attributes:
+        mean: of `first` less `second`.
+        low, high: of its interval, which allows for all the pairs that are looked at.
+        cases: how many.
+    """
+
+    first: str
+    second: str
+    mean: float
+    low: float
+    high: float
+    cases: int
+
+    @property
+    def real(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def load_comparison(path: Path) -> ComparisonConfig:
+    """Read a comparison file. Raises RequestError: it is missing, or has unknown keys or wrong values."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
+    try:
+        config = from_json(ComparisonConfig, data, error=RequestError)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return ComparisonConfig(**values | {"source": path})
+
+
+def grid(config: ComparisonConfig) -> list[Network]:
+    """Every combination, in the order of the file. Raises RequestError: there are fewer than two."""
+    found = [
+        Network(encoder, decoder, pretrained)
+        for encoder, decoder, pretrained in itertools.product(
+            config.encoders, config.decoders, config.pretrained
+        )
+    ]
+    if len(found) < 2 or not config.seeds:
+        raise RequestError(
+            f"{config.source}: a comparison needs two networks at least, and a seed."
+        )
+    return found
+
+
+def trainings(config: ComparisonConfig) -> list[tuple[Network, int, Training2DConfig]]:
+    """The training file of each network and seed; all are read before the first is trained."""
+    path = config.source.parent / config.training
+    return [
+        (network, seed, load_config(path, {**network.changes(), "seed": seed}))
+        for network in grid(config)
+        for seed in config.seeds
+    ]
+
+
+def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress) -> list[Trained]:
+    """Train what is not trained yet, and read all scores. What was begun before goes on.
+
+    Raises:
+        RequestError, InputError, ModelError, OutputError, Cancelled: see `training.unet2d.run.train`.
+    """
+    for network, seed, training in trainings(config):
+        place = folder / network.folder(seed)
+        begun = (place / CHECKPOINT).is_file()
+        options = Options2D(place, resume=begun, device=device, folds=config.folds)
+        train(training, options, progress)
+    return [
+        read_trained(network.name, [folder / network.folder(seed) for seed in config.seeds])
+        for network in grid(config)
+    ]
+
+
+def read_trained(name: str, runs: Sequence[Path]) -> Trained:
+    """What trainings of one network with several seeds left. Raises InputError: one has no scores."""
+    found = []
+    for place in runs:
+        try:
+            found.append(json.loads((place / SCORES).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{place / SCORES} cannot be read: {error}. Train it first."
+            ) from error
+    rows = [row for item in found for row in item["cases"]]
+    names = sorted({row["case"] for row in rows})
+    scores = {
+        key: {case: float(np.mean([r[key] for r in rows if r["case"] == case])) for case in names}
+        for key in ("dice", "iou")
+    }
+    folds = sorted({row["fold"] for row in rows})
+    return Trained(
+        name,
+        scores["dice"],
+        scores["iou"],
+        {row["case"]: str(row.get("group", row["case"])) for row in rows},
+        {str(n): float(np.mean([r["dice"] for r in rows if r["fold"] == n])) for n in folds},
+        int(found[0]["parameters"]),
+        float(np.mean([sum(item["seconds"].values()) for item in found])),
+        tuple(runs),
+    )
+
+
+def differences(networks: Sequence[Trained], seed: int = 0) -> list[Difference]:
+    """Of every pair, the better network first.
+
+    Intervals are of a bootstrap over groups, at a level that allows for the number of pairs (Bonferroni): of all
+    differences that are called real, hardly ever is even one due to chance in the choice of cases.
+
+    Raises:
+        InputError: the networks were not judged on the same cases.
+    """
+    pairs = list(itertools.combinations(networks, 2))
+    level = ERROR / max(len(pairs), 1)
+    found = []
+    for pair in pairs:
+        first, second = sorted(pair, key=lambda network: -network.mean)
+        if first.dice.keys() != second.dice.keys():
+            raise InputError(f"{first.name} and {second.name} were not judged on the same cases.")
+        names = list(first.dice)
+        values = np.array([first.dice[name] - second.dice[name] for name in names])
+        means = bootstrap(values, [first.groups[name] for name in names], seed)
+        low, high = np.quantile(means, (level / 2, 1 - level / 2))
+        found.append(
+            Difference(
+                first.name, second.name, float(values.mean()), float(low), float(high), len(names)
+            )
+        )
+    return found
+
+
+def bootstrap(values: NDArray[np.float64], groups: Sequence[str], seed: int) -> NDArray[np.float64]:
+    """The mean of values in `RESAMPLED` draws of as many groups as there are, each with all of its values."""
+    names, members = np.unique(np.array(groups), return_inverse=True)
+    sums = np.bincount(members, values)
+    counts = np.bincount(members)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(RESAMPLED, len(names)))
+    return np.asarray(sums[drawn].sum(1) / counts[drawn].sum(1))
+
+
+def summary(networks: Sequence[Trained], found: Sequence[Difference]) -> dict[str, Any]:
+    """All figures as JSON values."""
+    return {
+        "networks": [
+            {
+                "name": network.name,
+                "dice": round(network.mean, 5),
+                "iou": round(float(np.mean(list(network.iou.values()))), 5),
+                "folds": {name: round(value, 5) for name, value in network.folds.items()},
+                "parameters": network.parameters,
+                "seconds": round(network.seconds, 1),
+                "cases": {name: round(value, 5) for name, value in network.dice.items()},
+            }
+            for network in networks
+        ],
+        "differences": [{**vars(item), "real": item.real} for item in found],
+    }

@@ -1,0 +1,139 @@
+"""Objects told apart, measured, and compared with a reference."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from medsegai.cli import main
+from medsegai.evaluation.instances import instance_scores
+from medsegai.measurements.instances import separated
+from medsegai.training.unet2d.data import inside_and_border
+
+
+def discs(seed: int, count: int = 9) -> np.ndarray:
+    """Numbered discs that touch and cover each other."""
+    random = np.random.default_rng(seed)
+    j, i = np.mgrid[:60, :80]
+    objects = np.zeros((60, 80), np.int32)
+    for number in range(1, count + 1):
+        middle, radius = random.uniform(5, (55, 75)), random.uniform(5, 9)
+        objects[(j - middle[0]) ** 2 + (i - middle[1]) ** 2 < radius**2] = number
+    return objects
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_every_pixel_of_a_whole_belongs_to_one_object(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    inside, border = random.random((2, 20, 30)) > 0.7
+    border &= ~inside
+    objects = separated(inside, border)
+    np.testing.assert_array_equal(objects > 0, inside | border)
+    assert set(np.unique(objects)) == set(range(objects.max() + 1))
+    parts, _ = ndimage.label(inside)
+    for part in range(1, parts.max() + 1):
+        assert len(np.unique(objects[parts == part])) == 1, "an inside is never split"
+
+
+def test_objects_that_touch_are_told_apart() -> None:
+    objects = np.zeros((12, 20), np.int32)
+    objects[2:10, 2:10], objects[2:10, 10:18] = 1, 2
+    target = inside_and_border(objects)
+    np.testing.assert_array_equal(separated(target == 1, target == 2), objects)
+
+
+def test_small_objects_are_left_out() -> None:
+    inside = np.zeros((10, 10), bool)
+    inside[1:3, 1:3] = inside[5:9, 5:9] = True
+    found = separated(inside, np.zeros_like(inside), smallest=5)
+    assert found.max() == 1
+    assert (found == 1).sum() == 16
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_reference_scores_one_against_itself(seed: int) -> None:
+    objects = discs(seed)
+    scores = instance_scores(objects, objects)
+    assert (scores.aji, scores.pq, scores.f1) == (1, 1, 1)
+
+
+def brute_aji(found: np.ndarray, expected: np.ndarray) -> float:
+    """As in the article: each true nucleus with the answer of the best overlap, each of which may serve twice."""
+    answers = [found == n for n in np.unique(found) if n]
+    inner = outer = 0
+    used = set()
+    for number in np.unique(expected):
+        if number:
+            true = expected == number
+            ratios = [(true & own).sum() / (true | own).sum() for own in answers]
+            best = int(np.argmax(ratios))
+            if ratios[best] == 0:
+                outer += true.sum()
+                continue
+            inner += (true & answers[best]).sum()
+            outer += (true | answers[best]).sum()
+            used.add(best)
+    return inner / (outer + sum(own.sum() for n, own in enumerate(answers) if n not in used))
+
+
+def brute_pq(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    overlaps = []
+    answers, truths = ([m == n for n in np.unique(m) if n] for m in (found, expected))
+    for true in truths:
+        overlaps += [r for own in answers if (r := (true & own).sum() / (true | own).sum()) > 0.5]
+    f1 = 2 * len(overlaps) / (len(answers) + len(truths))
+    return sum(overlaps) / ((len(answers) + len(truths)) / 2), f1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scores_are_those_of_their_definitions(seed: int) -> None:
+    expected, found = discs(seed), np.roll(discs(seed), (2, 3), (0, 1))
+    found[discs(seed + 100, 2) > 0] = 50
+    scores = instance_scores(found, expected)
+    assert scores.aji == pytest.approx(brute_aji(found, expected))
+    assert (scores.pq, scores.f1) == pytest.approx(brute_pq(found, expected))
+    assert scores.expected == len(np.unique(expected)) - 1
+
+
+def test_nothing_to_find_and_nothing_found() -> None:
+    nothing, something = np.zeros((60, 80), np.int32), discs(0)
+    assert np.isnan(instance_scores(nothing, nothing).aji)
+    for scores in (instance_scores(nothing, something), instance_scores(something, nothing)):
+        assert (scores.aji, scores.pq, scores.f1) == (0, 0, 0)
+
+
+def test_the_command_writes_a_map_and_a_table(tmp_path: Path) -> None:
+    objects = discs(1)
+    Image.fromarray(inside_and_border(objects)).save(tmp_path / "labels.png")
+    colours = np.dstack([objects * 10, objects * 5, np.full_like(objects, 7)]).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "image.png")
+    arguments = [
+        "objects",
+        "labels.png",
+        "--image",
+        "image.png",
+        "-o",
+        "out.png",
+        "--table",
+        "t.csv",
+    ]
+    arguments = [str(tmp_path / a) if "." in a else a for a in arguments]
+    assert main([*arguments, "--smallest", "1"]) == 0
+    found = np.array(Image.open(tmp_path / "out.png"))
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert len(rows) == found.max() > 5
+    for row in rows:
+        mask = found == int(row["number"])
+        assert int(row["pixels"]) == mask.sum()
+        assert float(row["row"]) == pytest.approx(mask.nonzero()[0].mean(), abs=0.01)
+        assert float(row["mean_1"]) == pytest.approx(colours[mask][:, 0].mean(), abs=0.01)
+        assert row["area_mm2"] == "", "the size of a pixel of a photograph is not known"
+    assert main(arguments) == 5, "files that are there are kept"
+    missing = [*arguments[:3], str(tmp_path / "none.png"), *arguments[4:], "--overwrite"]
+    assert main(missing) == 3
