@@ -182,6 +182,23 @@ def test_channels_of_two_sizes_are_refused(mrml: Any) -> None:
         Scene(mrml).read_channels([first, second])
 
 
+@pytest.mark.parametrize("moved", MOVED.values(), ids=MOVED)
+def test_a_picture_in_colours_is_three_channels(mrml: Any, moved: np.ndarray | None) -> None:
+    """As Slicer loads a photograph: a vector volume of one slice."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 9, 12, 3), np.uint8)
+    node = mrml.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "Tile")
+    node.SetIJKToRASMatrix(vtkMatrixFromArray(np.diag([-1.0, -1, 1, 1])))
+    updateVolumeFromArray(node, pixels)
+    if moved is not None:
+        node.SetAndObserveTransformNodeID(add_transform(mrml, moved).GetID())
+    channels = Scene(mrml).read_channels([node])
+    np.testing.assert_array_equal(np.stack([c.voxels for c in channels], axis=-1), pixels)
+    for channel in channels:
+        world = channel.geometry.ijk_to_ras @ [7, 4, 0, 1]
+        np.testing.assert_allclose(world[:3], world_of(node, 7, 4, 0), atol=1e-9)
+    assert [channel.source for channel in channels] == ["Tile"] * 3
+
+
 def test_one_volume_for_two_channels_is_refused(mrml: Any) -> None:
     node = add_volume(mrml, PLACES["plain"])
     with pytest.raises(InputError, match="Head is chosen for two channels"):

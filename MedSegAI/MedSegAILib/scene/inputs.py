@@ -23,7 +23,9 @@ _OTHER_VOLUMES = {
     "vtkMRMLMultiVolumeNode": "holds several images; extract one of them",
 }
 
-_NO_INPUTS = (*_OTHER_VOLUMES, "vtkMRMLVectorVolumeNode", "vtkMRMLTensorVolumeNode")
+_VECTORS = "vtkMRMLVectorVolumeNode"
+
+_NO_INPUTS = (*_OTHER_VOLUMES, _VECTORS, "vtkMRMLTensorVolumeNode")
 
 
 def read(node: Node) -> Volume:
@@ -40,7 +42,7 @@ def read(node: Node) -> Volume:
 
 
 def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
-    """One image per channel of a model, all on the grid of the first.
+    """One image per channel of a model, all on the grid of the first; a picture in colours is three of them.
 
     Raises:
         InputError: as `read`; or one node is given for two channels.
@@ -48,6 +50,8 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
     """
     if not nodes:
         raise InputError("There is no input volume. Load an image and choose it.")
+    if len(nodes) == 1 and _in_colours(nodes[0]):
+        return _colours(nodes[0])
     volumes = tuple(read(node) for node in nodes)
     for index, node in enumerate(nodes):
         if any(node is other for other in nodes[:index]):
@@ -64,6 +68,22 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
             "Scalar/Vector/DWI Volume, and choose the result.",
         )
     return volumes
+
+
+def _in_colours(node: Node) -> bool:
+    """Whether a node is a picture in red, green and blue: a vector volume of three values per voxel."""
+    image = node.GetImageData() if node is not None and node.IsA(_VECTORS) else None
+    return image is not None and image.GetNumberOfScalarComponents() == 3
+
+
+def _colours(node: Node) -> tuple[Volume, ...]:
+    """Red, green and blue of a vector volume, at its place in the world."""
+    colours = slicer.util.arrayFromVolume(node)
+    grid = Geometry(colours.shape[:3], transform_to_world(node) @ ijk_to_local(node))
+    name = node.GetName()
+    return tuple(
+        Volume(np.ascontiguousarray(colours[..., channel]), grid, name) for channel in range(3)
+    )
 
 
 def volumes(scene: MRMLScene) -> list[VolumeNode]:
