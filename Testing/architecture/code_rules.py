@@ -14,7 +14,7 @@ ARGUMENTS = 6
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
 OWN_PATHS = re.compile(r"(?<![\w.])/(wor" + r"k|roo" + r"t)/\w")
 
-# Calls that run what a stranger wrote, and the keyword that makes them safe where there is one.
+# Calls that run untrusted code, and the keyword that makes them safe where there is one.
 DANGEROUS: dict[str, tuple[str, object] | None] = {
     "eval": None,
     "exec": None,
@@ -76,7 +76,7 @@ def danger_problems(source: str) -> Iterator[str]:
 
 
 def _starts_unsafe_python(command: ast.List) -> bool:
-    """Whether a command begins with this Python and may find a stranger's `json.py` where the user stands."""
+    """Whether a command begins with this Python and may find an untrusted `json.py` in the working folder."""
     words = [ast.unparse(item) for item in command.elts]
     runs_module = "'-m'" in words or "'-c'" in words
     return words[:1] == ["sys.executable"] and runs_module and "'-P'" not in words

@@ -1,4 +1,4 @@
-"""Code fits a screen, runs no stranger's code and leaves nothing unfinished."""
+"""Code fits a screen, runs no untrusted code and leaves nothing unfinished."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

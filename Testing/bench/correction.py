@@ -4,8 +4,8 @@
     python Testing/bench/correction.py --model RESULTS_FOLDER --hippocampus splits_final.json --cases 10
 
 Segments scans, looks for the largest connected error of a structure against its manual label, draws one stroke
-into it as a user would (the middle of the error, in the slice in which it is largest), corrects, and goes on with
-what is left. Compared are the way that the product takes, the same without the probabilities of the AI, the
+into it as a user would (the middle of the error, in the slice in which it is largest), corrects, and continues
+with what is left. Compared are the way that the product takes, the same without the probabilities of the AI, the
 strokes alone, and a random walker with priors (L. Grady, "Multilabel random walker image segmentation using
 prior models", CVPR 2005), solved by conjugate gradients. MALC is for evaluation: nothing was tuned to it.
 """

@@ -1,10 +1,10 @@
-"""What measuring and handing over take, beside the straightforward way: seconds, sizes, closed surfaces.
+"""What measuring and exporting take, beside the straightforward way: seconds, sizes, closed surfaces.
 
     medsegai demo -o demo
     python Testing/bench/handover.py demo/segmentation.seg.nrrd --scan T1.nii.gz
     python Testing/bench/handover.py SEGMENTATION.nii.gz --scan CT.nii.gz --resample 1
 
-Without --scan, the scan is the one of the demo. It is written as a DICOM series first, for that is what a
+Without --scan, the scan is the one of the demo. It is written as a DICOM series first, because that is what a
 DICOM SEG is made from; that part is not counted. Seconds are processor time of one thread, the best of
 three runs. The others: SimpleITK's label statistics on the whole volume for `measure`; marching cubes of
 scikit-image, and of VTK with the smoothing that 3D Slicer's closed surfaces have, for the surfaces.

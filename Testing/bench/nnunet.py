@@ -42,7 +42,7 @@ GIB = 1024.0
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what was aimed at, what came out, and whether that is enough (None: cannot be told)."""
+    """A line of the table: what was aimed at, what came out, and whether that is enough (None: unknown)."""
 
     case: str
     aim: str

@@ -131,7 +131,7 @@ def their_ensemble(job: Job) -> Figures:
 
 @contextlib.contextmanager
 def trivial_networks(classes: int) -> Iterator[None]:
-    """nnunetv2 loads what it is told to, and then runs `Trivial`."""
+    """nnunetv2 loads what it is given, and then runs `Trivial`."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     load = nnUNetPredictor.initialize_from_trained_model_folder

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
-    """The scans as held-out cases, as predicted. CSF is left out, for it is not comparable: see `malc.py`."""
+    """The scans as held-out cases, as predicted. CSF is left out, because it is not comparable: see `malc.py`."""
     scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
     if not scans:
         raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")

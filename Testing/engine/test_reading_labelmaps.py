@@ -75,8 +75,8 @@ def test_labels_lie_where_they_were_put(tmp_path: Path, name: str, ending: str) 
 @pytest.mark.parametrize(
     ("voxels", "reason"),
     [
-        (np.full((2, 3, 4), 0.5, np.float32), "no whole numbers"),
-        (np.full((2, 3, 4), np.nan, np.float32), "no whole numbers"),
+        (np.full((2, 3, 4), 0.5, np.float32), "not whole numbers"),
+        (np.full((2, 3, 4), np.nan, np.float32), "not whole numbers"),
         (np.full((2, 3, 4), np.inf, np.float32), "values from inf to inf"),
         (np.full((2, 3, 4), -1, np.int16), "values from -1 to -1"),
         (np.full((2, 3, 4), 2**31, np.int64), "labels lie between 0 and"),

@@ -211,7 +211,7 @@ def test_mistakes_are_told_once_and_clearly(tmp_path: Path) -> None:
     grey.header.set_data_dtype(np.float32)
     grey.header.set_slope_inter(1, 0)
     nibabel.save(grey, tmp_path / "grey.nii")
-    with pytest.raises(InputError, match="values from 7 to 7, which are no probabilities"):
+    with pytest.raises(InputError, match="values from 7 to 7, which are not probabilities"):
         read_candidates(tmp_path / "grey.nii", labelmap(), labels)
 
 

@@ -1,0 +1,74 @@
+"""Patterns that make English read like a translation, as functions over Markdown and Python source."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+
+VERB = r"(?:is|are|was|were|has|have|had|may|might|can|could|must|would|does|do|did|will)\b"
+
+PATTERNS = {
+    r"(?<!there )\b(?:is|are|was|were) no (?!longer\b|more\b|such\b|one\b)\w+": '"is not a …"',
+    rf", for (?:(?:it|they|he|she|nobody|there) (?!to\b)|(?:this|that|these|those|none|one) (?={VERB})"
+    rf"|(?:the|its|their|a|an|each|all|no) [\w']+(?: (?!that\b|who)[\w']+)? (?={VERB}))": '"because"',
+    r"\b(?:gone|goes|go|going|went) on (?:with|from|after|where)\b": '"resume" or "continue"',
+    r"\b(?:is|are|was|were|be) told\b(?! apart)": '"reported"',
+    r"\btold (?:of|with|before|in|as|at)\b": '"reported"',
+    r"\bhears? of\b": '"receives"',
+    r"\bhand(?:ed|ing|s)?[ -]over\b(?!…)": '"export"',
+    r"\b(?:are|is|were|be) in doubt\b|\bdoubts? (?:of|about|where)\b|\bin doubt\b": '"uncertain"',
+    r"\bstrangers?\b(?!s of)": '"untrusted"',
+    r"\bwhat (?:is|was) (?:of it|of them)\b": "a noun",
+    r"(?<![\w.,-])1 (?:voxels|images|jobs|cases|files|structures)\b": "counts agree with their nouns",
+    r"\b(?:lie|lies) apart\b": '"separate"',
+    r"\bkept apart\b": '"separate"',
+    r"\bby itself alone\b": '"alone"',
+}
+"""What readers stumble over, and what to write instead."""
+
+_COMPILED = {re.compile(pattern, re.IGNORECASE): advice for pattern, advice in PATTERNS.items()}
+_NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\*[^*\n]+\*|\]\([^)]*\)|<!--.*?-->", re.DOTALL)
+
+
+def problems(prose: str) -> Iterator[str]:
+    """What stands in a text that should be said otherwise, with the advice."""
+    text = " ".join(prose.split())
+    for pattern, advice in _COMPILED.items():
+        for match in pattern.finditer(text):
+            yield f"{match[0]!r}: {advice}"
+
+
+def markdown_prose(text: str) -> str:
+    """A page without code, links and what is printed as on the screen."""
+    return _NOT_PROSE.sub(" ", text)
+
+
+def python_prose(source: str) -> Iterator[str]:
+    """The docstrings, the strings with at least four words, and the comments of a file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield _NOT_PROSE.sub(" ", node.value)
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
+            )
+    yield from comments(source)
+
+
+def comments(source: str) -> Iterator[str]:
+    """Blocks of comment lines, each as one text."""
+    block: list[str] = []
+    last = -1
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        if token.start[0] != last + 1 and block:
+            yield " ".join(block)
+            block = []
+        block.append(token.string.lstrip("# "))
+        last = token.start[0]
+    if block:
+        yield " ".join(block)
