@@ -211,7 +211,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         def make_request() -> SegmentationRequest:
             return request_from_options(scene.read_channels(nodes), {"models": models, **options})
 
-        make_request()  # what can be told before the job is told at once
+        make_request()  # what can be refused before the job is refused at once
         if worker().place.kind == "own":
             install_what_is_missing()
         job = _job(lambda result: scene.write(nodes[0], result, output), progress)
@@ -289,7 +289,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         progress: Callable[[ProgressEvent], None] | None = None,
         **outputs: Any,
     ) -> ExportResult:
-        """Hand a segmentation over: everything is written, or nothing.
+        """Export a segmentation: everything is written, or nothing.
 
         Args:
             segmentationNode: its segments as they are now.
@@ -313,7 +313,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         if outputs.get("seg") and not dicom:
             series = source_of(slicer.dicomDatabase, scene.reference_volume(node))
         reading = Reading(lambda: scene.handed_over(node, outputs, series, overwrite))
-        return _done(f"{node.GetName()}: hand over", reading, lambda done: done, progress, True)
+        return _done(f"{node.GetName()}: export", reading, lambda done: done, progress, True)
 
     @staticmethod
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:

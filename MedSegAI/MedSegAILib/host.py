@@ -91,7 +91,7 @@ class Host:
 
     Args:
         client: gives the one worker client.
-        prepare: installs what is missing; with True also what handing over needs.
+        prepare: installs what is missing; with True also what an export needs.
         programs: see `panel.process.Programs`.
         dialogs: asks for files and folders: see `panel.dialogs`.
     """
@@ -289,7 +289,7 @@ class Host:
         """Yes or no; yes, where nobody can answer.
 
         Args:
-            safe: the answer that Enter gives. It is no where a yes gives images away, or costs what is there.
+            safe: the answer that Enter gives. It is False where a yes gives images away or destroys something.
         """
         return not can_ask() or self._dialogs.decide(
             slicer.util.mainWindow(), question, _("Yes"), _("No"), safe

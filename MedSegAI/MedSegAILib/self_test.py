@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from MedSegAILib.scene import Scene
 
 LAST = ("test_module_reloads",)
-"""What runs after all others, for it leaves nothing as it was."""
+"""What runs after all others, because it changes everything."""
 
 
 def run(announce: Callable[[str], None]) -> list[str]:
@@ -264,7 +264,7 @@ class SelfTest(unittest.TestCase):
         self.assertRegex(str(caught.exception), "no such model|PyTorch")
 
     def test_brain_model_runs(self) -> None:
-        """A ball is no head, so nothing is asked of the labels; the job has to come back."""
+        """A ball is not a head, so the labels are not checked; the job has to return."""
         from medsegai.errors import ModelError
         from medsegai.models.catalogue import find_card
 

@@ -145,7 +145,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _slides() -> Finding:
-    """What slides are read with. Its absence is no fault, because other images do without."""
+    """What slides are read with. Its absence is not a fault, because other images do not need it."""
     there = [name for name, module in FOR_SLIDES.items() if isinstance(_import(module), ModuleType)]
     missing = [name for name in FOR_SLIDES if name not in there]
     found = ", ".join(f"{name} {_version(name)}" for name in there)

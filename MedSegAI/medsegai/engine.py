@@ -1,4 +1,4 @@
-"""The pipeline, from scans to labels: read, prepare, predict, fuse, hand back on the input grid.
+"""The pipeline from scans to labels: read, prepare, predict, fuse, and return the result on the input grid.
 
 Everything here is the same for all model families. Command line, batch, worker and scripts all call `segment`.
 """
@@ -54,11 +54,11 @@ REFINEMENT_SHARE = 5.0
 """How much longer each refinement that is asked for makes the last stage."""
 
 COARSER = 1.5
-"""So many times as far apart as in its training may slices for a model be, even beyond the usual limit."""
+"""How many times farther apart than in the training of a model slices may be, even beyond the usual limit."""
 
 SLAB_VOXELS = 1 << 20
 SLAB_VALUES = 1 << 25
-"""Voxels of the output grid, and voxels times classes, that are worked on together at most."""
+"""Largest number of voxels of the output grid, and of voxels times classes, that are processed together."""
 
 
 def segment(request: SegmentationRequest, progress: Progress | None = None) -> SegmentationResult:
@@ -66,11 +66,14 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
 
     Args:
         request: what to do.
-        progress: hears of each step, and can stop the job.
+        progress: receives each step, and can stop the job.
+
+    Returns:
+        labels, measures of each structure and whatever else was requested, all on the grid of the first input.
 
     Raises:
         InputError, GeometryError: an input cannot be read, or the inputs lie on different grids.
-        ModelError, RequestError, DeviceError: what was asked for cannot be had.
+        ModelError, RequestError, DeviceError: the request cannot be fulfilled.
         Cancelled: the user stopped the job.
     """
     progress = progress or Progress()
@@ -128,7 +131,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this program until now; 0 where the system does not tell.
+    """Largest resident memory of this program until now, in MB; 0 if the system does not report it.
 
     On Linux `ru_maxrss` is at least that of the process that started this one, such as Slicer, so the kernel's own
     count is preferred.
@@ -148,9 +151,9 @@ def peak_memory_mb() -> float:
 def _read(
     request: SegmentationRequest, cards: Sequence[ModelCard], progress: Progress
 ) -> tuple[list[Volume], list[str]]:
-    """The inputs, each of a kind that the models take, and what is doubtful about them.
+    """The inputs, checked against the models, and warnings about them.
 
-    A model that was trained on slices further apart than others may be given such slices.
+    A model that was trained on thicker slices than others accepts such slices.
     """
     flat = {card.dimensions == 2 for card in cards}
     if len(flat) > 1:
@@ -185,7 +188,7 @@ def _read(
 
 @dataclass(frozen=True)
 class _Job:
-    """One case: what is asked for, of which scan, and where it runs.
+    """One case: what is requested, for which scan, and where it runs.
 
     `output` is the part of the scan's grid; `temperature` that of the probabilities.
     """
@@ -220,7 +223,7 @@ def _prepared(job: _Job, models: Sequence[Model], naming: JointLabels) -> list[_
 
 
 def _predict(job: _Job, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
-    """Let all members predict: now, or, where a part can be read meanwhile, as it is read."""
+    """Let all members predict: now, or, for a part that can be read while it predicts, during reading."""
     axis = None if job.request.members_apart else _plane_axis([item.part for item in parts])
     work = _Work(job.progress, sum(len(item.part.members) for item in parts))
     labels = (0, *(label.value for label in naming.labels))
@@ -229,7 +232,7 @@ def _predict(job: _Job, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemb
 
 
 def _answer(job: _Job, item: _PartOf, axis: int | None, work: _Work) -> PartAnswer:
-    """What a part answers: at once, or, where its planes come along `axis`, when it is read."""
+    """The prediction of a part: made at once or, if its planes are ordered along `axis`, when it is read."""
     part = item.part
     weight = sum(member.weight for member in part.members) if part.weight is None else part.weight
     names = tuple(member.name for member in part.members)
@@ -293,7 +296,7 @@ def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> A
 
 
 class _Work:
-    """Progress over members, several of which may be under way."""
+    """Progress over members, several of which may be running."""
 
     def __init__(self, progress: Progress, members: int) -> None:
         self._progress = progress
@@ -301,7 +304,7 @@ class _Work:
         self.done = [0.0] * members
 
     def next_member(self) -> Step:
-        """To be told how far the next member is."""
+        """A function to call with the share that the next member has done."""
         number = self._begun
         self._begun += 1
 
@@ -315,13 +318,13 @@ class _Work:
 def _refinements(
     request: SegmentationRequest, cards: Sequence[ModelCard], naming: JointLabels
 ) -> list[dict[str, Any]]:
-    """What the cards suggest, with the label values of the result; then what was asked for.
+    """The refinements that the cards suggest, with the label values of the result, then those of the request.
 
-    Where a card names no labels, all of its model are meant, and none of another's.
+    A card that does not name labels means all labels of its own model, and none of another one.
 
     Raises:
-        ModelError: a card suggests what there is not.
-        RequestError: the same of what was asked for.
+        ModelError: a card suggests a refinement that does not exist or cannot be applied.
+        RequestError: the request names such a refinement.
     """
     suggested = [
         dict(item) | {"labels": _renamed(card, item.get("labels", list(renamed)), renamed)}
@@ -360,9 +363,9 @@ def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> list[A
 def _judged(
     job: _Job, answer: Answer, cards: Sequence[ModelCard], members: Sequence[str]
 ) -> tuple[StructureMeasures, ...]:
-    """The structures, with the Dice that is to be expected of each, and why a person should look at it.
+    """The structures, with the expected Dice of each and the reasons why a person should look at it.
 
-    What cards tell of models that were joined holds for neither; and in a region nothing need be whole.
+    The cards of several models are not valid for their combination, and in a region a structure need not be whole.
     """
     card = cards[0] if len(cards) == 1 else None
     calibration = card.calibration if card is not None else None
@@ -394,7 +397,7 @@ def _intracranial_ml(
     cards: Sequence[ModelCard],
     structures: Sequence[StructureMeasures],
 ) -> float | None:
-    """The sum of what the card says fills the skull. Of joined models, and in a region, it is not known."""
+    """The volume of the labels that fill the skull, by the card; unknown for several models or a region."""
     inside = cards[0].intracranial
     if len(cards) > 1 or request.region or not inside:
         return None
@@ -402,7 +405,10 @@ def _intracranial_ml(
 
 
 def _temperature(request: SegmentationRequest, cards: Sequence[ModelCard]) -> float:
-    """That of the card. Votes are not probabilities, and that of joined models was never measured: 1."""
+    """The temperature in the card.
+
+    It is 1 for votes, which are not probabilities, and for several models, whose temperature was never measured.
+    """
     if not request.calibrated or request.fusion == "vote" or len(cards) > 1:
         return 1.0
     calibration = cards[0].calibration
@@ -410,7 +416,7 @@ def _temperature(request: SegmentationRequest, cards: Sequence[ModelCard]) -> fl
 
 
 def _region_box(request: SegmentationRequest, scan: Volume) -> tuple[slice, slice, slice]:
-    """The voxels of the scan that are asked for."""
+    """The voxels of the scan that the request asks for."""
     if not request.region:
         return tuple(slice(0, size) for size in scan.geometry.shape)  # type: ignore[return-value]
     box = scan.geometry.box_around(request.region)
@@ -456,7 +462,7 @@ def _slabs(grid: Geometry, classes: int) -> Iterator[tuple[int, int]]:
 
 
 def _key(card: ModelCard) -> tuple[str, str]:
-    """What tells whether a loaded model is still the one in the folder."""
+    """What shows whether a loaded model is still the one in the folder."""
     return str(card.folder), card.fingerprint()
 
 
@@ -467,7 +473,7 @@ def _model(folder: str, _fingerprint: str) -> Model:
 
 
 def forget_models() -> None:
-    """Let go of the models that stayed loaded, and of what they hold on a graphics card."""
+    """Release the models that stayed loaded, and the memory that they hold on a graphics card."""
     _model.cache_clear()
 
 

@@ -64,7 +64,7 @@ class Label:
 
     Attributes:
         corrected: whether people correct it. Where they do not, as with the fluid around a brain, nobody is led to
-            the places where the networks were in doubt about it.
+            the places where the networks were uncertain about it.
         opacity_3d: how opaque its surface is in 3D views, from 0 to 1. With 0 it is not shown there at first, as
             the fluid around a brain, which would hide the brain.
     """

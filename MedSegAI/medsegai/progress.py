@@ -12,7 +12,7 @@ from medsegai.errors import Cancelled
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """`fraction` of the whole job from 0 to 1, never falling; `seconds_left` is None until it can be told."""
+    """`fraction` of the whole job from 0 to 1, never falling; `seconds_left` is None until it is known."""
 
     stage: str
     fraction: float

@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it answers.
+"""What the engine is asked to do, and what it returns.
 
 `SegmentationRequest` is the one list of options: the command line, the panel, batch and the worker read
 its fields, defaults, choices and help texts from here, so a new option appears in all of them.
@@ -28,8 +28,8 @@ def option(
     """A field of the request that users can set, with its help text and, where fixed, its choices.
 
     Args:
-        choices: what each is called on the screen, by its value.
-        title: what it is called on the screen; its name in plain letters if "".
+        choices: the name of each choice on the screen, by its value.
+        title: the name of the option on the screen; made from the name of the field if "".
     """
     named = dict(choices or {})
     known = {"help": help, "choices": tuple(named), "words": named, "title": title}
@@ -161,7 +161,7 @@ class SegmentationRequest:
 
     @property
     def members_apart(self) -> bool:
-        """Whether the answer of each member matters, not their mean alone."""
+        """Whether the prediction of each member is needed, and not only their mean."""
         return self.uncertainty or self.fusion == "vote"
 
     def options(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def request_from_options(
 
 @dataclass(frozen=True)
 class StructureMeasures:
-    """One structure in a result. What is None was not asked for, or is not known.
+    """One structure in a result. A value that is None was not requested, or is not known.
 
     Attributes:
         label: which structure.
@@ -231,8 +231,8 @@ class StructureMeasures:
         iou: intersection of all members over their union (IoU_s).
         mean_entropy: mean entropy of the fused probabilities inside the structure, in nats.
         mutual_information: mean of the members' mutual information inside the structure, in nats.
-        expected_dice: Dice with a manual segmentation that the agreement of members lets expect.
-        remarks: why a person should look at it, in words.
+        expected_dice: the Dice with a manual segmentation that is expected from the agreement of members.
+        remarks: why a person should look at it, as sentences.
     """
 
     label: Label
@@ -257,14 +257,14 @@ class StructureMeasures:
 class Candidates:
     """The two most probable structures of every voxel, all (k, j, i) on the grid of the result.
 
-    Where the second has less than half a step of `p_second`, both its label and its probability are 0. Of regions
-    that overlap, `second` is what the voxel would be if the decision nearest to one half fell the other way.
+    Where the second has less than half a step of `p_second`, both its label and its probability are 0. For regions
+    that overlap, `second` is what the voxel would be if the decision nearest to one half were reversed.
 
     Attributes:
         first: label value of the most probable, uint8 or uint16; what the label map was before it was refined.
         second: label value of the runner-up, likewise; 0 is the background.
-        p_first: probability of `first` in steps of 1/255, uint8; 0 where nothing is known, such as outside of the
-            region that was asked for.
+        p_first: probability of `first` in steps of 1/255, uint8; 0 where it is not known, such as outside of the
+            requested region.
         p_second: probability of `second`, likewise.
     """
 
@@ -282,14 +282,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """What a job gives, all of it on the grid of the first input.
+    """The result of a job, all of it on the grid of the first input.
 
     Attributes:
         labelmap: label values, uint8 or uint16, (k, j, i).
         labels: what the values mean, in the model's order; also those that no voxel has.
         structures: measures per label, in the same order.
         entropy: entropy of the fused probabilities in nats, float32 (k, j, i), if asked for.
-        mutual_information: how much the members differ beyond the doubt that each has, likewise, where there are
+        mutual_information: how much the members differ beyond the uncertainty of each, likewise, if there are
             several.
         probabilities: float16 (label, k, j, i) in the order of `labels`, if asked for.
         regions: where each label is, bool (label, k, j, i), if regions that overlap were asked for and the model

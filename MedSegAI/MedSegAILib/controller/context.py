@@ -61,7 +61,7 @@ class House:
         self.forgotten = {entry.listener for entry in self.queue.entries if not entry.over}
 
     def is_forgotten(self, job: Any) -> bool:
-        """Whether a job has ended with its scene; asked once, for it may be run again."""
+        """Whether a job has ended with its scene; asked once, because it may be run again."""
         was_forgotten = job in self.forgotten
         self.forgotten.discard(job)
         return was_forgotten

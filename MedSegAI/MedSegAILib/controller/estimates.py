@@ -56,7 +56,7 @@ class Estimates:
 
 
 def _times(text: str) -> dict[str, list[float]]:
-    """What was written; a damaged setting is forgotten, for it is learnt again soon."""
+    """What was written; a damaged setting is discarded, because it is soon learnt again."""
     try:
         data = json.loads(text or "{}")
         return {str(kind): [float(value) for value in values] for kind, values in data.items()}

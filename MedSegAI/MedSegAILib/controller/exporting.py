@@ -29,7 +29,7 @@ FILES = {
     "sr": "measurements.dcm",
     "surfaces": "surfaces",
 }
-"""What the parts of a hand-over are called in the folder that is chosen."""
+"""The file names of the parts of an export, in the folder that is chosen."""
 
 REPLACE = "In {folder} some of these files are there already. Replace them?"
 
@@ -118,7 +118,7 @@ class HandingOver:
                 self._house.panel.show_message(_("Nothing was written."))
             return True
 
-        title = _("{name}: hand over").format(name=node.GetName())
+        title = _("{name}: export").format(name=node.GetName())
         self._run(
             title, read, told, again, needs_handover=bool({"seg", "surfaces"} & {*choice.parts})
         )

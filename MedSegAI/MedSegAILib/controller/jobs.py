@@ -152,7 +152,7 @@ class Jobs:
             house.queue.add(title, job.make_request, job)
 
     def cancel(self) -> None:
-        """Stop the job that runs; the panel hears of it when it has stopped."""
+        """Stop the job that runs; the panel is notified when it has stopped."""
         running = self._under_way()
         if running is not None:
             self._house.panel.show_cancelling()
@@ -235,7 +235,7 @@ class Jobs:
         return next((entry for entry in entries if str(entry.state) == "running"), None)
 
     def _request(self, choice: Choice) -> SegmentationRequest:
-        """Everything that can be told before a job is checked here.
+        """Everything that can be checked before a job is checked here.
 
         Raises:
             MedSegAIError: what was chosen cannot be run.
@@ -252,7 +252,7 @@ class _Series:
 
 
 class _Job:
-    """One entry of the queue: reads its input when its turn comes, and hears of its end."""
+    """One entry of the queue: reads its input when its turn comes, and is notified of its end."""
 
     def __init__(self, jobs: Jobs, choice: Choice, frame: int | None, series: _Series) -> None:
         self._jobs, self._choice, self._frame, self._series = jobs, choice, frame, series

@@ -26,7 +26,7 @@ class Models:
         browser.verify_requested.connect(self.verify)
 
     def show(self, files: Iterable[Path] | None = None) -> None:
-        """Offer the models that are at hand; a card that cannot be read is told, and left out."""
+        """Offer the installed models; a card that cannot be read is reported and left out."""
         cards, problems = model_search.read_cards(files)
         self._house.panel.show_models(cards)
         if problems:

@@ -146,7 +146,7 @@ class HostProtocol(Protocol):
     """What the application gives: see `MedSegAI.Host`."""
 
     def prepare(self, handover: bool = False) -> None:
-        """Install what is missing, with True also what handing over needs.
+        """Install what is missing, with True also what an export needs.
 
         Raises a MedSegAIError where that does not work or is declined.
         """

@@ -141,7 +141,7 @@ class Correction:
     # painting
 
     def paint(self, brush: Brush, start: ArrayLike, end: ArrayLike) -> None:
-        """Go on with the stroke that is being painted, from one point of the world to the next."""
+        """Continue the stroke that is being painted, from one point of the world to the next."""
         piece = brush.line(self.grid, start, end)
         if piece is not None:
             self._pieces.append(piece)

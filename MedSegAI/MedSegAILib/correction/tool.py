@@ -100,7 +100,7 @@ class CorrectionTool:
         return True
 
     def move(self, point: ArrayLike) -> None:
-        """Go on with the stroke."""
+        """Continue the stroke."""
         if self._brush is None or self._correction is None:
             return
         self._correction.paint(self._brush, self._last, point)

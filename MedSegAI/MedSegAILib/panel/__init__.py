@@ -155,7 +155,7 @@ class Panel:
         self._options.show_devices(devices)
 
     def show_frames(self, count: int) -> None:
-        """Offer this many frames of a sequence; 0 where the volume is no part of one."""
+        """Offer this many frames of a sequence; 0 where the volume is not part of one."""
         self._inputs.show_frames(count)
 
     def show_guess(self, nodes: Mapping[str, Node]) -> None:

@@ -1,4 +1,4 @@
-"""What is written of a segmentation, and where: a dialog with a tick for each part of the hand-over."""
+"""What is written of a segmentation, and where: a dialog with a tick for each part of the export."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class HandOverDialog:
         self._reason = reason
         self.dialog = qt.QDialog(parent)
         self.dialog.objectName = "handOverDialog"
-        self.dialog.windowTitle = _("MedSegAI: hand over {name}").format(name=name)
+        self.dialog.windowTitle = _("MedSegAI: export {name}").format(name=name)
         self.dialog.resize(520, 520 if reason else 400)
         layout = qt.QVBoxLayout(self.dialog)
         self._parts = {part: self._tick(part, *PARTS[part]) for part in PARTS}
@@ -152,7 +152,7 @@ class HandOverDialog:
         return layout
 
     def _choose_folder(self) -> None:
-        folder = dialogs.open_folder(self.dialog, _("Folder for the hand-over"))
+        folder = dialogs.open_folder(self.dialog, _("Folder for the export"))
         if folder:
             self._folder.text = folder
 

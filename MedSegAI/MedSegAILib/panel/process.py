@@ -62,7 +62,7 @@ class Programs:
         return process
 
     def stop(self, process: QtValue) -> None:
-        """End a program; its `done` is told."""
+        """End a program; its `done` is called."""
         if process in self._running:
             process.kill()
 

@@ -216,7 +216,7 @@ class StructureTable:
         self.structure_chosen.emit(self.segment_at(number))
 
     def _on_current(self, number: int, _column: int, before: int, _before: int) -> None:
-        """The arrow keys go to a structure too; a click is told by the table itself."""
+        """The arrow keys go to a structure too; the table itself reports a click."""
         if number >= 0 and number != before and not _pressed():
             self.structure_chosen.emit(self.segment_at(number))
 

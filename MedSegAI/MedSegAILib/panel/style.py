@@ -32,7 +32,7 @@ QPushButton:checked {
     border: 1px solid palette(highlight); border-radius: 2px; padding: 4px;
 }
 """
-"""For buttons that stay pressed: in Slicer's dark style they can hardly be told from others."""
+"""For buttons that stay pressed: in Slicer's dark style they can hardly be distinguished from others."""
 
 
 def quiet_style(widget: Widget) -> str:

@@ -264,7 +264,7 @@ class Scene:
         return self._walk.places(segmentation)
 
     def next_place(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
-        """Go on with the walk through the doubtful places: see `doubt.Walk.step`."""
+        """Continue the walk through the uncertain places: see `uncertainty.Walk.step`."""
         return self._walk.step(segmentation, by)
 
     def walk_within(self, segmentation: SegmentationNode, segment: str) -> None:

@@ -1,4 +1,4 @@
-"""A segmentation of the scene as it is handed over: one label map on the voxels of its scan.
+"""A segmentation of the scene as it is exported: one label map on the voxels of its scan.
 
 Files lie where the scan lay when it was loaded: transforms above it in the scene are left out, for no DICOM
 series and no NIfTI file knows of them.
@@ -59,14 +59,12 @@ def handed_over(
         GeometryError: segmentation or scan stand under a transform that is not linear.
     """
     if segmentation is None:
-        raise InputError(_("There is no segmentation. Choose the one that is to be handed over."))
+        raise InputError(_("There is no segmentation. Choose the one to export."))
     check_labelmaps(segmentation)
     layers, scan = layers_of(segmentation), scan_of(segmentation)
     names = list(segmentation.GetSegmentation().GetSegmentIDs())
     if not layers:
-        raise InputError(
-            _("{name} has no voxels to hand over.").format(name=segmentation.GetName())
-        )
+        raise InputError(_("{name} has no voxels to export.").format(name=segmentation.GetName()))
     series = dicom if outputs.get("seg") else ("", "")
     grid = field_of_view(segmentation, layers, scan)
     on_scan = scan is not None and grid.matches(scan_place(segmentation, scan))
@@ -99,7 +97,7 @@ def handed_over(
 
 
 def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The outputs as JSON values; paths become absolute, for the worker has a folder of its own."""
+    """The outputs as JSON values; paths become absolute, because the worker has another working folder."""
     plain = {name: value for name, value in outputs.items() if value is not None}
     plain |= {name: str(Path(plain[name]).absolute()) for name in EXPORT_PATHS if name in plain}
     if not isinstance(plain.get("formats", ""), str):
@@ -124,8 +122,8 @@ def _joined(
             if other:
                 raise InputError(
                     _(
-                        "{first} and {second} overlap, but in what is handed over a voxel belongs to one segment. "
-                        "Hand over a copy without one of them, or edit them apart in the Segment Editor."
+                        "{first} and {second} overlap, but in an export a voxel belongs to one segment. "
+                        "Export a copy without one of them, or separate them in the Segment Editor."
                     ).format(
                         first=_title(segmentation, values, other),
                         second=_title(segmentation, values, value),

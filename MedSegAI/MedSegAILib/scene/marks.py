@@ -123,7 +123,7 @@ class Marks:
 
 
 def _hide_from_3d(node: Node) -> None:
-    """Let no 3D view hear of changes of a node.
+    """Keep 3D views from being notified of changes of a node.
 
     Each of them would let the view draw all surfaces of the scene again, which takes a second without a graphics
     card, although it shows nothing of the node.

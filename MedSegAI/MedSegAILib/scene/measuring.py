@@ -85,7 +85,7 @@ def measurable(segmentation: SegmentationNode) -> Measurable:
 
 
 def scan_of(segmentation: SegmentationNode) -> VolumeNode:
-    """The volume that a segmentation was made of; None where it is gone, or is no image of one value per voxel."""
+    """The volume that a segmentation was made of; None if it was deleted, or has several values per voxel."""
     node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
     try:
         check_image(node)

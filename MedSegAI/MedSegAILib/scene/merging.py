@@ -175,7 +175,7 @@ def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) ->
     finally:
         segmentation.EndModify(was_modifying)
     for image, _layer in images:
-        image.Modified()  # whoever shows the segmentation hears of it by this
+        image.Modified()  # this notifies whoever shows the segmentation
     if had_surfaces:
         segmentation.RemoveClosedSurfaceRepresentation()  # those that are left are of older voxels
         give_back()

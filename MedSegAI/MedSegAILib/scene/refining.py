@@ -98,7 +98,7 @@ def draft(
 
     Raises:
         InputError: there is no segmentation, it is made of surfaces, has no voxels or no such segment; all
-            segments are completed, or two that are to be refined overlap; or the volume is no image.
+            segments are completed, or two that are to be refined overlap; or the volume is not an image.
         GeometryError: segmentation or image stand under a transform that is not linear.
         RequestError: the settings name labels.
     """

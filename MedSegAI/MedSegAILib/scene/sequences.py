@@ -36,13 +36,13 @@ def browser_of(node: Node) -> SequenceBrowserNode:
 
 
 def frames(node: Node) -> range:
-    """The frame numbers of a volume node, from 0; empty where it is no proxy of a sequence."""
+    """The frame numbers of a volume node, from 0; empty if it is not a proxy of a sequence."""
     browser = browser_of(node)
     return range(0) if browser is None else range(browser.GetNumberOfItems())
 
 
 def current_frame(node: Node) -> int | None:
-    """The frame that is shown; None where the node is no proxy of a sequence, or none is shown."""
+    """The frame that is shown; None if the node is not a proxy of a sequence, or no frame is shown."""
     browser = browser_of(node)
     shown = -1 if browser is None else browser.GetSelectedItemNumber()
     return shown if shown >= 0 else None
@@ -103,7 +103,7 @@ def _show(proxy: SegmentationNode, data: Node) -> None:
 
 def check_proxy(proxy: SegmentationNode, source: VolumeNode, number: int) -> None:
     """Raises:
-    InputError: the source is no sequence with this frame, or `proxy` does not go along with it.
+    InputError: the source is not a sequence with this frame, or `proxy` does not follow it.
     """
     _at(source, number)
     if proxy is not None and not goes_along(proxy, source):

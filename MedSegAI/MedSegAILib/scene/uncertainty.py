@@ -1,7 +1,7 @@
 """Where the networks doubted, as places to look at, and the walk from one to the next.
 
 Where a walk stands is kept with the segmentation: the page, the Segment Editor and a scene that is opened again
-go on from the same place.
+continue from the same place.
 """
 
 from __future__ import annotations

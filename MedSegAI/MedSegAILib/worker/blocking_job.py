@@ -11,7 +11,7 @@ from MedSegAILib.worker.queue import JobQueue
 
 
 class Job:
-    """Hears of the job, and writes its result.
+    """Receives the events of the job, and writes its result.
 
     Args:
         queue: where the job is.

@@ -2,7 +2,7 @@
 
 The process is started with the first job, or before, and kept, so that the next one finds its models loaded.
 A job that is cancelled and does not stop, a worker that breaks the protocol, falls silent, does not start or
-dies: each ends the process with its children, is told once to the job's listener, and the next job starts a
+dies: each ends the process with its children, is reported once to the job's listener, and the next job starts a
 new process. What a listener raises is its own affair: the client goes on.
 """
 
@@ -63,7 +63,7 @@ IDLE_SECONDS = 1800.0
 """How long a process without a job is kept."""
 
 STALL_SECONDS = 900.0
-"""After how long without any progress the user is told."""
+"""How long a job may be without progress before the user is notified."""
 
 TICK_SECONDS = 0.2
 AWAKE_SECONDS = 1.0
@@ -95,7 +95,7 @@ class WorkerClient:
         place: where the worker runs, or a command that starts it on this computer.
         environment: variables to set besides those of this process, with a command.
         idle_seconds: how long a process without a job is kept.
-        stall_seconds: after how long without progress `stalled` is told.
+        stall_seconds: how long a job may be without progress before `stalled` is called.
 
     Attributes:
         freed: a job is over, and its listener has heard so; the next one may start.
@@ -144,23 +144,23 @@ class WorkerClient:
         return self._place
 
     def set_place(self, place: Place) -> None:
-        """Where the next job runs. A job under way goes on where it is."""
+        """Where the next job runs. A job that already runs stays where it is."""
         self._place = place
         if self._job is None and self._process.running:
             self._let_go()
 
     def warm_up(self) -> None:
-        """Start the process before there is a job; what goes wrong is told to the first job."""
+        """Start the process before there is a job; a failure is reported to the first job."""
         if self._job is None:
             self._make_ready()
             self._send(WARM)
 
     def start(self, request: Any, listener: JobListener) -> None:
-        """Send a job; `listener` hears of everything that follows, also if the start fails.
+        """Send a job; `listener` receives everything that follows, also if the start fails.
 
         Args:
             request: what a kind of job in `protocol.KINDS` asks for, such as a SegmentationRequest.
-            listener: hears of the job.
+            listener: receives the events of the job.
 
         Raises:
             WorkerError: another job is under way, or the request is of no kind.
@@ -217,7 +217,7 @@ class WorkerClient:
     # --- the process ---
 
     def _make_ready(self) -> None:
-        """See that a process runs that takes jobs; the job hears of it where that cannot be."""
+        """See that a process runs that takes jobs; the job is notified if that is not possible."""
         self._idle = 0.0
         if self._process.running and (self._leaving or self._launched != self._place):
             self._kill()

@@ -59,7 +59,7 @@ class Report:
 
 
 class Examination:
-    """One run of the doctor, which does not block; `told` hears of its report once.
+    """One run of the doctor, which does not block; `told` receives its report once.
 
     Keep it until then: what is forgotten is ended.
     """
@@ -84,7 +84,7 @@ class Examination:
         self._process.launch(command, environment)
 
     def cancel(self) -> None:
-        """End it; nothing is told."""
+        """End it; nothing is reported."""
         self._over = True
         self._timer.stop()
         self._process.kill(None, False)

@@ -1,4 +1,4 @@
-"""Who hears of a job, whether it came from the queue or straight from a script."""
+"""What receives the events of a job, whether it came from the queue or directly from a script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medsegai.progress import ProgressEvent
 
 
 class JobListener(Protocol):
-    """Hears of one job: `progressed` any number of times, then either `finished` or `failed`, once.
+    """Receives the events of one job: `progressed` any number of times, then either `finished` or `failed`, once.
 
     What `finished` gets is the answer of that kind of job, such as a SegmentationResult. Where it raises, `failed`
     hears why, and `finished` may get the same answer again when the user wants it tried again.

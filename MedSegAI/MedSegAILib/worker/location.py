@@ -90,7 +90,7 @@ class Place:
             program: what starts the worker there; ends with the word `worker`.
 
         Raises:
-            WorkerError: this is no host, or no such program.
+            WorkerError: this is not the name of a host, or the program does not exist.
         """
         host, program = host.strip(), program.strip() or REMOTE_PROGRAM
         if not HOST.fullmatch(host):

@@ -53,11 +53,11 @@ class Entry:
     Attributes:
         title: what a table shows, such as volume and model.
         make_request: called when the turn comes, so that the voxels are those of that moment.
-        listener: hears of the job as from the client; `failed` with `Cancelled` also where it never began.
+        listener: receives what the client reports of the job; `failed` with `Cancelled` also where it never began.
         state: where it stands.
         stopping: running, and asked to stop.
         fraction: of the whole job, 0 to 1.
-        seconds_left: None until it can be told.
+        seconds_left: None until it is known.
         stage: what is being done.
         message: why it failed, or what the user should know.
         kept: what the job gave, where the listener could not use it; `JobQueue.again` gives it once more.
@@ -115,7 +115,7 @@ class JobQueue:
             title: what a table shows.
             make_request: gives what the client starts, when the turn comes; a `MedSegAIError` that it raises
                 fails this entry.
-            listener: hears of the job.
+            listener: receives the events of the job.
         """
         entry = Entry(title, make_request, listener)
         self._entries.append(entry)

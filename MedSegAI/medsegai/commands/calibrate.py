@@ -35,7 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Segment cases that the model has not seen and compare with their labels: how often its "
         "probabilities are right, and the temperature that makes them so; how well the agreement of its members "
         "tells the Dice, and from where on a structure should be looked at; which refinement helps. With --write "
-        "all of it goes into the model's card. What is finished is kept: the same command goes on after Ctrl-C.",
+        "all of it goes into the model's card. What is finished is kept: the same command resumes after Ctrl-C.",
     )
     parser.add_argument(
         "model",

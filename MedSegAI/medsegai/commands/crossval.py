@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="compare members by cross-validation",
         description="Segment every case of a training dataset by the folds that have not seen it, and compare "
         "the mean Dice of configurations, views, and pairs of them. What is finished is kept: the same command "
-        "goes on after Ctrl-C.",
+        "resumes after Ctrl-C.",
     )
     add_options(parser)
     parser.set_defaults(run=run)

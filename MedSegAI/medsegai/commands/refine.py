@@ -49,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         metavar="IMAGE",
         help="what `segment --save-probabilities` wrote: what is freed goes to the runner-up, and borders move "
-        "where the model was in doubt",
+        "where the model was uncertain",
     )
     parser.add_argument(
         "--refinement",

@@ -58,7 +58,7 @@ def add_unet2d(families: Subparsers) -> None:
         "unet2d",
         help="2D networks on pictures",
         description="Train a U-Net or U-Net++ on pictures with label maps, one network for each fold, as CONFIG "
-        "describes. Ctrl-C stops it, and --resume goes on after the last whole epoch, exactly.",
+        "describes. Ctrl-C stops it, and --resume continues after the last complete epoch, exactly.",
     )
     add_place_options(unet2d)
     unet2d.add_argument(
@@ -132,7 +132,7 @@ def add_nnunet(families: Subparsers) -> None:
         help="configurations and folds of an nnU-Net",
         description="Plan, preprocess and train with the installed nnU-Net v2 (pip install 'medsegai[train]'). "
         "DATASET is a raw nnU-Net folder, DatasetXXX_Name with dataset.json, imagesTr and labelsTr. Ctrl-C stops "
-        "it, --resume goes on after the last finished epoch.",
+        "it, --resume continues after the last finished epoch.",
     )
     nnunet.add_argument("dataset", metavar="DATASET", type=Path, help="raw nnU-Net folder")
     nnunet.add_argument(
@@ -210,7 +210,7 @@ def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:
         help="do not let nnU-Net predict the validation cases of each fold",
     )
     nnunet.add_argument(
-        "--resume", action="store_true", help="go on with the training in the output folder"
+        "--resume", action="store_true", help="resume the training in the output folder"
     )
 
 
@@ -227,7 +227,7 @@ def run_nnunet(arguments: argparse.Namespace) -> int:
             model = train_nnunet(training, arguments.output, arguments.resume, progress)
     except Cancelled:
         raise Cancelled(
-            "Stopped by the user. Finished epochs are kept: --resume goes on with them."
+            "Stopped by the user. Finished epochs are kept: --resume continues after them."
         ) from None
     finally:
         bar.clear()

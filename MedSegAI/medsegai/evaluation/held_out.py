@@ -225,7 +225,7 @@ def measures_of(result: SegmentationResult, labels: Sequence[Label]) -> dict[int
 
 
 def figures_of(result: SegmentationResult, reference: Volume, truth: Truth) -> NDArray[np.float64]:
-    """Figures of a prediction, (structure, measure); regions are compared one by one, for they overlap."""
+    """Figures of a prediction, (structure, measure); regions are compared one by one, because they overlap."""
     if not truth.regions:
         pairs = [(result.labelmap, truth.in_model_values(reference), truth.labels)]
     else:

@@ -1,4 +1,4 @@
-"""What a long comparison keeps of cases that are done, so that it can go on after a stop."""
+"""What a long comparison keeps of finished cases, so that it can resume after a stop."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def try_all(
         reference: what is true, in the values of the model.
         labels: those that the reference knows.
         rows: refinements, each as it is written.
-        step: is told which share is done.
+        step: is called with the share that is done.
     """
     before = _figures(draft.labelmap, reference, labels)
     table, changed = {AS_PREDICTED: before}, {}

@@ -1,4 +1,4 @@
-"""What is handed over: a segmentation, what its labels mean, and the scan that it was made from."""
+"""What is exported: a segmentation, what its labels mean, and the scan that it was made from."""
 
 from __future__ import annotations
 

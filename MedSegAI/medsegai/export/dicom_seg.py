@@ -133,7 +133,7 @@ def read_source(path: Path, series: str | None = None) -> Source:
         order = {frame: k for k, (_, frame) in enumerate(slices)}
         count = int(images[0].get("NumberOfFrames") or 1)
         if len(order) != count:
-            raise InputError(f"{path}: some of its {count} frames are no slices of the scan.")
+            raise InputError(f"{path}: some of its {count} frames are not slices of the scan.")
         return Source(images, tuple(order[frame] for frame in range(count)))
     return Source(images, tuple(range(len(slices))))
 

@@ -1,4 +1,4 @@
-"""Everything that is handed over of one case: checked before the work, written together or not at all."""
+"""Everything that is exported for one case: checked before the work, written together or not at all."""
 
 from __future__ import annotations
 

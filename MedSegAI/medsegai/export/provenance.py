@@ -1,4 +1,4 @@
-"""What made a segmentation, from the report of its run, in the words of the hand-over."""
+"""What made a segmentation, from the report of its run, in the words of the export."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ def _refined(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def closed(found: Provenance, lines: Mapping[str, Any]) -> Provenance:
-    """With the model in front, and at the end what else is known and the time of the hand-over."""
+    """With the model in front, and at the end what else is known and the time of the export."""
     maker = found.maker
     model = {"Model": f"{maker.name} {maker.version}"} if maker.name != Maker.name else {}
-    now = {"Handed over": datetime.now(UTC).isoformat(timespec="seconds")}
+    now = {"Exported": datetime.now(UTC).isoformat(timespec="seconds")}
     return replace(found, lines={**model, **found.lines, **lines, **now})
 
 

@@ -1,7 +1,7 @@
 """Model families: one module or package each, found by the name that a model card gives.
 
 A family has `load(card) -> Model`. It may also have `import_model(path, destination) -> ModelCard | None`, which
-turns a foreign file into a model folder, or answers None where the file is not of its kind. Families never import
+turns a foreign file into a model folder, or returns None if the file is not of its kind. Families never import
 each other.
 """
 
@@ -26,12 +26,12 @@ from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
 Step = Callable[[float], None]
-"""Told which share of some work is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
+"""Called with the share of some work that is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is segmented, and what was prepared from it: families that see a scan in the same way share that.
+    """The scans to segment, and what was prepared from them. Families that see a scan in the same way share it.
 
     Attributes:
         scans: one for each channel.
@@ -41,16 +41,16 @@ class Inputs:
     _prepared: dict[Hashable, Volume] = field(default_factory=dict)
 
     def prepared(self, way: Hashable, prepare: Callable[[], Volume]) -> Volume:
-        """What `prepare` makes, which is made only once for each `way`."""
+        """The result of `prepare`, which is called only once for each `way`."""
         if way not in self._prepared:
             self._prepared[way] = prepare()
         return self._prepared[way]
 
 
 class Member(Protocol):
-    """One answer to "how probable is each class here?".
+    """A network, fold or view, which predicts how probable each class is at each voxel.
 
-    `classes` gives for each output channel the label values that it feeds; () is background.
+    `classes` gives for each output channel its target labels; () is the background.
     """
 
     name: str
@@ -58,24 +58,24 @@ class Member(Protocol):
     classes: Sequence[Sequence[int]]
 
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
-        """Answer block by block; of probabilities, what no block covers is background."""
+        """Predict block by block. For probabilities, voxels that no block covers are background."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """Members that share a native grid, and how their answers are joined and read there.
+    """Members that share a native grid, and how their predictions are combined and read there.
 
     Attributes:
-        geometry: the native grid that the members answer for.
+        geometry: the native grid on which the members predict.
         members: at least one.
-        networks: which members of the card give these answers, those of an earlier stage included.
-        scale: what they answer.
-        linear: along which native axes (k, j, i) answers are interpolated.
+        networks: the members of the card that are used, including those of an earlier stage.
+        scale: what they predict, such as probabilities or logits.
+        linear: along which native axes (k, j, i) predictions are interpolated.
         weight: share in the fusion with other parts; None for the sum of its members' weights.
         plane_axis: the axis (k, j, i) of the input along which native planes lie one after another, for members
             whose blocks are whole planes in order; such a part may be read while it predicts. None for others.
-        warnings: what the user should know of the input, in words.
+        warnings: what the user should know about the input, as sentences.
         reach: where on the native grid answers hold; what lies outside is background. None for half a voxel beyond
             the outermost centres.
     """
@@ -104,10 +104,10 @@ class Model(Protocol):
         compute: Compute,
         progress: Progress,
     ) -> Sequence[Part]:
-        """Prepare the input, and name the members that are to predict on it.
+        """Prepare the input, and return the members that will predict on it.
 
-        `output` is the part of the inputs' grid that is asked for; no more need be predicted. Where
-        `request.members_apart` is false, members that are only averaged may come as one.
+        `output` is the requested part of the inputs' grid; nothing outside of it needs a prediction. If
+        `request.members_apart` is false, members that are only averaged may be combined into one.
         """
         ...
 
@@ -140,7 +140,7 @@ def load_model(card: ModelCard) -> Model:
 
 
 class JointModel:
-    """A model whose members are of several families. On one native grid they are fused as one part."""
+    """A model whose members belong to several families. Members on one native grid are fused as one part."""
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
@@ -156,7 +156,7 @@ class JointModel:
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
-        """The parts of all families that are asked for; those of one grid as one."""
+        """The parts of all requested families; parts on the same grid are combined."""
         chosen = {member.name for member in self.card.chosen_members(request.members)}
         found: list[Part] = []
         for model in self._models.values():
@@ -169,7 +169,7 @@ class JointModel:
 
 
 def _join(parts: list[Part], part: Part) -> None:
-    """Add `part` to `parts`, to one of the same grid where there is one."""
+    """Add `part` to `parts`, or combine it with a part on the same grid, if there is one."""
     for index, other in enumerate(parts):
         if (
             other.geometry.matches(part.geometry)

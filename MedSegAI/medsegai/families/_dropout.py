@@ -16,5 +16,5 @@ def check_dropout(request: SegmentationRequest, card: ModelCard, has_dropout: bo
     if request.dropout_passes and not has_dropout:
         raise RequestError(
             f"Model {card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Set dropout-passes "
-            "to 0; its members still show where it is in doubt."
+            "to 0; its members still show where it is uncertain."
         )

@@ -1,6 +1,6 @@
 """Adding a model to the user's own: checked, converted where needed, and moved in as a whole.
 
-What a stranger made is read in a process of its own, which can write in the folder of this import only (see
+An untrusted file is read in a process of its own, which can write in the folder of this import only (see
 `confinement`), and has limits of time and memory. What it leaves is checked before it is moved in.
 
 A family that can read weights as others released them offers `import_model(path, destination)`, which
@@ -48,7 +48,7 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 CHILD = "medsegai.families._importing"
-"""Module whose `main` reads a stranger's file."""
+"""Module whose `main` reads an untrusted file."""
 
 ANSWER, LOG = "answer.json", "log.txt"
 """What the process of its own leaves beside the model: null or its error, and what it printed."""
@@ -78,7 +78,7 @@ ABANDONED_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the process that reads a stranger's file; see `confinement.limit`."""
+    """Limits of the process that reads an untrusted file; see `confinement.limit`."""
 
     memory_bytes: int
     seconds: int

@@ -419,7 +419,7 @@ def two_best(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two most probable classes, and how probable they are, on planes k0 to k1 of `target`.
 
-    Only voxels that are in doubt are interpolated, and once; in the others the first has all of the probability.
+    Only voxels that are uncertain are interpolated, and once; in the others the first has all of the probability.
 
     Returns:
         Class index as `argmax` gives it; that of the runner-up, 0 where its probability rounds to nothing; the

@@ -1,4 +1,4 @@
-"""What a result consists of, gathered on the output grid slab by slab, and refined there."""
+"""Collects what a result consists of, slab by slab on the output grid, and refines it there."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from medsegai.volume import Geometry, Volume
 
 
 class Answer:
-    """Everything that is gathered on the output grid, slab by slab.
+    """Everything that is collected on the output grid, slab by slab.
 
-    Arrays are kept with their axes as on the output grid; `grid` has them in the order in which slabs come.
+    Arrays have their axes as on the output grid; `grid` has them in the order in which slabs are read.
 
     Args:
-        request: what is wanted.
+        request: what is requested.
         labels: of the result.
         output: the grid.
-        ensemble: what is read.
-        candidates: whether refinements need the runner-up of each voxel, to which they give what they free.
+        ensemble: the predictions to read.
+        candidates: whether refinements need the runner-up of each voxel, to which they assign removed voxels.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class Answer:
     def refine(
         self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
     ) -> list[dict[str, Any]]:
-        """Clean the labels, and tell all that was changed.
+        """Refine the labels, and return everything that was changed.
 
-        Those that the request asks for come last. What those do that the model's card suggests is no warning,
-        unless a structure is gone.
+        Refinements of the request come last. Changes by refinements that the model's card suggests are not
+        warnings, unless a structure disappeared.
         """
         progress.step("refine", 0, 1)
         changes: list[dict[str, Any]] = []
@@ -138,7 +138,7 @@ class Answer:
         return changes
 
     def _refined(self, settings: Mapping[str, Any], image: Volume, step: Step) -> Refined:
-        """Apply one refinement. Regions that overlap are refined one by one; the label map has the innermost."""
+        """Apply one refinement. Overlapping regions are refined one by one; the label map has the innermost."""
         labels = tuple(self._labels)
         if self.regions is None:
             labelmap = Volume(self.labelmap, self._output)
@@ -154,7 +154,7 @@ class Answer:
         return refined
 
     def structures(self) -> tuple[StructureMeasures, ...]:
-        """How much there is of each structure, and how far members agree on it."""
+        """The size of each structure, and how far members agree on it."""
 
         def measures(label: Label) -> dict[str, Any]:
             return {} if self._agreement is None else dict(self._agreement.measures(label.value))

@@ -1,4 +1,4 @@
-"""Zip archives from strangers: looked through before anything of them is written.
+"""Untrusted zip archives, which are inspected before any of their files is written.
 
 What an archive says of itself is not believed: names that leave the folder, links, files that do not belong
 there, and more bytes than can be meant are refused, and what is unpacked is counted.

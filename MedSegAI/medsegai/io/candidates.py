@@ -143,7 +143,7 @@ def _check_range(path: Path, probability: NDArray[np.float32]) -> None:
     low, high = float(probability.min()), float(probability.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise InputError(
-            f"{path} has values from {low:g} to {high:g}, which are no probabilities. Name what `medsegai "
+            f"{path} has values from {low:g} to {high:g}, which are not probabilities. Name what `medsegai "
             "segment --save-probabilities` has written."
         )
 

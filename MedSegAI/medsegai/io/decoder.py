@@ -139,7 +139,7 @@ atexit.register(_DECODER.stop)
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """A new process. Its program is handed over as text, so that it is found in a zip archive too."""
+    """A new process. Its program is passed as text, so that it is found in a zip archive too."""
     source = pkgutil.get_data("medsegai.io", "decoder_child.py")
     assert source is not None
     setup = f"import sys; sys.path[:] = {sys.path!r}\n"

@@ -143,7 +143,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 if __name__ == "__main__":
     answers_fd = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what libraries print is no answer
+    os.dup2(nowhere, 1)  # what libraries print is not an answer
     os.dup2(nowhere, 2)  # and may quote what stands in a header
     with os.fdopen(answers_fd, "wb") as stream:
         serve(sys.stdin.buffer, stream)

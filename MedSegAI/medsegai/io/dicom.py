@@ -205,7 +205,7 @@ def _arranged(where: Path, slices: list[Slice]) -> tuple[list[Slice], NDArray[np
     k grows along the cross product of i and j, as in ITK and Slicer.
 
     Raises:
-        GeometryError, InputError: the slices are no regular grid.
+        GeometryError, InputError: the slices do not form a regular grid.
     """
     first = slices[0]
     _check_alike(where, slices)

@@ -71,7 +71,7 @@ def stored(path: Path, header: bytes) -> Stored:
         header: see `header_text`.
 
     Raises:
-        InputError: the header names a file that is not there, is no regular file, or lies outside of its folder.
+        InputError: the header names a file that is missing, is not a regular file, or lies outside of its folder.
         ValueError: the header cannot be understood.
     """
     fields, listed = _fields(header)

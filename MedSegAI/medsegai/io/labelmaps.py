@@ -1,4 +1,4 @@
-"""Label maps and Slicer segmentations, for evaluation and for going on with what exists."""
+"""Label maps and Slicer segmentations, for evaluation and for work on existing segmentations."""
 
 from __future__ import annotations
 
@@ -183,15 +183,15 @@ def _compact(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
     """The same values in the smallest unsigned type.
 
     Raises:
-        InputError: values that are no labels.
+        InputError: values that are not labels.
     """
     if voxels.dtype.kind == "b":
         return voxels.astype(np.uint8)
     if voxels.dtype.kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {voxels.dtype} are no labels.")
+        raise InputError(f"{path}: voxels of type {voxels.dtype} are not labels.")
     if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.rint(voxels)):
         raise InputError(
-            f"{path} has values that are no whole numbers: it is an image or a probability map, not a "
+            f"{path} has values that are not whole numbers: it is an image or a probability map, not a "
             "labelmap. Name the labelmap."
         )
     smallest, largest = voxels.min(), voxels.max()

@@ -296,7 +296,7 @@ def _in_words(hint: Any) -> str:
 
 
 def shortened(error: Exception) -> str:
-    """What an error says, cut where it quotes too much of what a stranger wrote."""
+    """The text of an error, shortened where it quotes too much of an untrusted file."""
     text = str(error)
     return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 

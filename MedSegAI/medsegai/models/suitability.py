@@ -60,7 +60,7 @@ def check_suits(
     Args:
         cards: the models.
         inputs: one image per channel, in the order of the channels.
-        anyway: whether to go on where a scan cannot be meant for a model.
+        anyway: whether to accept a scan that cannot be meant for a model.
 
     Returns:
         What is doubtful, in words; empty if all is well.

@@ -1,7 +1,7 @@
 """Networks of MONAI, built by MONAI itself from a list of known classes, and filled with weights.
 
-MONAI is an optional part of an installation, and is imported only when one of its networks is. What a stranger may
-say about a network is its class, which must be on the list, and arguments that are numbers, texts and lists.
+MONAI is an optional part of an installation, and is imported only when one of its networks is. An untrusted
+file may name the class of a network, which must be on the list, and arguments that are numbers, texts and lists.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Description:
 
     @classmethod
     def of(cls, name: Any, arguments: Any) -> Description:
-        """Check what a stranger says about a network.
+        """Check what an untrusted file says about a network.
 
         Raises:
             ModelError: the class is not on the list, MONAI is not installed, or an argument is unknown, missing or

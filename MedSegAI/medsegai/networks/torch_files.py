@@ -1,4 +1,4 @@
-"""Files that `torch.save` wrote, from strangers: plain containers and tensors come out of them, and nothing runs.
+"""Untrusted files that `torch.save` wrote: plain containers and tensors come out of them, and nothing is run.
 
 `torch.load` is not asked: without `weights_only` it hands some archives to TorchScript, which can write files, and
 with it a tensor of 20 kB may claim gigabytes. Here both formats of `torch.save` are taken apart: the zip archive

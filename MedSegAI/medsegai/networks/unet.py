@@ -163,7 +163,7 @@ class _Plan:
         self.stem = int(arguments.get("stem_channels") or self.features[0])
 
     def smallest(self) -> list[int]:
-        """Sizes of the smallest patch: at the coarsest stage two voxels are left, for one has no deviation."""
+        """Sizes of the smallest patch: two voxels are left at the coarsest stage, because one has no deviation."""
         first, *others = self.total_strides()
         return [2 * first, *others]
 

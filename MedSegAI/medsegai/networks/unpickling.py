@@ -1,4 +1,4 @@
-"""Pickles from strangers, read into plain containers by an interpreter that can do nothing else.
+"""Untrusted pickles, read into plain containers by an interpreter that can do nothing else.
 
 A pickle is a program for a small machine. Python's own `pickle` runs it on real objects, and a program that may
 not call anything can still make it take gigabytes (the number of a memo slot is believed) or compare for years

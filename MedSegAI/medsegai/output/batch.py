@@ -157,7 +157,7 @@ class Batch:
         cases: what to segment.
         request: how; its inputs are replaced by those of each case.
         files: what to write, and where to. The folder is made if it is missing.
-        listener: told of each line of the table that changes.
+        listener: called with each line of the table that changes.
 
     Raises:
         OutputError: the folder cannot be made.

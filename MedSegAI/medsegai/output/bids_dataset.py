@@ -223,7 +223,7 @@ def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return pathspec.GitIgnoreSpec.from_lines(lines)
-    except (OSError, ValueError) as error:  # a pattern that cannot be, or bytes that are no text
+    except (OSError, ValueError) as error:  # an impossible pattern, or bytes that are not text
         raise InputError(
             f"{path} cannot be understood ({error}). It holds patterns as a .gitignore does."
         ) from error

@@ -139,7 +139,7 @@ def write_description(folder: Path, source: str, link: str | None, models: Seque
     Args:
         folder: that of the derivative.
         source: name of the dataset of the scans.
-        link: where that lies, relative to `folder`; None if the scans are no BIDS dataset.
+        link: where that lies, relative to `folder`; None if the scans are not a BIDS dataset.
         models: with their versions.
 
     Raises:

@@ -85,7 +85,7 @@ def low_resolution_axis(
     """The axis across thick planes, which is resampled apart; None where all axes are treated alike.
 
     The first grid with a spacing above `threshold` times its smallest decides, `spacing` before `new_spacing`; a
-    `force_separate_z` that is not None decides instead. Two equally coarse axes are no planes.
+    `force_separate_z` that is not None decides instead. Two equally coarse axes do not form planes.
     """
     if force_separate_z is None:
         thick = [grid for grid in (spacing, new_spacing) if max(grid) / min(grid) > threshold]

@@ -1,4 +1,4 @@
-"""Move borders between structures onto edges of the image, where the model itself was in doubt.
+"""Move borders between structures onto edges of the image, where the model itself was uncertain.
 
 A random walker with priors (Grady, "Multilabel random walker image segmentation using prior models", CVPR 2005) on
 the doubtful shell between structures: each voxel there is one of two structures, as probable as the model found
@@ -85,7 +85,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 @dataclass(frozen=True, eq=False)
 class _Doubt:
-    """Voxels in doubt: where they are in the flat volume, ascending; label and rival, and how probable each is."""
+    """Uncertain voxels: their indices in the flat volume, ascending; label and rival, and how probable each is."""
 
     places: NDArray[np.int64]
     own: NDArray[np.int64]
@@ -101,7 +101,7 @@ def _doubtful(
     free: NDArray[np.int64],
     least: float,
 ) -> _Doubt:
-    """Which voxels of the shell are in doubt between two labels that may both change."""
+    """Which voxels of the shell are uncertain between two labels that may both change."""
     own = labels.reshape(-1)[shell].astype(np.int64)
     if draft.candidates is None:
         other = _neighbour_label(labels, shell, own)
@@ -138,14 +138,14 @@ def _neighbour_label(
 
 
 class _Graph:
-    """Voxels in doubt and what ties them to their neighbours."""
+    """Uncertain voxels and what ties them to their neighbours."""
 
     def __init__(self, doubt: _Doubt, labels: NDArray[Any]) -> None:
         self.doubt = doubt
         self._labels = labels
         count = len(doubt.places)
         self._ties = np.zeros((6, count), np.float32)  # 0 beyond the volume
-        self._rows = np.full((6, count), -1, np.int64)  # -1: the neighbour is not in doubt
+        self._rows = np.full((6, count), -1, np.int64)  # -1: the neighbour is certain
         self._beside = np.zeros((6, count), np.int64)  # the neighbour's label
 
     def connect(self, image: Volume, contrast: float) -> None:
@@ -171,10 +171,10 @@ class _Graph:
         return [int(value) for value in np.union1d(self.doubt.own, self.doubt.other)]
 
     def walk(self, value: int, prior: float, share: NDArray[np.float32], step: Step) -> None:
-        """How likely a walk from each voxel in doubt ends in `value`; written into `share`, own and other."""
+        """How likely a walk from each uncertain voxel ends in `value`; written into `share`, own and other."""
         mine, theirs = self.doubt.own == value, self.doubt.other == value
         chosen = np.flatnonzero(mine | theirs)
-        rows = np.full(len(mine) + 1, -1, np.int64)  # the last stands for neighbours not in doubt
+        rows = np.full(len(mine) + 1, -1, np.int64)  # the last stands for certain neighbours
         rows[chosen] = np.arange(len(chosen))
         ties = self._ties[:, chosen]
         beside = rows[self._rows[:, chosen]]

@@ -1,4 +1,4 @@
-"""What a process that reads a stranger's file gives up first: for good, and without being an administrator.
+"""What a process that reads an untrusted file gives up first: for good, and without being an administrator.
 
 On Linux it can then write in one folder only (Landlock), open no connection, start no program and end no other
 process (seccomp), and it ends with the process that started it. Elsewhere there is nothing like it that needs no

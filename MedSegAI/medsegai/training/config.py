@@ -159,7 +159,7 @@ def load_config(path: Path) -> TrainingConfig:
     """Read a training file.
 
     Raises:
-        RequestError: it is missing, is no TOML, has unknown or missing keys, or a value of the wrong kind.
+        RequestError: it is missing, is not TOML, has unknown or missing keys, or a value of the wrong kind.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

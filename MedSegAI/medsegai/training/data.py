@@ -148,7 +148,7 @@ def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -
 
     Raises:
         RequestError: no file matches, images and labels do not pair, or a file to hold out is missing.
-        InputError: a file cannot be read, is no label map, or lies on another grid than its image.
+        InputError: a file cannot be read, is not a label map, or lies on another grid than its image.
     """
     label_paths, image_paths = find_files(config)
     labels = [conform_axes(read_labelmap(path)[0]) for path in label_paths]

@@ -1,4 +1,4 @@
-"""nnU-Net's own planning, preprocessing and training, as a process that is told what to do and reports back.
+"""nnU-Net's own planning, preprocessing and training, as a process that receives jobs and reports back.
 
 `python -m medsegai.training.nnunet` takes one job as a line of JSON on standard input and answers with events,
 one JSON object a line, on standard output; what nnU-Net prints goes to standard error. It stops when its input
@@ -129,7 +129,7 @@ class Events:
 def main() -> int:
     """Do the job on standard input. Where it cannot be done, an event says why."""
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # what nnU-Net prints is no event
+    os.dup2(2, 1)  # what nnU-Net prints is not an event
     keep_freed_memory()
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
@@ -247,7 +247,7 @@ def _data_configuration(job: Job, name: str) -> str:
 
 
 def train(job: Job, configuration: str, fold: str, events: Events) -> None:
-    """Train one fold of one configuration, going on from where it was stopped; nothing if it is finished.
+    """Train one fold of one configuration, resuming where it was stopped; nothing if it is finished.
 
     Raises:
         RequestError: a cascade lacks the predictions of its first stage.

@@ -102,7 +102,7 @@ def train_nnunet(
     """Train with nnU-Net, and give the folder of results folders, which is a model.
 
     `output` gets that folder, `preprocessed`, `log.jsonl`, `curves.png`, `nnunet.log` (what nnU-Net printed) and
-    `training.json`. With `resume`, what is finished stays and the rest goes on after its last finished epoch.
+    `training.json`. With `resume`, finished trainings stay and the others resume after their last finished epoch.
 
     Raises:
         RequestError: options contradict each other, nnunetv2 is missing, or there is nothing to resume.
@@ -115,7 +115,7 @@ def train_nnunet(
     progress = progress or Progress()
     if importlib.util.find_spec("nnunetv2") is None:
         raise RequestError(
-            "Training needs nnU-Net itself: pip install 'medsegai[train]' (see docs/training.md, for it may "
+            "Training needs nnU-Net itself: pip install 'medsegai[train]' (see docs/training.md, because it may "
             "replace your PyTorch)."
         )
     _check_name(training.dataset)
@@ -186,7 +186,7 @@ class Run:
             self._take_up(state, settings)
         elif state.exists():
             raise RequestError(
-                f"{self.output} holds a training already. Add --resume to go on with it, or name another folder."
+                f"{self.output} holds a training already. Add --resume to continue it, or name another folder."
             )
         preprocessed = self.output / PREPROCESSED / self.training.dataset.name
         preprocessed.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ class Run:
             )
 
     def _reopen(self) -> None:
-        """Make what is finished something to go on with, for it is to be trained for longer."""
+        """Turn finished trainings into ones that can be resumed, because they will be trained for longer."""
         for final in self.output.glob(f"{self.training.dataset.name}/*/fold_*/{FINAL}"):
             final.replace(final.with_name(LATEST))
 

@@ -77,7 +77,7 @@ def train_patches(training: PatchTraining, options: RunOptions, progress: Progre
     folder.
 
     The folder gets the last checkpoint, `held-out.csv`, `evaluation.json`, `report.html`, curves, the plot of the
-    learning-rate finder, and `model`. A resumed run goes on with the epoch that was not finished.
+    learning-rate finder, and `model`. A resumed run repeats the epoch that was not finished.
 
     Raises:
         InputError, RequestError, ModelError: pictures, settings or weights cannot be used; or the folder holds a

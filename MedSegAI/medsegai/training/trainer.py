@@ -89,7 +89,7 @@ class Trainer:
         """One optimiser step; gives (total, Dice, logistic) loss. A loss that is not a number changes nothing.
 
         Raises:
-            ModelError: ten losses in a row were no numbers.
+            ModelError: ten losses in a row were not numbers.
         """
         self.objective.train()
         settings = self.config.optimiser

@@ -158,7 +158,7 @@ def file_in(folder: Path, name: str) -> Path:
     """The array file of this name in a folder.
 
     Raises:
-        WorkerError: this is no name that the other side may give, such as one that leads out of the folder.
+        WorkerError: the other side may not give this name, such as one that leads out of the folder.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise WorkerError(

@@ -1,4 +1,4 @@
-"""Measuring and handing over as jobs of the worker: what the panel and scripts in Slicer ask for.
+"""Measuring and exporting as jobs of the worker, for the panel and scripts in Slicer.
 
 The segmentation comes from the scene and not from a file; everything else is as for `medsegai measure` and
 `medsegai export`.
@@ -102,7 +102,7 @@ def exports_of(outputs: Mapping[str, Any]) -> Exports:
     """
     unknown = set(outputs) - {item.name for item in fields(Exports)}
     if unknown:
-        raise RequestError(f"There is nothing to hand over called {', '.join(sorted(unknown))}.")
+        raise RequestError(f"There is nothing to export called {', '.join(sorted(unknown))}.")
     values = dict(outputs)
     for name in EXPORT_PATHS:
         if values.get(name) is not None:

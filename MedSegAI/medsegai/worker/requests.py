@@ -104,7 +104,7 @@ EXPORT_PATHS = ("seg", "sr", "report", "csv", "json", "surfaces")
 
 @dataclass(frozen=True, eq=False)
 class ExportRequest:
-    """A segmentation to be handed over, as `medsegai export` does.
+    """A segmentation to export, as `medsegai export` does.
 
     Attributes:
         labelmap: label values, (k, j, i).

@@ -405,7 +405,7 @@ def _load_engine() -> Segment:
 
 
 def _warm_up() -> None:
-    """What is missing is told to the first job, which may never come."""
+    """Missing packages are reported to the first job, which may never come."""
     try:
         _load_engine()
     except WorkerError as error:

@@ -315,7 +315,7 @@ class CropForeground:
         chosen = scan.voxels if self.source is None else scan.voxels[list(self.source)]
         mask = (chosen > 0).any(0)
         if not mask.any():
-            return scan  # MONAI would go on with an image of no voxels
+            return scan  # MONAI would continue with an image without voxels
         start, stop = [], []
         for axis, margin in enumerate(self.margin):
             others = tuple(other for other in range(3) if other != axis)

@@ -1,4 +1,4 @@
-"""State dicts of strangers as safetensors, through the network that they belong to."""
+"""Untrusted state dicts as safetensors, through the network that they belong to."""
 
 from __future__ import annotations
 

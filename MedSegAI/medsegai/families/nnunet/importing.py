@@ -29,7 +29,7 @@ WANTED = re.compile(
     rf"|{_ABOVE}(?:(?:crossval_results_folds_\w+|ensembles/[^/]+)/)?postprocessing\.(?:json|pkl)"
     rf"|{_ABOVE}fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth"
 )
-"""Files of an archive that a card is made from. The .pkl is not opened; that it is there is told."""
+"""Files of an archive that a card is made from. The .pkl is not opened; its presence is reported."""
 
 KNOWN = re.compile(
     rf"{_ABOVE}(?:dataset_fingerprint|splits_final)\.json|{_ABOVE}inference_\w+\.txt"

@@ -216,7 +216,7 @@ class Fold:
         return scores
 
     def state(self) -> dict[str, Any]:
-        """What `restore` goes on from."""
+        """The state that `restore` resumes."""
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),

@@ -86,7 +86,7 @@ class Lookahead:
         return {"count": self._count, "slow": self._slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from that state."""
         self._count = int(state["count"])
         self._slow = [values.clone() for values in state["slow"]]
 
@@ -142,6 +142,6 @@ class Rates:
         return {"factor": self.factor, "waited": self.waited, "best": self.best}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from there."""
+        """Resume from that state."""
         self.factor, self.best = float(state["factor"]), float(state["best"])
         self.waited = int(state["waited"])

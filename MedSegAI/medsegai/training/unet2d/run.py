@@ -59,7 +59,7 @@ class Options2D:
 
     Attributes:
         folder: where its files go.
-        resume: go on from the checkpoint in the folder.
+        resume: continue from the checkpoint in the folder.
         device: auto, cpu, cuda or cuda:N.
         limit: when it stops at the latest, after a whole epoch.
         folds: numbers of the folds to train; empty for all.
