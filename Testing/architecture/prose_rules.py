@@ -46,6 +46,17 @@ def markdown_prose(text: str) -> str:
     return _NOT_PROSE.sub(" ", text)
 
 
+def code_problems(source: str) -> Iterator[str]:
+    """Docstrings, comments and messages of a Python file that should be said otherwise."""
+    for text in python_prose(source):
+        yield from problems(text)
+
+
+def document_problems(text: str) -> Iterator[str]:
+    """Sentences of a Markdown page that should be said otherwise."""
+    yield from problems(markdown_prose(text))
+
+
 def python_prose(source: str) -> Iterator[str]:
     """The docstrings, the strings with at least four words, and the comments of a file."""
     for node in ast.walk(ast.parse(source)):

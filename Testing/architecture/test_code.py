@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 import code_rules
+import prose_rules
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Rule = Callable[[str], Iterator[str]]
 
 
-@pytest.mark.parametrize("rule", code_rules.CODE_RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize(
+    "rule", [*code_rules.CODE_RULES, prose_rules.code_problems], ids=lambda rule: rule.__name__
+)
 def test_the_code_keeps_the_rule(rule: Rule) -> None:
     files = [
         path for path in (REPOSITORY / "MedSegAI").rglob("*.py") if "__pycache__" not in path.parts
@@ -75,6 +78,7 @@ OFFENCES: list[tuple[Rule, str]] = [
     (code_rules.danger_problems, "command = [sys.executable, '-m', 'medsegai.worker']"),
     (code_rules.danger_problems, "run([sys.executable, '-c', text])"),
     (code_rules.text_problems, "# TO" + "DO later"),
+    (prose_rules.code_problems, "# This is no" + " comment."),
     (code_rules.text_problems, "path = '/roo" + "t/data'"),
 ]
 

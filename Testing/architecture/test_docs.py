@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import prose_rules
 from medsegai import __version__, errors
 from medsegai.cli import build_parser
 
@@ -96,6 +97,15 @@ def test_every_make_target_is_documented() -> None:
     text = "\n".join(documents().values())
     missing = undocumented((f"make {target}" for target in targets if target != "help"), text)
     assert not missing, f"not in README.md or docs/: {missing}"
+
+
+def test_documents_are_in_plain_english() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {problem}"
+        for path, text in documents().items()
+        for problem in prose_rules.document_problems(text)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_the_changelog_speaks_of_this_version() -> None:

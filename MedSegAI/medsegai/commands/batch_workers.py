@@ -46,7 +46,7 @@ def work_of(
 
     Args:
         arguments: the command line.
-        progress: of the batch; its listener hears of single cases where this process does them.
+        progress: of the batch; its listener receives single cases where this process does them.
         tell: is called with what the user should know meanwhile, in words.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SURE = 1.0 - 0.5 / 255.0
-"""Probability that eight bits cannot tell from one."""
+"""Probability that eight bits cannot distinguish from one."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Scale:
     overlap, each with a sigmoid of its own; a voxel gets the last region of those it lies in, and channel 0
     stands for none of them (nnU-Net's `regions_class_order`). REGION_PROBABILITIES are those sigmoids themselves.
 
-    Above 1 the temperature makes probabilities less sure, below 1 surer (C. Guo et al., On Calibration of Modern
-    Neural Networks, 2017). Which class is the most probable, and so every label, does not depend on it.
+    Above 1 the temperature makes probabilities less certain, below 1 more certain (C. Guo et al., On Calibration
+    of Modern Neural Networks, 2017). Which class is the most probable, and so every label, does not depend on it.
     """
 
     kind: str

@@ -2,7 +2,7 @@
 
 Members are the networks, folds, views or Monte-Carlo dropout passes that were fused. The structure
 measures are those of Bayesian QuickNAT (A. G. Roy et al., NeuroImage 195, 2019, 11-22), gathered
-slab by slab so that no member's whole label map need be kept.
+slab by slab, so that the whole label map of a member need not be kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COLUMNS = 1 << 18
 
 
 class Agreement:
-    """How well members agree on each structure, gathered slab by slab.
+    """How well members agree on each structure, collected slab by slab.
 
     Voxels on which all members agree are counted once for all of them. Only the others, a few per
     cent, are compared pair by pair, as the matrix product of each label's members x voxels mask

@@ -1,13 +1,14 @@
-"""Members joined into one answer.
+"""Fusion of members into one prediction.
 
 `Accumulator` takes the blocks of all members that share a native grid and keeps one weighted sum of them, so
 memory does not grow with the number of members: probabilities in half precision, logits in single. Members on
-other grids get accumulators of their own; `fuse` joins those on the output grid.
+other grids get accumulators of their own; `fuse` combines those on the output grid.
 
 The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage
-2019, section 2.4). A channel that cannot tell left from right feeds both sides. There each side gets all of its
-probability; here they share it as the members that know the side share theirs, so the sum stays one, and a voxel
-that is surely left is not half uncertain. Members that know the side therefore come first (`side_aware_first`).
+2019, section 2.4). A channel that cannot distinguish left from right feeds both sides. In QuickNAT each side gets
+all of its probability. Here the sides share it in the proportion that the members which know the side give them,
+so that the sum stays one, and a voxel that is certainly left is not half uncertain. Members that know the side
+therefore come first (`side_aware_first`).
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from medsegai.volume import Geometry
 logger = logging.getLogger(__name__)
 
 Classes = Sequence[Sequence[int]]
-"""For each output channel of a member, the label values it feeds; empty is background."""
+"""For each output channel of a member, its target labels; empty is the background."""
 
 
 class HasClasses(Protocol):
-    """Anything that says which labels its channels feed, such as a member."""
+    """Anything that has target labels for its channels, such as a member."""
 
     classes: Classes
 
@@ -67,14 +68,14 @@ class Accumulator:
 
     Attributes:
         labels: label values of the classes; the first is 0, background.
-        geometry: the native grid, or the box of it that members answer for.
+        geometry: the native grid, or the box of it on which members predict.
         device: where the sum is kept. It moves to the CPU when the device runs out of memory.
         vote: members count with one vote for their most probable class, not with probabilities.
-        keep_members: remember each member's own labels and the entropies, for `member_values` and `information`.
-        scale: what members answer.
+        keep_members: keep each member's own labels and the entropies, for `member_values` and `information`.
+        scale: what members predict.
         linear: along which native axes the result is interpolated, as in `Probabilities`.
-        reach: where on the native grid it holds, as in `Probabilities`.
-        notes: what had to be changed on the way, in words.
+        reach: where on the native grid it is valid, as in `Probabilities`.
+        notes: what had to be changed during the fusion, as sentences.
     """
 
     labels: tuple[int, ...]
@@ -103,7 +104,7 @@ class Accumulator:
         self._entropy = torch.zeros(self.geometry.shape if self.keep_members else 0)
 
     def begin_member(self, classes: Classes, weight: float) -> None:
-        """Say whose blocks come next."""
+        """Say which member the next blocks belong to."""
         self.total_weight += weight
         self._weight = weight
         self._fed = [
@@ -129,7 +130,7 @@ class Accumulator:
     def result(self) -> Probabilities:
         """The weighted mean. Ends the accumulation.
 
-        Probabilities are normalised, and what no member spoke about is background. Logits must have come for
+        Probabilities are normalised, and voxels without a prediction are background. Logits must have come for
         every voxel.
         """
         scale = self.scale
@@ -142,7 +143,7 @@ class Accumulator:
         return Probabilities(self.labels, self.geometry, self._sum, scale, self.linear, self.reach)
 
     def information(self, fused: Probabilities) -> NativeMap:
-        """How much the members' answers differ, beyond the doubt that each of them has: their mutual information.
+        """How much the members' predictions differ, beyond the uncertainty of each: their mutual information.
 
         Entropy of the mean of their probabilities, less the mean of their entropies, in nats (N. Houlsby et al.,
         Bayesian Active Learning for Classification, 2011), at temperature 1. Where several labels share a channel
@@ -158,7 +159,7 @@ class Accumulator:
         return NativeMap(result, self.geometry, self.linear)
 
     def _normalised(self, sums: Tensor) -> Tensor:
-        """The mean of probabilities (class, j, i); what no member spoke about is background."""
+        """The mean of probabilities (class, j, i); voxels without a prediction are background."""
         values = sums / self.total_weight
         values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
         return values / values.sum(0)
@@ -166,7 +167,7 @@ class Accumulator:
     def member_values(self, fused: Probabilities) -> list[Tensor]:
         """The label values of each member itself, int32 (k, j, i).
 
-        Where a member's channel feeds several labels (it does not know left from right), the fused
+        Where a member's channel has several target labels (it cannot distinguish left from right), the fused
         probabilities decide among those.
         """
         values = torch.tensor(self.labels, dtype=torch.int32)
@@ -188,7 +189,7 @@ class Accumulator:
         self._feed(self._sum[(slice(None), *where)], answers)
 
     def _remember(self, where: tuple[slice, ...], values: Tensor, best: Tensor) -> None:
-        """What the member itself says: its classes, and how sure it is."""
+        """Keep what the member itself predicts: its classes, and their entropy."""
         channels = self._members[-1].channels
         channels[where] = best.to("cpu", channels.dtype)
         told = self.scale.at(1.0).probabilities(values.float(), 0)
@@ -227,7 +228,7 @@ def side_aware_first(members: Sequence[Fed]) -> list[Fed]:
 
 
 def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int, ...]) -> Readable:
-    """One readable answer of the classes `labels` from parts that live on different grids.
+    """One probability source of the classes `labels` from parts on different grids.
 
     Raises:
         RequestError: some parts answer with classes, others with regions that may overlap.
@@ -244,15 +245,15 @@ def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int,
 
 @dataclass(frozen=True)
 class PartAnswer:
-    """What the members of one part answered, all of them on one native grid.
+    """What the members of one part predicted, all of them on one native grid.
 
     Attributes:
         probabilities: of all members together.
         weight: share in the fusion with other parts.
         geometry: the native grid.
         names: of the members.
-        members: the label values of each member by itself, int32 (k, j, i), where that is wanted.
-        information: how much the members differ, where that is wanted.
+        members: the label values of each member, int32 (k, j, i), if they are requested.
+        information: how much the members differ, if that is requested.
     """
 
     probabilities: Readable
@@ -265,7 +266,7 @@ class PartAnswer:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The answers of all parts as one. Slabs are read along the first axis of the output grid in the order `axes`.
+    """The predictions of all parts as one. Slabs are read along the first of the output grid's `axes`.
 
     Attributes:
         parts: at least one.
@@ -296,7 +297,7 @@ class Ensemble:
 
     @property
     def members_apart(self) -> int:
-        """How many members told their own labels; 0 where that was not wanted."""
+        """How many members have labels of their own; 0 if these were not requested."""
         return sum(len(part.members) for part in self.parts)
 
     @property
@@ -317,7 +318,7 @@ class Ensemble:
     def disagreement(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Mutual information of all members on planes k0 to k1 of `target`, in nats, float32 (k1 - k0, j, i).
 
-        It is the mean of what the members of one part tell, and what parts on grids of their own tell beside that.
+        It is the mean over the parts, plus the disagreement between parts that have grids of their own.
         """
         total = torch.zeros(k1 - k0, *target.shape[1:])
         weights = sum(part.weight for part in self.parts)

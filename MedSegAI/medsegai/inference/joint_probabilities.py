@@ -1,4 +1,4 @@
-"""What parts on different grids answer, joined on the output grid, where that can matter."""
+"""The predictions of parts on different grids, combined on the output grid where that can matter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from medsegai.volume import Geometry
 
 
 class JointProbabilities:
-    """Weighted mean of probabilities that live on different grids, joined on the output grid.
+    """Weighted mean of probabilities on different grids, computed on the output grid.
 
     A part may not know some of the classes. What it calls background may be one of those, so it shares that
     probability among background and them as the parts that know them do.
 
     Args:
-        parts: what to join; class 0 of each is background.
+        parts: what to combine; class 0 of each is background.
         weights: of the parts.
         labels: label values of the joint classes, all that the parts have; the first is 0.
     """
@@ -103,7 +103,7 @@ class JointProbabilities:
         return mean
 
     def _answers(self, target: Geometry, k0: int, k1: int, points: Tensor) -> list[Tensor]:
-        """What each part says of all joint classes, at temperature 1, float32 (class, point)."""
+        """What each part predicts for all joint classes, at temperature 1, float32 (class, point)."""
         answers = []
         for part, places in zip(self._parts, self._places, strict=True):
             values = part.read_points(target, k0, k1, points, raw=True).cpu()
@@ -117,7 +117,7 @@ class JointProbabilities:
         return answers
 
     def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
-        """The answer of a part with its background shared among the classes that it does not know."""
+        """The prediction of a part with its background shared among the classes that it does not know."""
         known = self._places[number]
         unknown = torch.ones(len(self.labels), 1, dtype=torch.bool)
         unknown[known[1:]] = False
@@ -151,7 +151,7 @@ class JointProbabilities:
         return result
 
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """As `Probabilities.doubtful`: where any part doubts, or they differ."""
+        """As `Probabilities.doubtful`: where any part is uncertain, or they differ."""
         result = ~self.consensus(target, k0, k1)[1]
         for part in self._parts:
             result |= part.doubtful(target, k0, k1).cpu()

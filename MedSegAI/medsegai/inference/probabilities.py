@@ -1,6 +1,6 @@
-"""What members answer, and how it is read on any grid without ever standing there in full.
+"""What members predict, and how it is read on any grid without ever being there as a whole.
 
-A member answers in `Block`s on its native grid. Fusion adds them up into `Probabilities`, which are read slab by
+A member predicts `Block`s on its native grid. Fusion adds them up into `Probabilities`, which are read slab by
 slab on the output grid. Labels are found by corner consensus: linear interpolation is convex, so where the eight
 native voxels around a point agree on the most probable class, that class is the answer, and only the few points
 near a boundary are interpolated.
@@ -21,15 +21,15 @@ from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, 
 from medsegai.volume import Geometry
 
 CERTAIN = 1e-3
-"""Entropy in nats that counts as none: the most probable class has more than 99.98 %."""
+"""Entropy in nats that counts as zero: the most probable class has more than 99.98 %."""
 
 SETTLED = 1.0 - 5e-5
-"""Probability of one class that leaves less entropy than `CERTAIN`, whatever is said of hundreds of others."""
+"""Probability of one class that leaves less entropy than `CERTAIN`, whatever hundreds of others have."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A member's answer for a box of its native grid.
+    """A member's prediction for a box of its native grid.
 
     Attributes:
         start: first voxel of the box, (k, j, i).
@@ -80,7 +80,7 @@ class Readable(Protocol):
 
 
 class _Plane:
-    """A native plane, and what is found out about it once.
+    """A native plane, and what is computed for it once.
 
     Attributes:
         values: (class, j, i), any float type.
@@ -228,8 +228,9 @@ class _Planes:
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Voxels whose class may have a rival, on planes k0 to k1 of `target`: bool (k1 - k0, j, i).
 
-        Linear interpolation makes no class less probable than it is in all native voxels around, so what is sure
-        in all of them need not be looked at. (Of logits too: the logarithm of a sum of exponentials is convex.)
+        Linear interpolation does not make a class less probable than it is in all native voxels around, so a point
+        where all of them are certain need not be inspected. (This is true for logits too, because the logarithm of
+        a sum of exponentials is convex.)
         """
         return self._unclear("sure", target, k0, k1)
 
@@ -258,7 +259,7 @@ class _Planes:
         return [plane.values for plane in self._planes]
 
     def _points(self, target: Geometry, k0: int, k1: int) -> GridPoints:
-        """Where these planes lie; the last ones are remembered, for one slab is read in several ways."""
+        """Where these planes lie; the last result is kept, because one slab is read in several ways."""
         if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
             device = self._planes[0].values.device
             points = GridPoints(self.geometry, target, (k0, k1), device, self.linear, self.reach)
@@ -323,7 +324,7 @@ class StreamedProbabilities:
     """Values that come slab by slab, in order of the native planes, and are dropped once they are read.
 
     It can be read like `Probabilities`, but once, with slabs of the target that move the way the native planes
-    do; so neither the values of the whole grid nor their sum ever stand in memory.
+    do; so neither the values of the whole grid nor their sum are ever in memory.
 
     Args:
         labels, geometry, scale, linear, reach: as in `Probabilities`.

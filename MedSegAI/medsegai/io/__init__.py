@@ -1,4 +1,4 @@
-"""Reading and writing of images: the border where files become volumes, and volumes files.
+"""Reading and writing of images: files become volumes here, and volumes become files.
 
 Axis order and the two world conventions (RAS inside, LPS in ITK, DICOM and NRRD) change here and
 nowhere else.

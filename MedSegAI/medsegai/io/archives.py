@@ -1,7 +1,7 @@
 """Untrusted zip archives, which are inspected before any of their files is written.
 
-What an archive says of itself is not believed: names that leave the folder, links, files that do not belong
-there, and more bytes than can be meant are refused, and what is unpacked is counted.
+What an archive says about itself is not trusted: names that leave the folder, links, files that do not belong
+there, and implausibly many bytes are refused, and unpacked bytes are counted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from medsegai.system.regular_files import open_regular
 CHUNK = 1 << 20
 
 _ENTRY_BYTES = 46 + 1000
-"""Of an entry of the directory: what is fixed, and a long name with its extra fields."""
+"""Bytes of a directory entry: the fixed part, and a long name with its extra fields."""
 
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError),
     *(FileExistsError, NotADirectoryError),  # one name for a file and a folder
 )
-"""What comes of archives that contradict themselves; ValueError of impossible names and places."""
+"""What zipfile raises for archives that contradict themselves; ValueError for impossible names and offsets."""
 
 
 class Kind(Enum):
@@ -44,7 +44,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """More than this cannot be meant.
+    """Limits beyond which an archive is refused.
 
     Attributes:
         files: in the archive.
@@ -64,13 +64,13 @@ def unpacked(
     parent: Path,
     limits: Limits | None = None,
 ) -> Iterator[Path]:
-    """The wanted files of a zip archive, in a folder that goes away after the block, whatever happens in it.
+    """The wanted files of a zip archive, in a folder that is removed after the block, whatever happens in it.
 
     The folder has the name of the archive, and all folders that are in it, those without wanted files too.
 
     Args:
         archive: the file.
-        kind_of: says of each file by its path in the archive what to do with it.
+        kind_of: says for each file, by its path in the archive, what to do with it.
         parent: where to make that folder.
         limits: of what the archive may hold; `Limits()` if None.
 
@@ -97,7 +97,7 @@ def unpacked(
 
 
 class _Sparing:
-    """A file of which no more than so many bytes are read at once."""
+    """A file from which only a limited number of bytes is read at once."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
         self._file, self._most = file, most
@@ -111,9 +111,9 @@ class _Sparing:
 
 
 def open_zip(file: BinaryIO, most_entries: int) -> zipfile.ZipFile:
-    """Open a zip archive whose directory is no longer than one of so many entries can be.
+    """Open a zip archive if its directory is not longer than that of the given number of entries can be.
 
-    zipfile reads a directory whole, and makes objects ten times as large of it, before anybody can count them.
+    zipfile reads the whole directory, and makes objects ten times as large from it, before they can be counted.
 
     Raises:
         zipfile.BadZipFile: it is not an archive, or its directory is longer.

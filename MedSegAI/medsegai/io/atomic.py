@@ -24,7 +24,7 @@ _REASONS = {
 
 
 class FilesTogether:
-    """Files that are written beside their places first, and then moved there, in the order in which they began."""
+    """Files that are written beside their final paths, and then moved there in the order in which they began."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Path, Path]] = []
@@ -51,7 +51,7 @@ class FilesTogether:
             raise OutputError(str(error).replace(str(partial), str(final))) from error
 
     def move(self) -> None:
-        """Move all files to their places. Once the first is there, Ctrl-C comes too late."""
+        """Move all files to their final paths. Once the first is there, Ctrl-C comes too late."""
         begun = False
         while self._waiting:
             partial, final = self._waiting[0]
@@ -79,7 +79,7 @@ def files_together() -> Iterator[FilesTogether]:
     """Several files that appear at the end of the block, in order, or, after an exception, not at all.
 
     Raises:
-        OutputError: a file cannot be moved to its place.
+        OutputError: a file cannot be moved to its final path.
     """
     files = FilesTogether()
     try:
@@ -91,7 +91,7 @@ def files_together() -> Iterator[FilesTogether]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A path beside `path`, with the same endings, whose file takes the place of `path` at the end.
+    """A path beside `path`, with the same endings, whose file replaces `path` at the end.
 
     The block writes that one file. If it ends without an exception, the file is moved to `path`,
     replacing what was there; after any exception, Ctrl-C included, nothing is left and `path` is
@@ -110,7 +110,7 @@ PARTIAL = re.compile(r"\.[0-9a-f]{16}(?:\.\w+){0,2}")
 
 
 def check_output(path: Path | str, endings: Sequence[str] | None = None) -> None:
-    """Find what would keep `path` from being written, before the work whose result goes there.
+    """Check that `path` can be written, before the work whose result goes there.
 
     Args:
         path: the file to be written later. What it holds now is left alone.
@@ -131,7 +131,7 @@ def check_output(path: Path | str, endings: Sequence[str] | None = None) -> None
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """What the operating system said about writing `path`, with the way out."""
+    """What the operating system reported about writing `path`, with a solution."""
     reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}. Choose another place")
     return OutputError(f"{path} cannot be written: {reason}.")
 

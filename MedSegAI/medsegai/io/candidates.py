@@ -17,11 +17,11 @@ from medsegai.request import Candidates
 from medsegai.volume import Volume, check_same_grid
 
 ROUNDING = 0.01
-"""So far may probabilities lie outside of 0 to 1, and their sum above 1: they are stored rounded."""
+"""How far probabilities may lie outside of 0 to 1, and their sum above 1, because they are stored rounded."""
 
 
 def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label]) -> Candidates:
-    """Read what refinements need of the probabilities that `write_probabilities` wrote.
+    """Read what refinements need from the probabilities that `write_probabilities` wrote.
 
     Where the volumes add up to more than one they are regions that overlap, in the order in which the later of
     them counts, and the candidates are those of `Candidates` for regions.
@@ -32,7 +32,7 @@ def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label])
 
     Args:
         path: 4D NIfTI.
-        labelmap: the segmentation that is to be refined.
+        labelmap: the segmentation to refine.
         labels: its labels. Structures are found in it by their name, or by their value where it names none so.
 
     Raises:
@@ -91,7 +91,7 @@ def _entries(comment: str) -> list[tuple[int, str]]:
 
 
 def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates | None:
-    """Candidates of structures of which a voxel has one; None where they overlap."""
+    """Candidates for structures of which each voxel has one; None if structures overlap."""
     shape = volumes.geometry.shape
     first, second = np.zeros(shape, kind), np.zeros(shape, kind)
     best, next_best, total = (np.zeros(shape, np.float32) for _ in range(3))
@@ -116,10 +116,10 @@ def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidate
 
 
 def _of_regions(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates:
-    """Candidates of regions that overlap: what the decision nearest to one half would change.
+    """Candidates for regions that overlap: what the decision nearest to one half would change.
 
-    The same as `Scale.two_best`, told region by region. A voxel is in the last region above one half; leaving it,
-    the voxel falls back to the one before, and it may enter those that come after.
+    The same as `Scale.two_best`, region by region. A voxel is in the last region above one half. If it leaves that
+    region, it falls back to the one before, and it may enter those that come after.
     """
     shape = volumes.geometry.shape
     inside, before, entered = (np.zeros(shape, kind) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Whether a volume can be segmented at all, apart from where it was read from."""
+"""Whether a volume can be segmented at all, wherever it was read from."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ EXTENT_MM = (20.0, 3000.0)
 
 
 def check_voxels(volume: Volume, dimensions: int = 3) -> None:
-    """Refuse voxels that no network can make sense of.
+    """Refuse voxels that a network cannot interpret.
 
     Args:
         volume: the image.
-        dimensions: that it needs; of two, a single slice is enough.
+        dimensions: of the networks; for two, a single slice is enough.
 
     Raises:
         InputError: one voxel thick, not numbers, not finite, beyond `MAX_VALUE`, or the same everywhere.
@@ -60,10 +60,10 @@ def check_voxels(volume: Volume, dimensions: int = 3) -> None:
 
 
 def check_picture(volume: Volume) -> tuple[str, ...]:
-    """Refuse an image that cannot be segmented slice by slice, and report what is doubtful about it.
+    """Refuse an image that cannot be segmented slice by slice, and report what is questionable about it.
 
     Returns:
-        Warnings in words, the reader's notes first.
+        Warnings as sentences, the reader's notes first.
 
     Raises:
         InputError: see `check_voxels`.
@@ -77,14 +77,14 @@ def check_picture(volume: Volume) -> tuple[str, ...]:
 
 
 def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tuple[str, ...]:
-    """Refuse what cannot be segmented, and tell what makes a segmentation doubtful.
+    """Refuse a scan that cannot be segmented, and report what makes its segmentation questionable.
 
     Args:
         volume: the scan.
         spacing_limit_mm: slices further apart are refused.
 
     Returns:
-        Warnings in words, the reader's notes first; empty if all is well.
+        Warnings as sentences, the reader's notes first; empty if there are none.
 
     Raises:
         InputError: see `check_voxels`; or voxels of more than the limit along an axis.

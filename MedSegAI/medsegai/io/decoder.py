@@ -1,4 +1,4 @@
-"""ITK's readers in a process that may die: what a damaged file does to it is one error, and the next file is read.
+"""ITK's readers in a process that may crash: a crash is the error of one file, and the next file is read.
 
 The process starts when it is first needed, stays for the next file, and ends with this one.
 """
@@ -28,16 +28,16 @@ from medsegai.system.outside_text import unicode_text
 from medsegai.worker.array_transfer import temporary_folder
 
 MEMORY_BYTES = 1 << 30
-"""What the process may take beside voxels, decoded and on their way."""
+"""Memory that the process may use in addition to voxels, decoded and in transit."""
 
 SECONDS = 60.0
-"""So long may one file take, and a second more for each `BYTES_A_SECOND`."""
+"""Seconds that one file may take, in addition to one second for each `BYTES_A_SECOND`."""
 
 BYTES_A_SECOND = 2_000_000
 
 
 def itk_header(path: Path, reader: str) -> dict[str, Any]:
-    """What ITK makes of the header of a file, see `decoder_child.header`.
+    """What ITK reads from the header of a file; see `decoder_child.header`.
 
     Args:
         path: the file.
@@ -45,7 +45,7 @@ def itk_header(path: Path, reader: str) -> dict[str, Any]:
 
     Raises:
         InputError: the reader crashed.
-        ValueError: it refused the file; its words.
+        ValueError: it refused the file; the text is its reason.
     """
     return _DECODER.ask("header", path, reader, 0)[0]
 
@@ -59,14 +59,14 @@ def itk_voxels(path: Path, reader: str, expected: int) -> NDArray[Any]:
         expected: bytes of voxels according to the header.
 
     Raises:
-        InputError: the reader crashed, or needed more time or memory than the header lets expect.
-        ValueError: it refused the file; its words.
+        InputError: the reader crashed, or needed more time or memory than the header suggests.
+        ValueError: it refused the file; the text is its reason.
     """
     return _DECODER.ask("image", path, reader, expected)[1]
 
 
 class _Decoder:
-    """The process, and who may ask it: one at a time."""
+    """The process, and a lock, because only one request may be made at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -184,7 +184,7 @@ def _end(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
 
 
 def _crashed(path: Path, process: subprocess.Popen[bytes], timed_out: bool) -> InputError:
-    """What ended the process, as the error of the file that it was about."""
+    """Why the process ended, as the error of the file that it was reading."""
     with process:
         process.kill()
     code = process.returncode

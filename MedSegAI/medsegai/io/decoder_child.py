@@ -36,7 +36,7 @@ KINDS = {
 
 
 def header(path: str, reader_name: str) -> dict[str, Any]:
-    """What ITK makes of a header: sizes and spacing (i, j, k...), origin and directions (LPS), type."""
+    """What ITK reads from a header: sizes and spacing (i, j, k...), origin and directions (LPS), type."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
     reader.SetFileName(path)
@@ -104,7 +104,7 @@ def scale(head: Any) -> tuple[float, float]:
 
 
 def limit(memory: int, seconds: float) -> None:
-    """No more than so many bytes and seconds of a processor beyond what was used; without effect on Windows."""
+    """Limit memory and processor time beyond what is used already; without effect on Windows."""
     try:
         import resource
 

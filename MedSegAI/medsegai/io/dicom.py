@@ -100,7 +100,7 @@ def _regular(
 def _left_out(
     where: Path, series: _Series, files: Sequence[DicomFile], others: Sequence[Path]
 ) -> list[str]:
-    """What to say of files that may belong to the series and cannot be read.
+    """Notes about files that may belong to the series and cannot be read.
 
     Raises:
         InputError: one that cannot be used does belong to it.
@@ -131,7 +131,7 @@ def _named_alike(series: _Series, others: Sequence[Path]) -> list[Path]:
 
 
 def _series(files: Iterable[DicomFile]) -> list[_Series]:
-    """The series that have slices; reports, presentation states and the like have none."""
+    """The series that have slices; reports, presentation states and similar objects have none."""
     found: dict[str, _Series] = {}
     for file in files:
         if file.slices:
@@ -166,7 +166,7 @@ def _choose(path: Path, files: Sequence[DicomFile], wanted: str | None) -> _Seri
 
 
 def _nothing_found(path: Path, files: Sequence[DicomFile], single: Sequence[_Series]) -> InputError:
-    """Why there is no series of several slices: what is wrong with the files comes first."""
+    """Why there is no series of several slices; problems with the files come first."""
     problems = [file.problem for file in files if file.problem is not None]
     if problems and path.is_file():
         return problems[0]

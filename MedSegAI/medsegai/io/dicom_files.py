@@ -1,6 +1,6 @@
-"""What one DICOM file holds: slices that can be placed, or why it has none.
+"""What one DICOM file holds: slices with a position, or the reason why it has none.
 
-A file that cannot be used is not an error yet: it may belong to another series than the one that is wanted.
+A file that cannot be used is not an error yet, because it may belong to another series than the wanted one.
 Messages name the fields that are missing, never their values: no patient data is read.
 """
 
@@ -58,7 +58,7 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 _STANDARD = "1.2.840.10008."
-"""All UIDs of the standard begin so."""
+"""How all UIDs of the standard begin."""
 
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
@@ -143,7 +143,7 @@ def _begins_as_dataset(start: bytes) -> bool:
 
 
 def read_file(path: Path) -> DicomFile:
-    """What a file says of its series, with the slices that it holds."""
+    """What a file says about its series, with the slices that it holds."""
     try:
         with pydicom.config.disable_value_validation():  # whose warnings quote the header
             return _file(path)
@@ -220,7 +220,7 @@ def _data_begins(meta: Any) -> int:
 
 @dataclass(frozen=True)
 class PixelElement:
-    """The element that the header ends at.
+    """The element at which the header ends.
 
     Attributes:
         tag: 0 where the file ends there.
@@ -267,7 +267,7 @@ def _slices(path: Path, head: Any, pixels: PixelElement) -> list[Slice]:
     """The frames of an image.
 
     Raises:
-        InputError: they have no place in the patient, are in colour, truncated, of floating point, or have grey
+        InputError: they have no position in the patient, are in colour, truncated, of floating point, or have grey
             values of scales of their own.
     """
     shared, per_frame = functional_groups(head)
@@ -402,7 +402,7 @@ def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: PixelEl
 
 
 def check_pixels(path: Path, head: Any, pixels: PixelElement, needed: int) -> None:
-    """Compare the pixels that a header promises with those that are there, before memory is asked for.
+    """Compare the pixels that a header promises with those that exist, before memory is allocated.
 
     Args:
         path: the file.
@@ -411,7 +411,7 @@ def check_pixels(path: Path, head: Any, pixels: PixelElement, needed: int) -> No
         needed: bytes of pixels according to the header.
 
     Raises:
-        InputError: the file is truncated, its header lies, or this machine has not the memory.
+        InputError: the file is truncated, its header is wrong, or this machine does not have enough memory.
     """
     if pixels.cut:
         raise InputError(f"{path} is truncated: its last fragment is cut. Copy or export it again.")

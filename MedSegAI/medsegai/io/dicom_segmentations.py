@@ -1,7 +1,7 @@
 """DICOM SEG as labels: the frames of every segment, on the slices that they span.
 
 A SEG leaves out frames without voxels, so its grid is only a part of that of its series. The frame of reference
-that both share says that they lie in one space: with it labels are laid onto the series, see `labelmaps.laid_on`.
+that both share says that they lie in one space: by it labels are put onto the series, see `labelmaps.laid_on`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
 
     Raises:
         InputError: damaged, fractional, packed in a way that is not supported, or segments that share a voxel.
-        GeometryError: the frames lie on no regular grid.
+        GeometryError: the frames do not lie on a regular grid.
     """
     try:
         with path.open("rb") as file:
@@ -78,7 +78,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
 
 
 def _sources(head: Any) -> list[Any]:
-    """What each frame says of its place and segment."""
+    """What each frame says about its position and segment."""
     shared, per_frame = functional_groups(head)
     return [merged(frame, shared) for frame in per_frame]
 
@@ -162,7 +162,7 @@ def _label(item: Any) -> Label:
 
 
 def _codes(item: Any) -> Terminology | None:
-    """The codes of a segment; None where there are none, or not proper ones."""
+    """The codes of a segment; None if it has none, or invalid ones."""
     found: list[tuple[str, str, str] | None] = []
     kinds = item.get("SegmentedPropertyTypeCodeSequence") or [pydicom.Dataset()]
     for codes in (
@@ -186,7 +186,7 @@ def _codes(item: Any) -> Terminology | None:
 
 
 def _with_others(labels: tuple[Label, ...], voxels: NDArray[Any]) -> tuple[Label, ...]:
-    """The labels, and made ones for values that no segment explains."""
+    """The labels, and generated ones for values that do not belong to a segment."""
     named = {label.value for label in labels}
     values = (int(value) for value in np.unique(voxels) if value and int(value) not in named)
     return (*labels, *(Label(value, f"Label {value}", made_color(value)) for value in values))

@@ -1,4 +1,4 @@
-"""What readers share: the look at a file before it is opened, and errors that name it."""
+"""What readers share: checks of a file before it is opened, and errors that name it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ HEADER_BYTES = 4096
 """Slack in comparisons with the file size."""
 
 COPIES = 4
-"""How often voxels must fit into the memory that is free before they are read: they are turned and used, too."""
+"""How many times voxels must fit into the free memory before they are read: they are also reoriented and used."""
 
 _ITK_PREFIX = re.compile(
     r"^(ITK ERROR: |itk::ERROR: )?(\w+\(0x[0-9a-f]+\): )?(\[nrrd\] )?(_?nrrd\w+: )?"
 )
-"""What stands before the reason in the last line of ITK's errors."""
+"""What precedes the reason in the last line of ITK's errors."""
 
 PARSER_ERRORS = (
     ArithmeticError,
@@ -49,11 +49,11 @@ PARSER_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What parsers raise on bytes that their authors did not think of (found by damaging files)."""
+"""What parsers raise on bytes that their authors did not expect (found by damaging files)."""
 
 
 def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) -> None:
-    """Compare what a header promises with what is there, before memory is asked for.
+    """Compare what a header promises with what exists, before memory is allocated.
 
     Args:
         path: the image, for messages.
@@ -62,7 +62,7 @@ def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) ->
         parts: in how many parts they are read, one at a time.
 
     Raises:
-        InputError: the file is truncated, its header lies, or this machine has not the memory.
+        InputError: the file is truncated, its header is wrong, or this machine does not have enough memory.
     """
     there = where.bytes_there()
     if where.packing == "raw":
@@ -75,7 +75,7 @@ def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) ->
 
 
 def check_promise(path: Path, needed: int, there: int, possible: int | None = None) -> None:
-    """Refuse a header that promises more voxels than the bytes that are there can hold.
+    """Refuse a header that promises more voxels than the existing bytes can hold.
 
     Args:
         path: the image, for messages.
@@ -84,7 +84,7 @@ def check_promise(path: Path, needed: int, there: int, possible: int | None = No
         possible: what these can be unpacked to at most; None where they are not packed.
 
     Raises:
-        InputError: the file is truncated, or its header lies.
+        InputError: the file is truncated, or its header is wrong.
     """
     if needed > (there if possible is None else possible):
         raise InputError(
@@ -108,7 +108,7 @@ def check_memory(path: Path, needed: int) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there but is neither a file nor a folder: reading it may have no end.
+    """Refuse a path that is neither a file nor a folder, because reading it may never end.
 
     Raises:
         InputError: a device, a pipe or a socket.
@@ -177,7 +177,7 @@ def native(voxels: NDArray[Any]) -> NDArray[Any]:
 
 
 def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
-    """The error for a file that its library gave up on.
+    """The error for a file that its library could not read.
 
     Args:
         path: the file.
@@ -196,7 +196,7 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
 
 
 def _memory_bytes() -> int:
-    """Memory of this machine, or of its container, that is free now; 0 where the system does not tell."""
+    """Memory of this machine, or of its container, that is free now; 0 if the system does not report it."""
     free = available_memory()
     free = total_memory() if free is None else free
     return 0 if free is None else max(free, 1)

@@ -1,4 +1,4 @@
-"""The text that NRRD and MetaImage begin with: where the voxels are stored, looked at before any library reads it.
+"""The text at the beginning of NRRD and MetaImage files, checked before any library reads it.
 
 A header may name other files. They must be regular files beside or below the header: whoever sends an image cannot
 make a program read something else of the computer that it is opened on.
@@ -14,12 +14,12 @@ from medsegai.errors import InputError
 from medsegai.io.stored import Stored
 
 HEADER_BYTES = 1 << 20
-"""More than any header: Slicer writes less than a kilobyte for each of its segments."""
+"""Bytes beyond any real header: Slicer writes less than a kilobyte for each of its segments."""
 
 NRRD_ENDINGS = (".nrrd", ".nhdr")
 
 MAX_FILES = 100_000
-"""No image has more slices, and so files, than this."""
+"""An image does not have more slices, and so files, than this."""
 
 _DIMENSIONS = re.compile(rb"^NDims *= *[1-9][ \t\r]*$", re.MULTILINE)
 _META_DATA = re.compile(rb"^ElementDataFile *=[ \t]*(.*?)[ \t\r]*(?:\n|\Z)", re.MULTILINE)
@@ -41,7 +41,7 @@ _PACKINGS = {
 
 
 def header_text(path: Path) -> bytes:
-    """The text before the voxels, as it stands in the file.
+    """The text before the voxels, as it is in the file.
 
     Raises:
         InputError: it has no end.

@@ -62,7 +62,7 @@ def from_sitk(image: sitk.Image, source: str = "") -> Volume:
 def read_with_itk(path: Path) -> Volume:
     """Read NRRD or MetaImage, with attached or detached voxels.
 
-    ITK tells what the header means, and the voxels are read here: ITK overlooks it where compressed voxels are
+    ITK reads the header, and the voxels are read here, because ITK does not notice if compressed voxels are
     damaged or their size is not given.
 
     Raises:

@@ -44,7 +44,7 @@ _UNITS_MM = {1: 1000.0, 3: 0.001}
 """Metres and micrometres, by NIfTI's code of the spatial unit; all other codes are read as mm."""
 
 QUATERNION_ROUNDING = 1e-3
-"""So much longer than one may a quaternion be, squared: programs store its parts rounded."""
+"""How much longer than one a quaternion may be, squared, because programs store its parts rounded."""
 
 _HEADERS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
 _PAIR_HEADERS = (
@@ -93,7 +93,7 @@ def read_with_nibabel(path: Path) -> Volume:
 
 
 class Volumes:
-    """The volumes of a 4D NIfTI image, of which one at a time stands in memory.
+    """The volumes of a 4D NIfTI image, of which only one at a time is in memory.
 
     Attributes:
         path: the file.
@@ -177,7 +177,7 @@ def _check_pair(path: Path) -> None:
 
 
 def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
-    """Where the voxels lie, which are plain numbers, and no more than file and memory can hold.
+    """Where the voxels are, which must be plain numbers, and not more than file and memory can hold.
 
     Memory is that of one volume.
     """
@@ -241,7 +241,7 @@ def _geometry(
 def _nifti_matrix(
     path: Path, header: Any, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """The matrix that ITK takes, and what to tell the user.
+    """The matrix that ITK uses, and notes for the user.
 
     ITK: the sform if there is no qform or if the sform is of the scanner (code 1), else the qform;
     with neither, voxel axes along left, posterior and superior.
@@ -309,7 +309,7 @@ def _slicer_default(header: Any) -> NDArray[np.float64]:
 
 
 def axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How to turn a grid so that k, j, i run as close as can be to S, A and R (nibabel's `as_closest_canonical`).
+    """How to reorient a grid so that k, j, i run close to S, A and R (nibabel's `as_closest_canonical`).
 
     Returns:
         For each new axis the old one, (k, j, i), and whether it must be reversed.

@@ -1,4 +1,4 @@
-"""How ITK turns an image so that its axes run towards given sides; of oblique axes it chooses in its own way."""
+"""How ITK reorients an image so that its axes run towards given sides; for oblique axes it has its own rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORLD = {
 
 
 def itk_axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How ITK turns a grid so that k, j, i run as close as can be to S, A and R (`DICOMOrient` to RAS).
+    """How ITK reorients a grid so that k, j, i run as close as possible to S, A and R (`DICOMOrient` to RAS).
 
     Returns:
         For each new axis the old one, (k, j, i), and whether it must be reversed.

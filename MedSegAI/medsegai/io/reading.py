@@ -31,8 +31,8 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Path], Volume]], ...] = (
     (PICTURE_ENDINGS, lambda path: grey(read_picture(path))),
 )
 READABLE = (*NIBABEL_ENDINGS, *ITK_ENDINGS, ".dcm")
-"""Endings of volumes that can be read, lower case. DICOM files need no ending. Pictures are apart, because those
-in a folder of volumes may be previews of them."""
+"""Endings of volumes that can be read, lower case. DICOM files need no ending. Pictures are separate, because
+those in a folder of volumes may be previews of them."""
 
 
 def read_volume(path: Path | str, series: str | None = None) -> Volume:
@@ -46,7 +46,7 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
 
     Returns:
         Voxels (k, j, i) in the type of the file, or float32 where the file scales them. `source`
-        is the path; `notes` say what is doubtful about the file.
+        is the path; `notes` say what is questionable about the file.
 
     Raises:
         InputError: missing, damaged or truncated file; not 3D; several values per voxel; NaN or
@@ -84,7 +84,7 @@ def read_unchecked(path: Path, series: str | None = None, labels: bool = False) 
 
 
 def _reported(path: Path, read: Callable[[], Read]) -> Read:
-    """What `read` gives; that a file cannot be opened is the error of that file."""
+    """What `read` returns; a file that cannot be opened becomes an error that names it."""
     try:
         return read()
     except OSError as error:

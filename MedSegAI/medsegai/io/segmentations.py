@@ -1,7 +1,7 @@
-"""Slicer's segmentations (.seg.nrrd), of all its versions, with what their fields say.
+"""Slicer's segmentations (.seg.nrrd), from all of its versions, with the content of their fields.
 
-A field that Slicer does without is not asked for here: a segment without a name is called by its identifier, one
-without a colour gets a made one, and before Slicer 4.11 every segment had a layer of its own and the value 1.
+A field that Slicer does not need is not required here: a segment without a name is called by its identifier, one
+without a colour gets a generated one, and before Slicer 4.11 every segment had a layer of its own and the value 1.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _REFERENCE = re.compile(r"(?:^|&)Reference image geometry\|([^|]*)\|")
 class Segment:
     """One segment: in which layer it is, with which value, and what it means.
 
-    `label.value` is that in its layer; the labels of several layers are numbered anew.
+    `label.value` is the value in its layer; the labels of several layers are renumbered.
     """
 
     label: Label
@@ -193,7 +193,7 @@ def _color(text: str | None, number: int) -> tuple[int, int, int]:
 
 
 def _codes(segment: Mapping[str, str]) -> Terminology | None:
-    """The codes of a segment; None where there are none, or not proper ones."""
+    """The codes of a segment; None if it has none, or invalid ones."""
     for tag in segment.get("Tags", "").split("|"):
         key, colon, entry = tag.strip().partition(":")
         if key == "TerminologyEntry" and colon:
@@ -205,7 +205,7 @@ def _codes(segment: Mapping[str, str]) -> Terminology | None:
 
 
 def _reference(path: Path, fields: Mapping[str, str], kind: np.dtype[Any]) -> Geometry | None:
-    """The grid that Slicer keeps of the scan: sixteen numbers of a matrix to RAS, and six of an extent."""
+    """The grid of the scan, as Slicer stores it: sixteen numbers of a matrix to RAS, and six of an extent."""
     match = _REFERENCE.search(fields.get("Segmentation_ConversionParameters", ""))
     try:
         numbers = [float(part) for part in match[1].split(";") if part.strip()] if match else []

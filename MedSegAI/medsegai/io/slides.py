@@ -1,6 +1,6 @@
-"""Slides of microscopes: pictures too large for memory, of which parts are read at any magnification.
+"""Slides from microscopes: pictures that do not fit into memory, and are read in parts at any magnification.
 
-Nothing but the part that is asked for is decoded, from the stored size that is nearest to what is wanted.
+Only the requested part is decoded, from the stored size that is nearest to the requested one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Slide:
         levels: the sizes in which it is stored, finest first.
         spacing_mm: of the finest pixels, across and down; None where the file does not say.
         bounds: the part of the finest level that was scanned.
-        notes: what is doubtful about the file, in words for the user.
+        notes: what is questionable about the file, as sentences for the user.
     """
 
     def __init__(self, path: Path, levels: Levels) -> None:

@@ -1,7 +1,7 @@
 """Bytes of voxels as files hold them: plain, packed or as text, and read to their end.
 
 A packed stream ends with a checksum of what it held. Libraries stop at the last voxel and never come to it, so
-damage would pass for image; here every stream is read until its checksum has been compared.
+damage would pass as part of the image; here every stream is read until its checksum has been compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 1 << 20
 
 SURPLUS = 1 << 24
-"""So many bytes may follow the voxels: tags of MGH, padding. A stream with more is not what its header says."""
+"""Bytes that may follow the voxels: tags of MGH, padding. A stream with more is not what its header says."""
 
 DAMAGED_STREAM = (EOFError, OSError, zlib.error)
 """What unpacking raises where a checksum differs or the end is missing."""
@@ -70,7 +70,7 @@ class Stored:
             kind: their type.
 
         Raises:
-            InputError: voxels are missing, or a checksum does not fit.
+            InputError: voxels are missing, or a checksum is wrong.
         """
         stored_kind = kind.newbyteorder(">" if self.big_endian else "<")
         voxels = np.empty(count, stored_kind)
@@ -165,7 +165,7 @@ def _unpacked(file: BinaryIO, packing: str) -> BinaryIO:
 
 
 class _Inflated(io.RawIOBase):
-    """What a zlib or gzip stream holds. The end of the stream must be there, and its checksum fit."""
+    """The content of a zlib or gzip stream, whose end must be present and whose checksum must be right."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -24,7 +24,7 @@ def write_table(
     1.4040000000000001.
 
     Raises:
-        OutputError: the file cannot be written; what was there stays.
+        OutputError: the file cannot be written; an existing file stays.
     """
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         if Path(path).suffix.lower() == ".tsv":
@@ -37,7 +37,7 @@ def write_table(
 
 
 def _tsv_cell(value: Any) -> str:
-    """A cell in one line without tabs. Quotes have no meaning there, so other letters stand as they are."""
+    """A cell in one line without tabs. Quotes have no meaning there, so other characters are not changed."""
     return "n/a" if value is None else str(_cell(value)).replace("\t", " ")
 
 

@@ -1,4 +1,4 @@
-"""From labelmaps, maps and probabilities to files, on the grid they lie on, voxel for voxel."""
+"""Labelmaps, maps and probabilities are written to files, on their own grid, voxel for voxel."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _write_stream(path: Path, header: Any, chunks: Iterable[NDArray[Any]]) -> No
 
 
 def _write_itk(path: Path, volume: Volume) -> None:
-    """Write NRRD or MetaImage, and look whether it is there: ITK overlooks a disk that fills up last."""
+    """Write NRRD or MetaImage, and check that it is complete: ITK does not notice a disk that fills up."""
     image = to_sitk(volume)
     try:
         sitk.WriteImage(image, str(path), useCompression=True)

@@ -1,6 +1,6 @@
-"""The model card: everything known about one model stands here and nowhere else.
+"""The model card: everything that is known about one model is here and nowhere else.
 
-A card is a folder with `card.json` and the weights it names. Reading cards imports no torch, so a
+A model is a folder with `card.json` and the weights that it names. Reading cards does not import torch, so a
 catalogue of models opens at once, also inside Slicer's own process. Which models there are: `catalogue`.
 """
 
@@ -40,10 +40,10 @@ LONGEST_NAME = 255
 """Letters of a name, as of a file."""
 
 SPACINGS_MM = (1e-5, 1000.0)
-"""What lengths of a voxel a model may work on: from optical microscopy to a whole body in one slice."""
+"""Allowed lengths of a voxel, from optical microscopy to a whole body in one slice."""
 
 SIDES_MM = (0.01, 10_000.0)
-"""What lengths the sides of a scan may have."""
+"""Allowed lengths of the sides of a scan."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class MemberCard:
         weights: file name in the card's folder; None for members that need no file.
         sha256: of that file, as hexadecimal digits.
         weight: share in the fusion.
-        classes: for each output channel the label values it feeds; () is background. A channel that
-            cannot tell left from right feeds both sides.
-        settings: what only this member's family understands.
-        family: that of the member, where it is not that of the card.
+        classes: for each output channel its target labels; () is the background. A channel that
+            cannot distinguish left from right has those of both sides.
+        settings: settings that only the family of this member understands.
+        family: the family of the member, if it is not that of the card.
     """
 
     name: str
@@ -85,14 +85,14 @@ class MemberCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model: what it is, what it takes, what it gives, and what it is not for.
+    """A model: what it is, its input, its output, and what it is not intended for.
 
     Attributes:
         spacing_mm: of the voxels that the members work on, along (i, j, k).
-        folder: where the weights lie; not in the file.
+        folder: where the weights are; not in the file.
         in_place: whether the card was made from the folder of another program, such as nnU-Net. There is
             no file then that could say which hashes the weights should have. Not in the file.
-        calibration: what held-out cases tell of its probabilities and of its members' agreement, if known.
+        calibration: its temperature and the agreement of its members, measured on held-out cases, if known.
         reference: which volumes are plausible, if known.
         field_of_view_mm: the sides of a usual scan, shortest first, if known.
         sample: name of the scan in Slicer's module Sample Data that shows what the model does; "" for none.
@@ -162,7 +162,7 @@ class ModelCard:
             raise ModelError("field_of_view_mm must be three sides above 0, the shortest first.")
 
     def _check_members(self, known: set[int]) -> None:
-        """Members count, their names and files are names, and what they feed are labels."""
+        """Check that members have weight, their names and files are valid names, and their targets are labels."""
         for name in (item.name for items in (self.channels, self.members) for item in items):
             _check_line(f"Model {self.id!r}: the name of a channel or member", name)
         for member in self.members:
@@ -178,7 +178,7 @@ class ModelCard:
             raise ModelError(f"No member of model {self.id!r} has a weight above 0.")
 
     def _check_quality(self, known: set[int]) -> None:
-        """What the card tells of quality must be of its own labels and members."""
+        """Check that what the card says about quality concerns its own labels and members."""
         spoken_of = {
             "calibration": set(self.calibration.structures) if self.calibration else set(),
             "reference": self.reference.label_values if self.reference else set(),
@@ -356,7 +356,7 @@ def _known_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 
 def _check_line(what: str, text: Any) -> None:
-    """Refuse names that are empty, or that would break a table, a command line or a file name."""
+    """Refuse names that are empty, or would break a table, a command line or a file name."""
     if not isinstance(text, str) or not text.strip() or not text.isprintable():
         raise ModelError(f"{what} must be text of one line, and not empty.")
     if len(text) > LONGEST_NAME:

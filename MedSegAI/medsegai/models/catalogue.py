@@ -1,4 +1,4 @@
-"""Which models there are: the bundled ones, the user's own, and any folder that is named by its path."""
+"""The available models: the bundled ones, the user's own, and any folder that is named by its path."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def user_models_folder() -> Path | None:
 
 
 def card_files() -> Iterator[Path]:
-    """The card of every model at hand: the bundled ones, then the user's, each sorted by name."""
+    """The card of every installed model: the bundled ones, then the user's, each sorted by name."""
     for root in filter(None, (BUNDLED_MODELS, user_models_folder())):
         yield from sorted(root.glob(f"*/{CARD_NAME}"))
 
@@ -54,7 +54,7 @@ def card_files() -> Iterator[Path]:
 def read_cards(
     files: Iterable[Path] | None = None,
 ) -> Iterator[tuple[Path, ModelCard | ModelError]]:
-    """Every card file at hand with its card, or with the error that says why that model cannot be used.
+    """Every installed card file with its card, or with the error that says why that model cannot be used.
 
     Of several models with one id the first is used, so that the id of a bundled model is always the bundled model.
     """
@@ -81,7 +81,7 @@ def is_path(name: str) -> bool:
 
 
 def find_card(name: str) -> ModelCard:
-    """The model with this id, or in the folder at this path. The broken card of another model does no harm.
+    """The model with this id, or in the folder at this path. A broken card of another model does not matter.
 
     A folder holds a `card.json`, or is what nnU-Net v2 trained; that is used as it stands. It is meant only where
     it is written as a path (`is_path`), so no folder that happens to lie here replaces a model.

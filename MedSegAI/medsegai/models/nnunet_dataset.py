@@ -1,4 +1,4 @@
-"""What goes into an nnU-Net and what comes out: channels, labels, regions, and what is done with them after.
+"""Input and output of an nnU-Net: channels, labels, regions, and their post-processing.
 
 Sources: dataset.json and postprocessing.json as nnU-Net v2 writes them (MIC-DKFZ/nnUNet: `label_handling.py`,
 `remove_connected_components.py`).
@@ -28,7 +28,7 @@ MODALITIES = (
     ("PT", r"pet|suv|fdg|psma"),
     ("US", r"us|ultrasound"),
 )
-"""DICOM modality, and words in a channel's name that tell it; the first that fits."""
+"""DICOM modalities, and words in a channel's name that reveal them; the first match counts."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def numbers_of(data: Any, key: str, source: Path, count: int | None = None) -> l
     return values
 
 
-# what goes in
+# input
 
 
 def channels_of(dataset: Mapping[str, Any], source: Path) -> tuple[Channel, ...]:
@@ -107,7 +107,7 @@ def _modality(name: str) -> str:
     return next(fitting, "OT")
 
 
-# what comes out
+# output
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class Classes:
     """What the outputs of the network mean.
 
     Attributes:
-        labels: the structures that can be in a result.
-        outputs: for each output channel the label values it feeds; () is background.
+        labels: the structures that a result can contain.
+        outputs: for each output channel its target labels; () is the background.
         regions: for each output channel the values of its region; None without regions.
         order: the value that each region writes, later ones over earlier ones; None without regions.
     """
@@ -192,7 +192,7 @@ def _regions(
     return Classes(tuple(labels), tuple(outputs), tuple(regions.values()), tuple(order))
 
 
-# what is done after
+# post-processing
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Postprocessing:
 def postprocessing_of(
     folders: Sequence[Path], folds: Sequence[str], named: str | None
 ) -> Postprocessing:
-    """What nnU-Net found to help after the prediction of these results, or of their ensemble.
+    """The post-processing that nnU-Net found to help these results, or their ensemble.
 
     It is read from postprocessing.json. The file postprocessing.pkl says the same, but is a program.
 
@@ -232,7 +232,7 @@ def postprocessing_of(
 
 
 def _places(folders: Sequence[Path], folds: Sequence[str], named: str | None) -> Iterator[Path]:
-    """Where nnU-Net may have written it, the best first."""
+    """Where nnU-Net may have written it, the most relevant first."""
     dataset = folders[0].parent
     if named is not None:
         yield dataset.joinpath(*re.split(r"[/\\]", named)[-3:-1])

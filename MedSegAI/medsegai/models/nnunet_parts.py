@@ -59,7 +59,7 @@ class Parts:
 
 ITK_REORIENTS = "SimpleITKIOWithReorient"
 NIBABEL_REORIENTS = "NibabelIOWithReorient"
-"""Readers that turn every image to RAS before anything else; of oblique axes they choose differently."""
+"""Readers that first reorient every image to RAS; they differ in how they treat oblique axes."""
 
 READERS = Parts(
     "image reader",
@@ -263,7 +263,7 @@ LARGEST_PATCH = 4096
 
 @dataclass(frozen=True)
 class ConfigurationSettings:
-    """What a card says of a configuration, in the words of plans.json."""
+    """What a card says about a configuration, with the keys of plans.json."""
 
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""What nnU-Net v2 trained, as a model card: results folders are read as they stand.
+"""Model cards for what nnU-Net v2 trained: results folders are read as they are.
 
 A results folder `TRAINER__PLANS__CONFIGURATION` holds dataset.json, plans.json and `fold_X` with a checkpoint;
 a folder `DatasetXXX_Name` holds several of them, and what `nnUNetv2_find_best_configuration` found. Only JSON is

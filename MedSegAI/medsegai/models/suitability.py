@@ -1,7 +1,7 @@
-"""Whether a scan is of the kind that a model was made for, by what is known before anything runs.
+"""Whether a scan is of the kind that a model was made for, by what is known before the model runs.
 
-A network answers whatever it is shown. What the file says of its scanner, how large its field of view is, and
-whether its values are Hounsfield units is compared with the card; only what cannot be meant is refused.
+A network segments whatever it is given. What the file says about its scanner, how large its field of view is, and
+whether its values are Hounsfield units is compared with the card; only a clear mismatch is refused.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from medsegai.models.card import ModelCard
 from medsegai.volume import Volume
 
 MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET", "US": "ultrasound"}
-"""DICOM's codes that cards tell too, and what they are called."""
+"""DICOM's codes that cards use too, and their names."""
 
 LARGER = (2.0, 4.0)
-"""A scan so many times as long as usual, as the mean of its sides, is doubtful, or cannot be meant. A head is
+"""How many times the usual length, as the mean of its sides, makes a scan questionable, or a mismatch. A head is
 five times as long as a crop of one hippocampus."""
 
 SMALLER = 1 / 2
-"""A scan that is a smaller part of the usual length is doubtful; it may be a crop on purpose."""
+"""A scan that is a smaller part of the usual length is questionable; it may be cropped on purpose."""
 
 SAMPLES = 2_000_000
-"""Values are looked at in so many voxels at most."""
+"""Largest number of voxels whose values are inspected."""
 
 AIR_HU, AIR_SHARE = (-1100.0, -900.0), 0.05
 """Around a body a CT shows air, of -1000 Hounsfield units, or the padding beside its round field of view."""
@@ -46,7 +46,7 @@ WHAT_TO_DO = (
 
 @dataclass(frozen=True)
 class Doubt:
-    """One thing that does not fit, in words; `clear` if it cannot be meant."""
+    """One thing that does not fit, as a sentence; `clear` if it is a clear mismatch."""
 
     words: str
     clear: bool
@@ -55,18 +55,18 @@ class Doubt:
 def check_suits(
     cards: Sequence[ModelCard], inputs: Sequence[Volume], anyway: bool = False
 ) -> tuple[str, ...]:
-    """Compare scans with the cards of the models that shall segment them.
+    """Compare scans with the cards of the models that will segment them.
 
     Args:
         cards: the models.
         inputs: one image per channel, in the order of the channels.
-        anyway: whether to accept a scan that cannot be meant for a model.
+        anyway: whether to accept a scan that clearly does not suit a model.
 
     Returns:
-        What is doubtful, in words; empty if all is well.
+        What is questionable, as sentences; empty if nothing is.
 
     Raises:
-        MismatchError: a scan cannot be meant for a model, and `anyway` is false.
+        MismatchError: a scan clearly does not suit a model, and `anyway` is false.
     """
     for words in () if anyway else mismatches(cards, inputs):
         raise MismatchError(f"{words} {WHAT_TO_DO}")
@@ -74,13 +74,13 @@ def check_suits(
 
 
 def mismatches(cards: Sequence[ModelCard], inputs: Sequence[Volume]) -> tuple[str, ...]:
-    """Why scans cannot be meant for models, in words; empty if they can."""
+    """Why scans clearly do not suit models, as sentences; empty if they suit."""
     found = (doubt for card in cards for doubt in doubts(card, inputs))
     return tuple(doubt.words for doubt in found if doubt.clear)
 
 
 def doubts(card: ModelCard, inputs: Sequence[Volume]) -> Iterator[Doubt]:
-    """What does not fit, one channel after another; the field of view of the first stands for all."""
+    """What does not fit, channel by channel; the field of view of the first one represents all."""
     yield from _of_extent(card, inputs[0])
     for channel, volume in zip(card.channels, inputs, strict=False):
         yield from _of_modality(card, channel.modality, volume)

@@ -110,7 +110,7 @@ def _gone(client: Client) -> WorkerError:
     address = client.scheduler.address if client.scheduler else "?"
     return WorkerError(
         f"The Dask scheduler at {address} does not answer any more. What is done is kept: start it again, "
-        "and go on with --resume."
+        "and continue with --resume."
     )
 
 
@@ -149,7 +149,9 @@ class _HandOut:
         waiting = deque(jobs)
         while waiting or any(task.job for task in self._tasks.values()):
             if cancel.is_set():
-                raise Cancelled("Stopped by the user. What is done is kept: go on with --resume.")
+                raise Cancelled(
+                    "Stopped by the user. Finished cases are kept: continue with --resume."
+                )
             for job in self._look_around():
                 yield from self._given_back(job, waiting)
             while waiting and self._ready:
