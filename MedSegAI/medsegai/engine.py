@@ -121,6 +121,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         warnings=(
             *warnings,
             *(warning for item in parts for warning in item.part.warnings),
+            *(finding for item in parts for finding in item.part.findings()),
             *compute.notes,
             *answer.warnings,
             *quality.sentences(

@@ -78,6 +78,7 @@ class Part:
         warnings: what the user should know about the input, as sentences.
         reach: where on the native grid answers hold; what lies outside is background. None for half a voxel beyond
             the outermost centres.
+        findings: gives what the members say of the image as a whole, in words, once they have predicted.
     """
 
     geometry: Geometry
@@ -89,6 +90,7 @@ class Part:
     plane_axis: int | None = None
     warnings: tuple[str, ...] = ()
     reach: Reach | None = None
+    findings: Callable[[], tuple[str, ...]] = tuple
 
 
 class Model(Protocol):

@@ -21,6 +21,7 @@ from medsegai.io.pictures import (
     read_picture,
 )
 from medsegai.io.radiographs import RADIOGRAPHS, is_radiograph, read_radiograph
+from medsegai.io.slides import is_slide, read_slide
 from medsegai.volume import Volume
 
 Read = TypeVar("Read")
@@ -69,6 +70,8 @@ def read_channels(path: Path | str, series: str | None = None) -> tuple[Volume, 
         InputError, GeometryError: see `read_volume`.
     """
     path = Path(path)
+    if path.is_file() and is_slide(path):
+        return read_slide(path)
     if path.is_file() and is_picture(path):
         channels = _reported(path, lambda: _picture(path))
     else:

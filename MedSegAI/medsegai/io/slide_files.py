@@ -223,6 +223,22 @@ class TiffLevels:
         self._file.close()
 
 
+def is_tiled_tiff(path: Path, large: int) -> bool:
+    """Whether a TIFF is stored in tiles, and is larger than so many pixels or has several pages or sizes.
+
+    False where it cannot be opened, because another reader then says why.
+    """
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            first = file.pages[0]
+            several = len(file.pages) > 1 or bool(first.subifds)
+            return bool(first.is_tiled) and (several or max(first.shape[:2]) > large)
+    except (*PARSER_ERRORS, ImportError):
+        return False
+
+
 def _tifffile(path: Path) -> Any:
     try:
         import tifffile

@@ -15,8 +15,16 @@ from PIL import Image
 
 from medsegai.errors import InputError
 from medsegai.io.files import check_name, check_regular
-from medsegai.io.slide_files import WHITE, Box, Levels, Pixels, open_levels
-from medsegai.volume import Geometry
+from medsegai.io.slide_files import (
+    TIFF_ENDINGS,
+    WHITE,
+    Box,
+    Levels,
+    Pixels,
+    is_tiled_tiff,
+    open_levels,
+)
+from medsegai.volume import Geometry, Volume
 
 SLIDE_ENDINGS = (
     ".svs",
@@ -30,6 +38,9 @@ SLIDE_ENDINGS = (
     ".ome.tiff",
 )
 """Endings that only slides have; a TIFF is one where it is asked for as a slide."""
+
+LONGEST_OVERVIEW = 4096
+"""Pixels along the longer side of the overview that stands for a slide as a volume."""
 
 SAME_SIZE = 0.1
 """A stored size is taken as it is for a magnification that differs by no more than a tenth."""
@@ -223,9 +234,48 @@ def open_slide(path: Path | str) -> Slide:
     return Slide(path, open_levels(path))
 
 
+@dataclass(frozen=True, eq=False)
+class SlideChannel(Volume):
+    """Red, green or blue of the overview of a slide, whose finer pixels are read from the file.
+
+    Attributes:
+        slide: the file.
+    """
+
+    slide: Path = Path()
+
+
+def read_slide(path: Path, longest: int = LONGEST_OVERVIEW) -> tuple[SlideChannel, ...]:
+    """The overview of a slide as red, green and blue, each a volume of one slice.
+
+    Args:
+        path: the slide.
+        longest: pixels along the longer side at most.
+
+    Raises:
+        InputError: see `open_slide`.
+    """
+    with open_slide(path) as slide:
+        grid = slide.overview_grid(longest)
+        pixels, geometry = slide.overview(grid), slide.geometry(grid)
+        return tuple(
+            SlideChannel(
+                np.ascontiguousarray(pixels[None, ..., channel]),
+                geometry,
+                str(path),
+                slide.notes,
+                size_known=slide.spacing_mm is not None,
+                slide=path,
+            )
+            for channel in range(3)
+        )
+
+
 def is_slide(path: Path) -> bool:
-    """Whether a file is a slide by its name."""
-    return path.name.lower().endswith(SLIDE_ENDINGS)
+    """Whether a file is a slide: by its name, or a TIFF in tiles that is large or has smaller sizes beside it."""
+    if path.name.lower().endswith(SLIDE_ENDINGS):
+        return True
+    return path.name.lower().endswith(TIFF_ENDINGS) and is_tiled_tiff(path, LONGEST_OVERVIEW)
 
 
 def _notes(slide: Slide) -> list[str]:
