@@ -1,7 +1,8 @@
 """Tuberculosis against normal on the 100 shared chest radiographs: ten times five folds.
 
-The frozen stage of `medsegai train patches` alone, so that fifty trainings take minutes: its features are computed
-once. Each repetition pools what its five folds held out; mean and standard deviation are over the repetitions.
+The frozen stage of `medsegai train patches` alone, so that fifty trainings take minutes: its features, those of
+the radiographs and of their mirror images, are computed once. Each repetition pools what its five folds held out;
+mean and standard deviation are over the repetitions.
 
     python Testing/bench/tuberculosis.py --size 448
 """
@@ -9,6 +10,7 @@ once. Each repetition pools what its five folds held out; mean and standard devi
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from medsegai.evaluation.classification import auc
 from medsegai.evaluation.folds import stratified_folds
 from medsegai.io.picture_sets import Picture, PictureSet, read_rgb
 from medsegai.progress import Progress
+from medsegai.training import patches
 from medsegai.training.patches import Encoded, Fold, FoldTraining, FrozenFeatures
 from medsegai.training.patches_options import PatchTraining
 from medsegai.training.pictures import SizedPictures
@@ -35,14 +38,29 @@ def radiographs(folder: Path) -> PictureSet:
     return PictureSet(folder, CLASSES, pictures)
 
 
-def mirrored(frozen: FrozenFeatures, numbers: np.ndarray) -> torch.Tensor:
-    """Features of the mirror images."""
-    network, found = frozen.network(), []
-    for number in numbers:
-        image = frozen.pictures.batch([int(number)]).flip(3)
+def features_of(frozen: FrozenFeatures, kept: Path | None) -> list[torch.Tensor]:
+    """Features of the radiographs and of their mirror images, (N, width) each; from the file where it is there."""
+    if kept is not None and kept.is_file():
+        with np.load(kept) as file:
+            return [torch.from_numpy(file[name]) for name in ("plain", "mirrored")]
+    every = np.arange(len(frozen.pictures))
+    network, mirrored = frozen.network(), []
+    for number in every:
         with torch.inference_mode():
-            found.append(network.features(image))
-    return torch.cat(found)
+            mirrored.append(network.features(frozen.pictures.batch([int(number)]).flip(3)))
+    found = [frozen.of(every, 0, Progress()), torch.cat(mirrored)]
+    if kept is not None:
+        np.savez(kept, plain=found[0].numpy(), mirrored=found[1].numpy())
+    return found
+
+
+class Mirrored(FrozenFeatures):
+    """Features that are known: copy 0 of the radiographs, copy 1 of their mirror images."""
+
+    seen: Sequence[torch.Tensor] = ()
+
+    def of(self, numbers: np.ndarray, copy: int, progress: Progress) -> torch.Tensor:
+        return self.seen[copy][torch.from_numpy(numbers)]
 
 
 def main() -> None:
@@ -50,7 +68,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=Path("../shared/data/chest-xray/images"))
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--encoder", default="mobilenet_v2")
-    parser.add_argument("--augmentation", default="radiograph", choices=("none", "radiograph"))
+    parser.add_argument("--features", type=Path, help="file (.npz) that keeps the features")
     parser.add_argument("--prior", type=float, default=100.0)
     parser.add_argument("--repetitions", type=int, default=10)
     arguments = parser.parse_args()
@@ -59,14 +77,17 @@ def main() -> None:
         kind="picture",
         encoder=arguments.encoder,
         size=arguments.size,
-        augmentation=arguments.augmentation,
+        augmentation="radiograph",
         prior=arguments.prior,
     )
     pictures = radiographs(arguments.images)
     sized = SizedPictures(pictures, (arguments.size, arguments.size))
-    frozen = FrozenFeatures(training, sized, Encoded.of(training), torch.device("cpu"))
+    patches.VARIANTS = 1
+    frozen = Mirrored(training, sized, Encoded.of(training), torch.device("cpu"))
+    frozen.seen = seen = features_of(
+        FrozenFeatures(training, sized, frozen.encoded, frozen.device), arguments.features
+    )
     every = np.arange(len(pictures.pictures))
-    seen = [frozen.of(every, 0, Progress()), mirrored(frozen, every)]
     labels = pictures.labels
     figures = []
     for repetition in range(arguments.repetitions):
