@@ -56,7 +56,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("families", "refinements"),
     ("measurements.instances", "measurements.plausibility", "refinements._overlapping"),
     ("inference.result_builder",),
-    ("measurements.structures",),
+    ("measurements.places", "measurements.structures"),
     ("engine",),  # L3
     ("doctor", "families._importing", "output.preview", "worker.refine_job"),  # L4
     ("export", "output.cases", "output.freesurfer_files"),

@@ -89,6 +89,11 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
             "the same of how much the members differ, beyond the doubt that each has",
         ),
         ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
+        (
+            "--places",
+            "CSV",
+            "table of connected regions with areas and probabilities, the most probable first",
+        ),
         ("--report", "JSON", "everything about this run: model hashes, versions, options, seconds"),
         ("--preview", "PNG", "picture of three planes with outlines"),
         ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
@@ -204,6 +209,7 @@ def run(arguments: argparse.Namespace) -> int:
         inputs,
         uncertainty=bool(arguments.uncertainty or arguments.mutual_information),
         probabilities=arguments.save_probabilities is not None,
+        candidates=arguments.places is not None,
     )
     check_request(request)
     check_inputs(request)
@@ -216,6 +222,7 @@ def run(arguments: argparse.Namespace) -> int:
         mutual_information=arguments.mutual_information,
         probabilities=arguments.save_probabilities,
         volumes=arguments.volumes,
+        places=arguments.places,
         preview=arguments.preview,
         report=arguments.report,
     )

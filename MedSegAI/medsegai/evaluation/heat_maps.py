@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from medsegai.io.slide_files import Pixels
 
-HIDDEN = 1 / 6
+HIDDEN = 1 / 5
 """Part of the shorter side of a picture that is hidden at once."""
 
-OVERLAP = 0.5
+OVERLAP = 0.25
 """Of neighbouring places that are hidden."""
 
 HEAT = ((0, 0, 80), (0, 60, 255), (0, 220, 220), (250, 230, 0), (220, 20, 0))

@@ -114,8 +114,10 @@ class PatchesModel:
             }
         except ModelError as error:
             raise ModelError(f"Model {card.id!r}: {error}") from None
-        if len(card.channels) != 3:
-            raise ModelError(f"Model {card.id!r} must have the channels red, green and blue.")
+        if len(card.channels) not in (1, 3) or card.dimensions != 2:
+            raise ModelError(
+                f"Model {card.id!r} must be of two dimensions, and have the channels red, green and blue, or one."
+            )
 
     def parts(
         self,

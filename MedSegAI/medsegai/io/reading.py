@@ -21,7 +21,7 @@ from medsegai.io.pictures import (
     read_picture,
 )
 from medsegai.io.radiographs import RADIOGRAPHS, is_radiograph, read_radiograph
-from medsegai.io.slides import is_slide, read_slide
+from medsegai.io.slides import SlideChannel, is_slide, read_slide
 from medsegai.volume import Volume
 
 Read = TypeVar("Read")
@@ -56,7 +56,8 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
             gantry tilt.
     """
     volume = read_unchecked(Path(path), series)
-    flat = is_picture(Path(path)) or volume.modality in RADIOGRAPHS
+    flat = isinstance(volume, SlideChannel) or is_picture(Path(path))
+    flat = flat or volume.modality in RADIOGRAPHS
     check_voxels(volume, dimensions=2 if flat else 3)
     return volume
 
@@ -119,6 +120,8 @@ def _read(path: Path, series: str | None, labels: bool) -> Volume:
         return read_dicom(path, series)
     if labels and is_picture(path):
         return read_label_picture(path)
+    if is_slide(path):
+        return grey(read_slide(path))
     name = path.name.lower()
     for endings, reader in _READERS:
         if name.endswith(endings):

@@ -21,6 +21,7 @@ from medsegai.io import (
     write_table,
     write_volume,
 )
+from medsegai.measurements.places import PLACE_COLUMNS, suspicious_places
 from medsegai.models.card import file_sha256
 from medsegai.output import bids_files, case_page, freesurfer_files
 from medsegai.output.preview import render_preview
@@ -37,6 +38,7 @@ ENDINGS = {
     "mutual_information": WRITABLE,
     "probabilities": (".nii.gz", ".nii"),
     "volumes": (".csv", ".tsv"),
+    "places": (".csv",),
     "preview": (".png",),
     "page": (".html",),
     "viewer": (".html",),
@@ -63,6 +65,7 @@ class Outputs:
         mutual_information: map of how much members differ, as image.
         probabilities: 4D NIfTI with one volume per structure.
         volumes: table of structures, .csv, or .tsv as in BIDS.
+        places: table of connected regions with their sizes and probabilities, the most probable first, .csv.
         preview: picture of three planes, .png.
         page: report of the case for people, .html.
         viewer: the same with the scan in it, and a viewer to turn it.
@@ -76,6 +79,7 @@ class Outputs:
     mutual_information: Path | None = None
     probabilities: Path | None = None
     volumes: Path | None = None
+    places: Path | None = None
     preview: Path | None = None
     page: Path | None = None
     viewer: Path | None = None
@@ -212,6 +216,10 @@ def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) 
     write_table(path, list(rows[0]), rows)
 
 
+def _write_places(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    write_table(path, PLACE_COLUMNS, [place.to_dict() for place in suspicious_places(result)])
+
+
 def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     image = scan if isinstance(scan, Volume) else read_volume(scan)
     picture = render_preview(image, result.labelmap, result.labels, result.entropy)
@@ -239,6 +247,7 @@ WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = 
     "mutual_information": _write_information,
     "probabilities": _write_probabilities,
     "volumes": _write_volumes,
+    "places": _write_places,
     "preview": _write_preview,
     "page": case_page.write_page,
     "viewer": case_page.write_viewer_page,

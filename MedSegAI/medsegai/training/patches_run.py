@@ -66,6 +66,9 @@ REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "held-out.csv"
 NORMAL = ("normal", "negative", "background", "healthy", "benign", "none", "no", "0", "false")
 """What people call the class that means nothing was found."""
 
+LOOKED_AT = 20
+"""Pictures that are looked at for colours."""
+
 WHOLE_PICTURE = 320
 """Side that whole pictures are brought to, unless another is asked for."""
 
@@ -327,7 +330,8 @@ def export_classifier(
         name=f"Classifier of {training.pictures.stem}",
         family="patches",
         version="1",
-        channels=tuple(Channel(name, "any") for name in ("red", "green", "blue")),
+        channels=tuple(Channel(name, "picture") for name in _channels(run.sized)),
+        dimensions=2,
         labels=tuple(
             Label(values[n], classes[n], COLOURS[at % len(COLOURS)]) for at, n in enumerate(labels)
         ),
@@ -340,6 +344,13 @@ def export_classifier(
     )
     write_card(card, folder)
     return folder
+
+
+def _channels(sized: SizedPictures) -> tuple[str, ...]:
+    """What models of these pictures take: one grey channel where the first of them are grey."""
+    seen = [sized[number] for number in range(min(len(sized), LOOKED_AT))]
+    grey = all((pixels == pixels[..., :1]).all() for pixels in seen)
+    return ("grey",) if grey else ("red", "green", "blue")
 
 
 def _settings(training: PatchTraining, run: PatchRun) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""Suspicious places: the connected regions of a result, each with its size and probability, the most probable
+first.
+
+For a slide, these are the places that a person looks at one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medsegai.labels import Label
+from medsegai.request import SegmentationResult
+
+TOUCHING = np.ones((3, 3, 3), bool)
+"""Voxels that share a face, an edge or a corner belong together."""
+
+
+PLACE_COLUMNS = (
+    "name",
+    "value",
+    "voxels",
+    "area_mm2",
+    "volume_ml",
+    "highest_probability",
+    "mean_probability",
+    "r_mm",
+    "a_mm",
+    "s_mm",
+)
+"""Of a table of places."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One region.
+
+    Attributes:
+        label: of its voxels.
+        voxels: how many there are.
+        area_mm2: in an image of one slice whose pixels have a known size, else None.
+        volume_ml: in a volume, else None.
+        highest, mean: probability of the label in its voxels; None where none was kept.
+        centre_ras: mean place of its voxels, in mm.
+    """
+
+    label: Label
+    voxels: int
+    area_mm2: float | None
+    volume_ml: float | None
+    highest: float | None
+    mean: float | None
+    centre_ras: tuple[float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of a table."""
+        names = ("r_mm", "a_mm", "s_mm")
+        sizes = {name: getattr(self, name) for name in ("voxels", "area_mm2", "volume_ml")}
+        probabilities = {"highest_probability": self.highest, "mean_probability": self.mean}
+        places = dict(zip(names, self.centre_ras, strict=True))
+        return {"name": self.label.name, "value": self.label.value} | sizes | probabilities | places
+
+
+def suspicious_places(result: SegmentationResult) -> list[Place]:
+    """The regions of all labels, the most probable first; without probabilities, the largest first."""
+    found = [
+        place
+        for number, label in enumerate(result.labels)
+        for place in _places(result, label, _probability(result, number))
+    ]
+    return sorted(found, key=lambda place: (-(place.highest or 0.0), -place.voxels))
+
+
+def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None:
+    """Of one label, (k, j, i); None where nothing was kept."""
+    if result.probabilities is not None:
+        return np.asarray(result.probabilities[number], np.float32)
+    if result.candidates is not None:
+        return result.candidates.probability_of(result.labels[number].value)
+    return None
+
+
+def _places(
+    result: SegmentationResult, label: Label, probability: NDArray[Any] | None
+) -> Iterator[Place]:
+    labelmap = result.labelmap
+    regions, count = ndimage.label(labelmap.voxels == label.value, TOUCHING)
+    grid, flat = labelmap.geometry, labelmap.voxels.shape[0] == 1
+    pixel_mm2 = grid.spacing_mm[0] * grid.spacing_mm[1]
+    for number, box in enumerate(ndimage.find_objects(regions, count), start=1):
+        mask = regions[box] == number
+        voxels = int(mask.sum())
+        middle = [
+            float(at.mean()) + part.start for at, part in zip(np.nonzero(mask), box, strict=True)
+        ]
+        r, a, s = (grid.ijk_to_ras @ [middle[2], middle[1], middle[0], 1.0])[:3]
+        values = None if probability is None else probability[box][mask]
+        yield Place(
+            label,
+            voxels,
+            voxels * pixel_mm2 if flat and labelmap.size_known else None,
+            None if flat else voxels * grid.voxel_volume_ml,
+            None if values is None else float(values.max()),
+            None if values is None else float(values.mean()),
+            (float(r), float(a), float(s)),
+        )
