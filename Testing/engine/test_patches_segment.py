@@ -130,3 +130,26 @@ def test_places_of_a_volume_have_volumes_and_those_of_unknown_pixels_no_area() -
     probabilities = np.full((1, 1, 5, 6), 0.75, np.float16)
     (place,) = suspicious_places(SegmentationResult(flat, labels, (), probabilities=probabilities))
     assert (place.area_mm2, place.volume_ml, place.highest) == (None, None, 0.75)
+
+
+def test_classify_judges_pictures_that_were_not_seen(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other pictures of the same two stains; what is called healthy here is the class normal of the model."""
+    root = patch_models.write_patches(tmp_path / "other", 3)
+    (root / "normal").rename(root / "healthy")
+    arguments = ["classify", str(root), "--model", str(model), "-o", str(tmp_path / "judged")]
+    assert main([*arguments, "--device", "cpu"]) == 0, capsys.readouterr().err
+    figures = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert figures["classes"] == ["healthy", "tumor"]
+    assert figures["accuracy"]["value"] == 1.0
+    assert figures["confusion"] == [[3, 0], [0, 3]]
+    assert "every picture was decided right" in (tmp_path / "judged" / "report.html").read_text()
+    assert "Accuracy" in capsys.readouterr().out
+    assert main([*arguments, "--device", "cpu"]) == 5
+    assert "is there already" in capsys.readouterr().err
+    (root / "healthy").rename(root / "normal")
+    (root / "tumor").rename(root / "cyst")
+    assert main([*arguments[:-1], str(tmp_path / "no"), "--device", "cpu"]) == 2
+    assert "the model knows tumor" in capsys.readouterr().err
+    assert main([*arguments, "--part", "test"]) == 2

@@ -35,7 +35,13 @@ from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json
 from medsegai.models.suitability import WHAT_TO_DO
 from medsegai.networks.backends import BatchRunner, Compute
-from medsegai.networks.classifier import CELL, CellClassifier, Cells, describe_classifier
+from medsegai.networks.classifier import (
+    CELL,
+    CellClassifier,
+    Cells,
+    PictureLogits,
+    describe_classifier,
+)
 from medsegai.preprocessing.tissue import tissue_mask
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
@@ -144,6 +150,15 @@ class PatchesModel:
         part = Part(view.cells, members, names, warnings=view.warnings)
         return [replace(part, findings=lambda: view.findings(members, self.card))]
 
+    def sized(self, pixels: Pixels) -> Pixels:
+        """A picture in the size that was learned from."""
+        return _resized(pixels, self.settings.size)
+
+    def picture_network(self) -> PictureLogits:
+        """The first member as a network of pictures with values from 0 to 255, for heat maps."""
+        first = self.card.chosen_members(())[0]
+        return PictureLogits(self._networks[first.name].read())
+
     def classify(self, pixels: Pixels, compute: Compute, mirroring: bool = True) -> NDArray[Any]:
         """Probabilities of the channels for one picture, mean of members and ways to turn it, (channel).
 
@@ -152,7 +167,7 @@ class PatchesModel:
             compute: where it runs.
             mirroring: whether turned and mirrored copies are looked at too.
         """
-        sized = _resized(pixels, self.settings.size)
+        sized = self.sized(pixels)
         image = torch.from_numpy(np.moveaxis(sized, -1, 0).astype(np.float32))[None]
         total, weights = np.zeros(len(self.card.members[0].classes)), 0.0
         ways = WAYS[self.settings.symmetries if mirroring else "none"]
@@ -179,13 +194,14 @@ class _Network:
         """The network, ready to run where a job runs."""
         key = (str(compute.device), compute.backend, compute.mixed)
         if key not in self._runners:
-            self._runners[key] = BatchRunner(self._read(), half="network")
+            self._runners[key] = BatchRunner(self.read(), half="network")
         return self._runners[key]
 
     def _empty(self) -> CellClassifier:
         return describe_classifier(self.member.settings, len(self.member.classes))
 
-    def _read(self) -> Cells:
+    def read(self) -> Cells:
+        """The network with its weights."""
         self._card.verify_member(self.member)
         path = self._card.weights_path(self.member)
         network = self._empty()

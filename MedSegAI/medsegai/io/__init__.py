@@ -32,6 +32,7 @@ from medsegai.io.tables import write_table
 from medsegai.io.writing import (
     SEGMENTATION_ENDINGS,
     WRITABLE,
+    write_colours,
     write_probabilities,
     write_segmentation,
     write_volume,
@@ -66,6 +67,7 @@ __all__ = [
     "series_frames",
     "to_sitk",
     "write_card",
+    "write_colours",
     "write_probabilities",
     "write_segmentation",
     "write_table",

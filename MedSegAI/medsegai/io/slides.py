@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from medsegai.errors import InputError
-from medsegai.io.files import check_name, check_regular
+from medsegai.io.files import check_memory, check_name, check_regular
 from medsegai.io.slide_files import (
     TIFF_ENDINGS,
     WHITE,
@@ -256,19 +256,31 @@ def read_slide(path: Path, longest: int = LONGEST_OVERVIEW) -> tuple[SlideChanne
         InputError: see `open_slide`.
     """
     with open_slide(path) as slide:
-        grid = slide.overview_grid(longest)
-        pixels, geometry = slide.overview(grid), slide.geometry(grid)
-        return tuple(
-            SlideChannel(
-                np.ascontiguousarray(pixels[None, ..., channel]),
-                geometry,
-                str(path),
-                slide.notes,
-                size_known=slide.spacing_mm is not None,
-                slide=path,
-            )
-            for channel in range(3)
+        return slide_channels(slide, slide.overview_grid(longest))
+
+
+def slide_channels(
+    slide: Slide, grid: SlideGrid, box: Box | None = None
+) -> tuple[SlideChannel, ...]:
+    """A grid of a slide, or a box of it, as red, green and blue.
+
+    Raises:
+        InputError: it does not fit into memory, or pixels cannot be decoded.
+    """
+    box = box or Box(0, 0, grid.rows, grid.columns)
+    check_memory(slide.path, 3 * box.rows * box.columns)
+    pixels, geometry = slide.overview(grid, box), slide.geometry(grid, box)
+    return tuple(
+        SlideChannel(
+            np.ascontiguousarray(pixels[None, ..., channel]),
+            geometry,
+            str(slide.path),
+            slide.notes,
+            size_known=slide.spacing_mm is not None,
+            slide=slide.path,
         )
+        for channel in range(3)
+    )
 
 
 def is_slide(path: Path) -> bool:

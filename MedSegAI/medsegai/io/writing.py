@@ -27,6 +27,9 @@ from medsegai.volume import Geometry, Volume
 
 SEGMENTATION_ENDING = ".seg.nrrd"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+COLOUR_ENDINGS = (".nrrd", ".mha")
+"""Of volumes in colours."""
 MGZ_ENDING = ".mgz"
 WRITABLE = (SEGMENTATION_ENDING, *NIFTI_ENDINGS, ".nrrd", ".mha", MGZ_ENDING)
 """Endings of images that can be written, lower case. Each is one file, so that it can be atomic."""
@@ -107,6 +110,22 @@ def write_volume(path: Path | str, volume: Volume) -> None:
             _write_mgz(partial, volume)
         else:
             _write_itk(partial, volume)
+
+
+def write_colours(path: Path | str, channels: Sequence[Volume]) -> None:
+    """Write red, green and blue as one volume in colours, which 3D Slicer opens as a vector volume.
+
+    Args:
+        path: .nrrd or .mha.
+        channels: three volumes on one grid.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
+    path = Path(path)
+    check_output(path, COLOUR_ENDINGS)
+    with atomic_path(path) as partial:
+        sitk.WriteImage(sitk.Compose([to_sitk(channel) for channel in channels]), partial, True)
 
 
 def write_probabilities(

@@ -69,7 +69,25 @@ class Cells(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes, H / 32, W / 32)."""
-        return self.classifier.cells((images - self.mean) / self.std)
+        return self.classifier.cells(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images as the encoder wants them."""
+        return (images - self.mean) / self.std
+
+
+class PictureLogits(nn.Module):
+    """The same network with one answer for the picture, (N, classes)."""
+
+    def __init__(self, cells: Cells) -> None:
+        super().__init__()
+        self.classifier = cells.classifier
+        self.normalise = cells.normalise
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of pictures with values from 0 to 255."""
+        logits: Tensor = self.classifier(self.normalise(images))
+        return logits
 
 
 def describe_classifier(settings: Mapping[str, Any], classes: int) -> CellClassifier:

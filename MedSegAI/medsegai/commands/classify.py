@@ -1,0 +1,81 @@
+"""`medsegai classify`: what a classifier says of pictures, judged where their classes are known."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, print_written, stoppable
+from medsegai.errors import RequestError
+from medsegai.progress import Progress
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "classify",
+        help="classify labelled pictures with a model of the family patches, and judge it",
+        description="Classify pictures that the model has not seen, and judge it by them: accuracy, AUC with its "
+        "interval, sensitivity, confusion, calibration, and the worst mistakes with heat maps. PICTURES is what "
+        "`medsegai train patches` takes; its classes must be those of the model.",
+    )
+    parser.add_argument(
+        "pictures", metavar="PICTURES", type=Path, help="folder or table of pictures"
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="id, or folder of the model"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of report and tables",
+    )
+    parser.add_argument("--part", metavar="NAME", help="only this part of the set, such as test")
+    parser.add_argument(
+        "--specificity",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="at which the sensitivity is given (default: 0.9)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="table with the columns picture and patient, for the intervals",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.evaluation.classifying import Classifying, classify
+    from medsegai.io.picture_sets import read_pictures
+
+    pictures = read_pictures(arguments.pictures, arguments.groups)
+    if arguments.part is not None:
+        if arguments.part not in pictures.parts:
+            raise RequestError(
+                f"{arguments.pictures} has no part {arguments.part!r}; it has "
+                f"{', '.join(pictures.parts) or 'none'}."
+            )
+        pictures = pictures.part(arguments.part)
+    settings = Classifying(
+        arguments.model, arguments.output, arguments.device, arguments.specificity
+    )
+    bar = ProgressBar()
+    progress = Progress(bar)
+    try:
+        with stoppable(progress):
+            found = classify(pictures, settings, progress)
+    finally:
+        bar.clear()
+    print(found.figures.table())
+    print_written(found.files)
+    return 0

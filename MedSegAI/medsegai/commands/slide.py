@@ -1,0 +1,130 @@
+"""`medsegai slide`: what a slide of a microscope is, and a part of it as a volume in colours for 3D Slicer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import print_written
+from medsegai.errors import OutputError, RequestError
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+    from medsegai.io.slide_files import Box
+    from medsegai.io.slides import Slide, SlideGrid
+
+LONGEST = 2048
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "slide",
+        help="look at a slide of a microscope, or write a part of it as a volume in colours",
+        description="Print the sizes in which a slide is stored and how large its pixels are. With -o write all "
+        "of it or a region, at one of these sizes or made smaller, as a volume in colours that 3D Slicer opens. "
+        "Segments of the slide lie over it.",
+    )
+    parser.add_argument(
+        "slide", metavar="SLIDE", type=Path, help="file of a scanner, tiled TIFF or OME-TIFF"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="VOLUME", help="volume in colours: .nrrd or .mha"
+    )
+    parser.add_argument("--level", type=int, metavar="N", help="stored size to write, 0 the finest")
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=LONGEST,
+        metavar="PIXELS",
+        help=f"longer side at most, where no level is named (default: {LONGEST})",
+    )
+    parser.add_argument(
+        "--region",
+        type=_region,
+        default=(),
+        metavar="R0,R1,A0,A1",
+        help="only this box: lowest and highest R and A in mm, as of a Slicer ROI; write --region=-1,0,… where "
+        "the first is negative",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the output if it is there already"
+    )
+    parser.set_defaults(run=run)
+
+
+def _region(text: str) -> tuple[float, ...]:
+    try:
+        r0, r1, a0, a1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers with commas") from None
+    if not (r0 < r1 and a0 < a1):
+        raise argparse.ArgumentTypeError("the lowest must come before the highest")
+    return r0, r1, a0, a1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from medsegai.io import write_colours
+    from medsegai.io.slides import open_slide, slide_channels
+
+    with open_slide(arguments.slide) as slide:
+        if arguments.output is None:
+            print(describe(slide))
+            return 0
+        if arguments.output.exists() and not arguments.overwrite:
+            raise OutputError(
+                f"{arguments.output} is there already. Name another file, or add --overwrite."
+            )
+        grid, box = chosen_part(slide, arguments)
+        write_colours(arguments.output, slide_channels(slide, grid, box))
+    print_written([arguments.output])
+    return 0
+
+
+def describe(slide: Slide) -> str:
+    """Levels, millimetres and notes, in words."""
+    lines = []
+    for number, level in enumerate(slide.levels):
+        size = "unknown"
+        if slide.spacing_mm is not None:
+            across, down = (1000 * step * level.downsample for step in slide.spacing_mm)
+            size = f"{across:.4g} x {down:.4g} micrometres"
+        lines.append(f"level {number}: {level.columns} x {level.rows} pixels, each {size}")
+    return "\n".join([*lines, *slide.notes])
+
+
+def chosen_part(slide: Slide, arguments: argparse.Namespace) -> tuple[SlideGrid, Box | None]:
+    """The grid that is asked for, and the part of it; None for all.
+
+    Without a level, the finest grid on which that part is not longer than asked for.
+
+    Raises:
+        RequestError: there is no such level, or the region lies outside of the slide.
+    """
+    if arguments.level is not None:
+        if not 0 <= arguments.level < len(slide.levels):
+            raise RequestError(
+                f"{arguments.slide} has the levels 0 to {len(slide.levels) - 1}, and no level {arguments.level}."
+            )
+        grid = slide.grid(slide.levels[arguments.level].downsample)
+        return grid, _box(slide, grid, arguments)
+    if arguments.longest < 1:
+        raise RequestError(f"--longest must be at least 1, not {arguments.longest}.")
+    whole = _box(slide, slide.grid(1.0), arguments)
+    finest = slide.levels[0]
+    rows, columns = (finest.rows, finest.columns) if whole is None else (whole.rows, whole.columns)
+    factor = max(1.0, max(rows, columns) / arguments.longest)
+    grid = slide.grid(factor)
+    return grid, _box(slide, grid, arguments)
+
+
+def _box(slide: Slide, grid: SlideGrid, arguments: argparse.Namespace) -> Box | None:
+    from medsegai.io.slide_files import Box
+
+    if not arguments.region:
+        return None
+    found = slide.geometry(grid).box_around((*arguments.region, -1.0, 1.0))
+    if found is None:
+        raise RequestError(f"The region lies outside of {arguments.slide}. Move it onto the slide.")
+    _, rows, columns = found
+    return Box(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)

@@ -1,0 +1,141 @@
+"""Judge a classifier of the family patches by labelled pictures that it has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medsegai.errors import OutputError, RequestError
+from medsegai.evaluation.classification import (
+    ClassificationFigures,
+    Judged,
+    classification_figures,
+    write_figures,
+    write_judged,
+)
+from medsegai.evaluation.classification_report import (
+    ReportContent,
+    Shown,
+    write_classification_report,
+)
+from medsegai.evaluation.heat_maps import grad_cam, occlusion
+from medsegai.families import load_model
+from medsegai.families.patches import PatchesModel
+from medsegai.io.picture_sets import PictureSet
+from medsegai.models.catalogue import find_card
+from medsegai.networks.backends import choose_compute
+from medsegai.progress import Progress
+
+REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "pictures.csv"
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """What is judged, where results go, and where it runs.
+
+    Attributes:
+        model: id, or a folder written as a path.
+        folder: of the results.
+        specificity: at which the sensitivity is given.
+    """
+
+    model: str
+    folder: Path
+    device: str = "auto"
+    specificity: float = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """The figures, and the files that were written."""
+
+    figures: ClassificationFigures
+    files: tuple[Path, ...]
+
+
+def classify(pictures: PictureSet, settings: Classifying, progress: Progress) -> Classified:
+    """Classify all pictures, and write table, figures and report.
+
+    Raises:
+        InputError, ModelError, DeviceError: a picture, the model or the device cannot be used.
+        RequestError: the model is of another family, or has other classes.
+        OutputError: the folder cannot be written, or holds such files already.
+    """
+    card = find_card(settings.model)
+    model = load_model(card)
+    if not isinstance(model, PatchesModel):
+        raise RequestError(
+            f"Model {card.id!r} does not classify pictures; it is not of the family patches."
+        )
+    order = _class_order(model, pictures)
+    files = tuple(settings.folder / name for name in (TABLE, FIGURES, REPORT))
+    _check_folder(settings.folder, files)
+    compute = choose_compute(settings.device)
+    found = []
+    for number, item in enumerate(pictures.pictures):
+        progress.step("classify", number, len(pictures.pictures))
+        found.append(model.classify(item.read(), compute)[order])
+    judged = Judged(
+        pictures.classes,
+        tuple(item.name for item in pictures.pictures),
+        tuple(item.group for item in pictures.pictures),
+        pictures.labels,
+        np.stack(found),
+    )
+    figures = classification_figures(judged, settings.specificity)
+
+    def show(number: int) -> Shown:
+        return _shown(model, pictures, number)
+
+    title = f"{card.name} on {pictures.source.name}"
+    facts = {"Model": f"{card.id} {card.version}", "Computed on": compute.describe()}
+    content = ReportContent(title, judged, figures, show, pictures.notes, facts)
+    write_judged(files[0], judged)
+    write_figures(files[1], figures)
+    write_classification_report(files[2], content)
+    return Classified(figures, files)
+
+
+def _class_order(model: PatchesModel, pictures: PictureSet) -> list[int]:
+    """For each class of the pictures the channel of the model that answers for it.
+
+    The class that feeds no label is the one that means nothing was found, whatever it is called.
+    """
+    names = {label.value: label.name for label in model.card.labels}
+    feeds = model.card.members[0].classes
+    channels = {names[values[0]]: number for number, values in enumerate(feeds) if values}
+    normal = [number for number, values in enumerate(feeds) if not values]
+    missing = [name for name in pictures.classes if name not in channels]
+    if len(pictures.classes) != len(feeds) or len(missing) != len(normal):
+        wanted = ", ".join([*channels, *["and one for nothing found"] * len(normal)])
+        raise RequestError(
+            f"{pictures.source} has the classes {', '.join(pictures.classes)}, and the model knows {wanted}."
+        )
+    return [channels[name] if name in channels else normal[0] for name in pictures.classes]
+
+
+def _check_folder(folder: Path, files: tuple[Path, ...]) -> None:
+    for path in files:
+        if path.exists():
+            raise OutputError(f"{path} is there already. Name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error}.") from error
+
+
+def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> Shown:
+    """A picture with the heat maps of the first member, for the class that this decides for."""
+    pixels = model.sized(pictures.pictures[number].read())
+    image = torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32))[None]
+    network = model.picture_network()
+    with torch.inference_mode():
+        decided = int(network(image).argmax())
+    heat = {
+        "Grad-CAM": grad_cam(network, "classifier.seen", image, decided),
+        "occlusion": occlusion(network, image, decided),
+    }
+    return Shown(pixels, heat)
