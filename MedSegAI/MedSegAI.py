@@ -312,7 +312,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         scene, node, series = Scene(slicer.mrmlScene), segmentationNode, (dicom, "")
         if outputs.get("seg") and not dicom:
             series = source_of(slicer.dicomDatabase, scene.reference_volume(node))
-        reading = Reading(lambda: scene.handed_over(node, outputs, series, overwrite))
+        reading = Reading(lambda: scene.exported(node, outputs, series, overwrite))
         return _done(f"{node.GetName()}: export", reading, lambda done: done, progress, True)
 
     @staticmethod
@@ -354,11 +354,11 @@ def _done(
     reading: Reading,
     write: Callable[[Any], Any],
     progress: Callable[[ProgressEvent], None] | None,
-    handover: bool = False,
+    for_export: bool = False,
 ) -> Any:
     """What `write` makes of the worker's answer."""
     if worker().place.kind == "own":
-        install_what_is_missing(handover)
+        install_what_is_missing(for_export)
     job = _job(write, progress)
     job.entry = queue().add(title, reading.make_request, job)
     reading.waits()
@@ -384,7 +384,7 @@ def close_worker() -> None:
         client.close()
 
 
-def install_what_is_missing(handover: bool = False) -> None:
+def install_what_is_missing(for_export: bool = False) -> None:
     """Before a job: see `MedSegAILib.install.ensure`. A test must not change the installation."""
     from MedSegAILib import install
     from MedSegAILib.host import is_test
@@ -393,11 +393,11 @@ def install_what_is_missing(handover: bool = False) -> None:
         return
 
     if slicer.util.mainWindow() is None:
-        install.ensure(None, handover)
+        install.ensure(None, for_export)
     else:
         from MedSegAILib.panel.install_dialog import ask
 
-        install.ensure(ask, handover)
+        install.ensure(ask, for_export)
 
 
 def when_slicer_has_started() -> None:

@@ -21,7 +21,7 @@ from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.slicer_types import SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,12 @@ def setting(name: str) -> str:
     return str(slicer.app.userSettings().value(SETTINGS + name) or "")
 
 
-def chosen_place() -> Place:
+def chosen_place() -> WorkerLocation:
     """Where the worker runs, as the settings say; a damaged setting is Slicer's own Python."""
     try:
-        return Place.from_text(setting("place"), own_python())
+        return WorkerLocation.from_text(setting("place"), own_python())
     except WorkerError:
-        return Place.own(own_python())
+        return WorkerLocation.own(own_python())
 
 
 _unattended = False
@@ -104,7 +104,7 @@ class Host:
         dialogs: Any,
     ) -> None:
         self._client, self._programs, self._dialogs = client, programs, dialogs
-        self._examination: Any = None
+        self._environment_check: Any = None
         self._statistics_layout = StatisticsLayout()
         self.prepare = prepare
         self._defects = RecentLog()
@@ -119,27 +119,27 @@ class Host:
     def own_python(self) -> str:
         return own_python()
 
-    def place(self) -> Place:
-        place: Place = self._client().place
+    def place(self) -> WorkerLocation:
+        place: WorkerLocation = self._client().place
         return place
 
-    def set_place(self, place: Place) -> None:
+    def set_place(self, place: WorkerLocation) -> None:
         place.command()  # says what is wrong with it, before a job does
         self._client().set_place(place)
 
-    def examine(self, place: Place, told: Callable[[Any], None]) -> None:
+    def check_environment(self, place: WorkerLocation, told: Callable[[Any], None]) -> None:
         """Ask the doctor there, in the background; an earlier question is forgotten."""
-        from MedSegAILib.worker.environment_check import Examination
+        from MedSegAILib.worker.environment_check import EnvironmentCheck
 
-        if self._examination is not None:
-            self._examination.cancel()
-        self._examination = Examination(place, told)
-        self._examination.start()
+        if self._environment_check is not None:
+            self._environment_check.cancel()
+        self._environment_check = EnvironmentCheck(place, told)
+        self._environment_check.start()
 
     def close(self) -> None:
         """End whatever runs in the background."""
-        if self._examination is not None:
-            self._examination.cancel()
+        if self._environment_check is not None:
+            self._environment_check.cancel()
         self._programs.close()
         self._defects.detach()
 

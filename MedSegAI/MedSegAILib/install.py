@@ -23,7 +23,7 @@ from medsegai.errors import WorkerError
 from MedSegAILib.translation import tr as _
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
-HANDOVER = REQUIREMENTS.with_name("requirements-handover.txt")
+EXPORT_EXTRA = REQUIREMENTS.with_name("requirements-export.txt")
 TORCH = Requirement("torch>=2.10")
 
 # Slicer brings these, or another extension does: an installation must leave them as they are.
@@ -75,18 +75,18 @@ class Consent:
 Ask = Callable[[Plan], "Consent | None"]
 
 
-def ensure(ask: Ask | None, handover: bool = False) -> None:
+def ensure(ask: Ask | None, for_export: bool = False) -> None:
     """Install what is missing, and return at once where nothing is.
 
     Args:
         ask: shows the plan and gives the user's consent, or None where it was refused; without a window
             nobody could answer, and nobody is asked.
-        handover: also what writing DICOM SEG and SR and surfaces needs.
+        for_export: also what writing DICOM SEG and SR and surfaces needs.
 
     Raises:
         WorkerError: the user declined, the PyTorch extension is missing, or the installation failed.
     """
-    plan = missing(handover)
+    plan = missing(for_export)
     if plan is None:
         return
     consent = Consent() if ask is None else ask(plan)
@@ -106,7 +106,7 @@ def ensure(ask: Ask | None, handover: bool = False) -> None:
         _install(others, interactive=ask is not None)
 
 
-def missing(handover: bool = False) -> Plan | None:
+def missing(for_export: bool = False) -> Plan | None:
     """What is not there yet; None where nothing is missing.
 
     Raises:
@@ -120,7 +120,7 @@ def missing(handover: bool = False) -> Plan | None:
                 "PyTorch Utils, restart Slicer, and press Segment again."
             ).format(version=_version(TORCH.name), needed=TORCH)
         )
-    wanted = _requirements() + (_requirements(HANDOVER) if handover else [])
+    wanted = _requirements() + (_requirements(EXPORT_EXTRA) if for_export else [])
     packages = [requirement for requirement in wanted if not _is_installed(requirement)]
     if needs_torch:
         packages.insert(0, TORCH)

@@ -189,7 +189,7 @@ class BatchChoice:
 
 
 @dataclass(frozen=True)
-class HandOverChoice:
+class ExportChoice:
     """What is to be written of a segmentation.
 
     Attributes:

@@ -303,11 +303,11 @@ class SelfTest(unittest.TestCase):
 def _doctor_report() -> Any:
     """What the doctor says of the place where the worker runs."""
     import MedSegAI
-    from MedSegAILib.worker.environment_check import Examination
+    from MedSegAILib.worker.environment_check import EnvironmentCheck
 
     heard: list[Any] = []
-    examination = Examination(MedSegAI.worker().place, heard.append)
-    examination.start()
+    environment_check = EnvironmentCheck(MedSegAI.worker().place, heard.append)
+    environment_check.start()
     while not heard:
         slicer.app.processEvents()
         time.sleep(0.02)

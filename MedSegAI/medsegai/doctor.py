@@ -86,7 +86,7 @@ class Finding:
         return asdict(self)
 
 
-def examine() -> list[Finding]:
+def check_environment() -> list[Finding]:
     """Look at everything that the main job needs. Takes a few seconds, most of them to load torch."""
     torch = _import("torch")
     findings = [*_packages(), _slides(), *_torch(torch), *_processor(torch)]

@@ -32,7 +32,7 @@ from medsegai.inference.fusion import (
     join_labels,
 )
 from medsegai.inference.probabilities import StreamedProbabilities
-from medsegai.inference.result_builder import Answer
+from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import as_channels, check_picture, check_scan, read_channels, read_volume
 from medsegai.io.checks import MAX_SPACING_MM
 from medsegai.measurements import plausibility
@@ -91,7 +91,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     parts = _prepared(job, models, naming)
     ensemble = _predict(job, parts, naming)
     freeing = any(uses_candidates(item) for item in refinements)
-    answer = Answer(request, naming.labels, output, ensemble, freeing)
+    answer = ResultBuilder(request, naming.labels, output, ensemble, freeing)
     for k0, k1 in _slabs(answer.grid, len(ensemble.labels)):
         progress.step("labels", k0, answer.grid.shape[0])
         answer.add(k0, k1)
@@ -218,7 +218,7 @@ def _prepared(job: _Job, models: Sequence[Model], naming: JointLabels) -> list[_
     for number, model in enumerate(models):
         job.progress.step("prepare", number, len(models))
         for part in model.parts(inputs, job.output, job.request, job.compute, job.progress):
-            cooled = replace(part, scale=part.scale.at(job.temperature))
+            cooled = replace(part, activation=part.activation.at(job.temperature))
             parts.append(_PartOf(cooled, number, naming.renamed[number]))
     return parts
 
@@ -272,7 +272,9 @@ def _streamed(
     (member,) = part.members
     labels = [renamed[feeds[0]] if feeds else 0 for feeds in member.classes]
     slabs = (block.values for block in member.predict(compute, work.next_member()))
-    return StreamedProbabilities(labels, part.geometry, slabs, part.scale, part.linear, part.reach)
+    return StreamedProbabilities(
+        labels, part.geometry, slabs, part.activation, part.linear, part.reach
+    )
 
 
 def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> Accumulator:
@@ -283,7 +285,7 @@ def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> A
         compute.device,
         job.request.fusion == "vote",
         keep_members,
-        part.scale,
+        part.activation,
         part.linear,
         compute.notes,
         part.reach,
@@ -362,7 +364,7 @@ def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> list[A
 
 
 def _judged(
-    job: _Job, answer: Answer, cards: Sequence[ModelCard], members: Sequence[str]
+    job: _Job, answer: ResultBuilder, cards: Sequence[ModelCard], members: Sequence[str]
 ) -> tuple[StructureMeasures, ...]:
     """The structures, with the expected Dice of each and the reasons why a person should look at it.
 

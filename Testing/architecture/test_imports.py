@@ -185,7 +185,7 @@ def shipped_dependencies() -> set[str]:
             "cpu",
             "demo",
             "encoders",
-            "handover",
+            "export",
             "monai",
             "slides",
             "train",

@@ -159,9 +159,9 @@ def test_slicer_installs_what_it_does_not_bring_and_nothing_else() -> None:
 
 
 def test_slicer_installs_for_a_hand_over_what_the_extra_names() -> None:
-    lines = (MODULE / "Resources" / "requirements-handover.txt").read_text().splitlines()
+    lines = (MODULE / "Resources" / "requirements-export.txt").read_text().splitlines()
     asked = {line.split("#")[0].strip() for line in lines} - {""}
-    assert asked == set(PROJECT["optional-dependencies"]["handover"])
+    assert asked == set(PROJECT["optional-dependencies"]["export"])
 
 
 def test_installing_the_package_never_installs_torch() -> None:

@@ -192,7 +192,7 @@ def after_one_tile(job: Job) -> float:
 
 def our_argmax(job: Job) -> Figures:
     """Logits read slab by slab as the engine does."""
-    from medsegai.inference.activation import Scale
+    from medsegai.inference.activation import Activation
     from medsegai.inference.probabilities import StreamedProbabilities
     from medsegai.volume import Geometry
 
@@ -204,7 +204,7 @@ def our_argmax(job: Job) -> Figures:
 
     def read() -> NDArray[Any]:
         slabs = iter(values.split(1, 1))
-        logits = StreamedProbabilities(range(len(values)), native, slabs, Scale.LOGITS)
+        logits = StreamedProbabilities(range(len(values)), native, slabs, Activation.LOGITS)
         for k0 in range(0, grid.shape[0], planes):
             k1 = min(k0 + planes, grid.shape[0])
             found[k0:k1] = logits.argmax(grid, k0, k1).numpy()

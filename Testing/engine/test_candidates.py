@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import tiny_quicknat
 from images import DIRECTIONS
 from medsegai.engine import segment
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.labels import Label
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry, Volume
@@ -143,7 +143,7 @@ def test_regions_one_by_one() -> None:
         ]
     ).T
     first = torch.tensor([1, 2, 0, 3])
-    second, p_first, p_second = Scale.REGIONS.two_best(columns, first)
+    second, p_first, p_second = Activation.REGIONS.two_best(columns, first)
     assert second.tolist() == [2, 1, 1, 0]
     torch.testing.assert_close(p_first, torch.tensor([0.8, 0.6, 0.6, 0.8]))
     torch.testing.assert_close(p_second, torch.tensor([0.2, 0.4, 0.4, 0.2]))

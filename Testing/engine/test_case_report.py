@@ -228,7 +228,7 @@ def test_a_missing_library_is_named(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda _: None)
     assert main(["export", str(files[0]), "--surfaces", str(tmp_path / "s")]) == 1
-    assert "pip install 'medsegai[handover]'" in capsys.readouterr().err
+    assert "pip install 'medsegai[export]'" in capsys.readouterr().err
 
 
 def test_what_the_run_says(files: tuple[Path, Path], tmp_path: Path) -> None:

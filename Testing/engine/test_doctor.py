@@ -15,7 +15,7 @@ import pytest
 
 from medsegai import doctor
 from medsegai.cli import main
-from medsegai.doctor import Finding, Health, can_segment, examine, repairs
+from medsegai.doctor import Finding, Health, can_segment, check_environment, repairs
 from medsegai.models import catalogue
 from medsegai.system.machine import available_memory
 from test_models_command import write_model
@@ -33,7 +33,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finding(name: str) -> Finding:
-    (found,) = [item for item in examine() if item.name == name]
+    (found,) = [item for item in check_environment() if item.name == name]
     return found
 
 
@@ -71,7 +71,7 @@ def test_the_findings_as_json(capsys: Capture) -> None:
 
 def test_all_that_is_not_good_has_a_cure(own: Path) -> None:
     (own / "toy" / "net.safetensors").unlink()
-    findings = examine()
+    findings = check_environment()
     assert any(item.health is not Health.GOOD for item in findings)
     assert all(bool(item.cure) == (item.health is not Health.GOOD) for item in findings)
 
@@ -118,7 +118,7 @@ def test_a_broken_model_beside_a_good_one_is_only_advice(own: Path) -> None:
     write_model(own / "worn", surprise=True)
     assert finding("worn").health is Health.ADVICE
     assert "surprise" in finding("worn").found
-    assert can_segment(examine())
+    assert can_segment(check_environment())
 
 
 def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,9 @@ def test_each_graphics_card_is_listed_with_its_memory(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torch", fake_torch(2))
     assert finding("cuda:1").found == "Card 1, 3.0 GB free of 8.0 GB"
     assert finding("cpu").found.endswith("avx2")
-    assert "openvino" not in [item.name for item in examine() if item.health is not Health.GOOD]
+    assert "openvino" not in [
+        item.name for item in check_environment() if item.health is not Health.GOOD
+    ]
 
 
 def test_a_card_without_kernels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +219,7 @@ def test_a_graphics_card_tells_its_memory_in_bytes(monkeypatch: pytest.MonkeyPat
 
 
 def test_where_all_is_well_nothing_is_to_be_repaired() -> None:
-    assert repairs([item for item in examine() if item.health is Health.GOOD]) == []
+    assert repairs([item for item in check_environment() if item.health is Health.GOOD]) == []
 
 
 def test_missing_packages_are_one_step_of_repair(
@@ -229,7 +231,7 @@ def test_missing_packages_are_one_step_of_repair(
     missing = ModuleNotFoundError("No module named this")
     for name in ("slicerio", "PIL", "torch"):
         fails_to_load(name, missing)
-    steps = repairs(examine())
+    steps = repairs(check_environment())
     assert f'"{sys.executable}" -m pip install --upgrade slicerio pillow' in steps
     assert doctor.GET_TORCH in steps
     assert main(["doctor"]) == 6
@@ -245,7 +247,7 @@ def test_inside_slicer_the_module_installs_what_is_missing(
     """pip alone could replace what Slicer brings."""
     monkeypatch.setenv("SLICER_HOME", "/opt/Slicer")
     fails_to_load("slicerio", ModuleNotFoundError("No module named 'slicerio'"))
-    (step,) = repairs([item for item in examine() if item.name == "slicerio"])
+    (step,) = repairs([item for item in check_environment() if item.name == "slicerio"])
     assert "press Segment" in step
     assert "pip" not in step
 

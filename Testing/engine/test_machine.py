@@ -132,9 +132,9 @@ def test_readers_the_doctor_and_networks_keep_to_the_limits(
     group(system / "groups", cpu__max="100000 100000", memory__max=GIB, memory__current=0)
     with pytest.raises(files.InputError, match=r"1\.07 GB free"):
         files.check_memory(Path("scan.nii"), 2 * GIB)
-    memory = next(finding for finding in doctor.examine() if finding.name == "ram")
+    memory = next(finding for finding in doctor.check_environment() if finding.name == "ram")
     assert memory.free_bytes == GIB
-    processor = next(finding for finding in doctor.examine() if finding.name == "cpu")
+    processor = next(finding for finding in doctor.check_environment() if finding.name == "cpu")
     assert "1 core" in processor.found
     threads: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)

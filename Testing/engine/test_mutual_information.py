@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from medsegai import engine
 from medsegai.families import Inputs, load_model
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer
 from medsegai.inference.probabilities import Block
 from medsegai.io import read_volume
@@ -35,12 +35,12 @@ def answers(seed: int, classes: int = 3) -> torch.Tensor:
 
 def accumulated(
     values: Sequence[torch.Tensor],
-    scale: Scale,
+    activation: Activation,
     weights: Sequence[float] = WEIGHTS,
     **options: bool,
 ) -> Accumulator:
     total = Accumulator(
-        LABELS, GRID, torch.device("cpu"), keep_members=True, scale=scale, **options
+        LABELS, GRID, torch.device("cpu"), keep_members=True, activation=activation, **options
     )
     for member, weight in zip(values, weights, strict=False):
         total.begin_member(FEEDS, weight)
@@ -72,7 +72,7 @@ def expected(
 @pytest.mark.parametrize("vote", [False, True])
 def test_of_probabilities(vote: bool) -> None:
     members = [answers(seed).softmax(0) for seed in range(3)]
-    ours = found((accumulated(members, Scale.PROBABILITIES, vote=vote), 1.0))
+    ours = found((accumulated(members, Activation.PROBABILITIES, vote=vote), 1.0))
     theirs = expected([member.numpy() for member in members], WEIGHTS)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)  # the mean is kept in half precision
     assert theirs.max() > 0.3
@@ -82,14 +82,14 @@ def test_of_probabilities(vote: bool) -> None:
 def test_of_logits_it_is_that_of_their_probabilities(temperature: float) -> None:
     """Though logits are averaged; and at temperature 1, whatever that of the result is."""
     members = [answers(seed) for seed in range(3)]
-    ours = found((accumulated(members, Scale.LOGITS.at(temperature)), 1.0))
+    ours = found((accumulated(members, Activation.LOGITS.at(temperature)), 1.0))
     theirs = expected([special.softmax(member.numpy(), 0) for member in members], WEIGHTS)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
 def test_of_regions_it_is_the_sum_over_them() -> None:
     members = [answers(seed) for seed in range(3)]
-    ours = found((accumulated(members, Scale.REGIONS), 1.0))
+    ours = found((accumulated(members, Activation.REGIONS), 1.0))
     theirs = 0.0
     for region in (1, 2):
         inside = [special.expit(member.numpy()[region]) for member in members]
@@ -100,8 +100,8 @@ def test_of_regions_it_is_the_sum_over_them() -> None:
 def test_parts_on_grids_of_their_own_differ_from_each_other_too() -> None:
     """All four members together, though two by two they were fused before."""
     members = [answers(seed).softmax(0) for seed in range(4)]
-    first = accumulated(members[:2], Scale.PROBABILITIES, (0.25, 0.75))
-    second = accumulated(members[2:], Scale.PROBABILITIES, (0.5, 0.5))
+    first = accumulated(members[:2], Activation.PROBABILITIES, (0.25, 0.75))
+    second = accumulated(members[2:], Activation.PROBABILITIES, (0.5, 0.5))
     ours = found((first, 2.0), (second, 1.0))
     weights = [2 / 3 * 0.25, 2 / 3 * 0.75, 1 / 6, 1 / 6]
     theirs = expected([member.numpy() for member in members], weights)
@@ -110,7 +110,7 @@ def test_parts_on_grids_of_their_own_differ_from_each_other_too() -> None:
 
 def test_members_that_say_the_same_share_all_their_doubt() -> None:
     member = answers(0).softmax(0)
-    assert found((accumulated([member] * 3, Scale.PROBABILITIES), 1.0)).max() < 5e-3
+    assert found((accumulated([member] * 3, Activation.PROBABILITIES), 1.0)).max() < 5e-3
 
 
 def test_mirrored_passes_are_the_members_of_a_fold_alone(shared_data: Path) -> None:

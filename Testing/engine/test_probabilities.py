@@ -7,7 +7,7 @@ from scipy import ndimage, stats
 
 from images import DIRECTIONS
 from medsegai.inference import grid_sampling, probabilities
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
     Probabilities,
@@ -139,7 +139,7 @@ def test_joint_probabilities_are_the_weighted_mean_on_the_output_grid() -> None:
     expected = 0.75 * first.read(grid, 3, 9) + 0.25 * second.read(grid, 3, 9)
     torch.testing.assert_close(joint.read(grid, 3, 9), expected)
     assert torch.equal(joint.argmax(grid, 3, 9), expected.argmax(0))
-    entropy = Scale.PROBABILITIES.entropy(expected, 0)
+    entropy = Activation.PROBABILITIES.entropy(expected, 0)
     torch.testing.assert_close(joint.entropy(grid, 3, 9), entropy)
 
 
@@ -148,19 +148,21 @@ def test_joint_uncertainty_is_that_of_every_voxel_though_few_are_read(
     temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of sharp answers on two grids, beside what reading everything gives."""
-    scale = Scale.PROBABILITIES.at(temperature)
+    activation = Activation.PROBABILITIES.at(temperature)
     fine, sharp = NATIVE.resized([2 * size for size in NATIVE.shape]), organs(1, 80.0)
     parts = [
-        Probabilities(LABELS, NATIVE, sharp.values, scale),
-        Probabilities(LABELS, fine, sharp.read(fine, 0, fine.shape[0]).half(), scale),
-        Probabilities(LABELS, NATIVE, sharp.values.roll(1, 2), scale),
+        Probabilities(LABELS, NATIVE, sharp.values, activation),
+        Probabilities(LABELS, fine, sharp.read(fine, 0, fine.shape[0]).half(), activation),
+        Probabilities(LABELS, NATIVE, sharp.values.roll(1, 2), activation),
     ]
     joint, grid = JointProbabilities(parts, [3.0, 2.0, 1.0], LABELS), target("oblique")
     answers = torch.stack([part.read_points(grid, 3, 9, EVERY, raw=True) for part in parts])
     mean = (answers * torch.tensor([3.0, 2.0, 1.0])[:, None, None] / 6.0).sum(0)
-    entropy = Scale.PROBABILITIES.entropy(scale.tempered(mean, 0), 0)
-    apart = Scale.PROBABILITIES.entropy(answers, 1) * torch.tensor([3.0, 2.0, 1.0])[:, None] / 6.0
-    gap = Scale.PROBABILITIES.entropy(mean, 0) - apart.sum(0)
+    entropy = Activation.PROBABILITIES.entropy(activation.tempered(mean, 0), 0)
+    apart = (
+        Activation.PROBABILITIES.entropy(answers, 1) * torch.tensor([3.0, 2.0, 1.0])[:, None] / 6.0
+    )
+    gap = Activation.PROBABILITIES.entropy(mean, 0) - apart.sum(0)
     read: list[int] = []
     whole = JointProbabilities._answers
 
@@ -183,7 +185,7 @@ def test_joint_uncertainty_is_that_of_every_voxel_though_few_are_read(
 def test_the_best_of_two_is_the_argmax(kind: str, directions: str) -> None:
     grid, values = target(directions), logits()
     sharp = values.softmax(0).half() if kind == "probabilities" else values
-    part = Probabilities(LABELS, NATIVE, sharp, Scale(kind, 0.6))
+    part = Probabilities(LABELS, NATIVE, sharp, Activation(kind, 0.6))
     first, second, p_first, p_second = two_best(part, grid, 3, 9)
     assert torch.equal(first, part.argmax(grid, 3, 9))
     assert (p_second > 0).float().mean() > 0.02
@@ -205,13 +207,13 @@ def test_entropy_is_scipys(dtype: torch.dtype) -> None:
     logits = np.random.default_rng(1).normal(0, 4, (7, 5, 6, 4))
     probabilities = torch.from_numpy(logits).softmax(0)
     expected = stats.entropy(probabilities.numpy(), axis=0)
-    ours = Scale.PROBABILITIES.entropy(probabilities.to(dtype), 0).numpy()
+    ours = Activation.PROBABILITIES.entropy(probabilities.to(dtype), 0).numpy()
     assert np.abs(ours - expected).max() < (2e-2 if dtype == torch.float16 else 1e-5)
 
 
 def test_entropy_of_certain_and_of_equal_classes() -> None:
     certain, equal = torch.tensor([1.0, 0, 0, 0]), torch.full((4,), 0.25)
-    ends = Scale.PROBABILITIES.entropy(torch.stack([certain, equal], 1), 0).numpy()
+    ends = Activation.PROBABILITIES.entropy(torch.stack([certain, equal], 1), 0).numpy()
     np.testing.assert_allclose(ends, [0.0, np.log(4)], rtol=1e-6)
 
 
@@ -226,7 +228,7 @@ def test_logits_are_interpolated_before_the_softmax(directions: str) -> None:
     """As nnU-Net does: SciPy interpolates the logits, then argmax, or softmax."""
     values, grid = logits(), target(directions)
     reference, where = with_scipy(values, grid)
-    part = Probabilities(LABELS, NATIVE, values, Scale.LOGITS)
+    part = Probabilities(LABELS, NATIVE, values, Activation.LOGITS)
     best_two = np.sort(reference, axis=0)[-2:]
     decided = (where == 1) & (best_two[1] - best_two[0] > 1e-2)
     labels = in_slabs(part.argmax, grid, 0).numpy()
@@ -243,7 +245,7 @@ def test_regions_overlap_and_the_last_one_above_one_half_wins() -> None:
     expected = np.zeros(grid.shape, int)
     for region in range(1, len(LABELS)):
         expected[reference[region] > 0] = region
-    part = Probabilities(LABELS, NATIVE, values, Scale.REGIONS)
+    part = Probabilities(LABELS, NATIVE, values, Activation.REGIONS)
     decided = (where == 1) & (np.abs(reference[1:]).min(0) > 1e-2)
     labels = in_slabs(part.argmax, grid, 0).numpy()
     np.testing.assert_array_equal(labels[decided], expected[decided])
@@ -271,10 +273,10 @@ def test_along_a_thick_axis_the_nearest_voxel_is_taken(axis: int) -> None:
         [ndimage.map_coordinates(v, kji, order=1, mode="nearest") for v in values.double().numpy()]
     )
     linear = [n != axis for n in range(3)]
-    part = Probabilities(LABELS, NATIVE, values, Scale.LOGITS, linear)
+    part = Probabilities(LABELS, NATIVE, values, Activation.LOGITS, linear)
     labels = in_slabs(part.argmax, grid, 0).numpy()
     assert (labels == reference.argmax(0)).mean() > 0.9999
-    blurred = Probabilities(LABELS, NATIVE, values, Scale.LOGITS)
+    blurred = Probabilities(LABELS, NATIVE, values, Activation.LOGITS)
     assert (in_slabs(blurred.argmax, grid, 0).numpy() == reference.argmax(0)).mean() < 0.99
 
 
@@ -284,8 +286,10 @@ def test_streamed_slabs_read_the_same_as_the_whole(directions: str, thickness: i
     values = logits()
     matrix = NATIVE.cropped((0, 0, 0), NATIVE.shape).resized((31, 20, 23)).ijk_to_ras
     grid = Geometry((40, 20, 23), matrix).cropped((-4, 0, 0), (40, 20, 23))
-    whole = Probabilities(LABELS, NATIVE, values, Scale.LOGITS)
-    streamed = StreamedProbabilities(LABELS, NATIVE, iter(values.split(thickness, 1)), Scale.LOGITS)
+    whole = Probabilities(LABELS, NATIVE, values, Activation.LOGITS)
+    streamed = StreamedProbabilities(
+        LABELS, NATIVE, iter(values.split(thickness, 1)), Activation.LOGITS
+    )
     for k0 in range(0, 40, 7):
         k1 = min(k0 + 7, 40)
         assert torch.equal(streamed.argmax(grid, k0, k1), whole.argmax(grid, k0, k1))
@@ -293,7 +297,7 @@ def test_streamed_slabs_read_the_same_as_the_whole(directions: str, thickness: i
 
 
 def test_streamed_planes_that_are_gone_are_not_made_up() -> None:
-    streamed = StreamedProbabilities(LABELS, NATIVE, iter(logits().split(1, 1)), Scale.LOGITS)
+    streamed = StreamedProbabilities(LABELS, NATIVE, iter(logits().split(1, 1)), Activation.LOGITS)
     streamed.argmax(NATIVE, 6, 8)
     with pytest.raises(ValueError, match="gone"):
         streamed.argmax(NATIVE, 0, 2)
@@ -324,7 +328,7 @@ def test_memory_may_be_bounded_without_another_result(
     directions: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few points at a time, among a few rows of two planes, or all by one table."""
-    part, grid = Probabilities(LABELS, NATIVE, logits(), Scale.LOGITS), target(directions)
+    part, grid = Probabilities(LABELS, NATIVE, logits(), Activation.LOGITS), target(directions)
     expected = part.read(grid, 8, 12), part.argmax(grid, 8, 12)
     monkeypatch.setattr(grid_sampling, "VALUES_AT_ONCE", at_once)
     monkeypatch.setattr(probabilities, "VALUES_AT_ONCE", at_once)
@@ -335,7 +339,7 @@ def test_memory_may_be_bounded_without_another_result(
 def test_hundreds_of_classes() -> None:
     values = torch.randn(300, 4, 5, 6)
     native = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
-    part = Probabilities(range(300), native, values, Scale.LOGITS)
+    part = Probabilities(range(300), native, values, Activation.LOGITS)
     assert torch.equal(part.argmax(native, 0, 4).long(), values.argmax(0))
     grid = native.resized((7, 9, 5))
     smooth = torch.nn.functional.interpolate(values[None], grid.shape, mode="trilinear")[0]
@@ -346,5 +350,5 @@ def test_equal_classes_go_to_the_first() -> None:
     native = Geometry.from_spacing((2, 3, 4), (1, 1, 1))
     values = torch.zeros(3, 2, 3, 4)
     values[1:] = 1.0
-    part = Probabilities((0, 1, 2), native, values, Scale.LOGITS)
+    part = Probabilities((0, 1, 2), native, values, Activation.LOGITS)
     assert (part.argmax(native.resized((3, 5, 4)), 0, 3) == 1).all()

@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, RequestError
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.fusion import Ensemble, PartAnswer
 from medsegai.inference.probabilities import Probabilities
-from medsegai.inference.result_builder import Answer
+from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import read_volume
 from medsegai.labels import Label
 from medsegai.progress import Progress
@@ -196,10 +196,10 @@ def test_the_post_processing_of_nnunet_reaches_the_regions() -> None:
     logits = torch.from_numpy(
         np.concatenate([np.zeros((1, *SHAPE), np.float32), np.log(p / (1 - p))])
     )
-    readable = Probabilities((0, 1, 2, 300), grid(), logits, Scale.REGIONS)
+    readable = Probabilities((0, 1, 2, 300), grid(), logits, Activation.REGIONS)
     ensemble = Ensemble([PartAnswer(readable, 1.0, grid(), ())], readable.labels)
     request = SegmentationRequest((Path("x"),), overlap=True)
-    answer = Answer(request, LABELS, grid(), ensemble)
+    answer = ResultBuilder(request, LABELS, grid(), ensemble)
     answer.add(0, SHAPE[0])
     raw = answer.regions
     assert raw is not None

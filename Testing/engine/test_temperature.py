@@ -12,9 +12,9 @@ from scipy import special
 import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.joint_probabilities import JointProbabilities
-from medsegai.inference.probabilities import Probabilities, Readable, two_best
+from medsegai.inference.probabilities import Probabilities, ProbabilitySource, two_best
 from medsegai.models.card import load_card
 from medsegai.models.quality import Calibration
 from medsegai.request import SegmentationRequest
@@ -33,7 +33,7 @@ def logits(seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(numbers).float()
 
 
-def whole(part: Readable) -> tuple[np.ndarray, np.ndarray]:
+def whole(part: ProbabilitySource) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities on the target."""
     planes = (0, TARGET.shape[0])
     return part.argmax(TARGET, *planes).numpy(), part.read(TARGET, *planes).numpy()
@@ -41,22 +41,22 @@ def whole(part: Readable) -> tuple[np.ndarray, np.ndarray]:
 
 def test_logits_are_divided_by_it() -> None:
     values = logits()
-    found = Scale.LOGITS.at(WARM).probabilities(values, 0)
+    found = Activation.LOGITS.at(WARM).probabilities(values, 0)
     np.testing.assert_allclose(found, special.softmax(values.numpy() / WARM, 0), atol=1e-6)
 
 
 def test_probabilities_become_what_their_logits_would() -> None:
     values = logits()
-    found = Scale.PROBABILITIES.at(WARM).probabilities(values.softmax(0), 0)
+    found = Activation.PROBABILITIES.at(WARM).probabilities(values.softmax(0), 0)
     np.testing.assert_allclose(found, special.softmax(values.numpy() / WARM, 0), atol=1e-5)
 
 
 def test_each_region_has_odds_of_its_own() -> None:
     values = logits()
     expected = special.expit(values.numpy() / WARM)
-    scale = Scale.REGIONS.at(WARM)
-    np.testing.assert_allclose(scale.probabilities(values, 0), expected, atol=1e-6)
-    np.testing.assert_allclose(scale.tempered(values.sigmoid(), 0), expected, atol=1e-5)
+    activation = Activation.REGIONS.at(WARM)
+    np.testing.assert_allclose(activation.probabilities(values, 0), expected, atol=1e-6)
+    np.testing.assert_allclose(activation.tempered(values.sigmoid(), 0), expected, atol=1e-5)
 
 
 def test_entropy_of_regions_is_that_of_each_being_there_or_not() -> None:
@@ -64,18 +64,21 @@ def test_entropy_of_regions_is_that_of_each_being_there_or_not() -> None:
     values[0] = 0.0  # stands for none of the regions, and is not one
     inside = special.expit(values.numpy()[1:])
     expected = (special.entr(inside) + special.entr(1 - inside)).sum(0)
-    scale = Scale.REGIONS
+    activation = Activation.REGIONS
     np.testing.assert_allclose(
-        scale.entropy(scale.probabilities(values, 0), 0), expected, atol=1e-5
+        activation.entropy(activation.probabilities(values, 0), 0), expected, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("temperature", [0.6, WARM])
-@pytest.mark.parametrize("scale", [Scale.LOGITS, Scale.PROBABILITIES, Scale.REGIONS])
-def test_no_label_changes_on_any_grid(scale: Scale, temperature: float) -> None:
-    values = logits() if not scale.sums_to_one else logits().softmax(0)
+@pytest.mark.parametrize(
+    "activation", [Activation.LOGITS, Activation.PROBABILITIES, Activation.REGIONS]
+)
+def test_no_label_changes_on_any_grid(activation: Activation, temperature: float) -> None:
+    values = logits() if not activation.sums_to_one else logits().softmax(0)
     plain, warm = (
-        Probabilities(LABELS, NATIVE, values, found) for found in (scale, scale.at(temperature))
+        Probabilities(LABELS, NATIVE, values, found)
+        for found in (activation, activation.at(temperature))
     )
     labels, probabilities = whole(plain)
     same, other = whole(warm)
@@ -86,7 +89,7 @@ def test_no_label_changes_on_any_grid(scale: Scale, temperature: float) -> None:
 def test_parts_are_joined_as_they_are_and_then_tempered() -> None:
     parts = {
         temperature: [
-            Probabilities(LABELS, NATIVE, logits(seed), Scale.LOGITS.at(temperature))
+            Probabilities(LABELS, NATIVE, logits(seed), Activation.LOGITS.at(temperature))
             for seed in (0, 1)
         ]
         for temperature in (1.0, WARM)
@@ -100,7 +103,7 @@ def test_parts_are_joined_as_they_are_and_then_tempered() -> None:
 
 
 def test_the_runner_up_is_as_probable_as_it_is_read() -> None:
-    part = Probabilities(LABELS, NATIVE, logits(), Scale.LOGITS.at(WARM))
+    part = Probabilities(LABELS, NATIVE, logits(), Activation.LOGITS.at(WARM))
     planes = (0, TARGET.shape[0])
     _, _, p_first, p_second = two_best(part, TARGET, *planes)
     two = np.sort(part.read(TARGET, *planes).numpy(), axis=0)[-2:] * 255

@@ -41,7 +41,7 @@ from MedSegAILib.panel_values import (
     StructureRow,
 )
 from MedSegAILib.signals import Signal
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from MedSegAILib.worker.queue import JobQueue
 
 HEAD = Volume(np.full((4, 5, 6), 150.0), Geometry.from_spacing((4, 5, 6), (1, 1, 2)), "Head")
@@ -130,7 +130,7 @@ class Panel:
             "surfaces_shown",
             "statistics_shown",
             "csv_requested",
-            "handover_requested",
+            "export_requested",
             "correct_requested",
             "slab_requested",
             "keep_requested",
@@ -419,7 +419,7 @@ class Scene:
         self.done.append(("statistics", measured.segmentation, result))
         return Node("Table")
 
-    def handed_over(
+    def exported(
         self, segmentation: Any, outputs: Any, dicom: Any = ("", ""), overwrite: bool = False
     ) -> Any:
         if self.read_error:
@@ -469,9 +469,9 @@ class Host:
 
     def __init__(self) -> None:
         self.settings: dict[str, str] = {}
-        self.where = Place.own("/slicer/python")
+        self.where = WorkerLocation.own("/slicer/python")
         self.prepared = 0
-        self.prepared_handover = False
+        self.prepared_export = False
         self.prepare_error: MedSegAIError | None = None
         self.ran: list[tuple[list[str], Callable[[Any], None]]] = []
         self.heard: Callable[[str], None] | None = None
@@ -484,16 +484,16 @@ class Host:
         self.kept: list[Any] = []
         self.kept_where = ""
         self.path = ""
-        self.asked: list[tuple[Place, Callable[[Any], None]]] = []
+        self.asked: list[tuple[WorkerLocation, Callable[[Any], None]]] = []
         self.given = ""
         self.questions: list[str] = []
         self.consent = True
         self.series: Sequence[SeriesRow] = ()
         self.dicom_error: MedSegAIError | None = None
 
-    def prepare(self, handover: bool = False) -> None:
+    def prepare(self, for_export: bool = False) -> None:
         self.prepared += 1
-        self.prepared_handover = handover
+        self.prepared_export = for_export
         if self.prepare_error:
             raise self.prepare_error
 
@@ -506,15 +506,15 @@ class Host:
     def own_python(self) -> str:
         return "/slicer/python"
 
-    def place(self) -> Place:
+    def place(self) -> WorkerLocation:
         return self.where
 
-    def set_place(self, place: Place) -> None:
+    def set_place(self, place: WorkerLocation) -> None:
         if place.target == "/nowhere":
             raise WorkerError("There is no Python at /nowhere.")
         self.where = place
 
-    def examine(self, place: Place, told: Callable[[Any], None]) -> None:
+    def check_environment(self, place: WorkerLocation, told: Callable[[Any], None]) -> None:
         self.asked.append((place, told))
 
     def log(self) -> str:

@@ -70,7 +70,7 @@ def button(page: Any, name: str) -> Any:
 
 def model_called(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The made-up engine takes the name of the model for how the job goes."""
-    monkeypatch.setattr("MedSegAILib.controller.context.House._model", lambda self, card: name)
+    monkeypatch.setattr("MedSegAILib.controller.context.Context._model", lambda self, card: name)
 
 
 def structures(page: Any) -> list[str]:

@@ -31,7 +31,7 @@ from MedSegAILib.panel.options import ELSEWHERE
 from MedSegAILib.panel.process import Programs
 from MedSegAILib.panel_values import BatchChoice, CaseRow, SeriesRow
 from MedSegAILib.scene import dicom_database
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from panel_help import UI, Heard, click, find, new_panel
 from stand_ins import faced, put_object
 
@@ -151,10 +151,10 @@ def test_why_a_batch_cannot_run_is_said(house: House) -> None:
     house.panel.batch.start_requested.emit()
     assert "Choose the folder of scans" in house.panel.batch.last("show_message")[0]
     house.panel.batch.answers["choice"] = BatchChoice("/scans", "/results")
-    house.host.where = Place.ssh("server")
+    house.host.where = WorkerLocation.ssh("server")
     house.panel.batch.start_requested.emit()
     assert "on this computer" in house.panel.batch.last("show_message")[0]
-    house.host.where = Place.own("/slicer/python")
+    house.host.where = WorkerLocation.own("/slicer/python")
     house.choose(cards=())
     house.panel.batch.start_requested.emit()
     assert "no model" in house.panel.batch.last("show_message")[0]

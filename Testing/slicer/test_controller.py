@@ -28,7 +28,7 @@ from medsegai.request import SegmentationRequest
 from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import Choice, StructureRow, Verdict
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -138,7 +138,7 @@ def test_several_models_run_together_with_all_their_members(house: House, tmp_pa
 
 
 def test_on_another_computer_a_model_is_found_by_its_id(house: House) -> None:
-    house.host.where = Place.ssh("server")
+    house.host.where = WorkerLocation.ssh("server")
     house.press_segment()
     assert house.client.requests[0].models == ("brain",)
     assert house.host.prepared == 0, "nothing has to be installed here"
@@ -444,7 +444,7 @@ def test_a_python_without_torch(house: House) -> None:
 
 
 def test_a_host_that_is_gone(house: House) -> None:
-    house.host.where = Place.ssh("server")
+    house.host.where = WorkerLocation.ssh("server")
     house.press_segment()
     house.fail(WorkerError("The computer server cannot be reached through ssh."))
     assert house.panel.error == "The computer server cannot be reached through ssh."

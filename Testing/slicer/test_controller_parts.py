@@ -24,9 +24,9 @@ from MedSegAILib import model_search
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.doubtful_places import DoubtfulPlace
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.panel_values import HandOverChoice, PlaceChoice, StructureRow
+from MedSegAILib.panel_values import ExportChoice, PlaceChoice, StructureRow
 from MedSegAILib.worker.environment_check import Report
-from MedSegAILib.worker.location import Place, PlaceKind
+from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
 ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, "check", "", "flagged")
 GOOD = StructureRow("002_Stem", "Brain stem", (1, 2, 3), 4.0, "good", "", "notstarted")
@@ -301,7 +301,7 @@ def test_statistics_are_measured_and_go_into_a_table_and_a_file(shown: House) ->
     assert shown.scene.done[1][0] == "write_csv"
     assert shown.scene.done[1][2:] == ("rows", "/out/result.csv")
     assert shown.panel.message == "Wrote /out/result.csv."
-    assert (shown.host.prepared, shown.host.prepared_handover) == (2, False)
+    assert (shown.host.prepared, shown.host.prepared_export) == (2, False)
 
 
 def test_what_goes_wrong_with_a_result_is_said(shown: House) -> None:
@@ -322,7 +322,7 @@ def test_what_goes_wrong_with_a_result_is_said(shown: House) -> None:
     assert len(shown.client.requests) == 1
 
 
-CHOICE = HandOverChoice("/out", ("report", "seg", "surfaces"), "labelmap", (".glb",), 0.3, "RAS")
+CHOICE = ExportChoice("/out", ("report", "seg", "surfaces"), "labelmap", (".glb",), 0.3, "RAS")
 OUTPUTS = {
     "report": "/out/report.html",
     "seg": "/out/segmentation.dcm",
@@ -337,31 +337,31 @@ OUTPUTS = {
 def test_a_segmentation_is_handed_over(shown: House) -> None:
     node = shown.controller.results.node
     shown.panel.results.answers["ask_hand_over"] = CHOICE
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.export_requested.emit()
     assert shown.panel.results.last("ask_hand_over") == ("Result", "")
     assert shown.client.requests == [(node, OUTPUTS, ("/database/head", "1.2.3"), False)]
-    assert shown.host.prepared_handover
+    assert shown.host.prepared_export
     answered(shown, ExportResult(("a", "b"), ("Look at the liver.",)))
     assert shown.panel.message == "Wrote 2 files into /out.\nLook at the liver."
 
 
 def test_without_dicom_the_reason_is_told(shown: House) -> None:
     shown.host.dicom_error = InputError("Head was not loaded by the module DICOM.")
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.export_requested.emit()
     reason = "Head was not loaded by the module DICOM."
     assert shown.panel.results.last("ask_hand_over") == ("Result", reason)
     assert shown.client.requests == [], "the user gave up"
-    shown.panel.results.answers["ask_hand_over"] = HandOverChoice("/out", ("csv",))
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.answers["ask_hand_over"] = ExportChoice("/out", ("csv",))
+    shown.panel.results.export_requested.emit()
     assert shown.client.requests[0][2] == ("", "")
-    assert not shown.host.prepared_handover, "a table needs no other package"
+    assert not shown.host.prepared_export, "a table needs no other package"
 
 
 @pytest.mark.parametrize("consent", [True, False])
 def test_files_are_replaced_when_the_user_says_so(shown: House, consent: bool) -> None:
     shown.panel.results.answers["ask_hand_over"] = CHOICE
     shown.host.consent = consent
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.export_requested.emit()
     shown.fail(OutputExistsError("/out/report.html is there already."))
     assert shown.host.questions == ["In /out some of these files are there already. Replace them?"]
     assert [request[3] for request in shown.client.requests] == [False, True][: 1 + consent]
@@ -375,16 +375,16 @@ def test_files_are_replaced_when_the_user_says_so(shown: House, consent: bool) -
 
 def test_a_hand_over_can_fail_and_be_stopped(shown: House) -> None:
     shown.panel.results.answers["ask_hand_over"] = CHOICE
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.export_requested.emit()
     shown.panel.cancel_requested.emit()
     assert shown.client.cancelled == 1
     shown.fail(Cancelled("Stopped. The scene is as it was."))
     assert shown.panel.message == "Stopped. The scene is as it was."
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.export_requested.emit()
     shown.fail(WorkerError("It crashed."))
     assert (shown.panel.error, shown.panel.log_offered) == ("It crashed.", True)
     shown.scene.gone.append(shown.controller.results.node)
-    shown.panel.results.handover_requested.emit()
+    shown.panel.results.export_requested.emit()
     assert shown.panel.error == "The segmentation Result has left the scene."
 
 
@@ -501,7 +501,7 @@ def test_an_import_that_fails_says_why(house: House) -> None:
 
 def test_models_of_this_computer_are_looked_after_here(house: House) -> None:
     """Also where the worker runs on another computer."""
-    house.host.where = Place.ssh("server")
+    house.host.where = WorkerLocation.ssh("server")
     house.panel.browser.verify_requested.emit(house.card)
     command, _done = house.host.ran[-1]
     assert command[0] == "/slicer/python"
@@ -563,7 +563,7 @@ def answer(house: House, number: int = -1, **changes: Any) -> Report:
 def test_the_devices_are_asked_once_in_the_background(house: House) -> None:
     house.controller.enter()
     house.controller.enter()
-    assert [place for place, _ in house.host.asked] == [Place.own("/slicer/python")]
+    assert [place for place, _ in house.host.asked] == [WorkerLocation.own("/slicer/python")]
     answer(house)
     assert house.panel.devices == ["auto", "cpu", "cuda:0"], "without the card that does not work"
     text, _ready = house.panel.plan
@@ -590,7 +590,7 @@ def test_the_test_button_shows_what_the_doctor_says(house: House) -> None:
 def test_another_place_is_tested_before_it_is_used(house: House) -> None:
     house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="me@server")
     house.panel.settings.test_requested.emit()
-    assert house.host.asked[-1][0] == Place.ssh("me@server")
+    assert house.host.asked[-1][0] == WorkerLocation.ssh("me@server")
     answer(house, ready=False, findings=(), trouble="It cannot be reached through ssh.")
     assert house.panel.settings.last("show_answer") == ("It cannot be reached through ssh.",)
     assert house.host.place().kind is PlaceKind.OWN
@@ -602,9 +602,9 @@ def test_another_place_is_tested_before_it_is_used(house: House) -> None:
 def test_a_place_is_used_from_the_next_job_on_and_kept(house: House) -> None:
     house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="server")
     house.panel.settings.place_changed.emit()
-    assert house.host.place() == Place.ssh("server")
-    kept = Place.from_text(house.host.settings["place"], "/slicer/python")
-    assert kept == Place.ssh("server")
+    assert house.host.place() == WorkerLocation.ssh("server")
+    kept = WorkerLocation.from_text(house.host.settings["place"], "/slicer/python")
+    assert kept == WorkerLocation.ssh("server")
 
 
 def test_images_go_to_another_computer_only_where_the_user_agrees(house: House) -> None:
@@ -639,7 +639,7 @@ def test_a_field_that_loses_the_focus_to_the_question_asks_no_second_one(house: 
     house.host.confirm = confirm  # type: ignore[method-assign]
     house.panel.settings.place_changed.emit()
     assert len(house.host.questions) == 1
-    assert house.host.place() == Place.ssh("server")
+    assert house.host.place() == WorkerLocation.ssh("server")
 
 
 @pytest.mark.parametrize(

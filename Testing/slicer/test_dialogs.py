@@ -16,10 +16,10 @@ from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from MedSegAILib.install import Plan
 from MedSegAILib.panel import dialogs
-from MedSegAILib.panel.export_dialog import HandOverDialog
+from MedSegAILib.panel.export_dialog import ExportDialog
 from MedSegAILib.panel.install_dialog import InstallDialog
 from MedSegAILib.panel.series_dialog import SeriesDialog
-from MedSegAILib.panel_values import HandOverChoice, SegmentRow, SeriesRow
+from MedSegAILib.panel_values import ExportChoice, SegmentRow, SeriesRow
 from panel_help import UI, Heard, card, find, new_panel, palette
 
 PLAN = Plan((Requirement("torch>=2.6"), Requirement("nibabel>=5.2")), Path("/slicer/lib"), True)
@@ -30,7 +30,7 @@ def install(_page: Any) -> Any:
 
 
 def handover(page: Any) -> Any:
-    return HandOverDialog(page, "Head", "", HandOverChoice("/out")).dialog
+    return ExportDialog(page, "Head", "", ExportChoice("/out")).dialog
 
 
 def series(page: Any) -> Any:

@@ -9,33 +9,33 @@ from pathlib import Path
 import pytest
 
 from MedSegAILib.worker import environment_check
-from MedSegAILib.worker.environment_check import Examination, Report, read_report
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.environment_check import EnvironmentCheck, Report, read_report
+from MedSegAILib.worker.location import WorkerLocation
 from worker_help import until
 
-PLACE = Place.own(sys.executable)
+PLACE = WorkerLocation.own(sys.executable)
 
 
-def examine(place: Place) -> Report:
+def check_environment(place: WorkerLocation) -> Report:
     reports: list[Report] = []
-    running = Examination(place, reports.append)
+    running = EnvironmentCheck(place, reports.append)
     running.start()
     until(lambda: reports)
     (report,) = reports
     return report
 
 
-def python_that(folder: Path, script: str) -> Place:
+def python_that(folder: Path, script: str) -> WorkerLocation:
     """A place whose Python is a shell script."""
     program = folder / "bin" / "python"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    return Place.other(folder)
+    return WorkerLocation.other(folder)
 
 
 def test_this_python_is_ready_and_lists_its_devices() -> None:
-    report = examine(Place.other(sys.executable))
+    report = check_environment(WorkerLocation.other(sys.executable))
     assert report.ready, report.text()
     assert not report.trouble
     assert "cpu" in [device["name"] for device in report.devices]
@@ -46,7 +46,7 @@ def test_this_python_is_ready_and_lists_its_devices() -> None:
 
 def test_a_python_that_lacks_nearly_everything_is_told_how_to_repair_it(tmp_path: Path) -> None:
     """`-S` leaves out all that pip installs, NumPy as well."""
-    report = examine(python_that(tmp_path, f'exec {sys.executable} -S "$@"'))
+    report = check_environment(python_that(tmp_path, f'exec {sys.executable} -S "$@"'))
     assert not report.ready
     assert not report.trouble
     health = {finding["name"]: finding["health"] for finding in report.findings}
@@ -59,35 +59,37 @@ def test_a_python_that_lacks_nearly_everything_is_told_how_to_repair_it(tmp_path
 
 
 def test_what_is_no_python_is_told_with_what_it_said(tmp_path: Path) -> None:
-    report = examine(python_that(tmp_path, 'echo "cannot execute: wrong architecture" >&2; exit 3'))
+    report = check_environment(
+        python_that(tmp_path, 'echo "cannot execute: wrong architecture" >&2; exit 3')
+    )
     assert not report.ready
     assert "wrong architecture" in report.trouble
     assert "exit code 3" in report.trouble
 
 
 def test_a_python_that_is_not_there_is_told() -> None:
-    assert "no Python at /nowhere" in examine(Place.other("/nowhere")).trouble
-    assert examine(Place.own("/nowhere/PythonSlicer")).trouble
+    assert "no Python at /nowhere" in check_environment(WorkerLocation.other("/nowhere")).trouble
+    assert check_environment(WorkerLocation.own("/nowhere/PythonSlicer")).trouble
 
 
 def test_a_doctor_that_does_not_answer_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment_check, "DOCTOR_SECONDS", 0.5)
-    report = examine(python_that(tmp_path, "exec sleep 60"))
+    report = check_environment(python_that(tmp_path, "exec sleep 60"))
     assert "did not answer within 0.5 s" in report.trouble
 
 
 def test_what_was_cancelled_tells_nothing(tmp_path: Path) -> None:
     reports: list[Report] = []
-    running = Examination(python_that(tmp_path, "exec sleep 60"), reports.append)
+    running = EnvironmentCheck(python_that(tmp_path, "exec sleep 60"), reports.append)
     running.start()
     running.cancel()
     assert reports == []
 
 
 def test_a_computer_that_is_gone_is_told() -> None:
-    report = read_report(Place.ssh("gone"), b"", 255, "ssh: No route to host")
+    report = read_report(WorkerLocation.ssh("gone"), b"", 255, "ssh: No route to host")
     assert "The computer gone cannot be reached" in report.trouble
     assert "No route to host" in report.trouble
 

@@ -18,8 +18,8 @@ from medsegai.worker.measure_and_export_jobs import exports_of
 from MedSegAILib.controller.exporting import FILES, outputs_of
 from MedSegAILib.host import Host
 from MedSegAILib.panel import export_dialog
-from MedSegAILib.panel.export_dialog import HandOverDialog
-from MedSegAILib.panel_values import HandOverChoice
+from MedSegAILib.panel.export_dialog import ExportDialog
+from MedSegAILib.panel_values import ExportChoice
 from MedSegAILib.scene.dicom_database import source_of
 from panel_help import UI, click, find, new_panel
 from stand_ins import faced
@@ -27,30 +27,30 @@ from stand_ins import faced
 REASON = "Head was not loaded by the module DICOM."
 
 
-def opened(reason: str = "", choice: HandOverChoice | None = None) -> HandOverDialog:
-    dialog = HandOverDialog(None, "Head", reason, choice or HandOverChoice())
+def opened(reason: str = "", choice: ExportChoice | None = None) -> ExportDialog:
+    dialog = ExportDialog(None, "Head", reason, choice or ExportChoice())
     pythonqt.real(dialog.dialog).show()
     return dialog
 
 
-def tick(dialog: HandOverDialog, *names: str) -> None:
+def tick(dialog: ExportDialog, *names: str) -> None:
     for name in names:
         find(dialog.dialog, f"{name}Tick", QtWidgets.QCheckBox).click()
 
 
 def test_what_is_ticked_is_chosen() -> None:
     dialog = opened()
-    write = find(dialog.dialog, "handOverWriteButton")
-    assert dialog.choice() == HandOverChoice()
+    write = find(dialog.dialog, "exportWriteButton")
+    assert dialog.choice() == ExportChoice()
     assert not write.isEnabled(), "there is no folder yet"
-    find(dialog.dialog, "handOverFolder").setText("/out ")
+    find(dialog.dialog, "exportFolder").setText("/out ")
     assert write.isEnabled()
     tick(dialog, "report", "json", "seg", "sr", "surfaces", "glb", "stl")
     find(dialog.dialog, "encodingSelector").setCurrentIndex(1)
     find(dialog.dialog, "spaceSelector").setCurrentIndex(1)
     find(dialog.dialog, "toleranceBox").setValue(0.35)
     parts = ("csv", "json", "seg", "sr", "surfaces")
-    chosen = HandOverChoice("/out", parts, "labelmap", (".glb",), 0.35, "RAS")
+    chosen = ExportChoice("/out", parts, "labelmap", (".glb",), 0.35, "RAS")
     assert dialog.choice() == chosen
     tick(dialog, "glb")
     assert not write.isEnabled(), "surfaces of no format"
@@ -71,7 +71,7 @@ def test_a_report_needs_its_segmentation() -> None:
 
 
 def test_why_there_can_be_no_dicom_is_said() -> None:
-    dialog = opened(REASON, HandOverChoice("/out", ("seg", "sr", "csv")))
+    dialog = opened(REASON, ExportChoice("/out", ("seg", "sr", "csv")))
     assert find(dialog.dialog, "dicomReason", QtWidgets.QLabel).text() == REASON
     for name in ("segTick", "srTick", "encodingSelector"):
         assert not find(dialog.dialog, name).isEnabled()
@@ -81,37 +81,37 @@ def test_why_there_can_be_no_dicom_is_said() -> None:
 def test_the_folder_is_chosen_and_the_answer_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_dialog.dialogs, "open_folder", lambda *_: "/chosen")
     dialog = opened()
-    click(dialog.dialog, "handOverFolderButton")
+    click(dialog.dialog, "exportFolderButton")
     assert dialog.choice().folder == "/chosen"
     monkeypatch.setattr(export_dialog.dialogs, "open_folder", lambda *_: "")
-    click(dialog.dialog, "handOverFolderButton")
+    click(dialog.dialog, "exportFolderButton")
     assert dialog.choice().folder == "/chosen"
 
 
-@pytest.mark.parametrize("button", ["handOverWriteButton", "handOverCancelButton"])
+@pytest.mark.parametrize("button", ["exportWriteButton", "exportCancelButton"])
 def test_the_dialog_waits_for_the_answer(button: str) -> None:
-    dialog = opened(choice=HandOverChoice("/out"))
+    dialog = opened(choice=ExportChoice("/out"))
     QtCore.QTimer.singleShot(0, lambda: click(dialog.dialog, button))
-    expected = HandOverChoice("/out") if button == "handOverWriteButton" else None
+    expected = ExportChoice("/out") if button == "exportWriteButton" else None
     assert dialog.answer() == expected
 
 
 def test_the_panel_keeps_the_last_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     widget = pythonqt.load_ui(UI)
     view, asked = new_panel(widget).results, []
-    answers = [HandOverChoice("/out", ("seg",)), None, None]
+    answers = [ExportChoice("/out", ("seg",)), None, None]
 
-    def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> Any:
+    def ask(parent: Any, name: str, reason: str, choice: ExportChoice) -> Any:
         asked.append((name, reason, choice))
         return answers.pop(0)
 
     monkeypatch.setattr(export_dialog, "ask", ask)
-    assert view.ask_hand_over("Head", "") == HandOverChoice("/out", ("seg",))
-    assert view.ask_hand_over("Head", REASON) is None
-    view.ask_hand_over("Head", "")
+    assert view.ask_export("Head", "") == ExportChoice("/out", ("seg",))
+    assert view.ask_export("Head", REASON) is None
+    view.ask_export("Head", "")
     assert [choice for _, _, choice in asked] == [
-        HandOverChoice(),
-        *[HandOverChoice("/out", ("seg",))] * 2,
+        ExportChoice(),
+        *[ExportChoice("/out", ("seg",))] * 2,
     ]
 
 
@@ -120,9 +120,9 @@ def test_dialog_and_engine_know_the_same_things() -> None:
     assert tuple(export_dialog.ENCODINGS) == ENCODINGS
     assert tuple(export_dialog.FORMATS) == FORMATS
     assert tuple(export_dialog.SPACES) == tuple(SPACES)
-    made = exports_of(outputs_of(HandOverChoice("/out", tuple(FILES))))
+    made = exports_of(outputs_of(ExportChoice("/out", tuple(FILES))))
     assert all(path.suffix in ENDINGS[name] for name, path in made.files().items())
-    plain, default = exports_of(outputs_of(HandOverChoice("/out", ("csv",)))), Exports()
+    plain, default = exports_of(outputs_of(ExportChoice("/out", ("csv",)))), Exports()
     for name in ("encoding", "formats", "tolerance_mm", "space"):
         assert getattr(plain, name) == getattr(default, name)
 

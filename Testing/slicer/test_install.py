@@ -113,7 +113,7 @@ def test_what_is_missing_is_installed_through_slicer(host: Slicer) -> None:
 def test_what_handing_over_needs_is_asked_for_when_it_is_wanted(host: Slicer) -> None:
     install.ensure(agree)
     assert host.calls == []
-    install.ensure(agree, handover=True)
+    install.ensure(agree, for_export=True)
     (call,) = host.calls
     assert sorted(call["requirements"]) == ["highdicom>=0.25", "manifold3d>=3.1"]
 

@@ -26,7 +26,7 @@ def test_the_self_test_asks_nobody_and_installs_nothing(
     from MedSegAILib import install
     from MedSegAILib.host import can_ask, is_test, unattended
 
-    def ensure(ask: Any, handover: bool) -> None:
+    def ensure(ask: Any, for_export: bool) -> None:
         raise AssertionError("the user would have to answer")
 
     monkeypatch.setattr(install, "ensure", ensure)
@@ -55,9 +55,9 @@ def test_installing_asks_only_where_somebody_can_answer(
     heard: list[bool] = []
     wanted: list[bool] = []
 
-    def ensure(ask: Any, handover: bool) -> None:
+    def ensure(ask: Any, for_export: bool) -> None:
         heard.append(ask is not None)
-        wanted.append(handover)
+        wanted.append(for_export)
 
     monkeypatch.setattr(install, "ensure", ensure)
     put(monkeypatch, "slicer.util.mainWindow", lambda: window)

@@ -19,7 +19,7 @@ from medsegai.io import write_segmentation, write_volume
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.panel import export_dialog
-from MedSegAILib.panel_values import HandOverChoice
+from MedSegAILib.panel_values import ExportChoice
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.statistics import TABLE_REFERENCE
 from module_help import button, head, message, press, segment_voxels, until
@@ -180,20 +180,20 @@ def test_the_page_hands_over(page: Any, case: Case, monkeypatch: pytest.MonkeyPa
     asked: list[str] = []
     parts = ("report", "csv", "json", "seg", "sr", "surfaces")
 
-    def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice:
+    def ask(parent: Any, name: str, reason: str, choice: ExportChoice) -> ExportChoice:
         asked.append(reason)
-        return HandOverChoice(str(case.out), parts[: 3 if reason else 6])
+        return ExportChoice(str(case.out), parts[: 3 if reason else 6])
 
     monkeypatch.setattr(export_dialog, "ask", ask)
     page.panel.results.choose(case.node)
-    press(page, "handOverButton")
+    press(page, "exportButton")
     until(lambda: "Wrote 3 files" in message(page))
     case.from_dicom(monkeypatch)
     answers = [False, True]
     monkeypatch.setattr(page.host, "confirm", lambda question: answers.pop(0))
-    press(page, "handOverButton")
+    press(page, "exportButton")
     until(lambda: message(page) == "Nothing was written.")
-    press(page, "handOverButton")
+    press(page, "exportButton")
     until(lambda: "Wrote 7 files" in message(page))
     assert "was not loaded by the module DICOM" in asked[0]
     assert asked[1:] == ["", ""]

@@ -20,11 +20,11 @@ from medsegai.refinements import title
 from MedSegAILib.controller import texts
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
-from MedSegAILib.panel.export_dialog import HandOverDialog
+from MedSegAILib.panel.export_dialog import ExportDialog
 from MedSegAILib.panel.series_dialog import SeriesDialog
 from MedSegAILib.panel_values import (
     DeviceChoice,
-    HandOverChoice,
+    ExportChoice,
     SegmentRow,
     SeriesRow,
     StructureRow,
@@ -344,8 +344,8 @@ def test_the_series_of_the_database(scenery: Any, style: str) -> None:
 def test_the_dialog_of_the_hand_over(scenery: Any, style: str, reason: str) -> None:
     scene = scenery()
     parts = ("report", "csv", "surfaces") if reason else ("report", "seg", "sr", "surfaces")
-    choice = HandOverChoice("/home/me/hand-over", parts, formats=(".stl", ".glb"))
-    dialog = HandOverDialog(scene.widget, "MRHead segmentation", reason, choice).dialog
+    choice = ExportChoice("/home/me/hand-over", parts, formats=(".stl", ".glb"))
+    dialog = ExportDialog(scene.widget, "MRHead segmentation", reason, choice).dialog
     pythonqt.real(dialog).show()
     name = f"hand-over{'-no-dicom' if reason else ''}-{style}"
     assert contrast(scene.picture(name, pythonqt.real(dialog))) > 120

@@ -324,7 +324,7 @@ def test_the_buttons_of_a_result_are_heard(widget: Any, panel: Panel, mrml: Any)
         "show3dButton": (results.surfaces_shown, (True,)),
         "statisticsButton": (results.statistics_shown, (True,)),
         "csvButton": (results.csv_requested, ()),
-        "handOverButton": (results.handover_requested, ()),
+        "exportButton": (results.export_requested, ()),
         "correctButton": (results.correct_requested, ()),
         "slabButton": (results.slab_requested, ()),
         "keepButton": (results.keep_requested, ()),

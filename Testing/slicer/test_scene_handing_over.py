@@ -48,7 +48,7 @@ def segmented(mrml: Any, place: str = "oblique", moved: str = "turned") -> tuple
 @pytest.mark.parametrize("place", ["mirrored", "oblique", "oblique and swapped"])
 def test_the_labels_lie_on_the_voxels_of_the_scan(mrml: Any, place: str) -> None:
     scene, volume, node = segmented(mrml, place)
-    request = scene.handed_over(node, {"report": "r.html"}).request
+    request = scene.exported(node, {"report": "r.html"}).request
     np.testing.assert_array_equal(request.labelmap.voxels, two_blocks())
     np.testing.assert_allclose(request.labelmap.geometry.ijk_to_ras, PLACES[place])
     assert request.image is not None
@@ -76,7 +76,7 @@ def test_who_made_what(mrml: Any) -> None:
     if not lesion.any():
         lesion[0, -1, -1] = True
     paint(node, "mine", lesion, volume)
-    request = scene.handed_over(node, {"csv": "t.csv"}).request
+    request = scene.exported(node, {"csv": "t.csv"}).request
     assert request.touched == (LEFT.value, STEM.value)
     (drawn,) = request.drawn
     assert drawn not in (LEFT.value, STEM.value)
@@ -88,7 +88,7 @@ def test_segments_that_overlap_are_refused_by_name(mrml: Any) -> None:
     node.GetSegmentation().AddEmptySegment("mine", "Lesion")
     paint(node, "mine", two_blocks() == STEM.value, volume)
     with pytest.raises(InputError, match="Brain-Stem and Lesion overlap"):
-        scene.handed_over(node, {"csv": "t.csv"})
+        scene.exported(node, {"csv": "t.csv"})
     measured = scene.measurable(node)  # but they can be measured
     rows = measure_segments(measured.request, Progress()).rows
     assert rows[-1]["voxels"] == (two_blocks() == STEM.value).sum()
@@ -97,9 +97,9 @@ def test_segments_that_overlap_are_refused_by_name(mrml: Any) -> None:
 def test_what_has_no_voxels_is_refused(mrml: Any) -> None:
     empty = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Empty")
     with pytest.raises(InputError, match="Empty has no voxels"):
-        Scene(mrml).handed_over(empty, {"csv": "t.csv"})
+        Scene(mrml).exported(empty, {"csv": "t.csv"})
     with pytest.raises(InputError, match="no segmentation"):
-        Scene(mrml).handed_over(None, {"csv": "t.csv"})
+        Scene(mrml).exported(None, {"csv": "t.csv"})
 
 
 def test_a_scan_that_is_gone_or_on_other_voxels(mrml: Any) -> None:
@@ -110,14 +110,14 @@ def test_a_scan_that_is_gone_or_on_other_voxels(mrml: Any) -> None:
     place[:3, 3] = -0.25
     fine.SetIJKToRASMatrix(vtkMatrixFromArray(place))
     node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), fine.GetID())
-    request = scene.handed_over(node, {"csv": "t.csv"}).request
+    request = scene.exported(node, {"csv": "t.csv"}).request
     assert request.image is None
     assert "does not lie on the voxels of Fine" in request.warnings[0]
     np.testing.assert_array_equal(request.labelmap.voxels, two_blocks())
     with pytest.raises(InputError, match="cannot become a DICOM SEG"):
-        scene.handed_over(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
+        scene.exported(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
     mrml.RemoveNode(fine)
-    assert "not in the scene" in scene.handed_over(node, {"csv": "t.csv"}).request.warnings[0]
+    assert "not in the scene" in scene.exported(node, {"csv": "t.csv"}).request.warnings[0]
 
 
 @pytest.mark.parametrize("place", ["plain", "mirrored", "oblique", "oblique and swapped"])
@@ -132,7 +132,7 @@ def test_a_dicom_seg_of_a_volume_under_a_transform(mrml: Any, tmp_path: Path, pl
         assert not stored.matches(image.geometry), "the series is read in another order of slices"
     outputs = {"seg": str(tmp_path / "s.dcm"), "sr": str(tmp_path / "r.dcm")}
     uid = pydicom.dcmread(next((tmp_path / "series").iterdir())).SeriesInstanceUID
-    request = scene.handed_over(node, outputs, (str(tmp_path / "series"), uid)).request
+    request = scene.exported(node, outputs, (str(tmp_path / "series"), uid)).request
     export_segments(request, Progress())
     dataset = pydicom.dcmread(tmp_path / "s.dcm")
     left, _stem = dataset.SegmentSequence
@@ -174,8 +174,8 @@ def test_a_scan_that_merely_contains_the_grid_of_the_labels_is_not_theirs(mrml: 
     assert scene.measurable(node).note == ""
     node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), larger.GetID())
     with pytest.raises(InputError, match="cannot become a DICOM SEG"):
-        scene.handed_over(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
-    request = scene.handed_over(node, {"csv": "t.csv"}).request
+        scene.exported(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
+    request = scene.exported(node, {"csv": "t.csv"}).request
     assert request.image is None
     assert request.labelmap.voxels.shape == SHAPE
     assert "does not lie on the voxels of Neighbour" in request.warnings[0]

@@ -25,7 +25,7 @@ from MedSegAILib.correction import EFFECT_FILE, EFFECT_NAME
 from MedSegAILib.panel import export_dialog
 from MedSegAILib.panel.shortcuts import SHORTCUTS
 from MedSegAILib.panel.structure_table import NAME, TITLES
-from MedSegAILib.panel_values import REVIEW_STATES, HandOverChoice
+from MedSegAILib.panel_values import REVIEW_STATES, ExportChoice
 from module_help import node_count
 from panel_help import REPOSITORY, UI, card, find, new_panel
 from slicer_application import MODULE_FOLDER
@@ -133,12 +133,12 @@ class Walk:
         PICTURES.mkdir(parents=True, exist_ok=True)
         assert (widget or self.widget).grab().save(str(PICTURES / f"{name}.png"))
 
-    def hand_over_into(self, folder: Path) -> Callable[..., HandOverChoice]:
+    def export_into(self, folder: Path) -> Callable[..., ExportChoice]:
         """Looks at the dialog, and answers in its place."""
 
-        def ask(parent: Any, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice:
-            chosen = HandOverChoice("/home/me/head", ("report", "csv", "surfaces"))
-            dialog = export_dialog.HandOverDialog(parent, name, reason, chosen)
+        def ask(parent: Any, name: str, reason: str, choice: ExportChoice) -> ExportChoice:
+            chosen = ExportChoice("/home/me/head", ("report", "csv", "surfaces"))
+            dialog = export_dialog.ExportDialog(parent, name, reason, chosen)
             pythonqt.real(dialog.dialog).show()
             self.picture("panel-hand-over", pythonqt.real(dialog.dialog))
             pythonqt.real(dialog.dialog).close()
@@ -178,7 +178,7 @@ def test_a_walk_through_the_tutorial(
     page, volume = walk.page, head_mr()
     page.panel.choose_input(volume)
     page.enter()
-    walk.until(lambda: page.controller._house.devices.findings)
+    walk.until(lambda: page.controller._context.devices.findings)
     assert find(page.parent, "modelSelector").currentText() == "Brain structures"
     walk.picture("panel-start")
 
@@ -194,7 +194,7 @@ def test_a_walk_through_the_tutorial(
 
     table = find(page.parent, "resultTable")
     assert table.rowCount() >= 30
-    rows = {row.name: row for row in page.controller._house.scene.structures(segmentation)}
+    rows = {row.name: row for row in page.controller._context.scene.structures(segmentation)}
     assert 2 < rows["Left hippocampus"].volume_ml < 8
     assert 500 < sum(row.volume_ml for row in rows.values()) < 2500
     table.cellClicked.emit(0, NAME)
@@ -216,7 +216,7 @@ def test_a_walk_through_the_tutorial(
     walk.press("Save table…")
     walk.until(lambda: walk.message().startswith("Wrote "))
     assert (tmp_path / "numbers.csv").read_text().count("\n") > 30
-    monkeypatch.setattr(export_dialog, "ask", walk.hand_over_into(tmp_path))
+    monkeypatch.setattr(export_dialog, "ask", walk.export_into(tmp_path))
     walk.press("Hand over…")
     walk.until(lambda: re.search(r"Wrote \d\d files", walk.message()))
     assert "Not for diagnostic use" in (tmp_path / "report.html").read_text()
@@ -246,7 +246,7 @@ def test_refining_as_the_tutorial_says(walk: Walk, shared_data: Path) -> None:
     walk.press("Segment")
     nodes = slicer.mrmlScene.GetNodesByClass
     walk.until(lambda: nodes("vtkMRMLSegmentationNode").GetNumberOfItems() == 1)
-    scene, segmentation = page.controller._house.scene, page.panel.refine.choice().segmentation
+    scene, segmentation = page.controller._context.scene, page.panel.refine.choice().segmentation
     assert segmentation is nodes("vtkMRMLSegmentationNode").GetItemAsObject(0)
     for name, folded in (("inputsButton", True), ("resultsButton", True), ("refineButton", False)):
         find(page.parent, name).setProperty("collapsed", folded)

@@ -20,7 +20,7 @@ from medsegai.worker.array_transfer import BLOCK_BYTES, ExchangeFolder
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker import location as worker_place
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from tiny_quicknat import write_model
 from worker_help import (
     FAKE_WORKER,
@@ -71,7 +71,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def client() -> Iterator[WorkerClient]:
-    client = WorkerClient(Place.ssh("box", FAKE))
+    client = WorkerClient(WorkerLocation.ssh("box", FAKE))
     yield client
     client.close()
 
@@ -196,7 +196,7 @@ def test_what_a_crash_leaves_elsewhere_goes_with_the_next_job(
 def test_a_computer_that_cannot_do_it_is_told(
     host: str, program: str, words: str, temporary: Path
 ) -> None:
-    client = WorkerClient(Place.ssh(host, program))
+    client = WorkerClient(WorkerLocation.ssh(host, program))
     error = only_error(run(client, "quick"))
     assert isinstance(error, WorkerError)
     assert words in str(error), error
@@ -207,7 +207,7 @@ def test_a_computer_that_cannot_do_it_is_told(
 def test_a_connection_that_breaks_in_the_middle_is_told(temporary: Path) -> None:
     """`timeout` ends the worker there, and ssh says what it says then."""
     program = f"env PYTHONPATH={REPOSITORY / 'MedSegAI'} {FAKE}"
-    client = WorkerClient(Place.ssh("cut", program))
+    client = WorkerClient(WorkerLocation.ssh("cut", program))
     error = only_error(run(client, "slow"))
     assert "connection broke off" in str(error)
     assert "Broken pipe" in str(error)
@@ -230,12 +230,12 @@ def test_a_model_folder_goes_by_its_id(tmp_path: Path) -> None:
     card = write_model(tmp_path / "some where")
     sent = worker_place.for_elsewhere(
         SegmentationRequest(request("x").inputs, models=(str(card.folder), "brain")),
-        Place.ssh("box"),
+        WorkerLocation.ssh("box"),
     )
     assert sent.models == ("tiny", "brain")
     with pytest.raises(ModelError, match="gone"):
         worker_place.for_elsewhere(
-            SegmentationRequest(sent.inputs, models=("/models/gone",)), Place.ssh("box")
+            SegmentationRequest(sent.inputs, models=("/models/gone",)), WorkerLocation.ssh("box")
         )
 
 
@@ -244,7 +244,7 @@ def test_a_full_disk_elsewhere_is_told_and_the_next_job_works(
 ) -> None:
     """The other temporary folder is a file system of 10 MB; made by a limit on the size of files."""
     limited = f"ulimit -f 4096; {FAKE}"
-    client.set_place(Place.ssh("box", limited))
+    client.set_place(WorkerLocation.ssh("box", limited))
     ear = Ear()
     client.start(noise(30), ear)
     until(lambda: ear.told)
@@ -269,7 +269,7 @@ def test_a_full_disk_here_while_arrays_come_back_is_told(
 
 
 def test_the_real_worker_runs_elsewhere(elsewhere: Path) -> None:
-    client = WorkerClient(Place.ssh("box", f"{sys.executable} -m medsegai worker"))
+    client = WorkerClient(WorkerLocation.ssh("box", f"{sys.executable} -m medsegai worker"))
     error = only_error(run(client, "no such model"))
     assert isinstance(error, ModelError)
     assert "On box: There is no model 'no such model'" in str(error)
@@ -289,7 +289,7 @@ def test_a_real_network_gives_the_same_labels_elsewhere(
     voxels = np.where(ball, 600 + 10 * k + 3 * i, 0).astype(np.int16)
     head = Volume(voxels, Geometry.from_spacing(voxels.shape, (2, 2, 2)), "head")
     sent = SegmentationRequest((head,), models=(str(here.folder),), device="cpu", uncertainty=True)
-    client = WorkerClient(Place.ssh("box", f"{sys.executable} -m medsegai worker"))
+    client = WorkerClient(WorkerLocation.ssh("box", f"{sys.executable} -m medsegai worker"))
     ear = Ear()
     client.start(sent, ear)
     until(lambda: ear.told)

@@ -16,7 +16,7 @@ from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from tiny_quicknat import write_model
 from worker_help import Ear, leftovers, only_error, until
 
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerClient]:
     """One process for all tests of this file, as in Slicer."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    client = WorkerClient(Place.other(sys.executable))
+    client = WorkerClient(WorkerLocation.other(sys.executable))
     client.warm_up()
     yield client
     client.close()
@@ -147,7 +147,7 @@ def test_a_model_that_was_removed_while_its_job_waited_is_told(
 
 
 def test_a_client_that_is_closed_ends_the_real_worker(model: str, temporary: Path) -> None:
-    client, ear = WorkerClient(Place.other(sys.executable)), Ear()
+    client, ear = WorkerClient(WorkerLocation.other(sys.executable)), Ear()
     client.start(head(model, dropout_passes=200), ear)
     until(lambda: len(ear.events) > 5)
     worker = client._hello["pid"]

@@ -15,7 +15,7 @@ from medsegai.errors import Cancelled, WorkerError
 from MedSegAILib.worker import client as worker_client
 from MedSegAILib.worker import process as worker_process
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from worker_help import (
     ENVIRONMENT,
     FAKE_WORKER,
@@ -155,7 +155,7 @@ def test_a_process_that_does_not_die_in_time_holds_up_nobody(
 
 
 def test_another_place_counts_from_the_next_job(client: WorkerClient, pid: int) -> None:
-    there = Place.running(
+    there = WorkerLocation.running(
         [sys.executable, str(FAKE_WORKER)], ENVIRONMENT | {"MEDSEGAI_FAKE_START": "chatter"}
     )
     ear = Ear()
@@ -169,7 +169,7 @@ def test_another_place_counts_from_the_next_job(client: WorkerClient, pid: int) 
 
 
 def test_choosing_another_place_ends_an_idle_process(client: WorkerClient, pid: int) -> None:
-    client.set_place(Place.other("/nowhere"))
+    client.set_place(WorkerLocation.other("/nowhere"))
     until(lambda: gone(pid))
     assert "no Python at /nowhere" in str(only_error(run(client, "quick")))
     assert not client.busy
@@ -177,7 +177,7 @@ def test_choosing_another_place_ends_an_idle_process(client: WorkerClient, pid: 
 
 @pytest.mark.parametrize("stage", ["read", "prepare", "predict", "labels", "refine"])
 def test_a_process_that_the_system_ends_is_told_in_every_stage(temporary: Path, stage: str) -> None:
-    place = Place.running(
+    place = WorkerLocation.running(
         [sys.executable, str(FAKE_WORKER)], ENVIRONMENT | {"MEDSEGAI_FAKE_DIE": stage}
     )
     client, freed = WorkerClient(place), []

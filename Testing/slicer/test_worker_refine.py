@@ -25,7 +25,7 @@ from medsegai.worker.requests import (
     RefinementResult,
 )
 from MedSegAILib.worker.client import WorkerClient
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from test_worker_elsewhere import elsewhere
 from worker_help import REPOSITORY, Ear, leftovers, only_error, until
 from worker_help import request as segment_request
@@ -33,8 +33,8 @@ from worker_help import request as segment_request
 __all__ = ["elsewhere"]
 
 PLACES = {
-    "here": Place.other(sys.executable),
-    "elsewhere": Place.ssh("box", f"{sys.executable} -m medsegai worker"),
+    "here": WorkerLocation.other(sys.executable),
+    "elsewhere": WorkerLocation.ssh("box", f"{sys.executable} -m medsegai worker"),
 }
 
 

@@ -6,7 +6,7 @@ Panel, scene, queue and application come as arguments; `protocols` says what is 
 from __future__ import annotations
 
 from MedSegAILib.controller.batches import Batches
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.exporting import HandingOver
 from MedSegAILib.controller.jobs import Jobs
 from MedSegAILib.controller.models import Models
@@ -43,15 +43,15 @@ class Controller:
     def __init__(
         self, panel: PanelProtocol, scene: SceneProtocol, queue: QueueProtocol, host: HostProtocol
     ) -> None:
-        self._house = House(panel, scene, queue, host)
+        self._context = Context(panel, scene, queue, host)
         self.results = Results(panel, scene, host)  # type: ignore[arg-type]  # one scene has both
-        self.jobs = Jobs(self._house, self.results)
-        self.refining = Refining(self._house, self.results)
-        self.handing_over = HandingOver(self._house, self.results)
-        self.surfaces = Surfaces(self._house)
-        self.models = Models(self._house)
-        self.batches = Batches(self._house)
-        self.places = Places(self._house, self.jobs.update_plan)
+        self.jobs = Jobs(self._context, self.results)
+        self.refining = Refining(self._context, self.results)
+        self.handing_over = HandingOver(self._context, self.results)
+        self.surfaces = Surfaces(self._context)
+        self.models = Models(self._context)
+        self.batches = Batches(self._context)
+        self.places = Places(self._context, self.jobs.update_plan)
         panel.log_requested.connect(self._show_log)
         self._asked_devices = False
 
@@ -80,25 +80,25 @@ class Controller:
 
     def scene_closes(self) -> None:
         """What is under way would have no volume to belong to; and nothing is said of the scene any more."""
-        self._house.forget_jobs()
-        self._house.queue.cancel_all()
+        self._context.forget_jobs()
+        self._context.queue.cancel_all()
         self.jobs.forget_previews()
         self.refining.forget()
         self.surfaces.forget()
         self.results.show(None)
-        self._house.panel.results.fold()
-        self._house.panel.show_message("")
+        self._context.panel.results.fold()
+        self._context.panel.show_message("")
 
     def _question(self, text: str, others: list[str]) -> str:
         names = others + [
             entry.title
-            for entry in self._house.queue.entries
+            for entry in self._context.queue.entries
             if str(entry.state) in ("running", "waiting")
         ]
         return _asked(text, names) if names else ""
 
     def _show_log(self) -> None:
-        self._house.host.show_text(_("Log of MedSegAI"), self._house.host.log())
+        self._context.host.show_text(_("Log of MedSegAI"), self._context.host.log())
 
 
 def _asked(text: str, names: list[str]) -> str:

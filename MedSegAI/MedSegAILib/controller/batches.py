@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.errors import MedSegAIError, RequestError
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.models import reason
 from MedSegAILib.panel_values import BatchChoice, CaseRow, Choice, SeriesRow
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.location import Place, PlaceKind
+from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
 REPLACE_QUESTION = (
     "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. "
@@ -34,9 +34,9 @@ STATES = ("waiting", "running", "done", "failed")
 class Batches:
     """Joins the section of the batch with the command, which also runs without Slicer."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._view = house.panel.batch
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._view = context.panel.batch
         self._program: Any = None
         self._stopping = False
         self._cases: dict[str, CaseRow] = {}
@@ -56,12 +56,12 @@ class Batches:
         try:
             asked, place = self._view.choice(), self._place()
             command, table = self._command(asked, place), self._table(asked)
-            if self._house.place_is_here():
-                self._house.host.prepare()
+            if self._context.place_is_here():
+                self._context.host.prepare()
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
-        if "--overwrite" in command and not self._house.host.confirm(
+        if "--overwrite" in command and not self._context.host.confirm(
             _(REPLACE_QUESTION).format(folder=asked.output)
         ):
             return
@@ -69,7 +69,7 @@ class Batches:
         self._view.clear()
         self._view.show_running(True)
         self._view.show_message(_("Looking for scans …"))
-        self._program = self._house.host.run(
+        self._program = self._context.host.run(
             command, place.environment(), self._ended, self._heard, table
         )
 
@@ -77,20 +77,20 @@ class Batches:
         """End it; what is done stays, and another start goes on."""
         if self.running:
             self._stopping = True
-            self._house.host.stop(self._program)
+            self._context.host.stop(self._program)
 
     def choose_series(self) -> None:
         """Let the user choose among the series of the DICOM database."""
         try:
-            rows = self._house.host.dicom_series()
+            rows = self._context.host.dicom_series()
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
         self._view.show_message("")
         self._view.ask_series(rows)
 
-    def _place(self) -> Place:
-        place = self._house.host.place()
+    def _place(self) -> WorkerLocation:
+        place = self._context.host.place()
         if place.kind is PlaceKind.SSH:
             raise RequestError(
                 _(
@@ -99,13 +99,13 @@ class Batches:
             )
         return place
 
-    def _command(self, asked: BatchChoice, place: Place) -> list[str]:
+    def _command(self, asked: BatchChoice, place: WorkerLocation) -> list[str]:
         if asked.series is None and not (asked.folder and asked.output):
             raise RequestError(_("Choose the folder of scans and the folder of results."))
         if asked.series is not None and not (asked.series and asked.output):
             raise RequestError(_("Choose series of the DICOM database and the folder of results."))
-        choice = self._house.panel.choice()
-        models = self._house.models(choice)
+        choice = self._context.panel.choice()
+        models = self._context.models(choice)
         source = asked.folder if asked.series is None else "-"
         command = [place.command()[0], "-m", "medsegai", "batch", source, "-o", asked.output]
         command.append("--events")
@@ -122,7 +122,7 @@ class Batches:
         self._titles = {case_name(row): row.title for row in asked.series or ()}
         if asked.series is None:
             return ""
-        card = self._house.panel.choice().card
+        card = self._context.panel.choice().card
         if card is not None and sum(channel.required for channel in card.channels) > 1:
             raise RequestError(
                 _(
@@ -134,7 +134,7 @@ class Batches:
         table = csv.writer(text)
         table.writerow(("case", "image_0000", "series_0000"))
         for row in asked.series:
-            table.writerow((case_name(row), self._house.host.dicom_folder(row), row.uid))
+            table.writerow((case_name(row), self._context.host.dicom_folder(row), row.uid))
         return text.getvalue()
 
     def _heard(self, line: str) -> None:

@@ -32,7 +32,7 @@ TIMES = "model_times"
 
 
 @dataclass
-class House:
+class Context:
     """Panel, scene, queue and application, and what is known of the devices.
 
     Attributes:

@@ -13,9 +13,9 @@ from medsegai.errors import (
 )
 from medsegai.progress import ProgressEvent
 from medsegai.worker.requests import ExportResult
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.results import Results
-from MedSegAILib.panel_values import HandOverChoice
+from MedSegAILib.panel_values import ExportChoice
 from MedSegAILib.slicer_types import Node
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
@@ -41,43 +41,43 @@ class HandingOver:
         results: knows which segmentation is shown.
     """
 
-    def __init__(self, house: House, results: Results) -> None:
-        self._house, self._results = house, results
-        view = house.panel.results
+    def __init__(self, context: Context, results: Results) -> None:
+        self._context, self._results = context, results
+        view = context.panel.results
         view.statistics_shown.connect(results.guarded(self._show_statistics))
         view.csv_requested.connect(results.guarded(self._save_csv))
-        view.handover_requested.connect(results.guarded(self._ask))
+        view.export_requested.connect(results.guarded(self._ask))
 
     def _show_statistics(self, shown: bool) -> None:
         """Measure, and show table and plot beside the views; or go back to the views as they were."""
         if not shown:
-            self._house.host.hide_table()
+            self._context.host.hide_table()
             return
-        view = self._house.panel.results
+        view = self._context.panel.results
         view.show_statistics(False)  # until they are there
 
         def show(measured: Any, result: Any) -> None:
-            self._house.host.show_table(self._house.scene.statistics(measured, result))
+            self._context.host.show_table(self._context.scene.statistics(measured, result))
             view.show_statistics(True)
             if measured.note:
-                self._house.panel.show_message(measured.note)
+                self._context.panel.show_message(measured.note)
 
         self._measure(show)
 
     def _save_csv(self) -> None:
         name = f"{self._results.node.GetName()}.csv"
-        path = self._house.host.ask_save_file(_("Save statistics"), name)
+        path = self._context.host.ask_save_file(_("Save statistics"), name)
 
         def save(measured: Any, result: Any) -> None:
-            self._house.scene.write_csv(measured, result, path)
+            self._context.scene.write_csv(measured, result, path)
             words = (_("Wrote {path}.").format(path=path), measured.note)
-            self._house.panel.show_message("\n".join(filter(None, words)))
+            self._context.panel.show_message("\n".join(filter(None, words)))
 
         if path:
             self._measure(save)
 
     def _measure(self, then: Callable[[Any, Any], None]) -> None:
-        node, scene = self._results.node, self._house.scene
+        node, scene = self._results.node, self._context.scene
         self._run(
             _("{name}: measure").format(name=node.GetName()),
             lambda: scene.measurable(self._present(node)),
@@ -86,41 +86,41 @@ class HandingOver:
 
     def _ask(self) -> None:
         """Ask what is to be written where, and write it."""
-        house, node = self._house, self._results.node
+        context, node = self._context, self._results.node
         series, reason = ("", ""), ""
         try:
-            series = house.host.dicom_source(house.scene.reference_volume(node))
+            series = context.host.dicom_source(context.scene.reference_volume(node))
         except InputError as error:
             reason = str(error)
-        choice = house.panel.results.ask_hand_over(node.GetName(), reason)
+        choice = context.panel.results.ask_export(node.GetName(), reason)
         if choice is not None:
-            self._hand_over(node, choice, series, False)
+            self._export(node, choice, series, False)
 
-    def _hand_over(
-        self, node: Node, choice: HandOverChoice, series: tuple[str, str], overwrite: bool
+    def _export(
+        self, node: Node, choice: ExportChoice, series: tuple[str, str], overwrite: bool
     ) -> None:
         def read() -> Any:
             wanted = outputs_of(choice)
-            return self._house.scene.handed_over(self._present(node), wanted, series, overwrite)
+            return self._context.scene.exported(self._present(node), wanted, series, overwrite)
 
         def told(read_as: Any, result: ExportResult) -> None:
             files = counted(len(result.files), _("file"), _("files"))
             words = _("Wrote {files} into {folder}.").format(files=files, folder=choice.folder)
-            self._house.panel.show_message("\n".join((words, *result.warnings)))
+            self._context.panel.show_message("\n".join((words, *result.warnings)))
 
         def again(error: MedSegAIError) -> bool:
             """Whether the user was asked, and has answered."""
             if not isinstance(error, OutputExistsError) or overwrite:
                 return False
-            if self._house.host.confirm(_(REPLACE).format(folder=choice.folder)):
-                self._hand_over(node, choice, series, True)
+            if self._context.host.confirm(_(REPLACE).format(folder=choice.folder)):
+                self._export(node, choice, series, True)
             else:
-                self._house.panel.show_message(_("Nothing was written."))
+                self._context.panel.show_message(_("Nothing was written."))
             return True
 
         title = _("{name}: export").format(name=node.GetName())
         self._run(
-            title, read, told, again, needs_handover=bool({"seg", "surfaces"} & {*choice.parts})
+            title, read, told, again, needs_export=bool({"seg", "surfaces"} & {*choice.parts})
         )
 
     def _run(
@@ -129,23 +129,23 @@ class HandingOver:
         read: Callable[[], Any],
         then: Callable[[Any, Any], None],
         mend: Callable[[MedSegAIError], bool] = lambda error: False,
-        needs_handover: bool = False,
+        needs_export: bool = False,
     ) -> None:
         """Put a job into the queue.
 
         Raises:
             MedSegAIError: what is missing was not installed, or what `read` raises.
         """
-        house = self._house
-        house.panel.show_message("")
-        if house.place_is_here():
-            house.host.prepare(needs_handover)
-        job = _Job(house, Reading(read), then, mend)
-        house.queue.add(title, job.reading.make_request, job)
+        context = self._context
+        context.panel.show_message("")
+        if context.place_is_here():
+            context.host.prepare(needs_export)
+        job = _Job(context, Reading(read), then, mend)
+        context.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
 
     def _present(self, node: Node) -> Any:
-        if not self._house.scene.is_present(node):
+        if not self._context.scene.is_present(node):
             raise InputError(
                 _("The segmentation {name} has left the scene.").format(name=node.GetName())
             )
@@ -162,27 +162,27 @@ class _Job:
 
     def __init__(
         self,
-        house: House,
+        context: Context,
         reading: Reading,
         then: Callable[[Any, Any], None],
         mend: Callable[[MedSegAIError], bool],
     ) -> None:
-        self._house, self.reading = house, reading
+        self._context, self.reading = context, reading
         self._then, self._mend = then, mend
 
     def progressed(self, event: ProgressEvent) -> None:
-        self._house.progressed(event)
+        self._context.progressed(event)
 
     def finished(self, result: Any) -> None:
         self.reading.answer(self._then, result)
 
     def failed(self, error: MedSegAIError) -> None:
         self.reading.forget()
-        if not self._house.is_forgotten(self) and not self._mend(error):
-            self._house.tell(error)
+        if not self._context.is_forgotten(self) and not self._mend(error):
+            self._context.tell(error)
 
 
-def outputs_of(choice: HandOverChoice) -> dict[str, Any]:
+def outputs_of(choice: ExportChoice) -> dict[str, Any]:
     """The choice as fields of `medsegai.export.files.Exports`."""
     paths = {part: str(Path(choice.folder) / FILES[part]) for part in choice.parts}
     options = {

@@ -19,7 +19,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.context import NO_MODEL, House
+from MedSegAILib.controller.context import NO_MODEL, Context
 from MedSegAILib.controller.results import Results
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import Choice
@@ -38,11 +38,11 @@ class Jobs:
         results: shows the segmentation when one lies in the scene.
     """
 
-    def __init__(self, house: House, results: Results) -> None:
-        self._house, self._results = house, results
+    def __init__(self, context: Context, results: Results) -> None:
+        self._context, self._results = context, results
         self._running: Any = None
         self._previews: list[Any] = []
-        panel, queue = house.panel, house.queue
+        panel, queue = context.panel, context.queue
         panel.segment_requested.connect(self.start)
         panel.cancel_requested.connect(self.cancel)
         panel.choice_changed.connect(self.update_plan)
@@ -61,39 +61,39 @@ class Jobs:
 
     def guess_channels(self) -> None:
         """Where a model takes several images, choose those whose names fit; what was chosen stays."""
-        choice = self._house.panel.choice()
+        choice = self._context.panel.choice()
         if choice.card is None or len(choice.card.channels) < 2:
             return
-        guess = self._house.scene.guess_channels(choice.card, self._house.scene.volumes())
+        guess = self._context.scene.guess_channels(choice.card, self._context.scene.volumes())
         chosen = [node for node in list(choice.nodes.values())[1:] if node is not None]
         if not chosen:  # the first selector chooses by itself, and so its node is nobody's choice
-            self._house.panel.show_guess(guess)
+            self._context.panel.show_guess(guess)
 
     def update_plan(self) -> None:
         """Say what Segment would do with the present choice, or why it cannot."""
-        panel = self._house.panel
+        panel = self._context.panel
         try:
             choice = panel.choice()
             panel.show_frames(
-                0 if choice.node is None else len(self._house.scene.frames(choice.node))
+                0 if choice.node is None else len(self._context.scene.frames(choice.node))
             )
             request = self._request(choice)
         except MedSegAIError as error:
             panel.show_plan(str(error), False)
         else:
-            seconds = self._house.estimates.seconds(choice.cards, request)
-            plan = texts.plan(choice.cards, request, self._house.devices, seconds)
-            plan = f"{plan} {texts.travel(self._house.host.place())}".strip()
+            seconds = self._context.estimates.seconds(choice.cards, request)
+            plan = texts.plan(choice.cards, request, self._context.devices, seconds)
+            plan = f"{plan} {texts.travel(self._context.host.place())}".strip()
             panel.show_plan(plan, True, texts.details(choice.cards, request))
 
     def load_sample(self) -> None:
         """Choose the scan that shows what the model does."""
-        panel, card = self._house.panel, self._house.panel.choice().card
+        panel, card = self._context.panel, self._context.panel.choice().card
         if card is None or not card.sample:
             return
         panel.show_message(_("Loading {name} …").format(name=card.sample))
         try:
-            node = self._house.host.load_sample(card.sample)
+            node = self._context.host.load_sample(card.sample)
         except MedSegAIError as error:
             panel.show_error(str(error))
         else:
@@ -102,61 +102,61 @@ class Jobs:
 
     def make_region(self) -> None:
         """Stay inside a box in the middle of the volume, which the user then draws to its place."""
-        panel, choice = self._house.panel, self._house.panel.choice()
+        panel, choice = self._context.panel, self._context.panel.choice()
         try:
             if choice.node is None:
                 raise InputError(_(NO_VOLUME))
-            panel.choose_region(self._house.scene.new_region(choice.node))
+            panel.choose_region(self._context.scene.new_region(choice.node))
         except MedSegAIError as error:
             panel.show_error(str(error))
 
     def start(self) -> None:
         """Put the present choice into the queue; it begins at once where nothing else runs."""
-        self._start(self._house.panel.choice())
+        self._start(self._context.panel.choice())
 
     def start_in_slab(self) -> None:
         """Run the present model again around the slice that is shown, into the segmentation in the table."""
-        choice = self._house.panel.choice()
+        choice = self._context.panel.choice()
         try:
             chosen_nodes(choice)
-            bounds = self._house.host.slab(choice.node)
+            bounds = self._context.host.slab(choice.node)
         except MedSegAIError as error:
-            self._house.panel.show_error(str(error))
+            self._context.panel.show_error(str(error))
             return
         output = OutputChoice(OutputMode.UPDATE, self._results.node)
         self._start(replace(choice, bounds=bounds, region=None, output=output, every_frame=False))
 
     def _start(self, choice: Choice) -> None:
-        house = self._house
-        house.panel.show_message("")
+        context = self._context
+        context.panel.show_message("")
         try:
-            if house.place_is_here():
-                house.host.prepare()
+            if context.place_is_here():
+                context.host.prepare()
             request = self._request(choice)
         except MedSegAIError as error:
-            house.panel.show_error(str(error))
+            context.panel.show_error(str(error))
             return
         problems = () if request.anyway else mismatches(choice.cards, _volumes(request))
         if problems:
             question = _("{problem} Segment it anyway?").format(problem=" ".join(problems))
-            if not house.host.confirm(question):
+            if not context.host.confirm(question):
                 return
             choice = replace(choice, options=dict(choice.options) | {"anyway": True})
         name = _source(request)
-        frames = house.scene.frames(choice.node) if choice.every_frame else (None,)
+        frames = context.scene.frames(choice.node) if choice.every_frame else (None,)
         series = _Series()
         for frame in frames:
             title = f"{name}: {' + '.join(card.name for card in choice.cards)}"
             title += "" if frame is None else _(", frame {number}").format(number=frame + 1)
             job = _Job(self, choice, frame, series)
-            house.queue.add(title, job.make_request, job)
+            context.queue.add(title, job.make_request, job)
 
     def cancel(self) -> None:
         """Stop the job that runs; the panel is notified when it has stopped."""
         running = self._under_way()
         if running is not None:
-            self._house.panel.show_cancelling()
-            self._house.queue.cancel(running)
+            self._context.panel.show_cancelling()
+            self._context.queue.cancel(running)
 
     def accept(self) -> None:
         """Keep the preview that is shown."""
@@ -168,7 +168,7 @@ class Jobs:
     def forget_previews(self) -> None:
         """The scene was closed, and with it whatever waited for an answer."""
         self._previews = []
-        self._house.panel.preview.show("")
+        self._context.panel.preview.show("")
 
     def place(
         self, source: VolumeNode, output: OutputChoice, frame: int | None, result: Any
@@ -181,7 +181,7 @@ class Jobs:
         Raises:
             MedSegAIError: it has no place any more.
         """
-        scene = self._house.scene
+        scene = self._context.scene
         if output.mode is OutputMode.PREVIEW:
             preview = scene.preview(source, result, output)
             self._previews.append(preview)
@@ -193,8 +193,8 @@ class Jobs:
             node = scene.write(source, result, output, frame)
             notes = scene.notes
         self._results.show_chosen(node)
-        self._house.panel.show_message("\n".join(notes))
-        self._house.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
+        self._context.panel.show_message("\n".join(notes))
+        self._context.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
         return node
 
     def _conclude_preview(self, conclude: Callable[[Any], Any]) -> None:
@@ -204,21 +204,21 @@ class Jobs:
         try:
             node = conclude(preview)
         except MedSegAIError as error:
-            self._house.panel.show_error(str(error))
+            self._context.panel.show_error(str(error))
         except Exception as error:
             logger.exception("The preview %s could not be concluded", preview.node.GetName())
-            self._house.panel.show_error(texts.defect(error), log=True)
-            if self._house.scene.is_present(preview.node):
+            self._context.panel.show_error(texts.defect(error), log=True)
+            if self._context.scene.is_present(preview.node):
                 return  # it is as it was, and can be tried again
         self._previews.pop(0)
         self._show_preview()
         self._results.show_chosen(node)
 
     def _show_preview(self) -> None:
-        self._house.panel.preview.show(self._previews[0].node.GetName() if self._previews else "")
+        self._context.panel.preview.show(self._previews[0].node.GetName() if self._previews else "")
 
     def _on_queue_changed(self) -> None:
-        panel, running = self._house.panel, self._under_way()
+        panel, running = self._context.panel, self._under_way()
         if running is not self._running:
             self._running = running
             if running is None:
@@ -228,10 +228,10 @@ class Jobs:
                 panel.show_running()
         if running is not None and running.message:  # it has stood still for a long time
             panel.show_message(running.message)
-        panel.queue.show(self._house.queue.entries)
+        panel.queue.show(self._context.queue.entries)
 
     def _under_way(self) -> Any:
-        entries = self._house.queue.entries
+        entries = self._context.queue.entries
         return next((entry for entry in entries if str(entry.state) == "running"), None)
 
     def _request(self, choice: Choice) -> SegmentationRequest:
@@ -240,8 +240,8 @@ class Jobs:
         Raises:
             MedSegAIError: what was chosen cannot be run.
         """
-        volumes = self._house.scene.read_channels(chosen_nodes(choice))
-        return self._house.request(choice, volumes)
+        volumes = self._context.scene.read_channels(chosen_nodes(choice))
+        return self._context.request(choice, volumes)
 
 
 @dataclass
@@ -257,40 +257,40 @@ class _Job:
     def __init__(self, jobs: Jobs, choice: Choice, frame: int | None, series: _Series) -> None:
         self._jobs, self._choice, self._frame, self._series = jobs, choice, frame, series
         self._request: SegmentationRequest | None = None
-        self._house = jobs._house
+        self._context = jobs._context
 
     def make_request(self) -> SegmentationRequest:
         """The request with the voxels, the region and the models of this moment."""
-        choice, house = self._choice, self._house
+        choice, context = self._choice, self._context
         for node in chosen_nodes(choice):
-            if not house.scene.is_present(node):
+            if not context.scene.is_present(node):
                 raise InputError(
                     _("The volume {name} has left the scene. Load it again.").format(
                         name=node.GetName()
                     )
                 )
         output = choice.output.node
-        if output is not None and not house.scene.is_present(output):
+        if output is not None and not context.scene.is_present(output):
             raise InputError(
                 _(
                     "The segmentation {name} has left the scene. Choose another output, and run it again."
                 ).format(name=output.GetName())
             )
         if self._frame is None:
-            volumes = house.scene.read_channels(chosen_nodes(choice))
+            volumes = context.scene.read_channels(chosen_nodes(choice))
         else:
             volumes = tuple(
-                house.scene.read_frame(node, self._frame) for node in chosen_nodes(choice)
+                context.scene.read_frame(node, self._frame) for node in chosen_nodes(choice)
             )
-        self._request = house.request(choice, volumes)
+        self._request = context.request(choice, volumes)
         return self._request
 
     def progressed(self, event: ProgressEvent) -> None:
-        self._house.progressed(event)
+        self._context.progressed(event)
 
     def finished(self, result: SegmentationResult) -> None:
         if self._request is not None:
-            self._house.estimates.learn(self._choice.cards, self._request, result)
+            self._context.estimates.learn(self._choice.cards, self._request, result)
         self._request = None  # it holds the voxels
         output = self._choice.output
         if self._frame is not None:
@@ -299,8 +299,8 @@ class _Job:
 
     def failed(self, error: MedSegAIError) -> None:
         self._request = None
-        if not self._house.is_forgotten(self):
-            self._house.tell(error)
+        if not self._context.is_forgotten(self):
+            self._context.tell(error)
 
 
 def chosen_nodes(choice: Choice) -> list[Any]:

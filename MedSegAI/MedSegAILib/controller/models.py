@@ -10,17 +10,17 @@ from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import user_models_folder
 from MedSegAILib import model_search
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.location import Place, PlaceKind
+from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
 
 class Models:
     """Joins the model browser with the models on disk."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
-        browser = house.panel.browser
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        browser = context.panel.browser
         browser.expectation = self._expectation
         browser.import_requested.connect(self.import_from)
         browser.verify_requested.connect(self.verify)
@@ -28,14 +28,14 @@ class Models:
     def show(self, files: Iterable[Path] | None = None) -> None:
         """Offer the installed models; a card that cannot be read is reported and left out."""
         cards, problems = model_search.read_cards(files)
-        self._house.panel.show_models(cards)
+        self._context.panel.show_models(cards)
         if problems:
-            self._house.panel.show_error("\n".join(problems))
+            self._context.panel.show_error("\n".join(problems))
 
     def import_from(self, path: str) -> None:
         """Add the model at `path` to the user's own, in the background."""
         before = set(_own_cards())
-        browser = self._house.panel.browser
+        browser = self._context.panel.browser
         browser.show_busy(True)
         browser.show_status(_("Importing {path} …").format(path=path))
 
@@ -48,7 +48,7 @@ class Models:
             for file in sorted(set(_own_cards()) - before):
                 cards, _problems = model_search.read_cards([file])
                 for card in cards:
-                    self._house.panel.choose_model(card)
+                    self._context.panel.choose_model(card)
                     browser.select(card)
             browser.show_status(answer.output.strip().splitlines()[0])
 
@@ -56,7 +56,7 @@ class Models:
 
     def verify(self, card: ModelCard) -> None:
         """Compare a model's weights with the hashes in its card, in the background."""
-        browser = self._house.panel.browser
+        browser = self._context.panel.browser
         browser.show_busy(True)
         browser.show_status(_("Checking the weights of {name} …").format(name=card.name))
 
@@ -76,18 +76,18 @@ class Models:
     def _run(self, arguments: list[str], done: Any) -> None:
         place = self._local_place()
         command = [place.command()[0], "-m", "medsegai", *arguments]
-        self._house.host.run(command, place.environment(), done)
+        self._context.host.run(command, place.environment(), done)
 
-    def _local_place(self) -> Place:
+    def _local_place(self) -> WorkerLocation:
         """Models lie on this computer, so a Python of this computer looks after them."""
-        place = self._house.host.place()
+        place = self._context.host.place()
         if place.kind is PlaceKind.SSH:
-            return Place.own(self._house.host.own_python())
+            return WorkerLocation.own(self._context.host.own_python())
         return place
 
     def _expectation(self, card: ModelCard) -> str:
-        seconds = self._house.estimates.typical_seconds(card)
-        return texts.expectation(card, self._house.devices, seconds)
+        seconds = self._context.estimates.typical_seconds(card)
+        return texts.expectation(card, self._context.devices, seconds)
 
 
 def _own_cards() -> list[Path]:

@@ -20,7 +20,7 @@ from MedSegAILib.slicer_types import (
     TableNode,
     VolumeNode,
 )
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 
 if TYPE_CHECKING:
     from MedSegAILib.panel.batch import BatchView
@@ -115,7 +115,7 @@ class SceneProtocol(Protocol):
     def measurable(self, segmentation: SegmentationNode) -> Measurable: ...
     def statistics(self, measured: Measurable, result: MeasurementResult) -> TableNode: ...
     def write_csv(self, measured: Measurable, result: MeasurementResult, path: str) -> None: ...
-    def handed_over(
+    def exported(
         self,
         segmentation: SegmentationNode,
         outputs: Mapping[str, Any],
@@ -145,7 +145,7 @@ class QueueProtocol(Protocol):
 class HostProtocol(Protocol):
     """What the application gives: see `MedSegAI.Host`."""
 
-    def prepare(self, handover: bool = False) -> None:
+    def prepare(self, for_export: bool = False) -> None:
         """Install what is missing, with True also what an export needs.
 
         Raises a MedSegAIError where that does not work or is declined.
@@ -154,10 +154,10 @@ class HostProtocol(Protocol):
     def setting(self, name: str) -> str: ...
     def set_setting(self, name: str, value: str) -> None: ...
     def own_python(self) -> str: ...
-    def place(self) -> Place: ...
-    def set_place(self, place: Place) -> None: ...
-    def examine(self, place: Place, told: Callable[[Any], None]) -> None:
-        """Ask the doctor there: see `worker.examination.Examination`."""
+    def place(self) -> WorkerLocation: ...
+    def set_place(self, place: WorkerLocation) -> None: ...
+    def check_environment(self, place: WorkerLocation, told: Callable[[Any], None]) -> None:
+        """Ask the doctor there: see `worker.examination.EnvironmentCheck`."""
 
     def log(self) -> str: ...
     def show_text(self, title: str, text: str) -> None: ...

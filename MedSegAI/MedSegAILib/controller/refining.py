@@ -10,7 +10,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.refinements import title as title_of_refinement
 from medsegai.worker.requests import RefinementResult
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.results import Results
 from MedSegAILib.panel_values import RefineChoice
 from MedSegAILib.slicer_types import Node
@@ -40,9 +40,9 @@ class Refining:
         results: shows the segments when they have changed.
     """
 
-    def __init__(self, house: House, results: Results) -> None:
-        self._house, self._results = house, results
-        self._view = house.panel.refine
+    def __init__(self, context: Context, results: Results) -> None:
+        self._context, self._results = context, results
+        self._view = context.panel.refine
         self._entry: Entry | None = None
         self._preview: Any = None
         self._words: tuple[str, ...] = ()
@@ -52,20 +52,20 @@ class Refining:
         view.preview_requested.connect(self.preview)
         view.apply_requested.connect(self.apply)
         view.cancel_requested.connect(self.cancel)
-        house.panel.results.segmentation_chosen.connect(view.choose)
+        context.panel.results.segmentation_chosen.connect(view.choose)
 
     def show(self, node: Node) -> None:
         """Offer the segments of a segmentation node, and the volume that it was made of."""
-        present = node is not None and self._house.scene.is_present(node)
-        self._view.show_segments(self._house.scene.segments(node) if present else ())
+        present = node is not None and self._context.scene.is_present(node)
+        self._view.show_segments(self._context.scene.segments(node) if present else ())
         if present:
-            self._view.choose_image(self._house.scene.reference_volume(node))
+            self._view.choose_image(self._context.scene.reference_volume(node))
 
     def refresh(self) -> None:
         """Segments may have been renamed, drawn or completed since."""
         node = self._view.choice().segmentation
-        present = node is not None and self._house.scene.is_present(node)
-        self._view.show_segments(self._house.scene.segments(node) if present else ())
+        present = node is not None and self._context.scene.is_present(node)
+        self._view.show_segments(self._context.scene.segments(node) if present else ())
 
     def preview(self) -> None:
         """Work out what would change, and show it."""
@@ -83,18 +83,18 @@ class Refining:
             self._view.show_message(str(error), problem=True)
         except Exception as error:
             logger.exception("The preview of a refinement could not be applied")
-            self._house.panel.show_error(texts.defect(error), log=True)
-            if self._house.scene.is_present(preview.node):
+            self._context.panel.show_error(texts.defect(error), log=True)
+            if self._context.scene.is_present(preview.node):
                 self._preview = preview  # it is as it was, and can be tried again
         else:
-            self._tell(*self._words, *self._house.scene.notes)
+            self._tell(*self._words, *self._context.scene.notes)
             self._refresh(node)
         self._show_state()
 
     def cancel(self) -> None:
         """Stop what runs, or take the preview away."""
         if self._entry is not None:
-            self._house.queue.cancel(self._entry)
+            self._context.queue.cancel(self._entry)
         elif self._drop_preview():
             self._view.show_message(_("The preview was taken away. Nothing was changed."))
 
@@ -113,7 +113,7 @@ class Refining:
         self.over()
         self._view.show_message(str(error), problem=not isinstance(error, Cancelled))
         if isinstance(error, WorkerError):
-            self._house.panel.show_error(str(error), log=True)
+            self._context.panel.show_error(str(error), log=True)
 
     def finished(self, draft: Draft, result: RefinementResult, shown_only: bool) -> None:
         """Show the answer of the worker, or write it."""
@@ -122,34 +122,34 @@ class Refining:
             self._tell(_(NOTHING), *draft.notes)
         elif shown_only:
             self._drop_preview()
-            self._preview = self._house.scene.preview_refined(draft, result)
+            self._preview = self._context.scene.preview_refined(draft, result)
             self._words = result.words
             if self._preview.place is not None:
-                self._house.scene.jump(self._preview.place)
+                self._context.scene.jump(self._preview.place)
             self._tell(_(ONLY_SHOWN), *result.words, *draft.notes)
         else:
-            node = self._house.scene.write_refined(draft, result)
-            self._tell(*result.words, *self._house.scene.notes)
+            node = self._context.scene.write_refined(draft, result)
+            self._tell(*result.words, *self._context.scene.notes)
             self._refresh(node)
         self._show_state()
 
     def _start(self, shown_only: bool) -> None:
         if self._entry is not None:
             return
-        house, choice = self._house, self._view.choice()
+        context, choice = self._context, self._view.choice()
         self._drop_preview()
         self._view.show_message("")
         try:
-            if house.place_is_here():
-                house.host.prepare()
-            job = _Job(self, house, choice, shown_only)
+            if context.place_is_here():
+                context.host.prepare()
+            job = _Job(self, context, choice, shown_only)
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
         title = _("{name}: {what}").format(
             name=choice.segmentation.GetName(), what=title_of_refinement(choice.settings["name"])
         )
-        entry = house.queue.add(title, job.reading.make_request, job)
+        entry = context.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
         self._entry = None if job.over else entry
         if str(entry.state) == "waiting":
@@ -190,15 +190,15 @@ class _Job:
     """
 
     def __init__(
-        self, section: Refining, house: House, choice: RefineChoice, shown_only: bool
+        self, section: Refining, context: Context, choice: RefineChoice, shown_only: bool
     ) -> None:
-        self._section, self._house = section, house
+        self._section, self._context = section, context
         self._choice, self._shown_only = choice, shown_only
         self.over = False
         self.reading = Reading(self._read)
 
     def progressed(self, event: ProgressEvent) -> None:
-        self._house.progressed(event)
+        self._context.progressed(event)
 
     def finished(self, result: RefinementResult) -> None:
         self.over = True
@@ -207,7 +207,7 @@ class _Job:
     def failed(self, error: MedSegAIError) -> None:
         self.over = True
         self.reading.forget()
-        if self._house.is_forgotten(self):
+        if self._context.is_forgotten(self):
             self._section.over()
         else:
             self._section.failed(error)
@@ -220,6 +220,6 @@ class _Job:
         if not choice.every and not choice.segments:
             raise RequestError(_(NONE_TICKED))
         segments = () if choice.every else choice.segments
-        return self._house.scene.draft(
+        return self._context.scene.draft(
             choice.segmentation, [choice.settings], segments, choice.image
         )

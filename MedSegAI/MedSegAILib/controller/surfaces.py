@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from MedSegAILib.controller import texts
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.slicer_types import SegmentationNode
 
 logger = logging.getLogger(__name__)
@@ -16,18 +16,18 @@ logger = logging.getLogger(__name__)
 class Surfaces:
     """Makes the surfaces that the scene asks for, of one segmentation after another."""
 
-    def __init__(self, house: House) -> None:
-        self._house, self._bar = house, house.panel.surfaces
+    def __init__(self, context: Context) -> None:
+        self._context, self._bar = context, context.panel.surfaces
         self._waiting: list[tuple[Any, Iterator[tuple[int, int]]]] = []
         self._bar.step_requested.connect(self._step)
         self._bar.cancel_requested.connect(self.cancel)
-        house.scene.make_surfaces = self.make
+        context.scene.make_surfaces = self.make
 
     def make(self, segmentation: SegmentationNode) -> None:
         """See that a segmentation gets the surfaces that it lacks; they come while Slicer goes on."""
         begun = [steps for node, steps in self._waiting if node is segmentation]
         self._waiting = [item for item in self._waiting if item[0] is not segmentation]
-        steps = begun[0] if begun else self._house.scene.surfaces(segmentation)
+        steps = begun[0] if begun else self._context.scene.surfaces(segmentation)
         self._waiting.append((segmentation, steps))  # what is lacking is looked up with each step
         self._bar.show(0, 0)
 
@@ -36,9 +36,9 @@ class Surfaces:
         waiting, self._waiting = self._waiting, []
         self._bar.hide()
         for segmentation, _steps in waiting:
-            if self._house.scene.is_present(segmentation):
-                self._house.scene.show_3d(segmentation, False)
-        self._house.panel.results.show_surfaces(False)
+            if self._context.scene.is_present(segmentation):
+                self._context.scene.show_3d(segmentation, False)
+        self._context.panel.results.show_surfaces(False)
 
     def forget(self) -> None:
         """The scene was closed."""
@@ -54,7 +54,7 @@ class Surfaces:
             progress = next(steps, None)
         except Exception as error:
             logger.exception("The surfaces of %s could not be made", segmentation.GetName())
-            self._house.panel.show_error(texts.defect(error), log=True)
+            self._context.panel.show_error(texts.defect(error), log=True)
             progress = None
         if progress is not None:
             self._bar.show(*progress)

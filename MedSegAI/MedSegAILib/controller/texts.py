@@ -13,7 +13,7 @@ from MedSegAILib.controller.devices import Devices
 from MedSegAILib.panel_values import DONE, DOUBT, PLAIN, PROBLEM, StructureRow, Verdict
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 
 MEMBERS_NAMED = 4
 """More networks than these are counted and not named."""
@@ -40,7 +40,7 @@ def plan(
     return f"{text} {tightness(needed, devices, request.device)}".strip()
 
 
-def travel(place: Place) -> str:
+def travel(place: WorkerLocation) -> str:
     """Where the images go; "" where they stay on this computer."""
     if place.shares_files:
         return ""

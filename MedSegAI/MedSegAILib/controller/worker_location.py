@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from medsegai.errors import MedSegAIError
-from MedSegAILib.controller.context import House
+from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.devices import Devices
 from MedSegAILib.panel_values import PlaceChoice
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.location import Place, PlaceKind
+from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
 PLACE, AGREED = "place", "agreed_hosts"
 """Names of settings: the place, and the computers to which images may travel, one a line."""
@@ -27,14 +27,14 @@ class Places:
         changed: called when the devices are known, or another place was chosen.
     """
 
-    def __init__(self, house: House, changed: Any) -> None:
-        self._house, self._changed = house, changed
+    def __init__(self, context: Context, changed: Any) -> None:
+        self._context, self._changed = context, changed
         self._asked = 0
         self._asking = False
-        settings = house.panel.settings
+        settings = context.panel.settings
         settings.place_changed.connect(self.apply)
         settings.test_requested.connect(self.test)
-        settings.show(_shown(house.host.place()))
+        settings.show(_shown(context.host.place()))
 
     def apply(self) -> None:
         """Use what the settings show from the next job on, and keep it.
@@ -43,36 +43,36 @@ class Places:
         """
         if self._asking:  # the question took the focus of a field, which tells so a second time
             return
-        house = self._house
+        context = self._context
         try:
             place = self._chosen()
         except MedSegAIError as error:
-            house.panel.settings.show_answer(str(error))
+            context.panel.settings.show_answer(str(error))
             return
         if not self._may_be_used(place):
-            house.panel.settings.show(_shown(house.host.place()))
+            context.panel.settings.show(_shown(context.host.place()))
             return
         try:
-            house.host.set_place(place)
+            context.host.set_place(place)
         except MedSegAIError as error:
-            house.panel.settings.show_answer(str(error))
+            context.panel.settings.show_answer(str(error))
             return
-        house.host.set_setting(PLACE, place.to_text())
-        house.devices = Devices()
-        house.panel.show_devices(house.devices.choices())
+        context.host.set_setting(PLACE, place.to_text())
+        context.devices = Devices()
+        context.panel.show_devices(context.devices.choices())
         self._changed()
 
-    def _may_be_used(self, place: Place) -> bool:
-        agreed = self._house.host.setting(AGREED).split("\n")
+    def _may_be_used(self, place: WorkerLocation) -> bool:
+        agreed = self._context.host.setting(AGREED).split("\n")
         if place.shares_files or place.target in agreed:
             return True
         self._asking = True
         try:
-            answer = self._house.host.confirm(_(TRAVEL_QUESTION).format(host=place.target))
+            answer = self._context.host.confirm(_(TRAVEL_QUESTION).format(host=place.target))
         finally:
             self._asking = False
         if answer:
-            self._house.host.set_setting(AGREED, "\n".join(filter(None, [*agreed, place.target])))
+            self._context.host.set_setting(AGREED, "\n".join(filter(None, [*agreed, place.target])))
         return answer
 
     def ask_devices(self) -> None:
@@ -81,44 +81,44 @@ class Places:
 
     def test(self) -> None:
         """Ask the doctor, and show everything that it says."""
-        self._house.panel.settings.show_answer(_("Asking …"), busy=True)
+        self._context.panel.settings.show_answer(_("Asking …"), busy=True)
         self._ask(shown=True)
 
     def _ask(self, shown: bool) -> None:
-        house = self._house
+        context = self._context
         self._asked += 1
         number = self._asked
         try:
-            place = self._chosen() if shown else house.host.place()
+            place = self._chosen() if shown else context.host.place()
         except MedSegAIError as error:
-            house.panel.settings.show_answer(str(error))
+            context.panel.settings.show_answer(str(error))
             return
 
         def told(report: Any) -> None:
             if number == self._asked:  # else another place was asked meanwhile
                 self._hear(report, shown)
 
-        house.host.examine(place, told)
+        context.host.check_environment(place, told)
 
     def _hear(self, report: Any, shown: bool) -> None:
-        house = self._house
+        context = self._context
         if shown:
-            house.panel.settings.show_answer(report.text())
-        if report.findings and report.place == house.host.place():
-            house.devices = Devices(report.findings)
-            house.panel.show_devices(house.devices.choices())
+            context.panel.settings.show_answer(report.text())
+        if report.findings and report.place == context.host.place():
+            context.devices = Devices(report.findings)
+            context.panel.show_devices(context.devices.choices())
             self._changed()
 
-    def _chosen(self) -> Place:
-        choice = self._house.panel.settings.choice()
+    def _chosen(self) -> WorkerLocation:
+        choice = self._context.panel.settings.choice()
         if choice.kind == "ssh":
-            return Place.ssh(choice.host, choice.command)
+            return WorkerLocation.ssh(choice.host, choice.command)
         if choice.kind == "other":
-            return Place.other(choice.python)
-        return Place.own(self._house.host.own_python())
+            return WorkerLocation.other(choice.python)
+        return WorkerLocation.own(self._context.host.own_python())
 
 
-def _shown(place: Place) -> PlaceChoice:
+def _shown(place: WorkerLocation) -> PlaceChoice:
     if place.kind is PlaceKind.SSH:
         return PlaceChoice("ssh", host=place.target, command=place.program)
     if place.kind is PlaceKind.OTHER:

@@ -9,7 +9,7 @@ import qt
 
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import check_box
-from MedSegAILib.panel_values import HandOverChoice
+from MedSegAILib.panel_values import ExportChoice
 from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
@@ -35,12 +35,12 @@ LARGEST_TOLERANCE = 5.0
 NOTICE = "Not for diagnostic use."
 
 
-def ask(parent: Widget, name: str, reason: str, choice: HandOverChoice) -> HandOverChoice | None:
+def ask(parent: Widget, name: str, reason: str, choice: ExportChoice) -> ExportChoice | None:
     """Show the dialog and wait for the answer; None where the user gave up."""
-    return HandOverDialog(parent, name, reason, choice).answer()
+    return ExportDialog(parent, name, reason, choice).answer()
 
 
-class HandOverDialog:
+class ExportDialog:
     """The dialog, apart from waiting for it.
 
     Args:
@@ -50,10 +50,10 @@ class HandOverDialog:
         choice: what is ticked already.
     """
 
-    def __init__(self, parent: Widget, name: str, reason: str, choice: HandOverChoice) -> None:
+    def __init__(self, parent: Widget, name: str, reason: str, choice: ExportChoice) -> None:
         self._reason = reason
         self.dialog = qt.QDialog(parent)
-        self.dialog.objectName = "handOverDialog"
+        self.dialog.objectName = "exportDialog"
         self.dialog.windowTitle = _("MedSegAI: export {name}").format(name=name)
         self.dialog.resize(520, 520 if reason else 400)
         layout = qt.QVBoxLayout(self.dialog)
@@ -70,16 +70,16 @@ class HandOverDialog:
         self._folder.connect("textChanged(QString)", self._update)
         self._update()
 
-    def answer(self) -> HandOverChoice | None:
+    def answer(self) -> ExportChoice | None:
         """Wait for the user."""
         run = getattr(self.dialog, "exec_", None) or self.dialog.exec
         chosen = self.choice() if run() else None
         self.dialog.deleteLater()
         return chosen
 
-    def choice(self) -> HandOverChoice:
+    def choice(self) -> ExportChoice:
         """What is ticked now."""
-        return HandOverChoice(
+        return ExportChoice(
             self._folder.text.strip(),
             tuple(part for part, tick in self._parts.items() if tick.checked and tick.enabled),
             list(ENCODINGS)[self._encoding.currentIndex],
@@ -101,7 +101,7 @@ class HandOverDialog:
             layout.addWidget(self._parts[part])
         return box
 
-    def _dicom_box(self, choice: HandOverChoice) -> Widget:
+    def _dicom_box(self, choice: ExportChoice) -> Widget:
         box = self._box(_("DICOM"), DICOM)
         if self._reason:
             label = qt.QLabel(self._reason)
@@ -114,7 +114,7 @@ class HandOverDialog:
         box.layout().addLayout(form)
         return box
 
-    def _surfaces_box(self, choice: HandOverChoice) -> Widget:
+    def _surfaces_box(self, choice: ExportChoice) -> Widget:
         box = self._box(_("Surfaces"), ("surfaces",))
         row = qt.QHBoxLayout()
         self._formats: dict[str, Widget] = {}
@@ -144,11 +144,11 @@ class HandOverDialog:
         layout = qt.QHBoxLayout()
         layout.addWidget(qt.QLabel(_("Folder")))
         self._folder = qt.QLineEdit()
-        self._folder.objectName = "handOverFolder"
+        self._folder.objectName = "exportFolder"
         self._folder.text = folder
         self._folder.placeholderText = _("Where the files go")
         layout.addWidget(self._folder)
-        layout.addWidget(_button("handOverFolderButton", _("Choose…"), self._choose_folder))
+        layout.addWidget(_button("exportFolderButton", _("Choose…"), self._choose_folder))
         return layout
 
     def _choose_folder(self) -> None:
@@ -160,8 +160,8 @@ class HandOverDialog:
         layout = qt.QHBoxLayout()
         layout.addWidget(qt.QLabel(_(NOTICE)))
         layout.addStretch(1)
-        layout.addWidget(_button("handOverCancelButton", _("Cancel"), self.dialog.reject))
-        self._write = _button("handOverWriteButton", _("Write"), self.dialog.accept)
+        layout.addWidget(_button("exportCancelButton", _("Cancel"), self.dialog.reject))
+        self._write = _button("exportWriteButton", _("Write"), self.dialog.accept)
         layout.addWidget(self._write)
         return layout
 

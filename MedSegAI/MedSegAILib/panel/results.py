@@ -10,7 +10,7 @@ from MedSegAILib.panel import export_dialog
 from MedSegAILib.panel.structure_table import STATES, StructureTable
 from MedSegAILib.panel.style import PRESSED_STYLE, doubt_style, error_style
 from MedSegAILib.panel.wrapping import say
-from MedSegAILib.panel_values import DOUBT, PROBLEM, HandOverChoice, StructureRow, Verdict
+from MedSegAILib.panel_values import DOUBT, PROBLEM, ExportChoice, StructureRow, Verdict
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import Node, QtValue, Widget
 from MedSegAILib.translation import tr as _
@@ -34,7 +34,7 @@ class ResultsView:
         next_requested: go to the next doubtful place.
         places_within: walk the doubtful places of this segment alone, "" for those of all.
         uncertainty_shown, surfaces_shown, statistics_shown: True or False.
-        csv_requested, handover_requested, correct_requested, slab_requested, keep_requested: a button was
+        csv_requested, export_requested, correct_requested, slab_requested, keep_requested: a button was
             pressed.
     """
 
@@ -52,8 +52,8 @@ class ResultsView:
         self.places_within = Signal()
         self.surfaces_shown, self.statistics_shown = Signal(), Signal()
         self.csv_requested, self.correct_requested = Signal(), Signal()
-        self.handover_requested = Signal()
-        self._hand_over = HandOverChoice()
+        self.export_requested = Signal()
+        self._export = ExportChoice()
         self.slab_requested, self.keep_requested = Signal(), Signal()
         for state in STATES:
             ui.resultStateSelector.addItem(_(state))
@@ -113,15 +113,15 @@ class ResultsView:
         ui.detailsButton.visible = bool(verdict.details)
         self._fold()
 
-    def ask_hand_over(self, name: str, reason: str) -> HandOverChoice | None:
+    def ask_export(self, name: str, reason: str) -> ExportChoice | None:
         """Let the user choose what is written where; None where that was given up.
 
         Args:
             name: of the segmentation.
             reason: why no DICOM can be written; "" where it can.
         """
-        choice = export_dialog.ask(self._ui.resultTable, name, reason, self._hand_over)
-        self._hand_over = choice or self._hand_over
+        choice = export_dialog.ask(self._ui.resultTable, name, reason, self._export)
+        self._export = choice or self._export
         return choice
 
     def select(self, segment_id: str) -> None:
@@ -152,7 +152,7 @@ class ResultsView:
         ui.show3dButton.connect("customContextMenuRequested(QPoint)", self._offer_smoothing)
         ui.statisticsButton.connect("toggled(bool)", self.statistics_shown.emit)
         ui.csvButton.connect("clicked()", self.csv_requested.emit)
-        ui.handOverButton.connect("clicked()", self.handover_requested.emit)
+        ui.exportButton.connect("clicked()", self.export_requested.emit)
         ui.correctButton.connect("clicked()", self.correct_requested.emit)
         ui.slabButton.connect("clicked()", self.slab_requested.emit)
         ui.keepButton.connect("clicked()", self.keep_requested.emit)

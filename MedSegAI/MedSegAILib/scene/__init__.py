@@ -372,12 +372,12 @@ class Scene:
         """The same as a file: see `statistics.write_csv`."""
         statistics.write_csv(statistics.rows(measured, result), path)
 
-    def handed_over(
+    def exported(
         self,
         segmentation: SegmentationNode,
         outputs: Mapping[str, Any],
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,
     ) -> HandedOver:
-        """A segmentation to be written for other systems by the worker: see `handing_over.handed_over`."""
-        return exporting.handed_over(segmentation, outputs, dicom, overwrite)
+        """A segmentation to be written for other systems by the worker: see `handing_over.exported`."""
+        return exporting.exported(segmentation, outputs, dicom, overwrite)

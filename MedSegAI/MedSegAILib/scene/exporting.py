@@ -40,7 +40,7 @@ class HandedOver:
     request: ExportRequest
 
 
-def handed_over(
+def exported(
     segmentation: SegmentationNode,
     outputs: Mapping[str, Any],
     dicom: tuple[str, str] = ("", ""),

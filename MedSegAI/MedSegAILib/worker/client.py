@@ -45,7 +45,7 @@ from medsegai.worker.protocol import (
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
-from MedSegAILib.worker.location import Place, for_elsewhere
+from MedSegAILib.worker.location import WorkerLocation, for_elsewhere
 from MedSegAILib.worker.location import worker_command as worker_command
 from MedSegAILib.worker.location import worker_environment as worker_environment
 from MedSegAILib.worker.process import WorkerProcess
@@ -104,15 +104,19 @@ class WorkerClient:
 
     def __init__(
         self,
-        place: Place | Sequence[str],
+        place: WorkerLocation | Sequence[str],
         environment: Mapping[str, str] | None = None,
         idle_seconds: float = IDLE_SECONDS,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self.freed, self.stalled = Signal(), Signal()
         self.idle_seconds, self.stall_seconds = idle_seconds, stall_seconds
-        self._place = place if isinstance(place, Place) else Place.running(place, environment)
-        self._launched: Place | None = None
+        self._place = (
+            place
+            if isinstance(place, WorkerLocation)
+            else WorkerLocation.running(place, environment)
+        )
+        self._launched: WorkerLocation | None = None
         self._command: list[str] = []
         self._leaving = False
         self._job: _Job | None = None
@@ -140,10 +144,10 @@ class WorkerClient:
         return self._process.log
 
     @property
-    def place(self) -> Place:
+    def place(self) -> WorkerLocation:
         return self._place
 
-    def set_place(self, place: Place) -> None:
+    def set_place(self, place: WorkerLocation) -> None:
         """Where the next job runs. A job that already runs stays where it is."""
         self._place = place
         if self._job is None and self._process.running:
@@ -453,7 +457,7 @@ class WorkerClient:
         return text.format(code=code)
 
     def _last_words(self) -> str:
-        words = self._process.last_words()
+        words = self._process.stderr_tail()
         return "\n" + _("Its last words: {words}").format(words=words) if words else ""
 
 

@@ -11,7 +11,7 @@ import qt
 
 from medsegai.errors import WorkerError
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.location import Place
+from MedSegAILib.worker.location import WorkerLocation
 from MedSegAILib.worker.process import WorkerProcess
 
 DOCTOR_SECONDS = 120.0
@@ -30,7 +30,7 @@ class Report:
         trouble: why the doctor could not answer at all, or nothing.
     """
 
-    place: Place
+    place: WorkerLocation
     ready: bool
     findings: tuple[Mapping[str, Any], ...] = ()
     repairs: tuple[str, ...] = ()
@@ -58,13 +58,13 @@ class Report:
         return "\n".join([verdict, "", *lines])
 
 
-class Examination:
+class EnvironmentCheck:
     """One run of the doctor, which does not block; `told` receives its report once.
 
     Keep it until then: what is forgotten is ended.
     """
 
-    def __init__(self, place: Place, told: Callable[[Report], None]) -> None:
+    def __init__(self, place: WorkerLocation, told: Callable[[Report], None]) -> None:
         self._place, self._told = place, told
         self._over = False
         self._lines: list[bytes] = []
@@ -99,7 +99,7 @@ class Examination:
 
     def _on_end(self, code: int, crashed: bool) -> None:
         self._tell(
-            read_report(self._place, b"".join(self._lines), code, self._process.last_words())
+            read_report(self._place, b"".join(self._lines), code, self._process.stderr_tail())
         )
 
     def _fail(self, trouble: str) -> None:
@@ -112,7 +112,7 @@ class Examination:
             self._told(report)
 
 
-def read_report(place: Place, output: bytes, code: int, last_words: str) -> Report:
+def read_report(place: WorkerLocation, output: bytes, code: int, stderr_tail: str) -> Report:
     """What the doctor printed; what a Python installation printed before it is passed over."""
     text = output.decode(errors="replace")
     try:
@@ -126,4 +126,4 @@ def read_report(place: Place, output: bytes, code: int, last_words: str) -> Repo
         why = place.explain(code) or _(
             "{place} could not be examined (exit code {code}). It needs Python 3.11 or later."
         ).format(place=place.name, code=code)
-        return Report(place, False, trouble=f"{why}\n{last_words or text[-500:]}".strip())
+        return Report(place, False, trouble=f"{why}\n{stderr_tail or text[-500:]}".strip())

@@ -52,7 +52,7 @@ class PlaceKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerLocation:
     """Made by `own`, `other`, `ssh`, `running` or `from_text`.
 
     Attributes:
@@ -70,19 +70,19 @@ class Place:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def own(cls, python: str) -> Place:
+    def own(cls, python: str) -> WorkerLocation:
         """Slicer's own Python, such as PythonSlicer."""
         return cls(PlaceKind.OWN, python)
 
     @classmethod
-    def other(cls, path: str | Path) -> Place:
+    def other(cls, path: str | Path) -> WorkerLocation:
         """Another Python of this computer: its program, or the folder of its environment."""
         if not str(path).strip():
             raise WorkerError(_("Name a Python, or the folder of a Python environment."))
         return cls(PlaceKind.OTHER, str(path).strip())
 
     @classmethod
-    def ssh(cls, host: str, program: str = REMOTE_PROGRAM) -> Place:
+    def ssh(cls, host: str, program: str = REMOTE_PROGRAM) -> WorkerLocation:
         """Another computer, as `ssh host` reaches it: a name, an address, or a name of the ssh configuration.
 
         Args:
@@ -109,7 +109,9 @@ class Place:
         return cls(PlaceKind.SSH, host, program)
 
     @classmethod
-    def running(cls, command: Sequence[str], variables: Mapping[str, str] | None = None) -> Place:
+    def running(
+        cls, command: Sequence[str], variables: Mapping[str, str] | None = None
+    ) -> WorkerLocation:
         """On this computer, by a command of the caller's own."""
         return cls(PlaceKind.COMMAND, command[0], words=tuple(command), variables=variables or {})
 
@@ -131,7 +133,7 @@ class Place:
         return f"{self.kind}:{self.target}{more}"
 
     @classmethod
-    def from_text(cls, text: str, own_python: str) -> Place:
+    def from_text(cls, text: str, own_python: str) -> WorkerLocation:
         """What `to_text` gave; `own_python` is Slicer's.
 
         Raises:
@@ -263,7 +265,7 @@ def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def for_elsewhere(request: Any, place: Place) -> Any:
+def for_elsewhere(request: Any, place: WorkerLocation) -> Any:
     """The request as another computer understands it: a model that is a folder here goes by its id.
 
     Of the kinds of jobs, only segmenting and exporting name files.

@@ -98,7 +98,7 @@ class WorkerProcess:
         """Add to the log."""
         self._log = (self._log + text)[-LOG_CHARACTERS:]
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """What it said about its end: the fatal error where there is one, else the end of its log."""
         lines = [line for line in self._log.splitlines() if line.strip()]
         fatal = [line for line in lines if line.startswith("Fatal")]

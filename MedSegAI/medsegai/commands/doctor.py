@@ -34,9 +34,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.doctor import can_segment, examine
+    from medsegai.doctor import can_segment, check_environment
 
-    findings = examine()
+    findings = check_environment()
     ready = can_segment(findings)
     if arguments.json:
         print(json.dumps(_report(findings, ready), indent=2))

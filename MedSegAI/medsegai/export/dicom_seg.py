@@ -251,7 +251,7 @@ def highdicom() -> Any:
         import highdicom.sr
     except ImportError as error:
         raise MedSegAIError(
-            "DICOM SEG and SR need highdicom: pip install 'medsegai[handover]'."
+            "DICOM SEG and SR need highdicom: pip install 'medsegai[export]'."
         ) from error
     return library
 

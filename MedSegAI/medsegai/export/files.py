@@ -159,7 +159,7 @@ class Exports:
         for wanted, module in ((self.seg, "highdicom"), (self.surfaces, "manifold3d")):
             if wanted is not None and importlib.util.find_spec(module) is None:
                 raise MedSegAIError(
-                    f"This needs {module}, which is not installed: pip install 'medsegai[handover]'."
+                    f"This needs {module}, which is not installed: pip install 'medsegai[export]'."
                 )
 
 

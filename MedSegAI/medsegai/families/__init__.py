@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Protocol
 
 from medsegai.errors import ModelError
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.fusion import side_aware_first
 from medsegai.inference.grid_sampling import Reach
 from medsegai.inference.probabilities import Block
@@ -70,7 +70,7 @@ class Part:
         geometry: the native grid on which the members predict.
         members: at least one.
         networks: the members of the card that are used, including those of an earlier stage.
-        scale: what they predict, such as probabilities or logits.
+        activation: what they predict, such as probabilities or logits.
         linear: along which native axes (k, j, i) predictions are interpolated.
         weight: share in the fusion with other parts; None for the sum of its members' weights.
         plane_axis: the axis (k, j, i) of the input along which native planes lie one after another, for members
@@ -84,7 +84,7 @@ class Part:
     geometry: Geometry
     members: Sequence[Member]
     networks: Sequence[str]
-    scale: Scale = Scale.PROBABILITIES
+    activation: Activation = Activation.PROBABILITIES
     linear: tuple[bool, bool, bool] = (True, True, True)
     weight: float | None = None
     plane_axis: int | None = None
@@ -175,7 +175,7 @@ def _join(parts: list[Part], part: Part) -> None:
     for index, other in enumerate(parts):
         if (
             other.geometry.matches(part.geometry)
-            and (other.scale, other.linear) == (part.scale, part.linear)
+            and (other.activation, other.linear) == (part.activation, part.linear)
             and other.reach is part.reach is None
             and other.weight is part.weight is other.plane_axis is part.plane_axis is None
         ):

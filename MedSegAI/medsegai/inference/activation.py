@@ -14,7 +14,7 @@ SURE = 1.0 - 0.5 / 255.0
 
 
 @dataclass(frozen=True)
-class Scale:
+class Activation:
     """What native values are, and the temperature at which they become probabilities.
 
     PROBABILITIES sum to one. LOGITS become probabilities by softmax. REGIONS are logits of regions that may
@@ -28,10 +28,10 @@ class Scale:
     kind: str
     temperature: float = 1.0
 
-    PROBABILITIES: ClassVar[Scale]
-    LOGITS: ClassVar[Scale]
-    REGIONS: ClassVar[Scale]
-    REGION_PROBABILITIES: ClassVar[Scale]
+    PROBABILITIES: ClassVar[Activation]
+    LOGITS: ClassVar[Activation]
+    REGIONS: ClassVar[Activation]
+    REGION_PROBABILITIES: ClassVar[Activation]
 
     @property
     def regions(self) -> bool:
@@ -43,7 +43,7 @@ class Scale:
         """Whether native values are probabilities of classes, one of which holds."""
         return self.kind == "probabilities"
 
-    def at(self, temperature: float) -> Scale:
+    def at(self, temperature: float) -> Activation:
         """The same values at another temperature."""
         return replace(self, temperature=temperature)
 
@@ -118,10 +118,10 @@ class Scale:
         return (torch.special.entr(inside) + torch.special.entr(1.0 - inside)).sum(axis)
 
 
-Scale.PROBABILITIES = Scale("probabilities")
-Scale.LOGITS = Scale("logits")
-Scale.REGIONS = Scale("regions")
-Scale.REGION_PROBABILITIES = Scale("region probabilities")
+Activation.PROBABILITIES = Activation("probabilities")
+Activation.LOGITS = Activation("logits")
+Activation.REGIONS = Activation("regions")
+Activation.REGION_PROBABILITIES = Activation("region probabilities")
 
 
 def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:

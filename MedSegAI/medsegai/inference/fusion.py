@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from medsegai.errors import RequestError
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.grid_sampling import Reach
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
     Block,
     NativeMap,
     Probabilities,
-    Readable,
+    ProbabilitySource,
     index_type,
     read_information,
     read_nearest,
@@ -72,7 +72,7 @@ class Accumulator:
         device: where the sum is kept. It moves to the CPU when the device runs out of memory.
         vote: members count with one vote for their most probable class, not with probabilities.
         keep_members: keep each member's own labels and the entropies, for `member_values` and `information`.
-        scale: what members predict.
+        activation: what members predict.
         linear: along which native axes the result is interpolated, as in `Probabilities`.
         reach: where on the native grid it is valid, as in `Probabilities`.
         notes: what had to be changed during the fusion, as sentences.
@@ -83,7 +83,7 @@ class Accumulator:
     device: torch.device
     vote: bool = False
     keep_members: bool = False
-    scale: Scale = Scale.PROBABILITIES
+    activation: Activation = Activation.PROBABILITIES
     linear: tuple[bool, bool, bool] = (True, True, True)
     notes: list[str] = field(default_factory=list)
     reach: Reach | None = None
@@ -91,7 +91,7 @@ class Accumulator:
     def __post_init__(self) -> None:
         self.total_weight = 0.0
         self._members: list[MemberLabels] = []
-        self._sums_logits = not self.scale.sums_to_one and not self.vote
+        self._sums_logits = not self.activation.sums_to_one and not self.vote
         shape = (len(self.labels), *self.geometry.shape)
         dtype = torch.float32 if self._sums_logits else torch.float16
         try:
@@ -133,14 +133,16 @@ class Accumulator:
         Probabilities are normalised, and voxels without a prediction are background. Logits must have come for
         every voxel.
         """
-        scale = self.scale
+        activation = self.activation
         if self._sums_logits:
             self._sum /= self.total_weight
         else:
-            scale = Scale.PROBABILITIES.at(scale.temperature)
+            activation = Activation.PROBABILITIES.at(activation.temperature)
             for plane in self._sum.unbind(1):
                 plane.copy_(self._normalised(plane.float()))
-        return Probabilities(self.labels, self.geometry, self._sum, scale, self.linear, self.reach)
+        return Probabilities(
+            self.labels, self.geometry, self._sum, activation, self.linear, self.reach
+        )
 
     def information(self, fused: Probabilities) -> NativeMap:
         """How much the members' predictions differ, beyond the uncertainty of each: their mutual information.
@@ -154,8 +156,10 @@ class Accumulator:
         for plane, values in zip(result.unbind(), total.unbind(1), strict=True):
             mean = values.float()
             if self._mean is not None:
-                mean = mean / self.total_weight if self.scale.regions else self._normalised(mean)
-            plane.add_(self.scale.entropy(mean, 0).cpu()).clamp_(min=0.0)
+                mean = (
+                    mean / self.total_weight if self.activation.regions else self._normalised(mean)
+                )
+            plane.add_(self.activation.entropy(mean, 0).cpu()).clamp_(min=0.0)
         return NativeMap(result, self.geometry, self.linear)
 
     def _normalised(self, sums: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ class Accumulator:
         values = block.values.to(self._sum.device)
         answers: Iterable[Tensor] = values
         if self.vote or self.keep_members:
-            best = self.scale.decide(values, 0)
+            best = self.activation.decide(values, 0)
             if self.keep_members:
                 self._remember(where, values, best)
             if self.vote:
@@ -192,8 +196,8 @@ class Accumulator:
         """Keep what the member itself predicts: its classes, and their entropy."""
         channels = self._members[-1].channels
         channels[where] = best.to("cpu", channels.dtype)
-        told = self.scale.at(1.0).probabilities(values.float(), 0)
-        entropy = self.scale.entropy(told, 0).cpu()
+        told = self.activation.at(1.0).probabilities(values.float(), 0)
+        entropy = self.activation.entropy(told, 0).cpu()
         if self._mean is not None:
             self._feed(self._mean[(slice(None), *where)], told.cpu())
         self._entropy[where].add_(entropy, alpha=self._weight)
@@ -227,7 +231,9 @@ def side_aware_first(members: Sequence[Fed]) -> list[Fed]:
     return sorted(members, key=lambda member: any(len(feeds) > 1 for feeds in member.classes))
 
 
-def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int, ...]) -> Readable:
+def fuse(
+    parts: Sequence[ProbabilitySource], weights: Sequence[float], labels: tuple[int, ...]
+) -> ProbabilitySource:
     """One probability source of the classes `labels` from parts on different grids.
 
     Raises:
@@ -235,7 +241,7 @@ def fuse(parts: Sequence[Readable], weights: Sequence[float], labels: tuple[int,
     """
     if len(parts) == 1 and parts[0].labels == labels:
         return parts[0]
-    if len({part.scale.regions for part in parts}) != 1:
+    if len({part.activation.regions for part in parts}) != 1:
         raise RequestError(
             "A model of overlapping regions and one of classes cannot be joined. Use --fusion vote, or run "
             "them one after the other."
@@ -256,7 +262,7 @@ class PartAnswer:
         information: how much the members differ, if that is requested.
     """
 
-    probabilities: Readable
+    probabilities: ProbabilitySource
     weight: float
     geometry: Geometry
     names: tuple[str, ...]
@@ -285,7 +291,7 @@ class Ensemble:
         self.probabilities  # noqa: B018 - parts that cannot be joined are refused at once
 
     @functools.cached_property
-    def probabilities(self) -> Readable:
+    def probabilities(self) -> ProbabilitySource:
         """The weighted mean of the parts."""
         weights = [part.weight for part in self.parts]
         return fuse([part.probabilities for part in self.parts], weights, self.labels)

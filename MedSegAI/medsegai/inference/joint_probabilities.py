@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medsegai.inference.grid_sampling import VALUES_AT_ONCE
-from medsegai.inference.probabilities import Readable, index_type
+from medsegai.inference.probabilities import ProbabilitySource, index_type
 from medsegai.volume import Geometry
 
 
@@ -26,11 +26,11 @@ class JointProbabilities:
     """
 
     def __init__(
-        self, parts: Sequence[Readable], weights: Sequence[float], labels: Sequence[int]
+        self, parts: Sequence[ProbabilitySource], weights: Sequence[float], labels: Sequence[int]
     ) -> None:
         """The temperature is that of the parts; they are joined as they are at temperature 1."""
         self.labels = tuple(labels)
-        self.scale = parts[0].scale
+        self.activation = parts[0].activation
         self._weights = [weight / sum(weights) for weight in weights]
         self._parts = list(parts)
         self._last: tuple[Geometry, int, int, Tensor] | None = None
@@ -49,16 +49,16 @@ class JointProbabilities:
     ) -> Tensor:
         """As `Probabilities.read_points`."""
         parts = points.split(max(1, VALUES_AT_ONCE // len(self.labels)))
-        scale = self.scale.at(1.0) if raw else self.scale
+        activation = self.activation.at(1.0) if raw else self.activation
         means = [self._mean(target, k0, k1, part) for part in parts]
-        return torch.cat([scale.tempered(mean, 0) for mean in means], 1)
+        return torch.cat([activation.tempered(mean, 0) for mean in means], 1)
 
     def decide_points(
         self, target: Geometry, k0: int, k1: int, points: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As `Probabilities.decide_points`."""
         mean = self._mean(target, k0, k1, points)
-        return self.scale.decide_probabilities(mean, 0), self.scale.tempered(mean, 0)
+        return self.activation.decide_probabilities(mean, 0), self.activation.tempered(mean, 0)
 
     def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
         """Entropy in nats of the mean, computed on the output grid; 0 where nothing is unsettled."""
@@ -82,13 +82,15 @@ class JointProbabilities:
             some = unsettled.reshape(-1).nonzero()[:, 0]
             for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
                 answers = self._answers(target, k0, k1, points)
-                apart = [self.scale.entropy(answer, 0) for answer in answers]
+                apart = [self.activation.entropy(answer, 0) for answer in answers]
                 mean = self._sum(answers)
-                gap = self.scale.entropy(mean, 0)
+                gap = self.activation.entropy(mean, 0)
                 for entropy, weight in zip(apart, self._weights, strict=True):
                     gap.sub_(entropy, alpha=weight)
                 result.view(2, -1)[1, points] = gap.clamp_(min=0.0)
-                result.view(2, -1)[0, points] = self.scale.entropy(self.scale.tempered(mean, 0), 0)
+                result.view(2, -1)[0, points] = self.activation.entropy(
+                    self.activation.tempered(mean, 0), 0
+                )
             self._last = (target, k0, k1, result)
         return self._last[3]
 
@@ -147,7 +149,7 @@ class JointProbabilities:
         unsure = (~certain).reshape(-1).nonzero()[:, 0]
         for part in unsure.split(max(1, VALUES_AT_ONCE // len(self.labels))):
             values = self._mean(target, k0, k1, part)
-            flat[part] = self.scale.decide_probabilities(values, 0).to(flat.dtype)
+            flat[part] = self.activation.decide_probabilities(values, 0).to(flat.dtype)
         return result
 
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:

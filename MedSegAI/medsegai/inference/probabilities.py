@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, planes_needed
 from medsegai.volume import Geometry
 
@@ -49,14 +49,14 @@ class NativeMap:
     linear: tuple[bool, ...]
 
 
-class Readable(Protocol):
+class ProbabilitySource(Protocol):
     """Class probabilities that can be read on any grid, slab by slab. Class 0 is background.
 
-    `argmax` gives class indices as `Scale.decide` finds them.
+    `argmax` gives class indices as `Activation.decide` finds them.
     """
 
     labels: tuple[int, ...]
-    scale: Scale
+    activation: Activation
 
     def read(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
 
@@ -86,33 +86,35 @@ class _Plane:
         values: (class, j, i), any float type.
     """
 
-    def __init__(self, values: Tensor, scale: Scale) -> None:
+    def __init__(self, values: Tensor, activation: Activation) -> None:
         self.values = values
-        self._scale = scale
+        self._activation = activation
 
     @cached_property
     def classes(self) -> Tensor:
         """Class index of each voxel, uint8 or int16 (j, i)."""
         dtype = index_type(len(self.values))
-        return self._scale.decide(self.values.float(), 0).to(dtype)
+        return self._activation.decide(self.values.float(), 0).to(dtype)
 
     @cached_property
     def settled(self) -> Tensor:
         """Whether the class of a voxel has at least `SETTLED` of its probability, bool (j, i)."""
-        scale = self._scale.at(max(1.0, self._scale.temperature))  # the colder, the surer
-        probabilities = scale.probabilities(self.values.float(), 0)
-        return scale.sure(probabilities, self.classes.long(), SETTLED)
+        activation = self._activation.at(
+            max(1.0, self._activation.temperature)
+        )  # the colder, the surer
+        probabilities = activation.probabilities(self.values.float(), 0)
+        return activation.sure(probabilities, self.classes.long(), SETTLED)
 
     @cached_property
     def sure(self) -> Tensor:
         """Whether the class of a voxel has all of its probability but what eight bits cannot hold, bool (j, i)."""
         first = self.classes.reshape(-1)[self._unsettled].long()
-        return self._completed(True, self._scale.sure(self._open(), first))
+        return self._completed(True, self._activation.sure(self._open(), first))
 
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy in nats of each voxel, float32 (j, i); 0 where it is settled."""
-        return self._completed(0.0, self._scale.entropy(self._open(), 0))
+        return self._completed(0.0, self._activation.entropy(self._open(), 0))
 
     @cached_property
     def _unsettled(self) -> Tensor:
@@ -122,7 +124,7 @@ class _Plane:
     def _open(self) -> Tensor:
         """Probabilities of the voxels that are not settled, float32 (class, voxel)."""
         values = self.values.flatten(1).index_select(1, self._unsettled)
-        return self._scale.probabilities(values.float(), 0)
+        return self._activation.probabilities(values.float(), 0)
 
     def _completed(self, settled: float, others: Tensor) -> Tensor:
         """A plane that is `settled` but for the voxels that are not, which have `others`."""
@@ -139,12 +141,12 @@ class _Planes:
         labels: Sequence[int],
         geometry: Geometry,
         planes: Sequence[_Plane],
-        scale: Scale,
+        activation: Activation,
         linear: Sequence[bool],
         reach: Reach | None,
     ) -> None:
         self.labels, self.geometry = tuple(labels), geometry
-        self.scale, self.linear, self.reach = scale, tuple(linear), reach
+        self.activation, self.linear, self.reach = activation, tuple(linear), reach
         self._planes = list(planes)
         self._last: tuple[Geometry, int, int, GridPoints] | None = None
         self._agreed: dict[tuple[bool, ...], Tensor] = {}
@@ -163,17 +165,17 @@ class _Planes:
 
         Args:
             points: flat indices into these planes.
-            raw: at temperature 1, whatever that of the scale is.
+            raw: at temperature 1, whatever that of the activation is.
         """
         where = self._points(target, k0, k1)
         inside = where.inside.reshape(-1)[points]
-        scale = self.scale.at(1.0) if raw else self.scale
+        activation = self.activation.at(1.0) if raw else self.activation
         if bool(inside.all()):
-            return self._interpolated(where, points, scale.probabilities)
+            return self._interpolated(where, points, activation.probabilities)
         result = torch.zeros(len(self.labels), points.numel(), device=points.device)
         result[0] = 1.0
         chosen = inside.nonzero()[:, 0]
-        result[:, chosen] = self._interpolated(where, points[chosen], scale.probabilities)
+        result[:, chosen] = self._interpolated(where, points[chosen], activation.probabilities)
         return result
 
     def decide_points(
@@ -186,7 +188,7 @@ class _Planes:
         """
         where = self._points(target, k0, k1)
         values = self._interpolated(where, points, lambda native, axis: native)
-        return self.scale.decide(values, 0), self.scale.probabilities(values, 0)
+        return self.activation.decide(values, 0), self.activation.probabilities(values, 0)
 
     def _interpolated(
         self, where: GridPoints, points: Tensor, read: Callable[[Tensor, int], Tensor]
@@ -222,7 +224,7 @@ class _Planes:
         unsure = (~certain).reshape(-1).nonzero()[:, 0]
         points = self._points(target, k0, k1)
         for part, values in points.interpolate(self._values(), unsure):
-            flat[unsure[part]] = self.scale.decide(values, 0).to(flat.dtype)
+            flat[unsure[part]] = self.activation.decide(values, 0).to(flat.dtype)
         return result
 
     def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
@@ -286,7 +288,7 @@ class Probabilities(_Planes):
         labels: label value of each class; the first is 0, background.
         geometry: the native grid.
         values: (class, k, j, i); float16 is enough for probabilities.
-        scale: what the values are.
+        activation: what the values are.
         linear: for each native axis (k, j, i) whether values are interpolated along it or taken from the
             nearest voxel, as nnU-Net does along the thick axis of anisotropic scans.
         reach: where the values hold, as in `GridPoints`.
@@ -297,7 +299,7 @@ class Probabilities(_Planes):
         labels: Sequence[int],
         geometry: Geometry,
         values: Tensor,
-        scale: Scale = Scale.PROBABILITIES,
+        activation: Activation = Activation.PROBABILITIES,
         linear: Sequence[bool] = (True, True, True),
         reach: Reach | None = None,
     ) -> None:
@@ -305,8 +307,8 @@ class Probabilities(_Planes):
             raise ValueError(
                 f"{tuple(values.shape)} values do not fit {len(labels)} classes on {geometry.shape}"
             )
-        planes = [_Plane(plane, scale) for plane in values.unbind(1)]
-        super().__init__(labels, geometry, planes, scale, linear, reach)
+        planes = [_Plane(plane, activation) for plane in values.unbind(1)]
+        super().__init__(labels, geometry, planes, activation, linear, reach)
         self.values = values
 
     @property
@@ -327,7 +329,7 @@ class StreamedProbabilities:
     do; so neither the values of the whole grid nor their sum are ever in memory.
 
     Args:
-        labels, geometry, scale, linear, reach: as in `Probabilities`.
+        labels, geometry, activation, linear, reach: as in `Probabilities`.
         slabs: native values (class, planes, j, i), one slab after another without gaps. They are kept as they
             are until they are read.
     """
@@ -337,12 +339,12 @@ class StreamedProbabilities:
         labels: Sequence[int],
         geometry: Geometry,
         slabs: Iterator[Tensor],
-        scale: Scale,
+        activation: Activation,
         linear: Sequence[bool] = (True, True, True),
         reach: Reach | None = None,
     ) -> None:
         self.labels, self.geometry = tuple(labels), geometry
-        self.scale, self.linear, self.reach = scale, tuple(linear), reach
+        self.activation, self.linear, self.reach = activation, tuple(linear), reach
         self._slabs = slabs
         self._first = 0
         self._planes: list[_Plane] = []
@@ -401,13 +403,15 @@ class StreamedProbabilities:
         self._window = None
         self._drop(first)
         while self._first + len(self._planes) <= last:
-            self._planes += [_Plane(plane, self.scale) for plane in next(self._slabs).unbind(1)]
+            self._planes += [
+                _Plane(plane, self.activation) for plane in next(self._slabs).unbind(1)
+            ]
             self._drop(first)
         grid = self.geometry.cropped(
             (self._first, 0, 0), (len(self._planes), *self.geometry.shape[1:])
         )
         reach = None if self.reach is None else self.reach.cropped((self._first, 0, 0))
-        self._window = _Planes(self.labels, grid, self._planes, self.scale, self.linear, reach)
+        self._window = _Planes(self.labels, grid, self._planes, self.activation, self.linear, reach)
 
     def _drop(self, first: int) -> None:
         gone = min(max(first - self._first, 0), len(self._planes))
@@ -416,7 +420,7 @@ class StreamedProbabilities:
 
 
 def two_best(
-    readable: Readable, target: Geometry, k0: int, k1: int
+    readable: ProbabilitySource, target: Geometry, k0: int, k1: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two most probable classes, and how probable they are, on planes k0 to k1 of `target`.
 
@@ -433,7 +437,7 @@ def two_best(
     doubtful = readable.doubtful(target, k0, k1).reshape(-1).nonzero()[:, 0]
     for part in doubtful.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
         own, values = readable.decide_points(target, k0, k1, part)
-        other, p_own, p_other = readable.scale.two_best(values, own.long())
+        other, p_own, p_other = readable.activation.two_best(values, own.long())
         steps = (p_other * 255.0).round()
         first.view(-1)[part] = own.to(first.dtype)
         second.view(-1)[part] = (other * (steps > 0)).to(second.dtype)

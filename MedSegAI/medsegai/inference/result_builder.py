@@ -19,7 +19,7 @@ from medsegai.request import Candidates, SegmentationRequest, StructureMeasures
 from medsegai.volume import Geometry, Volume
 
 
-class Answer:
+class ResultBuilder:
     """Everything that is collected on the output grid, slab by slab.
 
     Arrays have their axes as on the output grid; `grid` has them in the order in which slabs are read.
@@ -49,7 +49,7 @@ class Answer:
         self.information = np.zeros(output.shape, np.float32) if ensemble.informed else None
         shape = (len(labels), *output.shape)
         self.probabilities = np.zeros(shape, np.float16) if request.probabilities else None
-        overlap = request.overlap and ensemble.probabilities.scale.regions
+        overlap = request.overlap and ensemble.probabilities.activation.regions
         self.regions = np.zeros(shape, bool) if overlap else None
         self._steps = np.zeros(shape, np.uint8) if overlap and candidates else None
         wanted = (candidates and not overlap) or request.candidates

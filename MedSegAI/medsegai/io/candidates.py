@@ -118,7 +118,7 @@ def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidate
 def _of_regions(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates:
     """Candidates for regions that overlap: what the decision nearest to one half would change.
 
-    The same as `Scale.two_best`, region by region. A voxel is in the last region above one half. If it leaves that
+    As `Activation.two_best`, region by region. A voxel is in the last region above one half. If it leaves that
     region, it falls back to the one before, and it may enter those that come after.
     """
     shape = volumes.geometry.shape

@@ -37,7 +37,7 @@ PLACE_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerLocation:
     """One region.
 
     Attributes:
@@ -66,7 +66,7 @@ class Place:
         return {"name": self.label.name, "value": self.label.value} | sizes | probabilities | places
 
 
-def suspicious_places(result: SegmentationResult) -> list[Place]:
+def suspicious_places(result: SegmentationResult) -> list[WorkerLocation]:
     """The regions of all labels, the most probable first; without probabilities, the largest first."""
     found = [
         place
@@ -87,7 +87,7 @@ def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None
 
 def _places(
     result: SegmentationResult, label: Label, probability: NDArray[Any] | None
-) -> Iterator[Place]:
+) -> Iterator[WorkerLocation]:
     labelmap = result.labelmap
     regions, count = ndimage.label(labelmap.voxels == label.value, TOUCHING)
     grid, flat = labelmap.geometry, labelmap.voxels.shape[0] == 1
@@ -100,7 +100,7 @@ def _places(
         ]
         r, a, s = (grid.ijk_to_ras @ [middle[2], middle[1], middle[0], 1.0])[:3]
         values = None if probability is None else probability[box][mask]
-        yield Place(
+        yield WorkerLocation(
             label,
             voxels,
             voxels * pixel_mm2 if flat and labelmap.size_known else None,

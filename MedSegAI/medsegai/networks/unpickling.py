@@ -119,7 +119,7 @@ class _Machine:
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._names, self._persistent = names, persistent
-        self._handed_over = 0
+        self._exported = 0
 
     def mark(self) -> None:
         self._below.append(self.stack)
@@ -169,12 +169,12 @@ class _Machine:
 
     def _count(self, *values: Any) -> None:
         """Keep a pickle from having one long object copied again and again."""
-        self._handed_over += sum(
+        self._exported += sum(
             len(value) // (64 if isinstance(value, str | bytes) else 1)
             for value in values
             if isinstance(value, _SIZED)
         )
-        if self._handed_over > MOST_INSTRUCTIONS:
+        if self._exported > MOST_INSTRUCTIONS:
             raise PickleDamage("it has its objects copied too often")
 
     def persistent(self) -> None:

@@ -30,7 +30,7 @@ BAD_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerLocation:
     """Where this process computes, and which of how many it is."""
 
     device: torch.device
@@ -59,7 +59,7 @@ class Trainer:
         task: Task,
         objective: Any,
         config: TrainingConfig,
-        place: Place,
+        place: WorkerLocation,
         outer: Sequence[nn.Parameter] = (),
     ) -> None:
         self.task = task
@@ -232,7 +232,7 @@ def compiler_at_hand(device: torch.device) -> bool:
     return False
 
 
-def find_place(device: str) -> Place:
+def find_place(device: str) -> WorkerLocation:
     """Device and rank of this process; several processes are those that torchrun starts.
 
     Raises:
@@ -250,4 +250,4 @@ def find_place(device: str) -> Place:
     chosen = torch.device(f"cuda:{local}" if device == "cuda" and ranks > 1 else device)
     if ranks > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Place(chosen, rank, ranks)
+    return WorkerLocation(chosen, rank, ranks)

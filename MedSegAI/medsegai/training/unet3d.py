@@ -21,7 +21,7 @@ from medsegai.training.config import SamplingConfig, TrainingConfig
 from medsegai.training.data import DROPOUT, Sample, SampleSource, seed_for
 from medsegai.training.loss import SegmentationLoss, boundaries_3d, member_weights
 from medsegai.training.sampling import Predict, classes_of_targets
-from medsegai.training.trainer import Place, Trainer
+from medsegai.training.trainer import Trainer, WorkerLocation
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def build_trainers(
     card: ModelCard,
     members: Sequence[str],
     source: SampleSource,
-    place: Place,
+    place: WorkerLocation,
 ) -> list[Trainer]:
     """One trainer for each member, with the network that the card describes.
 

@@ -19,7 +19,7 @@ from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.families.monai.scan import Scan
 from medsegai.families.monai.settings import Settings
 from medsegai.families.monai.window import window_over
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.networks.backends import BatchRunner, Compute
@@ -81,7 +81,7 @@ class MonaiModel:
                 geometry,
                 members,
                 [network.member.name for network in networks],
-                scale=self.settings.reading.scale,
+                activation=self.settings.reading.answers,
                 linear=(linear, linear, linear),
                 plane_axis=plane_axis if len(members) == 1 else None,
                 reach=reach,
@@ -234,7 +234,7 @@ class WindowMember:
             return values
         if not self.settings.reading.regions:
             return values.softmax(0)
-        return Scale.REGIONS.probabilities(values, 0)
+        return Activation.REGIONS.probabilities(values, 0)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 from medsegai.errors import ModelError
 from medsegai.families.monai import intensities, scan
 from medsegai.families.monai.scan import Step
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.models.card import ModelCard
 from medsegai.models.json_fields import from_json, number, shown
 from medsegai.networks.monai_networks import Description
@@ -130,11 +130,11 @@ class Reading:
         return self.activation != "none" and self.inversion == "linear"
 
     @property
-    def scale(self) -> Scale:
+    def answers(self) -> Activation:
         """What members answer."""
         if self.regions:
-            return Scale.REGION_PROBABILITIES if self.activated else Scale.REGIONS
-        return Scale.PROBABILITIES if self.activated else Scale.LOGITS
+            return Activation.REGION_PROBABILITIES if self.activated else Activation.REGIONS
+        return Activation.PROBABILITIES if self.activated else Activation.LOGITS
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
-from medsegai.inference.activation import Scale
+from medsegai.inference.activation import Activation
 from medsegai.inference.probabilities import Block, StreamedProbabilities
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.nnunet_parts import check_member, check_settings
@@ -59,7 +59,7 @@ class NNUNetModel:
         self.card = card
         self._networks = {member.name: FoldNetwork(card, member) for member in card.members}
         regions = card.settings.get("regions_class_order")
-        self._scale = Scale.REGIONS if regions else Scale.LOGITS
+        self._activation = Activation.REGIONS if regions else Activation.LOGITS
         outputs = [(value,) for value in regions] if regions else card.members[0].classes[1:]
         self._classes: tuple[tuple[int, ...], ...] = ((), *outputs)
 
@@ -141,7 +141,7 @@ class _Job:
             grid,
             self._members(name, members, at),
             [member.name for member in (*members, *earlier)],
-            scale=self.model._scale,
+            activation=self.model._activation,
             linear=ready.linear,
             weight=sum(weights) / len(weights),
             plane_axis=self.scan.plane_axis,
@@ -159,7 +159,7 @@ class _Job:
             self.model._classes,
             [(network, weight) for network, weight, _ in folds],
             at,
-            first_class=1 if self.model._scale.regions else 0,
+            first_class=1 if self.model._activation.regions else 0,
             mirrored=None if self.request.mirroring else [()],
         )
         if len(folds) > 1 and self.request.members_apart:
@@ -192,7 +192,7 @@ class _Job:
         labels = np.array([feeds[0] if feeds else 0 for feeds in member.classes])
         slabs = (block.values for block in member.predict(self.compute, self._step))
         readable = StreamedProbabilities(
-            labels.tolist(), part.geometry, slabs, part.scale, part.linear
+            labels.tolist(), part.geometry, slabs, part.activation, part.linear
         )
         found = np.zeros(grid.shape, np.int16)
         for k0 in range(0, grid.shape[0], PLANES_READ_AT_ONCE):
