@@ -20,6 +20,7 @@ ISSUES = (
     "NNInteractive#105",
     "SlicerNNUnet#8",
     "MONAIAuto3DSeg#35",
+    "MONAIAuto3DSeg#100",
     "QuantitativeReporting#267",
     "MONAILabel#1437",
     "MONAILabel#1657",

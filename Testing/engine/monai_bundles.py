@@ -174,7 +174,8 @@ class Bundle:
             (folder / "configs/inference.yaml").write_text(text)
         else:
             (folder / "configs/inference.json").write_text(json.dumps(self.configuration()))
-        torch.save(made_network(self.network, self.seed).state_dict(), folder / "models/model.pt")
+        network = made_network(self.network, self.seed, self.more)
+        torch.save(network.state_dict(), folder / "models/model.pt")
         return folder
 
 
@@ -187,14 +188,18 @@ def channels_of(network: Mapping[str, Any]) -> tuple[int, int]:
     )
 
 
-def made_network(definition: Mapping[str, Any], seed: int = 0) -> torch.nn.Module:
-    """A network of MONAI with random weights, whose answers differ from place to place."""
+def made_network(
+    definition: Mapping[str, Any], seed: int = 0, more: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
+    """A network of MONAI with random weights, whose answers differ from place to place.
+
+    `more` are entries that its definition refers to.
+    """
     from monai.bundle import ConfigParser
 
     torch.manual_seed(seed)
-    network: torch.nn.Module = ConfigParser({"network": dict(definition)}).get_parsed_content(
-        "network"
-    )
+    parser = ConfigParser({**(more or {}), "network": dict(definition)})
+    network: torch.nn.Module = parser.get_parsed_content("network")
     with torch.no_grad():
         for name, values in network.state_dict().items():
             if name.endswith("running_mean"):
@@ -219,9 +224,6 @@ def smooth_image(shape: Sequence[int], seed: int = 1, channels: int = 1) -> NDAr
     inside = sum(axis**2 for axis in grid) < 0.8
     stacked = np.stack([np.where(inside, image, 0) for image in images], -1).astype(np.float32)
     return stacked[..., 0] if channels == 1 else stacked
-
-
-AFFINES: dict[str, NDArray[np.float64]] = {}
 
 
 def affine(

@@ -16,6 +16,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from medsegai.engine import segment
@@ -234,7 +235,13 @@ CASES: dict[str, Case] = {
 
 MORE_NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
     "SwinUNETR": (
-        {"_target_": "SwinUNETR", "in_channels": 1, "out_channels": 3, "feature_size": 12},
+        {
+            "_target_": "SwinUNETR",
+            "in_channels": 1,
+            "out_channels": 3,
+            "feature_size": 12,
+            "norm_name": "batch",
+        },
         32,
     ),
     "UNETR": (
@@ -341,6 +348,41 @@ def test_every_network_answers_as_in_monai(name: str, backend: str, tmp_path: Pa
     network, roi = MORE_NETWORKS[name]
     bundle = Bundle(network=network, inferer={**WINDOW, "roi_size": [roi] * 3})
     check(*segmented(Case(bundle), tmp_path, backend=backend))
+
+
+def test_a_dints_has_the_topology_of_its_file(tmp_path: Path) -> None:
+    """The file is a pickle of arrays, which is read as data; MONAI loads it."""
+    path = tmp_path / "bundle/models/search_code.pt"
+    path.parent.mkdir(parents=True)
+    random = np.random.default_rng(3)
+    paths = np.ones((3, 4), dtype=np.int64)
+    codes = {"arch_code_a": paths, "arch_code_c": random.integers(0, 4, (3, 4)).astype(np.uint8)}
+    torch.save({**codes, "node_a": torch.ones(4, 2, dtype=torch.int64)}, path)
+    loaded = "$torch.load(@arch_ckpt_path, map_location=torch.device('cpu'), weights_only=False)"
+    bundle = Bundle(
+        network={
+            "_target_": "monai.networks.nets.DiNTS",
+            "dints_space": "@dints_space",
+            "in_channels": 1,
+            "num_classes": 3,
+            "use_downsample": True,
+            "node_a": "$@arch_ckpt['node_a']",
+        },
+        more={
+            "arch_ckpt_path": str(path),
+            "arch_ckpt": loaded,
+            "dints_space": {
+                "_target_": "monai.networks.nets.TopologyInstance",
+                "channel_mul": 0.125,
+                "num_blocks": 3,
+                "num_depths": 2,
+                "use_downsample": True,
+                "arch_code": ["$@arch_ckpt['arch_code_a']", "$@arch_ckpt['arch_code_c']"],
+                "device": "$torch.device('cpu')",
+            },
+        },
+    )
+    check(*segmented(Case(bundle), tmp_path))
 
 
 def test_openvino_gives_the_same_labels(tmp_path: Path) -> None:

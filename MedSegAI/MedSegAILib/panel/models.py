@@ -181,7 +181,7 @@ class ModelBrowser:
 
     def _import_archive(self) -> None:
         filter = _(
-            "Archives and weights (*.zip *.json *.pth *.pth.tar *.safetensors);;All files (*)"
+            "Archives and weights (*.zip *.json *.pt *.pth *.pth.tar *.safetensors);;All files (*)"
         )
         self._import(dialogs.open_file(self.dialog, _("Archive of a model"), filter))
 

@@ -139,9 +139,8 @@ def _steps(config: Mapping[str, Any], channels: int) -> list[dict[str, Any]]:
     if config.get("resample", True) and config.get("resample_resolution") is not None:
         wanted = [float(length) for length in _three(config, "resample_resolution")]
         near = [[length * factor for length in wanted] for factor in NEAR]
-        steps.append(
-            {"transform": "Spacing", "pixdim": wanted, "min_pixdim": near[0], "max_pixdim": near[1]}
-        )
+        kept = {"min_pixdim": near[0], "max_pixdim": near[1]}
+        steps.append({"transform": "Spacing", "pixdim": wanted, **kept, "dtype": "float32"})
     modes = [config.get("normalize_mode"), *_extra(config).values()]
     if len(modes) == 1:
         return [*steps, *_normalised(config, modes[0], None)]

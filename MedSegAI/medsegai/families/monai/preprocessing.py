@@ -142,7 +142,7 @@ def _orientation(component: Component) -> Found:
 
 def _spacing(component: Component) -> Found:
     component.only(
-        "keys pixdim mode padding_mode diagonal scale_extent recompute_affine min_pixdim max_pixdim",
+        "keys pixdim mode padding_mode diagonal scale_extent recompute_affine min_pixdim max_pixdim dtype",
         f"{_IGNORED} align_corners ensure_same_shape",
     )
     for name in ("diagonal", "scale_extent", "recompute_affine"):
@@ -151,6 +151,8 @@ def _spacing(component: Component) -> Found:
     if component.alike("padding_mode", "border") not in ("border", None):
         raise component.wrong("padding_mode", "only border is known here")
     found = {"pixdim": component.three("pixdim"), "mode": component.alike("mode", "bilinear")}
+    if component.alike("dtype") in ("float32", None) and "dtype" in component.names():
+        found["dtype"] = "float32"
     for name in ("min_pixdim", "max_pixdim"):
         if component.value(name) is not None:
             found[name] = component.three(name)

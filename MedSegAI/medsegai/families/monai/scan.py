@@ -186,8 +186,11 @@ class Spacing:
     mode: str = "bilinear"
     min_pixdim: tuple[float, float, float] | None = None
     max_pixdim: tuple[float, float, float] | None = None
+    dtype: str = "float64"
 
     def check(self) -> None:
+        if self.dtype not in ("float32", "float64"):
+            raise ModelError(f"Spacing computes in float32 or float64, not in {shown(self.dtype)}.")
         if self.mode not in ("bilinear", "nearest"):
             raise ModelError(
                 f"The mode of Spacing must be bilinear or nearest, not {shown(self.mode)}."
@@ -207,8 +210,8 @@ class Spacing:
         back = np.asarray(np.linalg.solve(resized, affine), np.float64)
         voxels = scan.voxels
         for axis in np.argsort(np.array(shape) / scan.shape):  # those that shrink come first
-            positions = np.arange(shape[axis]) * there[axis, axis] + there[axis, 3]
-            positions = np.clip(positions, 0, scan.shape[axis] - 1)
+            sizes = scan.shape[axis], shape[axis]
+            positions = positions_of_torch(there, int(axis), sizes, getattr(torch, self.dtype))
             voxels = _along(voxels, 1 + int(axis), positions, self.mode == "bilinear")
         x, y, z = (
             (low * back[axis, axis] + back[axis, 3], high * back[axis, axis] + back[axis, 3])
@@ -259,27 +262,49 @@ def resized_grid(
 
 
 def nearest_of_monai(back: Matrix, shape: Triple, resized: Triple) -> tuple[Nearest, ...]:
-    """Which new voxel torch takes for each old one, along x, y and z.
-
-    Positions between two voxels are rounded by `grid_sample`, after coordinates were scaled to -1 and 1 and back;
-    so what stands exactly in the middle goes either way, and torch is asked.
+    """Which new voxel MONAI takes for each old one, along x, y and z.
 
     Args:
         back: from old voxels to new ones, 4x4.
         shape, resized: of the old and the new grid.
     """
     found = []
-    for axis, (size, new) in enumerate(zip(shape, resized, strict=True)):
-        here, there = (np.array([[2 / n, 1 / n - 1], [0, 1]]) for n in (size, new))
-        one = np.array([[back[axis, axis], back[axis, 3]], [0, 1]])
-        scaled = there @ one @ np.linalg.inv(here)
-        theta = torch.eye(3, 4, dtype=torch.float64)
-        theta[2, 2], theta[2, 3] = float(scaled[0, 0]), float(scaled[0, 1])
-        grid = F.affine_grid(theta[None], [1, 1, size, 1, 1], align_corners=False)
-        numbers = torch.arange(new, dtype=torch.float64).reshape(1, 1, new, 1, 1)
-        taken = F.grid_sample(numbers, grid, "nearest", "border", align_corners=False)
-        found.append(Nearest(float(back[axis, 3]), float(back[axis, axis]), taken.flatten().long()))
+    for axis, sizes in enumerate(zip(resized, shape, strict=True)):
+        positions = positions_of_torch(back, axis, sizes, torch.float64)
+        voxels = torch.from_numpy(np.rint(positions).astype(np.int64))
+        found.append(Nearest(float(back[axis, 3]), float(back[axis, axis]), voxels))
     return tuple(found)
+
+
+def positions_of_torch(
+    matrix: Matrix, axis: int, sizes: tuple[int, int], dtype: torch.dtype
+) -> NDArray[np.float64]:
+    """Where the voxels of one grid lie among those of another along one axis, as `grid_sample` has it.
+
+    Coordinates are scaled to -1 and 1 and back, which costs their last digits. That decides where a position
+    halfway between two voxels is rounded to, and it adds a trace of its neighbour to a voxel that lies exactly on
+    another: what was zero is then no longer zero for a `NormalizeIntensity` of what is not.
+
+    Args:
+        matrix: from voxels of the grid to those of the other, 4x4.
+        sizes: of the other grid, and of the grid.
+        dtype: in which it is computed.
+
+    Returns:
+        Positions within the other grid.
+    """
+    other, own = sizes
+    there, here = (
+        torch.tensor([[2 / size, 1 / size - 1], [0, 1]], dtype=torch.float64).to(dtype)
+        for size in (other, own)
+    )
+    one = torch.tensor([[matrix[axis, axis], matrix[axis, 3]], [0, 1]]).to(dtype)
+    scaled = there @ one @ torch.from_numpy(np.linalg.inv(here.numpy()))
+    theta = torch.eye(3, 4, dtype=dtype)
+    theta[2, 2], theta[2, 3] = scaled[0, 0], scaled[0, 1]
+    grid = F.affine_grid(theta[None], [1, 1, own, 1, 1], align_corners=False)[0, :, 0, 0, 2]
+    positions = ((grid + 1) * other - 1) / 2
+    return positions.clamp(0, other - 1).double().numpy()
 
 
 def _along(voxels: Tensor, axis: int, positions: NDArray[np.float64], linear: bool) -> Tensor:
@@ -290,10 +315,14 @@ def _along(voxels: Tensor, axis: int, positions: NDArray[np.float64], linear: bo
         return voxels.index_select(axis, torch.from_numpy(np.rint(positions).astype(np.int64)))
     base = np.minimum(np.floor(positions).astype(np.int64), max(voxels.shape[axis] - 2, 0))
     after = np.minimum(base + 1, voxels.shape[axis] - 1)
-    share = torch.from_numpy((positions - base).astype(np.float32))
-    share = share.reshape([-1 if n == axis else 1 for n in range(4)])
-    low = voxels.index_select(axis, torch.from_numpy(base))
-    return low.lerp_(voxels.index_select(axis, torch.from_numpy(after)), share)
+    shares = [
+        torch.from_numpy(share.astype(np.float32)).reshape(
+            [-1 if n == axis else 1 for n in range(4)]
+        )
+        for share in (1 - (positions - base), positions - base)
+    ]
+    low = voxels.index_select(axis, torch.from_numpy(base)).mul_(shares[0])
+    return low.addcmul_(voxels.index_select(axis, torch.from_numpy(after)), shares[1])
 
 
 @dataclass(frozen=True)
