@@ -202,11 +202,13 @@ class Description:
         try:
             if self.name == "DiNTS":
                 return _dints(made)
+            if self.name in _MADE_FOR_REAL:
+                return _make(self.name, made)
             with torch.device("meta"):
                 network = _make(self.name, made)
             kept = network.state_dict()
             beside = [name for name, _ in network.named_buffers() if name not in kept]
-            return _make(self.name, made) if beside or self.name in _MADE_FOR_REAL else network
+            return _make(self.name, made) if beside else network
         except ModelError:
             raise
         except (
