@@ -348,7 +348,10 @@ def test_labels_are_those_of_monai(case: Case, tmp_path: Path) -> None:
 def test_every_network_answers_as_in_monai(name: str, backend: str, tmp_path: Path) -> None:
     network, roi = MORE_NETWORKS[name]
     bundle = Bundle(network=network, inferer={**WINDOW, "roi_size": [roi] * 3})
-    check(*segmented(Case(bundle), tmp_path, backend=backend))
+    answer, result = segmented(Case(bundle), tmp_path, backend=backend)
+    check(answer, result)
+    changed = [warning for warning in result.warnings if "PyTorch took over" in warning]
+    assert bool(changed) == (backend == "openvino" and name == "SwinUNETR")
 
 
 def test_a_dints_has_the_topology_of_its_file(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Compute:
 
     Attributes:
         device: of the networks. It becomes the CPU when a GPU has too little memory for one slice.
-        backend: "torch" or "openvino".
+        backend: "torch" or "openvino". It becomes torch where OpenVINO cannot run a network.
         mixed: half precision, where a network bears it.
         notes: what had to be changed on the way, in words.
     """
@@ -58,6 +58,13 @@ class Compute:
     def describe(self) -> str:
         precision = "mixed precision" if self.mixed else "fp32"
         return f"{device_name(self.device)}, {self.backend}, {precision}"
+
+    def leave_openvino(self) -> None:
+        """Run networks by torch for the rest of the job: OpenVINO does not know all of their operations."""
+        note = "OpenVINO cannot run this network; PyTorch took over, which is slower."
+        logger.warning(note)
+        self.notes.append(note)
+        self.backend = "torch"
 
     def step_down(self) -> None:
         """Leave the GPU for the rest of the job."""

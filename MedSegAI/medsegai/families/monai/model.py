@@ -196,13 +196,12 @@ class WindowMember:
 
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
         """Whole planes, in order."""
-        runner = self.network.runner(compute, dropout=self.seed is not None)
         done = 0
 
         def answer(patches: Tensor) -> Tensor:
             nonlocal done
             with _random_numbers(None if self.seed is None else (self.seed << 32) + done):
-                values = self._answer(runner, patches, compute)
+                values = self._answer(patches, compute)
             done += 1
             step(min(done / self.window.tiles, 1.0))
             return values
@@ -216,10 +215,16 @@ class WindowMember:
             yield Block((plane, 0, 0), self._activated(values))
             plane += values.shape[1]
 
-    def _answer(self, runner: BatchRunner, patches: Tensor, compute: Compute) -> Tensor:
+    def _answer(self, patches: Tensor, compute: Compute) -> Tensor:
+        runner = self.network.runner(compute, dropout=self.seed is not None)
         try:
             return runner(patches, compute)
         except (RuntimeError, ValueError) as error:
+            if (
+                compute.backend == "openvino"
+            ):  # it does not know windows that transformers shift and pad
+                compute.leave_openvino()
+                return self._answer(patches, compute)
             size = " x ".join(map(str, patches.shape[2:]))
             raise ModelError(
                 f"The network of model {self.network._card.id!r} cannot take a window of {size} voxels: "
