@@ -170,6 +170,7 @@ def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:
     if error is not None:
         raise error
     _check_staged(staged)
+    _follow_umask(staged)
     return load_card(staged)
 
 
@@ -258,6 +259,8 @@ def _size(path: Path) -> int:
 
 
 def _last_line(log: Path) -> str:
+    if not log.is_file():
+        return "nothing was said"
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - MOST_ANSWER))
         lines = file.read(MOST_ANSWER).decode(errors="replace").strip().splitlines()
@@ -291,7 +294,6 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
         _copy_folder(load_card(path), staged)
     else:
         _convert(path, staged)
-    _follow_umask(staged)
     card = load_card(staged)
     if id is not None:
         card = dataclasses.replace(card, id=id)

@@ -1,8 +1,9 @@
 """What a process that reads an untrusted file gives up first: for good, and without being an administrator.
 
-On Linux it can then write in one folder only (Landlock), open no connection, start no program and end no other
-process (seccomp), and it ends with the process that started it. Elsewhere there is nothing like it that needs no
-rights; what remains there is that it is a process of its own, with limits (`docs/trust.md`).
+On Linux it can then write in one folder only (Landlock), open no connection, start no program, end no other
+process and change the rights of no file (seccomp), and it ends with the process that started it. Elsewhere there
+is nothing like it that needs no rights; what remains there is that it is a process of its own, with limits
+(`docs/trust.md`).
 
 Sources: the kernel's `userspace-api/landlock.rst`, `seccomp_filter.rst`, and the headers `linux/landlock.h`,
 `linux/seccomp.h`, `linux/audit.h`, `asm/unistd.h`.
@@ -50,11 +51,19 @@ _SINCE = {"REFER": 2, "TRUNCATE": 3, "IOCTL_DEV": 5}
 """The version of Landlock that knows an access; the others are of its first."""
 
 _DENIED = {
-    "x86_64": (0xC000003E, 317, (41, 425, 59, 322, 101, 311, 62, 200, 234, 424)),
-    "aarch64": (0xC00000B7, 277, (198, 425, 221, 281, 117, 271, 129, 130, 131, 424)),
+    "x86_64": (
+        *(0xC000003E, 317, (41, 425, 59, 322, 101, 311, 62, 200, 234, 424)),
+        (90, 91, 268, 452, 92, 93, 94, 260, 188, 189, 190, 197, 198, 199, 132, 235, 261, 280),
+    ),
+    "aarch64": (
+        *(0xC00000B7, 277, (198, 425, 221, 281, 117, 271, 129, 130, 131, 424)),
+        (52, 53, 452, 54, 55, 5, 6, 7, 14, 15, 16, 88),
+    ),
 }
 """By processor: its number in the kernel, that of the call `seccomp`, and those of socket, io_uring_setup, execve,
-execveat, ptrace, process_vm_writev, kill, tkill, tgkill and pidfd_send_signal."""
+execveat, ptrace, process_vm_writev, kill, tkill, tgkill and pidfd_send_signal. Then those that change rights,
+owners, attributes and times of files, which Landlock does not look at: chmod, chown, setxattr, utime and the
+like."""
 
 
 def confine(folder: Path) -> list[str]:
@@ -143,7 +152,8 @@ def _deny_calls(libc: ctypes.CDLL) -> bool:
     """Whether the kernel answers "not permitted" to the calls in `_DENIED` from now on."""
     if platform.machine() not in _DENIED:
         return False
-    processor, seccomp, calls = _DENIED[platform.machine()]
+    processor, seccomp, *denied_calls = _DENIED[platform.machine()]
+    calls = [*denied_calls[0], *denied_calls[1]]
     load, if_equal, if_at_least, give = (
         0x20,
         0x15,
