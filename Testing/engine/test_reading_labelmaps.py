@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import slicerio
 import images
 from medsegai.errors import GeometryError, InputError
 from medsegai.io import read_labelmap, to_sitk
-from medsegai.labels import Terminology
+from medsegai.labels import Terminology, made_color
 from medsegai.volume import Geometry, Volume
 
 STRAIGHT = images.geometry("straight")
@@ -355,6 +356,29 @@ def test_a_segmentation_lacks_a_field_that_slicer_does_without(
         assert labels[0].terminology is not None
     if "Color" not in missing:
         assert labels[0].color == (128, 64, 255)
+
+
+@pytest.mark.parametrize(
+    "color", ["", "0,5 0 1", "#ff8000", "nan nan nan", "1 0", "1 0 0 1", "red"]
+)
+def test_a_colour_that_cannot_be_read_is_made(tmp_path: Path, color: str) -> None:
+    """Nothing depends on it."""
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], SEGMENTS[:1])
+    plain = read_labelmap(path)[0]
+    content = re.sub(rb"Segment0_Color:=.*", f"Segment0_Color:={color}".encode(), path.read_bytes())
+    path.write_bytes(content)
+    found, (label, *_others) = read_labelmap(path)
+    assert np.array_equal(found.voxels, plain.voxels)
+    assert label.color == made_color(1)
+
+
+def test_control_characters_in_a_name_are_left_out(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "a.seg.nrrd", two_layers(overlap=False)[0], SEGMENTS[:1])
+    content = re.sub(
+        rb"Segment0_Name:=.*", b"Segment0_Name:=\x1b[31mred\x07 one", path.read_bytes()
+    )
+    path.write_bytes(content)
+    assert read_labelmap(path)[1][0].name == "[31mred one"
 
 
 def test_two_segments_of_one_value_are_refused(tmp_path: Path) -> None:

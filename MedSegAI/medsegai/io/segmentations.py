@@ -178,17 +178,25 @@ def _segments(fields: Mapping[str, str], layers: int) -> tuple[Segment, ...]:
 
 def _label(segment: Mapping[str, str], number: int) -> Label:
     value = int(segment.get("LabelValue", 1))
-    words = segment.get("Name", "").split() or segment.get("ID", "").split()
-    name = " ".join(words) or f"Segment_{number + 1}"
+    name = _words(segment.get("Name")) or _words(segment.get("ID")) or f"Segment_{number + 1}"
     if value < 1:
         raise ValueError(f"segment {name!r} has the value {value} of the background")
     return Label(value, name, _color(segment.get("Color"), number + 1), _codes(segment))
 
 
+def _words(text: str | None) -> str:
+    """Text in one line, without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
+
+
 def _color(text: str | None, number: int) -> tuple[int, int, int]:
-    if not text:
+    """Red, green and blue; a made colour where the file has none, or none that can be read."""
+    try:
+        red, green, blue = (
+            round(255 * min(max(float(part), 0.0), 1.0)) for part in (text or "").split()
+        )
+    except ValueError:
         return made_color(number)
-    red, green, blue = (round(255 * min(max(float(part), 0.0), 1.0)) for part in text.split())
     return red, green, blue
 
 
