@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 import images
 from dicom_files import write_series
@@ -102,6 +104,38 @@ def test_fractional_segments_and_a_cut_file_are_refused(seg: Path) -> None:
     seg.write_bytes(seg.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"a\.dcm: the header promises"):
         read_labelmap(seg)
+
+
+def of_first_frame(name: str) -> Callable[[Dataset], None]:
+    """Takes a macro away from what the first frame says."""
+    return lambda head: delattr(head.PerFrameFunctionalGroupsSequence[0], name)
+
+
+DAMAGE: dict[str, tuple[Callable[[Dataset], object], str]] = {
+    "no segments": (lambda head: delattr(head, "SegmentSequence"), "it lacks SegmentSequence"),
+    "no segment of a frame": (
+        of_first_frame("SegmentIdentificationSequence"),
+        "it lacks ReferencedSegmentNumber",
+    ),
+    "no place of a frame": (
+        of_first_frame("PlanePositionSequence"),
+        "it lacks ImagePositionPatient",
+    ),
+    "a frame too few": (lambda head: head.PerFrameFunctionalGroupsSequence.pop(), "frames"),
+    "larger frames": (lambda head: setattr(head, "Rows", head.Rows + 50), "header promises"),
+    "fewer pixels": (lambda head: setattr(head, "PixelData", head.PixelData[:-8]), "promises"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_segmentation_that_is_not_whole_says_what_it_lacks(seg: Path, name: str) -> None:
+    spoil, reason = DAMAGE[name]
+    head = pydicom.dcmread(seg)
+    spoil(head)
+    head.save_as(seg)
+    with pytest.raises(InputError, match=reason) as caught:
+        read_labelmap(seg)
+    assert str(seg) in str(caught.value)
 
 
 def test_a_segmentation_is_no_scan(seg: Path) -> None:

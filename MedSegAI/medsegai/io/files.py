@@ -35,6 +35,9 @@ _ITK_PREFIX = re.compile(
 )
 """What precedes the reason in the last line of ITK's errors."""
 
+_LACKS = re.compile(r"'\w+' object has no attribute '(\w+)'")
+"""How Python says that a header has no such element."""
+
 PARSER_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -188,7 +191,7 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
     line = (lines or [type(error).__name__])[
         -1 if re.search("(?i)itk.{1,2}error", str(error)) else 0
     ]
-    cause = _ITK_PREFIX.sub("", line)[:200].rstrip(".")
+    cause = _LACKS.sub(r"it lacks \1", _ITK_PREFIX.sub("", line))[:200].rstrip(".")
     return InputError(
         f"{path} cannot be read as {kind}: {cause}. It is not such an image, or it is damaged. Copy or "
         "export it again."
