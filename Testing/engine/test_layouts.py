@@ -250,7 +250,8 @@ def validator() -> Path:
 def test_the_validator_of_bids_finds_no_error(batch: Batch, tmp_path: Path) -> None:
     """bids-validator-deno of PyPI, which shares no code with us; it must find what is put wrong, too."""
     program = validator()
-    assert batch("--layout", "bids", "--save-probabilities", "--uncertainty", "--preview") == 0
+    wanted = ("--save-probabilities", "--uncertainty", "--preview", "--pages")
+    assert batch("--layout", "bids", *wanted) == 0
 
     def errors() -> set[str]:
         done = subprocess.run(

@@ -24,6 +24,7 @@ from medsegai.export.report import Content, case_report
 from medsegai.io import write_segmentation, write_volume
 from medsegai.labels import Label
 from medsegai.measurements.structures import measure
+from medsegai.models.json_fields import to_json
 from medsegai.volume import Geometry, Volume
 
 LABELS = (
@@ -141,6 +142,37 @@ def test_without_niivue_or_the_scan_it_is_refused(
         page_of(case)
     assert main([*words, "--report", f"{tmp_path}/x.html"]) == 1
     assert not (tmp_path / "x.html").exists()
+
+
+def test_what_would_hide_the_rest_is_known_from_the_model_of_the_run(
+    case: Case, niivue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of segments does not say it; the card of the model that the report of the run names does."""
+    card = {
+        **{"id": "toy", "name": "Toy", "family": "none", "version": "1", "spacing_mm": [1, 1, 1]},
+        **{"channels": [{"name": "any", "modality": "MR"}], "members": [{"name": "axial"}]},
+        "labels": to_json(LABELS),
+    }
+    (tmp_path / "models" / "toy").mkdir(parents=True)
+    (tmp_path / "models" / "toy" / "card.json").write_text(json.dumps(card))
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "models"))
+    assert case.image is not None
+    write_segmentation(tmp_path / "case.seg.nrrd", case.labelmap, case.labels)
+    write_volume(tmp_path / "scan.nii.gz", case.image)
+    run = {"provenance": {"models": [{"id": "toy", "version": "1"}]}, "warnings": []}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = tmp_path / "page.html"
+    words = [
+        "export",
+        f"{tmp_path}/case.seg.nrrd",
+        "--image",
+        f"{tmp_path}/scan.nii.gz",
+        "--viewer",
+    ]
+    hint = "because it would hide the rest in 3D: Fluid"
+    for more, known in ((["--run", f"{tmp_path}/run.json"], True), ([], False)):
+        assert main([*words, *more, "--report", str(page), "--overwrite", "--quiet"]) == 0
+        assert (hint in page.read_text()) == known
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.boxes import label_boxes
-from medsegai.errors import MedSegAIError, OutputError, OutputExistsError, RequestError
+from medsegai.errors import MedSegAIError, ModelError, OutputError, OutputExistsError, RequestError
 from medsegai.export import dicom_seg
 from medsegai.export.case import Case, load_case
 from medsegai.export.dicom_sr import measurement_report
@@ -22,6 +22,7 @@ from medsegai.export.viewer import check_viewer
 from medsegai.io import FilesTogether, check_output, files_together, laid_on, read_volume
 from medsegai.labels import Label
 from medsegai.measurements import structures
+from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
 from medsegai.volume import Volume
 
@@ -227,7 +228,7 @@ def export(
         source = dicom_seg.read_source(inputs.dicom)
     case = load_case(inputs.segmentation, inputs.dicom or inputs.image, inputs.model)
     made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
-    work = Work.of(case, made, source)
+    work = Work.of(_as_in_the_card(case, made), made, source)
     if inputs.uncertainty is not None:
         entropy = read_volume(inputs.uncertainty)
         work = replace(
@@ -235,6 +236,22 @@ def export(
         )
     write(work, exports, progress, overwrite)
     return work.warnings
+
+
+def _as_in_the_card(case: Case, made: Provenance) -> Case:
+    """The case with what only the card of its model says of structures: how opaque they are in 3D.
+
+    A file of segments does not hold it. Where the model is not here, or is several, nothing is known.
+    """
+    try:
+        known = {(it.value, it.name): it for it in find_card(made.maker.name).labels}
+    except ModelError:
+        return case
+    labels = tuple(
+        replace(label, opacity_3d=known.get((label.value, label.name), label).opacity_3d)
+        for label in case.labels
+    )
+    return replace(case, labels=labels)
 
 
 def write(

@@ -1,7 +1,7 @@
 // The part of a case report that can be turned. NiiVue draws; all that is drawn stands in the page itself.
 (async () => {
   "use strict";
-  const { Niivue, NVImage, SLICE_TYPE, SHOW_RENDER } = niivue;
+  const { Niivue, NVImage, MULTIPLANAR_TYPE, SLICE_TYPE, SHOW_RENDER } = niivue;
   const data = JSON.parse(document.getElementById("viewer-data").textContent);
   const stage = document.getElementById("viewer");
   const place = document.getElementById("viewer-place");
@@ -22,6 +22,7 @@
     isRadiologicalConvention: true, // the patient's left is on the right, as in the pictures and in Slicer
     isSliceMM: true, // planes of the world, so that coordinates of oblique scans hold
     loadingText: "",
+    multiplanarLayout: MULTIPLANAR_TYPE.GRID,
     multiplanarShowRender: SHOW_RENDER.ALWAYS,
     onLocationChange: say,
     show3Dcrosshair: true,
