@@ -335,3 +335,20 @@ def test_real_head_has_its_left_hemisphere_on_the_right(shared_data: Path) -> No
         np.nonzero((pixels[:400, :width] == side.color).all(axis=2))[1].mean() for side in sides
     )
     assert red < blue - 50
+
+
+def test_an_image_of_one_slice_is_one_panel_that_fills_the_page() -> None:
+    """Also where it is far smaller than the millimetre of its thickness, as a slide of a microscope."""
+    grid = Geometry((1, 60, 80), np.diag([-0.001, -0.001, 1.0, 1.0]))
+    image = Volume(np.arange(4800, dtype=np.uint16).reshape(1, 60, 80), grid)
+    labels = np.zeros((1, 60, 80), np.uint8)
+    labels[0, 20:40, 20:60] = 1
+    picture = render_preview(image, Volume(labels, grid), (Label(1, "a", (255, 0, 0)),))
+    volume = Volume(np.repeat(image.voxels, 60, 0), Geometry((60, 60, 80), np.eye(4)))
+    whole = render_preview(
+        volume, volume.with_voxels(np.repeat(labels, 60, 0)), (Label(1, "a", (255, 0, 0)),)
+    )
+    assert picture.width < 0.6 * whole.width
+    red = np.asarray(picture, int)
+    outline = (red[..., 0] > 180) & (red[..., 1:].max(-1) < 90)
+    assert outline.any(0).sum() > 100

@@ -47,7 +47,7 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
-TILE_CELLS, OVERLAP_CELLS = 24, 8
+TILE_CELLS, OVERLAP_CELLS = 32, 8
 """Cells along a side of a tile, and those that neighbours share; they are averaged, those at the edge least."""
 
 LEAST_TISSUE = 0.1

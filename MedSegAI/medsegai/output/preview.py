@@ -133,16 +133,21 @@ def render_preview(
     scan, spacing = _towards_sar(image)
     codes = _codes(_towards_sar(labelmap)[0], labels)
     areas = [_areas(codes, axis, len(labels)) for axis in range(3)]
-    cuts = [_best_cut(areas[plane.axis]) for plane in PLANES]
+    planes = _planes_of(scan.shape)
+    cuts = [_best_cut(areas[plane.axis]) for plane in planes]
     window = _window(scan[_box(areas)])
     box = _shown(areas, spacing)
-    extent = [(part.stop - part.start) * length for part, length in zip(box, spacing, strict=True)]
+    extent = [
+        (part.stop - part.start) * length
+        for axis, (part, length) in enumerate(zip(box, spacing, strict=True))
+        if any(axis != plane.axis for plane in planes)
+    ]
     sheet = _Sheet(image.geometry, box, spacing, LONGEST_SIDE / max(extent))
     doubts = None if entropy is None else _towards_sar(entropy)[0]
     most = float(np.log(len(labels) + 1)) / 2
     paint = _Paint.of(labels, areas[0].sum(axis=0))
     top, bottom = [], []
-    for plane, index in zip(PLANES, cuts, strict=True):
+    for plane, index in zip(planes, cuts, strict=True):
         grey = _grey(sheet.cut(scan, plane, index), window, sheet.size(plane))
         coded = _resized(sheet.cut(codes, plane, index), sheet.size(plane), NEAREST)
         top.append(sheet.panel(paint.outlined(grey, coded), plane, index))
@@ -151,10 +156,16 @@ def render_preview(
             bottom.append(sheet.panel(_heated(grey, heat, most), plane, index))
     shown = {
         int(code)
-        for plane, cut in zip(PLANES, cuts, strict=True)
+        for plane, cut in zip(planes, cuts, strict=True)
         for code in _there(areas, plane, cut)
     }
     return _page([row for row in (top, bottom) if row], list(_legend(labels, shown)), most)
+
+
+def _planes_of(shape: Sequence[int]) -> Sequence[Plane]:
+    """The planes that are drawn: of an image of one slice, that slice alone."""
+    flat = [plane for plane in PLANES if shape[plane.axis] == 1]
+    return flat if len(flat) == 1 else PLANES
 
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
