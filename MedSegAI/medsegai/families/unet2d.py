@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Part, Step
+from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._memory import check_memory
 from medsegai.families._sliding import Box, logits_by_planes, window
@@ -100,27 +100,26 @@ class UNet2DModel:
 
     def parts(
         self,
-        inputs: Sequence[Volume],
+        inputs: Inputs,
         output: Geometry,
         request: SegmentationRequest,
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
         """One part, with a member for each network and each way to mirror the image."""
-        if len(inputs) != len(self.card.channels):
-            raise RequestError(
-                f"Model {self.card.id!r} takes {len(self.card.channels)} channels, not {len(inputs)}."
-            )
+        wanted, given = len(self.card.channels), len(inputs.scans)
+        if given != wanted:
+            raise RequestError(f"Model {self.card.id!r} takes {wanted} channels, not {given}.")
         check_dropout(request, self.card, has_dropout=False)
-        image, geometry = self.prepare(inputs)
-        wanted = geometry.box_around_grid(output)
+        image, geometry = self.prepare(inputs.scans)
+        box = geometry.box_around_grid(output)
         ways = self.answering.mirrorings(request.mirroring)
         chosen = self.card.chosen_members(request.members)
         members = [
             PictureMember(
                 self._networks[member.name],
                 image,
-                wanted,
+                box,
                 _Tiling(self.picture.tile, request.tile_step),
                 way,
             )
