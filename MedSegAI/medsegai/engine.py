@@ -369,6 +369,7 @@ def _judged(
     """The structures, with the expected Dice of each and the reasons why a person should look at it.
 
     The cards of several models are not valid for their combination, and in a region a structure need not be whole.
+    Where the size of a voxel is not known, volumes are NaN.
     """
     card = cards[0] if len(cards) == 1 else None
     calibration = card.calibration if card is not None else None
@@ -385,6 +386,7 @@ def _judged(
     return tuple(
         replace(
             item,
+            volume_ml=item.volume_ml if job.inputs[0].size_known else math.nan,
             expected_dice=quality.expected_dice(item, calibration),
             remarks=(
                 *quality.remarks(item, calibration),

@@ -225,7 +225,7 @@ class StructureMeasures:
     Attributes:
         label: which structure.
         voxels: how many voxels it has on the input grid.
-        volume_ml: their volume.
+        volume_ml: their volume; NaN where the size of a voxel is not known, as of a photograph.
         volume_cv: standard deviation over mean of the volume among members (Bayesian QuickNAT, CV_s).
         pairwise_dice: mean Dice over all pairs of members (d_s).
         iou: intersection of all members over their union (IoU_s).

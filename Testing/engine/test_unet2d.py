@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from made_pictures import dataset, picture
 from medsegai.cli import main
+from medsegai.commands.segment import print_summary
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, InputError, MismatchError, ModelError, RequestError
 from medsegai.families import load_model
@@ -133,6 +134,23 @@ def test_several_slices_are_segmented_one_by_one_if_asked_for(card: ModelCard) -
 def test_dropout_passes_are_refused(card: ModelCard, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no dropout"):
         run(card, saved(tmp_path, picture(107)[0]), dropout_passes=3)
+
+
+def test_sizes_are_given_in_what_is_known(
+    card: ModelCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, _ = picture(111)
+    result = run(card, saved(tmp_path, image))
+    assert np.isnan(result.structures[0].volume_ml)
+    assert result.report()["structures"][0]["volume_ml"] is None
+    print_summary(result)
+    assert "pixels" in capsys.readouterr().out
+    film = Volume(image[None], Geometry.from_spacing((1, *image.shape), (2.0, 3.0, 1.0)), "film")
+    result = run(card, film)
+    print_summary(result)
+    out = capsys.readouterr().out
+    assert "cm2" in out
+    assert f"{6 * result.structures[0].voxels / 100:.2f}" in out
 
 
 def test_the_command_line_segments_a_picture(card: ModelCard, tmp_path: Path) -> None:

@@ -287,17 +287,29 @@ def print_summary(result: SegmentationResult) -> None:
     remarked = ["remarks"] * any(measures.remarks for measures in result.structures)
     qualities = [quality_of(vars(m), bool(m.remarks)) for m in result.structures]
     judged = ["quality"] * any(qualities)
+    size, sizes = _sizes(result)
     rows = [
-        [measures.label.name, f"{measures.volume_ml:.2f}"]
+        [measures.label.name, sizes[number]]
         + [quality or "-" for _ in judged]
         + [_cell(getattr(measures, name)) for name in measured]
         + ["; ".join(measures.remarks) for _ in remarked]
-        for measures, quality in zip(result.structures, qualities, strict=True)
+        for number, (measures, quality) in enumerate(zip(result.structures, qualities, strict=True))
     ]
-    header = ["structure", "ml", *judged, *[MEASURES[name] for name in measured], *remarked]
+    header = ["structure", size, *judged, *[MEASURES[name] for name in measured], *remarked]
     print(table(header, rows, words_last=bool(remarked)))
     took = f"{duration(sum(result.seconds.values()))}."
     print("\n" + " ".join(filter(None, [took, result.refined(), NOT_FOR_DIAGNOSIS])))
+
+
+def _sizes(result: SegmentationResult) -> tuple[str, list[str]]:
+    """How large structures are, and in what: volumes, areas of a single slice, or pixels of unknown size."""
+    scan, found = result.labelmap, result.structures
+    if not scan.size_known:
+        return "pixels", [str(measures.voxels) for measures in found]
+    if len(scan.voxels) > 1:
+        return "ml", [f"{measures.volume_ml:.2f}" for measures in found]
+    across, along, _ = scan.geometry.spacing_mm
+    return "cm2", [f"{measures.voxels * across * along / 100:.2f}" for measures in found]
 
 
 def _known(measures: Any, name: str) -> bool:
