@@ -75,7 +75,10 @@ def run_objects(arguments: argparse.Namespace) -> int:
         raise InputError(f"{arguments.image} and {arguments.labels} have different sizes.")
     plane = labels.voxels[0]
     found = separated(plane == arguments.inside, plane == arguments.border, arguments.smallest)
-    rows = object_rows(found, channels if arguments.image is not None else (), labels)
+    image = (
+        labels if arguments.image is None else channels[0]
+    )  # which knows how large its pixels are
+    rows = object_rows(found, () if arguments.image is None else channels, image)
     count = len(rows)
     if count > 65535:
         raise InputError(f"{arguments.labels} has {count} objects; 65535 can be numbered.")
