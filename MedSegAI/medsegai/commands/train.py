@@ -107,7 +107,16 @@ def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str)
     """The options of families of volumes."""
     add_place_options(parser)
     parser.add_argument(
-        "--data", type=Path, help="folder of images and label maps, instead of data.root in CONFIG"
+        "--data",
+        type=Path,
+        help="folder of images and label maps, instead of data.root in CONFIG; or, with --from, corrected cases "
+        "that the model learns from",
+    )
+    parser.add_argument(
+        "--maps",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the label maps of CONFIG, where --data is that of corrected cases",
     )
     parser.add_argument(
         f"--{members}",
@@ -343,7 +352,8 @@ def run_unet2d(arguments: argparse.Namespace) -> int:
 
 
 def _run(build: Build, arguments: argparse.Namespace) -> int:
-    from medsegai.training.config import configured
+    from medsegai.training.config import configured, corrected_cases
+    from medsegai.training.fine_tuning import fine_tune
     from medsegai.training.run import RunOptions, TimeLimit, train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -353,9 +363,13 @@ def _run(build: Build, arguments: argparse.Namespace) -> int:
     options = RunOptions(
         arguments.output, arguments.resume, arguments.device, limit, arguments.start
     )
+    config, cases = configured(arguments), corrected_cases(arguments)
     try:
         with stoppable(progress):
-            folder = train(build, configured(arguments), options, progress)
+            if cases is None:
+                folder = train(build, config, options, progress)
+            else:
+                folder = fine_tune(build, config, cases, options, progress)
     finally:
         bar.clear()
     print(f"Trained networks, log and checkpoints: {folder}")

@@ -88,6 +88,25 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class FineTuningConfig:
+    """How a trained model learns from corrected cases (see `training.fine_tuning`).
+
+    ``rate``: times the learning rate of ``optimiser``. ``corrected_share`` of the volumes are corrected cases, the
+    others synthetic. A share ``held_out`` of the cases, at least one, is not learned from; the networks are judged
+    on them every ``every`` of at most ``steps`` steps, and learning ends after ``patience`` judgements without a
+    better one. ``pool``: see `SamplingConfig`.
+    """
+
+    steps: int = 400
+    rate: float = 0.1
+    corrected_share: float = 0.5
+    held_out: float = 0.25
+    every: int = 40
+    patience: int = 4
+    pool: int = 12
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """A whole training run. ``card`` is relative to the training file, which is ``source``."""
 
@@ -107,6 +126,7 @@ class TrainingConfig:
     anatomy: AnatomyConfig = field(default_factory=AnatomyConfig)
     deformation: DeformationConfig = field(default_factory=DeformationConfig)
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
+    fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     tissues: tuple[TissueClass, ...] = ()
     source: Path = field(default=Path("training.toml"), metadata=NOT_IN_JSON)
 
@@ -122,9 +142,19 @@ class TrainingConfig:
             ("anatomy.variants", self.anatomy.variants, 0),
             ("validation.every", self.validation.every, 1),
             ("validation.slice_step", self.validation.slice_step, 1),
+            ("fine_tuning.steps", self.fine_tuning.steps, 1),
+            ("fine_tuning.every", self.fine_tuning.every, 1),
+            ("fine_tuning.patience", self.fine_tuning.patience, 1),
+            ("fine_tuning.pool", self.fine_tuning.pool, 1),
         ):
             if value < least:
                 raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")
+        for name in ("rate", "corrected_share", "held_out"):
+            share = getattr(self.fine_tuning, name)
+            if not 0 < share <= 1:
+                raise RequestError(
+                    f"Training file: fine_tuning.{name} must be more than 0 and at most 1, not {share}."
+                )
         if any(size < 16 or size % 16 for size in self.data.crop_voxels):
             raise RequestError(
                 "Training file: data.crop_voxels must be multiples of 16, for the networks halve them 4 times."
@@ -146,10 +176,11 @@ class TrainingConfig:
         """What decides the result, shortened; a run is only resumed by the configuration it began with.
 
         The number of steps is left out, so that a run may be made longer or shorter, and so are
-        places and habits of the machine.
+        places and habits of the machine, and what only fine-tuning asks for.
         """
         values = dataclasses.asdict(self)
-        for name in ("steps", "source", "compile", "checkpoint_every", "log_every", "card"):
+        left_out = ("steps", "source", "compile", "checkpoint_every", "log_every", "card")
+        for name in (*left_out, "fine_tuning"):
             del values[name]
         del values["data"]["root"], values["sampling"]["ahead"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -183,11 +214,40 @@ def configured(arguments: argparse.Namespace) -> TrainingConfig:
         RequestError: see `load_config`.
     """
     config = load_config(arguments.config)
-    if arguments.data is not None:
-        data = dataclasses.replace(config.data, root=str(arguments.data.resolve()))
+    tuned = corrected_cases(arguments) is not None
+    root = arguments.maps if tuned else arguments.data
+    if root is not None:
+        data = dataclasses.replace(config.data, root=str(root.resolve()))
         config = dataclasses.replace(config, data=data)
     if arguments.members:
         config = dataclasses.replace(config, members=tuple(arguments.members))
-    if arguments.steps is not None:
+    if arguments.steps is not None and tuned:
+        tuning = dataclasses.replace(config.fine_tuning, steps=arguments.steps)
+        config = dataclasses.replace(config, fine_tuning=tuning)
+    elif arguments.steps is not None:
         config = dataclasses.replace(config, steps=arguments.steps)
     return config
+
+
+def corrected_cases(arguments: argparse.Namespace) -> Path | None:
+    """The folder of corrected cases that the command line names; None where it is about another training.
+
+    Raises:
+        RequestError: the model that is to learn from them is not named, or label maps of its training are named
+            without corrected cases.
+    """
+    data: Path | None = arguments.data
+    from_maps = bool(load_config(arguments.config).data.maps)
+    if data is None or not from_maps or not (data / "dataset.json").is_file():
+        if arguments.maps is not None:
+            raise RequestError(
+                "--maps goes with corrected cases, which --data names (a folder with dataset.json). Name the "
+                "label maps of a training with --data."
+            )
+        return None
+    if not arguments.start:
+        raise RequestError(
+            f"{data} holds images with labels, and {arguments.config} learns from label maps alone. Name the "
+            "model that is to learn from them with --from."
+        )
+    return data

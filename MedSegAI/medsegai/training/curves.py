@@ -64,8 +64,9 @@ def draw_curves(
     losses = series(entries, "train", "loss")
     for view, (steps, values) in losses.items():
         left.plot(steps, values, label=view, linewidth=1.0)
-    for view, (steps, values) in series(entries, "validate", measure[0]).items():
-        right.plot(steps, values, label=view, marker="o", markersize=3)
+    for event, addition in (("validate", ""), ("corrected", ", corrected cases")):
+        for view, (steps, values) in series(entries, event, measure[0]).items():
+            right.plot(steps, values, label=view + addition, marker="o", markersize=3)
     positive = all(value > 0 for _, values in losses.values() for value in values)
     scale = "log" if positive else "linear"
     left.set(xlabel=unit, ylabel="loss", yscale=scale, title="Training")
@@ -96,7 +97,8 @@ class Board:
             return
         for key in ("loss", "dice_loss", "logistic_loss", "learning_rate", "dice"):
             if key in entry:
-                self._writer.add_scalar(f"{entry['view']}/{key}", entry[key], entry["step"])
+                kind = "corrected_dice" if entry["event"] == "corrected" else key
+                self._writer.add_scalar(f"{entry['view']}/{kind}", entry[key], entry["step"])
 
     def close(self) -> None:
         if self._writer is not None:

@@ -30,7 +30,7 @@ from medsegai.training.synthesis import (
 )
 from medsegai.volume import Geometry, Volume, check_same_grid
 
-TRAINING, VALIDATION, BATCHES, DROPOUT = range(4)
+TRAINING, VALIDATION, BATCHES, DROPOUT, MIXTURE = range(5)
 """Streams of random numbers that must not repeat each other."""
 
 
@@ -130,8 +130,12 @@ class CaseSource:
         return Sample(scale_intensity(image, self.intensity), targets)
 
     def _varied(self, case: StoredCase, draw: Draw) -> StoredCase:
-        """The case or, for some volumes, one of its siblings."""
-        if self.siblings is None or not draw.chance(self.siblings.config.share):
+        """The case or, for some volumes, one of its siblings; an image shows no other anatomy than its own."""
+        if (
+            self.siblings is None
+            or case.image is not None
+            or not draw.chance(self.siblings.config.share)
+        ):
             return case
         return self.siblings.of(case, draw.integer(self.siblings.config.variants))
 
@@ -152,20 +156,44 @@ def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -
     """
     label_paths, image_paths = find_files(config)
     labels = [conform_axes(read_labelmap(path)[0]) for path in label_paths]
+    images = [
+        None if path is None else read_image(path, volume)
+        for volume, path in zip(labels, image_paths, strict=True)
+    ]
+    return source_of(labels, images, config, card, device)
+
+
+def source_of(
+    labels: Sequence[Volume],
+    images: Sequence[NDArray[np.float32] | None],
+    config: TrainingConfig,
+    card: ModelCard,
+    device: torch.device,
+) -> CaseSource:
+    """Volumes made from label maps, and from their images where they have one.
+
+    Args:
+        labels: as `conform_axes` turned them.
+        images: for each the image as `read_image` gives it, or None.
+        config: `data.validation` names the files to hold out.
+        card: what is to be learned, and the spacing.
+        device: where volumes are made.
+
+    Raises:
+        InputError: a map holds nothing to learn, or there are too many labels.
+    """
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
     values = {0, *config.anatomy.lesion}
     values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
     codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
     if len(codes) > 255:
-        raise InputError(
-            f"The label maps in {config.data_root} hold {len(codes)} labels; at most 255 can be."
-        )
+        raise InputError(f"The label maps hold {len(codes)} labels; at most 255 can be.")
     tables = label_tables(
         codes, card.label_values, config.tissues, mirrored, config.data.remap, config.data.not_brain
     )
     stored = [
-        store_case(volume, None if path is None else read_image(path, volume), codes, tables)
-        for volume, path in zip(labels, image_paths, strict=True)
+        store_case(volume, image, codes, tables)
+        for volume, image in zip(labels, images, strict=True)
     ]
     grid = SpatialGrid(config.data.crop_voxels, card.spacing_mm[::-1])
     return CaseSource(

@@ -112,7 +112,7 @@ class Run:
     def begin(self, resume: bool) -> None:
         """Restore the last checkpoint if asked to, else write the first one, and open the log."""
         if resume:
-            state = load_checkpoint(self.folder, self.config.fingerprint(), self.place.device)
+            state = load_checkpoint(self.folder, self.fingerprint(), self.place.device)
             self.done = int(state["step"])
             for trainer in self.trainers:
                 trainer.restore(state["members"][trainer.task.name])
@@ -142,12 +142,18 @@ class Run:
                 self._log_losses(torch.stack(recent).mean(dim=0), seconds, limit)
                 started, recent = time.perf_counter(), []
             over = limit.is_over()
-            if self.done % config.validation.every == 0 or self.done == config.steps:
+            judged = self.done % config.validation.every == 0 or self.done == config.steps
+            if judged:
                 self.validate()
+            over = over or (judged and self.is_settled())
             if self.done % config.checkpoint_every == 0 or self.done == config.steps or over:
                 self.save()
             if over:
                 return
+
+    def is_settled(self) -> bool:
+        """Whether more steps are of no use, as the last validation shows."""
+        return False
 
     def end(self) -> None:
         """Finish what is written beside the log, and leave the group of processes."""
@@ -156,6 +162,10 @@ class Run:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
+    def fingerprint(self) -> str:
+        """What decides the result: a run is only resumed with what it began with."""
+        return self.config.fingerprint()
+
     def _step(self, trainer: Trainer, step: int) -> Tensor:
         return trainer.step(self.pool.draw(step, trainer.task, self.place.rank, self.place.ranks))
 
@@ -163,7 +173,7 @@ class Run:
         for trainer, values in zip(self.trainers, losses.tolist(), strict=True):
             total, dice, logistic = (round(value, 5) for value in values)
             rate = trainer.optimiser.param_groups[0]["lr"]
-            self._note(
+            self.note(
                 trainer,
                 event="train",
                 loss=total,
@@ -210,14 +220,14 @@ class Run:
             counter = self.validator.dice(trainer.task, trainer.predict)
             dice = {str(number): round(part, 4) for number, part in counter.per_class().items()}
             mean = counter.mean()
-            self._note(trainer, event="validate", dice=mean, per_class=dice)
+            self.note(trainer, event="validate", dice=mean, per_class=dice)
             logger.info("step %d, %s: validation Dice %.4f", self.done, trainer.task.name, mean)
             if mean > trainer.best:
                 trainer.best = mean
                 path = self.folder / best_weights_name(trainer.task.name)
                 save_weights(path, trainer.judged.state_dict())
 
-    def _note(self, trainer: Trainer, event: str, **values: Any) -> None:
+    def note(self, trainer: Trainer, event: str, **values: Any) -> None:
         if self.log is not None and self.board is not None:
             entry = {"event": event, "step": self.done, "view": trainer.task.name, **values}
             self.log.write(entry)
@@ -228,7 +238,7 @@ class Run:
             members = {trainer.task.name: trainer.state() for trainer in self.trainers}
             state = {
                 "step": self.done,
-                "fingerprint": self.config.fingerprint(),
+                "fingerprint": self.fingerprint(),
                 "members": members,
             }
             save_checkpoint(self.folder, state)
@@ -319,19 +329,38 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
     if config.sampling.ahead and place.device.type == "cpu":
         source = StoredPool(source, config, folder / "pool", place.rank)
     run = Run(config, trainers, Pool(source, config.sampling, config.seed), folder)
+
+    def finish() -> Path:
+        if not place.is_first or any(trainer.best < 0 for trainer in trainers):
+            return folder / MODEL_FOLDER
+        return export_model(card, config, folder, run.class_weights())
+
+    try:
+        return carry_out(run, options, progress, finish)
+    finally:
+        if isinstance(source, StoredPool):
+            source.close()
+
+
+def carry_out(
+    run: Run, options: RunOptions, progress: Progress, finish: Callable[[], Path]
+) -> Path:
+    """Train, alone in the folder, and give what `finish` makes of it.
+
+    Raises:
+        OutputError: the folder cannot be written, or another training is at work there.
+        Cancelled: the user asked to stop.
+    """
+    folder = options.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with reserved([folder / CHECKPOINT] if place.is_first else []):
+        with reserved([folder / CHECKPOINT] if run.place.is_first else []):
             run.begin(options.resume)
             _advance(run, progress, options.limit)
-            if not place.is_first or any(trainer.best < 0 for trainer in trainers):
-                return folder / MODEL_FOLDER
-            return export_model(card, config, folder, run.class_weights())
+            return finish()
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written: {error}. Free space or choose another."
         ) from error
     finally:
-        if isinstance(source, StoredPool):
-            source.close()
         run.end()

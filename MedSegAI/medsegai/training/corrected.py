@@ -1,0 +1,215 @@
+"""Corrected cases as training data: real images with labels, and synthetic images mixed in.
+
+The folder is a raw nnU-Net dataset, as the panel of the Slicer extension keeps corrected cases: `dataset.json`
+names the labels, and each case has an image in `imagesTr` and a label map in `labelsTr`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medsegai.errors import InputError, RequestError, counted
+from medsegai.evaluation.folds import TrainingCase, dataset_cases
+from medsegai.io import read_labelmap
+from medsegai.models.card import ModelCard
+from medsegai.models.json_fields import shown
+from medsegai.models.nnunet_dataset import read_json, value_of
+from medsegai.training.anatomy import AnatomyConfig
+from medsegai.training.config import TrainingConfig
+from medsegai.training.data import (
+    MIXTURE,
+    VALIDATION,
+    CaseSource,
+    Sample,
+    case_source,
+    conform_axes,
+    read_image,
+    seed_for,
+    source_of,
+)
+from medsegai.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+DATASET = "dataset.json"
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """Training volumes of corrected cases and synthetic ones; those for validation are synthetic.
+
+    Attributes:
+        corrected: its `held_out` cases are those that nothing is learned from.
+        synthetic: what the model learned from before, or the like.
+        share: of the training volumes that are corrected cases.
+        seed: decides which volumes are.
+        names: of all corrected cases.
+    """
+
+    corrected: CaseSource
+    synthetic: CaseSource
+    share: float
+    seed: int
+    names: tuple[str, ...]
+
+    def sample(self, stream: int, index: int) -> Sample:
+        """As `SampleSource` has it."""
+        if stream == VALIDATION:
+            return self.synthetic.sample(stream, index)
+        chance = np.random.default_rng(seed_for(self.seed, MIXTURE, index)).random()
+        source = self.corrected if chance < self.share else self.synthetic
+        return source.sample(stream, index)
+
+    def target_counts(self) -> NDArray[np.int64]:
+        """Voxels per target over the synthetic cases, so that the loss weighs classes as it did."""
+        return self.synthetic.target_counts()
+
+    def held_out_samples(self) -> list[Sample]:
+        """The corrected cases that nothing is learned from, each once and not varied."""
+        count = len(self.corrected.held_out)
+        return [self.corrected.sample(VALIDATION, index) for index in range(count)]
+
+
+def mixed_source(
+    config: TrainingConfig, card: ModelCard, folder: Path, device: torch.device
+) -> MixedSource:
+    """Read all corrected cases, and the label maps of the training file.
+
+    Where those maps are not at hand, synthetic images are made of the corrected label maps.
+
+    Raises:
+        InputError: there are fewer than two cases, or a case does not fit the model.
+        GeometryError: an image and its labels lie on different grids.
+    """
+    cases = dataset_cases(folder)
+    if len(cases) < 2:
+        raise InputError(
+            f"{folder} holds one case. Fine-tuning needs at least two, because one is held out to judge by."
+        )
+    meaning = label_values(folder, card)
+    labels = [read_labels(case, meaning) for case in cases]
+    images = [read_image(_image(case), volume) for case, volume in zip(cases, labels, strict=True)]
+    held = held_out_names(
+        [Path(volume.source).name for volume in labels], config.fine_tuning.held_out, config.seed
+    )
+    data = replace(config.data, validation=held)
+    tell_what_is_missing(labels, card)
+    real = source_of(labels, images, replace(config, data=data), card, device)
+    if any(config.data_root.glob(config.data.maps)):
+        synthetic = case_source(config, card, device)
+    else:
+        logger.warning(
+            "No file matches %r in %s: synthetic images are made of the corrected label maps. Name the folder of "
+            "the label maps with --maps.",
+            config.data.maps,
+            config.data_root,
+        )
+        plain = replace(config, data=data, anatomy=AnatomyConfig())
+        synthetic = source_of(labels, [None] * len(labels), plain, card, device)
+    names = tuple(case.name for case in cases)
+    return MixedSource(real, synthetic, config.fine_tuning.corrected_share, config.seed, names)
+
+
+def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
+    """The card's value of each value in the label maps, by the names in dataset.json.
+
+    Raises:
+        InputError: the dataset has labels that the model does not know, or more than one channel.
+        ModelError: dataset.json is damaged.
+    """
+    source = folder / DATASET
+    dataset = read_json(source)
+    if len(value_of(dataset, "channel_names", dict, source)) != 1:
+        raise InputError(f"{source} names several channels, and model {card.id!r} takes one image.")
+    numbers = value_of(dataset, "labels", dict, source)
+    named = {label.name: label.value for label in card.labels}
+    unknown = [name for name in numbers if name not in named and name != "background"]
+    if unknown:
+        raise InputError(
+            f"{source} has labels that model {card.id!r} does not know: {shown(', '.join(unknown))}. Correct "
+            "results of this model, or train a model of your own."
+        )
+    if not all(type(number) is int and number >= 0 for number in numbers.values()):
+        raise InputError(f"{source}: each label must be a whole number; regions cannot be learned.")
+    return {0: 0} | {numbers[name]: named[name] for name in numbers if name in named}
+
+
+def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
+    """The labels of a case with the card's values, (k, j, i) as `conform_axes` turns them.
+
+    Args:
+        case: whose.
+        meaning: the card's value of each value in the file.
+
+    Raises:
+        InputError: the file cannot be read, has other values, or holds none of the structures.
+    """
+    volume = conform_axes(read_labelmap(case.label)[0])
+    found = [int(value) for value in np.unique(volume.voxels)]
+    unknown = [value for value in found if value not in meaning]
+    if unknown:
+        raise InputError(
+            f"{case.label} has {counted(len(unknown), 'value', 'values')} that dataset.json does not name: "
+            f"{', '.join(map(str, unknown[:10]))}. Correct the file, or remove the case."
+        )
+    if found == [0]:
+        raise InputError(f"{case.label} is empty. Remove the case, or segment it.")
+    table = np.zeros(max(found) + 1, np.int32)
+    for value in found:
+        table[value] = meaning[value]
+    return volume.with_voxels(table[volume.voxels])
+
+
+def tell_what_is_missing(labels: Sequence[Volume], card: ModelCard) -> None:
+    """Log which structures a case lacks: the networks learn that they are not there."""
+    for volume in labels:
+        there = set(np.unique(volume.voxels).tolist())
+        missing = [label.name for label in card.labels if label.value not in there]
+        if missing:
+            logger.warning(
+                "%s has no %s: where an image shows them, the networks learn that they are background.",
+                volume.source,
+                ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else ""),
+            )
+
+
+def held_out_names(names: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
+    """Which cases are not learned from: a share of them, at least one and not all; the same for the same seed."""
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    return tuple(sorted(random.Random(seed).sample(sorted(names), count)))
+
+
+def card_of_members(card: ModelCard, members: Sequence[str]) -> ModelCard:
+    """The card with the spacing and the intensities that these members work with, where they have their own.
+
+    Raises:
+        ModelError: there is no such member.
+        RequestError: they differ from each other.
+    """
+    ways = {
+        (
+            tuple(member.settings.get("spacing_mm", card.spacing_mm)),
+            member.settings.get("intensity", card.settings.get("intensity", "percentile")),
+        )
+        for member in map(card.member, members)
+    }
+    if len(ways) > 1:
+        raise RequestError(
+            f"{', '.join(members)} work on voxels or intensities of different kinds. Fine-tune them one by one, "
+            "with --members."
+        )
+    ((spacing, intensity),) = ways
+    return replace(card, spacing_mm=spacing, settings={**card.settings, "intensity": intensity})
+
+
+def _image(case: TrainingCase) -> Path:
+    (path,) = case.images
+    return path

@@ -1,0 +1,317 @@
+"""A trained model learns on from corrected cases, and becomes a new model if it became better and nothing worse.
+
+Networks begin with the model's weights and learn with a small rate from corrected images, synthetic ones mixed in
+so that nothing is forgotten. They are judged on corrected cases that are held out. The best network counts that is
+not worse than before on the synthetic images of the validation; without one there is no new model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medsegai.errors import ModelError, RequestError, counted
+from medsegai.io import write_card
+from medsegai.models.card import PICTURE_NAME, MemberCard, ModelCard, file_sha256
+from medsegai.models.catalogue import find_card
+from medsegai.progress import Progress
+from medsegai.training.checkpoint import (
+    LOG,
+    best_weights_name,
+    compact,
+    load_weights,
+    read_log,
+    refuse_earlier_run,
+    save_weights,
+)
+from medsegai.training.config import TrainingConfig
+from medsegai.training.corrected import MixedSource, card_of_members, mixed_source
+from medsegai.training.curves import Entry, draw_curves
+from medsegai.training.export import CURVES, MODEL_FOLDER
+from medsegai.training.run import Build, Run, RunOptions, begin_with, carry_out
+from medsegai.training.sampling import Pool
+from medsegai.training.trainer import Trainer, find_place
+from medsegai.training.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = "-fine-tuned"
+"""What the id of the new model has behind that of the old one."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Mean Dice of a member at a step: on corrected cases that were held out, and on synthetic images."""
+
+    step: int
+    corrected: float
+    synthetic: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All judgements of a member; the first is that of the network before.
+
+    Attributes:
+        judgements: in the order of their steps.
+    """
+
+    judgements: Sequence[Judgement]
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], member: str) -> Verdict:
+        """What the log of a run says of a member."""
+        found: dict[str, dict[int, float]] = {"validate": {}, "corrected": {}}
+        for entry in entries:
+            if entry.get("event") in found and entry.get("view") == member:
+                found[entry["event"]][int(entry["step"])] = float(entry["dice"])
+        corrected, synthetic = found["corrected"], found["validate"]
+        steps = sorted(corrected.keys() & synthetic.keys())
+        return cls([Judgement(step, corrected[step], synthetic[step]) for step in steps])
+
+    @property
+    def before(self) -> Judgement:
+        return self.judgements[0]
+
+    @property
+    def best(self) -> Judgement | None:
+        """The best on corrected cases, if it is better than before and not worse on synthetic images."""
+        better = [
+            judged
+            for judged in self.judgements[1:]
+            if judged.corrected > self.before.corrected
+            and judged.synthetic >= self.before.synthetic
+        ]
+        return max(better, key=lambda judged: judged.corrected, default=None)
+
+    @property
+    def last_is_best(self) -> bool:
+        return self.best is not None and self.best is self.judgements[-1]
+
+    def since_best(self) -> int:
+        """Judgements since the best one, or since the beginning."""
+        return len(self.judgements) - 1 - self.judgements.index(self.best or self.before)
+
+    def words(self, member: str) -> str:
+        """The figures, for a message."""
+        reached = self.best or max(self.judgements[1:], key=lambda judged: judged.corrected)
+        return (
+            f"{member} has Dice {reached.corrected:.4f} on held-out corrected cases "
+            f"({self.before.corrected:.4f} before) and {reached.synthetic:.4f} on synthetic images "
+            f"({self.before.synthetic:.4f} before)"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """The same for the card."""
+        best = self.best or self.before
+        return {
+            "step": best.step,
+            "held-out corrected cases": _two(self.before.corrected, best.corrected),
+            "synthetic images": _two(self.before.synthetic, best.synthetic),
+        }
+
+
+def _two(before: float, after: float) -> dict[str, float]:
+    return {"mean_dice_before": round(before, 4), "mean_dice_after": round(after, 4)}
+
+
+class FineTuning(Run):
+    """A run that is judged on corrected cases, and ends when they are segmented no better."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        trainers: Sequence[Trainer],
+        source: MixedSource,
+        folder: Path,
+    ) -> None:
+        super().__init__(config, trainers, Pool(source, config.sampling, config.seed), folder)
+        self._mixed = source
+        self._validators: dict[str, Validator] = {}
+
+    def fingerprint(self) -> str:
+        """Also of the cases and of how they are learned from."""
+        parts = (super().fingerprint(), self.config.fine_tuning, self._mixed.names)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def begin(self, resume: bool) -> None:
+        """As `Run.begin`; the networks are judged before they learn."""
+        super().begin(resume)
+        if not self.done:
+            self.validate()
+
+    def validate(self) -> None:
+        """Judge every member; the best network of each is kept as a file."""
+        for trainer in self.trainers:
+            for event, validator in self._judges().items():
+                counter = validator.dice(trainer.task, trainer.predict)
+                dice = {str(number): round(part, 4) for number, part in counter.per_class().items()}
+                self.note(trainer, event=event, dice=counter.mean(), per_class=dice)
+            verdict = self.verdict(trainer)
+            logger.info("step %d: %s", self.done, _line(verdict.judgements[-1], trainer.task.name))
+            if verdict.last_is_best:
+                trainer.best = verdict.judgements[-1].corrected
+                path = self.folder / best_weights_name(trainer.task.name)
+                save_weights(path, trainer.judged.state_dict())
+
+    def is_settled(self) -> bool:
+        """Whether no member became better for `fine_tuning.patience` judgements."""
+        waited = min(self.verdict(trainer).since_best() for trainer in self.trainers)
+        return waited >= self.config.fine_tuning.patience
+
+    def verdict(self, trainer: Trainer) -> Verdict:
+        """What the log says of a member."""
+        return Verdict.of(read_log(self.folder / LOG), trainer.task.name)
+
+    def _judges(self) -> Mapping[str, Validator]:
+        """Held-out volumes by the event in the log that says how well they are segmented."""
+        if not self._validators:
+            settings, batch = self.config.validation, self.config.sampling.batch
+            self._validators = {
+                "validate": Validator.from_source(
+                    self._mixed, settings.volumes, settings.slice_step, batch
+                ),
+                "corrected": Validator(self._mixed.held_out_samples(), settings.slice_step, batch),
+            }
+        return self._validators
+
+
+def _line(judged: Judgement, member: str) -> str:
+    return (
+        f"{member}: Dice {judged.corrected:.4f} on held-out corrected cases, {judged.synthetic:.4f} on "
+        "synthetic images"
+    )
+
+
+def fine_tune(
+    build: Build, config: TrainingConfig, cases: Path, options: RunOptions, progress: Progress
+) -> Path:
+    """Let members of the model `options.start` learn from corrected cases, and give the folder of the new model.
+
+    Args:
+        build: makes the trainers of the members.
+        config: of the training that made the model, with `fine_tuning`.
+        cases: folder of the corrected cases.
+        options: how it is run.
+        progress: hears of each step, and can stop the run.
+
+    Raises:
+        InputError, GeometryError: the cases cannot be learned from.
+        ModelError: the model cannot be had, or no member became better without being worse on synthetic images.
+        RequestError: the folder holds a training already, or several processes were started.
+        OutputError, DeviceError, Cancelled: as `training.run.train`.
+    """
+    place = find_place(options.device)
+    if place.ranks > 1:
+        raise RequestError("Fine-tuning runs in one process. Start it without torchrun.")
+    card = find_card(options.start)
+    if not options.resume:
+        refuse_earlier_run(options.folder)
+    config = slowed(config)
+    learned = card_of_members(card, config.members)
+    source = mixed_source(config, learned, cases, place.device)
+    trainers = build(config, learned, config.members, source, place)
+    for trainer in trainers:
+        _weigh_as_before(trainer, card.member(trainer.task.name))
+    if not options.resume:
+        begin_with(trainers, card)
+    run = FineTuning(config, trainers, source, options.folder)
+    return carry_out(run, options, progress, lambda: _finished(run, card, source))
+
+
+def slowed(config: TrainingConfig) -> TrainingConfig:
+    """The configuration of a training, with what `fine_tuning` says in place of what it says."""
+    tuning = config.fine_tuning
+    optimiser = replace(
+        config.optimiser,
+        learning_rate=tuning.rate * config.optimiser.learning_rate,
+        warm_up=min(config.optimiser.warm_up, tuning.steps // 10),
+    )
+    return replace(
+        config,
+        steps=tuning.steps,
+        optimiser=optimiser,
+        sampling=replace(config.sampling, ahead=0, pool=tuning.pool),
+        validation=replace(config.validation, every=tuning.every),
+    )
+
+
+def _weigh_as_before(trainer: Trainer, member: MemberCard) -> None:
+    """Let the loss weigh classes as in the training that made the model: inference undoes those weights."""
+    weights = member.settings.get("class_weights")
+    if weights is not None:
+        trainer.objective.loss.weights.copy_(torch.tensor(weights))
+
+
+def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
+    """Write the new model.
+
+    Raises:
+        ModelError: no member became better, or only by becoming worse on synthetic images.
+    """
+    verdicts = {trainer.task.name: run.verdict(trainer) for trainer in run.trainers}
+    if not any(verdict.best for verdict in verdicts.values()):
+        judged = [v.words(name) for name, v in verdicts.items() if len(v.judgements) > 1]
+        if not judged:
+            raise ModelError(
+                f"No model was written, because the networks were not judged before step {run.done}, at which the "
+                "run ended. Continue it with --resume and more time."
+            )
+        raise ModelError(
+            f"No model was written: {'; '.join(judged)}. A new model must be better on the former and not worse "
+            "on the latter: correct more cases, or lower fine_tuning.rate or fine_tuning.corrected_share."
+        )
+    return export_fine_tuned(card, run, verdicts, source)
+
+
+def export_fine_tuned(
+    card: ModelCard, run: FineTuning, verdicts: Mapping[str, Verdict], source: MixedSource
+) -> Path:
+    """Write the new model beside the run: weights that became better, the others as they were, and the card.
+
+    The calibration is left out, because it was measured with other weights.
+    """
+    folder = run.folder / MODEL_FOLDER
+    folder.mkdir(exist_ok=True)
+    members = []
+    for member in card.members:
+        name = member.weights or f"{member.name}.safetensors"
+        verdict = verdicts.get(member.name)
+        if verdict is not None and verdict.best is not None:
+            best = load_weights(run.folder / best_weights_name(member.name))
+            save_weights(folder / name, compact(best))
+        else:
+            shutil.copyfile(card.weights_path(member), folder / name)
+        members.append(replace(member, weights=name, sha256=file_sha256(folder / name)))
+    shutil.copyfile(run.config.source, folder / "training.toml")
+    shutil.copyfile(run.folder / LOG, folder / "training-log.jsonl")
+    if (card.folder / PICTURE_NAME).is_file():
+        shutil.copyfile(card.folder / PICTURE_NAME, folder / PICTURE_NAME)
+    draw_curves(read_log(run.folder / LOG), run.folder / CURVES)
+    figures = {name: verdict.figures() for name, verdict in verdicts.items()}
+    write_card(replace(described(card, figures, source), members=tuple(members)), folder)
+    return folder
+
+
+def described(card: ModelCard, figures: Mapping[str, Any], source: MixedSource) -> ModelCard:
+    """The card of the new model: who it was, from what it learned, and how good it is before and after."""
+    learned, held = len(source.corrected.cases), len(source.corrected.held_out)
+    told = (
+        f"Fine-tuned from {card.id} {card.version} with {counted(learned, 'corrected case', 'corrected cases')}; "
+        f"{held} more held out to judge by."
+    )
+    return replace(
+        card,
+        id=card.id if card.id.endswith(SUFFIX) else card.id + SUFFIX,
+        name=card.name if card.id.endswith(SUFFIX) else f"{card.name}, fine-tuned",
+        origin=f"{card.origin} {told}".strip(),
+        calibration=None,
+        performance={**card.performance, "fine-tuning": figures},
+    )
