@@ -1,5 +1,7 @@
 """Conforming: FreeSurfer's grid, and voxels where an independent resampler puts them."""
 
+import itertools
+
 import nibabel
 import numpy as np
 import pytest
@@ -44,9 +46,25 @@ def test_conformed_grid_is_lia_around_the_middle(directions: str) -> None:
     scan = smooth_scan(directions)
     grid = conformed_geometry(scan.geometry, (96, 96, 96), (1.5, 1.5, 1.5))
     assert nibabel.aff2axcodes(grid.ijk_to_ras) == ("L", "I", "A")
-    middle_of_new = grid.ijk_to_ras @ [48, 48, 48, 1]
-    middle_of_old = scan.geometry.ijk_to_ras @ [26, 22, 15, 1]
-    np.testing.assert_allclose(middle_of_new, middle_of_old, atol=1e-9)
+    np.testing.assert_allclose(grid.center_ras, scan.geometry.center_ras, atol=1e-9)
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_voxels_stored_in_another_order_are_conformed_to_the_same(directions: str) -> None:
+    """All 48 ways to store a scan: its axes in any order, counted from either end."""
+    scan = smooth_scan(directions)
+    grid = conformed_geometry(scan.geometry, (48, 48, 48), (1.5, 1.5, 1.5))
+    conformed = conform(scan, grid, antialias=True)
+    for order in itertools.permutations(range(3)):
+        for ends in itertools.product((False, True), repeat=3):
+            flipped = [axis for axis in range(3) if ends[axis]]
+            geometry = scan.geometry.permuted(order).flipped(*flipped)
+            other = conformed_geometry(geometry, (48, 48, 48), (1.5, 1.5, 1.5))
+            assert other.shape == grid.shape
+            np.testing.assert_allclose(other.ijk_to_ras, grid.ijk_to_ras, atol=1e-9)
+    voxels = np.flip(scan.voxels.transpose(order), flipped)
+    same = conform(Volume(np.ascontiguousarray(voxels), geometry), other, antialias=True)
+    assert np.abs(same - conformed).max() < 1e-2
 
 
 def test_a_conformed_scan_stays_as_it_is() -> None:

@@ -1,7 +1,9 @@
 """From any scan to the grid that a brain network was trained on, as FreeSurfer's `mri_convert --conform`.
 
 The conformed grid has one spacing, a cube of voxels and the axes LIA: i to the left, j to the feet, k to
-the front. FreeSurfer lays voxel N/2 of the new grid on voxel N/2 of the old one, in the middle of both.
+the front. Its middle is that of the scan, whatever the order in which voxels are stored. FreeSurfer lays voxel N/2
+of the new grid on voxel N/2 of the old one, which is half a voxel beyond the middle, on a side that depends on the
+order of storage; where spacings are equal both rules put new voxels on old ones.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ def conformed_geometry(
 
     A field of view that is larger than the grid makes the grid larger: no voxel of the input is left out.
     """
-    center = (source.ijk_to_ras @ [*(size / 2 for size in reversed(source.shape)), 1.0])[:3]
+    center = source.center_ras
     reach = np.abs(_corners_ras(source) - center).max(axis=0) @ np.abs(LIA)
     needed = np.ceil(2 * (reach / spacing_mm) / STRIDE - 1e-6).astype(int) * STRIDE
     size = np.maximum(needed, grid) if (needed > np.asarray(grid)).any() else np.asarray(grid)
     axes = LIA * np.asarray(spacing_mm)
-    return Geometry.from_spacing(tuple(size[::-1]), spacing_mm, center - axes @ (size / 2), LIA)
+    origin = center - axes @ ((size - 1) / 2)
+    return Geometry.from_spacing(tuple(size[::-1]), spacing_mm, origin, LIA)
 
 
 def conform(volume: Volume, geometry: Geometry, antialias: bool) -> NDArray[np.float32]:
