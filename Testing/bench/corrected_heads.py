@@ -6,8 +6,8 @@
     python Testing/bench/corrected_heads.py score T2_test --model brain tuned/model --members fast
 
 The scans are T2-like with thick slices: one protocol of one scanner. Heads to learn from are made of label maps
-that the training of the model learned from, those to test with (`--held-out`) of maps that it held out. They lie as
-the panel of the Slicer extension keeps corrected cases. `score` prints the mean Dice of each model's raw labels.
+that the training of the model learned from, those to test with (`--held-out`) of maps that it held out. They are
+kept as the panel of the Slicer extension keeps corrected cases. `score` prints the mean Dice of the raw labels.
 """
 
 from __future__ import annotations
