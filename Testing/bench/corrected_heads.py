@@ -140,4 +140,6 @@ def _score(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import measurements
+
+    sys.exit(measurements.run("corrected_heads", main))

@@ -91,14 +91,14 @@ class ValidationConfig:
 class FineTuningConfig:
     """How a trained model learns from corrected cases (see `training.fine_tuning`).
 
-    ``rate``: times the learning rate of ``optimiser``. ``corrected_share`` of the volumes are corrected cases, the
-    others synthetic. A share ``held_out`` of the cases, at least one, is not learned from; the networks are judged
-    on them every ``every`` of at most ``steps`` steps, and learning ends after ``patience`` judgements without a
-    better one. ``pool``: see `SamplingConfig`.
+    ``rate``: times the learning rate of ``optimiser``, from where it falls to zero over at most ``steps`` steps.
+    ``corrected_share`` of the volumes are corrected cases, the others synthetic. A share ``held_out`` of the
+    cases, at least one, is not learned from; the networks are judged on them every ``every`` steps, and learning
+    ends after ``patience`` judgements without a better one. ``pool``: see `SamplingConfig`.
     """
 
     steps: int = 400
-    rate: float = 0.1
+    rate: float = 0.05
     corrected_share: float = 0.5
     held_out: float = 0.25
     every: int = 40

@@ -227,11 +227,15 @@ def fine_tune(
 
 
 def slowed(config: TrainingConfig) -> TrainingConfig:
-    """The configuration of a training, with what `fine_tuning` says in place of what it says."""
+    """The configuration of a training, with what `fine_tuning` says in place of what it says.
+
+    The rate falls to zero over all steps, because what is judged then has settled.
+    """
     tuning = config.fine_tuning
     optimiser = replace(
         config.optimiser,
         learning_rate=tuning.rate * config.optimiser.learning_rate,
+        schedule="cosine",
         warm_up=min(config.optimiser.warm_up, tuning.steps // 10),
     )
     return replace(
