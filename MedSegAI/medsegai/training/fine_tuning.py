@@ -200,7 +200,7 @@ def fine_tune(
         config: of the training that made the model, with `fine_tuning`.
         cases: folder of the corrected cases.
         options: how it is run.
-        progress: hears of each step, and can stop the run.
+        progress: receives each step, and can stop the run.
 
     Raises:
         InputError, GeometryError: the cases cannot be learned from.
