@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from medsegai.engine import segment
 from medsegai.families.monai import import_model
+from medsegai.families.monai.settings import Inferer
+from medsegai.families.monai.window import streaming_order
 from medsegai.request import SegmentationRequest, SegmentationResult
 from monai_bundles import (
     CT,
@@ -199,6 +201,11 @@ CASES: dict[str, Case] = {
             preprocessing=(*LOAD, step("ScaleIntensity"), step("DivisiblePad", k=8)),
             inferer={"_target_": "SimpleInferer"},
         )
+    ),
+    "windows of three sizes, the longest axis first": Case(
+        Bundle(inferer={**GAUSSIAN, "roi_size": [16, 24, 8], "overlap": [0.25, 0.5, 0.6]}),
+        shape=(20, 22, 40),
+        lies=affine((1.4, 1.4, 1.1), flips=(2,)),
     ),
     "logits are inverted": Case(
         Bundle(
@@ -387,6 +394,14 @@ def test_a_dints_has_the_topology_of_its_file(tmp_path: Path) -> None:
         },
     )
     check(*segmented(Case(bundle), tmp_path))
+
+
+def test_the_axis_with_most_windows_is_worked_off_first() -> None:
+    window = Inferer((96, 96, 48))
+    assert streaming_order((200, 300, 100), window) == (1, 0, 2)
+    assert streaming_order((200, 300, 250), window) == (2, 0, 1)
+    assert streaming_order((90, 96, 40), window) == (0, 1, 2)
+    assert streaming_order((90, 96, 40), Inferer()) == (0, 1, 2)
 
 
 def test_openvino_gives_the_same_labels(tmp_path: Path) -> None:

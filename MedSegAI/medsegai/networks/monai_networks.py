@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from medsegai.errors import ModelError
 from medsegai.models.json_fields import shown
 
-INSTALL = "Install it with `pip install medsegai[monai]`"
+INSTALL = (
+    "Install it with `pip install medsegai[monai]`, in Slicer with "
+    "`slicer.util.pip_install('--no-deps monai PyYAML')` in its Python console"
+)
 
 LARGEST, MOST_ITEMS, DEEPEST, LONGEST = 8192, 64, 4, 100
 """Of arguments: the largest number, items of a list, lists within each other, and letters of a text."""

@@ -18,7 +18,7 @@ from medsegai.families._dropout import check_dropout
 from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.families.monai.scan import Scan
 from medsegai.families.monai.settings import Settings
-from medsegai.families.monai.window import window_over
+from medsegai.families.monai.window import streaming_order, window_over
 from medsegai.inference.activation import Activation
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
@@ -63,9 +63,13 @@ class MonaiModel:
         if request.dropout_passes:
             has_dropout = any(network.has_dropout for network in networks)
             check_dropout(request, self.card, has_dropout)
-        ready, plane_axis, reversed = self._prepared(inputs.scans, progress)
+        scan = self._prepared(inputs.scans, progress)
+        order = streaming_order(scan.shape, self.settings.inferer)
+        ready = scan.permuted(order)
+        plane_axis, reversed = _planes_of(ready.geometry, inputs.scans[0].geometry)
         wanted = ready.geometry.box_around_grid(output) or (slice(0, 1),) * 3
-        at = window_over(ready.voxels.to(compute.device), self.settings.inferer, wanted, reversed)
+        inferer = self.settings.inferer.permuted(order)
+        at = window_over(ready.voxels.to(compute.device), inferer, wanted, reversed)
         grid = ready.moved(
             [part.start for part in wanted],
             [part.stop - part.start for part in wanted],
@@ -75,7 +79,7 @@ class MonaiModel:
         if reversed:
             geometry, reach = geometry.flipped(0), reach.flipped(0, geometry.shape[0] - 1)
         linear = self.settings.reading.inversion == "linear"
-        members = self._members(networks, at, request)
+        members = self._members(networks, at, request, order)
         return [
             Part(
                 geometry,
@@ -88,19 +92,20 @@ class MonaiModel:
             )
         ]
 
-    def _prepared(self, inputs: Sequence[Volume], progress: Progress) -> tuple[Scan, int, bool]:
-        """The input of the network, the axis (k, j, i) of the scan that became x, and whether it was reversed."""
+    def _prepared(self, inputs: Sequence[Volume], progress: Progress) -> Scan:
+        """The input of the network."""
         scan = Scan.of(inputs)
         for number, step in enumerate(self.settings.steps):
             progress.step("prepare", number / len(self.settings.steps), 1.0)
             scan = step.apply(scan)
-        matrix = scan.geometry.ras_to_ijk @ inputs[0].geometry.ijk_to_ras
-        along = matrix[2, :3]  # how far x runs for each of i, j, k; all but one are nought
-        axis = int(abs(along).argmax())
-        return scan, 2 - axis, bool(along[axis] < 0)
+        return scan
 
     def _members(
-        self, networks: Sequence[_Network], at: Window, request: SegmentationRequest
+        self,
+        networks: Sequence[_Network],
+        at: Window,
+        request: SegmentationRequest,
+        order: tuple[int, ...],
     ) -> list[WindowMember]:
         whole = [
             WindowMember(
@@ -110,6 +115,7 @@ class MonaiModel:
                 network,
                 at,
                 self.settings,
+                order,
             )
             for network in networks
         ]
@@ -133,6 +139,13 @@ class MonaiModel:
                 f"Model {self.card.id!r} takes {counted(len(names), 'image', 'images')} "
                 f"({', '.join(names)}, in this order), not {len(inputs)}."
             )
+
+
+def _planes_of(ready: Geometry, scan: Geometry) -> tuple[int, bool]:
+    """The axis (k, j, i) of the scan that became the first of what is ready, and whether it was reversed."""
+    along = (ready.ras_to_ijk @ scan.ijk_to_ras)[2, :3]  # for each of i, j, k; all but one are zero
+    axis = int(abs(along).argmax())
+    return 2 - axis, bool(along[axis] < 0)
 
 
 class _Network:
@@ -183,6 +196,7 @@ class WindowMember:
     """One pass of one network over the scan.
 
     Attributes:
+        order: the axes (x, y, z) of the network in the order of the window's axes.
         seed: of the dropout; None without it.
     """
 
@@ -192,16 +206,19 @@ class WindowMember:
     network: _Network
     window: Window
     settings: Settings
+    order: tuple[int, ...] = (0, 1, 2)
     seed: int | None = None
 
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
         """Whole planes, in order."""
         done = 0
+        back = [2 + self.order.index(axis) for axis in range(3)]
+        there = [2 + axis for axis in self.order]
 
         def answer(patches: Tensor) -> Tensor:
             nonlocal done
             with _random_numbers(None if self.seed is None else (self.seed << 32) + done):
-                values = self._answer(patches, compute)
+                values = self._answer(patches.permute(0, 1, *back), compute).permute(0, 1, *there)
             done += 1
             step(min(done / self.window.tiles, 1.0))
             return values

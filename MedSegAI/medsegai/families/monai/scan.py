@@ -73,6 +73,12 @@ class Scan:
         x, y, z = self.voxels.shape[1:]
         return x, y, z
 
+    def permuted(self, order: Sequence[int]) -> Scan:
+        """The same voxels with their axes in another order."""
+        voxels = self.voxels.permute(0, *(1 + axis for axis in order))
+        geometry, reach = self.geometry.permuted(order), self.reach.permuted(order)
+        return replace(self, voxels=voxels.contiguous(), geometry=geometry, reach=reach)
+
     def moved(self, start: Sequence[int], shape: Sequence[int], voxels: Tensor) -> Scan:
         """With `voxels` that begin at voxel `start`, which may lie outside."""
         geometry = self.geometry.cropped(list(start), list(shape))

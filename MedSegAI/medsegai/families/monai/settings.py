@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medsegai.errors import ModelError
@@ -77,6 +77,19 @@ class Inferer:
     sigma_scale: tuple[float, float, float] = (0.125, 0.125, 0.125)
     padding_mode: str = "constant"
     cval: float = 0.0
+
+    def permuted(self, order: Sequence[int]) -> Inferer:
+        """The same windows over an image with its axes in another order."""
+
+        def turned(values: Any) -> Any:
+            return None if values is None else tuple(values[axis] for axis in order)
+
+        return replace(
+            self,
+            roi_size=turned(self.roi_size),
+            overlap=turned(self.overlap),
+            sigma_scale=turned(self.sigma_scale),
+        )
 
     def check(self) -> None:
         for size in self.roi_size or ():

@@ -48,6 +48,18 @@ def window_over(image: Tensor, inferer: Inferer, wanted: Box, reversed: bool) ->
     return Window(padded, (x, y, z), roi, rows, corners, reversed, importance(roi, inferer))
 
 
+def streaming_order(shape: Sequence[int], inferer: Inferer) -> tuple[int, ...]:
+    """The axes (x, y, z) in the order in which windows are worked off: the sum of a row of them is smallest.
+
+    Only the planes below a row of windows are held, so the first axis is the one of which a window is the smallest
+    part.
+    """
+    roi = inferer.roi_size or (0, 0, 0)
+    parts = [wish / size if 0 < wish < size else 1.0 for wish, size in zip(roi, shape, strict=True)]
+    first = parts.index(min(parts))
+    return (first, *(axis for axis in range(3) if axis != first))
+
+
 def starts(size: int, roi: int, overlap: float) -> list[int]:
     """First voxels of the windows along one axis of an image that is at least as long as a window."""
     step = roi if roi == size else max(int(roi * (1 - overlap)), 1)
