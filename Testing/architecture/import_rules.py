@@ -58,7 +58,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("inference.result_builder",),
     ("measurements.places", "measurements.structures"),
     ("engine",),  # L3
-    ("doctor", "families._importing", "output.preview", "worker.refine_job"),  # L4
+    (
+        "doctor",
+        "families._importing",
+        "output.picture_preview",
+        "output.preview",
+        "worker.refine_job",
+    ),  # L4
     ("export", "output.cases", "output.freesurfer_files"),
     ("output.bids_dataset",),
     ("output.bids_files", "output.case_page"),

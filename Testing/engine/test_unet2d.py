@@ -162,7 +162,12 @@ def test_the_command_line_segments_a_picture(card: ModelCard, tmp_path: Path) ->
     labels, named = read_labelmap(outputs[0])
     assert [label.name for label in named] == ["Disc"]
     assert dice(labels.voxels[0] > 0, mask > 0) > 0.9
-    assert outputs[1].stat().st_size > 1000
+    drawn = np.array(Image.open(outputs[1]))
+    factor = drawn.shape[1] / image.shape[1]
+    edge = mask > np.roll(mask, 1, axis=1)
+    j, i = (int((place + 0.5) * factor) for place in next(zip(*edge.nonzero(), strict=True)))
+    near = drawn[j - 10 : j + 10, i - 30 : i + 30].reshape(-1, 3)
+    assert (near == card.labels[0].color).all(axis=1).any(), "the outline runs along the disc"
 
 
 def test_a_label_map_as_a_picture(card: ModelCard, tmp_path: Path) -> None:

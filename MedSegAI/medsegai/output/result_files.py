@@ -15,6 +15,7 @@ from medsegai.io import (
     WRITABLE,
     check_output,
     files_together,
+    read_channels,
     read_volume,
     write_probabilities,
     write_segmentation,
@@ -24,6 +25,7 @@ from medsegai.io import (
 from medsegai.measurements.places import PLACE_COLUMNS, suspicious_places
 from medsegai.models.card import file_sha256
 from medsegai.output import bids_files, case_page, freesurfer_files
+from medsegai.output.picture_preview import render_picture
 from medsegai.output.preview import render_preview
 from medsegai.progress import Progress
 from medsegai.request import SegmentationResult
@@ -221,8 +223,12 @@ def _write_places(path: Path, result: SegmentationResult, scan: Path | Volume) -
 
 
 def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    image = scan if isinstance(scan, Volume) else read_volume(scan)
-    picture = render_preview(image, result.labelmap, result.labels, result.entropy)
+    if len(result.labelmap.voxels) == 1:
+        channels = (scan,) if isinstance(scan, Volume) else read_channels(scan)
+        picture = render_picture(channels, result.labelmap, result.labels)
+    else:
+        image = scan if isinstance(scan, Volume) else read_volume(scan)
+        picture = render_preview(image, result.labelmap, result.labels, result.entropy)
     picture.save(path, format="PNG")
 
 
