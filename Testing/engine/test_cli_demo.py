@@ -69,7 +69,7 @@ def test_its_page_has_a_viewer_where_niivue_is(
     assert "<script>drawn by this</script>" in page
     assert page.count('data-layer="2"') == 1, "uncertainty is a layer of it"
     (viewer.NIIVUE / viewer.SCRIPT).unlink()
-    assert main(["demo", str(scan), "-o", str(demo), "--overwrite"]) == 0
+    assert main(["demo", str(scan), "-o", str(demo)]) == 0, "the page was not edited"
     assert "<script" not in (demo / "index.html").read_text()
 
 
