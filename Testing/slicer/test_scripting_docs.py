@@ -98,7 +98,7 @@ def test_the_example_that_refines_changes_what_it_names(
 
     monkeypatch.setattr(module.MedSegAILogic, "refine", refine)
     run(CODE[FIRST], console)
-    run(CODE["Refine a segmentation that is there"], console)
+    run(CODE["Refine an existing segmentation"], console)
     assert asked[1]["volumeNode"] is console["volume"]
     names = {
         segment.GetName()
@@ -128,7 +128,7 @@ def test_the_examples_ask_for_what_they_say(
     assert asked[2].models == ("brain", "my-brain")
     assert [request.refine for request in asked[3:]] == [False, True]
     before = console["segmentation"]
-    run(CODE["Only a part, into a segmentation that is there"], console)
+    run(CODE["Update a part of an existing segmentation"], console)
     assert asked[-1].region == (-8.0, -2.0, -4.0, 0.0, 1.0, 5.0)
     assert console["segmentation"] is before, "updated, not made anew"
 
