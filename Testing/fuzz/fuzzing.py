@@ -22,8 +22,9 @@ PATHS = (HERE, HERE.parent / "engine", HERE.parents[1] / "MedSegAI")
 AT_ONCE = 400
 """Files that one child reads."""
 
-PATIENCE = 900.0
-"""Seconds until a child is ended that does not come back; in most, a file then took its time without computing."""
+PATIENCE = 600.0
+"""Seconds until a child is ended that does not come to its next file. On a busy machine, some seconds of computing
+may take minutes."""
 
 
 def child(target: str, number: int, count: int, *files: Path) -> tuple[int, str, bytes]:
@@ -47,23 +48,40 @@ def child(target: str, number: int, count: int, *files: Path) -> tuple[int, str,
             "MEDSEGAI_MODELS": f"{name}/models",
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         }
-        try:
-            done = subprocess.run(
-                [*command, *map(str, files)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=PATIENCE,
-            )
-        except subprocess.TimeoutExpired:
-            return 0, f"did not come back in {PATIENCE:.0f} s", _current(folder)
+        done = _run([*command, *map(str, files)], environment, folder)
+        if done is None:
+            return 0, f"did not come to its next file in {PATIENCE:.0f} s", _current(folder)
         said = done.stdout.strip().rpartition("\n")[2]
         if done.returncode == 0:
             return int(said), "", b""
         if done.returncode < 0:
             said = f"ended by signal {-done.returncode}"
         return 0, f"{said}\n{done.stderr[-3000:]}", _current(folder)
+
+
+def _run(
+    command: list[str], environment: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str] | None:
+    """The process and what it said, once it ended; None if it stayed at one file for too long."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        while True:
+            try:
+                said = process.communicate(timeout=PATIENCE / 60)
+                return subprocess.CompletedProcess(command, process.returncode, *said)
+            except subprocess.TimeoutExpired:
+                file = folder / "current"
+                at_work = file.exists()  # else it is loading libraries
+                since = (file if at_work else folder).stat().st_mtime
+                if time.time() - since > (PATIENCE if at_work else 10 * PATIENCE):
+                    process.kill()
+                    return None
 
 
 def _current(folder: Path) -> bytes:

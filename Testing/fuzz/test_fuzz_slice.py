@@ -29,7 +29,7 @@ def test_made_files_do_no_harm(target: str) -> None:
         ("(folder.parent / 'beside').touch()", "wrote beside"),
         ("keep.append(b'x' * (700 << 20))", "MB"),
         ("while time.process_time() < end: pass", "took 2 s"),
-        ("time.sleep(100)", "did not come back"),
+        ("time.sleep(100)", "did not come to its next file"),
     ],
 )
 def test_harm_is_found(
