@@ -138,6 +138,20 @@ def test_a_derivative_has_the_names_of_bids(batch: Batch, tmp_path: Path) -> Non
     assert description["GeneratedBy"][0]["Name"] == "MedSegAI"
 
 
+def test_scans_of_a_dataset_that_a_table_names_are_linked_too(
+    dataset: Path, model: str, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    """The table lies elsewhere; the link leads from the derivative to the dataset."""
+    table, out = tmp_path / "elsewhere" / "cases.csv", tmp_path / "out"
+    table.parent.mkdir()
+    scan = next((dataset / "sub-02").rglob("*_T1w.nii.gz"))
+    table.write_text(f"case,image\nsub-02,{scan}\n")
+    assert main(["batch", str(table), "-o", str(out), "--model", model, "--layout", "bids"]) == 0
+    link = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]["raw"]
+    (source,) = json.loads(next(out.rglob("*_dseg.json")).read_text())["Sources"]
+    assert (out / link / source.removeprefix("bids:raw:")).resolve() == scan.resolve()
+
+
 def test_the_table_of_volumes_is_explained_column_for_column(batch: Batch, tmp_path: Path) -> None:
     batch("--layout", "bids", "--uncertainty")
     table = next((tmp_path / "out").rglob("sub-02*_volumes.tsv"))

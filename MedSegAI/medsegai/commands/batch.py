@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         probabilities=arguments.save_probabilities,
     )
     check_request(request)
-    files = _files(arguments, [find_card(name) for name in request.models])
+    files = _files(arguments, [find_card(name) for name in request.models], cases[0].inputs[0])
     tell: Callable[[dict[str, Any]], None] = _print_json if arguments.events else _ignore
     console = _Console(tell, arguments.quiet or arguments.events)
     batch = Batch(cases, request, files, console.entry_changed)
@@ -143,8 +143,9 @@ def run(arguments: argparse.Namespace) -> int:
     return SOME_FAILED if failed else 0
 
 
-def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard]) -> BatchFiles:
+def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path) -> BatchFiles:
     """What is written of each case, in the layout that was asked for. Raises RequestError."""
+    from medsegai.output.bids_files import dataset_of
     from medsegai.output.layouts import BatchFiles, BidsFiles, FreeSurferFiles
 
     given = {"uncertainty": arguments.uncertainty, "preview": arguments.preview}
@@ -158,7 +159,7 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard]) -> BatchFi
         )
     if arguments.layout == "bids":
         made_by = tuple(f"{card.id} {card.version}" for card in cards)
-        return BidsFiles(folder, **given, source=arguments.source, models=made_by)
+        return BidsFiles(folder, **given, source=dataset_of(scan), models=made_by)
     labels = tuple({label.name: label for card in cards for label in card.labels}.values())
     return FreeSurferFiles(folder, **given, labels=labels)
 

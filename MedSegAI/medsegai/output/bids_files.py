@@ -109,11 +109,17 @@ def write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -
 def _sources(scan: Path | Volume) -> Mapping[str, Any]:
     """The scan as a BIDS URI, where it lies in a folder of a subject; its name alone elsewhere."""
     path = scan if isinstance(scan, Path) else Path(scan.source)
-    for number, part in enumerate(path.parts[:-1]):
-        if SUBJECT.fullmatch(part):
-            uri = f"bids:{SOURCE_LINK}:{'/'.join(path.parts[number:])}"
-            return {"Sources": [uri], "SpatialReference": uri}
-    return {"SpatialReference": path.name or "the scan"}
+    dataset = dataset_of(path)
+    if dataset is None:
+        return {"SpatialReference": path.name or "the scan"}
+    uri = f"bids:{SOURCE_LINK}:{path.relative_to(dataset).as_posix()}"
+    return {"Sources": [uri], "SpatialReference": uri}
+
+
+def dataset_of(scan: Path) -> Path | None:
+    """The folder that holds the folder of the scan's subject; None where it lies in no such folder."""
+    inside = (path for path in scan.parents if SUBJECT.fullmatch(path.name))
+    return next((path.parent for path in inside), None)
 
 
 def check_description(folder: Path) -> None:

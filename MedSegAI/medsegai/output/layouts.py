@@ -128,12 +128,12 @@ class BidsFiles(BatchFiles):
     """A BIDS derivative: sub-01/ses-02/anat/sub-01_ses-02_space-orig_desc-medsegai_dseg.nii.gz and others.
 
     Attributes:
-        source: the dataset of the scans, or what else they come from.
+        source: the dataset of the scans; None if they do not lie in one.
         models: with their versions, for the description of the dataset.
     """
 
     ending: str = ".nii.gz"
-    source: Path = Path()
+    source: Path | None = None
     models: tuple[str, ...] = ()
 
     def outputs(self, case: str) -> Outputs:
@@ -170,11 +170,15 @@ class BidsFiles(BatchFiles):
             )
 
     def begin(self) -> None:
-        source = self.source if self.source.is_dir() else self.source.parent
-        is_bids = source.is_dir() and any(source.glob("sub-*"))
-        link = os.path.relpath(source, self.folder).replace(os.sep, "/") if is_bids else None
-        name = source.resolve().name or "scans"
-        bids_files.write_description(self.folder, name, link, self.models)
+        if self.source is None:
+            bids_files.write_description(self.folder, "scans", None, self.models)
+            return
+        source = self.source.resolve()
+        try:
+            link = os.path.relpath(source, self.folder.resolve()).replace(os.sep, "/")
+        except ValueError:  # on another drive of Windows
+            link = source.as_uri()
+        bids_files.write_description(self.folder, source.name, link, self.models)
 
 
 @dataclass(frozen=True)
