@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 import picture_sets
 from medsegai.cli import main
 from medsegai.errors import Cancelled, InputError, RequestError
+from medsegai.evaluation.heat_maps import heat_maps
 from medsegai.io.picture_sets import read_pictures
 from medsegai.models.card import load_card
 from medsegai.progress import Progress, ProgressEvent, ProgressListener
@@ -96,6 +99,30 @@ def stop_after(steps: int, progress: Progress) -> ProgressListener:
             progress.cancel.set()
 
     return listen
+
+
+def test_without_monai_it_is_said_what_to_install(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A training needs it; a report does without heat maps."""
+    monkeypatch.setitem(sys.modules, "monai.visualize", None)
+    assert heat_maps(torch.nn.Identity(), "", torch.zeros(1), 0) == {}
+    assert "No heat maps" in caplog.text
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"medsegai\[train\]"):
+        train_patches(tiny(pictures), RunOptions(tmp_path / "run", device="cpu"), Progress())
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_are_noted(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Encoded.of(tiny(pictures))
+    assert "begins with random ones" in caplog.text
+    caplog.clear()
+    Encoded.of(tiny(pictures, weights="none"))
+    assert not caplog.text
 
 
 def test_a_training_that_was_stopped_goes_on_exactly(pictures: Path, tmp_path: Path) -> None:

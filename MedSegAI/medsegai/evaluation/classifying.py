@@ -21,7 +21,7 @@ from medsegai.evaluation.classification_report import (
     Shown,
     write_classification_report,
 )
-from medsegai.evaluation.heat_maps import grad_cam, occlusion
+from medsegai.evaluation.heat_maps import heat_maps
 from medsegai.families import load_model
 from medsegai.families.patches import PatchesModel
 from medsegai.io.picture_sets import PictureSet
@@ -134,8 +134,5 @@ def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> Shown:
     network = model.picture_network()
     with torch.inference_mode():
         decided = int(network(image).argmax())
-    heat = {
-        "Grad-CAM": grad_cam(network, "classifier.seen", image, decided),
-        "occlusion": occlusion(network, image, decided),
-    }
+    heat = heat_maps(network, "classifier.seen", image, decided)
     return Shown(pixels, heat)

@@ -6,6 +6,7 @@ greys one place after another and looks how much the class falls (M. Zeiler & R.
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from medsegai.io.slide_files import Pixels
 
+logger = logging.getLogger(__name__)
+
 HIDDEN = 1 / 5
 """Part of the shorter side of a picture that is hidden at once."""
 
@@ -24,6 +27,21 @@ OVERLAP = 0.25
 
 HEAT = ((0, 0, 80), (0, 60, 255), (0, 220, 220), (250, 230, 0), (220, 20, 0))
 """Colours from nothing to the most."""
+
+
+def heat_maps(
+    network: nn.Module, layer: str, image: Tensor, number: int
+) -> dict[str, NDArray[np.float32]]:
+    """Both maps of a class by name, see `grad_cam`; none where MONAI is not installed, which is logged."""
+    try:
+        import monai.visualize  # noqa: F401
+    except ImportError:
+        logger.warning("No heat maps: install MONAI (pip install 'medsegai[train]').")
+        return {}
+    return {
+        "Grad-CAM": grad_cam(network, layer, image, number),
+        "occlusion": occlusion(network, image, number),
+    }
 
 
 def grad_cam(network: nn.Module, layer: str, image: Tensor, number: int) -> NDArray[np.float32]:

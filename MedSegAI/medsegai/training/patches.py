@@ -79,7 +79,12 @@ class Encoded:
         if training.weights == "package" and training.encoder in PRETRAINED:
             source = load_pretrained(encoder, training.encoder)
             mean, std, origin = source.mean, source.std, source.origin
-        elif training.weights not in ("package", "none"):
+        elif training.weights == "package":
+            logger.warning(
+                "No package carries weights of %s, so it begins with random ones; --weights takes a file.",
+                training.encoder,
+            )
+        elif training.weights != "none":
             load_encoder(encoder, read_state(Path(training.weights)), training.weights)
             origin = f"Encoder: weights of {Path(training.weights).name}."
         return cls(training.encoder, encoder.state_dict(), mean, std, origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from medsegai.evaluation.classification_report import (
     Shown,
     write_classification_report,
 )
-from medsegai.evaluation.heat_maps import grad_cam, occlusion
+from medsegai.evaluation.heat_maps import heat_maps
 from medsegai.io.cards import write_card
 from medsegai.io.picture_sets import PictureSet, read_pictures
 from medsegai.labels import Label
@@ -88,6 +89,10 @@ def train_patches(training: PatchTraining, options: RunOptions, progress: Progre
         OutputError: the folder cannot be written, or another training is at work there.
         Cancelled: stopped through `progress`; what was finished is kept.
     """
+    if importlib.util.find_spec("monai") is None:
+        raise RequestError(
+            "Classifiers are trained with MONAI, which is not installed: pip install 'medsegai[train]'."
+        )
     folder = options.folder
     if not options.resume:
         refuse_earlier_run(folder)
@@ -297,10 +302,7 @@ class PatchRun:
             image = self.sized.batch([picture]).to(self.device)
             with torch.inference_mode():
                 decided = int(network(image).argmax())
-            heat = {
-                "Grad-CAM": grad_cam(network, "classifier.seen", image, decided),
-                "occlusion": occlusion(network, image, decided),
-            }
+            heat = heat_maps(network, "classifier.seen", image, decided)
             return Shown(self.sized[picture], heat)
 
         return show
