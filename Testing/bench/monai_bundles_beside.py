@@ -80,6 +80,7 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
         from monai_bundles import monai_answer
 
         before, begun = peak_memory_mb(), time.perf_counter()
+        computed = time.process_time()
         labels = monai_answer(folder / "bundle", image).squeeze()
     else:
         import monai.networks.nets  # noqa: F401
@@ -88,14 +89,21 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
         from medsegai.request import SegmentationRequest
 
         before, begun = peak_memory_mb(), time.perf_counter()
+        computed = time.process_time()
         precision = "fp32" if side == "fp32" else "mixed"
         request = SegmentationRequest(
             inputs=(image,), models=(str(folder / "ours"),), device="cpu", precision=precision
         )
         labels = np.asarray(segment(request).labelmap.voxels).transpose(2, 1, 0)
     seconds = time.perf_counter() - begun
+    processor = time.process_time() - computed
     np.save(folder / f"{side}.npy", labels.astype(np.uint8))
-    return {"s": seconds, "peak": peak_memory_mb(), "beyond": peak_memory_mb() - before}
+    return {
+        "s": seconds,
+        "cpu": processor,
+        "peak": peak_memory_mb(),
+        "beyond": peak_memory_mb() - before,
+    }
 
 
 def main() -> int:
@@ -104,6 +112,7 @@ def main() -> int:
     parser.add_argument("--spacing", type=float, default=1.5, help="mm of its voxels")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default="", help="a word in the name of the bundle")
+    parser.add_argument("--ways", default=",".join(SIDES[1:]), help="of ours: fp32, bf16")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -112,9 +121,10 @@ def main() -> int:
         return 0
     shape = [int(size) for size in arguments.shape.split(",")]
     print(
-        "| bundle | ours | time, MONAI / ours | peak memory, ours / MONAI | beyond imports | same labels |"
+        "| bundle | ours | time, MONAI / ours | processor time | peak memory, ours / MONAI | beyond imports "
+        "| same labels |"
     )
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, bundle in bundles().items():
         if arguments.only in name:
             for row in compared(name, bundle, shape, arguments):
@@ -129,6 +139,7 @@ def compared(name: str, bundle: Any, shape: list[int], arguments: argparse.Names
     from medsegai.families.monai import import_model
     from monai_bundles import affine, save_image, smooth_image
 
+    ways = arguments.ways.split(",")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         voxels = smooth_image(shape)
@@ -137,10 +148,10 @@ def compared(name: str, bundle: Any, shape: list[int], arguments: argparse.Names
         import_model(bundle.write(folder / "bundle"), folder / "ours")
         took: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(arguments.rounds):
-            for side in SIDES:
+            for side in ("monai", *ways):
                 took[side].append(child(side, folder))
                 print(f"{name}, {side}: {took[side][-1]}", file=sys.stderr, flush=True)
-        labels = {side: np.load(folder / f"{side}.npy") for side in SIDES}
+        labels = {side: np.load(folder / f"{side}.npy") for side in ("monai", *ways)}
 
     def middle(side: str, what: str) -> float:
         return statistics.median(item[what] for item in took[side])
@@ -148,10 +159,11 @@ def compared(name: str, bundle: Any, shape: list[int], arguments: argparse.Names
     return [
         f"| {name}, {' x '.join(map(str, shape))} | {side} "
         f"| {middle('monai', 's') / middle(side, 's'):.2f} "
+        f"| {middle('monai', 'cpu') / middle(side, 'cpu'):.2f} "
         f"| {middle(side, 'peak') / middle('monai', 'peak'):.2f} "
         f"| {middle(side, 'beyond') / middle('monai', 'beyond'):.2f} "
         f"| {100 * float((labels[side] == labels['monai']).mean()):.3f} % |"
-        for side in SIDES[1:]
+        for side in ways
     ]
 
 

@@ -218,10 +218,11 @@ class WindowMember:
         def answer(patches: Tensor) -> Tensor:
             nonlocal done
             with _random_numbers(None if self.seed is None else (self.seed << 32) + done):
-                values = self._answer(patches.permute(0, 1, *back), compute).permute(0, 1, *there)
+                values = self._answer(patches.permute(0, 1, *back), compute)
             done += 1
             step(min(done / self.window.tiles, 1.0))
-            return values
+            # Planes are added one by one: where they do not lie one after another, each would cost a whole window.
+            return values.permute(0, 1, *there).contiguous()
 
         plane = 0
         first = len(self.classes) - self.settings.network.classes
