@@ -292,39 +292,19 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
     """Write the model to `staged` and check it there."""
     if _has_card(path):
         _copy_folder(load_card(path), staged)
-    else:
-        _convert(path, staged)
+    elif not any(importer(path, staged) for importer in _importers()):
+        raise ModelError(
+            f"{path} is not a model that MedSegAI knows. A model is a folder with {CARD_NAME} and "
+            f"{SAFE_WEIGHTS} weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; the "
+            "folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or weights as the authors of "
+            "a family or segmentation_models_pytorch saved them."
+        )
     card = load_card(staged)
     if id is not None:
         card = dataclasses.replace(card, id=id)
         write_card(card, staged)
     card.verify()
     return card
-
-
-def _convert(path: Path, staged: Path) -> None:
-    """Let the families try; a file that one of them takes for its own, wrongly, may be another's.
-
-    Raises:
-        ModelError: none of them knows it; of those that tried, the last says why.
-    """
-    refused: ModelError | None = None
-    for importer in _importers():
-        try:
-            if importer(path, staged):
-                return
-        except UnsafeModelError:
-            raise
-        except ModelError as error:
-            refused = error
-            if staged.exists():
-                break
-    raise refused or ModelError(
-        f"{path} is not a model that MedSegAI knows. A model is a folder with {CARD_NAME} and {SAFE_WEIGHTS} "
-        "weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; the folder or zip archive "
-        "of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or weights as the authors of a family or "
-        "segmentation_models_pytorch saved them."
-    )
 
 
 def _copy_folder(card: ModelCard, staged: Path) -> None:
@@ -382,11 +362,12 @@ def _check_weights_name(card: ModelCard, name: str) -> None:
 
 
 def _importers() -> Iterator[Importer]:
-    """What the families offer to read released weights with."""
+    """What the families offer to read released weights with; last those that look at endings only."""
     from medsegai.families import family, family_names  # loads torch
 
-    for name in family_names():
-        importer = getattr(family(name), "import_model", None)
+    modules = [family(name) for name in family_names()]
+    for module in sorted(modules, key=lambda module: hasattr(module, "TAKES_EVERY_CHECKPOINT")):
+        importer = getattr(module, "import_model", None)
         if importer is not None:
             yield importer
 

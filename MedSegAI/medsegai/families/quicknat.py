@@ -267,6 +267,9 @@ def _random_numbers(seed: int | None) -> Iterator[None]:
 RELEASED_LABELS_OF = "brain"
 """The bundled model has the label list of the released 33-class networks, in their order."""
 
+TAKES_EVERY_CHECKPOINT = True
+"""Its checkpoints are known by their endings, which others have too: those who look inside are asked before."""
+
 RELEASED_SUFFIXES = (".pth.tar", ".pth", ".pt", ".model")
 
 

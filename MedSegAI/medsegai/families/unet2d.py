@@ -279,7 +279,16 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
             return None
     elif not path.name.endswith(SMP_ENDINGS):
         return None
-    found = imported(read_state(file), config, file)
+    try:
+        state = read_state(file)
+    except ModelError:
+        if file.suffix in (
+            ".pth",
+            ".pt",
+        ):  # it may be another family's, which will say what is wrong with it
+            return None
+        raise
+    found = imported(state, config, file)
     if found is None:
         return None
     destination.mkdir(parents=True)
