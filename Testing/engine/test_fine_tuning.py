@@ -1,5 +1,6 @@
 """Fine-tuning: from corrected cases to a new model that is better on them and no worse elsewhere, or to none."""
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -21,10 +22,11 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.training import quicknat, unet3d
 from medsegai.training.checkpoint import load_weights, read_log
-from medsegai.training.config import TrainingConfig, load_config
+from medsegai.training.config import TrainingConfig, corrected_cases, load_config
+from medsegai.training.config import configured as from_arguments
 from medsegai.training.corrected import card_of_members, held_out_names, mixed_source
 from medsegai.training.data import TRAINING
-from medsegai.training.fine_tuning import Verdict, fine_tune
+from medsegai.training.fine_tuning import Verdict, fine_tune, slowed
 from medsegai.training.run import RunOptions, TimeLimit, train
 from training_phantom import LEFT, LIA, MIDDLE, RIGHT, head, write_phantom, write_volumetric_phantom
 
@@ -356,6 +358,27 @@ def test_corrected_cases_need_a_model_and_maps_need_corrected_cases(
         command = ["train", "unet3d", phantom, "-o", tmp_path / "run", *words]
         assert main([str(word) for word in command]) == RequestError.exit_code
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_options_of_the_command_line_count_for_both_kinds_of_training(
+    tuned: bool, phantom: Path, cases: Path, tmp_path: Path
+) -> None:
+    """`--steps`, `--members` and the folders; what they mean depends on what `--data` names."""
+    arguments = argparse.Namespace(
+        config=phantom,
+        data=cases if tuned else tmp_path,
+        maps=tmp_path if tuned else None,
+        start="brain" if tuned else "",
+        members=["plain"],
+        steps=7,
+    )
+    config = from_arguments(arguments)
+    assert corrected_cases(arguments) == (cases if tuned else None)
+    assert config.members == ("plain",)
+    assert Path(config.data.root) == tmp_path.resolve()
+    assert (slowed(config) if tuned else config).steps == 7
+    assert config.steps == (6 if tuned else 7)
 
 
 def test_a_training_is_resumed_whatever_its_file_says_of_fine_tuning(phantom: Path) -> None:
