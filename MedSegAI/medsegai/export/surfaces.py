@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import manifold3d
 
 SPACES = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
-"""Worlds of the files, as signs of RAS. LPS is what 3D Slicer takes for granted in STL and OBJ."""
+"""World coordinates of the files, as signs of RAS. 3D Slicer assumes LPS in STL and OBJ."""
 
 TOLERANCE_MM = 0.1
 RELAXATIONS = 20
@@ -60,9 +60,9 @@ class Surface:
         return _signed_volume(self.points, self.triangles) / 1000
 
     def is_closed(self) -> bool:
-        """Whether each edge lies between exactly two triangles that are turned alike.
+        """Whether each edge lies between exactly two triangles of the same orientation.
 
-        Points at one place count as one, as they do in STL, which has nothing but places.
+        Points at one position count as one, as they do in STL, which only has positions.
         """
         places = np.unique(self.points.astype(np.float32), axis=0, return_inverse=True)[1]
         corners = places.reshape(-1)[self.triangles]
@@ -80,7 +80,7 @@ def surface_of(
     """The surface of a structure, with the volume of its voxels.
 
     A structure that touches the border of the grid is closed there, flush with its outermost voxels.
-    Parts that hang together only by an edge or corner of voxels come apart.
+    Parts that are connected only by an edge or corner of voxels are separated.
 
     Args:
         mask: (k, j, i), at least one voxel.
@@ -198,7 +198,7 @@ def _signed_volume(points: Points, triangles: Triangles) -> float:
 
 
 def file_name(label: Label, ending: str) -> str:
-    """A name for the surface of a structure that every system can keep: `17_left_hippocampus.stl`."""
+    """A file name for the surface of a structure that every system accepts: `17_left_hippocampus.stl`."""
     words = re.sub(r"[^a-z0-9]+", "_", label.name.lower()).strip("_")
     return f"{label.value}_{words}"[:80].rstrip("_") + ending
 
@@ -206,8 +206,8 @@ def file_name(label: Label, ending: str) -> str:
 def write_surface(path: Path | str, surface: Surface, label: Label, space: str = "LPS") -> None:
     """Write .stl (binary), .obj or .glb, in mm.
 
-    STL and OBJ say their world in a comment, as 3D Slicer does. glTF counts in metres with Y upwards, so
-    the points of a .glb are in mm and the node above them scales and turns.
+    STL and OBJ name their coordinate system in a comment, as 3D Slicer does. glTF uses metres with Y upwards, so
+    the points of a .glb are in mm, and the node above them scales and rotates them.
 
     Raises:
         OutputError: the file cannot be written.

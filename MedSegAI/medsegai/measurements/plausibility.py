@@ -1,6 +1,6 @@
-"""Whether labels are like anatomy: remarks on structures that a person should look at, whoever drew them.
+"""Whether labels are anatomically plausible: remarks on structures to look at, whoever drew them.
 
-Nothing here knows how the labels were made; how sure a model is of them is `medsegai.models.quality`'s.
+Nothing here depends on how the labels were made; `medsegai.models.quality` says how certain a model is of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medsegai.refinements._components import components
 from medsegai.volume import Geometry, Volume
 
 USUAL_LARGEST_PART = 0.8
-"""A structure of which nothing is known holds at least this share of its volume in one piece."""
+"""A structure without a reference has at least this share of its volume in one piece."""
 
 WAYS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 """What lies at the low and the high end of R, A and S."""
@@ -34,7 +34,7 @@ voxel of a label's box, and longer where stray voxels make the boxes large."""
 def remarks(
     labelmap: Volume, labels: Sequence[Label], reference: Reference | None = None
 ) -> dict[int, tuple[str, ...]]:
-    """What is implausible of each structure, in words; structures that nothing is to be said of are left out.
+    """What is implausible about each structure, as sentences; plausible structures are left out.
 
     - It touches the border of the field of view. Its volume and asymmetry are not judged then.
     - Its volume lies outside of the reference's range.
@@ -42,7 +42,7 @@ def remarks(
     - It is missing, although the reference gives its volume.
     - Its largest part (voxels that touch by faces, edges or corners) holds less than the reference's share of it.
 
-    With a reference, only the structures that it speaks of are judged: it leaves out those whose extent depends on
+    With a reference, only the structures that it contains are judged: it leaves out those whose extent depends on
     the scan. Without one, borders and parts are judged of all, the parts by `USUAL_LARGEST_PART`.
 
     Args:
@@ -78,7 +78,7 @@ def remarks(
 
 @dataclass(frozen=True)
 class _Found:
-    """What is there, by label value.
+    """What the labels contain, by label value.
 
     Attributes:
         boxes: around each structure.

@@ -1,4 +1,4 @@
-"""Numbers on every structure of a segmentation: size, surface, place, grey values, left against right."""
+"""Measurements of every structure of a segmentation: size, surface, position, grey values, left against right."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Measurement:
         mean: of the scan inside it.
         sd: standard deviation of the same (over n - 1).
         r_mm, a_mm, s_mm: centroid in RAS.
-        asymmetry_percent: left less right volume, in per cent of the mean of both; for structures
+        asymmetry_percent: left minus right volume, in per cent of the mean of both; for structures
             that have a counterpart on the other side, and equal for both.
         at_border: whether it touches the border of the grid, so that part of it may be missing.
-        remarks: why a person should look at it, in words (`plausibility.remarks`).
+        remarks: why a person should look at it, as sentences (`plausibility.remarks`).
     """
 
     label: Label
@@ -79,7 +79,7 @@ def measure(
         labelmap: label values (k, j, i); any spacing and orientation.
         labels: the structures; those without voxels get a row, too.
         image: the scan on the same grid; without it there are no grey values.
-        reference: of the model that the labels are of; without it less is remarked.
+        reference: of the model that the labels belong to; without it fewer checks are made.
 
     Returns:
         One entry per label, in their order.
@@ -146,9 +146,9 @@ def _mean_index(mask: NDArray[np.bool_], box: Box, voxels: int) -> list[float]:
 
 
 def surface_area(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> float:
-    """Area in mm² of the surface of a voxel object, estimated by shadows; within about 4 % for round things.
+    """Area in mm² of the surface of a voxel object, estimated from projections; within 4 % for round ones.
 
-    Cauchy-Crofton: the mean area of all shadows of an object is a quarter of its surface. A shadow
+    Cauchy-Crofton: the mean area of all projections of an object is a quarter of its surface. A projection
     along a voxel direction is the number of times that its lines enter the object, times the area
     between neighbouring lines; the 13 directions are weighted with their share of the sphere. For
     cubic voxels this is what ITK's label shape statistics give.
@@ -179,7 +179,7 @@ def _entries(mask: NDArray[np.bool_], step: Sequence[int]) -> int:
 
 
 def with_asymmetry(rows: Sequence[Measurement]) -> list[Measurement]:
-    """The rows with left and right compared, where both are there."""
+    """The rows with left and right compared, if both exist."""
     compared = list(rows)
     for left, right in counterparts([row.label for row in rows]):
         one, other = rows[left].volume_ml, rows[right].volume_ml
@@ -210,7 +210,7 @@ WRITERS: dict[str, Callable[[Path | str, Sequence[Measurement]], None]] = {
     ".csv": write_csv,
     ".json": write_json,
 }
-"""Who writes a table, by the ending of its name."""
+"""The function that writes a table, by the ending of its name."""
 
 
 def _cells(row: Measurement) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _cells(row: Measurement) -> dict[str, Any]:
 
 
 def warnings_of(rows: Sequence[Measurement], reference: Reference | None = None) -> Iterator[str]:
-    """What the reader of a table should look at, in words; `reference` is what the rows were measured with."""
+    """What the reader of a table should look at, as sentences; `reference` is what the rows were compared with."""
     missing = [row.label.name for row in rows if not row.voxels and not row.remarks]
     if missing:
         yield f"Not found: {', '.join(missing)}."
