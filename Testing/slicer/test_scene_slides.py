@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from slicer.util import arrayFromVolume
 
-sys.path.append(str(Path(__file__).parents[1] / "engine"))
 import slide_files
 from medsegai.cli import main
 from medsegai.io import write_segmentation
