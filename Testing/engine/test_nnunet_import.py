@@ -398,8 +398,8 @@ def test_a_zip_by_path_is_no_model_yet(tmp_path: Path, own: Path, capsys: Captur
 KILLED = """
 import sys, time
 from pathlib import Path
-from medsegai import model_import
-with model_import._staging(Path(sys.argv[1])) as staged:
+from medsegai.families import _importing
+with _importing._staging(Path(sys.argv[1])) as staged:
     (staged.parent / "large").write_bytes(b"0" * 1000)
     print("ready", flush=True)
     time.sleep(60)

@@ -111,6 +111,9 @@ def import_model(
         models_folder.mkdir(parents=True, exist_ok=True)
         with _staging(models_folder) as staged:
             card = _stage_confined(path, staged, id)
+            _follow_umask(
+                staged
+            )  # here, because the process of the conversion may not change rights
             return _move_in(card, models_folder, replace)
     except OSError as error:
         raise output_error(models_folder, error) from error
@@ -170,7 +173,6 @@ def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:
     if error is not None:
         raise error
     _check_staged(staged)
-    _follow_umask(staged)
     return load_card(staged)
 
 
