@@ -1,4 +1,4 @@
-"""Cases of the hand-over: a scan as a DICOM series, labels drawn on it, and what the validator says."""
+"""Cases of the export: a scan as a DICOM series, labels drawn on it, and what the validator says."""
 
 from __future__ import annotations
 
