@@ -18,6 +18,7 @@ PLAIN = frozenset(
         "labels",
         "models.card",
         "models.catalogue",
+        "models.index",
         "models.json_fields",
         "models.nnunet_dataset",
         "models.nnunet_parts",

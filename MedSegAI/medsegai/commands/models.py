@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.console import table
+from medsegai.commands.fetch import add_fetch_parsers
 from medsegai.commands.parsing import help_alone
 from medsegai.errors import ModelError, OutputError
 from medsegai.models.card import ModelCard
@@ -33,7 +34,9 @@ FEW_FIGURES = 6
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("models", help="list, show, verify, import or remove models")
+    parser = subparsers.add_parser(
+        "models", help="list, show, verify, import, fetch or remove models"
+    )
     help_alone(parser)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
 
@@ -58,8 +61,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "import",
         help="add a model to your own",
         description="Add a model to your own, in MEDSEGAI_MODELS or ~/.medsegai/models: a folder with "
-        "card.json and safetensors weights; a folder that nnU-Net v2 trained, or the zip archive that it "
-        "exports; the folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or released weights "
+        "card.json and safetensors weights, or a zip archive of it; a folder that nnU-Net v2 trained, or the zip "
+        "archive that it exports; the folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or released weights "
         "of a family that MedSegAI knows.",
     )
     importing.add_argument(
@@ -70,6 +73,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     importing.add_argument("--id", help="the id to give the model, in place of its own")
     importing.set_defaults(run=run_import)
+
+    add_fetch_parsers(actions)
 
     removing = actions.add_parser(
         "remove",

@@ -24,18 +24,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
 from medsegai.io import write_card
+from medsegai.io.archives import DAMAGED, Kind, open_zip, unpacked
 from medsegai.io.atomic import output_error
 from medsegai.models.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.models.json_fields import MOST_BYTES
 from medsegai.system.confinement import confine, limit
 from medsegai.system.locks import try_lock
-from medsegai.system.regular_files import read_regular
+from medsegai.system.regular_files import open_regular, read_regular
 from medsegai.worker.protocol import pack_error, unpack_error
 
 logger = logging.getLogger(__name__)
@@ -294,12 +295,15 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
     """Write the model to `staged` and check it there."""
     if _has_card(path):
         _copy_folder(load_card(path), staged)
+    elif _is_archive_of_card(path):
+        with unpacked(path, _kind_of, staged.parent) as folder:
+            _copy_folder(load_card(next(folder.rglob(CARD_NAME)).parent), staged)
     elif not any(importer(path, staged) for importer in _importers()):
         raise ModelError(
             f"{path} is not a model that MedSegAI knows. A model is a folder with {CARD_NAME} and "
-            f"{SAFE_WEIGHTS} weights; a folder that nnU-Net v2 trained, or the zip archive that it exports; the "
-            "folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or weights as the authors of "
-            "a family or segmentation_models_pytorch saved them."
+            f"{SAFE_WEIGHTS} weights, or a zip archive of it; a folder that nnU-Net v2 trained, or the zip "
+            "archive that it exports; the folder or zip archive of a MONAI bundle; a model.pt of MONAI "
+            "Auto3DSeg; or weights as the authors of a family or segmentation_models_pytorch saved them."
         )
     card = load_card(staged)
     if id is not None:
@@ -307,6 +311,24 @@ def _stage(path: Path, staged: Path, id: str | None) -> ModelCard:
         write_card(card, staged)
     card.verify()
     return card
+
+
+def _is_archive_of_card(path: Path) -> bool:
+    """Whether this is a zip archive of a model folder, with or without the folder itself."""
+    if not path.is_file() or path.suffix.lower() != ".zip":
+        return False
+    try:
+        with open_regular(path) as file, open_zip(file, MOST_FILES) as opened:
+            names = [PurePosixPath(name) for name in opened.namelist()]
+    except (OSError, *DAMAGED):
+        return False  # others say what is wrong with it
+    return sum(name.name == CARD_NAME and len(name.parts) <= 2 for name in names) == 1
+
+
+def _kind_of(path: PurePosixPath) -> Kind:
+    """Of a file in an archive of a model folder, which may hold notes as well."""
+    wanted = path.name in (CARD_NAME, PICTURE_NAME) or path.suffix == SAFE_WEIGHTS
+    return Kind.WANTED if wanted and len(path.parts) <= 2 else Kind.KNOWN
 
 
 def _copy_folder(card: ModelCard, staged: Path) -> None:

@@ -1,0 +1,186 @@
+"""`medsegai models fetch|index`: models by name or address, from where somebody hosts them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, stoppable, table
+from medsegai.errors import InputError, ModelError, OutputError, RequestError
+from medsegai.models.catalogue import MODELS_VARIABLE, user_models_folder
+from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
+from medsegai.models.json_fields import from_json, read_json, to_json
+from medsegai.progress import Progress
+from medsegai.system.locks import reserved
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+
+MOST_INDEX = 8 << 20
+MOST_MODEL = 16 << 30
+FOLDER = ".fetched"
+"""In the folder of the user's models: what is being loaded. A break leaves its part there, for the next try."""
+
+
+def add_fetch_parsers(actions: Subparsers) -> None:
+    """The actions of `medsegai models` that use the network."""
+    listing = actions.add_parser("index", help="the models of an index that somebody hosts")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    add_index_option(listing)
+    listing.set_defaults(run=run_index)
+    fetching = actions.add_parser(
+        "fetch",
+        help="load a model from an address, or by its name in an index, and import it",
+        description="Load a model over https, compare its SHA-256 before anything is opened, and import it as "
+        "`medsegai models import` does. A load that was broken off goes on where it was.",
+    )
+    fetching.add_argument(
+        "model", metavar="URL|NAME", help="https address of a model, or its id in the index"
+    )
+    fetching.add_argument("--sha256", metavar="HASH", help="SHA-256 of the file; needed with a URL")
+    fetching.add_argument(
+        "--replace", action="store_true", help="replace a model of yours that has the same id"
+    )
+    fetching.add_argument("--id", help="the id to give the model, in place of its own")
+    fetching.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_index_option(fetching)
+    fetching.set_defaults(run=run_fetch)
+
+
+def add_index_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--index",
+        metavar="URL|FILE",
+        default=os.environ.get(INDEX_VARIABLE, ""),
+        help=f"the index: an https address, or a file (default: what {INDEX_VARIABLE} names)",
+    )
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """Print the models of an index."""
+    index = read_index(arguments.index)
+    if arguments.json:
+        print(json.dumps(to_json(index), indent=2))
+        return 0
+    rows = [
+        [item.id, item.version, f"{item.bytes / 1e6:.1f}", item.licence, item.name]
+        for item in index.models
+    ]
+    if rows:
+        print(table(["model", "version", "MB", "licence", "name"], rows, left=2, words_last=True))
+        print("\nTake one: medsegai models fetch MODEL")
+    else:
+        print("The index lists no model.")
+    return 0
+
+
+def run_fetch(arguments: argparse.Namespace) -> int:
+    """Load, compare and import one model."""
+    wanted = _wanted(arguments)
+    folder = user_models_folder()
+    if folder is None:
+        raise OutputError(
+            f"There is no folder for models of your own, because this user has no home. Name one in the variable "
+            f"{MODELS_VARIABLE}."
+        )
+    place = folder / FOLDER / wanted.sha256.lower()
+    from medsegai.io.atomic import output_error
+
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(place, error) from error
+    file = place / _file_name(wanted.url)
+    with reserved([file]):
+        _load(wanted, file, arguments.quiet)
+        from medsegai.families._importing import import_model
+
+        listed_id = None if "://" in arguments.model else wanted.id
+        try:
+            card = import_model(file, folder, arguments.replace, arguments.id or listed_id)
+        finally:
+            file.unlink(missing_ok=True)
+    _remove_empty(place)
+    if not arguments.quiet:
+        print(f"Imported {card.id} ({card.name}) into {card.folder}.")
+    return 0
+
+
+def _load(wanted: ListedModel, file: Path, quiet: bool) -> None:
+    from medsegai.io.fetching import fetch
+
+    bar = ProgressBar(quiet=quiet)
+    progress = Progress(bar, weights={"load": 1.0})
+
+    def step(there: int, total: int | None) -> None:
+        progress.step("load", there, max(total or wanted.bytes, there))
+
+    try:
+        with stoppable(progress):
+            fetch(wanted.url, wanted.sha256, file, wanted.bytes, step)
+    finally:
+        bar.clear()
+
+
+def _wanted(arguments: argparse.Namespace) -> ListedModel:
+    """What to load: the entry of the index, or an address with its hash, whose id is the model's own."""
+    from medsegai.io.fetching import check_address, check_sha256
+
+    if "://" not in arguments.model:
+        if arguments.sha256:
+            raise RequestError("--sha256 belongs to an address; a name in the index has its own.")
+        return read_index(arguments.index).find(arguments.model)
+    check_address(arguments.model)
+    if not arguments.sha256:
+        raise RequestError(
+            "--sha256 is missing: a model is loaded only if you say which file you mean. Whoever offers it can "
+            "say."
+        )
+    check_sha256(arguments.sha256)
+    return ListedModel("model", arguments.model, arguments.sha256, MOST_MODEL)
+
+
+def read_index(where: str) -> ModelIndex:
+    """The index at an https address, or in a file.
+
+    Raises:
+        InputError: it cannot be loaded.
+        ModelError: it is not an index.
+        RequestError: none was named.
+    """
+    from medsegai.io.fetching import fetch_text
+
+    if not where:
+        raise RequestError(
+            f"There is no index. Name one with --index or in the variable {INDEX_VARIABLE}."
+        )
+    try:
+        data = (
+            json.loads(fetch_text(where, MOST_INDEX)) if "://" in where else read_json(Path(where))
+        )
+        return from_json(ModelIndex, data)
+    except FileNotFoundError as error:
+        raise InputError(f"{where} does not exist. Check {INDEX_VARIABLE} or --index.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where.partition('?')[0]} is not JSON: {error}.") from error
+    except ModelError as error:
+        raise ModelError(f"{where.partition('?')[0]} is not an index of models: {error}") from error
+
+
+def _file_name(url: str) -> str:
+    """What the file is called, by which the import knows its kind; never a path."""
+    name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    kept = "".join(letter for letter in name if letter.isalnum() or letter in "._-").lstrip(".")
+    return kept[-80:] or "model.zip"
+
+
+def _remove_empty(place: Path) -> None:
+    for folder in (place, place.parent):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
