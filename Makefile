@@ -15,7 +15,7 @@ SECONDS ?= 3600
 
 BIN := $(VENV)/bin
 DEMO_EXTRAS := torch,cpu,demo
-TEST_EXTRAS := torch,cpu,cluster,demo,encoders,export,monai,slides,train,test,docs,dev
+TEST_EXTRAS := torch,cpu,cluster,demo,dicomweb,encoders,export,monai,slides,train,test,docs,dev
 export VENV PYTHON TORCH
 
 .DEFAULT_GOAL := help

@@ -184,6 +184,7 @@ def shipped_dependencies() -> set[str]:
             "torch",
             "cpu",
             "demo",
+            "dicomweb",
             "encoders",
             "export",
             "monai",

@@ -62,8 +62,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="add a model to your own",
         description="Add a model to your own, in MEDSEGAI_MODELS or ~/.medsegai/models: a folder with "
         "card.json and safetensors weights, or a zip archive of it; a folder that nnU-Net v2 trained, or the zip "
-        "archive that it exports; the folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or released weights "
-        "of a family that MedSegAI knows.",
+        "archive that it exports; the folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or "
+        "released weights of a family that MedSegAI knows.",
     )
     importing.add_argument(
         "path", metavar="PATH", type=Path, help="model folder, zip archive, or released weights"

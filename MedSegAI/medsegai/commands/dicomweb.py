@@ -1,0 +1,223 @@
+"""`medsegai dicomweb`: series of an archive, found, fetched and segmented, with the results stored beside them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsegai.commands.console import ProgressBar, print_written, stoppable, table
+from medsegai.commands.parsing import help_alone
+from medsegai.commands.segment import (
+    add_request_options,
+    check_request,
+    print_summary,
+    request_from_arguments,
+    segment_to_files,
+)
+from medsegai.errors import InputError, OutputExistsError, RequestError
+from medsegai.progress import Progress
+from medsegai.system.outside_text import one_line
+
+if TYPE_CHECKING:
+    from medsegai.commands.console import Subparsers
+    from medsegai.io.dicomweb import Archive, Found, Series
+
+FILTERS = {
+    "patient": ("PatientID", "number of the patient"),
+    "date": ("StudyDate", "date, or two as 20260101-20261231"),
+    "description": ("StudyDescription", "description; * stands for anything"),
+}
+MOST_SHOWN = 20
+"""Series that a message lists."""
+
+MODALITIES = ("CT", "MR", "PT", "NM")
+"""Of images; others in a study are results, reports or pictures."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "dicomweb",
+        help="find, fetch and segment series of an archive, and store results there",
+        description="Speak with an archive by DICOMweb. Credentials come from MEDSEGAI_DICOMWEB_USER and "
+        "MEDSEGAI_DICOMWEB_PASSWORD, from MEDSEGAI_DICOMWEB_TOKEN, or from ~/.netrc.",
+    )
+    help_alone(parser)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    find = _action(actions, "find", "list studies, or the series of one", run_find)
+    for name, (_keyword, text) in FILTERS.items():
+        find.add_argument(f"--{name}", help=f"only studies with this {text}")
+    find.add_argument("--modality", help="only studies or series of it, such as MR")
+    find.add_argument("--study", metavar="UID", help="list the series of this study")
+    find.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="so many at most (default: %(default)s)"
+    )
+    find.add_argument("--json", action="store_true", help="print JSON")
+    fetch = _action(actions, "fetch", "load a series into a folder", run_fetch)
+    _add_series(fetch)
+    fetch.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to; made if missing",
+    )
+    segment = _action(actions, "segment", "segment a series", run_segment)
+    _add_series(segment)
+    segment.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="for segmentation.seg.nrrd, report.json, seg.dcm and sr.dcm; made if missing",
+    )
+    segment.add_argument(
+        "--store", action="store_true", help="store seg.dcm and sr.dcm in the study"
+    )
+    add_request_options(segment)
+
+
+def _action(actions: Subparsers, name: str, text: str, run: object) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
+    parser.add_argument("archive", metavar="URL", help="such as https://host/dicom-web")
+    parser.add_argument(
+        "--unencrypted", action="store_true", help="use http also beyond this computer"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_series(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", metavar="UID", required=True, help="StudyInstanceUID")
+    parser.add_argument(
+        "--series",
+        metavar="UID",
+        help="SeriesInstanceUID; not needed where the study has one series of images",
+    )
+
+
+def run_find(arguments: argparse.Namespace) -> int:
+    """Print studies, or the series of one."""
+    if arguments.limit < 1:
+        raise RequestError(f"--limit must be at least 1, not {arguments.limit}.")
+    archive = _archive(arguments)
+    if arguments.study:
+        filters = {"Modality": arguments.modality} if arguments.modality else {}
+        found = archive.series(arguments.study, filters)
+    else:
+        chosen = {key: getattr(arguments, name) for name, (key, _) in FILTERS.items()}
+        chosen["ModalitiesInStudy"] = arguments.modality
+        found = archive.studies({k: v for k, v in chosen.items() if v}, arguments.limit + 1)
+    shown, more = found[: arguments.limit], len(found) - arguments.limit
+    if arguments.json:
+        print(json.dumps(shown, indent=2))
+    elif shown:
+        print(_listed(shown))
+    else:
+        print("Nothing fits.")
+    if more > 0:
+        print("medsegai: there are more; --limit shows them.", file=sys.stderr)
+    return 0
+
+
+def run_fetch(arguments: argparse.Namespace) -> int:
+    """Load one series."""
+    _check_free(arguments.output)
+    archive = _archive(arguments)
+    count = _fetch(archive, _series(archive, arguments), arguments.output, arguments.quiet)
+    if not arguments.quiet:
+        print(f"Fetched {count} files into {arguments.output}.")
+    return 0
+
+
+def run_segment(arguments: argparse.Namespace) -> int:
+    """Load one series, segment it, and hand the result over."""
+    from medsegai.export.files import Exports, Inputs, export
+    from medsegai.io.atomic import output_error
+    from medsegai.output.result_files import Outputs
+
+    out: Path = arguments.output
+    _check_free(out)
+    archive = _archive(arguments)
+    series = _series(archive, arguments)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(out, error) from error
+    with tempfile.TemporaryDirectory(prefix="medsegai-dicomweb-") as name:
+        scan = Path(name) / "series"
+        _fetch(archive, series, scan, arguments.quiet)
+        request = request_from_arguments(arguments, [scan])
+        check_request(request)
+        outputs = Outputs(out / "segmentation.seg.nrrd", report=out / "report.json")
+        with outputs.reserved():
+            result = segment_to_files(request, outputs, arguments.quiet)
+        inputs = Inputs(outputs.segmentation, dicom=scan, run=outputs.report)
+        exports = Exports(seg=out / "seg.dcm", sr=out / "sr.dcm")
+        for warning in export(inputs, exports, Progress()):
+            print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
+    files = list(exports.files().values())
+    if arguments.store:
+        archive.store(files, series.study)
+    if not arguments.quiet:
+        print_summary(result)
+        print_written([*outputs.paths().values(), *files])
+        if arguments.store:
+            print("Stored seg.dcm and sr.dcm in the study.")
+    return 0
+
+
+def _archive(arguments: argparse.Namespace) -> Archive:
+    try:
+        from medsegai.io.dicomweb import Archive
+    except ImportError as error:
+        raise RequestError(
+            f"This needs packages that are not installed ({error.name}): pip install 'medsegai[dicomweb]'."
+        ) from error
+    return Archive(arguments.archive, arguments.unencrypted)
+
+
+def _series(archive: Archive, arguments: argparse.Namespace) -> Series:
+    """That which was named, or the only one with images."""
+    from medsegai.io.dicomweb import Series, check_uid
+
+    check_uid(arguments.study)
+    if arguments.series:
+        return Series(arguments.study, arguments.series)
+    found = archive.series(arguments.study, {})
+    images = [item for item in found if item["Modality"] in MODALITIES]
+    if len(images) == 1:
+        return Series(arguments.study, images[0]["SeriesInstanceUID"])
+    listed = _listed(images[:MOST_SHOWN]) if images else ""
+    more = f"\n… and {len(images) - MOST_SHOWN} more" if len(images) > MOST_SHOWN else ""
+    print(listed + more if listed else "", file=sys.stderr)
+    raise InputError(
+        f"That study has {len(images)} series of images, of {len(found)} in all. Name one with --series."
+    )
+
+
+def _listed(found: list[Found]) -> str:
+    header = [name.removesuffix("InstanceUID") for name in found[0]]
+    return table(header, [[one_line(text) for text in item.values()] for item in found], left=9)
+
+
+def _fetch(archive: Archive, series: Series, folder: Path, quiet: bool) -> int:
+    bar = ProgressBar(quiet=quiet)
+    progress = Progress(bar, weights={"fetch": 1.0})
+    try:
+        with stoppable(progress):
+            return archive.fetch(series, folder, lambda done, of: progress.step("fetch", done, of))
+    finally:
+        bar.clear()
+
+
+def _check_free(folder: Path) -> None:
+    """Nothing that is there is touched."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(f"{folder} is there already and is not empty. Name another folder.")
