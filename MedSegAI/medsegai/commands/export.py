@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _add_inputs(group: argparse._ArgumentGroup) -> None:
     for flag, metavar, text in (
-        ("--dicom", "FOLDER", "DICOM series that was segmented; needed for --seg and --sr"),
+        ("--dicom", "FOLDER", "DICOM series that was segmented; for --seg, --sr and --rtstruct"),
         ("--image", "SCAN", "the scan, where it is not DICOM: for pictures and grey values"),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
@@ -65,6 +65,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
     for flag, metavar, text in (
         ("--seg", "DCM", "DICOM segmentation"),
         ("--sr", "DCM", "DICOM structured report (TID 1500) of the measurements; needs --seg"),
+        ("--rtstruct", "DCM", "DICOM RT Structure Set: contours for radiotherapy"),
         ("--report", "HTML", "pictures, table, warnings and provenance, in one file"),
         ("--csv", "CSV", "table of measurements"),
         ("--json", "JSON", "the same as JSON"),
@@ -127,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.tolerance,
         arguments.space,
         arguments.viewer,
+        arguments.rtstruct,
     )
     bar = ProgressBar(quiet=arguments.quiet)
     progress = Progress(bar)

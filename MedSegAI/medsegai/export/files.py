@@ -17,6 +17,7 @@ from medsegai.export.case import Case, load_case
 from medsegai.export.dicom_sr import measurement_report
 from medsegai.export.provenance import Provenance, provenance
 from medsegai.export.report import Content, write_report
+from medsegai.export.rtstruct import structure_set
 from medsegai.export.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
 from medsegai.export.viewer import check_viewer
 from medsegai.io import FilesTogether, check_output, files_together, laid_on, read_volume
@@ -29,6 +30,7 @@ from medsegai.volume import Volume
 ENDINGS = {
     "seg": (".dcm",),
     "sr": (".dcm",),
+    "rtstruct": (".dcm",),
     "report": (".html",),
     "csv": (".csv",),
     "json": (".json",),
@@ -77,6 +79,7 @@ class Exports:
 
     Attributes:
         seg, sr: DICOM segmentation, and the report of its volumes; .dcm.
+        rtstruct: contours for radiotherapy; .dcm.
         report: .html.
         csv, json: tables of measurements.
         surfaces: folder for a file per structure; made if missing.
@@ -98,6 +101,7 @@ class Exports:
     tolerance_mm: float = 0.1
     space: str = "LPS"
     viewer: bool = False
+    rtstruct: Path | None = None
 
     def files(self) -> dict[str, Path]:
         """The wanted parts that are one file."""
@@ -139,10 +143,10 @@ class Exports:
     def _check_options(self, dicom: Path | None) -> None:
         if not self.files() and self.surfaces is None:
             raise RequestError("Name at least one thing to write, such as --report OUT.html.")
-        if self.seg is not None and dicom is None:
+        if dicom is None and (self.seg is not None or self.rtstruct is not None):
             raise RequestError(
-                "A DICOM SEG needs the DICOM series that was segmented: --dicom FOLDER. A scan that is not DICOM "
-                "has no patient, study and frame of reference to put it in."
+                "A DICOM SEG or RTSTRUCT needs the DICOM series that was segmented: --dicom FOLDER. A scan "
+                "that is not DICOM has no patient, study and frame of reference to put it in."
             )
         if self.sr is not None and self.seg is None:
             raise RequestError("The DICOM SR refers to a DICOM SEG: name that, too, with --seg.")
@@ -224,7 +228,7 @@ def export(
     progress.plan(STAGES)
     progress.step("read", 0, 1)
     source = None
-    if exports.seg is not None and inputs.dicom is not None:
+    if inputs.dicom is not None and (exports.seg is not None or exports.rtstruct is not None):
         source = dicom_seg.read_source(inputs.dicom)
     case = load_case(inputs.segmentation, inputs.dicom or inputs.image, inputs.model)
     made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
@@ -265,7 +269,7 @@ def write(
     Raises:
         MedSegAIError, Cancelled: as `export`.
     """
-    if exports.seg is not None or exports.surfaces is not None:
+    if exports.seg or exports.rtstruct or exports.surfaces:
         dicom_seg.present(work.case)
     planned = _planned_surfaces(exports, work.case)
     for _, path in planned:
@@ -296,6 +300,8 @@ def _written(
                 maker = work.made.maker
                 document = measurement_report(segmentation, work.source, work.rows, maker)
                 dicom_seg.stored(document, partial)
+            elif name == "rtstruct" and work.source is not None:
+                dicom_seg.stored(structure_set(work.case, work.source, work.made.maker), partial)
             elif name == "report":
                 write_report(partial, work.content(exports.viewer))
             else:

@@ -1,0 +1,191 @@
+"""A segmentation as DICOM RT Structure Set: closed contours in the slices of the series, for radiotherapy.
+
+Contours are those of `outlines`: several in a slice where a structure has several parts there, and holes joined to
+the outline around them. A program that fills them gets the voxels of the segmentation back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+from medsegai import __version__
+from medsegai.boxes import label_boxes
+from medsegai.export.case import Case
+from medsegai.export.dicom_seg import (
+    MANUFACTURER,
+    MAY_BE_EMPTY,
+    UTF_8,
+    Maker,
+    Source,
+    plain,
+    present,
+    quiet,
+)
+from medsegai.export.outlines import outlines
+from medsegai.export.surfaces import SPACES
+from medsegai.labels import Label
+
+RT_STRUCTURE_SET = UID("1.2.840.10008.5.1.4.1.1.481.3")
+
+SERIES_NUMBER = 9102
+
+DECIMALS = 4
+"""Of coordinates in mm: DICOM's decimal strings have 16 letters."""
+
+
+def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:
+    """The RT Structure Set of a case.
+
+    Args:
+        case: labels on the grid of the scan that `source` was read for; structures without voxels are left out.
+        source: see `dicom_seg.read_source`.
+        maker: what made the labels.
+
+    Raises:
+        InputError: no structure has voxels, or the headers of the series break the standard.
+    """
+    labels = present(case)
+    with quiet(f"{case.labelmap.source}: the headers of its series break the DICOM standard"):
+        made = _head(source, maker)
+        made.ReferencedFrameOfReferenceSequence = [_references(source)]
+        frame = source.images[0].FrameOfReferenceUID
+        made.StructureSetROISequence = [
+            _region(number, label, frame, maker) for number, label in enumerate(labels, start=1)
+        ]
+        boxes = label_boxes(case.labelmap.voxels, [label.value for label in labels])
+        made.ROIContourSequence = [
+            _contours(number, label, boxes[label.value], case, source)
+            for number, label in enumerate(labels, start=1)
+        ]
+        made.RTROIObservationsSequence = [
+            _dataset(
+                ObservationNumber=number,
+                ReferencedROINumber=number,
+                RTROIInterpretedType="",
+                ROIInterpreter="",
+            )
+            for number, _ in enumerate(labels, start=1)
+        ]
+        return made
+
+
+def _head(source: Source, maker: Maker) -> FileDataset:
+    """Patient and study of the series, and what this is."""
+    uid = generate_uid()
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RT_STRUCTURE_SET
+    meta.MediaStorageSOPInstanceUID = uid
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    first, now = source.images[0], datetime.now(UTC)
+    for name in (
+        *MAY_BE_EMPTY,
+        "StudyInstanceUID",
+        "ReferringPhysicianName",
+        "FrameOfReferenceUID",
+    ):
+        setattr(made, name, first.get(name, ""))
+    made.SpecificCharacterSet = UTF_8
+    made.SOPClassUID, made.SOPInstanceUID = RT_STRUCTURE_SET, uid
+    made.Modality, made.SeriesNumber = "RTSTRUCT", SERIES_NUMBER
+    made.SeriesInstanceUID, made.InstanceNumber = generate_uid(), 1
+    made.SeriesDescription = plain(f"Contours by {maker.name}")
+    made.OperatorsName = ""
+    made.Manufacturer, made.SoftwareVersions = MANUFACTURER, __version__
+    made.ManufacturerModelName = plain(maker.name)
+    made.StructureSetLabel = plain(maker.name)[:16]
+    made.StructureSetDescription = f"{maker.name} {maker.version}, not for diagnostic use"
+    made.StructureSetDate = made.InstanceCreationDate = now.strftime("%Y%m%d")
+    made.StructureSetTime = made.InstanceCreationTime = now.strftime("%H%M%S")
+    made.ApprovalStatus = "UNAPPROVED"
+    return made
+
+
+def _references(source: Source) -> Dataset:
+    """Which images the contours lie on."""
+    first = source.images[0]
+    images = [
+        _dataset(
+            ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID
+        )
+        for image in source.images
+    ]
+    series = _dataset(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
+    study = _dataset(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # what the standard still asks for
+        ReferencedSOPInstanceUID=first.StudyInstanceUID,
+        RTReferencedSeriesSequence=[series],
+    )
+    return _dataset(
+        FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study]
+    )
+
+
+def _region(number: int, label: Label, frame: str, maker: Maker) -> Dataset:
+    return _dataset(
+        ROINumber=number,
+        ReferencedFrameOfReferenceUID=frame,
+        ROIName=plain(label.name),
+        ROIGenerationAlgorithm=maker.algorithm_type(label),
+    )
+
+
+def _contours(
+    number: int, label: Label, box: tuple[slice, slice, slice], case: Case, source: Source
+) -> Dataset:
+    """All contours of a structure, slice by slice."""
+    mask = case.labelmap.voxels[box] == label.value
+    matrix = case.labelmap.geometry.ijk_to_ras
+    starts = [side.start for side in box]
+    found = []
+    for k, plane in enumerate(mask, start=starts[0]):
+        for polygon in outlines(plane):
+            points = np.array([(i + starts[2], j + starts[1], k) for j, i in polygon])
+            places = (points @ matrix[:3, :3].T + matrix[:3, 3]) * SPACES["LPS"]
+            found.append(
+                _dataset(
+                    ContourImageSequence=[_image_of(k, source)],
+                    ContourGeometricType="CLOSED_PLANAR",
+                    NumberOfContourPoints=len(places),
+                    ContourData=list(_decimals(places)),
+                )
+            )
+    return _dataset(
+        ROIDisplayColor=list(label.color), ReferencedROINumber=number, ContourSequence=found
+    )
+
+
+def _image_of(k: int, source: Source) -> Dataset:
+    """The image, or the frame of an image, in which slice k is."""
+    if len(source.images) > 1:
+        image = source.images[k]
+        return _dataset(
+            ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID
+        )
+    image = source.images[0]
+    reference = _dataset(
+        ReferencedSOPClassUID=image.SOPClassUID, ReferencedSOPInstanceUID=image.SOPInstanceUID
+    )
+    if len(source.frames) > 1:
+        reference.ReferencedFrameNumber = source.frames.index(k) + 1
+    return reference
+
+
+def _decimals(places: NDArray[np.float64]) -> Iterator[str]:
+    for number in places.ravel():
+        yield f"{number:.{DECIMALS}f}"
+
+
+def _dataset(**values: Any) -> Dataset:
+    made = pydicom.Dataset()
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
