@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "MedSegAI"
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
+    "dicomweb_client": "dicomweb-client",
     "PIL": "pillow",
     "SimpleITK": "simpleitk",
     "nrrd": "pynrrd",

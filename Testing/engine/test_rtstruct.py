@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as made
 from numpy.typing import NDArray
 
 from dicom_files import write_series
-from handover_cases import LABELS, complaints, described, drawn, scan
+from export_cases import LABELS, complaints, described, drawn, scan
 from images import DIRECTIONS
 from medsegai.cli import main
 from medsegai.export.outlines import outlines
