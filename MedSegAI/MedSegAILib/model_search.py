@@ -17,6 +17,7 @@ from MedSegAILib.translation import tr as _
 
 if TYPE_CHECKING:
     from medsegai.models.card import Channel
+    from medsegai.models.index import ListedModel
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,39 @@ def _fits(card: ModelCard, query: Query) -> bool:
     )
     text = " ".join((*told, *(label.name for label in card.labels))).lower()
     return all(word in text for word in query.text.lower().split())
+
+
+def found_listed(listed: Iterable[ListedModel], query: Query) -> list[ListedModel]:
+    """The same of models in an index."""
+    words = query.text.lower().split()
+    return [
+        item
+        for item in listed
+        if (not query.modality or query.modality in item.modalities)
+        and (not query.structure or query.structure in map(without_side, item.structures))
+        and all(word in _told_of(item) for word in words)
+    ]
+
+
+def _told_of(item: ListedModel) -> str:
+    told = (item.id, item.name, item.description, *item.modalities, *item.structures)
+    return " ".join(told).lower()
+
+
+def describe_listed(item: ListedModel) -> str:
+    """A model in an index as simple HTML. All of it was written by whoever hosts the index."""
+    facts = [
+        (_("Input"), ", ".join(item.modalities)),
+        (_("Structures"), ", ".join(item.structures)),
+        (_("Licence"), item.licence),
+        (_("Version"), item.version),
+        (_("Loaded from"), item.url.partition("?")[0]),
+        (_("SHA-256"), item.sha256),
+    ]
+    parts = [f"<h3>{html.escape(item.name or item.id)}</h3>"]
+    parts += [f"<p>{html.escape(item.description)}</p>"] if item.description else []
+    parts += [f"<p><b>{html.escape(k)}</b><br>{html.escape(v)}</p>" for k, v in facts if v]
+    return "".join(parts)
 
 
 def _structures(card: ModelCard) -> set[str]:

@@ -157,7 +157,14 @@ class Panel:
         self.batch = Part(BatchView, "start_requested", "stop_requested", "series_requested")
         self.settings = Part(SettingsWidgets, "place_changed", "test_requested")
         self.settings.answers["choice"] = PlaceChoice()
-        self.browser = Part(ModelBrowser, "card_chosen", "import_requested", "verify_requested")
+        self.browser = Part(
+            ModelBrowser,
+            "card_chosen",
+            "import_requested",
+            "verify_requested",
+            "index_requested",
+            "fetch_requested",
+        )
         self.chosen = Choice()
         self.state = "idle"
         self.plan: tuple[str, bool] = ("", False)

@@ -499,6 +499,32 @@ def test_an_import_that_fails_says_why(house: House) -> None:
     assert "code -1" in house.panel.browser.last("show_status")[0]
 
 
+def test_the_index_is_asked_for_and_a_model_of_it_is_loaded(house: House, tmp_path: Path) -> None:
+    entry = {"url": "https://h/x.zip", "sha256": "0" * 64, "bytes": 5}
+    listed = [{"id": name, **entry} for name in ("liver", "here")]
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    (tmp_path / "models" / "here" / "card.json").write_text("{}")
+    house.panel.browser.index_requested.emit()
+    command, _done = house.host.ran[-1]
+    assert command[-3:] == ["models", "index", "--json"]
+    house.host.answer(output=json.dumps({"models": listed}))
+    (shown,) = house.panel.browser.last("show_listed")[0]
+    assert shown.id == "liver"
+    house.panel.browser.fetch_requested.emit(shown)
+    command, _done = house.host.ran[-1]
+    assert command[-3:] == ["models", "fetch", "liver"]
+    house.host.answer(3, errors="medsegai: it broke off")
+    assert house.panel.browser.last("show_status") == ("it broke off", True)
+
+
+@pytest.mark.parametrize("output", ["", "{", "[]", '{"models": [{}]}'])
+def test_an_index_that_makes_no_sense_is_said(output: str, house: House) -> None:
+    house.panel.browser.index_requested.emit()
+    house.host.answer(output=output)
+    assert house.panel.browser.last("show_status")[1], "a problem"
+    assert house.panel.browser.last("show_busy") == (False,)
+
+
 def test_models_of_this_computer_are_looked_after_here(house: House) -> None:
     """Also where the worker runs on another computer."""
     house.host.where = WorkerLocation.ssh("server")

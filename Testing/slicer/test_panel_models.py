@@ -15,6 +15,7 @@ from PySide6 import QtCore, QtGui, QtWidgets
 import pythonqt
 from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
+from medsegai.models.index import ListedModel
 from MedSegAILib.install import Consent, Plan
 from MedSegAILib.panel import Panel, dialogs
 from MedSegAILib.panel.closing import CloseFilter
@@ -77,6 +78,48 @@ def test_one_can_type_at_once_when_the_browser_opens(widget: Any, panel: Panel) 
     search.setText("liver")
     panel.browser.open()
     assert search.selectedText() == "liver", "what is typed next replaces it"
+
+
+LISTED = ListedModel(
+    "liver",
+    "https://models.example.org/liver.zip?token=secret",
+    "0" * 64,
+    31_000_000,
+    "Liver <b>fast</b>",
+    modalities=("CT",),
+    structures=("Liver",),
+)
+
+
+def test_models_of_an_index_are_loaded_only_by_their_button(widget: Any, panel: Panel) -> None:
+    asked, wanted = Heard(panel.browser.index_requested), Heard(panel.browser.fetch_requested)
+    used = Heard(panel.browser.card_chosen)
+    panel.browser.open()
+    assert not find(widget, "indexButton").isVisible()
+    panel.browser.show_index(True)
+    click(widget, "indexButton")
+    assert asked.values == [()]
+    panel.browser.show_listed([LISTED])
+    names = find(widget, "modelList")
+    assert texts(widget, "modelList")[2:] == ["Liver <b>fast</b>"]
+    assert "31.0 MB, not loaded yet" in names.item(2).text()
+    names.setCurrentRow(2)
+    details = find(widget, "modelDetails").toPlainText()
+    assert "Liver <b>fast</b>" in details  # as text, not as HTML
+    assert "0" * 64 in details
+    assert "secret" not in details
+    assert not find(widget, "verifyButton").isEnabled()
+    assert find(widget, "useButton").text() == "Load this model"
+    panel.browser.show_busy(True)
+    assert not find(widget, "useButton").isEnabled()
+    panel.browser.show_busy(False)
+    click(widget, "useButton")
+    assert wanted.values == [(LISTED,)]
+    assert used.values == []
+    names.setCurrentRow(0)
+    assert find(widget, "useButton").text() == "Use this model"
+    find(widget, "modelSearch").setText("liver")
+    assert texts(widget, "modelList") == ["Liver <b>fast</b>"]
 
 
 def test_typing_narrows_the_list(widget: Any, panel: Panel) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from medsegai.errors import ModelError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import user_models_folder
+from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
+from medsegai.models.json_fields import from_json
 from MedSegAILib import model_search
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import Context
@@ -24,6 +29,9 @@ class Models:
         browser.expectation = self._expectation
         browser.import_requested.connect(self.import_from)
         browser.verify_requested.connect(self.verify)
+        browser.index_requested.connect(self.show_index)
+        browser.fetch_requested.connect(self.fetch)
+        browser.show_index(bool(os.environ.get(INDEX_VARIABLE)))
 
     def show(self, files: Iterable[Path] | None = None) -> None:
         """Offer the installed models; a card that cannot be read is reported and left out."""
@@ -34,10 +42,42 @@ class Models:
 
     def import_from(self, path: str) -> None:
         """Add the model at `path` to the user's own, in the background."""
+        self._add(["models", "import", path], _("Importing {path} …").format(path=path))
+
+    def fetch(self, listed: ListedModel) -> None:
+        """Load a model of the index, in the background; its hash is compared before it is opened."""
+        text = _("Loading {name} …").format(name=listed.name or listed.id)
+        self._add(["models", "fetch", listed.id], text)
+
+    def show_index(self) -> None:
+        """Offer the models of the index that are not here yet."""
+        browser = self._context.panel.browser
+        browser.show_busy(True)
+        browser.show_status(_("Asking for the index …"))
+
+        def done(answer: Any) -> None:
+            browser.show_busy(False)
+            if answer.code != 0:
+                browser.show_status(reason(answer), problem=True)
+                return
+            try:
+                index = from_json(ModelIndex, json.loads(answer.output))
+            except (ValueError, ModelError) as error:
+                browser.show_status(str(error), problem=True)
+                return
+            here = {path.parent.name for path in _own_cards()}
+            more = [item for item in index.models if item.id not in here]
+            browser.show_listed(more)
+            browser.show_status(_("The index has {count} more.").format(count=len(more)))
+
+        self._run(["models", "index", "--json"], done)
+
+    def _add(self, arguments: list[str], text: str) -> None:
+        """Let a command add a model, and choose what it added."""
         before = set(_own_cards())
         browser = self._context.panel.browser
         browser.show_busy(True)
-        browser.show_status(_("Importing {path} …").format(path=path))
+        browser.show_status(text)
 
         def done(answer: Any) -> None:
             browser.show_busy(False)
@@ -52,7 +92,7 @@ class Models:
                     browser.select(card)
             browser.show_status(answer.output.strip().splitlines()[0])
 
-        self._run(["models", "import", path], done)
+        self._run(arguments, done)
 
     def verify(self, card: ModelCard) -> None:
         """Compare a model's weights with the hashes in its card, in the background."""

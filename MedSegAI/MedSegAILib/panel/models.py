@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import qt
 
 from medsegai.models.card import ModelCard
+from medsegai.models.index import ListedModel
 from medsegai.system.outside_text import unformatted
 from MedSegAILib import model_search
 from MedSegAILib.panel import dialogs
@@ -26,15 +27,20 @@ class ModelBrowser:
         card_chosen: use this model.
         import_requested: the path of a folder or an archive to import.
         verify_requested: compare the weights of this model with its card.
+        index_requested: list the models that somebody hosts; nothing is loaded before that.
+        fetch_requested: load this one of them.
         expectation: gives time and memory of a model on this device in words.
     """
 
     def __init__(self, parent: Widget) -> None:
         self.card_chosen, self.import_requested = Signal(), Signal()
         self.verify_requested = Signal()
+        self.index_requested, self.fetch_requested = Signal(), Signal()
         self.expectation: Callable[[ModelCard], str] = lambda card: ""
         self._cards: tuple[ModelCard, ...] = ()
-        self._shown: list[ModelCard] = []
+        self._busy = False
+        self._listed: tuple[ListedModel, ...] = ()
+        self._shown: list[ModelCard | ListedModel] = []
         self._build(parent)
 
     def open(self) -> None:
@@ -53,13 +59,27 @@ class ModelBrowser:
         _refill(self._structure, _("Any structure"), model_search.structures(cards))
         self._search_again()
 
+    def show_index(self, there: bool) -> None:
+        """Whether there is an index that can be asked for."""
+        self._index.visible = there
+
+    def show_listed(self, listed: Sequence[ListedModel]) -> None:
+        """Offer, below the models that are here, those of an index."""
+        self._listed = tuple(listed)
+        self._search_again()
+
     def select(self, card: ModelCard) -> None:
         """Show this model's card."""
-        folders = [item.folder for item in self._shown]
+        folders = [item.folder for item in self._shown if isinstance(item, ModelCard)]
         if card.folder in folders:
             self._list.setCurrentRow(folders.index(card.folder))
 
     def current(self) -> ModelCard | None:
+        """The model that is shown; None where it is not here, or there is none."""
+        shown = self._current()
+        return shown if isinstance(shown, ModelCard) else None
+
+    def _current(self) -> ModelCard | ListedModel | None:
         row = self._list.currentRow
         return self._shown[row] if 0 <= row < len(self._shown) else None
 
@@ -70,8 +90,10 @@ class ModelBrowser:
 
     def show_busy(self, busy: bool) -> None:
         """While an import or a check runs, no other begins."""
-        for button in (self._folder, self._archive, self._verify):
+        self._busy = busy
+        for button in (self._folder, self._archive, self._index):
             button.enabled = not busy
+        self._show_details()
 
     def _build(self, parent: Widget) -> None:
         self.dialog = qt.QDialog(parent)
@@ -119,11 +141,16 @@ class ModelBrowser:
         layout = qt.QHBoxLayout()
         self._folder = _button("importFolderButton", _("Import folder…"), self._import_folder)
         self._archive = _button("importArchiveButton", _("Import zip…"), self._import_archive)
+        self._index = _button("indexButton", _("More models…"), self.index_requested.emit)
+        self._index.toolTip = _(
+            "List the models of the index of your institute. Nothing is loaded yet."
+        )
+        self._index.visible = False
         self._verify = _button("verifyButton", _("Verify weights"), self._ask_to_verify)
         self._verify.toolTip = _("Compare every weights file with the SHA-256 in the model's card.")
         self._use = _button("useButton", _("Use this model"), self._choose)
         self._use.default = True
-        for button in (self._folder, self._archive, self._verify):
+        for button in (self._folder, self._archive, self._index, self._verify):
             layout.addWidget(button)
         layout.addStretch(1)
         layout.addWidget(self._use)
@@ -138,10 +165,15 @@ class ModelBrowser:
         )
         self._list.blockSignals(True)
         self._list.clear()
-        self._shown = model_search.found(self._cards, query)
-        for card in self._shown:
+        cards = model_search.found(self._cards, query)
+        for card in cards:
             place = _("bundled") if model_search.is_bundled(card) else _("your own")
             self._list.addItem(f"{card.name}\n{card.version}, {place}")
+        listed = model_search.found_listed(self._listed, query)
+        for item in listed:
+            size = _("{size} MB, not loaded yet").format(size=f"{item.bytes / 1e6:.1f}")
+            self._list.addItem(f"{item.name or item.id}\n{size}")
+        self._shown = [*cards, *listed]
         self._list.blockSignals(False)
         self._list.setCurrentRow(0 if self._shown else -1)
         if chosen is not None:
@@ -149,12 +181,18 @@ class ModelBrowser:
         self._show_details()
 
     def _show_details(self) -> None:
-        card = self.current()
-        self._use.enabled = self._verify.enabled = card is not None
-        if card is None:
+        shown = self._current()
+        self._verify.enabled = isinstance(shown, ModelCard) and not self._busy
+        self._use.enabled = isinstance(shown, ModelCard) or (shown is not None and not self._busy)
+        self._use.text = (
+            _("Load this model") if isinstance(shown, ListedModel) else _("Use this model")
+        )
+        if shown is None:
             self._details.html = _("No model fits the search.")
+        elif isinstance(shown, ListedModel):
+            self._details.html = model_search.describe_listed(shown)
         else:
-            self._details.html = model_search.describe(card, self.expectation(card))
+            self._details.html = model_search.describe(shown, self.expectation(shown))
 
     def _on_query(self, _value: object) -> None:
         self._search_again()
@@ -166,10 +204,12 @@ class ModelBrowser:
         self._choose()
 
     def _choose(self) -> None:
-        card = self.current()
-        if card is not None:
-            self.card_chosen.emit(card)
+        shown = self._current()
+        if isinstance(shown, ModelCard):
+            self.card_chosen.emit(shown)
             self.close()
+        elif shown is not None and not self._busy:
+            self.fetch_requested.emit(shown)
 
     def _ask_to_verify(self) -> None:
         card = self.current()

@@ -36,7 +36,7 @@ def add_fetch_parsers(actions: Subparsers) -> None:
         "fetch",
         help="load a model from an address, or by its name in an index, and import it",
         description="Load a model over https, compare its SHA-256 before anything is opened, and import it as "
-        "`medsegai models import` does. A load that was broken off goes on where it was.",
+        "`medsegai models import` does. A load that was broken off is resumed.",
     )
     fetching.add_argument(
         "model", metavar="URL|NAME", help="https address of a model, or its id in the index"

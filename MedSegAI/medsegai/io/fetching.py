@@ -38,7 +38,7 @@ Step = Callable[[int, "int | None"], None]
 
 
 def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
-    """Load a file. What is there of an earlier try is gone on with.
+    """Load a file. What is there of an earlier try is resumed.
 
     Args:
         url: begins with https://; so must all that it leads to.
@@ -65,7 +65,7 @@ def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
                 if not left or _size(part) <= before:
                     raise InputError(
                         f"{without_query(url)} broke off after {_size(part) / 1e6:.1f} MB: {error}. Run the same "
-                        "again: it goes on from there."
+                        "command again to resume."
                     ) from error
                 time.sleep(PAUSE_SECONDS)
         _check(part, sha256, url)
@@ -223,7 +223,7 @@ def _load(url: str, part: Path, most: int, step: Step) -> None:
 
 
 class _Bound:
-    """How much may come, and who hears of it."""
+    """How much may come, and what is called meanwhile."""
 
     def __init__(self, url: str, most: int, step: Step) -> None:
         self.url, self.most, self.step = url, most, step
