@@ -59,6 +59,8 @@ def end_at_once(plugin: object) -> str:
     return ""
 
 
-module = fake_engine.as_module()
-module.segment = segment  # type: ignore[attr-defined]
-sys.modules["medsegai.engine"] = module
+def dask_setup(_worker: object) -> None:
+    """Called by Dask in the worker alone: a test that imports this file keeps the real engine."""
+    module = fake_engine.as_module()
+    module.segment = segment  # type: ignore[attr-defined]
+    sys.modules["medsegai.engine"] = module
