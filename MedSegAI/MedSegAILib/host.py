@@ -282,7 +282,7 @@ class Host:
             return ""
         nodes = [node for node in choice.nodes.values() if node is not None]
         kept = keep_case(Path(folder), choice.card, nodes, segmentation, consent=True)
-        text = _("Kept as {name} in {folder}; `medsegai train nnunet` takes that folder.")
+        text = _("Kept as {name} in {folder}; `medsegai train` takes that folder.")
         return "\n".join([text.format(name=kept.name, folder=kept.dataset), *kept.notes])
 
     def confirm(self, question: str, safe: bool = False) -> bool:
