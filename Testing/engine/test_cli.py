@@ -177,11 +177,11 @@ def test_the_documentation_of_a_command_names_its_options(name: str) -> None:
     sections = re.split(r"^## (medsegai[\w ]*)$", page, flags=re.MULTILINE)[1:]
     texts = dict(zip(sections[::2], sections[1::2], strict=True))
     section = next(text for title, text in texts.items() if name.startswith(title))
-    if name in ("medsegai demo", "medsegai batch"):
+    if name in ("medsegai demo", "medsegai batch", "medsegai dicomweb segment"):
         section += texts["medsegai segment"]
     options = dict(subcommands(build_parser(), "medsegai"))[name]._option_string_actions
     missing = {option for option in options if option not in ("-h", "--help")}
-    missing -= set(re.findall(r"`(--?[a-z-]+)`", section))
+    missing -= set(re.findall(r"`(--?[a-z0-9-]+)`", section))
     assert not missing
 
 

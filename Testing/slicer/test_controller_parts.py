@@ -336,9 +336,9 @@ OUTPUTS = {
 
 def test_a_segmentation_is_handed_over(shown: House) -> None:
     node = shown.controller.results.node
-    shown.panel.results.answers["ask_hand_over"] = CHOICE
+    shown.panel.results.answers["ask_export"] = CHOICE
     shown.panel.results.export_requested.emit()
-    assert shown.panel.results.last("ask_hand_over") == ("Result", "")
+    assert shown.panel.results.last("ask_export") == ("Result", "")
     assert shown.client.requests == [(node, OUTPUTS, ("/database/head", "1.2.3"), False)]
     assert shown.host.prepared_export
     answered(shown, ExportResult(("a", "b"), ("Look at the liver.",)))
@@ -349,9 +349,9 @@ def test_without_dicom_the_reason_is_told(shown: House) -> None:
     shown.host.dicom_error = InputError("Head was not loaded by the module DICOM.")
     shown.panel.results.export_requested.emit()
     reason = "Head was not loaded by the module DICOM."
-    assert shown.panel.results.last("ask_hand_over") == ("Result", reason)
+    assert shown.panel.results.last("ask_export") == ("Result", reason)
     assert shown.client.requests == [], "the user gave up"
-    shown.panel.results.answers["ask_hand_over"] = ExportChoice("/out", ("csv",))
+    shown.panel.results.answers["ask_export"] = ExportChoice("/out", ("csv",))
     shown.panel.results.export_requested.emit()
     assert shown.client.requests[0][2] == ("", "")
     assert not shown.host.prepared_export, "a table needs no other package"
@@ -359,7 +359,7 @@ def test_without_dicom_the_reason_is_told(shown: House) -> None:
 
 @pytest.mark.parametrize("consent", [True, False])
 def test_files_are_replaced_when_the_user_says_so(shown: House, consent: bool) -> None:
-    shown.panel.results.answers["ask_hand_over"] = CHOICE
+    shown.panel.results.answers["ask_export"] = CHOICE
     shown.host.consent = consent
     shown.panel.results.export_requested.emit()
     shown.fail(OutputExistsError("/out/report.html is there already."))
@@ -374,7 +374,7 @@ def test_files_are_replaced_when_the_user_says_so(shown: House, consent: bool) -
 
 
 def test_a_hand_over_can_fail_and_be_stopped(shown: House) -> None:
-    shown.panel.results.answers["ask_hand_over"] = CHOICE
+    shown.panel.results.answers["ask_export"] = CHOICE
     shown.panel.results.export_requested.emit()
     shown.panel.cancel_requested.emit()
     assert shown.client.cancelled == 1

@@ -447,7 +447,7 @@ def test_the_row_of_the_table_is_still_chosen_after_another_module(
     page.panel.results.structure_chosen.emit(second)
     page.enter()
     assert chosen() == [second]
-    page.controller._house.scene.set_current_segment(segmentation, first)
+    page.controller._context.scene.set_current_segment(segmentation, first)
     page.enter()
     assert chosen() == [first]
 

@@ -27,6 +27,7 @@ FILES = {
     "json": "measurements.json",
     "seg": "segmentation.dcm",
     "sr": "measurements.dcm",
+    "rtstruct": "contours.dcm",
     "surfaces": "surfaces",
 }
 """The file names of the parts of an export, in the folder that is chosen."""

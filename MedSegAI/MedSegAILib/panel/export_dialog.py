@@ -22,9 +22,10 @@ PARTS = {
     "json": ("Table (JSON)", "The same for programs."),
     "seg": ("DICOM segmentation", "Into the patient, study and frame of reference of the series."),
     "sr": ("DICOM structured report", "The measurements, referring to the DICOM segmentation."),
+    "rtstruct": ("DICOM contours", "An RT Structure Set for radiotherapy, on the series."),
     "surfaces": ("Surfaces", "A closed surface of each segment in mm, ready to print."),
 }
-DICOM = ("seg", "sr")
+DICOM = ("seg", "sr", "rtstruct")
 ENCODINGS = {
     "binary": "binary, which every viewer reads",
     "labelmap": "labelmap, newer and smaller",
@@ -169,7 +170,7 @@ class ExportDialog:
         """Offer what can be chosen now."""
         possible = not self._reason
         segmentation = possible and bool(self._parts["seg"].checked)
-        self._parts["seg"].enabled = possible
+        self._parts["seg"].enabled = self._parts["rtstruct"].enabled = possible
         self._parts["sr"].enabled = self._encoding.enabled = segmentation
         surfaces = bool(self._parts["surfaces"].checked)
         for widget in (*self._formats.values(), self._tolerance, self._space):

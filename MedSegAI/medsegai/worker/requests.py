@@ -98,7 +98,7 @@ class MeasurementResult:
     rows: tuple[Mapping[str, Any], ...]
 
 
-EXPORT_PATHS = ("seg", "sr", "report", "csv", "json", "surfaces")
+EXPORT_PATHS = ("seg", "sr", "rtstruct", "report", "csv", "json", "surfaces")
 """What of the outputs of an ExportRequest are paths."""
 
 
