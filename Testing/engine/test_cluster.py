@@ -117,6 +117,7 @@ def test_the_workers_are_of_one_case_each_and_reached_from_here_alone(client: Cl
     def inside() -> tuple[str | None, int]:
         return os.environ.get("OMP_NUM_THREADS"), os.getpid()
 
+    client.wait_for_workers(2, timeout=SOON)  # a test before may have ended one
     found = client.run(inside)
     assert len(found) == 2
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, connection.usable_cores() // 2))

@@ -13,6 +13,9 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from dicom_files import SECRETS, write_multiframe, write_series
 from export_cases import (
     ANATOMY,
     LABELS,
@@ -23,9 +26,6 @@ from export_cases import (
     exported,
     scan,
 )
-from numpy.typing import NDArray
-
-from dicom_files import SECRETS, write_multiframe, write_series
 from medsegai.cli import main
 from medsegai.errors import InputError, RequestError
 from medsegai.export import load_case

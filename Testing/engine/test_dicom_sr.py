@@ -11,9 +11,9 @@ from typing import Any
 
 import pydicom
 import pytest
-from export_cases import LABELS, complaints, described, drawn, exported, scan
 
 from dicom_files import write_series
+from export_cases import LABELS, complaints, described, drawn, exported, scan
 from medsegai.cli import main
 from medsegai.export.dicom_seg import Source
 from medsegai.export.dicom_sr import intensity_of

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from export_cases import SHAPE, complaints, described, scan
 from numpy.typing import NDArray
 
 from dicom_files import write_series
+from export_cases import SHAPE, complaints, described, scan
 from medsegai.cli import main
 from medsegai.errors import GeometryError, InputError, RequestError
 from medsegai.io import write_segmentation, write_volume

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from export_cases import ANATOMY, LABELS, SHAPE, complaints, described, drawn, scan
 
 from dicom_files import write_series
+from export_cases import ANATOMY, LABELS, SHAPE, complaints, described, drawn, scan
 from images import SPACING_MM
 from medsegai.cli import main
 from medsegai.errors import (

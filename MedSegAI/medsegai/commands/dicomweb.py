@@ -141,6 +141,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     from medsegai.export.files import Exports, Inputs, export
     from medsegai.io.atomic import output_error
     from medsegai.output.result_files import Outputs
+    from medsegai.worker.array_transfer import temporary_folder
 
     out: Path = arguments.output
     _check_free(out)
@@ -150,7 +151,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(out, error) from error
-    with tempfile.TemporaryDirectory(prefix="medsegai-dicomweb-") as name:
+    with tempfile.TemporaryDirectory(prefix="medsegai-dicomweb-", dir=temporary_folder()) as name:
         scan = Path(name) / "series"
         _fetch(archive, series, scan, arguments.quiet)
         request = request_from_arguments(arguments, [scan])

@@ -23,6 +23,7 @@ from medsegai.export.case import Case
 from medsegai.io import write_volume
 from medsegai.labels import Label
 from medsegai.volume import Volume, check_same_grid
+from medsegai.worker.array_transfer import temporary_folder
 
 HERE = Path(__file__).parent
 NIIVUE = HERE / "niivue"
@@ -198,7 +199,7 @@ def _steps(voxels: NDArray[np.float32], highest: float) -> NDArray[np.uint8]:
 
 def _packed(volume: Volume) -> Mapping[str, str]:
     """As a compressed NIfTI in letters."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         path = Path(folder) / "volume.nii.gz"
         write_volume(path, volume)
         return {"base64": base64.b64encode(path.read_bytes()).decode()}

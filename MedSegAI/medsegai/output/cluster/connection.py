@@ -20,6 +20,7 @@ from distributed.security import Security
 
 from medsegai.errors import InputError, RequestError, WorkerError
 from medsegai.system.machine import usable_cores
+from medsegai.worker.array_transfer import temporary_folder
 
 ANSWER_SECONDS = 20.0
 """How long a scheduler may take to answer."""
@@ -55,7 +56,7 @@ def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
     with (
         _quiet(),
         tempfile.TemporaryDirectory(
-            prefix="medsegai-workers-", ignore_cleanup_errors=True
+            prefix="medsegai-workers-", dir=temporary_folder(), ignore_cleanup_errors=True
         ) as folder,
         dask.config.set(settings),
     ):
