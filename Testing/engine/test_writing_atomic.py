@@ -255,7 +255,9 @@ def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path, name: 
         check_output(tmp_path / name, WRITABLE)
     with pytest.raises(OutputError, match="cannot write this type"):
         write_volume(tmp_path / name, SMALL)
-    with pytest.raises(OutputError, match=r"cannot write this type|7 slices, and a picture has one"):
+    with pytest.raises(
+        OutputError, match=r"cannot write this type|7 slices, and a picture has one"
+    ):
         write_segmentation(tmp_path / name, SMALL, LABELS)
     assert list(tmp_path.iterdir()) == []
 
