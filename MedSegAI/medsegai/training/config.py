@@ -7,11 +7,12 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from medsegai.errors import RequestError
+from medsegai.errors import ModelError, RequestError
 from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.training.anatomy import AnatomyConfig
 from medsegai.training.loss import LossConfig
@@ -187,7 +188,19 @@ class TrainingConfig:
 
 
 def load_config(path: Path) -> TrainingConfig:
-    """Read a training file.
+    """Read a training file. Raises RequestError: see `read_training_file`."""
+    return dataclasses.replace(read_training_file(TrainingConfig, path), source=path)
+
+
+def read_training_file(
+    kind: type[Config], path: Path, changes: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a file in TOML as the dataclass of a training.
+
+    Args:
+        kind: the dataclass.
+        path: the file.
+        changes: tables and values that stand in place of those of the file.
 
     Raises:
         RequestError: it is missing, is not TOML, has unknown or missing keys, or a value of the wrong kind.
@@ -201,10 +214,20 @@ def load_config(path: Path) -> TrainingConfig:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
     try:
-        config = from_json(TrainingConfig, data, error=RequestError)
-    except RequestError as error:
+        return from_json(kind, merged(data, changes or {}), error=RequestError)
+    except (RequestError, ModelError) as error:
         raise RequestError(f"{path}: {error}") from None
-    return dataclasses.replace(config, source=path)
+
+
+def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with what `changes` say; tables are merged in turn."""
+    result = dict(data)
+    for name, value in changes.items():
+        inner = result.get(name)
+        if isinstance(value, dict) and isinstance(inner, dict):
+            value = merged(inner, value)
+        result[name] = value
+    return result
 
 
 def configured(arguments: argparse.Namespace) -> TrainingConfig:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.labels import Label
-from medsegai.models.json_fields import NOT_IN_JSON, from_json, to_json
+from medsegai.models.json_fields import NOT_IN_JSON, to_json
 from medsegai.networks.unet2d import UNet2DConfig
 from medsegai.preprocessing.pictures import PictureSettings
+from medsegai.training.config import read_training_file
 
 
 @dataclass(frozen=True)
@@ -189,27 +189,4 @@ def load_config(path: Path, changes: dict[str, Any] | None = None) -> Training2D
     Raises:
         RequestError: it is missing, is not TOML, has unknown or missing keys, or a value of the wrong kind.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(
-            f"{path} does not exist. Give the path of a training file (TOML)."
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
-    try:
-        config = from_json(Training2DConfig, merged(data, changes or {}), error=RequestError)
-    except (RequestError, ModelError) as error:
-        raise RequestError(f"{path}: {error}") from None
-    return replace(config, source=path)
-
-
-def merged(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`data` with what `changes` say; tables are merged in turn."""
-    result = dict(data)
-    for name, value in changes.items():
-        inner = result.get(name)
-        if isinstance(value, dict) and isinstance(inner, dict):
-            value = merged(inner, value)
-        result[name] = value
-    return result
+    return replace(read_training_file(Training2DConfig, path, changes), source=path)
