@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.console import shown_progress
 from medsegai.engine import segment
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.evaluation import (
@@ -33,7 +33,6 @@ from medsegai.evaluation import (
 )
 from medsegai.io import atomic_path, check_output, read_labelmap
 from medsegai.models.catalogue import find_card
-from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -138,13 +137,8 @@ def _case(path: Path, mapping: LabelMapping, arguments: argparse.Namespace) -> C
         device=arguments.device,
         refine=arguments.refine,
     )
-    bar = ProgressBar()
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            result = segment(request, progress)
-    finally:
-        bar.clear()
+    with shown_progress() as progress:
+        result = segment(request, progress)
     figures = evaluate(result.labelmap, reference, result.labels)
     return CaseFigures(name, tuple(figures), str(path), str(labels))
 

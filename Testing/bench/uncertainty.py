@@ -25,7 +25,7 @@ from malc import CREDIT, CSF, LABELS, MAPPING, REPOSITORY, SCAN
 from sklearn.metrics import roc_auc_score
 
 from medsegai.commands.calibrate import chosen_rows
-from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.console import shown_progress
 from medsegai.commands.segment import comma_list
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.evaluation import read_mapping
@@ -40,7 +40,6 @@ from medsegai.labels import Label
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
 from medsegai.models.quality import POOR_DICE, SCORES, Expected
-from medsegai.progress import Progress
 
 NOISE = 0.15
 """Standard deviation of the noise in a spoiled scan, in parts of its brightest tissue."""
@@ -54,14 +53,11 @@ POOR = 0.6
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    bar = ProgressBar()
-    progress = Progress(bar, weights={"held-out cases": 1.0})
     try:
         card = find_card(arguments.model)
         held_out = planned(card, arguments)
-        with stoppable(progress):
+        with shown_progress(weights={"held-out cases": 1.0}) as progress:
             records = held_out.records(progress)
-        bar.clear()
         report = measured(card, records, held_out.truth.labels, arguments.output)
     except MedSegAIError as error:
         print(f"uncertainty: {error}", file=sys.stderr)

@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, stoppable, table
+from medsegai.commands.console import shown_progress, table
 from medsegai.commands.crossval import add_dataset, add_running, splits_of_training
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled, RequestError
-from medsegai.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,17 +129,13 @@ def run(arguments: argparse.Namespace) -> int:
         if "{fold}" in arguments.model:
             raise RequestError("--write needs one model, not one per fold. Name the fold's own.")
         writable_card(held_out.card)
-    bar = ProgressBar()
-    progress = Progress(bar, weights={"held-out cases": 1.0})
     try:
-        with stoppable(progress):
+        with shown_progress(weights={"held-out cases": 1.0}) as progress:
             records = held_out.records(progress)
     except Cancelled:
         raise Cancelled(
             "Stopped by the user. Finished cases are kept: the same command goes on."
         ) from None
-    finally:
-        bar.clear()
     findings = find(records, groups, held_out.truth.labels, _source(arguments, len(records)))
     print(text_of(findings))
     with atomic_path(arguments.output / REPORT) as partial:

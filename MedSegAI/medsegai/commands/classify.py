@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, print_written, stoppable
+from medsegai.commands.console import print_written, shown_progress
 from medsegai.errors import RequestError
-from medsegai.progress import Progress
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
@@ -69,13 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Classifying(
         arguments.model, arguments.output, arguments.device, arguments.specificity
     )
-    bar = ProgressBar()
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            found = classify(pictures, settings, progress)
-    finally:
-        bar.clear()
+    with shown_progress() as progress:
+        found = classify(pictures, settings, progress)
     print(found.figures.table())
     print_written(found.files)
     return 0

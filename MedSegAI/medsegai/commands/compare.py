@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, print_written, stoppable, table
-from medsegai.progress import Progress
+from medsegai.commands.console import print_written, shown_progress, table
 
 if TYPE_CHECKING:
     import argparse
@@ -37,13 +36,8 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = load_comparison(arguments.config)
-    bar = ProgressBar()
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            networks = run(config, arguments.output, arguments.device, progress)
-    finally:
-        bar.clear()
+    with shown_progress() as progress:
+        networks = run(config, arguments.output, arguments.device, progress)
     found = differences(networks)
     rows = [
         [

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -155,6 +155,25 @@ def stoppable(progress: Progress) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def shown_progress(
+    quiet: bool = False, weights: Mapping[str, float] | None = None
+) -> Iterator[Progress]:
+    """The progress of a job that is drawn as a bar until the job ends, and that can be stopped: see `stoppable`.
+
+    Args:
+        quiet: whether nothing is drawn.
+        weights: what each stage is expected to take, as in `Progress`.
+    """
+    bar = ProgressBar(quiet=quiet)
+    progress = Progress(bar, weights=weights or {})
+    try:
+        with stoppable(progress):
+            yield progress
+    finally:
+        bar.clear()
 
 
 @contextmanager

@@ -8,10 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, stoppable, table
+from medsegai.commands.console import shown_progress, table
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled, RequestError
-from medsegai.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,17 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
 def validated(arguments: argparse.Namespace) -> tuple[CrossValidation, list[Figures]]:
     """Predict what is missing, and compare; the table is printed and the figures are written."""
     validation = cross_validation(arguments)
-    bar = ProgressBar()
-    progress = Progress(bar, weights={"cross-validation": 1.0})
     try:
-        with stoppable(progress):
+        with shown_progress(weights={"cross-validation": 1.0}) as progress:
             validation.predict(progress)
     except Cancelled:
         raise Cancelled(
             "Stopped by the user. Finished predictions are kept: the same command goes on."
         ) from None
-    finally:
-        bar.clear()
     figures = [validation.figures(candidate) for candidate in validation.candidates]
     print(figures_table(figures))
     write_figures(arguments.output / FIGURES, figures)

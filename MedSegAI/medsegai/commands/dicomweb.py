@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, print_written, stoppable, table
+from medsegai.commands.console import print_written, shown_progress, table
 from medsegai.commands.parsing import help_alone
 from medsegai.commands.segment import (
     add_request_options,
@@ -209,13 +209,8 @@ def _listed(found: list[Found]) -> str:
 
 
 def _fetch(archive: Archive, series: Series, folder: Path, quiet: bool) -> int:
-    bar = ProgressBar(quiet=quiet)
-    progress = Progress(bar, weights={"fetch": 1.0})
-    try:
-        with stoppable(progress):
-            return archive.fetch(series, folder, lambda done, of: progress.step("fetch", done, of))
-    finally:
-        bar.clear()
+    with shown_progress(quiet, {"fetch": 1.0}) as progress:
+        return archive.fetch(series, folder, lambda done, of: progress.step("fetch", done, of))
 
 
 def _check_free(folder: Path) -> None:

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, print_written, stoppable
+from medsegai.commands.console import print_written, shown_progress
 from medsegai.commands.measure import add_segmentation
-from medsegai.progress import Progress
 from medsegai.system.locks import reserved
 from medsegai.system.outside_text import one_line
 
@@ -130,13 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.viewer,
         arguments.rtstruct,
     )
-    bar = ProgressBar(quiet=arguments.quiet)
-    progress = Progress(bar)
-    try:
-        with reserved(exports.files().values()), stoppable(progress):
-            warnings = export(inputs, exports, progress, arguments.overwrite)
-    finally:
-        bar.clear()
+    with reserved(exports.files().values()), shown_progress(arguments.quiet) as progress:
+        warnings = export(inputs, exports, progress, arguments.overwrite)
     for warning in warnings:
         print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
     if not arguments.quiet:

@@ -9,12 +9,11 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, stoppable, table
+from medsegai.commands.console import shown_progress, table
 from medsegai.errors import InputError, ModelError, OutputError, RequestError
 from medsegai.models.catalogue import MODELS_VARIABLE, user_models_folder
 from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
 from medsegai.models.json_fields import from_json, read_json, to_json
-from medsegai.progress import Progress
 from medsegai.system.locks import reserved
 
 if TYPE_CHECKING:
@@ -113,17 +112,12 @@ def run_fetch(arguments: argparse.Namespace) -> int:
 def _load(wanted: ListedModel, file: Path, quiet: bool) -> None:
     from medsegai.io.fetching import fetch
 
-    bar = ProgressBar(quiet=quiet)
-    progress = Progress(bar, weights={"load": 1.0})
+    with shown_progress(quiet, {"load": 1.0}) as progress:
 
-    def step(there: int, total: int | None) -> None:
-        progress.step("load", there, max(total or wanted.bytes, there))
+        def step(there: int, total: int | None) -> None:
+            progress.step("load", there, max(total or wanted.bytes, there))
 
-    try:
-        with stoppable(progress):
-            fetch(wanted.url, wanted.sha256, file, wanted.bytes, step)
-    finally:
-        bar.clear()
+        fetch(wanted.url, wanted.sha256, file, wanted.bytes, step)
 
 
 def _wanted(arguments: argparse.Namespace) -> ListedModel:

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.commands.console import ProgressBar, print_written, stoppable
+from medsegai.commands.console import print_written, shown_progress
 from medsegai.commands.segment import comma_list
 from medsegai.errors import OutputError, RequestError
-from medsegai.progress import Progress
 from medsegai.refinements import (
     Draft,
     option_fields,
@@ -127,13 +126,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _refine(asked: RefinementRequest, quiet: bool) -> RefinementResult:
     from medsegai.worker.refine_job import refine
 
-    bar = ProgressBar(quiet=quiet)
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            return refine(asked, progress)
-    finally:
-        bar.clear()
+    with shown_progress(quiet) as progress:
+        return refine(asked, progress)
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -10,12 +10,11 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.commands.console import ProgressBar, duration, print_written, stoppable, table
+from medsegai.commands.console import duration, print_written, shown_progress, table
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card, is_path
 from medsegai.models.quality import quality_of
-from medsegai.progress import Progress
 from medsegai.refinements import parse
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,
@@ -265,17 +264,12 @@ def segment_to_files(
     request: SegmentationRequest, outputs: Outputs, quiet: bool = False
 ) -> SegmentationResult:
     """Run the job under a progress bar and write its files, all of them or, on any error, none."""
-    bar = ProgressBar(quiet=quiet)
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            from medsegai.engine import segment
+    with shown_progress(quiet) as progress:
+        from medsegai.engine import segment
 
-            progress.step("load", 1, 1)
-            result = segment(request, progress)
-            outputs.write(result, request.inputs[0], progress)
-    finally:
-        bar.clear()
+        progress.step("load", 1, 1)
+        result = segment(request, progress)
+        outputs.write(result, request.inputs[0], progress)
     for warning in result.warnings:
         print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
     return result

@@ -8,11 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.console import shown_progress
 from medsegai.commands.parsing import help_alone
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled
-from medsegai.progress import Progress
 from medsegai.training.patches_options import PatchTraining
 
 if TYPE_CHECKING:
@@ -229,17 +228,13 @@ def run_nnunet(arguments: argparse.Namespace) -> int:
     values = {item.name: getattr(arguments, item.name) for item in fields(NnunetTraining)}
     listed = {name: tuple(values[name]) for name in ("configurations", "folds")}
     training = NnunetTraining(**values | listed)
-    bar = ProgressBar()
-    progress = Progress(bar)
     try:
-        with stoppable(progress):
+        with shown_progress() as progress:
             model = train_nnunet(training, arguments.output, arguments.resume, progress)
     except Cancelled:
         raise Cancelled(
             "Stopped by the user. Finished epochs are kept: --resume continues after them."
         ) from None
-    finally:
-        bar.clear()
     print(f"Trained model: {model} (medsegai segment SCAN --model {model} -o OUT)")
     return 0
 
@@ -297,13 +292,8 @@ def run_patches(arguments: argparse.Namespace) -> int:
     training = PatchTraining(arguments.pictures, **values)
     limit = TimeLimit.of(arguments.minutes, None)
     options = RunOptions(arguments.output, arguments.resume, arguments.device, limit)
-    bar = ProgressBar()
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            folder = train_patches(training, options, progress)
-    finally:
-        bar.clear()
+    with shown_progress() as progress:
+        folder = train_patches(training, options, progress)
     print(f"Report, figures and model: {folder}")
     return 0
 
@@ -340,13 +330,8 @@ def run_unet2d(arguments: argparse.Namespace) -> int:
         TimeLimit.of(arguments.minutes, arguments.until),
         tuple(int(number) for number in arguments.folds),
     )
-    bar = ProgressBar()
-    progress = Progress(bar)
-    try:
-        with stoppable(progress):
-            folder = train(config, options, progress)
-    finally:
-        bar.clear()
+    with shown_progress() as progress:
+        folder = train(config, options, progress)
     print(f"Trained networks, log and scores: {options.folder} (model: {folder})")
     return 0
 
@@ -357,20 +342,15 @@ def _run(build: Build, arguments: argparse.Namespace) -> int:
     from medsegai.training.run import RunOptions, TimeLimit, train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    bar = ProgressBar()
-    progress = Progress(bar)
     limit = TimeLimit.of(arguments.minutes, arguments.until)
     options = RunOptions(
         arguments.output, arguments.resume, arguments.device, limit, arguments.start
     )
     config, cases = configured(arguments), corrected_cases(arguments)
-    try:
-        with stoppable(progress):
-            if cases is None:
-                folder = train(build, config, options, progress)
-            else:
-                folder = fine_tune(build, config, cases, options, progress)
-    finally:
-        bar.clear()
+    with shown_progress() as progress:
+        if cases is None:
+            folder = train(build, config, options, progress)
+        else:
+            folder = fine_tune(build, config, cases, options, progress)
     print(f"Trained networks, log and checkpoints: {folder}")
     return 0
