@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from medsegai.errors import MismatchError, ModelError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
+from medsegai.families._member_network import MemberNetwork
 from medsegai.inference.probabilities import Block
 from medsegai.io.picture_sets import as_rgb
 from medsegai.io.slide_files import Box, Pixels
@@ -157,7 +156,7 @@ class PatchesModel:
     def picture_network(self) -> PictureLogits:
         """The first member as a network of pictures with values from 0 to 255, for heat maps."""
         first = self.card.chosen_members(())[0]
-        return PictureLogits(self._networks[first.name].read())
+        return PictureLogits(self._networks[first.name].load())
 
     def classify(self, pixels: Pixels, compute: Compute, mirroring: bool = True) -> NDArray[Any]:
         """Probabilities of the channels for one picture, mean of members and ways to turn it, (channel).
@@ -180,39 +179,21 @@ class PatchesModel:
         return total / weights
 
 
-class _Network:
-    """The network of one member, read on first use and kept, ready to run, for the next image."""
+class _Network(MemberNetwork):
+    """The classifier of one member."""
 
     def __init__(self, card: ModelCard, member: MemberCard, settings: PatchSettings) -> None:
-        self._card, self.member, self._settings = card, member, settings
+        super().__init__(card, member)
+        self._settings = settings
         if len(member.classes) < 2:
             raise ModelError(f"member {member.name!r} needs at least two classes.")
         self._empty()
-        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
-
-    def runner(self, compute: Compute) -> BatchRunner:
-        """The network, ready to run where a job runs."""
-        key = (str(compute.device), compute.backend, compute.mixed)
-        if key not in self._runners:
-            self._runners[key] = BatchRunner(self.read(), half="network")
-        return self._runners[key]
 
     def _empty(self) -> CellClassifier:
         return describe_classifier(self.member.settings, len(self.member.classes))
 
-    def read(self) -> Cells:
-        """The network with its weights."""
-        self._card.verify_member(self.member)
-        path = self._card.weights_path(self.member)
-        network = self._empty()
-        try:
-            weights = {
-                name: values.float() if values.is_floating_point() else values
-                for name, values in load_file(path).items()
-            }
-            network.load_state_dict(weights, assign=True)
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(f"{path} does not hold this network: {error}") from error
+    def load(self) -> Cells:
+        network = self._filled(self._empty)
         mean, std = (torch.tensor(v) for v in (self._settings.mean, self._settings.std))
         return Cells(network, mean, std).eval()
 

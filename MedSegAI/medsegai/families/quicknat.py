@@ -14,26 +14,25 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
+from medsegai.families._member_network import MemberNetwork
 from medsegai.inference.fusion import side_aware_first
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
 from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import from_json, number
-from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.backends import Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.released import read_released, released_config
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
@@ -150,12 +149,13 @@ class QuickNATModel:
         return [Part(answered, side_aware_first(members), [member.name for member in members])]
 
 
-class _Network:
-    """The network of one view, read on first use and kept, ready to run, for the next scan."""
+class _Network(MemberNetwork):
+    """The network of one view."""
+
+    half = "decoders"
 
     def __init__(self, card: ModelCard, member: MemberCard, settings: Settings) -> None:
-        self.card = card
-        self.member = member
+        super().__init__(card, member)
         self.slices = settings.slices
         name = member.settings.get("view")
         if not isinstance(name, str) or name not in VIEWS or not member.classes:
@@ -165,24 +165,9 @@ class _Network:
         self.view: View = VIEWS[name]
         self._config = settings.network(len(member.classes))
         self.offsets = class_weight_offsets(member)
-        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
-    def runner(self, compute: Compute, dropout: bool) -> BatchRunner:
-        key = (str(compute.device), compute.backend, compute.mixed, dropout)
-        if key not in self._runners:
-            self._runners[key] = BatchRunner(self._read(), dropout)
-        return self._runners[key]
-
-    def _read(self) -> QuickNAT:
-        self.card.verify_member(self.member)
-        path = self.card.weights_path(self.member)
-        network = QuickNAT(self._config)
-        try:
-            weights = load_file(path)
-            network.load_state_dict({name: values.float() for name, values in weights.items()})
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(f"{path} does not hold this QuickNAT: {error}") from error
-        return network.eval()
+    def load(self) -> QuickNAT:
+        return self._filled(lambda: QuickNAT(self._config), "QuickNAT")
 
 
 @dataclass

@@ -11,17 +11,17 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
+from medsegai.families._member_network import MemberNetwork
 from medsegai.families._memory import check_memory
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.inference.probabilities import Block
@@ -29,7 +29,7 @@ from medsegai.io import write_card
 from medsegai.labels import Label, made_color
 from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256, load_card
 from medsegai.models.json_fields import from_json, to_json
-from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.backends import Compute
 from medsegai.networks.encoder_weights import IMAGENET_MEAN, IMAGENET_STD, read_state
 from medsegai.networks.smp_weights import SMP_ENDINGS, Imported, imported
 from medsegai.networks.unet2d import UNet2D, UNet2DConfig
@@ -152,11 +152,11 @@ class _Tiling:
     step: float
 
 
-class _Network:
-    """The network of one member, read on first use and kept, ready to run, for the next image."""
+class _Network(MemberNetwork):
+    """The network of one member, and what its answers are."""
 
     def __init__(self, card: ModelCard, member: MemberCard, answering: Answering) -> None:
-        self._card, self.member = card, member
+        super().__init__(card, member)
         self.sigmoid = answering.answer == "sigmoid"
         count = len(member.classes)
         if count < 2 or (self.sigmoid and count != 2):
@@ -171,14 +171,6 @@ class _Network:
             )
         except ModelError as error:
             raise ModelError(f"Member {member.name!r} of model {card.id!r}: {error}") from None
-        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
-
-    def runner(self, compute: Compute) -> BatchRunner:
-        """The network, ready to run where a job runs."""
-        key = (str(compute.device), compute.backend, compute.mixed)
-        if key not in self._runners:
-            self._runners[key] = BatchRunner(self._read(), half="network")
-        return self._runners[key]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of (channel, ...) logits those of each class, along the same axis."""
@@ -187,22 +179,12 @@ class _Network:
             return torch.cat([1.0 - inside, inside])
         return logits.softmax(0)
 
-    def _read(self) -> UNet2D:
-        self._card.verify_member(self.member)
-        path = self._card.weights_path(self.member)
-        # Memory is taken for the weights in the file only, whatever a card says.
+    def load(self) -> UNet2D:
+        return self._filled(self._empty, left_out="deep_heads.")
+
+    def _empty(self) -> UNet2D:
         with torch.device("meta"):
-            network = UNet2D(replace(self.config, deep_supervision=False))
-        try:
-            weights = {
-                name: values.float() if values.is_floating_point() else values
-                for name, values in load_file(path).items()
-                if not name.startswith("deep_heads.")
-            }
-            network.load_state_dict(weights, assign=True)
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(f"{path} does not hold this network: {error}") from error
-        return network.eval()
+            return UNet2D(replace(self.config, deep_supervision=False))
 
 
 class PictureMember:

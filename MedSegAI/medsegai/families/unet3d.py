@@ -10,23 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
+from medsegai.families._member_network import MemberNetwork
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json, number
-from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.backends import Compute
 from medsegai.networks.volumetric import describe_network, smallest_multiple
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
@@ -123,11 +121,11 @@ class UNet3DModel:
         return Part(answered, patches, [member.name for member in members])
 
 
-class _Network:
-    """The network of one member, read on first use and kept, ready to run, for the next scan."""
+class _Network(MemberNetwork):
+    """The network of one member, and the grid and patches that it works on."""
 
     def __init__(self, card: ModelCard, member: MemberCard) -> None:
-        self._card, self._member = card, member
+        super().__init__(card, member)
         try:
             settings = Settings.of(card, member)
             self.patch, self.grid = settings.patch, settings.head_grid()
@@ -140,30 +138,13 @@ class _Network:
                 f"Member {member.name!r} of model {card.id!r} has a patch of {self.patch} voxels, which are not "
                 f"multiples of {tuple(multiples)}, as its network needs."
             )
-        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
-    def runner(self, compute: Compute) -> BatchRunner:
-        key = (str(compute.device), compute.backend, compute.mixed)
-        if key not in self._runners:
-            self._runners[key] = BatchRunner(self._read(), half="network")
-        return self._runners[key]
-
-    def _read(self) -> torch.nn.Module:
-        self._card.verify_member(self._member)
-        path = self._card.weights_path(self._member)
-        network = self._empty()
-        try:
-            weights = load_file(path)
-            network.load_state_dict(
-                {name: values.float() for name, values in weights.items()}, assign=True
-            )
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(f"{path} does not hold this network: {error}") from error
-        return network.eval()
+    def load(self) -> torch.nn.Module:
+        return self._filled(self._empty)
 
     def _empty(self) -> torch.nn.Module:
         """The network without weights, so that memory is taken for those in the file, whatever a card says."""
-        return describe_network(self._member.settings, len(self._member.classes))
+        return describe_network(self.member.settings, len(self.member.classes))
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from medsegai.errors import ModelError, RequestError, counted
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
+from medsegai.families._member_network import MemberNetwork
 from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.families.monai.scan import Scan
 from medsegai.families.monai.settings import Settings
@@ -22,7 +22,7 @@ from medsegai.families.monai.window import streaming_order, window_over
 from medsegai.inference.activation import Activation
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
-from medsegai.networks.backends import BatchRunner, Compute
+from medsegai.networks.backends import Compute
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
@@ -148,14 +148,13 @@ def _planes_of(ready: Geometry, scan: Geometry) -> tuple[int, bool]:
     return 2 - axis, bool(along[axis] < 0)
 
 
-class _Network:
-    """A network, read on first use and kept, ready to run, for the next scan."""
+class _Network(MemberNetwork):
+    """The network of one member, built by MONAI."""
 
     def __init__(self, card: ModelCard, member: MemberCard, settings: Settings) -> None:
-        self.member = member
-        self._card, self._settings = card, settings
+        super().__init__(card, member)
+        self._settings = settings
         self._network: nn.Module | None = None
-        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
     @property
     def has_dropout(self) -> bool:
@@ -165,21 +164,10 @@ class _Network:
             for layer in self.load().modules()
         )
 
-    def runner(self, compute: Compute, dropout: bool) -> BatchRunner:
-        key = (str(compute.device), compute.backend, compute.mixed, dropout)
-        if key not in self._runners:
-            self._runners[key] = BatchRunner(self.load(), dropout, half="network")
-        return self._runners[key]
-
     def load(self) -> nn.Module:
-        """The network with its weights, on the CPU.
-
-        Raises:
-            ModelError: the weights are missing or damaged, or are not those of the network.
-        """
         if self._network is None:
-            self._card.verify_member(self.member)
-            path = self._card.weights_path(self.member)
+            self.card.verify_member(self.member)
+            path = self.card.weights_path(self.member)
             try:
                 self._network = self._settings.network.with_weights(load_file(path))
             except (SafetensorError, OSError) as error:
@@ -245,7 +233,7 @@ class WindowMember:
                 return self._answer(patches, compute)
             size = " x ".join(map(str, patches.shape[2:]))
             raise ModelError(
-                f"The network of model {self.network._card.id!r} cannot take a window of {size} voxels: "
+                f"The network of model {self.network.card.id!r} cannot take a window of {size} voxels: "
                 f"{str(error).splitlines()[0][:200]} Set roi_size of its inferer to sizes that it can take."
             ) from error
 

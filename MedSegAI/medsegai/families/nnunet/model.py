@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from medsegai.errors import ModelError, RequestError, counted
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
+from medsegai.families._member_network import MemberNetwork
 from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
@@ -212,15 +213,14 @@ def foreground(card: ModelCard) -> list[int]:
     )
 
 
-class FoldNetwork:
-    """The network of one fold, read on first use and kept, ready to run, for the next scan."""
+class FoldNetwork(MemberNetwork):
+    """The network of one fold."""
 
     def __init__(self, card: ModelCard, member: MemberCard) -> None:
-        self._card, self._member = card, member
+        super().__init__(card, member)
         self._configuration = card.settings["configurations"][member.settings["configuration"]]
         self._mirror_axes: Sequence[int] | None = member.settings.get("mirror_axes")
         self._network: nn.Module | None = None
-        self._runners: dict[tuple[Any, ...], BatchRunner] = {}
 
     @property
     def mirror_axes(self) -> Sequence[int]:
@@ -228,28 +228,17 @@ class FoldNetwork:
         self.load()
         return self._mirror_axes or ()
 
-    def runner(self, compute: Compute) -> BatchRunner:
-        key = (str(compute.device), compute.backend, compute.mixed)
-        if key not in self._runners:
-            self._runners[key] = BatchRunner(self.load(), half="network")
-        return self._runners[key]
-
     def load(self) -> nn.Module:
-        """The network with its weights, on the CPU.
-
-        Raises:
-            ModelError: the weights are missing or damaged, or do not fit the plans.
-        """
         if self._network is None:
-            path = self._card.weights_path(self._member)
-            self._card.verify_member(self._member)
+            path = self.card.weights_path(self.member)
+            self.card.verify_member(self.member)
             state = self._state(path)
             settings = self._configuration["network"]
-            channels = len(self._card.channels)
-            regions = self._card.settings.get("regions")
-            classes = len(regions) if regions else len(self._card.labels) + 1
+            channels = len(self.card.channels)
+            regions = self.card.settings.get("regions")
+            classes = len(regions) if regions else len(self.card.labels) + 1
             if self._configuration.get("previous_stage"):
-                channels += len(foreground(self._card))
+                channels += len(foreground(self.card))
             try:
                 self._network = build_unet(
                     settings["class"], with_norm_of(settings["arguments"], state), channels, classes
@@ -268,7 +257,7 @@ class FoldNetwork:
                     f"{path} does not hold the weights of a network: {error}"
                 ) from error
         checkpoint = read_checkpoint(path)
-        check_agreement(path, checkpoint, self._card, self._member)
+        check_agreement(path, checkpoint, self.card, self.member)
         self._mirror_axes = checkpoint.mirror_axes
         return checkpoint.weights
 
