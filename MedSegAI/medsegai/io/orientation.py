@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from medsegai.volume import Geometry
 
-_WORLD = {
+RAS_SIDES = {
     "R": (0, False),
     "L": (0, True),
     "A": (1, False),
@@ -29,7 +29,8 @@ def itk_axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[boo
         directions.ravel().tolist()
     )
     axes = {
-        world: (2 - axis, flip) for axis, (world, flip) in enumerate(map(_WORLD.__getitem__, code))
+        world: (2 - axis, flip)
+        for axis, (world, flip) in enumerate(map(RAS_SIDES.__getitem__, code))
     }
     (k, flip_k), (j, flip_j), (i, flip_i) = (axes[world] for world in (2, 1, 0))
     return (k, j, i), (flip_k, flip_j, flip_i)

@@ -24,6 +24,7 @@ from medsegai.errors import ModelError
 from medsegai.families._memory import check_memory
 from medsegai.inference.grid_sampling import Nearest, Reach
 from medsegai.io import axes_to_ras
+from medsegai.io.orientation import RAS_SIDES
 from medsegai.models.card import SPACINGS_MM
 from medsegai.models.json_fields import number, shown
 from medsegai.volume import Geometry, Volume
@@ -140,17 +141,6 @@ class Step(Protocol):
         ...
 
 
-_WORLD = {
-    "R": (0, False),
-    "L": (0, True),
-    "A": (1, False),
-    "P": (1, True),
-    "S": (2, False),
-    "I": (2, True),
-}
-"""For each side of the body its axis of the RAS world, and whether it lies at the negative end."""
-
-
 @dataclass(frozen=True)
 class Orientation:
     """Turn the axes towards the sides of the body, such as "RAS"."""
@@ -158,7 +148,7 @@ class Orientation:
     axcodes: str
 
     def check(self) -> None:
-        sides = [_WORLD.get(letter, (None, False))[0] for letter in self.axcodes]
+        sides = [RAS_SIDES.get(letter, (None, False))[0] for letter in self.axcodes]
         if sorted(sides, key=str) != [0, 1, 2]:
             raise ModelError(
                 f"axcodes must name three sides, such as RAS, not {shown(self.axcodes)}."
@@ -168,7 +158,7 @@ class Orientation:
         old, reversed = axes_to_ras(scan.geometry.permuted((2, 1, 0)))
         order, flips = [], []
         for axis, letter in enumerate(self.axcodes):
-            world, negative = _WORLD[letter]
+            world, negative = RAS_SIDES[letter]
             order.append(2 - old[2 - world])  # there axes count from k, and here from x
             if reversed[2 - world] != negative:
                 flips.append(axis)

@@ -11,7 +11,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,7 @@ def load_comparison(path: Path) -> ComparisonConfig:
         config = from_json(ComparisonConfig, data, error=RequestError)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from None
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return ComparisonConfig(**values | {"source": path})
+    return replace(config, source=path)
 
 
 def grid(config: ComparisonConfig) -> list[Network]:
