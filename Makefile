@@ -6,10 +6,12 @@
 #   VENV         where the environment stands
 #   TORCH        the torch to install, for example TORCH='torch==2.13.0+cpu'
 #   SECONDS      make fuzz: for how long
+#   JOBS         make test: how many processes run the tests (2; about 3 GB of memory each)
 #   PYTEST_ARGS  further arguments for pytest, for example PYTEST_ARGS='-k geometry -x'
 
 VENV ?= .venv
 INPUT ?=
+JOBS ?= 2
 PYTEST_ARGS ?=
 SECONDS ?= 3600
 
@@ -29,8 +31,10 @@ help: ## say what there is
 demo: setup-demo ## segment a real head MR (or INPUT=image) with the bundled brain model, into demo/
 	$(BIN)/medsegai demo $(if $(INPUT),"$(INPUT)") -o demo
 
+# A file stays in one process, because its tests share what is expensive to make; one thread each, so that the processes
+# do not wait for each other.
 test: setup-test lint types ## style, types and every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-slow: setup-test ## the slow tests
 	@.ci/browser
