@@ -250,9 +250,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
         scene, node = Scene(slicer.mrmlScene, save_undo), segmentationNode
         texts = [refinements] if isinstance(refinements, str) else list(refinements)
-        settings, ids = [parse(text) for text in texts], scene.segment_ids(node, segments)
+        parsed, ids = [parse(text) for text in texts], scene.segment_ids(node, segments)
         image = volumeNode or scene.reference_volume(node)
-        reading = Reading(lambda: scene.draft(node, settings, ids, image))
+        reading = Reading(lambda: scene.draft(node, parsed, ids, image))
 
         def write(result: RefinementResult) -> tuple[str, ...]:
             scene.write_refined(reading.read_as, result)

@@ -11,6 +11,7 @@ from typing import Any
 
 from medsegai.models.card import ModelCard
 from medsegai.models.quality import CHECK, POOR
+from medsegai.request import Refinement
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 
@@ -121,14 +122,14 @@ class RefineChoice:
         image: the volume node of the scan, or None.
         every: whether all its segments may change; else those in `segments` alone.
         segments: their ids.
-        settings: the refinement's name and options.
+        refinement: what to do; without labels.
     """
 
     segmentation: SegmentationNode = None
     image: VolumeNode = None
     every: bool = True
     segments: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    refinement: Refinement = field(default_factory=lambda: Refinement(""))
 
 
 @dataclass(frozen=True)

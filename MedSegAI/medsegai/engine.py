@@ -43,8 +43,14 @@ from medsegai.models.json_fields import shown
 from medsegai.models.suitability import check_suits
 from medsegai.networks.backends import Compute, choose_compute
 from medsegai.progress import Progress
-from medsegai.refinements import check, parse, uses_candidates
-from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
+from medsegai.refinements import options_of, parse, uses_candidates
+from medsegai.request import (
+    Candidates,
+    Refinement,
+    SegmentationRequest,
+    SegmentationResult,
+    StructureMeasures,
+)
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
@@ -320,7 +326,7 @@ class _Work:
 
 def _refinements(
     request: SegmentationRequest, cards: Sequence[ModelCard], naming: JointLabels
-) -> list[dict[str, Any]]:
+) -> list[Refinement]:
     """The refinements that the cards suggest, with the label values of the result, then those of the request.
 
     A card that does not name labels means all labels of its own model, and none of another one.
@@ -330,33 +336,37 @@ def _refinements(
         RequestError: the request names such a refinement.
     """
     suggested = [
-        dict(item) | {"labels": _renamed(card, item.get("labels", list(renamed)), renamed)}
+        item.with_options(
+            labels=_renamed(card, item.options.get("labels", tuple(renamed)), renamed)
+        )
         for card, renamed in zip(cards, naming.renamed, strict=True)
         for item in card.suggested_refinements
         if request.refine
     ]
     for item in suggested:
         try:
-            check(item)
+            options_of(item)
         except RequestError as error:
-            raise ModelError(f"The model suggests a refinement that cannot be: {error}") from None
+            raise ModelError(
+                f"The model suggests a refinement that cannot be applied: {error}"
+            ) from None
     wanted = [parse(text) for text in request.refinements]
     for item in wanted:
-        check(item, naming.labels)
+        options_of(item, naming.labels)
     return suggested + wanted
 
 
-def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> list[Any]:
+def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> tuple[Any, ...]:
     """Values, or groups of them, as the result has them.
 
     Raises:
         ModelError: the card suggests something for labels that it does not have.
     """
     try:
-        return [
-            [renamed[value] for value in item] if isinstance(item, (list, tuple)) else renamed[item]
+        return tuple(
+            tuple(renamed[value] for value in item) if isinstance(item, tuple) else renamed[item]
             for item in labels
-        ]
+        )
     except (KeyError, TypeError):
         raise ModelError(
             f"The card of {card.id!r} suggests a refinement of labels that it does not have: {shown(labels)}."

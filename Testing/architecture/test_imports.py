@@ -243,7 +243,7 @@ def test_refinements_describe_themselves_without_a_heavy_library() -> None:
     """As the panel asks them, inside of Slicer."""
     statement = (
         "from medsegai.refinements import *; from medsegai import refinements as r; "
-        "found = [(r.summary(name), r.option_fields(name), r.parse(name), r.as_text({'name': name})) "
+        "found = [(r.summary(name), r.option_fields(name), r.parse(name), r.as_text(r.parse(name))) "
         "for name in r.refinement_names()]; assert len(found) > 4"
     )
     assert not HEAVY & imports_of_a_fresh_process(statement)

@@ -33,7 +33,7 @@ from medsegai.errors import MedSegAIError
 from medsegai.evaluation import evaluate, read_mapping
 from medsegai.io import read_labelmap, read_volume
 from medsegai.labels import Label
-from medsegai.refinements import Draft, apply, parse
+from medsegai.refinements import Draft, apply_refinement, parse
 from medsegai.request import Candidates, SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
@@ -146,10 +146,12 @@ def speed() -> str:
     plain = Draft(draft.labelmap, (), draft.image)
     ours: dict[str, tuple[NDArray[Any], float]] = {}
     for text in ("islands", "smoothing", "smoothing:keep_volume=no", "holes"):
-        ours[text] = _told(text, lambda t=text: apply(plain, parse(t)).labels)
+        ours[text] = _told(text, lambda t=text: apply_refinement(plain, parse(t)).labels)
     single = Draft(draft.labelmap.with_voxels(voxels * (voxels == 1)), (), draft.image)
-    ours["level_set"] = _told("level_set", lambda: apply(single, parse("level_set")).labels)
-    ours["snap"] = _told("snap", lambda: apply(draft, parse("snap")).labels)
+    ours["level_set"] = _told(
+        "level_set", lambda: apply_refinement(single, parse("level_set")).labels
+    )
+    ours["snap"] = _told("snap", lambda: apply_refinement(draft, parse("snap")).labels)
     whole = {
         "islands": whole_islands,
         "smoothing:keep_volume=no": whole_smoothing,
@@ -244,7 +246,7 @@ def worth(cases: Iterable[Case], rows: Sequence[str]) -> str:
         for text in figures:
             labels = case.draft.labelmap.voxels
             if text != "as predicted":
-                refined = apply(case.draft, parse(text))
+                refined = apply_refinement(case.draft, parse(text))
                 labels = refined.labels
                 changed[text].append(refined.ml)
             figures[text].append(_means(case, case.draft.labelmap.with_voxels(labels)))

@@ -117,7 +117,7 @@ def measured(
         for choice in (1.0, temperature)
     )
     draw_reliability(raw, cooled, folder / "reliability.png")
-    suggested = [item["name"] for item in card.suggested_refinements]
+    suggested = [item.name for item in card.suggested_refinements]
     handed_out = next((name for name in suggested if name in records[0].table), AS_PREDICTED)
     rows = scored(records, range(len(records)), labels, handed_out)
     found = {name: correlation(rows, name) for name in SCORES}

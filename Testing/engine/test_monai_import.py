@@ -18,6 +18,7 @@ from medsegai.families import load_model
 from medsegai.families.monai import import_model
 from medsegai.families.monai.labels import channel_names, overlapping
 from medsegai.models.card import ModelCard, load_card
+from medsegai.request import Refinement
 from monai_bundles import LOAD, REGIONS_BACK, UNET, Bundle, after, step
 
 Capture = pytest.CaptureFixture[str]
@@ -374,7 +375,7 @@ def test_the_merge_of_a_bundle_decides_values_and_rank(tmp_path: Path) -> None:
 def test_the_largest_part_becomes_a_refinement_of_the_card(tmp_path: Path) -> None:
     keep = after("KeepLargestConnectedComponent", applied_labels=[1, 2])
     card = imported(Bundle(postprocessing=(*monai_bundles.SOFTMAX_THEN_BACK, keep)), tmp_path)
-    assert card.suggested_refinements == ({"name": "largest_component", "labels": [1, 2]},)
+    assert card.suggested_refinements == (Refinement("largest_component", {"labels": [1, 2]}),)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,6 @@ def test_what_nnunet_finds_best_is_what_the_card_uses(tmp_path: Path) -> None:
     assert written, "nnU-Net found nothing worth doing: the example does not test this"
     (refinement,) = card.suggested_refinements
     groups = [step["labels_or_regions"] for step in written]
-    assert refinement["labels"] == [
-        group if isinstance(group, list) else [group] for group in groups
-    ]
+    assert refinement.options["labels"] == tuple(
+        tuple(group) if isinstance(group, list) else (group,) for group in groups
+    )

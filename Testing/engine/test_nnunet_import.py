@@ -169,7 +169,7 @@ def test_the_archive_that_nnunet_exports_is_imported(tmp_path: Path, own: Path) 
     here = find_card(str(folder))
     card = import_model(export_zip(tmp_path, made, tmp_path / "export.zip"), own)
     assert card.suggested_refinements == here.suggested_refinements
-    assert card.suggested_refinements[0]["labels"] == [[1, 2]]
+    assert card.suggested_refinements[0].options["labels"] == ((1, 2),)
     assert [member.name for member in card.members] == [member.name for member in here.members]
     assert len(card.members) == 6
     name = "3d_cascade_fullres/fold_1"

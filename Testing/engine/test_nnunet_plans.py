@@ -428,8 +428,8 @@ def test_the_final_checkpoint_comes_before_the_best(tmp_path: Path) -> None:
 
 def steps(card: ModelCard) -> list[list[int]]:
     (refinement,) = card.suggested_refinements
-    assert refinement["name"] == "largest_component"
-    return refinement["labels"]
+    assert refinement.name == "largest_component"
+    return [list(group) for group in refinement.options["labels"]]
 
 
 def test_postprocessing_is_suggested_in_its_order(tmp_path: Path) -> None:

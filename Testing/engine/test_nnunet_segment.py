@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ import tiny_quicknat
 from medsegai import cli, engine
 from medsegai.families._sliding import logits_by_planes, window
 from medsegai.io import read_volume
-from medsegai.refinements import refine
-from medsegai.request import SegmentationRequest
+from medsegai.refinements import Draft, Refined, apply_refinement
+from medsegai.request import Refinement, SegmentationRequest
 from medsegai.volume import Geometry, Volume
 from nnunet_models import Made, make_model
 from test_nnunet_parity import COARSE, REGIONS, made_image
@@ -126,6 +127,10 @@ def test_regions_can_be_written_as_segments_that_overlap(tmp_path: Path) -> None
     assert np.max(overlapping) == 3
 
 
+def largest_components(labelmap: Volume, **options: Any) -> Refined:
+    return apply_refinement(Draft(labelmap), Refinement("largest_component", options))
+
+
 def test_the_models_post_processing_is_that_of_nnunet(tmp_path: Path) -> None:
     from nnunetv2.postprocessing.remove_connected_components import (
         remove_all_but_largest_component_from_segmentation,
@@ -139,11 +144,12 @@ def test_the_models_post_processing_is_that_of_nnunet(tmp_path: Path) -> None:
         expected = voxels
         for group in groups:
             expected = remove_all_but_largest_component_from_segmentation(expected, group)
-        found, words = refine(labels, {"name": "largest_component", "labels": groups})
-        np.testing.assert_array_equal(found, expected)
-        assert f"{(found != voxels).sum()} voxels" in words[0]
-    each, _ = refine(labels, {"name": "largest_component"})
-    alone, _ = refine(labels, {"name": "largest_component", "labels": [[1], [2], [3]]})
+        refined = largest_components(labels, labels=groups)
+        np.testing.assert_array_equal(refined.labels, expected)
+        (words,) = refined.words("largest_component")
+        assert f"{(refined.labels != voxels).sum()} voxels" in words
+    each = largest_components(labels).labels
+    alone = largest_components(labels, labels=[[1], [2], [3]]).labels
     np.testing.assert_array_equal(each, alone)
 
 
@@ -164,9 +170,7 @@ def test_post_processing_is_applied_unless_it_is_switched_off(tmp_path: Path) ->
         ).labelmap.voxels
         for on in (False, True)
     )
-    expected, _ = refine(
-        read_volume(image).with_voxels(raw), {"name": "largest_component", "labels": [[1, 2]]}
-    )
+    expected = largest_components(read_volume(image).with_voxels(raw), labels=[[1, 2]]).labels
     np.testing.assert_array_equal(clean, expected)
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from images import DIRECTIONS
-from medsegai.refinements import Draft, apply, smoothing
-from medsegai.request import Candidates
+from medsegai.refinements import Draft, apply_refinement, smoothing
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Geometry, Volume
 from refinement_cases import ball, candidates_of, draft_of, grid, image_of, noisy
 
@@ -38,8 +38,8 @@ def smoothed_whole(voxels: NDArray[Any], sigma: float) -> NDArray[Any]:
 @pytest.mark.parametrize("place", ["straight", "oblique and mirrored"])
 def test_without_offsets_smoothing_is_that_of_the_whole_volume(sigma: float, place: str) -> None:
     voxels = noisy(seed=2)
-    settings = {"name": "smoothing", "sigma_mm": sigma, "keep_volume": False}
-    found = apply(draft_of(voxels, place), settings).labels
+    settings = Refinement("smoothing", {"sigma_mm": sigma, "keep_volume": False})
+    found = apply_refinement(draft_of(voxels, place), settings).labels
     expected = smoothed_whole(voxels, sigma)
     assert (expected != voxels).mean() > 0.02
     assert (found != expected).mean() < 2e-3  # the Gaussian ends at 3 instead of 4 sigmas
@@ -47,9 +47,9 @@ def test_without_offsets_smoothing_is_that_of_the_whole_volume(sigma: float, pla
 
 def test_bricks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     voxels = noisy(seed=6)
-    whole = apply(draft_of(voxels), {"name": "smoothing", "sigma_mm": 1.5}).labels
+    whole = apply_refinement(draft_of(voxels), Refinement("smoothing", {"sigma_mm": 1.5})).labels
     monkeypatch.setattr(smoothing, "BRICK", 5)
-    small = apply(draft_of(voxels), {"name": "smoothing", "sigma_mm": 1.5}).labels
+    small = apply_refinement(draft_of(voxels), Refinement("smoothing", {"sigma_mm": 1.5})).labels
     assert (whole != voxels).any()
     np.testing.assert_array_equal(small, whole)
 
@@ -57,7 +57,7 @@ def test_bricks_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sigma", [0.7, 1.5])
 def test_volumes_are_kept(sigma: float) -> None:
     voxels = noisy(seed=4, shape=WIDE)
-    found = apply(draft_of(voxels), {"name": "smoothing", "sigma_mm": sigma}).labels
+    found = apply_refinement(draft_of(voxels), Refinement("smoothing", {"sigma_mm": sigma})).labels
     before, after = np.bincount(voxels.ravel()), np.bincount(found.ravel())
     loose = np.bincount(smoothed_whole(voxels, sigma).ravel(), minlength=5)
     assert np.abs(after - before)[1:].max() <= 0.003 * before[1:].min()
@@ -77,7 +77,7 @@ def test_ragged_borders_become_smooth_and_no_gap_opens() -> None:
     for value, mask in ((1, left), (2, right), (0, ~(left | right))):
         near = ndimage.binary_dilation(mask) & (rng.random(WIDE) < 0.15)
         ragged[near] = value
-    found = apply(draft_of(ragged), {"name": "smoothing", "sigma_mm": 1.5}).labels
+    found = apply_refinement(draft_of(ragged), Refinement("smoothing", {"sigma_mm": 1.5})).labels
     assert faces(found) < 0.7 * faces(ragged)
     assert (found != clean).sum() < 0.5 * (ragged != clean).sum()
     inside = ndimage.binary_erosion(left | right, iterations=2)
@@ -106,8 +106,8 @@ def test_a_border_snaps_to_the_edge_of_the_image(guided: bool, place: str) -> No
     truth, predicted, candidates = shifted_pair()
     image = image_of(truth, place)
     draft = draft_of(predicted, place, image=image, candidates=candidates if guided else None)
-    settings = {"name": "snap", "prior": 0.02, "contrast": 5.0, "shell_mm": 2.5}
-    found = apply(draft, settings).labels
+    settings = Refinement("snap", {"prior": 0.02, "contrast": 5.0, "shell_mm": 2.5})
+    found = apply_refinement(draft, settings).labels
     assert (found != truth).sum() < 0.05 * (predicted != truth).sum()
 
 
@@ -120,7 +120,7 @@ def test_where_the_model_is_certain_nothing_snaps() -> None:
         np.zeros_like(candidates.p_second),
     )
     draft = draft_of(predicted, image=image_of(truth), candidates=certain)
-    assert apply(draft, {"name": "snap", "prior": 0.01}).voxels == 0
+    assert apply_refinement(draft, Refinement("snap", {"prior": 0.01})).voxels == 0
 
 
 def walk_whole(draft: Draft, prior: float) -> NDArray[Any]:
@@ -158,8 +158,8 @@ def test_the_walk_is_the_solution_of_the_linear_system() -> None:
     candidates = Candidates(labels, (3 - labels).astype(np.uint8), high, low)
     image = Volume(rng.normal(size=shape).astype(np.float32), grid("oblique", shape))
     draft = draft_of(labels, image=image, candidates=candidates)
-    settings = {"name": "snap", "shell_mm": 20.0, "doubt": 0.01, "prior": 0.3}
-    found = apply(draft, settings).labels
+    settings = Refinement("snap", {"shell_mm": 20.0, "doubt": 0.01, "prior": 0.3})
+    found = apply_refinement(draft, settings).labels
     expected, clear = walk_whole(draft, 0.3)
     assert (expected != labels).any()
     np.testing.assert_array_equal(found[clear > 1e-3], expected[clear > 1e-3])
@@ -177,17 +177,19 @@ def test_a_ball_finds_its_border_again(method: str, bright: bool, off_mm: float)
     predicted = ball(WIDE, geometry, 11.0 + off_mm).astype(np.uint8)
     image = image_of((truth if bright else ~truth).astype(np.uint8), "oblique and mirrored")
     draft = draft_of(predicted, "oblique and mirrored", image=image)
-    settings = {"name": "level_set", "method": method, "move_mm": 2.5, "iterations": 80}
-    found = apply(draft, settings).labels.astype(bool)
+    settings = Refinement("level_set", {"method": method, "move_mm": 2.5, "iterations": 80})
+    found = apply_refinement(draft, settings).labels.astype(bool)
     assert (found ^ truth).sum() < 0.5 * (predicted.astype(bool) ^ truth).sum()
 
 
 def test_a_border_moves_no_farther_than_it_may() -> None:
     voxels = ball(WIDE, grid("oblique", WIDE), 7.0).astype(np.uint8)
     image = image_of(ball(WIDE, grid("oblique", WIDE), 12.0).astype(np.uint8))
-    settings = {"name": "level_set", "method": "threshold", "iterations": 200, "spread": 20.0}
+    settings = Refinement("level_set", {"method": "threshold", "iterations": 200, "spread": 20.0})
     for far in (0.9, 1.7):
-        found = apply(draft_of(voxels, image=image), settings | {"move_mm": far}).labels
+        found = apply_refinement(
+            draft_of(voxels, image=image), settings.with_options(move_mm=far)
+        ).labels
         gained = (found == 1) & (voxels == 0)
         apart = ndimage.distance_transform_edt(voxels == 0, SPACING_KJI)
         assert gained.any()
@@ -199,7 +201,7 @@ def test_two_structures_never_share_and_leave_no_gap() -> None:
     left, right = ball(WIDE, geometry, 8.0, -6.0), ball(WIDE, geometry, 8.0, 6.0)
     voxels = np.where(left, 1, np.where(right, 2, 0)).astype(np.uint8)
     draft = draft_of(voxels, image=image_of(voxels, noise=20.0))
-    refined = apply(draft, {"name": "level_set"})
+    refined = apply_refinement(draft, Refinement("level_set"))
     middle = ndimage.binary_erosion(left | right, iterations=2)
     assert refined.voxels > 0
     assert (refined.labels[middle] > 0).all()
@@ -244,8 +246,8 @@ def test_the_box_gives_what_the_whole_volume_gives(place: str) -> None:
     grey = (80.0 * ball(shape, geometry, 9.0) + rng.normal(0, 5, shape)).astype(np.float32)
     predicted = ball(shape, geometry, 8.0).astype(np.uint8)
     draft = Draft(Volume(predicted, geometry), (), Volume(grey, geometry))
-    settings = {"name": "level_set", "move_mm": 2.0, "iterations": 30}
-    found = apply(draft, settings).labels.astype(bool)
+    settings = Refinement("level_set", {"move_mm": 2.0, "iterations": 30})
+    found = apply_refinement(draft, settings).labels.astype(bool)
     expected = whole_volume_contour(grey, predicted, spacing)
     assert (expected != predicted).sum() > 100
     assert (found != expected).mean() < 1e-4
@@ -256,7 +258,7 @@ def test_a_certain_model_is_not_overruled() -> None:
     predicted = ball(WIDE, grid("oblique", WIDE), 9.0).astype(np.uint8)
     sure = candidates_of(predicted, (1 - predicted).astype(np.uint8), 0.0)
     draft = draft_of(predicted, image=image_of(truth), candidates=sure)
-    assert apply(draft, {"name": "level_set"}).voxels == 0
+    assert apply_refinement(draft, Refinement("level_set")).voxels == 0
     unsure = candidates_of(predicted, (1 - predicted).astype(np.uint8), 0.4)
     draft = draft_of(predicted, image=image_of(truth), candidates=unsure)
-    assert apply(draft, {"name": "level_set"}).voxels > 0
+    assert apply_refinement(draft, Refinement("level_set")).voxels > 0

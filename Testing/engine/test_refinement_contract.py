@@ -16,18 +16,25 @@ from numpy.typing import NDArray
 from medsegai.cli import main
 from medsegai.errors import RequestError
 from medsegai.io import read_labelmap, write_volume
-from medsegai.refinements import Draft, apply, check, level_set, option_fields, refinement_names
-from medsegai.request import Candidates
+from medsegai.refinements import (
+    Draft,
+    apply_refinement,
+    level_set,
+    option_fields,
+    options_of,
+    refinement_names,
+)
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Volume
 from refinement_cases import draft_of, grid, image_of, noisy
 
 NAMES = refinement_names()
 WAYS = [
-    *({"name": name} for name in NAMES),
-    {"name": "largest_component", "labels": [[1, 2]]},
-    *({"name": "level_set", "method": method} for method in level_set.METHODS[1:]),
-    {"name": "islands", "keep": 1, "joined": True},
-    {"name": "holes", "joined": True, "connectivity": "6"},
+    *map(Refinement, NAMES),
+    Refinement("largest_component", {"labels": [[1, 2]]}),
+    *(Refinement("level_set", {"method": method}) for method in level_set.METHODS[1:]),
+    Refinement("islands", {"keep": 1, "joined": True}),
+    Refinement("holes", {"joined": True, "connectivity": "6"}),
 ]
 SECONDS = 0.5
 """Of processor time, after which a refinement must have asked whether to go on."""
@@ -36,8 +43,9 @@ BYTES = 32
 """Of memory that a refinement may take for each voxel of the volume, however many structures there are."""
 
 
-def named(way: dict[str, Any]) -> str:
-    return ",".join(str(value) for key, value in way.items() if key != "labels")
+def named(way: Refinement) -> str:
+    others = (str(value) for key, value in way.options.items() if key != "labels")
+    return ",".join([way.name, *others])
 
 
 def whole_draft(voxels: NDArray[Any], seed: int = 0) -> Draft:
@@ -70,47 +78,47 @@ def turned(array: NDArray[Any], order: tuple[int, ...], flips: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("way", WAYS, ids=named)
-def test_the_same_voxels_change_however_the_head_is_stored(way: dict[str, Any]) -> None:
+def test_the_same_voxels_change_however_the_head_is_stored(way: Refinement) -> None:
     draft = whole_draft(noisy(seed=5))
-    expected = apply(draft, way).labels
+    expected = apply_refinement(draft, way).labels
     assert (expected != draft.labelmap.voxels).any()
     ways = itertools.product(itertools.permutations(range(3)), ((), (0,), (1, 2), (0, 1, 2)))
     for order, flips in ways:
-        found = apply(stored(draft, order, flips), way).labels
+        found = apply_refinement(stored(draft, order, flips), way).labels
         np.testing.assert_array_equal(found, turned(expected, order, flips))
 
 
 @pytest.mark.parametrize("way", WAYS, ids=named)
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32])
-def test_the_type_of_the_labels_changes_nothing(way: dict[str, Any], kind: Any) -> None:
+def test_the_type_of_the_labels_changes_nothing(way: Refinement, kind: Any) -> None:
     voxels = noisy(seed=6)
     draft, wide = whole_draft(voxels), whole_draft(voxels.astype(kind))
-    found = apply(wide, way).labels
+    found = apply_refinement(wide, way).labels
     assert found.dtype == kind
-    np.testing.assert_array_equal(found, apply(draft, way).labels)
+    np.testing.assert_array_equal(found, apply_refinement(draft, way).labels)
 
 
 # What is given
 
 
 @pytest.mark.parametrize("way", WAYS, ids=named)
-def test_what_is_given_is_never_written_to(way: dict[str, Any]) -> None:
+def test_what_is_given_is_never_written_to(way: Refinement) -> None:
     draft = whole_draft(noisy(seed=7))
     before = [array.copy() for array in arrays_of(draft)]
     for array in arrays_of(draft):
         array.flags.writeable = False  # who writes here raises
-    refined = apply(draft, way)
+    refined = apply_refinement(draft, way)
     assert refined.voxels > 0
     for array, copy in zip(arrays_of(draft), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=named)
-def test_labels_of_which_no_change_is_told_are_the_same_bit_for_bit(way: dict[str, Any]) -> None:
+def test_labels_of_which_no_change_is_told_are_the_same_bit_for_bit(way: Refinement) -> None:
     voxels = noisy(seed=8)
     voxels[:3, :3, :3] = 9  # a block of its own that touches the border of the volume
     named_ones = [1, 2]
-    refined = apply(whole_draft(voxels), way | {"labels": named_ones})
+    refined = apply_refinement(whole_draft(voxels), way.with_options(labels=named_ones))
     told = {change.label.value for change in refined.changes}
     assert told
     for value in set(np.unique(voxels)) - told - {0}:
@@ -152,17 +160,17 @@ def longest(work: Callable[[Callable[[float], None]], Any]) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_asks_often_whether_to_go_on(name: str, big: Draft) -> None:
-    way = {"name": name}
-    times = (longest(lambda step: apply(big, way, step)) for _ in range(3))
+    way = Refinement(name)
+    times = (longest(lambda step: apply_refinement(big, way, step)) for _ in range(3))
     assert any(found < SECONDS for found in times)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_grows_with_the_volume_alone(name: str, big: Draft) -> None:
-    way = {"name": name}
-    apply(whole_draft(noisy()), way)  # what is loaded at the first call is not counted
+    way = Refinement(name)
+    apply_refinement(whole_draft(noisy()), way)  # what is loaded at the first call is not counted
     tracemalloc.start()
-    apply(big, way)
+    apply_refinement(big, way)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < BYTES * big.labelmap.voxels.size
@@ -181,14 +189,14 @@ def test_no_option_takes_what_is_out_of_its_bounds(name: str, item: Any) -> None
     kind = type(item.default)
     low, high = (kind(bound) for bound in item.metadata["bounds"])
     for value in (low, high):
-        check({"name": name, item.name: value})
+        options_of(Refinement(name, {item.name: value}))
     wrong = [low - 1, high + 1] + ([float("nan"), float("inf")] if kind is float else [])
     for value in wrong:
         with pytest.raises(RequestError, match=f"{name}:{item.name} must lie between"):
-            check({"name": name, item.name: value})
+            options_of(Refinement(name, {item.name: value}))
     for value in ("much", None, True, [1]):
         with pytest.raises(RequestError, match=f"{name}:{item.name} must be"):
-            check({"name": name, item.name: value})
+            options_of(Refinement(name, {item.name: value}))
 
 
 def one_voxel() -> NDArray[np.uint16]:
@@ -261,7 +269,9 @@ def test_a_stray_voxel_changes_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch
     voxels = np.zeros((40, 42, 44), np.uint8)
     voxels[6:16, 6:17, 6:18] = 1
     voxels[6:16, 6:17, 18:24] = 2
-    alone = apply(draft_of(voxels, image=image_of(voxels, noise=30.0)), {"name": "level_set"})
+    alone = apply_refinement(
+        draft_of(voxels, image=image_of(voxels, noise=30.0)), Refinement("level_set")
+    )
     sizes: list[int] = []
     distance = level_set.signed_distance
 
@@ -273,7 +283,7 @@ def test_a_stray_voxel_changes_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch
     strays = voxels.copy()
     strays[39, 41, 43] = strays[30, 1, 40] = 1
     draft = draft_of(strays, image=image_of(voxels, noise=30.0))
-    refined = apply(draft, {"name": "level_set"})
+    refined = apply_refinement(draft, Refinement("level_set"))
     assert alone.voxels > 0
     assert refined.voxels == alone.voxels
     near = (slice(0, 28),) * 3
@@ -297,5 +307,7 @@ def test_parts_of_one_structure_that_lie_together_share_a_box(
         return distance(mask, spacing)
 
     monkeypatch.setattr(level_set, "signed_distance", spy)
-    apply(draft_of(voxels, image=image_of(voxels)), {"name": "level_set", "move_mm": 1.0})
+    apply_refinement(
+        draft_of(voxels, image=image_of(voxels)), Refinement("level_set", {"move_mm": 1.0})
+    )
     assert len(boxes) == 2

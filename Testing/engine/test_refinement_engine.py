@@ -14,8 +14,8 @@ import tiny_quicknat
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
 from medsegai.models.card import CARD_NAME, load_card
-from medsegai.refinements import Draft, apply, parse, title
-from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.refinements import Draft, apply_refinement, parse, title
+from medsegai.request import Refinement, SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from refinement_cases import ball_scan
 
@@ -51,13 +51,13 @@ def test_a_job_refines_as_the_refinements_do_by_themselves(
     expected, words, changes = raw.labelmap, [], []
     for text in TEXTS:
         draft = Draft(expected, raw.labels, scan, raw.candidates)
-        refined = apply(draft, parse(text))
-        words += refined.words(parse(text)["name"])
+        refined = apply_refinement(draft, parse(text))
+        words += refined.words(parse(text).name)
         changes.append(refined.to_dict(parse(text)))
         expected = expected.with_voxels(refined.labels)
     assert (expected.voxels != raw.labelmap.voxels).any()
     np.testing.assert_array_equal(result.labelmap.voxels, expected.voxels)
-    titles = tuple(title(parse(text)["name"]) for text in TEXTS)
+    titles = tuple(title(parse(text).name) for text in TEXTS)
     assert [word for word in result.warnings if word.startswith(titles)] == words
     told = json.loads(json.dumps(result.report()))["provenance"]["refinements"]
     assert told == json.loads(json.dumps(changes))
@@ -73,7 +73,7 @@ def test_what_a_card_suggests_comes_first_and_can_be_left_out(
 ) -> None:
     card = load_card(model)
     value = card.labels[0].value
-    suggested = {"name": "islands", "labels": [value], "keep": 1}
+    suggested = Refinement("islands", {"labels": [value], "keep": 1})
     folder = suggesting(model, tmp_path / "suggesting", suggested)
     told = run(folder, scan, refinements=TEXTS[1:]).refinements
     assert [item["settings"]["name"] for item in told] == ["islands", "smoothing"]
@@ -86,20 +86,23 @@ def test_what_a_card_suggests_is_told_in_one_line_and_warned_of_where_a_structur
     model: Path, scan: Volume, raw: SegmentationResult, tmp_path: Path
 ) -> None:
     labels = [label.value for label in raw.labels]
-    folder = suggesting(model, tmp_path / "mild", {"name": "islands", "labels": labels, "keep": 1})
+    folder = suggesting(
+        model, tmp_path / "mild", Refinement("islands", {"labels": labels, "keep": 1})
+    )
     result = run(folder, scan)
     (change,) = result.refinements
     assert result.refined() == f"Refined: islands ({change['ml']:.3g} ml changed)."
     assert not any("Remove islands" in text for text in result.warnings)
     lost = next(item.label for item in raw.structures if item.voxels)
-    harsh = {"name": "islands", "labels": [lost.value], "smallest_ml": 1000.0}
-    harsh["spare_largest"] = False
+    harsh = Refinement(
+        "islands", {"labels": [lost.value], "smallest_ml": 1000.0, "spare_largest": False}
+    )
     result = run(suggesting(model, tmp_path / "harsh", harsh), scan)
     (warning,) = (text for text in result.warnings if "Remove islands" in text)
     assert warning.startswith(f"Remove islands took away {lost.name}")
 
 
-def suggesting(model: Path, folder: Path, suggested: dict[str, Any]) -> Path:
+def suggesting(model: Path, folder: Path, suggested: Refinement) -> Path:
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -115,6 +118,6 @@ def test_mistakes_are_found_before_the_model_runs(
         run(model, scan, refinements=("polish",))
     with pytest.raises(RequestError, match="names label 77"):
         run(model, scan, refinements=("islands:labels=77",))
-    folder = suggesting(model, tmp_path / "wrong", {"name": "islands", "size": 3})
+    folder = suggesting(model, tmp_path / "wrong", Refinement("islands", {"size": 3}))
     with pytest.raises(ModelError, match="suggests a refinement that cannot be"):
         run(folder, scan)

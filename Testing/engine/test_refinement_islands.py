@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsegai.io import read_labelmap
-from medsegai.refinements import Draft, apply
+from medsegai.refinements import Draft, apply_refinement
 from medsegai.refinements._components import components
+from medsegai.request import Refinement
 from medsegai.volume import Volume
 from refinement_cases import candidates_of, draft_of, grid, noisy
 
@@ -38,7 +39,7 @@ def test_what_goes_is_what_simpleitk_finds_below_the_volume(connectivity: str, p
     voxels = noisy(seed=5)
     draft = draft_of(voxels, place)
     smallest = 0.05 / (0.8 * 1.1 * 2.3 / 1000)
-    found = apply(draft, {"name": "islands", "connectivity": connectivity}).labels
+    found = apply_refinement(draft, Refinement("islands", {"connectivity": connectivity})).labels
     for value in range(1, 5):
         gone = freed(voxels, value, smallest, connectivity == "26")
         assert gone.any()
@@ -53,7 +54,7 @@ def test_what_is_left_has_no_island(shared_data: Path) -> None:
     box = (slice(k - 24, k + 24), slice(j - 30, j + 30), slice(i - 28, i + 28))
     geometry = whole.geometry.cropped([part.start for part in box], (48, 60, 56))
     draft = Draft(Volume(whole.voxels[box], geometry), labels)
-    found = apply(draft, {"name": "islands", "keep": 1}).labels
+    found = apply_refinement(draft, Refinement("islands", {"keep": 1})).labels
     for value in np.unique(found)[1:]:
         assert ndimage.label(found == value, np.ones((3, 3, 3)))[1] == 1
     assert set(np.unique(found)) == set(np.unique(whole.voxels[box]))
@@ -64,8 +65,8 @@ def test_so_many_of_the_largest_parts_are_kept(keep: int) -> None:
     voxels = np.zeros((5, 6, 30), np.uint8)
     for number, size in enumerate((3, 1, 4, 2)):
         voxels[2, 3, 7 * number : 7 * number + size] = 1
-    settings = {"name": "islands", "keep": keep, "smallest_ml": 0.0}
-    found = apply(draft_of(voxels), settings).labels
+    settings = Refinement("islands", {"keep": keep, "smallest_ml": 0.0})
+    found = apply_refinement(draft_of(voxels), settings).labels
     sizes = np.bincount(ndimage.label(found)[0].ravel())[1:]
     assert sorted(sizes, reverse=True) == [4, 3, 2, 1][:keep]
 
@@ -73,8 +74,8 @@ def test_so_many_of_the_largest_parts_are_kept(keep: int) -> None:
 def test_the_largest_part_stays_unless_it_may_go() -> None:
     voxels = np.zeros((5, 6, 7), np.uint8)
     voxels[2, 2, 2] = 1
-    assert apply(draft_of(voxels), {"name": "islands"}).voxels == 0
-    refined = apply(draft_of(voxels), {"name": "islands", "spare_largest": False})
+    assert apply_refinement(draft_of(voxels), Refinement("islands")).voxels == 0
+    refined = apply_refinement(draft_of(voxels), Refinement("islands", {"spare_largest": False}))
     assert not refined.labels.any()
     assert "nothing is left" in refined.words("islands")[0]
 
@@ -82,10 +83,10 @@ def test_the_largest_part_stays_unless_it_may_go() -> None:
 def test_joined_labels_are_one_structure() -> None:
     voxels = np.zeros((5, 6, 12), np.uint8)
     voxels[2, 2, 1:4], voxels[2, 2, 4], voxels[2, 2, 10] = 1, 2, 2
-    settings = {"name": "islands", "keep": 1, "smallest_ml": 0.0}
-    apart = apply(draft_of(voxels), settings).labels
+    settings = Refinement("islands", {"keep": 1, "smallest_ml": 0.0})
+    apart = apply_refinement(draft_of(voxels), settings).labels
     assert (apart == 2).sum() == 1
-    joined = apply(draft_of(voxels), settings | {"joined": True}).labels
+    joined = apply_refinement(draft_of(voxels), settings.with_options(joined=True)).labels
     expected = voxels.copy()
     expected[2, 2, 10] = 0
     np.testing.assert_array_equal(joined, expected)
@@ -97,10 +98,12 @@ def test_freed_voxels_go_to_the_runner_up() -> None:
     voxels[:, :, :2] = 3
     voxels[3, 4, 1], voxels[3, 4, 0] = 2, 2  # an island of 2 within 3, beside 1
     second = np.full_like(voxels, 1)
-    found = apply(draft_of(voxels, candidates=candidates_of(voxels, second)), {"name": "islands"})
+    found = apply_refinement(
+        draft_of(voxels, candidates=candidates_of(voxels, second)), Refinement("islands")
+    )
     assert found.labels[3, 4, 1] == 1  # the runner-up, which is connected there
     assert found.labels[3, 4, 0] == 1
-    without = apply(draft_of(voxels), {"name": "islands"}).labels
+    without = apply_refinement(draft_of(voxels), Refinement("islands")).labels
     assert without[3, 4, 0] == without[3, 4, 1] == 3  # most faces touch 3
 
 
@@ -110,7 +113,9 @@ def test_a_runner_up_that_would_be_an_island_itself_is_passed_over() -> None:
     voxels[:2, :2, :2] = 3
     voxels[4, 4, 4] = 2
     second = np.full_like(voxels, 3)
-    found = apply(draft_of(voxels, candidates=candidates_of(voxels, second)), {"name": "islands"})
+    found = apply_refinement(
+        draft_of(voxels, candidates=candidates_of(voxels, second)), Refinement("islands")
+    )
     assert found.labels[4, 4, 4] == 1
 
 
@@ -118,7 +123,7 @@ def test_an_island_within_an_island_ends_where_the_outer_one_does() -> None:
     voxels = np.full((9, 9, 20), 1, np.uint8)
     voxels[:, :, 12:14], voxels[:, :, 14:] = 2, 3
     voxels[2:5, 2:5, 2:5], voxels[3, 3, 3] = 2, 3
-    found = apply(draft_of(voxels), {"name": "islands", "smallest_ml": 0.1}).labels
+    found = apply_refinement(draft_of(voxels), Refinement("islands", {"smallest_ml": 0.1})).labels
     assert (found[:, :, :12] == 1).all()
 
 
@@ -127,11 +132,11 @@ def test_islands_are_found_at_the_border_and_twice_changes_nothing() -> None:
     voxels[1:4, 1:4, 1:4] = 1
     for corner in np.ndindex(2, 2, 2):
         voxels[tuple(-part for part in corner)] = 1
-    once = apply(draft_of(voxels), {"name": "islands", "connectivity": "6"}).labels
+    once = apply_refinement(draft_of(voxels), Refinement("islands", {"connectivity": "6"})).labels
     assert once.sum() == 27
     again = draft_of(noisy(seed=9))
-    first = apply(again, {"name": "islands"}).labels
-    second = apply(draft_of(first), {"name": "islands"})
+    first = apply_refinement(again, Refinement("islands")).labels
+    second = apply_refinement(draft_of(first), Refinement("islands"))
     assert second.voxels == 0
 
 
@@ -161,7 +166,7 @@ def test_components_of_all_labels_at_once_are_those_of_scipy(
 @pytest.mark.parametrize("place", ["straight", "oblique and mirrored"])
 def test_cavities_are_those_of_scipy(place: str) -> None:
     voxels = noisy(seed=11)
-    found = apply(draft_of(voxels, place), {"name": "holes"}).labels
+    found = apply_refinement(draft_of(voxels, place), Refinement("holes")).labels
     count = 0
     for value in range(1, 5):
         # SciPy fills what other labels are in as well: look at complements made of background alone
@@ -187,28 +192,30 @@ def cavity() -> NDArray[np.uint8]:
 def test_a_cavity_up_to_the_volume_is_filled() -> None:
     ml = 8 * grid().voxel_volume_ml
     for largest, left in ((ml * 0.99, 8), (ml, 0), (0.0, 0)):
-        found = apply(draft_of(cavity()), {"name": "holes", "largest_ml": largest}).labels
+        found = apply_refinement(
+            draft_of(cavity()), Refinement("holes", {"largest_ml": largest})
+        ).labels
         assert (found[1:8, 1:9, 1:10] == 0).sum() == left
 
 
 def test_an_open_cavity_and_another_structure_stay() -> None:
     opened = cavity()
     opened[:4, 3, 3] = 0
-    assert apply(draft_of(opened), {"name": "holes"}).voxels == 0
+    assert apply_refinement(draft_of(opened), Refinement("holes")).voxels == 0
     filled = cavity()
     filled[3, 3, 3] = 2
-    assert apply(draft_of(filled), {"name": "holes"}).voxels == 0
+    assert apply_refinement(draft_of(filled), Refinement("holes")).voxels == 0
     at_border = np.ones((4, 5, 6), np.uint8)
     at_border[0, 2, 2] = 0
-    assert apply(draft_of(at_border), {"name": "holes"}).voxels == 0
+    assert apply_refinement(draft_of(at_border), Refinement("holes")).voxels == 0
 
 
 def test_what_two_structures_enclose_is_filled_when_they_are_joined() -> None:
     voxels = cavity()
     voxels[5:][voxels[5:] == 1] = 2
-    assert apply(draft_of(voxels), {"name": "holes"}).voxels == 0
-    settings = {"name": "holes", "joined": True}
-    assert (apply(draft_of(voxels), settings).labels[3:5, 3:5, 3:5] == 1).all()
+    assert apply_refinement(draft_of(voxels), Refinement("holes")).voxels == 0
+    settings = Refinement("holes", {"joined": True})
+    assert (apply_refinement(draft_of(voxels), settings).labels[3:5, 3:5, 3:5] == 1).all()
     second = np.full_like(voxels, 2)
     likely = draft_of(voxels, candidates=candidates_of(voxels, second))
-    assert (apply(likely, settings).labels[3:5, 3:5, 3:5] == 2).all()
+    assert (apply_refinement(likely, settings).labels[3:5, 3:5, 3:5] == 2).all()

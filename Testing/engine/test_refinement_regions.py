@@ -20,9 +20,9 @@ from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import read_volume
 from medsegai.labels import Label
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, apply, parse, refinement_names, title
+from medsegai.refinements import Draft, apply_refinement, parse, refinement_names, title
 from medsegai.refinements._overlapping import Regions, apply_to_regions
-from medsegai.request import Candidates, SegmentationRequest, SegmentationResult
+from medsegai.request import Candidates, Refinement, SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from nnunet_models import Made, make_model
 from refinement_cases import SHAPE, grid, image_of
@@ -64,11 +64,11 @@ def alone(regions: Regions, number: int) -> Draft:
 def test_each_region_is_refined_as_if_there_were_no_other(name: str) -> None:
     regions = nested()
     before = regions.masks.copy()
-    refined = apply_to_regions(regions, {"name": name})
+    refined = apply_to_regions(regions, Refinement(name))
     np.testing.assert_array_equal(regions.masks, before)
     changed = 0
     for number, label in enumerate(LABELS):
-        found = apply(alone(regions, number), {"name": name})
+        found = apply_refinement(alone(regions, number), Refinement(name))
         np.testing.assert_array_equal(refined.labels[number], found.labels == label.value)
         told = [change for change in refined.changes if change.label is label]
         assert told == list(found.changes)
@@ -82,7 +82,8 @@ def test_an_island_of_the_core_stays_in_the_whole() -> None:
     masks[0, 1:11, 1:12, 1:13] = True
     masks[1, 2:6, 2:6, 2:6] = masks[1, 8, 8, 8] = True
     refined = apply_to_regions(
-        Regions(masks, LABELS, grid(shape=(12, 13, 14))), {"name": "islands", "smallest_ml": 0.01}
+        Regions(masks, LABELS, grid(shape=(12, 13, 14))),
+        Refinement("islands", {"smallest_ml": 0.01}),
     )
     assert not refined.labels[1, 8, 8, 8]
     np.testing.assert_array_equal(refined.labels[0], masks[0])
@@ -91,17 +92,17 @@ def test_an_island_of_the_core_stays_in_the_whole() -> None:
 
 def test_only_regions_that_are_named_change() -> None:
     regions = nested(3)
-    refined = apply_to_regions(regions, {"name": "islands", "labels": [2]})
+    refined = apply_to_regions(regions, Refinement("islands", {"labels": [2]}))
     assert (refined.labels[1] != regions.masks[1]).any()
     np.testing.assert_array_equal(refined.labels[[0, 2]], regions.masks[[0, 2]])
     with pytest.raises(RequestError, match="names label 7"):
-        apply_to_regions(regions, {"name": "islands", "labels": [7]})
+        apply_to_regions(regions, Refinement("islands", {"labels": [7]}))
 
 
 def test_the_largest_component_of_each_region_and_of_a_group() -> None:
     regions = nested(5)
     whole, core = regions.masks[0], regions.masks[1]
-    settings = {"name": "largest_component", "labels": [[1, 2, 300], [2]]}
+    settings = Refinement("largest_component", {"labels": [[1, 2, 300], [2]]})
     found = apply_to_regions(regions, settings).labels
     joined = largest(regions.masks.any(0))
     assert (regions.masks.any(0) & ~joined).any()
@@ -121,7 +122,9 @@ def test_what_joined_regions_gain_the_outermost_gains() -> None:
     masks[0, 3:6, 3:6, 3:6] = False
     masks[1, 3:6, 3:6, 3] = masks[1, 3, 3, 4] = True
     regions = Regions(masks, LABELS, grid(shape=(9, 9, 9)))
-    found = apply_to_regions(regions, {"name": "holes", "labels": [2, 1], "joined": True}).labels
+    found = apply_to_regions(
+        regions, Refinement("holes", {"labels": [2, 1], "joined": True})
+    ).labels
     hole = ~masks[:2].any(0)
     hole[[0, -1]] = hole[:, [0, -1]] = hole[:, :, [0, -1]] = False
     np.testing.assert_array_equal(found[0], masks[0] | hole)
@@ -130,7 +133,7 @@ def test_what_joined_regions_gain_the_outermost_gains() -> None:
 
 def test_it_can_be_stopped_and_asks_with_a_share_that_grows() -> None:
     shares: list[float] = []
-    apply_to_regions(nested(), {"name": "smoothing"}, shares.append)
+    apply_to_regions(nested(), Refinement("smoothing"), shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -138,7 +141,7 @@ def test_it_can_be_stopped_and_asks_with_a_share_that_grows() -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        apply_to_regions(nested(), {"name": "smoothing"}, stop)
+        apply_to_regions(nested(), Refinement("smoothing"), stop)
 
 
 # Within a job
@@ -185,7 +188,7 @@ def test_a_job_refines_its_regions(text: str, results: Path) -> None:
     assert [item.voxels for item in result.structures] == result.regions.sum((1, 2, 3)).tolist()
     assert result.candidates is not None
     np.testing.assert_array_equal(result.candidates.first, raw.labelmap.voxels)
-    sentence = f"{title(parse(text)['name'])}: "
+    sentence = f"{title(parse(text).name)}: "
     assert any(warning.startswith(sentence) for warning in result.warnings)
 
 
@@ -203,7 +206,7 @@ def test_the_post_processing_of_nnunet_reaches_the_regions() -> None:
     answer.add(0, SHAPE[0])
     raw = answer.regions
     assert raw is not None
-    settings = {"name": "largest_component", "labels": [[300], [2, 300]]}
+    settings = Refinement("largest_component", {"labels": [[300], [2, 300]]})
     (told,) = answer.refine([settings], regions.image, Progress())
     enhancing = largest(raw[2])
     core = largest(raw[1] | enhancing)

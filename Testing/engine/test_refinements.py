@@ -19,22 +19,21 @@ from medsegai.labels import Label
 from medsegai.progress import Progress
 from medsegai.refinements import (
     Draft,
-    apply,
+    apply_refinement,
     option_fields,
     parse,
-    refine,
     refinement_names,
     summary,
 )
-from medsegai.request import SegmentationRequest
+from medsegai.request import Refinement, SegmentationRequest
 from medsegai.volume import Geometry, Volume
 from refinement_cases import candidates_of, draft_of, grid, image_of, noisy
 
 NAMES = refinement_names()
 
 
-def settings(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, **more}
+def settings(name: str, **more: Any) -> Refinement:
+    return Refinement(name, more)
 
 
 def full_draft(voxels: Any, name: str = "oblique") -> Draft:
@@ -80,15 +79,19 @@ def test_listing_the_options_loads_nothing_heavy() -> None:
 
 
 def test_text_is_read_with_the_types_of_the_options() -> None:
-    assert parse("islands") == {"name": "islands"}
-    assert parse(" islands: smallest_ml=0.1; keep=2;joined=yes;labels=17+53; connectivity=6") == {
-        "name": "islands",
-        "smallest_ml": 0.1,
-        "keep": 2,
-        "joined": True,
-        "labels": (17, 53),
-        "connectivity": "6",
-    }
+    assert parse("islands") == Refinement("islands")
+    assert parse(
+        " islands: smallest_ml=0.1; keep=2;joined=yes;labels=17+53; connectivity=6"
+    ) == Refinement(
+        "islands",
+        {
+            "smallest_ml": 0.1,
+            "keep": 2,
+            "joined": True,
+            "labels": (17, 53),
+            "connectivity": "6",
+        },
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_mistakes_are_named(text: str, words: str) -> None:
 def test_a_refinement_leaves_its_draft_alone_and_tells_every_change(name: str, place: str) -> None:
     voxels = noisy()
     draft, before = full_draft(voxels, place), voxels.copy()
-    refined = apply(draft, settings(name))
+    refined = apply_refinement(draft, settings(name))
     np.testing.assert_array_equal(voxels, before)
     assert refined.labels.dtype == voxels.dtype
     changed = refined.labels != voxels
@@ -149,7 +152,7 @@ def test_a_refinement_leaves_its_draft_alone_and_tells_every_change(name: str, p
 @pytest.mark.parametrize("name", NAMES)
 def test_a_label_that_is_not_named_loses_no_voxel(name: str) -> None:
     voxels = noisy()
-    found = apply(full_draft(voxels), settings(name, labels=[2])).labels
+    found = apply_refinement(full_draft(voxels), settings(name, labels=[2])).labels
     for other in (1, 3, 4):
         assert (found[voxels == other] == other).all()
         if name in ("smoothing", "level_set", "snap"):
@@ -160,8 +163,8 @@ def test_a_label_that_is_not_named_loses_no_voxel(name: str) -> None:
 @pytest.mark.parametrize("place", ["oblique", "oblique and mirrored", "sagittal slices"])
 def test_where_a_head_lies_in_the_world_changes_nothing(name: str, place: str) -> None:
     voxels = noisy(seed=3)
-    found = apply(full_draft(voxels, place), settings(name)).labels
-    straight = apply(full_draft(voxels, "straight"), settings(name)).labels
+    found = apply_refinement(full_draft(voxels, place), settings(name)).labels
+    straight = apply_refinement(full_draft(voxels, "straight"), settings(name)).labels
     np.testing.assert_array_equal(found, straight)
 
 
@@ -176,7 +179,7 @@ def test_it_can_be_stopped(name: str) -> None:
         progress.step("refine", part, 1)
 
     with pytest.raises(Cancelled):
-        apply(full_draft(noisy()), settings(name), step)
+        apply_refinement(full_draft(noisy()), settings(name), step)
     assert len(seen) == 2
 
 
@@ -186,7 +189,7 @@ def test_it_can_be_stopped(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_prediction_stays_empty(name: str) -> None:
     voxels = np.zeros((6, 7, 8), np.uint8)
-    refined = apply(full_draft(voxels), settings(name))
+    refined = apply_refinement(full_draft(voxels), settings(name))
     assert refined.labels is voxels
     assert refined.words(name) == []
 
@@ -196,7 +199,7 @@ def test_structures_of_one_voxel_survive(name: str) -> None:
     voxels = np.zeros((9, 10, 11), np.uint8)
     voxels[4, 5, 6], voxels[0, 0, 0], voxels[8, 9, 10] = 1, 2, 3
     draft = draft_of(voxels, image=image_of(voxels))
-    found = apply(draft, settings(name)).labels
+    found = apply_refinement(draft, settings(name)).labels
     assert set(np.unique(found)) == {0, 1, 2, 3}
 
 
@@ -204,10 +207,10 @@ def test_structures_of_one_voxel_survive(name: str) -> None:
 def test_labels_may_fill_the_volume(name: str) -> None:
     voxels = np.ones((6, 7, 8), np.uint8)
     voxels[3:] = 2
-    found = apply(full_draft(voxels), settings(name)).labels
+    found = apply_refinement(full_draft(voxels), settings(name)).labels
     assert found.min() == 1
     whole = np.ones((5, 6, 7), np.uint8)
-    assert (apply(full_draft(whole), settings(name)).labels == 1).all()
+    assert (apply_refinement(full_draft(whole), settings(name)).labels == 1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,7 +218,7 @@ def test_labels_may_fill_the_volume(name: str) -> None:
 def test_a_single_slice_is_refined_or_left(name: str, shape: tuple[int, int, int]) -> None:
     voxels = np.ones(shape, np.uint8)
     voxels[..., : shape[2] // 2] = 2
-    found = apply(full_draft(voxels), settings(name)).labels
+    found = apply_refinement(full_draft(voxels), settings(name)).labels
     assert found.shape == shape
     assert set(np.unique(found)) <= set(np.unique(voxels))
 
@@ -226,7 +229,7 @@ def test_three_hundred_labels(name: str) -> None:
     voxels = np.kron(blocks, np.ones((3, 3, 3), np.uint16))
     voxels[0, 0, 0] = 300
     chosen = settings(name, labels=[298, 299, 300]) if name == "level_set" else settings(name)
-    found = apply(full_draft(voxels), chosen).labels
+    found = apply_refinement(full_draft(voxels), chosen).labels
     assert found.dtype == np.uint16
     assert set(np.unique(found)) - {0} == set(range(1, 301))
 
@@ -235,21 +238,25 @@ def test_labels_beyond_16_bits_are_found() -> None:
     voxels = np.zeros((5, 6, 7), np.uint32)
     voxels[1:4, 1:4, 1:4] = 70_000
     voxels[4, 5, 6] = 70_000
-    found, words = refine(draft_of(voxels).labelmap, {"name": "islands", "smallest_ml": 0.01})
+    refined = apply_refinement(draft_of(voxels), Refinement("islands", {"smallest_ml": 0.01}))
+    found = refined.labels
     assert found[4, 5, 6] == 0
     assert (found == 70_000).sum() == 27
-    assert "Label 70000" in words[0]
+    assert "Label 70000" in refined.words("islands")[0]
 
 
 def test_a_label_that_is_not_there_is_no_error() -> None:
     voxels = noisy()
-    assert apply(full_draft(voxels), {"name": "islands", "labels": [9]}).labels is voxels
+    assert (
+        apply_refinement(full_draft(voxels), Refinement("islands", {"labels": [9]})).labels
+        is voxels
+    )
 
 
 def test_a_label_that_nobody_knows_is_an_error() -> None:
     draft = draft_of(noisy(), labels=(Label(1, "One", (9, 9, 9)), Label(2, "Two", (9, 9, 9))))
     with pytest.raises(RequestError, match="'islands' names label 9, which is none of 1, 2"):
-        apply(draft, {"name": "islands", "labels": [1, 9]})
+        apply_refinement(draft, Refinement("islands", {"labels": [1, 9]}))
 
 
 def test_an_image_on_another_grid_is_refused() -> None:
@@ -264,7 +271,7 @@ def test_an_image_on_another_grid_is_refused() -> None:
 @pytest.mark.parametrize("name", ["level_set", "snap"])
 def test_without_an_image_what_needs_one_says_so(name: str) -> None:
     with pytest.raises(RequestError, match="needs the scan"):
-        apply(draft_of(noisy()), {"name": name})
+        apply_refinement(draft_of(noisy()), Refinement(name))
 
 
 # The command
@@ -284,8 +291,10 @@ def test_the_command_refines_a_file_and_reports(
     assert "Remove islands: " in said
     assert "Part " in said
     found, names = read_labelmap(out)
-    first = apply(Draft(labelmap, labels), {"name": "islands", "keep": 1}).labels
-    expected = apply(Draft(labelmap.with_voxels(first), labels), {"name": "holes"}).labels
+    first = apply_refinement(Draft(labelmap, labels), Refinement("islands", {"keep": 1})).labels
+    expected = apply_refinement(
+        Draft(labelmap.with_voxels(first), labels), Refinement("holes")
+    ).labels
     np.testing.assert_array_equal(found.voxels, expected)
     assert [label.name for label in names] == [label.name for label in labels]
     told = json.loads(report.read_text())["refinements"]

@@ -14,7 +14,7 @@ from medsegai.evaluation.refining import (
     Table,
     as_suggested,
     best_of,
-    settings_of,
+    for_labels,
     try_all,
     worth,
 )
@@ -22,8 +22,8 @@ from medsegai.io import read_labelmap, read_volume
 from medsegai.labels import Label
 from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
-from medsegai.refinements import Draft, apply
-from medsegai.request import SegmentationRequest
+from medsegai.refinements import Draft, apply_refinement
+from medsegai.request import Refinement, SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
 LABELS = (Label(1, "Large", (9, 9, 9)), Label(2, "Small", (9, 9, 8)))
@@ -122,10 +122,10 @@ def test_what_a_card_suggests_already_is_done_first() -> None:
     voxels[9, 9, 9] = 1
     grid = Geometry.from_spacing(voxels.shape, (1.0, 1.0, 1.0))
     draft = Draft(Volume(voxels, grid), card.labels)
-    suggested = ({"name": "largest_component"},)
+    suggested = (Refinement("largest_component"),)
     suggesting = dataclasses.replace(card, suggested_refinements=suggested)
     found = as_suggested(draft, suggesting).labelmap.voxels
     assert found[9, 9, 9] == 0
     assert found[3, 3, 3] == 1
-    settings = settings_of("largest_component", card.labels)
-    assert (apply(draft, settings).labels == found).all()
+    settings = for_labels("largest_component", card.labels)
+    assert (apply_refinement(draft, settings).labels == found).all()

@@ -10,8 +10,8 @@ import pytest
 from medsegai.errors import Cancelled, RequestError, WorkerError
 from medsegai.labels import Label
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, apply
-from medsegai.request import Candidates
+from medsegai.refinements import Draft, apply_refinement
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Geometry, Volume
 from medsegai.worker import protocol
 from medsegai.worker.array_transfer import ExchangeFolder
@@ -23,7 +23,7 @@ LIVER, SPLEEN = Label(1, "Liver", (200, 100, 50)), Label(2, "Spleen", (50, 100, 
 TURNED = np.array(
     [[0.6, -1.6, 0.0, 10.0], [0.8, 1.2, 0.0, -20.0], [0.0, 0.0, 2.5, 3.0], [0, 0, 0, 1]]
 )
-ISLANDS = {"name": "islands", "labels": [1], "smallest_ml": 0.02}
+ISLANDS = Refinement("islands", {"labels": [1], "smallest_ml": 0.02})
 
 
 def labels() -> np.ndarray:
@@ -39,13 +39,13 @@ def labels() -> np.ndarray:
 def request(**more: Any) -> RefinementRequest:
     labelmap = Volume(labels(), Geometry(SHAPE, TURNED), "Abdomen segmentation")
     values: dict[str, Any] = {"labelmap": labelmap, "labels": (LIVER, SPLEEN)}
-    return RefinementRequest(**(values | {"settings": (ISLANDS,)} | more))
+    return RefinementRequest(**(values | {"refinements": (ISLANDS,)} | more))
 
 
 def test_it_is_what_the_refinement_does() -> None:
     asked = request()
     result = refine(asked, Progress())
-    expected = apply(Draft(asked.labelmap, asked.labels), ISLANDS)
+    expected = apply_refinement(Draft(asked.labelmap, asked.labels), ISLANDS)
     assert np.array_equal(result.labelmap.voxels, expected.labels)
     assert result.words == tuple(expected.words("islands"))
     assert result.report == (expected.to_dict(ISLANDS),)
@@ -91,9 +91,9 @@ def test_random_changes_never_touch_what_is_fixed() -> None:
 def test_several_refinements_follow_each_other() -> None:
     hollow = labels()
     hollow[3, 4, 3] = 0
-    settings = (ISLANDS, {"name": "holes", "labels": [1]})
+    refinements = (ISLANDS, Refinement("holes", {"labels": [1]}))
     labelmap = Volume(hollow, Geometry(SHAPE, TURNED))
-    result = refine(request(labelmap=labelmap, settings=settings), Progress())
+    result = refine(request(labelmap=labelmap, refinements=refinements), Progress())
     assert result.labelmap.voxels[3, 4, 3] == 1
     assert result.labelmap.voxels[6, 9, 12] == 0
     assert [item["settings"]["name"] for item in result.report] == ["islands", "holes"]
@@ -122,9 +122,9 @@ def test_it_can_be_stopped_and_tells_how_far_it_is() -> None:
 
 def test_a_mistake_is_told() -> None:
     with pytest.raises(RequestError, match="names label 9"):
-        refine(request(settings=({"name": "islands", "labels": [9]},)), Progress())
+        refine(request(refinements=(Refinement("islands", {"labels": [9]}),)), Progress())
     with pytest.raises(RequestError, match="image"):
-        refine(request(settings=({"name": "snap"},)), Progress())
+        refine(request(refinements=(Refinement("snap"),)), Progress())
 
 
 def test_an_image_on_another_grid_lies_where_it_lay() -> None:
@@ -156,8 +156,8 @@ def test_request_and_result_cross_the_pipe_as_they_are() -> None:
     folder = ExchangeFolder()
     candidates = Candidates(*(np.full(SHAPE, n, np.uint8) for n in range(4)))
     image = Volume(np.arange(27, dtype=np.float32).reshape(3, 3, 3), Geometry((3, 3, 3), TURNED))
-    settings = ({"name": "largest_component", "labels": ((1, 2),)},)
-    asked = request(fixed=(2,), image=image, candidates=candidates, settings=settings)
+    refinements = (Refinement("largest_component", {"labels": ((1, 2),)}),)
+    asked = request(fixed=(2,), image=image, candidates=candidates, refinements=refinements)
     kind = protocol.kind_of(asked)
     sent = protocol.decode(
         protocol.encode({"type": kind.name, "request": protocol.packed(asked, folder.path)})
@@ -165,7 +165,7 @@ def test_request_and_result_cross_the_pipe_as_they_are() -> None:
     got: Any = protocol.unpacked(kind.asked, sent["request"], folder.path)
     assert isinstance(got, RefinementRequest)
     assert (got.labels, got.fixed) == (asked.labels, (2,))
-    assert got.settings == ({"name": "largest_component", "labels": [[1, 2]]},)
+    assert got.refinements == (Refinement("largest_component", {"labels": [[1, 2]]}),)
     assert np.array_equal(got.labelmap.voxels, labels())
     assert got.image is not None
     assert np.array_equal(got.image.voxels, image.voxels)
@@ -205,7 +205,7 @@ def test_memory_stays_a_few_times_that_of_the_labels() -> None:
 
 
 def test_without_settings_nothing_changes() -> None:
-    asked = request(settings=())
+    asked = request(refinements=())
     result = refine(asked, Progress())
     assert result.labelmap is asked.labelmap
     assert result.words == ()

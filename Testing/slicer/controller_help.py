@@ -330,12 +330,14 @@ class Scene:
     def segments(self, segmentation: Any) -> list[SegmentRow]:
         return [SegmentRow(row.segment_id, row.name, row.color) for row in self.rows]
 
-    def draft(self, segmentation: Any, settings: Any, segments: Any = (), image: Any = None) -> Any:
+    def draft(
+        self, segmentation: Any, refinements: Any, segments: Any = (), image: Any = None
+    ) -> Any:
         if self.read_error:
             raise self.read_error
-        self.done.append(("draft", segmentation, settings, segments, image))
+        self.done.append(("draft", segmentation, refinements, segments, image))
         labelmap = Volume(np.ones((4, 5, 6), np.uint8), HEAD.geometry, "Head")
-        request = RefinementRequest(labelmap, fake_worker.LABELS, tuple(settings))
+        request = RefinementRequest(labelmap, fake_worker.LABELS, tuple(refinements))
         return SimpleNamespace(
             request=request, segmentation=segmentation, notes=("Not changed: Stem.",)
         )

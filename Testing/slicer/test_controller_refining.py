@@ -10,6 +10,7 @@ import pytest
 from controller_help import HEAD, House, Node
 from medsegai.errors import Cancelled, DeviceError, InputError, WorkerError
 from medsegai.progress import ProgressEvent
+from medsegai.request import Refinement
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.panel_values import RefineChoice, StructureRow
 
@@ -23,7 +24,7 @@ class Ward(House):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.node, self.view = Node("Head segmentation"), self.panel.refine
-        self.choice = RefineChoice(self.node, self.head, settings={"name": "islands"})
+        self.choice = RefineChoice(self.node, self.head, refinement=Refinement("islands"))
         self.view.answers["choice"] = self.choice
 
     def press(self, button: str) -> None:
@@ -49,7 +50,7 @@ def test_apply_runs_in_the_worker_and_writes_the_answer(house: Ward) -> None:
     house.press("apply")
     (asked,) = house.client.requests
     assert isinstance(asked, RefinementRequest)
-    assert house.scene.done == [("draft", house.node, [{"name": "islands"}], (), house.head)]
+    assert house.scene.done == [("draft", house.node, [Refinement("islands")], (), house.head)]
     assert house.host.prepared == 1
     assert house.state == (True, False)
     assert house.panel.state == "running"
@@ -203,21 +204,21 @@ def test_what_cannot_be_refined_is_told_before_anything_runs(house: Ward) -> Non
 
 
 def test_without_a_tick_nothing_is_meant(house: Ward) -> None:
-    house.view.answers["choice"] = RefineChoice(house.node, None, False, (), {"name": "islands"})
+    house.view.answers["choice"] = RefineChoice(house.node, None, False, (), Refinement("islands"))
     house.press("apply")
     assert "No segment is ticked" in house.message
     assert house.client.requests == []
-    chosen = RefineChoice(house.node, None, False, ("a",), {"name": "islands"})
+    chosen = RefineChoice(house.node, None, False, ("a",), Refinement("islands"))
     house.view.answers["choice"] = chosen
     house.press("apply")
-    assert house.scene.done[-1] == ("draft", house.node, [{"name": "islands"}], ("a",), None)
+    assert house.scene.done[-1] == ("draft", house.node, [Refinement("islands")], ("a",), None)
 
 
 def test_all_segments_are_meant_also_where_some_were_ticked_before(house: Ward) -> None:
-    chosen = RefineChoice(house.node, None, True, ("a",), {"name": "islands"})
+    chosen = RefineChoice(house.node, None, True, ("a",), Refinement("islands"))
     house.view.answers["choice"] = chosen
     house.press("apply")
-    assert house.scene.done[-1] == ("draft", house.node, [{"name": "islands"}], (), None)
+    assert house.scene.done[-1] == ("draft", house.node, [Refinement("islands")], (), None)
 
 
 def test_errors_are_told_and_the_section_works_on(house: Ward) -> None:

@@ -16,7 +16,7 @@ import pythonqt
 from medsegai import refinements
 from medsegai.refinements import option_fields, parse, refinement_names, summary, title
 from medsegai.refinements._settings import setting
-from medsegai.request import request_from_options, request_options
+from medsegai.request import Refinement, request_from_options, request_options
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.fields import field_widget, tip_of, title_of, words_of
 from MedSegAILib.panel_values import SegmentRow
@@ -151,7 +151,7 @@ def test_changed_options_arrive_as_the_command_line_writes_them(widget: Any, pan
     assert len(heard) == 6
     expected = {"labels": (16,), "smallest_ml": 0.125, "keep": 2, "spare_largest": False}
     (text,) = chosen(panel)
-    assert parse(text) == {"name": "islands", "connectivity": "6"} | expected
+    assert parse(text) == Refinement("islands", {"connectivity": "6"} | expected)
     assert rows(widget) == [
         "Remove islands: Structures 1, Smallest part (ml) 0.125, Parts to keep 2, Spare the largest no, "
         "Parts touch by 6"
@@ -160,7 +160,7 @@ def test_changed_options_arrive_as_the_command_line_writes_them(widget: Any, pan
         "what scripts and the command line write"
     )
     tick(find(widget, "refinement_labels"), "Brain-Stem", False)
-    assert "labels" not in parse(chosen(panel)[0]), "none of them ticked means all of them"
+    assert "labels" not in parse(chosen(panel)[0]).options, "none of them ticked means all of them"
 
 
 def test_they_run_in_the_order_of_the_list(widget: Any, panel: Panel) -> None:
@@ -221,7 +221,7 @@ def test_a_new_refinement_appears_by_itself(
     find(widget, "refinementSelector").setCurrentText("Polish")
     assert find(widget, "refinementNote").text() == "Polish structures until they shine."
     find(widget, "refineOption_strokes").setValue(12)
-    assert panel.refine.choice().settings == {"name": "polish", "strokes": 9}
+    assert panel.refine.choice().refinement == Refinement("polish", {"strokes": 9})
     sys.modules.pop("medsegai.refinements.polish")
 
 
@@ -234,7 +234,7 @@ def test_the_section_shows_the_options_of_each_refinement(
 ) -> None:
     find(widget, "refinementSelector").setCurrentText(title(name))
     assert find(widget, "refinementNote").text() == summary(name)
-    assert panel.refine.choice().settings == {"name": name}
+    assert panel.refine.choice().refinement == Refinement(name)
     for option in option_fields(name):
         found = pythonqt.real(widget).findChildren(QtWidgets.QWidget, f"refineOption_{option.name}")
         if isinstance(option.default, tuple):
@@ -249,8 +249,8 @@ def test_options_arrive_with_their_types(widget: Any, panel: Panel) -> None:
     find(widget, "refineOption_method").setCurrentText("by similar brightness")
     find(widget, "refineOption_move_mm").setValue(2.25)
     find(widget, "refineOption_iterations").setValue(7)
-    expected = {"name": "level_set", "method": "threshold", "move_mm": 2.25, "iterations": 7}
-    assert panel.refine.choice().settings == expected
+    expected = Refinement("level_set", {"method": "threshold", "move_mm": 2.25, "iterations": 7})
+    assert panel.refine.choice().refinement == expected
     assert len(heard) == 4
 
 

@@ -10,6 +10,7 @@ import slicer
 from slicer.util import updateVolumeFromArray
 
 from medsegai.progress import Progress
+from medsegai.request import Refinement
 from medsegai.volume import Geometry
 from medsegai.worker.refine_job import refine
 from medsegai.worker.requests import RefinementResult
@@ -199,6 +200,6 @@ def test_a_real_refinement_is_marked(application: Any, mrml: Any) -> None:
     labelmap[2:6, 2:8, 2:8] = LEFT.value
     labelmap[8, 10, 13] = LEFT.value
     node = scene.write(volume, result_for(scene.read(volume), labelmap))
-    draft = scene.draft(node, [{"name": "islands", "smallest_ml": 0.05}])
+    draft = scene.draft(node, [Refinement("islands", {"smallest_ml": 0.05})])
     preview = scene.preview_refined(draft, refine(draft.request, Progress()))
     np.testing.assert_allclose(preview.place, world_of(volume, 13, 10, 8), atol=1e-6)

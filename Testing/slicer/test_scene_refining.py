@@ -74,7 +74,7 @@ class Ward(Room):
         return Scene(self.mrml, undo_of(self.logic))
 
     def draft(self, *segments: str, image: Any = None, **settings: Any) -> Draft:
-        return self.scene.draft(self.node, [CLEAN | settings], segments, image)
+        return self.scene.draft(self.node, [CLEAN.with_options(**settings)], segments, image)
 
     def refine(self, *segments: str, **settings: Any) -> RefinementResult:
         draft = self.draft(*segments, **settings)

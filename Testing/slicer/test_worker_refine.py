@@ -14,6 +14,7 @@ import pytest
 from medsegai.errors import Cancelled, RequestError, WorkerError
 from medsegai.labels import Label
 from medsegai.progress import Progress
+from medsegai.request import Refinement
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.measure_and_export_jobs import measure_segments
 from medsegai.worker.refine_job import refine
@@ -46,13 +47,13 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     client.close()
 
 
-def noisy(size: int, *settings: dict[str, Any], **more: Any) -> RefinementRequest:
+def noisy(size: int, *refinements: Refinement, **more: Any) -> RefinementRequest:
     """A block of liver with speckles around it."""
     random = np.random.default_rng(1)
     voxels = (random.random((size, size + 3, size + 5)) < 0.1).astype(np.uint8)
     voxels[: size // 2] = 1
     labelmap = Volume(voxels, Geometry.from_spacing(voxels.shape, (1, 2, 3)), "Abdomen")
-    return RefinementRequest(labelmap, (Label(1, "Liver", (9, 8, 7)),), settings, **more)
+    return RefinementRequest(labelmap, (Label(1, "Liver", (9, 8, 7)),), refinements, **more)
 
 
 def run(client: WorkerClient, request: Any) -> Ear:
@@ -65,7 +66,7 @@ def run(client: WorkerClient, request: Any) -> Ear:
 def test_a_segmentation_is_refined_as_without_a_worker(
     client: WorkerClient, temporary: Path
 ) -> None:
-    request = noisy(20, {"name": "islands", "keep": 1})
+    request = noisy(20, Refinement("islands", {"keep": 1}))
     ear = run(client, request)
     (result,) = ear.results
     expected = refine(request, Progress())
@@ -101,15 +102,15 @@ def test_files_are_written_here_and_not_elsewhere(client: WorkerClient, tmp_path
 
 
 def test_a_mistake_comes_back_as_what_it_is_and_the_next_job_works(client: WorkerClient) -> None:
-    error = only_error(run(client, noisy(8, {"name": "polish"})))
+    error = only_error(run(client, noisy(8, Refinement("polish"))))
     assert isinstance(error, RequestError)
     assert "no refinement 'polish'" in str(error)
-    assert run(client, noisy(8, {"name": "holes"})).results
+    assert run(client, noisy(8, Refinement("holes"))).results
 
 
 def test_it_can_be_stopped(client: WorkerClient, temporary: Path) -> None:
     ear = Ear()
-    client.start(noisy(160, *[{"name": "smoothing", "sigma_mm": 3.0}] * 20), ear)
+    client.start(noisy(160, *[Refinement("smoothing", {"sigma_mm": 3.0})] * 20), ear)
     until(lambda: any(event.stage == "refine" for event in ear.events))
     client.cancel()
     until(lambda: ear.told)
@@ -131,7 +132,7 @@ def test_a_worker_without_the_packages_says_which(monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "MedSegAI"))
     client = WorkerClient([sys.executable, "-c", code])
-    error = only_error(run(client, noisy(8, {"name": "islands"})))
+    error = only_error(run(client, noisy(8, Refinement("islands"))))
     assert isinstance(error, WorkerError)
     assert "scipy" in str(error)
     assert run(client, segment_request("no such model")).errors

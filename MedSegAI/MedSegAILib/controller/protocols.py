@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medsegai.models.card import ModelCard
 from medsegai.progress import ProgressEvent
-from medsegai.request import SegmentationResult
+from medsegai.request import Refinement, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
 from MedSegAILib.output_choice import OutputChoice
@@ -105,7 +105,7 @@ class SceneProtocol(Protocol):
     def draft(
         self,
         segmentation: SegmentationNode,
-        settings: Sequence[Mapping[str, Any]],
+        refinements: Sequence[Refinement],
         segments: Sequence[str] = (),
         image: VolumeNode = None,
     ) -> Any: ...

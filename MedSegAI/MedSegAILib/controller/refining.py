@@ -147,7 +147,7 @@ class Refining:
             self._view.show_message(str(error), problem=True)
             return
         title = _("{name}: {what}").format(
-            name=choice.segmentation.GetName(), what=title_of_refinement(choice.settings["name"])
+            name=choice.segmentation.GetName(), what=title_of_refinement(choice.refinement.name)
         )
         entry = context.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
@@ -221,5 +221,5 @@ class _Job:
             raise RequestError(_(NONE_TICKED))
         segments = () if choice.every else choice.segments
         return self._context.scene.draft(
-            choice.segmentation, [choice.settings], segments, choice.image
+            choice.segmentation, [choice.refinement], segments, choice.image
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from medsegai.labels import Label
 from medsegai.refinements import option_fields
+from medsegai.request import Refinement
 from MedSegAILib.panel.fields import FieldWidget, field_widget, tip_of, title_of
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.slicer_types import Widget
@@ -57,12 +58,11 @@ class RefinementForm:
             self._form.addRow(f"{_(title_of(option))}:", widget)
             self._read[option.name], self._defaults[option.name] = read, option.default
 
-    def settings(self) -> dict[str, Any]:
-        """The name and what differs from the defaults, as `medsegai.refinements` takes them."""
+    def refinement(self) -> Refinement:
+        """Return the refinement with those options that differ from their defaults."""
         values = {name: read() for name, read in self._read.items()}
-        return {"name": self._name} | {
-            name: value for name, value in values.items() if value != self._defaults[name]
-        }
+        changed = {name: value for name, value in values.items() if value != self._defaults[name]}
+        return Refinement(self._name, changed)
 
     def _structures(self, labels: Sequence[Label], values: Sequence[int]) -> FieldWidget:
         """None of them ticked means all of them, as in the refinements."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import qt
 
 from medsegai.labels import Label
 from medsegai.refinements import as_text, option_fields, refinement_names, summary, title
+from medsegai.request import Refinement
 from MedSegAILib.panel.fields import title_of
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.slicer_types import Widget
@@ -29,7 +30,7 @@ class RefinementList:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._chosen: list[dict[str, Any]] = []
+        self._chosen: list[Refinement] = []
         self._labels: tuple[Label, ...] = ()
         self.widget = qt.QWidget()
         layout = qt.QVBoxLayout(self.widget)
@@ -51,7 +52,7 @@ class RefinementList:
 
     def values(self) -> tuple[str, ...]:
         """The refinements in their order, as the option `refinements` takes them."""
-        return tuple(as_text(settings) for settings in self._chosen)
+        return tuple(as_text(refinement) for refinement in self._chosen)
 
     def set_labels(self, labels: Sequence[Label]) -> None:
         """The structures of the model; those that were chosen of another one are forgotten."""
@@ -59,8 +60,10 @@ class RefinementList:
             return
         self._labels = tuple(labels)
         self._chosen = [
-            {name: value for name, value in settings.items() if not isinstance(value, tuple)}
-            for settings in self._chosen
+            Refinement(
+                item.name, {name: v for name, v in item.options.items() if not isinstance(v, tuple)}
+            )
+            for item in self._chosen
         ]
         self._show(self._list.currentRow)
 
@@ -93,7 +96,7 @@ class RefinementList:
             row.addWidget(_button(name, text, act))
 
     def _add(self) -> None:
-        self._chosen.append({"name": refinement_names()[self._names.currentIndex]})
+        self._chosen.append(Refinement(refinement_names()[self._names.currentIndex]))
         self._show(len(self._chosen) - 1)
         self._changed()
 
@@ -115,8 +118,8 @@ class RefinementList:
         """The list as it is now, with this row selected."""
         self._list.blockSignals(True)
         self._list.clear()
-        for settings in self._chosen:
-            self._list.addItem(in_words(settings))
+        for refinement in self._chosen:
+            self._list.addItem(in_words(refinement))
         self._list.currentRow = row
         self._list.blockSignals(False)
         for part in (self._list, self._buttons, self._options):
@@ -125,33 +128,32 @@ class RefinementList:
 
     def _on_selected(self, row: int) -> None:
         if 0 <= row < len(self._chosen):
-            settings = self._chosen[row]
-            self._explain(settings)
-            self._form.show(settings["name"], settings, self._labels)
+            refinement = self._chosen[row]
+            self._explain(refinement)
+            self._form.show(refinement.name, refinement.options, self._labels)
         else:
             self._form.show("")
 
-    def _explain(self, settings: Mapping[str, Any]) -> None:
+    def _explain(self, refinement: Refinement) -> None:
         """What it does, and how scripts and the command line write it."""
-        self._list.toolTip = f"{_(summary(settings['name']))} ({as_text(settings)})"
+        self._list.toolTip = f"{_(summary(refinement.name))} ({as_text(refinement)})"
 
     def _on_option_changed(self) -> None:
         row = self._list.currentRow
-        self._chosen[row] = self._form.settings()
+        self._chosen[row] = self._form.refinement()
         self._list.item(row).setText(in_words(self._chosen[row]))
         self._explain(self._chosen[row])
         self._changed()
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
+def in_words(refinement: Refinement) -> str:
     """A refinement and what of it differs from the defaults, as the list shows it."""
-    options = {option.name: option for option in option_fields(settings["name"])}
+    options = {option.name: option for option in option_fields(refinement.name)}
     parts = [
         f"{_(title_of(options[name]))} {_value(value)}"
-        for name, value in settings.items()
-        if name != "name"
+        for name, value in refinement.options.items()
     ]
-    return ": ".join(part for part in (_(title(settings["name"])), ", ".join(parts)) if part)
+    return ": ".join(part for part in (_(title(refinement.name)), ", ".join(parts)) if part)
 
 
 def _value(value: Any) -> str:

@@ -59,7 +59,7 @@ class RefineView:
             ui.refineImageSelector.currentNode(),
             ui.refineSegmentsSelector.currentIndex == ALL,
             self._segments.ticked(),
-            self._form.settings(),
+            self._form.refinement(),
         )
 
     def choose(self, node: Node) -> None:

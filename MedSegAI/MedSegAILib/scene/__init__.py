@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.models.card import ModelCard
-from medsegai.request import Candidates, SegmentationResult
+from medsegai.request import Candidates, Refinement, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
 from MedSegAILib.doubtful_places import DoubtfulPlace, Step
@@ -230,12 +230,12 @@ class Scene:
     def draft(
         self,
         segmentation: SegmentationNode,
-        settings: Sequence[Mapping[str, Any]],
+        refinements: Sequence[Refinement],
         segments: Sequence[str] = (),
         image: VolumeNode = None,
     ) -> Draft:
         """A segmentation as the worker is to see it: see `refining.draft`."""
-        return refining.draft(segmentation, settings, segments, image)
+        return refining.draft(segmentation, refinements, segments, image)
 
     def write_refined(self, draft: Draft, result: RefinementResult) -> SegmentationNode:
         """Put what became of a draft into its segmentation, as one undo step.

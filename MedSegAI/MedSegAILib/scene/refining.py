@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
 from medsegai.refinements import uses_candidates
-from medsegai.request import Candidates
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
@@ -82,7 +82,7 @@ class Draft:
 
 def draft(
     segmentation: SegmentationNode,
-    settings: Sequence[Mapping[str, Any]],
+    refinements: Sequence[Refinement],
     segments: Sequence[str] = (),
     image: VolumeNode = None,
 ) -> Draft:
@@ -92,7 +92,7 @@ def draft(
     segment of that kind which overlaps one that is refined has no say in where the other may go.
 
     Args:
-        settings: refinements in their order, each its name and options without labels.
+        refinements: what to do, in this order; without labels.
         segments: ids of the segments to refine; all if none is named.
         image: the volume node of the scan, for refinements that look at it.
 
@@ -100,15 +100,15 @@ def draft(
         InputError: there is no segmentation, it is made of surfaces, has no voxels or no such segment; all
             segments are completed, or two that are to be refined overlap; or the volume is not an image.
         GeometryError: segmentation or image stand under a transform that is not linear.
-        RequestError: the settings name labels.
+        RequestError: a refinement names labels.
     """
     if segmentation is None:
         raise InputError(_("There is no segmentation. Choose the one that is to be refined."))
-    for item in settings:
-        if "labels" in item:
+    for item in refinements:
+        if "labels" in item.options:
             raise RequestError(
                 _("Name the segments to refine, and no label values in {name}.").format(
-                    name=item["name"]
+                    name=item.name
                 )
             )
     check_labelmaps(segmentation)
@@ -127,10 +127,10 @@ def draft(
     request = RefinementRequest(
         Volume(voxels, world, segmentation.GetName()),
         tuple(label_of(segmentation, name, value) for value, name in names.items()),
-        tuple({**item, "labels": labels} for item in settings),
+        tuple(item.with_options(labels=labels) for item in refinements),
         tuple(fixed),
         None if image is None else read(image),
-        _candidates(segmentation, grid, names) if any(map(uses_candidates, settings)) else None,
+        _candidates(segmentation, grid, names) if any(map(uses_candidates, refinements)) else None,
     )
     return Draft(segmentation, request, grid, names, digests(layers), _notes(segmentation, locked))
 

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    settings = tuple(parse(text) for text in arguments.refinements)
+    refinements = tuple(parse(text) for text in arguments.refinements)
     _check_outputs(arguments)
 
     from medsegai.io import read_candidates, read_labelmap, read_volume, write_segmentation
@@ -112,7 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
         else read_candidates(arguments.probabilities, labelmap, labels)
     )
     Draft(labelmap, labels, image, candidates)  # refuses a scan on another grid
-    asked = RefinementRequest(labelmap, labels, settings, image=image, candidates=candidates)
+    asked = RefinementRequest(labelmap, labels, refinements, image=image, candidates=candidates)
     result = _refine(asked, arguments.quiet)
     write_segmentation(arguments.output, result.labelmap, labels)
     if arguments.report is not None:

@@ -351,7 +351,7 @@ class HeldOut:
         options = {name: value for name, value in self.options.items() if name != "device"}
         return {
             "models": cards,
-            "suggested refinements": [dict(item) for item in self.card.suggested_refinements],
+            "suggested refinements": [item.to_dict() for item in self.card.suggested_refinements],
             "refinements": list(self.rows),
             "options": options,
             "labels": [label.value for label in self.truth.labels],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from medsegai.evaluation.crossval import (
 from medsegai.evaluation.postprocessing import Decision
 from medsegai.io import write_card
 from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.request import Refinement
 
 MODEL = "model"
 
@@ -95,9 +96,7 @@ def write_recipe(
     return sorted(path.parent for path in destination.rglob(CARD_NAME))
 
 
-def _refinements(
-    decision: Decision, cards: Sequence[ModelCard]
-) -> list[tuple[Mapping[str, Any], ...]]:
+def _refinements(decision: Decision, cards: Sequence[ModelCard]) -> list[tuple[Refinement, ...]]:
     """What each card suggests. A group is named by the first card that has all of it, in that card's values."""
     task = decision.figures.task
     names = {item.values: item.name for item in task.structures}
@@ -118,7 +117,9 @@ def _refinements(
                 f"Keeping the largest part of the labels {', '.join(map(str, group))} together helps, but no "
                 "model has all of them, so no card can say so. Compare the models one by one."
             )
-    return [({"name": "largest_component", "labels": found},) if found else () for found in groups]
+    return [
+        (Refinement("largest_component", {"labels": found}),) if found else () for found in groups
+    ]
 
 
 def _write_model(card: ModelCard, folder: Path) -> None:

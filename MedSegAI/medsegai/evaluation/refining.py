@@ -14,7 +14,8 @@ from medsegai.errors import ModelError, RequestError
 from medsegai.evaluation.measures import evaluate
 from medsegai.labels import Label
 from medsegai.models.card import ModelCard
-from medsegai.refinements import Draft, apply, parse
+from medsegai.refinements import Draft, apply_refinement, parse
+from medsegai.request import Refinement
 from medsegai.volume import Volume
 
 ROWS = (
@@ -39,14 +40,18 @@ Table = dict[str, NDArray[np.float64]]
 """For each row the figures of one case, (structure, measure); NaN where a structure has none."""
 
 
-def settings_of(text: str, labels: Sequence[Label]) -> dict[str, Any]:
+def for_labels(text: str, labels: Sequence[Label]) -> Refinement:
     """A refinement as a card suggests it to all labels, and as the engine then applies it.
 
     Raises:
         RequestError: there is no such refinement or option.
     """
-    settings = parse(text)
-    return {"labels": [label.value for label in labels]} | settings
+    return _with_labels(parse(text), [label.value for label in labels])
+
+
+def _with_labels(refinement: Refinement, values: Sequence[int]) -> Refinement:
+    """The refinement for these labels, unless it names its own."""
+    return refinement.with_options(**{"labels": tuple(values), **refinement.options})
 
 
 def as_suggested(draft: Draft, card: ModelCard) -> Draft:
@@ -55,10 +60,9 @@ def as_suggested(draft: Draft, card: ModelCard) -> Draft:
     Raises:
         ModelError: the card suggests what there is not.
     """
-    every = {"labels": list(card.label_values)}
     for item in card.suggested_refinements:
         try:
-            refined = apply(draft, every | dict(item))
+            refined = apply_refinement(draft, _with_labels(item, card.label_values))
         except RequestError as error:
             raise ModelError(f"The card of {card.id} cannot be followed: {error}") from None
         labelmap = draft.labelmap.with_voxels(refined.labels)
@@ -88,7 +92,7 @@ def try_all(
     table, changed = {AS_PREDICTED: before}, {}
     for number, text in enumerate(rows):
         step(number / len(rows))
-        refined = apply(draft, settings_of(text, draft.labels))
+        refined = apply_refinement(draft, for_labels(text, draft.labels))
         touched = {change.label.value for change in refined.changes}
         places = [number for number, label in enumerate(labels) if label.value in touched]
         after = before.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from medsegai.inference.fusion import Ensemble
 from medsegai.inference.probabilities import two_best
 from medsegai.labels import Label
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, Refined, Step, apply
+from medsegai.refinements import Draft, Refined, Step, apply_refinement
 from medsegai.refinements._overlapping import Regions, apply_to_regions
-from medsegai.request import Candidates, SegmentationRequest, StructureMeasures
+from medsegai.request import Candidates, Refinement, SegmentationRequest, StructureMeasures
 from medsegai.volume import Geometry, Volume
 
 
@@ -111,7 +111,7 @@ class ResultBuilder:
         return found
 
     def refine(
-        self, refinements: Sequence[Mapping[str, Any]], image: Volume, progress: Progress
+        self, refinements: Sequence[Refinement], image: Volume, progress: Progress
     ) -> list[dict[str, Any]]:
         """Refine the labels, and return everything that was changed.
 
@@ -120,16 +120,16 @@ class ResultBuilder:
         """
         progress.step("refine", 0, 1)
         changes: list[dict[str, Any]] = []
-        for number, settings in enumerate(refinements):
+        for number, refinement in enumerate(refinements):
 
             def step(part: float, done: int = number) -> None:
                 progress.step("refine", done + part, len(refinements))
 
-            refined = self._refined(settings, image, step)
+            refined = self._refined(refinement, image, step)
             suggested = number < len(refinements) - self._asked
             tell = refined.losses if suggested else refined.words
-            self.warnings += tell(str(settings["name"]))
-            changes.append(refined.to_dict(settings))
+            self.warnings += tell(refinement.name)
+            changes.append(refined.to_dict(refinement))
         if not self.labelmap.any():
             self.warnings.append(
                 "Nothing was found. Is the image of the kind that the model was made for?"
@@ -137,16 +137,17 @@ class ResultBuilder:
         progress.step("refine", 1, 1)
         return changes
 
-    def _refined(self, settings: Mapping[str, Any], image: Volume, step: Step) -> Refined:
+    def _refined(self, refinement: Refinement, image: Volume, step: Step) -> Refined:
         """Apply one refinement. Overlapping regions are refined one by one; the label map has the innermost."""
         labels = tuple(self._labels)
         if self.regions is None:
             labelmap = Volume(self.labelmap, self._output)
-            refined = apply(Draft(labelmap, labels, image, self.candidates), settings, step)
+            draft = Draft(labelmap, labels, image, self.candidates)
+            refined = apply_refinement(draft, refinement, step)
             self.labelmap = refined.labels
             return refined
         regions = Regions(self.regions, labels, self._output, image, self._steps)
-        refined = apply_to_regions(regions, settings, step)
+        refined = apply_to_regions(regions, refinement, step)
         self.regions = refined.labels
         self.labelmap = np.zeros_like(self.labelmap)
         for label, mask in zip(labels, self.regions, strict=True):

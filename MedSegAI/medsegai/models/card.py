@@ -27,6 +27,7 @@ from medsegai.models.json_fields import (
     to_json,
 )
 from medsegai.models.quality import Calibration, Reference
+from medsegai.request import Refinement
 
 CARD_NAME = "card.json"
 
@@ -114,7 +115,7 @@ class ModelCard:
     origin: str = ""
     citation: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    suggested_refinements: tuple[Mapping[str, Any], ...] = ()
+    suggested_refinements: tuple[Refinement, ...] = ()
     memory_mb: float = 0.0
     performance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = field(default=None, metadata=UNLESS_DEFAULT)
@@ -296,7 +297,7 @@ class ModelCard:
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON values; `card_from_dict` reads them back."""
-        values: dict[str, Any] = to_json(self)
+        values: dict[str, Any] = to_json(self, {Refinement: Refinement.to_dict})
         return values
 
 
@@ -316,7 +317,9 @@ def card_from_dict(data: Mapping[str, Any], folder: Path = Path()) -> ModelCard:
 
 
 def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
-    return replace(from_json(ModelCard, data), folder=folder)
+    return replace(
+        from_json(ModelCard, data, hooks={Refinement: Refinement.from_dict}), folder=folder
+    )
 
 
 def load_card(path: str | os.PathLike[str]) -> ModelCard:

@@ -160,6 +160,7 @@ def from_json(
         place: where they stand, for messages; "" for the whole file.
         error: what is raised.
         hooks: for each class of annotations that is read in another way, what makes an instance of a JSON value.
+            A ValueError that it raises says what the value must be, such as "must be a number".
 
     Raises:
         MedSegAIError: of the class `error`: a key is unknown or missing, or a value is of another type. And
@@ -211,7 +212,10 @@ class _Reader:
         origin, parts = get_origin(hint), get_args(hint)
         convert = self.hooks.get(origin or hint)
         if convert is not None:
-            return convert(value)
+            try:
+                return convert(value)
+            except ValueError as error:
+                raise self.error(f"{place} {error}, not {shown(value)}.") from error
         if is_dataclass(hint):
             return self.instance(cast(Any, hint), value, place)
         if origin in (Union, types.UnionType):

@@ -38,6 +38,7 @@ from medsegai.models.nnunet_parts import (
     TRAINERS,
     check_settings,
 )
+from medsegai.request import Refinement
 
 FAMILY = "nnunet"
 RESULTS_NAME = re.compile(r"([^_].*?)__(.+?)__(.+)")
@@ -558,10 +559,10 @@ def _origin(results: Results) -> str:
     return f"{origin} {reference}" if reference else origin
 
 
-def _refinements(after: Postprocessing) -> tuple[Mapping[str, Any], ...]:
+def _refinements(after: Postprocessing) -> tuple[Refinement, ...]:
     if not after.groups:
         return ()
-    return ({"name": "largest_component", "labels": [list(group) for group in after.groups]},)
+    return (Refinement("largest_component", {"labels": after.groups}),)
 
 
 def _identifier(dataset_name: str) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medsegai.boxes import label_boxes
 from medsegai.errors import GeometryError, RequestError, counted
 from medsegai.labels import Label, made_color
-from medsegai.request import Candidates
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Volume, check_same_grid
 
 Step = Callable[[float], None]
@@ -169,10 +169,10 @@ class Refined:
         gone = "; ".join(str(item) for item in self.changes if item.gone)
         return [*self.notes, *([f"{title(name)} took away {gone}."] if gone else [])]
 
-    def to_dict(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """JSON values, with the settings that led here."""
+    def to_dict(self, refinement: Refinement) -> dict[str, Any]:
+        """Return the changes as JSON values, with the refinement that made them."""
         return {
-            "settings": dict(settings),
+            "settings": refinement.to_dict(),
             "voxels": self.voxels,
             "ml": self.ml,
             "structures": [change.to_dict() for change in self.changes],
@@ -204,109 +204,96 @@ def summary(name: str) -> str:
     return (_module(name).__doc__ or "").partition("\n")[0]
 
 
-def parse(text: str) -> dict[str, Any]:
-    """Settings from `name` or `name:option=value;option=value`; several labels as in `labels=17+53`.
+def parse(text: str) -> Refinement:
+    """Read `name` or `name:option=value;option=value`; several labels are written as in `labels=17+53`.
 
     Raises:
-        RequestError: there is no such refinement or option, or a value is none that it takes.
+        RequestError: there is no such refinement or option, or an option does not take that value.
     """
     name, _, rest = text.strip().partition(":")
     known = {item.name: item for item in option_fields(name)}
-    settings: dict[str, Any] = {"name": name}
+    options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in rest.split(";"))):
         option, equals, value = (word.strip() for word in part.partition("="))
         if not equals:
             raise RequestError(f"Write {part!r} in {text!r} as option=value.")
         _require_option(name, option, known)
-        if option in settings:
+        if option in options:
             raise RequestError(f"Option {option!r} stands twice in {text!r}.")
-        settings[option] = _from_text(f"{name}:{option}", value, known[option].default)
-    check(settings)
-    return settings
+        options[option] = _from_text(f"{name}:{option}", value, known[option].default)
+    refinement = Refinement(name, options)
+    options_of(refinement)
+    return refinement
 
 
-def as_text(settings: Mapping[str, Any]) -> str:
-    """What `parse` reads as these settings; labels in groups have no such text."""
-    parts = [f"{name}={value_as_text(value)}" for name, value in settings.items() if name != "name"]
-    return ":".join(filter(None, (str(settings["name"]), ";".join(parts))))
+def as_text(refinement: Refinement) -> str:
+    """Return the text that `parse` reads as this refinement; labels in groups have no such text."""
+    parts = [f"{name}={value_as_text(value)}" for name, value in refinement.options.items()]
+    return ":".join(filter(None, (refinement.name, ";".join(parts))))
 
 
-def check(settings: Mapping[str, Any], labels: Sequence[Label] = ()) -> None:
-    """Find mistakes in settings before the work begins.
+def options_of(refinement: Refinement, labels: Sequence[Label] = ()) -> Any:
+    """Return the `Options` of a refinement, each value checked.
 
     Args:
-        settings: name and options.
-        labels: the labels that there are; if none is given, labels are not checked.
+        refinement: a refinement from anywhere, such as a card or a message.
+        labels: the labels that exist; labels are not checked if none is given.
 
     Raises:
         RequestError: there is no such refinement, option or label, or a value is out of bounds.
     """
-    _, options = _options(settings)
+    name, module = refinement.name, _module(refinement.name)
+    known = {item.name: item for item in fields(module.Options)}
+    values = {}
+    for option, value in refinement.options.items():
+        _require_option(name, option, known)
+        values[option] = _checked(f"{name}:{option}", value, known[option])
+    options = module.Options(**values)
+    if labels:
+        _require_labels(name, options.labels, labels)
+    return options
+
+
+def _require_labels(name: str, named: Sequence[Any], labels: Sequence[Label]) -> None:
     known = {label.value for label in labels}
-    for item in options.labels if known else ():
+    for item in named:
         for value in item if isinstance(item, tuple) else (item,):
             if value not in known:
                 raise RequestError(
-                    f"Refinement {settings['name']!r} names label {value}, which is none of "
+                    f"Refinement {name!r} names label {value}, which is none of "
                     f"{', '.join(str(number) for number in sorted(known)[:NAMED_LABELS])}"
                     f"{', …' if len(known) > NAMED_LABELS else ''}."
                 )
 
 
-def refine(
-    draft: Draft | Volume, settings: Mapping[str, Any], step: Step = lambda part: None
-) -> tuple[NDArray[Any], list[str]]:
-    """Apply one refinement as a card or `parse` names it: its name, and its options.
-
-    Returns:
-        The labels, (k, j, i), and what was changed, in words.
-
-    Raises:
-        RequestError: see `apply`.
-    """
-    refined = apply(draft if isinstance(draft, Draft) else Draft(draft), settings, step)
-    return refined.labels, refined.words(str(settings["name"]))
-
-
-def apply(draft: Draft, settings: Mapping[str, Any], step: Step = lambda part: None) -> Refined:
-    """Apply one refinement, and tell all that it changed.
+def apply_refinement(
+    draft: Draft, refinement: Refinement, step: Step = lambda part: None
+) -> Refined:
+    """Apply one refinement, and report everything that it changed.
 
     Raises:
         RequestError: there is no such refinement, option or label, a value is out of bounds, or an image is needed
             and there is none.
         Cancelled: `step` asked to stop.
     """
-    check(settings, draft.labels)
-    module, options = _options(settings)
+    options = options_of(refinement, draft.labels)
     step(0.0)
-    refined: Refined = module.apply(draft, options, step)
+    refined: Refined = _module(refinement.name).apply(draft, options, step)
     step(1.0)
     return refined
 
 
-def uses_candidates(settings: Mapping[str, Any]) -> bool:
-    """Whether the refinement looks at what else a voxel could be, such as to whom it gives what it frees."""
-    return bool(getattr(_module(settings.get("name")), "USES_CANDIDATES", True))
+def uses_candidates(refinement: Refinement) -> bool:
+    """Return whether the refinement looks at what else a voxel could be, such as to give it what it frees."""
+    return bool(getattr(_module(refinement.name), "USES_CANDIDATES", True))
 
 
-def _module(name: object) -> ModuleType:
+def _module(name: str) -> ModuleType:
     if name not in refinement_names():
         raise RequestError(
             f"There is no refinement {name!r}. Known refinements: {', '.join(refinement_names())}."
         )
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def _options(settings: Mapping[str, Any]) -> tuple[ModuleType, Any]:
-    """The refinement and its options, each checked."""
-    values = dict(settings)
-    name = values.pop("name", None)
-    module = _module(name)
-    known = {item.name: item for item in fields(module.Options)}
-    for option, value in values.items():
-        _require_option(str(name), option, known)
-        values[option] = _checked(f"{name}:{option}", value, known[option])
-    return module, module.Options(**values)
 
 
 def _require_option(name: str, option: str, known: Mapping[str, Any]) -> None:
@@ -357,8 +344,8 @@ def _checked(where: str, value: Any, item: Field[Any]) -> Any:
 
 def _checked_labels(where: str, value: Any) -> tuple[Any, ...]:
     """Label values, or groups of them, as tuples."""
-    several = isinstance(value, (list, tuple))
-    found = tuple(tuple(item) if isinstance(item, list) else item for item in value if several)
+    several = isinstance(value, tuple)
+    found: tuple[Any, ...] = value if several else ()
     numbers = [
         number for item in found for number in (item if isinstance(item, tuple) else (item,))
     ]

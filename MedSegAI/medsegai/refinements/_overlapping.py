@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.labels import Label
-from medsegai.refinements import Change, Draft, Refined, Step, apply, check
-from medsegai.request import Candidates
+from medsegai.refinements import Change, Draft, Refined, Step, apply_refinement, options_of
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Geometry, Volume
 
 SURELY_IN = 128
@@ -46,7 +46,7 @@ class Regions:
 
 
 def apply_to_regions(
-    regions: Regions, settings: Mapping[str, Any], step: Step = lambda part: None
+    regions: Regions, refinement: Refinement, step: Step = lambda part: None
 ) -> Refined:
     """Apply a refinement to each region by itself, as if there were no other.
 
@@ -57,19 +57,19 @@ def apply_to_regions(
         What changed, region by region; `labels` are the new masks, bool (label, k, j, i).
 
     Raises:
-        RequestError: see `apply`.
+        RequestError: see `apply_refinement`.
         Cancelled: `step` asked to stop.
     """
-    check(settings, regions.labels)
+    options_of(refinement, regions.labels)
     masks, notes = regions.masks.copy(), list[str]()
-    groups = list(_groups(settings, [label.value for label in regions.labels]))
+    groups = list(_groups(refinement, [label.value for label in regions.labels]))
     for number, group in enumerate(groups):
 
         def part(done: float, before: int = number) -> None:
             step((before + done) / len(groups))
 
         draft = regions.draft(masks, group)
-        refined = apply(draft, _alone(settings, draft.labels[0].value), part)
+        refined = apply_refinement(draft, _alone(refinement, draft.labels[0].value), part)
         notes += refined.notes
         before, after = draft.labelmap.voxels != 0, refined.labels != 0
         masks[list(group)] &= after | ~before
@@ -77,20 +77,21 @@ def apply_to_regions(
     return _compared(regions, masks, notes)
 
 
-def _groups(settings: Mapping[str, Any], values: Sequence[int]) -> Iterator[list[int]]:
+def _groups(refinement: Refinement, values: Sequence[int]) -> Iterator[list[int]]:
     """Positions of the regions that are refined together, the outermost first."""
-    named = settings.get("labels") or values
-    entries = [item if isinstance(item, (list, tuple)) else (item,) for item in named]
-    if settings.get("joined"):
+    named = refinement.options.get("labels") or values
+    entries = [item if isinstance(item, tuple) else (item,) for item in named]
+    if refinement.options.get("joined"):
         entries = [tuple(value for entry in entries for value in entry)]
     for entry in entries:
         yield sorted({values.index(value) for value in entry})
 
 
-def _alone(settings: Mapping[str, Any], value: int) -> dict[str, Any]:
-    """The settings for one structure, where there is no other."""
-    alone = {key: item for key, item in settings.items() if key != "joined"}
-    return alone | {"labels": [value]} if settings.get("labels") else alone
+def _alone(refinement: Refinement, value: int) -> Refinement:
+    """Return the refinement as it is applied to one structure, where there is no other."""
+    options = {option: item for option, item in refinement.options.items() if option != "joined"}
+    alone = Refinement(refinement.name, options)
+    return alone.with_options(labels=(value,)) if options.get("labels") else alone
 
 
 def _labelled(mask: NDArray[np.bool_], label: Label) -> NDArray[Any]:

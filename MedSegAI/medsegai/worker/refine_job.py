@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medsegai.boxes import label_boxes
 from medsegai.errors import counted
 from medsegai.progress import Progress
-from medsegai.refinements import Draft, Refined, apply
+from medsegai.refinements import Draft, Refined, apply_refinement
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 
@@ -31,15 +31,15 @@ def refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
     progress.step("refine", 0, 1)
     labelmap, words, report = request.labelmap, list[str](), list[dict[str, Any]]()
     image = None if request.image is None else on_grid(request.image, labelmap.geometry)
-    for number, settings in enumerate(request.settings):
+    for number, refinement in enumerate(request.refinements):
 
         def step(part: float, done: int = number) -> None:
-            progress.step("refine", done + part, len(request.settings))
+            progress.step("refine", done + part, len(request.refinements))
 
         draft = Draft(labelmap, request.labels, image, request.candidates)
-        refined = _without(draft, apply(draft, settings, step), request.fixed)
-        words += refined.words(str(settings["name"]))
-        report.append(refined.to_dict(settings))
+        refined = _without(draft, apply_refinement(draft, refinement, step), request.fixed)
+        words += refined.words(refinement.name)
+        report.append(refined.to_dict(refinement))
         labelmap = labelmap.with_voxels(refined.labels)
     progress.step("refine", 1, 1)
     return RefinementResult(labelmap, tuple(words), tuple(report), dict(progress.seconds))

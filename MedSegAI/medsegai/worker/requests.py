@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsegai.labels import Label
-from medsegai.request import Candidates
+from medsegai.request import Candidates, Refinement
 from medsegai.volume import Volume
 
 
@@ -21,8 +21,7 @@ class RefinementRequest:
     Attributes:
         labelmap: label values from 0, (k, j, i), an unsigned integer type.
         labels: what the values mean.
-        settings: what to do, in this order: the name of each refinement and its options, as
-            `medsegai.refinements.parse` gives them.
+        refinements: what to do, in this order.
         fixed: values of labels that may neither lose nor gain a voxel.
         image: the scan, for refinements that look at it; on any grid.
         candidates: the two most probable structures of each voxel, where they are known, on the grid of the
@@ -31,7 +30,7 @@ class RefinementRequest:
 
     labelmap: Volume
     labels: tuple[Label, ...]
-    settings: tuple[Mapping[str, Any], ...]
+    refinements: tuple[Refinement, ...]
     fixed: tuple[int, ...] = ()
     image: Volume | None = None
     candidates: Candidates | None = None

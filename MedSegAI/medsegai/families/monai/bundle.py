@@ -29,6 +29,7 @@ from medsegai.families.monai.weights import read_weights_file, write_member
 from medsegai.models.card import Channel, ModelCard
 from medsegai.models.json_fields import read_json, shown
 from medsegai.networks.monai_networks import KINDS, Description, network_name
+from medsegai.request import Refinement
 
 FAMILY = "monai"
 
@@ -238,7 +239,7 @@ def _spacing(steps: list[dict[str, Any]]) -> tuple[float, float, float]:
     return 1.0, 1.0, 1.0
 
 
-def _refinements(after: Postprocessing, named: Named) -> tuple[dict[str, Any], ...]:
+def _refinements(after: Postprocessing, named: Named) -> tuple[Refinement, ...]:
     values = {label.value for label in named.labels}
     labels: list[Any] = []
     for item in after.largest:
@@ -248,7 +249,7 @@ def _refinements(after: Postprocessing, named: Named) -> tuple[dict[str, Any], .
             labels.append([value for value in item if value in values])
         elif item in values:
             labels.append(item)
-    return ({"name": "largest_component", "labels": labels},) if labels else ()
+    return (Refinement("largest_component", {"labels": labels}),) if labels else ()
 
 
 def _told(folder: Path, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
