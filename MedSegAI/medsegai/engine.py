@@ -137,6 +137,17 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     )
 
 
+def warm_up(request: SegmentationRequest) -> None:
+    """Read the models of a request, whose inputs do not matter, and make them ready for its first case.
+
+    Raises:
+        ModelError, RequestError, DeviceError: the request cannot be fulfilled here.
+    """
+    compute = choose_compute(request.device, request.backend, request.precision)
+    for name in request.models:
+        _model(*_key(find_card(name))).warm_up(request, compute)
+
+
 def peak_memory_mb() -> float:
     """Largest resident memory of this program until now, in MB; 0 if the system does not report it.
 

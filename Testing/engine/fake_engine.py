@@ -61,6 +61,10 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     )
 
 
+def warm_up(_request: SegmentationRequest) -> None:
+    """It is always ready."""
+
+
 def measures(label: Label, labelmap: Volume, uncertainty: bool) -> StructureMeasures:
     voxels = int((labelmap.voxels == label.value).sum())
     volume = voxels * labelmap.geometry.voxel_volume_ml
@@ -108,6 +112,7 @@ def as_module() -> ModuleType:
     """This file as `medsegai.engine`."""
     module = ModuleType("medsegai.engine")
     module.segment = segment  # type: ignore[attr-defined]
+    module.warm_up = warm_up  # type: ignore[attr-defined]
     return module
 
 

@@ -228,7 +228,10 @@ def test_a_worker_of_several_threads_is_refused(
 ) -> None:
     several = SimpleNamespace(state=SimpleNamespace(nthreads=4))
     monkeypatch.setattr(worker, "get_worker", lambda: several)
-    plugin = worker.CaseWorker("x", worker.Expected(__version__, {}, (tmp_path / "t", "")))
+    plugin = worker.CaseWorker(
+        "x",
+        worker.Expected(__version__, {}, SegmentationRequest((tmp_path,)), (tmp_path / "t", "")),
+    )
     assert "--nthreads 1" in plugin.problem()
 
 

@@ -328,6 +328,7 @@ def import_of_a_model(content: bytes, folder: Path) -> object:
     """What the confined process of `models import` does; then its networks are read, as the engine does."""
     from medsegai.families import load_model
     from medsegai.families._importing import _check_staged, _stage
+    from medsegai.families._member_network import NetworkModel
 
     source, staged = folder / "model.zip", folder / "staged"
     if content.startswith(b"{"):
@@ -342,8 +343,9 @@ def import_of_a_model(content: bytes, folder: Path) -> object:
     found = _stage(source, staged, None)
     _check_staged(staged)
     assert sum(path.stat().st_size for path in staged.iterdir()) <= 8 * len(content) + (1 << 20)
-    networks = getattr(load_model(found), "_networks", {})
-    return [network._read() for network in networks.values() if hasattr(network, "_read")]
+    model = load_model(found)
+    assert isinstance(model, NetworkModel)
+    return [network.load() for network in model.networks.values()]
 
 
 def bundles() -> list[bytes]:

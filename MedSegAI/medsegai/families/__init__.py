@@ -113,6 +113,10 @@ class Model(Protocol):
         """
         ...
 
+    def warm_up(self, request: SegmentationRequest, compute: Compute) -> None:
+        """Make the networks that a request needs ready before there is a scan."""
+        ...
+
 
 def family(name: str) -> ModuleType:
     """The module of a family.
@@ -159,15 +163,24 @@ class JointModel:
         progress: Progress,
     ) -> list[Part]:
         """The parts of all requested families; parts on the same grid are combined."""
-        chosen = {member.name for member in self.card.chosen_members(request.members)}
         found: list[Part] = []
+        for model, asked in self._asked(request):
+            for part in model.parts(inputs, output, asked, compute, progress):
+                _join(found, part)
+        return found
+
+    def warm_up(self, request: SegmentationRequest, compute: Compute) -> None:
+        """Those of all requested families."""
+        for model, asked in self._asked(request):
+            model.warm_up(asked, compute)
+
+    def _asked(self, request: SegmentationRequest) -> Iterator[tuple[Model, SegmentationRequest]]:
+        """The models that have requested members, each with the request for those."""
+        chosen = {member.name for member in self.card.chosen_members(request.members)}
         for model in self._models.values():
             own = tuple(member.name for member in model.card.members if member.name in chosen)
             if own:
-                asked = replace(request, members=own)
-                for part in model.parts(inputs, output, asked, compute, progress):
-                    _join(found, part)
-        return found
+                yield model, replace(request, members=own)
 
 
 def _join(parts: list[Part], part: Part) -> None:

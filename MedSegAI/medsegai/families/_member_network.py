@@ -1,10 +1,10 @@
-"""The network of one member: read on first use and kept, ready to run, for the next scan."""
+"""The networks of members: read on first use, or before it, and kept, ready to run, for the next scan."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,6 +13,7 @@ from torch import nn
 from medsegai.errors import ModelError
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.networks.backends import BatchRunner, Compute, Half
+from medsegai.request import SegmentationRequest
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -45,6 +46,10 @@ class MemberNetwork(ABC):
             self._runners[key] = BatchRunner(self.load(), dropout, self.half)
         return self._runners[key]
 
+    def usual_batch(self) -> tuple[int, ...] | None:
+        """The shape of most batches (N, channel, ...); None if it depends on the scan."""
+        return None
+
     def _filled(
         self,
         empty: Callable[[], Network],
@@ -72,3 +77,32 @@ class MemberNetwork(ABC):
         except (SafetensorError, RuntimeError, OSError) as error:
             raise ModelError(f"{path} does not hold this {what}: {error}") from error
         return network.eval()
+
+
+Member = TypeVar("Member", bound=MemberNetwork)
+
+
+class NetworkModel(Generic[Member]):
+    """What a model derives from whose members have one network each.
+
+    Attributes:
+        card: of the model.
+        networks: by the names of their members.
+    """
+
+    def __init__(self, card: ModelCard, networks: Mapping[str, Member]) -> None:
+        self.card, self.networks = card, networks
+
+    def warm_up(self, request: SegmentationRequest, compute: Compute) -> None:
+        """Read the weights that a request needs, and compile what can be compiled before a scan is there.
+
+        Raises:
+            ModelError: weights are missing or damaged.
+        """
+        for member in self._needed(request):
+            network = self.networks[member.name]
+            runner = network.runner(compute, dropout=bool(request.dropout_passes))
+            runner.warm_up(compute, network.usual_batch())
+
+    def _needed(self, request: SegmentationRequest) -> Sequence[MemberCard]:
+        return self.card.chosen_members(request.members)

@@ -25,7 +25,7 @@ from torch.nn.functional import conv2d
 from medsegai.errors import MismatchError, ModelError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
-from medsegai.families._member_network import MemberNetwork
+from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.inference.probabilities import Block
 from medsegai.io.picture_sets import as_rgb
 from medsegai.io.slide_files import Box, Pixels
@@ -107,18 +107,18 @@ def load(card: ModelCard) -> PatchesModel:
     return PatchesModel(card)
 
 
-class PatchesModel:
+class PatchesModel(NetworkModel["_Network"]):
     """Classifiers that are run over an image."""
 
     def __init__(self, card: ModelCard) -> None:
-        self.card = card
         try:
             self.settings = from_json(PatchSettings, dict(card.settings))
-            self._networks = {
+            networks = {
                 member.name: _Network(card, member, self.settings) for member in card.members
             }
         except ModelError as error:
             raise ModelError(f"Model {card.id!r}: {error}") from None
+        super().__init__(card, networks)
         if len(card.channels) not in (1, 3) or card.dimensions != 2:
             raise ModelError(
                 f"Model {card.id!r} must be of two dimensions, and have the channels red, green and blue, or one."
@@ -139,7 +139,7 @@ class PatchesModel:
         view = _view(self.card, self.settings, inputs.scans, request.anyway)
         wanted = view.cells.box_around_grid(output)
         members = [
-            CellMember(self._networks[member.name], view, way, wanted)
+            CellMember(self.networks[member.name], view, way, wanted)
             for member in chosen
             for way in ways
         ]
@@ -156,7 +156,7 @@ class PatchesModel:
     def picture_network(self) -> PictureLogits:
         """The first member as a network of pictures with values from 0 to 255, for heat maps."""
         first = self.card.chosen_members(())[0]
-        return PictureLogits(self._networks[first.name].load())
+        return PictureLogits(self.networks[first.name].load())
 
     def classify(self, pixels: Pixels, compute: Compute, mirroring: bool = True) -> NDArray[Any]:
         """Probabilities of the channels for one picture, mean of members and ways to turn it, (channel).
@@ -171,7 +171,7 @@ class PatchesModel:
         total, weights = np.zeros(len(self.card.members[0].classes)), 0.0
         ways = WAYS[self.settings.symmetries if mirroring else "none"]
         for member in self.card.chosen_members(()):
-            runner = self._networks[member.name].runner(compute)
+            runner = self.networks[member.name].runner(compute)
             for way in ways:
                 logits = runner(_turned(image, way), compute).float().mean((2, 3)).softmax(1)
                 total += member.weight * logits[0].cpu().numpy().astype(np.float64)

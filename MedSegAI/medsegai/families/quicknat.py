@@ -25,7 +25,7 @@ from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
-from medsegai.families._member_network import MemberNetwork
+from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.inference.fusion import side_aware_first
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
@@ -97,18 +97,16 @@ def load(card: ModelCard) -> QuickNATModel:
     return QuickNATModel(card)
 
 
-class QuickNATModel:
+class QuickNATModel(NetworkModel["_Network"]):
     """A QuickNAT with its views."""
 
     def __init__(self, card: ModelCard) -> None:
-        self.card = card
         self.settings = Settings.of(card)
         self._grid = HeadGrid(
             self.settings.grid, card.spacing_mm, self.settings.intensity, self.settings.antialias
         )
-        self._networks = {
-            member.name: _Network(card, member, self.settings) for member in card.members
-        }
+        networks = {member.name: _Network(card, member, self.settings) for member in card.members}
+        super().__init__(card, networks)
 
     def parts(
         self,
@@ -135,7 +133,7 @@ class QuickNATModel:
         wanted = answered.box_around_grid(output)
         members = [
             ViewMember(
-                self._networks[card.name],
+                self.networks[card.name],
                 head.voxels,
                 kept,
                 f"{card.name} dropout {number + 1}" if passes else card.name,

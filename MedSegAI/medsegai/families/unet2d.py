@@ -21,7 +21,7 @@ from torch import Tensor
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
-from medsegai.families._member_network import MemberNetwork
+from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._memory import check_memory
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.inference.probabilities import Block
@@ -80,11 +80,10 @@ def load(card: ModelCard) -> UNet2DModel:
     return UNet2DModel(card)
 
 
-class UNet2DModel:
+class UNet2DModel(NetworkModel["_Network"]):
     """2D networks that see all of an image, or tiles of it."""
 
     def __init__(self, card: ModelCard) -> None:
-        self.card = card
         try:
             self.picture = _settings(PictureSettings, card)
             self.answering = _settings(Answering, card)
@@ -94,9 +93,8 @@ class UNet2DModel:
             raise ModelError(
                 f"Model {card.id!r}: mean and std must have a number for each channel."
             )
-        self._networks = {
-            member.name: _Network(card, member, self.answering) for member in card.members
-        }
+        networks = {member.name: _Network(card, member, self.answering) for member in card.members}
+        super().__init__(card, networks)
 
     def parts(
         self,
@@ -117,7 +115,7 @@ class UNet2DModel:
         chosen = self.card.chosen_members(request.members)
         members = [
             PictureMember(
-                self._networks[member.name],
+                self.networks[member.name],
                 image,
                 box,
                 _Tiling(self.picture.tile, request.tile_step),

@@ -19,7 +19,7 @@ from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
-from medsegai.families._member_network import MemberNetwork
+from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import Box, logits_by_planes, window
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
@@ -75,12 +75,11 @@ def load(card: ModelCard) -> UNet3DModel:
     return UNet3DModel(card)
 
 
-class UNet3DModel:
+class UNet3DModel(NetworkModel["_Network"]):
     """3D networks, each on a grid of its own."""
 
     def __init__(self, card: ModelCard) -> None:
-        self.card = card
-        self._networks = {member.name: _Network(card, member) for member in card.members}
+        super().__init__(card, {member.name: _Network(card, member) for member in card.members})
 
     def parts(
         self,
@@ -96,7 +95,7 @@ class UNet3DModel:
         check_dropout(request, self.card, has_dropout=False)
         by_grid: dict[HeadGrid, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):
-            by_grid.setdefault(self._networks[member.name].grid, []).append(member)
+            by_grid.setdefault(self.networks[member.name].grid, []).append(member)
         return [
             self._part(grid, members, inputs, output, request) for grid, members in by_grid.items()
         ]
@@ -115,7 +114,7 @@ class UNet3DModel:
         wanted = answered.box_around_grid(output)
         image = torch.from_numpy(np.ascontiguousarray(head.voxels[kept]))[None]
         patches = [
-            PatchMember(self._networks[member.name], member, image, wanted, request.tile_step)
+            PatchMember(self.networks[member.name], member, image, wanted, request.tile_step)
             for member in members
         ]
         return Part(answered, patches, [member.name for member in members])
@@ -138,6 +137,10 @@ class _Network(MemberNetwork):
                 f"Member {member.name!r} of model {card.id!r} has a patch of {self.patch} voxels, which are not "
                 f"multiples of {tuple(multiples)}, as its network needs."
             )
+
+    def usual_batch(self) -> tuple[int, ...]:
+        """A patch."""
+        return (1, 1, *self.patch)
 
     def load(self) -> torch.nn.Module:
         return self._filled(self._empty)

@@ -6,9 +6,11 @@ torch and needs no compiler. Where a network bears half precision is said by its
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -37,6 +39,10 @@ class Runner(Protocol):
     """
 
     def __call__(self, batch: Tensor) -> Tensor: ...
+
+    def prepare(self, shape: Sequence[int]) -> None:
+        """Do before the first batch of this shape what it would have to wait for."""
+        ...
 
 
 @dataclass
@@ -168,6 +174,9 @@ class TorchRunner:
             logits: Tensor = self._network(batch)
         return logits.float()
 
+    def prepare(self, shape: Sequence[int]) -> None:
+        """Nothing: eager torch is ready."""
+
 
 class BatchRunner:
     """A network on batches, which grow smaller, and leave the GPU, when memory runs out.
@@ -202,6 +211,13 @@ class BatchRunner:
             )
         compute.step_down()
         return self(batch, compute)
+
+    def warm_up(self, compute: Compute, shape: Sequence[int] | None = None) -> None:
+        """Place the network, and make it ready for batches of this shape, where that is known."""
+        runner = self._place(compute)
+        if shape is not None:
+            with contextlib.suppress(RuntimeError, ValueError):  # the first batch meets it too
+                runner.prepare(shape)
 
     def _place(self, compute: Compute) -> Runner:
         if self._runner is None or self._placed != compute.device:

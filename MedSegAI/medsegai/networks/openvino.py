@@ -9,6 +9,7 @@ import io
 import sys
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -48,8 +49,7 @@ class OpenVinoRunner:
         count = batch.shape[0]
         shape = (max(count, self._batch), *batch.shape[1:])
         if shape not in self._compiled:
-            self._compiled[shape] = self._compile(batch)
-            self._batch = count
+            self.prepare(batch.shape)
         if count < shape[0]:
             missing = batch[-1:].expand(shape[0] - count, *batch.shape[1:])
             batch = torch.cat((batch, missing))
@@ -63,6 +63,12 @@ class OpenVinoRunner:
             share_outputs=True,  # else what it returns, and is not used here, were a copy
         )
         return logits[:count]
+
+    def prepare(self, shape: Sequence[int]) -> None:
+        """Compile the network for batches of this shape, if it is not."""
+        if tuple(shape) not in self._compiled:
+            self._compiled[tuple(shape)] = self._compile(torch.zeros(tuple(shape)))
+            self._batch = shape[0]
 
     def _take_over(self) -> None:
         """Only the network that ran last keeps memory to work in, so that folds in turn need no more than one."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medsegai.errors import ModelError, RequestError, counted
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
-from medsegai.families._member_network import MemberNetwork
+from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.families.monai.scan import Scan
 from medsegai.families.monai.settings import Settings
@@ -37,15 +37,13 @@ def load(card: ModelCard) -> MonaiModel:
     return MonaiModel(card)
 
 
-class MonaiModel:
+class MonaiModel(NetworkModel["_Network"]):
     """One network, or several whose answers are averaged."""
 
     def __init__(self, card: ModelCard) -> None:
-        self.card = card
         self.settings = Settings.of(card)
-        self._networks = {
-            member.name: _Network(card, member, self.settings) for member in card.members
-        }
+        networks = {member.name: _Network(card, member, self.settings) for member in card.members}
+        super().__init__(card, networks)
 
     def parts(
         self,
@@ -58,7 +56,7 @@ class MonaiModel:
         """One part with the networks that are asked for, each once per pass where dropout is on."""
         self._check(inputs.scans)
         networks = [
-            self._networks[member.name] for member in self.card.chosen_members(request.members)
+            self.networks[member.name] for member in self.card.chosen_members(request.members)
         ]
         if request.dropout_passes:
             has_dropout = any(network.has_dropout for network in networks)
@@ -163,6 +161,12 @@ class _Network(MemberNetwork):
             isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
             for layer in self.load().modules()
         )
+
+    def usual_batch(self) -> tuple[int, ...] | None:
+        """A window, if the model says how large that is; an image that is smaller has others."""
+        roi = self._settings.inferer.roi_size or ()
+        channels = self._settings.network.in_channels
+        return (1, channels, *roi) if roi and min(roi) > 0 else None
 
     def load(self) -> nn.Module:
         if self._network is None:

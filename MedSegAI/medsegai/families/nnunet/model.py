@@ -6,6 +6,7 @@ configurations are averaged as probabilities on the output grid (`nnUNetv2_ensem
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from medsegai.errors import ModelError, RequestError, counted
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
-from medsegai.families._member_network import MemberNetwork
-from medsegai.families._sliding import Window, logits_by_planes, mirrorings, window
+from medsegai.families._member_network import MemberNetwork, NetworkModel
+from medsegai.families._sliding import PLANES_AT_ONCE, Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
 from medsegai.inference.activation import Activation
@@ -48,7 +49,7 @@ def load(card: ModelCard) -> NNUNetModel:
     return NNUNetModel(card)
 
 
-class NNUNetModel:
+class NNUNetModel(NetworkModel["FoldNetwork"]):
     """An nnU-Net with its configurations and folds."""
 
     def __init__(self, card: ModelCard) -> None:
@@ -57,8 +58,7 @@ class NNUNetModel:
         for member in card.members:
             name = f"{where}, member {member.name!r}"
             check_member(member.settings, card.settings["configurations"], name)
-        self.card = card
-        self._networks = {member.name: FoldNetwork(card, member) for member in card.members}
+        super().__init__(card, {member.name: FoldNetwork(card, member) for member in card.members})
         regions = card.settings.get("regions_class_order")
         self._activation = Activation.REGIONS if regions else Activation.LOGITS
         outputs = [(value,) for value in regions] if regions else card.members[0].classes[1:]
@@ -89,6 +89,14 @@ class NNUNetModel:
         if not folds:
             raise ModelError(f"Model {self.card.id!r} lacks {name}, the stage before its cascade.")
         return named or folds
+
+    def _needed(self, request: SegmentationRequest) -> list[MemberCard]:
+        """The folds that are asked for, and those of the stages before them."""
+        needed = self.card.chosen_members(request.members)
+        names = {member.settings["configuration"] for member in needed}
+        before = [self.card.settings["configurations"][n].get("previous_stage") for n in names]
+        stages = [self.stage_members(name, request) for name in before if name]
+        return list({m.name: m for m in (*needed, *itertools.chain(*stages))}.values())
 
     def _check(self, inputs: Sequence[Volume]) -> None:
         names = [channel.name for channel in self.card.channels]
@@ -151,7 +159,7 @@ class _Job:
     def _members(self, name: str, members: Sequence[MemberCard], at: Window) -> list[FoldsMember]:
         """The folds, as one or one by one; of a fold alone its mirrored passes, where their differences matter."""
         folds = [
-            (self.model._networks[member.name], member.weight or 1.0, member.name)
+            (self.model.networks[member.name], member.weight or 1.0, member.name)
             for member in members
         ]
         everything = FoldsMember(
@@ -221,6 +229,14 @@ class FoldNetwork(MemberNetwork):
         self._configuration = card.settings["configurations"][member.settings["configuration"]]
         self._mirror_axes: Sequence[int] | None = member.settings.get("mirror_axes")
         self._network: nn.Module | None = None
+        stage_before = self._configuration.get("previous_stage")
+        self._channels = len(card.channels) + (len(foreground(card)) if stage_before else 0)
+
+    def usual_batch(self) -> tuple[int, ...]:
+        """A patch of the image, or the planes that a 2D network sees together."""
+        patch = self._configuration["patch_size"]
+        count = 1 if len(patch) == 3 else PLANES_AT_ONCE
+        return (count, self._channels, *patch)
 
     @property
     def mirror_axes(self) -> Sequence[int]:
@@ -234,14 +250,14 @@ class FoldNetwork(MemberNetwork):
             self.card.verify_member(self.member)
             state = self._state(path)
             settings = self._configuration["network"]
-            channels = len(self.card.channels)
             regions = self.card.settings.get("regions")
             classes = len(regions) if regions else len(self.card.labels) + 1
-            if self._configuration.get("previous_stage"):
-                channels += len(foreground(self.card))
             try:
                 self._network = build_unet(
-                    settings["class"], with_norm_of(settings["arguments"], state), channels, classes
+                    settings["class"],
+                    with_norm_of(settings["arguments"], state),
+                    self._channels,
+                    classes,
                 )
                 load_state(self._network, state)
             except ModelError as error:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -67,8 +67,9 @@ def on_workers(
             return
         name = f"medsegai-{secrets.token_hex(8)}"
         with _token(jobs[0].absolute().files.folder) as token:
-            models = {model: model_hash(model) for model in jobs[0].request.models}
-            plugin = CaseWorker(name, Expected(__version__, models, token))
+            request = replace(jobs[0].request, inputs=(Path(),))  # it names no patient
+            models = {model: model_hash(model) for model in request.models}
+            plugin = CaseWorker(name, Expected(__version__, models, request, token))
             with _registered(client, plugin):
                 hand_out = _HandOut(client, name, tell, wait)
                 yield from hand_out.run([job.absolute() for job in jobs], cancel)

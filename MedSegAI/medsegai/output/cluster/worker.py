@@ -21,6 +21,7 @@ from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import to_json
 from medsegai.output.batch import Entry, Job
 from medsegai.progress import Progress
+from medsegai.request import SegmentationRequest
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Expected:
     Attributes:
         version: of MedSegAI.
         models: SHA-256 of what is said about each model, by the name that it is asked for by.
+        request: what each case is asked for; its inputs do not matter.
         token: a file in the folder of the results, and what it holds.
     """
 
     version: str
     models: dict[str, str]
+    request: SegmentationRequest
     token: tuple[Path, str]
 
 
@@ -59,7 +62,7 @@ class CaseWorker(WorkerPlugin):
     def problem(self) -> str:
         """Why cases must not be given to this worker, in words; "" if it is ready for them.
 
-        The engine is loaded meanwhile, and its models stay in memory from case to case.
+        The engine and the models are loaded meanwhile, and stay in memory from case to case.
         """
         threads = get_worker().state.nthreads
         if threads != 1:
@@ -75,8 +78,12 @@ class CaseWorker(WorkerPlugin):
                     return f"its model {name} is another one than here. Give all computers the same"
         except MedSegAIError as error:
             return f"it lacks a model: {error}"
-        import medsegai.engine  # noqa: F401, before the first case asks for it
+        from medsegai.engine import warm_up
 
+        try:
+            warm_up(self.expected.request)
+        except MedSegAIError as error:
+            return f"it cannot get ready for the first case: {error}"
         return ""
 
 
