@@ -11,7 +11,7 @@ import hashlib
 import math
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +31,7 @@ from medsegai.inference.fusion import (
     PartAnswer,
     join_labels,
 )
+from medsegai.inference.grid_sampling import slabs_of
 from medsegai.inference.probabilities import StreamedProbabilities
 from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import as_channels, check_picture, check_scan, read_channels, read_volume
@@ -98,9 +99,9 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     ensemble = _predict(job, parts, naming)
     freeing = any(uses_candidates(item) for item in refinements)
     answer = ResultBuilder(request, naming.labels, output, ensemble, freeing)
-    for k0, k1 in _slabs(answer.grid, len(ensemble.labels)):
-        progress.step("labels", k0, answer.grid.shape[0])
-        answer.add(k0, k1)
+    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, len(ensemble.labels))):
+        progress.step("labels", slab.k0, answer.grid.shape[0])
+        answer.add(slab)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
     structures = _judged(job, answer, cards, ensemble.names)
     scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
@@ -480,11 +481,9 @@ class _Placed:
         return Candidates(*(self(array) for array in vars(found).values()))
 
 
-def _slabs(grid: Geometry, classes: int) -> Iterator[tuple[int, int]]:
+def _planes_at_once(grid: Geometry, classes: int) -> int:
     voxels = min(SLAB_VOXELS, SLAB_VALUES // classes)
-    planes = max(1, voxels // (grid.shape[1] * grid.shape[2]))
-    for k0 in range(0, grid.shape[0], planes):
-        yield k0, min(k0 + planes, grid.shape[0])
+    return max(1, voxels // (grid.shape[1] * grid.shape[2]))
 
 
 def _key(card: ModelCard) -> tuple[str, str]:

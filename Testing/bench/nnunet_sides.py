@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from resampling import measured
 from torch import Tensor, nn
 
+from medsegai.inference.grid_sampling import Slab
+
 Job = Mapping[str, Any]
 Figures = dict[str, Any]
 
@@ -207,7 +209,7 @@ def our_argmax(job: Job) -> Figures:
         logits = StreamedProbabilities(range(len(values)), native, slabs, Activation.LOGITS)
         for k0 in range(0, grid.shape[0], planes):
             k1 = min(k0 + planes, grid.shape[0])
-            found[k0:k1] = logits.argmax(grid, k0, k1).numpy()
+            found[k0:k1] = logits.argmax(Slab(grid, k0, k1)).numpy()
         return found
 
     return _argmax_figures(read, job)

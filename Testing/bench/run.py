@@ -27,6 +27,7 @@ from medsegai.families import Inputs
 from medsegai.families._head import KEPT_MARGIN_MM
 from medsegai.families.quicknat import QuickNATModel
 from medsegai.inference.fusion import Accumulator
+from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import Block, Probabilities
 from medsegai.io import read_volume
 from medsegai.models.catalogue import find_card
@@ -229,7 +230,7 @@ def run_memory_ours(options: argparse.Namespace) -> dict[str, Any]:
             accumulator.add(Block((k, 0, 0), block[:, : shape[0] - k]))
     fused = accumulator.result()
     for k in range(0, 256, 16):
-        fused.argmax(grid, k, k + 16)
+        fused.argmax(Slab(grid, k, k + 16))
     return {"added_mb": peak_mb() - before}
 
 

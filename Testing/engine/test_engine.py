@@ -19,7 +19,7 @@ from images import DIRECTIONS
 from medsegai import engine
 from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
-from medsegai.inference.grid_sampling import planes_needed
+from medsegai.inference.grid_sampling import Slab, planes_needed
 from medsegai.inference.probabilities import Block
 from medsegai.labels import Label
 from medsegai.models.card import Channel, MemberCard, ModelCard
@@ -335,7 +335,7 @@ def test_slabs_lie_along_native_planes(directions: str) -> None:
     output = Geometry.from_spacing((50, 60, 40), (1.2, 1.0, 1.6), (5, 5, 5), DIRECTIONS[directions])
 
     def needed(axes: tuple[int, int, int]) -> float:
-        first, last = planes_needed(native, output.permuted(axes), (0, 1))
+        first, last = planes_needed(native, Slab(output.permuted(axes), 0, 1))
         return last - first
 
     chosen = engine._slab_axes(native, output)

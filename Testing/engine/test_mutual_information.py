@@ -14,6 +14,7 @@ from medsegai import engine
 from medsegai.families import Inputs, load_model
 from medsegai.inference.activation import Activation
 from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer
+from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import Block
 from medsegai.io import read_volume
 from medsegai.models.catalogue import find_card
@@ -56,7 +57,7 @@ def found(*parts: tuple[Accumulator, float]) -> NDArray[np.float32]:
         information = total.information(joined)
         answers.append(PartAnswer(joined, weight, GRID, (), information=information))
     ensemble = Ensemble(answers, LABELS)
-    slabs = [ensemble.disagreement(GRID, *planes) for planes in ((0, 1), (1, 4))]
+    slabs = [ensemble.disagreement(Slab(GRID, *planes)) for planes in ((0, 1), (1, 4))]
     return torch.cat(slabs).numpy()
 
 

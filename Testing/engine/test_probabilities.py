@@ -8,6 +8,7 @@ from scipy import ndimage, stats
 from images import DIRECTIONS
 from medsegai.inference import grid_sampling, probabilities
 from medsegai.inference.activation import Activation
+from medsegai.inference.grid_sampling import Slab, slabs_of
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
     Probabilities,
@@ -61,9 +62,7 @@ def with_scipy(values: torch.Tensor, grid: Geometry) -> tuple[np.ndarray, np.nda
 
 
 def in_slabs(read, grid: Geometry, axis: int) -> torch.Tensor:
-    return torch.cat(
-        [read(grid, k0, min(k0 + 7, grid.shape[0])) for k0 in range(0, grid.shape[0], 7)], axis
-    )
+    return torch.cat([read(slab) for slab in slabs_of(grid, 7)], axis)
 
 
 @pytest.mark.parametrize("directions", DIRECTIONS)
@@ -106,20 +105,22 @@ def test_entropy_is_the_native_entropy_interpolated(directions: str) -> None:
 
 def test_equal_grids_copy_exactly_whatever_their_axes() -> None:
     probabilities = organs()
-    ours = probabilities.read(NATIVE, 0, NATIVE.shape[0])
+    ours = probabilities.read(Slab(NATIVE, 0, NATIVE.shape[0]))
     assert torch.equal(ours.half(), probabilities.values)
     flipped = Geometry(
         NATIVE.shape,
         NATIVE.cropped([0, 0, NATIVE.shape[2] - 1], NATIVE.shape).ijk_to_ras
         @ np.diag([-1.0, 1, 1, 1]),
     )
-    assert torch.equal(probabilities.read(flipped, 0, 12).flip(3).half(), probabilities.values)
+    assert torch.equal(
+        probabilities.read(Slab(flipped, 0, 12)).flip(3).half(), probabilities.values
+    )
 
 
 def test_nearest_takes_the_voxel_that_is_nearest() -> None:
     values = torch.arange(np.prod(NATIVE.shape), dtype=torch.float32).reshape(NATIVE.shape)
     grid = target("oblique")
-    ours = read_nearest(values, NATIVE, grid, 0, grid.shape[0]).numpy()
+    ours = read_nearest(values, NATIVE, Slab(grid, 0, grid.shape[0])).numpy()
     k, j, i = np.meshgrid(*[np.arange(size) for size in grid.shape], indexing="ij")
     ijk = NATIVE.ras_to_ijk @ grid.ijk_to_ras @ np.stack([i, j, k, np.ones_like(i)]).reshape(4, -1)
     apart = np.abs(ijk[2::-1] - np.round(ijk[2::-1])).max(0).reshape(grid.shape)
@@ -136,11 +137,11 @@ def test_nearest_takes_the_voxel_that_is_nearest() -> None:
 def test_joint_probabilities_are_the_weighted_mean_on_the_output_grid() -> None:
     first, second, grid = organs(1), organs(2), target("oblique")
     joint = JointProbabilities([first, second], [3.0, 1.0], LABELS)
-    expected = 0.75 * first.read(grid, 3, 9) + 0.25 * second.read(grid, 3, 9)
-    torch.testing.assert_close(joint.read(grid, 3, 9), expected)
-    assert torch.equal(joint.argmax(grid, 3, 9), expected.argmax(0))
+    expected = 0.75 * first.read(Slab(grid, 3, 9)) + 0.25 * second.read(Slab(grid, 3, 9))
+    torch.testing.assert_close(joint.read(Slab(grid, 3, 9)), expected)
+    assert torch.equal(joint.argmax(Slab(grid, 3, 9)), expected.argmax(0))
     entropy = Activation.PROBABILITIES.entropy(expected, 0)
-    torch.testing.assert_close(joint.entropy(grid, 3, 9), entropy)
+    torch.testing.assert_close(joint.entropy(Slab(grid, 3, 9)), entropy)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
@@ -152,11 +153,11 @@ def test_joint_uncertainty_is_that_of_every_voxel_though_few_are_read(
     fine, sharp = NATIVE.resized([2 * size for size in NATIVE.shape]), organs(1, 80.0)
     parts = [
         Probabilities(LABELS, NATIVE, sharp.values, activation),
-        Probabilities(LABELS, fine, sharp.read(fine, 0, fine.shape[0]).half(), activation),
+        Probabilities(LABELS, fine, sharp.read(Slab(fine, 0, fine.shape[0])).half(), activation),
         Probabilities(LABELS, NATIVE, sharp.values.roll(1, 2), activation),
     ]
     joint, grid = JointProbabilities(parts, [3.0, 2.0, 1.0], LABELS), target("oblique")
-    answers = torch.stack([part.read_points(grid, 3, 9, EVERY, raw=True) for part in parts])
+    answers = torch.stack([part.read_points(Slab(grid, 3, 9), EVERY, raw=True) for part in parts])
     mean = (answers * torch.tensor([3.0, 2.0, 1.0])[:, None, None] / 6.0).sum(0)
     entropy = Activation.PROBABILITIES.entropy(activation.tempered(mean, 0), 0)
     apart = (
@@ -166,15 +167,13 @@ def test_joint_uncertainty_is_that_of_every_voxel_though_few_are_read(
     read: list[int] = []
     whole = JointProbabilities._answers
 
-    def counted(
-        self: JointProbabilities, target: Geometry, k0: int, k1: int, points: torch.Tensor
-    ) -> list[torch.Tensor]:
+    def counted(self: JointProbabilities, slab: Slab, points: torch.Tensor) -> list[torch.Tensor]:
         read.append(points.numel())
-        return whole(self, target, k0, k1, points)
+        return whole(self, slab, points)
 
     monkeypatch.setattr(JointProbabilities, "_answers", counted)
     for measure, expected in ((joint.entropy, entropy), (joint.divergence, gap)):
-        found = measure(grid, 3, 9)
+        found = measure(Slab(grid, 3, 9))
         torch.testing.assert_close(found.reshape(-1), expected, atol=3e-3, rtol=0)
         assert found.max() > 0.3
     assert 0 < sum(read) < 0.7 * EVERY.numel()
@@ -186,11 +185,11 @@ def test_the_best_of_two_is_the_argmax(kind: str, directions: str) -> None:
     grid, values = target(directions), logits()
     sharp = values.softmax(0).half() if kind == "probabilities" else values
     part = Probabilities(LABELS, NATIVE, sharp, Activation(kind, 0.6))
-    first, second, p_first, p_second = two_best(part, grid, 3, 9)
-    assert torch.equal(first, part.argmax(grid, 3, 9))
+    first, second, p_first, p_second = two_best(part, Slab(grid, 3, 9))
+    assert torch.equal(first, part.argmax(Slab(grid, 3, 9)))
     assert (p_second > 0).float().mean() > 0.02
     assert ((first != second) | (p_second == 0) | (kind == "regions")).all()
-    read = 255 * part.read_points(grid, 3, 9, EVERY).gather(0, first.reshape(1, -1).long())
+    read = 255 * part.read_points(Slab(grid, 3, 9), EVERY).gather(0, first.reshape(1, -1).long())
     if kind != "regions":
         assert ((read.reshape(p_first.shape) - p_first).abs() <= 0.51).all()
 
@@ -198,7 +197,7 @@ def test_the_best_of_two_is_the_argmax(kind: str, directions: str) -> None:
 def test_a_single_native_plane_can_be_read() -> None:
     native = Geometry.from_spacing((1, 4, 5), (1, 1, 1))
     values = torch.rand(2, 1, 4, 5).softmax(0).half()
-    read = Probabilities((0, 1), native, values).read(native, 0, 1)
+    read = Probabilities((0, 1), native, values).read(Slab(native, 0, 1))
     assert torch.equal(read.half(), values)
 
 
@@ -290,17 +289,16 @@ def test_streamed_slabs_read_the_same_as_the_whole(directions: str, thickness: i
     streamed = StreamedProbabilities(
         LABELS, NATIVE, iter(values.split(thickness, 1)), Activation.LOGITS
     )
-    for k0 in range(0, 40, 7):
-        k1 = min(k0 + 7, 40)
-        assert torch.equal(streamed.argmax(grid, k0, k1), whole.argmax(grid, k0, k1))
-        torch.testing.assert_close(streamed.read(grid, k0, k1), whole.read(grid, k0, k1))
+    for slab in slabs_of(grid, 7):
+        assert torch.equal(streamed.argmax(slab), whole.argmax(slab))
+        torch.testing.assert_close(streamed.read(slab), whole.read(slab))
 
 
 def test_streamed_planes_that_are_gone_are_not_made_up() -> None:
     streamed = StreamedProbabilities(LABELS, NATIVE, iter(logits().split(1, 1)), Activation.LOGITS)
-    streamed.argmax(NATIVE, 6, 8)
+    streamed.argmax(Slab(NATIVE, 6, 8))
     with pytest.raises(ValueError, match="gone"):
-        streamed.argmax(NATIVE, 0, 2)
+        streamed.argmax(Slab(NATIVE, 0, 2))
 
 
 def test_a_part_shares_its_background_among_the_classes_it_does_not_know() -> None:
@@ -314,9 +312,9 @@ def test_a_part_shares_its_background_among_the_classes_it_does_not_know() -> No
         [1.0, 1.0],
         (0, 4, 2, 9),
     )
-    values = joint.read(grid, 0, 1)
+    values = joint.read(Slab(grid, 0, 1))
     torch.testing.assert_close(values.sum(0), torch.ones(shape))
-    assert joint.argmax(grid, 0, 1).flatten().tolist() == [1, 2, 3]
+    assert joint.argmax(Slab(grid, 0, 1)).flatten().tolist() == [1, 2, 3]
     third = values[:, 0, 0, 2]  # the first model's background goes to 0 and 9 as 0.2 to 0.8
     expected = [(0.9 * 0.2 + 0.2 * 0.9) / 2, (0.1 + 0.2 * 0.1) / 2, 0.0, (0.9 * 0.8 + 0.8) / 2]
     torch.testing.assert_close(third, torch.tensor(expected), atol=1e-3, rtol=0)
@@ -329,21 +327,21 @@ def test_memory_may_be_bounded_without_another_result(
 ) -> None:
     """A few points at a time, among a few rows of two planes, or all by one table."""
     part, grid = Probabilities(LABELS, NATIVE, logits(), Activation.LOGITS), target(directions)
-    expected = part.read(grid, 8, 12), part.argmax(grid, 8, 12)
+    expected = part.read(Slab(grid, 8, 12)), part.argmax(Slab(grid, 8, 12))
     monkeypatch.setattr(grid_sampling, "VALUES_AT_ONCE", at_once)
     monkeypatch.setattr(probabilities, "VALUES_AT_ONCE", at_once)
-    torch.testing.assert_close(part.read(grid, 8, 12), expected[0])
-    assert torch.equal(part.argmax(grid, 8, 12), expected[1])
+    torch.testing.assert_close(part.read(Slab(grid, 8, 12)), expected[0])
+    assert torch.equal(part.argmax(Slab(grid, 8, 12)), expected[1])
 
 
 def test_hundreds_of_classes() -> None:
     values = torch.randn(300, 4, 5, 6)
     native = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
     part = Probabilities(range(300), native, values, Activation.LOGITS)
-    assert torch.equal(part.argmax(native, 0, 4).long(), values.argmax(0))
+    assert torch.equal(part.argmax(Slab(native, 0, 4)).long(), values.argmax(0))
     grid = native.resized((7, 9, 5))
     smooth = torch.nn.functional.interpolate(values[None], grid.shape, mode="trilinear")[0]
-    assert torch.equal(part.argmax(grid, 0, 7).long(), smooth.argmax(0))
+    assert torch.equal(part.argmax(Slab(grid, 0, 7)).long(), smooth.argmax(0))
 
 
 def test_equal_classes_go_to_the_first() -> None:
@@ -351,4 +349,4 @@ def test_equal_classes_go_to_the_first() -> None:
     values = torch.zeros(3, 2, 3, 4)
     values[1:] = 1.0
     part = Probabilities((0, 1, 2), native, values, Activation.LOGITS)
-    assert (part.argmax(native.resized((3, 5, 4)), 0, 3) == 1).all()
+    assert (part.argmax(Slab(native.resized((3, 5, 4)), 0, 3)) == 1).all()

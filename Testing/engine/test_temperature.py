@@ -13,6 +13,7 @@ import tiny_quicknat
 from images import DIRECTIONS
 from medsegai import engine
 from medsegai.inference.activation import Activation
+from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import Probabilities, ProbabilitySource, two_best
 from medsegai.models.card import load_card
@@ -36,7 +37,7 @@ def logits(seed: int = 0) -> torch.Tensor:
 def whole(part: ProbabilitySource) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities on the target."""
     planes = (0, TARGET.shape[0])
-    return part.argmax(TARGET, *planes).numpy(), part.read(TARGET, *planes).numpy()
+    return part.argmax(Slab(TARGET, *planes)).numpy(), part.read(Slab(TARGET, *planes)).numpy()
 
 
 def test_logits_are_divided_by_it() -> None:
@@ -105,8 +106,8 @@ def test_parts_are_joined_as_they_are_and_then_tempered() -> None:
 def test_the_runner_up_is_as_probable_as_it_is_read() -> None:
     part = Probabilities(LABELS, NATIVE, logits(), Activation.LOGITS.at(WARM))
     planes = (0, TARGET.shape[0])
-    _, _, p_first, p_second = two_best(part, TARGET, *planes)
-    two = np.sort(part.read(TARGET, *planes).numpy(), axis=0)[-2:] * 255
+    _, _, p_first, p_second = two_best(part, Slab(TARGET, *planes))
+    two = np.sort(part.read(Slab(TARGET, *planes)).numpy(), axis=0)[-2:] * 255
     assert np.abs(p_second.numpy() - two[0]).max() < 1.0
     assert (np.abs(p_first.numpy() - two[1]) < 1.0).mean() > 0.99  # ties apart
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from medsegai.errors import RequestError
 from medsegai.inference.activation import Activation
-from medsegai.inference.grid_sampling import Reach
+from medsegai.inference.grid_sampling import Reach, Slab
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import (
     Block,
@@ -311,29 +311,29 @@ class Ensemble:
         """Whether `disagreement` can be read."""
         return any(part.information is not None for part in self.parts)
 
-    def member_labels(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Labels of all members on planes k0 to k1 of `target`, (member, k1 - k0, j, i)."""
+    def member_labels(self, slab: Slab) -> Tensor:
+        """Labels of all members on a slab, (member, k, j, i)."""
         return torch.stack(
             [
-                read_nearest(labels, part.geometry, target, k0, k1)
+                read_nearest(labels, part.geometry, slab)
                 for part in self.parts
                 for labels in part.members
             ]
         )
 
-    def disagreement(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Mutual information of all members on planes k0 to k1 of `target`, in nats, float32 (k1 - k0, j, i).
+    def disagreement(self, slab: Slab) -> Tensor:
+        """Mutual information of all members on a slab, in nats, float32 (k, j, i).
 
         It is the mean over the parts, plus the disagreement between parts that have grids of their own.
         """
-        total = torch.zeros(k1 - k0, *target.shape[1:])
+        total = torch.zeros(slab.shape)
         weights = sum(part.weight for part in self.parts)
         for part in self.parts:
             if part.information is not None:
-                found = read_information(part.information, target, k0, k1)
+                found = read_information(part.information, slab)
                 total.add_(found, alpha=part.weight / weights)
         if isinstance(self.probabilities, JointProbabilities):
-            total += self.probabilities.divergence(target, k0, k1)
+            total += self.probabilities.divergence(slab)
         return total
 
 

@@ -23,6 +23,34 @@ Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 """Lowest and highest position along each native axis (k, j, i), in voxels."""
 
 
+@dataclass(frozen=True)
+class Slab:
+    """Planes `k0` to `k1` of a grid, without `k1`: what is read and decided at once.
+
+    Two slabs are equal if they are the same planes of the same grid object.
+    """
+
+    grid: Geometry
+    k0: int
+    k1: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels, (k, j, i)."""
+        return self.k1 - self.k0, *self.grid.shape[1:]
+
+    @property
+    def planes(self) -> slice:
+        """The planes as an index of the first axis of the grid."""
+        return slice(self.k0, self.k1)
+
+
+def slabs_of(grid: Geometry, planes: int) -> Iterator[Slab]:
+    """Divide a grid into slabs of so many planes; the last one may have fewer."""
+    for k0 in range(0, grid.shape[0], planes):
+        yield Slab(grid, k0, min(k0 + planes, grid.shape[0]))
+
+
 @dataclass(frozen=True, eq=False)
 class Nearest:
     """Which native voxel stands for the positions `first`, `first + step`, ... along an axis: its index, int64.
@@ -84,7 +112,7 @@ class Reach:
 
 
 class GridPoints:
-    """Where the voxels of some planes of `target` lie on the native grid.
+    """Where the voxels of a slab of the target lie on the native grid.
 
     A point counts as inside up to half a voxel beyond the outermost centres, or within the `reach` where that is
     given; beyond the outermost centres the edge value holds.
@@ -92,8 +120,8 @@ class GridPoints:
     axis of the target only.
 
     Attributes:
-        shape: of the planes, (k, j, i).
-        count: voxels in them.
+        shape: of the slab, (k, j, i).
+        count: voxels in it.
         inside: bool, of that shape.
         between: for each native axis whether points lie between voxels along it.
     """
@@ -101,21 +129,20 @@ class GridPoints:
     def __init__(
         self,
         native: Geometry,
-        target: Geometry,
-        planes: tuple[int, int],
+        slab: Slab,
         device: torch.device,
         linear: Sequence[bool] = (True, True, True),
         reach: Reach | None = None,
     ) -> None:
-        matrix = native.ras_to_ijk @ target.ijk_to_ras
-        self.shape = (planes[1] - planes[0], *target.shape[1:])
+        matrix = native.ras_to_ijk @ slab.grid.ijk_to_ras
+        self.shape = slab.shape
         self.count = math.prod(self.shape)
         self._native = native.shape
         self.inside = torch.ones(self.shape, dtype=torch.bool, device=device)
         self._base: list[Tensor] = []
         self._part: list[Tensor] = []
         for axis, size in enumerate(native.shape):
-            position = _position(matrix[2 - axis], self.shape, planes[0]).to(device)
+            position = _position(matrix[2 - axis], self.shape, slab.k0).to(device)
             low, high = (-0.5, size - 0.5) if reach is None else reach.bounds[axis]
             self.inside &= (position > low) & (position < high)
             position = position.clamp(0, size - 1)
@@ -272,10 +299,10 @@ def _picked(along: Tensor, where: Sequence[Tensor]) -> Tensor:
     return along.reshape(-1)[where[axes[0]] if axes else torch.zeros_like(where[0])]
 
 
-def planes_needed(native: Geometry, target: Geometry, planes: tuple[int, int]) -> tuple[int, int]:
-    """First and last native plane around planes of `target`; they may lie outside of the native grid."""
-    matrix = native.ras_to_ijk @ target.ijk_to_ras
-    position = _position(matrix[2], (planes[1] - planes[0], *target.shape[1:]), planes[0])
+def planes_needed(native: Geometry, slab: Slab) -> tuple[int, int]:
+    """Return the first and last native plane around a slab; they may lie outside of the native grid."""
+    matrix = native.ras_to_ijk @ slab.grid.ijk_to_ras
+    position = _position(matrix[2], slab.shape, slab.k0)
     return int(position.min().floor()), int(position.max().ceil())
 
 

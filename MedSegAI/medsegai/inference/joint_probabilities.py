@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medsegai.inference.grid_sampling import VALUES_AT_ONCE
+from medsegai.inference.grid_sampling import VALUES_AT_ONCE, Slab
 from medsegai.inference.probabilities import ProbabilitySource, index_type
-from medsegai.volume import Geometry
 
 
 class JointProbabilities:
@@ -33,55 +32,50 @@ class JointProbabilities:
         self.activation = parts[0].activation
         self._weights = [weight / sum(weights) for weight in weights]
         self._parts = list(parts)
-        self._last: tuple[Geometry, int, int, Tensor] | None = None
+        self._last: tuple[Slab, Tensor] | None = None
         self._places = [
             torch.tensor([self.labels.index(label) for label in part.labels]) for part in parts
         ]
 
-    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def read(self, slab: Slab) -> Tensor:
         """As `Probabilities.read`."""
-        shape = (k1 - k0, *target.shape[1:])
-        every = torch.arange(math.prod(shape))
-        return self.read_points(target, k0, k1, every).reshape(-1, *shape)
+        every = torch.arange(math.prod(slab.shape))
+        return self.read_points(slab, every).reshape(-1, *slab.shape)
 
-    def read_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
-    ) -> Tensor:
+    def read_points(self, slab: Slab, points: Tensor, raw: bool = False) -> Tensor:
         """As `Probabilities.read_points`."""
         parts = points.split(max(1, VALUES_AT_ONCE // len(self.labels)))
         activation = self.activation.at(1.0) if raw else self.activation
-        means = [self._mean(target, k0, k1, part) for part in parts]
+        means = [self._mean(slab, part) for part in parts]
         return torch.cat([activation.tempered(mean, 0) for mean in means], 1)
 
-    def decide_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def decide_points(self, slab: Slab, points: Tensor) -> tuple[Tensor, Tensor]:
         """As `Probabilities.decide_points`."""
-        mean = self._mean(target, k0, k1, points)
+        mean = self._mean(slab, points)
         return self.activation.decide_probabilities(mean, 0), self.activation.tempered(mean, 0)
 
-    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def entropy(self, slab: Slab) -> Tensor:
         """Entropy in nats of the mean, computed on the output grid; 0 where nothing is unsettled."""
-        return self._uncertainty(target, k0, k1)[0]
+        return self._uncertainty(slab)[0]
 
-    def divergence(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def divergence(self, slab: Slab) -> Tensor:
         """How far the parts disagree: entropy of their mean less mean of their entropies, in nats.
 
-        At temperature 1; also called generalised Jensen-Shannon divergence. float32 (k1 - k0, j, i).
+        At temperature 1; also called generalised Jensen-Shannon divergence. float32 (k, j, i).
         """
-        return self._uncertainty(target, k0, k1)[1]
+        return self._uncertainty(slab)[1]
 
-    def _uncertainty(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Entropy and divergence, float32 (2, k1 - k0, j, i), of which the last are remembered.
+    def _uncertainty(self, slab: Slab) -> Tensor:
+        """Entropy and divergence, float32 (2, k, j, i), of which the last are remembered.
 
         Only voxels that are unsettled are interpolated.
         """
-        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
-            unsettled = self.unsettled(target, k0, k1)
+        if self._last is None or self._last[0] != slab:
+            unsettled = self.unsettled(slab)
             result = torch.zeros(2, *unsettled.shape)
             some = unsettled.reshape(-1).nonzero()[:, 0]
             for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
-                answers = self._answers(target, k0, k1, points)
+                answers = self._answers(slab, points)
                 apart = [self.activation.entropy(answer, 0) for answer in answers]
                 mean = self._sum(answers)
                 gap = self.activation.entropy(mean, 0)
@@ -91,11 +85,11 @@ class JointProbabilities:
                 result.view(2, -1)[0, points] = self.activation.entropy(
                     self.activation.tempered(mean, 0), 0
                 )
-            self._last = (target, k0, k1, result)
-        return self._last[3]
+            self._last = slab, result
+        return self._last[1]
 
-    def _mean(self, target: Geometry, k0: int, k1: int, points: Tensor) -> Tensor:
-        return self._sum(self._answers(target, k0, k1, points))
+    def _mean(self, slab: Slab, points: Tensor) -> Tensor:
+        return self._sum(self._answers(slab, points))
 
     def _sum(self, answers: list[Tensor]) -> Tensor:
         """The weighted mean; the first of the answers becomes it."""
@@ -104,11 +98,11 @@ class JointProbabilities:
             mean.add_(answer, alpha=weight)
         return mean
 
-    def _answers(self, target: Geometry, k0: int, k1: int, points: Tensor) -> list[Tensor]:
+    def _answers(self, slab: Slab, points: Tensor) -> list[Tensor]:
         """What each part predicts for all joint classes, at temperature 1, float32 (class, point)."""
         answers = []
         for part, places in zip(self._parts, self._places, strict=True):
-            values = part.read_points(target, k0, k1, points, raw=True).cpu()
+            values = part.read_points(slab, points, raw=True).cpu()
             if part.labels != self.labels:
                 values = values.new_zeros(len(self.labels), points.numel()).index_copy_(
                     0, places, values
@@ -130,38 +124,38 @@ class JointProbabilities:
         share = torch.where(total > 0, share / total.clamp(min=1e-12), background)
         return answers[number] * ~unknown + answers[number][:1] * share
 
-    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+    def consensus(self, slab: Slab) -> tuple[Tensor, Tensor]:
         """As `Probabilities.consensus`: what is certain in every part, and the same in all."""
         result: Tensor | None = None
         certain = torch.ones(())
         for part, places in zip(self._parts, self._places, strict=True):
-            classes, sure = (values.cpu() for values in part.consensus(target, k0, k1))
+            classes, sure = (values.cpu() for values in part.consensus(slab))
             classes = places.to(index_type(len(self.labels)))[classes.long()]
             certain = sure if result is None else certain & sure & (classes == result)
             result = classes if result is None else result
         assert result is not None
         return result, certain
 
-    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def argmax(self, slab: Slab) -> Tensor:
         """As `Probabilities.argmax`."""
-        result, certain = self.consensus(target, k0, k1)
+        result, certain = self.consensus(slab)
         flat = result.view(-1)
         unsure = (~certain).reshape(-1).nonzero()[:, 0]
         for part in unsure.split(max(1, VALUES_AT_ONCE // len(self.labels))):
-            values = self._mean(target, k0, k1, part)
+            values = self._mean(slab, part)
             flat[part] = self.activation.decide_probabilities(values, 0).to(flat.dtype)
         return result
 
-    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def doubtful(self, slab: Slab) -> Tensor:
         """As `Probabilities.doubtful`: where any part is uncertain, or they differ."""
-        result = ~self.consensus(target, k0, k1)[1]
+        result = ~self.consensus(slab)[1]
         for part in self._parts:
-            result |= part.doubtful(target, k0, k1).cpu()
+            result |= part.doubtful(slab).cpu()
         return result
 
-    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def unsettled(self, slab: Slab) -> Tensor:
         """As `Probabilities.unsettled`: where any part is, or they differ."""
-        result = ~self.consensus(target, k0, k1)[1]
+        result = ~self.consensus(slab)[1]
         for part in self._parts:
-            result |= part.unsettled(target, k0, k1).cpu()
+            result |= part.unsettled(slab).cpu()
         return result

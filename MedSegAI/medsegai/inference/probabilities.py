@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medsegai.inference.activation import Activation
-from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, planes_needed
+from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, Slab, planes_needed
 from medsegai.volume import Geometry
 
 CERTAIN = 1e-3
@@ -58,25 +58,21 @@ class ProbabilitySource(Protocol):
     labels: tuple[int, ...]
     activation: Activation
 
-    def read(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+    def read(self, slab: Slab) -> Tensor: ...
 
-    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+    def argmax(self, slab: Slab) -> Tensor: ...
 
-    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+    def entropy(self, slab: Slab) -> Tensor: ...
 
-    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+    def doubtful(self, slab: Slab) -> Tensor: ...
 
-    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor: ...
+    def unsettled(self, slab: Slab) -> Tensor: ...
 
-    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]: ...
+    def consensus(self, slab: Slab) -> tuple[Tensor, Tensor]: ...
 
-    def read_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
-    ) -> Tensor: ...
+    def read_points(self, slab: Slab, points: Tensor, raw: bool = False) -> Tensor: ...
 
-    def decide_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
+    def decide_points(self, slab: Slab, points: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class _Plane:
@@ -148,26 +144,24 @@ class _Planes:
         self.labels, self.geometry = tuple(labels), geometry
         self.activation, self.linear, self.reach = activation, tuple(linear), reach
         self._planes = list(planes)
-        self._last: tuple[Geometry, int, int, GridPoints] | None = None
+        self._last: tuple[Slab, GridPoints] | None = None
         self._agreed: dict[tuple[bool, ...], Tensor] = {}
         self._clear: dict[tuple[str, tuple[bool, ...]], Tensor] = {}
 
-    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Probabilities on planes k0 to k1 of `target`, float32 (class, k1 - k0, j, i)."""
-        points = self._points(target, k0, k1)
+    def read(self, slab: Slab) -> Tensor:
+        """Probabilities on a slab, float32 (class, k, j, i)."""
+        points = self._points(slab)
         every = torch.arange(points.count, device=points.inside.device)
-        return self.read_points(target, k0, k1, every).reshape(-1, *points.shape)
+        return self.read_points(slab, every).reshape(-1, *points.shape)
 
-    def read_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
-    ) -> Tensor:
-        """Probabilities at some voxels of planes k0 to k1 of `target`, float32 (class, point).
+    def read_points(self, slab: Slab, points: Tensor, raw: bool = False) -> Tensor:
+        """Probabilities at some voxels of a slab, float32 (class, point).
 
         Args:
             points: flat indices into these planes.
             raw: at temperature 1, whatever that of the activation is.
         """
-        where = self._points(target, k0, k1)
+        where = self._points(slab)
         inside = where.inside.reshape(-1)[points]
         activation = self.activation.at(1.0) if raw else self.activation
         if bool(inside.all()):
@@ -178,15 +172,13 @@ class _Planes:
         result[:, chosen] = self._interpolated(where, points[chosen], activation.probabilities)
         return result
 
-    def decide_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def decide_points(self, slab: Slab, points: Tensor) -> tuple[Tensor, Tensor]:
         """Class index and probabilities, float32 (class, point), of points inside of the native grid.
 
         Args:
-            target, k0, k1, points: as in `read_points`.
+            slab, points: as in `read_points`.
         """
-        where = self._points(target, k0, k1)
+        where = self._points(slab)
         values = self._interpolated(where, points, lambda native, axis: native)
         return self.activation.decide(values, 0), self.activation.probabilities(values, 0)
 
@@ -204,69 +196,69 @@ class _Planes:
             result[:, part] = found
         return torch.empty(len(self.labels), 0) if result is None else result
 
-    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
-        """What is known without interpolating on planes k0 to k1 of `target`.
+    def consensus(self, slab: Slab) -> tuple[Tensor, Tensor]:
+        """What is known without interpolating on a slab.
 
         Returns:
-            Class indices (k1 - k0, j, i), and whether they are certain because all native voxels around the
+            Class indices (k, j, i), and whether they are certain because all native voxels around the
             point agree, bool of the same shape.
         """
-        points = self._points(target, k0, k1)
+        points = self._points(slab)
         agreed = self._agreement(points.between)
         result = points.at_base(agreed).masked_fill_(~points.inside, 0)
         certain = result != torch.iinfo(agreed.dtype).max
         return result.masked_fill_(~certain, 0), certain
 
-    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Class index on planes k0 to k1 of `target`, (k1 - k0, j, i): what `read` would decide."""
-        result, certain = self.consensus(target, k0, k1)
+    def argmax(self, slab: Slab) -> Tensor:
+        """Class index on a slab, (k, j, i): what `read` would decide."""
+        result, certain = self.consensus(slab)
         flat = result.view(-1)
         unsure = (~certain).reshape(-1).nonzero()[:, 0]
-        points = self._points(target, k0, k1)
+        points = self._points(slab)
         for part, values in points.interpolate(self._values(), unsure):
             flat[unsure[part]] = self.activation.decide(values, 0).to(flat.dtype)
         return result
 
-    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Voxels whose class may have a rival, on planes k0 to k1 of `target`: bool (k1 - k0, j, i).
+    def doubtful(self, slab: Slab) -> Tensor:
+        """Voxels whose class may have a rival, on a slab: bool (k, j, i).
 
         Linear interpolation does not make a class less probable than it is in all native voxels around, so a point
         where all of them are certain need not be inspected. (This is true for logits too, because the logarithm of
         a sum of exponentials is convex.)
         """
-        return self._unclear("sure", target, k0, k1)
+        return self._unclear("sure", slab)
 
-    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Voxels that may have entropy, on planes k0 to k1 of `target`: bool (k1 - k0, j, i). As `doubtful`."""
-        return self._unclear("settled", target, k0, k1)
+    def unsettled(self, slab: Slab) -> Tensor:
+        """Voxels that may have entropy, on a slab: bool (k, j, i). As `doubtful`."""
+        return self._unclear("settled", slab)
 
-    def _unclear(self, clear: str, target: Geometry, k0: int, k1: int) -> Tensor:
+    def _unclear(self, clear: str, slab: Slab) -> Tensor:
         """Points inside with a native voxel around that is not `clear`, or with two of different classes."""
-        points = self._points(target, k0, k1)
+        points = self._points(slab)
         key = clear, points.between
         if key not in self._clear:
             planes = torch.stack([getattr(plane, clear) for plane in self._planes])
             self._clear[key] = _over_cells(torch.logical_and, planes, points.between)
-        certain = points.at_base(self._clear[key]) & self.consensus(target, k0, k1)[1]
+        certain = points.at_base(self._clear[key]) & self.consensus(slab)[1]
         return ~certain & points.inside
 
-    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
-        """Native entropy, linearly interpolated, on planes k0 to k1 of `target`: float32 (k1 - k0, j, i).
+    def entropy(self, slab: Slab) -> Tensor:
+        """Native entropy, linearly interpolated, on a slab: float32 (k, j, i).
 
         Where all native voxels around a point are certain it is 0.
         """
-        return _read_map([plane.entropy for plane in self._planes], self._points(target, k0, k1))
+        return _read_map([plane.entropy for plane in self._planes], self._points(slab))
 
     def _values(self) -> list[Tensor]:
         return [plane.values for plane in self._planes]
 
-    def _points(self, target: Geometry, k0: int, k1: int) -> GridPoints:
+    def _points(self, slab: Slab) -> GridPoints:
         """Where these planes lie; the last result is kept, because one slab is read in several ways."""
-        if self._last is None or self._last[0] is not target or self._last[1:3] != (k0, k1):
+        if self._last is None or self._last[0] != slab:
             device = self._planes[0].values.device
-            points = GridPoints(self.geometry, target, (k0, k1), device, self.linear, self.reach)
-            self._last = (target, k0, k1, points)
-        return self._last[3]
+            points = GridPoints(self.geometry, slab, device, self.linear, self.reach)
+            self._last = slab, points
+        return self._last[1]
 
     def _agreement(self, between: tuple[bool, ...]) -> Tensor:
         """The class that a voxel shares with its neighbours towards higher k, j, i, as far as points lie between
@@ -350,46 +342,42 @@ class StreamedProbabilities:
         self._planes: list[_Plane] = []
         self._window: _Planes | None = None
 
-    def read(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def read(self, slab: Slab) -> Tensor:
         """As `Probabilities.read`."""
-        return self._at(target, k0, k1).read(target, k0, k1)
+        return self._at(slab).read(slab)
 
-    def read_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor, raw: bool = False
-    ) -> Tensor:
+    def read_points(self, slab: Slab, points: Tensor, raw: bool = False) -> Tensor:
         """As `Probabilities.read_points`."""
-        return self._at(target, k0, k1).read_points(target, k0, k1, points, raw)
+        return self._at(slab).read_points(slab, points, raw)
 
-    def decide_points(
-        self, target: Geometry, k0: int, k1: int, points: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def decide_points(self, slab: Slab, points: Tensor) -> tuple[Tensor, Tensor]:
         """As `Probabilities.decide_points`."""
-        return self._at(target, k0, k1).decide_points(target, k0, k1, points)
+        return self._at(slab).decide_points(slab, points)
 
-    def consensus(self, target: Geometry, k0: int, k1: int) -> tuple[Tensor, Tensor]:
+    def consensus(self, slab: Slab) -> tuple[Tensor, Tensor]:
         """As `Probabilities.consensus`."""
-        return self._at(target, k0, k1).consensus(target, k0, k1)
+        return self._at(slab).consensus(slab)
 
-    def argmax(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def argmax(self, slab: Slab) -> Tensor:
         """As `Probabilities.argmax`."""
-        return self._at(target, k0, k1).argmax(target, k0, k1)
+        return self._at(slab).argmax(slab)
 
-    def entropy(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def entropy(self, slab: Slab) -> Tensor:
         """As `Probabilities.entropy`."""
-        return self._at(target, k0, k1).entropy(target, k0, k1)
+        return self._at(slab).entropy(slab)
 
-    def doubtful(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def doubtful(self, slab: Slab) -> Tensor:
         """As `Probabilities.doubtful`."""
-        return self._at(target, k0, k1).doubtful(target, k0, k1)
+        return self._at(slab).doubtful(slab)
 
-    def unsettled(self, target: Geometry, k0: int, k1: int) -> Tensor:
+    def unsettled(self, slab: Slab) -> Tensor:
         """As `Probabilities.unsettled`."""
-        return self._at(target, k0, k1).unsettled(target, k0, k1)
+        return self._at(slab).unsettled(slab)
 
-    def _at(self, target: Geometry, k0: int, k1: int) -> _Planes:
-        """The native planes that planes k0 to k1 of `target` need."""
+    def _at(self, slab: Slab) -> _Planes:
+        """The native planes that a slab needs."""
         size = self.geometry.shape[0]
-        first, last = planes_needed(self.geometry, target, (k0, k1))
+        first, last = planes_needed(self.geometry, slab)
         first, last = min(max(first, 0), size - 1), min(max(last, 0), size - 1)
         if self._window is not None and first < self._first:
             raise ValueError("streamed probabilities were asked for planes that are gone")
@@ -419,24 +407,22 @@ class StreamedProbabilities:
         self._first += gone
 
 
-def two_best(
-    readable: ProbabilitySource, target: Geometry, k0: int, k1: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two most probable classes, and how probable they are, on planes k0 to k1 of `target`.
+def two_best(readable: ProbabilitySource, slab: Slab) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two most probable classes, and how probable they are, on a slab.
 
     Only voxels that are uncertain are interpolated, and once; in the others the first has all of the probability.
 
     Returns:
         Class index as `argmax` gives it; that of the runner-up, 0 where its probability rounds to nothing; the
         probability of the first, at least 1, and that of the runner-up, uint8 in steps of 1/255: each
-        (k1 - k0, j, i).
+        (k, j, i).
     """
-    first, _ = readable.consensus(target, k0, k1)
+    first, _ = readable.consensus(slab)
     second, p_second = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.uint8)
     p_first = torch.full_like(p_second, 255)
-    doubtful = readable.doubtful(target, k0, k1).reshape(-1).nonzero()[:, 0]
+    doubtful = readable.doubtful(slab).reshape(-1).nonzero()[:, 0]
     for part in doubtful.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
-        own, values = readable.decide_points(target, k0, k1, part)
+        own, values = readable.decide_points(slab, part)
         other, p_own, p_other = readable.activation.two_best(values, own.long())
         steps = (p_other * 255.0).round()
         first.view(-1)[part] = own.to(first.dtype)
@@ -446,15 +432,15 @@ def two_best(
     return first, second, p_first, p_second
 
 
-def read_nearest(values: Tensor, native: Geometry, target: Geometry, k0: int, k1: int) -> Tensor:
-    """Native `values` (k, j, i) at the voxels of `target` nearest to them, planes k0 to k1; 0 outside."""
-    points = GridPoints(native, target, (k0, k1), values.device)
+def read_nearest(values: Tensor, native: Geometry, slab: Slab) -> Tensor:
+    """Native `values` (k, j, i) at the voxels of a slab, each from the nearest voxel; 0 outside."""
+    points = GridPoints(native, slab, values.device)
     return points.at_nearest(values).masked_fill_(~points.inside, 0)
 
 
-def read_information(part: NativeMap, target: Geometry, k0: int, k1: int) -> Tensor:
-    """A native map of entropies, linearly interpolated on planes k0 to k1 of `target`, float32 (k1 - k0, j, i)."""
-    points = GridPoints(part.geometry, target, (k0, k1), part.values.device, part.linear)
+def read_information(part: NativeMap, slab: Slab) -> Tensor:
+    """A native map of entropies, linearly interpolated on a slab, float32 (k, j, i)."""
+    points = GridPoints(part.geometry, slab, part.values.device, part.linear)
     return _read_map(part.values.unbind(), points)
 
 

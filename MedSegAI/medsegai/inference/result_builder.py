@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medsegai.inference.agreement import Agreement
 from medsegai.inference.fusion import Ensemble
+from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import two_best
 from medsegai.labels import Label
 from medsegai.progress import Progress
@@ -62,52 +63,52 @@ class ResultBuilder:
             else None
         )
 
-    def add(self, k0: int, k1: int) -> None:
-        """Fill planes k0 to k1 of `grid`."""
+    def add(self, slab: Slab) -> None:
+        """Fill a slab of `grid`."""
         probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
-        labels = self._add_labels(k0, k1)
+        labels = self._add_labels(slab)
         if self.probabilities is not None or self.regions is not None:
-            values = probabilities.read(self.grid, k0, k1)[1:].cpu().numpy()
+            values = probabilities.read(slab)[1:].cpu().numpy()
             by_planes = (0, *(1 + axis for axis in axes))
             if self.probabilities is not None:
-                self.probabilities.transpose(by_planes)[:, k0:k1] = values
+                self.probabilities.transpose(by_planes)[:, slab.planes] = values
             if self.regions is not None:
-                self.regions.transpose(by_planes)[:, k0:k1] = values > 0.5
+                self.regions.transpose(by_planes)[:, slab.planes] = values > 0.5
             if self._steps is not None:
-                self._steps.transpose(by_planes)[:, k0:k1] = np.rint(255 * values)
+                self._steps.transpose(by_planes)[:, slab.planes] = np.rint(255 * values)
         if self.entropy is not None and self._agreement is not None:
-            entropy = probabilities.entropy(self.grid, k0, k1).cpu().numpy()
-            self.entropy.transpose(axes)[k0:k1] = entropy
+            entropy = probabilities.entropy(slab).cpu().numpy()
+            self.entropy.transpose(axes)[slab.planes] = entropy
             members = (
-                self._ensemble.member_labels(self.grid, k0, k1).numpy()
+                self._ensemble.member_labels(slab).numpy()
                 if self._ensemble.members_apart
                 else labels[None]
             )
-            information = self._read_information(k0, k1)
+            information = self._read_information(slab)
             self._agreement.add(members, labels, entropy, information)
 
-    def _add_labels(self, k0: int, k1: int) -> NDArray[Any]:
-        """Fill planes k0 to k1 of the label map, and of the candidates where they are wanted."""
+    def _add_labels(self, slab: Slab) -> NDArray[Any]:
+        """Fill a slab of the label map, and of the candidates where they are wanted."""
         probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
         if self.candidates is None:
-            found = probabilities.argmax(self.grid, k0, k1)
+            found = probabilities.argmax(slab)
             labels: NDArray[Any] = self._values[found.cpu().numpy()]
         else:
-            best = two_best(probabilities, self.grid, k0, k1)
+            best = two_best(probabilities, slab)
             first, second, p_first, p_second = (values.cpu().numpy() for values in best)
             labels = self._values[first]
-            self.candidates.first.transpose(axes)[k0:k1] = labels
-            self.candidates.second.transpose(axes)[k0:k1] = self._values[second]
-            self.candidates.p_first.transpose(axes)[k0:k1] = p_first
-            self.candidates.p_second.transpose(axes)[k0:k1] = p_second
-        self.labelmap.transpose(axes)[k0:k1] = labels
+            self.candidates.first.transpose(axes)[slab.planes] = labels
+            self.candidates.second.transpose(axes)[slab.planes] = self._values[second]
+            self.candidates.p_first.transpose(axes)[slab.planes] = p_first
+            self.candidates.p_second.transpose(axes)[slab.planes] = p_second
+        self.labelmap.transpose(axes)[slab.planes] = labels
         return labels
 
-    def _read_information(self, k0: int, k1: int) -> NDArray[Any] | None:
+    def _read_information(self, slab: Slab) -> NDArray[Any] | None:
         if self.information is None:
             return None
-        found = self._ensemble.disagreement(self.grid, k0, k1).numpy()
-        self.information.transpose(self._ensemble.axes)[k0:k1] = found
+        found = self._ensemble.disagreement(slab).numpy()
+        self.information.transpose(self._ensemble.axes)[slab.planes] = found
         return found
 
     def refine(

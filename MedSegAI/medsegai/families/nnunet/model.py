@@ -26,6 +26,7 @@ from medsegai.families._sliding import PLANES_AT_ONCE, Window, logits_by_planes,
 from medsegai.families.nnunet.agreement import check_agreement
 from medsegai.families.nnunet.preparation import Turned, prepare, turned
 from medsegai.inference.activation import Activation
+from medsegai.inference.grid_sampling import slabs_of
 from medsegai.inference.probabilities import Block, StreamedProbabilities
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.nnunet_parts import check_member, check_settings
@@ -204,9 +205,8 @@ class _Job:
             labels.tolist(), part.geometry, slabs, part.activation, part.linear
         )
         found = np.zeros(grid.shape, np.int16)
-        for k0 in range(0, grid.shape[0], PLANES_READ_AT_ONCE):
-            k1 = min(k0 + PLANES_READ_AT_ONCE, grid.shape[0])
-            found[k0:k1] = labels[readable.argmax(grid, k0, k1).cpu().numpy()]
+        for slab in slabs_of(grid, PLANES_READ_AT_ONCE):
+            found[slab.planes] = labels[readable.argmax(slab).cpu().numpy()]
         return found[::-1] if self.scan.reversed else found, foreground(self.model.card)
 
     def _step(self, part: float) -> None:
