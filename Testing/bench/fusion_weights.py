@@ -24,6 +24,7 @@ from torch import Tensor
 
 from medsegai.families import Inputs, Part, load_model
 from medsegai.inference.fusion import Accumulator, side_aware_first
+from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
@@ -134,7 +135,12 @@ def _labels(
     for member in side_aware_first([card.member(name) for name in values]):
         total.begin_member(member.classes, weights[member.name])
         total.add(Block((0, 0, 0), values[member.name]))
-    return total.result().native_argmax.numpy().astype(np.int64)
+    return (
+        total.result()
+        .argmax(Slab(part.geometry, 0, part.geometry.shape[0]))
+        .numpy()
+        .astype(np.int64)
+    )
 
 
 def _on_grid(targets: NDArray[np.uint8], scan: Volume, part: Part) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ LABELS = (0, 2, 41, 16)
 FULL = [[], [2], [41], [16]]
 MERGED = [[], [2, 41], [16]]
 GRID = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
+WHOLE = Slab(GRID, 0, GRID.shape[0])
 CPU = torch.device("cpu")
 
 
@@ -53,8 +54,8 @@ def test_what_is_surely_left_is_certain_though_one_member_does_not_know_the_side
     left = torch.tensor([0.0, 1.0, 0.0, 0.0])[:, None, None, None].expand(4, *GRID.shape)
     either = torch.tensor([0.0, 1.0, 0.0])[:, None, None, None].expand(3, *GRID.shape)
     result = accumulated([(FULL, 0.6, left), (MERGED, 0.4, either)]).result()
-    assert (result.native_argmax == 1).all()
-    assert result.native_entropy.max() < 0.01
+    assert (result.argmax(WHOLE) == 1).all()
+    assert result.entropy(WHOLE).max() < 0.01
 
 
 def test_what_nobody_spoke_about_is_background() -> None:
@@ -73,8 +74,8 @@ def test_majority_vote_counts_heads_not_probabilities() -> None:
     sure = torch.tensor([0.0, 1.0, 0.0, 0.0])[:, None, None, None].expand(4, *GRID.shape)
     doubtful = torch.tensor([0.2, 0.3, 0.1, 0.4])[:, None, None, None].expand(4, *GRID.shape)
     members = [(FULL, 1.0, sure), (FULL, 1.0, doubtful), (FULL, 1.0, doubtful)]
-    assert (accumulated(members).result().native_argmax == 1).all()
-    assert (accumulated(members, vote=True).result().native_argmax == 3).all()
+    assert (accumulated(members).result().argmax(WHOLE) == 1).all()
+    assert (accumulated(members, vote=True).result().argmax(WHOLE) == 3).all()
 
 
 def test_members_own_labels_take_the_side_from_the_fused_answer() -> None:

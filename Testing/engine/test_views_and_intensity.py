@@ -16,7 +16,7 @@ def test_stacks_are_those_of_the_released_code(name: str) -> None:
     volume = conformed.transpose(2, 1, 0)
     expected = conformed.transpose(TRANSPOSES[name])
     assert np.array_equal(VIEWS[name].stack(volume), expected)
-    assert np.array_equal(VIEWS[name].unstack(expected), volume)
+    assert np.array_equal(expected.transpose(VIEWS[name].back), volume)
 
 
 @pytest.mark.parametrize("name", sorted(VIEWS))
@@ -24,7 +24,9 @@ def test_leading_axes_stay_in_front(name: str) -> None:
     probabilities = np.random.default_rng(1).random((3, 4, 5, 6))
     stack = VIEWS[name].stack(probabilities)
     assert np.array_equal(stack[2], VIEWS[name].stack(probabilities[2]))
-    assert np.array_equal(VIEWS[name].unstack(stack), probabilities)
+    assert np.array_equal(
+        stack.transpose(0, *(1 + axis for axis in VIEWS[name].back)), probabilities
+    )
 
 
 def test_axial_slices_lie_across_the_body_axis() -> None:

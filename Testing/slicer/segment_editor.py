@@ -22,6 +22,20 @@ import pythonqt
 from stand_ins import Face, behind, faced, like, put
 
 
+def undo_of(logic: Any) -> Callable[[Any], bool]:
+    """The undo of a vtkSlicerSegmentEditorLogic, where there is no window."""
+
+    def save(segmentation: Any) -> bool:
+        node = logic.GetSegmentEditorNode()
+        if node is None:
+            return False
+        if node.GetSegmentationNode() is not segmentation:
+            node.SetAndObserveSegmentationNode(segmentation)
+        return bool(logic.SaveStateForUndo())
+
+    return save
+
+
 class ModificationModes:
     """`slicer.qSlicerSegmentEditorAbstractEffect`; see `ScriptedEffect` for what it has."""
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import slicer
 
 import segment_editor
 from medsegai.errors import GeometryError, InputError, RequestError
 from medsegai.request import SegmentationRequest, request_from_options
-from MedSegAILib.correction.region import again_in, region_of_roi, region_of_slab
-from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.correction.region import region_of_slab
 from MedSegAILib.scene import Scene
+from MedSegAILib.scene.inputs import region
 from scene_images import (
     MOVED,
     PLACES,
@@ -21,8 +20,6 @@ from scene_images import (
     add_transform,
     add_volume,
     bending_transform,
-    result_for,
-    two_blocks,
     world_of,
 )
 
@@ -84,33 +81,25 @@ def test_a_slanted_view_takes_the_nearest_axis(mrml: Any) -> None:
     assert box == (slice(3, 6), slice(0, SHAPE[1]), slice(0, SHAPE[2]))
 
 
-def test_the_options_make_a_request_and_the_result_an_update(mrml: Any) -> None:
+def test_the_box_of_a_region_of_interest_makes_a_request(mrml: Any) -> None:
     node = add_volume(mrml, PLACES["LPS"])
-    scene = Scene(mrml)
-    segmentation = scene.write(node, result_for(scene.read(node), two_blocks()))
     roi = mrml.AddNewNodeByClass("vtkMRMLMarkupsROINode")
     roi.SetXYZ(*world_of(node, 6, 5, 4))
     roi.SetRadiusXYZ(1.0, 2.0, 3.0)
-    options, output = again_in(segmentation, region_of_roi(roi))
-    request = request_from_options((scene.read(node),), options)
+    options = {"region": region(roi), "candidates": True}
+    request = request_from_options((Scene(mrml).read(node),), options)
     assert isinstance(request, SegmentationRequest)
     assert request.candidates
     center = world_of(node, 6, 5, 4)
     expected = [value for c, r in zip(center, (1, 2, 3), strict=True) for value in (c - r, c + r)]
     np.testing.assert_allclose(request.region, expected, atol=1e-6)
-    assert output.mode is OutputMode.UPDATE
-    assert output.node is segmentation
-    assert not output.change_locked
-    assert not output.change_painted
 
 
 def test_what_cannot_be_done_is_said(mrml: Any) -> None:
     node = add_volume(mrml, PLACES["LPS"])
     shown = view_of(mrml, node, (6, 5, 4), 0, 1)
-    with pytest.raises(InputError, match="no segmentation to update"):
-        again_in(None, (0, 1, 0, 1, 0, 1))
     with pytest.raises(InputError, match="Choose one"):
-        region_of_roi(None)
+        region(None)
     for thickness in (0.0, -3.0, float("nan")):
         with pytest.raises(InputError, match="thicker than 0"):
             region_of_slab(shown, node, thickness)
@@ -126,7 +115,6 @@ def test_what_cannot_be_done_is_said(mrml: Any) -> None:
 
 def test_an_empty_region_is_refused_by_the_request(mrml: Any) -> None:
     node = add_volume(mrml, PLACES["plain"], add_transform(mrml, np.eye(4)) and None)
-    segmentation = slicer.vtkMRMLSegmentationNode()
-    options, _output = again_in(segmentation, (1, 1, 0, 1, 0, 1))
+    options = {"region": (1, 1, 0, 1, 0, 1), "candidates": True}
     with pytest.raises(RequestError, match="region"):
         request_from_options((Scene(mrml).read(node),), options)

@@ -157,7 +157,7 @@ def test_at_work(scenery: Any, style: str) -> None:
             entry("Abdomen: Organs", "failed", message="There is no device cuda:7."),
         ]
     )
-    scene.panel.queue.unfold()
+    find(scene.widget, "queueButton").setProperty("collapsed", False)
     image = scene.picture(f"running-{style}")
     assert contrast(image) > 120
     assert find(scene.widget, "segmentButton").text() == "Add to the queue"
@@ -187,7 +187,7 @@ def working(scene: Scenery) -> None:
     scene.panel.show_running()
     scene.panel.show_progress(ProgressEvent("predict", 0.42, 7.0))
     scene.panel.queue.show([entry("MRHead: Brain structures", "running", fraction=0.42)])
-    scene.panel.queue.unfold()
+    find(scene.widget, "queueButton").setProperty("collapsed", False)
 
 
 def told(scene: Scenery) -> None:
@@ -255,7 +255,7 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     )
     scene.show_results()
     scene.panel.queue.show([entry("MRHead: Brain structures", "done")])
-    scene.panel.queue.unfold()
+    find(scene.widget, "queueButton").setProperty("collapsed", False)
     for name in ("refineButton", "advancedButton", "batchButton", "settingsButton"):
         find(scene.widget, name).setProperty("collapsed", False)
     show_refinement(scene)

@@ -409,7 +409,7 @@ def test_the_queue_shows_each_state_and_counts_in_its_title(widget: Any, panel: 
 def test_progress_changes_the_row_and_keeps_the_selection(widget: Any, panel: Panel) -> None:
     jobs = [entry("A", "running"), entry("B", "waiting")]
     panel.queue.show(jobs)
-    panel.queue.unfold()
+    find(widget, "queueButton").setProperty("collapsed", False)
     find(widget, "queueTable").selectRow(1)
     jobs[0].fraction = 0.5
     panel.queue.show(jobs)
@@ -447,7 +447,7 @@ def test_only_what_can_be_done_can_be_pressed(
 def test_the_buttons_of_the_queue_name_the_chosen_job(widget: Any, panel: Panel) -> None:
     jobs = [entry("A", "waiting"), entry("B", "done")]
     panel.queue.show(jobs)
-    panel.queue.unfold()
+    find(widget, "queueButton").setProperty("collapsed", False)
     pythonqt.process_events(10)
     queue = panel.queue
     moved, removed = Heard(queue.move_requested), Heard(queue.remove_requested)

@@ -21,7 +21,6 @@ from medsegai.worker.requests import RefinementResult
 from MedSegAILib.scene import REPORT_ATTRIBUTE, Draft, ReviewState, Scene
 from MedSegAILib.scene.layers import layers_of
 from MedSegAILib.scene.segments import painted
-from MedSegAILib.scene.undo import undo_of
 from scene_images import (
     LEFT,
     LEFT_ID,
@@ -40,6 +39,7 @@ from scene_images import (
     result_for,
     two_blocks,
 )
+from segment_editor import undo_of
 
 CLEAN = parse("islands:keep=1;smallest_ml=0")
 INSIDE, OUTSIDE, STRAY = (6, 8, 11), (0, 0, 0), (8, 0, 13)

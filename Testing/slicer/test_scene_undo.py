@@ -11,7 +11,7 @@ import slicer
 from medsegai.errors import InputError
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
-from MedSegAILib.scene.undo import undo_in, undo_of
+from MedSegAILib.scene.undo import undo_in
 from scene_images import (
     LEFT,
     LEFT_ID,
@@ -26,6 +26,7 @@ from scene_images import (
     shifted,
     two_blocks,
 )
+from segment_editor import undo_of
 from stand_ins import faced
 
 

@@ -1,18 +1,14 @@
-"""Running the AI again on a part of a scan only: a box, or the slices around the one that is shown."""
+"""The part of a scan on which the AI runs again: the slices around the one that is shown."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from medsegai.errors import InputError
 from medsegai.volume import Geometry
-from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene.inputs import read, region
+from MedSegAILib.scene.inputs import read
 from MedSegAILib.scene.layers import array_of
-from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
+from MedSegAILib.slicer_types import Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
 EDGE = 0.499
@@ -20,31 +16,6 @@ EDGE = 0.499
 
 SLAB_MM = 20.0
 """How thick a slab is unless the user says otherwise."""
-
-
-def again_in(
-    segmentation: SegmentationNode, bounds: Sequence[float]
-) -> tuple[dict[str, Any], OutputChoice]:
-    """What to run and where it goes: options of the request, and an update of the segmentation in that part only.
-
-    Args:
-        segmentation: the node whose segments are to be replaced within the part.
-        bounds: of `region_of_roi` or `region_of_slab`.
-
-    Raises:
-        InputError: there is no segmentation to update.
-    """
-    if segmentation is None:
-        raise InputError(
-            _("There is no segmentation to update. Choose one, or segment the whole volume.")
-        )
-    options = {"region": tuple(float(value) for value in bounds), "candidates": True}
-    return options, OutputChoice(OutputMode.UPDATE, segmentation)
-
-
-def region_of_roi(roi: Node) -> tuple[float, ...]:
-    """The box around a region-of-interest node: lowest and highest R, A and S in mm. As `scene.inputs.region`."""
-    return region(roi)
 
 
 def region_of_slab(

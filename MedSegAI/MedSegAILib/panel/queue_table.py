@@ -65,9 +65,6 @@ class QueueTable:
         self._ui.queueButton.text = _queue_title(running, waiting)
         self._update_buttons()
 
-    def unfold(self) -> None:
-        self._ui.queueButton.collapsed = False
-
     def chosen(self) -> Entry | None:
         rows = self._table.selectionModel().selectedRows()
         row = rows[0].row() if len(rows) else -1

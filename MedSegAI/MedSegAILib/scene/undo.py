@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from MedSegAILib.slicer_types import Node, SegmentationNode, VTKObject, Widget
+from MedSegAILib.slicer_types import Node, SegmentationNode, Widget
 
 SaveUndo = Callable[[Node], bool]
 """Keeps the state of a segmentation node for undo; False where nobody could."""
@@ -29,19 +29,5 @@ def undo_in(editor: Widget) -> SaveUndo:
             return False
         editor.saveStateForUndo()
         return True
-
-    return save
-
-
-def undo_of(logic: VTKObject) -> SaveUndo:
-    """The undo of a vtkSlicerSegmentEditorLogic, where there is no window."""
-
-    def save(segmentation: SegmentationNode) -> bool:
-        node = logic.GetSegmentEditorNode()
-        if node is None:
-            return False
-        if node.GetSegmentationNode() is not segmentation:
-            node.SetAndObserveSegmentationNode(segmentation)
-        return bool(logic.SaveStateForUndo())
 
     return save

@@ -59,18 +59,6 @@ class Surface:
     def volume_ml(self) -> float:
         return _signed_volume(self.points, self.triangles) / 1000
 
-    def is_closed(self) -> bool:
-        """Whether each edge lies between exactly two triangles of the same orientation.
-
-        Points at one position count as one, as they do in STL, which only has positions.
-        """
-        places = np.unique(self.points.astype(np.float32), axis=0, return_inverse=True)[1]
-        corners = places.reshape(-1)[self.triangles]
-        ways = np.concatenate([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]])
-        there, count = np.unique(ways, axis=0, return_counts=True)
-        back = np.unique(ways[:, ::-1], axis=0)
-        return bool((count == 1).all() and np.array_equal(there, back))
-
 
 def surface_of(
     mask: NDArray[np.bool_],

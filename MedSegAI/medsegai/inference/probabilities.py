@@ -303,16 +303,6 @@ class Probabilities(_Planes):
         super().__init__(labels, geometry, planes, activation, linear, reach)
         self.values = values
 
-    @property
-    def native_argmax(self) -> Tensor:
-        """Class index of each native voxel, uint8 or int16 (k, j, i)."""
-        return torch.stack([plane.classes for plane in self._planes])
-
-    @property
-    def native_entropy(self) -> Tensor:
-        """Entropy in nats of each native voxel, float32 (k, j, i)."""
-        return torch.stack([plane.entropy for plane in self._planes])
-
 
 class StreamedProbabilities:
     """Values that come slab by slab, in order of the native planes, and are dropped once they are read.

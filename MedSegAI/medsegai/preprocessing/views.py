@@ -8,7 +8,6 @@ the released code on its (x, y, z) arrays: coronal (2, 0, 1), axial (1, 2, 0), s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +24,13 @@ class View:
 
     def stack(self, volume: NDArray[Any]) -> NDArray[Any]:
         """(..., k, j, i) to (..., slice, row, column), without a copy."""
-        return self._transposed(volume, self.axes)
-
-    def unstack(self, stack: NDArray[Any]) -> NDArray[Any]:
-        """(..., slice, row, column) back to (..., k, j, i), without a copy."""
-        return self._transposed(stack, self.back)
+        leading = volume.ndim - 3
+        return volume.transpose(*range(leading), *(leading + axis for axis in self.axes))
 
     @property
     def back(self) -> tuple[int, ...]:
         """The axes of (slice, row, column) that become (k, j, i)."""
         return tuple(self.axes.index(axis) for axis in range(3))
-
-    @staticmethod
-    def _transposed(array: NDArray[Any], axes: Sequence[int]) -> NDArray[Any]:
-        leading = array.ndim - 3
-        return array.transpose(*range(leading), *(leading + axis for axis in axes))
 
 
 VIEWS: dict[str, View] = {
