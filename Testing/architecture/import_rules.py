@@ -36,6 +36,7 @@ PLAIN = frozenset(
         "system.user_folders",
         "volume",
         "worker.array_transfer",
+        "worker.batch_events",
         "worker.protocol",
         "worker.requests",
     }

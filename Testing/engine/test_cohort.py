@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 import fake_engine
 from medsegai.cli import main
-from medsegai.output.batch import DONE, FAILED, Entry
 from medsegai.output.cohort import FAR, CaseRow, Cohort, scores, write_cohort_table
 from medsegai.output.cohort_page import MOST_POINTS, cohort_page
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.worker.batch_events import CaseState, Entry
 
 Batch = Callable[..., int]
 
@@ -66,7 +66,7 @@ def row(case: str, volume: float = 1.0, remarks: tuple[str, ...] = (), **more: o
         "remarks": list(remarks),
     }
     absent = {"name": "Absent", "voxels": 0, "volume_ml": 0.0, "expected_dice": None, "remarks": []}
-    entry = Entry(case, DONE, 2.0, len(remarks), "")
+    entry = Entry(case, CaseState.DONE, 2.0, len(remarks), "")
     return CaseRow(entry, (structure, absent), **more)  # type: ignore[arg-type]
 
 
@@ -107,7 +107,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_table_has_a_row_for_each_case_and_explains_its_columns(tmp_path: Path) -> None:
-    failed = CaseRow(Entry("bad", FAILED, message="not a scan"))
+    failed = CaseRow(Entry("bad", CaseState.FAILED, message="not a scan"))
     some = row("a", 2.5, ("too small",), intracranial_ml=1400.25)
     write_cohort_table(tmp_path / "cohort.tsv", Cohort((some, failed)))
     first, second = rows_of(tmp_path / "cohort.tsv")
@@ -132,7 +132,7 @@ def test_structures_whose_names_come_to_one_heading_have_columns_of_their_own(
         {**item, "name": name}
         for item, name in zip(row("a").structures, ("A b", "a-B"), strict=True)
     )
-    cohort = Cohort((CaseRow(Entry("a", DONE), (one, other)),))
+    cohort = Cohort((CaseRow(Entry("a", CaseState.DONE), (one, other)),))
     write_cohort_table(tmp_path / "cohort.csv", cohort)
     (found,) = rows_of(tmp_path / "cohort.csv")
     assert (found["a_b_ml"], found["a_b_ml_2"]) == ("1.0", "0.0")
@@ -146,7 +146,7 @@ def test_cases_with_most_remarks_come_first_and_nothing_is_left_out_in_silence(
 ) -> None:
     quiet = [row(f"q{number}", 1 + number / 10) for number in range(6)]
     loud = row("loud <1>", 90, ("in 3 parts",), page=tmp_path / "a b" / "loud?.html")
-    failed = CaseRow(Entry("bad", FAILED, message="x.nii is <damaged>."))
+    failed = CaseRow(Entry("bad", CaseState.FAILED, message="x.nii is <damaged>."))
     waiting = CaseRow(Entry("later"))
     page = Page(
         cohort_page(Cohort((*quiet, loud, failed, waiting), ("sub-09 was left out.",)), tmp_path)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medsegai.errors import MedSegAIError, RequestError
+from medsegai.worker.batch_events import (
+    EVENTS_FLAG,
+    OVERWRITE_FLAG,
+    RESUME_FLAG,
+    TABLE_NAME,
+    CaseProgress,
+    CaseState,
+    Entry,
+    flags_of,
+    read_event,
+)
 from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.models import reason
 from MedSegAILib.panel_values import BatchChoice, CaseRow, Choice, SeriesRow
@@ -22,13 +32,6 @@ REPLACE_QUESTION = (
     "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. "
     "Go on?"
 )
-TABLE_NAME = "batch.csv"
-"""What the command writes into the folder of results."""
-
-FLAGS = {"refinements": "--refinement"}
-"""Options whose flag on the command line is not simply their name."""
-
-STATES = ("waiting", "running", "done", "failed")
 
 
 class Batches:
@@ -61,7 +64,7 @@ class Batches:
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
-        if "--overwrite" in command and not self._context.host.confirm(
+        if OVERWRITE_FLAG in command and not self._context.host.confirm(
             _(REPLACE_QUESTION).format(folder=asked.output)
         ):
             return
@@ -108,11 +111,11 @@ class Batches:
         models = self._context.models(choice)
         source = asked.folder if asked.series is None else "-"
         command = [place.command()[0], "-m", "medsegai", "batch", source, "-o", asked.output]
-        command.append("--events")
+        command.append(EVENTS_FLAG)
         if asked.resume:
-            command.append("--resume")
+            command.append(RESUME_FLAG)
         elif (Path(asked.output) / TABLE_NAME).is_file():
-            command.append("--overwrite")
+            command.append(OVERWRITE_FLAG)
         for model in models:
             command += ["--model", model]
         return [*command, *_flags(choice)]
@@ -138,21 +141,15 @@ class Batches:
         return text.getvalue()
 
     def _heard(self, line: str) -> None:
-        """One event of the command; what is none is the chatter of a library."""
-        try:
-            event = json.loads(line)
-            case, kind = event["case"], event["event"]
-            if kind == "case" and event["state"] in STATES:
-                told = (event[name] for name in ("state", "seconds", "remarks", "message"))
-                row = CaseRow(case, *told)
-                row = replace(row, title=self._titles.get(case, ""))
-            elif kind == "progress" and case in self._cases:
-                row = replace(self._cases[case], fraction=float(event["fraction"]))
-            else:
-                return
-        except (ValueError, KeyError, TypeError):
+        """Show one event of the command; what is not an event is the output of a library."""
+        event = read_event(line)
+        if isinstance(event, Entry):
+            row = CaseRow(**vars(event), title=self._titles.get(event.case, ""))
+        elif isinstance(event, CaseProgress) and event.case in self._cases:
+            row = replace(self._cases[event.case], fraction=event.fraction)
+        else:
             return
-        self._cases[case] = row
+        self._cases[event.case] = row
         self._view.show_case(row)
         self._view.show_message(self._count())
 
@@ -161,10 +158,10 @@ class Batches:
         self._view.show_running(False)
         if self._stopping:
             for row in self._cases.values():
-                if row.state == "running":
-                    self._view.show_case(replace(row, state="waiting", fraction=None))
+                if row.state == CaseState.RUNNING:
+                    self._view.show_case(replace(row, state=CaseState.WAITING, fraction=None))
             self._view.show_message(_("Stopped. {count}").format(count=self._count()))
-        elif self._cases and all(row.state in ("done", "failed") for row in self._cases.values()):
+        elif self._cases and all(row.state.is_over for row in self._cases.values()):
             self._view.show_message(self._count())
         else:
             self._view.show_message(reason(answer), problem=True)
@@ -172,9 +169,9 @@ class Batches:
     def _count(self) -> str:
         states = [row.state for row in self._cases.values()]
         text = _("{done} of {all} cases are done.").format(
-            done=states.count("done"), all=len(states)
+            done=states.count(CaseState.DONE), all=len(states)
         )
-        failed = states.count("failed")
+        failed = states.count(CaseState.FAILED)
         return text + (" " + _("{count} failed.").format(count=failed) if failed else "")
 
 
@@ -191,7 +188,7 @@ def _flags(choice: Choice) -> list[str]:
     """The options as the command line writes them."""
     flags = []
     for name, value in choice.options.items():
-        flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+        flag = flags_of(name)[0]
         if name == "members":
             flags += [f"--members={','.join(value)}"] if value and len(choice.cards) == 1 else []
         elif name == "uncertainty":

@@ -7,7 +7,6 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,20 @@ from medsegai.progress import Progress, ProgressEvent
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
 from medsegai.system.outside_text import one_line
 from medsegai.system.regular_files import read_regular
+from medsegai.worker.batch_events import (
+    EVENTS_FLAG,
+    OVERWRITE_FLAG,
+    RESUME_FLAG,
+    CaseState,
+    Entry,
+    case_event,
+    note_event,
+    progress_event,
+)
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
-    from medsegai.output.batch import Batch, Entry
+    from medsegai.output.batch import Batch
     from medsegai.output.cases import Case
     from medsegai.output.layouts import BatchFiles
 
@@ -99,12 +108,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "are distributed, what was left out",
     )
     group.add_argument(
-        "--resume", action="store_true", help="keep results that are there, and do the rest"
+        RESUME_FLAG, action="store_true", help="keep results that are there, and do the rest"
     )
-    group.add_argument("--overwrite", action="store_true", help="do everything again")
+    group.add_argument(OVERWRITE_FLAG, action="store_true", help="do everything again")
     group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     group.add_argument(
-        "--events", action="store_true", help="print what happens as JSON, one object a line"
+        EVENTS_FLAG, action="store_true", help="print what happens as JSON, one object a line"
     )
     add_worker_options(parser)
     add_request_options(parser)
@@ -112,7 +121,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from medsegai.output.batch import FAILED, Batch
+    from medsegai.output.batch import Batch
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models
     left_out: list[str] = []
@@ -135,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
             _run(batch, console, arguments)
         finally:
             _write_cohort(batch, files, left_out)
-    failed = [entry for entry in batch.entries.values() if entry.state == FAILED]
+    failed = [entry for entry in batch.entries.values() if entry.state == CaseState.FAILED]
     if not console.quiet:
         print(
             f"{len(cases) - len(failed)} of {len(cases)} cases: {files.folder}. {NOT_FOR_DIAGNOSIS}"
@@ -232,19 +241,19 @@ class _Console:
     def begin(self, batch: Batch, together: bool) -> None:
         """Say how far each case is. Of cases that are done together the progress of all is shown, not of each."""
         for entry in batch.entries.values():
-            self._tell({"event": "case", **asdict(entry)})
+            self._tell(case_event(entry))
         if together:
-            done = sum(entry.state == "done" for entry in batch.entries.values())
+            done = sum(entry.state == CaseState.DONE for entry in batch.entries.values())
             self._rate = Rate(len(batch.entries), done)
 
     def entry_changed(self, entry: Entry) -> None:
         self._case = entry.case
-        self._tell({"event": "case", **asdict(entry)})
-        if entry.state in ("done", "failed"):
+        self._tell(case_event(entry))
+        if entry.state.is_over:
             self._bar.clear()
             took = "" if entry.seconds is None else f" in {duration(entry.seconds)}"
             line = one_line(f"{entry.case}: {entry.state}{took}. {entry.message}".rstrip())
-            if entry.state == "failed":
+            if entry.state == CaseState.FAILED:
                 print(f"medsegai: {line}", file=sys.stderr)
             elif not self.quiet:
                 print(line, flush=True)
@@ -255,12 +264,12 @@ class _Console:
     def tell(self, words: str) -> None:
         """What the user should know while the batch runs."""
         self._bar.clear()
-        self._tell({"event": "note", "message": words})
+        self._tell(note_event(words))
         _warn(words)
 
     def __call__(self, event: ProgressEvent) -> None:
         self._bar(event)
-        self._tell({"event": "progress", "case": self._case, **vars(event)})
+        self._tell(progress_event(self._case, event))
 
     def clear(self) -> None:
         self._bar.clear()

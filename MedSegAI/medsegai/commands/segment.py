@@ -24,17 +24,11 @@ from medsegai.request import (
     request_options,
 )
 from medsegai.system.outside_text import one_line
+from medsegai.worker.batch_events import flags_of
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.output.result_files import Outputs
-
-FLAGS = {
-    "models": ("--model",),
-    "members": ("--members", "--views", "--folds"),
-    "refinements": ("--refinement",),
-}
-"""Options of the request whose flags are not simply their name."""
 
 IMPLIED = {"uncertainty", "probabilities", "candidates"}
 """Switches of the request that are on exactly when the output that needs them is wanted."""
@@ -111,8 +105,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to segment")
     for item in request_options():
         if item.name not in IMPLIED:
-            flags = FLAGS.get(item.name, ("--" + item.name.replace("_", "-"),))
-            group.add_argument(*flags, dest=item.name, **_argument(item))
+            group.add_argument(*flags_of(item.name), dest=item.name, **_argument(item))
 
 
 def _argument(item: Field[Any]) -> dict[str, Any]:

@@ -25,37 +25,12 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.system.locks import reserved
 from medsegai.system.outside_text import table_cell
+from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME, CaseState, Entry
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 
 OF_THE_CASE = (InputError, DeviceError)
 """What is wrong with one case; any other error would meet the next case too, and ends the batch."""
-
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-TABLE_NAME, VOLUMES_NAME = "batch.csv", "volumes.csv"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the table.
-
-    Attributes:
-        remarks: how many structures a person should look at; None unless the case is done.
-        message: why a case failed, or what the user should know of it.
-    """
-
-    case: str
-    state: str = WAITING
-    seconds: float | None = None
-    remarks: int | None = None
-    message: str = ""
-
-    @classmethod
-    def done(cls, case: str, report: Mapping[str, Any]) -> Entry:
-        """That of a case that is done, from its report."""
-        seconds = round(sum(report["seconds"].values()), 1)
-        remarks = sum(bool(item["remarks"]) for item in report["structures"])
-        return cls(case, DONE, seconds, remarks, " ".join(report["warnings"]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +62,7 @@ class Job:
             result = segment(replace(self.request, inputs=images), progress)
             self.files.write(name, result, images[0], progress)
         except OF_THE_CASE as error:
-            return Entry(name, FAILED, message=str(error))
+            return Entry(name, CaseState.FAILED, message=str(error))
         return Entry.done(name, result.report())
 
     def ended(self) -> Entry | None:
@@ -120,7 +95,7 @@ def one_after_another(segment: Segment, progress_of: Callable[[str], Progress]) 
 
     def work(jobs: Sequence[Job]) -> Generator[Entry, None, None]:
         for job in jobs:
-            yield Entry(job.case.name, RUNNING)
+            yield Entry(job.case.name, CaseState.RUNNING)
             yield job.do(segment, progress_of(job.case.name))
 
     return work
@@ -258,7 +233,9 @@ class Batch:
                     self._set(entry)
         finally:
             self._sweep()
-            for name in [name for name, it in self.entries.items() if it.state == RUNNING]:
+            for name in [
+                name for name, it in self.entries.items() if it.state == CaseState.RUNNING
+            ]:
                 self._set(Entry(name))
             self._write_table()
             self._write_volumes()
@@ -276,8 +253,8 @@ class Batch:
     def _order(self) -> list[str]:
         """Those that were under way when the batch was ended last, perhaps by them, come last."""
         before = self._states_before()
-        left = {name for name in self._cases if before.get(table_cell(name)) == RUNNING}
-        waiting = [name for name, entry in self.entries.items() if entry.state != DONE]
+        left = {name for name in self._cases if before.get(table_cell(name)) == CaseState.RUNNING}
+        waiting = [name for name, entry in self.entries.items() if entry.state != CaseState.DONE]
         return sorted(waiting, key=lambda name: name in left)
 
     def _states_before(self) -> dict[str, str]:
@@ -307,7 +284,7 @@ class Batch:
 
     def _write_volumes(self) -> None:
         """One table with the structures of all cases that are done."""
-        done = [name for name, entry in self.entries.items() if entry.state == DONE]
+        done = [name for name, entry in self.entries.items() if entry.state == CaseState.DONE]
         rows = [
             {"case": name, **row}
             for name in done

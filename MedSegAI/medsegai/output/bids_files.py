@@ -17,6 +17,7 @@ from medsegai.io import atomic_path, write_table
 from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationResult
 from medsegai.volume import Volume
+from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME
 
 BIDS_VERSION = "1.10.0"
 GENERATOR = "MedSegAI"
@@ -52,8 +53,8 @@ VOLUMES_COLUMNS = {
 """Of the table of volumes: what each column is, and its unit."""
 
 IGNORED_FILES = (
-    "batch.csv",
-    "volumes.csv",
+    TABLE_NAME,
+    VOLUMES_NAME,
     "cohort.*",
     "*volumes.*",
     "*_report.*",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.io import atomic_path, write_table
-from medsegai.output.batch import DONE, Entry
 from medsegai.output.layouts import BatchFiles
+from medsegai.worker.batch_events import CaseState, Entry
 
 FEWEST = 5
 """Cases that it takes to say which of them stands out."""
@@ -120,7 +120,7 @@ def read_cohort(
 
 
 def _row(entry: Entry, files: BatchFiles) -> CaseRow:
-    if entry.state != DONE:
+    if entry.state != CaseState.DONE:
         return CaseRow(entry)
     try:
         report = json.loads(files.report(entry.case).read_text(encoding="utf-8"))

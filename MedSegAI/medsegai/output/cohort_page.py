@@ -12,9 +12,9 @@ from pathlib import Path
 from medsegai import __version__
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
-from medsegai.output.batch import DONE, FAILED
 from medsegai.output.cohort import FAR, FEWEST, CaseRow, Cohort
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.worker.batch_events import CaseState
 
 MOST_POINTS = 300
 """Cases of which each has a point in the plots; of more, only those that stand out."""
@@ -64,7 +64,7 @@ def write_cohort_page(path: Path, cohort: Cohort) -> None:
 
 def _summary(cohort: Cohort) -> str:
     states = [row.entry.state for row in cohort.rows]
-    done, failed = states.count(DONE), states.count(FAILED)
+    done, failed = states.count(CaseState.DONE), states.count(CaseState.FAILED)
     words = [f"{done} of {len(states)} cases are done", f"{failed} failed"]
     waiting = len(states) - done - failed
     return ", ".join([*words, *([f"{waiting} waiting"] if waiting else [])]) + "."
@@ -102,7 +102,7 @@ def _flagged(
 
 def _excluded(cohort: Cohort) -> Iterator[str]:
     """What has no figures, and why: cases that failed or wait, and scans that never became cases."""
-    absent = [row.entry for row in cohort.rows if row.entry.state != DONE]
+    absent = [row.entry for row in cohort.rows if row.entry.state != CaseState.DONE]
     if not absent and not cohort.left_out:
         yield "<p>Nothing was left out.</p>"
         return

@@ -24,7 +24,7 @@ from distributed import Client, Future
 
 from medsegai import __version__
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
-from medsegai.output.batch import FAILED, RUNNING, WAITING, Entry, Job, Work
+from medsegai.output.batch import Job, Work
 from medsegai.output.cluster.connection import ANSWER_SECONDS
 from medsegai.output.cluster.worker import (
     CaseWorker,
@@ -34,6 +34,7 @@ from medsegai.output.cluster.worker import (
     look,
     model_hash,
 )
+from medsegai.worker.batch_events import CaseState, Entry
 
 MOST_DEATHS = 2
 """So many workers may end while they have a case; then the case is given up."""
@@ -157,7 +158,7 @@ class _HandOut:
                 yield from self._given_back(job, waiting)
             while waiting and self._ready:
                 job = waiting.popleft()
-                yield Entry(job.case.name, RUNNING)
+                yield Entry(job.case.name, CaseState.RUNNING)
                 self._submit(self._ready.popleft(), do_case, job)
             with contextlib.suppress(Empty):
                 yield from self._take(self._completed.get(timeout=LOOK_SECONDS / 4), waiting)
@@ -223,13 +224,13 @@ class _HandOut:
         elif self._deaths[name] >= MOST_DEATHS:
             yield Entry(
                 name,
-                FAILED,
+                CaseState.FAILED,
                 message="The worker ended while it had this case, and another one did so too. Its memory may not "
                 "be enough, or the file may end programs that read it.",
             )
         else:
             waiting.append(job)
-            yield Entry(name, WAITING)
+            yield Entry(name, CaseState.WAITING)
 
     def _refuse(self, worker: str, reason: str) -> None:
         self._refused[worker] = reason

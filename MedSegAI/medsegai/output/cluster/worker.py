@@ -19,9 +19,10 @@ from medsegai import __version__
 from medsegai.errors import MedSegAIError, WorkerError
 from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import to_json
-from medsegai.output.batch import Entry, Job
+from medsegai.output.batch import Job
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
+from medsegai.worker.batch_events import Entry
 
 
 @dataclass(frozen=True)
