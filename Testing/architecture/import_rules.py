@@ -62,7 +62,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("engine",),  # L3
     (
         "doctor",
-        "families._importing",
+        "models.importing",
         "output.picture_preview",
         "output.preview",
         "worker.refine_job",

@@ -249,5 +249,10 @@ def test_refinements_describe_themselves_without_a_heavy_library() -> None:
     assert not HEAVY & imports_of_a_fresh_process(statement)
 
 
+def test_a_model_is_imported_without_torch_here() -> None:
+    """What a stranger's file claims is compared with what it has before anything takes seconds."""
+    assert "torch" not in imports_of_a_fresh_process("import medsegai.models.importing")
+
+
 def test_a_heavy_library_would_be_seen() -> None:
     assert "scipy" in imports_of_a_fresh_process("import scipy.ndimage")

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from medsegai.cli import main
 from medsegai.errors import ModelError, OutputError, UnsafeModelError
-from medsegai.families import _importing
-from medsegai.families._importing import Limits, import_model
+from medsegai.models import importing
+from medsegai.models.importing import Limits, import_model
 from medsegai.system.confinement import confine
 from nnunet_models import make_model
 
@@ -133,6 +134,22 @@ def test_no_module_of_the_working_folder_is_run(
     assert not any((tmp_path / name).exists() for name in ("json", "numpy", "medsegai"))
 
 
+def test_impossible_claims_are_refused_before_torch_is_loaded(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 kB that claim gigabytes should cost a second, and torch alone takes two."""
+    folder = make_model(tmp_path, folds=(0,))
+    weights = torch.as_strided(torch.ones(4), (1 << 30,), (0,))
+    (checkpoint,) = folder.rglob("checkpoint_final.pth")
+    torch.save({"network_weights": {"w": weights}}, checkpoint)
+    (tmp_path / "false").mkdir()
+    (tmp_path / "false" / "torch.py").write_text("raise SystemExit('torch was loaded')")
+    monkeypatch.syspath_prepend(str(tmp_path / "false"))  # for the process that is started
+    with pytest.raises(ModelError, match="repeats numbers of its storage"):
+        import_model(folder, own)
+    assert list(own.iterdir()) == []
+
+
 def conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Path:
     """A file whose conversion runs `body`, as one would that a stranger took over."""
     folder = tmp_path / "taken_over"
@@ -140,7 +157,7 @@ def conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Pa
     text = f"""
         import sys
         sys.path.remove({str(folder)!r})
-        import medsegai.families._importing as real
+        import medsegai.models.importing as real
 
         def _stage(path, staged, id):
             import os, time
@@ -153,7 +170,7 @@ def conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Pa
     """
     (folder / "taken_over.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(_importing, "CHILD", "taken_over")
+    monkeypatch.setattr(importing, "CHILD", "taken_over")
     (tmp_path / "x.pth").write_text("made by a stranger")
     return tmp_path / "x.pth"
 
@@ -176,8 +193,8 @@ def test_a_conversion_that_goes_wrong_ends_alone(
 ) -> None:
     path = conversion(monkeypatch, tmp_path, body)
     if "sleep" in body:
-        monkeypatch.setattr(_importing, "LEAST_SECONDS", 1)
-        monkeypatch.setattr(_importing, "START_SECONDS", 1)
+        monkeypatch.setattr(importing, "LEAST_SECONDS", 1)
+        monkeypatch.setattr(importing, "START_SECONDS", 1)
     start = time.monotonic()
     with pytest.raises(ModelError, match=words) as caught:
         import_model(path, own)
@@ -218,7 +235,7 @@ def test_a_larger_model_may_take_more(tmp_path: Path, monkeypatch: pytest.Monkey
         given.append(limits)
         return "was not started"
 
-    monkeypatch.setattr(_importing, "_run_child", run_child)
+    monkeypatch.setattr(importing, "_run_child", run_child)
     for size in (0, 10 << 20):
         (tmp_path / "x.pth").write_bytes(bytes(size))
         with pytest.raises(ModelError, match="was not started"):

@@ -18,10 +18,9 @@ from safetensors.numpy import save_file
 import medsegai.families
 from medsegai.cli import main
 from medsegai.errors import ModelError, OutputError
-from medsegai.families import _importing
-from medsegai.families._importing import import_model
-from medsegai.models import catalogue
+from medsegai.models import catalogue, importing
 from medsegai.models.card import card_from_dict, load_card
+from medsegai.models.importing import import_model
 
 Capture = pytest.CaptureFixture[str]
 
@@ -66,7 +65,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's models, in a folder that does not exist yet; `bundled` is empty."""
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
-    for module in (catalogue, _importing, sys.modules["medsegai.commands.models"]):
+    for module in (catalogue, importing, sys.modules["medsegai.commands.models"]):
         monkeypatch.setattr(module, "BUNDLED_MODELS", tmp_path / "bundled")
     return tmp_path / "own"
 
@@ -74,7 +73,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
-    monkeypatch.setattr(_importing, "_stage_confined", _importing._stage)
+    monkeypatch.setattr(importing, "_stage_confined", importing._stage)
 
 
 def tree(folder: Path) -> list[str]:
@@ -230,7 +229,7 @@ def test_nothing_is_copied_before_it_is_known_to_be_of_the_model(
             file.truncate(size)
     staged = tmp_path / "staged"
     with pytest.raises(ModelError, match=words):
-        _importing._stage(source, staged, None)
+        importing._stage(source, staged, None)
     copied = sum(path.stat().st_size for path in staged.iterdir()) if staged.exists() else 0
     assert copied < 1 << 16
 
@@ -293,7 +292,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     source = write_model(tmp_path / "download")
-    monkeypatch.setattr("medsegai.families._importing.shutil.copyfile", full)
+    monkeypatch.setattr("medsegai.models.importing.shutil.copyfile", full)
     with pytest.raises(OutputError, match="the disk is full"):
         import_model(source, own)
     assert not list(own.iterdir())
@@ -380,6 +379,6 @@ def test_nothing_outside_the_models_folder_is_used(
         seen.append(Path(options["dir"]))
         return made(**options)
 
-    monkeypatch.setattr("medsegai.families._importing.tempfile.TemporaryDirectory", spy)
+    monkeypatch.setattr("medsegai.models.importing.tempfile.TemporaryDirectory", spy)
     import_model(write_model(tmp_path / "download"), own)
     assert seen == [own]

@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 
 from medsegai.cli import main
 from medsegai.errors import InputError, ModelError, UnsafeModelError
-from medsegai.families import _importing, load_model
-from medsegai.families._importing import import_model
+from medsegai.families import load_model
 from medsegai.families.nnunet.model import FoldNetwork
-from medsegai.models import catalogue
+from medsegai.models import catalogue, importing
 from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import find_card
+from medsegai.models.importing import import_model
 from nnunet_models import (
     Made,
     export_zip,
@@ -51,7 +51,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
-    monkeypatch.setattr(_importing, "_stage_confined", _importing._stage)
+    monkeypatch.setattr(importing, "_stage_confined", importing._stage)
 
 
 @pytest.fixture(scope="module")
@@ -398,8 +398,8 @@ def test_a_zip_by_path_is_no_model_yet(tmp_path: Path, own: Path, capsys: Captur
 KILLED = """
 import sys, time
 from pathlib import Path
-from medsegai.families import _importing
-with _importing._staging(Path(sys.argv[1])) as staged:
+from medsegai.models import importing
+with importing._staging(Path(sys.argv[1])) as staged:
     (staged.parent / "large").write_bytes(b"0" * 1000)
     print("ready", flush=True)
     time.sleep(60)
@@ -427,7 +427,7 @@ def test_what_a_killed_import_leaves_goes_at_the_next(trained: Path, own: Path) 
 def test_what_is_old_goes_wherever_locks_are_missing(
     trained: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medsegai.families._importing._try_lock", lambda file: False)
+    monkeypatch.setattr("medsegai.models.importing._try_lock", lambda file: False)
     old, new = own / ".import-old", own / ".import-new"
     for folder in (old, new):
         write_json(folder / "models" / "x.json", {})

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -27,13 +28,18 @@ from hypothesis import strategies as st
 from medsegai.errors import ModelError, UnsafeModelError
 from medsegai.networks.checkpoints import read_checkpoint
 from medsegai.networks.released import read_released
-from medsegai.networks.torch_files import KINDS, StoredTensor, read_torch_file
+from medsegai.networks.torch_files import KINDS, StoredTensor, check_claims, read_torch_file
 
 SECONDS, BYTES = 20.0, 300 << 20
 """More than any refusal takes, on a busy machine too; the attacks below would take far more."""
 
 Reader = Callable[[Path], Any]
 READERS: tuple[Reader, ...] = (read_released, read_checkpoint)
+
+
+def claims(path: Path) -> None:
+    """What is looked at before any reader, and before torch is loaded."""
+    check_claims(path, 10)
 
 
 def saved(path: Path, content: Any, zipped: bool = True) -> Path:
@@ -96,7 +102,7 @@ def refused(read: Reader, path: Path) -> ModelError:
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
     """Any type of number, any order of axes, perhaps a part of a larger tensor."""
-    kind = draw(st.sampled_from([kind for _, kind in KINDS.values()]))
+    kind = draw(st.sampled_from([getattr(torch, kind) for _, kind in KINDS.values()]))
     shape = draw(st.lists(st.integers(0, 4), max_size=4))
     values = torch.randn(shape).mul(40).to(kind)
     if shape and draw(st.booleans()):
@@ -247,11 +253,12 @@ def test_a_tar_of_old_torch_is_refused(read: Reader, tmp_path: Path) -> None:
         (1 << 70, (1,), (1,)),
     ],
 )
+@pytest.mark.parametrize("read", [read_released, claims])
 def test_a_tensor_that_does_not_fit_its_storage_is_refused(
-    offset: int, shape: tuple[int, ...], stride: tuple[int, ...], tmp_path: Path
+    read: Reader, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], tmp_path: Path
 ) -> None:
     path = archive(tmp_path / "x.pth", described(offset, shape, stride), bytes(24))
-    assert "damaged" in str(refused(read_released, path))
+    assert "damaged" in str(refused(read, path))
 
 
 @settings(max_examples=200, deadline=None)
@@ -288,10 +295,28 @@ def test_a_storage_that_is_larger_than_its_bytes_is_refused(tmp_path: Path) -> N
         assert words in str(refused(read_released, path))
 
 
-def test_tensors_that_share_their_bytes_too_often_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_released, claims])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_share_their_bytes_too_often_are_refused(
+    read: Reader, zipped: bool, tmp_path: Path
+) -> None:
     values = torch.ones(1000)
-    path = saved(tmp_path / "x.pth", {f"w{number}": values for number in range(500)})
-    assert "larger than the file" in str(refused(read_released, path))
+    path = saved(tmp_path / "x.pth", {f"w{number}": values[:] for number in range(500)}, zipped)
+    assert "larger than the file" in str(refused(read, path))
+
+
+def test_claims_are_left_to_the_reader_where_they_are_possible_or_cannot_be_read(
+    tmp_path: Path,
+) -> None:
+    """A reader knows what a file should be, and says so: no other error comes before its own."""
+    saved(tmp_path / "network.pth", torch.nn.Conv2d(1, 2, 3))  # names no reader is told of
+    saved(tmp_path / "numbers.pt", {"loss": np.float64(3), "w": torch.ones(3).expand(1, 3)}, False)
+    archive(tmp_path / "other.pth", b"no pickle")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    claims(tmp_path)
+    archive(tmp_path / "below.pth", described(0, (1 << 33,), (0,)), bytes(24))
+    assert "below.pth is damaged" in str(refused(claims, tmp_path))
 
 
 PROTO = b"\x80\x02"

@@ -15,9 +15,9 @@ from medsegai.commands.segment import print_summary
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, InputError, MismatchError, ModelError, RequestError
 from medsegai.families import load_model
-from medsegai.families._importing import import_model
 from medsegai.io import read_labelmap
 from medsegai.models.card import ModelCard, load_card
+from medsegai.models.importing import import_model
 from medsegai.networks.unet2d import UNet2D, UNet2DConfig
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult

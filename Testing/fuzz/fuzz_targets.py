@@ -327,8 +327,8 @@ def _model_folder() -> bytes:
 def import_of_a_model(content: bytes, folder: Path) -> object:
     """What the confined process of `models import` does; then its networks are read, as the engine does."""
     from medsegai.families import load_model
-    from medsegai.families._importing import _check_staged, _stage
     from medsegai.families._member_network import NetworkModel
+    from medsegai.models.importing import _check_staged, _stage
 
     source, staged = folder / "model.zip", folder / "staged"
     if content.startswith(b"{"):

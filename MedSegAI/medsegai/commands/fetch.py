@@ -96,7 +96,7 @@ def run_fetch(arguments: argparse.Namespace) -> int:
     file = place / _file_name(wanted.url)
     with reserved([file]):
         _load(wanted, file, arguments.quiet)
-        from medsegai.families._importing import import_model
+        from medsegai.models.importing import import_model
 
         listed_id = None if "://" in arguments.model else wanted.id
         try:

@@ -136,7 +136,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    from medsegai.families._importing import import_model
+    from medsegai.models.importing import import_model
 
     folder = user_models_folder()
     if folder is None:

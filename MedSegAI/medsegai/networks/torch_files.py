@@ -3,27 +3,27 @@
 `torch.load` is not asked: without `weights_only` it hands some archives to TorchScript, which can write files, and
 with it a tensor of 20 kB may claim gigabytes. Here both formats of `torch.save` are taken apart: the zip archive
 (since 2020) and the sequence of pickles before it. The pickle is read by `unpickling`, tensors are described first
-and made when they are asked for, and a description that does not fit the bytes of the file is refused.
+and made when they are asked for, and a description that does not fit the bytes of the file is refused. torch is
+loaded when the first tensor is made, so that a file can be refused before that.
 
 Sources: `torch/serialization.py`, `torch/_utils.py` (names, persistent ids, order of legacy files).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from medsegai.errors import ModelError, UnsafeModelError
 from medsegai.io.archives import DAMAGED, open_zip
@@ -32,23 +32,27 @@ from medsegai.networks.unpickling import (
     Name,
     NameRefused,
     PickleDamage,
+    Typed,
     inert,
     table,
     unpickle,
 )
 from medsegai.system.regular_files import open_regular
 
-KINDS: dict[str, tuple[str, torch.dtype]] = {
-    "Double": ("f8", torch.float64),
-    "Float": ("f4", torch.float32),
-    "Half": ("f2", torch.float16),
-    "BFloat16": ("i2", torch.bfloat16),  # NumPy has no bfloat16; the bits are looked at anew
-    "Long": ("i8", torch.int64),
-    "Int": ("i4", torch.int32),
-    "Short": ("i2", torch.int16),
-    "Char": ("i1", torch.int8),
-    "Byte": ("u1", torch.uint8),
-    "Bool": ("?", torch.bool),
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS: dict[str, tuple[str, str]] = {
+    "Double": ("f8", "float64"),
+    "Float": ("f4", "float32"),
+    "Half": ("f2", "float16"),
+    "BFloat16": ("i2", "bfloat16"),  # NumPy has no bfloat16; the bits are looked at anew
+    "Long": ("i8", "int64"),
+    "Int": ("i4", "int32"),
+    "Short": ("i2", "int16"),
+    "Char": ("i1", "int8"),
+    "Byte": ("u1", "uint8"),
+    "Bool": ("?", "bool"),
 }
 """Of storages: the type of their numbers in NumPy and in torch."""
 
@@ -69,6 +73,16 @@ LARGEST = 1 << 40
 
 SHARED = 8
 """How often the bytes of a file may be held by tensors. nnU-Net names each weight up to four times."""
+
+FILES_OF_TORCH = (".pth", ".pt", ".ckpt", ".tar")
+"""Endings that `torch.save` is asked to write."""
+
+LOOKED_AT = 1 << 18
+"""Bytes of the largest pickle that `check_claims` reads; larger ones would take seconds."""
+
+
+class ImpossibleTensor(PickleDamage):
+    """A tensor is described that its storage cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class StoredTensor:
             or any(type(number) is not int or not 0 <= number < LARGEST for number in numbers)
             or math.prod(size or 1 for size in self.shape) >= LARGEST
         ):
-            raise PickleDamage("a tensor is described in an impossible way")
+            raise ImpossibleTensor("a tensor is described in an impossible way")
         if 0 in self.shape:
             return
         # Axes from the innermost: each must step over all that those before it cover, so that no number of the
@@ -112,10 +126,10 @@ class StoredTensor:
         covered = 1
         for stride, size in sorted(zip(self.stride, self.shape, strict=True)):
             if size > 1 and stride < covered:
-                raise PickleDamage("a tensor repeats numbers of its storage")
+                raise ImpossibleTensor("a tensor repeats numbers of its storage")
             covered += stride * (size - 1)
         if self.offset + covered > self.storage.count:
-            raise PickleDamage("a tensor reaches beyond its storage")
+            raise ImpossibleTensor("a tensor reaches beyond its storage")
 
     @property
     def nbytes(self) -> int:
@@ -129,11 +143,12 @@ class TorchFile:
     Attributes:
         path: the file.
         content: what was saved: plain containers, `Inert` objects, and `StoredTensor`s.
+        size: bytes of the file.
     """
 
     path: Path
     content: Any
-    _size: int
+    size: int
     _records: Callable[[str], memoryview] = field(repr=False)
     _order: str = "<"
 
@@ -143,10 +158,9 @@ class TorchFile:
         Raises:
             ModelError: they are not in the file, are damaged, or together are more than the file can hold.
         """
-        if sum(item.nbytes for item in stored.values()) > SHARED * self._size:
-            raise ModelError(f"{self.path} is damaged: its weights are larger than the file.")
         made: dict[Storage, Tensor] = {}
         try:
+            _check_sum(stored.values(), self.size)
             for item in stored.values():
                 if item.storage not in made:
                     made[item.storage] = self._numbers(item.storage)
@@ -158,7 +172,9 @@ class TorchFile:
         }
 
     def _numbers(self, storage: Storage) -> Tensor:
-        name, kind = KINDS[storage.kind]
+        import torch
+
+        name, kind = KINDS[storage.kind][0], getattr(torch, KINDS[storage.kind][1])
         dtype = np.dtype(self._order + name)
         record = self._records(storage.key)
         if len(record) < storage.count * dtype.itemsize:
@@ -185,12 +201,7 @@ def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFi
         ModelError: it is not a regular file, is damaged, or torch did not write it.
     """
     try:
-        with open_regular(path) as file:
-            start = file.read(4)
-            if not start:
-                raise PickleDamage("it is empty")
-            read = _read_zip if start[:2] == b"PK" else _read_legacy
-            return read(path, file, {**_TENSOR_NAMES, **names})
+        return _taken_apart(path, {**_TENSOR_NAMES, **names}, MOST_BYTES)
     except NameRefused as error:
         raise UnsafeModelError(
             f"{path} asks to load {str(error)!r}, which no {kind} needs. A file like this can run any program; "
@@ -204,12 +215,55 @@ def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFi
         ) from None
 
 
+def check_claims(path: Path, most_files: int) -> None:
+    """Refuse files of torch whose tensors claim more than the file has, before torch is loaded for them.
+
+    Whatever else is wrong with a file is found by its reader, which knows what it should be.
+
+    Args:
+        path: a file, or a folder of which all files are looked at.
+        most_files: how many of these at most.
+
+    Raises:
+        ModelError: a tensor reaches beyond its numbers or repeats them, or all together are larger than the file.
+    """
+    files = itertools.islice(path.rglob("*"), most_files) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix.lower() not in FILES_OF_TORCH:
+            continue
+        try:
+            names = _AnyNames()
+            size = _taken_apart(file, names, LOOKED_AT).size
+            _check_sum(names.tensors, size)
+        except ImpossibleTensor as error:
+            raise ModelError(
+                f"{file} is damaged, or was made to do harm: {error}. Copy it again from where it was trained."
+            ) from None
+        except (OSError, ModelError, *DAMAGED):
+            continue
+
+
+def _check_sum(tensors: Iterable[StoredTensor], size: int) -> None:
+    if sum(tensor.nbytes for tensor in tensors) > SHARED * size:
+        raise ImpossibleTensor("its weights are larger than the file")
+
+
+def _taken_apart(path: Path, names: Mapping[str, Name], most: int) -> TorchFile:
+    """The content of a file, whose pickles have at most `most` bytes."""
+    with open_regular(path) as file:
+        start = file.read(4)
+        if not start:
+            raise PickleDamage("it is empty")
+        read = _read_zip if start[:2] == b"PK" else _read_legacy
+        return read(path, file, names, most)
+
+
 def _mapped(file: BinaryIO) -> memoryview:
     # Copied on write: torch has no tensors that cannot be changed, and the file must stay as it is.
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
-def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name]) -> TorchFile:
+def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) -> TorchFile:
     entries = {entry.filename: entry for entry in open_zip(file, MOST_RECORDS).infolist()}
     (program,) = [name for name in entries if name.endswith("/data.pkl")] or [""]
     if not program:
@@ -232,7 +286,7 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name]) -> TorchFil
     order = bytes(record("byteorder")) if f"{folder}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
         raise PickleDamage("its order of bytes is not known")
-    content, _ = unpickle(bytes(record("data.pkl")), names, _storage)
+    content, _ = unpickle(bytes(record("data.pkl")[:most]), names, _storage)
     return TorchFile(
         path,
         content,
@@ -258,7 +312,7 @@ def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     return content
 
 
-def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name]) -> TorchFile:
+def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) -> TorchFile:
     """Magic number, protocol, facts, the object and the keys of storages, a pickle each; then numbers."""
     whole = _mapped(file)
     storages: dict[str, Storage] = {}
@@ -266,7 +320,7 @@ def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name]) -> Torch
 
     def next_pickle() -> Any:
         nonlocal position
-        program = bytes(whole[position : position + MOST_BYTES])
+        program = bytes(whole[position : position + most])
         value, length = unpickle(program, names, lambda id: _storage(id, storages))
         position += length
         return value
@@ -328,7 +382,35 @@ _TENSOR_NAMES = table(
     Name("torch.nn.parameter.Parameter", _as_it_is),
     Name("torch.Size", _shape),
     inert("torch.device"),
-    *(inert(str(kind)) for _, kind in KINDS.values()),
+    *(inert(f"torch.{kind}") for _, kind in KINDS.values()),
     *(inert(f"torch.{place}{kind}Storage") for kind in KINDS for place in ("", "cuda.")),
 )
 """What weights are pickled with."""
+
+
+class _Anything(Typed):
+    """Stands for whatever a pickle makes."""
+
+    def refine(self, state: Any) -> None:
+        """Take any state, and keep nothing of it."""
+
+
+class _AnyNames(dict[str, Name]):
+    """Every name there is, where nothing but tensors is wanted; these are kept as they are described."""
+
+    def __init__(self) -> None:
+        super().__init__(_TENSOR_NAMES)
+        self.tensors: list[StoredTensor] = []
+        for name, known in _TENSOR_NAMES.items():
+            if known.make is _tensor:
+                self[name] = Name(name, self._kept)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> Name:
+        return Name(name, lambda *_: _Anything())
+
+    def _kept(self, *arguments: Any) -> StoredTensor:
+        self.tensors.append(_tensor(*arguments))
+        return self.tensors[-1]

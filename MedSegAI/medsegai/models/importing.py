@@ -34,6 +34,7 @@ from medsegai.io.atomic import output_error
 from medsegai.models.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.models.json_fields import MOST_BYTES
+from medsegai.networks.torch_files import check_claims
 from medsegai.system.confinement import confine, limit
 from medsegai.system.locks import try_lock
 from medsegai.system.regular_files import open_regular, read_regular
@@ -48,8 +49,8 @@ ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What an id may be: it becomes a folder name and an option on the command line."""
 
 
-CHILD = "medsegai.families._importing"
-"""Module whose `main` reads an untrusted file."""
+CHILD = "medsegai.models.importing"
+"""Module whose `main` reads an untrusted file. Neither process loads torch before claims were checked."""
 
 ANSWER, LOG = "answer.json", "log.txt"
 """What the process of its own leaves beside the model: null or its error, and what it printed."""
@@ -236,11 +237,12 @@ def main(request: str) -> None:
     path, staged, id, limits = json.loads(request)
     path, staged = Path(path), Path(staged)
     confine(staged.parent)
-    if not _has_card(path):
-        list(_importers())  # what libraries take before they do anything is not counted
-    limit(**limits)
     error: MedSegAIError | None = None
     try:
+        check_claims(path, MOST_FILES)
+        if not _has_card(path):
+            list(_importers())  # what libraries take before they do anything is not counted
+        limit(**limits)
         _stage(path, staged, id)
     except MedSegAIError as caught:
         error = caught
