@@ -46,6 +46,7 @@ PLAIN = frozenset(
 # A file imports earlier rows only: neighbours in a row, such as families and refinements, do not know each other.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("boxes", "networks.memory"),  # L1
+    ("decoding",),
     ("io",),
     ("preprocessing",),
     ("networks",),
@@ -106,7 +107,7 @@ APPLICATION = re.compile(r"(slicer|mrml|vtk\w*|qt|ctk|PySide6|PythonQt|qSlicer\w
 CONFINED = {
     "monai": ("networks", "training", "evaluation"),
     "openvino": ("networks",),
-    "SimpleITK": ("io", "refinements", "evaluation"),
+    "SimpleITK": ("decoding", "io", "refinements", "evaluation"),
     "nibabel": ("io", "refinements", "evaluation"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,16 +89,20 @@ CRASHING = "ends the decoder"
 """What a file says that ends the process which decodes it, after `let_decoder_crash`."""
 
 
+FAULT = """
+import os, medsegai.decoding.itk as room
+read = room.image
+def image(path, reader):
+    os.abort() if {words!r} in open(path, "rb").read() else None
+    return read(path, reader)
+room.image = image
+"""
+
+
 def let_decoder_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process that decodes end by a signal at some files, as ITK and GDCM do by faults of theirs."""
-    source = pkgutil.get_data("medsegai.io", "decoder_child.py")
-    assert source is not None
-    start = b'    """The voxels of a file, in C order."""\n'
-    assert source.count(start) == 1
-    fault = f"    if {CRASHING.encode()!r} in open(path, 'rb').read():\n        os.abort()\n"
-    monkeypatch.setattr(
-        pkgutil, "get_data", lambda *_: source.replace(start, start + fault.encode())
-    )
+    fault = FAULT.format(words=CRASHING.encode())
+    monkeypatch.setattr(decoder, "PROGRAM", f"exec({fault!r}); {decoder.PROGRAM}")
     decoder._DECODER.stop()
 
 

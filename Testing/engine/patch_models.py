@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medsegai.io.slide_files import Pixels
+from medsegai.decoding.slides import Pixels
 from medsegai.progress import Progress
 from medsegai.training.patches_options import PatchTraining
 from medsegai.training.patches_run import train_patches

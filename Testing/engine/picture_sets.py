@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from medsegai.io.slide_files import Pixels
+from medsegai.decoding.slides import Pixels
 
 CLASSES = ("disc", "stripes")
 

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from medsegai.io.slide_files import Pixels
+from medsegai.decoding.slides import Pixels
 
 TILE = 64
 

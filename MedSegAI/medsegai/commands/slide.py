@@ -11,7 +11,7 @@ from medsegai.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
-    from medsegai.io.slide_files import Box
+    from medsegai.decoding.slides import Box
     from medsegai.io.slides import Slide, SlideGrid
 
 LONGEST = 2048
@@ -119,7 +119,7 @@ def chosen_part(slide: Slide, arguments: argparse.Namespace) -> tuple[SlideGrid,
 
 
 def _box(slide: Slide, grid: SlideGrid, arguments: argparse.Namespace) -> Box | None:
-    from medsegai.io.slide_files import Box
+    from medsegai.decoding.slides import Box
 
     if not arguments.region:
         return None

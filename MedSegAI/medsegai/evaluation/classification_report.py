@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medsegai import __version__
+from medsegai.decoding.slides import Pixels
 from medsegai.evaluation.classification import ClassificationFigures, Judged, roc_curve
 from medsegai.evaluation.heat_maps import over_picture
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
-from medsegai.io.slide_files import Pixels
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 WORST = 12

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from medsegai.io.slide_files import Pixels
+from medsegai.decoding.slides import Pixels
 
 logger = logging.getLogger(__name__)
 

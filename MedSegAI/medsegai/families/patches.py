@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from medsegai.decoding.slides import Box, Pixels
 from medsegai.errors import MismatchError, ModelError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.inference.probabilities import Block
 from medsegai.io.picture_sets import as_rgb
-from medsegai.io.slide_files import Box, Pixels
 from medsegai.io.slides import Slide, SlideChannel, SlideGrid, open_slide
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json

@@ -1,6 +1,7 @@
-"""ITK's readers in a process that may crash: a crash is the error of one file, and the next file is read.
+"""Native readers in a process that may crash: a crash is the error of one file, and the next file is read.
 
-The process starts when it is first needed, stays for the next file, and ends with this one.
+What runs there lies in the room `decoding`. The process starts when it is first needed, stays for the next file,
+and ends with this one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import pkgutil
 import signal
 import subprocess
 import sys
@@ -36,33 +36,55 @@ SECONDS = 60.0
 BYTES_A_SECOND = 2_000_000
 
 
-def itk_header(path: Path, reader: str) -> dict[str, Any]:
-    """What ITK reads from the header of a file; see `decoder_child.header`.
+PROGRAM = "from medsegai.decoding.server import main; main()"
+"""What the process runs."""
+
+
+def asked(what: str, path: Path, **arguments: Any) -> dict[str, Any]:
+    """What a function of the room `decoding` says of a file.
 
     Args:
+        what: its module and name, such as "itk.header".
         path: the file.
-        reader: name of ITK's reader, such as "NrrdImageIO".
+        arguments: what else it takes; JSON must be able to hold them.
 
     Raises:
-        InputError: the reader crashed.
-        ValueError: it refused the file; the text is its reason.
+        InputError: it refused the file, or crashed.
+        ValueError: a library refused it; the text is its reason.
     """
-    return _DECODER.ask("header", path, reader, 0)[0]
+    return _DECODER.ask(what, path, 0, arguments)[0]
+
+
+def decoded(what: str, path: Path, expected: int, **arguments: Any) -> NDArray[Any]:
+    """An array that a function of the room `decoding` makes of a file, in C order.
+
+    Args:
+        what, path, arguments: see `asked`.
+        expected: bytes of the array.
+
+    Raises:
+        InputError: it refused the file, crashed, or needed more time or memory than such an array suggests.
+        ValueError: a library refused it; the text is its reason.
+    """
+    return _DECODER.ask(what, path, expected, arguments)[1]
+
+
+def let_go(what: str, path: Path) -> None:
+    """Ask a function of the room `decoding` to close a file, if there is a process that may have it open."""
+    if _DECODER.is_running():
+        with contextlib.suppress(InputError, ValueError):
+            asked(what, path)
 
 
 def itk_voxels(path: Path, reader: str, expected: int) -> NDArray[Any]:
-    """The voxels of a file, decoded by ITK, in C order.
+    """The voxels of a file, decoded by ITK; see `decoded`.
 
     Args:
         path: the file.
         reader: name of ITK's reader, such as "GDCMImageIO".
         expected: bytes of voxels according to the header.
-
-    Raises:
-        InputError: the reader crashed, or needed more time or memory than the header suggests.
-        ValueError: it refused the file; the text is its reason.
     """
-    return _DECODER.ask("image", path, reader, expected)[1]
+    return decoded("itk.image", path, expected, reader=reader)
 
 
 class _Decoder:
@@ -74,9 +96,9 @@ class _Decoder:
         self._lock = threading.Lock()
 
     def ask(
-        self, what: str, path: Path, reader: str, expected: int
+        self, what: str, path: Path, expected: int, arguments: dict[str, Any]
     ) -> tuple[dict[str, Any], NDArray[Any]]:
-        """Let ITK read a file; one whose name is not UTF-8, which ITK cannot take, by a link to it."""
+        """Let a file be read; one whose name is not UTF-8, which ITK cannot take, by a link to it."""
         with contextlib.ExitStack() as stack:
             named = path.absolute()
             if unicode_text(str(named)) != str(named):
@@ -85,16 +107,15 @@ class _Decoder:
                 link = Path(folder) / f"image{unicode_text(path.suffix)}"
                 link.symlink_to(named)
                 named = link
-            return self._ask(what, named, reader, expected)
+            return self._ask(what, path, expected, {"path": str(named), **arguments})
 
     def _ask(
-        self, what: str, path: Path, reader: str, expected: int
+        self, what: str, path: Path, expected: int, arguments: dict[str, Any]
     ) -> tuple[dict[str, Any], NDArray[Any]]:
         seconds = SECONDS + expected / BYTES_A_SECOND
         request = {
             "what": what,
-            "path": str(path),
-            "reader": reader,
+            "arguments": arguments,
             "memory": MEMORY_BYTES + 4 * expected,
             "seconds": seconds,
         }
@@ -116,15 +137,21 @@ class _Decoder:
                 raise
             finally:
                 watch.cancel()
+        if "refusal" in answer:
+            raise InputError(answer["refusal"])
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer, voxels
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The process. A fork of this one has one of its own: answers of both would mingle in one pipe."""
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+        if self._process is None or not self.is_running():
             self._process, self._owner = _started(), os.getpid()
         return self._process
+
+    def is_running(self) -> bool:
+        mine = self._process is not None and self._owner == os.getpid()
+        return mine and self._process.poll() is None  # type: ignore[union-attr]
 
     def stop(self) -> None:
         """End the process; the next file starts another one."""
@@ -139,13 +166,10 @@ atexit.register(_DECODER.stop)
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """A new process. Its program is passed as text, so that it is found in a zip archive too."""
-    source = pkgutil.get_data("medsegai.io", "decoder_child.py")
-    assert source is not None
-    setup = f"import sys; sys.path[:] = {sys.path!r}\n"
+    """A new process. It finds modules where this one does, in a zip archive too, and not in the working folder."""
     flags = {"creationflags": 0x08000000} if sys.platform == "win32" else {"process_group": 0}
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", setup + source.decode()],
+        [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; {PROGRAM}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

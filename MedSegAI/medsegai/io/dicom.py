@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import GeometryError, InputError
 from medsegai.io.decoder import itk_voxels
 from medsegai.io.dicom_files import DicomFile, Slice, is_dicom, read_file
-from medsegai.io.files import PARSER_ERRORS, check_memory, native, placed, unreadable
+from medsegai.io.files import check_memory, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
 from medsegai.system.outside_text import unicode_text
 from medsegai.volume import SHEAR_TOLERANCE, Volume

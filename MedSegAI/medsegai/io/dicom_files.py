@@ -19,8 +19,9 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import InputError
-from medsegai.io.files import PARSER_ERRORS, check_memory, check_promise, unreadable
+from medsegai.io.files import check_memory, check_promise, unreadable
 from medsegai.io.stored import CHUNK
 
 _TAGS = [

@@ -14,7 +14,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import GeometryError, InputError, ModelError
+from medsegai.io.decoder import decoded
 from medsegai.io.dicom_files import (
     check_pixels,
     functional_groups,
@@ -22,7 +24,7 @@ from medsegai.io.dicom_files import (
     opened_header,
     pixel_element,
 )
-from medsegai.io.files import PARSER_ERRORS, check_memory, native, placed, unreadable
+from medsegai.io.files import check_memory, native, placed, unreadable
 from medsegai.io.itk import LPS_TO_RAS
 from medsegai.labels import Label, Terminology, made_color
 from medsegai.volume import Volume
@@ -59,7 +61,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         matrix, places = _grid(path, sources)
         shape = (max(places) + 1, *size)
         check_memory(path, 2 * shape[0] * shape[1] * shape[2])
-        frames = pydicom.dcmread(path).pixel_array.reshape(-1, *size)
+        frames = decoded("itk.frames", path, count).reshape(-1, *size)
         if len(frames) != len(sources):
             raise ValueError("its frames are not as many as its header says")
         numbers = [_number(source) for source in sources] if kind == "BINARY" else []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,22 +35,6 @@ _ITK_PREFIX = re.compile(
 
 _LACKS = re.compile(r"'\w+' object has no attribute '(\w+)'")
 """How Python says that a header has no such element."""
-
-PARSER_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-"""What parsers raise on bytes that their authors did not expect (found by damaging files)."""
 
 
 def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import InputError
-from medsegai.io.decoder import itk_header
-from medsegai.io.files import PARSER_ERRORS, check_3d, check_stored_size, native, placed, unreadable
+from medsegai.io.decoder import asked
+from medsegai.io.files import check_3d, check_stored_size, native, placed, unreadable
 from medsegai.io.headers import header_text, stored
 from medsegai.volume import Volume
 
@@ -72,7 +73,7 @@ def read_with_itk(path: Path) -> Volume:
     suffix = path.suffix.lower()
     try:
         where = stored(path, header_text(path))
-        found = itk_header(path, _READERS[suffix])
+        found = asked("itk.header", path, reader=_READERS[suffix])
         _check_scalar(path, found["components"], found["type_name"])
         shape = check_3d(path, found["size"])[::-1]
         kind = np.dtype(found["kind"])

@@ -23,9 +23,9 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import GeometryError, InputError
 from medsegai.io.files import (
-    PARSER_ERRORS,
     check_3d,
     check_regular,
     check_stored_size,

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
+from medsegai.decoding.slides import Pixels
 from medsegai.errors import InputError, counted
-from medsegai.io.files import PARSER_ERRORS, check_regular
+from medsegai.io.files import check_regular
 from medsegai.io.pictures import PICTURE_ENDINGS
 from medsegai.io.reading import read_channels
-from medsegai.io.slide_files import Pixels
 from medsegai.volume import Volume
 
 FILE_ENDINGS = (*PICTURE_ENDINGS, ".dcm")

@@ -7,20 +7,19 @@ state are those of a printer), so voxels are of 1 mm and the volume says that th
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import InputError, MismatchError
-from medsegai.io.decoder import itk_voxels
-from medsegai.io.files import PARSER_ERRORS, check_memory, native, unreadable
+from medsegai.io.decoder import asked, decoded, itk_voxels
+from medsegai.io.files import check_memory, native, unreadable
 from medsegai.volume import Geometry, Volume
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -30,6 +29,9 @@ KIND = "a picture"
 
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Modes of Pillow with one value a pixel."""
+
+IN_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+"""Modes that become red, green and blue."""
 
 COLOURS = ("red", "green", "blue")
 
@@ -182,90 +184,63 @@ def read_pixels(path: Path, palette: bool = False) -> Picture:
         InputError: see `read_picture`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # memory is checked below
-            with Image.open(path) as image:
-                return _pixels(path, image, palette)
-    except InputError:
-        raise
-    except Image.DecompressionBombError:
-        raise InputError(
-            f"{path} has more pixels than a picture is read with. Crop it, or make it smaller, first."
-        ) from None
-    except UnidentifiedImageError:
-        raise unreadable(path, "its content is not known", KIND) from None
-    except (*PARSER_ERRORS, SyntaxError) as error:  # Pillow's word for a broken PNG
-        raise unreadable(path, error, KIND) from error
+        head = asked("pictures.header", path)
+        if "refused" in head:
+            raise _refused(path, head["refused"])
+        return _pixels(path, head, palette)
+    except PARSER_ERRORS as error:
+        raise unreadable(path, _UNPREFIXED.sub("", str(error)), KIND) from error
 
 
-def _pixels(path: Path, image: Image.Image, palette: bool) -> Picture:
-    pages = int(getattr(image, "n_frames", 1))
-    if pages > 1:
+_UNPREFIXED = re.compile(r"^\w+Error: ")
+
+
+def _refused(path: Path, why: str) -> InputError:
+    if why == "unknown":
+        return unreadable(path, "its content is not known", KIND)
+    return InputError(
+        f"{path} has more pixels than a picture is read with. Crop it, or make it smaller, first."
+    )
+
+
+def _pixels(path: Path, head: dict[str, Any], palette: bool) -> Picture:
+    """Pixels of a picture by what its header says; see `decoding.pictures.header`."""
+    mode, bands, (columns, rows) = head["mode"], head["bands"], head["size"]
+    if head["pages"] > 1:
         raise InputError(
-            f"{path} has {pages} pages or frames. Save the wanted one as a picture of its own."
+            f"{path} has {head['pages']} pages or frames. Save the wanted one as a picture of its own."
         )
-    bands = len(image.getbands())
-    check_memory(path, math.prod(image.size) * bands * (4 if image.mode in ("I", "F") else 2))
-    notes = []
-    if bands > 1 and ";16" in _stored_as(image):
-        return Picture(*_deep(path, image, bands))
-    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)  # which Pillow turns by itself
-    turned = 1 if is_tiff else image.getexif().get(0x0112, 1)
-    image.load()
-    if turned != 1:
-        image = ImageOps.exif_transpose(image)
-        notes.append(f"{path} was turned as its camera says (EXIF).")
-    if palette and image.mode == "P":
-        return Picture(np.array(image), tuple(notes))
-    pixels, more = _seen(path, image)
-    return Picture(native(pixels), (*notes, *more))
+    needed = rows * columns * bands * (4 if mode in ("I", "F") else 2)
+    check_memory(path, needed)
+    if bands > 1 and head["format"] in _DEEP and ";16" in head["stored"]:
+        return Picture(*_deep(path, head))
+    numbers = palette and mode == "P"
+    if mode not in (*GREY, "LA", "La", *IN_COLOUR):
+        raise InputError(
+            f"{path} has colours of the kind {mode}, which are not read. Save it as RGB or grey."
+        )
+    pixels = decoded("pictures.pixels", path, 2 * needed, numbers=numbers)
+    return Picture(native(pixels), tuple(_changes(path, head, numbers)))
 
 
-def _stored_as(image: Image.Image) -> str:
-    """How pixels are stored in a PNG or TIFF, as Pillow calls it; "" of other formats."""
-    tiles = getattr(image, "tile", None)
-    if image.format not in _DEEP or not tiles:
-        return ""
-    stored = tiles[0][3]
-    return str(stored[0] if isinstance(stored, tuple) else stored)
+def _changes(path: Path, head: dict[str, Any], numbers: bool) -> Iterator[str]:
+    """What the pixels do not show of the file."""
+    if head["turned"]:
+        yield f"{path} was turned as its camera says (EXIF)."
+    if numbers:
+        return
+    if head["mode"] in ("LA", "La", "RGBA", "RGBa", "PA") or head["transparency"]:
+        yield f"The transparency of {path} was left out."
+    if head["mode"] == "CMYK":
+        yield f"{path} has colours for print (CMYK), which were turned into red, green and blue."
 
 
-def _deep(path: Path, image: Image.Image, bands: int) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _deep(path: Path, head: dict[str, Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Pixels of sixteen bits in several bands, by ITK."""
-    size = 2 * math.prod(image.size) * bands
-    pixels = itk_voxels(path, _DEEP[str(image.format)], size)
-    pixels = pixels.reshape(image.size[1], image.size[0], -1)
+    columns, rows = head["size"]
+    pixels = itk_voxels(path, _DEEP[head["format"]], 2 * rows * columns * head["bands"])
+    pixels = pixels.reshape(rows, columns, -1)
     if pixels.shape[2] in (1, 3):
         return np.squeeze(pixels, 2) if pixels.shape[2] == 1 else pixels, ()
     pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
     return pixels, (f"The transparency of {path} was left out.",)
-
-
-def _seen(path: Path, image: Image.Image) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Grey (j, i) or colours (j, i, 3), and what was left out."""
-    notes = []
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-        notes.append(f"The transparency of {path} was left out.")
-    if image.mode == "CMYK":
-        notes.append(
-            f"{path} has colours for print (CMYK), which were turned into red, green and blue."
-        )
-    if image.mode == "1":
-        return np.array(image, dtype=np.uint8) * np.uint8(255), ()
-    if image.mode in GREY:
-        return np.array(image), tuple(notes)
-    if image.mode in ("LA", "La"):
-        return np.array(image.convert("LA"))[..., 0], tuple(notes)
-    if image.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"):
-        raise InputError(
-            f"{path} has colours of the kind {image.mode}, which are not read. Save it as RGB or grey."
-        )
-    if image.mode in ("P", "PA", "RGBa"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        pixels = np.array(image)[..., :3]
-    else:
-        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    return pixels, tuple(notes)

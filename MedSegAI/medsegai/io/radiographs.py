@@ -14,10 +14,11 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import InputError
 from medsegai.io.decoder import itk_voxels
 from medsegai.io.dicom_files import DAMAGE, check_pixels, opened_header, pixel_element
-from medsegai.io.files import PARSER_ERRORS, native, placed, unreadable
+from medsegai.io.files import native, placed, unreadable
 from medsegai.io.pictures import PIXELS_TO_RAS
 from medsegai.volume import Volume
 

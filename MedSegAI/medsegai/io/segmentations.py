@@ -18,9 +18,9 @@ import numpy as np
 from nrrd import NRRDError
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import GeometryError, InputError, ModelError
 from medsegai.io.files import (
-    PARSER_ERRORS,
     check_3d,
     check_memory,
     check_stored_size,

@@ -6,24 +6,24 @@ Only the requested part is decoded, from the stored size that is nearest to the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from PIL import Image
 
-from medsegai.errors import InputError
-from medsegai.io.files import check_memory, check_name, check_regular
-from medsegai.io.slide_files import (
+from medsegai.decoding.slides import (
     TIFF_ENDINGS,
     WHITE,
     Box,
+    Level,
     Levels,
     Pixels,
-    is_tiled_tiff,
-    open_levels,
 )
+from medsegai.errors import InputError
+from medsegai.io.decoder import asked, decoded, let_go
+from medsegai.io.files import check_memory, check_name, check_regular, unreadable
 from medsegai.volume import Geometry, Volume
 
 SLIDE_ENDINGS = (
@@ -231,7 +231,32 @@ def open_slide(path: Path | str) -> Slide:
     check_name(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a slide in it.")
-    return Slide(path, open_levels(path))
+    return Slide(path, _Decoded(path))
+
+
+class _Decoded:
+    """`Levels` of a slide that another process reads, which may crash at a damaged one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            found = asked("slides.opened", path)
+        except ValueError as error:
+            raise unreadable(path, error, "a slide") from error
+        self.levels = tuple(Level(*level) for level in found["levels"])
+        spacing = found["spacing_mm"]
+        self.spacing_mm = None if spacing is None else (spacing[0], spacing[1])
+        self.bounds = Box(*found["bounds"])
+
+    def read(self, number: int, box: Box) -> Pixels:
+        expected = 3 * box.rows * box.columns
+        try:
+            return decoded("slides.part", self._path, expected, number=number, box=astuple(box))
+        except ValueError as error:
+            raise unreadable(self._path, error, "a slide") from error
+
+    def close(self) -> None:
+        let_go("slides.closed", self._path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +312,12 @@ def is_slide(path: Path) -> bool:
     """Whether a file is a slide: by its name, or a TIFF in tiles that is large or has smaller sizes beside it."""
     if path.name.lower().endswith(SLIDE_ENDINGS):
         return True
-    return path.name.lower().endswith(TIFF_ENDINGS) and is_tiled_tiff(path, LONGEST_OVERVIEW)
+    if not path.name.lower().endswith(TIFF_ENDINGS):
+        return False
+    try:
+        return bool(asked("slides.tiled", path, large=LONGEST_OVERVIEW)["tiled"])
+    except (InputError, ValueError):
+        return False  # the reader of pictures says what is wrong
 
 
 def _notes(slide: Slide) -> list[str]:

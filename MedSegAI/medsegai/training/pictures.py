@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from medsegai.decoding.slides import Pixels
 from medsegai.io.picture_sets import PictureSet
-from medsegai.io.slide_files import Pixels
 
 Augmentation = Literal["none", "slide", "radiograph"]
 

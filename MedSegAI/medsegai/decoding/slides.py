@@ -1,20 +1,25 @@
-"""The two libraries that read slides, each behind `Levels`: OpenSlide for scanners' formats, tifffile for TIFF."""
+"""The two libraries that read slides, each behind `Levels`: OpenSlide for scanners' formats, tifffile for TIFF.
+
+The process that decodes keeps the slides open that were read last, so that a request for a part needs nothing that
+came before it, and a process that crashed can be replaced by a new one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import InputError
-from medsegai.io.files import PARSER_ERRORS
 
 Pixels = NDArray[np.uint8]
 Found = TypeVar("Found")
@@ -110,6 +115,53 @@ def open_levels(path: Path) -> Levels:
         f"{path} is not a slide that OpenSlide {openslide.__library_version__} or tifffile can read. Export it as "
         "a tiled TIFF or OME-TIFF."
     )
+
+
+OPEN: dict[tuple[str, int, int], Levels] = {}
+"""Slides that are open, by path, size and time, the one that was read last at the end."""
+
+MOST_OPEN = 4
+
+
+def opened(path: str) -> dict[str, Any]:
+    """The attributes of `Levels` of a slide.
+
+    Raises:
+        InputError: see `open_levels`.
+    """
+    slide = _open(path)
+    return {
+        "levels": [[level.rows, level.columns, level.downsample] for level in slide.levels],
+        "spacing_mm": slide.spacing_mm,
+        "bounds": astuple(slide.bounds),
+    }
+
+
+def part(path: str, number: int, box: list[int]) -> Pixels:
+    """See `Levels.read`."""
+    return _open(path).read(number, Box(*box))
+
+
+def closed(path: str) -> dict[str, Any]:
+    """Let the file go."""
+    for key in [key for key in OPEN if key[0] == path]:
+        OPEN.pop(key).close()
+    return {}
+
+
+def tiled(path: str, large: int) -> dict[str, Any]:
+    """See `is_tiled_tiff`."""
+    return {"tiled": is_tiled_tiff(Path(path), large)}
+
+
+def _open(path: str) -> Levels:
+    state = os.stat(path)
+    key = (path, state.st_size, state.st_mtime_ns)
+    slide = OPEN.pop(key, None) or open_levels(Path(path))
+    OPEN[key] = slide
+    while len(OPEN) > MOST_OPEN:
+        OPEN.pop(next(iter(OPEN))).close()
+    return slide
 
 
 def _openslide() -> Any:

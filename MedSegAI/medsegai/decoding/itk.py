@@ -1,0 +1,102 @@
+"""What ITK reads.
+
+Run lengths (RLE) in DICOM are unpacked by pydicom: GDCM divides by the number of their segments, also by 0, and
+refuses sound images of few voxels.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+KINDS = {
+    getattr(sitk, f"sitk{form}{name}"): kind
+    for form in ("", "Vector")
+    for name, kind in {
+        **{
+            "UInt8": "u1",
+            "Int8": "i1",
+            "UInt16": "u2",
+            "Int16": "i2",
+            "UInt32": "u4",
+            "Int32": "i4",
+        },
+        **{"UInt64": "u8", "Int64": "i8", "Float32": "f4", "Float64": "f8"},
+    }.items()
+}
+"""NumPy's names of the types of components; complex numbers have none."""
+
+
+def header(path: str, reader: str) -> dict[str, Any]:
+    """What ITK reads from a header: sizes and spacing (i, j, k...), origin and directions (LPS), type."""
+    opened = sitk.ImageFileReader()
+    opened.SetImageIO(reader)
+    opened.SetFileName(path)
+    opened.ReadImageInformation()
+    pixel_id = opened.GetPixelID()
+    return {
+        "size": opened.GetSize(),
+        "spacing": opened.GetSpacing(),
+        "origin": opened.GetOrigin(),
+        "direction": opened.GetDirection(),
+        "components": opened.GetNumberOfComponents(),
+        "kind": KINDS.get(pixel_id, ""),
+        "type_name": sitk.GetPixelIDValueAsString(pixel_id),
+    }
+
+
+RUN_LENGTHS = b"1.2.840.10008.1.2.5\0"
+"""DICOM's UID of the transfer syntax, as it stands near the beginning of a file."""
+
+
+def image(path: str, reader: str) -> NDArray[Any]:
+    """The voxels of a file."""
+    if reader == "GDCMImageIO" and has_run_lengths(path):
+        return unpacked_run_lengths(path)
+    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO=reader)))
+
+
+def frames(path: str) -> NDArray[Any]:
+    """The frames of a DICOM file as they are stored, by pydicom and its plugins."""
+    import pydicom
+
+    return pydicom.dcmread(path).pixel_array
+
+
+def has_run_lengths(path: str) -> bool:
+    with open(path, "rb") as file:
+        return RUN_LENGTHS in file.read(2048)
+
+
+def unpacked_run_lengths(path: str) -> NDArray[Any]:
+    """The voxels of a DICOM file whose pixels are run lengths, with slope and intercept applied as GDCM does."""
+    import pydicom
+
+    head = pydicom.dcmread(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "error", message="The decoded RLE segment"
+            )  # is longer than the image
+            voxels = np.ascontiguousarray(head.pixel_array)
+    except (RuntimeError, ValueError) as error:  # whose words name plugins
+        raise ValueError("its run lengths do not fit its header") from error
+    if head.get("PhotometricInterpretation") == "MONOCHROME1":  # turned round, as by ITK
+        voxels = (-1 if head.PixelRepresentation else 2**head.BitsStored - 1) - voxels
+    slope, intercept = scale(head)
+    if (slope, intercept) == (1, 0):
+        return voxels
+    whole = slope.is_integer() and intercept.is_integer()
+    return (voxels * slope + intercept).astype(np.int32 if whole else np.float64)
+
+
+def scale(head: Any) -> tuple[float, float]:
+    """Slope and intercept of a file; those of its first frame, of which all have the same."""
+    places = [head]
+    for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in (head.get(name) or ())[:1]:
+            places = [*(group.get("PixelValueTransformationSequence") or ()), *places]
+    found = next((place for place in places if "RescaleSlope" in place), head)
+    return float(found.get("RescaleSlope") or 1), float(found.get("RescaleIntercept") or 0)

@@ -1,0 +1,72 @@
+"""The process that decodes: one request after another, until its pipe ends.
+
+Requests come as lines of JSON; an answer is a line of JSON, and the bytes of an array where there is one.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from medsegai.errors import MedSegAIError
+
+Answer = tuple[dict[str, Any], memoryview]
+
+
+def answer(asked: dict[str, Any]) -> Answer:
+    """What the function gives that a request names, such as "itk.header", or why it failed."""
+    module, name = asked["what"].split(".")
+    try:
+        function = getattr(importlib.import_module(f"medsegai.decoding.{module}"), name)
+        limit(asked["memory"], asked["seconds"])  # not of what its libraries take
+        given = function(**asked["arguments"])
+        if not isinstance(given, np.ndarray):
+            return given, memoryview(b"")
+        given = np.ascontiguousarray(given)
+        return {"shape": given.shape, "kind": given.dtype.str}, given.data.cast("B")
+    except MedSegAIError as error:
+        return {"refusal": str(error)}, memoryview(b"")
+    except Exception as error:  # noqa: BLE001, whatever it is, the next file may be sound
+        return {"error": f"{type(error).__name__}: {error}"}, memoryview(b"")
+
+
+def limit(memory: int, seconds: float) -> None:
+    """Limit memory and processor time beyond what is used already; without effect on Windows."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            in_use = int(file.read().split()[0]) * resource.getpagesize()
+        for kind, soft in (
+            (resource.RLIMIT_AS, in_use + memory),
+            (resource.RLIMIT_CPU, int(time.process_time() + seconds) + 1),
+        ):
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (soft if hard < 0 else min(soft, hard), hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    for line in requests:
+        asked = json.loads(line)
+        words, data = answer(asked)
+        words["bytes"] = len(data)
+        answers.write(json.dumps(words).encode() + b"\n")
+        answers.write(data)
+        answers.flush()
+
+
+def main() -> None:
+    """Serve standard input and output; what libraries print goes nowhere, because it may quote a header."""
+    answers = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    with os.fdopen(answers, "wb") as stream:
+        serve(sys.stdin.buffer, stream)
