@@ -37,6 +37,7 @@ from dicom_files import (
     write_multiframe,
     write_series,
 )
+from medsegai.decoding.itk import check_rows
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.io import read_labelmap, read_volume
 from medsegai.volume import Volume
@@ -329,6 +330,45 @@ def test_run_lengths_are_read_whatever_the_size(
 
     write_series(tmp_path / "s", scan, packed)
     assert np.array_equal(read_volume(tmp_path / "s").voxels, 2 * voxels.astype(int) - 1024)
+
+
+def runs_of(rows: list[list[tuple[int, int]]]) -> bytes:
+    """A frame of 8 bits from the runs of its rows, each a value and how often it stands there."""
+    data = b"".join(bytes([257 - count, value]) for row in rows for value, count in row)
+    return struct.pack("<16L", 1, 64, *[0] * 14) + data + b"\0" * (len(data) % 2)
+
+
+@pytest.mark.parametrize("row", [0, 4, 8])
+def test_run_lengths_that_go_on_into_the_next_row_are_refused_if_few_do(row: int) -> None:
+    """Two damaged lengths can make up for each other; programs that do not end runs with rows do so everywhere."""
+    rows = [[(k, 6), (9, 7), (k, 7)] for k in range(10)]
+    check_rows(runs_of(rows), 20)
+    damaged = [list(runs) for runs in rows]
+    damaged[row][2], damaged[row + 1][0] = (row, 8), (row + 1, 5)
+    with pytest.raises(ValueError, match="a row ends within a run"):
+        check_rows(runs_of(damaged), 20)
+    careless = [[(1, 3)], *([(2, 20)] for _ in range(9)), [(3, 17)]]
+    check_rows(runs_of(careless), 20)
+
+
+def test_every_changed_length_of_a_run_is_noticed_by_its_segment(tmp_path: Path) -> None:
+    """What follows is read from another place then, and does not add up."""
+    voxels = np.zeros((7, 12, 20), np.int16)
+    voxels[:, 3:9, 4:16] = np.random.default_rng(1).integers(0, 3000, (7, 6, 12))
+    scan = Volume(voxels, SCAN.geometry.cropped((0, 0, 0), voxels.shape))
+    sound = run_lengths(voxels[3])
+    lengths = [64]
+    while (place := lengths[-1]) < struct.unpack("<3L", sound[:12])[2]:
+        lengths.append(place + (2 if sound[place] > 128 else sound[place] + 2))
+    noticed = 0
+    for place in lengths[:20]:
+        data = sound[:place] + bytes([sound[place] ^ 4]) + sound[place + 1 :]
+        write_series(tmp_path / "s", scan, packed_as(RLELossless, data))
+        with contextlib.suppress(InputError):
+            read_volume(tmp_path / "s")
+            continue
+        noticed += 1
+    assert noticed >= 19  # what a data byte means as a length may happen to add up
 
 
 def test_run_lengths_that_are_too_few_or_too_many_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ Run lengths (RLE) in DICOM are unpacked by pydicom: GDCM divides by the number o
 refuses sound images of few voxels.
 """
 
+import struct
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,8 @@ def unpacked_run_lengths(path: str) -> NDArray[Any]:
                 "error", message="The decoded RLE segment"
             )  # is longer than the image
             voxels = np.ascontiguousarray(head.pixel_array)
+        for frame in encapsulated(head):
+            check_rows(frame, int(head.Columns))
     except (RuntimeError, ValueError) as error:  # whose words name plugins
         raise ValueError("its run lengths do not fit its header") from error
     if head.get("PhotometricInterpretation") == "MONOCHROME1":  # turned round, as by ITK
@@ -90,6 +94,44 @@ def unpacked_run_lengths(path: str) -> NDArray[Any]:
         return voxels
     whole = slope.is_integer() and intercept.is_integer()
     return (voxels * slope + intercept).astype(np.int32 if whole else np.float64)
+
+
+FEW_ROWS = 2
+"""Rows of a segment that one damaged run shifts. Programs that let runs go on into the next row do so in most."""
+
+
+def encapsulated(head: Any) -> Iterator[bytes]:
+    """The bytes of each frame of packed pixels, by pydicom 2 or 3."""
+    from pydicom import encaps
+
+    count = int(head.get("NumberOfFrames") or 1)
+    if hasattr(encaps, "generate_frames"):
+        return encaps.generate_frames(head.PixelData, number_of_frames=count)
+    return encaps.generate_pixel_data_frame(head.PixelData, count)
+
+
+def check_rows(frame: bytes, columns: int) -> None:
+    """Refuse run lengths that end with all rows but a few.
+
+    DICOM lets no run go on into the next row (PS3.5, G.3.1). It has no checksum: a changed value cannot be
+    noticed, and a changed length only by the lengths of rows and segments.
+
+    Raises:
+        ValueError: one or two rows of a segment end within a run.
+    """
+    count, *offsets = struct.unpack("<16L", frame[:64])
+    ends = [*offsets[1:count], len(frame)]
+    for place, end in zip(offsets, ends, strict=False):
+        filled = shifted = 0
+        while place < end:
+            code = frame[place]
+            if code != 128:  # which stands for nothing
+                filled += code + 1 if code < 128 else 257 - code
+                shifted += filled > columns
+                filled %= columns
+            place += code + 2 if code < 128 else 2 if code > 128 else 1
+        if 0 < shifted <= FEW_ROWS:
+            raise ValueError("a row ends within a run")
 
 
 def scale(head: Any) -> tuple[float, float]:

@@ -94,8 +94,60 @@ def _regular(
     which = f"{copies} copies of slices were" if copies > 1 else "1 copy of a slice was"
     notes = [f"{where}: {which} left out."] if copies else []
     notes += _left_out(where, series, found, [item for item in files if not known[item]])
+    _check_space(where, series, found)
     check_memory(where, sum(item.size[0] * item.size[1] * item.voxel_bytes for item in slices))
-    return where, *_arranged(where, slices), (series, tuple(notes))
+    slices, matrix = _arranged(where, slices)
+    notes += _next_to_it(where, series, slices, _series(found))
+    return where, slices, matrix, (series, tuple(notes))
+
+
+def _check_space(where: Path, series: _Series, files: Sequence[DicomFile]) -> None:
+    """Refuse slices of several frames of reference: their positions cannot be compared.
+
+    Raises:
+        GeometryError: the files of the series name more than one.
+    """
+    frames = Counter(
+        file.frame_of_reference
+        for file in files
+        if file.uid == series.uid and file.slices and file.frame_of_reference
+    )
+    if len(frames) > 1:
+        few = min(frames, key=lambda frame: frames[frame])
+        name = next(file.path.name for file in files if file.frame_of_reference == few)
+        raise GeometryError(
+            f"{where}: its slices name {len(frames)} frames of reference, and {unicode_text(name)} another one "
+            "than most, so their positions cannot be compared. Separate them, or export the whole series again."
+        )
+
+
+def _next_to_it(
+    where: Path, series: _Series, slices: Sequence[Slice], others: Sequence[_Series]
+) -> list[str]:
+    """A note about single slices of other series that lie where the next slice of this one would.
+
+    Programs that make identifiers anew may give one slice another series than the rest.
+    """
+    first, last = slices[0], slices[-1]
+    step = (last.position - first.position) / (len(slices) - 1)
+    tolerance = POSITION_TOLERANCE * float(np.linalg.norm(step))
+    places = (first.position - step, last.position + step)
+    found = [
+        other.slices[0].path.name
+        for other in others
+        if other.uid != series.uid and len(other.slices) == 1
+        for item in other.slices
+        if item.size == first.size
+        and np.allclose(item.axes, first.axes, atol=1e-3)
+        and np.allclose(item.spacing, first.spacing, rtol=1e-3)
+        and any(np.linalg.norm(item.position - place) < tolerance for place in places)
+    ]
+    if not found:
+        return []
+    return [
+        f"{where}: {unicode_text(found[0])} lies where its next slice would, but belongs to another series. It "
+        "was left out; check that the series is whole."
+    ]
 
 
 def _left_out(
@@ -226,6 +278,14 @@ def _check_alike(where: Path, slices: Sequence[Slice]) -> None:
     if len(slices) < 2:
         raise InputError(
             f"{where} is a single slice. Name the folder that has all slices of the series."
+        )
+    scaled = sum(item.is_scaled for item in slices)
+    if 0 < scaled < len(slices):
+        odd = scaled <= len(slices) / 2
+        name = next(item.path.name for item in slices if item.is_scaled == odd)
+        raise InputError(
+            f"{where}: {unicode_text(name)} {'has' if odd else 'lacks'} RescaleSlope, unlike other slices, so "
+            "grey values are not of one scale. Export the whole series again."
         )
     if any(item.size != first.size for item in slices):
         raise InputError(f"{where}: slices of different sizes. Separate them into series.")

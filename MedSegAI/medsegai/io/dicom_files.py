@@ -42,6 +42,8 @@ _TAGS = [
     "BitsAllocated",
     "FrameOfReferenceUID",
     "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
     "PixelPaddingValue",
     "SegmentationType",
     "SegmentSequence",
@@ -94,6 +96,7 @@ class Slice:
     spacing: tuple[float, float]  # along i and j, mm
     voxel_bytes: int
     lut: Lookup | None  # where grey values are looked up
+    is_scaled: bool  # whether it says how stored values become grey values
 
     @property
     def identity(self) -> tuple[str, int, tuple[float, ...]]:
@@ -298,9 +301,13 @@ def _slices(path: Path, head: Any, pixels: PixelElement) -> list[Slice]:
     lut = _lookup(luts[0]) if luts else None
     voxel_bytes = int(head.get("BitsAllocated") or 8) // 8
     return [
-        _slice(path, uid, frame, size, source, (voxel_bytes, lut))
+        _slice(path, uid, frame, size, source, (voxel_bytes, lut, _is_scaled(source, lut)))
         for frame, source in enumerate(sources)
     ]
+
+
+def _is_scaled(source: Any, lut: Lookup | None) -> bool:
+    return lut is not None or "RescaleSlope" in source or "RescaleIntercept" in source
 
 
 def _lookup(item: Any) -> Lookup:
@@ -322,7 +329,7 @@ def _slice(
     frame: int,
     size: tuple[int, int],
     source: Any,
-    values: tuple[int, Lookup | None],
+    values: tuple[int, Lookup | None, bool],
 ) -> Slice:
     orientation = np.asarray([float(value) for value in source.ImageOrientationPatient])
     axes = orientation.reshape(2, 3).T

@@ -27,6 +27,14 @@ _FIELD = re.compile(r"([\w .]+?) *(?::(?!=)|=) *(.*?)\s*")
 _NUMBERED = re.compile(r"[^%]*%0?\d{0,2}[di][^%]*")
 """The pattern of file names that are numbered."""
 
+_UNIT_FIELDS = ("spaceunits", "units", "distanceunits")
+"""Of NRRD, as a whole and of each axis; of MetaImage."""
+
+_OTHER_UNITS = re.compile(
+    r"([nuµμc]|nano|micro|centi)?m(et(er|re)s?)?|microns?|in|inch(es)?|angstroms?"
+)
+"""Units of length other than mm."""
+
 _PACKINGS = {
     "raw": "raw",
     "gz": "gzip",
@@ -71,13 +79,26 @@ def stored(path: Path, header: bytes) -> Stored:
         header: see `header_text`.
 
     Raises:
-        InputError: the header names a file that is missing, is not a regular file, or lies outside of its folder.
+        InputError: the header names a file that is missing, is not a regular file, or lies outside of its folder;
+            or its lengths are not in mm.
         ValueError: the header cannot be understood.
     """
     fields, listed = _fields(header)
+    _check_units(path, fields)
     if path.suffix.lower() in NRRD_ENDINGS:
         return _stored_nrrd(path, header, fields, listed)
     return _stored_meta(path, header, fields, listed)
+
+
+def _check_units(path: Path, fields: dict[str, str]) -> None:
+    """Refuse lengths that are not in mm: ITK and Slicer take them for mm, and would show them elsewhere."""
+    words = " ".join(fields.get(name, "") for name in _UNIT_FIELDS).lower()
+    for word in re.findall(r"[^\s\"]+", words):
+        if _OTHER_UNITS.fullmatch(word):
+            raise InputError(
+                f"{path} has its lengths in {word}, which other programs take for mm. Write it anew with spacing, "
+                "directions and origin in mm."
+            )
 
 
 def _stored_nrrd(path: Path, header: bytes, fields: dict[str, str], listed: list[str]) -> Stored:
