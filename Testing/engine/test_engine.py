@@ -238,6 +238,15 @@ def test_views_can_be_chosen_and_change_the_answer(tiny: str) -> None:
         labels_of(tiny, members=("sagittal",))
 
 
+def test_a_model_beside_the_working_directory_is_found(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    beside = labels_of("./tiny", members=("axial",))
+    monkeypatch.chdir("/")
+    assert np.array_equal(beside, labels_of(tiny, members=("axial",)))
+
+
 def test_dropout_depends_on_the_seed_and_on_nothing_else(tiny: str) -> None:
     torch.manual_seed(1)
     first = labels_of(tiny, dropout_passes=2, seed=5)

@@ -325,6 +325,9 @@ def _card(data: Mapping[str, Any], folder: Path) -> ModelCard:
 def load_card(path: str | os.PathLike[str]) -> ModelCard:
     """Read a model folder, or the `card.json` in it.
 
+    The folder of the card is absolute, so that it is found again from another working directory,
+    and is taken for a path wherever a name may also be an id.
+
     Raises:
         ModelError: there is no card, it is not JSON, or it has unknown or missing keys.
     """
@@ -337,7 +340,7 @@ def load_card(path: str | os.PathLike[str]) -> ModelCard:
         raise ModelError(
             f"{source} does not exist. A model is a folder with a {CARD_NAME}."
         ) from None
-    return card_from_dict(data, folder)
+    return card_from_dict(data, folder.absolute())
 
 
 def file_sha256(path: Path) -> str:
