@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,34 @@ def test_every_command_is_documented() -> None:
     assert "medsegai segment" in names
     missing = undocumented(iter(names), "\n".join(documents().values()))
     assert not missing, f"not in README.md or docs/: {missing}"
+
+
+def missing_rows(names: Iterator[str], page: str) -> list[str]:
+    """Commands without a row in the table at the top, of their own or of the command that they belong to."""
+    rows = set(re.findall(r"^\| \[`(medsegai [\w ]+)`\]", page, re.MULTILINE))
+    return [name for name in names if not {name, name.rpartition(" ")[0]} & rows]
+
+
+def test_the_table_of_commands_has_them_all() -> None:
+    page = (REPOSITORY / "docs" / "command-line.md").read_text()
+    assert not missing_rows(commands(build_parser()), page)
+    assert missing_rows(iter(["medsegai models new"]), page) == ["medsegai models new"]
+
+
+MARKS = ("<" * 7 + " ", ">" * 7 + " ")
+"""What git leaves where two changes of one place meet."""
+
+
+def test_no_conflict_of_git_is_left() -> None:
+    names = subprocess.run(
+        ["git", "grep", "-lE", f"^({'|'.join(MARKS)})"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    if names.returncode > 1:
+        pytest.skip("this is not a git repository")
+    assert names.stdout.split() == []
 
 
 def test_an_undocumented_command_is_found() -> None:
