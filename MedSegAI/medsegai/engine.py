@@ -94,7 +94,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     box = _region_box(request, inputs[0])
     models = [_model(*_key(card)) for card in cards]
     output = inputs[0].geometry.cropped(*_start_and_shape(box))
-    job = _Job(request, inputs, output, compute, progress, _temperature(request, cards))
+    job = _SegmentationJob(request, inputs, output, compute, progress, _temperature(request, cards))
     parts = _prepared(job, models, naming)
     ensemble = _predict(job, parts, naming)
     freeing = any(uses_candidates(item) for item in refinements)
@@ -206,7 +206,7 @@ def _read(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _SegmentationJob:
     """One case: what is requested, for which scan, and where it runs.
 
     `output` is the part of the scan's grid; `temperature` that of the probabilities.
@@ -229,7 +229,7 @@ class _PartOf:
     renamed: Mapping[int, int]
 
 
-def _prepared(job: _Job, models: Sequence[Model], naming: JointLabels) -> list[_PartOf]:
+def _prepared(job: _SegmentationJob, models: Sequence[Model], naming: JointLabels) -> list[_PartOf]:
     """The parts of all models, which have not predicted yet."""
     parts: list[_PartOf] = []
     inputs = Inputs(job.inputs)
@@ -241,7 +241,7 @@ def _prepared(job: _Job, models: Sequence[Model], naming: JointLabels) -> list[_
     return parts
 
 
-def _predict(job: _Job, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
+def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
     """Let all members predict: now, or, for a part that can be read while it predicts, during reading."""
     axis = None if job.request.members_apart else _plane_axis([item.part for item in parts])
     work = _Work(job.progress, sum(len(item.part.members) for item in parts))
@@ -250,7 +250,7 @@ def _predict(job: _Job, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemb
     return Ensemble([_answer(job, item, axis, work) for item in parts], labels, axes)
 
 
-def _answer(job: _Job, item: _PartOf, axis: int | None, work: _Work) -> PartAnswer:
+def _answer(job: _SegmentationJob, item: _PartOf, axis: int | None, work: _Work) -> PartAnswer:
     """The prediction of a part: made at once or, if its planes are ordered along `axis`, when it is read."""
     part = item.part
     weight = sum(member.weight for member in part.members) if part.weight is None else part.weight
@@ -295,7 +295,9 @@ def _streamed(
     )
 
 
-def _accumulated(job: _Job, item: _PartOf, work: _Work, keep_members: bool) -> Accumulator:
+def _accumulated(
+    job: _SegmentationJob, item: _PartOf, work: _Work, keep_members: bool
+) -> Accumulator:
     part, compute, renamed = item.part, job.compute, item.renamed
     total = Accumulator(
         (0, *renamed.values()),
@@ -386,7 +388,7 @@ def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> tuple[
 
 
 def _judged(
-    job: _Job, answer: ResultBuilder, cards: Sequence[ModelCard], members: Sequence[str]
+    job: _SegmentationJob, answer: ResultBuilder, cards: Sequence[ModelCard], members: Sequence[str]
 ) -> tuple[StructureMeasures, ...]:
     """The structures, with the expected Dice of each and the reasons why a person should look at it.
 
@@ -502,7 +504,9 @@ def forget_models() -> None:
     _model.cache_clear()
 
 
-def _provenance(job: _Job, cards: Sequence[ModelCard], parts: Sequence[_PartOf]) -> dict[str, Any]:
+def _provenance(
+    job: _SegmentationJob, cards: Sequence[ModelCard], parts: Sequence[_PartOf]
+) -> dict[str, Any]:
     used = [
         {name for item in parts if item.model == number for name in item.part.networks}
         for number in range(len(cards))

@@ -25,13 +25,14 @@ import nibabel
 import numpy as np
 import psutil
 
-from medsegai.output.batch import FAILED, Batch, Entry, Job
+from medsegai.output.batch import Batch, CaseJob
 from medsegai.output.cases import Case
 from medsegai.output.cluster import jobs
 from medsegai.output.cluster.connection import local_workers
 from medsegai.output.cluster.worker import CaseWorker
 from medsegai.output.layouts import BatchFiles
 from medsegai.request import SegmentationRequest
+from medsegai.worker.batch_events import CaseState, Entry
 
 HERE = Path(__file__).parent
 PRELOAD = HERE.parent / "engine" / "fake_engine_preload.py"
@@ -120,9 +121,9 @@ def simulated(count: int) -> dict[str, Any]:
             jobs.do_case = before
 
 
-def nothing(plugin: CaseWorker, job: Job) -> Entry:
+def nothing(plugin: CaseWorker, job: CaseJob) -> Entry:
     """In place of `do_case`. The case counts as failed, because it has no report."""
-    return Entry(job.case.name, FAILED)
+    return Entry(job.case.name, CaseState.FAILED)
 
 
 def timed(cases: list[Case], request: SegmentationRequest, files: BatchFiles) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def timed(cases: list[Case], request: SegmentationRequest, files: BatchFiles) ->
     busy: list[float] = []
 
     def listen(entry: Entry) -> None:
-        if entry.state in ("done", FAILED):
+        if entry.state in ("done", CaseState.FAILED):
             times.append(time.perf_counter())
             busy.append(time.process_time())
 

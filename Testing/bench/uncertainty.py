@@ -32,7 +32,7 @@ from medsegai.evaluation import read_mapping
 from medsegai.evaluation.calibration import Reliability, reliability
 from medsegai.evaluation.findings import draw_reliability, scored
 from medsegai.evaluation.folds import TrainingCase
-from medsegai.evaluation.held_out import HeldOut, Job, Record, Truth
+from medsegai.evaluation.held_out import HeldOut, PredictionJob, Record, Truth
 from medsegai.evaluation.refining import AS_PREDICTED, Worth, worth
 from medsegai.evaluation.scores import WORST, Correlation, Flags, Scored, correlation, judge
 from medsegai.io import read_volume, write_volume
@@ -74,7 +74,7 @@ def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
     names = [path.name.removesuffix(SCAN) for path in scans]
     images = [spoiled(path, arguments.spoil, arguments.output) for path in scans]
     jobs = [
-        Job(TrainingCase(name, (image,), path.with_name(name + LABELS)), arguments.model)
+        PredictionJob(TrainingCase(name, (image,), path.with_name(name + LABELS)), arguments.model)
         for name, path, image in zip(names, scans, images, strict=True)
     ]
     mapping = read_mapping(MAPPING)

@@ -12,13 +12,13 @@ from sklearn.metrics import log_loss
 from medsegai.evaluation.calibration import (
     BINS,
     Decisions,
-    around,
+    box_with_margin,
     cross_fitted,
+    decisions_of_classes,
+    decisions_of_regions,
+    drawn_numbers,
     fit_temperature,
-    of_classes,
-    of_regions,
     reliability,
-    some,
 )
 
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def made(temperature: float, count: int = 40_000, classes: int = 5) -> Decisions
     logits = RNG.normal(0, 1.5, (count, classes))
     honest = softmax(logits, 1)
     truth = (honest.cumsum(1) < RNG.uniform(size=(count, 1))).sum(1)
-    return of_classes(softmax(temperature * logits, 1).T[1:], truth)
+    return decisions_of_classes(softmax(temperature * logits, 1).T[1:], truth)
 
 
 def test_bins_are_those_of_scikit_learn() -> None:
@@ -68,7 +68,7 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
 def test_a_known_temperature_of_regions_is_found() -> None:
     logits = RNG.normal(0, 2, (3, 40_000))
     truth = RNG.uniform(size=logits.shape) < expit(logits)
-    decisions = of_regions(expit(1.8 * logits), truth)
+    decisions = decisions_of_regions(expit(1.8 * logits), truth)
     assert decisions.probabilities.shape == (120_000, 2)
     assert fit_temperature([decisions]) == pytest.approx(1.8, rel=0.03)
     assert reliability([(decisions, 1.8)]).error < 0.01 < reliability([(decisions, 1.0)]).error
@@ -94,8 +94,8 @@ def test_each_case_is_judged_by_the_temperature_of_the_others() -> None:
 
 def test_what_float16_cannot_hold_is_not_impossible() -> None:
     values = np.array([[1.0, 1e-6], [0.0, 0.0]], np.float16)
-    classes = of_classes(values, np.array([0, 2]))
-    regions = of_regions(values, np.array([[False, True], [False, True]]))
+    classes = decisions_of_classes(values, np.array([0, 2]))
+    regions = decisions_of_regions(values, np.array([[False, True], [False, True]]))
     assert classes.probabilities[0, 0] == pytest.approx(2**-12, rel=1e-3)
     assert regions.probabilities[0, 0] == pytest.approx(2**-12, rel=1e-3)
     np.testing.assert_allclose(classes.probabilities.sum(1), 1.0, rtol=1e-6)
@@ -115,7 +115,7 @@ def test_nothing_to_fit_is_an_error() -> None:
 
 
 def boxed(mask: NDArray[np.bool_], spacing: tuple[float, float, float]) -> list[tuple[int, int]]:
-    cut = around(mask, spacing, 5.0)
+    cut = box_with_margin(mask, spacing, 5.0)
     return [(part.start, part.stop) for part in cut]
 
 
@@ -127,9 +127,9 @@ def test_the_box_has_its_margin_in_millimetres() -> None:
 
 
 def test_some_are_drawn_once_and_the_same_again() -> None:
-    drawn = some(1000, 50, seed=3)
+    drawn = drawn_numbers(1000, 50, seed=3)
     assert len(set(drawn.tolist())) == 50
     assert (np.diff(drawn) > 0).all()
-    assert (some(1000, 50, seed=3) == drawn).all()
-    assert (some(1000, 50, seed=4) != drawn).any()
-    assert some(7, 50, seed=3).tolist() == list(range(7))
+    assert (drawn_numbers(1000, 50, seed=3) == drawn).all()
+    assert (drawn_numbers(1000, 50, seed=4) != drawn).any()
+    assert drawn_numbers(7, 50, seed=3).tolist() == list(range(7))

@@ -15,16 +15,23 @@ from sklearn import metrics
 
 from medsegai.errors import InputError
 from medsegai.evaluation import classification
-from medsegai.evaluation.classification import Judged, auc, classification_figures, roc_curve
+from medsegai.evaluation.classification import (
+    ClassifiedPictures,
+    auc,
+    classification_figures,
+    roc_curve,
+)
 
 
-def judged(truth: np.ndarray, probabilities: np.ndarray, groups: list[str] | None = None) -> Judged:
+def judged(
+    truth: np.ndarray, probabilities: np.ndarray, groups: list[str] | None = None
+) -> ClassifiedPictures:
     names = tuple(f"{number}.png" for number in range(len(truth)))
     classes = tuple("abcd"[: probabilities.shape[1]])
-    return Judged(classes, names, tuple(groups or names), truth, probabilities)
+    return ClassifiedPictures(classes, names, tuple(groups or names), truth, probabilities)
 
 
-def made(count: int, classes: int = 2, seed: int = 1, apart: float = 1.0) -> Judged:
+def made(count: int, classes: int = 2, seed: int = 1, apart: float = 1.0) -> ClassifiedPictures:
     """Probabilities that know the truth more or less."""
     random = np.random.default_rng(seed)
     truth = np.arange(count) % classes
@@ -127,7 +134,7 @@ def test_table_and_files(tmp_path: Path) -> None:
     assert "Sensitivity at specificity 0.9" in found.table()
     classification.write_figures(tmp_path / "a.json", found)
     assert json.loads((tmp_path / "a.json").read_text()) == found.to_dict()
-    classification.write_judged(tmp_path / "a.csv", item)
+    classification.write_classified(tmp_path / "a.csv", item)
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["decided"] for row in rows] == [item.classes[n] for n in item.decided]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from images import DIRECTIONS, ORIGIN_RAS, SPACING_MM
 from medsegai.cli import main
 from medsegai.errors import GeometryError, InputError
-from medsegai.io import laid_on, read_labelmap, to_sitk, write_segmentation, write_volume
+from medsegai.io import on_grid, read_labelmap, to_sitk, write_segmentation, write_volume
 from medsegai.labels import Label, Terminology, counterparts
 from medsegai.measurements.structures import (
     COLUMNS,
@@ -215,7 +215,7 @@ def test_labels_in_another_order_are_laid_on_the_scan(
     labelmap, image = organs()
     there = labelmap.geometry.permuted(order).flipped(*flips)
     turned = Volume(np.flip(labelmap.voxels.transpose(order), flips), there)
-    found = laid_on(turned, image.geometry)
+    found = on_grid(turned, image.geometry)
     np.testing.assert_array_equal(found.voxels, labelmap.voxels)
     assert found.geometry.matches(image.geometry)
 
@@ -233,20 +233,20 @@ def test_labels_of_a_part_of_the_scan_are_refused(
         box = tuple(slice(first, size - last) for size in voxels.shape)
         part = Volume(voxels[box], there.cropped([first] * 3, voxels[box].shape), "seg")
         with pytest.raises(GeometryError, match=r"seg .*does not lie on the grid of the scan"):
-            laid_on(part, image.geometry)
+            on_grid(part, image.geometry)
 
 
 def test_labels_outside_of_the_scan_or_between_its_voxels_are_refused() -> None:
     labelmap, image = organs()
     smaller = image.geometry.cropped([14, 0, 0], (16, 26, 34))
     with pytest.raises(GeometryError, match="34 x 26 x 30 and 34 x 26 x 16 voxels"):
-        laid_on(labelmap, smaller)
+        on_grid(labelmap, smaller)
     shifted = image.geometry.ijk_to_ras.copy()
     shifted[0, 3] += 0.3
     with pytest.raises(GeometryError, match=r"their voxels lie up to 0\.3 mm apart"):
-        laid_on(labelmap, Geometry(image.geometry.shape, shifted))
+        on_grid(labelmap, Geometry(image.geometry.shape, shifted))
     with pytest.raises(GeometryError, match="does not lie on the grid"):
-        laid_on(labelmap, image.geometry.resized((60, 26, 34)))
+        on_grid(labelmap, image.geometry.resized((60, 26, 34)))
 
 
 def test_tables_hold_what_was_measured(tmp_path: Path) -> None:

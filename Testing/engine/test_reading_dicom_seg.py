@@ -14,7 +14,7 @@ import images
 from dicom_files import write_series
 from medsegai.cli import main
 from medsegai.errors import GeometryError, InputError
-from medsegai.io import laid_on, read_labelmap, read_volume, write_segmentation
+from medsegai.io import on_grid, read_labelmap, read_volume, write_segmentation
 from medsegai.labels import Label, Terminology
 
 GRID = images.geometry("oblique")
@@ -46,7 +46,7 @@ def test_our_own_are_read_as_they_were(seg: Path) -> None:
     ]
     series = read_volume(seg.parent / "series")
     assert series.frame_of_reference == found.frame_of_reference != ""
-    placed = laid_on(found, series.geometry, frame_of_reference=series.frame_of_reference)
+    placed = on_grid(found, series.geometry, frame_of_reference=series.frame_of_reference)
     np.testing.assert_array_equal(placed.voxels, LABELMAP.voxels)
     assert placed.geometry.matches(GRID, 1e-3)
 
@@ -56,7 +56,7 @@ def test_another_frame_of_reference_does_not_count(seg: Path) -> None:
     found, _ = read_labelmap(seg)
     assert found.geometry.shape[0] < GRID.shape[0]
     with pytest.raises(GeometryError, match="does not lie on the grid"):
-        laid_on(found, GRID, frame_of_reference="1.2.3")
+        on_grid(found, GRID, frame_of_reference="1.2.3")
 
 
 def test_commands_take_it(seg: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +85,7 @@ def test_those_of_others_are_read_as_dcmqi_reads_them(shared_data: Path, name: s
     found, labels = read_labelmap(folder / name)
     witness, _ = read_labelmap(folder / WITNESSES[name])
     frame = found.frame_of_reference
-    placed = laid_on(found, witness.geometry, frame_of_reference=frame)
+    placed = on_grid(found, witness.geometry, frame_of_reference=frame)
     np.testing.assert_array_equal(placed.voxels == 1, witness.voxels == 1)
     assert [label.name for label in labels] == ["Liver"]
 

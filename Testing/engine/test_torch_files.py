@@ -27,14 +27,14 @@ from hypothesis import strategies as st
 
 from medsegai.errors import ModelError, UnsafeModelError
 from medsegai.networks.checkpoints import read_checkpoint
-from medsegai.networks.released import read_released
+from medsegai.networks.quicknat_checkpoints import read_quicknat_checkpoint
 from medsegai.networks.torch_files import KINDS, StoredTensor, check_claims, read_torch_file
 
 SECONDS, BYTES = 20.0, 300 << 20
 """More than any refusal takes, on a busy machine too; the attacks below would take far more."""
 
 Reader = Callable[[Path], Any]
-READERS: tuple[Reader, ...] = (read_released, read_checkpoint)
+READERS: tuple[Reader, ...] = (read_quicknat_checkpoint, read_checkpoint)
 
 
 def claims(path: Path) -> None:
@@ -139,7 +139,7 @@ def test_parameters_and_versions_of_a_state_dict_are_read(tmp_path: Path, zipped
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     network[0].weight.data = network[0].weight.data.to(memory_format=torch.channels_last)
     state = {**network.state_dict(), "extra": torch.nn.Parameter(torch.ones(2))}
-    found = read_released(saved(tmp_path / "x.pth", {"state_dict": state}, zipped))
+    found = read_quicknat_checkpoint(saved(tmp_path / "x.pth", {"state_dict": state}, zipped))
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
@@ -253,7 +253,7 @@ def test_a_tar_of_old_torch_is_refused(read: Reader, tmp_path: Path) -> None:
         (1 << 70, (1,), (1,)),
     ],
 )
-@pytest.mark.parametrize("read", [read_released, claims])
+@pytest.mark.parametrize("read", [read_quicknat_checkpoint, claims])
 def test_a_tensor_that_does_not_fit_its_storage_is_refused(
     read: Reader, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -292,10 +292,10 @@ def test_a_storage_that_is_larger_than_its_bytes_is_refused(tmp_path: Path) -> N
     for count, words in ((7, "cut off"), (1 << 30, "larger than the file")):
         program = described(0, (count,), (1,), count)
         path = archive(tmp_path / "x.pth", program, bytes(24))
-        assert words in str(refused(read_released, path))
+        assert words in str(refused(read_quicknat_checkpoint, path))
 
 
-@pytest.mark.parametrize("read", [read_released, claims])
+@pytest.mark.parametrize("read", [read_quicknat_checkpoint, claims])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_that_share_their_bytes_too_often_are_refused(
     read: Reader, zipped: bool, tmp_path: Path
@@ -381,7 +381,9 @@ def test_a_network_that_is_within_itself_has_an_end(tmp_path: Path) -> None:
     for _ in range(60):
         children = b"}(" + text("a") + b"h\x00" + text("b") + b"h\x00u"
         program += b"0" + module + b"}" + text("_modules") + children + b"sbq\x00"
-    assert "no end" in str(refused(read_released, archive(tmp_path / "x.pth", program + b".")))
+    assert "no end" in str(
+        refused(read_quicknat_checkpoint, archive(tmp_path / "x.pth", program + b"."))
+    )
 
 
 def test_plans_that_are_within_themselves_have_an_end(tmp_path: Path) -> None:
@@ -401,14 +403,14 @@ def test_other_members_are_refused(tmp_path: Path) -> None:
     program = described(0, (6,), (1,))
     for name in ("code/__torch__.py", "constants.pkl", "data/../../x", "extra/x", "data/0x"):
         path = archive(tmp_path / "x.pth", program, bytes(24), **{name: b"1"})
-        assert isinstance(refused(read_released, path), UnsafeModelError)
+        assert isinstance(refused(read_quicknat_checkpoint, path), UnsafeModelError)
 
 
 def test_a_damaged_weight_is_found_by_its_checksum(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.pth", described(0, (6,), (1,)), b"\x07" * 24)
     raw = path.read_bytes()
     path.write_bytes(raw.replace(b"\x07" * 24, b"\x07" * 23 + b"\x06"))
-    assert "checksum" in str(refused(read_released, path))
+    assert "checksum" in str(refused(read_quicknat_checkpoint, path))
 
 
 def test_a_weight_that_is_packed_is_refused(tmp_path: Path) -> None:
@@ -417,7 +419,7 @@ def test_a_weight_that_is_packed_is_refused(tmp_path: Path) -> None:
         made.writestr("x/data.pkl", described(0, (1 << 24,), (1,), 1 << 24), zipfile.ZIP_STORED)
         made.writestr("x/data/0", bytes(4 << 24))
     assert path.stat().st_size < 200_000
-    assert "packed" in str(refused(read_released, path))
+    assert "packed" in str(refused(read_quicknat_checkpoint, path))
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -23,7 +23,7 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.training.unet2d.config import load_config
 from medsegai.training.unet2d.data import inside_and_border
-from medsegai.training.unet2d.run import Options2D, train
+from medsegai.training.unet2d.run import RunOptions2D, train
 from medsegai.volume import Geometry, Volume
 
 
@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a training on eight pictures."""
     folder = tmp_path_factory.mktemp("discs")
     config = load_config(dataset(folder / "data"))
-    train(config, Options2D(folder / "run", device="cpu"), Progress())
+    train(config, RunOptions2D(folder / "run", device="cpu"), Progress())
     return folder / "run"
 
 
@@ -213,11 +213,11 @@ def test_a_training_that_was_stopped_ends_in_the_same_weights(
     trained: Path, tmp_path: Path
 ) -> None:
     config = load_config(dataset(tmp_path / "data"))
-    options = Options2D(tmp_path / "run", device="cpu")
+    options = RunOptions2D(tmp_path / "run", device="cpu")
     for batches in (3, 9):  # within the second epoch of the first fold, and within the second fold
         with pytest.raises(Cancelled, match="--resume"):
             train(config, options, Stop(batches))
-        options = Options2D(tmp_path / "run", resume=True, device="cpu")
+        options = RunOptions2D(tmp_path / "run", resume=True, device="cpu")
     train(config, options, Progress())
     for name in ("fold_0", "fold_1"):
         ours, theirs = (
@@ -242,7 +242,7 @@ def test_every_way_of_training_learns(changes: dict[str, object], tmp_path: Path
         toml.write_text(toml.read_text().replace("fit = [64, 64]", "patch = [64, 64]"))
         changes = {name: value for name, value in changes.items() if name != "image"}
     config = load_config(toml, {"epochs": 3, "batch": 2, **changes})
-    folder = train(config, Options2D(tmp_path / "run", device="cpu", folds=(0,)), Progress())
+    folder = train(config, RunOptions2D(tmp_path / "run", device="cpu", folds=(0,)), Progress())
     assert [member.name for member in load_card(folder).members] == ["fold_0"]
     entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in entries if entry["event"] == "train"]
@@ -254,7 +254,7 @@ def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
     toml = dataset(tmp_path / "data", 4)
     changes = {"epochs": 1, "batch": 2, "optimiser": {"frozen_epochs": 1}}
     config = load_config(toml, changes)
-    train(config, Options2D(tmp_path / "run", device="cpu", folds=(0,)), Progress())
+    train(config, RunOptions2D(tmp_path / "run", device="cpu", folds=(0,)), Progress())
     from medsegai.training.unet2d.fold import Fold
 
     before = Fold(config, 0, torch.device("cpu")).network.state_dict()
@@ -286,7 +286,7 @@ def test_a_training_that_cannot_be_is_refused(
 ) -> None:
     toml = dataset(tmp_path / "data")
     with pytest.raises(error, match=words):
-        train(load_config(toml, changes), Options2D(tmp_path / "run", device="cpu"), Progress())
+        train(load_config(toml, changes), RunOptions2D(tmp_path / "run", device="cpu"), Progress())
     assert not (tmp_path / "run" / "model").exists()
 
 
@@ -297,11 +297,11 @@ def test_masks_of_another_size_and_unknown_labels_are_refused(tmp_path: Path) ->
     with pytest.raises(
         InputError, match=r"p3.png has 20 x 10 pixels, but its image .*p3.png has 90 x 70"
     ):
-        train(load_config(toml), Options2D(tmp_path / "run", device="cpu"), Progress())
+        train(load_config(toml), RunOptions2D(tmp_path / "run", device="cpu"), Progress())
     toml.write_text(toml.read_text().replace("threshold = 127\n", ""))
     Image.fromarray(picture(3)[1]).save(mask)
     with pytest.raises(InputError, match=r"holds the label 255, which the training file"):
-        train(load_config(toml), Options2D(tmp_path / "run", device="cpu"), Progress())
+        train(load_config(toml), RunOptions2D(tmp_path / "run", device="cpu"), Progress())
 
 
 def test_the_rate_finder_draws_and_suggests(tmp_path: Path) -> None:

@@ -202,12 +202,12 @@ def checkpoints() -> list[bytes]:
 def checkpoint(content: bytes, folder: Path) -> object:
     from medsegai.errors import ModelError
     from medsegai.networks.checkpoints import read_checkpoint
-    from medsegai.networks.released import read_released
+    from medsegai.networks.quicknat_checkpoints import read_quicknat_checkpoint
 
     path = folder / "x_axial.pth"
     path.write_bytes(content)
     read: Any
-    for read in (read_checkpoint, read_released):
+    for read in (read_checkpoint, read_quicknat_checkpoint):
         try:
             weights = read(path)
         except ModelError:

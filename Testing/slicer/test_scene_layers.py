@@ -14,8 +14,8 @@ from MedSegAILib.scene.layers import (
     boxes,
     digest,
     grid_around,
-    laid_on,
     offset_in,
+    on_grid,
 )
 from scene_images import PLACES, SHAPE, two_blocks
 
@@ -43,7 +43,7 @@ def test_labels_come_to_another_grid_as_simpleitk_brings_them(place: str) -> Non
             0,
         )
     )
-    found = laid_on(voxels, own, grid)
+    found = on_grid(voxels, own, grid)
     assert (found > 0).sum() > 100
     assert (found != expected).mean() < 1e-3, "but for ties"
 
@@ -53,14 +53,14 @@ def test_on_one_lattice_voxels_are_copied_and_never_interpolated() -> None:
     voxels = np.random.default_rng(3).integers(0, 5, SHAPE)
     for start, shape in [((-2, 1, 3), (20, 4, 5)), ((0, 0, 0), SHAPE), ((3, -4, 2), (4, 30, 30))]:
         grid = own.cropped(start, shape)
-        found = laid_on(voxels, own, grid)
+        found = on_grid(voxels, own, grid)
         for k, j, i in np.ndindex(*shape):
             at = (k + start[0], j + start[1], i + start[2])
             inside = all(0 <= x < size for x, size in zip(at, SHAPE, strict=True))
             assert found[k, j, i] == (voxels[at] if inside else 0)
         assert offset_in(grid, own) == tuple(-x for x in start)
     away = own.cropped((50, 50, 50), (2, 2, 2))
-    assert not laid_on(voxels, own, away).any()
+    assert not on_grid(voxels, own, away).any()
 
 
 def test_a_lattice_grows_around_what_lies_on_it_alone() -> None:

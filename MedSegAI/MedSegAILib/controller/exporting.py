@@ -141,7 +141,7 @@ class HandingOver:
         context.panel.show_message("")
         if context.place_is_here():
             context.host.prepare(needs_export)
-        job = _Job(context, Reading(read), then, mend)
+        job = _ExportJob(context, Reading(read), then, mend)
         context.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
 
@@ -153,7 +153,7 @@ class HandingOver:
         return node
 
 
-class _Job:
+class _ExportJob:
     """One entry of the queue.
 
     Args:

@@ -148,7 +148,7 @@ class Jobs:
         for frame in frames:
             title = f"{name}: {' + '.join(card.name for card in choice.cards)}"
             title += "" if frame is None else _(", frame {number}").format(number=frame + 1)
-            job = _Job(self, choice, frame, series)
+            job = _SegmentationJob(self, choice, frame, series)
             context.queue.add(title, job.make_request, job)
 
     def cancel(self) -> None:
@@ -251,7 +251,7 @@ class _Series:
     node: Node = None
 
 
-class _Job:
+class _SegmentationJob:
     """One entry of the queue: reads its input when its turn comes, and is notified of its end."""
 
     def __init__(self, jobs: Jobs, choice: Choice, frame: int | None, series: _Series) -> None:

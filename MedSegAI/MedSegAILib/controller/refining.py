@@ -142,7 +142,7 @@ class Refining:
         try:
             if context.place_is_here():
                 context.host.prepare()
-            job = _Job(self, context, choice, shown_only)
+            job = _RefinementJob(self, context, choice, shown_only)
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
@@ -182,7 +182,7 @@ class Refining:
         self._view.show_message("\n".join(sentences))
 
 
-class _Job:
+class _RefinementJob:
     """One refinement, from the press of the button to its end. It may be run again from the queue.
 
     Raises:

@@ -25,7 +25,7 @@ from medsegai.models.card import ModelCard
 from medsegai.volume import Geometry, Volume
 from MedSegAILib.correction.nifti import write_nifti
 from MedSegAILib.scene.inputs import read_channels, transform_to_world
-from MedSegAILib.scene.layers import laid_on, layers_of
+from MedSegAILib.scene.layers import layers_of, on_grid
 from MedSegAILib.scene.segments import label_value
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
@@ -110,7 +110,7 @@ def _labels(
     left_out, doubled, kept = [], 0, 0
     for layer in layers_of(segmentation):
         own = Geometry(layer.geometry.shape, to_world @ layer.geometry.ijk_to_ras)
-        voxels = laid_on(layer.voxels, own, grid)
+        voxels = on_grid(layer.voxels, own, grid)
         for segment_id, shown in layer.values.items():
             name = segmentation.GetSegmentation().GetSegment(segment_id).GetName()
             value = label_value(segmentation, segment_id)

@@ -22,7 +22,7 @@ from medsegai.volume import Geometry
 from MedSegAILib.correction.painting import Box, Brush, Painted, bounds, joined
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
-from MedSegAILib.scene.layers import geometry_of, laid_on, offset_in, voxels_of
+from MedSegAILib.scene.layers import geometry_of, offset_in, on_grid, voxels_of
 from MedSegAILib.scene.segments import label_value
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 from MedSegAILib.translation import tr as _
@@ -269,13 +269,13 @@ class Correction:
         self.segmentation.GetBinaryLabelmapRepresentation(self.segment_id, image)
         if image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
             return np.zeros(self._local.shape, bool)
-        return laid_on(voxels_of(image), geometry_of(image), self._local) != 0
+        return on_grid(voxels_of(image), geometry_of(image), self._local) != 0
 
     def _forbidden(self, box: Box) -> NDArray[np.bool_] | None:
         image = self._editor.mask_image()
         if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
             return None
-        return laid_on(voxels_of(image), geometry_of(image), self._part(box)) != 0
+        return on_grid(voxels_of(image), geometry_of(image), self._part(box)) != 0
 
     def _part(self, box: Box) -> Geometry:
         return self._local.cropped(
@@ -301,7 +301,7 @@ class Correction:
         voxels = slicer.util.arrayFromVolume(node)
         own, part = Geometry(voxels.shape[:3], ijk_to_local(node)), self._part(box)
         first, second, p_first, p_second = (
-            laid_on(voxels[..., number], own, part) for number in range(4)
+            on_grid(voxels[..., number], own, part) for number in range(4)
         )
         found = Candidates(first, second, p_first, p_second).probability_of(value)
         found[p_first == 0] = np.nan

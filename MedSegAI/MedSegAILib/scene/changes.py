@@ -16,8 +16,8 @@ from MedSegAILib.scene.layers import (
     box_mean,
     boxes,
     grid_around,
-    laid_on,
     layers_of,
+    on_grid,
     oriented_image,
 )
 from MedSegAILib.scene.marks import CHANGES, MOVED, Mark, Marks
@@ -113,4 +113,4 @@ class ShownChange:
 
 def _laid(layers: Iterable[Layer], grid: Geometry) -> Iterator[Layer]:
     for layer in layers:
-        yield Layer(laid_on(layer.voxels, layer.geometry, grid), grid, layer.values)
+        yield Layer(on_grid(layer.voxels, layer.geometry, grid), grid, layer.values)

@@ -18,7 +18,7 @@ from medsegai.errors import InputError
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import EXPORT_PATHS, ExportRequest
 from MedSegAILib.scene.inputs import ijk_to_local, image_at
-from MedSegAILib.scene.layers import boxes, laid_on, layers_of
+from MedSegAILib.scene.layers import boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import (
     field_of_view,
     renumbered,
@@ -115,7 +115,7 @@ def _joined(
     """
     out = np.zeros(grid.shape, np.min_scalar_type(max(values.values())))
     for layer in layers_of(segmentation):
-        voxels = laid_on(renumbered(layer, values), layer.geometry, grid)
+        voxels = on_grid(renumbered(layer, values), layer.geometry, grid)
         for value, box in boxes(voxels).items():
             inside = voxels[box] == value
             other = int(out[box][inside].max())

@@ -92,7 +92,7 @@ def offset_in(grid: Geometry, part: Geometry) -> tuple[int, int, int] | None:
     return (k, j, i) if part.matches(grid.cropped((k, j, i), part.shape)) else None
 
 
-def laid_on(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]:
+def on_grid(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]:
     """Label values on another grid, 0 where there are none; a new array.
 
     Where the voxels of both grids coincide nothing is interpolated; else each voxel takes the value of the

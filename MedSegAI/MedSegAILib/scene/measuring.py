@@ -17,7 +17,7 @@ from medsegai.errors import InputError
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import MeasurementRequest, Part
 from MedSegAILib.scene.inputs import check_image, read, transform_to_world
-from MedSegAILib.scene.layers import Layer, grid_around, laid_on, layers_of, offset_in
+from MedSegAILib.scene.layers import Layer, grid_around, layers_of, offset_in, on_grid
 from MedSegAILib.scene.merging import drawn_on, lattice, place_in
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_of, label_value, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
@@ -62,10 +62,10 @@ def measurable(segmentation: SegmentationNode) -> Measurable:
     for layer, held in _held(layers, names):
         labels = tuple(label_of(segmentation, name, values[name]) for name in held)
         voxels = renumbered(layer, values)
-        whole = Volume(laid_on(voxels, layer.geometry, grid), _moved(grid, world))
+        whole = Volume(on_grid(voxels, layer.geometry, grid), _moved(grid, world))
         seen = None
         if beside and place is not None:
-            seen = Volume(laid_on(voxels, layer.geometry, place), _moved(place, world))
+            seen = Volume(on_grid(voxels, layer.geometry, place), _moved(place, world))
         parts.append(Part(whole, labels, seen))
         rows += held
     drawn = tuple(

@@ -28,9 +28,9 @@ from MedSegAILib.scene.layers import (
     geometry_of,
     grid_around,
     labelmap_name,
-    laid_on,
     layers_of,
     offset_in,
+    on_grid,
     oriented_image,
 )
 from MedSegAILib.scene.matching import match
@@ -233,11 +233,11 @@ def _fill(
     inside = np.zeros(place.shape, np.uint8)
     inside[region_box(result)] = 1
     changing = frozenset(target.segment_id for target in targets)
-    present = _Present(layers, changing, grid, laid_on(inside, place, grid) != 0)
+    present = _Present(layers, changing, grid, on_grid(inside, place, grid) != 0)
     if apart:
         present.kept = [_only(layer, grid, present.changing, stay=True) for layer in layers]
     incoming = [
-        Layer(laid_on(layer.voxels, place, grid), grid, layer.values)
+        Layer(on_grid(layer.voxels, place, grid), grid, layer.values)
         for layer in result_layers(result, place)
     ]
     bases, rest = layers_without(present.layers, present.changing, present.grid)
@@ -311,7 +311,7 @@ def union(first: Box | None, second: Box | None) -> Box:
 def _only(layer: Layer, grid: Geometry, changing: frozenset[str], stay: bool) -> NDArray[Any]:
     """A layer's label values on a grid, of those segments only that stay, or that do not."""
     wanted = [value for name, value in layer.values.items() if (name not in changing) == stay]
-    voxels = laid_on(layer.voxels, layer.geometry, grid)
+    voxels = on_grid(layer.voxels, layer.geometry, grid)
     voxels[~np.isin(voxels, wanted)] = 0
     return voxels
 

@@ -29,8 +29,8 @@ from MedSegAILib.scene.layers import (
     boxes,
     digest,
     grid_around,
-    laid_on,
     layers_of,
+    on_grid,
 )
 from MedSegAILib.scene.merging import (
     Plan,
@@ -305,7 +305,7 @@ def _masks(
     for layer in layers:
         values = {name: v for name, v in layer.values.items() if (name in wanted) == inside}
         if values:
-            voxels = laid_on(layer.voxels, layer.geometry, grid)
+            voxels = on_grid(layer.voxels, layer.geometry, grid)
             around = boxes(voxels)
             for name, value in values.items():
                 if value in around:
@@ -322,7 +322,7 @@ def _candidates(
     node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
     own = place_in(segmentation, node, found.first.shape)
     first, second, p_first, p_second = (
-        laid_on(array, own, grid)
+        on_grid(array, own, grid)
         for array in (found.first, found.second, found.p_first, found.p_second)
     )
     known = np.zeros(max(*names, int(first.max()), int(second.max())) + 1, bool)

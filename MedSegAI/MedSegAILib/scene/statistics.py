@@ -24,7 +24,7 @@ from medsegai.errors import OutputError
 from medsegai.system.outside_text import table_cell
 from medsegai.worker.requests import MeasurementResult
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
-from MedSegAILib.scene.layers import Layer, boxes, laid_on, layers_of
+from MedSegAILib.scene.layers import Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.merging import place_in
 from MedSegAILib.scene.plotting import Bar, show_bars
@@ -165,7 +165,7 @@ def _means(
     image: NDArray[Any] = slicer.util.arrayFromVolume(node)
     place, found = place_in(segmentation, node, image.shape), {}
     for layer in layers:
-        labels = laid_on(layer.voxels, layer.geometry, place)
+        labels = on_grid(layer.voxels, layer.geometry, place)
         around = boxes(labels)
         for name, value in layer.values.items():
             if value in around:

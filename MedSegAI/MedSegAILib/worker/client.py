@@ -77,7 +77,7 @@ SENDING, RECEIVING = 0.05, 0.05
 
 
 @dataclass
-class _Job:
+class _SentJob:
     kind: Kind
     listener: JobListener
     folder: ExchangeFolder
@@ -119,7 +119,7 @@ class WorkerClient:
         self._launched: WorkerLocation | None = None
         self._command: list[str] = []
         self._leaving = False
-        self._job: _Job | None = None
+        self._job: _SentJob | None = None
         self._used_folders: list[ExchangeFolder] = []
         self._hello: Message | None = None
         self._ticked = time.monotonic()
@@ -182,7 +182,7 @@ class WorkerClient:
         except MedSegAIError:
             folder.remove()
             raise
-        job = self._job = _Job(kind, listener, folder, carried=not self._place.shares_files)
+        job = self._job = _SentJob(kind, listener, folder, carried=not self._place.shares_files)
         self._still = 0.0
         self._make_ready()
         job.unsent = _messages(
@@ -358,7 +358,7 @@ class WorkerClient:
         self._hello = {"pid": int(message["pid"]), "leads_group": bool(message["leads_group"])}
         return self._rest
 
-    def _advanced(self, job: _Job, kind: str, message: Message) -> Callable[[], None]:
+    def _advanced(self, job: _SentJob, kind: str, message: Message) -> Callable[[], None]:
         if kind == PROGRESS:
             event = from_json(ProgressEvent, message["event"], error=WorkerError)
             if job.carried:
@@ -381,7 +381,7 @@ class WorkerClient:
             return error
         return type(error)(_("On {host}: {error}").format(host=self._launched.name, error=error))
 
-    def _report(self, job: _Job, event: ProgressEvent) -> None:
+    def _report(self, job: _SentJob, event: ProgressEvent) -> None:
         self._still, job.stalled = 0.0, False
         job.listener.progressed(event)
 
@@ -399,13 +399,13 @@ class WorkerClient:
         self._kill()
         self._tell(job, lambda listener: listener.failed(error))
 
-    def _take_job(self) -> _Job | None:
+    def _take_job(self) -> _SentJob | None:
         """From here on there is no job, so its listener may start the next one."""
         job, self._job = self._job, None
         self._idle = 0.0
         return job
 
-    def _tell(self, job: _Job | None, tell: Callable[[JobListener], None]) -> None:
+    def _tell(self, job: _SentJob | None, tell: Callable[[JobListener], None]) -> None:
         if job is None:
             return
         try:
@@ -461,7 +461,7 @@ class WorkerClient:
         return "\n" + _("Its last words: {words}").format(words=words) if words else ""
 
 
-def _messages(job: _Job, request: Message) -> Iterator[Message]:
+def _messages(job: _SentJob, request: Message) -> Iterator[Message]:
     """What is sent for a job: its arrays, where the worker does not see them, then the job itself."""
     if job.carried:
         for block in blocks(job.folder.path):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.evaluation.findings import Findings
     from medsegai.evaluation.folds import TrainingCase
-    from medsegai.evaluation.held_out import HeldOut, Job
+    from medsegai.evaluation.held_out import HeldOut, PredictionJob
     from medsegai.models.card import ModelCard
 
 REPORT, DIAGRAM = "report.json", "reliability.png"
@@ -197,9 +197,9 @@ def chosen_rows(asked: Sequence[str] | None) -> list[str]:
 
 def _jobs(
     arguments: argparse.Namespace, cases: Mapping[str, TrainingCase]
-) -> tuple[list[Job], dict[str, str]]:
+) -> tuple[list[PredictionJob], dict[str, str]]:
     """Who answers for which case, and the fold of each case."""
-    from medsegai.evaluation.held_out import Job
+    from medsegai.evaluation.held_out import PredictionJob
 
     members = tuple(arguments.members)
     if arguments.cases:
@@ -209,7 +209,7 @@ def _jobs(
         unknown = sorted(set(names) - set(cases))
         if unknown:
             raise RequestError(f"{arguments.dataset} has no cases {', '.join(unknown[:10])}.")
-        return [Job(cases[name], arguments.model, members) for name in names], {}
+        return [PredictionJob(cases[name], arguments.model, members) for name in names], {}
     if not arguments.folds:
         raise RequestError(
             "Say which cases the model has not seen: --fold N for those that its training held out, or --cases."
@@ -221,7 +221,7 @@ def _jobs(
             raise RequestError(f"There is no fold {fold}; there are {len(splits)}, from 0.")
         model = arguments.model.replace("{fold}", fold)
         own = _of_fold(model, members, fold)
-        jobs += [Job(cases[name], model, own) for name in splits[int(fold)]]
+        jobs += [PredictionJob(cases[name], model, own) for name in splits[int(fold)]]
         folds.update(dict.fromkeys(splits[int(fold)], fold))
     return jobs, folds
 

@@ -314,7 +314,7 @@ def run_unet2d(arguments: argparse.Namespace) -> int:
     from medsegai.training.run import TimeLimit
     from medsegai.training.unet2d.config import load_config
     from medsegai.training.unet2d.rate_finder import suggest_rate
-    from medsegai.training.unet2d.run import Options2D, train
+    from medsegai.training.unet2d.run import RunOptions2D, train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     changes = {} if arguments.data is None else {"data": {"root": str(arguments.data.resolve())}}
@@ -323,7 +323,7 @@ def run_unet2d(arguments: argparse.Namespace) -> int:
         found = suggest_rate(config, arguments.output, arguments.device)
         print(f"Suggested optimiser.learning_rate: {found.rate:.2g} (curve: {found.picture})")
         return 0
-    options = Options2D(
+    options = RunOptions2D(
         arguments.output,
         arguments.resume,
         arguments.device,

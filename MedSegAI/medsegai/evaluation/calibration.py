@@ -57,7 +57,7 @@ class Decisions:
             yield np.log(values), self.truth[part].astype(int)
 
 
-def of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
+def decisions_of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
     """One decision per voxel: which class it is.
 
     Args:
@@ -70,7 +70,7 @@ def of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
     return Decisions(values / values.sum(1, keepdims=True), truth)
 
 
-def of_regions(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
+def decisions_of_regions(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
     """One decision per voxel and region: whether the voxel is in it.
 
     Args:
@@ -87,7 +87,7 @@ def _least_rest(probabilities: NDArray[Any]) -> float:
     return max(float(np.finfo(probabilities.dtype).epsneg) / 2, SMALLEST)
 
 
-def around(mask: NDArray[np.bool_], spacing_mm: Sequence[float], margin_mm: float) -> Any:
+def box_with_margin(mask: NDArray[np.bool_], spacing_mm: Sequence[float], margin_mm: float) -> Any:
     """Slices (k, j, i) of the box around all of a mask, with a margin; of an empty mask everything.
 
     Far from what is to be found all is background, and every model knows it: a wide field of view would make any
@@ -108,7 +108,7 @@ def around(mask: NDArray[np.bool_], spacing_mm: Sequence[float], margin_mm: floa
     return tuple(box)
 
 
-def some(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
+def drawn_numbers(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
     """`wanted` of `count` numbers, in order and none twice, the same for the same seed; all, if there are less."""
     if count <= wanted:
         return np.arange(count)

@@ -32,7 +32,7 @@ SPECIFICITY = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class ClassifiedPictures:
     """Pictures, their true classes, and what a classifier says of them.
 
     Attributes:
@@ -153,7 +153,7 @@ class ClassificationFigures:
 
 
 def classification_figures(
-    judged: Judged, specificity: float = SPECIFICITY
+    judged: ClassifiedPictures, specificity: float = SPECIFICITY
 ) -> ClassificationFigures:
     """All figures of pictures that were judged.
 
@@ -241,7 +241,7 @@ def roc_curve(truth: NDArray[Any], score: NDArray[np.float64]) -> tuple[NDArray[
     return false, true
 
 
-def _intervals(judged: Judged, specificity: float) -> dict[str, Interval]:
+def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Interval]:
     """Each figure with the interval of a bootstrap over patients or slides."""
     right, two = judged.decided == judged.truth, len(judged.classes) == 2
 
@@ -284,7 +284,7 @@ def _resamples(groups: Sequence[str]) -> Iterator[NDArray[np.int64]]:
         yield drawn if alone else np.concatenate([rows[number] for number in drawn])
 
 
-def write_judged(path: Path | str, judged: Judged) -> None:
+def write_classified(path: Path | str, judged: ClassifiedPictures) -> None:
     """A row for each picture: name, patient, true and decided class, probabilities. Raises OutputError."""
     columns = ("picture", "patient", "true", "decided", *judged.classes)
     rows = (

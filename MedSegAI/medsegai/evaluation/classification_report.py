@@ -20,7 +20,7 @@ from PIL import Image
 
 from medsegai import __version__
 from medsegai.decoding.slides import Pixels
-from medsegai.evaluation.classification import ClassificationFigures, Judged, roc_curve
+from medsegai.evaluation.classification import ClassificationFigures, ClassifiedPictures, roc_curve
 from medsegai.evaluation.heat_maps import over_picture
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
@@ -44,7 +44,7 @@ figcaption { font-size: .85em; overflow-wrap: anywhere; }
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ShownPicture:
     """A picture and what the classifier looks at in it.
 
     Attributes:
@@ -67,9 +67,9 @@ class ReportContent:
     """
 
     title: str
-    judged: Judged
+    judged: ClassifiedPictures
     figures: ClassificationFigures
-    show: Callable[[int], Shown] | None = None
+    show: Callable[[int], ShownPicture] | None = None
     notes: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

@@ -11,14 +11,14 @@ import torch
 from medsegai.errors import OutputError, RequestError
 from medsegai.evaluation.classification import (
     ClassificationFigures,
-    Judged,
+    ClassifiedPictures,
     classification_figures,
+    write_classified,
     write_figures,
-    write_judged,
 )
 from medsegai.evaluation.classification_report import (
     ReportContent,
-    Shown,
+    ShownPicture,
     write_classification_report,
 )
 from medsegai.evaluation.heat_maps import heat_maps
@@ -78,7 +78,7 @@ def classify(pictures: PictureSet, settings: Classifying, progress: Progress) ->
     for number, item in enumerate(pictures.pictures):
         progress.step("classify", number, len(pictures.pictures))
         found.append(model.classify(item.read(), compute)[order])
-    judged = Judged(
+    judged = ClassifiedPictures(
         pictures.classes,
         tuple(item.name for item in pictures.pictures),
         tuple(item.group for item in pictures.pictures),
@@ -87,13 +87,13 @@ def classify(pictures: PictureSet, settings: Classifying, progress: Progress) ->
     )
     figures = classification_figures(judged, settings.specificity)
 
-    def show(number: int) -> Shown:
+    def show(number: int) -> ShownPicture:
         return _shown(model, pictures, number)
 
     title = f"{card.name} on {pictures.source.name}"
     facts = {"Model": f"{card.id} {card.version}", "Computed on": compute.describe()}
     content = ReportContent(title, judged, figures, show, pictures.notes, facts)
-    write_judged(files[0], judged)
+    write_classified(files[0], judged)
     write_figures(files[1], figures)
     write_classification_report(files[2], content)
     return Classified(figures, files)
@@ -127,7 +127,7 @@ def _check_folder(folder: Path, files: tuple[Path, ...]) -> None:
         raise OutputError(f"{folder} cannot be made: {error}.") from error
 
 
-def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> Shown:
+def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> ShownPicture:
     """A picture with the heat maps of the first member, for the class that this decides for."""
     pixels = model.sized(pictures.pictures[number].read())
     image = torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32))[None]
@@ -135,4 +135,4 @@ def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> Shown:
     with torch.inference_mode():
         decided = int(network(image).argmax())
     heat = heat_maps(network, "classifier.seen", image, decided)
-    return Shown(pixels, heat)
+    return ShownPicture(pixels, heat)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
 from medsegai.evaluation.folds import Split, TrainingCase
-from medsegai.evaluation.kept import claim_folder
+from medsegai.evaluation.resumable_folder import claim_folder
 from medsegai.io import read_labelmap, write_card, write_volume
 from medsegai.models.card import MemberCard, ModelCard, file_sha256
 from medsegai.models.catalogue import find_card

@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
 from medsegai.evaluation import refining
-from medsegai.evaluation.calibration import Decisions, around, of_classes, of_regions, some
+from medsegai.evaluation.calibration import (
+    Decisions,
+    box_with_margin,
+    decisions_of_classes,
+    decisions_of_regions,
+    drawn_numbers,
+)
 from medsegai.evaluation.crossval import Task
 from medsegai.evaluation.folds import TrainingCase
-from medsegai.evaluation.kept import claim_folder
 from medsegai.evaluation.mapping import LabelMapping
 from medsegai.evaluation.measures import evaluate
+from medsegai.evaluation.resumable_folder import claim_folder
 from medsegai.io import atomic_path, read_labelmap, read_volume
 from medsegai.labels import Label
 from medsegai.models.card import ModelCard
@@ -195,19 +201,21 @@ def drawn_decisions(
 ) -> Decisions:
     """Decisions in some voxels around the structures of the reference; the same for the same name of the case."""
     masks = truth.masks(reference.voxels)
-    box = around(np.asarray(masks.any(0)), reference.geometry.spacing_mm, MARGIN_MM)
+    box = box_with_margin(np.asarray(masks.any(0)), reference.geometry.spacing_mm, MARGIN_MM)
     numbers = [result.labels.index(label) for label in truth.labels]
     assert result.probabilities is not None, "they were asked for"
     heeded = np.ones(reference.voxels[box].shape, bool)
     if truth.ignored is not None:
         heeded = reference.voxels[box] != truth.ignored
     places = np.flatnonzero(heeded)
-    places = places[some(len(places), VOXELS, zlib.crc32(case.encode()))]
+    places = places[drawn_numbers(len(places), VOXELS, zlib.crc32(case.encode()))]
     inside = np.stack([mask[box].reshape(-1)[places] for mask in masks])
     found = np.stack([result.probabilities[number][box].reshape(-1)[places] for number in numbers])
     if truth.regions:
-        return of_regions(found, inside)
-    return of_classes(found, np.where(inside.any(0), 1 + inside.argmax(0), 0).astype(np.uint16))
+        return decisions_of_regions(found, inside)
+    return decisions_of_classes(
+        found, np.where(inside.any(0), 1 + inside.argmax(0), 0).astype(np.uint16)
+    )
 
 
 def measures_of(result: SegmentationResult, labels: Sequence[Label]) -> dict[int, dict[str, float]]:
@@ -248,7 +256,7 @@ def figures_of(result: SegmentationResult, reference: Volume, truth: Truth) -> N
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictionJob:
     """A case, and who answers for it: a model, and those of its members that have not seen it."""
 
     case: TrainingCase
@@ -271,7 +279,7 @@ class HeldOut:
     """
 
     card: ModelCard
-    jobs: Sequence[Job]
+    jobs: Sequence[PredictionJob]
     truth: Truth
     mapping: LabelMapping | None
     rows: Sequence[str]
@@ -298,10 +306,12 @@ class HeldOut:
         progress.step(STAGE, 1, 1)
         return [Record.load(self._path(job)) for job in self.jobs]
 
-    def _path(self, job: Job) -> Path:
+    def _path(self, job: PredictionJob) -> Path:
         return self.folder / "cases" / f"{job.case.name}.npz"
 
-    def _record(self, job: Job, step: Callable[[float], None], progress: Progress) -> Record:
+    def _record(
+        self, job: PredictionJob, step: Callable[[float], None], progress: Progress
+    ) -> Record:
         from medsegai.engine import segment  # loads torch
 
         request = SegmentationRequest(
@@ -328,7 +338,7 @@ class HeldOut:
             )
         return record_of(job.case.name, result, reference, self.truth, refined)
 
-    def _read(self, job: Job) -> tuple[Volume, Volume]:
+    def _read(self, job: PredictionJob) -> tuple[Volume, Volume]:
         """Image and reference of a case, the values of the reference translated."""
         image = read_volume(job.case.images[0])
         reference = read_labelmap(job.case.label)[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsegai.errors import InputError
-from medsegai.io import laid_on, read_labelmap, read_volume
+from medsegai.io import on_grid, read_labelmap, read_volume
 from medsegai.labels import Label
 from medsegai.models.catalogue import find_card
 from medsegai.models.quality import Reference
@@ -65,7 +65,7 @@ def load_case(
     if scan is None:
         return Case(labelmap, labels, None, labelmap.notes, reference)
     image = read_volume(scan, series)
-    placed = laid_on(labelmap, image.geometry, str(scan), image.frame_of_reference)
+    placed = on_grid(labelmap, image.geometry, str(scan), image.frame_of_reference)
     return Case(placed, labels, image, (*labelmap.notes, *image.notes), reference)
 
 

@@ -20,7 +20,7 @@ from medsegai.export.report import Content, write_report
 from medsegai.export.rtstruct import structure_set
 from medsegai.export.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
 from medsegai.export.viewer import check_viewer
-from medsegai.io import FilesTogether, check_output, files_together, laid_on, read_volume
+from medsegai.io import FilesTogether, check_output, files_together, on_grid, read_volume
 from medsegai.labels import Label
 from medsegai.measurements import structures
 from medsegai.models.catalogue import find_card
@@ -236,7 +236,7 @@ def export(
     if inputs.uncertainty is not None:
         entropy = read_volume(inputs.uncertainty)
         work = replace(
-            work, entropy=laid_on(entropy, case.labelmap.geometry, str(inputs.segmentation))
+            work, entropy=on_grid(entropy, case.labelmap.geometry, str(inputs.segmentation))
         )
     write(work, exports, progress, overwrite)
     return work.warnings

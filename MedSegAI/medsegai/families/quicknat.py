@@ -34,7 +34,10 @@ from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import from_json, number
 from medsegai.networks.backends import Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
-from medsegai.networks.released import read_released, released_config
+from medsegai.networks.quicknat_checkpoints import (
+    quicknat_checkpoint_config,
+    read_quicknat_checkpoint,
+)
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
@@ -299,8 +302,8 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
 
 
 def _read_released(file: Path) -> tuple[QuickNATConfig, dict[str, Tensor]]:
-    state = read_released(file)
-    config = released_config(state, file)
+    state = read_quicknat_checkpoint(file)
+    config = quicknat_checkpoint_config(state, file)
     classes = 1 + len(find_card(RELEASED_LABELS_OF).labels)
     if config.classes != classes:
         raise ModelError(

@@ -16,7 +16,7 @@ from medsegai.io.cards import write_card
 from medsegai.io.checks import check_picture, check_scan, check_voxels
 from medsegai.io.dicom import series_frames
 from medsegai.io.itk import from_sitk, to_sitk
-from medsegai.io.labelmaps import laid_on, read_labelmap
+from medsegai.io.labelmaps import on_grid, read_labelmap
 from medsegai.io.nifti import axes_to_ras
 from medsegai.io.orientation import itk_axes_to_ras
 from medsegai.io.pictures import (
@@ -57,7 +57,7 @@ __all__ = [
     "grey",
     "is_picture",
     "itk_axes_to_ras",
-    "laid_on",
+    "on_grid",
     "read_candidates",
     "read_channels",
     "read_labelmap",

@@ -1,7 +1,7 @@
 """DICOM SEG as labels: the frames of every segment, on the slices that they span.
 
 A SEG leaves out frames without voxels, so its grid is only a part of that of its series. The frame of reference
-that both share says that they lie in one space: by it labels are put onto the series, see `labelmaps.laid_on`.
+that both share says that they lie in one space: by it labels are put onto the series, see `labelmaps.on_grid`.
 """
 
 from __future__ import annotations

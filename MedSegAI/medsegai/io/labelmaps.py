@@ -63,7 +63,7 @@ def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
     return np.unique(voxels)
 
 
-def laid_on(
+def on_grid(
     labelmap: Volume, grid: Geometry, name: str = "the scan", frame_of_reference: str = ""
 ) -> Volume:
     """The same labels with their voxels in the order of `grid`, which must be the grid that they were drawn on.

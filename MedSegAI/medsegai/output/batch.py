@@ -34,7 +34,7 @@ OF_THE_CASE = (InputError, DeviceError)
 
 
 @dataclass(frozen=True, repr=False)
-class Job:
+class CaseJob:
     """One case to be done. It can be handed to another process; its `repr` names no patient.
 
     Attributes:
@@ -74,14 +74,14 @@ class Job:
             return None
         return read_report(path, name)[0]
 
-    def absolute(self) -> Job:
+    def absolute(self) -> CaseJob:
         """The same with paths that hold in whichever folder a process is at work."""
         inputs = tuple(path.absolute() for path in self.case.inputs)
         files = replace(self.files, folder=self.files.folder.absolute())
         return replace(self, case=replace(self.case, inputs=inputs), files=files)
 
 
-Work = Callable[[Sequence[Job]], Generator[Entry, None, None]]
+Work = Callable[[Sequence[CaseJob]], Generator[Entry, None, None]]
 """Does jobs, and gives a line of the table for each that begins and for each that ends."""
 
 
@@ -93,7 +93,7 @@ def one_after_another(segment: Segment, progress_of: Callable[[str], Progress]) 
         progress_of: makes the progress of a case.
     """
 
-    def work(jobs: Sequence[Job]) -> Generator[Entry, None, None]:
+    def work(jobs: Sequence[CaseJob]) -> Generator[Entry, None, None]:
         for job in jobs:
             yield Entry(job.case.name, CaseState.RUNNING)
             yield job.do(segment, progress_of(job.case.name))
@@ -245,10 +245,10 @@ class Batch:
         for folder in self._files.folders(self._cases):
             _sweep(folder)
 
-    def _job(self, name: str) -> Job:
+    def _job(self, name: str) -> CaseJob:
         report = self._files.report(name)
         before = file_sha256(report) if report.is_file() else ""
-        return Job(self._cases[name], self._request, self._files, before)
+        return CaseJob(self._cases[name], self._request, self._files, before)
 
     def _order(self) -> list[str]:
         """Those that were under way when the batch was ended last, perhaps by them, come last."""

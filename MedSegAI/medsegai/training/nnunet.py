@@ -48,7 +48,7 @@ TRAINED = 0.97
 
 
 @dataclass(frozen=True)
-class Job:
+class NNUNetJob:
     """What the process is to do. Its folders it knows from nnU-Net's variables of the environment.
 
     Attributes:
@@ -131,7 +131,7 @@ def main() -> int:
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what nnU-Net prints is not an event
     keep_freed_memory()
-    job = Job(**json.loads(sys.stdin.readline()))
+    job = NNUNetJob(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     try:
         prepare(job, events)
@@ -163,7 +163,7 @@ def _stop_with_the_parent() -> None:
 # planning and preprocessing
 
 
-def prepare(job: Job, events: Events) -> None:
+def prepare(job: NNUNetJob, events: Events) -> None:
     """Fingerprint, plan and preprocess what is not done yet.
 
     Raises:
@@ -192,7 +192,7 @@ def prepare(job: Job, events: Events) -> None:
         events.send("prepared", what=name)
 
 
-def _check_dataset(job: Job) -> None:
+def _check_dataset(job: NNUNetJob) -> None:
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
     folder = folder_of("raw") / job.dataset
@@ -212,7 +212,7 @@ def _planner(name: str) -> Any:
     )
 
 
-def _set_batch_size(job: Job) -> None:
+def _set_batch_size(job: NNUNetJob) -> None:
     """Write the batch size into the plans, where nnU-Net reads it and the results folder shows it."""
     if not job.batch_size:
         return
@@ -226,12 +226,12 @@ def _set_batch_size(job: Job) -> None:
     os.replace(temporary, job.plans_file)
 
 
-def _read_plans(job: Job) -> dict[str, Any]:
+def _read_plans(job: NNUNetJob) -> dict[str, Any]:
     plans: dict[str, Any] = json.loads(job.plans_file.read_text(encoding="utf-8"))
     return plans
 
 
-def _data_configuration(job: Job, name: str) -> str:
+def _data_configuration(job: NNUNetJob, name: str) -> str:
     """The configuration whose preprocessed data this one trains on: the cascade inherits them."""
     planned = _read_plans(job)["configurations"]
     if name not in planned:
@@ -246,7 +246,7 @@ def _data_configuration(job: Job, name: str) -> str:
 # training
 
 
-def train(job: Job, configuration: str, fold: str, events: Events) -> None:
+def train(job: NNUNetJob, configuration: str, fold: str, events: Events) -> None:
     """Train one fold of one configuration, resuming where it was stopped; nothing if it is finished.
 
     Raises:
@@ -273,7 +273,7 @@ def train(job: Job, configuration: str, fold: str, events: Events) -> None:
     events.send("finished", run=run)
 
 
-def _trainer(job: Job, configuration: str, fold: str, events: Events) -> Any:
+def _trainer(job: NNUNetJob, configuration: str, fold: str, events: Events) -> Any:
     import torch
 
     plans = {**_read_plans(job), "continue_training": False}
@@ -310,7 +310,7 @@ def trainer_class() -> Any:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Stock
 
     class nnUNetTrainer(Stock):  # type: ignore[misc]
-        def begin(self, job: Job, events: Events) -> None:
+        def begin(self, job: NNUNetJob, events: Events) -> None:
             self.job, self.events = job, events
             self.run_name = f"{self.configuration_name}/fold_{self.fold}"
             self.num_epochs = job.epochs

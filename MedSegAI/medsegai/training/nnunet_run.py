@@ -40,7 +40,7 @@ from medsegai.progress import Progress
 from medsegai.training.checkpoint import LOG, read_log
 from medsegai.training.curves import draw_curves
 from medsegai.training.export import CURVES
-from medsegai.training.nnunet import AUGMENTING, FINAL, GRACE_SECONDS, LATEST, PLANNERS, Job
+from medsegai.training.nnunet import AUGMENTING, FINAL, GRACE_SECONDS, LATEST, PLANNERS, NNUNetJob
 
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 """In the order in which they are trained: the cascade learns from the low resolution."""
@@ -56,7 +56,7 @@ PREPARE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class NnunetTraining:
-    """What to train. See `medsegai.training.nnunet.Job`; `groups` is a table of cases and their patients."""
+    """What to train. See `medsegai.training.nnunet.NNUNetJob`; `groups` is a table of cases and their patients."""
 
     dataset: Path
     configurations: tuple[str, ...] = ("2d", "3d_fullres")
@@ -294,9 +294,9 @@ class Run:
             environment["CUDA_VISIBLE_DEVICES"] = _card(self.compute.device.index or 0)
         return environment
 
-    def _job(self) -> Job:
+    def _job(self) -> NNUNetJob:
         chosen = self.training
-        return Job(
+        return NNUNetJob(
             dataset=chosen.dataset.name,
             planner=chosen.planner,
             configurations=self.configurations,

@@ -14,15 +14,15 @@ import torch
 
 from medsegai.errors import Cancelled, OutputError, RequestError
 from medsegai.evaluation.classification import (
-    Judged,
+    ClassifiedPictures,
     auc,
     classification_figures,
+    write_classified,
     write_figures,
-    write_judged,
 )
 from medsegai.evaluation.classification_report import (
     ReportContent,
-    Shown,
+    ShownPicture,
     write_classification_report,
 )
 from medsegai.evaluation.heat_maps import heat_maps
@@ -254,7 +254,7 @@ class PatchRun:
         """Judge what was held out, and write figures, report and model."""
         judged = self.judged()
         figures = classification_figures(judged)
-        write_judged(self.folder / TABLE, judged)
+        write_classified(self.folder / TABLE, judged)
         write_figures(self.folder / FIGURES, figures)
         draw_curves(read_log(self.folder / LOG), self.folder / CURVES, "stage", ("auc", "AUC"))
         title = f"Held-out pictures of {self.sized.pictures.source.name}"
@@ -271,13 +271,13 @@ class PatchRun:
         logger.info("\n%s", figures.table())
         export_classifier(self.training, self, figures.to_dict())
 
-    def judged(self) -> Judged:
+    def judged(self) -> ClassifiedPictures:
         """What each fold said of the pictures that it held out."""
         pictures = self.sized.pictures
         numbers = np.concatenate([fold.held_out for fold in self.folds])
         probabilities = torch.cat([self.answers[fold.name] for fold in self.folds]).numpy()
         items = [pictures.pictures[number] for number in numbers]
-        return Judged(
+        return ClassifiedPictures(
             pictures.classes,
             tuple(item.name for item in items),
             tuple(item.group for item in items),
@@ -290,7 +290,7 @@ class PatchRun:
         places = [(fold, int(number)) for fold in self.folds for number in fold.held_out]
         loaded: dict[str, FoldTraining] = {}
 
-        def show(number: int) -> Shown:
+        def show(number: int) -> ShownPicture:
             fold, picture = places[number]
             if fold.name not in loaded:
                 loaded.clear()
@@ -303,7 +303,7 @@ class PatchRun:
             with torch.inference_mode():
                 decided = int(network(image).argmax())
             heat = heat_maps(network, "classifier.seen", image, decided)
-            return Shown(self.sized[picture], heat)
+            return ShownPicture(self.sized[picture], heat)
 
         return show
 

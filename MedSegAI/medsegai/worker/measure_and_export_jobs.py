@@ -16,7 +16,7 @@ from medsegai.export import dicom_seg
 from medsegai.export.case import Case
 from medsegai.export.files import STAGES, Exports, Work, write
 from medsegai.export.provenance import Provenance, closed, of_report
-from medsegai.io import laid_on, read_volume
+from medsegai.io import on_grid, read_volume
 from medsegai.measurements.structures import Measurement, measure, with_asymmetry
 from medsegai.models.catalogue import find_card
 from medsegai.models.quality import Reference
@@ -85,7 +85,7 @@ def export_segments(request: ExportRequest, progress: Progress) -> ExportResult:
         source = dicom_seg.read_source(dicom, request.series or None)
         image = read_volume(dicom, request.series or None)
     if image is not None:
-        labelmap = laid_on(labelmap, image.geometry, image.source)
+        labelmap = on_grid(labelmap, image.geometry, image.source)
     made = _made(request)
     reference = reference_of(made.maker.name.split("+"), request.drawn)
     case = Case(labelmap, request.labels, image, request.warnings, reference)

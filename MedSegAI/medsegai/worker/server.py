@@ -127,7 +127,7 @@ class _Carried:
 
 
 @dataclass
-class _Job:
+class _WorkerJob:
     id: str
     message: Message
     exchange: _Shared | _Carried
@@ -156,7 +156,7 @@ class Worker:
         self._warm_up = warm_up
         self._arriving: dict[str, _Carried] = {}
         self._refused: set[str] = set()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _WorkerJob] = {}
         self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._writing = Lock()
         self._ended = Event()
@@ -275,7 +275,7 @@ class Worker:
             folder = message["exchange"]
             carried = self._arriving.pop(name, None)
             exchange = _Shared(folder) if folder is not None else carried or _Carried()
-            job = self._jobs[name] = _Job(name, message, exchange)
+            job = self._jobs[name] = _WorkerJob(name, message, exchange)
             self._waiting.put(lambda: self._do(job))
         except MedSegAIError as error:
             self._refuse(name, error)
@@ -289,7 +289,7 @@ class Worker:
             exchange.close()
         self._send(ERROR, job=name, **pack_error(error))
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: _WorkerJob) -> None:
         error: MedSegAIError | None = None
         try:
             answer = encode({"type": RESULT, "job": job.id, "result": self._answer(job)})
@@ -309,7 +309,7 @@ class Worker:
         if error is not None:
             _give_memory_back()  # may take a while, and the next job waits for it
 
-    def _answer(self, job: _Job) -> Message:
+    def _answer(self, job: _WorkerJob) -> Message:
         """Do the job, and see that the arrays of its result are where the client finds them."""
         kind = KINDS[job.message["type"]]
         request: Any = unpacked(kind.asked, job.message.get("request"), job.exchange.incoming)

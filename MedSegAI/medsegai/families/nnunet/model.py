@@ -24,7 +24,7 @@ from medsegai.families._dropout import check_dropout
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import PLANES_AT_ONCE, Window, logits_by_planes, mirrorings, window
 from medsegai.families.nnunet.agreement import check_agreement
-from medsegai.families.nnunet.preparation import Turned, prepare, turned
+from medsegai.families.nnunet.preparation import ReorientedScan, prepare, reoriented
 from medsegai.inference.activation import Activation
 from medsegai.inference.grid_sampling import slabs_of
 from medsegai.inference.probabilities import Block, StreamedProbabilities
@@ -76,11 +76,13 @@ class NNUNetModel(NetworkModel["FoldNetwork"]):
         """One part for each configuration: its folds one by one where they matter, else as one member."""
         self._check(inputs.scans)
         check_dropout(request, self.card, has_dropout=False)
-        scan = turned(inputs.scans, self.card.settings["reader"], self.card.settings["transpose"])
+        scan = reoriented(
+            inputs.scans, self.card.settings["reader"], self.card.settings["transpose"]
+        )
         groups: dict[str, list[MemberCard]] = {}
         for member in self.card.chosen_members(request.members):
             groups.setdefault(member.settings["configuration"], []).append(member)
-        job = _Job(self, scan, request, compute, progress)
+        job = _ScanRun(self, scan, request, compute, progress)
         return [job.part(name, members, output) for name, members in groups.items()]
 
     def stage_members(self, name: str, request: SegmentationRequest) -> list[MemberCard]:
@@ -116,11 +118,11 @@ class NNUNetModel(NetworkModel["FoldNetwork"]):
 
 
 @dataclass
-class _Job:
+class _ScanRun:
     """One scan through the configurations of a model."""
 
     model: NNUNetModel
-    scan: Turned
+    scan: ReorientedScan
     request: SegmentationRequest
     compute: Compute
     progress: Progress
@@ -191,12 +193,12 @@ class _Job:
         return [everything]
 
     def _labels_of(self, name: str) -> tuple[NDArray[Any], list[int]]:
-        """What the stage before found, on the grid of the turned scan, and its foreground labels."""
+        """What the stage before found, on the grid of the reoriented scan, and its foreground labels."""
         grid = self.scan.geometry
         if self.scan.reversed:
             grid = grid.flipped(0)
         request = replace(self.request, uncertainty=False, fusion="mean")
-        job = _Job(self.model, self.scan, request, self.compute, self.progress)
+        job = _ScanRun(self.model, self.scan, request, self.compute, self.progress)
         part = job.part(name, self.model.stage_members(name, self.request), grid)
         (member,) = part.members
         labels = np.array([feeds[0] if feeds else 0 for feeds in member.classes])

@@ -1,7 +1,7 @@
-"""From a scan to what one configuration of nnU-Net takes: turned, cropped, normalised, resampled.
+"""From a scan to what one configuration of nnU-Net takes: reoriented, cropped, normalised, resampled.
 
 Follows `DefaultPreprocessor.run_case_npy` of nnunetv2 2.8.1, in its order: transpose, crop to what is not zero,
-normalise, resample. Nothing is turned by voxels: the geometry goes along, so the way back is read off it.
+normalise, resample. Nothing is reoriented by voxels: the geometry goes along, so the way back is read off it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BYTES_A_VOXEL = 8
 
 
 @dataclass(frozen=True)
-class Turned:
+class ReorientedScan:
     """The channels of a scan with their axes as nnU-Net has them.
 
     Attributes:
@@ -50,7 +50,7 @@ class Turned:
     reversed: bool
 
 
-def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> Turned:
+def reoriented(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> ReorientedScan:
     """Channels as the model's reader and `transpose_forward` order their axes."""
     geometry = inputs[0].geometry
     order: tuple[int, ...] = (0, 1, 2)
@@ -65,7 +65,7 @@ def turned(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) -> T
     channels = [volume.voxels.transpose(order)[backwards] for volume in inputs]
     voxels = channels[0][None] if len(channels) == 1 else np.stack(channels)  # no copy of one alone
     grid = geometry.permuted(order).flipped(*np.flatnonzero(flips))
-    return Turned(voxels, grid, order[0], flips[0])
+    return ReorientedScan(voxels, grid, order[0], flips[0])
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Ready:
 
 
 def prepare(
-    scan: Turned,
+    scan: ReorientedScan,
     configuration: Mapping[str, Any],
     intensities: Mapping[str, Mapping[str, float]],
     stage_before: Callable[[], tuple[NDArray[Any], Sequence[int]]] | None = None,
@@ -92,7 +92,7 @@ def prepare(
     """The input of one configuration.
 
     Args:
-        scan: from `turned`.
+        scan: from `reoriented`.
         configuration: its entry in the card's settings.
         intensities: of the training data, by channel number.
         stage_before: for a cascade, gives the labels of the stage before on the grid of `scan`, and the label

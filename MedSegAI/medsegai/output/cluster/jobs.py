@@ -24,7 +24,7 @@ from distributed import Client, Future
 
 from medsegai import __version__
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
-from medsegai.output.batch import Job, Work
+from medsegai.output.batch import CaseJob, Work
 from medsegai.output.cluster.connection import ANSWER_SECONDS
 from medsegai.output.cluster.worker import (
     CaseWorker,
@@ -63,7 +63,7 @@ def on_workers(
         wait: whether to wait for workers for as long as it takes.
     """
 
-    def work(jobs: Sequence[Job]) -> Generator[Entry, None, None]:
+    def work(jobs: Sequence[CaseJob]) -> Generator[Entry, None, None]:
         if not jobs:
             return
         name = f"medsegai-{secrets.token_hex(8)}"
@@ -122,7 +122,7 @@ class _Task:
 
     worker: str
     future: Future[Any]
-    job: Job | None
+    job: CaseJob | None
 
 
 class _HandOut:
@@ -140,7 +140,7 @@ class _HandOut:
         self._told = False
         self._started_in_vain = 0
 
-    def run(self, jobs: Sequence[Job], cancel: Event) -> Generator[Entry, None, None]:
+    def run(self, jobs: Sequence[CaseJob], cancel: Event) -> Generator[Entry, None, None]:
         """Lines of the table as they change.
 
         Raises:
@@ -163,7 +163,9 @@ class _HandOut:
             with contextlib.suppress(Empty):
                 yield from self._take(self._completed.get(timeout=LOOK_SECONDS / 4), waiting)
 
-    def _submit(self, worker: str, function: Callable[..., Any], job: Job | None = None) -> None:
+    def _submit(
+        self, worker: str, function: Callable[..., Any], job: CaseJob | None = None
+    ) -> None:
         """Names of tasks are random: Dask writes them into its log and shows them on its page."""
         key = f"medsegai-{secrets.token_hex(8)}"
         arguments = () if job is None else (job,)
@@ -183,7 +185,7 @@ class _HandOut:
     def _note(self, key: str, _future: Future[Any]) -> None:
         self._completed.put(key)
 
-    def _take(self, key: str, waiting: deque[Job]) -> Iterator[Entry]:
+    def _take(self, key: str, waiting: deque[CaseJob]) -> Iterator[Entry]:
         """The answer of a task, which is released at once."""
         task = self._tasks.get(key)
         if task is None:
@@ -207,7 +209,7 @@ class _HandOut:
             self._started_in_vain = 0
             self._ready.append(task.worker)
 
-    def _given_back(self, job: Job | None, waiting: deque[Job]) -> Iterator[Entry]:
+    def _given_back(self, job: CaseJob | None, waiting: deque[CaseJob]) -> Iterator[Entry]:
         """A case whose worker ended: it may be done all the same, is tried once more, or is given up."""
         if job is None:
             self._started_in_vain += 1
@@ -236,7 +238,7 @@ class _HandOut:
         self._refused[worker] = reason
         self._tell(f"The worker {worker} is not used: {reason}.")
 
-    def _look_around(self) -> list[Job | None]:
+    def _look_around(self) -> list[CaseJob | None]:
         """Take in workers that came, and say which cases those had that went.
 
         Raises:

@@ -19,7 +19,7 @@ from medsegai import __version__
 from medsegai.errors import MedSegAIError, WorkerError
 from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import to_json
-from medsegai.output.batch import Job
+from medsegai.output.batch import CaseJob
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.worker.batch_events import Entry
@@ -116,7 +116,7 @@ def look(plugin: CaseWorker) -> str:
     return plugin.problem()
 
 
-def do_case(plugin: CaseWorker, job: Job) -> Entry:
+def do_case(plugin: CaseWorker, job: CaseJob) -> Entry:
     """Segment one case.
 
     Raises:

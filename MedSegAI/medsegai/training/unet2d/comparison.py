@@ -23,7 +23,7 @@ from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import CHECKPOINT
 from medsegai.training.unet2d.config import Training2DConfig, load_config
-from medsegai.training.unet2d.run import SCORES, Options2D, train
+from medsegai.training.unet2d.run import SCORES, RunOptions2D, train
 
 RESAMPLED = 10_000
 """How often groups are drawn anew for an interval."""
@@ -176,7 +176,7 @@ def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress)
     for network, seed, training in trainings(config):
         place = folder / network.folder(seed)
         begun = (place / CHECKPOINT).is_file()
-        options = Options2D(place, resume=begun, device=device, folds=config.folds)
+        options = RunOptions2D(place, resume=begun, device=device, folds=config.folds)
         train(training, options, progress)
     return [
         read_trained(network.name, [folder / network.folder(seed) for seed in config.seeds])

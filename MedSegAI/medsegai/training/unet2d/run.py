@@ -54,7 +54,7 @@ COLOURS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
-class Options2D:
+class RunOptions2D:
     """How a training is run.
 
     Attributes:
@@ -72,7 +72,7 @@ class Options2D:
     folds: tuple[int, ...] = ()
 
 
-def train(config: Training2DConfig, options: Options2D, progress: Progress) -> Path:
+def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -> Path:
     """Train all folds, and give the folder of the finished model.
 
     Every epoch ends with a checkpoint, and nothing that is random depends on what came before it, so that a

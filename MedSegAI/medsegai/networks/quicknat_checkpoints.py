@@ -42,7 +42,7 @@ MOST_PARTS, DEEPEST = 10_000, 20
 """Modules in a network, all together, and within each other; a QuickNAT has 200, five deep."""
 
 
-def read_released(path: Path) -> dict[str, Tensor]:
+def read_quicknat_checkpoint(path: Path) -> dict[str, Tensor]:
     """State dict of a released checkpoint: a pickled module, or a dict with the key `state_dict`.
 
     Raises:
@@ -62,7 +62,7 @@ def read_released(path: Path) -> dict[str, Tensor]:
     return file.tensors(stored)
 
 
-def released_config(state: dict[str, Tensor], path: Path) -> QuickNATConfig:
+def quicknat_checkpoint_config(state: dict[str, Tensor], path: Path) -> QuickNATConfig:
     """The shape of the QuickNAT that these weights belong to.
 
     Raises:

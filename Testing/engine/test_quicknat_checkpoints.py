@@ -13,7 +13,10 @@ from medsegai.errors import ModelError, UnsafeModelError
 from medsegai.families.quicknat import import_model
 from medsegai.models.card import load_card
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
-from medsegai.networks.released import read_released, released_config
+from medsegai.networks.quicknat_checkpoints import (
+    quicknat_checkpoint_config,
+    read_quicknat_checkpoint,
+)
 
 AUTHORS_MODULES = {
     "squeeze_and_excitation/__init__.py": "",
@@ -107,8 +110,8 @@ def test_a_pickled_module_loads_without_its_code(
     authors_code: Path, tmp_path: Path, excite: bool, zipped: bool
 ) -> None:
     path = save_as_authors(authors_code, tmp_path / "axial.pth.tar", excite, zipped)
-    state = read_released(path)
-    config = released_config(state, path)
+    state = read_quicknat_checkpoint(path)
+    config = quicknat_checkpoint_config(state, path)
     assert config == QuickNATConfig(1, 4, 33, "csse" if excite else "none")
     network = QuickNAT(config)
     network.load_state_dict(state)  # strict
@@ -135,7 +138,7 @@ def test_import_gives_a_model_folder_with_the_same_weights(
 
     imported, original = (
         load_file(card.weights_path(card.members[1])),
-        read_released(paths["coronal"]),
+        read_quicknat_checkpoint(paths["coronal"]),
     )
     assert set(imported) == set(original)
     assert all(torch.equal(imported[name], original[name]) for name in original)

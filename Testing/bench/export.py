@@ -1,8 +1,8 @@
 """What measuring and exporting take, beside the straightforward way: seconds, sizes, closed surfaces.
 
     medsegai demo -o demo
-    python Testing/bench/handover.py demo/segmentation.seg.nrrd --scan T1.nii.gz
-    python Testing/bench/handover.py SEGMENTATION.nii.gz --scan CT.nii.gz --resample 1
+    python Testing/bench/export.py demo/segmentation.seg.nrrd --scan T1.nii.gz
+    python Testing/bench/export.py SEGMENTATION.nii.gz --scan CT.nii.gz --resample 1
 
 Without --scan, the scan is the one of the demo. It is written as a DICOM series first, because that is what a
 DICOM SEG is made from; that part is not counted. Seconds are processor time of one thread, the best of
@@ -37,7 +37,7 @@ from medsegai.export.dicom_seg import ENCODINGS, Maker, read_source, segmentatio
 from medsegai.export.dicom_sr import measurement_report
 from medsegai.export.report import Content, write_report
 from medsegai.export.surfaces import FORMATS, file_name, surface_of, write_surface
-from medsegai.io import laid_on, read_labelmap, read_volume, to_sitk
+from medsegai.io import on_grid, read_labelmap, read_volume, to_sitk
 from medsegai.measurements.structures import measure
 from medsegai.volume import Geometry, Volume
 
@@ -72,7 +72,7 @@ def read(segmentation_path: Path, scan_path: Path, edge_mm: float | None) -> Cas
     """The case; resampled to cubic voxels if wanted, labels by the smoothest choice that ITK has."""
     labelmap, labels = read_labelmap(segmentation_path)
     scan = read_volume(scan_path)
-    placed = laid_on(labelmap, scan.geometry)
+    placed = on_grid(labelmap, scan.geometry)
     if edge_mm is None:
         return Case(placed, labels, scan)
     like = to_sitk(scan)
@@ -98,7 +98,7 @@ def with_series(case: Case, folder: Path) -> Case:
     scan = case.image.with_voxels(np.rint(case.image.voxels * scale).astype(np.int16))
     write_series(folder, scan)
     image = read_volume(folder)
-    return Case(laid_on(case.labelmap, image.geometry), case.labels, image)
+    return Case(on_grid(case.labelmap, image.geometry), case.labels, image)
 
 
 def best_of(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -281,4 +281,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     import measurements
 
-    sys.exit(measurements.run("handover", main))
+    sys.exit(measurements.run("export", main))
