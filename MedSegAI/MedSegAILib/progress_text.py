@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medsegai import progress
 from medsegai.progress import ProgressEvent
 from MedSegAILib.translation import tr as _
 
@@ -27,10 +28,5 @@ def progress_text(event: ProgressEvent) -> str:
 
 
 def duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
-    if hours:
-        return _("{hours} h {minutes:02d} min").format(hours=hours, minutes=minutes)
-    if minutes:
-        return _("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
-    return _("{seconds} s").format(seconds=rest)
+    """Return a time as a person says it, such as `3 min 05 s`, in the language of the application."""
+    return progress.duration(seconds, _)

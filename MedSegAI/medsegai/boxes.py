@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple[slice, slice, slice]
-"""The voxels (k, j, i) around a structure."""
+from medsegai.volume import Box
 
 LISTED_VALUE = 65535
 """Up to here label values are list positions to SciPy; larger ones are ranked first."""
@@ -38,15 +37,6 @@ def label_boxes(labels: NDArray[Any], wanted: Sequence[int] | None = None) -> di
         found = ndimage.find_objects(np.where(known[rank] == labels, rank + 1, 0), len(known))
         boxes = dict(zip(known.tolist(), found, strict=True))
     return {value: box for value, box in boxes.items() if box is not None}
-
-
-def joined_box(found: Iterable[Box]) -> Box:
-    """The smallest box around at least one box."""
-    k, j, i = (
-        slice(min(part.start for part in parts), max(part.stop for part in parts))
-        for parts in zip(*found, strict=True)
-    )
-    return k, j, i
 
 
 def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:

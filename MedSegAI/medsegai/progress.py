@@ -98,3 +98,19 @@ class Progress:
         if self._fraction < 0.02 or spent < 0.5:
             return None
         return spent * (1.0 - self._fraction) / self._fraction
+
+
+def duration(seconds: float, translated: Callable[[str], str] = str) -> str:
+    """Return a time as a person says it: `12 s`, `3 min 05 s`, `1 h 02 min`.
+
+    Args:
+        seconds: the time, 0 or more.
+        translated: gives a text in the language of the application.
+    """
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return translated("{hours} h {minutes:02d} min").format(hours=hours, minutes=minutes)
+    if minutes:
+        return translated("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
+    return translated("{seconds} s").format(seconds=rest)

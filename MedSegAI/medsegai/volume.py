@@ -25,6 +25,19 @@ def _frozen(values: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
+Box = tuple[slice, slice, slice]
+"""A part of a grid along (k, j, i)."""
+
+
+def joined_box(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that holds all of these boxes, of which there is at least one."""
+    k, j, i = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*boxes, strict=True)
+    )
+    return k, j, i
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """A regular voxel grid in space.
@@ -111,7 +124,7 @@ class Geometry:
         matrix[:3, 3] = (self.ijk_to_ras @ [*(scale / 2 - 0.5), 1.0])[:3]
         return Geometry(_three(shape), matrix)
 
-    def box_around(self, bounds_ras: Sequence[float]) -> tuple[slice, slice, slice] | None:
+    def box_around(self, bounds_ras: Sequence[float]) -> Box | None:
         """The voxels (k, j, i) that a box in space touches; None if it lies outside of the grid.
 
         Args:
@@ -121,7 +134,7 @@ class Geometry:
         corners = [[x, y, z, 1.0] for x in r for y in a for z in s]
         return self._box(self.ras_to_ijk @ np.array(corners).T, 0.5)
 
-    def box_around_grid(self, other: Geometry) -> tuple[slice, slice, slice] | None:
+    def box_around_grid(self, other: Geometry) -> Box | None:
         """The voxels (k, j, i) from which those of `other` can be interpolated; None if there are none."""
         return self._box(self.ras_to_ijk @ other.ijk_to_ras @ other._corners(), 0.0)
 
@@ -130,7 +143,7 @@ class Geometry:
         k, j, i = ((0, size - 1) for size in self.shape)
         return np.array([[x, y, z, 1.0] for x in i for y in j for z in k]).T
 
-    def _box(self, corners: NDArray[np.float64], reach: float) -> tuple[slice, slice, slice] | None:
+    def _box(self, corners: NDArray[np.float64], reach: float) -> Box | None:
         """The voxels around corners (i, j, k, ...) that reach so far from their centres."""
         box = []
         for axis, size in enumerate(self.shape):

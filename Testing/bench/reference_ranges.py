@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from medsegai.boxes import Box, grown, label_boxes
+from medsegai.boxes import grown, label_boxes
 from medsegai.commands.console import table
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.evaluation import read_mapping
@@ -38,7 +38,7 @@ from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import to_json
 from medsegai.models.quality import Reference
 from medsegai.training.config import load_config
-from medsegai.volume import Volume
+from medsegai.volume import Box, Volume
 
 MAPPING = Path(__file__).with_name("neuromorphometrics_to_freesurfer.csv")
 DEVIATIONS = 3.0

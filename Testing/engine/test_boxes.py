@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medsegai.boxes import grown, joined_box, label_boxes
+from medsegai.boxes import grown, label_boxes
+from medsegai.volume import joined_box
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def plan(
     """
     needed = sum(card.memory_mb for card in cards) / 1000
     needs = [_("about {size:.1f} GB").format(size=needed)] if needed else []
-    needs += [_("about {time}").format(time=duration(seconds))] if seconds is not None else []
+    needs += [_("about {time}").format(time=rough_duration(seconds))] if seconds is not None else []
     text = _("Runs {members} on {device}").format(
         members=_members(cards, request), device=devices.describe(request.device)
     )
@@ -63,7 +63,7 @@ def expectation(card: ModelCard, devices: Devices, seconds: float | None) -> str
     needed = card.memory_mb / 1000
     parts = []
     if seconds is not None:
-        parts.append(_("About {time} here.").format(time=duration(seconds)))
+        parts.append(_("About {time} here.").format(time=rough_duration(seconds)))
     if needed:
         free = devices.free_gb("auto")
         text = _("About {size:.1f} GB of memory").format(size=needed)
@@ -120,7 +120,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
     lines += filter(None, [refined_text(provenance.get("refinements", ()))])
     lines.append(
         _("It took {time} on {device}.").format(
-            time=duration(sum(report.get("seconds", {}).values())),
+            time=rough_duration(sum(report.get("seconds", {}).values())),
             device=provenance.get("device", "?"),
         )
     )
@@ -133,8 +133,8 @@ def defect(error: Exception) -> str:
     return text.format(error=f"{type(error).__name__}: {error}")
 
 
-def duration(seconds: float) -> str:
-    """Roughly, for a guess."""
+def rough_duration(seconds: float) -> str:
+    """Return a time as an estimate gives it: in one unit, without false precision."""
     if seconds < 90:
         return _("{seconds} s").format(seconds=max(round(seconds), 1))
     if seconds < 90 * 60:

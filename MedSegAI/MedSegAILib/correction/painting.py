@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medsegai.volume import Geometry
-
-Box = tuple[slice, slice, slice]
-"""A part of a grid along (k, j, i)."""
+from medsegai.volume import Box, Geometry, joined_box
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +74,11 @@ class Brush:
 
 def joined(pieces: Sequence[Painted]) -> Painted:
     """All of them as one; there must be one at least."""
-    box = bounds([piece.box for piece in pieces])
+    box = joined_box([piece.box for piece in pieces])
     mask = np.zeros([part.stop - part.start for part in box], bool)
     for piece in pieces:
         mask |= piece.laid_into(box)
     return Painted(box, mask)
-
-
-def bounds(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all of these."""
-    k, j, i = (
-        slice(min(part.start for part in parts), max(part.stop for part in parts))
-        for parts in zip(*boxes, strict=True)
-    )
-    return k, j, i
 
 
 def _middles(grid: Geometry, box: Box) -> NDArray[np.float64]:

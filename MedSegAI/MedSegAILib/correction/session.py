@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from medsegai.correction import REACH_MM, Region, corrected, within_reach
 from medsegai.errors import InputError
 from medsegai.request import Candidates
-from medsegai.volume import Geometry
-from MedSegAILib.correction.painting import Box, Brush, Painted, bounds, joined
+from medsegai.volume import Box, Geometry, joined_box
+from MedSegAILib.correction.painting import Brush, Painted, joined
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import geometry_of, offset_in, on_grid, voxels_of
@@ -183,7 +183,7 @@ class Correction:
         """What would be done; None where there is no stroke."""
         if not self._strokes:
             return None
-        box = bounds(self._touched)
+        box = joined_box(self._touched)
         inside, outside = self._sides(self._strokes, box)
         before, after = self._before[box], self._after[box]
         return Change(box, after & ~before, before & ~after, inside, outside)

@@ -15,9 +15,10 @@ import vtk
 from numpy.typing import NDArray
 
 from medsegai.request import Candidates, SegmentationResult
+from medsegai.volume import Box
 from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
-from MedSegAILib.scene.layers import Box, matrix
+from MedSegAILib.scene.layers import matrix
 from MedSegAILib.scene.nodes import nodes_of, remove
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 

@@ -17,11 +17,8 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util import numpy_support
 
-from medsegai.volume import Geometry
+from medsegai.volume import Box, Geometry
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
-
-Box = tuple[slice, slice, slice]
-"""A part of a grid along (k, j, i)."""
 
 
 @dataclass(frozen=True, eq=False)

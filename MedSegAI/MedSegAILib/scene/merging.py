@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError
 from medsegai.request import SegmentationResult, StructureMeasures
-from medsegai.volume import Geometry
+from medsegai.volume import Box, Geometry
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import (
-    Box,
     Layer,
     Packer,
     boxes,

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from medsegai.errors import InputError, RequestError
 from medsegai.refinements import uses_candidates
 from medsegai.request import Candidates, Refinement
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Box, Geometry, Volume
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
 from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import read, transform_to_world
 from MedSegAILib.scene.layers import (
-    Box,
     Layer,
     Packer,
     boxes,

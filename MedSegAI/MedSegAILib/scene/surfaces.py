@@ -15,9 +15,8 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
-from medsegai.volume import Geometry
+from medsegai.volume import Box, Geometry
 from MedSegAILib.scene.layers import (
-    Box,
     boxes,
     geometry_of,
     labelmap_name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.batch_workers import Rate, add_worker_options, has_workers, work_of
-from medsegai.commands.console import ProgressBar, duration, stoppable
+from medsegai.commands.console import ProgressBar, stoppable
 from medsegai.commands.segment import (
     add_request_options,
     check_request,
@@ -20,7 +20,7 @@ from medsegai.commands.segment import (
 from medsegai.errors import InputError, RequestError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
-from medsegai.progress import Progress, ProgressEvent
+from medsegai.progress import Progress, ProgressEvent, duration
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationRequest
 from medsegai.system.outside_text import one_line
 from medsegai.system.regular_files import read_regular

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from medsegai.progress import Progress, ProgressEvent
+from medsegai.progress import Progress, ProgressEvent, duration
 from medsegai.system.outside_text import one_line, visible
 
 if TYPE_CHECKING:
@@ -88,16 +88,6 @@ def progress_line(event: ProgressEvent) -> str:
     bar = "#" * filled + "-" * (BAR_WIDTH - filled)
     left = "" if event.seconds_left is None else f"  {duration(event.seconds_left)} left"
     return f"{event.stage:<24} [{bar}] {event.fraction:4.0%}{left}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: `12 s`, `3 min 05 s`, `1 h 02 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def table(

@@ -10,11 +10,12 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegai.commands.console import duration, print_written, shown_progress, table
+from medsegai.commands.console import print_written, shown_progress, table
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card, is_path
 from medsegai.models.quality import quality_of
+from medsegai.progress import duration
 from medsegai.refinements import parse
 from medsegai.request import (
     NOT_FOR_DIAGNOSIS,

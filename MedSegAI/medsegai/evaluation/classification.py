@@ -20,6 +20,7 @@ from scipy.stats import rankdata
 from medsegai.errors import InputError
 from medsegai.evaluation.calibration import Decisions, Reliability, fit_temperature, reliability
 from medsegai.io import atomic_path, write_table
+from medsegai.io.picture_sets import PictureSet
 
 RESAMPLES = 1000
 """Of the bootstrap; the ends of a 95 % interval then stand on 25 each."""
@@ -48,6 +49,20 @@ class ClassifiedPictures:
     groups: tuple[str, ...]
     truth: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, pictures: PictureSet, numbers: Sequence[int], probabilities: NDArray[np.float64]
+    ) -> ClassifiedPictures:
+        """Return the pictures of a set with these numbers; probabilities (picture, class) are in their order."""
+        items = [pictures.pictures[number] for number in numbers]
+        return cls(
+            pictures.classes,
+            tuple(item.name for item in items),
+            tuple(item.group for item in items),
+            pictures.labels[list(numbers)],
+            probabilities,
+        )
 
     def __post_init__(self) -> None:
         count = len(self.names)

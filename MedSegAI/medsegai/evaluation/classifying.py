@@ -21,7 +21,7 @@ from medsegai.evaluation.classification_report import (
     ShownPicture,
     write_classification_report,
 )
-from medsegai.evaluation.heat_maps import heat_maps
+from medsegai.evaluation.heat_maps import heat_maps_of_decision
 from medsegai.families import load_model
 from medsegai.families.patches import PatchesModel
 from medsegai.io.picture_sets import PictureSet
@@ -78,13 +78,7 @@ def classify(pictures: PictureSet, settings: Classifying, progress: Progress) ->
     for number, item in enumerate(pictures.pictures):
         progress.step("classify", number, len(pictures.pictures))
         found.append(model.classify(item.read(), compute)[order])
-    judged = ClassifiedPictures(
-        pictures.classes,
-        tuple(item.name for item in pictures.pictures),
-        tuple(item.group for item in pictures.pictures),
-        pictures.labels,
-        np.stack(found),
-    )
+    judged = ClassifiedPictures.of(pictures, range(len(found)), np.stack(found))
     figures = classification_figures(judged, settings.specificity)
 
     def show(number: int) -> ShownPicture:
@@ -131,8 +125,4 @@ def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> ShownPictu
     """A picture with the heat maps of the first member, for the class that this decides for."""
     pixels = model.sized(pictures.pictures[number].read())
     image = torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32))[None]
-    network = model.picture_network()
-    with torch.inference_mode():
-        decided = int(network(image).argmax())
-    heat = heat_maps(network, "classifier.seen", image, decided)
-    return ShownPicture(pixels, heat)
+    return ShownPicture(pixels, heat_maps_of_decision(model.picture_network(), image))

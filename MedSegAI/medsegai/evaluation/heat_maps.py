@@ -19,6 +19,9 @@ from medsegai.decoding.slides import Pixels
 
 logger = logging.getLogger(__name__)
 
+SEEN_LAYER = "classifier.seen"
+"""The module of our classifiers whose output still has places."""
+
 HIDDEN = 1 / 5
 """Part of the shorter side of a picture that is hidden at once."""
 
@@ -42,6 +45,18 @@ def heat_maps(
         "Grad-CAM": grad_cam(network, layer, image, number),
         "occlusion": occlusion(network, image, number),
     }
+
+
+def heat_maps_of_decision(network: nn.Module, image: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Return both maps, see `heat_maps`, for the class that a network of this project decides for.
+
+    Args:
+        network: images (1, 3, row, column) to logits (1, class).
+        image: float32 (1, 3, row, column).
+    """
+    with torch.inference_mode():
+        decided = int(network(image).argmax())
+    return heat_maps(network, SEEN_LAYER, image, decided)
 
 
 def grad_cam(network: nn.Module, layer: str, image: Tensor, number: int) -> NDArray[np.float32]:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from medsegai.boxes import joined_box, label_boxes
+from medsegai.boxes import label_boxes
 from medsegai.errors import InputError
 from medsegai.labels import Label
-from medsegai.volume import Volume, check_same_grid
+from medsegai.volume import Volume, check_same_grid, joined_box
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from medsegai.preprocessing.tiles import gaussian, padded, tile_starts
+from medsegai.volume import Box
 
 logger = logging.getLogger(__name__)
 
 PLANES_AT_ONCE = 8
 """Planes that a 2D network sees in one batch."""
-
-Box = tuple[slice, slice, slice]
 
 Predict = Callable[[Tensor], Tensor]
 """Patches (N, channel, *patch) to logits (N, class, *patch), float32."""

@@ -23,7 +23,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._memory import check_memory
-from medsegai.families._sliding import Box, logits_by_planes, window
+from medsegai.families._sliding import logits_by_planes, window
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
 from medsegai.labels import Label, made_color
@@ -36,7 +36,7 @@ from medsegai.networks.unet2d import UNet2D, UNet2DConfig
 from medsegai.preprocessing.pictures import PictureSettings
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Box, Geometry, Volume
 
 Kind = TypeVar("Kind")
 

@@ -20,7 +20,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._member_network import MemberNetwork, NetworkModel
-from medsegai.families._sliding import Box, logits_by_planes, window
+from medsegai.families._sliding import logits_by_planes, window
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json, number
@@ -28,7 +28,7 @@ from medsegai.networks.backends import Compute
 from medsegai.networks.volumetric import describe_network, smallest_multiple
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
-from medsegai.volume import Geometry
+from medsegai.volume import Box, Geometry
 
 MOST_PATCH_VOXELS = 2**23
 """Voxels of a patch that a card may ask for: a cube of 203, more than any network of today was trained on."""

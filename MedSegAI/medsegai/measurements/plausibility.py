@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box, joined_box, label_boxes
+from medsegai.boxes import label_boxes
 from medsegai.labels import Label, counterparts
 from medsegai.models.quality import PLAUSIBLE, Reference
 from medsegai.refinements._components import components
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Box, Geometry, Volume, joined_box
 
 USUAL_LARGEST_PART = 0.8
 """A structure without a reference has at least this share of its volume in one piece."""

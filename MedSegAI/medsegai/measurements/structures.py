@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import SphericalVoronoi
 
-from medsegai.boxes import Box, label_boxes
+from medsegai.boxes import label_boxes
 from medsegai.io import atomic_path, write_table
 from medsegai.labels import Label, counterparts
 from medsegai.measurements import plausibility
 from medsegai.models.quality import Reference, sentences
-from medsegai.volume import Geometry, Volume, check_same_grid
+from medsegai.volume import Box, Geometry, Volume, check_same_grid
 
 DIRECTIONS = tuple(step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
 """The 13 lines through a voxel and its neighbours, (k, j, i); each stands for two directions."""

@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box
+from medsegai.volume import Box
 
 
 def nonzero_box(channels: NDArray[Any]) -> Box:

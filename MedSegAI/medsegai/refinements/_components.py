@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box
+from medsegai.volume import Box
 
 CONNECTIVITY_WORDS = {"6": "faces", "18": "faces and edges", "26": "faces, edges, corners"}
 """What the voxels of a part have in common, as it is called on the screen."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box
 from medsegai.refinements import Draft
 from medsegai.request import Candidates
+from medsegai.volume import Box
 
 Shape = tuple[int, ...]
 

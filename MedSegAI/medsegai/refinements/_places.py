@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box
-from medsegai.volume import Geometry
+from medsegai.volume import Box, Geometry
 
 
 def margin(geometry: Geometry, reach_mm: float, more: int = 0) -> tuple[int, int, int]:

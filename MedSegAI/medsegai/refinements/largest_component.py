@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import joined_box, label_boxes
+from medsegai.boxes import label_boxes
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._settings import setting
+from medsegai.volume import joined_box
 
 TITLE = "Keep the largest part"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box, grown, joined_box, label_boxes
+from medsegai.boxes import grown, label_boxes
 from medsegai.errors import Cancelled, RequestError
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._components import Tick, components
@@ -23,7 +23,7 @@ from medsegai.refinements._freed import give_away, give_to_runner_up, restore_go
 from medsegai.refinements._places import flat_indices, margin, spacing_kji, upright
 from medsegai.refinements._settings import labels_setting, setting
 from medsegai.request import Candidates
-from medsegai.volume import Volume
+from medsegai.volume import Box, Volume, joined_box
 
 TITLE = "Move borders to edges"
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import Box, grown, joined_box, label_boxes
+from medsegai.boxes import grown, label_boxes
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._freed import restore_gone
 from medsegai.refinements._places import flat_indices, near_borders, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
+from medsegai.volume import Box, joined_box
 
 TITLE = "Smooth borders"
 

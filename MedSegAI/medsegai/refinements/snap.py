@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import grown, joined_box, label_boxes
+from medsegai.boxes import grown, label_boxes
 from medsegai.errors import RequestError
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._freed import neighbours, restore_gone
 from medsegai.refinements._places import flat_indices, margin, near_borders, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
-from medsegai.volume import Volume
+from medsegai.volume import Volume, joined_box
 
 TITLE = "Snap doubtful borders"
 

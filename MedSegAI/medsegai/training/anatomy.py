@@ -12,6 +12,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from medsegai.boxes import grown, label_boxes
+
 Range = tuple[float, float]
 
 SMOOTHING_MM = 2.0
@@ -72,7 +74,7 @@ def contracted(
     if not inside.any():
         return labels
     margin = [int(np.ceil((config.reach_mm + 2) / spacing)) for spacing in spacing_mm]
-    box = _box_around(inside, margin)
+    box = grown(label_boxes(inside.astype(np.uint8))[1], margin, inside.shape)
     part, inside = labels[box], inside[box]
     outward = scipy.ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
     depth = scipy.ndimage.distance_transform_edt(inside, sampling=spacing_mm)
@@ -126,11 +128,3 @@ def with_lesions(
             threshold = np.quantile(field[matter], 1.0 - share)
             varied[matter & (field > threshold)] = lesion
     return varied
-
-
-def _box_around(inside: NDArray[np.bool_], margin: list[int]) -> tuple[slice, ...]:
-    (found,) = scipy.ndimage.find_objects(inside.astype(np.uint8), max_label=1)
-    return tuple(
-        slice(max(0, part.start - extra), part.stop + extra)
-        for part, extra in zip(found, margin, strict=True)
-    )

@@ -25,7 +25,7 @@ from medsegai.evaluation.classification_report import (
     ShownPicture,
     write_classification_report,
 )
-from medsegai.evaluation.heat_maps import heat_maps
+from medsegai.evaluation.heat_maps import heat_maps_of_decision
 from medsegai.io.cards import write_card
 from medsegai.io.picture_sets import PictureSet, read_pictures
 from medsegai.labels import Label
@@ -57,7 +57,7 @@ from medsegai.training.patches import (
 )
 from medsegai.training.patches_options import PatchTraining
 from medsegai.training.pictures import SizedPictures
-from medsegai.training.run import RunOptions
+from medsegai.training.run import TrainingOptions
 from medsegai.training.trainer import find_place
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ WHOLE_PICTURE = 320
 COLOURS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 170, 40), (150, 80, 190))
 
 
-def train_patches(training: PatchTraining, options: RunOptions, progress: Progress) -> Path:
+def train_patches(training: PatchTraining, options: TrainingOptions, progress: Progress) -> Path:
     """Train the classifier of a folder of pictures, judge it by what each fold held out, and give the run's
     folder.
 
@@ -141,7 +141,11 @@ class PatchRun:
     """A run, and where it stands."""
 
     def __init__(
-        self, training: PatchTraining, sized: SizedPictures, encoded: Encoded, options: RunOptions
+        self,
+        training: PatchTraining,
+        sized: SizedPictures,
+        encoded: Encoded,
+        options: TrainingOptions,
     ) -> None:
         self.training, self.sized, self.encoded = training, sized, encoded
         self.folder, self.limit = options.folder, options.limit
@@ -276,13 +280,8 @@ class PatchRun:
         pictures = self.sized.pictures
         numbers = np.concatenate([fold.held_out for fold in self.folds])
         probabilities = torch.cat([self.answers[fold.name] for fold in self.folds]).numpy()
-        items = [pictures.pictures[number] for number in numbers]
-        return ClassifiedPictures(
-            pictures.classes,
-            tuple(item.name for item in items),
-            tuple(item.group for item in items),
-            pictures.labels[numbers],
-            probabilities / probabilities.sum(1, keepdims=True),
+        return ClassifiedPictures.of(
+            pictures, numbers.tolist(), probabilities / probabilities.sum(1, keepdims=True)
         )
 
     def _shower(self) -> Any:
@@ -300,10 +299,7 @@ class PatchRun:
                 loaded[fold.name] = work.to(self.device)
             network = loaded[fold.name].network.eval()
             image = self.sized.batch([picture]).to(self.device)
-            with torch.inference_mode():
-                decided = int(network(image).argmax())
-            heat = heat_maps(network, "classifier.seen", image, decided)
-            return ShownPicture(self.sized[picture], heat)
+            return ShownPicture(self.sized[picture], heat_maps_of_decision(network, image))
 
         return show
 

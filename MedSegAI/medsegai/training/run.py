@@ -281,21 +281,30 @@ def begin_with(trainers: Sequence[Trainer], card: ModelCard) -> None:
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """How a run is run.
+class TrainingOptions:
+    """How a training of any kind is run.
 
     Attributes:
         folder: where its files go.
         resume: continue from the checkpoint in the folder.
         device: auto, cpu, cuda or cuda:N.
-        limit: when it stops at the latest.
-        start: id or folder of a model whose weights it begins with; empty for random ones.
+        limit: when it stops at the latest, after a whole step or epoch.
     """
 
     folder: Path
     resume: bool = False
     device: str = "auto"
     limit: TimeLimit = TimeLimit()
+
+
+@dataclass(frozen=True)
+class RunOptions(TrainingOptions):
+    """How a training on volumes is run.
+
+    Attributes:
+        start: id or folder of a model whose weights it begins with; empty for random ones.
+    """
+
     start: str = ""
 
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medsegai.errors import ModelError
-from medsegai.families._sliding import Box, Window
+from medsegai.families._sliding import Window
 from medsegai.families.monai.settings import Inferer
+from medsegai.volume import Box
 
 LEAST_WEIGHT = 1e-3
 """No voxel of a window counts less."""

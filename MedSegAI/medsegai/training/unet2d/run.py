@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from medsegai.training.checkpoint import (
     save_weights,
 )
 from medsegai.training.curves import Board, draw_curves
-from medsegai.training.run import TimeLimit
+from medsegai.training.run import TimeLimit, TrainingOptions
 from medsegai.training.trainer import find_place
 from medsegai.training.unet2d.config import Training2DConfig
 from medsegai.training.unet2d.data import PictureCase, folds_of, read_cases
@@ -54,21 +54,13 @@ COLOURS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
-class RunOptions2D:
-    """How a training is run.
+class RunOptions2D(TrainingOptions):
+    """How a training on pictures is run.
 
     Attributes:
-        folder: where its files go.
-        resume: continue from the checkpoint in the folder.
-        device: auto, cpu, cuda or cuda:N.
-        limit: when it stops at the latest, after a whole epoch.
         folds: numbers of the folds to train; empty for all.
     """
 
-    folder: Path
-    resume: bool = False
-    device: str = "auto"
-    limit: TimeLimit = field(default_factory=TimeLimit)
     folds: tuple[int, ...] = ()
 
 
