@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself (see .ci/setup) and says what it does.
 #
 # Settings, each as NAME=value on the command line:
-#   INPUT        make demo: the image to segment, in place of the MR that nilearn carries
+#   INPUT        make demo, make demo2d: the image to segment, in place of the one that is there
 #   PYTHON       the Python 3.11 or 3.12 to make the environment with
 #   VENV         where the environment stands
 #   TORCH        the torch to install, for example TORCH='torch==2.13.0+cpu'
@@ -23,13 +23,16 @@ export VENV PYTHON TORCH
 .DEFAULT_GOAL := help
 # One after the other also with -j, so that the closing line of pytest comes last.
 .NOTPARALLEL:
-.PHONY: help demo test test-slow bench fuzz check docs lint types setup-demo setup-test clean
+.PHONY: help demo demo2d test test-slow bench fuzz check docs lint types setup-demo setup-test clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-demo ## segment a real head MR (or INPUT=image) with the bundled brain model, into demo/
 	$(BIN)/medsegai demo $(if $(INPUT),"$(INPUT)") -o demo
+
+demo2d: setup-demo ## segment nuclei in a drawn picture (or INPUT=picture), into demo2d/
+	$(BIN)/medsegai demo --model nuclei $(if $(INPUT),"$(INPUT)") -o demo2d
 
 # A file stays in one process, because its tests share what is expensive to make; one thread each, so that the processes
 # do not wait for each other.
@@ -70,5 +73,5 @@ setup-test:
 	@.ci/niivue
 
 clean: ## remove the environment, caches and everything that make wrote
-	rm -rf .venv build dist demo bench Testing/output MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo demo2d bench Testing/output MedSegAI/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find MedSegAI Testing -name __pycache__ -type d -prune -exec rm -rf {} +

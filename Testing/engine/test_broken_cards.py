@@ -118,7 +118,7 @@ def mutated(data: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("name", ["brain", "hippocampus"])
+@pytest.mark.parametrize("name", ["brain", "hippocampus", "nuclei"])
 def test_no_mutation_of_a_card_breaks_a_command_or_another_model(
     name: str, own: Path, capsys: Capture
 ) -> None:
@@ -285,6 +285,7 @@ def test_without_a_home_there_are_the_bundled_models(monkeypatch: pytest.MonkeyP
     assert [card.id for _, card in read_cards() if not isinstance(card, ModelError)] == [
         "brain",
         "hippocampus",
+        "nuclei",
     ]
 
 

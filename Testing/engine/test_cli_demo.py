@@ -13,10 +13,12 @@ import nibabel
 import numpy as np
 import pytest
 import slicerio
+from PIL import Image
 
 import fake_engine
 from medsegai.cli import main
-from medsegai.commands.demo import FILES, nilearn_scan
+from medsegai.commands.demo import FILES, OBJECT_MAP, OBJECT_TABLE, PICTURE, nilearn_scan
+from medsegai.commands.drawn_tissue import drawn_tissue
 from medsegai.export import viewer
 from medsegai.models import catalogue
 from test_models_command import write_model
@@ -151,3 +153,31 @@ def test_the_installed_nilearn_carries_a_head_at_1_mm() -> None:
     image = nibabel.load(nilearn_scan())
     assert image.shape == (197, 233, 189)
     assert nibabel.affines.voxel_sizes(image.affine) == pytest.approx([1, 1, 1])
+
+
+def test_with_a_model_for_pictures_it_draws_one_and_counts(tmp_path: Path, capsys: Capture) -> None:
+    """The bundled model finds about as many nuclei as were drawn; what was edited is kept."""
+    folder = tmp_path / "demo2d"
+    command = ["demo", "--model", "nuclei", "--device", "cpu", "-o", str(folder)]
+    assert main(command) == 0
+    drawn, count = drawn_tissue()
+    np.testing.assert_array_equal(np.array(Image.open(folder / PICTURE)), drawn)
+    with (folder / OBJECT_TABLE).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = np.array(Image.open(folder / OBJECT_MAP))
+    assert numbers.shape == drawn.shape[:2]
+    assert numbers.max() == len(rows) == pytest.approx(count, rel=0.1)
+    assert f"{len(rows)} objects" in capsys.readouterr().out
+    names = {*FILES.values(), PICTURE, OBJECT_MAP, OBJECT_TABLE}
+    assert {path.name for path in folder.iterdir()} == names
+    (folder / OBJECT_TABLE).write_text("number\n1\n")
+    assert main(command) == 5
+    assert (folder / OBJECT_TABLE).read_text() == "number\n1\n"
+    assert "edited" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_a_picture_of_ones_own_is_not_drawn_over(tmp_path: Path) -> None:
+    (tmp_path / PICTURE).write_bytes(b"mine")
+    assert main(["demo", "--model", "nuclei", "-o", str(tmp_path)]) == 5
+    assert (tmp_path / PICTURE).read_bytes() == b"mine"

@@ -36,9 +36,33 @@ def test_every_pixel_of_a_whole_belongs_to_one_object(seed: int) -> None:
     objects = separated(inside, border)
     np.testing.assert_array_equal(objects > 0, inside | border)
     assert set(np.unique(objects)) == set(range(objects.max() + 1))
-    parts, _ = ndimage.label(inside)
-    for part in range(1, parts.max() + 1):
-        assert len(np.unique(objects[parts == part])) == 1, "an inside is never split"
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_insides_that_do_not_touch_are_never_one_object(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    inside, border = random.random((2, 20, 30)) > 0.7
+    parts, count = ndimage.label(inside, np.ones((3, 3)))
+    for waist in (0.5, 1.0, 1000.0):
+        objects = separated(inside, border & ~inside, waist=waist)
+        pairs = set(zip(parts[inside].tolist(), objects[inside].tolist(), strict=True))
+        assert len({found for _, found in pairs}) == len(pairs)
+        assert waist < 1000 or len(pairs) == count, "without a waist none is split"
+
+
+def test_objects_that_grew_together_are_parted_at_their_waist() -> None:
+    j, i = np.mgrid[:40, :80]
+    ends = [(j - 20) ** 2 + (i - middle) ** 2 < 14**2 for middle in (25, 48)]
+    grown = ends[0] | ends[1]
+    nothing = np.zeros_like(grown)
+    objects = separated(grown, nothing)
+    assert objects.max() == 2
+    assert objects[20, 25] != objects[20, 48]
+    sizes = np.bincount(objects.ravel())[1:]
+    assert sizes.min() > 0.9 * sizes.max(), "they are alike, and parted half-way"
+    assert separated(grown, nothing, waist=1000).max() == 1
+    assert separated(ends[0], nothing).max() == 1, "a disc has no waist"
 
 
 def test_objects_that_touch_are_told_apart() -> None:

@@ -365,3 +365,14 @@ def test_inside_and_border_of_objects_that_touch() -> None:
     target = inside_and_border(objects)
     np.testing.assert_array_equal((target == 1).nonzero(), ([2, 2, 3, 3], [2, 5, 2, 5]))
     np.testing.assert_array_equal(target > 0, objects > 0)
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 3])
+def test_the_border_of_objects_is_as_thick_as_asked_for(pixels: int) -> None:
+    objects = np.zeros((14, 30), np.int32)
+    objects[2:12, 2:15], objects[2:12, 15:28] = 1, 2
+    target = inside_and_border(objects, pixels)
+    inner = slice(2 + pixels, 12 - pixels)
+    expected = np.where(objects > 0, 2, 0)
+    expected[inner, 2 + pixels : 15 - pixels] = expected[inner, 15 + pixels : 28 - pixels] = 1
+    np.testing.assert_array_equal(target, expected)

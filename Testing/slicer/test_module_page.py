@@ -176,7 +176,7 @@ def test_the_page_cancels(page: Any, module: Any, monkeypatch: pytest.MonkeyPatc
 def test_users_models_are_offered_beside_the_bundled(fake_model: Path, module: Any) -> None:
     page = module.MedSegAIWidget()
     offered = [card.folder.name for card in page.panel._cards]
-    assert offered == ["brain", "hippocampus", "quick"]
+    assert offered == ["brain", "hippocampus", "nuclei", "quick"]
     page.cleanup()
 
 

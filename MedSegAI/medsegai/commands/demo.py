@@ -1,9 +1,12 @@
-"""`medsegai demo`: the main job on a real scan, every kind of output in one folder."""
+"""`medsegai demo`: the main job, on a scan or a picture, every kind of output in one folder."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +18,15 @@ from medsegai.commands.segment import (
     request_from_arguments,
     segment_to_files,
 )
-from medsegai.errors import InputError, OutputError
+from medsegai.errors import InputError, OutputError, OutputExistsError
+from medsegai.models.catalogue import find_card
+from medsegai.request import SegmentationRequest
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
+    from medsegai.models.card import ModelCard
     from medsegai.output.result_files import Outputs
+    from medsegai.request import SegmentationResult
 
 SCAN_IN_NILEARN = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 """The ICBM 2009a nonlinear symmetric T1 at 1 mm, which nilearn's package carries."""
@@ -36,18 +43,25 @@ MEANING = {
     "segmentation": "named, coloured, editable segments",
     "uncertainty": "where the networks disagree (entropy)",
     "volumes": "volume and uncertainty of each structure",
-    "preview": "picture of three planes",
+    "preview": "picture with outlines",
     "page": "all of it on a page to open in a browser",
     "report": "how it was made",
 }
+
+PICTURE, OBJECT_MAP, OBJECT_TABLE = "picture.png", "objects.png", "objects.csv"
+"""Of models for pictures: what is segmented where no input is named, and its objects."""
+
+SMALLEST_OBJECT = 10
+"""Pixels, as by default in `medsegai objects`."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="segment a head MR that comes with a package",
+        help="segment a head MR that comes with a package, or a drawn picture of tissue",
         description="Segment INPUT, or the ICBM152 T1 that the package nilearn carries, and write "
-        "segmentation, uncertainty, volumes, report, picture and a page into one folder.",
+        "segmentation, uncertainty, volumes, report, picture and a page into one folder. With a model for "
+        "pictures, such as nuclei, a picture of tissue is drawn where no INPUT is named.",
     )
     parser.add_argument("input", metavar="INPUT", nargs="?", type=Path, help="scan to segment")
     parser.add_argument(
@@ -64,8 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     from medsegai.export.viewer import viewer_is_here
     from medsegai.output.result_files import Outputs
 
-    scan = nilearn_scan() if arguments.input is None else arguments.input
     folder: Path = arguments.output
+    card = find_card((getattr(arguments, "models", None) or SegmentationRequest.models)[0])
+    scan = arguments.input or demo_scan(card, folder, arguments.overwrite)
     request = request_from_arguments(arguments, [scan], uncertainty=True)
     check_request(request)
     check_inputs(request)
@@ -75,13 +90,82 @@ def run(arguments: argparse.Namespace) -> int:
     with outputs.reserved():
         outputs.check([scan], overwrite=arguments.overwrite or untouched(outputs))
         print(f"Segmenting {scan}")
-        print_summary(segment_to_files(request, outputs))
+        result = segment_to_files(request, outputs)
+        print_summary(result)
+        separate(card, result, scan, folder, arguments.overwrite)
     print(f"\nIn {folder.resolve()}:")
     for name, file in FILES.items():
         print(f"  {file:<22} {MEANING[name]}")
     print(f"\nTo look at it, drag these two into 3D Slicer:\n  {scan}")
     print(f"  {outputs.segmentation.resolve()}")
     return 0
+
+
+def demo_scan(card: ModelCard, folder: Path, overwrite: bool) -> Path:
+    """What the demo of a model segments where no input is named.
+
+    Raises:
+        InputError: see `nilearn_scan`.
+        OutputError: the picture cannot be written, or another file has its name.
+    """
+    if card.dimensions != 2:
+        return nilearn_scan()
+    from PIL import Image
+
+    from medsegai.commands.drawn_tissue import drawn_tissue
+
+    make_folder(folder)
+    with beside(folder) as made:
+        Image.fromarray(drawn_tissue()[0]).save(made / PICTURE, format="PNG")
+        move_all(made, folder, overwrite)
+    return folder / PICTURE
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A folder for files that are not complete, which is removed. Raises OutputError: it cannot be made."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".demo-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}.") from error
+
+
+def move_all(made: Path, folder: Path, overwrite: bool) -> None:
+    """Move files to their places. Raises OutputExistsError: another file is at one of them."""
+    for path in made.iterdir():
+        there = folder / path.name
+        if there.exists() and there.read_bytes() != path.read_bytes() and not overwrite:
+            raise OutputExistsError(
+                f"{there} was edited, or comes from another picture. Move it, or add --overwrite."
+            )
+    for path in made.iterdir():
+        path.replace(folder / path.name)
+
+
+def separate(
+    card: ModelCard, result: SegmentationResult, scan: Path, folder: Path, overwrite: bool
+) -> None:
+    """Number and measure the objects of a picture, where the model tells their inside from their border.
+
+    Raises:
+        OutputExistsError: files of an earlier demo were edited.
+    """
+    values = card.settings.get("instances")
+    if not values:
+        return
+    from medsegai.commands.objects import write_objects
+    from medsegai.io import read_channels
+    from medsegai.measurements.instances import separated
+
+    plane = result.labelmap.voxels[0]
+    found = separated(plane == values["inside"], plane == values["border"], SMALLEST_OBJECT)
+    with beside(folder) as made:
+        count = write_objects(
+            found, result.labelmap, read_channels(scan), made / OBJECT_MAP, made / OBJECT_TABLE
+        )
+        move_all(made, folder, overwrite)
+    print(f"\n{count} objects, numbered in {OBJECT_MAP} and measured in {OBJECT_TABLE}.")
 
 
 def nilearn_scan() -> Path:

@@ -197,6 +197,7 @@ def _verified(card: ModelCard) -> str:
 def describe_card(card: ModelCard) -> str:
     """The card as text for a terminal."""
     spacing = " x ".join(f"{length:g}" for length in card.spacing_mm)
+    flat = card.dimensions == 2  # how many pixels such a model sees is among its settings
     facts = [
         ("version", card.version),
         ("family", card.family),
@@ -204,7 +205,7 @@ def describe_card(card: ModelCard) -> str:
         ("origin", card.origin),
         ("licence", card.licence),
         ("citation", card.citation),
-        ("works at", f"{spacing} mm"),
+        ("works at", "" if flat else f"{spacing} mm"),
         ("memory", f"{card.memory_mb:.0f} MB" if card.memory_mb else ""),
         ("calibrated", card.calibration.source if card.calibration else ""),
         ("plausible", card.reference.source if card.reference else ""),

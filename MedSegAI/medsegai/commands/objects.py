@@ -10,15 +10,24 @@ from medsegai.commands.console import print_written
 from medsegai.errors import InputError, OutputExistsError, RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medsegai.commands.console import Subparsers
+    from medsegai.volume import Volume
+
+MOST_OBJECTS = 65535
+"""In a map of 16 bits."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "objects",
         help="tell objects of a picture apart, such as nuclei, and measure each",
-        description="Give each object in LABELS a number: connected parts of the label of their inside, grown "
-        "into the label of their border. Where a model has no border label, objects are connected parts.",
+        description="Give each object in LABELS a number: parts of the label of their inside, divided at waists "
+        "and grown into the label of their border. A model may have no border label.",
     )
     parser.add_argument("labels", metavar="LABELS", type=Path, help="label map of one slice")
     parser.add_argument(
@@ -41,21 +50,21 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="PIXELS",
         help="smaller ones are left out (default: 10)",
     )
+    parser.add_argument(
+        "--waist",
+        type=float,
+        metavar="PIXELS",
+        help="objects that grew together are divided where they are narrower by this on each side "
+        "(default: 1; 1000 divides none)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.set_defaults(run=run_objects)
 
 
 def run_objects(arguments: argparse.Namespace) -> int:
     """Tell objects apart, write them, and say how many there are."""
-    from medsegai.io import (
-        files_together,
-        read_channels,
-        read_labelmap,
-        write_segmentation,
-        write_table,
-    )
-    from medsegai.labels import Label, made_color
-    from medsegai.measurements.instances import object_rows, separated
+    from medsegai.io import read_channels, read_labelmap
+    from medsegai.measurements.instances import WAIST, separated
 
     written = [path for path in (arguments.output, arguments.table) if path is not None]
     for path in written:
@@ -70,25 +79,55 @@ def run_objects(arguments: argparse.Namespace) -> int:
         )
     if arguments.inside == arguments.border:
         raise RequestError("--inside and --border must be two labels.")
-    channels = (labels,) if arguments.image is None else read_channels(arguments.image)
-    if channels[0].voxels.shape != labels.voxels.shape:
+    if arguments.waist is not None and not 0 <= arguments.waist < float("inf"):
+        raise RequestError(f"--waist must be a number of pixels from 0, not {arguments.waist}.")
+    channels = () if arguments.image is None else read_channels(arguments.image)
+    if channels and channels[0].voxels.shape != labels.voxels.shape:
         raise InputError(f"{arguments.image} and {arguments.labels} have different sizes.")
     plane = labels.voxels[0]
-    found = separated(plane == arguments.inside, plane == arguments.border, arguments.smallest)
-    image = (
-        labels if arguments.image is None else channels[0]
-    )  # which knows how large its pixels are
-    rows = object_rows(found, () if arguments.image is None else channels, image)
-    count = len(rows)
-    if count > 65535:
-        raise InputError(f"{arguments.labels} has {count} objects; 65535 can be numbered.")
-    named = [Label(n, f"Object {n}", made_color(n)) for n in range(1, count + 1)]
-    with files_together() as files:
-        with files.path(arguments.output) as partial:
-            write_segmentation(partial, labels.with_voxels(found[None].astype("uint16")), named)
-        if arguments.table is not None:
-            with files.path(arguments.table) as partial:
-                write_table(partial, list(rows[0]) if rows else ["number"], rows)
+    waist = WAIST if arguments.waist is None else arguments.waist
+    found = separated(
+        plane == arguments.inside, plane == arguments.border, arguments.smallest, waist
+    )
+    count = write_objects(found, labels, channels, arguments.output, arguments.table)
     print(f"{count} object{'' if count == 1 else 's'}.")
     print_written(written)
     return 0
+
+
+def write_objects(
+    found: NDArray[np.int32],
+    labels: Volume,
+    channels: Sequence[Volume],
+    output: Path,
+    table: Path | None,
+) -> int:
+    """Write a map of objects and their table, both or none, and say how many there are.
+
+    Args:
+        found: numbers (j, i), from `separated`.
+        labels: the label map of one slice that they come from.
+        channels: of the picture, which knows how large its pixels are; () for none.
+        output: map of numbers.
+        table: .csv; None for none.
+
+    Raises:
+        InputError: there are more objects than a map of 16 bits can number.
+        OutputError: a file cannot be written.
+    """
+    from medsegai.io import files_together, write_segmentation, write_table
+    from medsegai.labels import Label, made_color
+    from medsegai.measurements.instances import object_rows
+
+    rows = object_rows(found, channels, channels[0] if channels else labels)
+    count = len(rows)
+    if count > MOST_OBJECTS:
+        raise InputError(f"There are {count} objects; {MOST_OBJECTS} can be numbered in {output}.")
+    named = [Label(n, f"Object {n}", made_color(n)) for n in range(1, count + 1)]
+    with files_together() as files:
+        with files.path(output) as partial:
+            write_segmentation(partial, labels.with_voxels(found[None].astype("uint16")), named)
+        if table is not None:
+            with files.path(table) as partial:
+                write_table(partial, list(rows[0]) if rows else ["number"], rows)
+    return count

@@ -6,44 +6,53 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsegai.volume import Volume
 
-CORNERS = ndimage.generate_binary_structure(2, 2)
-"""Pixels touch by edges and corners."""
+WAIST = 1.0
+"""Pixels; of 0.5, 1 and 2 it gave the best panoptic quality on training folds of the bundled model `nuclei`."""
 
 
 def separated(
-    inside: NDArray[np.bool_], border: NDArray[np.bool_], smallest: int = 1
+    inside: NDArray[np.bool_],
+    border: NDArray[np.bool_],
+    smallest: int = 1,
+    waist: float = WAIST,
 ) -> NDArray[np.int32]:
     """A number for each object, from 1, and 0 outside of all, int32 (j, i).
 
-    Each connected part of the insides is an object. It grows into the border around it, step by step and not
-    further than the border goes, until objects meet. What is border alone is an object, too.
+    A watershed of how deep pixels lie within the insides: objects are divided at waists, and grow into the border
+    around them, not further than the border goes, until they meet. What is border alone is an object, too.
 
     Args:
         inside: pixels within objects, bool (j, i).
-        border: pixels of their outermost layer, likewise.
+        border: pixels of their outer layer, likewise.
         smallest: pixels; smaller objects are left out.
+        waist: pixels by which the way from the middle of one object to that of another must become narrower, on
+            each side, to divide them. With a very large one, each part of the insides that is connected, also by
+            corners, is an object.
     """
-    objects, count = ndimage.label(inside)
     whole = inside | border
-    while True:
-        grown = ndimage.grey_dilation(objects, footprint=CORNERS, mode="constant")
-        reached = whole & (objects == 0) & (grown > 0)
-        if not reached.any():
-            break
-        objects[reached] = grown[reached]
-    alone, _ = ndimage.label(whole & (objects == 0), CORNERS)
-    objects[alone > 0] = alone[alone > 0] + count
+    if not whole.any():
+        return np.zeros(whole.shape, np.int32)
+    deep = ndimage.distance_transform_edt(ndimage.binary_fill_holes(inside))
+    depth = ndimage.gaussian_filter(deep, 1.0)  # smooth, so that ragged outlines part nothing
+    ridge = (
+        waist + 1.0
+    )  # borders part insides, and what is outside parts borders, whatever the depth
+    heights = np.where(inside, -depth, np.where(border, ridge, 2 * ridge)).astype(np.float32)
+    height = sitk.GetImageFromArray(heights)
+    basins = sitk.MorphologicalWatershed(
+        height, waist, markWatershedLine=False, fullyConnected=True
+    )
+    objects = np.where(whole, sitk.GetArrayFromImage(basins), 0)
     sizes = np.bincount(objects.ravel())
-    sizes[0] = 0
-    kept = np.flatnonzero(sizes >= smallest)
-    numbers = np.zeros(len(sizes), np.int32)
-    numbers[kept[kept > 0]] = np.arange(1, np.count_nonzero(kept > 0) + 1)
-    return numbers[objects]
+    kept = sizes >= smallest
+    kept[0] = False
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[objects]
 
 
 def object_rows(

@@ -23,8 +23,8 @@ class DataConfig:
     Images and label maps are paired by their names without endings; in those of label maps ``label_suffix`` may
     follow. ``threshold``: label maps are masks, and values above it are label 1; None where they hold label
     values. ``instances``: label maps hold a number for each object; what is learned is the inside of objects
-    (label 1) and their border (label 2). ``groups``: a table that says which cases belong together, such as a
-    patient's or those of one slide; they are never on both sides of a split.
+    (label 1) and their border (label 2), ``border_pixels`` thick. ``groups``: a table that says which cases belong
+    together, such as a patient's or those of one slide; they are never on both sides of a split.
     """
 
     root: str = "."
@@ -33,6 +33,7 @@ class DataConfig:
     label_suffix: str = ""
     threshold: int | None = None
     instances: bool = False
+    border_pixels: int = 1
     groups: str = ""
     case_column: str = "case"
     group_column: str = "group"
@@ -133,6 +134,7 @@ class Training2DConfig:
             ("batch", self.batch, 2),
             ("patches_per_image", self.patches_per_image, 1),
             ("validate_every", self.validate_every, 1),
+            ("data.border_pixels", self.data.border_pixels, 1),
         ):
             if value < least:
                 raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")

@@ -136,7 +136,7 @@ def read_case(
         )
     objects = labels.astype(np.int32) if config.data.instances else None
     target = (
-        inside_and_border(objects)
+        inside_and_border(objects, config.data.border_pixels)
         if objects is not None
         else classes_of(
             labels, {label.value: n for n, label in enumerate(config.labels, 1)}, label_path
@@ -170,10 +170,11 @@ def classes_of(
     return table[labels]
 
 
-def inside_and_border(objects: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """2 where an object touches what is not it (by an edge or a corner), 1 further inside, 0 outside, (j, i)."""
-    largest = ndimage.maximum_filter(objects, size=3, mode="nearest")
-    smallest = ndimage.minimum_filter(objects, size=3, mode="nearest")
+def inside_and_border(objects: NDArray[np.int32], pixels: int = 1) -> NDArray[np.uint8]:
+    """2 within `pixels` of what is not the object, 1 further inside, 0 outside; corners count; uint8 (j, i)."""
+    size = 2 * pixels + 1
+    largest = ndimage.maximum_filter(objects, size, mode="nearest")
+    smallest = ndimage.minimum_filter(objects, size, mode="nearest")
     inside = (objects > 0) & (largest == smallest)
     return np.where(objects > 0, np.where(inside, 1, 2), 0).astype(np.uint8)
 
