@@ -107,7 +107,7 @@ APPLICATION = re.compile(r"(slicer|mrml|vtk\w*|qt|ctk|PySide6|PythonQt|qSlicer\w
 CONFINED = {
     "monai": ("networks", "training", "evaluation"),
     "openvino": ("networks",),
-    "SimpleITK": ("decoding", "io", "refinements", "evaluation"),
+    "SimpleITK": ("decoding", "io", "refinements", "measurements", "evaluation"),
     "nibabel": ("io", "refinements", "evaluation"),
 }
 
