@@ -335,3 +335,23 @@ def test_without_locks_there_is_no_reservation(
     monkeypatch.setattr(locks, "try_lock", none)
     with reserved([tmp_path / "x"]), reserved([tmp_path / "x", tmp_path / "missing" / "y"]):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
+def test_a_reservation_on_a_full_disk_holds_and_leaves_nothing(tmp_path: Path) -> None:
+    """Its file can be made, but there is no room for what would be written into it."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with (
+            reserved([tmp_path / "x"]),
+            pytest.raises(OutputError, match="is being written"),
+            reserved([tmp_path / "x"]),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -62,12 +62,14 @@ def _locked(path: Path, lock: Path) -> IO[str]:
                     "until that ends, or name another place."
                 )
             if os.path.exists(lock) and os.path.samestat(os.stat(lock), os.fstat(file.fileno())):
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
+                with contextlib.suppress(OSError):  # a full disk has no room for the number
+                    file.truncate(0)
+                    os.write(file.fileno(), str(os.getpid()).encode())
                 return file
-        except BaseException:
+        except BaseException as error:
             file.close()
+            if isinstance(error, OSError):  # there are no locks, so nobody has it
+                lock.unlink(missing_ok=True)
             raise
         file.close()  # the one that had it before removed it meanwhile
 
