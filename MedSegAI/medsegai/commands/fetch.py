@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
-from medsegai.errors import InputError, ModelError, OutputError, RequestError
-from medsegai.models.catalogue import MODELS_VARIABLE, user_models_folder
+from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.models.catalogue import own_models_folder
 from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
 from medsegai.models.json_fields import from_json, read_json, to_json
 from medsegai.system.locks import reserved
@@ -80,12 +80,7 @@ def run_index(arguments: argparse.Namespace) -> int:
 def run_fetch(arguments: argparse.Namespace) -> int:
     """Load, compare and import one model."""
     wanted = _wanted(arguments)
-    folder = user_models_folder()
-    if folder is None:
-        raise OutputError(
-            f"There is no folder for models of your own, because this user has no home. Name one in the variable "
-            f"{MODELS_VARIABLE}."
-        )
+    folder = own_models_folder()
     place = folder / FOLDER / wanted.sha256.lower()
     from medsegai.io.atomic import output_error
 

@@ -19,8 +19,8 @@ from medsegai.errors import ModelError, OutputError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import (
     BUNDLED_MODELS,
-    MODELS_VARIABLE,
     find_card,
+    own_models_folder,
     read_cards,
     user_models_folder,
 )
@@ -138,12 +138,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_import(arguments: argparse.Namespace) -> int:
     from medsegai.models.importing import import_model
 
-    folder = user_models_folder()
-    if folder is None:
-        raise OutputError(
-            f"There is no folder for models of your own, because this user has no home. Name one in the variable "
-            f"{MODELS_VARIABLE}."
-        )
+    folder = own_models_folder()
     card = import_model(arguments.path, folder, arguments.replace, arguments.id)
     print(f"Imported {card.id} ({card.name}) into {card.folder}.")
     inputs = [shlex.quote(channel.name) for channel in card.channels]

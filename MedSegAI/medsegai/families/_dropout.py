@@ -1,6 +1,11 @@
-"""What families say of Monte-Carlo dropout that they cannot do."""
+"""Monte-Carlo dropout: whether a model has it, and the random numbers of one pass."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
 
 from medsegai.errors import RequestError
 from medsegai.models.card import ModelCard
@@ -18,3 +23,14 @@ def check_dropout(request: SegmentationRequest, card: ModelCard, has_dropout: bo
             f"Model {card.id!r} has no dropout, so Monte-Carlo passes would all be alike. Set dropout-passes "
             "to 0; its members still show where it is uncertain."
         )
+
+
+@contextlib.contextmanager
+def random_numbers(seed: int | None) -> Iterator[None]:
+    """Within the block, random numbers depend on `seed` alone; those of the caller are left untouched."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

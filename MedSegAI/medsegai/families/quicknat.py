@@ -10,7 +10,6 @@ class_weights of its loss with the weight_power to undo them by.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
-from medsegai.families._dropout import check_dropout
+from medsegai.families._dropout import check_dropout, random_numbers
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.inference.fusion import side_aware_first
@@ -198,7 +197,7 @@ class ViewMember:
         runner = self.network.runner(compute, dropout=self.dropout_seed is not None)
         batches = list(_batches(stack, runner.batch_size(compute), self._slices()))
         done, total = 0, sum(last - first for first, last in batches)
-        with _random_numbers(self.dropout_seed):
+        with random_numbers(self.dropout_seed):
             for first, last in batches:
                 slices = thick_slices(stack, np.arange(first, last), self.network.slices)
                 logits = runner(torch.from_numpy(slices), compute)
@@ -237,17 +236,6 @@ def _batches(stack: NDArray[np.float32], size: int, wanted: slice) -> Iterator[t
             part = run[first : first + size]
             if part.size:
                 yield int(part[0]), int(part[-1]) + 1
-
-
-@contextlib.contextmanager
-def _random_numbers(seed: int | None) -> Iterator[None]:
-    """Random numbers that depend on `seed` alone, and leave the caller's untouched."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 RELEASED_LABELS_OF = "brain"

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from medsegai.errors import ModelError
+from medsegai.errors import ModelError, OutputError
 from medsegai.models.card import CARD_NAME, ModelCard, load_card
 from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 from medsegai.system.user_folders import own_folder
@@ -43,6 +43,21 @@ BUNDLED_MODELS = _bundled_models(Path(__file__).parent)
 def user_models_folder() -> Path | None:
     """Where imported models are kept: MEDSEGAI_MODELS, or a folder of the user's own; None without a home."""
     return own_folder("models", MODELS_VARIABLE)
+
+
+def own_models_folder() -> Path:
+    """Return where imported models are kept.
+
+    Raises:
+        OutputError: this user has no home, and `MODELS_VARIABLE` names no folder.
+    """
+    folder = user_models_folder()
+    if folder is None:
+        raise OutputError(
+            f"There is no folder for models of your own, because this user has no home. Name one in the variable "
+            f"{MODELS_VARIABLE}."
+        )
+    return folder
 
 
 def card_files() -> Iterator[Path]:

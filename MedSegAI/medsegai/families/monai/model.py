@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medsegai.errors import ModelError, RequestError, counted
+from medsegai.errors import ModelError
 from medsegai.families import Inputs, Part, Step
-from medsegai.families._dropout import check_dropout
+from medsegai.families._channels import require_all_channels
+from medsegai.families._dropout import check_dropout, random_numbers
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.families.monai.scan import Scan
@@ -54,7 +53,7 @@ class MonaiModel(NetworkModel["_Network"]):
         progress: Progress,
     ) -> list[Part]:
         """One part with the networks that are asked for, each once per pass where dropout is on."""
-        self._check(inputs.scans)
+        require_all_channels(self.card, inputs.scans)
         networks = [
             self.networks[member.name] for member in self.card.chosen_members(request.members)
         ]
@@ -130,14 +129,6 @@ class MonaiModel(NetworkModel["_Network"]):
             for number in range(request.dropout_passes)
         ]
 
-    def _check(self, inputs: Sequence[Volume]) -> None:
-        names = [channel.name for channel in self.card.channels]
-        if len(inputs) != len(names):
-            raise RequestError(
-                f"Model {self.card.id!r} takes {counted(len(names), 'image', 'images')} "
-                f"({', '.join(names)}, in this order), not {len(inputs)}."
-            )
-
 
 def _planes_of(ready: Geometry, scan: Geometry) -> tuple[int, bool]:
     """The axis (k, j, i) of the scan that became the first of what is ready, and whether it was reversed."""
@@ -209,7 +200,7 @@ class WindowMember:
 
         def answer(patches: Tensor) -> Tensor:
             nonlocal done
-            with _random_numbers(None if self.seed is None else (self.seed << 32) + done):
+            with random_numbers(None if self.seed is None else (self.seed << 32) + done):
                 values = self._answer(patches.permute(0, 1, *back), compute)
             done += 1
             step(min(done / self.window.tiles, 1.0))
@@ -250,14 +241,3 @@ class WindowMember:
         if not self.settings.reading.regions:
             return values.softmax(0)
         return Activation.REGIONS.probabilities(values, 0)
-
-
-@contextlib.contextmanager
-def _random_numbers(seed: int | None) -> Iterator[None]:
-    """Random numbers that depend on `seed` alone, and leave the caller's untouched."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

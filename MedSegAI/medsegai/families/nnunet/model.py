@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medsegai.errors import ModelError, RequestError, counted
+from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
+from medsegai.families._channels import require_all_channels
 from medsegai.families._dropout import check_dropout
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import PLANES_AT_ONCE, Window, logits_by_planes, mirrorings, window
@@ -102,18 +103,13 @@ class NNUNetModel(NetworkModel["FoldNetwork"]):
         return list({m.name: m for m in (*needed, *itertools.chain(*stages))}.values())
 
     def _check(self, inputs: Sequence[Volume]) -> None:
-        names = [channel.name for channel in self.card.channels]
-        if len(inputs) != len(names):
-            raise RequestError(
-                f"Model {self.card.id!r} takes {counted(len(names), 'image', 'images')} "
-                f"({', '.join(names)}, in this order), not {len(inputs)}."
-            )
+        require_all_channels(self.card, inputs)
         sources = [volume.source for volume in inputs if volume.source]
         doubled = {source for source in sources if sources.count(source) > 1}
         if doubled:
             raise RequestError(
                 f"{doubled.pop()} was given for two channels. Model {self.card.id!r} takes one image each "
-                f"for {', '.join(names)}."
+                f"for {', '.join(channel.name for channel in self.card.channels)}."
             )
 
 

@@ -1,0 +1,23 @@
+"""Whether a job brings the images that a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medsegai.errors import RequestError, counted
+from medsegai.models.card import ModelCard
+from medsegai.volume import Volume
+
+
+def require_all_channels(card: ModelCard, inputs: Sequence[Volume]) -> None:
+    """Refuse a job that does not bring one image for each channel of the model.
+
+    Raises:
+        RequestError: there are more or fewer images.
+    """
+    names = [channel.name for channel in card.channels]
+    if len(inputs) != len(names):
+        raise RequestError(
+            f"Model {card.id!r} takes {counted(len(names), 'image', 'images')} "
+            f"({', '.join(names)}, in this order), not {len(inputs)}."
+        )
