@@ -46,6 +46,7 @@ class Made:
         mask_norm: whether intensities are normalised inside the mask of non-zero voxels.
         strides: of the network, per stage; two in every axis by default.
         mirror_axes: allowed for test-time mirroring; "all" as the default trainer sets them.
+        file_ending: of the images and label maps.
         separate_z: `force_separate_z` of all resampling.
         resampling: the function for images, labels and logits.
         lowres_factor: how much coarser 3d_lowres is.
@@ -69,6 +70,7 @@ class Made:
     strides: tuple[tuple[int, int, int], ...] | None = None
     mirror_axes: tuple[int, ...] | str | None = "all"
     reader: str = "SimpleITKIO"
+    file_ending: str = ".nii.gz"
     separate_z: bool | None = None
     resampling: str = "resample_data_or_seg_to_shape"
     lowres_factor: float = 2.0
@@ -143,7 +145,7 @@ def dataset_json(made: Made) -> dict[str, Any]:
         "channel_names": {str(number): name for number, name in enumerate(made.channels)},
         "labels": dict(made.labels),
         "numTraining": 20,
-        "file_ending": ".nii.gz",
+        "file_ending": made.file_ending,
         "name": made.dataset,
         "licence": "CC0-1.0",
     }

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.io import read_volume
+from medsegai.io import read_labelmap
 from nnunet_models import find_trainer, nnunet_folders
 
 
@@ -94,7 +94,10 @@ def predict(
         )
     if probabilities:
         return np.load(out.with_suffix(".npz"))["probabilities"]
-    return read_volume(Path(f"{out}.nii.gz")).voxels
+    ending = next(
+        ending for ending in (".nii.gz", ".png", ".tif") if images[0].name.endswith(ending)
+    )
+    return read_labelmap(Path(f"{out}{ending}"))[0].voxels
 
 
 def _write_like(image: Path, labels: NDArray[Any], path: Path) -> None:

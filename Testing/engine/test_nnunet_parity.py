@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -130,6 +131,37 @@ CASES: dict[str, tuple[Made, dict[str, Any]]] = {
 def test_labels_are_those_of_nnunet(name: str, tmp_path: Path) -> None:
     made, options = CASES[name]
     check(tmp_path, made, [made_image(tmp_path / "case_0000.nii.gz", **options)])
+
+
+@pytest.mark.parametrize(
+    ("ending", "channels", "options"),
+    [
+        (".png", ("R", "G", "B"), {}),
+        (
+            ".tif",
+            ("grey",),
+            {"dpi": (300, 600)},
+        ),  # which says how large pixels are: nnU-Net does not look
+    ],
+)
+def test_photographs(
+    ending: str, channels: tuple[str, ...], options: dict[str, Any], tmp_path: Path
+) -> None:
+    made = Made(
+        configurations=("2d",),
+        channels=channels,
+        spacing=(999, 1, 1),
+        patch=(1, 24, 32),
+        reader="NaturalImage2DIO",
+        file_ending=ending,
+    )
+    noise = np.random.default_rng(5).normal(size=(45, 70, len(channels)))
+    pixels = ndimage.gaussian_filter(noise, (2, 2, 0))
+    pixels = (60 * pixels / pixels.std() + 128).clip(0, 255).astype(np.uint8).squeeze()
+    pixels[:6] = 0
+    image = tmp_path / f"case_0000{ending}"
+    Image.fromarray(pixels).save(image, **options)
+    check(tmp_path, made, [image], mirroring=True)
 
 
 @pytest.mark.parametrize(

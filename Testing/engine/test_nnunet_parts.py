@@ -189,7 +189,7 @@ def test_arguments_of_resampling_that_are_not_followed_are_refused(
     ("path", "value", "reason"),
     [
         (("reader",), "OurReader", "OurReader"),
-        (("reader",), "NaturalImage2DIO", "photographs"),
+        (("reader",), "Tiff3DIO", "stacks of TIFF"),
         (("configurations",), None, "configurations must be an object"),
         (("transpose",), [0, 0, 1], "transpose"),
         (("configurations", "3d_fullres", "spacing"), [0, 1, 1], "spacing"),

@@ -195,6 +195,11 @@ class ModelCard:
     def label_values(self) -> tuple[int, ...]:
         return tuple(label.value for label in self.labels)
 
+    @property
+    def takes_one_picture(self) -> bool:
+        """Whether its channels are those of a single image, which is grey or in red, green and blue."""
+        return self.dimensions == 2 and len(self.channels) in (1, 3)
+
     def families(self) -> tuple[str, ...]:
         """The families of its members, each once."""
         return tuple(dict.fromkeys(member.family or self.family for member in self.members))

@@ -61,11 +61,16 @@ ITK_REORIENTS = "SimpleITKIOWithReorient"
 NIBABEL_REORIENTS = "NibabelIOWithReorient"
 """Readers that first reorient every image to RAS; they differ in how they treat oblique axes."""
 
+PICTURES = "NaturalImage2DIO"
+"""Reader of photographs (PNG, BMP, TIFF), grey or in colours."""
+
+PICTURE_SPACING = (999.0, 1.0, 1.0)
+"""Of the axes (k, j, i) of any photograph, as that reader says, whatever the size of its pixels."""
+
 READERS = Parts(
     "image reader",
-    frozenset({"SimpleITKIO", "NibabelIO", ITK_REORIENTS, NIBABEL_REORIENTS}),
+    frozenset({"SimpleITKIO", "NibabelIO", ITK_REORIENTS, NIBABEL_REORIENTS, PICTURES}),
     {
-        "NaturalImage2DIO": "it reads photographs (PNG, BMP, TIFF), which have neither planes nor millimetres",
         "Tiff3DIO": "it reads stacks of TIFF, whose spacing and axes are not in the file",
         "BaseReaderWriter": "it is only what readers of nnU-Net are derived from",
     },

@@ -34,6 +34,7 @@ from medsegai.models.nnunet_dataset import (
 from medsegai.models.nnunet_parts import (
     CT_FIGURES,
     LABEL_MANAGERS,
+    PICTURES,
     PREPROCESSORS,
     TRAINERS,
     check_settings,
@@ -119,6 +120,7 @@ def _card(path: Path) -> ModelCard:
         suggested_refinements=_refinements(after),
         folder=path,
         in_place=True,
+        dimensions=2 if first.plans["image_reader_writer"] == PICTURES else 3,
     )
 
 

@@ -106,7 +106,7 @@ class NNUNetModel(NetworkModel["FoldNetwork"]):
         require_all_channels(self.card, inputs)
         sources = [volume.source for volume in inputs if volume.source]
         doubled = {source for source in sources if sources.count(source) > 1}
-        if doubled:
+        if doubled and not self.card.takes_one_picture:  # whose colours are channels of one file
             raise RequestError(
                 f"{doubled.pop()} was given for two channels. Model {self.card.id!r} takes one image each "
                 f"for {', '.join(channel.name for channel in self.card.channels)}."

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from medsegai.families._memory import check_memory
 from medsegai.io import axes_to_ras, itk_axes_to_ras
-from medsegai.models.nnunet_parts import ITK_REORIENTS, NIBABEL_REORIENTS
+from medsegai.models.nnunet_parts import (
+    ITK_REORIENTS,
+    NIBABEL_REORIENTS,
+    PICTURE_SPACING,
+    PICTURES,
+)
 from medsegai.preprocessing.nonzero import nonzero_box, nonzero_mask
 from medsegai.preprocessing.normalisation import normalise
 from medsegai.preprocessing.resampling import (
@@ -40,12 +45,14 @@ class ReorientedScan:
     Attributes:
         voxels: (channel, k, j, i) in nnU-Net's order of axes.
         geometry: the same voxels' grid.
+        spacing: of these axes, as nnU-Net's reader gives it.
         plane_axis: the axis (k, j, i) of the scan that became the first.
         reversed: whether planes run against the scan's.
     """
 
     voxels: NDArray[Any]
     geometry: Geometry
+    spacing: tuple[float, ...]
     plane_axis: int
     reversed: bool
 
@@ -65,7 +72,10 @@ def reoriented(inputs: Sequence[Volume], reader: str, transpose: Sequence[int]) 
     channels = [volume.voxels.transpose(order)[backwards] for volume in inputs]
     voxels = channels[0][None] if len(channels) == 1 else np.stack(channels)  # no copy of one alone
     grid = geometry.permuted(order).flipped(*np.flatnonzero(flips))
-    return ReorientedScan(voxels, grid, order[0], flips[0])
+    spacing = header_spacing(grid.spacing_mm[::-1])
+    if reader == PICTURES:
+        spacing = tuple(PICTURE_SPACING[axis] for axis in transpose)
+    return ReorientedScan(voxels, grid, spacing, order[0], flips[0])
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ def prepare(
     cropped = scan.voxels[(slice(None), *box)]
     start = [part.start for part in box]
     grid = scan.geometry.cropped(start, cropped.shape[1:])
-    spacing = header_spacing(grid.spacing_mm[::-1])
+    spacing = scan.spacing
     wanted = configuration["spacing"]
     wanted = [*spacing[: 3 - len(wanted)], *wanted]
     shape = resampled_shape(cropped.shape[1:], spacing, wanted)
