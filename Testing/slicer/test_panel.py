@@ -14,6 +14,7 @@ import pythonqt
 from medsegai.models.card import MemberCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import request_from_options, request_options
+from MedSegAILib.controller.jobs import chosen_nodes
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.fields import tip_of
@@ -199,6 +200,29 @@ def test_a_model_with_several_channels_gets_a_selector_for_each(
     assert list(panel.choice().nodes) == ["MR"]
     assert find(widget, "inputLabel").text() == "Volume:"
     assert not pythonqt.real(widget).findChildren(QtWidgets.QWidget, "channel1Selector")
+
+
+@pytest.mark.parametrize("colours", [("red", "green", "blue"), ("grey",)])
+def test_a_model_of_pictures_gets_one_selector_that_offers_colours(
+    widget: Any, panel: Panel, mrml: Any, colours: tuple[str, ...]
+) -> None:
+    pythonqt.real(widget).setMRMLScene(mrml)
+    head = add_volume(mrml, "MRHead")
+    tile = mrml.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "Tile")
+    nuclei = replace(card("nuclei", "fold_0", channels=colours), dimensions=2)
+    panel.show_models([card("brain", "axial"), nuclei])
+    panel.choose_input(tile)
+    assert panel.choice().node is not tile, "a model of volumes does not take colours"
+    panel.choose_input(head)
+    panel.choose_model(nuclei)
+    panel.choose_input(tile)
+    assert panel.choice().nodes == {colours[0]: tile}
+    assert chosen_nodes(panel.choice()) == [tile]
+    assert find(widget, "inputLabel").text() == "Picture:"
+    assert not pythonqt.real(widget).findChildren(QtWidgets.QWidget, "channel1Selector")
+    panel.choose_model(panel._cards[0])
+    assert panel.choice().node is head
+    assert find(widget, "inputLabel").text() == "Volume:"
 
 
 def test_guessed_channels_are_shown_to_be_checked(widget: Any, panel: Panel, mrml: Any) -> None:

@@ -62,9 +62,10 @@ class Jobs:
     def guess_channels(self) -> None:
         """Where a model takes several images, choose those whose names fit; what was chosen stays."""
         choice = self._context.panel.choice()
-        if choice.card is None or len(choice.card.channels) < 2:
+        card = choice.card
+        if card is None or len(card.channels) < 2 or card.takes_one_picture:
             return
-        guess = self._context.scene.guess_channels(choice.card, self._context.scene.volumes())
+        guess = self._context.scene.guess_channels(card, self._context.scene.volumes())
         chosen = [node for node in list(choice.nodes.values())[1:] if node is not None]
         if not chosen:  # the first selector chooses by itself, and so its node is nobody's choice
             self._context.panel.show_guess(guess)
@@ -304,7 +305,7 @@ class _SegmentationJob:
 
 
 def chosen_nodes(choice: Choice) -> list[Any]:
-    """One node for each channel; channels that may be left out can be, from the last on.
+    """One node for each channel, one for all of a picture; channels that may be left out can be, from the last on.
 
     Raises:
         MedSegAIError: there is no model, or no volume where one is needed.
@@ -313,6 +314,8 @@ def chosen_nodes(choice: Choice) -> list[Any]:
         raise ModelError(_(NO_MODEL))
     if all(node is None for node in choice.nodes.values()):
         raise InputError(_(NO_VOLUME))
+    if choice.card.takes_one_picture:
+        return [choice.node]
     channels = choice.card.channels
     needed = max(
         (

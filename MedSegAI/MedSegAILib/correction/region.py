@@ -6,7 +6,7 @@ import numpy as np
 
 from medsegai.errors import InputError
 from medsegai.volume import Geometry
-from MedSegAILib.scene.inputs import read
+from MedSegAILib.scene.inputs import grid_of
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.slicer_types import Node, VolumeNode
 from MedSegAILib.translation import tr as _
@@ -41,7 +41,7 @@ def region_of_slab(
     """
     if not thickness_mm > 0:
         raise InputError(f"A slab must be thicker than 0 mm, not {thickness_mm:g}.")
-    grid = read(volume).geometry
+    grid = grid_of(volume)
     to_ras = array_of(slice_node.GetSliceToRAS())
     directions = grid.ijk_to_ras[:3, :3] / grid.spacing_mm
     axis = int(np.argmax(np.abs(directions.T @ to_ras[:3, 2])))  # of (i, j, k)

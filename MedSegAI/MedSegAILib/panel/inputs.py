@@ -13,6 +13,9 @@ from MedSegAILib.panel.wrapping import say
 from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
+_SCALARS, _VECTORS = "vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode"
+"""Images with one value per voxel; those with several, such as pictures in colours."""
+
 
 class InputWidgets:
     """The first channel has the selector of the .ui file, each further one a selector made for it.
@@ -28,6 +31,7 @@ class InputWidgets:
     ) -> None:
         self._ui, self._new_selector, self._changed = ui, new_selector, changed
         self._channels: tuple[str, ...] = ("",)
+        self._takes_picture = False
         self._further: list[tuple[Widget, Widget]] = []
         self._frames = 0
         self._filling = False
@@ -58,11 +62,15 @@ class InputWidgets:
         self._ui.regionSelector.setCurrentNode(node)
 
     def set_channels(self, card: ModelCard | None) -> None:
-        """One selector for each channel of the model."""
+        """One selector for each channel of the model; one alone for the colours of a picture."""
         channels = ("",) if card is None else tuple(channel.name for channel in card.channels)
-        if channels == self._channels:
+        takes_picture = card is not None and card.takes_one_picture
+        if takes_picture:
+            channels = channels[:1]
+        if (channels, takes_picture) == (self._channels, self._takes_picture):
             return
-        self._channels = channels
+        self._channels, self._takes_picture = channels, takes_picture
+        self._ui.inputSelector.nodeTypes = [_SCALARS, *[_VECTORS] * takes_picture]
         layout = self._ui.channelsArea.layout()
         for label, selector in self._further:
             for widget in (label, selector):
@@ -70,7 +78,8 @@ class InputWidgets:
                 widget.hide()
                 widget.deleteLater()
         several = len(channels) > 1
-        self._ui.inputLabel.text = unformatted(f"{channels[0]}:") if several else _("Volume:")
+        alone = _("Picture:") if takes_picture else _("Volume:")
+        self._ui.inputLabel.text = unformatted(f"{channels[0]}:") if several else alone
         self._further = []
         for number, name in enumerate(channels[1:], start=1):
             assert card is not None
@@ -108,7 +117,7 @@ class InputWidgets:
         selector = self._new_selector()
         selector.objectName = f"channel{number}Selector"
         narrow(selector)
-        selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+        selector.nodeTypes = [_SCALARS]
         selector.showChildNodeTypes = False
         selector.noneEnabled = True
         selector.noneDisplay = _("Choose …") if required else _("None (may be left out)")

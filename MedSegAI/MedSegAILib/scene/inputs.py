@@ -50,7 +50,7 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
     """
     if not nodes:
         raise InputError("There is no input volume. Load an image and choose it.")
-    if len(nodes) == 1 and _in_colours(nodes[0]):
+    if len(nodes) == 1 and in_colours(nodes[0]):
         return _colours(nodes[0])
     volumes = tuple(read(node) for node in nodes)
     for index, node in enumerate(nodes):
@@ -70,16 +70,27 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
     return volumes
 
 
-def _in_colours(node: Node) -> bool:
-    """Whether a node is a picture in red, green and blue: a vector volume of three values per voxel."""
+def in_colours(node: Node) -> bool:
+    """Whether a node is a picture: a vector volume of red, green and blue, and perhaps transparency."""
     image = node.GetImageData() if node is not None and node.IsA(_VECTORS) else None
-    return image is not None and image.GetNumberOfScalarComponents() == 3
+    return image is not None and image.GetNumberOfScalarComponents() in (3, 4)
+
+
+def grid_of(node: Node) -> Geometry:
+    """Where the voxels of an image or of a picture in colours lie in the world.
+
+    Raises:
+        InputError, GeometryError: as `read`.
+    """
+    if not in_colours(node):
+        return read(node).geometry
+    i, j, k = node.GetImageData().GetDimensions()
+    return Geometry((k, j, i), transform_to_world(node) @ ijk_to_local(node))
 
 
 def _colours(node: Node) -> tuple[Volume, ...]:
-    """Red, green and blue of a vector volume, at its place in the world."""
-    colours = slicer.util.arrayFromVolume(node)
-    grid = Geometry(colours.shape[:3], transform_to_world(node) @ ijk_to_local(node))
+    """Red, green and blue of a vector volume, at its place in the world; transparency is left out."""
+    colours, grid = slicer.util.arrayFromVolume(node), grid_of(node)
     name = node.GetName()
     return tuple(
         Volume(np.ascontiguousarray(colours[..., channel]), grid, name) for channel in range(3)
@@ -196,10 +207,12 @@ def new_region(scene: MRMLScene, volume: VolumeNode) -> Node:
     Raises:
         InputError, GeometryError: as `read`.
     """
-    image = read(volume)
-    size = np.array(image.geometry.shape[::-1])
-    corners = np.array([[i, j, k, 1] for i, j, k in np.ndindex(2, 2, 2)]) * [*(size - 1), 1]
-    world = (image.geometry.ijk_to_ras @ corners.T)[:3]
+    grid = grid_of(volume)
+    size = np.array(grid.shape[::-1])
+    last = np.where(size > 1, size - 1.0, 1.0)  # across a single slice there is a box, too
+    ends = np.array([np.where(size > 1, 0.0, -1.0), last])
+    corners = np.array([[*ends[ends_at, range(3)], 1] for ends_at in np.ndindex(2, 2, 2)])
+    world = (grid.ijk_to_ras @ corners.T)[:3]
     low, high = world.min(1), world.max(1)
     node = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
     node.SetName(scene.GenerateUniqueName(f"{volume.GetName()} region"))

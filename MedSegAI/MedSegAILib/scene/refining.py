@@ -21,7 +21,7 @@ from medsegai.volume import Box, Geometry, Volume
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
 from MedSegAILib.scene.copies import ShownCopy
-from MedSegAILib.scene.inputs import read, transform_to_world
+from MedSegAILib.scene.inputs import in_colours, read, transform_to_world
 from MedSegAILib.scene.layers import (
     Layer,
     Packer,
@@ -128,7 +128,7 @@ def draft(
         tuple(label_of(segmentation, name, value) for value, name in names.items()),
         tuple(item.with_options(labels=labels) for item in refinements),
         tuple(fixed),
-        None if image is None else read(image),
+        None if image is None or in_colours(image) else read(image),
         _candidates(segmentation, grid, names) if any(map(uses_candidates, refinements)) else None,
     )
     return Draft(segmentation, request, grid, names, digests(layers), _notes(segmentation, locked))

@@ -22,7 +22,7 @@ from MedSegAILib.scene.attachments import (
     remove_of,
 )
 from MedSegAILib.scene.copies import ShownCopy
-from MedSegAILib.scene.inputs import check_image, ijk_to_local
+from MedSegAILib.scene.inputs import check_image, ijk_to_local, in_colours
 from MedSegAILib.scene.matching import match
 from MedSegAILib.scene.merging import (
     Plan,
@@ -154,7 +154,8 @@ class Writer:
             raise InputError(
                 f"The volume {source.GetName()} has left the scene, so its segmentation was dropped."
             )
-        check_image(source)
+        if not in_colours(source):
+            check_image(source)
         dimensions = tuple(reversed(source.GetImageData().GetDimensions()))
         if dimensions != result.labelmap.geometry.shape:
             raise InputError(
