@@ -41,6 +41,7 @@ test: setup-test lint types ## style, types and every test but the slow ones
 
 test-slow: setup-test ## the slow tests
 	@.ci/browser
+	@.ci/plastimatch
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 bench: setup-test ## time and memory, beside the plain fp32 forward of the same weights and nnunetv2
