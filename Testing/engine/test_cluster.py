@@ -406,7 +406,7 @@ def certificates(tmp_path: Path) -> dict[str, str]:
 def test_a_scheduler_that_is_gone_is_reported_and_no_name_stands_in_a_log(
     certificates: dict[str, str], model: str, tmp_path: Path
 ) -> None:
-    """A scheduler and a worker as a cluster has them, encrypted, with all their logs."""
+    """A scheduler and a worker as a cluster has them, encrypted, with all their logs and with clocks apart."""
     scans(tmp_path / "scans", "Meier-1", "Meier-2", "slow-Meier")
     (tmp_path / "scans" / "Meier-2.nii.gz").write_bytes(b"no image")
     out, file = tmp_path / "out", tmp_path / "scheduler.json"
@@ -415,8 +415,9 @@ def test_a_scheduler_that_is_gone_is_reported_and_no_name_stands_in_a_log(
     alone = {**certificates, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "debug"}
     begin = ["-m", "dask", "scheduler", "--protocol", "tls", "--port", "0", *where]
     join = [
-        "-m",
-        "dask",
+        "-c",
+        "import time; now = time.time; time.time = lambda: now() + 2e5\n"  # two days ahead
+        "from dask.__main__ import main; main()",
         "worker",
         "--nthreads",
         "1",
