@@ -120,7 +120,7 @@ def test_the_page_says_that_it_holds_the_scan_and_whose_viewer_it_is(
     assert "Copyright &lt;somebody&gt;" in page
     assert "<b>lobe" not in page, "names from outside are text"
     assert page.count("<script") == page.count("</script>") == 3
-    assert "Not coloured, because it would hide the rest in 3D: Fluid." in page
+    assert "Hidden at first, because it would hide the rest in 3D: Fluid." in page
     assert 'data-layer="2"' not in page, "no uncertainty was measured"
 
 
@@ -200,6 +200,12 @@ def test_a_click_on_a_row_moves_the_crosshair_and_nothing_is_asked_of_anybody(
             assert browser.evaluate('document.querySelector("tr.here").dataset.value') == str(value)
             name = LABELS[value - 1].name
             assert name in browser.evaluate("document.getElementById('viewer-place').textContent")
+        (here, *_), shown = browser.evaluate("medsegaiViewer.where()"), "medsegaiViewer.isShown(1)"
+        for pressed in ("false", "true"):
+            browser.click('tr[data-value="1"] button.eye')
+            browser.wait_for(f'document.querySelector("[aria-pressed={pressed}]") !== null')
+            browser.wait_for(f"{shown} === {pressed}")
+            assert browser.evaluate("medsegaiViewer.where()[0]") == here, "the crosshair stays"
         browser.evaluate(
             "(() => { const slider = document.querySelector('[data-layer=\"2\"]'); slider.value = 1; "
             "slider.dispatchEvent(new Event('input')); document.getElementById('viewer').scrollIntoView(); })()"

@@ -170,7 +170,9 @@ def _table(content: Content) -> str:
         cells += "".join(
             f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items()
         )
-        lines.append(f"<tr{links.get(row.label.value, '')}><td>{name}</td>{cells}</tr>")
+        link = links.get(row.label.value, "")
+        name = viewer.eye(row.label) + name if link else name
+        lines.append(f"<tr{link}><td>{name}</td>{cells}</tr>")
     body = "\n".join(lines)
     return f"<table><thead><tr><th>Structure</th>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -28,6 +28,16 @@
     show3Dcrosshair: true,
   });
 
+  let structures = null;
+
+  // A structure is hidden in slices and in 3D by a colour that cannot be seen.
+  const isShown = (number) => structures.image.colormapLabel.lut[4 * number + 3] > 0;
+  const show = (number, shown) => {
+    structures.colors.A[number] = shown ? 255 : 0;
+    structures.image.setColormapLabel(structures.colors);
+    viewer.updateGLVolume();
+  };
+
   const load = async (layer) => {
     const image = await NVImage.loadFromBase64({
       base64: layer.base64,
@@ -37,7 +47,10 @@
       cal_max: layer.highest,
       opacity: layer.opacity,
     });
-    if (layer.colors) image.setColormapLabel(layer.colors);
+    if (layer.colors) {
+      image.setColormapLabel(layer.colors);
+      structures = { image, colors: layer.colors };
+    }
     viewer.addVolume(image);
   };
 
@@ -51,6 +64,17 @@
   const listen = () => {
     for (const slider of document.querySelectorAll("#viewer input[data-layer]")) {
       slider.addEventListener("input", () => viewer.setOpacity(Number(slider.dataset.layer), Number(slider.value)));
+    }
+    for (const eye of document.querySelectorAll("button.eye")) {
+      const number = Number(eye.closest("tr").dataset.value);
+      const mark = () => eye.setAttribute("aria-pressed", String(isShown(number)));
+      eye.addEventListener("click", (event) => {
+        event.stopPropagation(); // the row would lead to the structure
+        show(number, !isShown(number));
+        mark();
+      });
+      eye.addEventListener("keydown", (event) => event.stopPropagation());
+      mark();
     }
     const cut = document.getElementById("viewer-cut");
     // From nothing in front of the head (a depth above 0.5) to half of it.
@@ -75,6 +99,9 @@
   }
   listen();
   if (rows.length) go(rows[0]);
-  window.medsegaiViewer = { where: () => Array.from(viewer.frac2mm(viewer.scene.crosshairPos, 0, true)).slice(0, 3) };
+  window.medsegaiViewer = {
+    where: () => Array.from(viewer.frac2mm(viewer.scene.crosshairPos, 0, true)).slice(0, 3),
+    isShown,
+  };
   stage.dataset.ready = "yes";
 })();

@@ -47,8 +47,19 @@ STYLE = """
 .contains { border-left: 4px solid #b06000; padding-left: .6em; }
 tr[data-mm] { cursor: pointer; } tr.here { background: #fff3c4; }
 tr[data-mm]:hover, tr[data-mm]:focus { background: #eef3fa; }
-@media print { #viewer { display: none; } }
+button.eye { border: 0; background: none; padding: 0 .4em 0 0; cursor: pointer; color: inherit;
+  vertical-align: middle; }
+button.eye svg { width: 1.2em; display: block; } button.eye .struck { display: none; }
+button.eye[aria-pressed="false"] { color: #999; } button.eye[aria-pressed="false"] .struck { display: inline; }
+@media print { #viewer, button.eye { display: none; } }
 """
+
+
+EYE = (
+    '<svg viewBox="0 0 24 16" fill="none" stroke="currentColor" stroke-width="2" aria-hidden="true">'
+    '<path d="M1 8Q12 -5 23 8Q12 21 1 8Z"/><circle cx="12" cy="8" r="3"/>'
+    '<path class="struck" d="M4 16 20 0"/></svg>'
+)
 
 
 def viewer_is_here() -> bool:
@@ -89,10 +100,18 @@ def numbers(labels: Sequence[Label]) -> dict[int, int]:
     return {label.value: number for number, label in enumerate(labels, 1)}
 
 
+def eye(label: Label) -> str:
+    """A button, for the row of a structure in the table, that hides it in the viewer or shows it again."""
+    name = html.escape(f"Show {label.name} in the viewer", quote=True)
+    return f'<button class="eye" type="button" title="{name}" aria-label="{name}">{EYE}</button>'
+
+
 def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
     """The viewer as HTML, for the body of the page."""
     hiding = ", ".join(html.escape(label.name) for label in labels if not label.opacity_3d)
-    left_out = f" Not coloured, because it would hide the rest in 3D: {hiding}." if hiding else ""
+    left_out = (
+        f" Hidden at first, because it would hide the rest in 3D: {hiding}." if hiding else ""
+    )
     return [  # the canvas has an element of its own, which NiiVue blackens
         '<section id="viewer"><h2>Viewer</h2>',
         '<p class="contains">This page contains the scan: whoever has the page has the scan, and in that of a '
@@ -105,8 +124,8 @@ def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
         "" if entropy is None else _slider("Uncertainty", 'data-layer="2"', 0),
         _slider("Cut in 3D", 'id="viewer-cut"', 0),
         "</div>",
-        "<p>Click a structure in the table to go there; drag in 3D to turn. With the scan at 0 the structures "
-        f"stand alone.{left_out}</p>",
+        "<p>Click a structure in the table to go there, or its eye to hide it or show it again; drag in 3D to "
+        f"turn. With the scan at 0 the structures stand alone.{left_out}</p>",
         "</section>",
     ]
 
