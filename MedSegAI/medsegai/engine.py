@@ -104,6 +104,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         answer.add(slab)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
     structures = _judged(job, answer, cards, ensemble.names)
+    inside_skull = _skull_labels(request, cards)
     scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
     return SegmentationResult(
         labelmap=scan.with_voxels(place(answer.labelmap)),
@@ -120,7 +121,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         else None,
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
-        intracranial_ml=_intracranial_ml(request, cards, structures),
+        intracranial_ml=_intracranial_ml(inside_skull, structures),
         region=request.region,
         members=ensemble.names,
         refinements=tuple(refined),
@@ -131,6 +132,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
             *(finding for item in parts for finding in item.part.findings()),
             *compute.notes,
             *answer.warnings,
+            *_cut_skull(inside_skull, Volume(answer.labelmap, output)),
             *quality.sentences(
                 structures, [card.reference.source for card in cards if card.reference]
             ),
@@ -421,16 +423,29 @@ def _judged(
     )
 
 
+def _skull_labels(request: SegmentationRequest, cards: Sequence[ModelCard]) -> tuple[int, ...]:
+    """The labels that fill the skull, by the card; unknown for several models or a region."""
+    return () if len(cards) > 1 or request.region else cards[0].intracranial
+
+
 def _intracranial_ml(
-    request: SegmentationRequest,
-    cards: Sequence[ModelCard],
-    structures: Sequence[StructureMeasures],
+    inside: Sequence[int], structures: Sequence[StructureMeasures]
 ) -> float | None:
-    """The volume of the labels that fill the skull, by the card; unknown for several models or a region."""
-    inside = cards[0].intracranial
-    if len(cards) > 1 or request.region or not inside:
+    """The volume of the labels that fill the skull."""
+    if not inside:
         return None
     return sum(item.volume_ml for item in structures if item.label.value in inside)
+
+
+def _cut_skull(inside: Sequence[int], labelmap: Volume) -> list[str]:
+    """A warning if what fills the skull may go on beyond the scan."""
+    sides = plausibility.cut_sides(labelmap, inside)
+    if not sides:
+        return []
+    return [
+        f"The intracranial volume touches the {sides} border of the field of view, so that part of it may be "
+        "missing. Do not relate volumes of structures to it."
+    ]
 
 
 def _temperature(request: SegmentationRequest, cards: Sequence[ModelCard]) -> float:

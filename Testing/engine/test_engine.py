@@ -307,6 +307,10 @@ def test_intracranial_volume_is_given_where_the_card_says_what_fills_the_skull(
     ml = np.count_nonzero(found.labelmap.voxels) * found.labelmap.geometry.voxel_volume_ml
     assert found.intracranial_ml == pytest.approx(ml)
     assert found.report()["intracranial_ml"] == found.intracranial_ml
+    inside = found.labelmap.voxels[1:-1, 1:-1, 1:-1]
+    cut = np.count_nonzero(inside) < np.count_nonzero(found.labelmap.voxels)
+    said = [words for words in found.warnings if "The intracranial volume touches" in words]
+    assert len(said) == cut
     centre = (found.labelmap.geometry.ijk_to_ras @ [16, 16, 12, 1])[:3]
     region = tuple(float(part + side) for part in centre for side in (-10, 10))
     assert engine.segment(replace(request, region=region)).intracranial_ml is None

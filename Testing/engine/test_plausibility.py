@@ -135,6 +135,18 @@ def test_all_borders_are_named_and_the_sides_are_not_compared() -> None:
     assert f"touches the {named}" in found[1]
 
 
+def test_the_sides_at_which_structures_together_are_cut() -> None:
+    def both(voxels: NDArray[np.uint8]) -> None:
+        voxels[-1, 3, 3] = 1
+        voxels[5, 5, 0] = 2
+
+    assert plausibility.cut_sides(Volume(organs(), turned()), [1, 2, 7]) == ""
+    cut = Volume(changed(both), turned())
+    assert plausibility.cut_sides(cut, [1, 2, 7]) == "superior and right"
+    assert plausibility.cut_sides(cut, [7]) == ""
+    assert plausibility.cut_sides(cut, [5]) == ""
+
+
 def test_one_slice_has_no_border_before_and_behind_it() -> None:
     voxels = np.zeros((1, 30, 40), np.uint8)
     voxels[0, 10:15, 10:15] = 7

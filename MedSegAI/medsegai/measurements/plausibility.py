@@ -76,6 +76,13 @@ def remarks(
     return {value: tuple(words) for value, words in said.items() if words}
 
 
+def cut_sides(labelmap: Volume, values: Sequence[int]) -> str:
+    """The borders of the field of view that labels together touch, such as "superior and left"; "" for none."""
+    boxes = label_boxes(labelmap.voxels, list(values))
+    sides = (side for box in boxes.values() for side in border_sides(box, labelmap.geometry))
+    return _joined(list(dict.fromkeys(sides)))
+
+
 @dataclass(frozen=True)
 class _Found:
     """What the labels contain, by label value.
@@ -212,4 +219,4 @@ def _number(value: float) -> str:
 
 
 def _joined(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
