@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default="", help="a word in the name of the bundle")
     parser.add_argument("--ways", default=",".join(SIDES[1:]), help="of ours: fp32, bf16")
+    parser.add_argument("--alone", action="store_true", help="without MONAI, which may not fit")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -120,6 +122,14 @@ def main() -> int:
         print(json.dumps(run_side(side, Path(folder))))
         return 0
     shape = [int(size) for size in arguments.shape.split(",")]
+    if arguments.alone:
+        print("| bundle | ours | s | processor s | peak MB | MB beyond imports |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for name, bundle in bundles().items():
+            if arguments.only in name:
+                for row in alone(name, bundle, shape, arguments):
+                    print(row, flush=True)
+        return 0
     print(
         "| bundle | ours | time, MONAI / ours | processor time | peak memory, ours / MONAI | beyond imports "
         "| same labels |"
@@ -132,20 +142,34 @@ def main() -> int:
     return 0
 
 
+def make(folder: Path, bundle: Any, shape: list[int], spacing: float) -> None:
+    """The bundle, the model that it becomes here, and a scan for both."""
+    from medsegai.families.monai import import_model
+    from monai_bundles import affine, save_image, smooth_image
+
+    lies = affine((spacing,) * 3, flips=(0, 1))
+    save_image(folder / "data" / "image.nii.gz", smooth_image(shape), lies)
+    import_model(bundle.write(folder / "bundle"), folder / "ours")
+
+
+def alone(name: str, bundle: Any, shape: list[int], arguments: argparse.Namespace) -> Iterator[str]:
+    """A line for each way to run it here, in absolute figures."""
+    with tempfile.TemporaryDirectory() as made:
+        make(Path(made), bundle, shape, arguments.spacing)
+        for side in arguments.ways.split(","):
+            took = child(side, Path(made))
+            figures = " | ".join(f"{took[what]:.0f}" for what in ("s", "cpu", "peak", "beyond"))
+            yield f"| {name}, {' x '.join(map(str, shape))} | {side} | {figures} |"
+
+
 def compared(name: str, bundle: Any, shape: list[int], arguments: argparse.Namespace) -> list[str]:
     """A line for each way to run it here."""
     import numpy as np
 
-    from medsegai.families.monai import import_model
-    from monai_bundles import affine, save_image, smooth_image
-
     ways = arguments.ways.split(",")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        voxels = smooth_image(shape)
-        lies = affine((arguments.spacing,) * 3, flips=(0, 1))
-        save_image(folder / "data" / "image.nii.gz", voxels, lies)
-        import_model(bundle.write(folder / "bundle"), folder / "ours")
+        make(folder, bundle, shape, arguments.spacing)
         took: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(arguments.rounds):
             for side in ("monai", *ways):

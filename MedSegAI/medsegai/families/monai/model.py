@@ -204,13 +204,13 @@ class WindowMember:
                 values = self._answer(patches.permute(0, 1, *back), compute)
             done += 1
             step(min(done / self.window.tiles, 1.0))
-            # Planes are added one by one: where they do not lie one after another, each would cost a whole window.
-            return values.permute(0, 1, *there).contiguous()
+            return values.permute(0, 1, *there)
 
         plane = 0
         first = len(self.classes) - self.settings.network.classes
+        dtype = torch.float16 if compute.mixed else torch.float32
         planes = logits_by_planes(
-            self.window, [(answer, 1.0)], first, len(self.classes), compute.notes
+            self.window, [(answer, 1.0)], first, len(self.classes), compute.notes, dtype
         )
         for values in planes:
             yield Block((plane, 0, 0), self._activated(values))
