@@ -197,6 +197,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         **options: Any,
     ) -> Job:
         """The same, without waiting: the job goes to the end of the queue that the panel shows."""
+        from medsegai.models.catalogue import find_card
         from medsegai.request import request_from_options
         from MedSegAILib.host import save_undo
         from MedSegAILib.scene import Scene
@@ -213,7 +214,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
         make_request()  # what can be refused before the job is refused at once
         if worker().place.kind == "own":
-            install_what_is_missing()
+            install_what_is_missing(
+                [extra for name in models for extra in find_card(name).extras()]
+            )
         job = _job(lambda result: scene.write(nodes[0], result, output), progress)
         job.entry = queue().add(f"{nodes[0].GetName()}: {', '.join(models)}", make_request, job)
         return job
@@ -313,7 +316,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         if outputs.get("seg") and not dicom:
             series = source_of(slicer.dicomDatabase, scene.reference_volume(node))
         reading = Reading(lambda: scene.exported(node, outputs, series, overwrite))
-        return _done(f"{node.GetName()}: export", reading, lambda done: done, progress, True)
+        return _done(f"{node.GetName()}: export", reading, lambda done: done, progress, ["export"])
 
     @staticmethod
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
@@ -354,11 +357,11 @@ def _done(
     reading: Reading,
     write: Callable[[Any], Any],
     progress: Callable[[ProgressEvent], None] | None,
-    for_export: bool = False,
+    extras: Sequence[str] = (),
 ) -> Any:
     """What `write` makes of the worker's answer."""
     if worker().place.kind == "own":
-        install_what_is_missing(for_export)
+        install_what_is_missing(extras)
     job = _job(write, progress)
     job.entry = queue().add(title, reading.make_request, job)
     reading.waits()
@@ -384,7 +387,7 @@ def close_worker() -> None:
         client.close()
 
 
-def install_what_is_missing(for_export: bool = False) -> None:
+def install_what_is_missing(extras: Sequence[str] = ()) -> None:
     """Before a job: see `MedSegAILib.install.ensure`. A test must not change the installation."""
     from MedSegAILib import install
     from MedSegAILib.host import is_test
@@ -393,11 +396,11 @@ def install_what_is_missing(for_export: bool = False) -> None:
         return
 
     if slicer.util.mainWindow() is None:
-        install.ensure(None, for_export)
+        install.ensure(None, extras)
     else:
         from MedSegAILib.panel.install_dialog import ask
 
-        install.ensure(ask, for_export)
+        install.ensure(ask, extras)
 
 
 def when_slicer_has_started() -> None:

@@ -23,7 +23,6 @@ from medsegai.errors import WorkerError
 from MedSegAILib.translation import tr as _
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
-EXPORT_EXTRA = REQUIREMENTS.with_name("requirements-export.txt")
 TORCH = Requirement("torch>=2.10")
 
 # Slicer brings these, or another extension does: an installation must leave them as they are.
@@ -35,6 +34,7 @@ SIZES = {
     "safetensors": "1 MB",
     "highdicom": "1 MB",
     "manifold3d": "1 MB",
+    "monai": "3 MB",
 }
 """What a download takes, about; torch depends on the graphics card. The others are smaller than 1 MB."""
 
@@ -75,18 +75,18 @@ class Consent:
 Ask = Callable[[Plan], "Consent | None"]
 
 
-def ensure(ask: Ask | None, for_export: bool = False) -> None:
+def ensure(ask: Ask | None, extras: Sequence[str] = ()) -> None:
     """Install what is missing, and return at once where nothing is.
 
     Args:
         ask: shows the plan and gives the user's consent, or None where it was refused; without a window
             nobody could answer, and nobody is asked.
-        for_export: also what writing DICOM SEG and SR and surfaces needs.
+        extras: what is needed besides: "export" for DICOM SEG and SR and surfaces, or those of a card.
 
     Raises:
         WorkerError: the user declined, the PyTorch extension is missing, or the installation failed.
     """
-    plan = missing(for_export)
+    plan = missing(extras)
     if plan is None:
         return
     consent = Consent() if ask is None else ask(plan)
@@ -106,7 +106,7 @@ def ensure(ask: Ask | None, for_export: bool = False) -> None:
         _install(others, interactive=ask is not None)
 
 
-def missing(for_export: bool = False) -> Plan | None:
+def missing(extras: Sequence[str] = ()) -> Plan | None:
     """What is not there yet; None where nothing is missing.
 
     Raises:
@@ -120,7 +120,8 @@ def missing(for_export: bool = False) -> Plan | None:
                 "PyTorch Utils, restart Slicer, and press Segment again."
             ).format(version=_version(TORCH.name), needed=TORCH)
         )
-    wanted = _requirements() + (_requirements(EXPORT_EXTRA) if for_export else [])
+    files = [REQUIREMENTS, *(REQUIREMENTS.with_name(f"requirements-{name}.txt") for name in extras)]
+    wanted = [requirement for file in files for requirement in _requirements(file)]
     packages = [requirement for requirement in wanted if not _is_installed(requirement)]
     if needs_torch:
         packages.insert(0, TORCH)

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from medsegai.families import family_names
+from medsegai.models.card import FAMILIES_WITH_EXTRAS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "MedSegAI"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -158,10 +161,15 @@ def test_slicer_installs_what_it_does_not_bring_and_nothing_else() -> None:
     assert asked == {name + bound for name, bound in base.items() if name not in SLICER_BRINGS}
 
 
-def test_slicer_installs_for_a_hand_over_what_the_extra_names() -> None:
-    lines = (MODULE / "Resources" / "requirements-export.txt").read_text().splitlines()
+@pytest.mark.parametrize("extra", ["export", *FAMILIES_WITH_EXTRAS])
+def test_slicer_installs_for_a_hand_over_or_a_model_what_the_extra_names(extra: str) -> None:
+    lines = (MODULE / "Resources" / f"requirements-{extra}.txt").read_text().splitlines()
     asked = {line.split("#")[0].strip() for line in lines} - {""}
-    assert asked == set(PROJECT["optional-dependencies"]["export"])
+    assert asked == set(PROJECT["optional-dependencies"][extra])
+
+
+def test_families_with_extras_are_families() -> None:
+    assert set(FAMILIES_WITH_EXTRAS) <= set(family_names())
 
 
 def test_installing_the_package_never_installs_torch() -> None:

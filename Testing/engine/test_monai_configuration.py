@@ -45,6 +45,10 @@ def configured(data: dict[str, Any], name: str = "configs/inference.json") -> Co
         (["@file", {"deeper": "@size#1"}], ["model.pt", {"deeper": 96}]),
         ("@_meta_#version", "0.1"),
         ("a@b.org", "a@b.org"),
+        ("$len(@size)", 3),
+        ("$[1] * len(list(@size))", [1, 1, 1]),
+        ("$list(range(1, 4))", [1, 2, 3]),
+        ("$tuple(@size)[0] // int(2.5)", 48),
     ],
 )
 def test_references_and_arithmetic_are_followed(entry: Any, value: Any) -> None:
@@ -81,6 +85,14 @@ def test_arithmetic_is_that_of_python(text: str) -> None:
 
 
 TRICKS = [
+    "len(open('canary', 'w').name)",
+    "len(*[[1]])",
+    "len(obj=[1])",
+    "len(len)",
+    "range(10**15)",
+    "range(10**400)",
+    "int('9' * 9000)",
+    "[].len([1])",
     "__import__('os').system('touch canary')",
     "open('canary', 'w')",
     "().__class__.__bases__[0].__subclasses__()",
@@ -100,7 +112,6 @@ TRICKS = [
     "{open('canary', 'w')}",
     "{**@shown}",
     "print('canary')",
-    "len([1, 2])",
     "reference_0",
     "monai.utils.CommonKeys.IMAGE.value",
     "torch.float32.__class__",
@@ -259,6 +270,10 @@ def test_yaml_and_json_of_the_same_values_are_read_alike(data: dict[str, Any]) -
         text = yaml.safe_dump(data, allow_unicode=True)
         yaml_file.write_text(text, encoding="utf-8")
         if "&id" in text:  # PyYAML names empty lists that are one object
+            return
+        if (
+            yaml.safe_load(text) != data
+        ):  # and writes some line ends of Unicode as if they were letters
             return
         assert read_configuration(yaml_file) == read_configuration(json_file) == data
 

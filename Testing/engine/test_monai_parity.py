@@ -23,6 +23,7 @@ from medsegai.engine import segment
 from medsegai.families.monai import import_model
 from medsegai.families.monai.settings import Inferer
 from medsegai.families.monai.window import streaming_order
+from medsegai.networks.openvino import OpenVinoRunner
 from medsegai.request import SegmentationRequest, SegmentationResult
 from monai_bundles import (
     CT,
@@ -357,8 +358,19 @@ def test_every_network_answers_as_in_monai(name: str, backend: str, tmp_path: Pa
     bundle = Bundle(network=network, inferer={**WINDOW, "roi_size": [roi] * 3})
     answer, result = segmented(Case(bundle), tmp_path, backend=backend)
     check(answer, result)
-    changed = [warning for warning in result.warnings if "PyTorch took over" in warning]
-    assert bool(changed) == (backend == "openvino" and name == "SwinUNETR")
+    assert not any("PyTorch took over" in warning for warning in result.warnings)
+
+
+def test_a_network_that_openvino_cannot_run_is_run_by_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(runner: OpenVinoRunner, batch: torch.Tensor) -> None:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(OpenVinoRunner, "_compile", refuse)
+    answer, result = segmented(Case(Bundle()), tmp_path, backend="openvino")
+    check(answer, result)
+    assert any("PyTorch took over" in warning for warning in result.warnings)
 
 
 def test_a_dints_has_the_topology_of_its_file(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ class Host:
         self.settings: dict[str, str] = {}
         self.where = WorkerLocation.own("/slicer/python")
         self.prepared = 0
-        self.prepared_export = False
+        self.prepared_for: list[str] = []
         self.prepare_error: MedSegAIError | None = None
         self.ran: list[tuple[list[str], Callable[[Any], None]]] = []
         self.heard: Callable[[str], None] | None = None
@@ -500,9 +500,9 @@ class Host:
         self.series: Sequence[SeriesRow] = ()
         self.dicom_error: MedSegAIError | None = None
 
-    def prepare(self, for_export: bool = False) -> None:
+    def prepare(self, extras: Sequence[str] = ()) -> None:
         self.prepared += 1
-        self.prepared_export = for_export
+        self.prepared_for = list(extras)
         if self.prepare_error:
             raise self.prepare_error
 

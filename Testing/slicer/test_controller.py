@@ -38,6 +38,13 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path)
 
 
+def test_a_model_of_monai_asks_for_monai(house: House) -> None:
+    choice = house.panel.choice()
+    house.panel.chosen = replace(choice, cards=(replace(house.card, family="monai"),))
+    house.press_segment()
+    assert house.host.prepared_for == ["monai"]
+
+
 def test_a_job_from_the_button_to_the_table(house: House) -> None:
     house.press_segment()
     (request,) = house.client.requests

@@ -291,7 +291,7 @@ def test_statistics_are_measured_and_go_into_a_table_and_a_file(shown: House) ->
     assert shown.scene.done[1][0] == "write_csv"
     assert shown.scene.done[1][2:] == ("rows", "/out/result.csv")
     assert shown.panel.message == "Wrote /out/result.csv."
-    assert (shown.host.prepared, shown.host.prepared_export) == (2, False)
+    assert (shown.host.prepared, shown.host.prepared_for) == (2, [])
 
 
 def test_what_goes_wrong_with_a_result_is_said(shown: House) -> None:
@@ -330,7 +330,7 @@ def test_a_segmentation_is_handed_over(shown: House) -> None:
     shown.panel.results.export_requested.emit()
     assert shown.panel.results.last("ask_export") == ("Result", "")
     assert shown.client.requests == [(node, OUTPUTS, ("/database/head", "1.2.3"), False)]
-    assert shown.host.prepared_export
+    assert shown.host.prepared_for == ["export"]
     answered(shown, ExportResult(("a", "b"), ("Look at the liver.",)))
     assert shown.panel.message == "Wrote 2 files into /out.\nLook at the liver."
 
@@ -344,7 +344,7 @@ def test_without_dicom_the_reason_is_told(shown: House) -> None:
     shown.panel.results.answers["ask_export"] = ExportChoice("/out", ("csv",))
     shown.panel.results.export_requested.emit()
     assert shown.client.requests[0][2] == ("", "")
-    assert not shown.host.prepared_export, "a table needs no other package"
+    assert shown.host.prepared_for == [], "a table needs no other package"
 
 
 @pytest.mark.parametrize("consent", [True, False])

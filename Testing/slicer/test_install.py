@@ -113,9 +113,21 @@ def test_what_is_missing_is_installed_through_slicer(host: Slicer) -> None:
 def test_what_handing_over_needs_is_asked_for_when_it_is_wanted(host: Slicer) -> None:
     install.ensure(agree)
     assert host.calls == []
-    install.ensure(agree, for_export=True)
+    install.ensure(agree, ["export"])
     (call,) = host.calls
     assert sorted(call["requirements"]) == ["highdicom>=0.25", "manifold3d>=3.1"]
+
+
+def test_what_a_model_of_monai_needs_is_named_in_the_question(host: Slicer) -> None:
+    plans: list[install.Plan] = []
+
+    def ask(plan: install.Plan) -> install.Consent:
+        plans.append(plan)
+        return install.Consent()
+
+    install.ensure(ask, ["monai"])
+    (plan,) = plans
+    assert [line[0] for line in plan.lines()] == ["monai>=1.5", "PyYAML>=6.0"]
 
 
 def test_without_a_window_nobody_is_asked(host: Slicer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ def test_the_self_test_asks_nobody_and_installs_nothing(
     from MedSegAILib import install
     from MedSegAILib.host import can_ask, is_test, unattended
 
-    def ensure(ask: Any, for_export: bool) -> None:
+    def ensure(ask: Any, extras: Sequence[str]) -> None:
         raise AssertionError("the user would have to answer")
 
     monkeypatch.setattr(install, "ensure", ensure)
@@ -53,19 +53,19 @@ def test_installing_asks_only_where_somebody_can_answer(
     from MedSegAILib import install
 
     heard: list[bool] = []
-    wanted: list[bool] = []
+    wanted: list[Sequence[str]] = []
 
-    def ensure(ask: Any, for_export: bool) -> None:
+    def ensure(ask: Any, extras: Sequence[str]) -> None:
         heard.append(ask is not None)
-        wanted.append(for_export)
+        wanted.append(extras)
 
     monkeypatch.setattr(install, "ensure", ensure)
     put(monkeypatch, "slicer.util.mainWindow", lambda: window)
     application.testing = testing
     fresh_module.install_what_is_missing()
-    fresh_module.install_what_is_missing(True)
+    fresh_module.install_what_is_missing(["export"])
     assert heard == asked * 2
-    assert wanted == ([False, True] if asked else [])
+    assert wanted == ([(), ["export"]] if asked else [])
 
 
 def test_quitting_slicer_ends_the_worker(

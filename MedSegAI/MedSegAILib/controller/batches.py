@@ -60,7 +60,8 @@ class Batches:
             asked, place = self._view.choice(), self._place()
             command, table = self._command(asked, place), self._table(asked)
             if self._context.place_is_here():
-                self._context.host.prepare()
+                cards = self._context.panel.choice().cards
+                self._context.host.prepare([extra for card in cards for extra in card.extras()])
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return

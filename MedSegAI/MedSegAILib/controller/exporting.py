@@ -140,7 +140,7 @@ class HandingOver:
         context = self._context
         context.panel.show_message("")
         if context.place_is_here():
-            context.host.prepare(needs_export)
+            context.host.prepare(["export"] if needs_export else [])
         job = _ExportJob(context, Reading(read), then, mend)
         context.queue.add(title, job.reading.make_request, job)
         job.reading.waits()

@@ -132,7 +132,7 @@ class Jobs:
         context.panel.show_message("")
         try:
             if context.place_is_here():
-                context.host.prepare()
+                context.host.prepare([extra for card in choice.cards for extra in card.extras()])
             request = self._request(choice)
         except MedSegAIError as error:
             context.panel.show_error(str(error))

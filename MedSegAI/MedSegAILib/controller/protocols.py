@@ -145,8 +145,8 @@ class QueueProtocol(Protocol):
 class HostProtocol(Protocol):
     """What the application gives: see `MedSegAI.Host`."""
 
-    def prepare(self, for_export: bool = False) -> None:
-        """Install what is missing, with True also what an export needs.
+    def prepare(self, extras: Sequence[str] = ()) -> None:
+        """Install what is missing; `extras` as in `MedSegAILib.install.ensure`.
 
         Raises a MedSegAIError where that does not work or is declined.
         """

@@ -40,6 +40,9 @@ LARGEST_VALUE = 2**16 - 1
 LONGEST_NAME = 255
 """Letters of a name, as of a file."""
 
+FAMILIES_WITH_EXTRAS = ("monai",)
+"""Families whose networks need further packages; the extra has the name of the family."""
+
 SPACINGS_MM = (1e-5, 1000.0)
 """Allowed lengths of a voxel, from optical microscopy to a whole body in one slice."""
 
@@ -203,6 +206,10 @@ class ModelCard:
     def families(self) -> tuple[str, ...]:
         """The families of its members, each once."""
         return tuple(dict.fromkeys(member.family or self.family for member in self.members))
+
+    def extras(self) -> tuple[str, ...]:
+        """What of `pip install medsegai[...]` its families need, beyond what every network needs."""
+        return tuple(name for name in self.families() if name in FAMILIES_WITH_EXTRAS)
 
     def of_family(self, name: str) -> ModelCard:
         """The part of the card that belongs to one of its families."""

@@ -22,8 +22,7 @@ from medsegai.errors import ModelError
 from medsegai.models.json_fields import shown
 
 INSTALL = (
-    "Install it with `pip install medsegai[monai]`, in Slicer with "
-    "`slicer.util.pip_install('--no-deps monai PyYAML')` in its Python console"
+    "Install it with `pip install medsegai[monai]`; in Slicer, Segment in the panel offers that"
 )
 
 LARGEST, MOST_ITEMS, DEEPEST, LONGEST = 8192, 64, 4, 100

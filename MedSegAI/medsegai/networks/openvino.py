@@ -128,7 +128,9 @@ def _settings(precision: str) -> dict[str, Any]:
 def _converted(network: nn.Module, batch: Tensor) -> Any:
     """`network` as OpenVINO has it, for batches of this shape.
 
-    Tracing runs the network. One that gives the sizes of the `smallest` image it takes is traced on that.
+    Tracing runs the network. One that gives the sizes of the `smallest` image it takes is traced on that. What
+    OpenVINO makes of a trace is wrong where sizes are computed in windows that are padded, as in a SwinUNETR, and
+    it says so; such a network is exported, which takes longer, with all sizes as numbers.
     """
     smallest = getattr(network, "smallest", None)
     example = batch if smallest is None else batch.new_zeros(1, batch.shape[1], *smallest)
@@ -138,7 +140,13 @@ def _converted(network: nn.Module, batch: Tensor) -> Any:
         traced = torch.jit.trace(
             network, (example,), check_trace=False
         )  # a check runs it thrice more
-        return openvino.convert_model(traced, input=[openvino.PartialShape(list(batch.shape))])
+        try:
+            return openvino.convert_model(traced, input=[openvino.PartialShape(list(batch.shape))])
+        except RuntimeError:
+            del traced
+            with torch.inference_mode(False), torch.no_grad():
+                exported = torch.export.export(network, (batch.clone(),), strict=False)
+            return openvino.convert_model(exported)
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -1,8 +1,9 @@
-"""Expressions in configurations of MONAI bundles, evaluated without names, calls or attributes.
+"""Expressions in configurations of MONAI bundles, evaluated without names, attributes or calls but a few of ours.
 
 MONAI hands what follows a `$` to Python's `eval`. Here the text is parsed, and a small interpreter computes what
-consists of constants, references to other entries, arithmetic, comparisons, conditionals and lists. Anything else
-is refused before any part of it is computed.
+consists of constants, references to other entries, arithmetic, comparisons, conditionals and lists, and `len`,
+`list` and the like of those, which are not looked up in Python. Anything else is refused before any part of it is
+computed.
 """
 
 from __future__ import annotations
@@ -61,6 +62,23 @@ _COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 }
 
 
+def _range(*bounds: int) -> list[int]:
+    found = range(*bounds)
+    if len(found) > MOST_ITEMS:
+        raise Refused("it makes too large a value")
+    return list(found)
+
+
+_CALLED: dict[str, Callable[..., Any]] = {
+    "len": len,
+    "list": list,
+    "tuple": list,
+    "range": _range,
+    "int": lambda value: math.trunc(value),
+}
+"""What may be called, with constants and references alone."""
+
+
 class Refused(ValueError):
     """The expression would need Python to run it; `str` of the error says which part of it."""
 
@@ -109,6 +127,13 @@ def parse(text: str) -> tuple[ast.expr, dict[str, str]]:
 
 def _check(tree: ast.expr, references: dict[str, str], depth: int = 0) -> None:
     """Refuse a tree with a node that is not known, also where it would never be computed."""
+    if isinstance(tree, ast.Call):
+        known = isinstance(tree.func, ast.Name) and tree.func.id in _CALLED
+        if not known or tree.keywords:
+            raise Refused("it has a call")
+        for argument in tree.args:
+            _check(argument, references, depth + 1)
+        return
     if not hasattr(_Interpreter, f"_{type(tree).__name__}"):
         raise Refused(f"it has {_KINDS.get(type(tree), 'a ' + type(tree).__name__.lower())}")
     if depth > DEEPEST:
@@ -137,6 +162,14 @@ class _Interpreter:
 
     def _Name(self, node: ast.Name) -> Any:
         return self._refer(self._references[node.id])
+
+    def _Call(self, node: ast.Call) -> Any:
+        assert isinstance(node.func, ast.Name)
+        values = [self.value(part) for part in node.args]
+        try:
+            return _CALLED[node.func.id](*values)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Refused(f"{node.func.id} cannot be called so: {error}") from None
 
     def _List(self, node: ast.List | ast.Tuple) -> list[Any]:
         return [self.value(item) for item in node.elts]
