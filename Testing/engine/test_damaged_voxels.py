@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import os
 import random
+import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -493,3 +496,32 @@ def test_a_name_that_is_not_unicode_is_one_error(tmp_path: Path, ending: str) ->
     for read in (read_volume, read_labelmap):
         with pytest.raises(InputError, match=r"b_\\xfc.*not UTF-8. Rename it"):
             read(path)
+
+
+@pytest.mark.parametrize("kind", ["one file", "one file of NIfTI-2", "a pair"])
+def test_extensions_of_a_header_take_no_more_memory_than_headers_have(
+    kind: str, tmp_path: Path
+) -> None:
+    """A megabyte that unpacks to a thousand: nibabel takes whatever length an extension claims."""
+    claimed, image = 300 << 20, nibabel.Nifti1Image
+    if kind == "one file of NIfTI-2":
+        image = nibabel.Nifti2Image
+    header = image(NOISE, np.eye(4)).header
+    if kind != "a pair":
+        header["vox_offset"] = header.sizeof_hdr + claimed
+    else:
+        header["magic"] = b"ni1"
+    start = header.binaryblock + struct.pack("<4B2i", 1, 0, 0, 0, claimed - 16, 6)
+    path = tmp_path / ("a.hdr" if kind == "a pair" else "a.nii.gz")
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(start)
+        for _ in range(claimed >> 20):
+            file.write(bytes(1 << 20))
+    path.with_suffix(".img").write_bytes(RAW)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InputError):  # of a pair, the image is there
+            read_volume(path)
+        assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    finally:
+        tracemalloc.stop()

@@ -1,5 +1,6 @@
 """Pictures and radiographs become volumes of one slice: grey and colours, 8 and 16 bit, odd files."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medsegai.errors import InputError
-from medsegai.io import read_channels, read_labelmap, read_volume
+from medsegai.io import decoder, read_channels, read_labelmap, read_volume
 from medsegai.volume import Volume
 
 RANDOM = np.random.default_rng(0)
@@ -105,6 +106,37 @@ def test_one_volume_of_colours_is_their_luminance(tmp_path: Path) -> None:
     assert abs(read_volume(tmp_path / "c.png").voxels[0] - by_pillow).max() <= 1
     save(tmp_path / "g.png", np.repeat(GREY8[..., None], 3, axis=2))
     np.testing.assert_array_equal(read_volume(tmp_path / "g.png").voxels[0], GREY8)
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 30
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".bmp"])
+def test_no_program_is_started_for_a_file_that_is_called_a_picture(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called, and PostScript is a program."""
+    for name in ("gs", "gswin32c", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    decoder._DECODER.stop()  # the next one sees the programs
+    (tmp_path / f"a{ending}").write_bytes(POSTSCRIPT)
+    with pytest.raises(InputError, match=r"cannot be read as a picture: its content is not known"):
+        read_channels(tmp_path / f"a{ending}")
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PPM", "PCX", "TGA"])
+def test_other_formats_under_the_name_of_a_picture_are_refused(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(COLOUR8).save(tmp_path / "a.png", kind)
+    with pytest.raises(InputError, match="its content is not known"):
+        read_channels(tmp_path / "a.png")
 
 
 def test_several_pages_are_refused(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+"""Formats that are opened, whatever a file is called. For others, such as PostScript, Pillow starts programs."""
+
 TURNED = 0x0112
 """Number of the EXIF tag that says how the camera was held; 1 is upright."""
 
@@ -20,7 +23,7 @@ def header(path: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # memory is checked next
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return _described(image)
         except UnidentifiedImageError:
             return {"refused": "unknown"}
@@ -59,7 +62,7 @@ def pixels(path: str, numbers: bool) -> NDArray[Any]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             turned = _turned(image)
             image.load()
             upright = ImageOps.exif_transpose(image) if turned else image

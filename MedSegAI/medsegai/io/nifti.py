@@ -8,6 +8,7 @@ in 3D Slicer.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import zlib
 from collections.abc import Iterator
@@ -45,6 +46,9 @@ _UNITS_MM = {1: 1000.0, 3: 0.001}
 
 QUATERNION_ROUNDING = 1e-3
 """How much longer than one a quaternion may be, squared, because programs store its parts rounded."""
+
+HEADER_BYTES = 32 << 20
+"""More than any header takes with its extensions; some keep all fields of a DICOM series there."""
 
 _HEADERS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
 _PAIR_HEADERS = (
@@ -145,11 +149,26 @@ def _header(path: Path) -> Any:
         if path.suffix.lower() in (".mgh", ".mgz"):
             return MGHHeader.from_fileobj(stream)
         start = stream.read(nibabel.Nifti2Header.sizeof_hdr)
-        stream.seek(0)
         for kind in _PAIR_HEADERS if pair else _HEADERS:
             if kind.may_contain_header(start):
-                return kind.from_fileobj(stream)
+                length = HEADER_BYTES if pair else _header_length(path, kind, start)
+                return kind.from_fileobj(io.BytesIO(start + stream.read(length)))
     raise ImageFileError("it does not begin as such an image does")
+
+
+def _header_length(path: Path, kind: Any, start: bytes) -> int:
+    """Bytes before the voxels, where extensions lie; nibabel takes memory for whatever length these claim.
+
+    Raises:
+        InputError: they are more than any header has.
+    """
+    offset = int(kind(start[: kind.sizeof_hdr], check=False).get_data_offset())
+    if offset > HEADER_BYTES:
+        raise InputError(
+            f"{path}: its header claims {offset / 1e6:.0f} MB before the voxels, which no header takes. It is "
+            "damaged; export it again."
+        )
+    return max(offset, 0)
 
 
 def _sizes(header: Any) -> tuple[int, ...]:
