@@ -23,7 +23,7 @@ export VENV PYTHON TORCH
 .DEFAULT_GOAL := help
 # One after the other also with -j, so that the closing line of pytest comes last.
 .NOTPARALLEL:
-.PHONY: help demo demo2d test test-slow bench fuzz check docs lint types setup-demo setup-test clean
+.PHONY: help demo demo2d test test-slow bench coverage fuzz check docs lint types setup-demo setup-test clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ bench: setup-test ## time and memory, beside the plain fp32 forward of the same 
 	$(BIN)/python Testing/bench/run.py
 	$(BIN)/python Testing/bench/resampling.py
 	$(BIN)/python Testing/bench/nnunet.py
+
+coverage: setup-test ## which lines of the code the tests of make test run, also in processes that they start
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 fuzz: setup-test ## feed made files to every way in for SECONDS (3600), each in a child with limits
 	$(BIN)/python Testing/fuzz/fuzzing.py --seconds $(SECONDS)

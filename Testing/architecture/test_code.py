@@ -102,3 +102,14 @@ CUSTOMS: list[tuple[Rule, str]] = [
 @pytest.mark.parametrize(("rule", "source"), CUSTOMS)
 def test_what_is_allowed_passes(rule: Rule, source: str) -> None:
     assert list(rule(source)) == []
+
+
+def test_no_file_of_tests_is_longer_than_a_file_of_code_may_be() -> None:
+    lengths = {
+        str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines())
+        for path in (REPOSITORY / "Testing").rglob("*.py")
+        if "__pycache__" not in path.parts
+    }
+    too_long = {path: lines for path, lines in lengths.items() if lines >= code_rules.FILE_LINES}
+    assert lengths
+    assert not too_long, "split these by theme"

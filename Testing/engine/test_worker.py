@@ -8,150 +8,30 @@ import os
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from medsegai import engine
-from medsegai.errors import Cancelled
-from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.volume import Geometry, Volume
+from medsegai.request import SegmentationResult
 from medsegai.worker import protocol
 from medsegai.worker import server as worker_module
-from medsegai.worker.array_transfer import ExchangeFolder, blocks, take_block
-from tiny_quicknat import write_model
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-FAKE_WORKER = REPOSITORY / "Testing" / "engine" / "fake_worker.py"
-PATIENCE = 20.0
-ALIVE = 0.5
-
-
-def request(*models: str, **options: Any) -> SegmentationRequest:
-    image = np.zeros((3, 4, 5), np.float32)
-    image[1:] = 150
-    volume = Volume(image, Geometry.from_spacing((3, 4, 5), (1, 2, 3)))
-    return SegmentationRequest((volume,), models=models, **options)
-
-
-def segment_message(job: str, exchange: Path) -> bytes:
-    """The line that asks for a job of a made-up engine."""
-    packed = protocol.packed(request("a"), exchange)
-    return protocol.encode(
-        {"type": "segment", "job": job, "exchange": str(exchange), "request": packed}
-    )
-
-
-class Talk:
-    """The other end of a worker's pipes."""
-
-    def __init__(self, command: list[str], exchange: Path) -> None:
-        self.exchange = exchange
-        environment = os.environ | {
-            "TMPDIR": str(exchange),
-            "PYTHONPATH": str(REPOSITORY / "MedSegAI"),
-            "OMP_NUM_THREADS": "1",
-            "MEDSEGAI_FAKE_ALIVE": str(ALIVE),
-        }
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-        )
-        self.lines: Queue[bytes] = Queue()
-        self.errors: list[bytes] = []
-        Thread(target=self._read, daemon=True).start()
-        Thread(target=self._read_errors, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.lines.put(b"")
-
-    def _read_errors(self) -> None:
-        assert self.process.stderr is not None
-        self.errors.extend(self.process.stderr)
-
-    def say(self, **message: Any) -> None:
-        self.raw(json.dumps(message).encode() + b"\n")
-
-    def raw(self, line: bytes) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line)
-        self.process.stdin.flush()
-
-    def segment(self, job: str, *models: str, **options: Any) -> None:
-        message = protocol.packed(request(*models, **options), self.exchange)
-        self.say(type="segment", job=job, exchange=str(self.exchange), request=message)
-
-    def carry(self, job: str, *models: str, arrays_only: bool = False) -> None:
-        """The same job for a worker that does not see our files."""
-        folder = ExchangeFolder(self.exchange)
-        message = protocol.packed(request(*models), folder.path)
-        for block in blocks(folder.path):
-            self.say(type="array", job=job, **block)
-        folder.remove()
-        if not arrays_only:
-            self.say(type="segment", job=job, exchange=None, request=message)
-
-    def hear(self, *kinds: str) -> dict[str, Any]:
-        """The next message of one of these kinds."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            try:
-                line = self.lines.get(timeout=deadline - time.monotonic())
-            except Empty:
-                break
-            assert line, f"the worker ended: {b''.join(self.errors).decode()}"
-            message = protocol.decode(line)
-            if message["type"] in kinds:
-                return message
-        raise AssertionError(f"no {kinds} came: {b''.join(self.errors).decode()}")
-
-    def end(self) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return self.process.wait(PATIENCE)
-
-    def log(self) -> str:
-        return b"".join(self.errors).decode()
+from worker_talk import (
+    ALIVE,
+    FAKE_WORKER,
+    PATIENCE,
+    REPOSITORY,
+    Talk,
+    gone,
+    gone_now,
+    talking,
+)
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Talk]:
-    talk = Talk([sys.executable, str(FAKE_WORKER)], tmp_path)
-    yield talk
-    talk.process.kill()
-    talk.process.wait()
-
-
-def gone_now(pid: int) -> bool:
-    """Whether the process has ended; one that waits to be collected by its parent has."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state in "ZX"
-
-
-def gone(pid: int) -> bool:
-    """Whether the process ends soon."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if gone_now(pid):
-            return True
-        time.sleep(0.05)
-    return False
+    yield from talking(tmp_path)
 
 
 def test_a_job_gives_progress_then_one_result(worker: Talk) -> None:
@@ -462,77 +342,6 @@ def test_no_sign_of_life_comes_while_a_library_holds_the_interpreter(worker: Tal
     assert not any(b'"alive"' in line for line in list(worker.lines.queue)[1:])
 
 
-def leftovers(folder: Path) -> list[Path]:
-    return list(folder.glob("medsegai-exchange-*"))
-
-
-def test_arrays_come_and_go_through_the_pipe(worker: Talk, tmp_path: Path) -> None:
-    worker.carry("a", "quick")
-    received = tmp_path / "received"
-    received.mkdir()
-    while (answer := worker.hear("array", "result", "error"))["type"] == "array":
-        assert answer["job"] == "a"
-        take_block(answer, received)
-    result = protocol.unpacked(SegmentationResult, answer["result"], received)
-    assert result.labelmap.voxels[:, 0, 0].tolist() == [0, 1, 1]
-    assert leftovers(tmp_path) == []
-
-
-def test_a_job_that_is_cancelled_while_its_arrays_come_is_answered(
-    worker: Talk, tmp_path: Path
-) -> None:
-    worker.carry("a", "quick", arrays_only=True)
-    worker.say(type="cancel", job="a")
-    answer = worker.hear("result", "error")
-    assert (answer["job"], answer["kind"]) == ("a", "Cancelled")
-    assert leftovers(tmp_path) == []
-    worker.carry("b", "quick")
-    assert worker.hear("result", "error")["job"] == "b"
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        {"name": "../evil.npy", "data": "", "done": 1, "total": 1},
-        {"name": "0" * 32 + ".npy", "data": "no base64", "done": 1, "total": 1},
-        {"name": "0" * 32 + ".npy"},
-    ],
-)
-def test_a_damaged_array_is_answered_once_under_the_name_of_its_job(
-    worker: Talk, tmp_path: Path, block: dict[str, Any]
-) -> None:
-    worker.say(type="array", job="a", **block)
-    worker.carry("a", "quick")  # what was under way already is dropped in silence
-    answer = worker.hear("result", "error")
-    assert (answer["job"], answer["kind"]) == ("a", "WorkerError")
-    worker.carry("b", "quick")
-    answer = worker.hear("result", "error")
-    assert (answer["type"], answer["job"]) == ("result", "b")
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("behaviour", ["arrive", "deaf", "slow"])
-def test_the_end_of_the_client_leaves_no_folder(
-    worker: Talk, tmp_path: Path, behaviour: str
-) -> None:
-    worker.hear("ready")
-    worker.carry("a", behaviour, arrays_only=behaviour == "arrive")
-    if behaviour != "arrive":
-        worker.hear("progress")
-    worker.end()
-    assert leftovers(tmp_path) == []
-
-
-def test_a_killed_worker_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
-    for behaviour, left in (("out of memory", 2), ("quick", 0)):
-        talk = Talk([sys.executable, str(FAKE_WORKER)], tmp_path)
-        talk.hear("ready")
-        talk.carry("a", behaviour)
-        talk.process.wait(PATIENCE) if left else talk.hear("result", "error")
-        assert len(leftovers(tmp_path)) == left
-        talk.end()
-
-
 def test_a_result_that_json_cannot_carry_is_a_defect_and_survived(worker: Talk) -> None:
     worker.segment("a", "not finite")
     answer = worker.hear("result", "error")
@@ -556,63 +365,3 @@ def test_a_fake_engine_needs_no_warming(worker: Talk) -> None:
     worker.say(type="warm")
     worker.segment("a", "quick")
     assert worker.hear("result", "error")["type"] == "result"
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker within this process must not end it, however slow the computer is."""
-    monkeypatch.setattr(worker_module, "GRACE_SECONDS", 600.0)
-
-
-@pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("on_card", [True, False])
-def test_what_stopped_gives_the_graphics_card_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_card: bool
-) -> None:
-    """A torch that uses a card, as far as the worker looks; on a processor models stay loaded."""
-    done: list[str] = []
-    cuda = SimpleNamespace(is_initialized=lambda: on_card, empty_cache=lambda: done.append("empty"))
-    forgetful = SimpleNamespace(forget_models=lambda: done.append("forget"))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setitem(sys.modules, "medsegai.engine", forgetful)
-
-    def stop(*_: object) -> Any:
-        raise Cancelled("stop")
-
-    line = segment_message("a", tmp_path)
-    outgoing = io.BytesIO()
-    worker_module.Worker({"segment": stop}, io.BytesIO(line), outgoing).run()
-    answers = [protocol.decode(line)["type"] for line in outgoing.getvalue().splitlines()]
-    assert "error" in answers
-    assert done == (["forget", "empty"] if on_card else [])
-
-
-@pytest.mark.usefixtures("patient")
-def test_a_stopped_job_is_not_kept_in_memory(tmp_path: Path) -> None:
-    """Not even by the error that it ended with."""
-    arrays: list[weakref.ref[Any]] = []
-
-    def stop(*_: object) -> Any:
-        tensor = np.zeros(1000)
-        arrays.append(weakref.ref(tensor))
-        raise Cancelled("stop")
-
-    line = segment_message("a", tmp_path)
-    held: list[Any] = []
-
-    class Outgoing(io.BytesIO):
-        def write(self, data: Any) -> int:
-            held.extend(array() for array in arrays)
-            return super().write(data)
-
-    worker_module.Worker({"segment": stop}, io.BytesIO(line), Outgoing()).run()
-    assert held
-    assert all(item is None for item in held)
-
-
-def test_models_that_are_forgotten_are_loaded_again(tmp_path: Path) -> None:
-    card = write_model(tmp_path / "tiny")
-    first = engine._model(*engine._key(card))
-    assert engine._model(*engine._key(card)) is first
-    engine.forget_models()
-    assert engine._model(*engine._key(card)) is not first

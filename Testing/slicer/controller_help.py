@@ -6,24 +6,19 @@ Each writes down what it is told; the queue between them is the real one.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 import fake_worker
+from controller_scene import HEAD, Node, Scene
 from medsegai.errors import MedSegAIError, WorkerError
 from medsegai.models.card import Channel, MemberCard, ModelCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
-from medsegai.volume import Geometry, Volume
-from medsegai.worker.requests import RefinementRequest
 from MedSegAILib.controller import Controller
-from MedSegAILib.doubtful_places import DoubtfulPlace, Step
-from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.models import ModelBrowser
 from MedSegAILib.panel.output import PreviewBar
@@ -36,15 +31,11 @@ from MedSegAILib.panel_values import (
     Choice,
     PlaceChoice,
     RefineChoice,
-    SegmentRow,
     SeriesRow,
-    StructureRow,
 )
 from MedSegAILib.signals import Signal
 from MedSegAILib.worker.location import WorkerLocation
 from MedSegAILib.worker.queue import JobQueue
-
-HEAD = Volume(np.full((4, 5, 6), 150.0), Geometry.from_spacing((4, 5, 6), (1, 1, 2)), "Head")
 
 
 def brain(folder: Path, **more: Any) -> ModelCard:
@@ -64,14 +55,6 @@ def brain(folder: Path, **more: Any) -> ModelCard:
         "folder": folder,
     }
     return ModelCard(**(values | more))
-
-
-class Node:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def GetName(self) -> str:
-        return self.name
 
 
 class Part:
@@ -222,229 +205,6 @@ class Panel:
 
     def show_error(self, text: str, log: bool = False) -> None:
         self.error, self.log_offered = text, log
-
-
-DONE_IN_SCENE = (
-    "jump",
-    "set_review_state",
-    "show_segments",
-    "show_only",
-    "show_in_3d",
-    "smooth_surfaces",
-    "complete_surfaces",
-    "show_uncertainty",
-    "show_3d",
-    "write_csv",
-)
-
-
-class Scene:
-    """Nodes are in it until they are put into `gone`."""
-
-    def __init__(self) -> None:
-        self.notes: tuple[str, ...] = ()
-        self.gone: list[Any] = []
-        self.volume = HEAD
-        self.sequence: Sequence[int] = ()
-        self.read_error: MedSegAIError | None = None
-        self.write_error: Exception | None = None
-        self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
-        self.previews: list[Any] = []
-        self.rows: list[StructureRow] = []
-        self.reported: dict[str, Any] = {}
-        self.places: list[DoubtfulPlace] = []
-        self.reference: Any = Node("Head")
-        self.overlaid = False
-        self.only: Any = None
-        self.drawn: list[Any] = []
-        self.changed_at: tuple[float, float, float] | None = (1.0, 2.0, 3.0)
-        self.walked, self.within, self.current = 0, "", ""
-        self.done: list[tuple[Any, ...]] = []
-        self.error: Exception | None = None
-        self.make_surfaces: Callable[[Any], None] = lambda node: None
-        self.segment_count, self.shown_3d = 3, False
-        self.drawn_segments: dict[str, bool] = {}
-        self.watched: list[tuple[Any, Callable[[], None]]] = []
-        self.surface_error: Exception | None = None
-
-    def is_present(self, node: Any) -> bool:
-        return node not in self.gone
-
-    def volumes(self) -> list[Any]:
-        return [Node("T1"), Node("FLAIR")]
-
-    def guess_channels(self, card: ModelCard, nodes: Sequence[Any]) -> dict[str, Any]:
-        names = {node.GetName(): node for node in nodes}
-        return {channel.name: names.get(channel.name) for channel in card.channels}
-
-    def read_channels(self, nodes: Sequence[Any]) -> tuple[Volume, ...]:
-        if self.read_error:
-            raise self.read_error
-        return tuple(replace(self.volume, source=node.GetName()) for node in nodes)
-
-    def region(self, node: Any) -> tuple[float, ...]:
-        return (0.0, 1.0, 0.0, 2.0, 0.0, 3.0)
-
-    def new_region(self, volume: Any) -> Any:
-        if self.read_error:
-            raise self.read_error
-        return Node(f"{volume.GetName()} region")
-
-    def frames(self, node: Any) -> Sequence[int]:
-        return self.sequence
-
-    def read_frame(self, node: Any, number: int) -> Volume:
-        return Volume(HEAD.voxels + number, HEAD.geometry, f"Head {number}")
-
-    def write(
-        self,
-        source: Any,
-        result: SegmentationResult,
-        output: OutputChoice | None = None,
-        frame: int | None = None,
-    ) -> Any:
-        if self.write_error:
-            raise self.write_error
-        self.written.append((source, result, output or OutputChoice(), frame))
-        self.reported = result.report()
-        return output.node if output and output.node else Node("Head segmentation")
-
-    def preview(self, source: Any, result: SegmentationResult, output: OutputChoice) -> Any:
-        def accept() -> Any:
-            if self.write_error:
-                raise self.write_error
-            self.done.append(("accept",))
-            return Node("Head segmentation")
-
-        def reject() -> None:
-            self.done.append(("reject",))
-
-        node = Node(f"Preview {len(self.previews) + 1}")
-        made = SimpleNamespace(node=node, notes=(), place=None, accept=accept, reject=reject)
-        self.previews.append(made)
-        return made
-
-    def reference_volume(self, segmentation: Any) -> Any:
-        return self.reference
-
-    def segments(self, segmentation: Any) -> list[SegmentRow]:
-        return [SegmentRow(row.segment_id, row.name, row.color) for row in self.rows]
-
-    def draft(
-        self, segmentation: Any, refinements: Any, segments: Any = (), image: Any = None
-    ) -> Any:
-        if self.read_error:
-            raise self.read_error
-        self.done.append(("draft", segmentation, refinements, segments, image))
-        labelmap = Volume(np.ones((4, 5, 6), np.uint8), HEAD.geometry, "Head")
-        request = RefinementRequest(labelmap, fake_worker.LABELS, tuple(refinements))
-        return SimpleNamespace(
-            request=request, segmentation=segmentation, notes=("Not changed: Stem.",)
-        )
-
-    def write_refined(self, draft: Any, result: Any) -> Any:
-        if self.write_error:
-            raise self.write_error
-        self.done.append(("write_refined", draft.segmentation))
-        return draft.segmentation
-
-    def preview_refined(self, draft: Any, result: Any) -> Any:
-        made = self.preview(None, result, OutputChoice())
-
-        def accept() -> Any:
-            made.accept()
-            return draft.segmentation
-
-        return SimpleNamespace(
-            node=made.node, notes=(), place=self.changed_at, accept=accept, reject=made.reject
-        )
-
-    def structures(self, segmentation: Any) -> list[StructureRow]:
-        return self.rows
-
-    def report(self, segmentation: Any) -> dict[str, Any]:
-        return self.reported
-
-    def knows_uncertainty(self, segmentation: Any) -> bool:
-        return True
-
-    def next_place(self, segmentation: Any, by: int = 1) -> Step | None:
-        if not self.places:
-            return None
-        self.walked += by
-        number = (self.walked - 1) % len(self.places)
-        self.current = self.places[number].segment_id
-        return Step(self.places[number], number + 1, len(self.places))
-
-    def only_result(self) -> Any:
-        return self.only
-
-    def draw_alone(self, segmentation: Any) -> None:
-        self.drawn.append(segmentation)
-
-    def shown_segments(self, segmentation: Any) -> dict[str, bool]:
-        return self.drawn_segments
-
-    def watch_display(self, segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
-        self.watched.append((segmentation, changed))
-        return lambda: self.watched.remove((segmentation, changed))
-
-    def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]:
-        for number in range(1, self.segment_count + 1):
-            if self.surface_error:
-                raise self.surface_error
-            self.done.append(("surface", segmentation, number))
-            yield number, self.segment_count
-
-    def surfaces_are_shown(self, segmentation: Any) -> bool:
-        return self.shown_3d
-
-    def uncertainty_is_shown(self, segmentation: Any) -> bool:
-        return self.overlaid
-
-    def walked_within(self, segmentation: Any) -> str:
-        return self.within
-
-    def walk_within(self, segmentation: Any, segment: str) -> None:
-        self.within = segment
-
-    def current_segment(self, segmentation: Any) -> str:
-        return self.current
-
-    def set_current_segment(self, segmentation: Any, segment: str) -> None:
-        self.current = segment
-
-    def center_of(self, segmentation: Any, segment: str) -> tuple[float, ...] | None:
-        return None if segment == "empty" else (1.0, 2.0, 3.0)
-
-    def measurable(self, segmentation: Any) -> Any:
-        if self.read_error:
-            raise self.read_error
-        return SimpleNamespace(segmentation=segmentation, request="measure", note="")
-
-    def statistics(self, measured: Any, result: Any) -> Any:
-        if self.error:
-            raise self.error
-        self.done.append(("statistics", measured.segmentation, result))
-        return Node("Table")
-
-    def exported(
-        self, segmentation: Any, outputs: Any, dicom: Any = ("", ""), overwrite: bool = False
-    ) -> Any:
-        if self.read_error:
-            raise self.read_error
-        return SimpleNamespace(request=(segmentation, outputs, dicom, overwrite))
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in DONE_IN_SCENE:
-            raise AttributeError(name)
-
-        def call(*values: Any) -> None:
-            if self.error:
-                raise self.error
-            self.done.append((name, *values))
-
-        return call
 
 
 class Client:
@@ -612,7 +372,6 @@ class House:
 
     def choose(self, **changes: Any) -> None:
         """Change the choice as the user would."""
-        from dataclasses import replace
 
         self.panel.chosen = replace(self.panel.chosen, **changes)
         self.panel.choice_changed.emit()
