@@ -15,12 +15,21 @@ import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
+from monai.transforms import Rand3DElastic
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "MedSegAI"), str(ROOT / "Testing" / "engine")]
 
 from medsegai.evaluation.measures import surface_figures  # noqa: E402
 from medsegai.training.loss import LossConfig, SegmentationLoss  # noqa: E402
+from medsegai.training.synthesis import (  # noqa: E402
+    DeformationConfig,
+    Draw,
+    Origin,
+    SpatialGrid,
+    random_coordinates,
+    sample_nearest,
+)
 from medsegai.training.validation import DiceCounter  # noqa: E402
 from monai_bundles import smooth_image  # noqa: E402
 
@@ -92,6 +101,30 @@ def counting() -> tuple[float, float, str]:
     return seconds(ours), seconds(theirs), "counts over many slices, of the volumes together"
 
 
+def deformations() -> tuple[float, float, str]:
+    """A turned, scaled and bent volume of label codes, cut from a larger one."""
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, CLASSES, (96, 96, 96)))
+    grid = SpatialGrid(SHAPE, (1.0, 1.0, 1.0))
+    origin = Origin((48.0, 48.0, 48.0), (1.0, 1.0, 1.0))
+    draw = Draw(torch.Generator().manual_seed(0))
+    config = DeformationConfig()
+    bend = Rand3DElastic(
+        sigma_range=(8, 8),
+        magnitude_range=(50, 150),
+        prob=1.0,
+        spatial_size=SHAPE,
+        rotate_range=[0.26] * 3,
+        scale_range=[0.15] * 3,
+        shear_range=[0.1] * 6,
+        translate_range=[20] * 3,
+        mode="nearest",
+        padding_mode="zeros",
+    )
+    image = codes[None].float()
+    own = seconds(lambda: sample_nearest(codes, random_coordinates(draw, grid, origin, config)[0]))
+    return own, seconds(lambda: bend(image)), "lengths in mm, whatever the spacing of the source"
+
+
 def main() -> None:
     print("| ours | processor time, MONAI / ours | what ours has beside |")
     print("| --- | --- | --- |")
@@ -99,6 +132,7 @@ def main() -> None:
         ("training.loss.SegmentationLoss, DiceCELoss", losses),
         ("evaluation.measures.surface_figures, HD95 and ASSD", distances),
         ("training.validation.DiceCounter, DiceMetric", counting),
+        ("training.synthesis.random_coordinates, Rand3DElastic", deformations),
     ):
         own, other, beside = compare()
         print(f"| {name} | {other / own:.1f} | {beside} |", flush=True)
