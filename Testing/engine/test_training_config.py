@@ -95,12 +95,13 @@ def test_the_command_line_changes_the_training_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("training.toml", "quicknat"), ("fast-training.toml", "unet3d")]
+    ("name", "family"),
+    [("training.toml", "quicknat"), ("fast-training.toml", "unet3d"), ("fine-training.toml", "unet3d")],
 )
 def test_the_bundled_training_files_fit_their_card(name: str, family: str) -> None:
     config = load_config(BUNDLED_MODELS / "brain" / name)
     card = load_card(config.card_path)
-    assert [member.name for member in card.of_family(family).members] == list(config.members)
+    assert {card.member(member).family for member in config.members} == {family}
     assert set(config.data.remap.values()) <= set(card.label_values)
     assert set(config.data.not_brain) <= set(card.label_values)
     sides = {label.value: label.name for label in card.labels}
