@@ -40,7 +40,7 @@ def held_out_source(card: ModelCard, data: Path, voxels: int) -> CaseSource:
     """Volumes of `voxels` voxels of 1 mm along each axis, of the label maps that training held out."""
     config = load_config(card.folder / "training.toml")
     shape = (voxels, voxels, voxels)
-    config = replace(config, data=replace(config.data, root=str(data), crop_voxels=shape))
+    config = replace(config, data=replace(config.data, root=str(data.resolve()), crop_voxels=shape))
     fine = replace(card, spacing_mm=(VOXEL_MM, VOXEL_MM, VOXEL_MM))
     return case_source(config, fine, torch.device("cpu"))
 

@@ -64,7 +64,10 @@ def protocol_source(card: ModelCard, data: Path, voxels: int, held_out: bool) ->
     learned = [name for name in names if name not in config.data.validation]
     chosen = config.data.validation if held_out else tuple(learned[:8])
     spatial = replace(
-        config.data, root=str(data), crop_voxels=(voxels, voxels, voxels), validation=chosen
+        config.data,
+        root=str(data.resolve()),
+        crop_voxels=(voxels, voxels, voxels),
+        validation=chosen,
     )
     fine = replace(card, spacing_mm=(1.0, 1.0, 1.0))
     return case_source(replace(as_t2(config), data=spatial), fine, torch.device("cpu"))

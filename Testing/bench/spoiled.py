@@ -272,7 +272,7 @@ def _source(arguments: argparse.Namespace) -> CaseSource:
     card = find_card(arguments.model)
     config = load_config(card.folder / "training.toml")
     size = (arguments.voxels,) * 3
-    data = replace(config.data, root=str(arguments.data), crop_voxels=size)
+    data = replace(config.data, root=str(arguments.data.resolve()), crop_voxels=size)
     appearance = replace(config.appearance, t1_share=1.0, t1_jitter=0.0, coarse_share=0.0)
     config = replace(config, data=data, appearance=appearance)
     return case_source(config, replace(card, spacing_mm=(1.0,) * 3), torch.device("cpu"))

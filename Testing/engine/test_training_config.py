@@ -96,7 +96,11 @@ def test_the_command_line_changes_the_training_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("training.toml", "quicknat"), ("fast-training.toml", "unet3d"), ("fine-training.toml", "unet3d")],
+    [
+        ("training.toml", "quicknat"),
+        ("fast-training.toml", "unet3d"),
+        ("fine-training.toml", "unet3d"),
+    ],
 )
 def test_the_bundled_training_files_fit_their_card(name: str, family: str) -> None:
     config = load_config(BUNDLED_MODELS / "brain" / name)
