@@ -24,7 +24,7 @@ import requests as http_requests
 import dicom_files
 from medsegai.cli import main
 from medsegai.errors import Cancelled, InputError, OutputError, RequestError
-from medsegai.io import read_volume
+from medsegai.io import dicomweb, read_volume
 from medsegai.io.dicomweb import PASSWORD, TOKEN, USER, Archive, Series, check_uid
 from medsegai.volume import Geometry, Volume
 
@@ -314,6 +314,21 @@ def test_half_a_multipart_leaves_nothing(
     broken.answers["series/1.2.3.1"] = answering(whole, kind)
     Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
     assert len(list((tmp_path / "x").iterdir())) == 3
+
+
+def test_a_series_without_end_is_not_fetched(
+    broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if every file is the same, which takes no room but all the time there is."""
+    monkeypatch.setattr(dicomweb, "MOST_FILES", 5)
+    whole = parts(tmp_path, 1)
+    kind = 'multipart/related; type="application/dicom"; boundary=cut'
+    broken.answers["1.2.3/series"] = answering(listed(1, 1), JSON)
+    part = whole.removesuffix(b"--cut--\r\n")
+    broken.answers["series/1.2.3.1"] = answering(8 * part + b"--cut--\r\n", kind)
+    with pytest.raises(InputError, match="makes no sense"):
+        Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_study_of_4000_series_is_listed_in_short(

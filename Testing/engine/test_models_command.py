@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 import medsegai.families
@@ -207,6 +208,35 @@ def test_a_bad_model_is_refused_and_leaves_nothing(
         (source / name).write_bytes((source / "net.safetensors").read_bytes())
     assert run_import(source) == 4
     assert word in capsys.readouterr().err
+    assert not list(own.iterdir())
+
+
+def test_the_picture_of_a_model_is_written_anew(tmp_path: Path, own: Path) -> None:
+    """Slicer shows it in its own process, so nothing of the file comes there but its pixels."""
+    source = write_model(tmp_path / "download")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(source / "picture.png")
+    with (source / "picture.png").open("ab") as file:
+        file.write(b"made by a stranger")
+    assert run_import(source) == 0
+    (written,) = own.rglob("picture.png")
+    assert b"stranger" not in written.read_bytes()
+    np.testing.assert_array_equal(np.asarray(Image.open(written)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "keep"),
+    [((30, 20), "RGB", 40), ((5000, 2), "L", None), ((3, 3), "I;16", None)],
+)
+def test_a_model_with_another_kind_of_picture_is_refused(
+    size: tuple[int, int], mode: str, keep: int | None, tmp_path: Path, own: Path, capsys: Capture
+) -> None:
+    source = write_model(tmp_path / "download")
+    Image.new(mode, size).save(source / "picture.png")
+    content = (source / "picture.png").read_bytes()
+    (source / "picture.png").write_bytes(content[:keep])
+    assert run_import(source) == 4
+    assert "picture of the model" in capsys.readouterr().err
     assert not list(own.iterdir())
 
 

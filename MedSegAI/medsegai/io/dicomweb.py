@@ -37,6 +37,9 @@ TRIES = 2
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
+MOST_FILES = 100_000
+"""A series does not have more files; an archive that goes on is not believed."""
+
 LONGEST_UID = 64
 
 STUDY_FIELDS = (
@@ -150,8 +153,12 @@ class Archive:
     ) -> int:
         folder.mkdir()
         uids: set[str] = set()
+        received = 0
         with self._asking("the images of that series"):
             for head in self._client.iter_series(wanted.study, wanted.series):
+                received += 1
+                if received > MOST_FILES:
+                    raise ValueError("there is no end of them")
                 uids.add(str(head.SOPInstanceUID))
                 file = folder / f"{len(uids):06}.dcm"
                 head.save_as(file, enforce_file_format=True)

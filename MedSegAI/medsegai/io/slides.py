@@ -347,14 +347,18 @@ def slide_channels(
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a file is a slide: by its name, or a TIFF in tiles that is large or has smaller sizes beside it."""
+    """Whether a file is a slide: by its name, or a TIFF in tiles that is large or has smaller sizes beside it.
+
+    Raises:
+        InputError: the process that looks at it crashed.
+    """
     if path.name.lower().endswith(SLIDE_ENDINGS):
         return True
     if not path.name.lower().endswith(TIFF_ENDINGS):
         return False
     try:
         return bool(asked("slides.tiled", path, large=LONGEST_OVERVIEW)["tiled"])
-    except (InputError, ValueError):
+    except ValueError:
         return False  # the reader of pictures says what is wrong
 
 

@@ -27,10 +27,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import numpy as np
+from PIL import Image
+
 from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
 from medsegai.io import write_card
 from medsegai.io.archives import DAMAGED, Kind, open_zip, unpacked
 from medsegai.io.atomic import output_error
+from medsegai.io.pictures import read_pixels
 from medsegai.models.card import CARD_NAME, PICTURE_NAME, ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.models.json_fields import MOST_BYTES
@@ -67,6 +71,9 @@ LEAST_FILE, FILE_OF_SIZE = 1 << 30, 4
 
 MOST_WEIGHTS, MOST_PICTURE = 16 << 30, 16 << 20
 """Bytes of all weights of a model, and of its picture. The largest of nnU-Net's models have some gigabytes."""
+
+MOST_PIXELS = 4096
+"""Along a side of that picture."""
 
 LEAST_FREE = 1 << 20
 """A disk with fewer bytes left is full."""
@@ -113,6 +120,7 @@ def import_model(
         models_folder.mkdir(parents=True, exist_ok=True)
         with _staging(models_folder) as staged:
             card = _stage_confined(path, staged, id)
+            _rewrite_picture(staged)
             _follow_umask(
                 staged
             )  # here, because the process of the conversion may not change rights
@@ -279,6 +287,27 @@ def _check_staged(staged: Path) -> None:
             raise UnsafeModelError(
                 f"The conversion left {file.name!r}, which is not a plain file. The model was not imported."
             )
+
+
+def _rewrite_picture(staged: Path) -> None:
+    """Replace the picture of a model by its pixels, written anew: Slicer shows it in its own process, by Qt.
+
+    Raises:
+        ModelError: it cannot be read, or is larger than a picture of a model has to be.
+    """
+    path = staged / PICTURE_NAME
+    if not path.exists():
+        return
+    try:
+        pixels = read_pixels(path).pixels
+    except InputError as error:
+        raise ModelError(f"The picture of the model is not one: {error}") from error
+    if pixels.dtype != np.uint8 or max(pixels.shape) > MOST_PIXELS:
+        raise ModelError(
+            f"The picture of the model, {PICTURE_NAME}, has {pixels.shape[1]} x {pixels.shape[0]} pixels of type "
+            f"{pixels.dtype}. At most {MOST_PIXELS} x {MOST_PIXELS} of 8 bits are taken."
+        )
+    Image.fromarray(pixels).save(path)
 
 
 def _has_card(path: Path) -> bool:
