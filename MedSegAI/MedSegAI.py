@@ -71,6 +71,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self) -> None:
+        """Make the panel and join it with the scene."""
         from MedSegAILib.controller import Controller
         from MedSegAILib.host import Host, save_undo
         from MedSegAILib.panel import Panel, dialogs
@@ -117,9 +118,11 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
                 self.addObserver(node, event, self.onInputModified)
 
     def onInputModified(self, caller: Node, event: str) -> None:
+        """Follow changes of the chosen input."""
         self.controller.jobs.update_plan()
 
     def onSceneOpened(self, caller: Node, event: str) -> None:
+        """Follow a scene that was loaded."""
         self.controller.scene_opened()
 
     def onSceneStartClose(self, caller: Node, event: str) -> None:
@@ -139,6 +142,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         return not question or self.host.confirm(question)
 
     def cleanup(self) -> None:
+        """End what the module has running, when Slicer ends or reloads it."""
         self.removeObservers()
         if slicer.util.mainWindow() is not None:
             slicer.util.mainWindow().removeEventFilter(self.closeFilter)
@@ -456,6 +460,7 @@ class MedSegAITest(ScriptedLoadableModuleTest):
     """Run inside the application: Reload and Test, or `ctest`. See `MedSegAILib.self_test`."""
 
     def runTest(self) -> None:
+        """Run the self-test of the module."""
         from MedSegAILib import self_test
 
         failed = self_test.run(self.delayDisplay)

@@ -111,19 +111,24 @@ class Host:
         self._defects.attach()
 
     def setting(self, name: str) -> str:
+        """Return a setting of the application as text; "" where it was never set."""
         return setting(name)
 
     def set_setting(self, name: str, value: str) -> None:
+        """Keep a setting of the application."""
         slicer.app.userSettings().setValue(SETTINGS + name, value)
 
     def own_python(self) -> str:
+        """Return Slicer's own Python."""
         return own_python()
 
     def place(self) -> WorkerLocation:
+        """Return where the worker runs, as the settings say."""
         place: WorkerLocation = self._client().place
         return place
 
     def set_place(self, place: WorkerLocation) -> None:
+        """Keep where the worker runs."""
         place.command()  # says what is wrong with it, before a job does
         self._client().set_place(place)
 
@@ -155,6 +160,7 @@ class Host:
         heard: Callable[[str], None] | None = None,
         given: str = "",
     ) -> Any:
+        """Start a program beside the application."""
         return self._programs.run(command, environment, done, heard, given)
 
     def dicom_series(self) -> list[SeriesRow]:
@@ -170,6 +176,7 @@ class Host:
         return source_of(getattr(slicer, "dicomDatabase", None), volume)
 
     def stop(self, program: Any) -> None:
+        """End a program that `run` started."""
         self._programs.stop(program)
 
     def show_text(self, title: str, text: str) -> None:
@@ -181,6 +188,7 @@ class Host:
         )
 
     def ask_save_file(self, title: str, name: str) -> str:
+        """Let the user name a file; "" where they cancel."""
         return str(self._dialogs.save_file(slicer.util.mainWindow(), title, name, "CSV (*.csv)"))
 
     def load_sample(self, name: str) -> VolumeNode:

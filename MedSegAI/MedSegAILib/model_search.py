@@ -41,6 +41,7 @@ def read_cards(files: Iterable[Path] | None = None) -> tuple[list[ModelCard], li
 
 
 def modalities(cards: Iterable[ModelCard]) -> list[str]:
+    """Return the modalities of these models, each once, sorted."""
     return sorted({channel.modality for card in cards for channel in card.channels})
 
 
@@ -109,10 +110,12 @@ def _structures(card: ModelCard) -> set[str]:
 
 
 def is_bundled(card: ModelCard) -> bool:
+    """Return whether the model comes with the extension."""
     return card.folder.is_relative_to(BUNDLED_MODELS)
 
 
 def picture(card: ModelCard) -> Path | None:
+    """Return the file with the picture of the model; None where it has none."""
     path = card.folder / PICTURE_NAME
     return path if path.is_file() else None
 

@@ -20,14 +20,18 @@ class RecentLog(logging.Handler):
         self._lines: deque[str] = deque(maxlen=KEPT)
 
     def attach(self) -> None:
+        """Begin to listen to the log."""
         logging.getLogger(LOGGER).addHandler(self)
 
     def detach(self) -> None:
+        """Stop listening to the log."""
         logging.getLogger(LOGGER).removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record of the log."""
         self._lines.append(self.format(record))
 
     @property
     def text(self) -> str:
+        """Return the last lines of the log."""
         return "\n".join(self._lines)

@@ -62,6 +62,7 @@ class SelfTest(unittest.TestCase):
     """Each test begins with an empty scene."""
 
     def setUp(self) -> None:
+        """Begin with an empty scene."""
         slicer.mrmlScene.Clear()
 
     def test_voxels_and_segments_lie_at_one_place(self) -> None:

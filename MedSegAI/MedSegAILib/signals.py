@@ -13,8 +13,10 @@ class Signal:
         self._receivers: list[Callable[..., object]] = []
 
     def connect(self, receiver: Callable[..., object]) -> None:
+        """Call this receiver with each value from now on."""
         self._receivers.append(receiver)
 
     def emit(self, *values: Any) -> None:
+        """Call all receivers, in the order in which they were connected."""
         for receiver in self._receivers:
             receiver(*values)

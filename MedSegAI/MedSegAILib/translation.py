@@ -9,6 +9,7 @@ try:
 except ImportError:
 
     def tr(text: str) -> str:
+        """Return a text in the language of the application."""
         return text
 
 

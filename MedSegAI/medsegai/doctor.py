@@ -83,6 +83,7 @@ class Finding:
     total_bytes: int | None = None
 
     def to_dict(self) -> dict[str, str | int | None]:
+        """Return the finding as JSON values."""
         return asdict(self)
 
 

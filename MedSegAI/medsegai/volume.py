@@ -84,10 +84,12 @@ class Geometry:
 
     @property
     def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in ml."""
         return abs(float(np.linalg.det(self.ijk_to_ras[:3, :3]))) / 1000.0
 
     @property
     def ras_to_ijk(self) -> NDArray[np.float64]:
+        """From world positions (R, A, S in mm) to voxel indices (i, j, k): a 4 x 4 matrix."""
         return np.linalg.inv(self.ijk_to_ras).astype(np.float64)
 
     @property
@@ -190,6 +192,7 @@ class Geometry:
         return f"their voxels lie up to {apart.max():.3g} mm apart{turned}"
 
     def describe(self) -> str:
+        """Return shape and spacing in words."""
         spacing = " x ".join(f"{length:.4g}" for length in self.spacing_mm)
         size = " x ".join(str(length) for length in reversed(self.shape))
         return f"{size} voxels of {spacing} mm"

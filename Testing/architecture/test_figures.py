@@ -56,7 +56,10 @@ def two():
 class Three:
     """Say it."""
 
-    def four(self): ...
+    def four(self):
+        return 4
+
+    def stub(self): ...
 
     def _five(self):
         try:

@@ -50,6 +50,7 @@ class Batches:
 
     @property
     def running(self) -> bool:
+        """Whether a batch is at work."""
         return self._program is not None
 
     def start(self) -> None:

@@ -164,6 +164,7 @@ class Jobs:
         self._conclude_preview(lambda preview: preview.accept())
 
     def reject(self) -> None:
+        """Drop the result that is previewed."""
         self._conclude_preview(lambda preview: preview.reject())
 
     def forget_previews(self) -> None:

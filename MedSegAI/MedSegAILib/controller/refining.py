@@ -110,6 +110,7 @@ class Refining:
         self._show_state()
 
     def failed(self, error: MedSegAIError) -> None:
+        """Show why a refinement failed."""
         self.over()
         self._view.show_message(str(error), problem=not isinstance(error, Cancelled))
         if isinstance(error, WorkerError):
@@ -205,6 +206,7 @@ class _RefinementJob:
         self.reading.answer(self._finish, result)
 
     def failed(self, error: MedSegAIError) -> None:
+        """Show why a refinement failed."""
         self.over = True
         self.reading.forget()
         if self._context.is_forgotten(self):

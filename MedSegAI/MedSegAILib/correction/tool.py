@@ -72,6 +72,7 @@ class CorrectionTool:
 
     @property
     def reach_mm(self) -> float:
+        """How far a correction may reach, in mm."""
         return self._reach_mm
 
     @reach_mm.setter

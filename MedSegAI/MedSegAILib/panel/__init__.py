@@ -109,6 +109,7 @@ class Panel:
         ui.logButton.visible = False
 
     def choice(self) -> Choice:
+        """Return everything that is chosen."""
         return Choice(
             nodes=self._inputs.nodes(),
             cards=self._chosen_cards(),
@@ -123,12 +124,15 @@ class Panel:
         self._inputs.choose(node)
 
     def choose_region(self, node: Node) -> None:
+        """Choose this box, as a user would."""
         self._inputs.choose_region(node)
 
     def choose_output(self, mode: OutputMode, node: Node = None) -> None:
+        """Choose where the result goes, as a user would."""
         self._output.choose(mode, node)
 
     def choose_model(self, card: ModelCard) -> None:
+        """Choose this model, as a user would."""
         folders = [item.folder for item in self._cards]
         if card.folder in folders:
             self._ui.modelSelector.currentIndex = folders.index(card.folder)
@@ -152,6 +156,7 @@ class Panel:
         self._on_model_changed(kept)
 
     def show_devices(self, devices: Sequence[DeviceChoice]) -> None:
+        """Show the devices to choose from."""
         self._options.show_devices(devices)
 
     def show_frames(self, count: int) -> None:
@@ -170,6 +175,7 @@ class Panel:
         self._update_buttons()
 
     def show_running(self) -> None:
+        """Show that a job is at work."""
         self._running = True
         self._ui.progressBar.value = 0
         self._ui.progressBar.format = _("Starting …")
@@ -178,19 +184,23 @@ class Panel:
         self._update_buttons()
 
     def show_cancelling(self) -> None:
+        """Show that a job is being cancelled."""
         self._ui.cancelButton.enabled = False
         self._ui.progressBar.format = _("Stopping …")
 
     def show_progress(self, event: ProgressEvent) -> None:
+        """Show how far the job is."""
         self._ui.progressBar.value = round(PROGRESS_STEPS * event.fraction)
         self._ui.progressBar.format = progress_text(event)
 
     def show_idle(self) -> None:
+        """Show that no job is at work."""
         self._running = False
         self._ui.progressBar.visible = False
         self._update_buttons()
 
     def show_message(self, text: str) -> None:
+        """Show a sentence below the button."""
         say(self._ui.messageLabel, text)
         self._ui.logButton.visible = False
 

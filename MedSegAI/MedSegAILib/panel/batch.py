@@ -48,6 +48,7 @@ class BatchView:
         self.show_message("")
 
     def choice(self) -> BatchChoice:
+        """Return what is chosen."""
         of_database = self._ui.batchSourceSelector.currentIndex == 1
         return BatchChoice(
             "" if of_database else self._ui.batchFolderEdit.text.strip(),
@@ -83,6 +84,7 @@ class BatchView:
         ui.batchStopButton.enabled = running
 
     def show_message(self, text: str, problem: bool = False) -> None:
+        """Show a sentence; as a problem if it is one."""
         label = self._ui.batchLabel
         say(label, text, error_style(label) if problem else "")
 

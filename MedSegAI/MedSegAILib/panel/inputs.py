@@ -43,6 +43,7 @@ class InputWidgets:
         self.show_frames(0)
 
     def nodes(self) -> dict[str, Node]:
+        """Return the chosen node of each channel."""
         selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
         return {
             name: selector.currentNode()
@@ -50,15 +51,19 @@ class InputWidgets:
         }
 
     def region(self) -> Node:
+        """Return the chosen box; None for the whole scan."""
         return self._ui.regionSelector.currentNode()
 
     def every_frame(self) -> bool:
+        """Return whether every frame of a sequence is to be segmented."""
         return self._frames > 0 and self._ui.framesSelector.currentIndex == 1
 
     def choose(self, node: Node) -> None:
+        """Choose this node for the first channel, as a user would."""
         self._ui.inputSelector.setCurrentNode(node)
 
     def choose_region(self, node: Node) -> None:
+        """Choose this box, as a user would."""
         self._ui.regionSelector.setCurrentNode(node)
 
     def set_channels(self, card: ModelCard | None) -> None:

@@ -44,12 +44,14 @@ class ModelBrowser:
         self._build(parent)
 
     def open(self) -> None:
+        """Open the window of models."""
         self.dialog.show()
         self.dialog.activateWindow()
         self._text.setFocus()
         self._text.selectAll()
 
     def close(self) -> None:
+        """Close the window of models."""
         self.dialog.hide()
 
     def show_cards(self, cards: Sequence[ModelCard]) -> None:

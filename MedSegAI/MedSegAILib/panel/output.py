@@ -38,6 +38,7 @@ class OutputWidgets:
         self._show_what_matters()
 
     def choice(self) -> OutputChoice:
+        """Return where the result goes."""
         mode = self._mode()
         if mode is OutputMode.NEW:
             return OutputChoice()

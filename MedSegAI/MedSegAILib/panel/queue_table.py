@@ -66,6 +66,7 @@ class QueueTable:
         self._update_buttons()
 
     def chosen(self) -> Entry | None:
+        """Return the job of the selected row; None where none is selected."""
         rows = self._table.selectionModel().selectedRows()
         row = rows[0].row() if len(rows) else -1
         return self._entries[row] if 0 <= row < len(self._entries) else None

@@ -53,6 +53,7 @@ class RefineView:
         self.show_message("")
 
     def choice(self) -> RefineChoice:
+        """Return what is chosen."""
         ui = self._ui
         return RefineChoice(
             ui.refineSelector.currentNode(),
@@ -67,6 +68,7 @@ class RefineView:
         self._ui.refineSelector.setCurrentNode(node)
 
     def choose_image(self, node: Node) -> None:
+        """Choose this image, as a user would."""
         self._ui.refineImageSelector.setCurrentNode(node)
 
     def show_segments(self, rows: Sequence[SegmentRow]) -> None:
@@ -82,6 +84,7 @@ class RefineView:
         ui.refineCancelButton.enabled = running or previewing
 
     def show_message(self, text: str, problem: bool = False) -> None:
+        """Show a sentence; as a problem if it is one."""
         label = self._ui.refineMessage
         say(label, text, error_style(label) if problem else "")
 

@@ -38,6 +38,7 @@ class SettingsWidgets:
         self.show(PlaceChoice())
 
     def choice(self) -> PlaceChoice:
+        """Return where the worker runs, as the fields show it."""
         return PlaceChoice(
             self._kind(),
             self._ui.pythonEdit.text.strip(),

@@ -159,6 +159,7 @@ class StructureTable:
         return next((name for name in turned if self._rows[name].to_check), "")
 
     def segment_at(self, number: int) -> str:
+        """Return the segment in this row."""
         return str(self._table.item(number, NAME).data(qt.Qt.UserRole))
 
     def _fill(self, number: int, row: StructureRow) -> None:

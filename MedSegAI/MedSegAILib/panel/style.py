@@ -11,18 +11,22 @@ from MedSegAILib.slicer_types import QtValue, Widget
 
 
 def is_dark(widget: Widget) -> bool:
+    """Return whether the application has a dark style."""
     return bool(widget.palette.color(qt.QPalette.Window).lightness() < 128)
 
 
 def error_color(widget: Widget) -> QtValue:
+    """Return the colour of errors in the style of the application."""
     return qt.QColor("#ff8a80") if is_dark(widget) else qt.QColor("#b00020")
 
 
 def error_style(widget: Widget) -> str:
+    """Return the style sheet of an error."""
     return f"color: {error_color(widget).name()};"
 
 
 def doubt_style(widget: Widget) -> str:
+    """Return the style sheet of what a person should look at."""
     return f"color: {doubt_color(widget).name()};"
 
 
@@ -41,6 +45,7 @@ def quiet_style(widget: Widget) -> str:
 
 
 def doubt_color(widget: Widget) -> QtValue:
+    """Return the colour of what a person should look at."""
     return qt.QColor("#ffb74d") if is_dark(widget) else qt.QColor("#b45309")
 
 
@@ -69,6 +74,7 @@ def narrow(selector: Widget) -> None:
 
 
 def text_item(text: str, tool_tip: str = "") -> QtValue:
+    """Return a cell of a table that cannot be edited."""
     item = qt.QTableWidgetItem(text)
     item.setToolTip(unformatted(tool_tip))
     return item

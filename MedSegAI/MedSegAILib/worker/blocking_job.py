@@ -64,13 +64,16 @@ class Job:
         self._queue.cancel(self.entry)
 
     def progressed(self, event: ProgressEvent) -> None:
+        """Hand progress on to the caller."""
         self._events.append(event)
 
     def finished(self, result: Any) -> None:
+        """Keep the result for the caller."""
         self._written = self._write(result)
         self._error, self.over = None, True
 
     def failed(self, error: MedSegAIError) -> None:
+        """Keep the error for the caller."""
         self._error, self.over = error, True
 
     def _work_until_over(self) -> None:

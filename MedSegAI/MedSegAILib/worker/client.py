@@ -131,6 +131,7 @@ class WorkerClient:
 
     @property
     def busy(self) -> bool:
+        """Whether a job is at work."""
         return self._job is not None
 
     @property
@@ -145,6 +146,7 @@ class WorkerClient:
 
     @property
     def place(self) -> WorkerLocation:
+        """Where the worker runs."""
         return self._place
 
     def set_place(self, place: WorkerLocation) -> None:

@@ -45,6 +45,8 @@ SSH_FAILED, NOT_FOUND = 255, 127
 
 
 class PlaceKind(StrEnum):
+    """Which kind of place a worker runs in."""
+
     OWN = "own"
     OTHER = "python"
     SSH = "ssh"

@@ -47,6 +47,7 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
+        """Whether the process is alive."""
         return bool(self._process.state() != qt.QProcess.NotRunning)
 
     @property
@@ -76,6 +77,7 @@ class WorkerProcess:
         self._process.start(command[0], list(command[1:]))
 
     def send(self, line: bytes) -> None:
+        """Send one line to the process."""
         self._process.write(line)
 
     def read(self) -> None:

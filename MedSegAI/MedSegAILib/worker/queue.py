@@ -39,6 +39,8 @@ class JobClient(Protocol):
 
 
 class JobState(StrEnum):
+    """How far a job is, as the panel names it."""
+
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
@@ -76,6 +78,7 @@ class Entry:
 
     @property
     def over(self) -> bool:
+        """Whether nothing more happens to the job."""
         return self.state not in (JobState.WAITING, JobState.RUNNING)
 
 
@@ -101,6 +104,7 @@ class JobQueue:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
+        """All jobs, in the order in which they run."""
         return tuple(self._entries)
 
     @property

@@ -50,6 +50,7 @@ MOST_OF_A_TABLE = 64 << 20
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai batch` to the command line."""
     parser = subparsers.add_parser(
         "batch",
         help="segment every scan in a folder, or of a table",
@@ -121,6 +122,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.output.batch import Batch
 
     models = getattr(arguments, "models", None) or SegmentationRequest.models

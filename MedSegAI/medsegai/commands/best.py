@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai best` to the command line."""
     parser = subparsers.add_parser(
         "best",
         help="make a model of the best members",
@@ -23,6 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.evaluation.crossval import best_of
     from medsegai.evaluation.postprocessing import determine_postprocessing
     from medsegai.evaluation.recipe import MODEL, write_recipe

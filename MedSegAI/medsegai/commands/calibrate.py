@@ -28,6 +28,7 @@ GROUPS = 5
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai calibrate` to the command line."""
     parser = subparsers.add_parser(
         "calibrate",
         help="measure how far a model can be believed",
@@ -116,6 +117,7 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.evaluation.findings import (
         draw_reliability,
         find,

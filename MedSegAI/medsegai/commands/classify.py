@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai classify` to the command line."""
     parser = subparsers.add_parser(
         "classify",
         help="classify labelled pictures with a model of the family patches, and judge it",
@@ -54,6 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.evaluation.classifying import Classifying, classify
     from medsegai.io.picture_sets import read_pictures
 

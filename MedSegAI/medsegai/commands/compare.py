@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai compare` to the command line."""
     parser = subparsers.add_parser(
         "compare",
         help="train a grid of 2D networks and compare them",

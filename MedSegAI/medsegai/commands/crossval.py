@@ -23,6 +23,7 @@ FIGURES = "figures.json"
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai crossval` to the command line."""
     parser = subparsers.add_parser(
         "crossval",
         help="compare members by cross-validation",
@@ -98,6 +99,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     validated(arguments)
     print(f"\nFigures: {arguments.output / FIGURES}")
     return 0

@@ -56,6 +56,7 @@ SMALLEST_OBJECT = 10
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai demo` to the command line."""
     parser = subparsers.add_parser(
         "demo",
         help="segment a head MR that comes with a package, or a drawn picture of tissue",
@@ -75,6 +76,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.export.viewer import viewer_is_here
     from medsegai.output.result_files import Outputs
 

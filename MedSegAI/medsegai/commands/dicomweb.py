@@ -39,6 +39,7 @@ MODALITIES = ("CT", "MR", "PT", "NM")
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai dicomweb` to the command line."""
     parser = subparsers.add_parser(
         "dicomweb",
         help="find, fetch and segment series of an archive, and store results there",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai doctor` to the command line."""
     parser = subparsers.add_parser(
         "doctor",
         help="what is installed, which devices, and what to do about problems",
@@ -34,6 +35,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.doctor import can_segment, check_environment
 
     findings = check_environment()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai evaluate` to the command line."""
     parser = subparsers.add_parser(
         "evaluate",
         help="compare segmentations with references",
@@ -48,6 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.evaluation import EvaluationFiles, run_evaluation
 
     if not arguments.quiet:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai export` to the command line."""
     parser = subparsers.add_parser(
         "export",
         help="hand a segmentation over: DICOM SEG and SR, surfaces, tables, a report",
@@ -104,6 +105,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.export.files import Exports, Inputs, export
 
     inputs = Inputs(

@@ -27,6 +27,7 @@ SHOWN = {
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai measure` to the command line."""
     parser = subparsers.add_parser(
         "measure",
         help="volume, surface, place and grey values of every structure",
@@ -66,6 +67,7 @@ def add_segmentation(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     outputs = [path for path in (arguments.csv, arguments.json) if path is not None]
     inputs = [path for path in (arguments.segmentation, arguments.image) if path is not None]
     with reserved(outputs):

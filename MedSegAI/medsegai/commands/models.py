@@ -34,6 +34,7 @@ FEW_FIGURES = 6
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai models` to the command line."""
     parser = subparsers.add_parser(
         "models", help="list, show, verify, import, fetch or remove models"
     )

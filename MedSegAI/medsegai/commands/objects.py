@@ -23,6 +23,7 @@ MOST_OBJECTS = 65535
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai objects` to the command line."""
     parser = subparsers.add_parser(
         "objects",
         help="tell objects of a picture apart, such as nuclei, and measure each",

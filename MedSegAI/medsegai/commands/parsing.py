@@ -59,6 +59,7 @@ def help_alone(parser: argparse.ArgumentParser) -> None:
     """Let the parser, given no command, print its help."""
 
     def run(_arguments: argparse.Namespace) -> int:
+        """Carry out the command and return its exit code."""
         parser.print_help()
         return 0
 

@@ -30,6 +30,7 @@ NOTHING = "Nothing was changed: the segmentation was already as the refinements 
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai refine` to the command line."""
     parser = subparsers.add_parser(
         "refine",
         help="clean and sharpen a segmentation",
@@ -94,6 +95,7 @@ def _options_text() -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     with reserved(path for path in (arguments.output, arguments.report) if path is not None):
         return _run(arguments)
 

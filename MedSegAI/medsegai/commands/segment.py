@@ -46,6 +46,7 @@ MEASURES = {
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai segment` to the command line."""
     parser = subparsers.add_parser(
         "segment",
         help="segment one scan",
@@ -195,6 +196,7 @@ def in_channel_order(inputs: Sequence[str], card: ModelCard) -> list[Path]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     models = getattr(arguments, "models", None) or SegmentationRequest.models
     inputs = in_channel_order(arguments.inputs, find_card(models[0]))
     request = request_from_arguments(

@@ -18,6 +18,7 @@ LONGEST = 2048
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai slide` to the command line."""
     parser = subparsers.add_parser(
         "slide",
         help="look at a slide of a microscope, or write a part of it as a volume in colours",
@@ -64,6 +65,7 @@ def _region(text: str) -> tuple[float, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.io import write_colours
     from medsegai.io.slides import open_slide, slide_channels
 

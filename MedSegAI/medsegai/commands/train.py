@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai train` to the command line."""
     parser = subparsers.add_parser("train", help="train a model")
     help_alone(parser)
     families = parser.add_subparsers(title="families", metavar="FAMILY")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
+    """Add `medsegai worker` to the command line."""
     parser = subparsers.add_parser(
         "worker",
         help="serve jobs on standard input and output (for the panel in 3D Slicer)",
@@ -20,6 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(_arguments: argparse.Namespace) -> int:
+    """Carry out the command and return its exit code."""
     from medsegai.worker.server import main
 
     main()

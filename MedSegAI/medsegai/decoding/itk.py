@@ -68,6 +68,7 @@ def frames(path: str) -> NDArray[Any]:
 
 
 def has_run_lengths(path: str) -> bool:
+    """Return whether the pixels are compressed by run lengths."""
     with open(path, "rb") as file:
         return RUN_LENGTHS in file.read(2048)
 

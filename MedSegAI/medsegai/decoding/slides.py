@@ -210,6 +210,7 @@ class OpenSlideLevels:
         self.bounds = found or Box(0, 0, whole.rows, whole.columns)
 
     def read(self, number: int, box: Box) -> Pixels:
+        """Read the pixels of a box of one level, (row, column, channel)."""
         level = self.levels[number]
         corner = (round(box.left * level.downsample), round(box.top * level.downsample))
 
@@ -220,6 +221,7 @@ class OpenSlideLevels:
         return _decoding(self._path, number, box, read)
 
     def close(self) -> None:
+        """Close the file."""
         self._slide.close()
 
 
@@ -244,6 +246,7 @@ class TiffLevels:
         self.bounds = Box(0, 0, whole.imagelength, whole.imagewidth)
 
     def read(self, number: int, box: Box) -> Pixels:
+        """Read the pixels of a box of one level, (row, column, channel)."""
         page = self._pages[number]
         result = np.full((box.rows, box.columns, 3), WHITE, np.uint8)
 
@@ -272,6 +275,7 @@ class TiffLevels:
         return WHITE - decoded[0] if page.photometric == 0 else decoded[0]
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

@@ -139,6 +139,7 @@ class Reliability:
 
     @property
     def decisions(self) -> int:
+        """How many decisions were counted."""
         return sum(self.counts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -356,6 +356,7 @@ class CrossValidation:
             yield case, predicted, reference
 
     def figures(self, candidate: Candidate) -> Figures:
+        """Return the figures of a candidate."""
         counts = {
             case: count(predicted.voxels, reference.voxels, self.task)
             for case, predicted, reference in self.pairs(candidate)

@@ -135,6 +135,7 @@ class Worth:
 
     @property
     def helps(self) -> bool:
+        """Whether nothing speaks against the refinement."""
         return not self.reason
 
     def to_dict(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
+        """Return mean and spread of those values that are known."""
         known = [value for value in values if not math.isnan(value)]
         mean = float(np.mean(known)) if known else math.nan
         return cls(mean, float(np.std(known, ddof=1)) if len(known) > 1 else math.nan, len(known))

@@ -64,6 +64,7 @@ class Inputs:
     uncertainty: Path | None = None
 
     def paths(self) -> tuple[Path, ...]:
+        """Return the files that are read."""
         named = (self.segmentation, self.dicom, self.image, self.run, self.uncertainty)
         return tuple(path for path in named if path is not None)
 

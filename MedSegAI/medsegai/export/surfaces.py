@@ -57,6 +57,7 @@ class Surface:
 
     @property
     def volume_ml(self) -> float:
+        """Volume inside of the surface in ml."""
         return _signed_volume(self.points, self.triangles) / 1000
 
 

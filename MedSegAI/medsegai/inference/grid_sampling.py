@@ -68,6 +68,7 @@ class Nearest:
         return self.voxels[number.clamp(0, len(self.voxels) - 1)].to(position)
 
     def moved(self, by: float) -> Nearest:
+        """Return it on a grid whose voxels are counted from another place."""
         return Nearest(self.first + by, self.step, self.voxels + round(by))
 
     def flipped(self, last: int) -> Nearest:

@@ -62,6 +62,7 @@ class Compute:
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
+        """Return device, backend and precision in words."""
         precision = "mixed precision" if self.mixed else "fp32"
         return f"{device_name(self.device)}, {self.backend}, {precision}"
 
@@ -120,6 +121,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of the graphics card, or CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
@@ -193,6 +195,7 @@ class BatchRunner:
         self._largest = 1 << 30
 
     def batch_size(self, compute: Compute) -> int:
+        """Inputs that the network sees at once."""
         return min(self._largest, 4 if compute.device.type == "cpu" else 32)
 
     def __call__(self, batch: Tensor, compute: Compute) -> Tensor:

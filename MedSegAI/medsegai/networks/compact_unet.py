@@ -59,6 +59,7 @@ class CompactUNet(nn.Module):
         self.head = nn.Conv3d(widths[0], config.classes * config.fold**3, 1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         return unfold_voxels(self.head(self.features(image)), self.config.fold)
 
     def features(self, image: Tensor) -> Tensor:
@@ -95,6 +96,7 @@ class _Block(nn.Module):
         self.norm = nn.InstanceNorm3d(width, affine=True)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         return functional.leaky_relu(self.norm(self.conv(features)), SLOPE)
 
 

@@ -105,9 +105,11 @@ class FirstAnswer(nn.Module):
         self._description = description
 
     def extra_repr(self) -> str:
+        """Say more of the layer where PyTorch prints it."""
         return self._description
 
     def forward(self, images: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         answer = self.network(images)
         return answer[0] if isinstance(answer, list | tuple) else answer
 

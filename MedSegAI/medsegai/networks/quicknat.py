@@ -97,6 +97,7 @@ class ChannelExcitation(nn.Module):
         self.fc2 = nn.Linear(filters // 2, filters)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         squeezed = features.mean(dim=(2, 3))
         gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(squeezed))))
         return features * gate[:, :, None, None]
@@ -110,6 +111,7 @@ class SpatialExcitation(nn.Module):
         self.conv = nn.Conv2d(filters, 1, kernel_size=1)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         return features * torch.sigmoid(self.conv(features))
 
 
@@ -122,6 +124,7 @@ class ChannelSpatialExcitation(nn.Module):
         self.sSE = SpatialExcitation(filters)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         return torch.maximum(self.cSE(features), self.sSE(features))
 
 
@@ -153,6 +156,7 @@ class DenseBlock(nn.Module):
             self.SELayer = _EXCITATIONS[config.squeeze_excitation](filters)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         first = self.conv1(self.prelu(self.batchnorm1(features)))
         features = torch.cat((features, first), dim=1)
         second = self.conv2(self.prelu(self.batchnorm2(features)))
@@ -189,6 +193,7 @@ class QuickNAT(nn.Module):
         self.dropout = nn.Dropout2d(config.dropout)
 
     def forward(self, slices: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         height, width = slices.shape[-2:]
         if height % STRIDE or width % STRIDE:
             raise ValueError(

@@ -43,6 +43,7 @@ class StreamlinedQuickNAT(nn.Module):
         self.classifier = network.classifier["conv"]
 
     def forward(self, slices: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         features, skips = slices, []
         for name in ENCODERS:
             block: _Block = getattr(self, name)
@@ -103,6 +104,7 @@ class _Block(nn.Module):
         self.excitation = getattr(block, "SELayer", nn.Identity())
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         first = self.first(parts)
         second = self.second([*parts, first])
         result: Tensor = self.third([*parts, first, second])
@@ -135,6 +137,7 @@ class _Layer(nn.Module):
         )
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         active = [
             activate(part).to(self.dtype)
             for activate, part in zip(self.activations, parts, strict=True)
@@ -159,6 +162,7 @@ class _Activation(nn.Module):
         self.prelu = prelu
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         result: Tensor = self.prelu(features * self.scale + self.shift)
         return result
 

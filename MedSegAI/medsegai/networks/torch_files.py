@@ -133,6 +133,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * np.dtype(KINDS[self.storage.kind][0]).itemsize
 
 

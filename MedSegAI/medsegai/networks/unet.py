@@ -295,6 +295,7 @@ class ResidualBlock(nn.Module):
         self.nonlin = ops.nonlin() if ops.nonlin else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         changed = self.conv2(self.conv1(features))
         if hasattr(self, "conv3"):
             changed = self.conv3(changed)
@@ -360,6 +361,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
         features = self.encoder["stem"](patches) if "stem" in self.encoder else patches
         skips = []
         for stage in self.encoder["stages"].children():

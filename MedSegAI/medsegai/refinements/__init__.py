@@ -69,6 +69,7 @@ class Draft:
             )
 
     def label(self, value: int) -> Label:
+        """Return what a value means; a label named by its number where nobody said."""
         for label in self.labels:
             if label.value == value:
                 return label
@@ -181,6 +182,7 @@ class Refined:
 
 
 def refinement_names() -> tuple[str, ...]:
+    """Return the names of all refinements, in alphabetical order."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return tuple(name for name in names if not name.startswith("_"))
 

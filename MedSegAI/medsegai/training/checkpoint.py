@@ -20,6 +20,7 @@ LOG = "log.jsonl"
 
 
 def best_weights_name(view: str) -> str:
+    """Return the name of the file with the best weights of a member."""
     return f"best-{view}.safetensors"
 
 
@@ -40,6 +41,7 @@ def refuse_earlier_run(folder: Path) -> None:
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint, complete or not at all."""
     temporary = folder / f"{CHECKPOINT}.part"
     torch.save(dict(state), temporary)
     os.replace(temporary, folder / CHECKPOINT)
@@ -79,6 +81,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights that this project wrote."""
     return load_file(path)
 
 
@@ -99,6 +102,7 @@ class RunLog:
         self._path = path
 
     def write(self, entry: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(entry)) + "\n")
 

@@ -167,10 +167,12 @@ class TrainingConfig:
 
     @property
     def card_path(self) -> Path:
+        """Where the card of the model lies."""
         return self.source.parent / self.card
 
     @property
     def data_root(self) -> Path:
+        """Where the data lie."""
         return self.source.parent / self.data.root
 
     def fingerprint(self) -> str:

@@ -101,5 +101,6 @@ class Board:
                 self._writer.add_scalar(f"{entry['view']}/{kind}", entry[key], entry["step"])
 
     def close(self) -> None:
+        """Close the log of TensorBoard, where there is one."""
         if self._writer is not None:
             self._writer.close()

@@ -113,6 +113,7 @@ class CaseSource:
     siblings: Siblings | None = None
 
     def sample(self, stream: int, index: int) -> Sample:
+        """Return one sample, which the seed decides."""
         generator = torch.Generator(self.device).manual_seed(seed_for(self.seed, stream, index))
         draw = Draw(generator)
         if stream == VALIDATION:
@@ -140,6 +141,7 @@ class CaseSource:
         return self.siblings.of(case, draw.integer(self.siblings.config.variants))
 
     def target_counts(self) -> NDArray[np.int64]:
+        """Return how many voxels each class has."""
         targets = self.synthesizer.tables.targets.cpu().numpy()
         counts = np.zeros(len(self.synthesizer.tables.brain), dtype=np.int64)
         for case in self.cases:

@@ -101,6 +101,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("weights", torch.from_numpy(weights))
 
     def forward(self, logits: Tensor, classes: Tensor, touches: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar."""
         log_probabilities = functional.log_softmax(logits.float(), dim=1)
         everything = torch.arange(logits.shape[1], device=logits.device)
         everything = everything.view(1, -1, *(1,) * (logits.ndim - 2))

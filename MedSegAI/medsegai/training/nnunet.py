@@ -83,17 +83,21 @@ class NNUNetJob:
 
     @property
     def plans_name(self) -> str:
+        """Name of the plans, as nnU-Net has it."""
         return PLANNERS[self.planner][1]
 
     @property
     def preprocessed(self) -> Path:
+        """Folder of the preprocessed data set."""
         return folder_of("preprocessed") / self.dataset
 
     @property
     def plans_file(self) -> Path:
+        """File of the plans."""
         return self.preprocessed / f"{self.plans_name}.json"
 
     def results(self, configuration: str, fold: str) -> Path:
+        """Folder of the results."""
         name = results_name(self.plans_name, configuration)
         return folder_of("results") / self.dataset / name / f"fold_{fold}"
 
@@ -104,6 +108,7 @@ def folder_of(kind: str) -> Path:
 
 
 def results_name(plans_name: str, configuration: str) -> str:
+    """Name of the folder of results, as nnU-Net has it."""
     return f"{TRAINER}__{plans_name}__{configuration}"
 
 
@@ -115,6 +120,7 @@ class Events:
         self._reported = 0.0
 
     def send(self, event: str, **values: Any) -> None:
+        """Write an event for the process that started this one."""
         self._stream.write(json.dumps({"event": event, **values}) + "\n")
         self._stream.flush()
 

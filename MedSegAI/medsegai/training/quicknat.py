@@ -29,12 +29,14 @@ class Objective(nn.Module):
         self.precision = precision
 
     def logits(self, slices: Tensor, network: nn.Module) -> Tensor:
+        """Return the logits of a batch."""
         mixed = self.precision == "bf16"
         with torch.autocast(slices.device.type, dtype=torch.bfloat16, enabled=mixed):
             logits: Tensor = network(slices)
         return logits
 
     def forward(self, slices: Tensor, classes: Tensor, touches: Tensor) -> Tensor:
+        """Return the loss of a batch."""
         losses: Tensor = self.loss(self.logits(slices, self.network), classes, touches)
         return losses
 

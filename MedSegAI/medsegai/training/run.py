@@ -72,6 +72,7 @@ class TimeLimit:
         return cls(min(ends, default=None))
 
     def is_over(self) -> bool:
+        """Whether the time is over."""
         return self.end is not None and time.monotonic() >= self.end
 
     def left(self) -> float:
@@ -228,12 +229,14 @@ class Run:
                 save_weights(path, trainer.judged.state_dict())
 
     def note(self, trainer: Trainer, event: str, **values: Any) -> None:
+        """Add an event of a trainer to the log."""
         if self.log is not None and self.board is not None:
             entry = {"event": event, "step": self.done, "view": trainer.task.name, **values}
             self.log.write(entry)
             self.board.add(entry)
 
     def save(self) -> None:
+        """Write a checkpoint of all trainers."""
         if self.place.is_first:
             members = {trainer.task.name: trainer.state() for trainer in self.trainers}
             state = {

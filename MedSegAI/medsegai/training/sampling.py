@@ -75,6 +75,7 @@ class SliceBatch:
     touches: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors of the batch."""
         return self.slices, self.classes, self.touches
 
 
@@ -88,14 +89,17 @@ class ViewTask:
 
     @property
     def name(self) -> str:
+        """Name of the task, as logs and checkpoints have it."""
         return self.view.name
 
     @property
     def number(self) -> int:
+        """Number of the task among all."""
         return sorted(VIEWS).index(self.name)
 
     @property
     def class_count(self) -> int:
+        """How many classes the network tells apart."""
         return int(self.class_of.max()) + 1
 
     def draw(
@@ -160,6 +164,7 @@ def cut_batch(sample: Sample, task: ViewTask, indices: NDArray[np.int64]) -> Sli
 
 
 def join(batches: list[SliceBatch]) -> SliceBatch:
+    """Return one batch of these samples."""
     return SliceBatch(
         *(
             torch.cat([getattr(batch, name) for batch in batches])

@@ -80,6 +80,7 @@ class StoredPool:
         return made
 
     def target_counts(self) -> NDArray[np.int64]:
+        """Return how many voxels each class has in the pool."""
         return self._source.target_counts()
 
     def close(self) -> None:
@@ -150,6 +151,7 @@ def quantised(sample: Sample) -> Sample:
 
 
 def volume_path(folder: Path, index: int) -> Path:
+    """Return the file of a volume of the pool."""
     return folder / f"{index:08d}.npy"
 
 

@@ -114,18 +114,23 @@ class Draw:
     generator: torch.Generator
 
     def uniform(self, low: float, high: float) -> float:
+        """Draw a number between two others."""
         return low + (high - low) * float(self._rand(1))
 
     def chance(self, share: float) -> bool:
+        """Draw whether something happens that has this probability."""
         return self.uniform(0.0, 1.0) < share
 
     def integer(self, below: int) -> int:
+        """Draw a whole number."""
         return min(int(self.uniform(0.0, below)), below - 1)
 
     def normal(self, *shape: int) -> Tensor:
+        """Draw normally distributed numbers."""
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
     def uniforms(self, low: float, high: float, count: int) -> Tensor:
+        """Draw several numbers between two others."""
         return low + (high - low) * self._rand(count)
 
     def _rand(self, count: int) -> Tensor:

@@ -39,6 +39,7 @@ class WorkerLocation:
 
     @property
     def is_first(self) -> bool:
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
 
@@ -198,6 +199,7 @@ class Trainer:
         return logits
 
     def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the trainer."""
         averaged = {} if self.averaged is None else {"averaged": self.averaged.state_dict()}
         return {
             "network": self.network.state_dict(),
@@ -210,6 +212,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what a checkpoint holds."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.averaged is not None:

@@ -41,6 +41,7 @@ class PatchBatch:
     position: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors of the batch."""
         return self.images, self.classes, self.touches, self.position
 
 
@@ -56,6 +57,7 @@ class PatchTask:
 
     @property
     def class_count(self) -> int:
+        """How many classes the network tells apart."""
         return int(self.class_of.max()) + 1
 
     def draw(
@@ -127,11 +129,13 @@ class PatchObjective(nn.Module):
         self.precision = precision
 
     def logits(self, images: Tensor, network: nn.Module) -> Tensor:
+        """Return the logits of a batch."""
         with self._autocast(images):
             logits: Tensor = network(images)
         return logits
 
     def forward(self, images: Tensor, classes: Tensor, touches: Tensor, position: Tensor) -> Tensor:
+        """Return the loss of a batch."""
         with self._autocast(images):
             if isinstance(self.network, CompactUNet):
                 logits = self.network.logits_at(self.network.features(images), position)

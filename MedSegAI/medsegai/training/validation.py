@@ -26,9 +26,11 @@ class DiceCounter:
 
     @classmethod
     def for_classes(cls, count: int) -> DiceCounter:
+        """Return a counter for so many classes."""
         return cls(*(np.zeros(count, dtype=np.int64) for _ in range(3)))
 
     def add(self, predicted: NDArray[np.integer], expected: NDArray[np.integer]) -> None:
+        """Count a prediction beside its truth."""
         count = len(self.common)
         self.common += np.bincount(expected[predicted == expected].ravel(), minlength=count)
         self.predicted += np.bincount(predicted.ravel(), minlength=count)
@@ -43,6 +45,7 @@ class DiceCounter:
         }
 
     def mean(self) -> float:
+        """Return the mean Dice over classes."""
         values = list(self.per_class().values())
         return float(np.mean(values)) if values else float("nan")
 

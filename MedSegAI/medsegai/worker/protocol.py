@@ -125,6 +125,7 @@ def unpack_array(name: str, exchange: Path) -> NDArray[Any]:
 
 
 def pack_volume(volume: Volume, exchange: Path) -> Message:
+    """Return a volume as JSON values; its voxels go into the exchange folder."""
     return {
         "array": pack_array(volume.voxels, exchange),
         "ijk_to_ras": volume.geometry.ijk_to_ras.tolist(),
@@ -134,6 +135,12 @@ def pack_volume(volume: Volume, exchange: Path) -> Message:
 
 
 def unpack_volume(data: Mapping[str, Any], exchange: Path) -> Volume:
+    """Return the volume that `pack_volume` made JSON values of.
+
+    Raises:
+        InputError: it does not have three dimensions.
+        WorkerError: see `unpack_array`.
+    """
     voxels = unpack_array(data["array"], exchange)
     if voxels.ndim != 3:
         raise InputError(
@@ -208,6 +215,7 @@ def kind_of(request: object) -> Kind:
 
 
 def pack_error(error: MedSegAIError) -> Message:
+    """Return an error as JSON values."""
     return {"kind": type(error).__name__, "message": str(error)}
 
 

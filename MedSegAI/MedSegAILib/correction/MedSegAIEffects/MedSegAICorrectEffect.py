@@ -39,20 +39,24 @@ class EffectEditor:
         self._effect = effect
 
     def segmentation(self) -> SegmentationNode:
+        """Return the segmentation node of the editor."""
         node = self._effect.parameterSetNode()
         return None if node is None else node.GetSegmentationNode()
 
     def segment_id(self) -> str:
+        """Return the id of the segment that is edited."""
         node = self._effect.parameterSetNode()
         return "" if node is None else node.GetSelectedSegmentID() or ""
 
     def source_image(self) -> VTKObject:
+        """Return the image under the brush as the editor resampled it."""
         node = self._effect.parameterSetNode()
         if node is None or node.GetSourceVolumeNode() is None:
             return None
         return self._effect.sourceVolumeImageData()
 
     def select(self, segment_id: str) -> None:
+        """Make another segment the one that is edited."""
         self._effect.parameterSetNode().SetSelectedSegmentID(segment_id)
 
     def mask_image(self) -> VTKObject:
@@ -112,6 +116,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._message: Widget | None = None
 
     def clone(self) -> QtValue:
+        """Return a copy of the effect, as the editor asks for one."""
         import qSlicerSegmentationsEditorEffectsPythonQt as effects
 
         cloned = effects.qSlicerSegmentEditorScriptedEffect(None)
@@ -119,10 +124,12 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         return cloned
 
     def icon(self) -> QtValue:
+        """Return the picture on the button of the effect."""
         path = Path(__file__).resolve().parents[3] / "Resources" / "Icons" / "MedSegAI.png"
         return qt.QIcon(str(path)) if path.exists() else qt.QIcon()
 
     def helpText(self) -> str:
+        """Return the help that the editor shows."""
         return "<html>" + _(
             "Corrects the selected segment by a few strokes, from the AI's probabilities and the image.<br>"
             "<p><ul style='margin: 0'>"
@@ -138,6 +145,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     # widgets
 
     def setupOptionsFrame(self) -> None:
+        """Make the widgets of the effect."""
         effect = self.scriptedEffect
         self.insideButton, self.outsideButton = (
             qt.QRadioButton(_("Inside")),
@@ -221,12 +229,15 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             say(self._message, text)
 
     def onOutsideToggled(self, outside: bool) -> None:
+        """Choose whether strokes are inside or outside of the structure."""
         self.scriptedEffect.setParameter(OUTSIDE, int(outside))
 
     def onRadiusChanged(self, radius_mm: float) -> None:
+        """Take over another radius of the brush."""
         self.scriptedEffect.setParameter(RADIUS, radius_mm)
 
     def onReachChanged(self, reach_mm: float) -> None:
+        """Take over how far a correction may reach."""
         self.scriptedEffect.setParameter(REACH, reach_mm)
         self.tool.reach_mm = reach_mm
 
@@ -239,26 +250,32 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             walk_within(segmentation, str(self.placesBox.itemData(index) or ""))
 
     def onNextPlace(self) -> None:
+        """Go to the next doubtful place."""
         self.tool.go_to_place()
         self._enable_buttons()
 
     def onPreviousPlace(self) -> None:
+        """Go to the previous doubtful place."""
         self.tool.go_to_place(-1)
         self._enable_buttons()
 
     def onUncertainty(self, shown: bool) -> None:
+        """Show or hide the uncertainty."""
         self.tool.show_uncertainty(shown)
         self._enable_buttons()
 
     def onTakeBack(self) -> None:
+        """Take back the last stroke."""
         self.tool.take_back()
         self._enable_buttons()
 
     def onCancel(self) -> None:
+        """Drop the strokes that are not applied yet."""
         self.tool.cancel()
         self._enable_buttons()
 
     def onApply(self) -> None:
+        """Apply the correction that is shown."""
         self.tool.apply()
         self._enable_buttons()
 
@@ -296,11 +313,13 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     # what the editor calls
 
     def setMRMLDefaults(self) -> None:
+        """Set the parameters that the scene does not hold yet."""
         self.scriptedEffect.setParameterDefault(RADIUS, RADIUS_MM)
         self.scriptedEffect.setParameterDefault(REACH, REACH_MM)
         self.scriptedEffect.setParameterDefault(OUTSIDE, 0)
 
     def updateGUIFromMRML(self) -> None:
+        """Show the parameters of the scene in the widgets."""
         effect = self.scriptedEffect
         for box, name in ((self.radiusBox, RADIUS), (self.reachBox, REACH)):
             if effect.doubleParameter(name) > 0:
@@ -315,14 +334,17 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._enable_buttons()
 
     def updateMRMLFromGUI(self) -> None:
+        """Write what the widgets show into the parameters of the scene."""
         self.onOutsideToggled(self.outsideButton.checked)
         self.onRadiusChanged(self.radiusBox.value)
         self.onReachChanged(self.reachBox.value)
 
     def createCursor(self, _view: Widget) -> QtValue:
+        """Return the cursor over a view."""
         return qt.QCursor(qt.Qt.CrossCursor)
 
     def activate(self) -> None:
+        """Begin to work on the chosen segment."""
         self.tool.open()
         self._enable_buttons()
 
@@ -333,19 +355,23 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._remove_outlines()
 
     def cleanup(self) -> None:
+        """Leave nothing behind when the application ends."""
         self.tool.cancel()
         self.tool.close()
         self._remove_outlines()
 
     def referenceGeometryChanged(self) -> None:
+        """Begin anew, because the grid of the segmentation has changed."""
         self.tool.give_up(_("the voxels of the segmentation were changed"))
         self._enable_buttons()
 
     def sourceVolumeNodeChanged(self) -> None:
+        """Begin anew, because the image under the segmentation has changed."""
         self.tool.give_up(_("another image was chosen"))
         self._enable_buttons()
 
     def layoutChanged(self) -> None:
+        """Follow the views, because their layout has changed."""
         self._remove_outlines()
 
     def processInteractionEvents(self, interactor: VTKObject, event: int, view: Widget) -> bool:

@@ -45,10 +45,16 @@ class ScaleIntensityRange:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         for name in ("a_min", "a_max"):
             number(getattr(self, name), name)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         for values in _together(scan, self.groups, False):
             _rescale(values, (self.a_min, self.a_max), (self.b_min, self.b_max), self.clip)
         return scan
@@ -71,11 +77,17 @@ class ScaleIntensityRangePercentiles:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_percentiles(self.lower, self.upper)
         if self.relative and (self.b_min is None or self.b_max is None):
             raise ModelError("ScaleIntensityRangePercentiles needs b_min and b_max to be relative.")
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         low, high = self.b_min, self.b_max
         if self.relative and low is not None and high is not None:
             low, high = (low + (high - low) * share / 100.0 for share in (self.lower, self.upper))
@@ -95,10 +107,16 @@ class ScaleIntensity:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         if self.factor is not None:
             number(self.factor, "factor")
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         for values in _together(scan, self.groups, self.channel_wise):
             if self.minv is None and self.maxv is None:
                 values *= 1 + (self.factor or 0.0)
@@ -127,6 +145,11 @@ class NormalizeIntensity:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         for name in ("subtrahend", "divisor"):
             given = getattr(self, name)
             if given is not None and (not given or (len(given) > 1 and not self.channel_wise)):
@@ -135,6 +158,7 @@ class NormalizeIntensity:
                 )
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         for place, values in enumerate(_together(scan, self.groups, self.channel_wise)):
             mask = values != 0 if self.nonzero else None
             if mask is not None and not mask.any():
@@ -161,9 +185,15 @@ class ClipIntensityPercentiles:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_percentiles(self.lower or 0.0, 100.0 if self.upper is None else self.upper)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         for values in _together(scan, self.groups, self.channel_wise):
             upper = 100.0 if self.upper is None else self.upper
             values.clamp_(*_percentiles(values, self.lower or 0.0, upper))
@@ -180,9 +210,15 @@ class ThresholdIntensity:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         number(self.threshold, "threshold")
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         for values in _together(scan, self.groups, False):
             gone = values <= self.threshold if self.above else values >= self.threshold
             values.masked_fill_(gone, self.cval)
@@ -198,10 +234,16 @@ class Squash:
     groups: Groups | None = None
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         if self.function not in ("sigmoid", "tanh", "pet"):
             raise ModelError(f"There is no function {shown(self.function)} of intensities.")
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         for values in _together(scan, self.groups, False):
             if self.function == "pet":
                 low, spread = float(values.min()), float(values.std())

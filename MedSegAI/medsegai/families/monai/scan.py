@@ -148,6 +148,11 @@ class Orientation:
     axcodes: str
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         sides = [RAS_SIDES.get(letter, (None, False))[0] for letter in self.axcodes]
         if sorted(sides, key=str) != [0, 1, 2]:
             raise ModelError(
@@ -155,6 +160,7 @@ class Orientation:
             )
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         old, reversed = axes_to_ras(scan.geometry.permuted((2, 1, 0)))
         order, flips = [], []
         for axis, letter in enumerate(self.axcodes):
@@ -185,6 +191,11 @@ class Spacing:
     dtype: str = "float64"
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         if self.dtype not in ("float32", "float64"):
             raise ModelError(f"Spacing computes in float32 or float64, not in {shown(self.dtype)}.")
         if self.mode not in ("bilinear", "nearest"):
@@ -196,6 +207,7 @@ class Spacing:
                 number(length, "pixdim", *SPACINGS_MM)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         affine = scan.geometry.permuted((2, 1, 0)).ijk_to_ras
         spacing = self._spacing(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
         resized, shape = resized_grid(affine, scan.shape, spacing)
@@ -332,11 +344,17 @@ class CropForeground:
     mode: str = "constant"
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_sizes("margin", self.margin, 0)
         _check_sizes("k_divisible", self.k_divisible, 1)
         _check_mode(self.mode)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         chosen = scan.voxels if self.source is None else scan.voxels[list(self.source)]
         mask = (chosen > 0).any(0)
         if not mask.any():
@@ -373,11 +391,17 @@ class SpatialPad:
     value: float = 0.0
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_sizes("spatial_size", self.spatial_size, -1)
         _check_method(self.method)
         _check_mode(self.mode)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         missing = [
             max(wanted - size, 0)
             for wanted, size in zip(self.spatial_size, scan.shape, strict=True)
@@ -395,11 +419,17 @@ class DivisiblePad:
     value: float = 0.0
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_sizes("k", self.k, 1)
         _check_method(self.method)
         _check_mode(self.mode)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         missing = [-size % k for size, k in zip(scan.shape, self.k, strict=True)]
         return scan.padded(_widths(missing, self.method), self.mode, self.value)
 
@@ -413,10 +443,16 @@ class BorderPad:
     value: float = 0.0
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_sizes("spatial_border", self.spatial_border, 0)
         _check_mode(self.mode)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         pairs = list(zip(self.spatial_border[::2], self.spatial_border[1::2], strict=True))
         return scan.padded(pairs, self.mode, self.value)
 
@@ -428,9 +464,15 @@ class CenterSpatialCrop:
     roi_size: Triple
 
     def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _check_sizes("roi_size", self.roi_size, -1)
 
     def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
         start, stop = [], []
         for wanted, size in zip(self.roi_size, scan.shape, strict=True):
             wanted = wanted if wanted > 0 else size

@@ -92,6 +92,11 @@ class Inferer:
         )
 
     def check(self) -> None:
+        """Refuse settings that are not supported.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         for size in self.roi_size or ():
             number(size, "roi_size", -LARGEST_ROI, LARGEST_ROI)
         for part in self.overlap:
@@ -120,6 +125,11 @@ class Reading:
     order: tuple[int, ...] | None = None
 
     def check(self) -> None:
+        """Refuse settings that are not supported.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
         _one_of(self.activation, "activation", ACTIVATIONS)
         _one_of(self.decision, "decision", DECISIONS)
         _one_of(self.inversion, "inversion", INVERSIONS)
