@@ -7,6 +7,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -220,6 +221,22 @@ def test_mistakes_are_found_before_anything_is_written(
     assert main(["export", str(files[0]), *options]) == code
     assert capsys.readouterr().err.startswith("medsegai: ")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"outputs": ' + "9" * 5000 + "}", "[]", None])
+def test_a_report_that_makes_no_sense_is_refused(
+    content: str | None,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Deep, with numbers without end, of another kind, or a pipe that nobody writes to."""
+    run = tmp_path / "run.json"
+    os.mkfifo(run) if content is None else run.write_text(content)
+    words = ["export", str(files[0]), "--csv", str(tmp_path / "t.csv"), "--run", str(run)]
+    assert main(words) == InputError.exit_code
+    assert "is not a report of" in capsys.readouterr().err
+    assert not (tmp_path / "t.csv").exists()
 
 
 def test_a_missing_library_is_named(

@@ -75,6 +75,13 @@ def test_a_wrong_table_of_patients_is_an_error(tmp_path: Path, text: str, messag
         read_groups(tmp_path / "nowhere.csv", ["a", "b"])
 
 
+@pytest.mark.parametrize("content", ["[" * 200_000, "[" + "9" * 5000 + "]", '{"val": 1}', "3"])
+def test_splits_that_make_no_sense_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text(content)
+    with pytest.raises(InputError, match="cannot be read as nnU-Net's splits"):
+        read_splits(tmp_path / "splits_final.json", ["a"])
+
+
 def test_splits_are_read(tmp_path: Path) -> None:
     file = tmp_path / "splits_final.json"
     file.write_text(splits_json([["a"], ["b", "c"]], ["a", "b", "c"]))

@@ -133,7 +133,7 @@ def read_splits(path: Path, cases: Sequence[str]) -> list[Split]:
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
         held_out: list[Split] = [[str(name) for name in split["val"]] for split in splits]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as nnU-Net's splits: {error!r}.") from error
     unknown = sorted({name for fold in held_out for name in fold} - set(cases))
     if unknown:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, ModelError
 from medsegai.export.dicom_seg import Maker
 from medsegai.labels import Label
 from medsegai.models.card import file_sha256
 from medsegai.models.catalogue import find_card
+from medsegai.models.json_fields import read_json
 from medsegai.models.quality import JUDGED, quality_of
 
 _NO_REPORT = "{} is not a report of `medsegai segment --report`. Name that file, or leave it out."
@@ -80,12 +80,12 @@ def provenance(
     written: str | None = None
     if run is not None:
         try:
-            report = json.loads(run.read_text(encoding="utf-8"))
+            report = read_json(run, nan_as_null=True)
             found = of_report(report)
             written = report.get("outputs", {}).get("segmentation", {}).get("sha256")
         except OSError as error:
             raise InputError(f"{run} cannot be opened: {error.strerror or error}.") from error
-        except (AttributeError, ValueError) as error:
+        except (AttributeError, ValueError, ModelError) as error:
             raise InputError(_NO_REPORT.format(run)) from error
         corrected = corrected or written not in (None, digest)
     known = "yes" if corrected else "no" if written else "not known"
