@@ -15,8 +15,9 @@ class DoubtfulPlace:
         segment_id: the segment that is there, or next to it; "" where there is none.
         name: of that segment.
         ras: where, in the world, in mm.
-        score: mean entropy around it, in nats.
-        voxel: (i, j, k) in the volume of the entropy.
+        score: mean entropy around it, in nats, or probability.
+        voxel: (i, j, k) in the volume of the entropy, or of the heat map.
+        suspicious: whether it is a top of a heat map, and not of doubt.
     """
 
     segment_id: str
@@ -24,6 +25,7 @@ class DoubtfulPlace:
     ras: tuple[float, float, float]
     score: float
     voxel: tuple[int, int, int] = (0, 0, 0)
+    suspicious: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ def place_in_words(step: Step | None) -> str:
     """Where the walk stands, or that there is nowhere to go."""
     if step is None:
         return _("There is no doubtful place to go to.")
-    return _("Doubtful place {number} of {count}: {name}.").format(
+    words = _("Doubtful place {number} of {count}: {name}.")
+    if step.place.suspicious:
+        words = _("Suspicious place {number} of {count}: {name}.")
+    return words.format(
         number=step.number,
         count=step.count,
         name=step.place.name or _("outside of all segments"),

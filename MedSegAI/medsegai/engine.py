@@ -537,6 +537,7 @@ def _provenance(
         "models": [
             {
                 "id": card.id,
+                "family": card.family,
                 "version": card.version,
                 "weights_sha256": {
                     member.name: card.weights_sha256(member)

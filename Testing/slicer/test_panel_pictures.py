@@ -170,6 +170,19 @@ def test_after_the_run(scenery: Any, style: str) -> None:
     assert contrast(image) > 120
 
 
+def test_a_model_of_pictures(scenery: Any, style: str) -> None:
+    """The bundled model of nuclei, with a picture in colours in the one field for its three channels."""
+    scene = scenery()
+    tile = scene.mrml.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "Stained tile")
+    nuclei = load_card(BUNDLED_MODELS / "nuclei")
+    scene.panel.show_models([BRAIN, nuclei])
+    scene.panel.choose_model(nuclei)
+    scene.panel.choose_input(tile)
+    image = scene.picture(f"pictures-{style}")
+    assert scene.panel.choice().node is tile
+    assert contrast(image) > 120
+
+
 def test_an_error_and_a_preview(scenery: Any, style: str) -> None:
     scene = scenery()
     scene.panel.choose_output(OutputMode.PREVIEW)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from slicer.util import updateVolumeFromArray, vtkMatrixFromArray
+from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArray
 
+import patch_models
 from medsegai.commands.drawn_tissue import drawn_tissue
 from medsegai.engine import segment
 from medsegai.errors import InputError, MismatchError
@@ -20,7 +21,9 @@ from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.unet2d import UNet2D, UNet2DConfig
 from medsegai.refinements import parse
 from medsegai.request import SegmentationRequest, SegmentationResult
+from MedSegAILib.doubtful_places import place_in_words
 from MedSegAILib.scene import Scene, segment_id
+from MedSegAILib.scene.attachments import HEAT_REFERENCE
 from MedSegAILib.scene.inputs import grid_of
 from scene_images import MOVED, PLACES, add_transform, segment_voxels, world_of
 
@@ -149,3 +152,54 @@ def test_segments_of_a_picture_in_colours_can_be_refined(mrml: Any) -> None:
     written = scene.write(node, run(scene, node, "nuclei"))
     draft = scene.draft(written, [parse("islands")], (), node)
     assert draft.request.image is None, "which has no single grey value"
+
+
+TUMOUR = (128, 128, 448, 448)
+"""Box (top, left, bottom, right) in pixels of a micrometre."""
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return patch_models.trained(tmp_path_factory.mktemp("patches"))
+
+
+def test_a_classifier_brings_a_heat_map_and_suspicious_places(mrml: Any, classifier: Path) -> None:
+    """A part of a slide: tumour is found as a segment, on the map, and by the next step."""
+    side = 768
+    pixels = patch_models.slide_pixels(side, (0, 0, side, side), TUMOUR)
+    node = picture_node(mrml, pixels, moved="shifted")
+    node.SetIJKToRASMatrix(vtkMatrixFromArray(np.diag([-0.001, -0.001, 0.001, 1])))
+    scene = Scene(mrml)
+    result = run(scene, node, str(classifier), candidates=True)
+    written = check_place(scene, node, result, result.labels[0])
+    heat = written.GetNodeReference(HEAT_REFERENCE)
+    assert heat.GetName() == "Film heat map"
+    assert not heat.GetHideFromEditors(), "to be laid over the picture"
+    values = arrayFromVolume(heat)[0]
+    inside = np.zeros((side, side), bool)
+    inside[TUMOUR[0] : TUMOUR[2], TUMOUR[1] : TUMOUR[3]] = True
+    assert values.min() >= 0
+    assert values.max() <= 1
+    assert values[inside].mean() > values[~inside].mean() + 0.3
+    found = result.labelmap.voxels[0] > 0
+    assert values[found].min() >= 0.49, "the segments are what is probable"
+    np.testing.assert_allclose(world_of(heat, 7, 5, 0), world_of(node, 7, 5, 0))
+    display = heat.GetDisplayNode()
+    assert display.GetColorNode().GetName() == "MedSegAI uncertainty"
+    assert display.GetApplyThreshold()
+    step = scene.next_place(written)
+    assert step.place.suspicious
+    assert place_in_words(step).startswith(f"Suspicious place 1 of {step.count}: tumor")
+    i, j, _k = step.place.voxel
+    assert inside[j, i]
+    scores = [place.score for place in scene.doubtful_places(written)]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) > 1
+
+
+def test_other_models_have_no_heat_map(mrml: Any, grey_model: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4096, SIDES).astype(np.int16)
+    scene, node = Scene(mrml), picture_node(mrml, pixels)
+    written = scene.write(node, run(scene, node, str(grey_model), candidates=True))
+    assert written.GetNodeReference(HEAT_REFERENCE) is None
+    assert not scene.knows_uncertainty(written)

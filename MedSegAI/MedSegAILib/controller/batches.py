@@ -128,7 +128,8 @@ class Batches:
         if asked.series is None:
             return ""
         card = self._context.panel.choice().card
-        if card is not None and sum(channel.required for channel in card.channels) > 1:
+        several = card is not None and sum(channel.required for channel in card.channels) > 1
+        if card is not None and several and not card.takes_one_picture:
             raise RequestError(
                 _(
                     "{model} takes several images of each case, and series are cases of one image each. "

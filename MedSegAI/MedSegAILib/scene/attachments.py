@@ -32,12 +32,19 @@ CANDIDATES_REFERENCE = "MedSegAI.candidates"
 """Reference of the segmentation node to a volume with four values per voxel: the label of the most and
 of the second most probable structure, and the probabilities of both."""
 
+HEAT_REFERENCE = "MedSegAI.heat"
+"""Reference of the segmentation node to a volume of how probable it is that there is anything, from 0 to 1."""
+
 NAMES = {
     ENTROPY_REFERENCE: "uncertainty",
     INFORMATION_REFERENCE: "mutual information",
     CANDIDATES_REFERENCE: "candidates",
+    HEAT_REFERENCE: "heat map",
 }
 """What the volumes are called, by their roles."""
+
+CLASSIFIERS = "patches"
+"""The family of models whose results have a heat map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,9 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
         found.append(Attachment(INFORMATION_REFERENCE, voxels))
     if result.candidates is not None:
         found.append(Attachment(CANDIDATES_REFERENCE, _stacked(result.candidates)))
+        models = result.provenance.get("models", ())
+        if any(model.get("family") == CLASSIFIERS for model in models):
+            found.append(Attachment(HEAT_REFERENCE, _heat(result.candidates)))
     return found
 
 
@@ -99,7 +109,8 @@ def make_node(
     node = scene.CreateNodeByClass(kind)
     node.UnRegister(None)
     node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {NAMES[attachment.role]}"))
-    node.SetHideFromEditors(True)  # nobody's input: it would stand in every list of volumes
+    if attachment.role != HEAT_REFERENCE:
+        node.SetHideFromEditors(True)  # nobody's input: it would stand in every list of volumes
     if has_parts:
         node.SetVoxelVectorType(node.VoxelVectorTypeUndefined)
     fill_node(node, attachment, source if image is None else image)
@@ -147,6 +158,12 @@ def follow(scene: MRMLScene) -> int:
 
     vars(on_removal)["CallDataType"] = vtk.VTK_OBJECT  # VTK hands the node over
     return int(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, on_removal))
+
+
+def _heat(candidates: Candidates) -> NDArray[np.float32]:
+    """One less the probability of the background, from 0 to 1; 0 where nothing is known."""
+    heat = np.float32(1) - candidates.probability_of(0)
+    return np.where(candidates.p_first > 0, heat, np.float32(0))
 
 
 def _stacked(candidates: Candidates) -> NDArray[Any]:

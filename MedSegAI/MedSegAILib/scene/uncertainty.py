@@ -7,7 +7,7 @@ continue from the same place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import slicer.util
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medsegai.volume import Geometry
 from MedSegAILib.doubtful_places import DoubtfulPlace, Step
-from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
+from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, HEAT_REFERENCE
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, box_mean, boxes, layers_of
 from MedSegAILib.scene.segments import is_walked
@@ -26,6 +26,9 @@ SMOOTHED_MM = 2.0
 
 APART_MM = 10.0
 """Two doubtful places are at least so far apart, so that each step shows something else."""
+
+PLACES_ALONG = 20
+"""So many places fit along the longer side of a single slice, or fewer."""
 
 LEAST = 0.05
 """Mean entropy in nats that a doubtful place has at least."""
@@ -47,8 +50,14 @@ WITHIN_ATTRIBUTE = "MedSegAI.places_within"
 
 
 def knows_places(segmentation: SegmentationNode) -> bool:
-    """Whether it was measured where the networks doubt."""
-    return segmentation is not None and segmentation.GetNodeReference(ENTROPY_REFERENCE) is not None
+    """Whether it is known where the networks doubt, or how probable each place is."""
+    return segmentation is not None and _map_of(segmentation) is not None
+
+
+def _map_of(segmentation: SegmentationNode) -> Node:
+    """The volume whose tops are walked: a heat map, else the entropy; None without both."""
+    heat = segmentation.GetNodeReference(HEAT_REFERENCE)
+    return segmentation.GetNodeReference(ENTROPY_REFERENCE) if heat is None else heat
 
 
 def within(segmentation: SegmentationNode) -> str:
@@ -90,10 +99,11 @@ class Walk:
     def places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
         """The most uncertain places, the worst first; none where uncertainty was not measured.
 
-        They are the tops of the smoothed entropy that lie `APART_MM` from any higher one. What nobody corrects, as
-        the card of its model says, is left out, unless it is what is walked.
+        They are the tops of the smoothed entropy that lie `APART_MM` from any higher one, in a single slice often
+        less. Where there is a heat map, they are its tops: the most probable places. What nobody corrects, as the
+        card of its model says, is left out, unless it is what is walked.
         """
-        node = segmentation.GetNodeReference(ENTROPY_REFERENCE)
+        node = _map_of(segmentation)
         if node is None or node.GetImageData() is None:
             return []
         tops = self._tops(node)
@@ -109,8 +119,9 @@ class Walk:
             name = _wanted(segmentation, layers, local[number], only)
             if name is not None:
                 found.append(_place(segmentation, name, world[number], tops, number))
-                left &= np.linalg.norm((world - world[number])[:, :3], axis=1) >= APART_MM
-        return found
+                left &= np.linalg.norm((world - world[number])[:, :3], axis=1) >= tops.apart_mm
+        suspicious = segmentation.GetNodeReference(HEAT_REFERENCE) is node
+        return [replace(place, suspicious=suspicious) for place in found]
 
     def step(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
         """Go on by so many places, or back; after the last one comes the first. None where there is none."""
@@ -143,11 +154,13 @@ class _Tops:
 
     Attributes:
         voxels: (number, 3), each (i, j, k).
-        scores: their smoothed entropy in nats.
+        scores: their smoothed entropy in nats, or probability.
+        apart_mm: how far two places are from each other at least.
     """
 
     voxels: NDArray[np.int64]
     scores: NDArray[np.float32]
+    apart_mm: float
 
 
 def center_of(segmentation: SegmentationNode, segment_id: str) -> tuple[float, float, float] | None:
@@ -186,11 +199,15 @@ def _place(
 def _tops_of(node: Node) -> _Tops:
     entropy = slicer.util.arrayFromVolume(node)
     spacing = Geometry(entropy.shape, ijk_to_local(node)).spacing_mm[::-1]
-    tops = _tops(box_mean(entropy, [round(SMOOTHED_MM / length) for length in spacing]))
+    apart = APART_MM
+    if len(entropy) == 1:  # slides are millimetres large
+        apart = min(APART_MM, max(entropy.shape) * min(spacing[1:]) / PLACES_ALONG)
+    smoothed = SMOOTHED_MM * apart / APART_MM
+    tops = _tops(box_mean(entropy, [round(smoothed / length) for length in spacing]))
     flat = np.flatnonzero(tops > LEAST)
     flat = flat[np.argsort(-tops.ravel()[flat], kind="stable")]
     k, j, i = np.unravel_index(flat, tops.shape)
-    return _Tops(np.column_stack([i, j, k]), tops.ravel()[flat])
+    return _Tops(np.column_stack([i, j, k]), tops.ravel()[flat], apart)
 
 
 def _near(

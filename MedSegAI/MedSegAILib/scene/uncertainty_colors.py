@@ -16,6 +16,9 @@ REDDEST = float(np.log(3))
 HIGHEST = 20.0
 """Above any entropy in nats: so many structures has no model."""
 
+COLDEST, HOTTEST = 0.1, 1.0
+"""Of a heat map: probabilities below the first are not drawn."""
+
 COLOR_COUNT = 32
 COLORS_TAG = "MedSegAIUncertainty"
 """The table of colours is one of its kind in a scene, as Slicer's own tables are, and is not saved with it."""
@@ -23,12 +26,24 @@ COLORS_TAG = "MedSegAIUncertainty"
 
 def color(scene: MRMLScene, volume: VolumeNode) -> None:
     """Give a volume in nats the colours in which it is laid over an image."""
+    _draw(scene, volume, (LOWEST, REDDEST), HIGHEST)
+
+
+def color_heat(scene: MRMLScene, volume: VolumeNode) -> None:
+    """Give a volume of probabilities the same colours."""
+    _draw(scene, volume, (COLDEST, HOTTEST), HOTTEST)
+
+
+def _draw(
+    scene: MRMLScene, volume: VolumeNode, window: tuple[float, float], highest: float
+) -> None:
+    """Yellow to red within a window, and nothing below it."""
     volume.CreateDefaultDisplayNodes()
     display = volume.GetScalarVolumeDisplayNode()
     display.SetAndObserveColorNodeID(_colors(scene).GetID())
     display.AutoWindowLevelOff()
-    display.SetWindowLevelMinMax(LOWEST, REDDEST)
-    display.SetThreshold(LOWEST, HIGHEST)
+    display.SetWindowLevelMinMax(*window)
+    display.SetThreshold(window[0], highest)
     display.ApplyThresholdOn()
 
 

@@ -13,6 +13,7 @@ from medsegai.volume import Geometry
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import drawing, sequences
 from MedSegAILib.scene.attachments import (
+    HEAT_REFERENCE,
     Attachment,
     attachments_of,
     fill_node,
@@ -35,6 +36,7 @@ from MedSegAILib.scene.merging import (
 from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
+from MedSegAILib.scene.uncertainty_colors import color_heat
 from MedSegAILib.scene.undo import SaveUndo
 from MedSegAILib.scene.visibility import show_as_the_card_says
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode, VTKObject
@@ -259,6 +261,8 @@ class Writer:
             node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
         put_beneath(segmentation, node)
         segmentation.SetNodeReferenceID(each.role, node.GetID())
+        if each.role == HEAT_REFERENCE:
+            color_heat(self.scene, node)
 
 
 class Preview:

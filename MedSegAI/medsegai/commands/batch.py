@@ -203,22 +203,25 @@ def _cases(
     tell: Callable[[str], None],
 ) -> list[Case]:
     from medsegai.output.bids_dataset import Filter, find_bids_cases, is_dataset
-    from medsegai.output.cases import find_cases, read_cases
+    from medsegai.output.cases import find_cases, find_pictures, read_cases
 
+    channels = card.channels[:1] if card.takes_one_picture else card.channels
     if source.is_dir() and (filters or is_dataset(source)):
         wanted = [Filter.parse(words) for words in filters]
         return find_bids_cases(source, wanted, [item.name for item in card.channels], tell)
     if filters:
         raise RequestError("--bids-filter is for a folder that holds a BIDS dataset.")
     if str(source) == "-":
-        return read_cases(sys.stdin.buffer.read(), "The table", Path(), card.channels)
+        return read_cases(sys.stdin.buffer.read(), "The table", Path(), channels)
+    if not source.is_file() and card.takes_one_picture:
+        return find_pictures(source)
     if not source.is_file():
         return find_cases(source, len(card.channels), tell)
     try:
         table = read_regular(source, MOST_OF_A_TABLE)
     except OSError as error:
         raise InputError(f"{source} cannot be opened: {error.strerror}.") from error
-    return read_cases(table, str(source), source.parent, card.channels)
+    return read_cases(table, str(source), source.parent, channels)
 
 
 def _warn(words: str) -> None:

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsegai.errors import InputError
-from medsegai.io import READABLE, read_volume
+from medsegai.io import PICTURE_ENDINGS, READABLE, read_volume
 from medsegai.io.dicom_files import is_dicom, read_file
+from medsegai.io.slides import SLIDE_ENDINGS
 from medsegai.models.card import Channel
 from medsegai.volume import Volume
 
 ENDINGS = sorted(set(READABLE) - {".hdr", ".dcm"}, key=len, reverse=True)
 """Endings of images; the voxels of an Analyze pair are in its .img."""
+
+PICTURE_FILES = sorted({*ENDINGS, *PICTURE_ENDINGS, *SLIDE_ENDINGS, ".dcm"}, key=len, reverse=True)
+"""Endings of what a model of single images takes; a DICOM file is a radiograph, and not a slice of a series."""
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """Names of nnU-Net's raw images: case, channel."""
@@ -107,6 +111,35 @@ def find_cases(
     return cases
 
 
+def find_pictures(folder: Path) -> list[Case]:
+    """The pictures, radiographs and slides in a folder, each of them a case with the name of its file.
+
+    Args:
+        folder: where to look; subfolders are left out.
+
+    Raises:
+        InputError: there is none, or two have one name but for the ending.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is not a folder. Name the folder that holds the pictures, or a table of cases."
+        )
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = _image_name(path, PICTURE_FILES)
+        if name is None:
+            continue
+        name = _unicode(name)
+        if name in found:
+            raise InputError(
+                f"{found[name].name} and {path.name} in {folder} have one name. Rename one."
+            )
+        found[name] = path
+    if not found:
+        raise InputError(f"{folder} holds no picture ({', '.join(PICTURE_FILES)}).")
+    return [Case(name, (path,)) for name, path in found.items()]
+
+
 def _images_below(folder: Path) -> str:
     """What to say of images in subfolders, which may be scans or the labels of these; "" where there are none."""
     below = (path for path in sorted(folder.rglob("*")) if path.parent != folder)
@@ -124,14 +157,14 @@ def _unicode(name: str) -> str:
     return re.sub(r"[\udc80-\udcff]", lambda byte: f"x{ord(byte[0]) - 0xDC00:02X}", name)
 
 
-def _image_name(path: Path) -> str | None:
+def _image_name(path: Path, endings: Sequence[str] = ENDINGS) -> str | None:
     """The name of an image file without its ending; None for anything else, segmentations among it."""
     name = path.name.lower()
     if name.startswith(".") or name.endswith(".seg.nrrd"):
         return None
     if not path.is_file() and not _is_dangling(path):
         return None
-    return next((path.name[: -len(end)] for end in ENDINGS if name.endswith(end)), None)
+    return next((path.name[: -len(end)] for end in endings if name.endswith(end)), None)
 
 
 def _is_dangling(path: Path) -> bool:
