@@ -7,7 +7,6 @@ Nothing heavy is imported here, for Slicer runs this file at every start.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from MedSegAILib.worker.deferred_request import Reading
     from MedSegAILib.worker.queue import JobQueue
 
-logger = logging.getLogger(__name__)
 
 MODULE_FOLDER = Path(__file__).resolve().parent
 
@@ -412,11 +410,11 @@ def when_slicer_has_started() -> None:
 
     Another module may raise anything. A step that fails is logged and costs none of the others.
     """
+    from MedSegAILib.guarding import guarded
+
     for step in (register_effect, register_sample_data, keep_scene_tidy, sweep_exchange):
-        try:
+        with guarded(None, "MedSegAI: %s failed when Slicer had started", step.__name__):
             step()
-        except Exception:
-            logger.exception("MedSegAI: %s failed when Slicer had started", step.__name__)
 
 
 def sweep_exchange() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import Context
+from MedSegAILib.guarding import guarded
 from MedSegAILib.slicer_types import SegmentationNode
-
-logger = logging.getLogger(__name__)
 
 
 class Surfaces:
@@ -50,12 +48,13 @@ class Surfaces:
             self._bar.hide()
             return
         segmentation, steps = self._waiting[0]
-        try:
+        progress = None
+        with guarded(
+            lambda error: self._context.panel.show_error(texts.defect(error), log=True),
+            "The surfaces of %s could not be made",
+            segmentation.GetName(),
+        ):
             progress = next(steps, None)
-        except Exception as error:
-            logger.exception("The surfaces of %s could not be made", segmentation.GetName())
-            self._context.panel.show_error(texts.defect(error), log=True)
-            progress = None
         if progress is not None:
             self._bar.show(*progress)
             return

@@ -171,13 +171,12 @@ class _Dataset:
             files = {self._folder / LABELS / f"{case}{ENDING}": labels}
             for number, image in enumerate(images):
                 files[self._folder / IMAGES / f"{case}_{number:04d}{ENDING}"] = image
-            _write_all(files)
-            try:
-                self._describe()
-            except BaseException:
+            with contextlib.ExitStack() as undone:
+                _write_all(files)
                 for path in files:
-                    path.unlink(missing_ok=True)
-                raise
+                    undone.callback(path.unlink, missing_ok=True)
+                self._describe()
+                undone.pop_all()
         return KeptCase(case, self._folder, notes)
 
     def _free_name(self) -> str:
@@ -228,22 +227,16 @@ class _Dataset:
 def _write_all(files: dict[Path, Volume]) -> None:
     """Write all of them, or none; the last to appear is the last named."""
     partials: dict[Path, Path] = {}
-    done: list[Path] = []
-    try:
+    with contextlib.ExitStack() as cleared, contextlib.ExitStack() as undone:
         for path, volume in files.items():
             partials[path] = path.with_name(f".{secrets.token_hex(8)}{ENDING}")
+            cleared.callback(partials[path].unlink, missing_ok=True)
             write_nifti(partials[path], volume)
             _flush(partials[path])
         for path, partial in partials.items():
             os.rename(partial, path)
-            done.append(path)
-    except BaseException:
-        for path in done:
-            path.unlink(missing_ok=True)
-        raise
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+            undone.callback(path.unlink, missing_ok=True)
+        undone.pop_all()
 
 
 def _flush(path: Path) -> None:

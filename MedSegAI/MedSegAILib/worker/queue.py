@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
 from medsegai.progress import ProgressEvent
+from MedSegAILib.guarding import guarded
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
@@ -269,11 +270,9 @@ class JobQueue:
         self._notify(entry.listener.failed, error)
 
     def _notify(self, receiver: Callable[..., None], *values: Any) -> None:
-        try:
+        # What a listener does with its news is its own affair: the queue has to go on.
+        with guarded(None, "A listener of the queue failed"):
             receiver(*values)
-        except Exception:
-            # What a listener does with its news is its own affair: the queue has to go on.
-            logger.exception("A listener of the queue failed")
 
 
 def _named(error: Exception) -> str:

@@ -231,13 +231,11 @@ class TiffLevels:
     def __init__(self, path: Path) -> None:
         tifffile = _tifffile(path)
         self._path = path
-        self._file = tifffile.TiffFile(path)
-        try:
+        with contextlib.ExitStack() as undone:
+            self._file = undone.enter_context(tifffile.TiffFile(path))
             self._pages = list(_pyramid(path, self._file))
             self.spacing_mm = _tiff_spacing(self._file, self._pages[0])
-        except BaseException:
-            self._file.close()
-            raise
+            undone.pop_all()
         whole = self._pages[0]
         self.levels = tuple(
             Level(page.imagelength, page.imagewidth, _downsample(whole, page))
