@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from medsegai.families.nnunet.preparation import turned
+from medsegai.families.nnunet.preparation import reoriented
 from medsegai.io import read_volume
 from nnunet_models import require_nnunet
 
@@ -57,7 +57,7 @@ def test_the_array_is_that_of_nnunets_reader(
 ) -> None:
     path = image(tmp_path, directions)
     expected, properties = reader(name).read_images((str(path),))
-    found = turned([read_volume(path)], name, (0, 1, 2))
+    found = reoriented([read_volume(path)], name, (0, 1, 2))
     np.testing.assert_array_equal(found.voxels, expected)
     np.testing.assert_allclose(found.geometry.spacing_mm[::-1], properties["spacing"], rtol=1e-5)
 
@@ -68,7 +68,7 @@ def test_every_voxel_keeps_its_place_in_the_world(
     name: str, directions: NDArray[Any], tmp_path: Path
 ) -> None:
     scan = read_volume(image(tmp_path, directions))
-    found = turned([scan], name, (0, 1, 2))
+    found = reoriented([scan], name, (0, 1, 2))
     for value in (0.0, 17.0, scan.voxels.max()):
         before, after = (
             geometry.ijk_to_ras @ [*np.argwhere(voxels == value)[0][::-1], 1]
