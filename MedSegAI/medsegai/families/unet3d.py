@@ -191,8 +191,9 @@ class PatchMember:
 
         offsets = self.network.offsets
         start = [part.start for part in self.wanted]
+        dtype = torch.float16 if compute.mixed else torch.float32
         for plane, logits in enumerate(
-            logits_by_planes(at, [(predict, 1.0)], 0, len(self.classes), compute.notes)
+            logits_by_planes(at, [(predict, 1.0)], 0, len(self.classes), compute.notes, dtype)
         ):
             if offsets is not None:
                 logits = logits - offsets.to(logits.device)[:, None, None, None]
