@@ -93,7 +93,7 @@ def test_what_is_said_to_be_reproduced_is() -> None:
     assert set(SCHEMES) == NORMALISERS.reproduced
     assert set(RESAMPLING_OPTIONS) == RESAMPLERS.reproduced
     assert set(NETWORK_MODULES) <= NETWORKS.reproduced
-    turned = inspect.getsource(preparation.turned)
+    turned = inspect.getsource(preparation.reoriented)
     assert "ITK_REORIENTS" in turned
     assert "NIBABEL_REORIENTS" in turned
 
