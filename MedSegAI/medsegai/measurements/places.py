@@ -1,7 +1,6 @@
-"""Suspicious places: the connected regions of a result, each with its size and probability, the most probable
-first.
+"""Suspicious places: the connected regions of a result, each with its size and probability, most probable first.
 
-For a slide, these are the places that a person looks at one after another.
+On a slide, these are the places that a person reviews one after another.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from medsegai.labels import Label
 from medsegai.request import SegmentationResult
 
 TOUCHING = np.ones((3, 3, 3), bool)
-"""Voxels that share a face, an edge or a corner belong together."""
+"""The neighbourhood (k, j, i) of a voxel: voxels that share a face, an edge or a corner are connected."""
 
 
 PLACE_COLUMNS = (
@@ -33,20 +32,21 @@ PLACE_COLUMNS = (
     "a_mm",
     "s_mm",
 )
-"""Of a table of places."""
+"""The columns of the table of suspicious places, in the order of the file."""
 
 
 @dataclass(frozen=True)
-class WorkerLocation:
-    """One region.
+class SuspiciousPlace:
+    """One connected region of one label.
 
     Attributes:
-        label: of its voxels.
-        voxels: how many there are.
-        area_mm2: in an image of one slice whose pixels have a known size, else None.
-        volume_ml: in a volume, else None.
-        highest, mean: probability of the label in its voxels; None where none was kept.
-        centre_ras: mean place of its voxels, in mm.
+        label: the label of its voxels.
+        voxels: the number of its voxels.
+        area_mm2: its area if the image has one slice and its pixels have a known size, else None.
+        volume_ml: its volume if the image has several slices, else None.
+        highest, mean: the highest and the mean probability of the label in its voxels; None if the result holds
+            no probabilities.
+        centre_ras: the mean position of its voxels in RAS, in mm.
     """
 
     label: Label
@@ -58,7 +58,7 @@ class WorkerLocation:
     centre_ras: tuple[float, float, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """A row of a table."""
+        """A row of the table; its keys are `PLACE_COLUMNS`."""
         names = ("r_mm", "a_mm", "s_mm")
         sizes = {name: getattr(self, name) for name in ("voxels", "area_mm2", "volume_ml")}
         probabilities = {"highest_probability": self.highest, "mean_probability": self.mean}
@@ -66,8 +66,8 @@ class WorkerLocation:
         return {"name": self.label.name, "value": self.label.value} | sizes | probabilities | places
 
 
-def suspicious_places(result: SegmentationResult) -> list[WorkerLocation]:
-    """The regions of all labels, the most probable first; without probabilities, the largest first."""
+def suspicious_places(result: SegmentationResult) -> list[SuspiciousPlace]:
+    """The connected regions of all labels, most probable first; without probabilities, the largest region is first."""
     found = [
         place
         for number, label in enumerate(result.labels)
@@ -77,7 +77,7 @@ def suspicious_places(result: SegmentationResult) -> list[WorkerLocation]:
 
 
 def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None:
-    """Of one label, (k, j, i); None where nothing was kept."""
+    """The probability of the label with this number, float (k, j, i); None if the result holds no probabilities."""
     if result.probabilities is not None:
         return np.asarray(result.probabilities[number], np.float32)
     if result.candidates is not None:
@@ -87,7 +87,7 @@ def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None
 
 def _places(
     result: SegmentationResult, label: Label, probability: NDArray[Any] | None
-) -> Iterator[WorkerLocation]:
+) -> Iterator[SuspiciousPlace]:
     labelmap = result.labelmap
     regions, count = ndimage.label(labelmap.voxels == label.value, TOUCHING)
     grid, flat = labelmap.geometry, labelmap.voxels.shape[0] == 1
@@ -100,7 +100,7 @@ def _places(
         ]
         r, a, s = (grid.ijk_to_ras @ [middle[2], middle[1], middle[0], 1.0])[:3]
         values = None if probability is None else probability[box][mask]
-        yield WorkerLocation(
+        yield SuspiciousPlace(
             label,
             voxels,
             voxels * pixel_mm2 if flat and labelmap.size_known else None,

@@ -16,7 +16,7 @@ from medsegai.training.config import TrainingConfig
 from medsegai.training.data import DROPOUT, SampleSource, seed_for
 from medsegai.training.loss import SegmentationLoss, member_weights
 from medsegai.training.sampling import ViewTask, view_task
-from medsegai.training.trainer import Trainer, WorkerLocation
+from medsegai.training.trainer import Trainer, TrainingProcess
 
 
 class Objective(nn.Module):
@@ -46,7 +46,7 @@ def build_trainers(
     card: ModelCard,
     views: Sequence[str],
     source: SampleSource,
-    place: WorkerLocation,
+    place: TrainingProcess,
 ) -> list[Trainer]:
     """One trainer for each view, with the network that the card describes."""
     counts = source.target_counts()

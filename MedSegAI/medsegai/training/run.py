@@ -36,7 +36,7 @@ from medsegai.training.data import DROPOUT, SampleSource, case_source, seed_for
 from medsegai.training.export import MODEL_FOLDER, export_model
 from medsegai.training.sampling import Pool
 from medsegai.training.stored_pool import StoredPool
-from medsegai.training.trainer import Trainer, WorkerLocation, find_place
+from medsegai.training.trainer import Trainer, TrainingProcess, find_place
 from medsegai.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60.0
 
 Build = Callable[
-    [TrainingConfig, ModelCard, Sequence[str], SampleSource, WorkerLocation], Sequence[Trainer]
+    [TrainingConfig, ModelCard, Sequence[str], SampleSource, TrainingProcess], Sequence[Trainer]
 ]
 """A family's way to make the trainers of a card's members."""
 

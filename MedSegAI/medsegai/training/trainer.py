@@ -1,4 +1,4 @@
-"""What learns: one member's network with its optimiser, its averaged weights and its best result so far."""
+"""One member's network in training, with its optimiser, its averaged weights and its best result so far."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ from medsegai.training.sampling import Batch, Task
 logger = logging.getLogger(__name__)
 
 SIMILAR = 0.5
-"""Cosine between two gradients of one weight that differ by rounding alone is above this in bfloat16."""
+"""In bfloat16, the cosine between two gradients of a weight exceeds this if they differ by rounding alone."""
 
 BAD_STEPS = 10
-"""Losses in a row that may be no number before a run is given up."""
+"""The number of consecutive losses that are not numbers after which the run ends with an error."""
 
 
 @dataclass(frozen=True)
-class WorkerLocation:
-    """Where this process computes, and which of how many it is."""
+class TrainingProcess:
+    """One process of a training run.
+
+    Attributes:
+        device: the device that it computes on.
+        rank: its number among the processes of the run, from 0.
+        ranks: the number of processes of the run.
+    """
 
     device: torch.device
     rank: int = 0
@@ -44,15 +50,15 @@ class WorkerLocation:
 
 
 class Trainer:
-    """One member's network and all that is needed to make it better.
+    """One member's network, and all that is needed to train it.
 
     Args:
-        task: what it learns.
-        objective: a module that takes a batch's tensors and gives (total, Dice, logistic) loss; it has the network
-            as `network` and gives its logits by `logits`.
-        config: of the run.
-        place: device and process.
-        outer: see `build_optimiser`.
+        task: what the network learns.
+        objective: a module that takes a batch's tensors and returns the (total, Dice, logistic) loss; the network
+            is its attribute `network`, and its method `logits` returns the logits.
+        config: the configuration of the run.
+        place: this process and its device.
+        outer: weights of the first convolution and of the head, see `build_optimiser`.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Trainer:
         task: Task,
         objective: Any,
         config: TrainingConfig,
-        place: WorkerLocation,
+        place: TrainingProcess,
         outer: Sequence[nn.Parameter] = (),
     ) -> None:
         self.task = task
@@ -87,7 +93,9 @@ class Trainer:
         self.bad_steps = 0
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; gives (total, Dice, logistic) loss. A loss that is not a number changes nothing.
+        """Take one optimiser step and return the (total, Dice, logistic) loss, (3,).
+
+        A loss that is not a number leaves the weights unchanged.
 
         Raises:
             ModelError: ten losses in a row were not numbers.
@@ -111,7 +119,7 @@ class Trainer:
         return losses.detach()
 
     def _check_compiled(self, tensors: Sequence[Tensor]) -> None:
-        """Leave compiling where its gradients are not those of the plain network, on the first batch of a run."""
+        """Stop using torch.compile if its gradients differ from those of the plain network on the first batch."""
         if self._checked or self.run is self._uncompiled:
             return
         self._checked = True
@@ -138,7 +146,7 @@ class Trainer:
     def _gradients(
         self, run: Callable[..., Tensor], tensors: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """The gradient of every weight that has one, flat; random numbers are the same at each call."""
+        """The flat gradient of every weight that has one; the random numbers are the same in each call."""
         torch.manual_seed(0)
         self.optimiser.zero_grad()
         run(*tensors)[0].backward()
@@ -182,11 +190,11 @@ class Trainer:
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is validated and kept: that of averaged weights where there is one."""
+        """The network that is validated and saved: the one with averaged weights, if weights are averaged."""
         return self.network if self.averaged is None else self.averaged
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits of the judged network, in evaluation mode and without gradients."""
+        """The logits of the judged network, in evaluation mode and without gradients."""
         network = self.judged
         was_training = network.training
         moved = images.to(self.place.device).contiguous(memory_format=self.memory_format)
@@ -199,7 +207,7 @@ class Trainer:
         return logits
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the trainer."""
+        """Return the trainer's part of a checkpoint."""
         averaged = {} if self.averaged is None else {"averaged": self.averaged.state_dict()}
         return {
             "network": self.network.state_dict(),
@@ -212,7 +220,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what a checkpoint holds."""
+        """Continue from the trainer's part of a checkpoint, which `state` returned."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.averaged is not None:
@@ -223,7 +231,7 @@ class Trainer:
 
 
 def compiler_at_hand(device: torch.device) -> bool:
-    """Whether torch.compile can work here; a warning says why not."""
+    """Whether torch.compile can work on this computer; a warning says why it cannot."""
     if device.type != "cpu":
         return True
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
@@ -235,11 +243,11 @@ def compiler_at_hand(device: torch.device) -> bool:
     return False
 
 
-def find_place(device: str) -> WorkerLocation:
-    """Device and rank of this process; several processes are those that torchrun starts.
+def find_place(device: str) -> TrainingProcess:
+    """The device and the rank of this process; torchrun starts the processes of a run with several.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device does not exist.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -253,4 +261,4 @@ def find_place(device: str) -> WorkerLocation:
     chosen = torch.device(f"cuda:{local}" if device == "cuda" and ranks > 1 else device)
     if ranks > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return WorkerLocation(chosen, rank, ranks)
+    return TrainingProcess(chosen, rank, ranks)

@@ -21,7 +21,7 @@ from medsegai.training.config import SamplingConfig, TrainingConfig
 from medsegai.training.data import DROPOUT, Sample, SampleSource, seed_for
 from medsegai.training.loss import SegmentationLoss, boundaries_3d, member_weights
 from medsegai.training.sampling import Predict, classes_of_targets
-from medsegai.training.trainer import Trainer, WorkerLocation
+from medsegai.training.trainer import Trainer, TrainingProcess
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def build_trainers(
     card: ModelCard,
     members: Sequence[str],
     source: SampleSource,
-    place: WorkerLocation,
+    place: TrainingProcess,
 ) -> list[Trainer]:
     """One trainer for each member, with the network that the card describes.
 
