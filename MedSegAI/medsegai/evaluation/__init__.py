@@ -1,4 +1,4 @@
-"""Comparing label maps with references: figures per structure, case and over all cases."""
+"""Comparison of label maps with references: figures for each structure and each case, and over all cases."""
 
 from medsegai.evaluation.cases import (
     EvaluationFiles,

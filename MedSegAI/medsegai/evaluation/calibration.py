@@ -1,9 +1,10 @@
-"""How far probabilities can be believed, and at which temperature they can be believed best.
+"""How reliable the probabilities of a model are, and the temperature at which they are most reliable.
 
-A model that says 0.9 should be right nine times in ten. Reliability compares how sure it was of what it decided
-with how often it was right, on cases that it has not seen (C. Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017, arXiv 1706.04599). One number, the temperature, then makes all probabilities surer or less
-sure: they become p^(1/T), normalised, which is the softmax of logits over T. Labels do not depend on it.
+A model that says 0.9 should be right nine times in ten. Reliability compares the confidence of its decisions
+with the share of them that was right, on cases that it has not seen (C. Guo et al., On Calibration of Modern
+Neural Networks, ICML 2017, arXiv 1706.04599). One number, the temperature T, then makes all probabilities more or
+less confident: they become p^(1/T), normalised, which is the softmax of the logits divided by T. Labels do not
+depend on it.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 BINS = 15
-"""Equal bins of the confidence from 0 to 1, as in the paper."""
+"""The number of equal bins of the confidence from 0 to 1, as in the paper."""
 
 SMALLEST = 2.0**-24
-"""The least probability: what float16 has above 0. Smaller ones would let a single voxel decide alone."""
+"""The lower bound of a probability: the smallest float16 above 0, so that no single voxel decides the fit."""
 
 LOWEST, HIGHEST = 0.1, 10.0
-"""Temperatures that are looked at."""
+"""The range in which a temperature is searched."""
 
 AT_ONCE = 1 << 22
-"""Probabilities that are worked on together at most."""
+"""The largest number of probabilities that are computed together, which bounds the memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """What a model decided, and what is true.
+    """The probabilities of decisions, and the true class of each.
 
     Attributes:
-        probabilities: of each class, (decision, class), summing to one; any float type.
-        truth: which class is true, a whole number from 0, (decision).
+        probabilities: any float type, (decision, class); those of each decision sum to one.
+        truth: index of the true class from 0, integer (decision).
     """
 
     probabilities: NDArray[Any]
@@ -49,7 +50,7 @@ class Decisions:
             )
 
     def parts(self) -> Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Logarithms of the probabilities, and the truth, of some decisions after the others."""
+        """Yield the logarithms of the probabilities and the true classes, part by part."""
         size = max(1, AT_ONCE // self.probabilities.shape[1])
         for start in range(0, len(self.truth), size):
             part = slice(start, start + size)
@@ -58,11 +59,11 @@ class Decisions:
 
 
 def decisions_of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
-    """One decision per voxel: which class it is.
+    """Make one decision per voxel: the class of the voxel.
 
     Args:
-        probabilities: of all classes but the background, (class, voxel), such as a result has.
-        truth: index of the true class, 0 the background, (voxel).
+        probabilities: those of all classes except the background, float (class, voxel), as in a result.
+        truth: index of the true class, integer (voxel); 0 is the background.
     """
     found = np.asarray(probabilities, np.float32)
     background = np.maximum(1.0 - found.sum(0), _least_rest(probabilities))
@@ -71,11 +72,11 @@ def decisions_of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> De
 
 
 def decisions_of_regions(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
-    """One decision per voxel and region: whether the voxel is in it.
+    """Make one decision per voxel and region: whether the voxel is in the region.
 
     Args:
-        probabilities: of being in each region, (region, voxel).
-        truth: whether it is, bool (region, voxel).
+        probabilities: those of the voxel being in the region, float (region, voxel).
+        truth: whether the voxel is in the region, bool (region, voxel).
     """
     rest = _least_rest(probabilities)
     inside = np.clip(np.asarray(probabilities, np.float32).ravel(), SMALLEST, 1.0 - rest)
@@ -83,20 +84,20 @@ def decisions_of_regions(probabilities: NDArray[Any], truth: NDArray[Any]) -> De
 
 
 def _least_rest(probabilities: NDArray[Any]) -> float:
-    """What may be missing to one unseen: half of the last step below 1 that the type of the values has."""
+    """The rounding error of a probability near 1: half of the last step below 1 in the type of the values."""
     return max(float(np.finfo(probabilities.dtype).epsneg) / 2, SMALLEST)
 
 
 def box_with_margin(mask: NDArray[np.bool_], spacing_mm: Sequence[float], margin_mm: float) -> Any:
-    """Slices (k, j, i) of the box around all of a mask, with a margin; of an empty mask everything.
+    """The slices (k, j, i) of the box around a mask, with a margin; an empty mask gives the whole array.
 
-    Far from what is to be found all is background, and every model knows it: a wide field of view would make any
-    of them look well calibrated.
+    Far from the structures every voxel is background, and every model is right about it: a wide field of view
+    would make any model look well calibrated.
 
     Args:
-        mask: (k, j, i).
-        spacing_mm: along (i, j, k).
-        margin_mm: on all sides.
+        mask: bool (k, j, i).
+        spacing_mm: voxel spacing along (i, j, k).
+        margin_mm: width of the margin on each side.
     """
     box = []
     for axis, spacing in enumerate(reversed(spacing_mm)):
@@ -109,7 +110,10 @@ def box_with_margin(mask: NDArray[np.bool_], spacing_mm: Sequence[float], margin
 
 
 def drawn_numbers(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
-    """`wanted` of `count` numbers, in order and none twice, the same for the same seed; all, if there are less."""
+    """Draw `wanted` of the numbers below `count`, sorted and without repetition; all, if there are fewer.
+
+    The same seed gives the same numbers.
+    """
     if count <= wanted:
         return np.arange(count)
     rng = np.random.default_rng(seed)
@@ -121,14 +125,14 @@ def drawn_numbers(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How sure a model was, and how right; the lists have one entry per bin of confidence.
+    """Confidence and accuracy of a model; the lists have one entry per bin of confidence.
 
     Attributes:
-        counts: decisions in each bin.
-        confidence: mean probability of what was decided; NaN in an empty bin.
-        accuracy: share that was right; NaN in an empty bin.
+        counts: number of decisions in each bin.
+        confidence: mean probability of the decided class; NaN in an empty bin.
+        accuracy: share of the decisions that were right; NaN in an empty bin.
         error: expected calibration error, the mean of |accuracy - confidence| over all decisions.
-        likelihood_loss: mean negative logarithm of the probability that the truth was given (NLL), in nats.
+        likelihood_loss: mean negative logarithm of the probability of the true class (NLL), in nats.
     """
 
     counts: tuple[int, ...]
@@ -139,11 +143,11 @@ class Reliability:
 
     @property
     def decisions(self) -> int:
-        """How many decisions were counted."""
+        """The number of decisions."""
         return sum(self.counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; an empty bin has none."""
+        """All figures as JSON values; those of an empty bin are None."""
         bins = [
             {
                 "decisions": count,
@@ -161,7 +165,7 @@ class Reliability:
 
 
 def reliability(cases: Iterable[tuple[Decisions, float]]) -> Reliability:
-    """Compare confidence and accuracy of the decided class over all cases, each at a temperature of its own.
+    """Compare the confidence and the accuracy of the decisions of all cases, each at its own temperature.
 
     Raises:
         ValueError: there is no decision.
@@ -195,7 +199,7 @@ def reliability(cases: Iterable[tuple[Decisions, float]]) -> Reliability:
 
 
 def fit_temperature(cases: Sequence[Decisions]) -> float:
-    """The temperature at which the truth is most likely, between `LOWEST` and `HIGHEST`.
+    """Find the temperature between `LOWEST` and `HIGHEST` at which the true classes are most probable.
 
     The loss is the mean negative logarithm of the true class's probability; as a function of 1/T it is convex, so
     it has one minimum. All decisions count alike.
@@ -215,7 +219,7 @@ def fit_temperature(cases: Sequence[Decisions]) -> float:
 
 
 def cross_fitted(cases: Sequence[Decisions], groups: Sequence[int]) -> list[float]:
-    """For each case the temperature that the cases of other groups give; that of all, if there is one group."""
+    """Fit a temperature for each case to the cases of the other groups; to all cases, if there is one group."""
     found = {}
     for group in set(groups):
         others = [case for case, own in zip(cases, groups, strict=True) if own != group]

@@ -1,4 +1,4 @@
-"""From files to figures: which prediction belongs to which reference, and what their labels are."""
+"""Evaluation of files: pairs predictions with references, finds their labels, and computes the figures."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from medsegai.volume import Volume
 logger = logging.getLogger(__name__)
 
 ENDINGS = sorted({".seg.nrrd", *READABLE} - {".hdr", ".dcm"}, key=len, reverse=True)
-"""Endings of label maps in a folder; the voxels of an Analyze pair are in its .img."""
+"""The endings of label maps in a folder. Of an Analyze pair, the file with the voxels (.img) is listed."""
 
 STAGE = "evaluate"
 
 NAMED_AT_MOST = 5
-"""Files without a counterpart that a message names."""
+"""The largest number of files without a counterpart that a message names."""
 
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Where figures go; None for a file that is not wanted.
+    """The files that figures are written to; None if a file is not wanted.
 
     Attributes:
         csv: one row for each case and structure.
-        json: all figures and their means, as an object.
+        json: all figures and their means, as a JSON object.
     """
 
     csv: Path | None = None
     json: Path | None = None
 
     def check(self) -> None:
-        """Raises OutputError: a file cannot be written; found out before the work begins."""
+        """Check before the work begins that the files can be written. Raises OutputError if one cannot."""
         for path in (self.csv, self.json):
             if path is not None:
                 check_output(path)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Raises OutputError."""
+        """Write the wanted files. Raises OutputError if one cannot be written."""
         if self.csv is not None:
             evaluation.write_csv(self.csv)
         if self.json is not None:
@@ -64,21 +64,21 @@ def run_evaluation(
     common: bool = False,
     files: EvaluationFiles = EvaluationFiles(),
 ) -> Evaluation:
-    """What `medsegai evaluate` does.
+    """Evaluate predictions against references and write the figures, as `medsegai evaluate` does.
 
     Args:
         predictions: one label map, or a folder of them.
-        references: one label map, or a folder with files of the same names, their types apart.
-        mapping: table that translates reference values, see `read_mapping`.
-        model: id or folder of the model whose labels are evaluated; else every value that occurs.
+        references: one label map, or a folder with files of the same names; their types may differ.
+        mapping: path of a table that translates reference values, see `read_mapping`.
+        model: id or folder of the model whose labels are evaluated; None for every value that occurs.
         common: whether files without a counterpart are left out.
-        files: where the figures go.
+        files: the files that the figures are written to.
 
     Raises:
-        InputError: a file is missing, unreadable or without its counterpart.
-        GeometryError: a prediction and its reference lie on different grids.
-        ModelError: there is no such model.
-        OutputError: a result cannot be written; found out before the work begins.
+        InputError: a file is missing, cannot be read, or has no counterpart.
+        GeometryError: a prediction and its reference have different grids.
+        ModelError: the model does not exist.
+        OutputError: a result cannot be written, which is checked before the work begins.
     """
     files.check()
     labels = None if model is None else find_card(model).labels
@@ -103,10 +103,10 @@ def evaluate_folders(
 
     Args:
         predictions: one label map, or a folder of them.
-        references: as `predictions`; cases of two folders are paired by file name.
-        mapping: applied to the references.
-        labels: what to evaluate; None for every value that occurs, with the names in the files.
-        progress: told after each case.
+        references: one label map, or a folder of them; the cases of two folders are paired by file name.
+        mapping: translates the values of the references; None to compare them as they are.
+        labels: the labels to evaluate; None for every value that occurs, with the names in the files.
+        progress: receives a report after each case.
         common: whether files without a counterpart are left out.
 
     Raises:
@@ -132,15 +132,15 @@ def evaluate_folders(
 def pair_cases(
     predictions: Path, references: Path, common: bool = False
 ) -> list[tuple[str, Path, Path]]:
-    """Case name, prediction and reference of each case, sorted by name.
+    """Find the name, the prediction and the reference of each case, sorted by name.
 
     Args:
         predictions, references: two files, or two folders.
         common: whether files without a counterpart are left out.
 
     Raises:
-        InputError: nothing there, a file against a folder, two files of one case; no case in both folders; or,
-            unless they may be left out, files without a counterpart: how many, and the first ones.
+        InputError: a path does not exist, one path is a file and the other a folder, a folder has two files of one
+            case, no case is in both folders, or files have no counterpart and may not be left out.
     """
     for path in (predictions, references):
         if not path.exists():
@@ -171,7 +171,7 @@ def pair_cases(
 
 
 def _lonely(folder: Path, files: Sequence[Path]) -> str:
-    """In words: which files have no counterpart in `folder`, the first ones by name."""
+    """A sentence that says which files have no counterpart in `folder`; it names the first ones."""
     names = ", ".join(map(str, files[:NAMED_AT_MOST]))
     if len(files) > NAMED_AT_MOST:
         names = f"{len(files)} files: {names} and {len(files) - NAMED_AT_MOST} more"
@@ -179,15 +179,15 @@ def _lonely(folder: Path, files: Sequence[Path]) -> str:
 
 
 def case_name(path: Path) -> str:
-    """The file name without the ending of its type: `sub-1.nii.gz` is the case `sub-1`."""
+    """The file name without the ending of its type: `sub-1.nii.gz` gives `sub-1`."""
     ending = next((item for item in ENDINGS if path.name.lower().endswith(item)), path.suffix)
     return path.name[: len(path.name) - len(ending)] or path.name
 
 
 class _Names:
-    """Labels of the cases read so far, and what their files say about them.
+    """The labels of the cases that were read so far, with the names in their files.
 
-    A name in a file is worth more than one that was made from the value; the first one found stays.
+    A name in a file has priority over one made from the value; of several names, the first is kept.
     """
 
     def __init__(self, fixed: Sequence[Label] | None) -> None:
@@ -197,7 +197,7 @@ class _Names:
         self._left_out: set[int] = set()
 
     def read(self, path: Path, mapping: LabelMapping | None) -> Volume:
-        """The label map in a file, mapped, with its labels taken in."""
+        """Read and map the label map in a file, and add its labels."""
         volume, labels = read_labelmap(path)
         if mapping is not None:
             volume = mapping.apply(volume)
@@ -210,7 +210,7 @@ class _Names:
         return volume
 
     def labels(self) -> list[Label]:
-        """What to evaluate, by value unless the order was given."""
+        """The labels to evaluate, in the given order if there is one, else sorted by value."""
         if self._fixed is not None:
             return list(self._fixed)
         return [self._found[value] for value in sorted(self._found)]
@@ -236,7 +236,7 @@ class _Names:
 
 
 def _label_maps(folder: Path) -> Mapping[str, Path]:
-    """Label maps of a folder by case name; hidden and other files are passed over."""
+    """The label maps of a folder by case name; hidden files and other types are skipped."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.name.lower().endswith(tuple(ENDINGS)):
@@ -251,7 +251,7 @@ def _label_maps(folder: Path) -> Mapping[str, Path]:
 
 
 def _completed(cases: Iterable[CaseFigures], labels: Sequence[Label]) -> Iterable[CaseFigures]:
-    """The cases with an entry for every label, also for those that came up in later cases."""
+    """Give every case an entry for each label, including labels that first occur in later cases."""
     for case in cases:
         known = {item.label.value: item.to_dict() for item in case.structures}
         structures = (StructureFigures(label, **known.get(label.value, {})) for label in labels)

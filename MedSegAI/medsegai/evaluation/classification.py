@@ -1,6 +1,6 @@
-"""How good a classifier of pictures is: accuracy, AUC with its interval, sensitivity, confusion and calibration.
+"""The quality of a picture classifier: accuracy, AUC with its interval, sensitivity, confusion and calibration.
 
-Intervals come from a bootstrap over patients or slides, because pictures of one patient are not independent
+The intervals come from a bootstrap over patients or slides, because pictures of one patient are not independent
 (B. Efron & R. Tibshirani, "An Introduction to the Bootstrap", 1993).
 """
 
@@ -23,25 +23,25 @@ from medsegai.io import atomic_path, write_table
 from medsegai.io.picture_sets import PictureSet
 
 RESAMPLES = 1000
-"""Of the bootstrap; the ends of a 95 % interval then stand on 25 each."""
+"""The number of bootstrap resamples; 25 of them lie beyond each end of a 95 % interval."""
 
 FEWER_RESAMPLES, MANY_PICTURES = 200, 10_000
-"""Resamples for sets with more pictures than that, whose intervals are narrow."""
+"""The number of resamples for sets with more than `MANY_PICTURES` pictures, whose intervals are narrow."""
 
 SPECIFICITY = 0.9
-"""At which the sensitivity is given, unless another is asked for."""
+"""The default specificity at which the sensitivity is computed."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassifiedPictures:
-    """Pictures, their true classes, and what a classifier says of them.
+    """Pictures with their true classes and the probabilities of a classifier.
 
     Attributes:
-        classes: names, in the order of their numbers.
-        names: of the pictures.
-        groups: of the patient or slide of each.
-        truth: number of the true class, int64 (picture).
-        probabilities: of each class, (picture, class), summing to one.
+        classes: names of the classes, in the order of their numbers.
+        names: names of the pictures.
+        groups: name of the patient or slide of each picture.
+        truth: number of the true class from 0, int64 (picture).
+        probabilities: float64 (picture, class); those of each picture sum to one.
     """
 
     classes: tuple[str, ...]
@@ -54,7 +54,7 @@ class ClassifiedPictures:
     def of(
         cls, pictures: PictureSet, numbers: Sequence[int], probabilities: NDArray[np.float64]
     ) -> ClassifiedPictures:
-        """Return the pictures of a set with these numbers; probabilities (picture, class) are in their order."""
+        """Return the pictures of a set with these numbers; `probabilities` (picture, class) has the same order."""
         items = [pictures.pictures[number] for number in numbers]
         return cls(
             pictures.classes,
@@ -74,18 +74,21 @@ class ClassifiedPictures:
 
     @property
     def decided(self) -> NDArray[np.int64]:
-        """Number of the most probable class of each picture."""
+        """The number of the most probable class of each picture, int64 (picture)."""
         return self.probabilities.argmax(1)
 
     def losses(self) -> NDArray[np.float64]:
-        """Minus the logarithm of the probability of the true class: large where it is surely wrong."""
+        """The negative logarithm of the probability of the true class, float64 (picture).
+
+        It is large for pictures that were misclassified with high confidence.
+        """
         own = self.probabilities[np.arange(len(self.names)), self.truth]
         return -np.log(np.maximum(own, 1e-12))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and the 95 % interval around it; NaN where it is not defined."""
+    """A figure and its 95 % interval; NaN where it is not defined."""
 
     value: float
     low: float
@@ -99,18 +102,18 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationFigures:
-    """All figures of one evaluation.
+    """All figures of an evaluation.
 
     Attributes:
         accuracy: share of the pictures whose most probable class is the true one.
-        balanced_accuracy: mean over classes of the share that was found.
-        auc: area under the ROC curve; of more than two classes the mean of each against the others.
-        sensitivity: share of the positive that is found at `specificity`; NaN of more than two classes.
-        threshold: probability above which that is so.
-        confusion: pictures by true (row) and decided (column) class, int64 (class, class).
-        calibration: confidence beside accuracy.
-        temperature: at which the probabilities would fit best.
-        patients: groups that the intervals stand on.
+        balanced_accuracy: mean over the classes of the share of their pictures that was found.
+        auc: area under the ROC curve; with more than two classes, the mean of each class against all others.
+        sensitivity: share of the positive pictures found at `specificity`; NaN with more than two classes.
+        threshold: the probability above which a picture then counts as positive.
+        confusion: number of pictures by true class (row) and decided class (column), int64 (class, class).
+        calibration: confidence compared with accuracy.
+        temperature: the temperature at which the probabilities would be most reliable.
+        patients: number of patients or slides, which the intervals are computed over.
     """
 
     classes: tuple[str, ...]
@@ -127,7 +130,7 @@ class ClassificationFigures:
     temperature: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values; a figure that is not defined is None."""
+        """All figures as JSON values; a figure that is not defined is None."""
         intervals = ("accuracy", "balanced_accuracy", "auc", "sensitivity")
         return {
             "classes": list(self.classes),
@@ -142,7 +145,7 @@ class ClassificationFigures:
         }
 
     def table(self) -> str:
-        """Text: figures with their intervals, and the confusion matrix."""
+        """The figures with their intervals and the confusion matrix, as text."""
         lines = [f"{name:<32}{text}" for name, text in self.rows()]
         width = max(10, *(len(name) + 2 for name in self.classes))
         head = "".join(name.rjust(width) for name in self.classes)
@@ -152,7 +155,7 @@ class ClassificationFigures:
         return "\n".join(lines)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values of the figures, in words."""
+        """The name and the formatted value of each figure."""
         found = [
             ("Pictures", f"{self.pictures} of {self.patients} patients or slides"),
             ("Accuracy", str(self.accuracy)),
@@ -170,14 +173,14 @@ class ClassificationFigures:
 def classification_figures(
     judged: ClassifiedPictures, specificity: float = SPECIFICITY
 ) -> ClassificationFigures:
-    """All figures of pictures that were judged.
+    """Compute all figures of a classifier.
 
     Args:
-        judged: what a classifier says, beside the truth.
-        specificity: share of the negative that must be called so, above 0 and below 1.
+        judged: the true classes and the classifier's probabilities.
+        specificity: share of the negative pictures that must be decided negative, above 0 and below 1.
 
     Raises:
-        InputError: the specificity is not such a share.
+        InputError: the specificity is not between 0 and 1.
     """
     if not 0 < specificity < 1:
         raise InputError(f"The specificity must lie between 0 and 1, not at {specificity:g}.")
@@ -207,11 +210,14 @@ def classification_figures(
 
 
 def auc(truth: NDArray[Any], probabilities: NDArray[np.float64]) -> float:
-    """Area under the ROC curve; of more than two classes the mean of each against all others. NaN where one lacks.
+    """Area under the ROC curve; with more than two classes, the mean of each class against all others.
 
     Args:
-        truth: number of the true class (picture).
-        probabilities: (picture, class).
+        truth: number of the true class, integer (picture).
+        probabilities: float64 (picture, class).
+
+    Returns:
+        The area from 0 to 1; NaN if a class has no pictures.
     """
     classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     areas = [_area(truth == number, probabilities[:, number]) for number in classes]
@@ -219,7 +225,7 @@ def auc(truth: NDArray[Any], probabilities: NDArray[np.float64]) -> float:
 
 
 def _area(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """The share of pairs in which the positive has the higher score; Mann and Whitney's U."""
+    """The share of pairs in which the positive picture has the higher score (Mann and Whitney's U)."""
     high, low = int(positive.sum()), int((~positive).sum())
     if not high or not low:
         return math.nan
@@ -228,7 +234,16 @@ def _area(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
 
 
 def sensitivity_at(truth: NDArray[Any], score: NDArray[np.float64], specificity: float) -> float:
-    """Share of the positive that is called so where at least `specificity` of the negative is called negative."""
+    """The sensitivity at the lowest threshold that has at least this specificity.
+
+    Args:
+        truth: whether a picture is positive, bool or 0 and 1 (picture).
+        score: probability of the positive class, float64 (picture).
+        specificity: share of the negative pictures that must be decided negative.
+
+    Returns:
+        The share of the positive pictures above that threshold; NaN if a class has no pictures.
+    """
     positive = truth == 1
     if not positive.any() or positive.all():
         return math.nan
@@ -236,7 +251,7 @@ def sensitivity_at(truth: NDArray[Any], score: NDArray[np.float64], specificity:
 
 
 def _threshold(truth: NDArray[Any], score: NDArray[np.float64], specificity: float) -> float:
-    """The lowest score such that enough of the negative lie at or below it."""
+    """The lowest score that is at least as high as the share `specificity` of the negative scores."""
     negative = np.sort(score[truth != 1])
     if not len(negative):
         return math.nan
@@ -244,7 +259,15 @@ def _threshold(truth: NDArray[Any], score: NDArray[np.float64], specificity: flo
 
 
 def roc_curve(truth: NDArray[Any], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Shares of negative and of positive pictures at or above each score, from none to all."""
+    """The points of the ROC curve, from (0, 0) to (1, 1).
+
+    Args:
+        truth: whether a picture is positive, bool or 0 and 1 (picture).
+        score: probability of the positive class, float64 (picture).
+
+    Returns:
+        The shares of the negative and of the positive pictures at or above each score, both float64 (score).
+    """
     order = np.argsort(-score, kind="stable")
     last = np.flatnonzero(
         np.diff(score[order], append=np.nan) != 0
@@ -257,7 +280,7 @@ def roc_curve(truth: NDArray[Any], score: NDArray[np.float64]) -> tuple[NDArray[
 
 
 def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Interval]:
-    """Each figure with the interval of a bootstrap over patients or slides."""
+    """Each figure with its interval from a bootstrap over patients or slides."""
     right, two = judged.decided == judged.truth, len(judged.classes) == 2
 
     def balanced(rows: NDArray[np.int64]) -> float:
@@ -287,7 +310,7 @@ def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Inte
 
 
 def _resamples(groups: Sequence[str]) -> Iterator[NDArray[np.int64]]:
-    """Pictures of as many groups as there are, drawn with replacement, again and again."""
+    """Yield the numbers of the pictures of as many groups as there are, drawn with replacement."""
     random = np.random.default_rng(0)
     members: dict[str, list[int]] = {}
     for number, group in enumerate(groups):
@@ -300,7 +323,11 @@ def _resamples(groups: Sequence[str]) -> Iterator[NDArray[np.int64]]:
 
 
 def write_classified(path: Path | str, judged: ClassifiedPictures) -> None:
-    """A row for each picture: name, patient, true and decided class, probabilities. Raises OutputError."""
+    """Write a CSV with a row for each picture: name, patient, true and decided class, and probabilities.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     columns = ("picture", "patient", "true", "decided", *judged.classes)
     rows = (
         {
@@ -323,14 +350,14 @@ def write_classified(path: Path | str, judged: ClassifiedPictures) -> None:
 
 
 def write_figures(path: Path | str, figures: ClassificationFigures) -> None:
-    """`to_dict` as a JSON file. Raises OutputError."""
+    """Write `to_dict` as a JSON file. Raises OutputError if the file cannot be written."""
     text = json.dumps(figures.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN as None, others in six digits."""
+    """Replace NaN by None, and round other numbers to six digits."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else round(value, 6)
         for name, value in values.items()

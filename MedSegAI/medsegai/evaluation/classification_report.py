@@ -1,7 +1,6 @@
-"""An evaluation of a classifier as one HTML page: figures, curves, confusion, and its worst mistakes with heat
-maps.
+"""The evaluation of a classifier as one HTML page: figures, curves, and the worst mistakes with heat maps.
 
-Like the report of a case, the page needs nothing else: no scripts, no fonts, no pictures from elsewhere.
+Like the report of a case, the page is self-contained: it loads no scripts, fonts or pictures.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from medsegai.io import atomic_path
 from medsegai.request import NOT_FOR_DIAGNOSIS
 
 WORST = 12
-"""Mistakes that are shown."""
+"""The largest number of mistakes that are shown."""
 
 SIDE = 320
-"""Pixels of the longer side of a picture in the page."""
+"""The longer side of a picture on the page, in pixels."""
 
 LOOK = (
     STYLE
@@ -45,11 +44,11 @@ figcaption { font-size: .85em; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, eq=False)
 class ShownPicture:
-    """A picture and what the classifier looks at in it.
+    """A picture with the heat maps that show what the classifier looks at.
 
     Attributes:
-        pixels: RGB (row, column, 3).
-        heat: heat maps by name, each from 0 to 1 (row, column), for the class that was decided.
+        pixels: RGB, uint8 (row, column, 3).
+        heat: heat maps of the decided class by name, each float32 from 0 to 1 (row, column).
     """
 
     pixels: Pixels
@@ -58,12 +57,12 @@ class ShownPicture:
 
 @dataclass(frozen=True, eq=False)
 class ReportContent:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
-        show: gives the picture of that number with its heat maps; it is asked for the worst alone.
-        notes: what the reader should know of the pictures or the figures.
-        provenance: names and values.
+        show: returns the picture of a number with its heat maps; it is called for the worst mistakes only.
+        notes: what the reader should know about the pictures or the figures.
+        provenance: names and values that say how the figures were made.
     """
 
     title: str
@@ -75,7 +74,7 @@ class ReportContent:
 
 
 def write_classification_report(path: Path | str, content: ReportContent) -> None:
-    """Write the page. Raises OutputError."""
+    """Write the page. Raises OutputError if the file cannot be written."""
     page = classification_report(content)
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -134,7 +133,7 @@ def _confusion(figures: ClassificationFigures) -> str:
 
 
 def _curves(content: ReportContent) -> list[str]:
-    """Confusion matrix, ROC curve and calibration as pictures; without matplotlib a word instead."""
+    """Confusion matrix, ROC curve and calibration as pictures, or a sentence if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -194,7 +193,7 @@ def _draw_calibration(axes: Any, content: ReportContent) -> None:
 
 
 def _mistakes(content: ReportContent) -> list[str]:
-    """The pictures with the largest losses, each with its heat maps for the class that was decided."""
+    """The misclassified pictures with the largest losses, each with the heat maps of the decided class."""
     judged = content.judged
     losses = judged.losses()
     wrong = np.flatnonzero(judged.decided != judged.truth)

@@ -1,4 +1,4 @@
-"""Judge a classifier of the family patches by labelled pictures that it has not seen."""
+"""Evaluation of a model of the family patches on labelled pictures that it has not seen."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "pictures.csv"
 
 @dataclass(frozen=True)
 class Classifying:
-    """What is judged, where results go, and where it runs.
+    """The model to evaluate, the folder of the results, and the device.
 
     Attributes:
-        model: id, or a folder written as a path.
-        folder: of the results.
-        specificity: at which the sensitivity is given.
+        model: id of the model, or the path of its folder.
+        folder: folder of the results.
+        specificity: the specificity at which the sensitivity is computed.
     """
 
     model: str
@@ -50,14 +50,14 @@ class Classifying:
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """The figures, and the files that were written."""
+    """The figures of an evaluation, and the files that were written."""
 
     figures: ClassificationFigures
     files: tuple[Path, ...]
 
 
 def classify(pictures: PictureSet, settings: Classifying, progress: Progress) -> Classified:
-    """Classify all pictures, and write table, figures and report.
+    """Classify all pictures, and write the table, the figures and the report.
 
     Raises:
         InputError, ModelError, DeviceError: a picture, the model or the device cannot be used.
@@ -94,9 +94,9 @@ def classify(pictures: PictureSet, settings: Classifying, progress: Progress) ->
 
 
 def _class_order(model: PatchesModel, pictures: PictureSet) -> list[int]:
-    """For each class of the pictures the channel of the model that answers for it.
+    """For each class of the pictures, the output channel of the model that predicts it.
 
-    The class that feeds no label is the one that means nothing was found, whatever it is called.
+    The channel without a label is the class which means that nothing was found; its name does not matter.
     """
     names = {label.value: label.name for label in model.card.labels}
     feeds = model.card.members[0].classes
@@ -122,7 +122,7 @@ def _check_folder(folder: Path, files: tuple[Path, ...]) -> None:
 
 
 def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> ShownPicture:
-    """A picture with the heat maps of the first member, for the class that this decides for."""
+    """A picture with the heat maps of the first member for the class that this member decides for."""
     pixels = model.sized(pictures.pictures[number].read())
     image = torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32))[None]
     return ShownPicture(pixels, heat_maps_of_decision(model.picture_network(), image))

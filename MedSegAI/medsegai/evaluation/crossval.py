@@ -1,8 +1,8 @@
-"""Cross-validation: every case segmented by the members that have not seen it, and what each candidate reaches.
+"""Cross-validation: segments every case with the members that have not seen it, and compares the candidates.
 
-A candidate is a configuration of an nnU-Net or a view of a QuickNAT, or several of them together. Singles and all
-pairs are compared, as `nnUNetv2_find_best_configuration` does; of other families than nnU-Net, where all members
-together are the normal use, also all of them.
+A candidate is a configuration of an nnU-Net or a view of a QuickNAT, or several of them together. All single
+parts and all pairs are compared, as `nnUNetv2_find_best_configuration` does. In families other than nnU-Net, whose
+models normally use all members together, all parts together are a candidate as well.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 STAGE = "cross-validation"
 FOLD_MEMBER = re.compile(r"(.+)/fold_(\d+)")
 NNUNET_ORDER = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-"""In which nnU-Net compares configurations; of equally good candidates the first wins."""
+"""The order in which nnU-Net compares configurations; the first of equally good candidates wins."""
 
 PLACEHOLDER = "{fold}"
 SETTINGS = "crossval.json"
 
 Counts = NDArray[np.int64]
-"""Per structure: voxels in both, voxels predicted, voxels of the reference; (structure, 3)."""
+"""Numbers of voxels in both, in the prediction and in the reference, for each structure: (structure, 3)."""
 
 
 # what is compared
@@ -54,7 +54,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Structure:
-    """What a Dice is measured of: a label, or a region of several labels."""
+    """A label, or a region of several labels, whose Dice is measured."""
 
     name: str
     values: tuple[int, ...]
@@ -62,12 +62,12 @@ class Structure:
 
 @dataclass(frozen=True)
 class Task:
-    """What a dataset asks for.
+    """The structures that a dataset asks for.
 
     Attributes:
-        structures: labels or regions, without background.
-        ignored: value of the reference whose voxels do not count.
-        regions: whether structures overlap.
+        structures: labels or regions, without the background.
+        ignored: value of the reference whose voxels are not counted.
+        regions: whether the structures are regions, which may overlap.
     """
 
     structures: tuple[Structure, ...]
@@ -76,12 +76,12 @@ class Task:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """All label values of the foreground."""
+        """The label values of the foreground."""
         return tuple(sorted({value for item in self.structures for value in item.values}))
 
     @classmethod
     def of(cls, dataset: Path) -> Task:
-        """Read dataset.json. Raises ModelError where its labels are not as nnU-Net v2 demands."""
+        """Read dataset.json. Raises ModelError if its labels are not in the format of nnU-Net v2."""
         source = dataset / "dataset.json"
         content = read_json(source)
         classes = classes_of(content, source)
@@ -99,9 +99,9 @@ class Part:
     """One configuration or view of one model.
 
     Attributes:
-        model: number of the model among those named.
-        name: of the configuration or view.
-        folds: for each fold its card and members; under "" those that answer for every case.
+        model: number of the model among the named ones, from 0.
+        name: name of the configuration or view.
+        folds: the card and the members of each fold; the key "" stands for members that predict every case.
     """
 
     model: int
@@ -114,12 +114,12 @@ class Part:
 
     @property
     def can_stand_alone(self) -> bool:
-        """False for a view that cannot tell left from right."""
+        """Whether the part can be a candidate alone; False for a view that cannot tell left from right."""
         _, members = next(iter(self.folds.values()))
         return not all(any(len(feeds) > 1 for feeds in member.classes) for member in members)
 
     def at(self, fold: str) -> tuple[ModelCard, tuple[MemberCard, ...]]:
-        """Card and members of a fold. Raises RequestError if it was not trained."""
+        """The card and the members of a fold. Raises RequestError if the fold was not trained."""
         found = self.folds.get(fold) or self.folds.get("")
         if found is None:
             raise RequestError(
@@ -131,7 +131,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Parts that answer together."""
+    """Parts whose predictions are fused."""
 
     name: str
     parts: tuple[Part, ...]
@@ -142,13 +142,13 @@ class Candidate:
 
 
 def read_parts(models: Sequence[str], folds: Sequence[str]) -> list[Part]:
-    """The configurations and views of models, in the order in which they are compared.
+    """Read the configurations and views of models, in the order in which they are compared.
 
-    A model is named as for `medsegai segment`. One with `{fold}` in its name stands for a model per fold.
+    A model is named as for `medsegai segment`. A name that contains `{fold}` stands for one model per fold.
 
     Raises:
-        ModelError: a model is not there.
-        RequestError: nothing in a model can be cross-validated.
+        ModelError: a model does not exist.
+        RequestError: a model has no part that can be cross-validated.
     """
     parts: list[Part] = []
     for number, name in enumerate(models):
@@ -173,7 +173,7 @@ def read_parts(models: Sequence[str], folds: Sequence[str]) -> list[Part]:
 
 
 def _part_and_fold(name: str) -> tuple[str, str]:
-    """`3d_fullres/fold_1` is the configuration 3d_fullres and the fold 1; `axial` is a part without folds."""
+    """Split a member's name: `3d_fullres/fold_1` gives "3d_fullres" and "1", `axial` gives "axial" and ""."""
     matched = FOLD_MEMBER.fullmatch(name)
     if matched:
         return matched[1], matched[2]
@@ -185,7 +185,7 @@ def _order(part: Part) -> int:
 
 
 def candidates_of(parts: Sequence[Part]) -> list[Candidate]:
-    """Singles, pairs, and, unless all are of nnU-Net, all together where these are more."""
+    """All single parts, all pairs, and, unless all parts are of nnU-Net, all parts if these are more than two."""
     groups: list[tuple[Part, ...]] = [(part,) for part in parts]
     groups += itertools.combinations(parts, 2)
     if len(parts) > 2 and any(part.family != "nnunet" for part in parts):
@@ -207,9 +207,10 @@ def _part_name(part: Part, several_models: bool) -> str:
 
 
 def restricted_cards(candidate: Candidate, fold: str) -> list[ModelCard]:
-    """The candidate's models for one fold, with no other members. Weights are named by their full path.
+    """The cards of the candidate's models, restricted to the members of one fold.
 
-    A cascade keeps the same fold of its first stage, which then counts nothing by itself.
+    The weights are named by their full paths. A cascade keeps the same fold of its first stage, whose own
+    prediction then has no weight.
     """
     by_model: dict[int, tuple[ModelCard, list[MemberCard]]] = {}
     for part in candidate.parts:
@@ -220,7 +221,7 @@ def restricted_cards(candidate: Candidate, fold: str) -> list[ModelCard]:
 
 
 def with_members(card: ModelCard, members: Sequence[MemberCard]) -> ModelCard:
-    """The card with these members alone, and what a cascade among them needs; nothing is refined."""
+    """The card restricted to these members and to what a cascade among them needs, without refinements."""
     names = {member.name for member in members}
     needed = {_first_stage(card, member) for member in members} - names
     stages = [dataclasses.replace(item, weight=0.0) for item in card.members if item.name in needed]
@@ -250,15 +251,15 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Cases, folds and candidates, and the folder where predictions are kept.
+    """Cases, folds and candidates, and the folder of the predictions.
 
     Attributes:
-        task: structures to find.
-        cases: of the dataset, by name.
-        folds: number of the fold, as text, to the cases that it holds out.
-        candidates: to compare.
-        folder: gets a label map per candidate and case, each whole or not at all.
-        options: of the request, such as device, precision and mirroring.
+        task: the structures to segment.
+        cases: the cases of the dataset by name.
+        folds: the cases that each fold holds out, by the number of the fold as text.
+        candidates: the candidates to compare.
+        folder: receives a label map for each candidate and case; each is written completely or not at all.
+        options: options of the request, such as device, precision and mirroring.
     """
 
     task: Task
@@ -272,11 +273,11 @@ class CrossValidation:
         return self.folder / "predictions" / candidate.folder_name / f"{case}.nii.gz"
 
     def predict(self, progress: Progress) -> None:
-        """Segment what was not segmented before. What is finished stays when this is stopped.
+        """Segment the cases that were not segmented before; finished cases stay if this is stopped.
 
         Raises:
             RequestError: the folder holds predictions of other models, folds or options.
-            Cancelled: stopped through `progress`.
+            Cancelled: the user stopped through `progress`.
         """
         self._claim_folder()
         jobs = [
@@ -316,7 +317,7 @@ class CrossValidation:
         claim_folder(self.folder, SETTINGS, self._settings(), parts)
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the predictions."""
+        """The settings that the predictions depend on."""
         weights = {
             f"{candidate.name} fold {fold}": [
                 member.sha256
@@ -337,11 +338,11 @@ class CrossValidation:
     # figures
 
     def pairs(self, candidate: Candidate) -> Iterator[tuple[str, Volume, Volume]]:
-        """Case, prediction and reference.
+        """Yield the name, the prediction and the reference of each case.
 
         Raises:
-            InputError: one of them cannot be read.
-            GeometryError: they lie on different grids.
+            InputError: a prediction or a reference cannot be read.
+            GeometryError: a prediction and its reference have different grids.
         """
         for case in sorted(name for split in self.folds.values() for name in split):
             predicted, _ = read_labelmap(self.prediction(candidate, case))
@@ -356,7 +357,7 @@ class CrossValidation:
             yield case, predicted, reference
 
     def figures(self, candidate: Candidate) -> Figures:
-        """Return the figures of a candidate."""
+        """Count the voxels of all cases of a candidate. Raises the errors of `pairs`."""
         counts = {
             case: count(predicted.voxels, reference.voxels, self.task)
             for case, predicted, reference in self.pairs(candidate)
@@ -365,10 +366,10 @@ class CrossValidation:
 
 
 def as_in_dataset(result: SegmentationResult, task: Task) -> NDArray[Any]:
-    """The labels of a result with the values that the dataset has for structures of the same name.
+    """The label map of a result with the dataset's values for structures of the same name, (k, j, i).
 
     Raises:
-        RequestError: the model has none of the dataset's structures.
+        RequestError: the model has no structure of the dataset.
     """
     if task.regions:
         return result.labelmap.voxels
@@ -386,7 +387,13 @@ def as_in_dataset(result: SegmentationResult, task: Task) -> NDArray[Any]:
 
 
 def count(predicted: NDArray[Any], reference: NDArray[Any], task: Task) -> Counts:
-    """Voxels per structure; those that the reference says to ignore count nowhere."""
+    """Count the voxels of each structure; voxels that the reference marks as ignored are not counted.
+
+    Args:
+        predicted: label values of the dataset, integer (k, j, i).
+        reference: label values of the dataset, integer (k, j, i).
+        task: the structures.
+    """
     if task.ignored is not None:
         heeded = reference != task.ignored
         predicted, reference = predicted[heeded], reference[heeded]
@@ -399,16 +406,17 @@ def count(predicted: NDArray[Any], reference: NDArray[Any], task: Task) -> Count
 
 @dataclass(frozen=True)
 class Figures:
-    """What a candidate reaches; `counts` by case."""
+    """The figures of a candidate; `counts` holds the voxel counts of each case by its name."""
 
     name: str
     task: Task
     counts: Mapping[str, Counts]
 
     def dice(self) -> dict[str, float]:
-        """Mean Dice of each structure over the cases where prediction or reference has it.
+        """Mean Dice of each structure over the cases in which the prediction or the reference has it.
 
-        This is nnU-Net's definition: absent from both, a structure has no Dice; from one, it is 0.
+        This is nnU-Net's definition: a structure that is absent from both has no Dice, and one that is absent from
+        one of them has a Dice of 0.
         """
         counts = np.stack(list(self.counts.values())).astype(np.float64)
         both, total = 2 * counts[:, :, 0], counts[:, :, 1] + counts[:, :, 2]
@@ -420,12 +428,12 @@ class Figures:
         return means
 
     def mean_dice(self) -> float:
-        """Mean over the structures that occur."""
+        """The mean Dice over the structures that occur."""
         known = [value for value in self.dice().values() if value == value]
         return float(np.mean(known)) if known else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; a structure that never occurs has none."""
+        """All figures as JSON values; the Dice of a structure that never occurs is None."""
         dice = {
             name: None if value != value else round(value, 6) for name, value in self.dice().items()
         }
@@ -434,7 +442,7 @@ class Figures:
 
 
 def best_of(figures: Sequence[Figures]) -> int:
-    """Number of the candidate with the highest mean Dice; of equal ones the first, which is the simpler one.
+    """The index of the candidate with the highest mean Dice; the first of equal ones, which is the simplest.
 
     Raises:
         InputError: no candidate has a Dice.

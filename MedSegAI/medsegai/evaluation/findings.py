@@ -1,4 +1,4 @@
-"""What held-out cases tell of a model: how sure it should be, what shows a bad result, and what refines it."""
+"""What held-out cases show about a model: its calibration, the signs of a bad result, and helpful refinements."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it.
+    """All findings about a model.
 
     Attributes:
-        calibration: for the card; its temperature is fitted to all cases.
-        before: reliability of the probabilities as they are.
-        after: the same, each case at the temperature that the cases of other groups give.
-        refinements: what each is worth; the first is the prediction as it was.
-        chosen: the one to add to the card's suggestions; None for none.
-        correlations: of each measure with Dice.
-        flags: what the limits of the calibration's score catch.
-        cases: how many.
+        calibration: the calibration for the card; its temperature is fitted to all cases.
+        before: reliability of the probabilities as predicted.
+        after: reliability with each case at the temperature that was fitted to the cases of the other groups.
+        refinements: the worth of each refinement; the first entry is the prediction without one.
+        chosen: the refinement to add to the card's suggestions; None if none helps.
+        correlations: the correlation of each measure with Dice.
+        flags: which bad results the limits of the calibration's score find.
+        cases: number of cases.
     """
 
     calibration: Calibration
@@ -62,7 +62,7 @@ class Findings:
     cases: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """All findings as JSON values."""
         return {
             "cases": self.cases,
             "calibration": to_json(self.calibration),
@@ -80,16 +80,15 @@ class Findings:
 def find(
     records: Sequence[Record], groups: Sequence[int], labels: Sequence[Label], source: str
 ) -> Findings:
-    """Look at all cases together.
+    """Compute the findings from the records of all cases.
 
-    The refinement is decided first, so that the Dice to be expected is that of the result as it will be handed
-    out.
+    The refinement is chosen first, so that the expected Dice is that of the final, refined result.
 
     Args:
-        records: of the cases.
-        groups: a number for each; those with the same number are never used to judge each other.
-        labels: that the figures in the records are of, in their order.
-        source: which cases these are, in words for the card.
+        records: the records of the cases.
+        groups: a number for each case; cases with the same number are never used to judge each other.
+        labels: the labels of the figures in the records, in their order.
+        source: a description of the cases for the card.
     """
     decisions = [record.decisions for record in records]
     temperatures = cross_fitted(decisions, groups)
@@ -126,7 +125,7 @@ def scored(
     labels: Sequence[Label],
     row: str = AS_PREDICTED,
 ) -> list[Scored]:
-    """Each structure of each case, with the Dice that it has after a refinement."""
+    """Each structure of each case with its Dice after the refinement `row`."""
     return [
         Scored(record.case, label.value, float(figures[0]), record.measures[label.value], group)
         for record, group in zip(records, groups, strict=True)
@@ -136,11 +135,11 @@ def scored(
 
 
 def write_into_card(card: ModelCard, findings: Findings) -> None:
-    """Put the calibration and, if one was chosen, the refinement into the model's card.json. The rest of it stays.
+    """Write the calibration and the chosen refinement, if any, into the model's card.json.
 
     Raises:
-        ModelError: the model has no card of its own, or it cannot be read.
-        OutputError: it cannot be written.
+        ModelError: the model has no card of its own, or the card cannot be read.
+        OutputError: the card cannot be written.
     """
     known = load_card(writable_card(card))
     suggested = known.suggested_refinements
@@ -153,10 +152,10 @@ def write_into_card(card: ModelCard, findings: Findings) -> None:
 
 
 def writable_card(card: ModelCard) -> Path:
-    """The card's file.
+    """The path of the model's card.json.
 
     Raises:
-        ModelError: the model is used in place, as nnU-Net left it, and has no card of its own.
+        ModelError: the model is a results folder of nnU-Net that is used in place, which has no card.
         OutputError: the file cannot be written.
     """
     path = card.folder / CARD_NAME
@@ -173,7 +172,11 @@ def writable_card(card: ModelCard) -> Path:
 
 
 def draw_reliability(before: Reliability, after: Reliability, path: Path) -> bool:
-    """Draw both as a diagram into a PNG; without matplotlib say so and give False."""
+    """Draw both reliabilities into a PNG file.
+
+    Returns:
+        Whether the file was written; without matplotlib it is not, which is logged.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

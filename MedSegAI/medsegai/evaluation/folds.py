@@ -1,4 +1,4 @@
-"""Which cases a training dataset has, and which of them each fold of a cross-validation holds out."""
+"""The cases of a training dataset, and the cases that each fold of a cross-validation holds out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medsegai.models.nnunet_dataset import read_json, value_of
 
 FOLDS = 5
 SEED = 12345
-"""Of nnU-Net's own splits."""
+"""The seed of nnU-Net's own splits."""
 
 Split = Sequence[str]
 """The cases that one fold holds out."""
@@ -25,7 +25,7 @@ Split = Sequence[str]
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """`images`: one file per channel, in the order of the channels; `label`: the reference."""
+    """A case: `images` has one file for each channel, in the order of the channels; `label` is the reference."""
 
     name: str
     images: tuple[Path, ...]
@@ -36,7 +36,7 @@ def dataset_cases(folder: Path) -> list[TrainingCase]:
     """The training cases of a raw nnU-Net folder (dataset.json, imagesTr, labelsTr), sorted by name.
 
     Raises:
-        InputError: it is no such folder, or images or labels are missing.
+        InputError: the folder is not such a dataset, or images or labels are missing.
         ModelError: dataset.json is damaged.
     """
     if not (folder / "dataset.json").is_file() or not (folder / "labelsTr").is_dir():
@@ -62,10 +62,10 @@ def dataset_cases(folder: Path) -> list[TrainingCase]:
 
 
 def read_groups(path: Path, cases: Sequence[str]) -> dict[str, str]:
-    """Case to patient, from a CSV with the columns `case` and `patient`.
+    """Read the patient of each case from a CSV with the columns `case` and `patient`.
 
     Raises:
-        InputError: it is no such table, or does not name each of `cases` once.
+        InputError: the file cannot be read, lacks a column, or does not assign each of `cases` to one patient.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -88,9 +88,10 @@ def read_groups(path: Path, cases: Sequence[str]) -> dict[str, str]:
 
 
 def patient_folds(groups: Mapping[str, str], count: int = FOLDS, seed: int = SEED) -> list[Split]:
-    """Hold out each case once, and all cases of a patient together.
+    """Split cases so that each is held out once and all cases of a patient are held out together.
 
-    Patients are shuffled, and each goes to the fold with the fewest cases, those with many first.
+    The patients are shuffled and sorted by their number of cases, largest first; each goes to the fold that has
+    the fewest cases so far.
 
     Raises:
         InputError: there are fewer patients than folds.
@@ -109,9 +110,9 @@ def patient_folds(groups: Mapping[str, str], count: int = FOLDS, seed: int = SEE
 
 
 def default_folds(cases: Sequence[str], count: int = FOLDS, seed: int = SEED) -> list[Split]:
-    """The splits that nnU-Net makes by itself: cases in sorted order, shuffled, cut into equal parts.
+    """The default splits of nnU-Net: the sorted cases are shuffled and cut into equal parts.
 
-    These are those of scikit-learn's `KFold(count, shuffle=True, random_state=seed)`.
+    They equal those of scikit-learn's `KFold(count, shuffle=True, random_state=seed)`.
 
     Raises:
         InputError: there are fewer cases than folds.
@@ -125,10 +126,10 @@ def default_folds(cases: Sequence[str], count: int = FOLDS, seed: int = SEED) ->
 
 
 def read_splits(path: Path, cases: Sequence[str]) -> list[Split]:
-    """The cases that each fold holds out, from nnU-Net's `splits_final.json`.
+    """Read the cases that each fold holds out from nnU-Net's `splits_final.json`.
 
     Raises:
-        InputError: it is no such file, or names cases that there are not.
+        InputError: the file cannot be read as splits, or names cases that the dataset lacks.
     """
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +145,7 @@ def read_splits(path: Path, cases: Sequence[str]) -> list[Split]:
 
 
 def splits_json(folds: Sequence[Split], cases: Sequence[str]) -> str:
-    """What nnU-Net reads as `splits_final.json`."""
+    """The folds as JSON text in the format of nnU-Net's `splits_final.json`."""
     splits = [{"train": sorted(set(cases) - set(fold)), "val": sorted(fold)} for fold in folds]
     return json.dumps(splits, indent=4) + "\n"
 
@@ -152,9 +153,10 @@ def splits_json(folds: Sequence[Split], cases: Sequence[str]) -> str:
 def stratified_folds(
     labels: Sequence[int], groups: Sequence[str], count: int, seed: int
 ) -> NDArray[np.int64]:
-    """The fold that holds each picture out: groups stay together, and folds get alike shares of each class.
+    """The fold that holds out each picture, int64 (picture).
 
-    Groups come in random order, the largest first, each to the fold that has least of what it brings.
+    The pictures of a group stay together, and the folds get similar shares of each class. The groups are shuffled
+    and sorted by size, largest first; each goes to the fold that has the fewest pictures of the group's classes.
 
     Raises:
         InputError: there are fewer groups than folds.

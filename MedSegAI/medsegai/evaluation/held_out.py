@@ -1,4 +1,4 @@
-"""What a model gives on cases that it has not seen: probabilities, agreement of members, figures of quality."""
+"""Results of a model on cases that it has not seen: probabilities, agreement of members, and quality figures."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ STAGE = "held-out cases"
 SETTINGS = "calibrate.json"
 
 MARGIN_MM = 10.0
-"""Around what the reference has: as far as mistakes reach that are not wholly elsewhere."""
+"""The margin around the structures of the reference within which decisions are sampled, in mm."""
 
 VOXELS = 30_000
-"""Of a case, drawn at random in the box around its structures: many enough for a mean, few enough to keep."""
+"""The number of voxels that are sampled from each case, at random in the box around its structures."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """How the labels of a reference become those of the model.
+    """How the labels of a reference are translated to those of the model.
 
     Attributes:
-        labels: those of the model that the reference knows.
-        values: for each of them the values of the reference that belong to it.
-        ignored: value of the reference whose voxels do not count.
-        regions: whether labels overlap.
+        labels: the labels of the model that occur in the reference.
+        values: for each of these labels, the values of the reference that belong to it.
+        ignored: value of the reference whose voxels are not counted.
+        regions: whether the labels are regions, which may overlap.
     """
 
     labels: tuple[Label, ...]
@@ -65,10 +65,10 @@ class Truth:
 
     @classmethod
     def of_dataset(cls, card: ModelCard, task: Task) -> Truth:
-        """Match by name.
+        """Match the labels of the model and the structures of a dataset by name.
 
         Raises:
-            RequestError: the dataset has none of the model's structures.
+            RequestError: the dataset has no structure of the model.
         """
         known = {item.name.casefold(): item.values for item in task.structures}
         labels = tuple(label for label in card.labels if label.name.casefold() in known)
@@ -83,10 +83,10 @@ class Truth:
 
     @classmethod
     def of_mapping(cls, card: ModelCard, mapping: LabelMapping) -> Truth:
-        """For references that `mapping` translates to the values of the model.
+        """Make the translation for references that `mapping` translates to the values of the model.
 
         Raises:
-            RequestError: the table names none of the model's labels.
+            RequestError: the table names no label of the model.
         """
         named = {value for values in mapping.rules.values() for value in values}
         labels = tuple(label for label in card.labels if label.value in named)
@@ -97,14 +97,14 @@ class Truth:
         return cls(labels, tuple((label.value,) for label in labels))
 
     def in_model_values(self, reference: Volume) -> Volume:
-        """The reference with the values of the model; what is not of its labels becomes background."""
+        """The reference with the values of the model; voxels of other labels become background."""
         found = np.zeros(reference.voxels.shape, np.uint16)
         for label, values in zip(self.labels, self.values, strict=True):
             found[np.isin(reference.voxels, values)] = label.value
         return reference.with_voxels(found)
 
     def masks(self, reference: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where each label is, (label, ...)."""
+        """The mask of each label, bool (label, ...), from reference values of shape (...)."""
         return np.stack([np.isin(reference, values) for values in self.values])
 
 
@@ -113,15 +113,15 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What is kept of a case.
+    """The results that are kept of a case.
 
     Attributes:
-        case: its name.
-        decisions: some voxels of it.
-        measures: how far members agree, by label value, then by name of the measure.
-        table: figures as predicted and after refinements, (structure, measure) in the order of the labels.
-        changed_ml: by refinement.
-        members: names of those that were fused.
+        case: name of the case.
+        decisions: the decisions in a sample of its voxels.
+        measures: the agreement of members by label value, then by the name of the measure.
+        table: figures as predicted and after each refinement, (structure, measure) in the order of the labels.
+        changed_ml: the volume that each refinement changed, in ml.
+        members: names of the members that were fused.
     """
 
     case: str
@@ -132,7 +132,7 @@ class Record:
     members: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write it as .npz, whole or not at all."""
+        """Write the record as .npz, completely or not at all."""
         about = {
             "case": self.case,
             "measures": {str(value): dict(found) for value, found in self.measures.items()},
@@ -151,7 +151,7 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """Raises InputError: it is no such file."""
+        """Read a record. Raises InputError if the file cannot be read as one."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
@@ -176,14 +176,14 @@ def record_of(
     truth: Truth,
     refined: tuple[refining.Table, Mapping[str, float]] | None = None,
 ) -> Record:
-    """What is kept of a result.
+    """Make the record of a result.
 
     Args:
-        case: its name.
+        case: name of the case.
         result: of `segment` with uncertainty and probabilities, neither calibrated nor refined.
-        reference: what is true, as it was read, on the same grid.
-        truth: what its values mean.
-        refined: figures with and without refinements; None to take those of the prediction itself.
+        reference: the reference as it was read, on the same grid.
+        truth: the meaning of its values.
+        refined: figures with and without refinements; None to compute those of the prediction alone.
     """
     table, changed = refined or ({refining.AS_PREDICTED: figures_of(result, reference, truth)}, {})
     return Record(
@@ -199,7 +199,7 @@ def record_of(
 def drawn_decisions(
     case: str, result: SegmentationResult, reference: Volume, truth: Truth
 ) -> Decisions:
-    """Decisions in some voxels around the structures of the reference; the same for the same name of the case."""
+    """The decisions in a sample of voxels around the reference's structures, drawn by the name of the case."""
     masks = truth.masks(reference.voxels)
     box = box_with_margin(np.asarray(masks.any(0)), reference.geometry.spacing_mm, MARGIN_MM)
     numbers = [result.labels.index(label) for label in truth.labels]
@@ -219,7 +219,7 @@ def drawn_decisions(
 
 
 def measures_of(result: SegmentationResult, labels: Sequence[Label]) -> dict[int, dict[str, float]]:
-    """The measures of agreement that are known, by label value."""
+    """The known measures of agreement, by label value and then by name."""
     wanted = {label.value for label in labels}
     return {
         item.label.value: {
@@ -233,7 +233,7 @@ def measures_of(result: SegmentationResult, labels: Sequence[Label]) -> dict[int
 
 
 def figures_of(result: SegmentationResult, reference: Volume, truth: Truth) -> NDArray[np.float64]:
-    """Figures of a prediction, (structure, measure); regions are compared one by one, because they overlap."""
+    """The figures of a prediction, (structure, measure); regions are compared one by one, as they overlap."""
     if not truth.regions:
         pairs = [(result.labelmap, truth.in_model_values(reference), truth.labels)]
     else:
@@ -257,7 +257,7 @@ def figures_of(result: SegmentationResult, reference: Volume, truth: Truth) -> N
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """A case, and who answers for it: a model, and those of its members that have not seen it."""
+    """A case, the model that segments it, and the members of the model that have not seen the case."""
 
     case: TrainingCase
     model: str
@@ -266,16 +266,16 @@ class PredictionJob:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Cases that a model has not seen.
+    """A set of cases that a model has not seen.
 
     Attributes:
-        card: whose labels and suggestions count.
+        card: the card whose labels and suggestions are used.
         jobs: the cases.
-        truth: what the values of the references mean.
-        mapping: translates them first; None where that is not needed.
-        rows: refinements to try, as they are written.
-        folder: keeps what is done.
-        options: of the request, such as the device.
+        truth: the meaning of the values of the references.
+        mapping: translates these values first; None if they need no translation.
+        rows: the refinements to try, in the notation of the command line.
+        folder: the folder of the finished records.
+        options: options of the request, such as the device.
     """
 
     card: ModelCard
@@ -287,11 +287,11 @@ class HeldOut:
     options: Mapping[str, Any]
 
     def records(self, progress: Progress) -> list[Record]:
-        """Do what was not done before; what is done stays when this is stopped.
+        """Make the records that do not exist yet; finished records stay if this is stopped.
 
         Raises:
             RequestError: the folder holds cases of other models or options.
-            Cancelled: stopped through `progress`.
+            Cancelled: the user stopped through `progress`.
         """
         claim_folder(self.folder, SETTINGS, self._settings(), [self.folder / "cases"])
         for number, job in enumerate(self.jobs):
@@ -339,7 +339,7 @@ class HeldOut:
         return record_of(job.case.name, result, reference, self.truth, refined)
 
     def _read(self, job: PredictionJob) -> tuple[Volume, Volume]:
-        """Image and reference of a case, the values of the reference translated."""
+        """The image and the reference of a case; the values of the reference are translated."""
         image = read_volume(job.case.images[0])
         reference = read_labelmap(job.case.label)[0]
         check_same_grid(
@@ -352,7 +352,7 @@ class HeldOut:
         return image, reference if self.mapping is None else self.mapping.apply(reference)
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the results."""
+        """The settings that the results depend on."""
         from medsegai.models.catalogue import find_card
 
         cards: dict[str, str] = {}
@@ -370,18 +370,18 @@ class HeldOut:
 
 
 def _fingerprint(card: ModelCard) -> str:
-    """Changes with the networks, not with what else a card says."""
+    """A hash that depends on the networks but not on the other contents of the card."""
     hashes = sorted(str(card.weights_sha256(member)) for member in card.members)
     return f"{zlib.crc32(' '.join(hashes).encode()):08x}"
 
 
 def groups_of(cases: Sequence[str], owners: Mapping[str, str | int], count: int) -> Iterator[int]:
-    """A number for each case, so that cases of one owner share it: of `count` numbers, or one per owner if less.
+    """Number the cases so that those of one owner share a number below `count`.
 
     Args:
-        cases: names.
-        owners: patient or fold of a case; cases without one are owners themselves.
-        count: how many numbers there are at most.
+        cases: names of the cases.
+        owners: the patient or the fold of a case; a case without one is its own owner.
+        count: the largest number of different numbers.
     """
     numbers: dict[str | int, int] = {}
     for case in cases:

@@ -1,4 +1,4 @@
-"""How well objects were found: aggregated Jaccard index, panoptic quality, and F1 at an overlap of one half.
+"""Quality of instance segmentation: aggregated Jaccard index, panoptic quality, and F1 at an IoU of one half.
 
 Sources: Kumar et al., "A Dataset and a Technique for Generalized Nuclear Segmentation for Computational
 Pathology", IEEE TMI 2017 (AJI); Kirillov et al., "Panoptic Segmentation", CVPR 2019 (PQ).
@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 HALF = 0.5
-"""Objects match whose intersection is more than this part of their union; at most one can match each."""
+"""Two objects match if their IoU exceeds this, so that each object has at most one match."""
 
 
 @dataclass(frozen=True)
 class InstanceScores:
-    """Of one image, or of several together; NaN where there is nothing to find and nothing was found.
+    """The scores of one image, or of several together; NaN if neither map has an object.
 
     Attributes:
         aji: aggregated Jaccard index.
         pq: panoptic quality, `f1` times the mean overlap of matches.
-        f1: objects that match, as a part of the mean of both counts.
-        found, expected: how many objects there are in the answer and in the reference.
+        f1: number of matches, divided by the mean of `found` and `expected`.
+        found, expected: numbers of objects in the prediction and in the reference.
     """
 
     aji: float
@@ -34,7 +34,12 @@ class InstanceScores:
 
 
 def instance_scores(found: NDArray[np.int32], expected: NDArray[np.int32]) -> InstanceScores:
-    """Compare two maps of objects (j, i), each with a number for each object and 0 outside of all."""
+    """Compare two instance maps.
+
+    Args:
+        found: the prediction, int32 (j, i): a number for each object, and 0 for the background.
+        expected: the reference, in the same format.
+    """
     answers, found_map = np.unique(found, return_inverse=True)
     truths, expected_map = np.unique(expected, return_inverse=True)
     table = np.zeros((len(truths), len(answers)), np.int64)
@@ -64,7 +69,11 @@ def _aggregated(
     true_sizes: NDArray[np.int64],
     own_sizes: NDArray[np.int64],
 ) -> float:
-    """Each true object with the answer of the best overlap; answers that no object took count as wrong."""
+    """The aggregated Jaccard index.
+
+    Each true object is compared with the found object of the highest IoU, and found objects without a partner
+    count as wrong.
+    """
     if not len(true_sizes) or not len(own_sizes):
         return 0.0
     best = (common / union).argmax(1)

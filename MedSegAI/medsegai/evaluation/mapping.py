@@ -1,4 +1,4 @@
-"""Tables that translate the label values of a reference into those that are evaluated."""
+"""Tables that translate the label values of a reference into the evaluated values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from medsegai.errors import InputError
 from medsegai.volume import Volume
 
 COLUMNS = ("reference", "evaluated")
-"""Columns that a table must have; others, such as names and comments, are for its readers."""
+"""The columns that a table must have; others, such as names and comments, are ignored."""
 
 LARGEST_VALUE = 65535
 
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """For each reference value the values it may become: one, or several of which the nearest wins.
+    """The evaluated values that each reference value may become: one, or several of which the nearest is taken.
 
     Attributes:
-        rules: reference value -> evaluated values; 0 is background. 0 stays 0 unless the table says
-            otherwise.
-        source: where the table came from, for messages.
+        rules: the evaluated values of each reference value. 0 is the background, which stays 0 unless the table
+            says otherwise.
+        source: the file of the table, for messages.
     """
 
     rules: Mapping[int, tuple[int, ...]]
@@ -37,17 +37,17 @@ class LabelMapping:
     def apply(self, labelmap: Volume) -> Volume:
         """Translate a label map.
 
-        A voxel with several possible values takes that of the nearest voxel, in mm, whose value
-        the table gives outright; of equally near ones the value named first.
+        A voxel with several possible values takes the one of the nearest voxel, in mm, whose value the table maps
+        to a single one; of equally near voxels, the value that the table names first is taken.
 
         Args:
-            labelmap: reference values, whole numbers, (k, j, i).
+            labelmap: reference values, integers (k, j, i).
 
         Returns:
-            Evaluated values on the same grid, uint16.
+            The evaluated values on the same grid, uint16 (k, j, i).
 
         Raises:
-            InputError: a value is not in the table, or none of a voxel's possible values occurs.
+            InputError: a value is not in the table, or no possible value of a voxel occurs.
         """
         rules = {0: (0,), **self.rules}
         table = np.full(max(rules) + 2, -1, np.int32)  # the last entry stands for all beyond
@@ -93,8 +93,8 @@ def read_mapping(path: str | Path) -> LabelMapping:
     each voxel then goes to whichever of them lies nearest.
 
     Raises:
-        InputError: the file is missing or no such table, a cell is not a label value, or a
-            reference value stands twice.
+        InputError: the file is missing or not such a table, a cell is not a label value, or a reference value
+            occurs twice.
     """
     source = Path(path)
     try:

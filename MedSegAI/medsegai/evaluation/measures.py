@@ -1,4 +1,4 @@
-"""How far a label map lies from its reference: overlap, surface distances and volumes per structure."""
+"""Comparison of a label map with its reference: overlap, surface distances and volumes of each structure."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from medsegai.volume import Volume, check_same_grid, joined_box
 class StructureFigures:
     """One structure in one case; A is the prediction, B the reference.
 
-    Absent from both, a structure has no figures: all are NaN. Absent from one, its Dice and IoU are
-    0 and its distances NaN; absent from the reference, its relative volume difference is NaN.
+    If the structure is absent from both, all figures are NaN. If it is absent from one, Dice and IoU are 0 and the
+    distances NaN; if it is absent from the reference, the relative volume difference is NaN as well.
 
     Attributes:
-        label: which structure.
+        label: the label of the structure.
         dice: 2 |A and B| / (|A| + |B|), 0 to 1.
         iou: |A and B| / |A or B|, 0 to 1.
         hd95_mm: 95th percentile of the Hausdorff distance, see `surface_figures`.
@@ -47,12 +47,12 @@ class StructureFigures:
     volume_difference_percent: float = math.nan
 
     def to_dict(self) -> dict[str, float]:
-        """The figures by name, without the label."""
+        """The figures by their names, without the label."""
         return {name: getattr(self, name) for name in FIGURES}
 
 
 FIGURES = tuple(item.name for item in fields(StructureFigures) if item.name != "label")
-"""Names of the figures, in the order of tables and files."""
+"""The names of the figures, in their order in tables and files."""
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
     Args:
         prediction: label values, whole numbers from 0, (k, j, i).
         reference: the same, on the same grid.
-        labels: which values to compare, and their names.
+        labels: the values to compare, and their names.
 
     Returns:
         One entry per label, in the order of `labels`.
@@ -93,7 +93,7 @@ def evaluate(
 def surface_figures(
     first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """95 % Hausdorff distance and average symmetric surface distance of two structures, in mm.
+    """Compute the 95 % Hausdorff distance and the average symmetric surface distance of two structures, in mm.
 
     The surface of a structure is its voxels that have a neighbour outside across a face; distances
     run between voxel centres, from each surface voxel to the nearest one of the other surface.
@@ -103,7 +103,7 @@ def surface_figures(
     `compute_average_surface_distance(symmetric=True)`.
 
     Args:
-        first: mask (k, j, i), not empty; nothing of the structure lies outside the array.
+        first: mask, bool (k, j, i), not empty; the structure lies completely within the array.
         second: the same, on the same grid.
         spacing_mm: voxel spacing along (i, j, k).
     """
@@ -138,7 +138,7 @@ def _structure(
 
 
 def _surface_points(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Centres of the surface voxels in mm along (k, j, i); the array's border is surface, too."""
+    """Centres of the surface voxels in mm, (point, 3) along (k, j, i); voxels at the array's border count."""
     surface = mask & ~ndimage.binary_erosion(mask)
     return np.argwhere(surface) * np.asarray(spacing_mm, np.float64)[::-1]
 

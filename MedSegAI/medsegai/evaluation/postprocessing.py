@@ -1,7 +1,7 @@
-"""Which removal of small parts helps in cross-validation, decided as nnU-Net decides it.
+"""The choice of the postprocessing that helps in cross-validation, by nnU-Net's rules.
 
-First all of the foreground together, if the mean rises and no structure falls; then structure by structure, each
-if its own Dice rises (MIC-DKFZ/nnUNet, `determine_postprocessing`).
+First, the foreground as a whole is reduced to its largest component if the mean Dice rises and the Dice of no
+structure falls; then each structure is, if its own Dice rises (MIC-DKFZ/nnUNet, `determine_postprocessing`).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from medsegai.refinements.largest_component import keep_largest
 from medsegai.volume import Volume
 
 Groups = tuple[tuple[int, ...], ...]
-"""Label values of which together only the largest component is kept, one group after the other."""
+"""Groups of label values, each of which is reduced to its largest component, one group after the other."""
 
 Pairs = Callable[[], Iterable[tuple[str, Volume, Volume]]]
-"""Case, prediction and reference of all cases, from the start each time."""
+"""A function that iterates over the name, the prediction and the reference of all cases, anew at each call."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`groups` that help, and the figures with them."""
+    """The `groups` that help, and the figures after they were applied."""
 
     groups: Groups
     figures: Figures
 
 
 def determine_postprocessing(pairs: Pairs, before: Figures) -> Decision:
-    """Decide which groups to reduce to their largest component.
+    """Decide which groups of labels to reduce to their largest component.
 
     Args:
         pairs: all cases of the cross-validation.
-        before: figures of the predictions as they are.
+        before: figures of the predictions without postprocessing.
     """
     task = before.task
     groups: Groups = ()
@@ -58,7 +58,7 @@ def _any_falls(after: Figures, before: Figures) -> bool:
 def _one_by_one(
     pairs: Pairs, before: Figures, groups: Groups
 ) -> Iterator[tuple[tuple[int, ...], Figures]]:
-    """Regions overlap, so each is tried on what those before it left."""
+    """Try each group on the result of the groups before it, because regions overlap."""
     for structure in before.task.structures:
         after = _figures(pairs, before, (*groups, structure.values))
         if after.dice()[structure.name] > before.dice()[structure.name]:
@@ -69,7 +69,7 @@ def _one_by_one(
 def _at_once(
     pairs: Pairs, before: Figures, groups: Groups
 ) -> Iterator[tuple[tuple[int, ...], Figures]]:
-    """Labels do not overlap: removing parts of one changes no other, so one reading tells of all."""
+    """Try all groups in one pass over the cases, because labels do not overlap and so do not affect each other."""
     task = before.task
     single = tuple(structure.values for structure in task.structures)
     tried = _figures(pairs, before, (*groups, *single))
@@ -80,7 +80,7 @@ def _at_once(
 
 
 def _with_row(before: Figures, tried: Figures, number: int) -> Figures:
-    """Figures with the counts of one structure from a trial."""
+    """The figures `before` with the counts of one structure replaced by those of `tried`."""
     counts: dict[str, Counts] = {}
     for case, rows in before.counts.items():
         counts[case] = rows.copy()

@@ -25,7 +25,7 @@ MODEL = "model"
 
 
 def chosen_cards(candidate: Candidate) -> list[ModelCard]:
-    """The candidate's models with the members of all folds. Weights are named by their full path."""
+    """The cards of the candidate's models with the members of all folds; weights are named by their full paths."""
     by_model: dict[int, list[tuple[ModelCard, MemberCard]]] = {}
     for part in candidate.parts:
         for fold, (card, members) in part.folds.items():
@@ -36,14 +36,14 @@ def chosen_cards(candidate: Candidate) -> list[ModelCard]:
 
 
 def _with_fold(card: ModelCard, member: MemberCard, fold: str) -> MemberCard:
-    """The member under a name that says its fold, where folds were models of their own."""
+    """The member with its fold in its name, if each fold is a model of its own."""
     path = str(card.weights_path(member).resolve())
     name = member.name if not fold or "/" in member.name else f"{member.name}/fold_{fold}"
     return dataclasses.replace(member, name=name, weights=path, weight=member.weight or 1.0)
 
 
 def _joined(found: Sequence[tuple[ModelCard, MemberCard]]) -> ModelCard:
-    """One card of members that may come from several, one for each fold."""
+    """Join members, which may come from several cards (one for each fold), in one card."""
     card = found[0][0]
     return with_members(card, [member for _, member in found])
 
@@ -55,19 +55,19 @@ def write_recipe(
     decision: Decision,
     destination: Path,
 ) -> list[Path]:
-    """Write the candidate as model folders at `destination`; what was there is replaced when they are whole.
+    """Write the candidate as model folders at `destination`; older ones are replaced when the new are complete.
 
     Args:
-        validation: what was compared.
-        candidate: the best.
-        figures: of all candidates.
-        decision: what is done with the result.
+        validation: the cross-validation that was compared.
+        candidate: the best candidate.
+        figures: the figures of all candidates.
+        decision: the postprocessing that helps.
 
     Returns:
-        The folders, one for each model that takes part; `medsegai segment --model` takes them all.
+        The folders, one for each model of the candidate; `medsegai segment --model` takes all of them.
 
     Raises:
-        RequestError: what is done after spans structures that no single model has.
+        RequestError: the postprocessing joins structures that no single model has.
         OutputError: `destination` cannot be written.
     """
     cards = chosen_cards(candidate)
@@ -97,7 +97,7 @@ def write_recipe(
 
 
 def _refinements(decision: Decision, cards: Sequence[ModelCard]) -> list[tuple[Refinement, ...]]:
-    """What each card suggests. A group is named by the first card that has all of it, in that card's values."""
+    """The refinements that each card suggests; a group is named by the first card that has all of its labels."""
     task = decision.figures.task
     names = {item.values: item.name for item in task.structures}
     groups: list[list[list[int]]] = [[] for _ in cards]
@@ -123,7 +123,7 @@ def _refinements(decision: Decision, cards: Sequence[ModelCard]) -> list[tuple[R
 
 
 def _write_model(card: ModelCard, folder: Path) -> None:
-    """The card with its weights beside it, as safetensors."""
+    """Write the card and its weights, as safetensors, into the folder."""
     if all(str(member.weights).endswith(".safetensors") for member in card.members):
         folder.mkdir(parents=True)
         members = []
@@ -143,7 +143,7 @@ def _write_model(card: ModelCard, folder: Path) -> None:
 def cross_validated(
     validation: CrossValidation, figures: Sequence[Figures], decision: Decision
 ) -> dict[str, Any]:
-    """What the card says of the comparison: figures with what is done after, and all candidates without it."""
+    """The comparison for the card: figures with postprocessing, and those of all candidates without it."""
     return {
         "cases": sum(len(split) for split in validation.folds.values()),
         "folds": len(validation.folds),

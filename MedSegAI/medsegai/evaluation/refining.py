@@ -1,4 +1,4 @@
-"""Which refinement helps a model, decided on cases that it has not seen."""
+"""The choice of the refinement that helps a model, made on cases that it has not seen."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ ROWS = (
     "level_set",
     "largest_component",
 )
-"""What is tried, unless something else is asked for."""
+"""The refinements that are tried by default."""
 
 AS_PREDICTED = "as predicted"
 MEASURES = ("dice", "hd95_mm", "assd_mm")
 
 CONFIDENCE = 0.95
 MATERIAL = 0.001
-"""A loss of mean Dice in a structure that matters; on a few cases less is chance."""
+"""The loss of mean Dice in a structure that rules a refinement out; smaller losses on a few cases are chance."""
 
 Table = dict[str, NDArray[np.float64]]
-"""For each row the figures of one case, (structure, measure); NaN where a structure has none."""
+"""The figures of one case for each row, (structure, measure); NaN where a structure has no figure."""
 
 
 def for_labels(text: str, labels: Sequence[Label]) -> Refinement:
-    """A refinement as a card suggests it to all labels, and as the engine then applies it.
+    """Read a refinement and apply it to all labels, as the engine does with a suggestion of a card.
 
     Raises:
-        RequestError: there is no such refinement or option.
+        RequestError: the refinement or an option of it does not exist.
     """
     return _with_labels(parse(text), [label.value for label in labels])
 
 
 def _with_labels(refinement: Refinement, values: Sequence[int]) -> Refinement:
-    """The refinement for these labels, unless it names its own."""
+    """The refinement restricted to these labels, unless it names its own."""
     return refinement.with_options(**{"labels": tuple(values), **refinement.options})
 
 
 def as_suggested(draft: Draft, card: ModelCard) -> Draft:
-    """The draft with what the card suggests already.
+    """Apply the refinements that the card suggests already.
 
     Raises:
-        ModelError: the card suggests what there is not.
+        ModelError: the card suggests a refinement that does not exist.
     """
     for item in card.suggested_refinements:
         try:
@@ -77,16 +77,16 @@ def try_all(
     rows: Sequence[str],
     step: Callable[[float], None] = lambda part: None,
 ) -> tuple[Table, dict[str, float]]:
-    """Figures of one case as it is, and after each refinement; and what each changed, in ml.
+    """Compute the figures of one case as predicted and after each refinement, and the changed volume in ml.
 
-    A structure that a refinement leaves alone keeps its figures without being measured again.
+    A structure that a refinement does not change keeps its figures without a new measurement.
 
     Args:
-        draft: a prediction with all of the model's labels.
-        reference: what is true, in the values of the model.
-        labels: those that the reference knows.
-        rows: refinements, each as it is written.
-        step: is called with the share that is done.
+        draft: a prediction with all labels of the model.
+        reference: the reference in the values of the model, on the same grid.
+        labels: the labels that the reference has.
+        rows: the refinements, in the notation of the command line.
+        step: called with the finished share, from 0 to 1.
     """
     before = _figures(draft.labelmap, reference, labels)
     table, changed = {AS_PREDICTED: before}, {}
@@ -110,16 +110,16 @@ def _figures(labelmap: Volume, reference: Volume, labels: Sequence[Label]) -> ND
 
 @dataclass(frozen=True)
 class Worth:
-    """What a refinement is worth over all cases.
+    """The effect of a refinement over all cases.
 
     Attributes:
-        name: as it is written.
-        dice, hd95_mm, assd_mm: mean over cases of the mean over structures.
-        rose, fell: in how many cases the mean Dice did.
-        gain: mean difference of the mean Dice.
-        gain_at_least: lower bound of it, at 95 % confidence over cases.
-        changed_ml: mean volume that changed.
-        reason: why it is not to be used, in words; "" where it helps.
+        name: the refinement, in the notation of the command line.
+        dice, hd95_mm, assd_mm: mean over the cases of the mean over the structures.
+        rose, fell: numbers of cases in which the mean Dice rose and fell.
+        gain: mean change of the mean Dice.
+        gain_at_least: lower bound of the gain at 95 % confidence over the cases.
+        changed_ml: mean of the changed volume.
+        reason: why the refinement does not help, in words; "" if it helps.
     """
 
     name: str
@@ -135,11 +135,11 @@ class Worth:
 
     @property
     def helps(self) -> bool:
-        """Whether nothing speaks against the refinement."""
+        """Whether the refinement helps."""
         return not self.reason
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """All figures as JSON values."""
         return {
             name: round(value, 5) if isinstance(value, float) else value
             for name, value in vars(self).items()
@@ -149,11 +149,10 @@ class Worth:
 def worth(
     tables: Sequence[Table], changed: Sequence[Mapping[str, float]], labels: Sequence[Label]
 ) -> list[Worth]:
-    """Judge each row over all cases; the first of the result is what was there before.
+    """Judge each row over all cases; the first entry of the result is the prediction without a refinement.
 
-    A refinement helps where the mean Dice rises, by a margin that 95 % confidence bears out (one-sided, Student's
-    t over cases), no structure loses more than `MATERIAL` of its mean Dice, and the HD95 does not rise with the
-    same confidence.
+    A refinement helps if the mean Dice rises with 95 % confidence (one-sided, Student's t over the cases), no
+    structure loses more than `MATERIAL` of its mean Dice, and the HD95 does not rise with the same confidence.
     """
     rows = [name for name in tables[0] if name != AS_PREDICTED]
     before = np.stack([table[AS_PREDICTED] for table in tables])
@@ -181,13 +180,13 @@ def worth(
 
 
 def best_of(rows: Sequence[Worth]) -> Worth | None:
-    """The refinement that raises Dice most surely among those that help; None where none does."""
+    """The helpful refinement with the highest lower bound of the gain in Dice; None if none helps."""
     helping = [row for row in rows if row.name != AS_PREDICTED and row.helps]
     return max(helping, key=lambda row: row.gain_at_least, default=None)
 
 
 def _against(before: NDArray[Any], after: NDArray[Any], labels: Sequence[Label]) -> str:
-    """What speaks against a refinement; figures are (case, structure, measure)."""
+    """The reason against a refinement, "" if there is none; both arrays are (case, structure, measure)."""
     gains = _by_case(after) - _by_case(before)
     if not (gains[:, 0] != 0).any():
         return "changes no Dice"
@@ -203,7 +202,7 @@ def _against(before: NDArray[Any], after: NDArray[Any], labels: Sequence[Label])
 
 
 def _at_least(values: NDArray[Any]) -> float:
-    """One-sided lower bound of the mean; of a single case minus infinity, unless it is 0."""
+    """The one-sided lower bound of the mean at 95 % confidence; minus infinity for a single case that is not 0."""
     values = values[np.isfinite(values)]
     if not values.any():
         return 0.0
@@ -218,12 +217,12 @@ def _means(figures: NDArray[Any]) -> list[float]:
 
 
 def _by_case(figures: NDArray[Any]) -> NDArray[Any]:
-    """(case, structure, measure) to (case, measure)."""
+    """Mean over the structures: (case, structure, measure) becomes (case, measure)."""
     return _mean(figures, 1)
 
 
 def _mean(figures: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Mean of what is known; NaN where nothing is."""
+    """The mean along `axis` of the values that are not NaN; NaN if there are none."""
     known = np.isfinite(figures)
     total, count = np.where(known, figures, 0.0).sum(axis), known.sum(axis)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

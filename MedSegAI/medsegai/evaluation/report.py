@@ -1,4 +1,4 @@
-"""Figures of all cases together: means over cases, and the table, CSV and JSON made from them."""
+"""The figures of all cases: means over the cases, and their table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _COLUMNS = {
     "volume_difference_ml": ("Volume ml", "+.2f"),
     "volume_difference_percent": ("Volume %", "+.1f"),
 }
-"""Figures of the text table: heading and number format."""
+"""The heading and the number format of each figure in the text table."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1) of the values that are defined, and their count."""
+    """Mean and sample standard deviation (n - 1) of the defined values, and their count."""
 
     mean: float
     sd: float
@@ -36,7 +36,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Return mean and spread of those values that are known."""
+        """Compute mean, standard deviation and count of the values that are not NaN."""
         known = [value for value in values if not math.isnan(value)]
         mean = float(np.mean(known)) if known else math.nan
         return cls(mean, float(np.std(known, ddof=1)) if len(known) > 1 else math.nan, len(known))
@@ -44,7 +44,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class CaseFigures:
-    """One prediction against one reference."""
+    """The figures of one prediction compared with its reference."""
 
     name: str
     structures: tuple[StructureFigures, ...]
@@ -52,14 +52,14 @@ class CaseFigures:
     reference: str = ""
 
     def spread(self, figure: str, leave_out: Collection[int] = ()) -> Spread:
-        """Mean of one figure over the structures of this case that have it."""
+        """Mean and spread of a figure over the structures of this case that have it."""
         kept = [item for item in self.structures if item.label.value not in leave_out]
         return Spread.of(getattr(item, figure) for item in kept)
 
 
 @dataclass(frozen=True)
 class StructureSummary:
-    """One structure over all cases: for each of `FIGURES` its spread over the cases that have it."""
+    """One structure over all cases: the spread of each of `FIGURES` over the cases that have it."""
 
     label: Label
     spreads: Mapping[str, Spread]
@@ -67,13 +67,13 @@ class StructureSummary:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures per case and structure. `notes` say what the reader of the figures should know."""
+    """The figures of each case and structure; `notes` hold what the reader of the figures should know."""
 
     cases: tuple[CaseFigures, ...]
     notes: tuple[str, ...] = field(default=())
 
     def structures(self) -> tuple[StructureSummary, ...]:
-        """Every structure of any case with its spreads over cases, in order of first appearance."""
+        """Every structure of any case with its spreads over the cases, in the order of their first occurrence."""
         found: dict[int, list[StructureFigures]] = {}
         for case in self.cases:
             for item in case.structures:
@@ -87,14 +87,14 @@ class Evaluation:
         )
 
     def overall(self, figure: str, leave_out: Collection[int] = ()) -> Spread:
-        """Mean over structures of their means over cases, so that each structure counts alike.
+        """Mean over the structures of their means over the cases, so that each structure has the same weight.
 
         Args:
             figure: one of `FIGURES`.
-            leave_out: label values that do not count.
+            leave_out: label values to exclude.
 
         Returns:
-            `count` is the number of structures; `sd` is their spread, not that of the cases.
+            The mean; `count` is the number of structures, and `sd` is the spread over structures, not over cases.
         """
         return Spread.of(
             summary.spreads[figure].mean
@@ -103,11 +103,11 @@ class Evaluation:
         )
 
     def over_cases(self, figure: str, leave_out: Collection[int] = ()) -> Spread:
-        """Mean and spread over cases of the mean over each case's structures."""
+        """Mean and spread over the cases of the mean over each case's structures."""
         return Spread.of(case.spread(figure, leave_out).mean for case in self.cases)
 
     def table(self) -> str:
-        """Text table: a line per structure, their mean, a line per case, and the notes."""
+        """The text table: a line for each structure, their mean, a line for each case, and the notes."""
         several = len(self.cases) > 1
         lines = _aligned([*self._structure_rows(several), self._mean_row(several)])
         if several:
@@ -115,7 +115,7 @@ class Evaluation:
         return "\n".join([*lines, "", *_explained(several), *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values; a figure that is not defined is None."""
+        """All figures as JSON values; a figure that is not defined is None."""
         return {
             "cases": [
                 {
@@ -138,16 +138,19 @@ class Evaluation:
         }
 
     def write_json(self, path: Path | str) -> None:
-        """Write `to_dict`. Raises OutputError."""
+        """Write `to_dict` as a JSON file. Raises OutputError if the file cannot be written."""
         with atomic_path(path) as partial:
             text = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
     def write_csv(self, path: Path | str) -> None:
-        """Write one row per case and structure, then the rows of the case `mean`.
+        """Write one row for each case and structure, then the rows of the case `mean`.
 
-        An undefined figure is an empty cell. In the last column stands over how many cases the
-        Dice was averaged; it is 1 or 0 in the rows of single cases. Raises OutputError.
+        A figure that is not defined is an empty cell. The last column is the number of cases over which the Dice
+        was averaged, which is 1 or 0 in the rows of single cases.
+
+        Raises:
+            OutputError: the file cannot be written.
         """
         write_table(path, ("case", "value", "name", *FIGURES, "cases"), self._cells())
 

@@ -1,4 +1,4 @@
-"""What a long comparison keeps of finished cases, so that it can resume after a stop."""
+"""Folders in which long comparisons keep finished cases, so that they can be resumed after a stop."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from medsegai.io import atomic_path
 def claim_folder(
     folder: Path, settings_name: str, settings: Mapping[str, Any], parts: Iterable[Path]
 ) -> None:
-    """Make the folder, or make sure that what it holds was made with the same settings.
+    """Create the folder, or check that its contents were made with the same settings.
 
     Args:
-        folder: where results go.
-        settings_name: of the JSON file in it that holds what decides the results.
-        settings: what decides them, as JSON values.
-        parts: folders within it, to be made.
+        folder: the folder of the results.
+        settings_name: name of the JSON file in the folder that holds the settings.
+        settings: the settings that the results depend on, as JSON values.
+        parts: folders within the folder that are created.
 
     Raises:
-        OutputError: it cannot be written.
-        RequestError: it holds results of other settings.
+        OutputError: the folder cannot be written.
+        RequestError: the folder holds results of other settings.
     """
     try:
         for part in parts:

@@ -1,11 +1,10 @@
-"""Which measure of agreement tells how good a structure is, and from where on it should be looked at.
+"""The measure of agreement that best predicts the quality of a structure, and the limits for a review.
 
-Without a reference nobody knows the Dice of a result. Where members disagree it tends to be low: how far that
-holds is measured on cases that the model has not seen (as A. G. Roy et al., Bayesian QuickNAT, NeuroImage 195,
-2019, 11-22, did for theirs). Small structures have a low Dice and a low agreement in every case, so that a
-correlation over all structures is high even where a measure cannot tell a good case from a bad one. It is within
-structures that it must
-hold: of the differences from the structure's own mean.
+Without a reference, the Dice of a result is unknown. It tends to be low where members disagree; how reliable this
+is, is measured on cases that the model has not seen (as in A. G. Roy et al., Bayesian QuickNAT, NeuroImage 195,
+2019, 11-22). Small structures have a low Dice and a low agreement in every case, so that the correlation over all
+structures is high even if a measure cannot distinguish a good case from a bad one. The correlation within
+structures counts, which is that of the differences from each structure's own mean.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from scipy import stats
 from medsegai.models.quality import SCORES, Expected
 
 AT_ANY_TEMPERATURE = ("iou", "pairwise_dice", "volume_cv", "mutual_information")
-"""Those that a temperature does not change, so that a limit holds for results with it and without."""
+"""The measures that a temperature does not change, so that a limit holds for results with and without one."""
 
 WORST = 0.1
-"""Share of the held-out results that count as bad, and that a limit flags."""
+"""The share of the held-out results that count as bad, and that a limit flags."""
 
 SIGNIFICANT = 0.05
 LEAST_CASES = 5
-"""Of a structure; with less of them it gets no limit, and none of its own figures."""
+"""The number of cases below which a structure has no limit and no figures of its own."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One structure in one case: what members agree on, and the Dice that it truly has.
+    """One structure in one case: the measures of agreement, and the true Dice.
 
     Attributes:
-        case, value: which case, and the label value.
-        dice: against the reference.
-        measures: by name, as in `StructureMeasures`; those that are not known are left out.
-        group: cases of the same group are never used to judge each other.
+        case, value: the name of the case, and the label value.
+        dice: the Dice with the reference.
+        measures: the known measures by their names in `StructureMeasures`.
+        group: number of the group; cases of the same group are never used to judge each other.
     """
 
     case: str
@@ -52,7 +51,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of a measure with Dice; `within` after the mean of its structure was taken from each."""
+    """The correlation of a measure with Dice; `within` is that of the differences from the structures' means."""
 
     pooled_pearson: float
     pooled_spearman: float
@@ -67,7 +66,7 @@ class Correlation:
 
 
 def measured(rows: Iterable[Scored], measure: str) -> list[Scored]:
-    """The results of which both Dice and this measure are known, and whose structure occurs in several cases."""
+    """The results with a known Dice and measure whose structure occurs in several cases."""
     known = [row for row in rows if _is_known(row.dice) and _is_known(row.measures.get(measure))]
     counts: dict[int, int] = {}
     for row in known:
@@ -76,7 +75,7 @@ def measured(rows: Iterable[Scored], measure: str) -> list[Scored]:
 
 
 def correlation(rows: Iterable[Scored], measure: str) -> Correlation | None:
-    """Correlation of a measure with Dice over (case, structure); None where there is too little to compare."""
+    """The correlation of a measure with Dice over all (case, structure); None if there are too few results."""
     known = measured(rows, measure)
     scores, dice = _columns(known, measure)
     own_scores, own_dice = _within(known, scores), _within(known, dice)
@@ -94,7 +93,7 @@ def correlation(rows: Iterable[Scored], measure: str) -> Correlation | None:
 
 
 def choose_score(rows: Sequence[Scored]) -> str:
-    """The measure that tells quality best within structures; "" where none does.
+    """The measure that best predicts quality within structures; "" if none does.
 
     Those that depend on the temperature are left out: see `AT_ANY_TEMPERATURE`.
     """
@@ -109,10 +108,10 @@ def choose_score(rows: Sequence[Scored]) -> str:
 
 
 def expectations(rows: Iterable[Scored], measure: str) -> dict[int, Expected]:
-    """What is to be expected of each structure, by label value.
+    """The expected quality of each structure, by label value.
 
-    The slope is one for all structures, for a line through a few cases of one would follow chance; the limit is
-    that of the structure itself, beyond which the worst tenth of its own scores lie.
+    All structures share one slope, because a line through a few cases of one structure would follow chance. The
+    limit is the structure's own: the worst tenth of its scores lies beyond it.
     """
     known = measured(rows, measure)
     scores, dice = _columns(known, measure)
@@ -134,17 +133,17 @@ def expectations(rows: Iterable[Scored], measure: str) -> dict[int, Expected]:
 
 @dataclass(frozen=True)
 class Flags:
-    """What limits catch on cases that they were not made of.
+    """The bad results that limits find on cases from which the limits were not computed.
 
     Attributes:
-        results: (case, structure) that were judged.
-        bad: of these, the tenth whose Dice lies farthest below the mean of its structure.
-        flagged: beyond the limit, or of a poor expected Dice.
-        caught: both.
-        auc: chance that a bad result has a worse score, for its structure, than one that is not (area under the
-            ROC).
-        error: mean distance of the expected Dice from the true one.
-        error_of_means: the same of the structure's mean Dice, for comparison.
+        results: number of judged (case, structure).
+        bad: number of bad results: the tenth whose Dice is farthest below the mean of its structure.
+        flagged: number of results beyond the limit or with a poor expected Dice.
+        caught: number of results that are both bad and flagged.
+        auc: area under the ROC curve: the probability that a bad result has a worse score, relative to its
+            structure, than one that is not bad.
+        error: mean absolute difference of the expected and the true Dice.
+        error_of_means: the same for the structure's mean Dice instead of the expected one, for comparison.
     """
 
     results: int
@@ -161,7 +160,7 @@ class Flags:
 
 
 def cross_fitted_flags(rows: Sequence[Scored], measure: str) -> Flags | None:
-    """Judge each group of cases by the expectations that all other groups give; None with less than two groups."""
+    """Judge each group of cases by the expectations from all other groups; None if there are fewer than two."""
     known = measured(rows, measure)
     groups = sorted({row.group for row in known})
     judged: list[tuple[Scored, Expected]] = []
@@ -174,7 +173,7 @@ def cross_fitted_flags(rows: Sequence[Scored], measure: str) -> Flags | None:
 
 
 def judge(judged: Sequence[tuple[Scored, Expected]], measure: str) -> Flags:
-    """Compare what was expected of each result with its true Dice."""
+    """Compare the expected Dice of each result with its true Dice."""
     dice = np.array([row.dice for row, _ in judged])
     means = np.array([made.dice for _, made in judged])
     scored = [(made, row.measures[measure]) for row, made in judged]
@@ -201,7 +200,7 @@ def _sign(measure: str) -> float:
 
 
 def _auc(goodness: NDArray[Any], bad: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, from the ranks (Mann and Whitney's U); ties count half."""
+    """The area under the ROC curve, from the ranks (Mann and Whitney's U); ties count one half."""
     count = int(bad.sum())
     if count in (0, len(bad)):
         return math.nan
@@ -216,7 +215,7 @@ def _columns(rows: Sequence[Scored], measure: str) -> tuple[NDArray[Any], NDArra
 
 
 def _within(rows: Sequence[Scored], column: NDArray[Any]) -> NDArray[Any]:
-    """The column less the mean of its structure."""
+    """The column minus the mean of its structure, row by row."""
     values = np.array([row.value for row in rows])
     result = column.copy()
     for value in np.unique(values):

@@ -67,7 +67,7 @@ class SuspiciousPlace:
 
 
 def suspicious_places(result: SegmentationResult) -> list[SuspiciousPlace]:
-    """The connected regions of all labels, most probable first; without probabilities, the largest region is first."""
+    """The connected regions of all labels, most probable first; without probabilities, largest first."""
     found = [
         place
         for number, label in enumerate(result.labels)
@@ -77,7 +77,7 @@ def suspicious_places(result: SegmentationResult) -> list[SuspiciousPlace]:
 
 
 def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None:
-    """The probability of the label with this number, float (k, j, i); None if the result holds no probabilities."""
+    """The probability of the label with this number, float (k, j, i); None if the result holds none."""
     if result.probabilities is not None:
         return np.asarray(result.probabilities[number], np.float32)
     if result.candidates is not None:
