@@ -1,1 +1,1 @@
-"""Training of the networks that MedSegAI brings along: configuration in, weights and card out."""
+"""Training of MedSegAI's networks: a training reads a configuration, and writes weights and a model card."""

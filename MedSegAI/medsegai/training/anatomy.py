@@ -1,7 +1,7 @@
-"""Label maps of other people: younger and older heads made from one, and mild lesions.
+"""Variation of label maps: younger and older heads are derived from a head, and mild lesions are added.
 
-Label maps that can be had are often of one age. A smooth displacement lets ventricles contract or widen, and fluid
-in narrow sulci becomes cortex, so that a network learns from ages that nobody drew.
+The available label maps are often from people of one age. A smooth displacement contracts or widens the
+ventricles, and fluid in narrow sulci becomes cortex, so that a network also learns from ages without label maps.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from medsegai.boxes import grown, label_boxes
 Range = tuple[float, float]
 
 SMOOTHING_MM = 2.0
-"""Blur of the directions away from ventricles: opposite walls of a narrow horn cancel, so it stays open."""
+"""Blur of the directions away from the ventricles: those of opposite walls of a narrow horn cancel, and it stays
+open."""
 
 
 @dataclass(frozen=True)
 class AnatomyConfig:
-    """How label maps are varied before images are made from them. Lengths in mm; label values of the files.
+    """How label maps are varied before images are made from them. Lengths are in mm; labels are the files' values.
 
-    Each map gets ``variants`` siblings. In each, ``ventricles`` contract by a length from ``contraction_mm``,
-    negative to widen; the displacement fades out at ``reach_mm``. In those that contract, ``fluid`` closer to
-    ``cortex`` than a length from ``sulcus_mm`` becomes cortex. A volume is made of a sibling with the chance
-    ``share``. Lesions, spots of ``lesion`` inside ``white_matter``, are put into a ``lesion_share`` of the
-    siblings.
+    Each map gets ``variants`` siblings. In each, ``ventricles`` contract by a length drawn from
+    ``contraction_mm``, or widen if it is negative; the displacement fades out at ``reach_mm``. If they contract,
+    ``fluid`` closer to ``cortex`` than a length drawn from ``sulcus_mm`` becomes cortex. A volume is made from a
+    sibling with the probability ``share``. Lesions, which are spots of ``lesion`` inside ``white_matter``, are put
+    into a ``lesion_share`` of the siblings.
     """
 
     variants: int = 0
@@ -50,7 +51,7 @@ def vary(
     config: AnatomyConfig,
     random: np.random.Generator,
 ) -> NDArray[np.integer]:
-    """A sibling of a label map (k, j, i) whose voxels are `spacing_mm` (k, j, i) apart."""
+    """Make a sibling of a label map, integer (k, j, i); `spacing_mm` is along (k, j, i)."""
     contraction = random.uniform(*config.contraction_mm)
     sulcus = random.uniform(*config.sulcus_mm)
     varied = labels
@@ -69,7 +70,7 @@ def contracted(
     config: AnatomyConfig,
     contraction_mm: float,
 ) -> NDArray[np.integer]:
-    """The map with its ventricles contracted by `contraction_mm`, or widened where it is negative."""
+    """The map with its ventricles contracted by `contraction_mm`, or widened if that is negative."""
     inside = np.isin(labels, config.ventricles)
     if not inside.any():
         return labels
@@ -97,7 +98,7 @@ def with_narrow_sulci(
     config: AnatomyConfig,
     reach_mm: float,
 ) -> NDArray[np.integer]:
-    """The map where fluid within `reach_mm` of cortex has become the cortex that is nearest."""
+    """The map in which fluid within `reach_mm` of cortex has become the nearest cortex."""
     cortex = np.isin(labels, config.cortex)
     if not cortex.any():
         return labels
@@ -116,7 +117,7 @@ def with_lesions(
     config: AnatomyConfig,
     random: np.random.Generator,
 ) -> NDArray[np.integer]:
-    """The map with spots of lesion, a few per cent of the white matter at most, of the value of its side."""
+    """The map with spots of lesion in at most a few per cent of the white matter, with the value of their side."""
     grain_mm = random.uniform(1.5, 4.0)
     noise = random.standard_normal(labels.shape, dtype=np.float32)
     field = scipy.ndimage.gaussian_filter(noise, [grain_mm / spacing for spacing in spacing_mm])

@@ -1,4 +1,4 @@
-"""Where a run keeps its state, written so that a kill at any moment leaves a whole file."""
+"""The state of a run on disk, written so that the file is complete even if the process is killed at any moment."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def best_weights_name(view: str) -> str:
 
 
 def refuse_earlier_run(folder: Path) -> None:
-    """Refuse to begin where a training was begun before: its log and its best weights would be lost.
+    """Check that no training was begun in the folder, because its log and its best weights would be lost.
 
     Raises:
-        RequestError: there is one.
+        RequestError: the folder holds a training.
     """
     if (folder / CHECKPOINT).exists():
         raise RequestError(
@@ -41,17 +41,18 @@ def refuse_earlier_run(folder: Path) -> None:
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint, complete or not at all."""
+    """Write a checkpoint, completely or not at all."""
     temporary = folder / f"{CHECKPOINT}.part"
     torch.save(dict(state), temporary)
     os.replace(temporary, folder / CHECKPOINT)
 
 
 def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote.
+    """Read the state that `save_checkpoint` wrote.
 
     Raises:
-        RequestError: there is none, it belongs to another configuration, or this PyTorch is too old for it.
+        RequestError: the folder has no checkpoint, the checkpoint belongs to another configuration, or this
+            PyTorch is too old to read it safely.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -73,7 +74,7 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A state dict as safetensors."""
+    """Write a state dict as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     temporary = path.with_suffix(".part")
     temporary.write_bytes(save(tensors))
@@ -86,12 +87,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convolutions in half precision, all else (normalisation, slopes) as it is."""
+    """Convert convolutions to half precision; other weights (normalisation, slopes) keep their type."""
     return {name: tensor.half() if tensor.ndim >= 4 else tensor for name, tensor in state.items()}
 
 
 class RunLog:
-    """One JSON object a line. On resume, lines after the checkpoint's step are dropped."""
+    """The log of a run, one JSON object per line; a resumed run drops the lines after its checkpoint's step."""
 
     def __init__(self, path: Path, resume_at: int) -> None:
         kept = [] if resume_at == 0 or not path.is_file() else read_log(path)
@@ -108,7 +109,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's log."""
+    """Read all complete lines of a run's log."""
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""The training file: TOML in, frozen dataclasses out, and every mistake named."""
+"""The training file: TOML is read into frozen dataclasses, and each mistake gives an error that names it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. Patterns are relative to ``root``, and ``root`` to the training file.
+    """The training data. Patterns are relative to ``root``, and ``root`` is relative to the training file.
 
-    Label maps alone (``maps``), or images with labels (``images`` and ``labels``, paired in sorted
-    order). ``validation`` names files (of ``maps`` or of ``labels``) to hold out. ``remap``: label
-    value in the files to label value of the card. ``mirrored``: pairs of left and right labels.
-    ``not_brain``: labels of the card that brain extraction may take away.
+    The data are label maps alone (``maps``), or images with labels (``images`` and ``labels``, paired in sorted
+    order). ``validation`` names the files (of ``maps`` or of ``labels``) that are held out. ``remap`` translates
+    label values of the files to label values of the card. ``mirrored`` holds pairs of left and right labels, and
+    ``not_brain`` the labels of the card that brain extraction may remove.
     """
 
     root: str = "."
@@ -44,10 +44,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """``schedule``: cosine to zero; step (times ``step_factor`` every ``step_every`` steps); or trapezoid, which
-    falls to zero in the last ``decay_share`` of the steps alone, so that the end may be settled late.
+    """The optimiser and the schedule of its learning rate.
 
-    ``ema``: how much of the averaged weights stays at each step; those are validated and kept. 0: no average.
+    The ``schedule`` is cosine, which falls to zero; step, which multiplies the rate by ``step_factor`` every
+    ``step_every`` steps; or trapezoid, which falls to zero in the last ``decay_share`` of the steps, so that the
+    number of steps can be chosen late. ``ema`` is the share of the averaged weights that remains at each step; the
+    averaged weights are validated and saved. 0 means that weights are not averaged.
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -65,10 +67,10 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What a step learns from is drawn from the last ``pool`` volumes; every ``refresh`` steps brings a new one.
+    """How batches are drawn: from the last ``pool`` volumes, to which every ``refresh`` steps a new one is added.
 
-    ``batch`` slices, or patches of ``patch`` (k, j, i) voxels. ``ahead``: how many volumes a process of its own
-    makes before they are needed and keeps on disk; 0: they are made when they are needed.
+    A batch has ``batch`` slices, or patches of ``patch`` (k, j, i) voxels. ``ahead`` is the number of volumes that
+    a separate process makes in advance and keeps on disk; with 0, volumes are made when they are needed.
     """
 
     batch: int = 8
@@ -81,7 +83,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """``volumes`` held-out volumes of which every ``slice_step``-th slice is looked at."""
+    """The validation uses ``volumes`` held-out volumes, and of these every ``slice_step``-th slice."""
 
     every: int = 500
     volumes: int = 4
@@ -90,12 +92,13 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class FineTuningConfig:
-    """How a trained model learns from corrected cases (see `training.fine_tuning`).
+    """How a trained model is fine-tuned on corrected cases (see `training.fine_tuning`).
 
-    ``rate``: times the learning rate of ``optimiser``, from where it falls to zero over at most ``steps`` steps.
-    ``corrected_share`` of the volumes are corrected cases, the others synthetic. A share ``held_out`` of the
-    cases, at least one, is not learned from; the networks are judged on them every ``every`` steps, and learning
-    ends after ``patience`` judgements without a better one. ``pool``: see `SamplingConfig`.
+    The learning rate begins at ``rate`` times that of ``optimiser`` and falls to zero over at most ``steps``
+    steps. A ``corrected_share`` of the volumes are corrected cases, and the others are synthetic. A share
+    ``held_out`` of the cases, at least one, is not used for training; the networks are judged on them every
+    ``every`` steps, and the training ends after ``patience`` judgements without an improvement. For ``pool``, see
+    `SamplingConfig`.
     """
 
     steps: int = 400
@@ -109,7 +112,7 @@ class FineTuningConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole training run. ``card`` is relative to the training file, which is ``source``."""
+    """The configuration of a training run. ``card`` is relative to the training file, whose path is ``source``."""
 
     card: str
     members: tuple[str, ...] = ("axial", "coronal", "sagittal")
@@ -167,19 +170,19 @@ class TrainingConfig:
 
     @property
     def card_path(self) -> Path:
-        """Where the card of the model lies."""
+        """The path of the model's card."""
         return self.source.parent / self.card
 
     @property
     def data_root(self) -> Path:
-        """Where the data lie."""
+        """The folder of the data."""
         return self.source.parent / self.data.root
 
     def fingerprint(self) -> str:
-        """What decides the result, shortened; a run is only resumed by the configuration it began with.
+        """A hash of the settings that the result depends on; a run is resumed only with the same hash.
 
-        The number of steps is left out, so that a run may be made longer or shorter, and so are
-        places and habits of the machine, and what only fine-tuning asks for.
+        It excludes the number of steps, so that a run can be made longer or shorter, the paths and settings of the
+        machine, and the settings of fine-tuning.
         """
         values = dataclasses.asdict(self)
         left_out = ("steps", "source", "compile", "checkpoint_every", "log_every", "card")
@@ -190,22 +193,23 @@ class TrainingConfig:
 
 
 def load_config(path: Path) -> TrainingConfig:
-    """Read a training file. Raises RequestError: see `read_training_file`."""
+    """Read a training file. Raises the errors of `read_training_file`."""
     return dataclasses.replace(read_training_file(TrainingConfig, path), source=path)
 
 
 def read_training_file(
     kind: type[Config], path: Path, changes: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a file in TOML as the dataclass of a training.
+    """Read a TOML file into the dataclass of a training.
 
     Args:
         kind: the dataclass.
-        path: the file.
-        changes: tables and values that stand in place of those of the file.
+        path: the path of the file.
+        changes: tables and values that replace those of the file.
 
     Raises:
-        RequestError: it is missing, is not TOML, has unknown or missing keys, or a value of the wrong kind.
+        RequestError: the file is missing, is not TOML, has unknown or missing keys, or has a value of the wrong
+            type.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -222,7 +226,7 @@ def read_training_file(
 
 
 def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with what `changes` say; tables are merged in turn."""
+    """`data` with the values of `changes`; nested tables are merged."""
     result = dict(data)
     for name, value in changes.items():
         inner = result.get(name)
@@ -233,7 +237,7 @@ def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def configured(arguments: argparse.Namespace) -> TrainingConfig:
-    """The training file ``config`` with what the command line's ``data``, ``members`` and ``steps`` change.
+    """Read the training file ``config``, changed by ``data``, ``members`` and ``steps`` of the command line.
 
     Raises:
         RequestError: see `load_config`.
@@ -255,11 +259,11 @@ def configured(arguments: argparse.Namespace) -> TrainingConfig:
 
 
 def corrected_cases(arguments: argparse.Namespace) -> Path | None:
-    """The folder of corrected cases that the command line names; None where it is about another training.
+    """The folder of corrected cases that the command line names; None if another training is meant.
 
     Raises:
-        RequestError: the model that is to learn from them is not named, or label maps of its training are named
-            without corrected cases.
+        RequestError: the model to fine-tune is not named, or label maps of its training are named without
+            corrected cases.
     """
     data: Path | None = arguments.data
     from_maps = bool(load_config(arguments.config).data.maps)

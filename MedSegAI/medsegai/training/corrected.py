@@ -1,4 +1,4 @@
-"""Corrected cases as training data: real images with labels, and synthetic images mixed in.
+"""Corrected cases as training data: real images with labels, mixed with synthetic images.
 
 The folder is a raw nnU-Net dataset, as the panel of the Slicer extension keeps corrected cases: `dataset.json`
 names the labels, and each case has an image in `imagesTr` and a label map in `labelsTr`.
@@ -44,14 +44,14 @@ DATASET = "dataset.json"
 
 @dataclass(frozen=True)
 class MixedSource:
-    """Training volumes of corrected cases and synthetic ones; those for validation are synthetic.
+    """Training volumes from corrected cases and synthetic ones; validation volumes are synthetic.
 
     Attributes:
-        corrected: its `held_out` cases are those that nothing is learned from.
-        synthetic: what the model learned from before, or the like.
-        share: of the training volumes that are corrected cases.
-        seed: decides which volumes are.
-        names: of all corrected cases.
+        corrected: the corrected cases; its `held_out` cases are not used for training.
+        synthetic: the synthetic volumes, like those that the model was trained on.
+        share: share of the training volumes that are corrected cases.
+        seed: decides which training volumes these are.
+        names: names of all corrected cases.
     """
 
     corrected: CaseSource
@@ -61,7 +61,7 @@ class MixedSource:
     names: tuple[str, ...]
 
     def sample(self, stream: int, index: int) -> Sample:
-        """As `SampleSource` has it."""
+        """Make a volume, see `SampleSource`."""
         if stream == VALIDATION:
             return self.synthetic.sample(stream, index)
         chance = np.random.default_rng(seed_for(self.seed, MIXTURE, index)).random()
@@ -69,11 +69,11 @@ class MixedSource:
         return source.sample(stream, index)
 
     def target_counts(self) -> NDArray[np.int64]:
-        """Voxels per target over the synthetic cases, so that the loss weighs classes as it did."""
+        """Voxels per target over the synthetic cases, so that the loss keeps its weights of the classes."""
         return self.synthetic.target_counts()
 
     def held_out_samples(self) -> list[Sample]:
-        """The corrected cases that nothing is learned from, each once and not varied."""
+        """The held-out corrected cases, each once and without variation."""
         count = len(self.corrected.held_out)
         return [self.corrected.sample(VALIDATION, index) for index in range(count)]
 
@@ -81,13 +81,13 @@ class MixedSource:
 def mixed_source(
     config: TrainingConfig, card: ModelCard, folder: Path, device: torch.device
 ) -> MixedSource:
-    """Read all corrected cases, and the label maps of the training file.
+    """Read all corrected cases and the label maps of the training file.
 
-    Where those maps are not at hand, synthetic images are made of the corrected label maps.
+    If the maps of the training file are not available, synthetic images are made from the corrected label maps.
 
     Raises:
         InputError: there are fewer than two cases, or a case does not fit the model.
-        GeometryError: an image and its labels lie on different grids.
+        GeometryError: an image and its labels have different grids.
     """
     cases = dataset_cases(folder)
     if len(cases) < 2:
@@ -119,10 +119,10 @@ def mixed_source(
 
 
 def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
-    """The card's value of each value in the label maps, by the names in dataset.json.
+    """Find the card's value of each value in the label maps, by the names in dataset.json.
 
     Raises:
-        InputError: the dataset has labels that the model does not know, or more than one channel.
+        InputError: the dataset has labels that the model does not have, or more than one channel.
         ModelError: dataset.json is damaged.
     """
     source = folder / DATASET
@@ -143,14 +143,14 @@ def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
 
 
 def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
-    """The labels of a case with the card's values, (k, j, i) as `conform_axes` turns them.
+    """Read the labels of a case with the card's values, (k, j, i) in the orientation of `conform_axes`.
 
     Args:
-        case: whose.
+        case: the case.
         meaning: the card's value of each value in the file.
 
     Raises:
-        InputError: the file cannot be read, has other values, or holds none of the structures.
+        InputError: the file cannot be read, has values that are not in `meaning`, or holds no structure.
     """
     volume = conform_axes(read_labelmap(case.label)[0])
     found = [int(value) for value in np.unique(volume.voxels)]
@@ -169,7 +169,7 @@ def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
 
 
 def tell_what_is_missing(labels: Sequence[Volume], card: ModelCard) -> None:
-    """Log which structures a case lacks: the networks learn that they are not there."""
+    """Log the structures that a case lacks, because the networks learn that they are absent."""
     for volume in labels:
         there = set(np.unique(volume.voxels).tolist())
         missing = [label.name for label in card.labels if label.value not in there]
@@ -182,17 +182,17 @@ def tell_what_is_missing(labels: Sequence[Volume], card: ModelCard) -> None:
 
 
 def held_out_names(names: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
-    """Which cases are not learned from: a share of them, at least one and not all; the same for the same seed."""
+    """Draw the held-out cases: a share of them, at least one and not all; the same seed gives the same cases."""
     count = min(max(1, round(share * len(names))), len(names) - 1)
     return tuple(sorted(random.Random(seed).sample(sorted(names), count)))
 
 
 def card_of_members(card: ModelCard, members: Sequence[str]) -> ModelCard:
-    """The card with the spacing and the intensities that these members work with, where they have their own.
+    """The card with the spacing and the intensity scaling of these members, if they have their own.
 
     Raises:
-        ModelError: there is no such member.
-        RequestError: they differ from each other.
+        ModelError: the card has no such member.
+        RequestError: the members differ in these settings.
     """
     ways = {
         (

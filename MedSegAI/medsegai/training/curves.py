@@ -1,4 +1,4 @@
-"""Loss and Dice over the steps of a run, as a picture and for TensorBoard."""
+"""Curves of loss and Dice over the steps of a run, as a picture and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Entry = Mapping[str, Any]
 def series(
     entries: Iterable[Entry], event: str, key: str
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """For each view the steps and the values of one quantity in a run's log."""
+    """The steps and the values of one quantity in a run's log, by view."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for entry in entries:
         if entry.get("event") == event and entry.get(key) is not None:
@@ -29,7 +29,7 @@ def series(
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of matplotlib, in inches; without matplotlib say so and give None."""
+    """Create an empty figure of matplotlib, in inches; without matplotlib, this is logged and None is returned."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -47,15 +47,18 @@ def draw_curves(
     unit: str = "step",
     measure: tuple[str, str] = ("dice", "mean Dice"),
 ) -> bool:
-    """Draw training loss and validation Dice into a PNG; without matplotlib say so and give False.
+    """Draw the training loss and the validation Dice into a PNG file.
+
+    A loss that falls below zero, such as nnU-Net's, is drawn on a linear axis.
 
     Args:
-        entries: of the run's log.
-        path: of the picture.
-        unit: what the log counts as steps.
-        measure: what the log calls the figure of the validation, and what it is called in the picture.
+        entries: the entries of the run's log.
+        path: path of the picture.
+        unit: the unit that the log counts in, such as steps or epochs.
+        measure: the validation figure's name in the log, and its name in the picture.
 
-    A loss that falls below zero, as nnU-Net's does, gets a linear axis.
+    Returns:
+        Whether the picture was drawn; without matplotlib it is not, which is logged.
     """
     figure = new_figure(9.0, 3.6)
     if figure is None:
@@ -80,7 +83,7 @@ def draw_curves(
 
 
 class Board:
-    """Writes a run to TensorBoard while it goes, or nothing where TensorBoard is not installed."""
+    """Writes a run to TensorBoard while it trains, or nothing if TensorBoard is not installed."""
 
     def __init__(self, folder: Path, resume_at: int) -> None:
         self._writer: SummaryWriter | None = None
@@ -92,7 +95,7 @@ class Board:
             self._writer = SummaryWriter(str(folder), purge_step=resume_at + 1)
 
     def add(self, entry: Entry) -> None:
-        """Show the loss, learning rate or Dice of one log entry."""
+        """Write the loss, the learning rate or the Dice of a log entry."""
         if self._writer is None:
             return
         for key in ("loss", "dice_loss", "logistic_loss", "learning_rate", "dice"):
@@ -101,6 +104,6 @@ class Board:
                 self._writer.add_scalar(f"{entry['view']}/{kind}", entry[key], entry["step"])
 
     def close(self) -> None:
-        """Close the log of TensorBoard, where there is one."""
+        """Close the log of TensorBoard, if there is one."""
         if self._writer is not None:
             self._writer.close()

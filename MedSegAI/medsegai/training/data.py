@@ -1,4 +1,4 @@
-"""Where training volumes come from: label maps turned into images, or images with their labels."""
+"""Sources of training volumes: images made from label maps, or images with their labels."""
 
 from __future__ import annotations
 
@@ -31,44 +31,44 @@ from medsegai.training.synthesis import (
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 TRAINING, VALIDATION, BATCHES, DROPOUT, MIXTURE = range(5)
-"""Streams of random numbers that must not repeat each other."""
+"""The streams of random numbers; they are numbered so that none repeats another."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``image`` (k, j, i) as inference scales it; ``targets`` (k, j, i) places in the label list, from 1."""
+    """A volume: ``image`` (k, j, i), scaled as in inference, and ``targets`` (k, j, i), indices of labels from 1."""
 
     image: NDArray[np.float32]
     targets: NDArray[np.uint8]
 
     @cached_property
     def occupied(self) -> tuple[NDArray[np.int64], ...]:
-        """For each axis (k, j, i) the positions of planes that hold something to learn."""
+        """For each axis (k, j, i), the indices of the planes that contain a target."""
         hits = (self.targets.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3))
         return tuple(np.flatnonzero(hit) for hit in hits)
 
 
 class SampleSource(Protocol):
-    """Volume number ``index`` of a stream; the same numbers always give the same volume."""
+    """Makes volume number ``index`` of a stream; the same numbers always give the same volume."""
 
     def sample(self, stream: int, index: int) -> Sample: ...
 
     def target_counts(self) -> NDArray[np.int64]:
-        """Voxels per target over all training volumes."""
+        """Voxels per target over all training volumes, int64 (targets + 1,)."""
         ...
 
 
 def seed_for(seed: int, stream: int, index: int) -> int:
-    """A 63-bit seed of its own for each (seed, stream, index)."""
+    """A 63-bit seed that differs for each (seed, stream, index)."""
     return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A label map, perhaps with its image, running to A, I, L.
+    """A label map, with its image if there is one, on a grid that runs to A, I, L.
 
-    ``codes`` (k, j, i); ``image`` likewise, from 0 to 1; ``center``: (k, j, i) voxel in the middle
-    of the structures to learn; ``spacing`` (k, j, i) in mm.
+    ``codes`` (k, j, i) are the labels; ``image`` (k, j, i) has values from 0 to 1; ``center`` is the voxel (k, j,
+    i) in the middle of the structures to learn; ``spacing`` (k, j, i) is in mm.
     """
 
     name: str
@@ -80,9 +80,9 @@ class StoredCase:
 
 @dataclass(frozen=True)
 class Siblings:
-    """Label maps varied by `training.anatomy`, made when they are first asked for.
+    """Label maps that are varied by `training.anatomy`, made when they are first needed.
 
-    ``values``: label value of each code. The same seed, case and number always give the same map.
+    ``values`` is the label value of each code. The same seed, case and number always give the same map.
     """
 
     values: NDArray[np.int64]
@@ -91,7 +91,7 @@ class Siblings:
     _made: dict[tuple[str, int], NDArray[np.uint8]] = field(default_factory=dict)
 
     def of(self, case: StoredCase, number: int) -> StoredCase:
-        """Sibling `number` of a case."""
+        """Return sibling `number` of a case."""
         key = case.name, number
         if key not in self._made:
             random = np.random.default_rng([self.seed, zlib.crc32(case.name.encode()), number])
@@ -102,7 +102,7 @@ class Siblings:
 
 @dataclass(frozen=True)
 class CaseSource:
-    """Volumes made from stored cases (see `training.synthesis`)."""
+    """Makes volumes from stored cases (see `training.synthesis`)."""
 
     cases: tuple[StoredCase, ...]
     held_out: tuple[StoredCase, ...]
@@ -113,7 +113,7 @@ class CaseSource:
     siblings: Siblings | None = None
 
     def sample(self, stream: int, index: int) -> Sample:
-        """Return one sample, which the seed decides."""
+        """Return a sample, which the seed, the stream and the index determine."""
         generator = torch.Generator(self.device).manual_seed(seed_for(self.seed, stream, index))
         draw = Draw(generator)
         if stream == VALIDATION:
@@ -131,7 +131,7 @@ class CaseSource:
         return Sample(scale_intensity(image, self.intensity), targets)
 
     def _varied(self, case: StoredCase, draw: Draw) -> StoredCase:
-        """The case or, for some volumes, one of its siblings; an image shows no other anatomy than its own."""
+        """The case or, for some volumes, one of its siblings; a case with an image has no siblings."""
         if (
             self.siblings is None
             or case.image is not None
@@ -141,7 +141,7 @@ class CaseSource:
         return self.siblings.of(case, draw.integer(self.siblings.config.variants))
 
     def target_counts(self) -> NDArray[np.int64]:
-        """Return how many voxels each class has."""
+        """Return the number of voxels of each target."""
         targets = self.synthesizer.tables.targets.cpu().numpy()
         counts = np.zeros(len(self.synthesizer.tables.brain), dtype=np.int64)
         for case in self.cases:
@@ -150,11 +150,11 @@ class CaseSource:
 
 
 def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -> CaseSource:
-    """Read all label maps of a training file, and their images if it names any.
+    """Read all label maps of a training file, and their images if the file names any.
 
     Raises:
-        RequestError: no file matches, images and labels do not pair, or a file to hold out is missing.
-        InputError: a file cannot be read, is not a label map, or lies on another grid than its image.
+        RequestError: no file matches, images and labels cannot be paired, or a file to hold out is missing.
+        InputError: a file cannot be read, is not a label map, or has another grid than its image.
     """
     label_paths, image_paths = find_files(config)
     labels = [conform_axes(read_labelmap(path)[0]) for path in label_paths]
@@ -172,17 +172,17 @@ def source_of(
     card: ModelCard,
     device: torch.device,
 ) -> CaseSource:
-    """Volumes made from label maps, and from their images where they have one.
+    """Make volumes from label maps, and from their images if they have one.
 
     Args:
-        labels: as `conform_axes` turned them.
-        images: for each the image as `read_image` gives it, or None.
-        config: `data.validation` names the files to hold out.
-        card: what is to be learned, and the spacing.
-        device: where volumes are made.
+        labels: the label maps in the orientation of `conform_axes`.
+        images: the image of each label map from `read_image`, or None.
+        config: the configuration, whose `data.validation` names the files to hold out.
+        card: the card with the labels to learn and the spacing.
+        device: the device on which volumes are made.
 
     Raises:
-        InputError: a map holds nothing to learn, or there are too many labels.
+        InputError: a map holds no structure to learn, or there are too many labels.
     """
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
     values = {0, *config.anatomy.lesion}
@@ -212,7 +212,7 @@ def source_of(
 
 
 def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
-    """Label files, and for each its image or None.
+    """Find the label files, and for each its image or None.
 
     Raises:
         RequestError: see `case_source`.
@@ -248,10 +248,10 @@ def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
 
 
 def read_image(path: Path, labels: Volume) -> NDArray[np.float32]:
-    """The image of a label map, (k, j, i) as `conform_axes` turned the labels, from 0 to 1.
+    """Read the image of a label map, float32 from 0 to 1, (k, j, i) in the orientation of the labels.
 
     Raises:
-        InputError: it cannot be read or lies on another grid.
+        InputError: the image cannot be read or has another grid.
     """
     image = conform_axes(read_volume(path))
     check_same_grid(
@@ -265,7 +265,7 @@ def read_image(path: Path, labels: Volume) -> NDArray[np.float32]:
 
 
 def conform_axes(volume: Volume) -> Volume:
-    """Flip and permute the axes so that k, j, i run to A, I, L as nearly as can be; no resampling."""
+    """Flip and permute the axes, without resampling, so that k, j, i run as closely as possible to A, I, L."""
     directions = volume.geometry.ijk_to_ras[:3, :3] / volume.geometry.spacing_mm
     voxels, matrix = volume.voxels, volume.geometry.ijk_to_ras.copy()
     chosen: list[int] = []
@@ -284,7 +284,7 @@ def conform_axes(volume: Volume) -> Volume:
 def store_case(
     labels: Volume, image: NDArray[np.float32] | None, codes: Sequence[int], tables: LabelTables
 ) -> StoredCase:
-    """Encode a label map, and crop it to its content where it has no image."""
+    """Encode a label map, and crop it to its content if it has no image."""
     encoded = np.searchsorted(codes, labels.voxels).astype(np.uint8)
     if image is None:
         bounds = ((int(hit.min()), int(hit.max()) + 1) for hit in np.nonzero(encoded))
