@@ -36,7 +36,7 @@ TRAINING, VALIDATION, BATCHES, DROPOUT, MIXTURE = range(5)
 
 @dataclass(frozen=True)
 class Sample:
-    """A volume: ``image`` (k, j, i), scaled as in inference, and ``targets`` (k, j, i), indices of labels from 1."""
+    """A volume: ``image`` (k, j, i), scaled as in inference, and ``targets`` (k, j, i), label indices from 1."""
 
     image: NDArray[np.float32]
     targets: NDArray[np.uint8]
