@@ -1,9 +1,9 @@
-"""What cleans and sharpens a segmentation: one module each, found by its name.
+"""Refinements, which clean and sharpen a segmentation: each is a module that is found by its name.
 
-A refinement has an `Options` dataclass, whose fields `_settings.setting` makes, and
-`apply(draft, options, step) -> Refined`. It never alters the draft it is given, keeps every label that it was not
-asked to refine, and measures in millimetres on the grid of the draft. Refinements never import each other; nothing
-heavy is imported before one is applied, so that options can be listed at once.
+A refinement has a dataclass `Options`, whose fields `_settings.setting` makes, and a function
+`apply(draft, options, step) -> Refined`. It never alters the draft that it is given, keeps every label that it was
+not asked to refine, and measures in millimetres on the grid of the draft. Refinements never import each other.
+Nothing heavy is imported before one is applied, so that options can be listed at once.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from medsegai.request import Candidates, Refinement
 from medsegai.volume import Volume, check_same_grid
 
 Step = Callable[[float], None]
-"""Told which share of a refinement is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
+"""Receives the finished share of a refinement, from 0 to 1, in small steps; it may raise `Cancelled`."""
 
 NAMED_AT_MOST = 3
-"""Structures that a sentence about a refinement names; the report has all."""
+"""The number of structures that a sentence about a refinement names; the report has all."""
 
 NAMED_LABELS = 40
-"""Label values that an error lists."""
+"""The largest number of label values that an error lists."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """What there is to refine, all on one grid.
+    """The input of a refinement; all arrays have the same grid.
 
     Attributes:
         labelmap: label values from 0, (k, j, i), an unsigned integer type.
-        labels: what the values mean; values without an entry are named by their number.
-        image: the scan, for refinements that look at it.
-        candidates: the two most probable structures of each voxel as the model saw them, (k, j, i).
+        labels: the labels of the values; a value without one is named by its number.
+        image: the scan, for refinements that need it.
+        candidates: the two most probable structures of each voxel according to the model, (k, j, i).
 
     Raises:
-        GeometryError: image or candidates lie on another grid.
+        GeometryError: the image or the candidates have another grid.
     """
 
     labelmap: Volume
@@ -69,7 +69,7 @@ class Draft:
             )
 
     def label(self, value: int) -> Label:
-        """Return what a value means; a label named by its number where nobody said."""
+        """Return the label of a value; a value without a label gets one that is named by its number."""
         for label in self.labels:
             if label.value == value:
                 return label
@@ -78,15 +78,15 @@ class Draft:
 
 @dataclass(frozen=True)
 class Change:
-    """What a refinement did to one structure.
+    """The change of one structure by a refinement.
 
     Attributes:
-        label: which structure.
-        lost: voxels that were of it before, and are no more.
-        gained: voxels that are of it now, and were not.
-        ml: volume of both together.
-        where_ras: centroid of both together, R, A, S in mm.
-        gone: no voxel is left.
+        label: the label of the structure.
+        lost: number of voxels that belonged to it before but not after.
+        gained: number of voxels that belong to it after but not before.
+        ml: volume of the lost and gained voxels together.
+        where_ras: centroid of the lost and gained voxels together in RAS, in mm.
+        gone: whether the structure has no voxel left.
     """
 
     label: Label
@@ -97,7 +97,7 @@ class Change:
     gone: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The change as JSON values."""
         values = {name: value for name, value in vars(self).items() if name != "label"}
         named = {"value": self.label.value, "name": self.label.name}
         return named | values | {"where_ras": list(self.where_ras)}
@@ -113,10 +113,10 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """The new labels, (k, j, i), in the type of the draft; what changed, structure by structure; and notes.
+    """The result of a refinement: the new labels, (k, j, i) in the type of the draft, the changes, and notes.
 
     Attributes:
-        notes: what else the user should know, such as a structure that was left as it is, in words.
+        notes: sentences about anything else the user should know, such as a structure that was left unchanged.
     """
 
     labels: NDArray[Any]
@@ -127,7 +127,10 @@ class Refined:
 
     @classmethod
     def of(cls, draft: Draft, labels: NDArray[Any], notes: Sequence[str] = ()) -> Refined:
-        """Compare with the draft, so that no change is silent. Nothing changed: the draft's own array is kept."""
+        """Compare the new labels with the draft, so that every change is reported.
+
+        If nothing changed, the result has the draft's own array.
+        """
         before, geometry = draft.labelmap.voxels, draft.labelmap.geometry
         places = np.flatnonzero(before != labels)
         if not len(places):
@@ -149,7 +152,7 @@ class Refined:
         return cls(labels, tuple(changes), len(places), ml, tuple(notes))
 
     def words(self, name: str) -> list[str]:
-        """What was changed, in sentences; none where nothing was."""
+        """The changes in sentences; an empty list if nothing changed."""
         sentences = list(self.notes)
         if self.changes:
             named = [
@@ -166,12 +169,12 @@ class Refined:
         return sentences
 
     def losses(self, name: str) -> list[str]:
-        """What the user must know also where nobody asked for it: notes, and structures that are gone."""
+        """What is always reported to the user: the notes, and structures that have no voxel left."""
         gone = "; ".join(str(item) for item in self.changes if item.gone)
         return [*self.notes, *([f"{title(name)} took away {gone}."] if gone else [])]
 
     def to_dict(self, refinement: Refinement) -> dict[str, Any]:
-        """Return the changes as JSON values, with the refinement that made them."""
+        """Return the changes and the refinement that made them as JSON values."""
         return {
             "settings": refinement.to_dict(),
             "voxels": self.voxels,
@@ -188,21 +191,21 @@ def refinement_names() -> tuple[str, ...]:
 
 
 def option_fields(name: str) -> tuple[Field[Any], ...]:
-    """The options of a refinement: name, default, and in `metadata` help, bounds and choices.
+    """The options of a refinement as fields; `metadata` holds their help texts, bounds and choices.
 
     Raises:
-        RequestError: there is no such refinement.
+        RequestError: the refinement does not exist.
     """
     return fields(_module(name).Options)
 
 
 def title(name: str) -> str:
-    """What a refinement is called on the screen and in messages."""
+    """The name of a refinement on the screen and in messages."""
     return str(getattr(_module(name), "TITLE", "") or name.replace("_", " ").capitalize())
 
 
 def summary(name: str) -> str:
-    """What a refinement does, in one line."""
+    """A one-line description of a refinement."""
     return (_module(name).__doc__ or "").partition("\n")[0]
 
 
@@ -286,7 +289,7 @@ def apply_refinement(
 
 
 def uses_candidates(refinement: Refinement) -> bool:
-    """Return whether the refinement looks at what else a voxel could be, such as to give it what it frees."""
+    """Return whether the refinement uses the candidates of the voxels, for example to reassign freed voxels."""
     return bool(getattr(_module(refinement.name), "USES_CANDIDATES", True))
 
 
@@ -306,7 +309,7 @@ def _require_option(name: str, option: str, known: Mapping[str, Any]) -> None:
 
 
 def _from_text(where: str, text: str, default: Any) -> Any:
-    """A value of the type of the default."""
+    """Convert a text to a value of the type of the default."""
     switches = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
     try:
         if isinstance(default, bool):
@@ -321,7 +324,7 @@ def _from_text(where: str, text: str, default: Any) -> Any:
 
 
 def value_as_text(value: Any) -> str:
-    """The value of an option as `parse` reads it: yes or no, numbers, or labels joined by +."""
+    """The text of an option's value that `parse` reads: yes or no, numbers, or labels joined by +."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -345,7 +348,7 @@ def _checked(where: str, value: Any, item: Field[Any]) -> Any:
 
 
 def _checked_labels(where: str, value: Any) -> tuple[Any, ...]:
-    """Label values, or groups of them, as tuples."""
+    """Check label values, or groups of them, and return them as tuples."""
     several = isinstance(value, tuple)
     found: tuple[Any, ...] = value if several else ()
     numbers = [

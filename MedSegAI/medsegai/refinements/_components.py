@@ -1,8 +1,8 @@
 """Connected components of all labels at once, from runs of equal voxels.
 
-A stray voxel far away makes the box around a structure as large as the volume, so components are not looked for in
-boxes: the volume is cut into runs of equal label along its last axis, runs that touch are joined in a graph, and
-the components of that graph are those of all labels. Time and memory grow with the number of runs.
+A stray voxel far away makes the box around a structure as large as the volume, so components are not searched in
+boxes. Instead, the volume is divided into runs of equal labels along its last axis, touching runs are connected in
+a graph, and the components of that graph are those of all labels. Time and memory grow with the number of runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medsegai.volume import Box
 
 CONNECTIVITY_WORDS = {"6": "faces", "18": "faces and edges", "26": "faces, edges, corners"}
-"""What the voxels of a part have in common, as it is called on the screen."""
+"""The names of the connectivities on the screen."""
 
 CONNECTIVITIES = tuple(CONNECTIVITY_WORDS)
 Tick = Callable[[], None]
@@ -25,14 +25,14 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The components of an array of labels, numbered in the order in which a scan of the volume meets them.
+    """The components of a label array, numbered in the order of their first voxels in memory.
 
     Attributes:
-        start: where each run begins in the flat volume, ascending.
-        length: its voxels.
-        number: the component that each run belongs to.
-        value: label of each component.
-        size: voxels of each component.
+        start: index of the first voxel of each run in the flat volume, ascending.
+        length: number of voxels of each run.
+        number: number of the component that each run belongs to.
+        value: label value of each component.
+        size: number of voxels of each component.
     """
 
     start: NDArray[np.int64]
@@ -42,7 +42,7 @@ class Components:
     size: NDArray[np.int64]
 
     def voxels(self, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions in the flat volume, ascending, and component of all voxels of the chosen components."""
+        """The voxels of the chosen components: their indices in the flat volume, ascending, and components."""
         inside = chosen[self.number]
         start, length = self.start[inside], self.length[inside]
         first = np.cumsum(length) - length
@@ -50,7 +50,7 @@ class Components:
         return places, np.repeat(self.number[inside], length)
 
     def boxes(self, chosen: NDArray[np.bool_], shape: Sequence[int]) -> list[Box]:
-        """The box of each of the chosen components, in their order; `shape` is that of the volume."""
+        """The box of each chosen component, in their order; `shape` is that of the volume."""
         inside = chosen[self.number]
         order = np.argsort(self.number[inside], kind="stable")
         line, first = np.divmod(self.start[inside][order], shape[2])
@@ -68,13 +68,13 @@ class Components:
 def components(
     labels: NDArray[Any], wanted: NDArray[np.int64], connectivity: str, tick: Tick
 ) -> Components:
-    """Find the components of the wanted values; voxels of different values never belong together.
+    """Find the connected components of the wanted values; voxels of different values are never connected.
 
     Args:
-        labels: contiguous (k, j, i).
-        wanted: values, of which 0 may be one.
-        connectivity: what touches: faces (6), also edges (18), also corners (26).
-        tick: called now and then; it may raise `Cancelled`.
+        labels: label values, contiguous (k, j, i).
+        wanted: the label values, which may include 0.
+        connectivity: "6" if voxels that share a face are connected, "18" also an edge, "26" also a corner.
+        tick: called regularly; it may raise `Cancelled`.
     """
     from scipy.sparse import coo_matrix, csgraph
 
@@ -101,7 +101,7 @@ def components(
 
 
 def _ways(connectivity: str) -> Iterator[tuple[tuple[int, int], int]]:
-    """To which later line (k, j) runs touch, and whether also one voxel beyond their ends."""
+    """Yield the steps (k, j) to the later lines whose runs may touch, and by how many voxels beyond their ends."""
     most = 1 + CONNECTIVITIES.index(connectivity)
     for lines in ((0, 1), (1, -1), (1, 0), (1, 1)):
         steps = abs(lines[0]) + abs(lines[1])
@@ -116,7 +116,7 @@ def _touching(
     lines: tuple[int, int],
     beyond: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs of runs of which the second lies so many lines on and touches the first."""
+    """All pairs of touching runs of which the second lies `lines` (k, j) after the first."""
     line, first = np.divmod(start, shape[2])
     k, j = np.divmod(line, shape[1])
     there = (k + lines[0] < shape[0]) & (j + lines[1] >= 0) & (j + lines[1] < shape[1])

@@ -1,4 +1,4 @@
-"""What becomes of voxels that a structure loses: the runner-up gets them, or the neighbour that touches most."""
+"""Reassign voxels that a structure loses: to their runner-up, or to the neighbour with the most contacts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ Shape = tuple[int, ...]
 def give_to_runner_up(
     labels: NDArray[Any], places: NDArray[np.int64], candidates: Candidates
 ) -> NDArray[np.bool_]:
-    """Give each voxel to the other of its two candidates, in place.
+    """Assign each voxel to the other one of its two candidates, in place.
 
     Args:
-        labels: contiguous (k, j, i).
-        places: positions in the flat volume.
+        labels: label values, contiguous (k, j, i).
+        places: indices of the voxels in the flat volume.
 
     Returns:
-        Of which places the runner-up is known: the label is one of the two, and the other is possible at all.
+        Which voxels were reassigned, bool (place): their label is one of the two candidates, and the probability
+        of the other one is not 0.
     """
     flat = labels.reshape(-1)
     first, second, p_first, p_second = (
@@ -41,15 +42,15 @@ def give_to_runner_up(
 def give_to_neighbours(
     labels: NDArray[Any], places: NDArray[np.int64], parts: NDArray[np.int64]
 ) -> None:
-    """Give each part to the label, or the background, that touches it by most faces, in place.
+    """Assign each part to the label, or the background, that touches it by the most faces, in place.
 
-    What touches only other freed parts waits until those have found theirs; what touches nothing at all becomes
+    A part that touches only other freed parts is assigned after them; a part that touches nothing becomes
     background.
 
     Args:
-        labels: contiguous (k, j, i).
-        places: positions of the freed voxels in the flat volume, each once.
-        parts: number of the part that each belongs to.
+        labels: label values, contiguous (k, j, i).
+        places: indices of the freed voxels in the flat volume, each once.
+        parts: number of the part of each freed voxel.
     """
     flat = labels.reshape(-1)
     order = np.argsort(places)
@@ -69,9 +70,9 @@ def give_to_neighbours(
 
 
 def give_away(labels: NDArray[Any], places: NDArray[np.int64], free: NDArray[Any]) -> None:
-    """Give each voxel to that of the `free` labels, other than its own, that touches it by most faces, in place.
+    """Assign each voxel to the `free` label, other than its own, that touches it by the most faces, in place.
 
-    It keeps its label where none does.
+    A voxel that no such label touches keeps its label.
     """
     flat = labels.reshape(-1)
     places = np.sort(places)
@@ -89,10 +90,15 @@ def give_away(labels: NDArray[Any], places: NDArray[np.int64], free: NDArray[Any
 
 
 def restore_gone(draft: Draft, labels: NDArray[Any], found: Mapping[int, Box]) -> list[str]:
-    """Give structures that have lost all their voxels back what they had, in place; and say which, in words.
+    """Restore structures that have lost all their voxels, in place.
 
     Args:
-        found: the boxes of structures in the draft.
+        draft: the labels before the refinement.
+        labels: the labels after it, (k, j, i), which are changed.
+        found: the boxes of the structures in the draft, by label value.
+
+    Returns:
+        A sentence that names the restored structures; an empty list if there are none.
     """
     before = draft.labelmap.voxels
     places = np.flatnonzero(before != labels)
@@ -108,7 +114,7 @@ def restore_gone(draft: Draft, labels: NDArray[Any], found: Mapping[int, Box]) -
 def contacts(
     labels: NDArray[Any], places: NDArray[np.int64], parts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each face between a place and a voxel that is none of the places: the part, and the voxel's label."""
+    """The part and the neighbour's label of each face between one of `places` and a voxel outside of `places`."""
     order = np.argsort(places)
     waiting = np.ones(len(places), bool)
     return _contacts(labels.reshape(-1), labels.shape, places[order], parts[order], waiting)
@@ -133,7 +139,7 @@ def _contacts(
 def neighbours(
     places: NDArray[np.int64], shape: Shape
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
-    """In each of the six directions: which places have a neighbour there, and where it is in the flat volume."""
+    """Yield, for each of the six directions, which places have a neighbour there, and its flat index."""
     ranks = np.unravel_index(places, shape)
     strides = (shape[1] * shape[2], shape[2], 1)
     for rank, size, stride in zip(ranks, shape, strides, strict=True):
@@ -144,7 +150,7 @@ def neighbours(
 def _most_touching(
     part: NDArray[np.int64], label: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each part the label with most faces; of equals the smallest label that is not the background."""
+    """The label with the most faces of each part; of equal ones, the smallest that is not the background."""
     base = int(label.max()) + 1
     pairs, faces = np.unique(part * base + label, return_counts=True)
     part, label = pairs // base, pairs % base

@@ -1,4 +1,4 @@
-"""Regions that overlap, such as a tumour around its core: each is refined as if there were no other."""
+"""Refinement of regions that overlap, such as a tumour and its core: each is refined independently."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from medsegai.request import Candidates, Refinement
 from medsegai.volume import Geometry, Volume
 
 SURELY_IN = 128
-"""From here on, in steps of 1/255, a voxel is more probably in a region than not."""
+"""The probability, in steps of 1/255, from which a voxel is more probably inside than outside of a region."""
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What there is to refine where structures overlap, all on one grid.
+    """The input of a refinement of overlapping regions; all arrays have the same grid.
 
     Attributes:
-        masks: where each region is, bool (label, k, j, i).
-        labels: of the regions, from the outermost to the innermost.
+        masks: the mask of each region, bool (label, k, j, i).
+        labels: the labels of the regions, from the outermost to the innermost.
         geometry: the grid.
-        image: the scan, for refinements that look at it.
-        steps: how probable each region is in steps of 1/255, uint8 (label, k, j, i), where it is known.
+        image: the scan, for refinements that need it.
+        steps: the probability of each region in steps of 1/255, uint8 (label, k, j, i), if it is known.
     """
 
     masks: NDArray[np.bool_]
@@ -37,7 +37,7 @@ class Regions:
     steps: NDArray[np.uint8] | None = None
 
     def draft(self, masks: NDArray[np.bool_], group: Sequence[int]) -> Draft:
-        """The regions of a group as one structure, which has the label of the first; all else is background."""
+        """The regions of a group as one structure with the label of the first; all other voxels are background."""
         label = self.labels[group[0]]
         steps = None if self.steps is None else self.steps[list(group)].max(0)
         labelmap = _labelled(np.logical_or.reduce(masks[list(group)]), label)
@@ -48,13 +48,13 @@ class Regions:
 def apply_to_regions(
     regions: Regions, refinement: Refinement, step: Step = lambda part: None
 ) -> Refined:
-    """Apply a refinement to each region by itself, as if there were no other.
+    """Apply a refinement to each region independently of the others.
 
-    Labels that are taken together, as a group or because they are joined, are refined as one: what it loses all of
-    them lose, and what it gains the outermost gains.
+    Labels that form a group, or that the refinement joins, are refined as one structure: all of them lose the
+    voxels that it loses, and the outermost gains those that it gains.
 
     Returns:
-        What changed, region by region; `labels` are the new masks, bool (label, k, j, i).
+        The changes of each region; `labels` are the new masks, bool (label, k, j, i).
 
     Raises:
         RequestError: see `apply_refinement`.
@@ -78,7 +78,7 @@ def apply_to_regions(
 
 
 def _groups(refinement: Refinement, values: Sequence[int]) -> Iterator[list[int]]:
-    """Positions of the regions that are refined together, the outermost first."""
+    """The indices of the regions that are refined together, the outermost first."""
     named = refinement.options.get("labels") or values
     entries = [item if isinstance(item, tuple) else (item,) for item in named]
     if refinement.options.get("joined"):
@@ -88,7 +88,7 @@ def _groups(refinement: Refinement, values: Sequence[int]) -> Iterator[list[int]
 
 
 def _alone(refinement: Refinement, value: int) -> Refinement:
-    """Return the refinement as it is applied to one structure, where there is no other."""
+    """Return the refinement in the form in which it is applied to a single structure."""
     options = {option: item for option, item in refinement.options.items() if option != "joined"}
     alone = Refinement(refinement.name, options)
     return alone.with_options(labels=(value,)) if options.get("labels") else alone
@@ -100,7 +100,7 @@ def _labelled(mask: NDArray[np.bool_], label: Label) -> NDArray[Any]:
 
 
 def _candidates(steps: NDArray[np.uint8], label: Label) -> Candidates:
-    """Each voxel is in the region or not, and both probabilities add up to one."""
+    """The candidates of a region: the region and the background, whose probabilities add up to one."""
     inside = steps >= SURELY_IN
     high = np.maximum(steps, 255 - steps)
     low = (255 - high).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Voxels of a volume: how far millimetres reach, where a box lies in the flat volume, what is near a border."""
+"""Positions of voxels: distances in voxels, the voxels of a box in the flat volume, and voxels near borders."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from medsegai.volume import Box, Geometry
 
 
 def margin(geometry: Geometry, reach_mm: float, more: int = 0) -> tuple[int, int, int]:
-    """How many voxels a distance reaches along (k, j, i)."""
+    """The number of voxels along (k, j, i) that cover a distance in mm, plus `more`."""
     i, j, k = (math.ceil(reach_mm / length - 1e-9) + more for length in geometry.spacing_mm)
     return k, j, i
 
 
 def upright(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How to turn a grid so that k, j, i run as close as can be to S, A and R.
+    """Find the reorientation of a grid after which k, j, i run as closely as possible to S, A and R.
 
     Returns:
-        The order in which its axes (k, j, i) are to be taken, and which of the new ones are then to be reversed.
+        The new order of the axes (k, j, i), and which of the reordered axes are then reversed.
     """
     towards = geometry.ijk_to_ras[2::-1, 2::-1] / np.array(
         spacing_kji(geometry)
@@ -40,14 +40,14 @@ def spacing_kji(geometry: Geometry) -> tuple[float, float, float]:
 
 
 def flat_indices(inside: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> NDArray[np.int64]:
-    """Positions in the flat volume of the voxels that are true in an array as large as the box, ascending."""
+    """The indices in the flat volume, ascending, of the true voxels of `inside`, bool in the shape of the box."""
     local = np.unravel_index(np.flatnonzero(inside), inside.shape)
     places = [index + part.start for index, part in zip(local, box, strict=True)]
     return np.ravel_multi_index(places, tuple(shape)).astype(np.int64)
 
 
 def near_borders(labels: NDArray[Any], reach: Sequence[int]) -> NDArray[np.bool_]:
-    """Voxels that have another label than theirs within so many voxels along (k, j, i), corners included."""
+    """Voxels with another label than their own within `reach` voxels along (k, j, i), bool (k, j, i)."""
     from scipy import ndimage
 
     size = [2 * voxels + 1 for voxels in reach]

@@ -1,4 +1,4 @@
-"""The fields of a refinement's `Options`: default, help and bounds together."""
+"""The fields of a refinement's `Options`, with their defaults, help texts and bounds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ def setting(
     choices: Mapping[str, str] | Sequence[str] = (),
     title: str = "",
 ) -> Any:
-    """A field of `Options`: its default, help text, smallest and largest value, or its choices.
+    """Make a field of `Options` with its default, its help text, and its bounds or choices.
 
     Args:
-        choices: values, and by these what each is called on the screen; values without such words are shown.
-        title: what it is called on the screen; its name in plain letters if "".
+        default: the default value.
+        help: the help text.
+        bounds: the smallest and the largest value.
+        choices: the values, mapped to their names on the screen, or the values alone, which are then shown.
+        title: the name of the option on the screen; if "", the name of the field is shown.
     """
     words = dict(choices) if isinstance(choices, Mapping) else {}
     known = {
@@ -32,6 +35,6 @@ def setting(
 
 
 def labels_setting() -> Any:
-    """The field that says which labels a refinement works on."""
+    """Make the field for the labels that a refinement changes."""
     text = "values of the labels to refine, such as 17+53; all if none is named"
     return setting((), text, title="Structures")

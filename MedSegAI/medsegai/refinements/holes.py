@@ -1,8 +1,8 @@
-"""Fill cavities of the background inside of structures.
+"""Fill cavities of background inside structures.
 
-A cavity is background that one structure encloses on all sides. Background that reaches the edge of the volume
-is open and stays, as does what several structures enclose, unless they are taken together: then each voxel goes to
-the more probable of them, or to the one that touches the cavity most.
+A cavity is a part of the background that one structure encloses on all sides. Background that reaches the edge of
+the volume is open and is not filled. A cavity that several structures enclose is filled only if they are joined:
+then each voxel is assigned to the more probable structure, or to the one with the most contacts to the cavity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from medsegai.refinements._settings import labels_setting, setting
 TITLE = "Fill holes"
 
 DUAL = {"6": "26", "18": "6", "26": "6"}
-"""How background touches where a structure touches so: of two lines that cross, only one is unbroken."""
+"""The connectivity of the background for each connectivity of structures: of two crossing lines, only one may be
+unbroken."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 def _closed(
     found: Components, labels: NDArray[Any], options: Options, draft: Draft
 ) -> NDArray[np.bool_]:
-    """Which parts of the background are small enough and do not reach the edge of the volume."""
+    """Which parts of the background are small enough and do not reach the edge of the volume, bool (part)."""
     closed = np.ones(len(found.size), bool)
     ends = np.stack([found.start, found.start + found.length - 1])
     for index, size in zip(np.unravel_index(ends, labels.shape), labels.shape, strict=True):
@@ -84,7 +85,7 @@ def _closed(
 
 
 def _of_several(part: NDArray[np.int64], touching: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Parts that more than one label touches."""
+    """The parts that more than one label touches."""
     pairs = np.unique(np.stack([part, touching]), axis=1)
     numbers, labels = np.unique(pairs[0], return_counts=True)
     return np.asarray(numbers[labels > 1])
@@ -97,7 +98,7 @@ def _fill(
     parts: NDArray[np.int64],
     draft: Draft,
 ) -> None:
-    """Fill cavities in place: with the more probable of several labels, else with what touches most."""
+    """Fill cavities in place: with the more probable of several labels, else with the one of most contacts."""
     flat = labels.reshape(-1)
     if draft.candidates is not None:
         part, touching = contacts(labels, places, parts)

@@ -1,8 +1,8 @@
-"""Remove small parts of each structure, or all but its largest, and give their voxels to what is likely there.
+"""Remove small parts of each structure, or all but its largest, and reassign their voxels.
 
-A removed voxel goes to the runner-up of its two
-candidates where these are known. Where they are not, or where the runner-up would only be an island anew, the part
-goes to the label, or the background, that touches it by most faces.
+A removed voxel is assigned to the runner-up of its two candidates if these are known. If they are not, or if the
+runner-up would be an island again, the part is assigned to the label, or the background, that touches it by the
+most faces.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from medsegai.refinements._settings import labels_setting, setting
 TITLE = "Remove islands"
 
 ROUNDS = 4
-"""Voxels that go to their runner-up can be islands there, or cut nothing off; the next round looks again."""
+"""The largest number of rounds. Voxels that were assigned to their runner-up can form new islands, which the next
+round removes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 def _islands(
     labels: NDArray[Any], options: Options, smallest: float, tick: Tick
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of all voxels to remove in the flat volume, and the number of the part of each."""
+    """The indices of all voxels to remove in the flat volume, and the number of the part of each."""
     named = np.array(options.labels or list(label_boxes(labels)), np.int64)
     if options.joined:
         labels, named = np.isin(labels, named).view(np.uint8), np.ones(1, np.int64)
@@ -83,7 +84,7 @@ def _islands(
 
 
 def _to_remove(found: Components, options: Options, smallest: float) -> NDArray[np.bool_]:
-    """Of equally large parts the first counts as larger, as in nnU-Net."""
+    """Which parts are removed, bool (part); of equally large parts, the first counts as larger, as in nnU-Net."""
     order = np.lexsort((-found.size, found.value))
     value = found.value[order]
     first = np.searchsorted(value, value)  # where the parts of its label begin

@@ -1,7 +1,7 @@
 """Keep only the largest connected component of each label, or of several labels together, as nnU-Net does.
 
-What nnU-Net's post-processing does (`remove_all_but_largest_component_from_segmentation`): voxels that touch by a
-face, an edge or a corner belong together, and what is removed becomes background.
+This is nnU-Net's postprocessing (`remove_all_but_largest_component_from_segmentation`): voxels that share a face,
+an edge or a corner are connected, and removed voxels become background.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from medsegai.volume import joined_box
 TITLE = "Keep the largest part"
 
 USES_CANDIDATES = False
-"""nnU-Net makes background of what it removes, and so does this."""
+"""Removed voxels become background, as in nnU-Net, so that candidates are not needed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """`labels`: each entry is one structure: a label value, or a group of them (in a model's card)."""
+    """Each entry of `labels` is one structure: a label value or, in a model's card, a group of label values."""
 
     labels: tuple[Any, ...] = setting(
         (),
@@ -37,7 +37,7 @@ class Options:
 
 
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
-    """Remove all but the largest component of each group. The draft is kept where nothing is removed."""
+    """Remove all but the largest component of each group; if nothing is removed, the draft's array is kept."""
     voxels = draft.labelmap.voxels
     named = options.labels or tuple(label_boxes(voxels))
     groups = [item if isinstance(item, tuple) else (item,) for item in named]
@@ -48,7 +48,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 
 def keep_largest(voxels: NDArray[Any], groups: Sequence[Sequence[int]]) -> tuple[NDArray[Any], int]:
-    """Labels (k, j, i) with the largest component of each group alone, and how many voxels were removed."""
+    """The labels (k, j, i) with only the largest component of each group, and the number of removed voxels."""
     from scipy import ndimage
 
     result, removed = voxels, 0

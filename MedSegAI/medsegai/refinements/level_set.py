@@ -1,9 +1,10 @@
-"""Move the border of each structure by an ITK level set, from the prediction to what the image shows.
+"""Move the border of each structure by an ITK level set, from the prediction to the edges of the image.
 
 Geodesic active contour (Caselles, Kimmel and Sapiro, 1997), threshold or Laplacian level set of ITK, each in a box
-around one structure, started from the signed distance to its border. Edges are those of the image and of the
-probabilities together. A border moves no farther than it may, and not where the model was certain; a voxel that
-two structures claim goes to the one that claims it deeper inside, and one that all leave to what is likely there.
+around one structure, started from the signed distance to its border. Edges are taken from the image and from the
+probabilities together. A border moves by at most a set distance, and only where the model was uncertain. A voxel
+that two structures claim is assigned to the one in which it lies deeper; a voxel that all structures leave is
+assigned to its runner-up or to a neighbour.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ METHOD_WORDS = {
     "threshold": "by similar brightness",
     "laplacian": "towards fine edges",
 }
-"""What drives a border, as it is called on the screen."""
+"""The names of the methods on the screen."""
 
 METHODS = tuple(METHOD_WORDS)
 
 MORE_VOXELS = 4
-"""So far beyond the largest displacement does a box reach: filters need neighbours."""
+"""The number of voxels that a box extends beyond the largest displacement, because filters need neighbours."""
 
 SMALLEST_VOXELS, SMALLEST_SIDE = 27, 4
-"""Below, a structure or the box around it is too small for a level set."""
+"""A structure with fewer voxels, or with a box of a shorter side (in voxels), is too small for a level set."""
 
 TRIFLE = 1e-3
-"""How far inside of the middle between voxels the border begins, in voxels."""
+"""The offset, in voxels, of the initial border towards the inside from the middle between two voxels."""
 
 CONNECTIVITY = "26"
-"""What touches is one part of a structure, and gets one box."""
+"""The connectivity of the parts of a structure, each of which gets one box."""
 
 NOTHING_LEFT_TO_DO = 1e-3
-"""Root mean square of the last change at which ITK stops, in voxels."""
+"""The root mean square of the last change, in voxels, below which ITK stops."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which level set, how far it may move, and what drives it."""
+    """The method of the level set, the largest displacement, and the weights of its terms."""
 
     labels: tuple[int, ...] = labels_setting()
     method: str = setting("geodesic", "which level set of ITK", choices=METHOD_WORDS, title="Kind")
@@ -106,7 +107,7 @@ class Options:
 def apply(draft: Draft, options: Options, step: Step) -> Refined:
     if draft.image is None:
         raise RequestError("Refinement 'level_set' needs the scan. Name it with --image.")
-    # ITK goes through voxels in their order and decides ties by it: a head stored in another order is turned back.
+    # ITK visits voxels in memory order and decides ties by it, so the draft is reoriented to a common order first.
     order, flips = upright(draft.labelmap.geometry)
     labels, notes = _refined(_turned(draft, order, flips), options, step)
     back = np.flip(labels, flips).transpose(np.argsort(order))
@@ -114,7 +115,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 
 def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Draft:
-    """The same with its axes in another order and some of them reversed; nothing is copied."""
+    """The draft with its axes in another order and some of them reversed, as views of the same memory."""
     grid = draft.labelmap.geometry.permuted(order).flipped(*flips)
 
     def turned(voxels: NDArray[Any]) -> NDArray[Any]:
@@ -130,7 +131,7 @@ def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Dra
 
 
 def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[Any], list[str]]:
-    """The new labels, and notes."""
+    """The new labels, (k, j, i), and notes."""
     before = draft.labelmap.voxels
     labels = np.array(before, order="C")
     found = label_boxes(labels, options.labels or None)
@@ -159,10 +160,10 @@ def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[Any], 
 def _pieces(
     labels: NDArray[Any], wanted: Sequence[int], reach: Sequence[int], tick: Tick
 ) -> list[tuple[int, Box]]:
-    """The boxes in which level sets run, each with its label: around parts of structures that are large enough.
+    """The boxes in which level sets run, each with its label; they surround parts that are large enough.
 
-    A stray voxel far away would make one box around its structure as large as the volume. Boxes of one structure
-    that share voxels become one.
+    Each part gets its own box, because a stray voxel far away would make a single box as large as the volume.
+    Boxes of one structure that overlap are merged.
     """
     parts = components(labels, np.array(wanted, np.int64), CONNECTIVITY, tick)
     large = parts.size >= SMALLEST_VOXELS
@@ -199,7 +200,7 @@ def _moved(
     free: NDArray[np.int64],
     step: Step,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The level set of one structure in its box, negative inside, in mm; and which voxels it may decide on."""
+    """The level set of one structure in its box, in mm and negative inside, and the voxels that it may change."""
     labels = draft.labelmap.voxels[box]
     start = signed_distance(labels == value, spacing_kji(draft.labelmap.geometry))
     step(0.0)
@@ -213,9 +214,10 @@ def _moved(
 
 
 def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float32]:
-    """Distance to the border of a mask in mm, negative inside; the border lies halfway between voxels.
+    """The distance to the border of a mask in mm, float32 (k, j, i), negative inside.
 
-    Or a trifle inside: of two voxels as near to it on either side ITK would choose by their place in memory.
+    The border lies halfway between voxels, moved inwards by `TRIFLE`, because ITK would otherwise choose between
+    equally near voxels on both sides by their order in memory.
     """
     from scipy import ndimage
 
@@ -291,7 +293,7 @@ def _laplacian(
 
 
 def _smooth(draft: Draft, options: Options, box: Box) -> NDArray[np.float32]:
-    """The scan in a box, smoothed, in standard deviations."""
+    """The smoothed scan in a box, in standard deviations, float32 (k, j, i)."""
     from scipy import ndimage
 
     assert draft.image is not None
@@ -304,7 +306,7 @@ def _smooth(draft: Draft, options: Options, box: Box) -> NDArray[np.float32]:
 def _edges(
     draft: Draft, values: NDArray[Any], options: Options, near: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Squared gradient per mm; 1 is what is usual near the border."""
+    """The squared gradient of `values`, scaled so that 1 is usual near the border."""
     from scipy import ndimage
 
     spacing = spacing_kji(draft.labelmap.geometry)
@@ -331,7 +333,7 @@ def _run(
     images: tuple[NDArray[np.float32], NDArray[np.float32]],
     step: Step,
 ) -> NDArray[np.float32]:
-    """Run a level set of ITK on start and feature; it can be stopped at each iteration."""
+    """Run a level set of ITK on its start and feature images; `step` can stop it at each iteration."""
     import SimpleITK as sitk
 
     level.SetCurvatureScaling(options.curvature)
@@ -363,7 +365,7 @@ def _run(
 
 
 class _Claims:
-    """Which structures claim which voxels, how deep inside, and which voxels theirs leave."""
+    """The voxels that structures claim, with their depth, and the voxels that structures leave."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
@@ -374,17 +376,17 @@ class _Claims:
     def add(
         self, value: int, box: Box, level: NDArray[np.float32], allowed: NDArray[np.bool_]
     ) -> None:
-        """What one structure says of the voxels that it may decide on."""
+        """Add the claims of one structure on the voxels that it may change."""
         places = flat_indices(allowed, box, self._shape)
         self._places.append(places)
         self._levels.append(level[allowed])
         self._values.append(np.full(len(places), value, np.int64))
 
     def settle(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        """Give each voxel to who claims it deepest inside, in place.
+        """Assign each voxel to the structure in which it lies deepest, in place.
 
         Returns:
-            The voxels that their structure leaves and nobody claims, as positions in the flat volume.
+            The indices in the flat volume of voxels that their structure leaves and no structure claims.
         """
         if not self._places:
             return np.zeros(0, np.int64)
@@ -392,7 +394,7 @@ class _Claims:
         levels = np.concatenate(self._levels)
         flat = labels.reshape(-1)
         left = places[(levels >= 0) & (flat[places] == values)]
-        # A voxel whose own structure was not asked of it stays: it lies deep inside, or is certain.
+        # A voxel that its own structure may not change keeps its label: it lies deep inside, or is certain.
         asked = places[flat[places] == values]
         background = flat[places] == 0
         claimed = (levels < 0) & (background | np.isin(places, asked))
@@ -406,7 +408,7 @@ class _Claims:
 def _to_free_runner_up(
     labels: NDArray[Any], places: NDArray[np.int64], draft: Draft, free: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Give voxels to their runner-up where that is one of the free labels; tell which."""
+    """Assign voxels to their runner-up if it is a `free` label, in place; return which were, bool (place)."""
     assert draft.candidates is not None
     flat = labels.reshape(-1)
     before = flat[places]

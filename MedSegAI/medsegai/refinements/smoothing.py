@@ -1,10 +1,10 @@
 """Smooth the borders of all structures together, without gaps or overlaps, and keep their volumes.
 
-The indicator of each structure is smoothed by a Gaussian, brick by brick in a box around it, and each voxel near
-a border goes to the structure with the largest value, as in Merriman, Bence and Osher's scheme; the background
-takes part as one more. So that structures neither shrink nor grow, each has an offset that is added to its
-values, and offsets are turned until all volumes are what they were (after Jacobs, Merkurjev and Esedoglu,
-"Auction dynamics: a volume constrained MBO scheme", Journal of Computational Physics 354 (2018) 288-310).
+The indicator of each structure is smoothed by a Gaussian, brick by brick, and each voxel near a border is assigned
+to the structure with the largest value, as in the scheme of Merriman, Bence and Osher; the background competes
+like a structure. To keep the volumes, an offset is added to the values of each structure, and the offsets are
+adjusted until all volumes are as before (after Jacobs, Merkurjev and Esedoglu, "Auction dynamics: a volume
+constrained MBO scheme", Journal of Computational Physics 354 (2018) 288-310).
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from medsegai.volume import Box, joined_box
 TITLE = "Smooth borders"
 
 TRUNCATE = 3.0
-"""Where the Gaussian ends, in standard deviations."""
+"""The radius at which the Gaussian is truncated, in standard deviations."""
 
 NEAR = 1.5
-"""Voxels farther from every border than so many standard deviations keep their label."""
+"""Voxels that are farther from every border than this number of standard deviations keep their label."""
 
 RIVALS = 4
-"""Structures besides the background that are compared at a voxel; of more that meet, the least likely stay out."""
+"""The number of structures besides the background that compete for a voxel; others that meet there do not."""
 
 LEAST = 0.01
-"""Smoothed values below have no chance."""
+"""Structures with a smaller smoothed value at a voxel do not compete for it."""
 
 BRICK = 64
-"""Side of the bricks, in voxels: a stray voxel far away costs a brick, not a box as large as the volume."""
+"""The side of the bricks, in voxels: a stray voxel far away costs a brick, not a box as large as the volume."""
 
 ROUNDS, FIRST_TURN, TOLERANCE = 40, 0.05, 1e-3
-"""How often offsets are turned at most, how far at first, and the share of a volume that it may then be off."""
+"""The largest number of adjustments of the offsets, the first adjustment, and the tolerated relative error of a
+volume."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is smoothed."""
+    """The strength of the smoothing."""
 
     labels: tuple[int, ...] = labels_setting()
     sigma_mm: float = setting(
@@ -87,16 +88,16 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 
 def _tolerances(labels: NDArray[Any], named: dict[int, Box]) -> NDArray[np.float64]:
-    """By how many voxels each structure may be off; the background by any number."""
+    """The tolerated error of each structure's volume in voxels; the background may change by any number."""
     counts = [np.count_nonzero(labels[box] == value) for value, box in named.items()]
     return np.r_[np.inf, TOLERANCE * np.array(counts)]
 
 
 class _Rivals:
-    """The structures that have a chance at each voxel in question, and their smoothed values there.
+    """The structures that compete for each voxel near a border, and their smoothed values there.
 
     Attributes:
-        places: the voxels, positions in the flat volume, ascending.
+        places: the indices of these voxels in the flat volume, ascending.
     """
 
     def __init__(self, places: NDArray[np.int64], named: Sequence[int]) -> None:
@@ -108,7 +109,7 @@ class _Rivals:
         self._filled = np.ones(len(places), np.uint8)
 
     def by_bricks(self, shape: Sequence[int]) -> list[tuple[Box, NDArray[np.int64]]]:
-        """The bricks of the volume that have places, and which of the places lie in each."""
+        """The bricks of the volume that contain places, and the places in each."""
         k, j, i = (index // BRICK for index in np.unravel_index(self.places, tuple(shape)))
         across = [-(-size // BRICK) for size in shape]
         numbers = (k * across[1] + j) * across[2] + i
@@ -123,7 +124,7 @@ class _Rivals:
         return bricks
 
     def add(self, value: int, rows: NDArray[np.int64], smoothed: NDArray[np.float32]) -> None:
-        """Of one structure: which of the places it is near, and its smoothed indicator there."""
+        """Add a structure: the places that it is near, and its smoothed indicator there."""
         self._values[0, rows] -= smoothed
         chance = smoothed >= LEAST
         rows, smoothed = rows[chance], smoothed[chance]
@@ -142,12 +143,12 @@ class _Rivals:
     def balanced(
         self, old: NDArray[np.int64], tolerances: NDArray[np.float64], keep: bool, step: Step
     ) -> NDArray[np.uint16]:
-        """The winner at each place: rank of its value among those named, 0 for the background.
+        """The winner at each place, as the rank of its value among the named ones; 0 is the background.
 
         Args:
             old: the ranks before.
-            tolerances: by how many voxels each rank may be off.
-            keep: turn offsets until each rank has as many places as before.
+            tolerances: the tolerated error of each rank in voxels.
+            keep: whether to adjust the offsets until each rank has as many places as before.
         """
         count = len(self._rank) + 1
         wanted = np.bincount(old, minlength=count)
@@ -187,7 +188,7 @@ def _compare(
     rows: NDArray[np.int64],
     sigmas: Sequence[float],
 ) -> None:
-    """Smooth every structure in and around a brick, and let it take part at the places that its values reach."""
+    """Smooth every structure in and around a brick, and let it compete for the places that its values reach."""
     from scipy import ndimage
 
     radii = [int(TRUNCATE * sigma + 0.5) for sigma in sigmas]

@@ -1,8 +1,9 @@
 """Move borders between structures onto edges of the image, where the model itself was uncertain.
 
 A random walker with priors (Grady, "Multilabel random walker image segmentation using prior models", CVPR 2005) on
-the doubtful shell between structures: each voxel there is one of two structures, as probable as the model found
-them, and tied to its six neighbours the more the less their grey values differ. Everything else stays fixed.
+the uncertain shell between structures. Each voxel of the shell belongs to one of two structures, with the model's
+probabilities as a prior, and is tied to its six neighbours; the less their grey values differ, the stronger the
+tie. All other voxels keep their labels.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from medsegai.volume import Volume, joined_box
 TITLE = "Snap doubtful borders"
 
 UNGUIDED = 0.6
-"""How probable a label is at its border where nobody knows better; its neighbour has the rest."""
+"""The probability of a label at its border if the model's is not known; its neighbour has the rest."""
 
 ROUNDS, RESIDUAL = 60, 1e-3
-"""Of conjugate gradients: how many at most, and what may be left of the right side."""
+"""The largest number of iterations of conjugate gradients, and the relative residual at which they stop."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What counts as doubtful, and what as an edge."""
+    """Which voxels count as uncertain, and what counts as an edge."""
 
     labels: tuple[int, ...] = labels_setting()
     shell_mm: float = setting(
@@ -85,7 +86,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 @dataclass(frozen=True, eq=False)
 class _Doubt:
-    """Uncertain voxels: their indices in the flat volume, ascending; label and rival, and how probable each is."""
+    """The uncertain voxels: their flat indices, ascending, their label and rival, and both probabilities."""
 
     places: NDArray[np.int64]
     own: NDArray[np.int64]
@@ -101,7 +102,7 @@ def _doubtful(
     free: NDArray[np.int64],
     least: float,
 ) -> _Doubt:
-    """Which voxels of the shell are uncertain between two labels that may both change."""
+    """The voxels of the shell that are uncertain between two labels that may both change."""
     own = labels.reshape(-1)[shell].astype(np.int64)
     if draft.candidates is None:
         other = _neighbour_label(labels, shell, own)
@@ -127,7 +128,7 @@ def _doubtful(
 def _neighbour_label(
     labels: NDArray[Any], places: NDArray[np.int64], own: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Of each place the label other than its own that most of its six neighbours have; -1 where there is none."""
+    """The label, other than its own, that most of the six neighbours of each place have; -1 if there is none."""
     flat = labels.reshape(-1)
     around = np.full((6, len(places)), -1, np.int64)
     for row, (inside, beside) in zip(around, neighbours(places, labels.shape), strict=True):
@@ -138,7 +139,7 @@ def _neighbour_label(
 
 
 class _Graph:
-    """Uncertain voxels and what ties them to their neighbours."""
+    """The uncertain voxels and the ties to their neighbours."""
 
     def __init__(self, doubt: _Doubt, labels: NDArray[Any]) -> None:
         self.doubt = doubt
@@ -149,7 +150,7 @@ class _Graph:
         self._beside = np.zeros((6, count), np.int64)  # the neighbour's label
 
     def connect(self, image: Volume, contrast: float) -> None:
-        """Weigh each tie by the difference of grey values and by the distance."""
+        """Weight each tie by the difference of the grey values and by the distance."""
         places, shape = self.doubt.places, self._labels.shape
         if not len(places):
             return
@@ -171,7 +172,7 @@ class _Graph:
         return [int(value) for value in np.union1d(self.doubt.own, self.doubt.other)]
 
     def walk(self, value: int, prior: float, share: NDArray[np.float32], step: Step) -> None:
-        """How likely a walk from each uncertain voxel ends in `value`; written into `share`, own and other."""
+        """Write into `share` the probability that a walk from each uncertain voxel ends in `value`."""
         mine, theirs = self.doubt.own == value, self.doubt.other == value
         chosen = np.flatnonzero(mine | theirs)
         rows = np.full(len(mine) + 1, -1, np.int64)  # the last stands for certain neighbours
@@ -194,7 +195,7 @@ def _solve(
     right: NDArray[np.float32],
     step: Step,
 ) -> NDArray[np.float32]:
-    """Conjugate gradients with the diagonal as preconditioner; links (6, n) to the rows `beside`."""
+    """Solve by conjugate gradients with the diagonal as preconditioner; `links` (6, n) lead to rows `beside`."""
     x = right / diagonal
     rest = right - _product(diagonal, links, beside, x)
     eased = rest / diagonal
