@@ -1,4 +1,4 @@
-"""What native values are, and how they become probabilities, labels and entropy."""
+"""The meaning of a network's native values, and their conversion to probabilities, labels and entropy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 SURE = 1.0 - 0.5 / 255.0
-"""Probability that eight bits cannot distinguish from one."""
+"""The smallest probability that eight bits cannot distinguish from one."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What native values are, and the temperature at which they become probabilities.
+    """The meaning of native values, and the temperature at which they become probabilities.
 
     PROBABILITIES sum to one. LOGITS become probabilities by softmax. REGIONS are logits of regions that may
     overlap, each with a sigmoid of its own; a voxel gets the last region of those it lies in, and channel 0
@@ -40,7 +40,7 @@ class Activation:
 
     @property
     def sums_to_one(self) -> bool:
-        """Whether native values are probabilities of classes, one of which holds."""
+        """Whether native values are probabilities of exclusive classes."""
         return self.kind == "probabilities"
 
     def at(self, temperature: float) -> Activation:
@@ -56,7 +56,7 @@ class Activation:
         return values.sigmoid() if self.regions else values.softmax(axis)
 
     def tempered(self, probabilities: Tensor, axis: int) -> Tensor:
-        """Probabilities of temperature 1 at this one: p^(1/T), normalised; of regions, odds^(1/T)."""
+        """Convert probabilities of temperature 1 to this one: p^(1/T), normalised; for regions, odds^(1/T)."""
         if self.temperature == 1.0:
             return probabilities
         powers = probabilities.pow(1.0 / self.temperature)
@@ -71,23 +71,24 @@ class Activation:
         return _most_probable(values, axis)
 
     def decide_probabilities(self, values: Tensor, axis: int) -> Tensor:
-        """As `decide`, of what `probabilities` gives."""
+        """Decide as `decide` does, from the values that `probabilities` returns."""
         if self.regions:
             return _last_region(values, axis, 0.5)
         return _most_probable(values, axis)
 
     def two_best(self, probabilities: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The runner-up of each voxel, and how probable both are.
+        """The runner-up of each voxel, and the probabilities of both.
 
-        Of regions, a voxel is in its region as surely as the decision that is nearest to one half; the runner-up
-        is what it would be, were that decision the other one. Both then add up to one.
+        For regions, the probability is that of the least certain decision, the one nearest to one half; the
+        runner-up is the result if that decision were reversed. Both probabilities then add up to one.
 
         Args:
-            probabilities: (class, voxel).
-            first: class index that was decided, int64 (voxel).
+            probabilities: float (class, voxel).
+            first: index of the decided class, int64 (voxel).
 
         Returns:
-            Class index of the runner-up, probability of the first, probability of the runner-up: each (voxel).
+            The class index of the runner-up, the probability of the first, and that of the runner-up, each
+            (voxel).
         """
         own = probabilities.gather(0, first[None])[0]
         if not self.regions:
@@ -111,7 +112,7 @@ class Activation:
         return (self.two_best(flat, first.reshape(-1))[1] >= least).reshape(first.shape)
 
     def entropy(self, probabilities: Tensor, axis: int) -> Tensor:
-        """Entropy in nats; of regions, each of which is there or not, the sum over them."""
+        """Entropy in nats; for regions, the sum of the binary entropies of all regions."""
         if not self.regions:
             return torch.special.entr(probabilities.clamp(0.0, 1.0)).sum(axis)
         inside = probabilities.narrow(axis, 1, probabilities.shape[axis] - 1).clamp(0.0, 1.0)
@@ -125,14 +126,14 @@ Activation.REGION_PROBABILITIES = Activation("region probabilities")
 
 
 def _last_region(values: Tensor, axis: int, threshold: float) -> Tensor:
-    """The last class along `axis` above the threshold; 0 where there is none. Class 0 itself is not looked at."""
+    """The last class along `axis` above the threshold, without class 0; 0 where there is none."""
     shape = [-1 if n == axis % values.ndim else 1 for n in range(values.ndim)]
     numbers = torch.arange(values.shape[axis], device=values.device).reshape(shape)
     return ((values > threshold) * numbers).amax(axis)
 
 
 def _most_probable(values: Tensor, axis: int) -> Tensor:
-    """The first of the largest along `axis`. On a CPU by running maxima, which is several times faster."""
+    """The index of the first maximum along `axis`; on a CPU by running maxima, which is several times faster."""
     if values.device.type != "cpu" or values.shape[axis] > 256:
         return values.argmax(axis)
     values = values.movedim(axis, 0)

@@ -1,4 +1,4 @@
-"""Where members disagree: agreement measures of a structure. (Entropy of a voxel: `probabilities.entropy`.)
+"""Measures of how well members agree on a structure. (For the entropy of a voxel, see `probabilities.entropy`.)
 
 Members are the networks, folds, views or Monte-Carlo dropout passes that were fused. The structure
 measures are those of Bayesian QuickNAT (A. G. Roy et al., NeuroImage 195, 2019, 11-22), gathered
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _COLUMNS = 1 << 18
-"""Voxels per matrix product: 45 members stay under 50 MB, and float32 counts stay exact (< 2**24)."""
+"""The number of voxels per matrix product: 45 members take less than 50 MB; float32 counts are exact (< 2**24)."""
 
 
 class Agreement:
@@ -25,8 +25,8 @@ class Agreement:
     with itself.
 
     Args:
-        members: how many members there are.
-        labels: label values, each 1 or more, that will be asked for.
+        members: number of members.
+        labels: the label values to measure, each 1 or more.
     """
 
     def __init__(self, members: int, labels: Sequence[int]) -> None:
@@ -53,12 +53,12 @@ class Agreement:
 
         Args:
             member_labels: label value of each member, M integer arrays (k, j, i) or one (M, k, j, i).
-            fused_labels: label value of the result, (k, j, i).
-            entropy: of the fused probabilities, (k, j, i), in nats.
-            information: mutual information of the members, likewise.
+            fused_labels: label values of the result, (k, j, i).
+            entropy: entropy of the fused probabilities in nats, (k, j, i).
+            information: mutual information of the members in nats, (k, j, i).
 
         Raises:
-            ValueError: the shapes do not fit each other or the number of members.
+            ValueError: the shapes differ, or do not fit the number of members.
         """
         shapes = [labels.shape for labels in member_labels]
         if shapes != [fused_labels.shape] * self.members:
@@ -79,10 +79,10 @@ class Agreement:
                 total += self._histogram(fused_labels[inside], values[inside])
 
     def measures(self, value: int) -> dict[str, float]:
-        """The measures of one structure; NaN where no member, or no result, has a voxel of it.
+        """The measures of one structure; NaN if no member, or not the result, has a voxel of it.
 
-        With a single member there is nothing to compare: all but the entropy are NaN. So is a mean of what was not
-        given. Keys:
+        With a single member there is nothing to compare, so all measures except the entropy are NaN. A mean of
+        values that were not given is NaN as well. The keys are:
 
         - ``volume_cv``: CV_s, standard deviation over mean of the members' volumes; the deviation
           divides by M, not M - 1, as in the authors' code.
@@ -112,7 +112,7 @@ class Agreement:
         }
 
     def _compare(self, labels: NDArray[Any]) -> None:
-        """Count the voxels on which members differ; `labels` is (M, voxels)."""
+        """Count the voxels on which members differ; `labels` is (member, voxel)."""
         for part in _chunks(labels):
             present = np.flatnonzero(self._histogram(part.ravel()))
             for value in present:

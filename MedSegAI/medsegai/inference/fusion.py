@@ -4,11 +4,11 @@
 memory does not grow with the number of members: probabilities in half precision, logits in single. Members on
 other grids get accumulators of their own; `fuse` combines those on the output grid.
 
-The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage
-2019, section 2.4). A channel that cannot distinguish left from right feeds both sides. In QuickNAT each side gets
-all of its probability. Here the sides share it in the proportion that the members which know the side give them,
-so that the sum stays one, and a voxel that is certainly left is not half uncertain. Members that know the side
-therefore come first (`side_aware_first`).
+The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage 2019,
+section 2.4). A channel that cannot distinguish left from right contributes to both sides. In QuickNAT each side
+gets its full probability. Here the sides share it in the proportion of the members that distinguish the sides, so
+that the sum stays one, and a voxel that is certainly left is not half uncertain. Members that distinguish the
+sides are therefore added first (`side_aware_first`).
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ class MemberLabels:
 
 @dataclass
 class Accumulator:
-    """Sum of the weighted probabilities of members on one native grid.
+    """The sum of the weighted probabilities of members on one native grid.
 
     Attributes:
         labels: label values of the classes; the first is 0, background.
         geometry: the native grid, or the box of it on which members predict.
-        device: where the sum is kept. It moves to the CPU when the device runs out of memory.
-        vote: members count with one vote for their most probable class, not with probabilities.
-        keep_members: keep each member's own labels and the entropies, for `member_values` and `information`.
-        activation: what members predict.
-        linear: along which native axes the result is interpolated, as in `Probabilities`.
-        reach: where on the native grid it is valid, as in `Probabilities`.
+        device: the device of the sum, which moves to the CPU if the device runs out of memory.
+        vote: whether each member votes for its most probable class, instead of adding its probabilities.
+        keep_members: whether to keep each member's labels and entropy, for `member_values` and `information`.
+        activation: the meaning of the members' predictions.
+        linear: the native axes along which the result is interpolated, as in `Probabilities`.
+        reach: the part of the native grid on which the result is valid, as in `Probabilities`.
         notes: what had to be changed during the fusion, as sentences.
     """
 
@@ -104,7 +104,7 @@ class Accumulator:
         self._entropy = torch.zeros(self.geometry.shape if self.keep_members else 0)
 
     def begin_member(self, classes: Classes, weight: float) -> None:
-        """Say which member the next blocks belong to."""
+        """Begin a member, to which the next blocks belong."""
         self.total_weight += weight
         self._weight = weight
         self._fed = [
@@ -128,10 +128,10 @@ class Accumulator:
             self._add(block)
 
     def result(self) -> Probabilities:
-        """The weighted mean. Ends the accumulation.
+        """Return the weighted mean and end the accumulation.
 
-        Probabilities are normalised, and voxels without a prediction are background. Logits must have come for
-        every voxel.
+        Probabilities are normalised, and voxels without a prediction are background. Logits must have been added
+        for every voxel.
         """
         activation = self.activation
         if self._sums_logits:
@@ -145,11 +145,11 @@ class Accumulator:
         )
 
     def information(self, fused: Probabilities) -> NativeMap:
-        """How much the members' predictions differ, beyond the uncertainty of each: their mutual information.
+        """The mutual information of the members: how much they differ beyond the uncertainty of each.
 
-        Entropy of the mean of their probabilities, less the mean of their entropies, in nats (N. Houlsby et al.,
-        Bayesian Active Learning for Classification, 2011), at temperature 1. Where several labels share a channel
-        of a member, that member's entropy is that of its channels.
+        It is the entropy of the mean of their probabilities minus the mean of their entropies, in nats, at
+        temperature 1 (N. Houlsby et al., Bayesian Active Learning for Classification, 2011). If several labels
+        share a channel of a member, the entropy of that member is that of its channels.
         """
         result = self._entropy / -self.total_weight
         total = fused.values if self._mean is None else self._mean
@@ -169,7 +169,7 @@ class Accumulator:
         return values / values.sum(0)
 
     def member_values(self, fused: Probabilities) -> list[Tensor]:
-        """The label values of each member itself, int32 (k, j, i).
+        """The label values of each member on its own, int32 (k, j, i).
 
         Where a member's channel has several target labels (it cannot distinguish left from right), the fused
         probabilities decide among those.
@@ -193,7 +193,7 @@ class Accumulator:
         self._feed(self._sum[(slice(None), *where)], answers)
 
     def _remember(self, where: tuple[slice, ...], values: Tensor, best: Tensor) -> None:
-        """Keep what the member itself predicts: its classes, and their entropy."""
+        """Keep the member's own classes, and their entropy."""
         channels = self._members[-1].channels
         channels[where] = best.to("cpu", channels.dtype)
         told = self.activation.at(1.0).probabilities(values.float(), 0)
@@ -203,7 +203,7 @@ class Accumulator:
         self._entropy[where].add_(entropy, alpha=self._weight)
 
     def _feed(self, total: Tensor, answers: Iterable[Tensor]) -> None:
-        """Add the channels (k, j, i) of a member to the labels they feed in `total` (class, k, j, i)."""
+        """Add the channels (k, j, i) of a member to their target labels in `total` (class, k, j, i)."""
         for indices, answer in zip(self._fed, answers, strict=True):
             if len(indices) == 1:
                 total[indices[0]].add_(answer, alpha=self._weight)
@@ -218,7 +218,7 @@ class Accumulator:
 
 
 def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
-    """Add `mass` (k, j, i) to the classes `indices` of `values` (class, k, j, i), as they share what they have."""
+    """Add `mass` (k, j, i) to the classes `indices` of `values` (class, k, j, i), in proportion to these."""
     own = torch.stack([values[index].float() for index in indices])
     total = own.sum(0)
     share = torch.where(total > 0, own / total.clamp(min=1e-12), 1.0 / len(indices))
@@ -227,14 +227,14 @@ def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
 
 
 def side_aware_first(members: Sequence[Fed]) -> list[Fed]:
-    """Members in the order in which they must be added: those whose channels feed one label each come first."""
+    """Sort members into the order in which they are added: first those whose channels have one label at most."""
     return sorted(members, key=lambda member: any(len(feeds) > 1 for feeds in member.classes))
 
 
 def fuse(
     parts: Sequence[ProbabilitySource], weights: Sequence[float], labels: tuple[int, ...]
 ) -> ProbabilitySource:
-    """One probability source of the classes `labels` from parts on different grids.
+    """Combine parts on different grids into one probability source of the classes `labels`.
 
     Raises:
         RequestError: some parts answer with classes, others with regions that may overlap.
@@ -251,15 +251,15 @@ def fuse(
 
 @dataclass(frozen=True)
 class PartAnswer:
-    """What the members of one part predicted, all of them on one native grid.
+    """The predictions of the members of one part, which share a native grid.
 
     Attributes:
-        probabilities: of all members together.
-        weight: share in the fusion with other parts.
+        probabilities: the fused probabilities of the members.
+        weight: the weight of the part in the fusion with other parts.
         geometry: the native grid.
-        names: of the members.
+        names: names of the members.
         members: the label values of each member, int32 (k, j, i), if they are requested.
-        information: how much the members differ, if that is requested.
+        information: the mutual information of the members, if it is requested.
     """
 
     probabilities: ProbabilitySource
@@ -298,12 +298,12 @@ class Ensemble:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of all members."""
+        """The names of all members."""
         return tuple(name for part in self.parts for name in part.names)
 
     @property
     def members_apart(self) -> int:
-        """How many members have labels of their own; 0 if these were not requested."""
+        """The number of members whose own labels were kept; 0 if these were not requested."""
         return sum(len(part.members) for part in self.parts)
 
     @property
@@ -351,7 +351,7 @@ class JointLabels:
 
 
 def join_labels(cards: Sequence[ModelCard]) -> JointLabels:
-    """Join the labels of models by name; a value that is taken by another structure is replaced by a free one."""
+    """Join the labels of models by name; a value that another structure already has is replaced by a free one."""
     joined: dict[str, Label] = {}
     renamed = []
     for card in cards:

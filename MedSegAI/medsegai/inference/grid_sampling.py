@@ -1,4 +1,4 @@
-"""Where the voxels of one grid lie among those of another, and what is interpolated there."""
+"""Sampling of one grid at the voxels of another, by interpolation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from medsegai.volume import Geometry
 
 VALUES_AT_ONCE = 1 << 20
-"""Values, points times classes, that are interpolated together: bounds the extra memory to a few megabytes."""
+"""The number of values (points times classes) interpolated at once, which limits the extra memory to megabytes."""
 
 
 Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -25,7 +25,7 @@ Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Slab:
-    """Planes `k0` to `k1` of a grid, without `k1`: what is read and decided at once.
+    """The planes from `k0` up to, but not including, `k1` of a grid, which are read and decided at once.
 
     Two slabs are equal if they are the same planes of the same grid object.
     """
@@ -46,16 +46,16 @@ class Slab:
 
 
 def slabs_of(grid: Geometry, planes: int) -> Iterator[Slab]:
-    """Divide a grid into slabs of so many planes; the last one may have fewer."""
+    """Divide a grid into slabs of `planes` planes; the last one may have fewer."""
     for k0 in range(0, grid.shape[0], planes):
         yield Slab(grid, k0, min(k0 + planes, grid.shape[0]))
 
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """Which native voxel stands for the positions `first`, `first + step`, ... along an axis: its index, int64.
+    """The native voxel (int64) that is read at each position `first`, `first + step`, ... along an axis.
 
-    For programs that round positions between two voxels in a way of their own.
+    It reproduces programs that round positions between two voxels in their own way.
     """
 
     first: float
@@ -63,33 +63,34 @@ class Nearest:
     voxels: Tensor
 
     def at(self, position: Tensor) -> Tensor:
-        """The voxels at positions, in their type."""
+        """The indices of the voxels at these positions, in the type of `position`."""
         number = ((position - self.first) / self.step).round().long()
         return self.voxels[number.clamp(0, len(self.voxels) - 1)].to(position)
 
     def moved(self, by: float) -> Nearest:
-        """Return it on a grid whose voxels are counted from another place."""
+        """The same on a grid whose indices are shifted."""
         return Nearest(self.first + by, self.step, self.voxels + round(by))
 
     def flipped(self, last: int) -> Nearest:
-        """On a grid that is counted from its other end."""
+        """The same on a grid that is indexed from its other end."""
         return Nearest(last - self.first, -self.step, last - self.voxels)
 
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """Where on a native grid its values hold, and how they are read between voxels that are not interpolated.
+    """The part of a native grid on which values are valid, and how they are read along axes without interpolation.
 
     Attributes:
-        bounds: outside of which all is background.
-        nearest: for each native axis (k, j, i); without them the higher of two that are equally near is taken.
+        bounds: the positions outside of which all is background.
+        nearest: the rule for each native axis (k, j, i); without it, the higher of two equally near voxels is
+            read.
     """
 
     bounds: Bounds
     nearest: tuple[Nearest, ...] = ()
 
     def cropped(self, start: Sequence[float]) -> Reach:
-        """On a grid that begins at voxel `start` (k, j, i) of this one."""
+        """The same on a grid that begins at voxel `start` (k, j, i) of this one."""
         k, j, i = (
             (low - first, high - first)
             for (low, high), first in zip(self.bounds, start, strict=True)
@@ -98,7 +99,7 @@ class Reach:
         return Reach((k, j, i), tuple(nearest.moved(-first) for nearest, first in moved))
 
     def flipped(self, axis: int, last: int) -> Reach:
-        """On a grid that counts its voxels 0 to `last` along an axis from the other end."""
+        """The same on a grid that indexes its voxels 0 to `last` along an axis from the other end."""
         bounds, nearest = list(self.bounds), list(self.nearest)
         low, high = bounds[axis]
         bounds[axis] = (last - high, last - low)
@@ -107,13 +108,13 @@ class Reach:
         return Reach((bounds[0], bounds[1], bounds[2]), tuple(nearest))
 
     def permuted(self, order: Sequence[int]) -> Reach:
-        """On a grid with its axes in another order."""
+        """The same on a grid with its axes in another order."""
         k, j, i = (self.bounds[axis] for axis in order)
         return Reach((k, j, i), tuple(self.nearest[axis] for axis in order if self.nearest))
 
 
 class GridPoints:
-    """Where the voxels of a slab of the target lie on the native grid.
+    """The positions of the voxels of a target slab on the native grid.
 
     A point counts as inside up to half a voxel beyond the outermost centres, or within the `reach` where that is
     given; beyond the outermost centres the edge value holds.
@@ -121,10 +122,10 @@ class GridPoints:
     axis of the target only.
 
     Attributes:
-        shape: of the slab, (k, j, i).
-        count: voxels in it.
-        inside: bool, of that shape.
-        between: for each native axis whether points lie between voxels along it.
+        shape: shape of the slab, (k, j, i).
+        count: number of voxels in the slab.
+        inside: whether each point is inside, bool (k, j, i).
+        between: for each native axis, whether points lie between voxels along it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What members predict, and how it is read on any grid without ever being there as a whole.
+"""The predictions of members, and how they are read on any grid without being resampled as a whole.
 
 A member predicts `Block`s on its native grid. Fusion adds them up into `Probabilities`, which are read slab by
 slab on the output grid. Labels are found by corner consensus: linear interpolation is convex, so where the eight
@@ -21,10 +21,10 @@ from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, 
 from medsegai.volume import Geometry
 
 CERTAIN = 1e-3
-"""Entropy in nats that counts as zero: the most probable class has more than 99.98 %."""
+"""The entropy in nats below which it counts as zero: the most probable class has more than 99.98 %."""
 
 SETTLED = 1.0 - 5e-5
-"""Probability of one class that leaves less entropy than `CERTAIN`, whatever hundreds of others have."""
+"""The probability of a class above which the entropy is below `CERTAIN`, even with hundreds of other classes."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ProbabilitySource(Protocol):
 
 
 class _Plane:
-    """A native plane, and what is computed for it once.
+    """A native plane, and values that are computed from it once.
 
     Attributes:
         values: (class, j, i), any float type.
@@ -103,7 +103,7 @@ class _Plane:
 
     @cached_property
     def sure(self) -> Tensor:
-        """Whether the class of a voxel has all of its probability but what eight bits cannot hold, bool (j, i)."""
+        """Whether eight bits cannot distinguish the probability of a voxel's class from one, bool (j, i)."""
         first = self.classes.reshape(-1)[self._unsettled].long()
         return self._completed(True, self._activation.sure(self._open(), first))
 
@@ -130,7 +130,7 @@ class _Plane:
 
 
 class _Planes:
-    """Native planes, one above the other, that can be read on any grid; outside of them all is background."""
+    """A stack of native planes that can be read on any grid; outside of them all is background."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class _Planes:
         return torch.empty(len(self.labels), 0) if result is None else result
 
     def consensus(self, slab: Slab) -> tuple[Tensor, Tensor]:
-        """What is known without interpolating on a slab.
+        """Find the classes on a slab that are known without interpolation.
 
         Returns:
             Class indices (k, j, i), and whether they are certain because all native voxels around the
@@ -274,16 +274,16 @@ class _Planes:
 
 
 class Probabilities(_Planes):
-    """Values of classes on a native grid; outside of it all is background.
+    """The values of classes on a native grid; outside of it all is background.
 
     Args:
         labels: label value of each class; the first is 0, background.
         geometry: the native grid.
         values: (class, k, j, i); float16 is enough for probabilities.
-        activation: what the values are.
-        linear: for each native axis (k, j, i) whether values are interpolated along it or taken from the
+        activation: the meaning of the values.
+        linear: for each native axis (k, j, i), whether values are interpolated along it or taken from the
             nearest voxel, as nnU-Net does along the thick axis of anisotropic scans.
-        reach: where the values hold, as in `GridPoints`.
+        reach: the part of the grid on which the values are valid, as in `GridPoints`.
     """
 
     def __init__(
@@ -305,10 +305,10 @@ class Probabilities(_Planes):
 
 
 class StreamedProbabilities:
-    """Values that come slab by slab, in order of the native planes, and are dropped once they are read.
+    """Values that arrive slab by slab, in the order of the native planes, and are dropped once they are read.
 
-    It can be read like `Probabilities`, but once, with slabs of the target that move the way the native planes
-    do; so neither the values of the whole grid nor their sum are ever in memory.
+    They can be read like `Probabilities`, but only once, with target slabs in the order of the native planes, so
+    that neither the values of the whole grid nor their sum are ever in memory.
 
     Args:
         labels, geometry, activation, linear, reach: as in `Probabilities`.
@@ -398,9 +398,9 @@ class StreamedProbabilities:
 
 
 def two_best(readable: ProbabilitySource, slab: Slab) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two most probable classes, and how probable they are, on a slab.
+    """The two most probable classes on a slab, and their probabilities.
 
-    Only voxels that are uncertain are interpolated, and once; in the others the first has all of the probability.
+    Only uncertain voxels are interpolated, each once; in the others the first class has all of the probability.
 
     Returns:
         Class index as `argmax` gives it; that of the runner-up, 0 where its probability rounds to nothing; the

@@ -1,4 +1,4 @@
-"""Collects what a result consists of, slab by slab on the output grid, and refines it there."""
+"""Builds a result slab by slab on the output grid, and refines it there."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from medsegai.volume import Geometry, Volume
 
 
 class ResultBuilder:
-    """Everything that is collected on the output grid, slab by slab.
+    """Builds a result on the output grid, slab by slab.
 
     Arrays have their axes as on the output grid; `grid` has them in the order in which slabs are read.
 
     Args:
-        request: what is requested.
-        labels: of the result.
-        output: the grid.
+        request: the request.
+        labels: the labels of the result.
+        output: the output grid.
         ensemble: the predictions to read.
         candidates: whether refinements need the runner-up of each voxel, to which they assign removed voxels.
     """
@@ -114,7 +114,7 @@ class ResultBuilder:
     def refine(
         self, refinements: Sequence[Refinement], image: Volume, progress: Progress
     ) -> list[dict[str, Any]]:
-        """Refine the labels, and return everything that was changed.
+        """Refine the labels, and return all changes.
 
         Refinements of the request come last. Changes by refinements that the model's card suggests are not
         warnings, unless a structure disappeared.
@@ -156,7 +156,7 @@ class ResultBuilder:
         return refined
 
     def structures(self) -> tuple[StructureMeasures, ...]:
-        """The size of each structure, and how far members agree on it."""
+        """The size of each structure, and the agreement of the members on it."""
 
         def measures(label: Label) -> dict[str, Any]:
             return {} if self._agreement is None else dict(self._agreement.measures(label.value))

@@ -1,4 +1,4 @@
-"""Objects that touch, told apart: from the inside and the border of each to one number an object, and a table."""
+"""Separation of touching objects: from masks of insides and borders to an instance map and a table of objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from medsegai.volume import Volume
 
 WAIST = 1.0
-"""Pixels; of 0.5, 1 and 2 it gave the best panoptic quality on training folds of the bundled model `nuclei`."""
+"""In pixels; of 0.5, 1 and 2, this gave the best panoptic quality on training folds of the model `nuclei`."""
 
 
 def separated(
@@ -22,15 +22,15 @@ def separated(
     smallest: int = 1,
     waist: float = WAIST,
 ) -> NDArray[np.int32]:
-    """A number for each object, from 1, and 0 outside of all, int32 (j, i).
+    """Number the objects from 1, with 0 for the background, int32 (j, i).
 
-    A watershed of how deep pixels lie within the insides: objects are divided at waists, and grow into the border
-    around them, not further than the border goes, until they meet. What is border alone is an object, too.
+    This is a watershed of the depth of pixels within the insides: objects are divided at waists and grow into the
+    border around them until they meet. A part that consists of border alone is an object as well.
 
     Args:
         inside: pixels within objects, bool (j, i).
-        border: pixels of their outer layer, likewise.
-        smallest: pixels; smaller objects are left out.
+        border: pixels of their outer layer, bool (j, i).
+        smallest: the number of pixels below which objects are left out.
         waist: pixels by which the way from the middle of one object to that of another must become narrower, on
             each side, to divide them. With a very large one, each part of the insides that is connected, also by
             corners, is an object.
@@ -39,7 +39,7 @@ def separated(
     if not whole.any():
         return np.zeros(whole.shape, np.int32)
     deep = ndimage.distance_transform_edt(ndimage.binary_fill_holes(inside))
-    depth = ndimage.gaussian_filter(deep, 1.0)  # smooth, so that ragged outlines part nothing
+    depth = ndimage.gaussian_filter(deep, 1.0)  # so that ragged outlines do not divide objects
     ridge = (
         waist + 1.0
     )  # borders part insides, and what is outside parts borders, whatever the depth
@@ -58,15 +58,15 @@ def separated(
 def object_rows(
     objects: NDArray[np.int32], channels: Sequence[Volume], image: Volume
 ) -> list[dict[str, Any]]:
-    """A row for each object: number, pixels, area, centroid and mean of each channel.
+    """Make a row for each object: number, pixels, area, centroid, and the mean of each channel.
 
     Args:
-        objects: numbers (j, i), from `separated`.
-        channels: of the picture, for their means; () for none.
-        image: of one slice; gives their places and sizes.
+        objects: the instance map from `separated`, int32 (j, i).
+        channels: the channels of the picture, for their means; () for none.
+        image: an image of one slice, which gives positions and sizes.
 
     Returns:
-        `area_mm2`, `r_mm` and `a_mm` are None where the size of a pixel is not known.
+        The rows; `area_mm2`, `r_mm` and `a_mm` are None if the size of a pixel is not known.
     """
     numbers = np.arange(1, int(objects.max(initial=0)) + 1)
     if not len(numbers):

@@ -1,6 +1,6 @@
-"""Whether labels are anatomically plausible: remarks on structures to look at, whoever drew them.
+"""Checks whether labels are anatomically plausible, with remarks on the structures that a person should review.
 
-Nothing here depends on how the labels were made; `medsegai.models.quality` says how certain a model is of them.
+The checks do not depend on how the labels were made; `medsegai.models.quality` says how certain a model is.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from medsegai.refinements._components import components
 from medsegai.volume import Box, Geometry, Volume, joined_box
 
 USUAL_LARGEST_PART = 0.8
-"""A structure without a reference has at least this share of its volume in one piece."""
+"""Without a reference, at least this share of a structure's volume must be in one part."""
 
 WAYS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-"""What lies at the low and the high end of R, A and S."""
+"""The names of the low and the high end of R, A and S."""
 
 MOST_RUNS = 1_000_000
-"""Components of all labels at once take about 600 bytes for each run of equal voxels along a line; heads have half
-as many runs as this, background included. Beyond, labels are looked at one by one, which takes 6 bytes for each
-voxel of a label's box, and longer where stray voxels make the boxes large."""
+"""The largest number of runs of equal voxels for which the components of all labels are found at once, which takes
+about 600 bytes per run; heads have half as many runs. Beyond it, labels are examined one by one, which takes 6
+bytes
+per voxel of a label's box, and longer if stray voxels make the boxes large."""
 
 
 def remarks(
     labelmap: Volume, labels: Sequence[Label], reference: Reference | None = None
 ) -> dict[int, tuple[str, ...]]:
-    """What is implausible about each structure, as sentences; plausible structures are left out.
+    """Find what is implausible about each structure, as sentences by label value; plausible structures have none.
 
     - It touches the border of the field of view. Its volume and asymmetry are not judged then.
     - Its volume lies outside of the reference's range.
@@ -42,13 +43,14 @@ def remarks(
     - It is missing, although the reference gives its volume.
     - Its largest part (voxels that touch by faces, edges or corners) holds less than the reference's share of it.
 
-    With a reference, only the structures that it contains are judged: it leaves out those whose extent depends on
-    the scan. Without one, borders and parts are judged of all, the parts by `USUAL_LARGEST_PART`.
+    With a reference, only the structures that it contains are checked, because it leaves out those whose extent
+    depends on the scan. Without one, the borders and parts of all structures are checked, the parts by
+    `USUAL_LARGEST_PART`.
 
     Args:
-        labelmap: label values on the field of view, (k, j, i); any spacing and orientation.
+        labelmap: label values on the field of view, integer (k, j, i); any spacing and orientation.
         labels: the structures.
-        reference: of the model.
+        reference: the plausible ranges of the model.
     """
     judged = [
         label for label in labels if reference is None or label.value in reference.label_values
@@ -77,7 +79,7 @@ def remarks(
 
 
 def cut_sides(labelmap: Volume, values: Sequence[int]) -> str:
-    """The borders of the field of view that labels together touch, such as "superior and left"; "" for none."""
+    """The borders of the field of view that the labels touch, such as "superior and left"; "" if none."""
     boxes = label_boxes(labelmap.voxels, list(values))
     sides = (side for box in boxes.values() for side in border_sides(box, labelmap.geometry))
     return _joined(list(dict.fromkeys(sides)))
@@ -85,13 +87,13 @@ def cut_sides(labelmap: Volume, values: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the labels contain, by label value.
+    """Properties of the labels, by label value.
 
     Attributes:
-        boxes: around each structure.
-        volumes_ml: of each.
-        parts: how many connected parts it has.
-        largest_part: share of its volume in the largest of them.
+        boxes: the box around each structure.
+        volumes_ml: the volume of each structure.
+        parts: the number of its connected parts.
+        largest_part: the share of its volume in the largest part.
     """
 
     boxes: dict[int, Box]
@@ -113,7 +115,7 @@ class _Found:
 
 
 def parts_of(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArray[np.int64]]:
-    """Voxels of each connected part of each label."""
+    """The number of voxels of each connected part of each label."""
     if not boxes:
         return {}
     inside = np.ascontiguousarray(voxels[joined_box(boxes.values())])
@@ -127,7 +129,7 @@ def parts_of(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArra
 
 
 def _runs(voxels: NDArray[Any]) -> int:
-    """How many runs of equal voxels there are along the last axis, counted without a second volume."""
+    """The number of runs of equal voxels along the last axis, counted without a second volume in memory."""
     count = voxels.shape[0] * voxels.shape[1]
     return count + sum(int(np.count_nonzero(plane[:, 1:] != plane[:, :-1])) for plane in voxels)
 
@@ -143,12 +145,12 @@ def _sizes_in_box(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def border_sides(box: Box, geometry: Geometry) -> list[str]:
-    """Which borders of the grid a structure touches, in anatomical words; of oblique grids the nearest.
+    """The borders of the grid that a structure touches, in anatomical terms; the nearest terms on oblique grids.
 
     A single slice has no border in front of it or behind.
 
     Args:
-        box: around the structure, (k, j, i).
+        box: the box around the structure, (k, j, i).
         geometry: the grid.
     """
     touched = []
@@ -160,7 +162,7 @@ def border_sides(box: Box, geometry: Geometry) -> list[str]:
 
 
 def _ends(geometry: Geometry) -> list[tuple[str, str]]:
-    """What lies at the low and the high end of each voxel axis (k, j, i): each of R, A and S once."""
+    """The names of the low and the high end of each voxel axis (k, j, i); each of R, A and S occurs once."""
     axes = geometry.ijk_to_ras[:3, 2::-1] / np.array(geometry.spacing_mm)[::-1]  # columns k, j, i
     nearest = max(
         itertools.permutations(range(3)),
@@ -208,13 +210,13 @@ def _judge_asymmetry(
 
 
 def _pairs(labels: Sequence[Label]) -> Iterator[tuple[int, int]]:
-    """Values of the left and the right structure."""
+    """Yield the label values of the left and the right structure of each pair."""
     for left, right in counterparts(labels):
         yield labels[left].value, labels[right].value
 
 
 def _number(value: float) -> str:
-    """Three digits, and never an exponent for what is large."""
+    """Format a number with three digits, without an exponent for large ones."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 

@@ -1,4 +1,4 @@
-"""Measurements of every structure of a segmentation: size, surface, position, grey values, left against right."""
+"""Measurements of every structure of a segmentation: size, surface, position, grey values and asymmetry."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from medsegai.models.quality import Reference, sentences
 from medsegai.volume import Box, Geometry, Volume, check_same_grid
 
 DIRECTIONS = tuple(step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
-"""The 13 lines through a voxel and its neighbours, (k, j, i); each stands for two directions."""
+"""The 13 lines (k, j, i) through a voxel and its neighbours; each stands for two directions."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One structure. Numbers that do not exist, such as the centroid of nothing, are NaN.
+    """The measurements of one structure. Numbers that do not exist, such as the centroid without voxels, are NaN.
 
     Attributes:
-        label: which structure.
-        voxels: how many it has.
-        volume_ml: voxels times the volume of one.
-        surface_mm2: area of its surface, see `surface_area`.
-        mean: of the scan inside it.
-        sd: standard deviation of the same (over n - 1).
+        label: the label of the structure.
+        voxels: number of voxels.
+        volume_ml: number of voxels times the volume of a voxel.
+        surface_mm2: area of the surface, see `surface_area`.
+        mean: mean of the scan inside the structure.
+        sd: standard deviation of the scan inside the structure (n - 1).
         r_mm, a_mm, s_mm: centroid in RAS.
         asymmetry_percent: left minus right volume, in per cent of the mean of both; for structures
             that have a counterpart on the other side, and equal for both.
         at_border: whether it touches the border of the grid, so that part of it may be missing.
-        remarks: why a person should look at it, as sentences (`plausibility.remarks`).
+        remarks: the reasons for a review by a person, as sentences (`plausibility.remarks`).
     """
 
     label: Label
@@ -57,7 +57,7 @@ class Measurement:
     remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; NaN becomes None."""
+        """The measurements as JSON values; NaN becomes None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)[1:]}
         plain = {name: None if value != value else value for name, value in values.items()}
         named = {"value": self.label.value, "name": self.label.name}
@@ -77,15 +77,15 @@ def measure(
 
     Args:
         labelmap: label values (k, j, i); any spacing and orientation.
-        labels: the structures; those without voxels get a row, too.
-        image: the scan on the same grid; without it there are no grey values.
-        reference: of the model that the labels belong to; without it fewer checks are made.
+        labels: the structures; those without voxels are included.
+        image: the scan on the same grid; without it, grey values are NaN.
+        reference: the plausible ranges of the model that the labels belong to; without it, fewer checks are made.
 
     Returns:
         One entry per label, in their order.
 
     Raises:
-        GeometryError: scan and labels lie on different grids.
+        GeometryError: the scan and the labels have different grids.
     """
     if image is not None:
         check_same_grid(
@@ -118,7 +118,7 @@ def _measured(
     grid: Geometry,
     grey: NDArray[np.float64] | None,
 ) -> Measurement:
-    """One structure that has voxels; `mask` is cut out of the grid at `box`."""
+    """Measure a structure that has voxels; `mask` is the part of the grid in `box`."""
     voxels = int(np.count_nonzero(mask))
     centroid = grid.ijk_to_ras @ [*_mean_index(mask, box, voxels)[::-1], 1.0]
     sides = zip(box, grid.shape, strict=True)
@@ -137,7 +137,7 @@ def _measured(
 
 
 def _mean_index(mask: NDArray[np.bool_], box: Box, voxels: int) -> list[float]:
-    """The mean position (k, j, i) on the grid, from how many voxels lie in each slice."""
+    """The mean index (k, j, i) on the grid, computed from the number of voxels in each slice."""
     means = []
     for axis, part in enumerate(box):
         counts = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
@@ -146,7 +146,7 @@ def _mean_index(mask: NDArray[np.bool_], box: Box, voxels: int) -> list[float]:
 
 
 def surface_area(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> float:
-    """Area in mm² of the surface of a voxel object, estimated from projections; within 4 % for round ones.
+    """Estimate the area in mm² of the surface of a voxel object; the error is below 4 % for round objects.
 
     Cauchy-Crofton: the mean area of all projections of an object is a quarter of its surface. A projection
     along a voxel direction is the number of times that its lines enter the object, times the area
@@ -156,8 +156,8 @@ def surface_area(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> float:
     Efficient N-Dimensional surface estimation using Crofton formula and run-length encoding, 2012).
 
     Args:
-        mask: the object, (k, j, i); nothing lies outside.
-        spacing_mm: along (i, j, k).
+        mask: the object, bool (k, j, i), which lies completely within the array.
+        spacing_mm: voxel spacing along (i, j, k).
     """
     steps = np.array(DIRECTIONS) * np.asarray(spacing_mm)[::-1]
     lengths = np.linalg.norm(steps, axis=1)
@@ -169,7 +169,7 @@ def surface_area(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> float:
 
 
 def _entries(mask: NDArray[np.bool_], step: Sequence[int]) -> int:
-    """How often the voxel lines along `step` enter the object: its voxels whose predecessor is outside."""
+    """How often the voxel lines along `step` enter the object: the number of voxels with a predecessor outside."""
     here, before = [], []
     for part in step:
         here.append(slice(max(part, 0), None if part >= 0 else part))
@@ -179,7 +179,7 @@ def _entries(mask: NDArray[np.bool_], step: Sequence[int]) -> int:
 
 
 def with_asymmetry(rows: Sequence[Measurement]) -> list[Measurement]:
-    """The rows with left and right compared, if both exist."""
+    """The rows with the asymmetry of left and right structures, if both exist."""
     compared = list(rows)
     for left, right in counterparts([row.label for row in rows]):
         one, other = rows[left].volume_ml, rows[right].volume_ml
@@ -191,12 +191,12 @@ def with_asymmetry(rows: Sequence[Measurement]) -> list[Measurement]:
 
 
 def write_csv(path: Path | str, rows: Sequence[Measurement]) -> None:
-    """Write one row per structure; what does not exist is an empty cell. Raises OutputError."""
+    """Write a CSV with one row per structure; numbers that do not exist are empty cells. Raises OutputError."""
     write_table(path, COLUMNS, (_cells(row) for row in rows))
 
 
 def write_json(path: Path | str, rows: Sequence[Measurement]) -> None:
-    """Write {"structures": [...]} with the columns of the CSV; what does not exist is null.
+    """Write {"structures": [...]} with the columns of the CSV; numbers that do not exist are null.
 
     Raises OutputError.
     """
@@ -218,7 +218,7 @@ def _cells(row: Measurement) -> dict[str, Any]:
 
 
 def warnings_of(rows: Sequence[Measurement], reference: Reference | None = None) -> Iterator[str]:
-    """What the reader of a table should look at, as sentences; `reference` is what the rows were compared with."""
+    """Yield sentences on what the reader of a table should review; `reference` is that of the measurements."""
     missing = [row.label.name for row in rows if not row.voxels and not row.remarks]
     if missing:
         yield f"Not found: {', '.join(missing)}."
