@@ -55,7 +55,7 @@ class MedSegAI(ScriptedLoadableModule):
             "Research software, not for diagnostic use."
         )
         parent.acknowledgementText = _(
-            "Stands on 3D Slicer, PyTorch, OpenVINO, SimpleITK and nibabel. The brain model follows "
+            "Built on 3D Slicer, PyTorch, OpenVINO, SimpleITK and nibabel. The brain model follows "
             "QuickNAT (A. Guha Roy, S. Conjeti, N. Navab, C. Wachinger, NeuroImage 2019)."
         )
         slicer.app.connect("startupCompleted()", when_slicer_has_started)
@@ -462,4 +462,4 @@ class MedSegAITest(ScriptedLoadableModuleTest):
         from MedSegAILib import self_test
 
         failed = self_test.run(self.delayDisplay)
-        self.assertEqual(failed, [], "The errors stand in the log above.")
+        self.assertEqual(failed, [], "The errors are in the log above.")

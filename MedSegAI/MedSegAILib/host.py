@@ -182,7 +182,7 @@ class Host:
     def show_text(self, title: str, text: str) -> None:
         """A long text, in a window that can be scrolled."""
         slicer.util.infoDisplay(
-            _("The end of the log stands below."),
+            _("The end of the log is below."),
             windowTitle=title,
             detailedText=text or _("It is empty."),
         )

@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"medsegai: {one_line(str(error))}", file=sys.stderr)
         code = error.exit_code
     except MemoryError:
-        print("medsegai: the memory is not enough. Close other programs.", file=sys.stderr)
+        print("medsegai: there is not enough memory. Close other programs.", file=sys.stderr)
         code = DeviceError.exit_code
     except KeyboardInterrupt:
         print("medsegai: stopped.", file=sys.stderr)

@@ -261,7 +261,11 @@ def _disk() -> Iterator[Finding]:
     if folder is None:
         cure = "Models cannot be imported: set HOME, or MEDSEGAI_MODELS to a folder of your own."
         yield Finding(
-            "disk", "models folder", "none, because this user has no home", Health.ADVICE, cure
+            "disk",
+            "models folder",
+            "none, because this user does not have a home folder",
+            Health.ADVICE,
+            cure,
         )
         return
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())

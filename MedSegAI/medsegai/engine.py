@@ -5,10 +5,12 @@ Everything here is the same for all model families. Command line, batch, worker 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -50,7 +52,6 @@ from medsegai.request import (
     SegmentationResult,
     StructureMeasures,
 )
-from medsegai.system.machine import peak_memory_mb
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
@@ -86,7 +87,8 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     cards = [find_card(name) for name in request.models]
     naming = join_labels(cards)
     refinements = _refinements(request, cards, naming)
-    _plan(progress, request)
+    refining = STAGES["refine"] * (1 + REFINEMENT_SHARE * len(request.refinements))
+    progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
     compute = choose_compute(request.device, request.backend, request.precision)
     inputs, warnings = _read(request, cards, progress)
     box = _region_box(request, inputs[0])
@@ -97,54 +99,44 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     ensemble = _predict(job, parts, naming)
     freeing = any(uses_candidates(item) for item in refinements)
     answer = ResultBuilder(request, naming.labels, output, ensemble, freeing)
-    _build(answer, len(ensemble.labels), progress)
-    refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
-    structures = _judged(job, answer, cards, ensemble.names)
-    return replace(
-        _on_scan(answer, _Placed(inputs[0], box), request, naming, structures),
-        seconds=dict(progress.seconds),
-        peak_memory_mb=peak_memory_mb(),
-        intracranial_ml=_intracranial_ml(_skull_labels(request, cards), structures),
-        members=ensemble.names,
-        refinements=tuple(refined),
-        provenance=_provenance(job, cards, parts),
-        warnings=(*warnings, *_warnings(job, cards, parts, answer, structures)),
-    )
-
-
-def _plan(progress: Progress, request: SegmentationRequest) -> None:
-    """Set the stages of the job; each refinement that is requested makes the last one longer."""
-    refining = STAGES["refine"] * (1 + REFINEMENT_SHARE * len(request.refinements))
-    progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
-
-
-def _build(answer: ResultBuilder, classes: int, progress: Progress) -> None:
-    """Fuse the predictions slab by slab; members that stream predict meanwhile."""
-    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, classes)):
+    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, len(ensemble.labels))):
         progress.step("labels", slab.k0, answer.grid.shape[0])
         answer.add(slab)
-
-
-def _on_scan(
-    answer: ResultBuilder,
-    place: _Placed,
-    request: SegmentationRequest,
-    naming: JointLabels,
-    structures: tuple[StructureMeasures, ...],
-) -> SegmentationResult:
-    """The result on the grid of the scan, without what is reported of the run."""
+    refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
+    structures = _judged(job, answer, cards, ensemble.names)
+    inside_skull = _skull_labels(request, cards)
+    scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
     return SegmentationResult(
-        labelmap=place.volume(answer.labelmap),
+        labelmap=scan.with_voxels(place(answer.labelmap)),
         labels=naming.labels,
         structures=structures,
-        entropy=None if answer.entropy is None else place.volume(answer.entropy),
-        mutual_information=None if answer.information is None else place.volume(answer.information),
+        entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
+        mutual_information=None
+        if answer.information is None
+        else scan.with_voxels(place(answer.information)),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
         regions=None if answer.regions is None else place(answer.regions),
         candidates=place.candidates(answer.candidates)
         if request.candidates and answer.candidates is not None
         else None,
+        seconds=dict(progress.seconds),
+        peak_memory_mb=peak_memory_mb(),
+        intracranial_ml=_intracranial_ml(inside_skull, structures),
         region=request.region,
+        members=ensemble.names,
+        refinements=tuple(refined),
+        provenance=_provenance(job, cards, parts),
+        warnings=(
+            *warnings,
+            *(warning for item in parts for warning in item.part.warnings),
+            *(finding for item in parts for finding in item.part.findings()),
+            *compute.notes,
+            *answer.warnings,
+            *_cut_skull(inside_skull, Volume(answer.labelmap, output)),
+            *quality.sentences(
+                structures, [card.reference.source for card in cards if card.reference]
+            ),
+        ),
     )
 
 
@@ -157,6 +149,24 @@ def warm_up(request: SegmentationRequest) -> None:
     compute = choose_compute(request.device, request.backend, request.precision)
     for name in request.models:
         _model(*_key(find_card(name))).warm_up(request, compute)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this program until now, in MB; 0 if the system does not report it.
+
+    On Linux `ru_maxrss` is at least that of the process that started this one, such as Slicer, so the kernel's own
+    count is preferred.
+    """
+    if sys.platform == "win32":
+        return 0.0
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def _read(
@@ -231,25 +241,6 @@ def _prepared(job: _SegmentationJob, models: Sequence[Model], naming: JointLabel
             cooled = replace(part, activation=part.activation.at(job.temperature))
             parts.append(_PartOf(cooled, number, naming.renamed[number]))
     return parts
-
-
-def _warnings(
-    job: _SegmentationJob,
-    cards: Sequence[ModelCard],
-    parts: Sequence[_PartOf],
-    answer: ResultBuilder,
-    structures: Sequence[StructureMeasures],
-) -> list[str]:
-    """What the user should know of the prediction and of the result, in this order."""
-    inside_skull = _skull_labels(job.request, cards)
-    return [
-        *(warning for item in parts for warning in item.part.warnings),
-        *(finding for item in parts for finding in item.part.findings()),
-        *job.compute.notes,
-        *answer.warnings,
-        *_cut_skull(inside_skull, Volume(answer.labelmap, job.output)),
-        *quality.sentences(structures, [card.reference.source for card in cards if card.reference]),
-    ]
 
 
 def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
@@ -490,23 +481,18 @@ def _start_and_shape(box: Sequence[slice]) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class _Placed:
-    """Puts voxels of a box of the scan back where they came from; the rest of the grid is zero."""
+    """Puts voxels of a box back where they came from; the rest of the grid is zero."""
 
-    scan: Volume
+    shape: tuple[int, int, int]
     box: tuple[slice, slice, slice]
 
     def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """(..., k, j, i) of the box to the whole grid."""
-        shape = self.scan.geometry.shape
-        if voxels.shape[-3:] == shape:
+        if voxels.shape[-3:] == self.shape:
             return voxels
-        whole = np.zeros((*voxels.shape[:-3], *shape), voxels.dtype)
+        whole = np.zeros((*voxels.shape[:-3], *self.shape), voxels.dtype)
         whole[(..., *self.box)] = voxels
         return whole
-
-    def volume(self, voxels: NDArray[Any]) -> Volume:
-        """(k, j, i) of the box as a volume on the grid of the scan."""
-        return self.scan.with_voxels(self(voxels))
 
     def candidates(self, found: Candidates) -> Candidates:
         return Candidates(*(self(array) for array in vars(found).values()))

@@ -142,8 +142,8 @@ class SegmentationRequest:
     )
     overlap: bool = option(
         False,
-        "keep regions that overlap whole, such as a tumour around its core, as segments that overlap; each is "
-        "refined by itself",
+        "keep regions that overlap, such as a tumour around its core, whole, as overlapping segments; each is "
+        "refined separately",
         title="Overlapping regions",
     )
     region: tuple[float, ...] = option(
@@ -172,12 +172,13 @@ class SegmentationRequest:
     calibrated: bool = option(
         True,
         "scale probabilities by the temperature in the model's card, so that they are as often right as they say; "
-        "labels stay the same, but for refinements that look at probabilities",
+        "labels stay the same, except through refinements that use probabilities",
         title="Calibrated",
     )
     anyway: bool = option(
         False,
-        "segment a scan that the model was not made for, such as a CT by a model of MR; otherwise it is refused",
+        "segment a scan that the model was not made for, such as a CT with a model for MR; otherwise it is "
+        "refused",
         title="Any kind of scan",
     )
     seed: int = option(
@@ -188,7 +189,9 @@ class SegmentationRequest:
         if not self.inputs:
             raise RequestError("There is no input image. Name one image per channel of the model.")
         if not self.models:
-            raise RequestError("No model is named. `medsegai models list` shows those there are.")
+            raise RequestError(
+                "No model is named. `medsegai models list` lists the installed models."
+            )
         if not 0 <= self.dropout_passes <= 1000:
             raise RequestError(
                 f"dropout-passes must lie between 0 and 1000, not {self.dropout_passes}."

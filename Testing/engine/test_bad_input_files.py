@@ -178,7 +178,7 @@ def test_a_metaimage_of_many_dimensions_ends_no_process(
     """ITK keeps sizes in arrays of ten, and writes beyond them."""
     path = save(tmp_path, ending)
     path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = " + dimensions))
-    assert "NDims is missing or no number from 1 to 9" in refused(path)
+    assert "NDims is missing, or is not a number from 1 to 9" in refused(path)
 
 
 @contextmanager

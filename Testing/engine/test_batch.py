@@ -170,7 +170,7 @@ def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "x.nii.gz")
     save(tmp_path / "x.nii")
-    with pytest.raises(InputError, match=r"x\.nii.* have one name"):
+    with pytest.raises(InputError, match=r"x\.nii.* have the same name"):
         find_cases(tmp_path, 1)
 
 
@@ -223,7 +223,7 @@ def test_channels_of_a_table_are_known_by_number_or_name(tmp_path: Path) -> None
     ("table", "said"),
     [
         ("", "is empty"),
-        ("case,image\n", "has no case"),
+        ("case,image\n", "does not list any case"),
         ("name,image\na,x.nii", "has no column case. Its columns are name, image"),
         ("case,path\na,x.nii", "has no column image"),
         ("case,image\na,x.nii\nb,gone.nii", r"line 3, case b: .*gone\.nii does not exist"),
@@ -406,7 +406,7 @@ def test_a_segmentation_without_report_is_not_replaced(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.seg.nrrd").write_text("made by hand")
     assert batch("--resume") == 5
-    assert "a.seg.nrrd is there already" in capsys.readouterr().err
+    assert "a.seg.nrrd exists already" in capsys.readouterr().err
 
 
 def test_a_case_that_takes_all_memory_does_not_stop_the_others(
@@ -503,7 +503,7 @@ def test_pictures_that_cannot_be_told_apart_and_none(tmp_path: Path) -> None:
         find_pictures(tmp_path)
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"a.jpg and a.png .*one name"):
+    with pytest.raises(InputError, match=r"a.jpg and a.png .*the same name"):
         find_pictures(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         find_pictures(tmp_path / "none")

@@ -117,7 +117,7 @@ def test_a_broken_description_is_named_and_the_images_found(content: bytes, tmp_
     names, told = found(tmp_path)
     assert names == ["sub-01"]
     assert len(told) == 1
-    assert "dataset_description.json is not sound JSON" in told[0]
+    assert "dataset_description.json is not valid JSON" in told[0]
 
 
 def test_names_that_say_another_place_are_left_out_and_said(tmp_path: Path) -> None:

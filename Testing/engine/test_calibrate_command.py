@@ -157,7 +157,7 @@ def wrong_options(made: Path) -> Iterator[tuple[list[str], str]]:
     hippocampus, all_cases = ["hippocampus", str(made)], ["--cases", "all"]
     unmapped = made.parent / "unmapped.csv"
     unmapped.write_text("reference,evaluated\n1,77\n2,78\n")
-    yield hippocampus, "Say which cases the model has not seen"
+    yield hippocampus, "Name the cases that the model has not seen"
     yield [*hippocampus, "--fold", "0"], "splits_final.json with --splits"
     yield [*hippocampus, "--cases", "case_7"], "has no cases case_7"
     yield [*hippocampus, *all_cases], "none of these names is in the dataset"

@@ -118,7 +118,7 @@ def test_refine_says_what_it_wrote_also_where_nothing_changed(
     words = ["--refinement", "holes", "-o", str(out), "--report", str(report)]
     assert main(["refine", str(segmentation), *words]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "Nothing was changed: the segmentation was already as the refinements would have it.",
+        "Nothing was changed, because the refinements did not find anything to change.",
         f"Written: {out}, {report}",
     ]
 
@@ -176,10 +176,10 @@ def test_a_model_of_ones_own_is_removed(name: str, own: Path, capsys: Capture) -
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("brain", "comes with MedSegAI"),
-        ("nothing", "Those you have: mine, worn"),
-        ("../own/mine", "You have no model"),
-        ("", "You have no model"),
+        ("brain", "is bundled with MedSegAI"),
+        ("nothing", "Your own models are: mine, worn"),
+        ("../own/mine", "You do not have a model"),
+        ("", "You do not have a model"),
     ],
 )
 def test_what_is_not_ones_own_is_not_removed(

@@ -308,7 +308,7 @@ def test_half_a_multipart_leaves_nothing(
     kind = 'multipart/related; type="application/dicom"; boundary=cut'
     broken.answers["1.2.3/series"] = answering(listed(1), JSON)
     broken.answers["series/1.2.3.1"] = answering(whole[: int(share * len(whole))], kind, more=more)
-    with pytest.raises(InputError, match=r"of the 3 files|makes no sense|broke"):
+    with pytest.raises(InputError, match=r"of the 3 files|not valid|broke"):
         Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
     assert list(tmp_path.iterdir()) == []
     broken.answers["series/1.2.3.1"] = answering(whole, kind)
@@ -326,7 +326,7 @@ def test_a_series_without_end_is_not_fetched(
     broken.answers["1.2.3/series"] = answering(listed(1, 1), JSON)
     part = whole.removesuffix(b"--cut--\r\n")
     broken.answers["series/1.2.3.1"] = answering(8 * part + b"--cut--\r\n", kind)
-    with pytest.raises(InputError, match="makes no sense"):
+    with pytest.raises(InputError, match="not valid"):
         Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
     assert list(tmp_path.iterdir()) == []
 
@@ -388,7 +388,7 @@ def test_half_of_the_credentials_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(USER, "me")
     monkeypatch.delenv(PASSWORD, raising=False)
     monkeypatch.delenv(TOKEN, raising=False)
-    with pytest.raises(RequestError, match="both or none"):
+    with pytest.raises(RequestError, match="both or neither"):
         Archive("https://archive/dicom-web")
 
 

@@ -165,7 +165,7 @@ def test_what_lies_there_of_an_earlier_try_is_not_trusted(
     (tmp_path / "x.zip.part").write_bytes(there)
     server.answers["/model.zip"] = sending(CONTENT)
     if there.startswith(b"another"):
-        with pytest.raises(ModelError, match="not the file that was meant"):
+        with pytest.raises(ModelError, match="not the expected file"):
             load(server, tmp_path / "x.zip")
         assert list(tmp_path.iterdir()) == []
     load(server, tmp_path / "x.zip")
@@ -174,7 +174,7 @@ def test_what_lies_there_of_an_earlier_try_is_not_trusted(
 
 def test_another_file_is_deleted_unopened(server: Server, tmp_path: Path) -> None:
     server.answers["/model.zip"] = sending(CONTENT[:-1] + b"!")
-    with pytest.raises(ModelError, match=r"SHA-256 is [0-9a-f]{64}, not .* deleted unopened"):
+    with pytest.raises(ModelError, match=r"SHA-256 is [0-9a-f]{64}, not .* deleted and not opened"):
         load(server, tmp_path / "x.zip")
     assert list(tmp_path.iterdir()) == []
 
@@ -341,7 +341,7 @@ def test_what_is_not_a_model_is_not_imported(
 ) -> None:
     server.answers["/x.zip"] = sending(CONTENT)
     assert main(["models", "fetch", f"{server.address}/x.zip", "--sha256", "0" * 64]) == 4
-    assert "deleted unopened" in capsys.readouterr().err
+    assert "deleted and not opened" in capsys.readouterr().err
     assert main(["models", "fetch", f"{server.address}/x.zip", "--sha256", HASH]) == 4
     assert "not a zip archive" in capsys.readouterr().err
     assert main(["models", "fetch", "http://localhost/x.zip", "--sha256", HASH]) == 3

@@ -342,7 +342,7 @@ def test_structures_that_freesurfer_lacks_are_named_before_anything_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert batch("--layout", "freesurfer") == 2
-    assert "no number for Dark tissue, Bright tissue" in capsys.readouterr().err
+    assert "not have a number for Dark tissue, Bright tissue" in capsys.readouterr().err
     assert requests == []
     assert not list((tmp_path / "out").glob("sub-*"))
     assert batch("--layout", "freesurfer", "--format", ".nii.gz") == 2

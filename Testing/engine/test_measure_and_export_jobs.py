@@ -184,7 +184,7 @@ def test_nothing_is_replaced_without_a_word(tmp_path: Path) -> None:
     request = asked(tmp_path, csv="t.csv", surfaces="parts")
     export_segments(request, Progress())
     (tmp_path / "t.csv").unlink()  # the surfaces are there still
-    with pytest.raises(OutputExistsError, match=r"3_left_kidney\.stl is there already"):
+    with pytest.raises(OutputExistsError, match=r"3_left_kidney\.stl exists already"):
         export_segments(request, Progress())
     assert not (tmp_path / "t.csv").exists()
     export_segments(replace(request, overwrite=True), Progress())

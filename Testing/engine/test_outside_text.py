@@ -170,7 +170,7 @@ def test_sigterm_is_as_clean_as_ctrl_c_and_the_last_word_is_true(
     )
     if where == "last moment":
         assert done.returncode == 0, done.stderr
-        assert "done before it could be stopped" in done.stderr
+        assert "finished before it could be stopped" in done.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
     else:
         assert done.returncode == 130, done.stderr

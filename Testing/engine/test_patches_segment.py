@@ -147,7 +147,7 @@ def test_classify_judges_pictures_that_were_not_seen(
     assert "every picture was decided right" in (tmp_path / "judged" / "report.html").read_text()
     assert "Accuracy" in capsys.readouterr().out
     assert main([*arguments, "--device", "cpu"]) == 5
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     (root / "healthy").rename(root / "normal")
     (root / "tumor").rename(root / "cyst")
     assert main([*arguments[:-1], str(tmp_path / "no"), "--device", "cpu"]) == 2

@@ -148,5 +148,5 @@ def test_frames_beside_the_grid_are_refused(seg: Path) -> None:
     place = head.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0]
     place.ImagePositionPatient = [part + 0.9 for part in place.ImagePositionPatient]
     head.save_as(seg)
-    with pytest.raises(GeometryError, match="no regular grid"):
+    with pytest.raises(GeometryError, match="not lie on a regular grid"):
         read_labelmap(seg)

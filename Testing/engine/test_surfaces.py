@@ -160,7 +160,7 @@ def test_options_and_files_that_cannot_be() -> None:
         surface_of(ball(), grid(), -0.1)
     with pytest.raises(RequestError, match="tolerance"):
         surface_of(ball(), grid(), float("nan"))
-    with pytest.raises(InputError, match="no surface"):
+    with pytest.raises(InputError, match="not have a surface"):
         surface_of(np.zeros(SHAPE, bool), grid())
     with pytest.raises(OutputError, match="does not exist"):
         write_surface("/nowhere/at/all.stl", surface_of(ball(), grid()), KIDNEY)

@@ -280,7 +280,7 @@ class Host:
 
     def set_place(self, place: WorkerLocation) -> None:
         if place.target == "/nowhere":
-            raise WorkerError("There is no Python at /nowhere.")
+            raise WorkerError("No Python was found at /nowhere.")
         self.where = place
 
     def check_environment(self, place: WorkerLocation, told: Callable[[Any], None]) -> None:

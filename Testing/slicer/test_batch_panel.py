@@ -301,7 +301,7 @@ def test_what_the_database_holds() -> None:
         dicom_database.series_of(None)
     empty = Database({})
     empty.patients = lambda: ()  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="does not contain images"):
         dicom_database.series_of(faced(empty, "ctkDICOMDatabase"))
 
 

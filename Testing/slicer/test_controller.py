@@ -101,7 +101,7 @@ def test_nothing_of_an_older_result_is_left_standing(house: House) -> None:
         (["poor"], "1 structure, 1 to check", "doubt"),
         (
             ["check"] * 17 + ["good"] * 15,
-            "32 structures, 17 to check: is the image of the kind",
+            "32 structures, 17 to check: was the model made for this kind",
             "problem",
         ),
     ],

@@ -43,7 +43,7 @@ def test_a_label_volume_as_input(house: House) -> None:
 def test_the_scene_is_closed_during_the_run(house: House) -> None:
     house.press_segment()
     house.press_segment()
-    assert "2 MedSegAI jobs are under way (Head: Brain; Head: Brain)" in (
+    assert "2 MedSegAI jobs are running (Head: Brain; Head: Brain)" in (
         house.controller.close_question()
     )
     house.controller.scene_closes()

@@ -103,7 +103,7 @@ def test_images_go_to_another_computer_only_where_the_user_agrees(house: House) 
     house.panel.settings.place_changed.emit()
     house.panel.settings.place_changed.emit()
     assert len(house.host.questions) == 2, "asked until the answer is yes, and then no more"
-    assert house.panel.plan[0].endswith("The images travel to me@server through ssh.")
+    assert house.panel.plan[0].endswith("The images are sent to me@server through ssh.")
     house.panel.settings.answers["choice"] = PlaceChoice("ssh", host="other")
     house.panel.settings.place_changed.emit()
     assert len(house.host.questions) == 3, "another computer is another question"
@@ -129,7 +129,7 @@ def test_a_field_that_loses_the_focus_to_the_question_asks_no_second_one(house: 
     [
         (PlaceChoice("ssh", host="two words"), "not the name of a computer"),
         (PlaceChoice("other", python=""), "Name a Python"),
-        (PlaceChoice("other", python="/nowhere"), "no Python at /nowhere"),
+        (PlaceChoice("other", python="/nowhere"), "No Python was found at /nowhere"),
     ],
 )
 def test_a_place_that_cannot_be_is_told_and_not_used(

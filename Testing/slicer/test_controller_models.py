@@ -112,7 +112,7 @@ def test_models_of_this_computer_are_looked_after_here(house: House) -> None:
     assert command[0] == "/slicer/python"
     assert command[-2:] == ["verify", str(house.card.folder)]
     house.host.answer()
-    assert "has the SHA-256 that its card gives" in house.panel.browser.last("show_status")[0]
+    assert "has the SHA-256 of its card" in house.panel.browser.last("show_status")[0]
     house.panel.browser.verify_requested.emit(house.card)
     house.host.answer(4, errors="axial.safetensors is not the file its card describes")
     assert house.panel.browser.last("show_status")[1], "a problem"

@@ -352,13 +352,13 @@ def test_files_are_replaced_when_the_user_says_so(shown: House, consent: bool) -
     shown.panel.results.answers["ask_export"] = CHOICE
     shown.host.consent = consent
     shown.panel.results.export_requested.emit()
-    shown.fail(OutputExistsError("/out/report.html is there already."))
-    assert shown.host.questions == ["In /out some of these files are there already. Replace them?"]
+    shown.fail(OutputExistsError("/out/report.html exists already."))
+    assert shown.host.questions == ["Some of these files exist in /out already. Replace them?"]
     assert [request[3] for request in shown.client.requests] == [False, True][: 1 + consent]
     if consent:
-        shown.fail(OutputExistsError("/out/report.html is there already."))
+        shown.fail(OutputExistsError("/out/report.html exists already."))
         assert len(shown.host.questions) == 1, "one answer is enough"
-        assert shown.panel.error == "/out/report.html is there already."
+        assert shown.panel.error == "/out/report.html exists already."
     else:
         assert shown.panel.message == "Nothing was written."
 

@@ -297,7 +297,7 @@ def test_a_correction_is_kept_as_it_stands(mrml: Any, tmp_path: Path) -> None:
 def test_a_segmentation_of_something_else_is_not_kept(mrml: Any, tmp_path: Path) -> None:
     node, _segmentation = case(mrml)
     empty = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Empty")
-    with pytest.raises(InputError, match="no segment that is a structure"):
+    with pytest.raises(InputError, match="not have a segment that is a structure"):
         keep_case(tmp_path, CARD, [node], empty, consent=True)
     assert not list(tmp_path.iterdir())
 

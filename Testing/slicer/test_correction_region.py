@@ -104,7 +104,7 @@ def test_what_cannot_be_done_is_said(mrml: Any) -> None:
         with pytest.raises(InputError, match="thicker than 0"):
             region_of_slab(shown, node, thickness)
     elsewhere = view_of(mrml, node, (6, 5, 40), 0, 1)
-    with pytest.raises(InputError, match="no slice of the volume"):
+    with pytest.raises(InputError, match="not show a slice of the volume"):
         region_of_slab(elsewhere, node)
     with pytest.raises(InputError, match="no input volume"):
         region_of_slab(shown, None)

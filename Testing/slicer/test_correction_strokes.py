@@ -88,7 +88,7 @@ def test_without_an_ai_the_image_leads_and_it_is_said(
 ) -> None:
     editing = bench(mrml, monkeypatch, known=False)
     paint_doubt(editing)
-    assert "image alone" in editing.message
+    assert "image only" in editing.message
     added = mask_of(editing.preview(), "added")
     stroke = mask_of(editing.preview(), "inside")
     assert added[stroke].all()
@@ -100,7 +100,7 @@ def test_a_segment_that_the_user_made_goes_by_the_image(editing: Bench) -> None:
     editing.logic.GetSegmentEditorNode().SetSelectedSegmentID(own)
     editing.panel.updateGUIFromMRML()
     paint_doubt(editing)
-    assert "image alone" in editing.message
+    assert "image only" in editing.message
     editing.panel.applyButton.click()
     assert mask_of(editing.segmentation, own).any()
 

@@ -292,7 +292,7 @@ def test_leaving_with_pending_strokes_asks(
     paint_doubt(walking)
     walking.panel.deactivate()
     assert questions["asked"] == [
-        "One stroke in Left is not applied yet. Apply before you go on? One undo takes that back."
+        "One stroke in Left is not applied yet. Apply before you continue? One undo step takes that back."
     ]
     assert questions["safe"] is True, "Enter loses nothing"
     assert (walking.mask().sum() > box_mask(LEFT_BOX).sum()) == wanted
@@ -362,7 +362,7 @@ def test_strokes_on_what_is_no_longer_there_are_not_lost_without_a_word(
     assert walking.message == "", "there were none"
     paint_doubt(walking)
     getattr(walking.panel, change)()
-    assert "The strokes were forgotten, because" in walking.message
+    assert "The strokes were discarded, because" in walking.message
     assert not walking.panel.applyButton.enabled
 
 

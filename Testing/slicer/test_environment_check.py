@@ -68,7 +68,10 @@ def test_what_is_no_python_is_told_with_what_it_said(tmp_path: Path) -> None:
 
 
 def test_a_python_that_is_not_there_is_told() -> None:
-    assert "no Python at /nowhere" in check_environment(WorkerLocation.other("/nowhere")).trouble
+    assert (
+        "No Python was found at /nowhere"
+        in check_environment(WorkerLocation.other("/nowhere")).trouble
+    )
     assert check_environment(WorkerLocation.own("/nowhere/PythonSlicer")).trouble
 
 

@@ -12,7 +12,7 @@ from panel_help import REPOSITORY, UI
 LIBRARY = REPOSITORY / "MedSegAI" / "MedSegAILib"
 JARGON = re.compile(r"(?i)\b(dice|iou|entropy|nats|logits?|sigma|members?|argmax|softmax)\b")
 IDENTIFIER = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
-TECHNICAL = ("Measured: ", "Expected agreement with an expert: ")
+TECHNICAL = ("Measured: ", "Expected Dice with an expert's segmentation: ")
 """Beginnings of lines at the end of tool tips, for those who know the terms."""
 
 

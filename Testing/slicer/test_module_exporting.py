@@ -142,7 +142,7 @@ def test_a_script_hands_over(case: Case, monkeypatch: pytest.MonkeyPatch) -> Non
     assert dataset.pixel_array.sum() == 101
     types = [item.SegmentAlgorithmType for item in dataset.SegmentSequence]
     assert types == ["SEMIAUTOMATIC", "AUTOMATIC"]
-    with pytest.raises(OutputExistsError, match="is there already"):
+    with pytest.raises(OutputExistsError, match="exists already"):
         case.logic.export(case.node, **wanted)
     case.logic.export(case.node, dicom=str(series), overwrite=True, **wanted)
     assert pydicom.dcmread(case.out / "s.dcm").SOPInstanceUID != dataset.SOPInstanceUID

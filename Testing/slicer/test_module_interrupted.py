@@ -92,7 +92,7 @@ def test_closing_slicer_asks_while_jobs_are_under_way(
     press(page, "segmentButton")
     put(monkeypatch, "slicer.util.mainWindow", lambda: "window")
     assert not page.mayClose()
-    assert "1 MedSegAI job is under way (Head: Brain" in asked[0]
+    assert "1 MedSegAI job is running (Head: Brain" in asked[0]
     application.testing = True
     assert page.mayClose(), "a test must not wait for an answer"
     application.testing = False

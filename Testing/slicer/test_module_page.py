@@ -183,7 +183,7 @@ def test_users_models_are_offered_beside_the_bundled(fake_model: Path, module: A
 def test_the_plan_follows_what_becomes_of_the_volume(page: Any) -> None:
     assert "no input volume" in plan(page)
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Head")
-    assert "holds no image" in plan(page)
+    assert "does not contain an image" in plan(page)
     updateVolumeFromArray(volume, np.zeros((4, 5, 10), np.int16))
     assert "on Head (10 x 5 x 4 voxels" in plan(page)
     volume.SetName("Patient 7")

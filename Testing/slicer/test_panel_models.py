@@ -128,7 +128,7 @@ def test_typing_narrows_the_list(widget: Any, panel: Panel) -> None:
     assert texts(widget, "modelList") == ["Brain structures"]
     find(widget, "modelSearch").setText("spaceship")
     assert texts(widget, "modelList") == []
-    assert "No model fits" in find(widget, "modelDetails").toPlainText()
+    assert "No model matches" in find(widget, "modelDetails").toPlainText()
     assert not find(widget, "useButton").isEnabled()
     find(widget, "modelSearch").setText("")
     assert len(texts(widget, "modelList")) == 2

@@ -103,7 +103,7 @@ def test_no_volume_is_refused(mrml: Any) -> None:
 
 def test_a_volume_without_image_is_refused(mrml: Any) -> None:
     node = mrml.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Hollow")
-    with pytest.raises(InputError, match="Hollow holds no image"):
+    with pytest.raises(InputError, match="Hollow does not contain an image"):
         Scene(mrml).read(node)
 
 

@@ -159,7 +159,7 @@ def test_an_older_segmentation_is_not_left_drawn_beneath_a_new_one(mrml: Any, vo
     second = scene.write(volume, doubtful_result(scene, volume))
     assert drawn(first, second) == [False, True]
     assert scene.notes == (
-        "No longer drawn, because the new one shows the same structures: Head segmentation.",
+        "No longer displayed, because the new result shows the same structures: Head segmentation.",
     )
     scene.draw_alone(first)
     assert drawn(first, second) == [True, False]

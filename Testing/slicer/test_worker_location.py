@@ -69,7 +69,7 @@ def test_the_folder_of_an_environment_stands_for_its_python(tmp_path: Path, insi
 def test_a_python_that_is_not_there_is_refused_when_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no program")
     for path in (tmp_path / "gone", tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(WorkerError, match="no Python at"):
+        with pytest.raises(WorkerError, match="No Python was found at"):
             WorkerLocation.other(path).command()
     with pytest.raises(WorkerError, match="Name a Python"):
         WorkerLocation.other(" ")
@@ -196,7 +196,7 @@ def test_only_another_computer_has_files_of_its_own() -> None:
 def test_how_ssh_failed_is_told() -> None:
     place = WorkerLocation.ssh("box")
     assert "`ssh box` in a terminal" in str(place.explain(255))
-    assert "There is no medsegai on box" in str(place.explain(127))
+    assert "The program medsegai was not found on box" in str(place.explain(127))
     assert place.explain(1) is None
     assert WorkerLocation.own("p").explain(255) is None
 

@@ -44,7 +44,7 @@ def test_a_worker_that_hangs_is_ended_and_the_next_job_works(
     monkeypatch.setattr(worker_client, "SILENCE_SECONDS", 3.0)
     error = only_error(run(client, "stuck"))
     assert isinstance(error, WorkerError)
-    assert "no sign of life for 3 s" in str(error)
+    assert "did not respond for 3 s" in str(error)
     assert gone(pid)
     assert leftovers(temporary) == []
     assert len(run(client, "quick").results) == 1
@@ -171,7 +171,7 @@ def test_another_place_counts_from_the_next_job(client: WorkerClient, pid: int) 
 def test_choosing_another_place_ends_an_idle_process(client: WorkerClient, pid: int) -> None:
     client.set_place(WorkerLocation.other("/nowhere"))
     until(lambda: gone(pid))
-    assert "no Python at /nowhere" in str(only_error(run(client, "quick")))
+    assert "No Python was found at /nowhere" in str(only_error(run(client, "quick")))
     assert not client.busy
 
 

@@ -24,12 +24,12 @@ from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 
 CLOSE_QUESTION = (
-    "{jobs} under way ({names}). Closing stops them, and what they did so far is lost. "
-    "Close all the same?"
+    "{jobs} running ({names}). If you close Slicer now, they are stopped, and their results are lost. Close "
+    "Slicer?"
 )
 SCENE_QUESTION = (
-    "{jobs} under way ({names}), on volumes of the scene that is being closed. Wait until "
-    "they are done, and save the results before the scene closes? With No they are stopped."
+    "{jobs} running ({names}), on volumes of the scene that is being closed. Wait until they are done, and save "
+    "the results before the scene closes? If you choose No, they are stopped."
 )
 
 

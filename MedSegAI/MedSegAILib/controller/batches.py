@@ -29,8 +29,8 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
 REPLACE_QUESTION = (
-    "{folder} holds results of a batch already. They are made anew, and your corrections of them are lost. "
-    "Go on?"
+    "{folder} already holds results of a batch. They will be replaced, and your corrections of them are lost. "
+    "Continue?"
 )
 
 

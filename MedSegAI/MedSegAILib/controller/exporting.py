@@ -32,7 +32,7 @@ FILES = {
 }
 """The file names of the parts of an export, in the folder that is chosen."""
 
-REPLACE = "In {folder} some of these files are there already. Replace them?"
+REPLACE = "Some of these files exist in {folder} already. Replace them?"
 
 
 class HandingOver:

@@ -53,7 +53,7 @@ class Models:
         """Offer the models of the index that are not here yet."""
         browser = self._context.panel.browser
         browser.show_busy(True)
-        browser.show_status(_("Asking for the index …"))
+        browser.show_status(_("Loading the index …"))
 
         def done(answer: Any) -> None:
             browser.show_busy(False)
@@ -104,7 +104,7 @@ class Models:
             browser.show_busy(False)
             if answer.code == 0:
                 browser.show_status(
-                    _("Every weights file of {name} has the SHA-256 that its card gives.").format(
+                    _("Every file of weights of {name} has the SHA-256 of its card.").format(
                         name=card.name
                     )
                 )
@@ -139,5 +139,5 @@ def reason(answer: Any) -> str:
     """Why a command failed: what it said last."""
     lines = [line for line in (answer.errors or answer.output).splitlines() if line.strip()]
     if not lines:
-        return _("It ended without a word (code {code}).").format(code=answer.code)
+        return _("The command ended without a message (exit code {code}).").format(code=answer.code)
     return lines[-1].removeprefix("medsegai: ")

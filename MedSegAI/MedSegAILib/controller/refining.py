@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STALE = "The preview was of other choices, and was taken away."
+STALE = "The preview was made with other choices and was removed."
 ONLY_SHOWN = (
     "This is a preview: Apply makes it the segmentation, Cancel takes it away. "
     "Green would be added, red taken away, yellow given from one segment to another."
 )
-WAITS = "It waits in the queue until its turn comes."
+WAITS = "The refinement waits in the queue."
 NOTHING = "There was nothing to change."
-NONE_TICKED = "No segment is ticked. Tick those that are to be refined, or choose all segments."
+NONE_TICKED = "No segment is ticked. Tick those to refine, or choose all segments."
 
 
 class Refining:
@@ -96,7 +96,7 @@ class Refining:
         if self._entry is not None:
             self._context.queue.cancel(self._entry)
         elif self._drop_preview():
-            self._view.show_message(_("The preview was taken away. Nothing was changed."))
+            self._view.show_message(_("The preview was removed. Nothing was changed."))
 
     def forget(self) -> None:
         """The scene was closed, and the preview with it."""

@@ -44,7 +44,7 @@ def travel(place: WorkerLocation) -> str:
     """Where the images go; "" where they stay on this computer."""
     if place.shares_files:
         return ""
-    return _("The images travel to {host} through ssh.").format(host=place.target)
+    return _("The images are sent to {host} through ssh.").format(host=place.target)
 
 
 def details(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
@@ -94,7 +94,7 @@ def verdict(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> Verdict:
     open_rows = [row for row in rows if row.to_check]
     line, tone = counted(len(rows), _("structure"), _("structures")), PLAIN
     if len(open_rows) > MANY * len(rows) and len(rows) > 1:
-        line += _(", {count} to check: is the image of the kind that the model was made for?")
+        line += _(", {count} to check: was the model made for this kind of image?")
         tone = PROBLEM
     elif open_rows:
         line += _(", {count} to check")
@@ -129,7 +129,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
 
 def defect(error: Exception) -> str:
     """What to say of an error that nobody thought of."""
-    text = _("Unexpected defect in MedSegAI: {error}. Please report it, with the log.")
+    text = _("Unexpected error in MedSegAI: {error}. Please report it, with the log.")
     return text.format(error=f"{type(error).__name__}: {error}")
 
 

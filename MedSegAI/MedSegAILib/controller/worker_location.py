@@ -15,8 +15,8 @@ PLACE, AGREED = "place", "agreed_hosts"
 """Names of settings: the place, and the computers to which images may travel, one a line."""
 
 TRAVEL_QUESTION = (
-    "The AI will run on {host}: images and results travel there through ssh, and lie there in a private temporary "
-    "folder while a job runs. May images of your patients go there?"
+    "The AI will run on {host}: images are sent there through ssh, and are kept there in a private temporary "
+    "folder while a job runs. May images of your patients be sent there?"
 )
 
 

@@ -124,7 +124,8 @@ def _labels(
             kept += 1
     if not kept:
         raise InputError(
-            f"{segmentation.GetName()} has no segment that is a structure of the model. Nothing was kept."
+            f"{segmentation.GetName()} does not have a segment that is a structure of the model, so nothing was "
+            f"kept. Choose the model that it was made with."
         )
     notes = (
         [f"Left out, because the model does not know them: {', '.join(left_out)}."]
@@ -139,7 +140,7 @@ def _labels(
 def _dataset_folder(folder: Path, card: ModelCard) -> Path:
     """Where cases of this model are kept: found by its name, or with the next number that is free."""
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder. Choose one that is there.")
+        raise OutputError(f"{folder} is not a folder. Choose an existing one.")
     title = "Corrected_" + (re.sub(r"[^0-9A-Za-z]+", "_", card.id).strip("_") or "model")
     numbers = set()
     for path in sorted(folder.glob("Dataset[0-9][0-9][0-9]_*")):

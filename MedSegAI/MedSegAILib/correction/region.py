@@ -50,7 +50,9 @@ def region_of_slab(
     size = grid.shape[2 - axis]
     if not -0.5 <= middle <= size - 0.5:
         raise InputError(
-            _("The view shows no slice of the volume. Scroll to where the AI is to run again.")
+            _(
+                "The view does not show a slice of the volume. Scroll to where the AI should run again."
+            )
         )
     first = max(round(middle - half + 1e-6), 0)
     last = min(round(middle + half - 1e-6), size - 1)

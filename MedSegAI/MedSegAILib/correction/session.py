@@ -93,9 +93,7 @@ class Correction:
         self._editor, self.reach_mm = editor, reach_mm
         self.segmentation, self.segment_id = editor.segmentation(), editor.segment_id()
         if self.segmentation is None or not self.segment_id:
-            raise InputError(
-                _("No segment is selected. Choose the segment that is to be corrected.")
-            )
+            raise InputError(_("No segment is selected. Select the segment to correct."))
         image = editor.source_image()
         if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
             raise InputError(
@@ -287,11 +285,15 @@ class Correction:
         node = self.segmentation.GetNodeReference(CANDIDATES_REFERENCE)
         value = label_value(self.segmentation, self.segment_id)
         if node is None or node.GetImageData() is None or value is None:
-            return None, _("Goes by the image alone: this segment is not from an AI of MedSegAI.")
+            return None, _(
+                "Uses the image only, because this segment was not made by an AI of MedSegAI."
+            )
         shape = slicer.util.arrayFromVolume(node).shape[:3]
         if offset_in(Geometry(shape, ijk_to_local(node)), self._local) is None:
-            return None, _("Goes by the image alone: the AI's probabilities lie on another grid.")
-        return (node, value), _("Goes by the AI's probabilities and the image.")
+            return None, _(
+                "Uses the image only, because the AI's probabilities lie on another grid."
+            )
+        return (node, value), _("Uses the AI's probabilities and the image.")
 
     def _probability(self, box: Box) -> NDArray[np.float32] | None:
         """Of the segment within a box; NaN where the AI was not asked."""

@@ -23,7 +23,7 @@ from MedSegAILib.slicer_types import SegmentationNode
 from MedSegAILib.translation import tr as _
 
 LEAVING = "{count} strokes in {name} are not applied yet."
-FORGOTTEN = "The strokes were forgotten, because {why}. Paint them again where they are needed."
+FORGOTTEN = "The strokes were discarded, because {why}. Paint them again where they are needed."
 LEAVING_ONE = "One stroke in {name} is not applied yet."
 
 

@@ -18,8 +18,8 @@ PARTS = {
         "Report (HTML)",
         "Pictures, table, warnings and provenance on a page that prints as A4.",
     ),
-    "csv": ("Table (CSV)", "Volume, surface, grey values, place and asymmetry of each segment."),
-    "json": ("Table (JSON)", "The same for programs."),
+    "csv": ("Table (CSV)", "Volume, surface, grey values, position and asymmetry of each segment."),
+    "json": ("Table (JSON)", "The same table for programs."),
     "seg": ("DICOM segmentation", "Into the patient, study and frame of reference of the series."),
     "sr": ("DICOM structured report", "The measurements, referring to the DICOM segmentation."),
     "rtstruct": ("DICOM contours", "An RT Structure Set for radiotherapy, on the series."),
@@ -132,7 +132,7 @@ class ExportDialog:
         self._tolerance.singleStep = 0.05
         self._tolerance.suffix = " mm"
         self._tolerance.value = choice.tolerance_mm
-        self._tolerance.toolTip = _("How far a surface may move where points are left out.")
+        self._tolerance.toolTip = _("How far the surface may move when points are removed.")
         self._space = _combo("spaceSelector", SPACES, choice.space)
         form = qt.QFormLayout()
         form.addRow(_("Files"), row)

@@ -145,7 +145,7 @@ class ModelBrowser:
         self._archive = _button("importArchiveButton", _("Import zip…"), self._import_archive)
         self._index = _button("indexButton", _("More models…"), self.index_requested.emit)
         self._index.toolTip = _(
-            "List the models of the index of your institute. Nothing is loaded yet."
+            "List the models in the index of your institute. Nothing is downloaded yet."
         )
         self._index.visible = False
         self._verify = _button("verifyButton", _("Verify weights"), self._ask_to_verify)
@@ -190,7 +190,7 @@ class ModelBrowser:
             _("Load this model") if isinstance(shown, ListedModel) else _("Use this model")
         )
         if shown is None:
-            self._details.html = _("No model fits the search.")
+            self._details.html = _("No model matches the search.")
         elif isinstance(shown, ListedModel):
             self._details.html = model_search.describe_listed(shown)
         else:

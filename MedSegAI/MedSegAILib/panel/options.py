@@ -47,7 +47,7 @@ class OptionWidgets:
         self._device: Widget = None
         self._form = form
         self._add_row(_("Together with"), self._others.box)
-        self._others.box.toolTip = _("Run these models too, and combine what they find.")
+        self._others.box.toolTip = _("Run these models too, and combine their results.")
         for option in request_options():
             if option.name not in ELSEWHERE:
                 widget = self._widget(option)

@@ -85,6 +85,6 @@ class PreviewBar:
 
     def show(self, name: str) -> None:
         """Ask about the preview with this name; "" hides the question."""
-        text = _("{name} is a preview. Nothing in your segmentation was changed yet.")
+        text = _("{name} is a preview. Your segmentation has not been changed yet.")
         say(self._ui.previewLabel, text.format(name=name))
         self._ui.previewBar.visible = bool(name)

@@ -109,9 +109,9 @@ class QueueTable:
         button = self._ui.againButton
         button.text = _("Try again") if kept else _("Run again")
         button.toolTip = (
-            _("Bring the result in that the job has given; nothing is computed again.")
+            _("Add the result of the job to the scene. Nothing is computed again.")
             if kept
-            else _("Put the same job at the end of the queue.")
+            else _("Add the same job to the end of the queue.")
         )
 
 

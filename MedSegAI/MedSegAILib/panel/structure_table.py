@@ -27,7 +27,7 @@ HELP = (
     "Click, or use the arrow keys, to go there. The menu of the right button changes all selected rows.",
     "Volume in millilitres",
     "How good the result is expected to be: good, check or poor. Point at a row for the reason.",
-    "Review: how far you are with it. Click to complete it; completed structures are not changed by the AI.",
+    "State of the review. Click to complete a structure; the AI does not change completed structures.",
 )
 REVIEW_MARKS = {"": "", "notstarted": "·", "inprogress": "…", "completed": "✓", "flagged": "⚑"}
 DOUBT_MARK = "⚠"

@@ -44,7 +44,7 @@ def series_of(database: QtValue) -> list[SeriesRow]:
     ]
     if not rows:
         raise InputError(
-            _("The DICOM database holds no images. Import them in the module DICOM first.")
+            _("The DICOM database does not contain images. Import them in the module DICOM first.")
         )
     return rows
 
@@ -75,8 +75,8 @@ def source_of(database: QtValue, volume: VolumeNode) -> tuple[str, str]:
     if not series:
         raise InputError(
             _(
-                "The DICOM series of {name} is no longer in Slicer's DICOM database. Import it there again, for a "
-                "DICOM SEG or SR needs it."
+                "The DICOM series of {name} is no longer in Slicer's DICOM database, and a DICOM SEG or SR needs "
+                "it. Import it there again."
             ).format(name=volume.GetName())
         )
     return folder_of(database, SeriesRow("", "", volume.GetName(), series)), series
@@ -108,7 +108,7 @@ def folder_of(database: QtValue, row: SeriesRow) -> str:
     if not files or not all(folder.is_dir() for folder in folders):
         raise InputError(
             _(
-                "The files of series {name} are not on this computer. Bring them into the DICOM database, with a "
+                "The files of series {name} are not on this computer. Import them into the DICOM database with a "
                 "copy of them, or leave the series out."
             ).format(name=row.title)
         )

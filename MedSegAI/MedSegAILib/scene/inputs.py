@@ -132,7 +132,7 @@ def transform_to_world(node: Node) -> NDArray[np.float64]:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
         raise GeometryError(
-            f"{node.GetName()} stands under a transform that bends space ({transform.GetName()}). "
+            f"{node.GetName()} has a parent transform that bends space ({transform.GetName()}). "
             "Harden the transform on a copy of it, or take it out of the transform."
         )
     to_world = vtk.vtkMatrix4x4()
@@ -154,12 +154,12 @@ def check_image(node: Node) -> None:
             raise InputError(f"{name} {reason}.")
     image = node.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
-        raise InputError(f"{name} holds no image. Load it again.")
+        raise InputError(f"{name} does not contain an image. Load it again.")
     components = image.GetNumberOfScalarComponents()
     if components != 1:
         raise InputError(
-            f"{name} has {components} values per voxel (colour or several images); "
-            "one is needed. Use Slicer's Vector to Scalar Volume module first."
+            f"{name} has {components} values per voxel (colour or several images), but one is needed. Convert it "
+            f"with Slicer's module Vector to Scalar Volume first."
         )
 
 

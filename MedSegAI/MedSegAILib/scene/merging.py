@@ -390,6 +390,6 @@ def _notes(
         )
     missing = [m.label.name for m in result.structures if m.voxels and m.label not in found]
     if missing and not add:
-        yield _("Left out, because the segmentation has no such segment: {names}.").format(
+        yield _("Left out, because the segmentation does not have these segments: {names}.").format(
             names=", ".join(missing)
         )

@@ -102,8 +102,14 @@ def draft(
         RequestError: a refinement names labels.
     """
     if segmentation is None:
-        raise InputError(_("There is no segmentation. Choose the one that is to be refined."))
-    _check_without_labels(refinements)
+        raise InputError(_("There is no segmentation. Choose the one to refine."))
+    for item in refinements:
+        if "labels" in item.options:
+            raise RequestError(
+                _("Name the segments to refine, and leave out the label values in {name}.").format(
+                    name=item.name
+                )
+            )
     check_labelmaps(segmentation)
     layers = layers_of(segmentation)
     if not layers:
@@ -126,16 +132,6 @@ def draft(
         _candidates(segmentation, grid, names) if any(map(uses_candidates, refinements)) else None,
     )
     return Draft(segmentation, request, grid, names, digests(layers), _notes(segmentation, locked))
-
-
-def _check_without_labels(refinements: Sequence[Refinement]) -> None:
-    for item in refinements:
-        if "labels" in item.options:
-            raise RequestError(
-                _("Name the segments to refine, and no label values in {name}.").format(
-                    name=item.name
-                )
-            )
 
 
 def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
@@ -261,7 +257,7 @@ def _chosen(
         raise InputError(
             _(NO_VOXELS).format(name=segmentation.GetName())
             if not segments
-            else _("The segments that were chosen are empty. Choose others.")
+            else _("The chosen segments are empty. Choose others.")
         )
     locked = [name for name in meant if is_locked(segmentation, name)]
     if len(locked) == len(meant):
@@ -288,8 +284,8 @@ def _joined(
             other = next(key for key, value in values.items() if value == part[mask].max())
             raise InputError(
                 _(
-                    "{first} and {second} overlap, and cannot be refined together, for each voxel belongs to one "
-                    "segment then. Choose one of them, or take the overlap away with the Segment Editor."
+                    "{first} and {second} overlap and cannot be refined together, because a refinement gives each "
+                    "voxel one segment. Choose one of them, or remove the overlap in the Segment Editor."
                 ).format(first=_names(segmentation, [other]), second=_names(segmentation, [name]))
             )
         part[mask] = values[name]

@@ -176,7 +176,7 @@ def _transform_at(node: Node, browser: SequenceBrowserNode, value: str) -> NDArr
 def _to_parent(transform: VTKObject) -> NDArray[np.float64]:
     if not transform.IsLinear():
         raise GeometryError(
-            f"A frame stands under a transform that bends space ({transform.GetName()}). "
+            f"A frame has a parent transform that bends space ({transform.GetName()}). "
             "Take the volume out of the transform."
         )
     matrix = vtk.vtkMatrix4x4()

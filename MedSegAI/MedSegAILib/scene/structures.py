@@ -113,7 +113,7 @@ def _reasons(known: Mapping[str, float], remarks: str) -> str:
     if expected is not None:
         lines.append(
             _(
-                "Expected agreement with an expert: {number:.2f} of 1 (Dice with an expert's segmentation)."
+                "Expected Dice with an expert's segmentation: {number:.2f} (1 is complete agreement)."
             ).format(number=expected)
         )
     measured = [f"{_(title)} {known[key]:.3f}" for key, title in _TITLES.items() if key in known]

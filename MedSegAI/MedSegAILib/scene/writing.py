@@ -95,7 +95,7 @@ class Writer:
         if self.hidden:
             self.notes.append(
                 _(
-                    "No longer drawn, because the new one shows the same structures: {names}."
+                    "No longer displayed, because the new result shows the same structures: {names}."
                 ).format(names=", ".join(node.GetName() for node in self.hidden))
             )
 

@@ -174,7 +174,7 @@ class WorkerClient:
             OutputError: the exchange folder cannot be made or written.
         """
         if self._job is not None:
-            raise WorkerError(_("A job is under way. Wait for it, or cancel it first."))
+            raise WorkerError(_("A job is running. Wait until it ends, or cancel it first."))
         kind = kind_of(request)
         if not self._place.shares_files:
             request = for_elsewhere(request, self._place)
@@ -301,7 +301,7 @@ class WorkerClient:
             self._break(WorkerError(text + self._last_words()))
         elif self._silent > SILENCE_SECONDS:
             text = _(
-                "The worker gave no sign of life for {seconds:g} s and was ended. Press Segment again; "
+                "The worker did not respond for {seconds:g} s and was ended. Press Segment again; "
                 "if it happens again, choose another device or fewer networks."
             )
             self._break(WorkerError(text.format(seconds=SILENCE_SECONDS) + self._last_words()))
@@ -327,7 +327,9 @@ class WorkerClient:
                 return
             act = _doing(self._break, error)
         except (KeyError, TypeError, ValueError) as error:
-            text = _("The worker sent a message that makes no sense: {error}.")
+            text = _(
+                "The worker sent a message that is not valid: {error}. Restart Slicer, and press Segment again."
+            )
             act = _doing(self._break, WorkerError(text.format(error=repr(error))))
         act()
 
@@ -460,7 +462,7 @@ class WorkerClient:
 
     def _last_words(self) -> str:
         words = self._process.stderr_tail()
-        return "\n" + _("Its last words: {words}").format(words=words) if words else ""
+        return "\n" + _("The last lines of its log: {words}").format(words=words) if words else ""
 
 
 def _messages(job: _SentJob, request: Message) -> Iterator[Message]:

@@ -124,6 +124,6 @@ def read_report(place: WorkerLocation, output: bytes, code: int, stderr_tail: st
         return Report(place, bool(data["ready"]), findings, tuple(map(str, data["repairs"])))
     except (ValueError, KeyError, TypeError):
         why = place.explain(code) or _(
-            "{place} could not be examined (exit code {code}). It needs Python 3.11 or later."
+            "{place} could not be checked (exit code {code}). It needs Python 3.11 or later."
         ).format(place=place.name, code=code)
         return Report(place, False, trouble=f"{why}\n{stderr_tail or text[-500:]}".strip())

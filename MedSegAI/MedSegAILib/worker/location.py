@@ -151,7 +151,7 @@ class WorkerLocation:
             return cls.ssh(host, program)
         raise WorkerError(
             _(
-                "The setting {text} names no place for the worker. Choose one in the settings."
+                "The setting {text} does not say where the worker runs. Choose a place in the settings."
             ).format(text=repr(text))
         )
 
@@ -200,12 +200,12 @@ class WorkerLocation:
         if code == SSH_FAILED:
             return _(
                 "The computer {host} cannot be reached through ssh, or the connection broke off. Try "
-                "`ssh {host}` in a terminal: it must work without a question or a password."
+                "`ssh {host}` in a terminal: it must connect without asking for anything."
             ).format(host=self.target)
         if code == NOT_FOUND:
             return _(
-                "There is no {program} on {host}. Install MedSegAI there (`pip install medsegai[torch]`), "
-                "or name the program with its whole path in the settings."
+                "The program {program} was not found on {host}. Install MedSegAI there (`pip install "
+                "medsegai[torch]`), or give the full path of the program in the settings."
             ).format(program=self.program.split()[0], host=self.target)
         return None
 
@@ -218,7 +218,7 @@ class WorkerLocation:
                 return str(path / inside)
         raise WorkerError(
             _(
-                "There is no Python at {path}. Name a Python program or the folder of its environment in "
+                "No Python was found at {path}. Name a Python program or the folder of its environment in "
                 "the settings."
             ).format(path=path)
         )
@@ -228,7 +228,7 @@ class WorkerLocation:
         if program is None:
             raise WorkerError(
                 _(
-                    "There is no program ssh on this computer. Install OpenSSH, or run the worker on this "
+                    "The program ssh was not found on this computer. Install OpenSSH, or run the worker on this "
                     "computer."
                 )
             )
@@ -279,8 +279,8 @@ def for_elsewhere(request: Any, place: WorkerLocation) -> Any:
     if isinstance(request, ExportRequest):
         raise RequestError(
             _(
-                "{host} cannot write files on this computer. To hand a segmentation over, choose a Python of this "
-                "computer in the settings."
+                "{host} cannot write files on this computer. To export, choose a Python of this computer in the "
+                "settings."
             ).format(host=place.name)
         )
     if not isinstance(request, SegmentationRequest):

@@ -152,7 +152,7 @@ class JobQueue:
             return
         self._entries.remove(entry)
         if entry.state is JobState.WAITING:
-            self._conclude(entry, Cancelled(_("Taken out of the queue before it began.")))
+            self._conclude(entry, Cancelled(_("Removed from the queue before it began.")))
         else:
             self._notify(self.changed.emit)
 
@@ -216,8 +216,8 @@ class JobQueue:
             self._conclude(entry, error)
         except Exception as error:
             # The others have nothing to do with this one, and must not wait for ever.
-            logger.exception("Unexpected defect while %s was prepared", entry.title)
-            text = _("Unexpected defect in MedSegAI: {error}. Please report it.")
+            logger.exception("Unexpected error while %s was prepared", entry.title)
+            text = _("Unexpected error in MedSegAI: {error}. Please report it.")
             self._conclude(entry, WorkerError(text.format(error=_named(error))))
 
     def _progress(self, entry: Entry, event: ProgressEvent) -> None:
@@ -229,7 +229,7 @@ class JobQueue:
     def _warn(self) -> None:
         if self._running is not None:
             self._running.message = _(
-                "No progress for a long time. Wait, or cancel; the log of the worker may tell why."
+                "No progress for a long time. Wait, or cancel; the log of the worker may say why."
             )
             self._notify(self.changed.emit)
 
@@ -259,8 +259,8 @@ class JobQueue:
             logger.exception("The result of %s could not be used", entry.title)
             entry.kept = result
             text = _(
-                "The result of {title} could not be brought in ({error}) and is kept: choose the job in the queue "
-                "and press Try again. Please report this, with the log."
+                "The result of {title} could not be added to the scene ({error}) and is kept. Choose the job in "
+                "the queue and press Try again, and please report this with the log."
             )
             self._fail(entry, WorkerError(text.format(title=entry.title, error=_named(error))))
 

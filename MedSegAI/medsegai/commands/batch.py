@@ -59,17 +59,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "Or the scans that a table names, in the columns case, image (image_0000, image_0001 … or the names "
         "of the channels where there are several) and, for a folder of several DICOM series, series: the "
         "number of the series, or its SeriesInstanceUID. Of each case OUT gets the segmentation and a report; "
-        "batch.csv says how far each is, volumes.csv has the structures of all. A case that fails does not "
+        "batch.csv has the state of each, and volumes.csv the structures of all. A case that fails does not "
         "stop the others.",
     )
-    _add_sources(parser)
-    _add_outputs(parser)
-    add_worker_options(parser)
-    add_request_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="FOLDER|TABLE",
@@ -84,10 +76,6 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         help="which images of a BIDS dataset, such as suffix=T2w session=01 run=1 (default: suffix=T1w); once for "
         "each channel of the model, in its order",
     )
-
-
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is written of each case, where, and what is printed meanwhile."""
     group = parser.add_argument_group("outputs")
     group.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results"
@@ -117,17 +105,20 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pages",
         action="store_true",
-        help="write a page for people of each case, and cohort.html over all: what to look at first, how volumes "
-        "are distributed, what was left out",
+        help="write an HTML report of each case, and cohort.html over all: what to look at "
+        "first, how volumes are distributed, what was left out",
     )
     group.add_argument(
-        RESUME_FLAG, action="store_true", help="keep results that are there, and do the rest"
+        RESUME_FLAG, action="store_true", help="keep existing results, and do the rest"
     )
-    group.add_argument(OVERWRITE_FLAG, action="store_true", help="do everything again")
+    group.add_argument(OVERWRITE_FLAG, action="store_true", help="segment all cases again")
     group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     group.add_argument(
         EVENTS_FLAG, action="store_true", help="print what happens as JSON, one object a line"
     )
+    add_worker_options(parser)
+    add_request_options(parser)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,14 +22,14 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="do N cases at once, in processes of this computer that share its cores; each has a graphics card of "
-        "its own where there are enough",
+        help="segment N cases at once, in processes of this computer that share its cores; each "
+        "has a graphics card of its own if there are enough",
     )
     chosen.add_argument(
         "--scheduler",
         metavar="ADDRESS|FILE",
-        help="do a case on each worker of this Dask scheduler, on other computers: its address, or the file that "
-        "it wrote its address to. All must see the scans and OUT by the same paths",
+        help="segment a case on each worker of this Dask scheduler, on other computers: its "
+        "address, or the file that it wrote its address to. All must see the scans and OUT under the same paths",
     )
 
 
@@ -50,7 +50,7 @@ def work_of(
         tell: is called with what the user should know meanwhile, in words.
 
     Raises:
-        RequestError: the package for workers is missing, or their number makes no sense.
+        RequestError: the package for workers is missing, or their number is below 1.
         WorkerError: there is no such scheduler, or workers do not start.
     """
     if not has_workers(arguments):

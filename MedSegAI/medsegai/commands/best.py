@@ -16,8 +16,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "best",
         help="make a model of the best members",
-        description="Do what `medsegai crossval` does, take the best, find out which removal of small parts helps "
-        "it, and write that as a model into the folder `model` in OUTPUT.",
+        description="Do what `medsegai crossval` does, take the best candidate, find which "
+        "removal of small parts improves it, and write it as a model into the folder `model` in OUTPUT.",
     )
     add_options(parser)
     parser.set_defaults(run=run)

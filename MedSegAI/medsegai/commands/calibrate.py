@@ -34,8 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="measure how far a model can be believed",
         description="Segment cases that the model has not seen and compare with their labels: how often its "
         "probabilities are right, and the temperature that makes them so; how well the agreement of its members "
-        "tells the Dice, and from where on a structure should be looked at; which refinement helps. With --write "
-        "all of it goes into the model's card. What is finished is kept: the same command resumes after Ctrl-C.",
+        "predicts the Dice, and below which score a person should look at a structure; which refinement helps. "
+        "With --write all of it goes into the model's card. Finished cases are kept, and the same command resumes "
+        "after Ctrl-C.",
     )
     parser.add_argument(
         "model",
@@ -44,13 +45,6 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_dataset(parser)
     _add_cases(parser)
-    _add_outputs(parser)
-    _add_comparisons(parser)
-    add_running(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
@@ -61,10 +55,6 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", action="store_true", help="write what is found into the model's card"
     )
-
-
-def _add_comparisons(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is compared: labels, members, refinements and dropout passes."""
     parser.add_argument(
         "--mapping",
         type=Path,
@@ -85,7 +75,7 @@ def _add_comparisons(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=comma_list,
         metavar="NAME[:OPTION=VALUE;…]",
-        help="refinements to try, `none` for none (default: each there is)",
+        help="refinements to try; `none` for none (default: all)",
     )
     parser.add_argument(
         "--dropout-passes",
@@ -94,6 +84,8 @@ def _add_comparisons(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Monte-Carlo dropout passes per member",
     )
+    add_running(parser)
+    parser.set_defaults(run=run)
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +113,7 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         "--groups",
         type=Path,
         metavar="CSV",
-        help="table with the columns case and patient: cases of a patient are never used to judge each other",
+        help="table with the columns case and patient: cases of one patient are never used to judge each other",
     )
 
 
@@ -145,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
             records = held_out.records(progress)
     except Cancelled:
         raise Cancelled(
-            "Stopped by the user. Finished cases are kept: the same command goes on."
+            "Stopped by the user. Finished cases are kept, and the same command resumes."
         ) from None
     findings = find(records, groups, held_out.truth.labels, _source(arguments, len(records)))
     print(text_of(findings))
@@ -223,13 +215,16 @@ def _jobs(
         return [PredictionJob(cases[name], arguments.model, members) for name in names], {}
     if not arguments.folds:
         raise RequestError(
-            "Say which cases the model has not seen: --fold N for those that its training held out, or --cases."
+            "Name the cases that the model has not seen: --fold N for those that its training held out, or "
+            "--cases."
         )
     splits = _splits(arguments, sorted(cases))
     jobs, folds = [], {}
     for fold in arguments.folds:
         if not fold.isdigit() or int(fold) >= len(splits):
-            raise RequestError(f"There is no fold {fold}; there are {len(splits)}, from 0.")
+            raise RequestError(
+                f"There is no fold {fold}; the {len(splits)} folds are numbered from 0."
+            )
         model = arguments.model.replace("{fold}", fold)
         own = _of_fold(model, members, fold)
         jobs += [PredictionJob(cases[name], model, own) for name in splits[int(fold)]]

@@ -17,9 +17,10 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai classify` to the command line."""
     parser = subparsers.add_parser(
         "classify",
-        help="classify labelled pictures with a model of the family patches, and judge it",
-        description="Classify pictures that the model has not seen, and judge it by them: accuracy, AUC with its "
-        "interval, sensitivity, confusion, calibration, and the worst mistakes with heat maps. PICTURES is what "
+        help="evaluate a classifier on labelled pictures",
+        description="Classify pictures that a model of the family patches has not seen, and "
+        "evaluate it on them: accuracy, AUC with its interval, sensitivity, confusion, "
+        "calibration, and the worst mistakes with heat maps. PICTURES is what "
         "`medsegai train patches` takes; its classes must be those of the model.",
     )
     parser.add_argument(
@@ -42,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=float,
         default=0.9,
         metavar="SHARE",
-        help="at which the sensitivity is given (default: 0.9)",
+        help="specificity at which the sensitivity is given (default: 0.9)",
     )
     parser.add_argument(
         "--groups",

@@ -20,7 +20,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "compare",
         help="train a grid of 2D networks and compare them",
         description="Train and cross-validate every combination of encoders, decoders and first weights that "
-        "CONFIG names, and report their differences with intervals. What is trained already is not trained again.",
+        "CONFIG names, and report their differences with intervals. Networks that are trained already are not "
+        "trained again.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="comparison file (TOML)")
     parser.add_argument(

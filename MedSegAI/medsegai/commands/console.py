@@ -141,7 +141,10 @@ def stoppable(progress: Progress) -> Iterator[None]:
     try:
         yield
         if asked:
-            print("It was done before it could be stopped; its results are there.", file=sys.stderr)
+            print(
+                "The work was finished before it could be stopped, and its results were written.",
+                file=sys.stderr,
+            )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -28,8 +28,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "crossval",
         help="compare members by cross-validation",
         description="Segment every case of a training dataset by the folds that have not seen it, and compare "
-        "the mean Dice of configurations, views, and pairs of them. What is finished is kept: the same command "
-        "resumes after Ctrl-C.",
+        "the mean Dice of configurations, views, and pairs of them. Finished predictions are kept, and the same "
+        "command resumes after Ctrl-C.",
     )
     add_options(parser)
     parser.set_defaults(run=run)
@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--groups",
         type=Path,
         metavar="CSV",
-        help="table with the columns case and patient, the folds having been made of it",
+        help="table with the columns case and patient, if the folds were made from it",
     )
     add_running(parser)
 
@@ -113,7 +113,7 @@ def validated(arguments: argparse.Namespace) -> tuple[CrossValidation, list[Figu
             validation.predict(progress)
     except Cancelled:
         raise Cancelled(
-            "Stopped by the user. Finished predictions are kept: the same command goes on."
+            "Stopped by the user. Finished predictions are kept, and the same command resumes."
         ) from None
     figures = [validation.figures(candidate) for candidate in validation.candidates]
     print(figures_table(figures))
@@ -159,7 +159,7 @@ def splits_of_training(models: Sequence[str], dataset: Path) -> Path | None:
 
 def _fold_number(fold: str, splits: Sequence[Split]) -> int:
     if not fold.isdigit() or int(fold) >= len(splits):
-        raise RequestError(f"There is no fold {fold}; there are {len(splits)}, from 0.")
+        raise RequestError(f"There is no fold {fold}; the {len(splits)} folds are numbered from 0.")
     return int(fold)
 
 

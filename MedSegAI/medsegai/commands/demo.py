@@ -41,7 +41,7 @@ FILES = {
 }
 MEANING = {
     "segmentation": "named, coloured, editable segments",
-    "uncertainty": "where the networks disagree (entropy)",
+    "uncertainty": "where the networks are uncertain (entropy)",
     "volumes": "volume and uncertainty of each structure",
     "preview": "picture with outlines",
     "page": "all of it on a page to open in a browser",

@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "dicomweb",
         help="find, fetch and segment series of an archive, and store results there",
-        description="Speak with an archive by DICOMweb. Credentials come from MEDSEGAI_DICOMWEB_USER and "
+        description="Communicate with an archive by DICOMweb. Credentials come from MEDSEGAI_DICOMWEB_USER and "
         "MEDSEGAI_DICOMWEB_PASSWORD, from MEDSEGAI_DICOMWEB_TOKEN, or from ~/.netrc.",
     )
     help_alone(parser)
@@ -54,10 +54,14 @@ def add_parser(subparsers: Subparsers) -> None:
     find.add_argument("--modality", help="only studies or series of it, such as MR")
     find.add_argument("--study", metavar="UID", help="list the series of this study")
     find.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="so many at most (default: %(default)s)"
+        "--limit",
+        type=int,
+        default=100,
+        metavar="N",
+        help="the largest number of results (default: %(default)s)",
     )
     find.add_argument("--json", action="store_true", help="print JSON")
-    fetch = _action(actions, "fetch", "load a series into a folder", run_fetch)
+    fetch = _action(actions, "fetch", "download a series into a folder", run_fetch)
     _add_series(fetch)
     fetch.add_argument(
         "-o",
@@ -65,7 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="where to; made if missing",
+        help="folder for the files; made if missing",
     )
     segment = _action(actions, "segment", "segment a series", run_segment)
     _add_series(segment)
@@ -75,7 +79,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="for segmentation.seg.nrrd, report.json, seg.dcm and sr.dcm; made if missing",
+        help="folder for segmentation.seg.nrrd, report.json, seg.dcm and sr.dcm; made if missing",
     )
     segment.add_argument(
         "--store", action="store_true", help="store seg.dcm and sr.dcm in the study"
@@ -85,9 +89,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _action(actions: Subparsers, name: str, text: str, run: object) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
-    parser.add_argument("archive", metavar="URL", help="such as https://host/dicom-web")
     parser.add_argument(
-        "--unencrypted", action="store_true", help="use http also beyond this computer"
+        "archive", metavar="URL", help="address of the archive, such as https://host/dicom-web"
+    )
+    parser.add_argument(
+        "--unencrypted", action="store_true", help="allow http to other computers too"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run)
@@ -123,7 +129,9 @@ def run_find(arguments: argparse.Namespace) -> int:
     else:
         print("Nothing fits.")
     if more > 0:
-        print("medsegai: there are more; --limit shows them.", file=sys.stderr)
+        print(
+            "medsegai: the archive has more results; a larger --limit shows them.", file=sys.stderr
+        )
     return 0
 
 
@@ -217,4 +225,4 @@ def _fetch(archive: Archive, series: Series, folder: Path, quiet: bool) -> int:
 def _check_free(folder: Path) -> None:
     """Nothing that is there is touched."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputExistsError(f"{folder} is there already and is not empty. Name another folder.")
+        raise OutputExistsError(f"{folder} exists already and is not empty. Name another folder.")

@@ -21,8 +21,8 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai doctor` to the command line."""
     parser = subparsers.add_parser(
         "doctor",
-        help="what is installed, which devices, and what to do about problems",
-        description="Look at packages, devices, memory, models and disks, and say what would repair "
+        help="report what is installed, and what to do about problems",
+        description="Check packages, devices, memory, models and disks, and say how to repair "
         "what is missing. The exit code is 0 if the main job can run, and "
         f"{DeviceError.exit_code} if not.",
     )

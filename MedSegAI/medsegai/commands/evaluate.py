@@ -16,8 +16,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="compare segmentations with references",
-        description="Dice, IoU, 95th percentile Hausdorff distance, average surface distance and "
-        "volumes, per structure. Two files, or two folders whose files have the same names. "
+        description="Compute Dice, IoU, 95th percentile Hausdorff distance, average surface "
+        "distance and volumes, per structure. Two files, or two folders whose files have the same names. "
         "Grids that differ are refused, never resampled.",
     )
     parser.add_argument(

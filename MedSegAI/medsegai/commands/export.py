@@ -20,11 +20,11 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai export` to the command line."""
     parser = subparsers.add_parser(
         "export",
-        help="hand a segmentation over: DICOM SEG and SR, surfaces, tables, a report",
+        help="export a segmentation as DICOM SEG and SR, surfaces, tables and a report",
         description="Write a segmentation, as it is now, for other systems. Everything is written, or nothing.",
     )
     add_segmentation(parser)
-    _add_inputs(parser.add_argument_group("where it comes from"))
+    _add_inputs(parser.add_argument_group("where the segmentation comes from"))
     _add_outputs(parser.add_argument_group("what to write"))
     parser.add_argument(
         "--overwrite", action="store_true", help="replace outputs that are there already"
@@ -57,7 +57,7 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--corrected",
         action="store_true",
-        help="a person changed the segmentation: it counts as semi-automatic",
+        help="a person changed the segmentation, so it counts as semi-automatic",
     )
 
 
@@ -75,7 +75,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--viewer",
         action="store_true",
-        help="of --report: put the scan into the page, with a viewer of three planes and 3D; needs the scan",
+        help="put the scan into the report, with a viewer of three planes and 3D; needs --report and the scan",
     )
     group.add_argument(
         "--encoding",
@@ -94,13 +94,13 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=0.1,
         metavar="MM",
-        help="how far surfaces may move where points are left out (default: 0.1)",
+        help="how far surfaces may move where points are left out, in mm (default: 0.1)",
     )
     group.add_argument(
         "--space",
         choices=("LPS", "RAS"),
         default="LPS",
-        help="world of --surfaces; 3D Slicer takes LPS for granted (default: LPS)",
+        help="world coordinates of --surfaces; 3D Slicer assumes LPS (default: LPS)",
     )
 
 

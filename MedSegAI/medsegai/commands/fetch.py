@@ -27,20 +27,22 @@ FOLDER = ".fetched"
 
 def add_fetch_parsers(actions: Subparsers) -> None:
     """The actions of `medsegai models` that use the network."""
-    listing = actions.add_parser("index", help="the models of an index that somebody hosts")
+    listing = actions.add_parser("index", help="list the models of an index")
     listing.add_argument("--json", action="store_true", help="print JSON")
     add_index_option(listing)
     listing.set_defaults(run=run_index)
     fetching = actions.add_parser(
         "fetch",
-        help="load a model from an address, or by its name in an index, and import it",
-        description="Load a model over https, compare its SHA-256 before anything is opened, and import it as "
-        "`medsegai models import` does. A load that was broken off is resumed.",
+        help="download a model from an address, or by its id in an index, and import it",
+        description="Download a model over https, compare its SHA-256 before anything is opened, "
+        "and import it as `medsegai models import` does. An interrupted download is resumed.",
     )
     fetching.add_argument(
         "model", metavar="URL|NAME", help="https address of a model, or its id in the index"
     )
-    fetching.add_argument("--sha256", metavar="HASH", help="SHA-256 of the file; needed with a URL")
+    fetching.add_argument(
+        "--sha256", metavar="HASH", help="SHA-256 of the file; required with an address"
+    )
     fetching.add_argument(
         "--replace", action="store_true", help="replace a model of yours that has the same id"
     )
@@ -71,9 +73,9 @@ def run_index(arguments: argparse.Namespace) -> int:
     ]
     if rows:
         print(table(["model", "version", "MB", "licence", "name"], rows, left=2, words_last=True))
-        print("\nTake one: medsegai models fetch MODEL")
+        print("\nFetch one with: medsegai models fetch MODEL")
     else:
-        print("The index lists no model.")
+        print("The index does not list any model.")
     return 0
 
 
@@ -121,13 +123,15 @@ def _wanted(arguments: argparse.Namespace) -> ListedModel:
 
     if "://" not in arguments.model:
         if arguments.sha256:
-            raise RequestError("--sha256 belongs to an address; a name in the index has its own.")
+            raise RequestError(
+                "--sha256 can only be given with an address. A model of the index has its SHA-256 there."
+            )
         return read_index(arguments.index).find(arguments.model)
     check_address(arguments.model)
     if not arguments.sha256:
         raise RequestError(
-            "--sha256 is missing: a model is loaded only if you say which file you mean. Whoever offers it can "
-            "say."
+            "--sha256 is missing, and a model is downloaded only if its SHA-256 is known. Ask whoever offers the "
+            "model for it."
         )
     check_sha256(arguments.sha256)
     return ListedModel("model", arguments.model, arguments.sha256, MOST_MODEL)

@@ -31,8 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "measure",
         help="volume, surface, place and grey values of every structure",
-        description="Measure every structure of a segmentation, as it is now. Asymmetry is left less right "
-        "volume in per cent of the mean of both.",
+        description="Measure every structure of a segmentation, as it is now. Asymmetry is left "
+        "minus right volume, in per cent of the mean of both.",
     )
     add_segmentation(parser)
     parser.add_argument(
@@ -44,9 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
     for flag in ("--csv", "--json"):
         name = flag[2:].upper()
         parser.add_argument(flag, type=Path, metavar=name, help=f"write all columns as {name}")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace outputs that are there already"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not print the table")
     parser.set_defaults(run=run)
 
@@ -109,7 +107,7 @@ def check_files(outputs: list[Path], inputs: list[Path], overwrite: bool) -> Non
             raise RequestError(f"{path} is named twice. Name another file to write.")
         taken.add(path.resolve())
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
+            raise OutputError(f"{path} exists already. Name another file, or add --overwrite.")
 
 
 def measurement_table(rows: tuple[Measurement, ...]) -> str:

@@ -40,20 +40,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     help_alone(parser)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    _add_readers(actions)
-    _add_importing(actions)
-    add_fetch_parsers(actions)
-    _add_removing(actions)
 
-
-def _add_readers(actions: Subparsers) -> None:
-    """The actions that change nothing: `list`, `show` and `verify`."""
-    listing = actions.add_parser("list", help="the models at hand")
+    listing = actions.add_parser("list", help="list the installed models")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=run_list)
 
     show = actions.add_parser(
-        "show", help="all about one model: labels, members, licence, accuracy"
+        "show", help="print labels, members, licence, origin and accuracy of one model"
     )
     show.add_argument("model", metavar="ID", help="id of a model, or its folder (nnU-Net's too)")
     show.add_argument("--json", action="store_true", help="print the card as JSON")
@@ -65,8 +58,6 @@ def _add_readers(actions: Subparsers) -> None:
     )
     verify.set_defaults(run=run_verify)
 
-
-def _add_importing(actions: Subparsers) -> None:
     importing = actions.add_parser(
         "import",
         help="add a model to your own",
@@ -84,12 +75,12 @@ def _add_importing(actions: Subparsers) -> None:
     importing.add_argument("--id", help="the id to give the model, in place of its own")
     importing.set_defaults(run=run_import)
 
+    add_fetch_parsers(actions)
 
-def _add_removing(actions: Subparsers) -> None:
     removing = actions.add_parser(
         "remove",
         help="delete a model of your own",
-        description="Delete a model of your own, card and weights. Models that come with MedSegAI stay.",
+        description="Delete a model of your own, card and weights. Bundled models cannot be removed.",
     )
     removing.add_argument("model", metavar="ID", help="id of the model, or its folder's name")
     removing.set_defaults(run=run_remove)
@@ -185,17 +176,17 @@ def _own_folder(name: str) -> Path:
             return source.parent
         if known == name:
             raise ModelError(
-                f"{name} comes with MedSegAI, and stays. Only models of your own can be removed."
+                f"{name} is bundled with MedSegAI and cannot be removed. Only models of your own can be removed."
             )
         names += [known] * is_own
     raise ModelError(
-        f"You have no model {name!r} of your own. Those you have: {', '.join(names) or 'none'}."
+        f"You do not have a model {name!r}. Your own models are: {', '.join(names) or 'none'}."
     )
 
 
 def _verified(card: ModelCard) -> str:
     if card.in_place:
-        return "all weights are there; which they should be, only an imported model says"
+        return "all weights are there, but only an imported model has hashes to compare them with"
     return "as its card says"
 
 

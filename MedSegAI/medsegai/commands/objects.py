@@ -26,9 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai objects` to the command line."""
     parser = subparsers.add_parser(
         "objects",
-        help="tell objects of a picture apart, such as nuclei, and measure each",
-        description="Give each object in LABELS a number: parts of the label of their inside, divided at waists "
-        "and grown into the label of their border. A model may have no border label.",
+        help="separate the objects of a picture, such as nuclei, and measure each",
+        description="Give each object in LABELS a number. Objects are the parts of the label of "
+        "their inside, divided at waists and grown into the label of their border, if the model has one.",
     )
     parser.add_argument("labels", metavar="LABELS", type=Path, help="label map of one slice")
     parser.add_argument(
@@ -49,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=int,
         default=10,
         metavar="PIXELS",
-        help="smaller ones are left out (default: 10)",
+        help="smallest number of pixels of an object; smaller ones are left out (default: 10)",
     )
     parser.add_argument(
         "--waist",
@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="objects that grew together are divided where they are narrower by this on each side "
         "(default: 1; 1000 divides none)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.set_defaults(run=run_objects)
 
 
@@ -71,20 +71,23 @@ def run_objects(arguments: argparse.Namespace) -> int:
     for path in written:
         if path.exists() and not arguments.overwrite:
             raise OutputExistsError(
-                f"{path} is there already. Name another file, or add --overwrite."
+                f"{path} exists already. Name another file, or add --overwrite."
             )
     labels, _ = read_labelmap(arguments.labels)
     if len(labels.voxels) != 1:
         raise InputError(
-            f"{arguments.labels} has {len(labels.voxels)} slices; objects are told apart in one."
+            f"{arguments.labels} has {len(labels.voxels)} slices, and objects can be separated in one slice only. "
+            f"Name a label map of one slice."
         )
     if arguments.inside == arguments.border:
-        raise RequestError("--inside and --border must be two labels.")
+        raise RequestError("--inside and --border must be different labels.")
     if arguments.waist is not None and not 0 <= arguments.waist < float("inf"):
         raise RequestError(f"--waist must be a number of pixels from 0, not {arguments.waist}.")
     channels = () if arguments.image is None else read_channels(arguments.image)
     if channels and channels[0].voxels.shape != labels.voxels.shape:
-        raise InputError(f"{arguments.image} and {arguments.labels} have different sizes.")
+        raise InputError(
+            f"{arguments.image} and {arguments.labels} have different sizes. Name the picture that was segmented."
+        )
     plane = labels.voxels[0]
     waist = WAIST if arguments.waist is None else arguments.waist
     found = separated(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
 
 
-NOTHING = "Nothing was changed: the segmentation was already as the refinements would have it."
+NOTHING = "Nothing was changed, because the refinements did not find anything to change."
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "refine",
         help="clean and sharpen a segmentation",
-        description="Refine a segmentation that is there already, whoever made it.",
+        description="Refine an existing segmentation, whoever made it.",
         epilog=_options_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,14 +42,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "segmentation", metavar="SEGMENTATION", type=Path, help=".seg.nrrd, DICOM SEG, or labelmap"
     )
     parser.add_argument(
-        "--image", type=Path, metavar="SCAN", help="the scan, for refinements that look at it"
+        "--image", type=Path, metavar="SCAN", help="the scan, for refinements that use it"
     )
     parser.add_argument(
         "--probabilities",
         type=Path,
         metavar="IMAGE",
-        help="what `segment --save-probabilities` wrote: what is freed goes to the runner-up, and borders move "
-        "where the model was uncertain",
+        help="what `segment --save-probabilities` wrote: removed voxels go to the second most "
+        "probable structure, and borders move where the model was uncertain",
     )
     parser.add_argument(
         "--refinement",
@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=comma_list,
         required=True,
         metavar="NAME[:OPTION=VALUE;…]",
-        help="what to do, in this order; separated by commas or named again",
+        help="what to do, in this order; separated by commas or given repeatedly",
     )
     parser.add_argument(
         "-o",
@@ -71,9 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="JSON", help="what changed, structure by structure"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace outputs that are there already"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print neither progress nor what changed"
     )
@@ -151,7 +149,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         seen.add(path.resolve())
         check_output(path, endings)
         if path.exists() and not arguments.overwrite:
-            raise OutputError(f"{path} is there already. Name another file, or add --overwrite.")
+            raise OutputError(f"{path} exists already. Name another file, or add --overwrite.")
 
 
 def _write_report(path: Path, report: Sequence[Mapping[str, Any]]) -> None:

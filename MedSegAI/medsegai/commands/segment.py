@@ -81,7 +81,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         (
             "--mutual-information",
             "IMAGE",
-            "the same of how much the members differ, beyond the doubt that each has",
+            "write a map of how much the members differ beyond the uncertainty of each (nats)",
         ),
         ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
         (
@@ -94,9 +94,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
-    group.add_argument(
-        "--overwrite", action="store_true", help="replace outputs that are there already"
-    )
+    group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     group.add_argument(
         "-q", "--quiet", action="store_true", help="print neither progress nor the table"
     )

@@ -22,9 +22,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "slide",
         help="look at a slide of a microscope, or write a part of it as a volume in colours",
-        description="Print the sizes in which a slide is stored and how large its pixels are. With -o write all "
-        "of it or a region, at one of these sizes or made smaller, as a volume in colours that 3D Slicer opens. "
-        "Segments of the slide lie over it.",
+        description="Print the sizes in which a slide is stored and how large its pixels are. "
+        "With -o, write all of it or a region, at one of these sizes or made smaller, as a "
+        "volume in colours that 3D Slicer opens. Segments of the slide lie over it.",
     )
     parser.add_argument(
         "slide", metavar="SLIDE", type=Path, help="file of a scanner, tiled TIFF or OME-TIFF"
@@ -48,9 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="only this box: lowest and highest R and A in mm, as of a Slicer ROI; write --region=-1,0,… where "
         "the first is negative",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output if it is there already"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.set_defaults(run=run)
 
 
@@ -75,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         if arguments.output.exists() and not arguments.overwrite:
             raise OutputError(
-                f"{arguments.output} is there already. Name another file, or add --overwrite."
+                f"{arguments.output} exists already. Name another file, or add --overwrite."
             )
         grid, box = chosen_part(slide, arguments)
         write_colours(arguments.output, slide_channels(slide, grid, box))

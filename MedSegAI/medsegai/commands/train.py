@@ -141,7 +141,7 @@ def add_nnunet(families: Subparsers) -> None:
         help="configurations and folds of an nnU-Net",
         description="Plan, preprocess and train with the installed nnU-Net v2 (pip install 'medsegai[train]'). "
         "DATASET is a raw nnU-Net folder, DatasetXXX_Name with dataset.json, imagesTr and labelsTr. Ctrl-C stops "
-        "it, --resume continues after the last finished epoch.",
+        "it, and --resume continues after the last finished epoch.",
     )
     nnunet.add_argument("dataset", metavar="DATASET", type=Path, help="raw nnU-Net folder")
     nnunet.add_argument(
@@ -245,9 +245,9 @@ def add_patches(families: Subparsers) -> None:
         "patches",
         help="classifiers of patches of slides, or of radiographs",
         description="Train a classifier of pictures. PICTURES has a folder for each class, perhaps below train "
-        "and valid, or is a table of files and classes, or a folder with the files of PatchCamelyon. What each "
-        "fold held out is judged in OUTPUT/report.html. Ctrl-C stops it, and --resume continues with the epoch "
-        "that was under way.",
+        "and valid, or is a table of files and classes, or a folder with the files of PatchCamelyon. "
+        "OUTPUT/report.html evaluates the pictures that each fold held out. Ctrl-C stops the training, and "
+        "--resume continues with the interrupted epoch.",
     )
     patches.add_argument(
         "pictures", metavar="PICTURES", type=Path, help="folder or table of pictures"

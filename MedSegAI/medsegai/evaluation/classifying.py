@@ -114,7 +114,7 @@ def _class_order(model: PatchesModel, pictures: PictureSet) -> list[int]:
 def _check_folder(folder: Path, files: tuple[Path, ...]) -> None:
     for path in files:
         if path.exists():
-            raise OutputError(f"{path} is there already. Name another folder.")
+            raise OutputError(f"{path} exists already. Name another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -61,7 +61,7 @@ def load_case(
         card = find_card(model)
         labels, reference = _named(segmentation, labels, card.labels), card.reference
     if not labels:
-        raise InputError(f"{segmentation} is empty: it has no label and no segment.")
+        raise InputError(f"{segmentation} is empty, because it has neither a label nor a segment.")
     if scan is None:
         return Case(labelmap, labels, None, labelmap.notes, reference)
     image = read_volume(scan, series)

@@ -150,9 +150,9 @@ class Exports:
                 "that is not DICOM has no patient, study and frame of reference to put it in."
             )
         if self.sr is not None and self.seg is None:
-            raise RequestError("The DICOM SR refers to a DICOM SEG: name that, too, with --seg.")
+            raise RequestError("The DICOM SR refers to a DICOM SEG. Name that, too, with --seg.")
         if self.viewer and self.report is None:
-            raise RequestError("The viewer stands in the report: name that, too, with --report.")
+            raise RequestError("The viewer is a part of the report. Name that, too, with --report.")
         if self.encoding not in dicom_seg.ENCODINGS:
             raise RequestError(f"encoding is one of {', '.join(dicom_seg.ENCODINGS)}.")
         if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
@@ -361,4 +361,4 @@ class _Folder:
 
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} is there already. Name another file, or add --overwrite.")
+        raise OutputExistsError(f"{path} exists already. Name another file, or add --overwrite.")

@@ -193,9 +193,9 @@ def _legend(content: Content) -> str:
     paired = any(not math.isnan(row.asymmetry_percent) for row in content.rows)
     words = f"Quality: {LEGEND} " if any(content.qualities) else ""
     words += (
-        "Asymmetry: left less right volume, in per cent of the mean of both. " if paired else ""
+        "Asymmetry: left minus right volume, in per cent of the mean of both. " if paired else ""
     )
-    return f"{words}R, A, S: the centroid, towards right, anterior and superior."
+    return f"{words}R, A, S: the centroid, in mm towards right, anterior and superior."
 
 
 def _number(value: float, spec: str) -> str:

@@ -84,7 +84,7 @@ def surface_of(
     if not 0 <= tolerance_mm < np.inf:
         raise RequestError(f"The tolerance of surfaces is 0 mm or more, not {tolerance_mm:g}.")
     if not mask.any():
-        raise InputError("A structure without voxels has no surface.")
+        raise InputError("A structure without voxels does not have a surface. Leave it out.")
     corners, triangles = _manifold_mesh(*_voxel_faces(mask))
     points = (
         _relaxed(corners, triangles)[:, ::-1] @ grid.ijk_to_ras[:3, :3].T + grid.ijk_to_ras[:3, 3]

@@ -80,7 +80,7 @@ def check_viewer(has_scan: bool) -> None:
             "MedSegAI, which fetches it with npm, and install from there; or leave --viewer out."
         )
     if not has_scan:
-        raise RequestError("The viewer shows the scan: name it, too, with --image or --dicom.")
+        raise RequestError("The viewer shows the scan. Name it, too, with --image or --dicom.")
 
 
 def places(labelmap: Volume, labels: Sequence[Label]) -> dict[int, tuple[float, float, float]]:
@@ -125,7 +125,7 @@ def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
         _slider("Cut in 3D", 'id="viewer-cut"', 0),
         "</div>",
         "<p>Click a structure in the table to go there, or its eye to hide it or show it again; drag in 3D to "
-        f"turn. With the scan at 0 the structures stand alone.{left_out}</p>",
+        f"turn. With the scan at 0, only the structures are shown.{left_out}</p>",
         "</section>",
     ]
 

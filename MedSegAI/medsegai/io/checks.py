@@ -101,8 +101,8 @@ def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tupl
     warnings = list(volume.notes)
     if spacing > WARN_SPACING_MM:
         warnings.append(
-            f"{name} has slices {spacing:.3g} mm apart. Small structures will be inexact; a scan of 1 "
-            "to 2 mm gives better results."
+            f"{name} has slices {spacing:.3g} mm apart. Small structures will not be exact; a scan of 1 to 2 mm "
+            f"gives better results."
         )
     extent = max(
         size * step for size, step in zip(geometry.shape[::-1], geometry.spacing_mm, strict=True)

@@ -114,7 +114,7 @@ def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list
     aside = positions - (start + np.outer(numbers * step, normal))
     if np.abs(numbers - places).max() > OFF_GRID or np.linalg.norm(aside, axis=1).max() > OFF_GRID:
         raise GeometryError(
-            f"{path}: its frames lie on no regular grid. Convert it with 3D Slicer, on the grid of its scan."
+            f"{path}: its frames do not lie on a regular grid. Convert it with 3D Slicer, on the grid of its scan."
         )
     matrix = np.eye(4)
     matrix[:3, :3] = np.column_stack([axes[:, 0] * columns, axes[:, 1] * rows, normal * step])

@@ -239,7 +239,7 @@ class Archive:
             pydicom.errors.InvalidDicomError,
         ) as caught:
             raise error(
-                f"{start}: its answer is cut off or makes no sense ({type(caught).__name__}). Try again, or ask "
+                f"{start}: its answer is cut off or not valid ({type(caught).__name__}). Try again, or ask "
                 "who runs it."
             ) from None
 
@@ -247,8 +247,8 @@ class Archive:
 _REASONS = {
     400: "it does not understand the request",
     401: f"which asks for credentials. Set {USER} and {PASSWORD}, or {TOKEN}, or write them into ~/.netrc",
-    403: "which means that you may not. Ask who runs it",
-    404: "which means that there is no such thing. Check the address and the UIDs",
+    403: "which means that you do not have permission. Ask who runs it",
+    404: "which means that it was not found. Check the address and the UIDs",
     409: "which means that it refused all files",
     413: "which means that the files are too large for it",
 }
@@ -270,10 +270,10 @@ def _check_address(url: str, unencrypted: bool) -> None:
     except ValueError:
         parts, host = None, ""
     if parts is None or parts.scheme not in ("http", "https") or not host:
-        raise RequestError("That is not the address of an archive. Write https://HOST/dicom-web.")
+        raise RequestError("This is not the address of an archive. Write https://HOST/dicom-web.")
     if parts.username is not None or parts.password is not None:
         raise RequestError(
-            f"The address holds a name or password, which others could read. Leave it out: set {USER} and "
+            f"The address contains a name or password, which others could read. Remove it, and set {USER} and "
             f"{PASSWORD}."
         )
     if parts.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1") and not unencrypted:
@@ -299,7 +299,7 @@ def _credentials() -> AuthBase | None:
     if token:
         return _Bearer(token)
     if bool(user) != bool(password):
-        raise RequestError(f"Set {USER} and {PASSWORD}, both or none.")
+        raise RequestError(f"Only one of {USER} and {PASSWORD} is set. Set both or neither.")
     return HTTPBasicAuth(user.encode(), password.encode()) if user and password else None
 
 

@@ -101,12 +101,12 @@ def check_address(url: str) -> None:
         raise InputError(f"{without_query(url)} is not an address. Write https://HOST/FILE.")
     if parts.scheme != "https":
         raise InputError(
-            f"{without_query(url)} is not encrypted, so that anyone on the way could change it. Use an address "
+            f"{without_query(url)} is not encrypted, so anyone between could change the file. Use an address "
             "that begins with https://."
         )
     if parts.username is not None or parts.password is not None:
         raise InputError(
-            "The address holds a name or password, which others could read. Leave it out."
+            "The address contains a name or password, which others could read. Remove it."
         )
 
 
@@ -114,7 +114,7 @@ def check_sha256(text: str) -> None:
     """Raises InputError unless this is a SHA-256."""
     if not SHA256.fullmatch(text):
         raise InputError(
-            f"{text[:80]!r} is not a SHA-256: that has 64 digits from 0 to f. `sha256sum FILE` prints it."
+            f"{text[:80]!r} is not a SHA-256, which has 64 digits from 0 to f. `sha256sum FILE` prints it."
         )
 
 
@@ -179,7 +179,7 @@ def _opened(url: str, begin: int) -> http.client.HTTPResponse:
         raise _Broken(str(error.reason)) from error
     except ValueError as error:  # of an address that another server gave
         raise InputError(
-            f"{without_query(url)} leads to what is not an address: {error}."
+            f"{without_query(url)} redirects to something that is not an address: {error}."
         ) from error
 
 
@@ -260,8 +260,8 @@ def _check(part: Path, sha256: str, url: str) -> None:
     if found != sha256.lower():
         part.unlink()
         raise ModelError(
-            f"{without_query(url)} is not the file that was meant: its SHA-256 is {found}, not {sha256.lower()}. "
-            "It was deleted unopened."
+            f"{without_query(url)} is not the expected file: its SHA-256 is {found}, not {sha256.lower()}. "
+            "It was deleted and not opened."
         )
 
 

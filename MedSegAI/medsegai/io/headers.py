@@ -61,10 +61,10 @@ def header_text(path: Path) -> bytes:
     if path.suffix.lower() in NRRD_ENDINGS:
         end = re.search(rb"\r?\n\r?\n", start)
         if end is None and len(start) == HEADER_BYTES:
-            raise InputError(f"{path}: its header has no end. Copy or export it again.")
+            raise InputError(f"{path}: its header does not end. Copy or export it again.")
         return start if end is None else start[: end.end()]
     if start.count(b"NDims") != 1 or not _DIMENSIONS.search(start):
-        raise ValueError("NDims is missing or no number from 1 to 9")
+        raise ValueError("NDims is missing, or is not a number from 1 to 9")
     last = _META_DATA.search(start)
     if last is None or last[1].upper().startswith(b"LIST"):
         return start

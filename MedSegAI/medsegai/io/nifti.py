@@ -165,8 +165,8 @@ def _header_length(path: Path, kind: Any, start: bytes) -> int:
     offset = int(kind(start[: kind.sizeof_hdr], check=False).get_data_offset())
     if offset > HEADER_BYTES:
         raise InputError(
-            f"{path}: its header claims {offset / 1e6:.0f} MB before the voxels, which no header takes. It is "
-            "damaged; export it again."
+            f"{path}: its header claims {offset / 1e6:.0f} MB before the voxels, which is more than any header "
+            f"has. It is damaged; export it again."
         )
     return max(offset, 0)
 

@@ -456,7 +456,6 @@ def _notes(found: PictureSet) -> Iterator[str]:
     parted = sorted(group for group, parts in by_group.items() if len(parts) > 1)
     if parted:
         yield (
-            f"{counted(len(parted), 'patient or slide', 'patients or slides')} of {found.source} stand in more "
-            "than "
+            f"{counted(len(parted), 'patient or slide', 'patients or slides')} of {found.source} are in more than "
             f"one part, so the figures of the validation are too good: {', '.join(parted[:LISTED])}."
         )

@@ -97,7 +97,7 @@ def read_label_picture(path: Path) -> Volume:
     picture = read_pixels(path, palette=True)
     if picture.pixels.ndim > 2:
         raise InputError(
-            f"{path} is in colours. A label map is grey, or has a palette: its numbers are the labels."
+            f"{path} is in colours. Name a label map that is grey or has a palette, whose numbers are the labels."
         )
     geometry = Geometry((1, *picture.pixels.shape), PIXELS_TO_RAS)
     return Volume(picture.pixels[None], geometry, str(path), picture.notes, size_known=False)

@@ -371,7 +371,7 @@ def _notes(slide: Slide) -> list[str]:
         )
     if len(slide.levels) == 1 and max(whole.rows, whole.columns) > 20_000:
         notes.append(
-            f"{slide.path} is stored in full size alone, so each overview reads all of it. Save it with a pyramid "
+            f"{slide.path} is stored in full size only, so each overview reads all of it. Save it with a pyramid "
             "(vips tiffsave IN OUT --tile --pyramid)."
         )
     return notes

@@ -225,7 +225,7 @@ def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
         return pathspec.GitIgnoreSpec.from_lines(lines)
     except (OSError, ValueError) as error:  # an impossible pattern, or bytes that are not text
         raise InputError(
-            f"{path} cannot be understood ({error}). It holds patterns as a .gitignore does."
+            f"{path} cannot be understood ({error}). Write patterns as in a .gitignore."
         ) from error
 
 
@@ -240,7 +240,7 @@ def _describe(folder: Path, tell: Callable[[str], None]) -> None:
         problem = "it is not an object"
     except (OSError, ValueError, RecursionError) as error:
         problem = str(error)
-    tell(f"{path} is not sound JSON ({problem}). The images are found by their names without it.")
+    tell(f"{path} is not valid JSON ({problem}). The images are found by their names without it.")
 
 
 def _tell_what_lacks(

@@ -34,21 +34,24 @@ VOLUMES_COLUMNS = {
         "1",
     ),
     "pairwise_dice": ("Mean Dice coefficient over all pairs of networks.", "1"),
-    "iou": ("Voxels that all networks found over those that any found.", "1"),
+    "iou": (
+        "Number of voxels that all networks found, over the number that any of them found.",
+        "1",
+    ),
     "mean_entropy": (
         "Mean entropy of the fused probabilities inside the structure, in nats.",
         "1",
     ),
     "mutual_information": (
         "Mean mutual information of the networks inside the structure, in nats: how much they differ beyond the "
-        "doubt that each has.",
+        "uncertainty of each.",
         "1",
     ),
     "expected_dice": (
-        "Dice coefficient with a manual segmentation that the agreement of the networks lets expect.",
+        "Dice coefficient with a manual segmentation that is expected from the agreement of the networks.",
         "1",
     ),
-    "remarks": ("Why a person should look at the structure; n/a where there is no reason.", None),
+    "remarks": ("Why a person should look at the structure; n/a if there is no reason.", None),
 }
 """Of the table of volumes: what each column is, and its unit."""
 
@@ -85,7 +88,7 @@ def write_label_table(path: Path, result: SegmentationResult, scan: Path | Volum
 
 def write_sidecar(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     """Write what belongs to a _dseg image: what it was made from, and that no person drew it."""
-    what = "Label values of structures; their names and colours stand in the _dseg.tsv."
+    what = "Label values of structures; their names and colours are in the _dseg.tsv."
     _write_json(path, {"Description": what, "Manual": False, **_sources(scan)})
 
 

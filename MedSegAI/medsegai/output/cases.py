@@ -94,7 +94,7 @@ def find_cases(
             key = (numbered[1], int(numbered[2])) if numbered else (name, 0)
             if key in images:
                 raise InputError(
-                    f"{images[key].name} and {path.name} in {folder} have one name. Rename one."
+                    f"{images[key].name} and {path.name} in {folder} have the same name. Rename one."
                 )
             images[key] = path
     cases = [_of_channels(name, images, channels) for name in dict.fromkeys(n for n, _ in images)]
@@ -132,7 +132,7 @@ def find_pictures(folder: Path) -> list[Case]:
         name = _unicode(name)
         if name in found:
             raise InputError(
-                f"{found[name].name} and {path.name} in {folder} have one name. Rename one."
+                f"{found[name].name} and {path.name} in {folder} have the same name. Rename one."
             )
         found[name] = path
     if not found:
@@ -189,7 +189,7 @@ def _of_series(folder: Path, taken: set[str], tell: Callable[[str], None]) -> It
         name = "_".join(inner.relative_to(folder).parts) or folder.resolve().name
         name = _unicode(name)
         if name in taken:
-            raise InputError(f"{inner} and an image in {folder} have one name. Rename one.")
+            raise InputError(f"{inner} and an image in {folder} have the same name. Rename one.")
         yield Case(name, (inner,))
 
 
@@ -261,7 +261,9 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
                 f"{where}, line {number}: there is a case {case.name} already. Give each a name of its own."
             )
     if not cases:
-        raise InputError(f"{where} has no case. Write a line for each, below the headings.")
+        raise InputError(
+            f"{where} does not list any case. Write a line for each, below the headings."
+        )
     return list(cases.values())
 
 

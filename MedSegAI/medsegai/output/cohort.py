@@ -159,14 +159,14 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
     columns = _Columns()
     fixed = [
         columns.add("case", "Name of the case."),
-        columns.add("state", "How far it is: waiting, running, done or failed."),
+        columns.add("state", "State of the case: waiting, running, done or failed."),
         columns.add("flags", "Number of structures that a person should look at."),
         columns.add("flagged", "Names of these structures."),
         columns.add(
             "outliers", "Structures whose volume stands out among the cases of this table."
         ),
-        columns.add("intracranial_ml", "Volume of all that lies in the skull.", "mL"),
-        columns.add("message", "Why the case failed, or what the user should know of it."),
+        columns.add("intracranial_ml", "Volume of everything inside the skull.", "mL"),
+        columns.add("message", "Why the case failed, or what the user should know about it."),
     ]
     measures = []
     for name in cohort.names():
@@ -174,7 +174,7 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
         volume = columns.add(f"{heading}_ml", f"Volume of: {name}.", "mL")
         dice = columns.add(
             f"{heading}_expected_dice",
-            f"Dice coefficient with a manual segmentation that is expected of: {name}.",
+            f"Expected Dice coefficient with a manual segmentation of: {name}.",
             "1",
         )
         measures.append((name, volume, dice))

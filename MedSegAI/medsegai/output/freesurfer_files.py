@@ -141,7 +141,8 @@ def freesurfer_labels(labels: Sequence[Label]) -> tuple[Label, ...]:
     missing = [label.name for label, known in zip(labels, found, strict=True) if known is None]
     if missing:
         raise RequestError(
-            f"FreeSurfer's aseg has no number for {', '.join(missing[:6])}. Choose a model of the structures of "
+            f"FreeSurfer's aseg does not have a number for {', '.join(missing[:6])}. Choose a model of the "
+            f"structures of "
             "aseg, such as brain, or another --layout."
         )
     known = tuple(label for label in found if label is not None)

@@ -165,8 +165,8 @@ class BidsFiles(BatchFiles):
         if several:
             first, second = [case for case, path in names.items() if path == several[0]][:2]
             raise RequestError(
-                f"{first} and {second} would be one case in BIDS, whose names have letters and digits alone. "
-                "Rename one, or choose another --layout."
+                f"{first} and {second} would be one case in BIDS, whose names consist of letters and digits only. "
+                f"Rename one, or choose another --layout."
             )
 
     def begin(self) -> None:
@@ -210,7 +210,7 @@ class FreeSurferFiles(BatchFiles):
         blank = [case for case in cases if re.search(r"\s", case)]
         if blank:
             raise RequestError(
-                f"FreeSurfer's programs take no subject with a space in its name, such as {blank[0]!r}. "
+                f"FreeSurfer's programs do not accept subjects with a space in their name, such as {blank[0]!r}. "
                 "Rename it, or choose another --layout."
             )
 

@@ -115,7 +115,7 @@ class Outputs:
                 raise OutputError(f"{path}: .seg.nrrd is for segments. Name the map .nrrd instead.")
             if path.exists() and not overwrite:
                 raise OutputError(
-                    f"{path} is there already and may hold corrections made by hand. Name another "
+                    f"{path} exists already and may hold corrections made by hand. Name another "
                     "file, or add --overwrite."
                 )
 
@@ -206,7 +206,7 @@ def _write_map(path: Path, volume: Volume | None, missing: str) -> None:
 
 def _write_probabilities(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     if result.probabilities is None:
-        raise OutputError(f"{path} was asked for, but the engine kept no probabilities.")
+        raise OutputError(f"{path} was requested, but the engine did not keep probabilities.")
     write_probabilities(path, result.probabilities, result.labelmap.geometry, result.labels)
 
 

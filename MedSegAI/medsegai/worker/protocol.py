@@ -211,7 +211,7 @@ def kind_of(request: object) -> Kind:
     for kind in KINDS.values():
         if isinstance(request, kind.asked):
             return kind
-    raise WorkerError(f"The worker has no job for a {type(request).__name__}.")
+    raise WorkerError(f"The worker does not know a job for a {type(request).__name__}.")
 
 
 def pack_error(error: MedSegAIError) -> Message:

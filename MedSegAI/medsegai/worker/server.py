@@ -254,7 +254,7 @@ class Worker:
         if kind == CANCEL:
             self._cancel(name)
         elif name in self._jobs:
-            raise WorkerError(f"There is already a job {name!r}.")
+            raise WorkerError(f"A job {name!r} exists already.")
         elif name not in self._refused:  # what was still under way when its first part was refused
             self._accept(name, message)
 
@@ -280,7 +280,7 @@ class Worker:
         except MedSegAIError as error:
             self._refuse(name, error)
         except (KeyError, TypeError, ValueError) as error:
-            self._refuse(name, WorkerError(f"The job makes no sense: {error!r}."))
+            self._refuse(name, WorkerError(f"The job is not valid: {error!r}."))
 
     def _refuse(self, name: str, error: MedSegAIError) -> None:
         self._refused.add(name)
@@ -417,7 +417,7 @@ def _lacks(error: Exception) -> WorkerError:
         f"The worker's Python ({sys.executable}) lacks a package: {error}. "
         "Inside Slicer, install the PyTorch extension and press Segment again; "
         f"elsewhere, `{sys.executable} -m pip install medsegai[torch]`. "
-        "`medsegai doctor` says all that is missing."
+        "`medsegai doctor` lists everything that is missing."
     )
 
 
@@ -436,14 +436,14 @@ def _give_memory_back() -> None:
 
 def _out_of_memory() -> DeviceError:
     return DeviceError(
-        "The computer's memory is not enough for this job. Close other programs, crop the image, "
+        "The computer does not have enough memory for this job. Close other programs, crop the image, "
         "or choose fewer models or networks."
     )
 
 
 def _defect(error: Exception) -> WorkerError:
     return WorkerError(
-        f"Unexpected defect in MedSegAI: {type(error).__name__}: {error}. "
+        f"Unexpected error in MedSegAI: {type(error).__name__}: {error}. "
         "The log of the worker has the details; please report it."
     )
 

@@ -157,7 +157,9 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.radiusBox = _millimetres(0.1, 50.0, _("Radius of the brush."))
         effect.addLabeledOptionsWidget(_("Brush radius:"), self.radiusBox)
         self.reachBox = _millimetres(
-            0.5, 50.0, _("How far a stroke acts at most; edges and the AI's certainty shorten it.")
+            0.5,
+            50.0,
+            _("How far a stroke acts at most. Edges and certain voxels of the AI shorten it."),
         )
         effect.addLabeledOptionsWidget(_("Reach:"), self.reachBox)
         self.takeBackButton = qt.QPushButton(_("Take back stroke"))
@@ -210,11 +212,15 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         """Each key presses a button, which works while the effect is shown and nobody types into a field."""
         keys = (
             ("N", self.nextPlaceButton, _("Apply, and go to the next doubtful place.")),
-            ("Shift+N", self.previousPlaceButton, _("Apply, and go to the place before.")),
+            (
+                "Shift+N",
+                self.previousPlaceButton,
+                _("Apply, and go to the previous doubtful place."),
+            ),
             ("A", self.applyButton, _("Change the segment as it is shown, as one undo step.")),
-            ("X", self.takeBackButton, _("Forget the last stroke.")),
-            ("C", self.cancelButton, _("Forget all strokes.")),
-            ("U", self.uncertaintyButton, _("Lay over the image where the AI doubts.")),
+            ("X", self.takeBackButton, _("Discard the last stroke.")),
+            ("C", self.cancelButton, _("Discard all strokes.")),
+            ("U", self.uncertaintyButton, _("Show over the image where the AI is uncertain.")),
         )
         for key, button, help_text in keys:
             button.toolTip = f"{help_text} ({key})"
@@ -436,7 +442,7 @@ def _may_apply(pending: str) -> bool:
 
     if not can_ask():
         return True
-    question = pending + " " + _("Apply before you go on? One undo takes that back.")
+    question = pending + " " + _("Apply before you continue? One undo step takes that back.")
     return dialogs.decide(slicer.util.mainWindow(), question, _("Apply"), _("Forget"), True)
 
 

@@ -227,8 +227,8 @@ class _HandOut:
             yield Entry(
                 name,
                 CaseState.FAILED,
-                message="The worker ended while it had this case, and another one did so too. Its memory may not "
-                "be enough, or the file may end programs that read it.",
+                message="Two workers ended while they segmented this case. Their memory may not "
+                "be enough, or the file may crash programs that read it.",
             )
         else:
             waiting.append(job)
@@ -266,7 +266,7 @@ class _HandOut:
             worker = min(there)
             raise WorkerError(f"No worker can be used. {worker}: {self._refused[worker]}.")
         if seconds > PATIENCE_SECONDS and not self._wait:
-            raise WorkerError(f"There is no worker since {seconds:.0f} s. {DO_WITHOUT}")
+            raise WorkerError(f"There has been no worker for {seconds:.0f} s. {DO_WITHOUT}")
         if self._wait and not self._told:
             self._told = True
             self._tell("There is no worker at the moment. Cases are waiting; Ctrl-C stops.")

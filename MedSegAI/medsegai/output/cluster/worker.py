@@ -67,7 +67,7 @@ class CaseWorker(WorkerPlugin):
         """
         threads = get_worker().state.nthreads
         if threads != 1:
-            return f"it does {threads} cases at once. Start it with --nthreads 1, several times if need be"
+            return f"it does {threads} cases at once. Start it with --nthreads 1, several times if necessary"
         if self.expected.version != __version__:
             return f"it has MedSegAI {__version__}, and this computer {self.expected.version}. Install the same"
         path, content = self.expected.token
@@ -76,7 +76,7 @@ class CaseWorker(WorkerPlugin):
         try:
             for name, known in self.expected.models.items():
                 if model_hash(name) != known:
-                    return f"its model {name} is another one than here. Give all computers the same"
+                    return f"its model {name} differs from the one on this computer. Give all computers the same"
         except MedSegAIError as error:
             return f"it lacks a model: {error}"
         from medsegai.engine import warm_up
