@@ -146,7 +146,7 @@ def _step_costs(region: Region, inside: Mask, outside: Mask) -> Floats:
 
 
 def _log_odds(region: Region) -> Floats:
-    """Of each voxel to belong to the segment: as the AI says, or by its distance from the segment's border."""
+    """The log odds of each voxel being in the segment, by the model or by the distance to the segment's border."""
     if region.probability is None:
         sides = np.stack([region.mask, ~region.mask])
         flat = np.ones(sides.shape, np.float32)

@@ -50,6 +50,16 @@ def code_problems(source: str) -> Iterator[str]:
     """Docstrings, comments and messages of a Python file that should be said otherwise."""
     for text in python_prose(source):
         yield from problems(text)
+    yield from headless_docstrings(source)
+
+
+def headless_docstrings(source: str) -> Iterator[str]:
+    """Docstrings, of definitions and of values, that begin with "Of" and so lack what they describe."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            text = node.value.value
+            if isinstance(text, str) and re.match(r"Of (?!course\b)", text):
+                yield f"{node.lineno}: {text[:40]!r}: name what is described"
 
 
 def document_problems(text: str) -> Iterator[str]:

@@ -79,6 +79,8 @@ OFFENCES: list[tuple[Rule, str]] = [
     (code_rules.danger_problems, "run([sys.executable, '-c', text])"),
     (code_rules.text_problems, "# TO" + "DO later"),
     (prose_rules.code_problems, "# This is no" + " comment."),
+    (prose_rules.code_problems, 'LIMIT = 3\n"""Of a table of places."""'),
+    (prose_rules.code_problems, 'def rows():\n    """Of each voxel its label."""'),
     (code_rules.text_problems, "path = '/roo" + "t/data'"),
 ]
 

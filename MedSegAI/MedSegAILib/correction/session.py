@@ -296,7 +296,7 @@ class Correction:
         return (node, value), _("Uses the AI's probabilities and the image.")
 
     def _probability(self, box: Box) -> NDArray[np.float32] | None:
-        """Of the segment within a box; NaN where the AI was not asked."""
+        """The probability of the segment within a box; NaN where the model was not run."""
         if self._candidates is None:
             return None
         node, value = self._candidates

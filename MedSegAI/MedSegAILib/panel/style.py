@@ -88,7 +88,7 @@ def number_item(value: float | None, tool_tip: str = "") -> QtValue:
 
 
 MARK_WIDTH = 26
-"""Of a column that holds a mark and no words."""
+"""The width of a column that holds a mark without words."""
 
 
 def lay_out_table(table: Widget, stretched: int, marks: Sequence[int] = ()) -> None:

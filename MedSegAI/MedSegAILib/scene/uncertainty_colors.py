@@ -17,7 +17,7 @@ HIGHEST = 20.0
 """Above any entropy in nats: so many structures has no model."""
 
 COLDEST, HOTTEST = 0.1, 1.0
-"""Of a heat map: probabilities below the first are not drawn."""
+"""The range of a heat map; probabilities below the first are not drawn."""
 
 COLOR_COUNT = 32
 COLORS_TAG = "MedSegAIUncertainty"

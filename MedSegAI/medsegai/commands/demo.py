@@ -49,7 +49,7 @@ MEANING = {
 }
 
 PICTURE, OBJECT_MAP, OBJECT_TABLE = "picture.png", "objects.png", "objects.csv"
-"""Of models for pictures: what is segmented where no input is named, and its objects."""
+"""The files of models for pictures: the sample that is segmented if no input is named, and its objects."""
 
 SMALLEST_OBJECT = 10
 """Pixels, as by default in `medsegai objects`."""

@@ -35,7 +35,7 @@ MOST_SHOWN = 20
 """Series that a message lists."""
 
 MODALITIES = ("CT", "MR", "PT", "NM")
-"""Of images; others in a study are results, reports or pictures."""
+"""The modalities of images; others in a study are results, reports or pictures."""
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -38,7 +38,7 @@ RT_STRUCTURE_SET = UID("1.2.840.10008.5.1.4.1.1.481.3")
 SERIES_NUMBER = 9102
 
 DECIMALS = 4
-"""Of coordinates in mm: DICOM's decimal strings have 16 letters."""
+"""The decimals of coordinates in mm, because DICOM's decimal strings have at most 16 characters."""
 
 
 def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:

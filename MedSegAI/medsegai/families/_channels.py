@@ -1,4 +1,4 @@
-"""Whether a job brings the images that a model takes."""
+"""A check that a job has the images that a model needs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from medsegai.volume import Volume
 
 
 def require_all_channels(card: ModelCard, inputs: Sequence[Volume]) -> None:
-    """Refuse a job that does not bring one image for each channel of the model.
+    """Check that a job has one image for each channel of the model.
 
     Raises:
-        RequestError: there are more or fewer images.
+        RequestError: the job has more or fewer images.
     """
     names = [channel.name for channel in card.channels]
     if len(inputs) != len(names):

@@ -13,10 +13,10 @@ from medsegai.request import SegmentationRequest
 
 
 def check_dropout(request: SegmentationRequest, card: ModelCard, has_dropout: bool) -> None:
-    """Refuse Monte-Carlo passes that would all be alike.
+    """Check that a model has dropout if Monte-Carlo passes are requested, because they would be equal otherwise.
 
     Raises:
-        RequestError: passes are asked for, and the model has no dropout.
+        RequestError: passes are requested, and the model has no dropout.
     """
     if request.dropout_passes and not has_dropout:
         raise RequestError(

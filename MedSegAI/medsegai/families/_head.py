@@ -19,11 +19,11 @@ from medsegai.preprocessing.intensity import MODES, scale_intensity
 from medsegai.volume import Geometry, Volume
 
 HEAD_MARGIN_MM = 32.0
-"""Air kept around the head. With less, labels change, because networks see the border of the image
+"""The air kept around the head. With less, labels change, because networks see the border of the image
 (docs/performance/speed.md)."""
 
 KEPT_MARGIN_MM = 8.0
-"""Air around the head for which answers are kept: what lies further away is background."""
+"""The air around the head in which predictions are kept; voxels farther away are background."""
 
 
 LARGEST_GRID = 1024
@@ -33,7 +33,7 @@ LARGEST_POWER, CLASS_WEIGHTS = 10.0, (1e-9, 1e9)
 """What a card may ask for to undo the class weights of a loss."""
 
 BYTES_A_VOXEL = 12
-"""Of a conformed grid: resampled, scaled and cropped, each of them float32."""
+"""The memory per voxel of a conformed grid: the resampled, scaled and cropped scan, each float32."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,16 @@ def cropped(geometry: Geometry, box: Sequence[slice]) -> Geometry:
 
 
 def class_weight_offsets(member: MemberCard) -> Tensor | None:
-    """What to subtract from a member's logits to undo the class weights of its loss, float32 (channels,).
+    """The offsets to subtract from a member's logits to undo the class weights of its loss, float32 (channel,).
 
-    A network that learned with weights answers with probabilities that are too large for what weighed much,
-    which are the small structures. Dividing them by `class_weights` to the power `weight_power` takes that back
-    (M. Saerens et al., "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002). The power is
-    chosen for each member on held-out synthetic heads, because Dice loss and boundary weights pull the other way.
+    A network that was trained with class weights predicts probabilities that are too large for classes with large
+    weights, which are the small structures. Dividing them by `class_weights` to the power `weight_power` corrects
+    this (M. Saerens et al., "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002). The
+    power is chosen for each member on held-out synthetic heads, because Dice loss and boundary weights act in the
+    opposite direction.
 
     Returns:
-        None where the card asks for nothing.
+        The offsets; None if the card has no class weights.
 
     Raises:
         ModelError: the weights are not positive numbers, one for each channel.

@@ -33,10 +33,10 @@ class MemberNetwork(ABC):
 
     @abstractmethod
     def load(self) -> nn.Module:
-        """The network with its weights, on the CPU.
+        """Load the network with its weights, on the CPU.
 
         Raises:
-            ModelError: the weights are missing or damaged, or are not those of the network.
+            ModelError: the weights are missing or damaged, or do not fit the network.
         """
 
     def runner(self, compute: Compute, dropout: bool = False) -> BatchRunner:

@@ -1,4 +1,4 @@
-"""Whether a scan fits into memory on the grid that a card asks for."""
+"""A check that a scan fits into memory on the grid that a card asks for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from medsegai.system.machine import available_memory
 
 
 def check_memory(shape: Sequence[int], bytes_a_voxel: int) -> None:
-    """Compare what a resampled scan takes with the memory that is free, before it is taken.
+    """Check that a resampled scan fits into the free memory before the memory is allocated.
 
     Args:
-        shape: of the grid, in voxels.
-        bytes_a_voxel: with all copies that are held at once.
+        shape: shape of the grid, in voxels.
+        bytes_a_voxel: bytes per voxel of all copies that exist at the same time.
 
     Raises:
-        ModelError: it does not fit.
+        ModelError: the scan does not fit.
     """
     needed, free = bytes_a_voxel * math.prod(map(int, shape)), available_memory()
     if free is not None and needed > free:

@@ -1,8 +1,8 @@
-"""The sliding window: tiles of a network joined into logits, handed on plane by plane.
+"""The sliding window: the tiles of a network are combined into logits, which are yielded plane by plane.
 
-Tiles stand where `window` puts them, which is where nnunetv2's stand, and count with its Gaussian; a family may
-place and weigh its own. Sums are float32, where nnunetv2's are float16.
-Only the planes under the current row of tiles are kept: what no later row will touch is final, and leaves.
+`window` places the tiles as nnunetv2 does, and they are weighted with its Gaussian; a family may use other places
+and weights. Sums are float32, whereas nnunetv2's are float16. Only the planes under the current row of tiles are
+kept in memory, because planes that no later row covers are final.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def logits_by_planes(
         networks: what predicts, with its weight; weights sum to one.
         first_class: channel of the result that the networks' first one goes to; those before stay zero.
         classes: channels of the result.
-        notes: told when the sums do not fit beside the image on its device, and are kept on the CPU.
+        notes: receives a sentence if the sums do not fit on the image's device and are kept on the CPU.
         dtype: of the sums. float16 takes half of the memory, and is finer than what a network in bfloat16 answers.
 
     Yields:

@@ -50,7 +50,7 @@ TILE_CELLS, OVERLAP_CELLS = 32, 8
 """Cells along a side of a tile, and those that neighbours share; they are averaged, those at the edge least."""
 
 LEAST_TISSUE = 0.1
-"""Share of a cell that must be tissue for it to be looked at."""
+"""The share of a cell that must be tissue for the network to run on it."""
 
 SAME_SIZE = 0.1
 """Pixels that differ by no more than a tenth from those of the training are taken as they are."""
@@ -59,7 +59,7 @@ COARSEST = 1.5
 """Pixels of an image that are so many times as long as those of the training cannot show what was learned."""
 
 LARGEST_SIDE = 4096
-"""Of the pictures that a card may ask for."""
+"""The largest side, in pixels, of the pictures that a card may ask for."""
 
 WAYS: dict[str, tuple[tuple[int, bool], ...]] = {
     "none": ((0, False),),

@@ -41,7 +41,7 @@ from medsegai.volume import Box, Geometry, Volume
 Kind = TypeVar("Kind")
 
 BYTES_A_VOXEL = 16
-"""Of an image and a channel: as it is, scaled, resized and normalised."""
+"""The memory per voxel and channel of an image: as it is, scaled, resized and normalised."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Network(MemberNetwork):
             raise ModelError(f"Member {member.name!r} of model {card.id!r}: {error}") from None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of (channel, ...) logits those of each class, along the same axis."""
+        """Convert logits (channel, ...) to the probabilities of the classes, along the same axis."""
         if self.sigmoid:
             inside = logits.sigmoid()
             return torch.cat([1.0 - inside, inside])

@@ -28,7 +28,7 @@ _NUMBERED = re.compile(r"[^%]*%0?\d{0,2}[di][^%]*")
 """The pattern of file names that are numbered."""
 
 _UNIT_FIELDS = ("spaceunits", "units", "distanceunits")
-"""Of NRRD, as a whole and of each axis; of MetaImage."""
+"""The fields for units: of NRRD as a whole, of each axis of NRRD, and of MetaImage."""
 
 _OTHER_UNITS = re.compile(
     r"([nuµμc]|nano|micro|centi)?m(et(er|re)s?)?|microns?|in|inch(es)?|angstroms?"

@@ -27,7 +27,7 @@ from medsegai.io.reading import read_channels
 from medsegai.volume import Volume
 
 FILE_ENDINGS = (*PICTURE_ENDINGS, ".dcm")
-"""Of pictures and of radiographs."""
+"""The file endings of pictures and of radiographs."""
 
 PARTS = {
     "train": "train",

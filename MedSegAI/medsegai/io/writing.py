@@ -29,13 +29,13 @@ SEGMENTATION_ENDING = ".seg.nrrd"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 COLOUR_ENDINGS = (".nrrd", ".mha")
-"""Of volumes in colours."""
+"""The file endings of volumes in colours."""
 MGZ_ENDING = ".mgz"
 WRITABLE = (SEGMENTATION_ENDING, *NIFTI_ENDINGS, ".nrrd", ".mha", MGZ_ENDING)
 """Endings of images that can be written, lower case. Each is one file, so that it can be atomic."""
 
 SEGMENTATION_ENDINGS = (*WRITABLE, ".png")
-"""Of label maps: those of a single slice may be pictures."""
+"""The file endings of label maps; those of a single slice may be pictures."""
 
 COMPRESSION = 6
 """Deflate level: a brain label map is 8 % larger than at level 9, and written five times as fast."""

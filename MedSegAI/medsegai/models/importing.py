@@ -50,7 +50,7 @@ Importer = Callable[[Path, Path], ModelCard | None]
 
 SAFE_WEIGHTS = ".safetensors"
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What an id may be: it becomes a folder name and an option on the command line."""
+"""The allowed ids, because an id becomes a folder name and an option on the command line."""
 
 
 CHILD = "medsegai.models.importing"
@@ -110,7 +110,7 @@ def import_model(
 
     Raises:
         InputError: `path` does not exist.
-        ModelError: there is no model that MedSegAI knows at `path`, it is damaged, or its id is taken.
+        ModelError: `path` does not hold a model that MedSegAI can read, it is damaged, or its id is taken.
         UnsafeModelError: the model could run code or reach outside its folder.
         OutputError: `models_folder` cannot be written.
     """
@@ -357,7 +357,7 @@ def _is_archive_of_card(path: Path) -> bool:
 
 
 def _kind_of(path: PurePosixPath) -> Kind:
-    """Of a file in an archive of a model folder, which may hold notes as well."""
+    """The kind of a file in an archive of a model folder, which may contain notes as well."""
     wanted = path.name in (CARD_NAME, PICTURE_NAME) or path.suffix == SAFE_WEIGHTS
     return Kind.WANTED if wanted and len(path.parts) <= 2 else Kind.KNOWN
 

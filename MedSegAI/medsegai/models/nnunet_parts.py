@@ -65,7 +65,7 @@ PICTURES = "NaturalImage2DIO"
 """Reader of photographs (PNG, BMP, TIFF), grey or in colours."""
 
 PICTURE_SPACING = (999.0, 1.0, 1.0)
-"""Of the axes (k, j, i) of any photograph, as that reader says, whatever the size of its pixels."""
+"""The spacing (k, j, i) that this reader gives every photograph, whatever the size of its pixels."""
 
 READERS = Parts(
     "image reader",

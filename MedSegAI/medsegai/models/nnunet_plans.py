@@ -210,7 +210,7 @@ def _choose(path: Path) -> tuple[list[Results], list[Results], list[str]]:
 
 
 def _wanted(path: Path) -> tuple[list[Path], list[str]]:
-    """Of a folder with several results folders, those to fuse."""
+    """The results folders to fuse in a folder that has several."""
     folders = _results_folders(path)
     if not folders:
         raise ModelError(

@@ -34,10 +34,10 @@ HEADS = re.compile(
 """What a classifier has behind its encoder, under the names of its library; and counters, which no layer needs."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue in 0 to 1: what most encoders saw was normalised by them."""
+"""Mean and standard deviation of red, green and blue (0 to 1) that most encoders were trained with."""
 
 EPSILON = 1e-5
-"""Of the batch norms of our encoders."""
+"""The epsilon of the batch norms of this project's encoders."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ STRIDES = (2, 4, 8, 16, 32)
 """How much smaller than the image each level of the pyramid is."""
 
 MOST_CHANNELS = 16
-"""Of an image; radiographs have one, photographs three."""
+"""The largest number of channels of an image; radiographs have one, photographs three."""
 
 
 class Encoder(nn.Module):
@@ -181,7 +181,7 @@ MOBILENET = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-"""Of each stage of MobileNetV2: expansion, channels, blocks, stride of the first (Table 2 of its article)."""
+"""The stages of MobileNetV2: expansion, channels, blocks, stride of the first block (Table 2 of its article)."""
 
 
 class MobileNetV2(Encoder):
@@ -241,7 +241,7 @@ LITE = (
     (6, 192, 4, 5, 2),
     (6, 320, 1, 3, 1),
 )
-"""Of each stage of EfficientNet-Lite0: expansion, channels, blocks, size of kernels, stride of the first."""
+"""The stages of EfficientNet-Lite0: expansion, channels, blocks, kernel size, stride of the first block."""
 
 
 class EfficientNetLite(Encoder):

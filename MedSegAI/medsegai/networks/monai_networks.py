@@ -26,7 +26,7 @@ INSTALL = (
 )
 
 LARGEST, MOST_ITEMS, DEEPEST, LONGEST = 8192, 64, 4, 100
-"""Of arguments: the largest number, items of a list, lists within each other, and letters of a text."""
+"""Limits of arguments: the largest number, items of a list, depth of nested lists, and letters of a text."""
 
 MOST_BLOCKS = 4096
 """What the numbers of a list of layers or blocks may add up to, such as those of all levels of a SegResNet."""

@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "Byte": ("u1", "uint8"),
     "Bool": ("?", "bool"),
 }
-"""Of storages: the type of their numbers in NumPy and in torch."""
+"""The type of the numbers in a storage, in NumPy and in torch."""
 
 MOST_RECORDS = 20_000
 """In an archive; nnU-Net's have one for each weight and its momentum, some hundreds."""

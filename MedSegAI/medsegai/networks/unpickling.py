@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_BYTES = 64 << 20
-"""Of a pickle. The largest of nnU-Net, with a log of 1000 epochs of 105 classes, have 4 MB."""
+"""The largest size of a pickle. Those of nnU-Net with a log of 1000 epochs of 105 classes have 4 MB."""
 
 MOST_INSTRUCTIONS = 4_000_000
 """In a pickle; those largest have 1.5 million."""

@@ -21,7 +21,7 @@ from medsegai.output.cases import Case
 
 DESCRIPTION, IGNORED = "dataset_description.json", ".bidsignore"
 SUFFIX = "T1w"
-"""Of the images that are looked for unless a filter names another."""
+"""The suffix of the images to search for, unless a filter names another."""
 
 ENTITIES = {
     "subject": "sub",
@@ -283,7 +283,7 @@ def _folders(folder: Path, asked: Filter) -> Iterator[str]:
 
 
 def _sessions_that_others_have(by_session: Mapping[str, Any]) -> Iterator[str]:
-    """Of sessions that at least half of the subjects have, those that the others lack altogether."""
+    """The sessions that at least half of the subjects have and that others lack altogether."""
     has: dict[str, set[str]] = defaultdict(set)
     for name in by_session:
         subject, _, session = name.partition("/")

@@ -53,7 +53,7 @@ VOLUMES_COLUMNS = {
     ),
     "remarks": ("Why a person should look at the structure; n/a if there is no reason.", None),
 }
-"""Of the table of volumes: what each column is, and its unit."""
+"""The description and the unit of each column in the table of volumes."""
 
 IGNORED_FILES = (
     TABLE_NAME,

@@ -84,7 +84,7 @@ class Cohort:
         )
 
     def outliers(self) -> dict[str, dict[str, float]]:
-        """Of each case the structures whose volume stands out, with their scores: below 0 it is small.
+        """The structures of each case whose volume stands out, with their scores: below 0 it is small.
 
         Logarithms are compared, as in the reference ranges of models: volumes are spread wider above the median.
         """

@@ -87,7 +87,7 @@ COLUMNS = (
     ("normMax", "Intensity normMax", "MR"),
     ("normRange", "Intensity normRange", "MR"),
 )
-"""Of aseg.stats: heading, what it is, unit. FreeSurfer's readers go by the place of a column."""
+"""The heading, meaning and unit of each column of aseg.stats; FreeSurfer's readers depend on the order."""
 
 
 @dataclass(frozen=True)

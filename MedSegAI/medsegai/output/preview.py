@@ -359,7 +359,7 @@ class _Paint:
 
     @classmethod
     def of(cls, labels: Sequence[Label], voxels: NDArray[np.int64]) -> _Paint:
-        """Of labels that have so many voxels; the first count is the background's."""
+        """Make the colours of labels with these numbers of voxels; the first number is that of the background."""
         colors = np.array([(0, 0, 0), *(label.color for label in labels)], dtype=np.float64)
         shares = voxels / max(int(voxels[1:].sum()), 1)
         fills = FILLS[1] * np.sqrt(SMALL / np.maximum(shares, SMALL))

@@ -354,7 +354,7 @@ def _nearest_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
 
 
 def _majority_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """At each new voxel the label with most weight among the eight voxels around it.
+    """The label with the most weight among the eight voxels around each new voxel.
 
     Where these eight agree nothing is computed. Elsewhere products and sums are taken in scipy's order, so that
     labels that weigh the same there weigh the same here.
@@ -406,7 +406,7 @@ def _corners(
 def _heaviest(
     labels: NDArray[Any], weights: NDArray[np.float64], closest: NDArray[Any]
 ) -> NDArray[Any]:
-    """Of (8, point) labels the one with the largest sum of weights; of equals `closest`, else the lowest."""
+    """The label (8, point) with the largest sum of weights; of equal ones, `closest` or else the lowest."""
     sums = np.zeros_like(weights)
     for label, weight in zip(labels, weights, strict=True):
         sums += np.where(labels == label, weight, 0.0)

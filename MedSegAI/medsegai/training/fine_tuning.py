@@ -1,8 +1,8 @@
-"""A trained model learns on from corrected cases, and becomes a new model if it became better and nothing worse.
+"""Fine-tuning of a trained model on corrected cases; a new model is written only if it improved.
 
-Networks begin with the model's weights and learn with a small rate from corrected images, synthetic ones mixed in
-so that nothing is forgotten. They are judged on corrected cases that are held out. The best network counts that is
-not worse than before on the synthetic images of the validation; without one there is no new model.
+The networks start from the model's weights and are trained at a small learning rate on corrected images, mixed
+with synthetic ones so that nothing is forgotten. They are judged on held-out corrected cases. The best network
+that is not worse than before on the synthetic validation images is kept; without one, no new model is written.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from medsegai.training.validation import Validator
 logger = logging.getLogger(__name__)
 
 SUFFIX = "-fine-tuned"
-"""What the id of the new model has behind that of the old one."""
+"""The suffix of the new model's id after that of the old one."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Verdict:
         return len(self.judgements) - 1 - self.judgements.index(self.best or self.before)
 
     def words(self, member: str) -> str:
-        """The figures, for a message."""
+        """The figures as a sentence for a message."""
         reached = self.best or max(self.judgements[1:], key=lambda judged: judged.corrected)
         return (
             f"{member} has Dice {reached.corrected:.4f} on held-out corrected cases "
@@ -109,7 +109,7 @@ class Verdict:
         )
 
     def figures(self) -> dict[str, Any]:
-        """The same for the card."""
+        """The figures as JSON values for the card."""
         best = self.best or self.before
         return {
             "step": best.step,
@@ -167,7 +167,7 @@ class FineTuning(Run):
         return waited >= self.config.fine_tuning.patience
 
     def verdict(self, trainer: Trainer) -> Verdict:
-        """What the log says of a member."""
+        """Read the verdict on a member from the log."""
         return Verdict.of(read_log(self.folder / LOG), trainer.task.name)
 
     def _judges(self) -> Mapping[str, Validator]:

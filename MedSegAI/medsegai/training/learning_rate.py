@@ -18,13 +18,13 @@ from torch import nn
 from medsegai.training.curves import new_figure
 
 LOWEST, HIGHEST = 1e-6, 1.0
-"""Rates between which one is looked for."""
+"""The range in which a learning rate is searched."""
 
 SMOOTHING = 0.2
-"""Share of a step's own loss in the loss that is looked at."""
+"""The share of a step's own loss in the smoothed loss."""
 
 FALLBACK = 1e-3
-"""Taken where the loss never fell, as of pictures that nothing can be learned from."""
+"""The rate if the loss never fell, for example because the pictures contain nothing to learn."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def find_learning_rate(
 
 
 def draw_rates(found: FoundRate, path: Path) -> bool:
-    """Loss over rate as a PNG, with the rate that was taken; without matplotlib say so and give False."""
+    """Draw loss over rate and the chosen rate into a PNG; without matplotlib, log this and return False."""
     figure = new_figure(4.5, 3.6)
     if figure is None:
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration, chosen there for the steepest slope at zero."""
+"""The coefficients of the quintic Newton-Schulz iteration, chosen by its authors for a steep slope at zero."""
 
 UPDATE_SCALE = 0.2
 """Makes the root mean square of an update that of AdamW's."""

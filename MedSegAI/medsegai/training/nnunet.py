@@ -31,7 +31,7 @@ PLANNERS = {
     "ResEncL": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
     "ResEncXL": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
 }
-"""What a planner may be, the class of nnU-Net that it means, and the name of the plans that this one makes."""
+"""The planners by name: the class of nnU-Net, and the name of the plans that it makes."""
 
 TRAINER = "nnUNetTrainer"
 AUGMENTING = "nnUNet_n_proc_DA"
@@ -44,12 +44,12 @@ FAILED, STOPPED = 2, 130
 GRACE_SECONDS = 15.0
 REPORT_SECONDS = 0.2
 TRAINED = 0.97
-"""Part of a run after its training; the rest is the prediction of the validation cases."""
+"""The progress of a run at the end of its training; the rest is the prediction of the validation cases."""
 
 
 @dataclass(frozen=True)
 class NNUNetJob:
-    """What the process is to do. Its folders it knows from nnU-Net's variables of the environment.
+    """The job of the process. Its folders are given by nnU-Net's environment variables.
 
     Attributes:
         dataset: name of the dataset's folder, as in Dataset004_Hippocampus.
@@ -125,7 +125,7 @@ class Events:
         self._stream.flush()
 
     def report(self, stage: str, part: float) -> None:
-        """Say how far a stage has come, but not more often than anybody looks."""
+        """Report the progress of a stage, at a limited rate."""
         now = time.monotonic()
         if part == 0.0 or now - self._reported >= REPORT_SECONDS:
             self._reported = now
@@ -133,7 +133,7 @@ class Events:
 
 
 def main() -> int:
-    """Do the job on standard input. Where it cannot be done, an event says why."""
+    """Do the job that is read from standard input; if it fails, an event says why."""
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what nnU-Net prints is not an event
     keep_freed_memory()
@@ -154,7 +154,7 @@ def main() -> int:
 
 
 def _stop_with_the_parent() -> None:
-    """When the input ends, interrupt the main thread as Ctrl-C does; end hard if that does not help."""
+    """Interrupt the main thread, as Ctrl-C does, when the input ends; end the process if that does not help."""
     while os.read(0, 1):  # not sys.stdin, whose lock would be held when Python ends
         pass
     main_thread = threading.main_thread().ident
@@ -170,7 +170,7 @@ def _stop_with_the_parent() -> None:
 
 
 def prepare(job: NNUNetJob, events: Events) -> None:
-    """Fingerprint, plan and preprocess what is not done yet.
+    """Fingerprint, plan and preprocess the dataset, as far as this was not done before.
 
     Raises:
         InputError: nnU-Net does not accept the dataset.
@@ -292,7 +292,7 @@ def _trainer(job: NNUNetJob, configuration: str, fold: str, events: Events) -> A
 
 
 def _check_cascade(trainer: Any) -> None:
-    """nnU-Net would fail in the middle, and not say why."""
+    """Check that the first stage has predicted all cases, because nnU-Net would fail later without a reason."""
     if not trainer.is_cascaded:
         return
     folder = Path(trainer.folder_with_segs_from_previous_stage)
@@ -308,10 +308,10 @@ def _check_cascade(trainer: Any) -> None:
 
 
 def trainer_class() -> Any:
-    """nnU-Net's trainer with our ears on it.
+    """The class of nnU-Net's trainer, extended so that it reports events and saves its state after every epoch.
 
-    It bears the name of the stock class, which nnU-Net writes into checkpoints and folder names, so that every
-    program that reads nnU-Net's results finds the trainer it knows.
+    It has the name of the original class, which nnU-Net writes into checkpoints and folder names, so that every
+    program that reads nnU-Net's results finds the trainer that it knows.
     """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Stock
 

@@ -43,7 +43,7 @@ from medsegai.training.export import CURVES
 from medsegai.training.nnunet import AUGMENTING, FINAL, GRACE_SECONDS, LATEST, PLANNERS, NNUNetJob
 
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-"""In the order in which they are trained: the cascade learns from the low resolution."""
+"""The configurations in the order of their training: the cascade learns from the low resolution."""
 
 STATE = "training.json"
 NNUNET_LOG = "nnunet.log"
@@ -51,7 +51,7 @@ PREPROCESSED = "preprocessed"
 DATASET_NAME = re.compile(r"Dataset\d{3}_.+")
 WAIT_SECONDS = 0.5
 PREPARE_SHARE = 0.1
-"""What planning and preprocessing weigh in the progress, where one training weighs 1."""
+"""The weight of planning and preprocessing in the progress; a training has the weight 1."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def train_nnunet(
 
 
 def _check_name(dataset: Path) -> None:
-    """What nnU-Net demands of a dataset's name, and what it would only say in the middle."""
+    """Check the dataset's name before the training, because nnU-Net would reject it later."""
     if not DATASET_NAME.fullmatch(dataset.name):
         raise InputError(
             f"{dataset} must be named as nnU-Net names datasets, such as Dataset001_{dataset.name}."
@@ -241,7 +241,7 @@ class Run:
         _write(self.output / STATE, json.dumps(state, indent=1) + "\n")
 
     def work(self) -> None:
-        """Run the process to its end, listening to it."""
+        """Run the process to its end and handle its events."""
         log = self.output / NNUNET_LOG
         with log.open("a", encoding="utf-8") as file, self._process(file) as process:
             for event in self._events(process):

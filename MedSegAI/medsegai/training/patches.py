@@ -57,7 +57,7 @@ FROZEN_PICTURES = 20_000
 """Pictures that the frozen stage learns from at most."""
 
 FROZEN_STEPS = 200
-"""Of L-BFGS at most."""
+"""The largest number of steps of L-BFGS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +232,7 @@ class FoldTraining:
         return self
 
     def _weights(self) -> Tensor | None:
-        """Of the classes in the loss, of mean 1; None where pictures weigh alike."""
+        """The weights of the classes in the loss, float32 (class,) of mean 1; None if all pictures count alike."""
         if not self.training.balance:
             return None
         labels = self.pictures.pictures.labels[self.fold.learned]

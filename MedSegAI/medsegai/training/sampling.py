@@ -1,7 +1,7 @@
-"""Which slices a step learns from: a pool of recent volumes, wholly determined by the step number.
+"""The batches of a step, drawn from a pool of recent volumes and determined by the step number.
 
-Nothing here remembers anything that could not be made again, so a run that was cut off goes on
-exactly as if it had not been.
+Everything that is kept here can be made again, so a run that was interrupted continues exactly as if it had not
+been.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class Batch(Protocol):
-    """What a step learns from."""
+    """The training data of a step."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The arguments of the objective; the image, (N, channels, ...), is the first."""

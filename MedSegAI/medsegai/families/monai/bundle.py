@@ -231,7 +231,7 @@ def _channels(
 
 
 def _spacing(steps: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Of the voxels that the network sees; 1 mm where it takes those of the scan."""
+    """The spacing in mm of the voxels that the network sees; 1 mm if it takes those of the scan."""
     for step in steps:
         if step["transform"] == "Spacing":
             x, y, z = (float(length) if length > 0 else 1.0 for length in step["pixdim"])

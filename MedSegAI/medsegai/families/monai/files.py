@@ -12,7 +12,7 @@ from medsegai.models.json_fields import DEEPEST, harmless, read_json
 from medsegai.system.regular_files import read_regular
 
 MOST_BYTES = 1 << 20
-"""Of a configuration in YAML. Those of the MONAI Model Zoo have some kilobytes."""
+"""The largest size of a configuration in YAML. Those of the MONAI Model Zoo have some kilobytes."""
 
 MOST_VALUES = 100_000
 

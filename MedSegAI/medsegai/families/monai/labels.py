@@ -21,7 +21,7 @@ _IN_WORDS = re.compile(
     r"(?<![\w.])(?:channel|label|class)?\s*#?(\d{1,4})\s*(?:is|are|for|as|means|stands for|[:=-])?\s+"
     r"(?:the\s+)?([A-Za-z][\w /()'-]*?)(?=\s*(?:[,;.]|$|\band\b(?=\s+(?:channel|label|class)?\s*\d)))"
 )
-"""Of a sentence such as "1 is artery, channel 2 for Whole tumor"."""
+"""The parts of a sentence such as "1 is artery, channel 2 for Whole tumor"."""
 
 _COUNTS = re.compile(r"(?i)channels?\b|class(?:es)?\b|data\b|labels?\b|d\b")
 """How a name begins that only follows a number: "3 channels data"."""

@@ -30,7 +30,7 @@ from medsegai.models.json_fields import number, shown
 from medsegai.volume import Geometry, Volume
 
 BYTES_A_VOXEL = 12
-"""Of a resampled channel: float32, and twice more while it is made."""
+"""The memory per voxel of a resampled channel: float32, and twice more while it is made."""
 
 MOST_VOXELS = 4096
 """Voxels along an axis, or to be added there, that a step may ask for."""

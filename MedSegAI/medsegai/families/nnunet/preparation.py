@@ -35,7 +35,7 @@ from medsegai.preprocessing.resampling import (
 from medsegai.volume import Geometry, Volume
 
 BYTES_A_VOXEL = 8
-"""Of a resampled channel: float32, and once more while it is made or joined with others."""
+"""The memory per voxel of a resampled channel: float32, and once more while it is made or joined with others."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the Dice of two networks on the same cases.
+    """The difference of the Dice of two networks on the same cases.
 
     Attributes:
         mean: of `first` less `second`.
@@ -214,7 +214,7 @@ def read_trained(name: str, runs: Sequence[Path]) -> Trained:
 
 
 def differences(networks: Sequence[Trained], seed: int = 0) -> list[Difference]:
-    """Of every pair, the better network first.
+    """Compare every pair of networks, the better one first.
 
     Intervals are of a bootstrap over groups, at a level that allows for the number of pairs (Bonferroni): of all
     differences that are called real, hardly ever is even one due to chance in the choice of cases.

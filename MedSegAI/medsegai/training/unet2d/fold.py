@@ -76,7 +76,7 @@ class Fold:
 
     @property
     def name(self) -> str:
-        """Of the member of the model."""
+        """The name of the member of the model."""
         return f"fold_{self.number}"
 
     def learn(self, ready: Sequence[Ready], progress: Progress) -> float:
@@ -171,7 +171,7 @@ class Fold:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
 
     def probabilities(self, image: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Of each class on the grid of an image of `shape` (j, i), float32 (class, j, i)."""
+        """The probability of each class on the grid of an image of `shape` (j, i), float32 (class, j, i)."""
         self.network.eval()
         inside = self.config.image.fitted_shape(shape)
         wanted = (slice(0, 1), slice(0, inside[0]), slice(0, inside[1]))

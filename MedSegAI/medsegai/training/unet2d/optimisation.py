@@ -15,7 +15,7 @@ from medsegai.networks.unet2d import UNet2D
 from medsegai.training.unet2d.config import LossConfig, OptimiserConfig
 
 WARM, COOLEST = 0.3, 1e-4
-"""Of one cycle: the share of steps in which the rate rises, and the last rate as a part of the highest."""
+"""The share of the steps of a cycle in which the rate rises, and the last rate as a share of the highest."""
 
 DEEP_WEIGHT = 0.5
 """What the losses of nested U-Nets count, together, beside that of the whole."""
@@ -36,14 +36,14 @@ class PictureLoss(nn.Module):
         self.register_buffer("weights", weights)
 
     def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Of logits (N, class, j, i) for classes int64 (N, j, i)."""
+        """The loss of logits (N, class, j, i) for classes, int64 (N, j, i), a scalar."""
         logits = logits.float()
         dice: Tensor = self.dice(logits, classes[:, None])
         entropy = functional.cross_entropy(logits, classes, self.weights)
         return self.config.dice * dice + self.config.cross_entropy * entropy
 
     def of_all(self, answers: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """Of the whole network and, where it has heads for them, of its nested U-Nets."""
+        """The loss of the whole network and, if it has heads for them, of its nested U-Nets, a scalar."""
         total: Tensor = self(answers[0], classes)
         for answer in answers[1:]:
             total = total + DEEP_WEIGHT / (len(answers) - 1) * self(answer, classes)
