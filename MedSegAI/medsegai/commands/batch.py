@@ -62,6 +62,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "batch.csv has the state of each, and volumes.csv the structures of all. A case that fails does not "
         "stop the others.",
     )
+    _add_sources(parser)
+    _add_outputs(parser)
+    add_worker_options(parser)
+    add_request_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="FOLDER|TABLE",
@@ -76,6 +84,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="which images of a BIDS dataset, such as suffix=T2w session=01 run=1 (default: suffix=T1w); once for "
         "each channel of the model, in its order",
     )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is written of each case, where, and what is printed meanwhile."""
     group = parser.add_argument_group("outputs")
     group.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results"
@@ -116,9 +128,6 @@ def add_parser(subparsers: Subparsers) -> None:
     group.add_argument(
         EVENTS_FLAG, action="store_true", help="print what happens as JSON, one object a line"
     )
-    add_worker_options(parser)
-    add_request_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -45,6 +45,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_dataset(parser)
     _add_cases(parser)
+    _add_outputs(parser)
+    _add_comparisons(parser)
+    add_running(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
@@ -55,6 +62,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--write", action="store_true", help="write what is found into the model's card"
     )
+
+
+def _add_comparisons(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is compared: labels, members, refinements and dropout passes."""
     parser.add_argument(
         "--mapping",
         type=Path,
@@ -84,8 +95,6 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="Monte-Carlo dropout passes per member",
     )
-    add_running(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,14 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     help_alone(parser)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    _add_readers(actions)
+    _add_importing(actions)
+    add_fetch_parsers(actions)
+    _add_removing(actions)
 
+
+def _add_readers(actions: Subparsers) -> None:
+    """The actions that change nothing: `list`, `show` and `verify`."""
     listing = actions.add_parser("list", help="list the installed models")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=run_list)
@@ -58,6 +65,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     verify.set_defaults(run=run_verify)
 
+
+def _add_importing(actions: Subparsers) -> None:
     importing = actions.add_parser(
         "import",
         help="add a model to your own",
@@ -75,8 +84,8 @@ def add_parser(subparsers: Subparsers) -> None:
     importing.add_argument("--id", help="the id to give the model, in place of its own")
     importing.set_defaults(run=run_import)
 
-    add_fetch_parsers(actions)
 
+def _add_removing(actions: Subparsers) -> None:
     removing = actions.add_parser(
         "remove",
         help="delete a model of your own",

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,52 +46,65 @@ def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
     Raises:
         WorkerError: they do not start.
     """
-    threads = str(max(1, usable_cores() // count))
     cards = visible_gpus() if device in ("auto", "cuda") else []
-    settings: dict[str, object] = {
-        f"distributed.nanny.pre-spawn-environ.{name}": threads for name in THREAD_VARIABLES
-    }
-    # A computer that is busy starts the next process late; after 15 s Dask would not have it any more.
-    settings["distributed.deploy.lost-worker-timeout"] = "1 hour"
     with (
         _quiet(),
         tempfile.TemporaryDirectory(
             prefix="medsegai-workers-", dir=temporary_folder(), ignore_cleanup_errors=True
         ) as folder,
-        dask.config.set(settings),
+        dask.config.set(_dask_settings(count)),
+        contextlib.ExitStack() as stack,
     ):
         security = (
             Security.temporary()
         )  # by cryptography: other users of this computer reach the port too
-        common = {"security": security, "protocol": "tls://", "host": LOOPBACK}
-        closed = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
-        workers = {
-            number: {
-                "cls": Nanny,
-                "options": {
-                    **common,
-                    **closed,
-                    "nthreads": 1,
-                    "memory_limit": 0,
-                    "local_directory": folder,
-                    "silence_logs": logging.CRITICAL,
-                    "env": {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {},
-                },
-            }
-            for number in range(count)
+        cluster = _local_cluster(count, cards, folder, security)
+        stack.callback(_close, cluster)
+        client = Client(cluster, security=security)
+        stack.callback(_close, client)
+        yield client
+
+
+def _dask_settings(count: int) -> dict[str, object]:
+    """Dask's settings while so many workers share the cores of this computer."""
+    threads = str(max(1, usable_cores() // count))
+    return {
+        **{f"distributed.nanny.pre-spawn-environ.{name}": threads for name in THREAD_VARIABLES},
+        # A computer that is busy starts the next process late; after 15 s Dask would not have it any more.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
+    }
+
+
+def _local_cluster(
+    count: int, cards: Sequence[str], folder: str, security: Security
+) -> SpecCluster:
+    """A scheduler and workers that only this computer reaches. Raises WorkerError where they do not start."""
+    common = {
+        "security": security,
+        "protocol": "tls://",
+        "host": LOOPBACK,
+        "dashboard": False,
+        "dashboard_address": f"{LOOPBACK}:0",
+    }
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {
+                **common,
+                "nthreads": 1,
+                "memory_limit": 0,
+                "local_directory": folder,
+                "silence_logs": logging.CRITICAL,
+                "env": {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {},
+            },
         }
-        scheduler = {"cls": Scheduler, "options": {**common, **closed, "port": 0}}
-        try:
-            cluster = SpecCluster(
-                workers, scheduler, security=security, silence_logs=logging.CRITICAL
-            )
-        except (OSError, RuntimeError, TimeoutError) as error:
-            raise WorkerError(f"The {count} workers did not start: {error}.") from error
-        with contextlib.ExitStack() as stack:
-            stack.callback(_close, cluster)
-            client = Client(cluster, security=security)
-            stack.callback(_close, client)
-            yield client
+        for number in range(count)
+    }
+    scheduler = {"cls": Scheduler, "options": {**common, "port": 0}}
+    try:
+        return SpecCluster(workers, scheduler, security=security, silence_logs=logging.CRITICAL)
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise WorkerError(f"The {count} workers did not start: {error}.") from error
 
 
 @contextlib.contextmanager
