@@ -87,8 +87,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     cards = [find_card(name) for name in request.models]
     naming = join_labels(cards)
     refinements = _refinements(request, cards, naming)
-    refining = STAGES["refine"] * (1 + REFINEMENT_SHARE * len(request.refinements))
-    progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
+    _plan(progress, request)
     compute = choose_compute(request.device, request.backend, request.precision)
     inputs, warnings = _read(request, cards, progress)
     box = _region_box(request, inputs[0])
@@ -99,21 +98,17 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     ensemble = _predict(job, parts, naming)
     freeing = any(uses_candidates(item) for item in refinements)
     answer = ResultBuilder(request, naming.labels, output, ensemble, freeing)
-    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, len(ensemble.labels))):
-        progress.step("labels", slab.k0, answer.grid.shape[0])
-        answer.add(slab)
+    _build(answer, len(ensemble.labels), progress)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
     structures = _judged(job, answer, cards, ensemble.names)
     inside_skull = _skull_labels(request, cards)
-    scan, place = inputs[0], _Placed(inputs[0].geometry.shape, box)
+    place = _Placed(inputs[0], box)
     return SegmentationResult(
-        labelmap=scan.with_voxels(place(answer.labelmap)),
+        labelmap=place.volume(answer.labelmap),
         labels=naming.labels,
         structures=structures,
-        entropy=None if answer.entropy is None else scan.with_voxels(place(answer.entropy)),
-        mutual_information=None
-        if answer.information is None
-        else scan.with_voxels(place(answer.information)),
+        entropy=None if answer.entropy is None else place.volume(answer.entropy),
+        mutual_information=None if answer.information is None else place.volume(answer.information),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
         regions=None if answer.regions is None else place(answer.regions),
         candidates=place.candidates(answer.candidates)
@@ -128,8 +123,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         provenance=_provenance(job, cards, parts),
         warnings=(
             *warnings,
-            *(warning for item in parts for warning in item.part.warnings),
-            *(finding for item in parts for finding in item.part.findings()),
+            *_warnings_of(parts),
             *compute.notes,
             *answer.warnings,
             *_cut_skull(inside_skull, Volume(answer.labelmap, output)),
@@ -138,6 +132,19 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
             ),
         ),
     )
+
+
+def _plan(progress: Progress, request: SegmentationRequest) -> None:
+    """Set the stages of the job; each refinement that is requested makes the last one longer."""
+    refining = STAGES["refine"] * (1 + REFINEMENT_SHARE * len(request.refinements))
+    progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
+
+
+def _build(answer: ResultBuilder, classes: int, progress: Progress) -> None:
+    """Fuse the predictions slab by slab; members that stream predict meanwhile."""
+    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, classes)):
+        progress.step("labels", slab.k0, answer.grid.shape[0])
+        answer.add(slab)
 
 
 def warm_up(request: SegmentationRequest) -> None:
@@ -241,6 +248,14 @@ def _prepared(job: _SegmentationJob, models: Sequence[Model], naming: JointLabel
             cooled = replace(part, activation=part.activation.at(job.temperature))
             parts.append(_PartOf(cooled, number, naming.renamed[number]))
     return parts
+
+
+def _warnings_of(parts: Sequence[_PartOf]) -> list[str]:
+    """What the parts warn of before they predict, then what they found while they did."""
+    return [
+        *(warning for item in parts for warning in item.part.warnings),
+        *(finding for item in parts for finding in item.part.findings()),
+    ]
 
 
 def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
@@ -481,18 +496,23 @@ def _start_and_shape(box: Sequence[slice]) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class _Placed:
-    """Puts voxels of a box back where they came from; the rest of the grid is zero."""
+    """Puts voxels of a box of the scan back where they came from; the rest of the grid is zero."""
 
-    shape: tuple[int, int, int]
+    scan: Volume
     box: tuple[slice, slice, slice]
 
     def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """(..., k, j, i) of the box to the whole grid."""
-        if voxels.shape[-3:] == self.shape:
+        shape = self.scan.geometry.shape
+        if voxels.shape[-3:] == shape:
             return voxels
-        whole = np.zeros((*voxels.shape[:-3], *self.shape), voxels.dtype)
+        whole = np.zeros((*voxels.shape[:-3], *shape), voxels.dtype)
         whole[(..., *self.box)] = voxels
         return whole
+
+    def volume(self, voxels: NDArray[Any]) -> Volume:
+        """(k, j, i) of the box as a volume on the grid of the scan."""
+        return self.scan.with_voxels(self(voxels))
 
     def candidates(self, found: Candidates) -> Candidates:
         return Candidates(*(self(array) for array in vars(found).values()))

@@ -6,7 +6,7 @@ series and no NIfTI file knows of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from medsegai.errors import InputError
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import EXPORT_PATHS, ExportRequest
 from MedSegAILib.scene.inputs import ijk_to_local, image_at
-from MedSegAILib.scene.layers import boxes, layers_of, on_grid
+from MedSegAILib.scene.layers import Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import (
     field_of_view,
     renumbered,
@@ -69,18 +69,11 @@ def exported(
     grid = field_of_view(segmentation, layers, scan)
     on_scan = scan is not None and grid.matches(scan_place(segmentation, scan))
     if series[0] and not on_scan:
-        raise InputError(
-            _(
-                "{name} does not lie on the voxels of its scan, so it cannot become a DICOM SEG of it. Export it "
-                "to a label map with the scan as reference in the module Segmentations, and import that."
-            ).format(name=segmentation.GetName())
-        )
+        raise _not_on_scan(segmentation)
     values = values_of(segmentation, names)
     voxels = _joined(segmentation, grid, values)
     place = Geometry(grid.shape, ijk_to_local(scan)) if on_scan else grid
-    by_hand = painted(segmentation, layers)
-    made = {name for name in names if label_value(segmentation, name) is not None}
-    touched = {name for name in made if name in by_hand or is_locked(segmentation, name)}
+    made, touched = _predicted(segmentation, layers, names)
     request = ExportRequest(
         Volume(voxels, place, segmentation.GetName()),
         tuple(label_of(segmentation, name, values[name]) for name in names),
@@ -94,6 +87,24 @@ def exported(
         warnings=() if on_scan else (_no_scan(segmentation, scan),),
     )
     return HandedOver(request)
+
+
+def _not_on_scan(segmentation: SegmentationNode) -> InputError:
+    return InputError(
+        _(
+            "{name} does not lie on the voxels of its scan, so it cannot become a DICOM SEG of it. Export it "
+            "to a label map with the scan as reference in the module Segmentations, and import that."
+        ).format(name=segmentation.GetName())
+    )
+
+
+def _predicted(
+    segmentation: SegmentationNode, layers: Sequence[Layer], names: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """The segments that a model predicted, and those of them that a person changed or completed since."""
+    by_hand = painted(segmentation, layers)
+    made = {name for name in names if label_value(segmentation, name) is not None}
+    return made, {name for name in made if name in by_hand or is_locked(segmentation, name)}
 
 
 def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:

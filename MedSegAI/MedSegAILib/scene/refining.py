@@ -103,13 +103,7 @@ def draft(
     """
     if segmentation is None:
         raise InputError(_("There is no segmentation. Choose the one to refine."))
-    for item in refinements:
-        if "labels" in item.options:
-            raise RequestError(
-                _("Name the segments to refine, and leave out the label values in {name}.").format(
-                    name=item.name
-                )
-            )
+    _check_without_labels(refinements)
     check_labelmaps(segmentation)
     layers = layers_of(segmentation)
     if not layers:
@@ -132,6 +126,16 @@ def draft(
         _candidates(segmentation, grid, names) if any(map(uses_candidates, refinements)) else None,
     )
     return Draft(segmentation, request, grid, names, digests(layers), _notes(segmentation, locked))
+
+
+def _check_without_labels(refinements: Sequence[Refinement]) -> None:
+    for item in refinements:
+        if "labels" in item.options:
+            raise RequestError(
+                _("Name the segments to refine, and leave out the label values in {name}.").format(
+                    name=item.name
+                )
+            )
 
 
 def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:

@@ -90,14 +90,8 @@ def measurement_report(
     found = [row for row in rows if row.voxels]
     intensity = intensity_of(source)
     with quiet("The headers of the series break the DICOM standard, so that no report can be made"):
-        device = hd.sr.ObserverContext(
-            observer_type=coded(("DCM", "121007", "Device")),
-            observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-                uid=hd.UID(), name=plain(maker.name), manufacturer_name=MANUFACTURER
-            ),
-        )
         content = hd.sr.MeasurementReport(
-            observation_context=hd.sr.ObservationContext(observer_device_context=device),
+            observation_context=hd.sr.ObservationContext(observer_device_context=_device(maker)),
             procedure_reported=coded(IMAGING),
             imaging_measurements=[
                 _group(segmentation, number, _numbers(row, intensity, maker), row.label)
@@ -120,6 +114,17 @@ def measurement_report(
         report.ManufacturerModelName = plain(maker.name)
         report.SoftwareVersions = __version__
         return report
+
+
+def _device(maker: Maker) -> Any:
+    """A highdicom ObserverContext which says that a program observed, and which."""
+    hd = highdicom()
+    return hd.sr.ObserverContext(
+        observer_type=coded(("DCM", "121007", "Device")),
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=hd.UID(), name=plain(maker.name), manufacturer_name=MANUFACTURER
+        ),
+    )
 
 
 def intensity_of(source: Source) -> tuple[Code, Code] | None:

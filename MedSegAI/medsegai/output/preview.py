@@ -121,15 +121,7 @@ def render_preview(
     Raises:
         GeometryError: the volumes do not lie on one grid.
     """
-    for other in (labelmap, entropy):
-        if other is not None:
-            check_same_grid(
-                other.geometry,
-                image.geometry,
-                "The result",
-                "the scan",
-                "A picture needs both on one grid: name the scan that was segmented.",
-            )
+    _check_on_grid(image, labelmap, entropy)
     scan, spacing = _towards_sar(image)
     codes = _codes(_towards_sar(labelmap)[0], labels)
     areas = [_areas(codes, axis, len(labels)) for axis in range(3)]
@@ -137,12 +129,7 @@ def render_preview(
     cuts = [_best_cut(areas[plane.axis]) for plane in planes]
     window = _window(scan[_box(areas)])
     box = _shown(areas, spacing)
-    extent = [
-        (part.stop - part.start) * length
-        for axis, (part, length) in enumerate(zip(box, spacing, strict=True))
-        if any(axis != plane.axis for plane in planes)
-    ]
-    sheet = _Sheet(image.geometry, box, spacing, LONGEST_SIDE / max(extent))
+    sheet = _Sheet(image.geometry, box, spacing, LONGEST_SIDE / _longest_mm(box, spacing, planes))
     doubts = None if entropy is None else _towards_sar(entropy)[0]
     most = float(np.log(len(labels) + 1)) / 2
     paint = _Paint.of(labels, areas[0].sum(axis=0))
@@ -160,6 +147,30 @@ def render_preview(
         for code in _there(areas, plane, cut)
     }
     return _page([row for row in (top, bottom) if row], list(_legend(labels, shown)), most)
+
+
+def _check_on_grid(image: Volume, *others: Volume | None) -> None:
+    """Raises GeometryError where a volume does not lie on the grid of the scan."""
+    for other in others:
+        if other is not None:
+            check_same_grid(
+                other.geometry,
+                image.geometry,
+                "The result",
+                "the scan",
+                "A picture needs both on one grid: name the scan that was segmented.",
+            )
+
+
+def _longest_mm(
+    box: Sequence[slice], spacing: NDArray[np.float64], planes: Sequence[Plane]
+) -> float:
+    """The longest side of what is shown, in mm; an axis that no plane shows does not count."""
+    return max(
+        (part.stop - part.start) * length
+        for axis, (part, length) in enumerate(zip(box, spacing, strict=True))
+        if any(axis != plane.axis for plane in planes)
+    )
 
 
 def _planes_of(shape: Sequence[int]) -> Sequence[Plane]:

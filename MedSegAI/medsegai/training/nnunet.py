@@ -20,10 +20,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from medsegai.errors import InputError, MedSegAIError, RequestError
 from medsegai.networks.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Stock
+else:
+    _Stock = object  # nnU-Net is imported where it trains
 
 PLANNERS = {
     "default": ("ExperimentPlanner", "nnUNetPlans"),
@@ -315,60 +320,66 @@ def trainer_class() -> Any:
     """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Stock
 
-    class nnUNetTrainer(Stock):  # type: ignore[misc]
-        def begin(self, job: NNUNetJob, events: Events) -> None:
-            self.job, self.events = job, events
-            self.run_name = f"{self.configuration_name}/fold_{self.fold}"
-            self.num_epochs = job.epochs
-            self.num_iterations_per_epoch = job.iterations
-            self.num_val_iterations_per_epoch = max(1, job.iterations // 5)
-            self.save_every = sys.maxsize  # saved below, after each epoch
-            # Our curves show the same; this picture takes two seconds an epoch.
-            self.logger.plot_progress_png = lambda output_folder: None
-            seed_all(job.seed, 0)
-
-        def initialize(self) -> None:
-            super().initialize()
-            if self.job.mixed and self.device.type == "cpu":
-                self.network.forward = _in_bfloat16(self.network.forward)
-
-        def history(self) -> list[dict[str, Any]]:
-            return log_entries(self.run_name, self.logger.get_checkpoint(), self.current_epoch)
-
-        def on_train_epoch_start(self) -> None:
-            seed_all(self.job.seed, 1 + self.current_epoch)
-            self._steps = 0
-            super().on_train_epoch_start()
-
-        def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-            self._count()
-            result: dict[str, Any] = super().train_step(batch)
-            return result
-
-        def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-            self._count()
-            result: dict[str, Any] = super().validation_step(batch)
-            return result
-
-        def on_epoch_end(self) -> None:
-            super().on_epoch_end()
-            if self.current_epoch < self.num_epochs:
-                self.current_epoch -= 1  # a checkpoint names the epoch after this one
-                self.save_checkpoint(str(Path(self.output_folder, LATEST)))
-                self.current_epoch += 1
-            self.events.send("history", run=self.run_name, entries=self.history())
-
-        def save_checkpoint(self, filename: str) -> None:
-            super().save_checkpoint(f"{filename}.part")
-            os.replace(f"{filename}.part", filename)
-
-        def _count(self) -> None:
-            steps = self.num_iterations_per_epoch + self.num_val_iterations_per_epoch
-            epochs = self.current_epoch + self._steps / steps
-            self._steps += 1
-            self.events.report(self.run_name, TRAINED * epochs / self.num_epochs)
+    class nnUNetTrainer(_Reporting, Stock):  # type: ignore[misc]
+        pass
 
     return nnUNetTrainer
+
+
+class _Reporting(_Stock):  # type: ignore[misc]
+    """What is added to nnU-Net's trainer: it reports, saves its state after every epoch, and can be resumed."""
+
+    def begin(self, job: NNUNetJob, events: Events) -> None:
+        self.job, self.events = job, events
+        self.run_name = f"{self.configuration_name}/fold_{self.fold}"
+        self.num_epochs = job.epochs
+        self.num_iterations_per_epoch = job.iterations
+        self.num_val_iterations_per_epoch = max(1, job.iterations // 5)
+        self.save_every = sys.maxsize  # saved below, after each epoch
+        # Our curves show the same; this picture takes two seconds an epoch.
+        self.logger.plot_progress_png = lambda output_folder: None
+        seed_all(job.seed, 0)
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.job.mixed and self.device.type == "cpu":
+            self.network.forward = _in_bfloat16(self.network.forward)
+
+    def history(self) -> list[dict[str, Any]]:
+        return log_entries(self.run_name, self.logger.get_checkpoint(), self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        seed_all(self.job.seed, 1 + self.current_epoch)
+        self._steps = 0
+        super().on_train_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._count()
+        result: dict[str, Any] = super().train_step(batch)
+        return result
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self._count()
+        result: dict[str, Any] = super().validation_step(batch)
+        return result
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.current_epoch < self.num_epochs:
+            self.current_epoch -= 1  # a checkpoint names the epoch after this one
+            self.save_checkpoint(str(Path(self.output_folder, LATEST)))
+            self.current_epoch += 1
+        self.events.send("history", run=self.run_name, entries=self.history())
+
+    def save_checkpoint(self, filename: str) -> None:
+        super().save_checkpoint(f"{filename}.part")
+        os.replace(f"{filename}.part", filename)
+
+    def _count(self) -> None:
+        steps = self.num_iterations_per_epoch + self.num_val_iterations_per_epoch
+        epochs = self.current_epoch + self._steps / steps
+        self._steps += 1
+        self.events.report(self.run_name, TRAINED * epochs / self.num_epochs)
 
 
 def seed_all(seed: int, part: int) -> None:
