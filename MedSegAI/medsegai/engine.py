@@ -5,12 +5,10 @@ Everything here is the same for all model families. Command line, batch, worker 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import math
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -52,6 +50,7 @@ from medsegai.request import (
     SegmentationResult,
     StructureMeasures,
 )
+from medsegai.system.machine import peak_memory_mb
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
@@ -101,36 +100,15 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     _build(answer, len(ensemble.labels), progress)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
     structures = _judged(job, answer, cards, ensemble.names)
-    inside_skull = _skull_labels(request, cards)
-    place = _Placed(inputs[0], box)
-    return SegmentationResult(
-        labelmap=place.volume(answer.labelmap),
-        labels=naming.labels,
-        structures=structures,
-        entropy=None if answer.entropy is None else place.volume(answer.entropy),
-        mutual_information=None if answer.information is None else place.volume(answer.information),
-        probabilities=None if answer.probabilities is None else place(answer.probabilities),
-        regions=None if answer.regions is None else place(answer.regions),
-        candidates=place.candidates(answer.candidates)
-        if request.candidates and answer.candidates is not None
-        else None,
+    return replace(
+        _on_scan(answer, _Placed(inputs[0], box), request, naming, structures),
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
-        intracranial_ml=_intracranial_ml(inside_skull, structures),
-        region=request.region,
+        intracranial_ml=_intracranial_ml(_skull_labels(request, cards), structures),
         members=ensemble.names,
         refinements=tuple(refined),
         provenance=_provenance(job, cards, parts),
-        warnings=(
-            *warnings,
-            *_warnings_of(parts),
-            *compute.notes,
-            *answer.warnings,
-            *_cut_skull(inside_skull, Volume(answer.labelmap, output)),
-            *quality.sentences(
-                structures, [card.reference.source for card in cards if card.reference]
-            ),
-        ),
+        warnings=(*warnings, *_warnings(job, cards, parts, answer, structures)),
     )
 
 
@@ -147,6 +125,29 @@ def _build(answer: ResultBuilder, classes: int, progress: Progress) -> None:
         answer.add(slab)
 
 
+def _on_scan(
+    answer: ResultBuilder,
+    place: _Placed,
+    request: SegmentationRequest,
+    naming: JointLabels,
+    structures: tuple[StructureMeasures, ...],
+) -> SegmentationResult:
+    """The result on the grid of the scan, without what is reported of the run."""
+    return SegmentationResult(
+        labelmap=place.volume(answer.labelmap),
+        labels=naming.labels,
+        structures=structures,
+        entropy=None if answer.entropy is None else place.volume(answer.entropy),
+        mutual_information=None if answer.information is None else place.volume(answer.information),
+        probabilities=None if answer.probabilities is None else place(answer.probabilities),
+        regions=None if answer.regions is None else place(answer.regions),
+        candidates=place.candidates(answer.candidates)
+        if request.candidates and answer.candidates is not None
+        else None,
+        region=request.region,
+    )
+
+
 def warm_up(request: SegmentationRequest) -> None:
     """Read the models of a request, whose inputs do not matter, and make them ready for its first case.
 
@@ -156,24 +157,6 @@ def warm_up(request: SegmentationRequest) -> None:
     compute = choose_compute(request.device, request.backend, request.precision)
     for name in request.models:
         _model(*_key(find_card(name))).warm_up(request, compute)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory of this program until now, in MB; 0 if the system does not report it.
-
-    On Linux `ru_maxrss` is at least that of the process that started this one, such as Slicer, so the kernel's own
-    count is preferred.
-    """
-    if sys.platform == "win32":
-        return 0.0
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def _read(
@@ -250,11 +233,22 @@ def _prepared(job: _SegmentationJob, models: Sequence[Model], naming: JointLabel
     return parts
 
 
-def _warnings_of(parts: Sequence[_PartOf]) -> list[str]:
-    """What the parts warn of before they predict, then what they found while they did."""
+def _warnings(
+    job: _SegmentationJob,
+    cards: Sequence[ModelCard],
+    parts: Sequence[_PartOf],
+    answer: ResultBuilder,
+    structures: Sequence[StructureMeasures],
+) -> list[str]:
+    """What the user should know of the prediction and of the result, in this order."""
+    inside_skull = _skull_labels(job.request, cards)
     return [
         *(warning for item in parts for warning in item.part.warnings),
         *(finding for item in parts for finding in item.part.findings()),
+        *job.compute.notes,
+        *answer.warnings,
+        *_cut_skull(inside_skull, Volume(answer.labelmap, job.output)),
+        *quality.sentences(structures, [card.reference.source for card in cards if card.reference]),
     ]
 
 

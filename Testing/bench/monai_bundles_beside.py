@@ -72,7 +72,7 @@ def run_side(side: str, folder: Path) -> dict[str, float]:
     """What one side takes; its labels are kept beside the bundle."""
     import numpy as np
 
-    from medsegai.engine import peak_memory_mb
+    from medsegai.system.machine import peak_memory_mb
 
     image = folder / "data" / "image.nii.gz"
     if side == "monai":

@@ -17,13 +17,14 @@ import pytest
 
 import test_joint_model
 from medsegai.cli import main
-from medsegai.engine import peak_memory_mb, segment
+from medsegai.engine import segment
 from medsegai.errors import MedSegAIError, ModelError, RequestError
 from medsegai.families import _memory, load_model
 from medsegai.models import catalogue
 from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS, find_card, read_cards
 from medsegai.request import SegmentationRequest
+from medsegai.system.machine import peak_memory_mb
 from medsegai.volume import Geometry, Volume
 
 Capture = pytest.CaptureFixture[str]

@@ -167,7 +167,7 @@ def test_the_report_names_everything_but_the_patient() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
 def test_peak_memory_is_that_of_this_program_alone() -> None:
     """Not that of a large program which started it, such as Slicer."""
-    asked = "import medsegai.engine as engine; print(engine.peak_memory_mb())"
+    asked = "import medsegai.engine; from medsegai.system.machine import peak_memory_mb; print(peak_memory_mb())"
     large = f"""
 import subprocess, sys
 keep = b"x" * (900 << 20)

@@ -15,6 +15,7 @@ from medsegai.engine import segment
 from medsegai.errors import Cancelled, RequestError
 from medsegai.inference.activation import Activation
 from medsegai.inference.fusion import Ensemble, PartAnswer
+from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import Probabilities
 from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import read_volume
@@ -203,7 +204,7 @@ def test_the_post_processing_of_nnunet_reaches_the_regions() -> None:
     ensemble = Ensemble([PartAnswer(readable, 1.0, grid(), ())], readable.labels)
     request = SegmentationRequest((Path("x"),), overlap=True)
     answer = ResultBuilder(request, LABELS, grid(), ensemble)
-    answer.add(0, SHAPE[0])
+    answer.add(Slab(answer.grid, 0, SHAPE[0]))
     raw = answer.regions
     assert raw is not None
     settings = Refinement("largest_component", {"labels": [[300], [2, 300]]})

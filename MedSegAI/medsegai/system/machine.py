@@ -6,6 +6,7 @@ documentation, and v1, which older systems mount). The limits of every group abo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -37,6 +38,24 @@ def total_memory() -> int | None:
     limits = [limit for limit, _ in _memory_limits()]
     machine = _machine_memory("MemTotal")
     return min([*limits, *([] if machine is None else [machine])], default=None)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this program until now, in MB; 0 if the system does not report it.
+
+    On Linux `ru_maxrss` is at least that of the process that started this one, such as Slicer, so the kernel's own
+    count is preferred.
+    """
+    if sys.platform == "win32":
+        return 0.0
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def available_memory() -> int | None:
