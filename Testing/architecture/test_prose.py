@@ -13,6 +13,8 @@ WRONG = [
     "A run goes on from its last checkpoint.",
     "The user is told what is missing.",
     "The listener hears of each change.",
+    "A callback, told how many files are there.",
+    "What there is to refine.",
     "What is handed over is checked.",
     "Voxels where the model is in doubt.",
     "Checkpoints from a stranger.",

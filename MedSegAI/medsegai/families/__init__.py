@@ -26,15 +26,15 @@ from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
 Step = Callable[[float], None]
-"""Called with the share of some work that is done, from 0 to 1, in small steps; it may raise `Cancelled`."""
+"""Receives the finished share of some work, from 0 to 1, in small steps; it may raise `Cancelled`."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The scans to segment, and what was prepared from them. Families that see a scan in the same way share it.
+    """The scans to segment, and volumes prepared from them, which families that need the same one share.
 
     Attributes:
-        scans: one for each channel.
+        scans: the scans, one for each channel.
     """
 
     scans: Sequence[Volume]
@@ -48,7 +48,7 @@ class Inputs:
 
 
 class Member(Protocol):
-    """A network, fold or view, which predicts how probable each class is at each voxel.
+    """A network, fold or view, which predicts the probability of each class at each voxel.
 
     `classes` gives for each output channel its target labels; () is the background.
     """
@@ -70,15 +70,15 @@ class Part:
         geometry: the native grid on which the members predict.
         members: at least one.
         networks: the members of the card that are used, including those of an earlier stage.
-        activation: what they predict, such as probabilities or logits.
-        linear: along which native axes (k, j, i) predictions are interpolated.
-        weight: share in the fusion with other parts; None for the sum of its members' weights.
+        activation: the meaning of the predictions, such as probabilities or logits.
+        linear: for each native axis (k, j, i), whether predictions are interpolated along it.
+        weight: the weight in the fusion with other parts; None for the sum of its members' weights.
         plane_axis: the axis (k, j, i) of the input along which native planes lie one after another, for members
             whose blocks are whole planes in order; such a part may be read while it predicts. None for others.
         warnings: what the user should know about the input, as sentences.
-        reach: where on the native grid answers hold; what lies outside is background. None for half a voxel beyond
-            the outermost centres.
-        findings: gives what the members say of the image as a whole, in words, once they have predicted.
+        reach: the part of the native grid on which predictions are valid; outside of it all is background. None
+            for half a voxel beyond the outermost centres.
+        findings: returns sentences on the image as a whole, after the members have predicted.
     """
 
     geometry: Geometry
@@ -114,15 +114,15 @@ class Model(Protocol):
         ...
 
     def warm_up(self, request: SegmentationRequest, compute: Compute) -> None:
-        """Make the networks that a request needs ready before there is a scan."""
+        """Prepare the networks that a request needs before there is a scan."""
         ...
 
 
 def family(name: str) -> ModuleType:
-    """The module of a family.
+    """Import the module of a family.
 
     Raises:
-        ModelError: there is no such family.
+        ModelError: the family does not exist.
     """
     if name not in family_names():
         raise ModelError(
@@ -137,7 +137,7 @@ def family_names() -> tuple[str, ...]:
 
 
 def load_model(card: ModelCard) -> Model:
-    """The model of a card, its weights checked against their hashes."""
+    """Load the model of a card, after its weights were checked against their hashes."""
     if len(card.families()) > 1:
         return JointModel(card)
     (name,) = card.families()
@@ -170,7 +170,7 @@ class JointModel:
         return found
 
     def warm_up(self, request: SegmentationRequest, compute: Compute) -> None:
-        """Those of all requested families."""
+        """Warm up the models of all requested families."""
         for model, asked in self._asked(request):
             model.warm_up(asked, compute)
 

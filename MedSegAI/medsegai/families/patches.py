@@ -1,9 +1,8 @@
-"""The family of classifiers of patches and pictures, applied as heat maps: one answer for each cell of 32 pixels.
+"""The family of classifiers of patches and pictures, which predict heat maps with one value per cell of 32 pixels.
 
-A model of patches runs over a slide at the magnification that it learned at, tile by tile, where there is
-tissue; the logits of a patch are the mean of those of its cells. A model of whole pictures sees a radiograph as
-one. Mirror images and quarter turns are members of their own, so their disagreement is measured like that of
-folds.
+A model of patches runs over the tissue of a slide, tile by tile, at the magnification of its training; the logits
+of a patch are the mean of those of its cells. A model of whole pictures sees a radiograph as a whole. Mirrored and
+turned images are separate members, so that their disagreement is measured like that of folds.
 
 A card of this family has `settings`: those of `PatchSettings`; each member has the `encoder` that it uses.
 """
@@ -71,12 +70,12 @@ WAYS: dict[str, tuple[tuple[int, bool], ...]] = {
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """What a card of this family says in `settings`.
+    """The `settings` of a card of this family.
 
     Attributes:
         kind: of patch the model is run over the image, of picture the image is brought to `size`.
         size: (rows, columns) that were learned from, multiples of 32.
-        mean, std: of red, green and blue in 0 to 1, by which images are normalised.
+        mean, std: mean and standard deviation of red, green and blue (0 to 1) by which images are normalised.
         magnified: whether patches were learned at the size of pixels that the card gives as its spacing.
         symmetries: under which pictures mean the same.
     """
@@ -150,7 +149,7 @@ class PatchesModel(NetworkModel["_Network"]):
         return [replace(part, findings=lambda: view.findings(members, self.card))]
 
     def sized(self, pixels: Pixels) -> Pixels:
-        """A picture in the size that was learned from."""
+        """The picture in the size of the training pictures."""
         return _resized(pixels, self.settings.size)
 
     def picture_network(self) -> PictureLogits:
@@ -200,7 +199,7 @@ class _Network(MemberNetwork):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """An image as networks see it, and the grid of the cells that they answer for.
+    """An image as the networks see it, and the grid of the cells that they predict.
 
     Attributes:
         cells: the grid of cells, one plane.
@@ -237,7 +236,7 @@ class View:
 
 
 def _view(card: ModelCard, settings: PatchSettings, scans: Sequence[Volume], anyway: bool) -> View:
-    """The image as the model wants it.
+    """Prepare the image for the model.
 
     Raises:
         RequestError: it has several slices, or another number of channels.
@@ -298,7 +297,7 @@ def _slide_view(card: ModelCard, settings: PatchSettings, slide: Slide, anyway: 
 def _factor(
     card: ModelCard, settings: PatchSettings, scan: Volume, anyway: bool
 ) -> tuple[float, tuple[str, ...]]:
-    """Pixels of an image along one pixel of the training, and what is doubtful about it."""
+    """The number of image pixels along one training pixel, and warnings about it."""
     if not settings.magnified:
         return 1.0, ()
     name = scan.source or "The image"
@@ -333,7 +332,7 @@ def _window(settings: PatchSettings) -> tuple[float, float]:
 
 
 def _reader(pixels: Pixels) -> Callable[[Box], Pixels]:
-    """What reads boxes of pixels that are in memory; white outside."""
+    """A function that reads boxes of pixels from memory; pixels outside of the image are white."""
 
     def read(box: Box) -> Pixels:
         result = np.full((box.rows, box.columns, 3), 255, np.uint8)

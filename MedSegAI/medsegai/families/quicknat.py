@@ -1,4 +1,4 @@
-"""The family of QuickNAT: one 2D network per view of the brain, their probabilities joined.
+"""The family of QuickNAT: one 2D network for each view of the brain, whose probabilities are fused.
 
 Roy et al., "QuickNAT: A fully convolutional network for quick and accurate segmentation of neuroanatomy",
 NeuroImage 2019; uncertainty by Monte-Carlo dropout from Roy et al., "Bayesian QuickNAT", NeuroImage 2019.
@@ -43,15 +43,15 @@ from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry
 
 MOST_FILTERS = 1024
-"""Filters that a card may ask for: with more a network would not fit into memory."""
+"""The largest number of filters that a card may ask for; with more, a network would not fit into memory."""
 
 AIR = 0.02
-"""Slices in which nothing is brighter than this part of the range are background without asking."""
+"""Slices in which no voxel exceeds this share of the range are background, without running the network."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a QuickNAT card says in `settings`."""
+    """The `settings` of a QuickNAT card."""
 
     filters: int = 64
     slices: int = 1
@@ -172,10 +172,10 @@ class _Network(MemberNetwork):
 
 @dataclass
 class ViewMember:
-    """One pass of one view over the head, (k, j, i).
+    """A pass of a view over the head, (k, j, i).
 
-    Networks see all of `head`, with the air around it; answers are given for the box `kept` of it, which is the
-    native grid. Slices outside the `wanted` box of that grid are left out.
+    Networks see all of `head`, with the air around it; predictions are kept in its box `kept`, which is the native
+    grid. Slices outside of the `wanted` box of that grid are left out.
     """
 
     network: _Network

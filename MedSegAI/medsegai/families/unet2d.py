@@ -46,7 +46,7 @@ BYTES_A_VOXEL = 16
 
 @dataclass(frozen=True)
 class Answering:
-    """What a card says of answers, beside the network and how images come to it.
+    """The settings of a card for the network's output.
 
     Attributes:
         mirror: axes of the image (0: rows, 1: columns) along which mirrored images are as good.
@@ -81,7 +81,7 @@ def load(card: ModelCard) -> UNet2DModel:
 
 
 class UNet2DModel(NetworkModel["_Network"]):
-    """2D networks that see all of an image, or tiles of it."""
+    """2D networks that see an image as a whole, or tile by tile."""
 
     def __init__(self, card: ModelCard) -> None:
         try:
@@ -151,7 +151,7 @@ class _Tiling:
 
 
 class _Network(MemberNetwork):
-    """The network of one member, and what its answers are."""
+    """The network of one member, and the meaning of its output."""
 
     def __init__(self, card: ModelCard, member: MemberCard, answering: Answering) -> None:
         super().__init__(card, member)

@@ -36,7 +36,7 @@ MOST_PATCH_VOXELS = 2**23
 
 @dataclass(frozen=True)
 class Settings:
-    """What a card says in `settings` of itself and of a member, but for its network.
+    """The `settings` of a card and of a member, except those of the network.
 
     Attributes:
         patch: (k, j, i) voxels that the network sees at once.
@@ -76,7 +76,7 @@ def load(card: ModelCard) -> UNet3DModel:
 
 
 class UNet3DModel(NetworkModel["_Network"]):
-    """3D networks, each on a grid of its own."""
+    """3D networks, each on its own grid."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card, {member.name: _Network(card, member) for member in card.members})

@@ -133,7 +133,7 @@ class ResultBuilder:
             changes.append(refined.to_dict(refinement))
         if not self.labelmap.any():
             self.warnings.append(
-                "Nothing was found. Is the image of the kind that the model was made for?"
+                "No structure was found. Check that the image is of the kind that the model was made for."
             )
         progress.step("refine", 1, 1)
         return changes

@@ -124,7 +124,7 @@ class Archive:
         Args:
             wanted: which.
             folder: must not exist, or be empty.
-            step: told how many files are there, and of how many. It may raise, to stop.
+            step: receives the number of received files and the number of all files. It may raise, to stop.
 
         Returns:
             How many files it has.

@@ -34,7 +34,7 @@ REDIRECTS = 5
 BLOCK = 1 << 18
 
 Step = Callable[[int, "int | None"], None]
-"""Told how many bytes are there, and of how many where the server says so. It may raise, to stop."""
+"""Receives the number of received bytes, and of all bytes if the server says it. It may raise, to stop."""
 
 
 def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:

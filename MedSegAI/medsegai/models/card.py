@@ -1,7 +1,7 @@
-"""The model card: everything that is known about one model is here and nowhere else.
+"""The model card, which contains everything that is known about a model.
 
 A model is a folder with `card.json` and the weights that it names. Reading cards does not import torch, so a
-catalogue of models opens at once, also inside Slicer's own process. Which models there are: `catalogue`.
+catalogue of models opens at once, also inside Slicer's own process. The module `catalogue` lists the models.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ PICTURE_NAME = "picture.png"
 """A picture of what the model does, beside its card; it may be missing."""
 
 LARGEST_VALUE = 2**16 - 1
-"""Label maps have 16 bits for a value."""
+"""The largest label value, because label maps have 16 bits per value."""
 
 LONGEST_NAME = 255
-"""Letters of a name, as of a file."""
+"""The largest number of characters of a name, as in a file name."""
 
 FAMILIES_WITH_EXTRAS = ("monai",)
 """Families whose networks need further packages; the extra has the name of the family."""
 
 SPACINGS_MM = (1e-5, 1000.0)
-"""Allowed lengths of a voxel, from optical microscopy to a whole body in one slice."""
+"""The range of allowed voxel spacings in mm, from optical microscopy to a whole body in one slice."""
 
 SIDES_MM = (0.01, 10_000.0)
-"""Allowed lengths of the sides of a scan."""
+"""The range of allowed lengths of the sides of a scan in mm."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class MemberCard:
     Attributes:
         name: unique in its card, such as a view or a fold.
         weights: file name in the card's folder; None for members that need no file.
-        sha256: of that file, as hexadecimal digits.
-        weight: share in the fusion.
+        sha256: the SHA-256 of that file, as hexadecimal digits.
+        weight: the weight in the fusion.
         classes: for each output channel its target labels; () is the background. A channel that
             cannot distinguish left from right has those of both sides.
         settings: settings that only the family of this member understands.
@@ -83,7 +83,7 @@ class MemberCard:
     family: str = field(default="", metadata=UNLESS_DEFAULT)
 
     def answers_to(self, name: str) -> bool:
-        """Whether this is its name, the configuration or the fold in its name, or the family that it states."""
+        """Whether `name` is its name, the configuration or the fold in its name, or its family."""
         return name in (self.name, *self.name.split("/"), *filter(None, [self.family]))
 
 

@@ -41,15 +41,15 @@ BUNDLED_MODELS = _bundled_models(Path(__file__).parent)
 
 
 def user_models_folder() -> Path | None:
-    """Where imported models are kept: MEDSEGAI_MODELS, or a folder of the user's own; None without a home."""
+    """The folder of imported models: MEDSEGAI_MODELS, or a folder in the user's home; None without a home."""
     return own_folder("models", MODELS_VARIABLE)
 
 
 def own_models_folder() -> Path:
-    """Return where imported models are kept.
+    """Return the folder of imported models.
 
     Raises:
-        OutputError: this user has no home, and `MODELS_VARIABLE` names no folder.
+        OutputError: the user has no home, and `MODELS_VARIABLE` is not set.
     """
     folder = user_models_folder()
     if folder is None:

@@ -45,16 +45,16 @@ from medsegai.training.pictures import (
 logger = logging.getLogger(__name__)
 
 FINDER_STEPS = 60
-"""Rates that the finder tries."""
+"""The number of rates that the finder tries."""
 
 SHALLOW = 0.1
 """Learning rate of the shallower half of the encoder beside that of the deeper half."""
 
 VARIANTS = 3
-"""Changed copies of each picture whose features the frozen stage learns from, beside the picture itself."""
+"""The number of augmented copies of each picture that the frozen stage learns from besides the picture itself."""
 
 FROZEN_PICTURES = 20_000
-"""Pictures that the frozen stage learns from at most."""
+"""The largest number of pictures that the frozen stage learns from."""
 
 FROZEN_STEPS = 200
 """The largest number of steps of L-BFGS."""

@@ -65,13 +65,13 @@ logger = logging.getLogger(__name__)
 REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "held-out.csv"
 
 NORMAL = ("normal", "negative", "background", "healthy", "benign", "none", "no", "0", "false")
-"""What people call the class that means nothing was found."""
+"""Usual names of the class which means that nothing was found."""
 
 LOOKED_AT = 20
-"""Pictures that are looked at for colours."""
+"""The number of pictures that are examined for colours."""
 
 WHOLE_PICTURE = 320
-"""Side that whole pictures are brought to, unless another is asked for."""
+"""The default side of whole pictures, in pixels."""
 
 COLOURS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 170, 40), (150, 80, 190))
 

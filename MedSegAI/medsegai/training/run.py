@@ -1,4 +1,4 @@
-"""A training run, whatever it trains: its folder, log, checkpoints, validation and end."""
+"""A training run of any kind of network: its folder, log, checkpoints, validation and end."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Run:
             distributed.destroy_process_group()
 
     def fingerprint(self) -> str:
-        """What decides the result: a run is only resumed with what it began with."""
+        """A hash of the settings that the result depends on; a run is resumed only with the same hash."""
         return self.config.fingerprint()
 
     def _step(self, trainer: Trainer, step: int) -> Tensor:

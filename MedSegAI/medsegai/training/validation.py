@@ -1,4 +1,4 @@
-"""How good the networks are on held-out volumes: Dice of every class."""
+"""Validation of the networks on held-out volumes by the Dice of every class."""
 
 from __future__ import annotations
 

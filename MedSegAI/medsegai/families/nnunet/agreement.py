@@ -1,4 +1,4 @@
-"""Whether a checkpoint was trained for what its folder says: it keeps the plans of its training."""
+"""A check that a checkpoint was trained with the plans of its folder; it contains the plans of its training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medsegai.networks.checkpoints import Checkpoint
 def check_agreement(
     path: Path, checkpoint: Checkpoint, card: ModelCard, member: MemberCard
 ) -> None:
-    """Refuse a checkpoint that another configuration or other plans trained.
+    """Check that a checkpoint was trained with this configuration and these plans.
 
-    Only what its weights depend on is compared; a patch may be made larger after training.
+    Only settings that the weights depend on are compared, because a patch may be enlarged after the training.
 
     Raises:
-        ModelError: it was trained for something else.
+        ModelError: the checkpoint was trained with another configuration or other plans.
     """
     name = member.settings["configuration"]
     if checkpoint.configuration != name:

@@ -1,7 +1,7 @@
-"""From what nnU-Net v2 trained to a model folder with safetensors weights, which no longer can run code.
+"""Conversion of nnU-Net v2 models to model folders with safetensors weights, which cannot run code.
 
-Taken are a results folder, one fold of it, the folder of a dataset, and the archive that
-`nnUNetv2_export_model_to_zip` writes of one.
+The input can be a results folder, one of its folds, the folder of a dataset, or the archive that
+`nnUNetv2_export_model_to_zip` writes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _kind_of(path: PurePosixPath) -> Kind:
 
 
 def _model_in(folder: Path) -> Path:
-    """The folder that nnU-Net made, perhaps inside others."""
+    """Find the folder that nnU-Net wrote, which may be inside of other folders."""
     place = folder
     while not is_nnunet_folder(place):
         inside = [path for path in place.iterdir() if path.is_dir() and path.name != "__MACOSX"]
