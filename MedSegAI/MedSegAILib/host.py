@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import slicer
 import slicer.util
 
 from medsegai.errors import InputError, ModelError, WorkerError
+from MedSegAILib.guarding import guarded
 from MedSegAILib.panel_values import Choice, SeriesRow
 from MedSegAILib.recent_log import RecentLog
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
@@ -22,8 +22,6 @@ from MedSegAILib.scene.undo import undo_in
 from MedSegAILib.slicer_types import SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import WorkerLocation
-
-logger = logging.getLogger(__name__)
 
 SLAB_VIEW = "vtkMRMLSliceNodeRed"
 
@@ -199,15 +197,13 @@ class Host:
         """
         import SampleData
 
-        try:
+        failures: list[Exception] = []
+        with guarded(failures.append, "The sample %s was not loaded", name):
             node = SampleData.downloadSample(name)
-        except Exception as error:  # whatever a download raises, there is no scan
-            logger.exception("The sample %s was not loaded", name)
-            reason = f"{type(error).__name__}: {error}"
-        else:
             if node is not None:
                 return node
-            reason = _("nothing came")
+        reasons = [f"{type(failure).__name__}: {failure}" for failure in failures]
+        reason = reasons[0] if reasons else _("nothing came")
         raise InputError(
             _(
                 "The sample {name} was not loaded ({reason}). Check the network, or load your own scan."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,13 @@ from medsegai.volume import Volume
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import NO_MODEL, Context
 from MedSegAILib.controller.results import Results
+from MedSegAILib.guarding import guarded
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import Choice
 from MedSegAILib.slicer_types import Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
 NO_VOLUME = "There is no input volume. Load an image and choose it."
-
-logger = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -203,13 +201,16 @@ class Jobs:
         if not self._previews:
             return
         preview, node = self._previews[0], None
-        try:
-            node = conclude(preview)
-        except MedSegAIError as error:
-            self._context.panel.show_error(str(error))
-        except Exception as error:
-            logger.exception("The preview %s could not be concluded", preview.node.GetName())
-            self._context.panel.show_error(texts.defect(error), log=True)
+        failures: list[Exception] = []
+        with guarded(
+            failures.append, "The preview %s could not be concluded", preview.node.GetName()
+        ):
+            try:
+                node = conclude(preview)
+            except MedSegAIError as error:
+                self._context.panel.show_error(str(error))
+        for failure in failures:
+            self._context.panel.show_error(texts.defect(failure), log=True)
             if self._context.scene.is_present(preview.node):
                 return  # it is as it was, and can be tried again
         self._previews.pop(0)

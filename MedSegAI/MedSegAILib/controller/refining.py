@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from medsegai.errors import Cancelled, MedSegAIError, RequestError, WorkerError
@@ -12,8 +11,9 @@ from medsegai.worker.requests import RefinementResult
 from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.results import Results
+from MedSegAILib.guarding import guarded
 from MedSegAILib.panel_values import RefineChoice
-from MedSegAILib.slicer_types import Node
+from MedSegAILib.slicer_types import Node, SegmentationNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.deferred_request import Reading
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from MedSegAILib.scene.refining import Draft
     from MedSegAILib.worker.queue import Entry
 
-logger = logging.getLogger(__name__)
 
 STALE = "The preview was made with other choices and was removed."
 ONLY_SHOWN = (
@@ -77,16 +76,18 @@ class Refining:
             self._start(shown_only=False)
             return
         preview, self._preview = self._preview, None
-        try:
-            node = preview.accept()
-        except MedSegAIError as error:
-            self._view.show_message(str(error), problem=True)
-        except Exception as error:
-            logger.exception("The preview of a refinement could not be applied")
-            self._context.panel.show_error(texts.defect(error), log=True)
+        node: SegmentationNode = None
+        failures: list[Exception] = []
+        with guarded(failures.append, "The preview of a refinement could not be applied"):
+            try:
+                node = preview.accept()
+            except MedSegAIError as error:
+                self._view.show_message(str(error), problem=True)
+        for failure in failures:
+            self._context.panel.show_error(texts.defect(failure), log=True)
             if self._context.scene.is_present(preview.node):
                 self._preview = preview  # it is as it was, and can be tried again
-        else:
+        if node is not None:
             self._tell(*self._words, *self._context.scene.notes)
             self._refresh(node)
         self._show_state()

@@ -6,7 +6,6 @@ state that a table can show, and those that are over stay until they are removed
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,8 +17,6 @@ from MedSegAILib.guarding import guarded
 from MedSegAILib.signals import Signal
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.listener import JobListener
-
-logger = logging.getLogger(__name__)
 
 
 class JobClient(Protocol):
@@ -207,18 +204,19 @@ class JobQueue:
     def _begin(self, entry: Entry) -> None:
         self._running, entry.state = entry, JobState.RUNNING
         self._notify(self.changed.emit)
-        try:
-            request = entry.make_request()
-            if entry.stopping:  # the scene was closed while its voxels were read
-                raise Cancelled(_("Cancelled before it began."))
-            self._client.start(request, _Relay(self, entry))
-        except MedSegAIError as error:
-            self._conclude(entry, error)
-        except Exception as error:
-            # The others have nothing to do with this one, and must not wait for ever.
-            logger.exception("Unexpected error while %s was prepared", entry.title)
+        failures: list[Exception] = []
+        # The others have nothing to do with this one, and must not wait for ever.
+        with guarded(failures.append, "Unexpected error while %s was prepared", entry.title):
+            try:
+                request = entry.make_request()
+                if entry.stopping:  # the scene was closed while its voxels were read
+                    raise Cancelled(_("Cancelled before it began."))
+                self._client.start(request, _Relay(self, entry))
+            except MedSegAIError as error:
+                self._conclude(entry, error)
+        for failure in failures:
             text = _("Unexpected error in MedSegAI: {error}. Please report it.")
-            self._conclude(entry, WorkerError(text.format(error=_named(error))))
+            self._conclude(entry, WorkerError(text.format(error=_named(failure))))
 
     def _progress(self, entry: Entry, event: ProgressEvent) -> None:
         entry.stage, entry.fraction = event.stage, event.fraction
@@ -250,19 +248,20 @@ class JobQueue:
     def _deliver(self, entry: Entry, result: Any) -> None:
         """Give a result to the listener. Where it cannot use it, the work of minutes must not be lost."""
         entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
-        try:
-            entry.listener.finished(result)
-        except MedSegAIError as error:
-            entry.kept = result
-            self._fail(entry, error)
-        except Exception as error:
-            logger.exception("The result of %s could not be used", entry.title)
+        failures: list[Exception] = []
+        with guarded(failures.append, "The result of %s could not be used", entry.title):
+            try:
+                entry.listener.finished(result)
+            except MedSegAIError as error:
+                entry.kept = result
+                self._fail(entry, error)
+        for failure in failures:
             entry.kept = result
             text = _(
                 "The result of {title} could not be added to the scene ({error}) and is kept. Choose the job in "
                 "the queue and press Try again, and please report this with the log."
             )
-            self._fail(entry, WorkerError(text.format(title=entry.title, error=_named(error))))
+            self._fail(entry, WorkerError(text.format(title=entry.title, error=_named(failure))))
 
     def _fail(self, entry: Entry, error: MedSegAIError) -> None:
         entry.state = JobState.CANCELLED if isinstance(error, Cancelled) else JobState.FAILED

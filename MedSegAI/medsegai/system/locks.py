@@ -52,26 +52,29 @@ def reserved(paths: Iterable[Path]) -> Iterator[None]:
 
 
 def _locked(path: Path, lock: Path) -> IO[str]:
-    while True:
+    while True:  # again where the one that had it before removed it meanwhile
         file = lock.open("a+", encoding="ascii", errors="replace")
-        try:
-            if not try_lock(file):
-                file.seek(0)
-                raise OutputError(
-                    f"{path} is being written by another run of MedSegAI (process {file.read(20).strip()}). Wait "
-                    "until that ends, or name another place."
-                )
-            if os.path.exists(lock) and os.path.samestat(os.stat(lock), os.fstat(file.fileno())):
-                with contextlib.suppress(OSError):  # a full disk has no room for the number
-                    file.truncate(0)
-                    os.write(file.fileno(), str(os.getpid()).encode())
-                return file
-        except BaseException as error:
-            file.close()
-            if isinstance(error, OSError):  # there are no locks, so nobody has it
+        with contextlib.ExitStack() as closing:
+            closing.callback(file.close)
+            try:
+                if not try_lock(file):
+                    file.seek(0)
+                    raise OutputError(
+                        f"{path} is being written by another run of MedSegAI (process {file.read(20).strip()}). "
+                        "Wait until that ends, or name another place."
+                    )
+                if os.path.exists(lock) and os.path.samestat(
+                    os.stat(lock), os.fstat(file.fileno())
+                ):
+                    with contextlib.suppress(OSError):  # a full disk has no room for the number
+                        file.truncate(0)
+                        os.write(file.fileno(), str(os.getpid()).encode())
+                    closing.pop_all()  # the caller closes it
+                    return file
+            except OSError:  # there are no locks, so nobody has it
+                file.close()
                 lock.unlink(missing_ok=True)
-            raise
-        file.close()  # the one that had it before removed it meanwhile
+                raise
 
 
 def _release(lock: Path, file: IO[str]) -> None:
