@@ -159,6 +159,17 @@ def test_images_in_subfolders_are_told_of(tmp_path: Path) -> None:
     assert "write a table of cases" in told[0]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_among_the_scans_is_a_case_that_fails(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    os.mkfifo(tmp_path / "notes.txt")
+    (case,) = find_cases(tmp_path, 1)
+    assert case.name == "pipe"
+    with pytest.raises(InputError, match=r"pipe\.nii\.gz is a device or a pipe"):
+        read_volume(*case.images())
+
+
+
 def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match="holds no scan"):

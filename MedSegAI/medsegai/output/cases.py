@@ -158,17 +158,19 @@ def _unicode(name: str) -> str:
 
 
 def _image_name(path: Path, endings: Sequence[str] = ENDINGS) -> str | None:
-    """The name of an image file without its ending; None for anything else, segmentations among it."""
+    """The name of an image file without its ending; None for anything else, segmentations among it.
+
+    A pipe or a link to nothing that has the name of an image counts: its case fails with the reason, and is not passed
+    over.
+    """
     name = path.name.lower()
-    if name.startswith(".") or name.endswith(".seg.nrrd"):
-        return None
-    if not path.is_file() and not _is_dangling(path):
+    if name.startswith(".") or name.endswith(".seg.nrrd") or path.is_dir():
         return None
     return next((path.name[: -len(end)] for end in endings if name.endswith(end)), None)
 
 
 def _is_dangling(path: Path) -> bool:
-    """Whether it is a link whose file is not here: its case fails with the reason, and is not passed over."""
+    """Whether it is a link whose file is not here."""
     return path.is_symlink() and not path.exists()
 
 
