@@ -11,7 +11,7 @@ from typing import Any
 
 from medsegai.models.card import ModelCard
 from medsegai.models.quality import CHECK, POOR
-from medsegai.request import Refinement
+from medsegai.models.refinement import Refinement
 from medsegai.worker.batch_events import CaseState
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode

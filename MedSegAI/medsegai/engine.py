@@ -39,17 +39,12 @@ from medsegai.models import quality
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import shown
+from medsegai.models.refinement import Refinement
 from medsegai.models.suitability import check_suits
 from medsegai.networks.backends import Compute, choose_compute
 from medsegai.progress import Progress
 from medsegai.refinements import options_of, parse, uses_candidates
-from medsegai.request import (
-    Candidates,
-    Refinement,
-    SegmentationRequest,
-    SegmentationResult,
-    StructureMeasures,
-)
+from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.system.machine import peak_memory_mb
 from medsegai.volume import Geometry, Volume, check_same_grid
 

@@ -24,6 +24,7 @@ PLAIN = frozenset(
         "models.nnunet_parts",
         "models.nnunet_plans",
         "models.quality",
+        "models.refinement",
         "models.suitability",
         "progress",
         "request",

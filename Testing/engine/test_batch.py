@@ -169,7 +169,6 @@ def test_a_pipe_among_the_scans_is_a_case_that_fails(tmp_path: Path) -> None:
         read_volume(*case.images())
 
 
-
 def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match="holds no scan"):

@@ -18,7 +18,7 @@ from medsegai.families import load_model
 from medsegai.families.monai import import_model
 from medsegai.families.monai.labels import channel_names, overlapping
 from medsegai.models.card import ModelCard, load_card
-from medsegai.request import Refinement
+from medsegai.models.refinement import Refinement
 from monai_bundles import LOAD, REGIONS_BACK, UNET, Bundle, after, step
 
 Capture = pytest.CaptureFixture[str]

@@ -18,8 +18,9 @@ import tiny_quicknat
 from medsegai import cli, engine
 from medsegai.families._sliding import logits_by_planes, window
 from medsegai.io import read_volume
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Draft, Refined, apply_refinement
-from medsegai.request import Refinement, SegmentationRequest
+from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 from nnunet_models import Made, make_model
 from test_nnunet_parity import COARSE, REGIONS, made_image

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from images import DIRECTIONS
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Draft, apply_refinement, smoothing
-from medsegai.request import Candidates, Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Geometry, Volume
 from refinement_cases import ball, candidates_of, draft_of, grid, image_of, noisy
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medsegai.cli import main
 from medsegai.errors import RequestError
 from medsegai.io import read_labelmap, write_volume
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import (
     Draft,
     apply_refinement,
@@ -24,7 +25,7 @@ from medsegai.refinements import (
     options_of,
     refinement_names,
 )
-from medsegai.request import Candidates, Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Volume
 from refinement_cases import draft_of, grid, image_of, noisy
 

@@ -14,8 +14,9 @@ import tiny_quicknat
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
 from medsegai.models.card import CARD_NAME, load_card
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Draft, apply_refinement, parse, title
-from medsegai.request import Refinement, SegmentationRequest, SegmentationResult
+from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from refinement_cases import ball_scan
 

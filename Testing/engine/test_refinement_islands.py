@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medsegai.io import read_labelmap
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Draft, apply_refinement
 from medsegai.refinements._components import components
-from medsegai.request import Refinement
 from medsegai.volume import Volume
 from refinement_cases import candidates_of, draft_of, grid, noisy
 

@@ -20,10 +20,11 @@ from medsegai.inference.probabilities import Probabilities
 from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import read_volume
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, apply_refinement, parse, refinement_names, title
 from medsegai.refinements._overlapping import Regions, apply_to_regions
-from medsegai.request import Candidates, Refinement, SegmentationRequest, SegmentationResult
+from medsegai.request import Candidates, SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 from nnunet_models import Made, make_model
 from refinement_cases import SHAPE, grid, image_of

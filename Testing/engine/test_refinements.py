@@ -16,6 +16,7 @@ from medsegai.cli import main
 from medsegai.errors import Cancelled, GeometryError, RequestError
 from medsegai.io import read_labelmap, write_segmentation, write_volume
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.progress import Progress
 from medsegai.refinements import (
     Draft,
@@ -25,7 +26,7 @@ from medsegai.refinements import (
     refinement_names,
     summary,
 )
-from medsegai.request import Refinement, SegmentationRequest
+from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 from refinement_cases import candidates_of, draft_of, grid, image_of, noisy
 

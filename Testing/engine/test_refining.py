@@ -22,8 +22,9 @@ from medsegai.io import read_labelmap, read_volume
 from medsegai.labels import Label
 from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Draft, apply_refinement
-from medsegai.request import Refinement, SegmentationRequest
+from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
 
 LABELS = (Label(1, "Large", (9, 9, 9)), Label(2, "Small", (9, 9, 8)))

@@ -9,9 +9,10 @@ import pytest
 
 from medsegai.errors import Cancelled, RequestError, WorkerError
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, apply_refinement
-from medsegai.request import Candidates, Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Geometry, Volume
 from medsegai.worker import protocol
 from medsegai.worker.array_transfer import ExchangeFolder

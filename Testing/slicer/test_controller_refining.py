@@ -9,8 +9,8 @@ import pytest
 
 from controller_help import HEAD, House, Node
 from medsegai.errors import Cancelled, DeviceError, InputError, WorkerError
+from medsegai.models.refinement import Refinement
 from medsegai.progress import ProgressEvent
-from medsegai.request import Refinement
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.panel_values import RefineChoice, StructureRow
 

@@ -14,9 +14,10 @@ from PySide6 import QtCore, QtWidgets
 
 import pythonqt
 from medsegai import refinements
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import option_fields, parse, refinement_names, summary, title
 from medsegai.refinements._settings import setting
-from medsegai.request import Refinement, request_from_options, request_options
+from medsegai.request import request_from_options, request_options
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.fields import field_widget, tip_of, title_of, words_of
 from MedSegAILib.panel_values import SegmentRow

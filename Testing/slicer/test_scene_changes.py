@@ -9,8 +9,8 @@ import pytest
 import slicer
 from slicer.util import updateVolumeFromArray
 
+from medsegai.models.refinement import Refinement
 from medsegai.progress import Progress
-from medsegai.request import Refinement
 from medsegai.volume import Geometry
 from medsegai.worker.refine_job import refine
 from medsegai.worker.requests import RefinementResult

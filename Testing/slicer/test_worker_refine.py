@@ -13,8 +13,8 @@ import pytest
 
 from medsegai.errors import Cancelled, RequestError, WorkerError
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.progress import Progress
-from medsegai.request import Refinement
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.measure_and_export_jobs import measure_segments
 from medsegai.worker.refine_job import refine

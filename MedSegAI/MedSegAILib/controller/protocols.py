@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medsegai.models.card import ModelCard
+from medsegai.models.refinement import Refinement
 from medsegai.progress import ProgressEvent
-from medsegai.request import Refinement, SegmentationResult
+from medsegai.request import SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
 from MedSegAILib.output_choice import OutputChoice

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import option_fields
-from medsegai.request import Refinement
 from MedSegAILib.panel.fields import FieldWidget, field_widget, tip_of, title_of
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.slicer_types import Widget

@@ -8,8 +8,8 @@ from typing import Any
 import qt
 
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import as_text, option_fields, refinement_names, summary, title
-from medsegai.request import Refinement
 from MedSegAILib.panel.fields import title_of
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.slicer_types import Widget

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.models.card import ModelCard
-from medsegai.request import Candidates, Refinement, SegmentationResult
+from medsegai.models.refinement import Refinement
+from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
 from MedSegAILib.doubtful_places import DoubtfulPlace, Step

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import uses_candidates
-from medsegai.request import Candidates, Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Box, Geometry, Volume
 from medsegai.worker.requests import RefinementRequest, RefinementResult
 from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of

@@ -19,7 +19,7 @@ from medsegai.evaluation.crossval import (
 from medsegai.evaluation.postprocessing import Decision
 from medsegai.io import write_card
 from medsegai.models.card import CARD_NAME, MemberCard, ModelCard, file_sha256, load_card
-from medsegai.request import Refinement
+from medsegai.models.refinement import Refinement
 
 MODEL = "model"
 

@@ -14,8 +14,8 @@ from medsegai.errors import ModelError, RequestError
 from medsegai.evaluation.measures import evaluate
 from medsegai.labels import Label
 from medsegai.models.card import ModelCard
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Draft, apply_refinement, parse
-from medsegai.request import Refinement
 from medsegai.volume import Volume
 
 ROWS = (

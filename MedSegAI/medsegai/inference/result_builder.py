@@ -13,10 +13,11 @@ from medsegai.inference.fusion import Ensemble
 from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import two_best
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.progress import Progress
 from medsegai.refinements import Draft, Refined, Step, apply_refinement
 from medsegai.refinements._overlapping import Regions, apply_to_regions
-from medsegai.request import Candidates, Refinement, SegmentationRequest, StructureMeasures
+from medsegai.request import Candidates, SegmentationRequest, StructureMeasures
 from medsegai.volume import Geometry, Volume
 
 

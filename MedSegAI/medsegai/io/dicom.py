@@ -126,7 +126,8 @@ def _next_to_it(
 ) -> list[str]:
     """A note about single slices of other series that lie where the next slice of this one would.
 
-    Programs that make identifiers anew may give one slice another series than the rest.
+    Programs that make identifiers anew may give one slice another series than the rest. A slice without an
+    identifier of its series is damaged, and `_left_out` reports it.
     """
     first, last = slices[0], slices[-1]
     step = (last.position - first.position) / (len(slices) - 1)
@@ -135,7 +136,7 @@ def _next_to_it(
     found = [
         other.slices[0].path.name
         for other in others
-        if other.uid != series.uid and len(other.slices) == 1
+        if other.uid not in ("", series.uid) and len(other.slices) == 1
         for item in other.slices
         if item.size == first.size
         and np.allclose(item.axes, first.axes, atol=1e-3)

@@ -27,7 +27,7 @@ from medsegai.models.json_fields import (
     to_json,
 )
 from medsegai.models.quality import Calibration, Reference
-from medsegai.request import Refinement
+from medsegai.models.refinement import Refinement
 
 CARD_NAME = "card.json"
 

@@ -39,7 +39,7 @@ from medsegai.models.nnunet_parts import (
     TRAINERS,
     check_settings,
 )
-from medsegai.request import Refinement
+from medsegai.models.refinement import Refinement
 
 FAMILY = "nnunet"
 RESULTS_NAME = re.compile(r"([^_].*?)__(.+?)__(.+)")

@@ -160,8 +160,8 @@ def _unicode(name: str) -> str:
 def _image_name(path: Path, endings: Sequence[str] = ENDINGS) -> str | None:
     """The name of an image file without its ending; None for anything else, segmentations among it.
 
-    A pipe or a link to nothing that has the name of an image counts: its case fails with the reason, and is not passed
-    over.
+    A pipe or a link to nothing that has the name of an image counts: its case fails with the reason, and is not
+    passed over.
     """
     name = path.name.lower()
     if name.startswith(".") or name.endswith(".seg.nrrd") or path.is_dir():

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from medsegai.boxes import label_boxes
 from medsegai.errors import GeometryError, RequestError, counted
 from medsegai.labels import Label, made_color
-from medsegai.request import Candidates, Refinement
+from medsegai.models.refinement import Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Volume, check_same_grid
 
 Step = Callable[[float], None]

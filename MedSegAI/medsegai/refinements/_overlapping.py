@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.labels import Label
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import Change, Draft, Refined, Step, apply_refinement, options_of
-from medsegai.request import Candidates, Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Geometry, Volume
 
 SURELY_IN = 128

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsegai.labels import Label
-from medsegai.request import Candidates, Refinement
+from medsegai.models.refinement import Refinement
+from medsegai.request import Candidates
 from medsegai.volume import Volume
 
 

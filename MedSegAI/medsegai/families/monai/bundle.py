@@ -28,8 +28,8 @@ from medsegai.families.monai.topology import topology_of
 from medsegai.families.monai.weights import read_weights_file, write_member
 from medsegai.models.card import Channel, ModelCard
 from medsegai.models.json_fields import read_json, shown
+from medsegai.models.refinement import Refinement
 from medsegai.networks.monai_networks import KINDS, Description, network_name
-from medsegai.request import Refinement
 
 FAMILY = "monai"
 
