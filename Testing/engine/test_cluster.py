@@ -104,7 +104,7 @@ def test_what_ends_a_worker_costs_no_other_case(client: Client, batch: Any, tmp_
     failed = {name for name, state in states(out).items() if state == "failed"}
     assert failed == {"b", "killer-x"}
     assert set(states(out).values()) == {"done", "failed"}
-    assert "The worker ended" in table(out)["killer-x"]["message"]
+    assert "Two workers ended" in table(out)["killer-x"]["message"]
     left = {path.name for path in out.iterdir()}
     done = {"a", "c", "d", "once-y", "written-z"}
     assert left == {f"{n}{e}" for n in done for e in (".seg.nrrd", ".json")} | {

@@ -190,7 +190,7 @@ def test_what_a_crash_leaves_elsewhere_goes_with_the_next_job(
         ("gone", FAKE, "No route to host"),
         ("gone", FAKE, "The computer gone cannot be reached"),
         ("stranger", FAKE, "Host key verification failed"),
-        ("box", "/nowhere/medsegai worker", "There is no /nowhere/medsegai on box"),
+        ("box", "/nowhere/medsegai worker", "The program /nowhere/medsegai was not found on box"),
     ],
 )
 def test_a_computer_that_cannot_do_it_is_told(
