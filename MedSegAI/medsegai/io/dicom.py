@@ -87,7 +87,8 @@ def _regular(
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
     known = {item: is_dicom(item) for item in files}
     found = [read_file(item) for item in files if known[item]]
-    series = _choose(path, found, wanted)
+    every = _series(found)
+    series = _choose(path, found, every, wanted)
     where = path if path.is_file() else Path(f"{path} ({series.describe()})")
     slices = list({item.identity: item for item in series.slices}.values())
     copies = len(series.slices) - len(slices)
@@ -97,7 +98,8 @@ def _regular(
     _check_space(where, series, found)
     check_memory(where, sum(item.size[0] * item.size[1] * item.voxel_bytes for item in slices))
     slices, matrix = _arranged(where, slices)
-    notes += _next_to_it(where, series, slices, _series(found))
+    others = [item for item in every if item.uid not in ("", series.uid)]
+    notes += _next_to_it(where, slices, matrix[:3, 2], others)
     return where, slices, matrix, (series, tuple(notes))
 
 
@@ -122,21 +124,22 @@ def _check_space(where: Path, series: _Series, files: Sequence[DicomFile]) -> No
 
 
 def _next_to_it(
-    where: Path, series: _Series, slices: Sequence[Slice], others: Sequence[_Series]
+    where: Path, slices: Sequence[Slice], step: NDArray[np.float64], others: Sequence[_Series]
 ) -> list[str]:
     """A note about single slices of other series that lie where the next slice of this one would.
+
+    `step` is the vector from each slice to the next, LPS mm.
 
     Programs that make identifiers anew may give one slice another series than the rest. A slice without an
     identifier of its series is damaged, and `_left_out` reports it.
     """
     first, last = slices[0], slices[-1]
-    step = (last.position - first.position) / (len(slices) - 1)
     tolerance = POSITION_TOLERANCE * float(np.linalg.norm(step))
     places = (first.position - step, last.position + step)
     found = [
         other.slices[0].path.name
         for other in others
-        if other.uid not in ("", series.uid) and len(other.slices) == 1
+        if len(other.slices) == 1
         for item in other.slices
         if item.size == first.size
         and np.allclose(item.axes, first.axes, atol=1e-3)
@@ -199,8 +202,9 @@ def _series(files: Iterable[DicomFile]) -> list[_Series]:
     return sorted(found.values(), key=lambda item: (item.number.zfill(12), item.uid))
 
 
-def _choose(path: Path, files: Sequence[DicomFile], wanted: str | None) -> _Series:
-    found = _series(files)
+def _choose(
+    path: Path, files: Sequence[DicomFile], found: Sequence[_Series], wanted: str | None
+) -> _Series:
     if wanted is not None:
         matches = [item for item in found if wanted == item.number or item.uid.endswith(wanted)]
         if len(matches) == 1:
