@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medsegai.networks.backends import Compute
 from medsegai.preprocessing.tiles import gaussian, padded, tile_starts
 from medsegai.volume import Box
 
@@ -116,6 +117,11 @@ def logits_by_planes(
         sums.count()
         final = at.depth if following is None else min(abs(following - row), at.depth)
         yield from sums.take(row, final)
+
+
+def sums_dtype(compute: Compute) -> torch.dtype:
+    """The type of the sums of a network's logits: half precision where the network computes in it."""
+    return torch.float16 if compute.mixed else torch.float32
 
 
 def zeros(

@@ -20,7 +20,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._member_network import MemberNetwork, NetworkModel
-from medsegai.families._sliding import logits_by_planes, window
+from medsegai.families._sliding import logits_by_planes, sums_dtype, window
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json, number
@@ -191,9 +191,10 @@ class PatchMember:
 
         offsets = self.network.offsets
         start = [part.start for part in self.wanted]
-        dtype = torch.float16 if compute.mixed else torch.float32
         for plane, logits in enumerate(
-            logits_by_planes(at, [(predict, 1.0)], 0, len(self.classes), compute.notes, dtype)
+            logits_by_planes(
+                at, [(predict, 1.0)], 0, len(self.classes), compute.notes, sums_dtype(compute)
+            )
         ):
             if offsets is not None:
                 logits = logits - offsets.to(logits.device)[:, None, None, None]

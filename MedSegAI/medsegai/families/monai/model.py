@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._channels import require_all_channels
 from medsegai.families._dropout import check_dropout, random_numbers
 from medsegai.families._member_network import MemberNetwork, NetworkModel
-from medsegai.families._sliding import Window, logits_by_planes
+from medsegai.families._sliding import Window, logits_by_planes, sums_dtype
 from medsegai.families.monai.scan import Scan
 from medsegai.families.monai.settings import Settings
 from medsegai.families.monai.window import streaming_order, window_over
@@ -209,9 +208,13 @@ class WindowMember:
 
         plane = 0
         first = len(self.classes) - self.settings.network.classes
-        dtype = torch.float16 if compute.mixed else torch.float32
         planes = logits_by_planes(
-            self.window, [(answer, 1.0)], first, len(self.classes), compute.notes, dtype
+            self.window,
+            [(answer, 1.0)],
+            first,
+            len(self.classes),
+            compute.notes,
+            sums_dtype(compute),
         )
         for values in planes:
             yield Block((plane, 0, 0), self._activated(values))
