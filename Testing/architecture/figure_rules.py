@@ -20,7 +20,8 @@ class Figures:
         documented: share of public functions, methods and classes with a docstring of their own, 0 to 1. Methods
             of protocols whose body is `...` do not count, because their implementations are documented.
         any_per_1000: how often `Any` stands in 1000 lines.
-        broad: handlers of `Exception`, `BaseException` or of everything.
+        broad: handlers of `Exception`, `BaseException` or of everything, alone or among others, and calls of
+            `contextlib.suppress` with them.
     """
 
     median: int
@@ -44,7 +45,9 @@ def figures_of(sources: Iterable[str]) -> Figures:
             if isinstance(node, Function):
                 lengths.append((node.end_lineno or node.lineno) - node.lineno + 1)
             elif isinstance(node, ast.ExceptHandler):
-                broad += node.type is None or ast.unparse(node.type) in BROAD
+                broad += node.type is None or _catches_anything(node.type)
+            elif isinstance(node, ast.Call) and _last_name(node.func) == "suppress":
+                broad += any(map(_catches_anything, node.args))
             elif isinstance(node, ast.Name):
                 uses += node.id == "Any"
     lengths.sort()
@@ -56,6 +59,16 @@ def figures_of(sources: Iterable[str]) -> Figures:
         1000 * uses / lines,
         broad,
     )
+
+
+def _catches_anything(caught: ast.expr) -> bool:
+    kinds = caught.elts if isinstance(caught, ast.Tuple) else [caught]
+    return any(_last_name(kind) in BROAD for kind in kinds)
+
+
+def _last_name(node: ast.expr) -> str:
+    """The name itself, without the module that it may be written with."""
+    return ast.unparse(node).rpartition(".")[2]
 
 
 def _public(node: ast.AST) -> Iterator[Function | ast.ClassDef]:

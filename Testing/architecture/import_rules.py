@@ -29,6 +29,7 @@ PLAIN = frozenset(
         "progress",
         "request",
         "system.confinement",
+        "system.guarding",
         "system.locks",
         "system.machine",
         "system.outside_text",

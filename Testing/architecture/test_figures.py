@@ -71,3 +71,20 @@ class Three:
     assert (found.longest, found.broad) == (6, 1)
     assert found.documented == pytest.approx(2 / 4)
     assert found.any_per_1000 == pytest.approx(1000 * 2 / len(text.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("statement", "broad"),
+    [
+        ("try: ...\nexcept: ...", 1),
+        ("try: ...\nexcept BaseException: ...", 1),
+        ("try: ...\nexcept (OSError, builtins.Exception) as error: ...", 1),
+        ("with contextlib.suppress(Exception): ...", 1),
+        ("with suppress(OSError, BaseException): ...", 1),
+        ("try: ...\nexcept (OSError, http.client.HTTPException): ...", 0),
+        ("with contextlib.suppress(OSError): ...", 0),
+    ],
+)
+def test_handlers_of_anything_are_found_in_every_form(statement: str, broad: int) -> None:
+    body = "".join(f"    {line}\n" for line in statement.splitlines())
+    assert figures_of([f"def one():\n{body}\ndef two(): ...\n"]).broad == broad

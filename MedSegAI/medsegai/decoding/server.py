@@ -8,30 +8,40 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from medsegai.errors import MedSegAIError
+from medsegai.system.guarding import attempt
 
 Answer = tuple[dict[str, Any], memoryview]
 
 
 def answer(asked: dict[str, Any]) -> Answer:
-    """What the function gives that a request names, such as "itk.header", or why it failed."""
+    """What the function gives that a request names, such as "itk.header", or why it failed.
+
+    Whatever a file makes go wrong, the next one may be sound.
+    """
+    return attempt(partial(_called, asked), _failure)
+
+
+def _called(asked: dict[str, Any]) -> Answer:
     module, name = asked["what"].split(".")
-    try:
-        function = getattr(importlib.import_module(f"medsegai.decoding.{module}"), name)
-        limit(asked["memory"], asked["seconds"])  # not of what its libraries take
-        given = function(**asked["arguments"])
-        if not isinstance(given, np.ndarray):
-            return given, memoryview(b"")
-        given = np.ascontiguousarray(given)
-        return {"shape": given.shape, "kind": given.dtype.str}, given.data.cast("B")
-    except MedSegAIError as error:
+    function = getattr(importlib.import_module(f"medsegai.decoding.{module}"), name)
+    limit(asked["memory"], asked["seconds"])  # not of what its libraries take
+    given = function(**asked["arguments"])
+    if not isinstance(given, np.ndarray):
+        return given, memoryview(b"")
+    given = np.ascontiguousarray(given)
+    return {"shape": given.shape, "kind": given.dtype.str}, given.data.cast("B")
+
+
+def _failure(error: Exception) -> Answer:
+    if isinstance(error, MedSegAIError):
         return {"refusal": str(error)}, memoryview(b"")
-    except Exception as error:  # noqa: BLE001, whatever it is, the next file may be sound
-        return {"error": f"{type(error).__name__}: {error}"}, memoryview(b"")
+    return {"error": f"{type(error).__name__}: {error}"}, memoryview(b"")
 
 
 def limit(memory: int, seconds: float) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread, current_thread, main_thread
@@ -29,6 +30,7 @@ from medsegai.models.json_fields import to_json
 from medsegai.networks.memory import keep_freed_memory
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.system.guarding import attempt
 from medsegai.worker.array_transfer import ExchangeFolder, blocks, remove_abandoned, take_block
 from medsegai.worker.protocol import (
     ALIVE,
@@ -196,19 +198,27 @@ class Worker:
     def _read(self) -> None:
         """Obey until `quit` comes; a pipe that ends without it has lost its client."""
         while line := self._incoming.readline(MOST_LINE):
-            try:
-                self._check_length(line)
-                message = decode(line)
-                if message["type"] == QUIT:
-                    return
-                self._obey(message)
-            except WorkerError as error:
-                self._send(ERROR, job=None, **pack_error(error))
-            except Exception as caught:
-                # Whatever a line makes go wrong, the next one is heard.
-                logger.exception("Unexpected defect at a line of the pipe")
-                self._send(ERROR, job=None, **pack_error(_defect(caught)))
+            # Whatever a line makes go wrong, the next one is heard.
+            if attempt(partial(self._take_line, line), self._report_line):
+                return
         self._orphaned = True
+
+    def _take_line(self, line: bytes) -> bool:
+        """Obey one line; True if it says `quit`."""
+        self._check_length(line)
+        message = decode(line)
+        if message["type"] == QUIT:
+            return True
+        self._obey(message)
+        return False
+
+    def _report_line(self, caught: Exception) -> None:
+        if isinstance(caught, WorkerError):
+            error = caught
+        else:
+            logger.exception("Unexpected defect at a line of the pipe")
+            error = _defect(caught)
+        self._send(ERROR, job=None, **pack_error(error))
 
     def _check_length(self, line: bytes) -> None:
         """Refuse a line that has no end, and pass over the rest of it."""
@@ -290,24 +300,19 @@ class Worker:
         self._send(ERROR, job=name, **pack_error(error))
 
     def _do(self, job: _WorkerJob) -> None:
-        error: MedSegAIError | None = None
-        try:
-            answer = encode({"type": RESULT, "job": job.id, "result": self._answer(job)})
-        except MedSegAIError as caught:
-            error = caught.with_traceback(None)  # its frames hold the arrays of the job
-        except MemoryError:
-            error = _out_of_memory()
-        except Exception as caught:
-            # The border of the process: what goes wrong in one job must not take the next along.
-            logger.exception("Unexpected defect in job %s", job.id)
-            error = _defect(caught)
-        if error is not None:
-            answer = encode({"type": ERROR, "job": job.id, **pack_error(error)})
+        # The border of the process: what goes wrong in one job must not take the next along.
+        answer = attempt(partial(self._result_line, job), partial(_failure, job.id))
+        failed = isinstance(answer, MedSegAIError)
+        if isinstance(answer, MedSegAIError):
+            answer = encode({"type": ERROR, "job": job.id, **pack_error(answer)})
         self._leave(job.exchange)
         del self._jobs[job.id]
         self._write(answer)
-        if error is not None:
+        if failed:
             _give_memory_back()  # may take a while, and the next job waits for it
+
+    def _result_line(self, job: _WorkerJob) -> bytes:
+        return encode({"type": RESULT, "job": job.id, "result": self._answer(job)})
 
     def _answer(self, job: _WorkerJob) -> Message:
         """Do the job, and see that the arrays of its result are where the client finds them."""
@@ -432,6 +437,16 @@ def _give_memory_back() -> None:
     gc.collect()
     if torch is not None and on_card:
         torch.cuda.empty_cache()
+
+
+def _failure(job: str, caught: Exception) -> MedSegAIError:
+    """What is reported of a job that raised this error."""
+    if isinstance(caught, MedSegAIError):
+        return caught.with_traceback(None)  # its frames hold the arrays of the job
+    if isinstance(caught, MemoryError):
+        return _out_of_memory()
+    logger.exception("Unexpected defect in job %s", job)
+    return _defect(caught)
 
 
 def _out_of_memory() -> DeviceError:

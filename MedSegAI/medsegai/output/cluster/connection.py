@@ -19,6 +19,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 
 from medsegai.errors import InputError, RequestError, WorkerError
+from medsegai.system.guarding import attempt, ignore
 from medsegai.system.machine import usable_cores
 from medsegai.worker.array_transfer import temporary_folder
 
@@ -141,8 +142,7 @@ def scheduler_at(place: str) -> Iterator[Client]:
 
 def _close(opened: Client | SpecCluster) -> None:
     """What Dask complains about on its way out must not hide why it ends. Workers end with this process anyway."""
-    with contextlib.suppress(Exception):
-        opened.close(timeout=CLOSE_SECONDS)
+    attempt(lambda: opened.close(timeout=CLOSE_SECONDS), ignore)
 
 
 def check_address(address: str) -> str:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any
+from typing import Any, NoReturn
 
 from distributed import Client, Future
 
@@ -34,6 +34,7 @@ from medsegai.output.cluster.worker import (
     look,
     model_hash,
 )
+from medsegai.system.guarding import attempt, ignore
 from medsegai.worker.batch_events import CaseState, Entry
 
 MOST_DEATHS = 2
@@ -104,8 +105,8 @@ def _registered(client: Client, plugin: CaseWorker) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(Exception):  # it must not hide why the batch ends
-            client.sync(client._unregister_worker_plugin, name=plugin.name, callback_timeout=5)
+        unregister = client._unregister_worker_plugin
+        attempt(lambda: client.sync(unregister, name=plugin.name, callback_timeout=5), ignore)
 
 
 def _gone(client: Client) -> WorkerError:
@@ -190,11 +191,11 @@ class _HandOut:
         task = self._tasks.get(key)
         if task is None:
             return  # its worker had gone before
-        try:
-            answer = task.future.result(timeout=ANSWER_SECONDS)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001, ours come as answers
-            self._check_connection(error)
-            answer = None  # the worker ended
+        answer = None  # unless the worker ended: our own errors come as answers
+        with contextlib.suppress(asyncio.CancelledError):
+            answer = attempt(lambda: task.future.result(timeout=ANSWER_SECONDS), ignore)
+        if answer is None and self._client.status != "running":
+            raise _gone(self._client)
         del self._tasks[key]
         if answer is None:
             yield from self._given_back(task.job, waiting)
@@ -272,11 +273,7 @@ class _HandOut:
             self._tell("There is no worker at the moment. Cases are waiting; Ctrl-C stops.")
 
     def _workers(self) -> set[str]:
-        try:
-            return set(self._client.nthreads(callback_timeout=ANSWER_SECONDS))
-        except Exception as error:
+        def lost(error: Exception) -> NoReturn:
             raise _gone(self._client) from error
 
-    def _check_connection(self, error: BaseException) -> None:
-        if self._client.status != "running":
-            raise _gone(self._client) from error
+        return attempt(lambda: set(self._client.nthreads(callback_timeout=ANSWER_SECONDS)), lost)

@@ -22,6 +22,7 @@ from medsegai.models.json_fields import to_json
 from medsegai.output.batch import CaseJob
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
+from medsegai.system.guarding import attempt
 from medsegai.worker.batch_events import Entry
 
 
@@ -100,15 +101,20 @@ def model_hash(name: str) -> str:
 
 def in_worker(plugin: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function with the `CaseWorker` of a batch; what it raises is returned, as a MedSegAIError."""
-    try:
+
+    def call() -> Any:
         found = get_worker().plugins.get(plugin)
         if not isinstance(found, CaseWorker):
             return WorkerError("The batch is over.")
         return function(found, *arguments)
-    except MedSegAIError as error:
+
+    return attempt(call, _failure)
+
+
+def _failure(error: Exception) -> MedSegAIError:
+    if isinstance(error, MedSegAIError):
         return error
-    except Exception as error:  # noqa: BLE001, see the head of this file
-        return WorkerError(f"A case met an unexpected error: {type(error).__name__}: {error}")
+    return WorkerError(f"A case met an unexpected error: {type(error).__name__}: {error}")
 
 
 def look(plugin: CaseWorker) -> str:
