@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ LISTED_VALUE = 65535
 """Up to here label values are list positions to SciPy; larger ones are ranked first."""
 
 
-def label_boxes(labels: NDArray[Any], wanted: Sequence[int] | None = None) -> dict[int, Box]:
+def label_boxes(labels: NDArray[np.integer], wanted: Sequence[int] | None = None) -> dict[int, Box]:
     """The box of each label (1 or more) that has voxels, by value, ascending.
 
     Args:

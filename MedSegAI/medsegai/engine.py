@@ -46,7 +46,7 @@ from medsegai.progress import Progress
 from medsegai.refinements import options_of, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.system.machine import peak_memory_mb
-from medsegai.volume import Geometry, Volume, check_same_grid
+from medsegai.volume import Geometry, Scalar, Volume, check_same_grid
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
 """What a job consists of, and how the stages weigh in its progress."""
@@ -490,7 +490,7 @@ class _Placed:
     scan: Volume
     box: tuple[slice, slice, slice]
 
-    def __call__(self, voxels: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, voxels: NDArray[Scalar]) -> NDArray[Scalar]:
         """(..., k, j, i) of the box to the whole grid."""
         shape = self.scan.geometry.shape
         if voxels.shape[-3:] == shape:
@@ -499,7 +499,7 @@ class _Placed:
         whole[(..., *self.box)] = voxels
         return whole
 
-    def volume(self, voxels: NDArray[Any]) -> Volume:
+    def volume(self, voxels: NDArray[np.generic]) -> Volume:
         """(k, j, i) of the box as a volume on the grid of the scan."""
         return self.scan.with_voxels(self(voxels))
 

@@ -271,8 +271,8 @@ class Candidates:
         p_second: probability of `second`, likewise.
     """
 
-    first: NDArray[Any]
-    second: NDArray[Any]
+    first: NDArray[np.integer]
+    second: NDArray[np.integer]
     p_first: NDArray[np.uint8]
     p_second: NDArray[np.uint8]
 

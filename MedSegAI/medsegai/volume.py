@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medsegai.errors import GeometryError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+"""The type of an array's values, for functions that keep it."""
 
 SHEAR_TOLERANCE = 1e-3
 """Largest cosine between two voxel axes that still counts as a right angle (0.06 degrees)."""
@@ -227,7 +230,7 @@ class Volume:
                 f"Voxels of shape {self.voxels.shape} do not fill a grid of {self.geometry.shape}."
             )
 
-    def with_voxels(self, voxels: NDArray[Any]) -> Volume:
+    def with_voxels(self, voxels: NDArray[np.generic]) -> Volume:
         """The same place with other voxels."""
         return replace(self, voxels=voxels)
 

@@ -100,7 +100,7 @@ def keep_case(
 
 def _labels(
     segmentation: SegmentationNode, labels: Sequence[Label], grid: Geometry
-) -> tuple[NDArray[Any], tuple[str, ...]]:
+) -> tuple[NDArray[np.integer], tuple[str, ...]]:
     """Each voxel's place in the list of labels, from 1, on the grid of the images; and what is left out."""
     kind = np.uint8 if len(labels) < 256 else np.uint16
     out = np.zeros(grid.shape, kind)

@@ -101,7 +101,7 @@ class Correction:
                     "There is no source volume. Choose the image of this segmentation in the Segment Editor."
                 )
             )
-        self._image: NDArray[Any] = voxels_of(image)
+        self._image: NDArray[np.number] = voxels_of(image)
         self._local = geometry_of(image)
         self.grid = Geometry(
             self._local.shape, transform_to_world(self.segmentation) @ self._local.ijk_to_ras

@@ -52,7 +52,7 @@ class Attachment:
     """A volume to be: its voxels on the grid of the source, (k, j, i) or (k, j, i, 4)."""
 
     role: str
-    voxels: NDArray[Any]
+    voxels: NDArray[np.number]
 
 
 def attachments_of(result: SegmentationResult) -> list[Attachment]:

@@ -118,7 +118,7 @@ def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _joined(
     segmentation: SegmentationNode, grid: Geometry, values: Mapping[str, int]
-) -> NDArray[Any]:
+) -> NDArray[np.integer]:
     """One label map of all segments.
 
     Raises:

@@ -17,7 +17,7 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util import numpy_support
 
-from medsegai.volume import Box, Geometry
+from medsegai.volume import Box, Geometry, Scalar
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 
 
@@ -31,7 +31,7 @@ class Layer:
         values: the label value of each segment, by segment id.
     """
 
-    voxels: NDArray[Any]
+    voxels: NDArray[np.integer]
     geometry: Geometry
     values: Mapping[str, int]
 
@@ -55,7 +55,7 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def oriented_image(voxels: NDArray[Any], geometry: Geometry) -> VTKObject:
+def oriented_image(voxels: NDArray[np.generic], geometry: Geometry) -> VTKObject:
     """A vtkOrientedImageData with a copy of label values (k, j, i)."""
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*reversed(voxels.shape))
@@ -70,7 +70,7 @@ def oriented_image(voxels: NDArray[Any], geometry: Geometry) -> VTKObject:
     return image
 
 
-def matrix(values: NDArray[Any]) -> VTKObject:
+def matrix(values: NDArray[np.floating]) -> VTKObject:
     """A vtkMatrix4x4 of a 4 x 4 array."""
     out = vtk.vtkMatrix4x4()
     out.DeepCopy(np.asarray(values, float).ravel())
@@ -89,7 +89,7 @@ def offset_in(grid: Geometry, part: Geometry) -> tuple[int, int, int] | None:
     return (k, j, i) if part.matches(grid.cropped((k, j, i), part.shape)) else None
 
 
-def on_grid(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]:
+def on_grid(voxels: NDArray[Scalar], own: Geometry, grid: Geometry) -> NDArray[Scalar]:
     """Label values on another grid, 0 where there are none; a new array.
 
     Where the voxels of both grids coincide nothing is interpolated; else each voxel takes the value of the
@@ -107,7 +107,7 @@ def on_grid(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]
     return out
 
 
-def _resampled(voxels: NDArray[Any], own: Geometry, grid: Geometry) -> NDArray[Any]:
+def _resampled(voxels: NDArray[Scalar], own: Geometry, grid: Geometry) -> NDArray[Scalar]:
     """Nearest neighbour, plane by plane, so that no index of the whole grid stands in memory."""
     to_own = own.ras_to_ijk @ grid.ijk_to_ras
     sizes = np.array(own.shape[::-1])[:, None, None]
@@ -133,7 +133,7 @@ def grid_around(lattice: Geometry, parts: Iterable[Geometry]) -> Geometry:
     return lattice.cropped(low.tolist(), (high - low).tolist())
 
 
-def boxes(voxels: NDArray[Any]) -> dict[int, Box]:
+def boxes(voxels: NDArray[np.integer]) -> dict[int, Box]:
     """The smallest box around each label value of a label map (k, j, i), background left out."""
     top = int(voxels.max(initial=0)) + 1
     seen = [np.zeros((top, size), bool) for size in voxels.shape]
@@ -151,7 +151,7 @@ def boxes(voxels: NDArray[Any]) -> dict[int, Box]:
     return found
 
 
-def box_mean(values: NDArray[Any], radii: Sequence[int]) -> NDArray[np.float32]:
+def box_mean(values: NDArray[np.number | np.bool_], radii: Sequence[int]) -> NDArray[np.float32]:
     """Mean over boxes of so many voxels to each side along (k, j, i); what lies outside counts as 0."""
     out: NDArray[np.float32] = values.astype(np.float32)
     for axis, radius in enumerate(radii):

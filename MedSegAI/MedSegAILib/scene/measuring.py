@@ -121,7 +121,7 @@ def field_of_view(
     )
 
 
-def renumbered(layer: Layer, values: Mapping[str, int]) -> NDArray[Any]:
+def renumbered(layer: Layer, values: Mapping[str, int]) -> NDArray[np.integer]:
     """The label map of a layer with these values for its segments, (k, j, i)."""
     top = max(int(layer.voxels.max(initial=0)), *layer.values.values())
     lookup = np.zeros(top + 1, np.min_scalar_type(max(values.values())))

@@ -85,7 +85,7 @@ class _Present:
     changing: frozenset[str]
     grid: Geometry
     inside: NDArray[np.bool_]
-    kept: list[NDArray[Any]] = field(default_factory=list)
+    kept: list[NDArray[np.integer]] = field(default_factory=list)
 
 
 def plan_update(
@@ -307,7 +307,9 @@ def union(first: Box | None, second: Box | None) -> Box:
     return k, j, i
 
 
-def _only(layer: Layer, grid: Geometry, changing: frozenset[str], stay: bool) -> NDArray[Any]:
+def _only(
+    layer: Layer, grid: Geometry, changing: frozenset[str], stay: bool
+) -> NDArray[np.integer]:
     """A layer's label values on a grid, of those segments only that stay, or that do not."""
     wanted = [value for name, value in layer.values.items() if (name not in changing) == stay]
     voxels = on_grid(layer.voxels, layer.geometry, grid)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,7 +279,7 @@ def _joined(
     grid: Geometry,
     values: Mapping[str, int],
     refined: Sequence[str],
-) -> tuple[NDArray[Any], list[int]]:
+) -> tuple[NDArray[np.integer], list[int]]:
     """One label map of the segments to refine and of those around them; and the values of the latter."""
     out = np.zeros(grid.shape, np.min_scalar_type(max(values.values())))
     for name, box, mask in _masks(layers, grid, refined, True):
@@ -325,10 +324,8 @@ def _candidates(
         return None
     node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
     own = place_in(segmentation, node, found.first.shape)
-    first, second, p_first, p_second = (
-        on_grid(array, own, grid)
-        for array in (found.first, found.second, found.p_first, found.p_second)
-    )
+    first, second = (on_grid(array, own, grid) for array in (found.first, found.second))
+    p_first, p_second = (on_grid(array, own, grid) for array in (found.p_first, found.p_second))
     known = np.zeros(max(*names, int(first.max()), int(second.max())) + 1, bool)
     known[[0, *names]] = True
     strange = ~(known[first] & known[second])
@@ -336,7 +333,7 @@ def _candidates(
     return Candidates(first, second, p_first, p_second)
 
 
-def _changing(before: NDArray[Any], after: NDArray[Any]) -> list[int]:
+def _changing(before: NDArray[np.integer], after: NDArray[np.integer]) -> list[int]:
     found = before != after
     return [int(value) for value in np.union1d(before[found], after[found]) if value]
 

@@ -162,7 +162,7 @@ def _means(
     """The mean of a volume inside each segment, by segment id; those outside of it are left out."""
     if node is None or node.GetImageData() is None:
         return {}
-    image: NDArray[Any] = slicer.util.arrayFromVolume(node)
+    image: NDArray[np.number] = slicer.util.arrayFromVolume(node)
     place, found = place_in(segmentation, node, image.shape), {}
     for layer in layers:
         labels = on_grid(layer.voxels, layer.geometry, place)

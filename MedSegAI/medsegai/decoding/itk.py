@@ -53,14 +53,14 @@ RUN_LENGTHS = b"1.2.840.10008.1.2.5\0"
 """DICOM's UID of the transfer syntax, as it stands near the beginning of a file."""
 
 
-def image(path: str, reader: str) -> NDArray[Any]:
+def image(path: str, reader: str) -> NDArray[np.number]:
     """The voxels of a file."""
     if reader == "GDCMImageIO" and has_run_lengths(path):
         return unpacked_run_lengths(path)
     return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO=reader)))
 
 
-def frames(path: str) -> NDArray[Any]:
+def frames(path: str) -> NDArray[np.number]:
     """The frames of a DICOM file as they are stored, by pydicom and its plugins."""
     import pydicom
 
@@ -73,7 +73,7 @@ def has_run_lengths(path: str) -> bool:
         return RUN_LENGTHS in file.read(2048)
 
 
-def unpacked_run_lengths(path: str) -> NDArray[Any]:
+def unpacked_run_lengths(path: str) -> NDArray[np.number]:
     """The voxels of a DICOM file whose pixels are run lengths, with slope and intercept applied as GDCM does."""
     import pydicom
 

@@ -53,7 +53,7 @@ def _turned(image: Image.Image) -> bool:
     return bool(image.getexif().get(TURNED, 1) != 1)
 
 
-def pixels(path: str, numbers: bool) -> NDArray[Any]:
+def pixels(path: str, numbers: bool) -> NDArray[np.number]:
     """Grey (row, column), or colours (row, column, 3).
 
     Args:
@@ -69,7 +69,7 @@ def pixels(path: str, numbers: bool) -> NDArray[Any]:
             return np.array(upright) if numbers and upright.mode == "P" else _seen(upright)
 
 
-def _seen(image: Image.Image) -> NDArray[Any]:
+def _seen(image: Image.Image) -> NDArray[np.number]:
     """Without transparency, and with colours as red, green and blue."""
     if image.mode == "1":
         return np.array(image, dtype=np.uint8) * np.uint8(255)

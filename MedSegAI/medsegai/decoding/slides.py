@@ -257,7 +257,7 @@ class TiffLevels:
 
         return _decoding(self._path, number, box, read)
 
-    def _decoded(self, page: Any, index: int) -> NDArray[Any] | None:
+    def _decoded(self, page: Any, index: int) -> Pixels | None:
         """One tile or strip (row, column, sample); None where the file has none, which is white."""
         size = page.databytecounts[index]
         if size == 0:
@@ -391,7 +391,7 @@ def _segments(page: Any, box: Box) -> Iterator[tuple[int, Box, int | None]]:
                 yield plane * each + row * across + column, place, plane if planes > 1 else None
 
 
-def _paste(result: Pixels, box: Box, pixels: NDArray[Any], tile: Box, channel: int | None) -> None:
+def _paste(result: Pixels, box: Box, pixels: Pixels, tile: Box, channel: int | None) -> None:
     """Put the part of a tile that a box wants to its place in `result`."""
     rows, columns = pixels.shape[:2]  # at the edge of the picture fewer than those of `tile`
     top, left = max(tile.top, box.top), max(tile.left, box.left)
@@ -407,7 +407,7 @@ def _paste(result: Pixels, box: Box, pixels: NDArray[Any], tile: Box, channel: i
         place[...] = part
 
 
-def over_white(pixels: NDArray[Any]) -> Pixels:
+def over_white(pixels: Pixels) -> Pixels:
     """RGBA (row, column, 4) laid on white, RGB (row, column, 3)."""
     colours, opacity = pixels[..., :3], pixels[..., 3:]
     if (opacity == WHITE).all():

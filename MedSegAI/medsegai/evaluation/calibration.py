@@ -40,8 +40,8 @@ class Decisions:
         truth: index of the true class from 0, integer (decision).
     """
 
-    probabilities: NDArray[Any]
-    truth: NDArray[Any]
+    probabilities: NDArray[np.floating]
+    truth: NDArray[np.integer]
 
     def __post_init__(self) -> None:
         if self.probabilities.ndim != 2 or self.truth.shape != self.probabilities.shape[:1]:
@@ -58,7 +58,9 @@ class Decisions:
             yield np.log(values), self.truth[part].astype(int)
 
 
-def decisions_of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
+def decisions_of_classes(
+    probabilities: NDArray[np.floating], truth: NDArray[np.integer]
+) -> Decisions:
     """Make one decision per voxel: the class of the voxel.
 
     Args:
@@ -71,7 +73,9 @@ def decisions_of_classes(probabilities: NDArray[Any], truth: NDArray[Any]) -> De
     return Decisions(values / values.sum(1, keepdims=True), truth)
 
 
-def decisions_of_regions(probabilities: NDArray[Any], truth: NDArray[Any]) -> Decisions:
+def decisions_of_regions(
+    probabilities: NDArray[np.floating], truth: NDArray[np.bool_]
+) -> Decisions:
     """Make one decision per voxel and region: whether the voxel is in the region.
 
     Args:
@@ -83,7 +87,7 @@ def decisions_of_regions(probabilities: NDArray[Any], truth: NDArray[Any]) -> De
     return Decisions(np.stack([1.0 - inside, inside], 1), truth.ravel().astype(np.uint8))
 
 
-def _least_rest(probabilities: NDArray[Any]) -> float:
+def _least_rest(probabilities: NDArray[np.floating]) -> float:
     """The rounding error of a probability near 1: half of the last step below 1 in the type of the values."""
     return max(float(np.finfo(probabilities.dtype).epsneg) / 2, SMALLEST)
 

@@ -209,7 +209,7 @@ def classification_figures(
     )
 
 
-def auc(truth: NDArray[Any], probabilities: NDArray[np.float64]) -> float:
+def auc(truth: NDArray[np.integer], probabilities: NDArray[np.float64]) -> float:
     """Area under the ROC curve; with more than two classes, the mean of each class against all others.
 
     Args:
@@ -233,7 +233,9 @@ def _area(positive: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     return float((ranks[positive].sum() - high * (high + 1) / 2) / (high * low))
 
 
-def sensitivity_at(truth: NDArray[Any], score: NDArray[np.float64], specificity: float) -> float:
+def sensitivity_at(
+    truth: NDArray[np.integer | np.bool_], score: NDArray[np.float64], specificity: float
+) -> float:
     """The sensitivity at the lowest threshold that has at least this specificity.
 
     Args:
@@ -250,7 +252,9 @@ def sensitivity_at(truth: NDArray[Any], score: NDArray[np.float64], specificity:
     return float((score[positive] > _threshold(truth, score, specificity)).mean())
 
 
-def _threshold(truth: NDArray[Any], score: NDArray[np.float64], specificity: float) -> float:
+def _threshold(
+    truth: NDArray[np.integer | np.bool_], score: NDArray[np.float64], specificity: float
+) -> float:
     """The lowest score that is at least as high as the share `specificity` of the negative scores."""
     negative = np.sort(score[truth != 1])
     if not len(negative):
@@ -258,7 +262,9 @@ def _threshold(truth: NDArray[Any], score: NDArray[np.float64], specificity: flo
     return float(negative[max(math.ceil(specificity * len(negative) - 1e-9) - 1, 0)])
 
 
-def roc_curve(truth: NDArray[Any], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def roc_curve(
+    truth: NDArray[np.integer | np.bool_], score: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The points of the ROC curve, from (0, 0) to (1, 1).
 
     Args:

@@ -365,7 +365,7 @@ class CrossValidation:
         return Figures(candidate.name, self.task, counts)
 
 
-def as_in_dataset(result: SegmentationResult, task: Task) -> NDArray[Any]:
+def as_in_dataset(result: SegmentationResult, task: Task) -> NDArray[np.integer]:
     """The label map of a result with the dataset's values for structures of the same name, (k, j, i).
 
     Raises:
@@ -386,7 +386,7 @@ def as_in_dataset(result: SegmentationResult, task: Task) -> NDArray[Any]:
     return table[result.labelmap.voxels]
 
 
-def count(predicted: NDArray[Any], reference: NDArray[Any], task: Task) -> Counts:
+def count(predicted: NDArray[np.integer], reference: NDArray[np.integer], task: Task) -> Counts:
     """Count the voxels of each structure; voxels that the reference marks as ignored are not counted.
 
     Args:

@@ -103,7 +103,7 @@ class Truth:
             found[np.isin(reference.voxels, values)] = label.value
         return reference.with_voxels(found)
 
-    def masks(self, reference: NDArray[Any]) -> NDArray[np.bool_]:
+    def masks(self, reference: NDArray[np.integer]) -> NDArray[np.bool_]:
         """The mask of each label, bool (label, ...), from reference values of shape (...)."""
         return np.stack([np.isin(reference, values) for values in self.values])
 

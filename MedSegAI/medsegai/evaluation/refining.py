@@ -185,7 +185,9 @@ def best_of(rows: Sequence[Worth]) -> Worth | None:
     return max(helping, key=lambda row: row.gain_at_least, default=None)
 
 
-def _against(before: NDArray[Any], after: NDArray[Any], labels: Sequence[Label]) -> str:
+def _against(
+    before: NDArray[np.floating], after: NDArray[np.floating], labels: Sequence[Label]
+) -> str:
     """The reason against a refinement, "" if there is none; both arrays are (case, structure, measure)."""
     gains = _by_case(after) - _by_case(before)
     if not (gains[:, 0] != 0).any():
@@ -201,7 +203,7 @@ def _against(before: NDArray[Any], after: NDArray[Any], labels: Sequence[Label])
     return ""
 
 
-def _at_least(values: NDArray[Any]) -> float:
+def _at_least(values: NDArray[np.floating]) -> float:
     """The one-sided lower bound of the mean at 95 % confidence; minus infinity for a single case that is not 0."""
     values = values[np.isfinite(values)]
     if not values.any():
@@ -212,16 +214,16 @@ def _at_least(values: NDArray[Any]) -> float:
     return float(values.mean() - reach)
 
 
-def _means(figures: NDArray[Any]) -> list[float]:
+def _means(figures: NDArray[np.floating]) -> list[float]:
     return [float(value) for value in _mean(_by_case(figures), 0)]
 
 
-def _by_case(figures: NDArray[Any]) -> NDArray[Any]:
+def _by_case(figures: NDArray[np.floating]) -> NDArray[np.floating]:
     """Mean over the structures: (case, structure, measure) becomes (case, measure)."""
     return _mean(figures, 1)
 
 
-def _mean(figures: NDArray[Any], axis: int) -> NDArray[Any]:
+def _mean(figures: NDArray[np.floating], axis: int) -> NDArray[np.floating]:
     """The mean along `axis` of the values that are not NaN; NaN if there are none."""
     known = np.isfinite(figures)
     total, count = np.where(known, figures, 0.0).sum(axis), known.sum(axis)

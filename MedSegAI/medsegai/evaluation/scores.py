@@ -199,7 +199,7 @@ def _sign(measure: str) -> float:
     return -1.0 if high_is_bad else 1.0
 
 
-def _auc(goodness: NDArray[Any], bad: NDArray[np.bool_]) -> float:
+def _auc(goodness: NDArray[np.floating], bad: NDArray[np.bool_]) -> float:
     """The area under the ROC curve, from the ranks (Mann and Whitney's U); ties count one half."""
     count = int(bad.sum())
     if count in (0, len(bad)):
@@ -209,12 +209,14 @@ def _auc(goodness: NDArray[Any], bad: NDArray[np.bool_]) -> float:
     return float(above / (count * (len(bad) - count)))
 
 
-def _columns(rows: Sequence[Scored], measure: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def _columns(
+    rows: Sequence[Scored], measure: str
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     scores = np.array([row.measures[measure] for row in rows], np.float64)
     return scores, np.array([row.dice for row in rows], np.float64)
 
 
-def _within(rows: Sequence[Scored], column: NDArray[Any]) -> NDArray[Any]:
+def _within(rows: Sequence[Scored], column: NDArray[np.floating]) -> NDArray[np.floating]:
     """The column minus the mean of its structure, row by row."""
     values = np.array([row.value for row in rows])
     result = column.copy()

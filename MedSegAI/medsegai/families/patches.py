@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -157,7 +157,9 @@ class PatchesModel(NetworkModel["_Network"]):
         first = self.card.chosen_members(())[0]
         return PictureLogits(self.networks[first.name].load())
 
-    def classify(self, pixels: Pixels, compute: Compute, mirroring: bool = True) -> NDArray[Any]:
+    def classify(
+        self, pixels: Pixels, compute: Compute, mirroring: bool = True
+    ) -> NDArray[np.floating]:
         """Probabilities of the channels for one picture, mean of members and ways to turn it, (channel).
 
         Args:

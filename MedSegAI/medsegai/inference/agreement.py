@@ -8,7 +8,6 @@ slab by slab, so that the whole label map of a member need not be kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +43,10 @@ class Agreement:
 
     def add(
         self,
-        member_labels: Sequence[NDArray[Any]] | NDArray[Any],
-        fused_labels: NDArray[Any],
-        entropy: NDArray[Any] | None = None,
-        information: NDArray[Any] | None = None,
+        member_labels: Sequence[NDArray[np.integer]] | NDArray[np.integer],
+        fused_labels: NDArray[np.integer],
+        entropy: NDArray[np.floating] | None = None,
+        information: NDArray[np.floating] | None = None,
     ) -> None:
         """Count one slab; slabs must not overlap.
 
@@ -76,7 +75,7 @@ class Agreement:
             elif values.shape != fused_labels.shape:
                 raise ValueError(f"Entropy {values.shape} is not on {fused_labels.shape}.")
             else:
-                total += self._histogram(fused_labels[inside], values[inside])
+                total += self._sums(fused_labels[inside], values[inside])
 
     def measures(self, value: int) -> dict[str, float]:
         """The measures of one structure; NaN if no member, or not the result, has a voxel of it.
@@ -111,7 +110,7 @@ class Agreement:
             "mutual_information": float(self._information[value]) / voxels if voxels else np.nan,
         }
 
-    def _compare(self, labels: NDArray[Any]) -> None:
+    def _compare(self, labels: NDArray[np.integer]) -> None:
         """Count the voxels on which members differ; `labels` is (member, voxel)."""
         for part in _chunks(labels):
             present = np.flatnonzero(self._histogram(part.ravel()))
@@ -124,10 +123,15 @@ class Agreement:
                 self._union[row] += counts.shape[1]
                 self._shared[row] += (counts @ counts.T).astype(np.int64)
 
-    def _histogram(self, labels: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
-        counts = np.bincount(labels, weights, minlength=self._top)
-        return cast("NDArray[Any]", counts[: self._top])
+    def _histogram(self, labels: NDArray[np.integer]) -> NDArray[np.intp]:
+        return np.bincount(labels, minlength=self._top)[: self._top]
+
+    def _sums(
+        self, labels: NDArray[np.integer], values: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        sums = np.bincount(labels, values, minlength=self._top)
+        return np.asarray(sums[: self._top], np.float64)
 
 
-def _chunks(labels: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _chunks(labels: NDArray[np.integer]) -> Iterator[NDArray[np.integer]]:
     return (labels[:, at : at + _COLUMNS] for at in range(0, labels.shape[1], _COLUMNS))

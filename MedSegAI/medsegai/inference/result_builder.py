@@ -46,7 +46,7 @@ class ResultBuilder:
         self.grid = output.permuted(ensemble.axes)
         kind = np.uint8 if max(ensemble.labels) < 256 else np.uint16
         self._values = np.array(ensemble.labels, kind)
-        self.labelmap: NDArray[Any] = np.zeros(output.shape, kind)
+        self.labelmap: NDArray[np.integer] = np.zeros(output.shape, kind)
         self.entropy = np.zeros(output.shape, np.float32) if request.uncertainty else None
         self.information = np.zeros(output.shape, np.float32) if ensemble.informed else None
         shape = (len(labels), *output.shape)
@@ -88,12 +88,12 @@ class ResultBuilder:
             information = self._read_information(slab)
             self._agreement.add(members, labels, entropy, information)
 
-    def _add_labels(self, slab: Slab) -> NDArray[Any]:
+    def _add_labels(self, slab: Slab) -> NDArray[np.integer]:
         """Fill a slab of the label map, and of the candidates where they are wanted."""
         probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
         if self.candidates is None:
             found = probabilities.argmax(slab)
-            labels: NDArray[Any] = self._values[found.cpu().numpy()]
+            labels: NDArray[np.integer] = self._values[found.cpu().numpy()]
         else:
             best = two_best(probabilities, slab)
             first, second, p_first, p_second = (values.cpu().numpy() for values in best)
@@ -105,7 +105,7 @@ class ResultBuilder:
         self.labelmap.transpose(axes)[slab.planes] = labels
         return labels
 
-    def _read_information(self, slab: Slab) -> NDArray[Any] | None:
+    def _read_information(self, slab: Slab) -> NDArray[np.floating] | None:
         if self.information is None:
             return None
         found = self._ensemble.disagreement(slab).numpy()

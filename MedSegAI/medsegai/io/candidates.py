@@ -149,8 +149,8 @@ def _check_range(path: Path, probability: NDArray[np.float32]) -> None:
 
 
 def _in_steps(
-    first: NDArray[Any],
-    second: NDArray[Any],
+    first: NDArray[np.integer],
+    second: NDArray[np.integer],
     p_first: NDArray[np.float32],
     p_second: NDArray[np.float32],
 ) -> Candidates:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -354,10 +353,11 @@ def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
     )
 
 
-def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
+def _voxels(slices: Sequence[Slice]) -> NDArray[np.number]:
     """Grey values (k, j, i), rescaled by slope and intercept or looked up; float32 where these are fractions."""
-    images: list[NDArray[Any]] = []
-    path, frames = Path(), np.empty(0)
+    images: list[NDArray[np.number]] = []
+    path = Path()
+    frames: NDArray[np.number] = np.empty(0)
     in_file = Counter(item.path for item in slices)
     for item in slices:
         if item.path != path:
@@ -373,7 +373,7 @@ def _voxels(slices: Sequence[Slice]) -> NDArray[Any]:
     return np.stack(images).astype(np.float32 if kind.kind == "f" else kind, copy=False)
 
 
-def _frames(item: Slice, size: int) -> NDArray[Any]:
+def _frames(item: Slice, size: int) -> NDArray[np.number]:
     """All frames of a file, (frame, j, i)."""
     try:
         voxels = itk_voxels(item.path, "GDCMImageIO", size)

@@ -78,7 +78,7 @@ class Lookup:
     first: int
     values: NDArray[np.uint16]
 
-    def __call__(self, stored: NDArray[Any]) -> NDArray[np.uint16]:
+    def __call__(self, stored: NDArray[np.number]) -> NDArray[np.uint16]:
         places = np.clip(stored.astype(np.int64) - self.first, 0, len(self.values) - 1)
         return self.values[places]
 

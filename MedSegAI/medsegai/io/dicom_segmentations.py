@@ -134,10 +134,10 @@ def _step(source: Any, heights: NDArray[np.float64]) -> float:
 def _joined(
     path: Path,
     shape: tuple[int, int, int],
-    frames: NDArray[Any],
+    frames: NDArray[np.integer],
     places: Sequence[int],
     numbers: Sequence[int],
-) -> NDArray[Any]:
+) -> NDArray[np.integer]:
     """One label map; `numbers` are the segments of the frames, empty where the pixels are segment numbers."""
     top = max(numbers) if numbers else int(frames.max(initial=0))
     voxels = np.zeros(shape, np.min_scalar_type(top))
@@ -187,7 +187,7 @@ def _codes(item: Any) -> Terminology | None:
         return None
 
 
-def _with_others(labels: tuple[Label, ...], voxels: NDArray[Any]) -> tuple[Label, ...]:
+def _with_others(labels: tuple[Label, ...], voxels: NDArray[np.number]) -> tuple[Label, ...]:
     """The labels, and generated ones for values that do not belong to a segment."""
     named = {label.value for label in labels}
     values = (int(value) for value in np.unique(voxels) if value and int(value) not in named)

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from medsegai.errors import GeometryError, InputError
 from medsegai.io.stored import Stored
 from medsegai.system.machine import available_memory, total_memory
-from medsegai.volume import Geometry
+from medsegai.volume import Geometry, Scalar
 
 DEFLATE_LIMIT = 1032
 """Deflate (gzip, zlib) cannot make data smaller than 1/1032 of its size (zlib technical details)."""
@@ -156,7 +155,7 @@ def placed(path: Path, shape: Sequence[int], ijk_to_ras: ArrayLike) -> Geometry:
         raise GeometryError(f"{path}: {error}") from error
 
 
-def native(voxels: NDArray[Any]) -> NDArray[Any]:
+def native(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
     """The same voxels in the byte order of this machine, contiguous."""
     return np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("="))
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from medsegai.io.files import check_name, native
 from medsegai.io.reading import read_unchecked
 from medsegai.io.segmentations import Segment, has_segments, read_segments
 from medsegai.labels import Label, made_color
-from medsegai.volume import Geometry, Volume, check_same_grid
+from medsegai.volume import Geometry, Scalar, Volume, check_same_grid
 
 MAX_LABEL = 2**31 - 1
 """The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
@@ -53,7 +52,7 @@ def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
     return volume, tuple(_made_label(int(value)) for value in values if value)
 
 
-def unique_values(voxels: NDArray[Any]) -> NDArray[Any]:
+def unique_values(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
     """The values in an integer array, ascending; by counting where that is faster than sorting."""
     if voxels.dtype.kind == "u" and voxels.dtype.itemsize <= 2:
         counts = np.zeros(1 << 8 * voxels.dtype.itemsize, np.int64)
@@ -107,8 +106,8 @@ def _turn(own: Geometry, grid: Geometry) -> tuple[tuple[int, ...], NDArray[np.bo
 
 
 def _turned(
-    voxels: NDArray[Any], order: Sequence[int], backwards: NDArray[np.bool_]
-) -> NDArray[Any]:
+    voxels: NDArray[Scalar], order: Sequence[int], backwards: NDArray[np.bool_]
+) -> NDArray[Scalar]:
     steps = tuple(slice(None, None, -1 if back else 1) for back in backwards)
     return np.ascontiguousarray(voxels.transpose(order)[steps])
 
@@ -129,8 +128,8 @@ def _spread(labelmap: Volume, grid: Geometry, name: str) -> Volume:
 
 
 def _pasted(
-    voxels: NDArray[Any], first: NDArray[Any], grid: Geometry, what: str, name: str
-) -> NDArray[Any]:
+    voxels: NDArray[Scalar], first: NDArray[np.intp], grid: Geometry, what: str, name: str
+) -> NDArray[Scalar]:
     """An array of the grid's shape that holds `voxels` from the place `first` (k, j, i) on."""
     pasted = np.zeros(grid.shape, voxels.dtype)
     there, here = [], []
@@ -156,8 +155,8 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
 
 
 def _joined(
-    path: Path, layers: NDArray[Any], segments: Sequence[Segment]
-) -> tuple[NDArray[Any], tuple[Label, ...]]:
+    path: Path, layers: NDArray[np.integer], segments: Sequence[Segment]
+) -> tuple[NDArray[np.integer], tuple[Label, ...]]:
     """One labelmap from layers (layer, k, j, i), each with values of its own."""
     labels = [segment.label for segment in segments]
     if len(layers) == 1:
@@ -179,7 +178,7 @@ def _joined(
     return joined, tuple(labels)
 
 
-def _compact(path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+def _compact(path: Path, voxels: NDArray[np.number]) -> NDArray[np.integer]:
     """The same values in the smallest unsigned type.
 
     Raises:

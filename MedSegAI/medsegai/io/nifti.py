@@ -232,7 +232,7 @@ def _scaling(header: Any) -> tuple[float, float]:
     return slope, inter if math.isfinite(inter) else 0.0
 
 
-def _scaled(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+def _scaled(raw: NDArray[np.number], slope: float, inter: float) -> NDArray[np.number]:
     """Voxels in their own type, or float32 if the header scales them."""
     if raw.dtype.itemsize > 8:  # long double: no other library knows it
         raw = raw.astype(np.float64)

@@ -344,7 +344,7 @@ class H5Patches:
         self._array: Any = None
         self.shape: tuple[int, ...] = tuple(self._opened().shape)
 
-    def all(self) -> NDArray[Any]:
+    def all(self) -> NDArray[np.integer]:
         """The whole array."""
         return np.asarray(self._part(slice(None)))
 

@@ -55,7 +55,7 @@ class Picture:
         notes: what was changed on the way, in words.
     """
 
-    pixels: NDArray[Any]
+    pixels: NDArray[np.number]
     notes: tuple[str, ...] = ()
 
 

@@ -114,7 +114,7 @@ def _checked_size(path: Path, head: Any, pixels: Any) -> int:
     return size
 
 
-def _as_seen(voxels: NDArray[Any], head: Any) -> NDArray[Any]:
+def _as_seen(voxels: NDArray[np.number], head: Any) -> NDArray[np.number]:
     """Grey values within the window. ITK has turned MONOCHROME1 round, so that the larger are the whiter."""
     if "WindowWidth" not in head and "VOILUTSequence" not in head:
         return voxels

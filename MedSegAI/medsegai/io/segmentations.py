@@ -86,7 +86,7 @@ class Segmentation:
             around the segments.
     """
 
-    layers: NDArray[Any]
+    layers: NDArray[np.integer]
     geometry: Geometry
     segments: tuple[Segment, ...]
     reference: Geometry | None

@@ -87,7 +87,7 @@ class Stored:
                 raise damaged(path, error) from error
         return voxels
 
-    def _read_file(self, path: Path, voxels: NDArray[Any]) -> None:
+    def _read_file(self, path: Path, voxels: NDArray[np.generic]) -> None:
         with path.open("rb") as file:
             file.seek(path.stat().st_size - voxels.nbytes if self.before < 0 else self.before)
             for _ in range(self.lines):
@@ -116,7 +116,7 @@ def unpacked_by_content(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if magic == GZIP_MAGIC else file
 
 
-def fill(stream: IO[bytes], voxels: NDArray[Any]) -> None:
+def fill(stream: IO[bytes], voxels: NDArray[np.generic]) -> None:
     """Read as many bytes as the array has.
 
     Raises:
@@ -195,7 +195,7 @@ def _skip(stream: BinaryIO, count: int) -> None:
         count -= len(block)
 
 
-def _fill_from_text(text: bytes, packing: str, voxels: NDArray[Any]) -> None:
+def _fill_from_text(text: bytes, packing: str, voxels: NDArray[np.generic]) -> None:
     """Numbers as people write them, or two hexadecimal digits for each byte."""
     try:
         if packing == "hex":

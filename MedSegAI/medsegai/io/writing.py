@@ -129,7 +129,10 @@ def write_colours(path: Path | str, channels: Sequence[Volume]) -> None:
 
 
 def write_probabilities(
-    path: Path | str, probabilities: NDArray[Any], geometry: Geometry, labels: Sequence[Label]
+    path: Path | str,
+    probabilities: NDArray[np.floating],
+    geometry: Geometry,
+    labels: Sequence[Label],
 ) -> None:
     """Write one 4D NIfTI image, a volume per label in the order of `labels`.
 
@@ -193,7 +196,7 @@ def _nifti_header(geometry: Geometry, kind: np.dtype[Any], volumes: int = 1) -> 
     return header
 
 
-def _write_stream(path: Path, header: Any, chunks: Iterable[NDArray[Any]]) -> None:
+def _write_stream(path: Path, header: Any, chunks: Iterable[NDArray[np.generic]]) -> None:
     """Write a header and voxels as they come: probabilities of 100 structures are never copied whole.
 
     nibabel would leave the name of the partial file in the gzip header; here equal voxels give
@@ -228,7 +231,9 @@ def _incomplete(path: Path) -> str:
     )
 
 
-def _label_values(path: Path, voxels: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
+def _label_values(
+    path: Path, voxels: NDArray[np.generic], labels: Sequence[Label]
+) -> NDArray[np.unsignedinteger]:
     """Label values in the smallest unsigned type that holds all labels.
 
     Raises:

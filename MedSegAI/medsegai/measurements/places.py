@@ -76,7 +76,7 @@ def suspicious_places(result: SegmentationResult) -> list[SuspiciousPlace]:
     return sorted(found, key=lambda place: (-(place.highest or 0.0), -place.voxels))
 
 
-def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None:
+def _probability(result: SegmentationResult, number: int) -> NDArray[np.floating] | None:
     """The probability of the label with this number, float (k, j, i); None if the result holds none."""
     if result.probabilities is not None:
         return np.asarray(result.probabilities[number], np.float32)
@@ -86,7 +86,7 @@ def _probability(result: SegmentationResult, number: int) -> NDArray[Any] | None
 
 
 def _places(
-    result: SegmentationResult, label: Label, probability: NDArray[Any] | None
+    result: SegmentationResult, label: Label, probability: NDArray[np.floating] | None
 ) -> Iterator[SuspiciousPlace]:
     labelmap = result.labelmap
     regions, count = ndimage.label(labelmap.voxels == label.value, TOUCHING)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +113,7 @@ class _Found:
         )
 
 
-def parts_of(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArray[np.int64]]:
+def parts_of(voxels: NDArray[np.integer], boxes: Mapping[int, Box]) -> dict[int, NDArray[np.int64]]:
     """The number of voxels of each connected part of each label."""
     if not boxes:
         return {}
@@ -128,7 +127,7 @@ def parts_of(voxels: NDArray[Any], boxes: Mapping[int, Box]) -> dict[int, NDArra
     return dict(zip(values.tolist(), np.split(found.size[order], ends), strict=True))
 
 
-def _runs(voxels: NDArray[Any]) -> int:
+def _runs(voxels: NDArray[np.integer]) -> int:
     """The number of runs of equal voxels along the last axis, counted without a second volume in memory."""
     count = voxels.shape[0] * voxels.shape[1]
     return count + sum(int(np.count_nonzero(plane[:, 1:] != plane[:, :-1])) for plane in voxels)

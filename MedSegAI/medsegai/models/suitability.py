@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import MismatchError
 from medsegai.models.card import ModelCard
-from medsegai.volume import Volume
+from medsegai.volume import Scalar, Volume
 
 MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET", "US": "ultrasound"}
 """DICOM's codes that cards use too, and their names."""
@@ -129,7 +128,7 @@ def _of_extent(card: ModelCard, volume: Volume) -> Iterator[Doubt]:
     )
 
 
-def _is_hounsfield(values: NDArray[Any]) -> bool:
+def _is_hounsfield(values: NDArray[np.number]) -> bool:
     """Whether many voxels are air, many are tissue in Hounsfield units, and fewer than air lie between them.
 
     Padding below -1500 does not count.
@@ -142,7 +141,7 @@ def _is_hounsfield(values: NDArray[Any]) -> bool:
     return bool(air >= AIR_SHARE and tissue >= TISSUE_SHARE and between < air)
 
 
-def _sample(voxels: NDArray[Any]) -> NDArray[Any]:
+def _sample(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
     step = max(1, round((voxels.size / SAMPLES) ** (1 / 3)))
     return voxels[::step, ::step, ::step].ravel()
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medsegai.labels import Label, counterparts, without_side
 from medsegai.request import NOT_FOR_DIAGNOSIS
-from medsegai.volume import Geometry, Volume, check_same_grid
+from medsegai.volume import Geometry, Scalar, Volume, check_same_grid
 
 LONGEST_SIDE = 480
 """Pixels of the longest side that is shown, in mm; the other sides follow in scale: 6 cm at 200 dpi."""
@@ -78,7 +78,7 @@ class Plane:
     top: str
     bottom: str
 
-    def cut(self, voxels: NDArray[Any], index: int) -> NDArray[Any]:
+    def cut(self, voxels: NDArray[Scalar], index: int) -> NDArray[Scalar]:
         """Rows from top to bottom, columns from left to right of the picture."""
         return np.take(voxels, index, axis=self.axis)[::-1, ::-1]
 
@@ -203,7 +203,7 @@ class _Sheet:
     spacing: NDArray[np.float64]
     scale: float
 
-    def cut(self, voxels: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
+    def cut(self, voxels: NDArray[Scalar], plane: Plane, index: int) -> NDArray[Scalar]:
         """The shown part of a slice: rows from top to bottom, columns from left to right of the picture."""
         part: list[slice | int] = list(self.box)
         part[plane.axis] = index
@@ -323,7 +323,7 @@ def closest_axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, 
     return (first, second, third), (flips[0], flips[1], flips[2])
 
 
-def _codes(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[np.uint16]:
+def _codes(values: NDArray[np.integer], labels: Sequence[Label]) -> NDArray[np.uint16]:
     """Label values as positions in `labels`, from 1; 0 for everything else."""
     lookup = np.zeros(
         max(int(values.max(initial=0)), *(label.value for label in labels)) + 1, np.uint16
@@ -333,7 +333,7 @@ def _codes(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[np.uint16]:
     return lookup[values]
 
 
-def _window(voxels: NDArray[Any]) -> tuple[float, float]:
+def _window(voxels: NDArray[np.number]) -> tuple[float, float]:
     """The grey values that become black and white."""
     stride = max(1, round((voxels.size / MAX_SAMPLES) ** (1 / 3)))
     sample = voxels[::stride, ::stride, ::stride].astype(np.float64)
@@ -345,7 +345,7 @@ def _window(voxels: NDArray[Any]) -> tuple[float, float]:
 
 
 def _grey(
-    plane: NDArray[Any], window: tuple[float, float], size: tuple[int, int]
+    plane: NDArray[np.number], window: tuple[float, float], size: tuple[int, int]
 ) -> NDArray[np.float64]:
     """The slice as RGB 0-255, (height, width, 3)."""
     low, high = window
@@ -354,7 +354,9 @@ def _grey(
     return np.repeat(shades[:, :, np.newaxis], 3, axis=2)
 
 
-def _resized(plane: NDArray[Any], size: tuple[int, int], how: Image.Resampling) -> NDArray[Any]:
+def _resized(
+    plane: NDArray[np.number], size: tuple[int, int], how: Image.Resampling
+) -> NDArray[Any]:
     """The slice at (width, height); codes pass through 32-bit integers unharmed."""
     kind = np.float32 if plane.dtype.kind == "f" else np.int32
     picture = Image.fromarray(np.ascontiguousarray(plane, dtype=kind))
@@ -378,7 +380,9 @@ class _Paint:
         fills[0] = 0.0
         return cls(colors, fills)
 
-    def outlined(self, grey: NDArray[np.float64], codes: NDArray[Any]) -> NDArray[np.float64]:
+    def outlined(
+        self, grey: NDArray[np.float64], codes: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
         """Colour inside each structure lightly, and along its border fully."""
         border = np.zeros(codes.shape, dtype=bool)
         border[1:] |= codes[1:] != codes[:-1]
@@ -394,7 +398,9 @@ def _heat(doubt: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.clip(doubt * 3 - step, 0, 1) for step in range(3)], axis=-1) * 255
 
 
-def _heated(grey: NDArray[np.float64], entropy: NDArray[Any], most: float) -> NDArray[np.float64]:
+def _heated(
+    grey: NDArray[np.float64], entropy: NDArray[np.floating], most: float
+) -> NDArray[np.float64]:
     """Doubt over a darkened slice.
 
     The scale ends at `most`, half the entropy of a uniform guess: real maps hardly reach further.

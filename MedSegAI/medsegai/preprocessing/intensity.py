@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 MODES = ("minmax", "conform", "percentile")
 
 
-def scale_intensity(voxels: NDArray[Any], mode: str = "percentile") -> NDArray[np.float32]:
+def scale_intensity(voxels: NDArray[np.number], mode: str = "percentile") -> NDArray[np.float32]:
     """Scale a whole volume to [0, 1]; a constant volume becomes zeros.
 
     ``minmax`` maps minimum and maximum. ``conform`` first brings the voxels to 8 bits as

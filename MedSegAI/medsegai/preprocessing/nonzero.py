@@ -6,8 +6,6 @@ box of what surrounds it, so the box is found without filling, and the mask is m
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from medsegai.volume import Box
 
 
-def nonzero_box(channels: NDArray[Any]) -> Box:
+def nonzero_box(channels: NDArray[np.number]) -> Box:
     """The smallest box (k, j, i) that holds every voxel that is not zero in some channel.
 
     `channels`: (channel, k, j, i). The box of an image of zeros is the whole image, as in nnU-Net.
@@ -29,7 +27,7 @@ def nonzero_box(channels: NDArray[Any]) -> Box:
     return _extent(planes), _extent(rows), _extent(columns)
 
 
-def nonzero_mask(channels: NDArray[Any]) -> NDArray[np.bool_]:
+def nonzero_mask(channels: NDArray[np.number]) -> NDArray[np.bool_]:
     """Voxels that are not zero in some channel, and the holes they enclose.
 
     `channels`: (channel, k, j, i), usually cropped to `nonzero_box`. Returns bool (k, j, i). A hole is a region of
@@ -50,7 +48,7 @@ def nonzero_mask(channels: NDArray[Any]) -> NDArray[np.bool_]:
     return occupied
 
 
-def _occupied(channels: NDArray[Any]) -> NDArray[np.bool_]:
+def _occupied(channels: NDArray[np.number]) -> NDArray[np.bool_]:
     occupied = channels[0] != 0
     for channel in channels[1:]:
         occupied |= channel != 0

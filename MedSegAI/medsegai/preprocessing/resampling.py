@@ -149,12 +149,12 @@ def resample(
 
 
 def resample_labels(
-    labels: NDArray[Any],
+    labels: NDArray[np.integer],
     shape: Sequence[int],
     spacing: Sequence[float],
     new_spacing: Sequence[float],
     settings: Settings,
-) -> NDArray[Any]:
+) -> NDArray[np.integer]:
     """Labels on `shape` voxels over the same box: at each voxel the label with most weight around it.
 
     Where labels weigh the same, that of the nearest voxel wins if it is one of them, else the lowest. Any integer
@@ -326,8 +326,8 @@ def _interpolated(image: Tensor, shape: Sequence[int], axis: int | None) -> Tens
 
 
 def _interpolated_labels(
-    labels: NDArray[Any], shape: Sequence[int], axis: int | None, settings: Settings
-) -> NDArray[Any]:
+    labels: NDArray[np.integer], shape: Sequence[int], axis: int | None, settings: Settings
+) -> NDArray[np.integer]:
     """The label with most weight by `_interpolated`, compared in float16 as nnU-Net does; the lowest of equals."""
     if settings.get("memefficient_seg_resampling"):
         raise ModelError(
@@ -348,12 +348,12 @@ def _interpolated_labels(
     return np.asarray(present[chosen.long().numpy()])
 
 
-def _nearest_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+def _nearest_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
     index = [nearest(size, new) for size, new in zip(labels.shape, shape, strict=True)]
     return np.asarray(labels[np.ix_(*index)])
 
 
-def _majority_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+def _majority_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
     """The label with the most weight among the eight voxels around each new voxel.
 
     Where these eight agree nothing is computed. Elsewhere products and sums are taken in scipy's order, so that
@@ -376,7 +376,7 @@ def _majority_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]
     return result
 
 
-def _unanimous(labels: NDArray[Any]) -> NDArray[np.bool_]:
+def _unanimous(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Whether a voxel and its seven neighbours towards higher k, j, i have one label, bool (k, j, i)."""
     low = high = labels
     for axis, size in enumerate(labels.shape):
@@ -387,8 +387,10 @@ def _unanimous(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _corners(
-    labels: NDArray[Any], low: Sequence[NDArray[np.intp]], part: Sequence[NDArray[np.float64]]
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    labels: NDArray[np.integer],
+    low: Sequence[NDArray[np.intp]],
+    part: Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
     """Labels and weights (8, point) of the voxels around points."""
     near = [1.0 - along for along in part]
     weight = [(along, 1.0 - along) for along in near]
@@ -404,8 +406,8 @@ def _corners(
 
 
 def _heaviest(
-    labels: NDArray[Any], weights: NDArray[np.float64], closest: NDArray[Any]
-) -> NDArray[Any]:
+    labels: NDArray[np.integer], weights: NDArray[np.float64], closest: NDArray[np.integer]
+) -> NDArray[np.integer]:
     """The label (8, point) with the largest sum of weights; of equal ones, `closest` or else the lowest."""
     sums = np.zeros_like(weights)
     for label, weight in zip(labels, weights, strict=True):

@@ -9,10 +9,11 @@ the released code on its (x, y, z) arrays: coronal (2, 0, 1), axial (1, 2, 0), s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from medsegai.volume import Scalar
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class View:
     name: str
     axes: tuple[int, int, int]
 
-    def stack(self, volume: NDArray[Any]) -> NDArray[Any]:
+    def stack(self, volume: NDArray[Scalar]) -> NDArray[Scalar]:
         """(..., k, j, i) to (..., slice, row, column), without a copy."""
         leading = volume.ndim - 3
         return volume.transpose(*range(leading), *(leading + axis for axis in self.axes))
@@ -40,7 +41,7 @@ VIEWS: dict[str, View] = {
 }
 
 
-def thick_slices(stack: NDArray[Any], indices: ArrayLike, count: int) -> NDArray[Any]:
+def thick_slices(stack: NDArray[Scalar], indices: ArrayLike, count: int) -> NDArray[Scalar]:
     """Slices with their neighbours as channels.
 
     ``stack`` (S, H, W) and ``indices`` (N,) give (N, count, H, W): channel ``count // 2`` is the

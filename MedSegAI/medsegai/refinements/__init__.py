@@ -127,7 +127,7 @@ class Refined:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, draft: Draft, labels: NDArray[Any], notes: Sequence[str] = ()) -> Refined:
+    def of(cls, draft: Draft, labels: NDArray[np.integer], notes: Sequence[str] = ()) -> Refined:
         """Compare the new labels with the draft, so that every change is reported.
 
         If nothing changed, the result has the draft's own array.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +65,7 @@ class Components:
 
 
 def components(
-    labels: NDArray[Any], wanted: NDArray[np.int64], connectivity: str, tick: Tick
+    labels: NDArray[np.integer], wanted: NDArray[np.int64], connectivity: str, tick: Tick
 ) -> Components:
     """Find the connected components of the wanted values; voxels of different values are never connected.
 

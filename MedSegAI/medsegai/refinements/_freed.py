@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 def give_to_runner_up(
-    labels: NDArray[Any], places: NDArray[np.int64], candidates: Candidates
+    labels: NDArray[np.integer], places: NDArray[np.int64], candidates: Candidates
 ) -> NDArray[np.bool_]:
     """Assign each voxel to the other one of its two candidates, in place.
 
@@ -40,7 +40,7 @@ def give_to_runner_up(
 
 
 def give_to_neighbours(
-    labels: NDArray[Any], places: NDArray[np.int64], parts: NDArray[np.int64]
+    labels: NDArray[np.integer], places: NDArray[np.int64], parts: NDArray[np.int64]
 ) -> None:
     """Assign each part to the label, or the background, that touches it by the most faces, in place.
 
@@ -69,7 +69,9 @@ def give_to_neighbours(
         waiting &= ~ready
 
 
-def give_away(labels: NDArray[Any], places: NDArray[np.int64], free: NDArray[Any]) -> None:
+def give_away(
+    labels: NDArray[np.integer], places: NDArray[np.int64], free: NDArray[np.integer]
+) -> None:
     """Assign each voxel to the `free` label, other than its own, that touches it by the most faces, in place.
 
     A voxel that no such label touches keeps its label.
@@ -89,7 +91,7 @@ def give_away(labels: NDArray[Any], places: NDArray[np.int64], free: NDArray[Any
         waiting[part] = False
 
 
-def restore_gone(draft: Draft, labels: NDArray[Any], found: Mapping[int, Box]) -> list[str]:
+def restore_gone(draft: Draft, labels: NDArray[np.integer], found: Mapping[int, Box]) -> list[str]:
     """Restore structures that have lost all their voxels, in place.
 
     Args:
@@ -112,7 +114,7 @@ def restore_gone(draft: Draft, labels: NDArray[Any], found: Mapping[int, Box]) -
 
 
 def contacts(
-    labels: NDArray[Any], places: NDArray[np.int64], parts: NDArray[np.int64]
+    labels: NDArray[np.integer], places: NDArray[np.int64], parts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The part and the neighbour's label of each face between one of `places` and a voxel outside of `places`."""
     order = np.argsort(places)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +94,7 @@ def _alone(refinement: Refinement, value: int) -> Refinement:
     return alone.with_options(labels=(value,)) if options.get("labels") else alone
 
 
-def _labelled(mask: NDArray[np.bool_], label: Label) -> NDArray[Any]:
+def _labelled(mask: NDArray[np.bool_], label: Label) -> NDArray[np.integer]:
     kind = np.min_scalar_type(label.value)
     return mask.astype(kind) * kind.type(label.value)
 

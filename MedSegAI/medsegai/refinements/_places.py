@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +45,7 @@ def flat_indices(inside: NDArray[np.bool_], box: Box, shape: Sequence[int]) -> N
     return np.ravel_multi_index(places, tuple(shape)).astype(np.int64)
 
 
-def near_borders(labels: NDArray[Any], reach: Sequence[int]) -> NDArray[np.bool_]:
+def near_borders(labels: NDArray[np.integer], reach: Sequence[int]) -> NDArray[np.bool_]:
     """Voxels with another label than their own within `reach` voxels along (k, j, i), bool (k, j, i)."""
     from scipy import ndimage
 

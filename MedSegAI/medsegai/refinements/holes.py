@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +69,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 
 def _closed(
-    found: Components, labels: NDArray[Any], options: Options, draft: Draft
+    found: Components, labels: NDArray[np.integer], options: Options, draft: Draft
 ) -> NDArray[np.bool_]:
     """Which parts of the background are small enough and do not reach the edge of the volume, bool (part)."""
     closed = np.ones(len(found.size), bool)
@@ -92,7 +91,7 @@ def _of_several(part: NDArray[np.int64], touching: NDArray[np.int64]) -> NDArray
 
 
 def _fill(
-    labels: NDArray[Any],
+    labels: NDArray[np.integer],
     named: NDArray[np.int64],
     places: NDArray[np.int64],
     parts: NDArray[np.int64],

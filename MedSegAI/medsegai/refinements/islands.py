@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +72,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
 
 
 def _islands(
-    labels: NDArray[Any], options: Options, smallest: float, tick: Tick
+    labels: NDArray[np.integer], options: Options, smallest: float, tick: Tick
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The indices of all voxels to remove in the flat volume, and the number of the part of each."""
     named = np.array(options.labels or list(label_boxes(labels)), np.int64)

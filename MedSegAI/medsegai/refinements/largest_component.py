@@ -47,7 +47,9 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     return Refined.of(draft, voxels)
 
 
-def keep_largest(voxels: NDArray[Any], groups: Sequence[Sequence[int]]) -> tuple[NDArray[Any], int]:
+def keep_largest(
+    voxels: NDArray[np.integer], groups: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.integer], int]:
     """The labels (k, j, i) with only the largest component of each group, and the number of removed voxels."""
     from scipy import ndimage
 

@@ -24,7 +24,7 @@ from medsegai.refinements._freed import give_away, give_to_runner_up, restore_go
 from medsegai.refinements._places import flat_indices, margin, spacing_kji, upright
 from medsegai.refinements._settings import labels_setting, setting
 from medsegai.request import Candidates
-from medsegai.volume import Box, Volume, joined_box
+from medsegai.volume import Box, Scalar, Volume, joined_box
 
 TITLE = "Move borders to edges"
 
@@ -118,7 +118,7 @@ def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Dra
     """The draft with its axes in another order and some of them reversed, as views of the same memory."""
     grid = draft.labelmap.geometry.permuted(order).flipped(*flips)
 
-    def turned(voxels: NDArray[Any]) -> NDArray[Any]:
+    def turned(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
         return np.flip(voxels.transpose(order), flips)
 
     image, candidates = draft.image, draft.candidates
@@ -130,7 +130,7 @@ def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Dra
     )
 
 
-def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[Any], list[str]]:
+def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[np.integer], list[str]]:
     """The new labels, (k, j, i), and notes."""
     before = draft.labelmap.voxels
     labels = np.array(before, order="C")
@@ -158,7 +158,7 @@ def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[Any], 
 
 
 def _pieces(
-    labels: NDArray[Any], wanted: Sequence[int], reach: Sequence[int], tick: Tick
+    labels: NDArray[np.integer], wanted: Sequence[int], reach: Sequence[int], tick: Tick
 ) -> list[tuple[int, Box]]:
     """The boxes in which level sets run, each with its label; they surround parts that are large enough.
 
@@ -304,7 +304,7 @@ def _smooth(draft: Draft, options: Options, box: Box) -> NDArray[np.float32]:
 
 
 def _edges(
-    draft: Draft, values: NDArray[Any], options: Options, near: NDArray[np.bool_]
+    draft: Draft, values: NDArray[np.number], options: Options, near: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     """The squared gradient of `values`, scaled so that 1 is usual near the border."""
     from scipy import ndimage
@@ -382,7 +382,7 @@ class _Claims:
         self._levels.append(level[allowed])
         self._values.append(np.full(len(places), value, np.int64))
 
-    def settle(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+    def settle(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
         """Assign each voxel to the structure in which it lies deepest, in place.
 
         Returns:
@@ -406,7 +406,7 @@ class _Claims:
 
 
 def _to_free_runner_up(
-    labels: NDArray[Any], places: NDArray[np.int64], draft: Draft, free: NDArray[np.int64]
+    labels: NDArray[np.integer], places: NDArray[np.int64], draft: Draft, free: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Assign voxels to their runner-up if it is a `free` label, in place; return which were, bool (place)."""
     assert draft.candidates is not None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +86,7 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     return Refined.of(draft, labels, restore_gone(draft, labels, found))
 
 
-def _tolerances(labels: NDArray[Any], named: dict[int, Box]) -> NDArray[np.float64]:
+def _tolerances(labels: NDArray[np.integer], named: dict[int, Box]) -> NDArray[np.float64]:
     """The tolerated error of each structure's volume in voxels; the background may change by any number."""
     counts = [np.count_nonzero(labels[box] == value) for value, box in named.items()]
     return np.r_[np.inf, TOLERANCE * np.array(counts)]
@@ -183,7 +182,7 @@ class _Rivals:
 
 def _compare(
     rivals: _Rivals,
-    labels: NDArray[Any],
+    labels: NDArray[np.integer],
     brick: Box,
     rows: NDArray[np.int64],
     sigmas: Sequence[float],

@@ -9,7 +9,6 @@ tie. All other voxels keep their labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +96,7 @@ class _Doubt:
 
 def _doubtful(
     draft: Draft,
-    labels: NDArray[Any],
+    labels: NDArray[np.integer],
     shell: NDArray[np.int64],
     free: NDArray[np.int64],
     least: float,
@@ -126,7 +125,7 @@ def _doubtful(
 
 
 def _neighbour_label(
-    labels: NDArray[Any], places: NDArray[np.int64], own: NDArray[np.int64]
+    labels: NDArray[np.integer], places: NDArray[np.int64], own: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The label, other than its own, that most of the six neighbours of each place have; -1 if there is none."""
     flat = labels.reshape(-1)
@@ -141,7 +140,7 @@ def _neighbour_label(
 class _Graph:
     """The uncertain voxels and the ties to their neighbours."""
 
-    def __init__(self, doubt: _Doubt, labels: NDArray[Any]) -> None:
+    def __init__(self, doubt: _Doubt, labels: NDArray[np.integer]) -> None:
         self.doubt = doubt
         self._labels = labels
         count = len(doubt.places)

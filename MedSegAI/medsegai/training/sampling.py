@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Task(Protocol):
 
     def answers(
         self, sample: Sample, predict: Predict, step: int, count: int
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
         """For validation: predicted and true classes, in pieces of equal shape."""
         ...
 
@@ -117,7 +117,7 @@ class ViewTask:
 
     def answers(
         self, sample: Sample, predict: Predict, step: int, count: int
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
         """Predicted and true classes of every `step`-th slice, `count` at a time."""
         indices = np.arange(0, len(self.view.stack(sample.targets)), step)
         for start in range(0, len(indices), count):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class PatchTask:
 
     def answers(
         self, sample: Sample, predict: Predict, step: int, count: int
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
         """Predicted and true classes of a whole volume, from patches that overlap by half."""
         total = torch.zeros(self.class_count, *sample.image.shape)
         weights = torch.tensor(gaussian(self.patch))
@@ -112,7 +111,7 @@ class PatchTask:
         return scaled(sample.image[box])[None], classes[at], touches[at]
 
 
-def scaled(image: NDArray[Any]) -> NDArray[np.float32]:
+def scaled(image: NDArray[np.number]) -> NDArray[np.float32]:
     """Intensities from 0 to 1; stored volumes hold them in eight bits."""
     if image.dtype == np.uint8:
         return image.astype(np.float32) / np.float32(255.0)

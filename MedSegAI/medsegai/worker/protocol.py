@@ -94,7 +94,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def pack_array(array: NDArray[Any], exchange: Path) -> str:
+def pack_array(array: NDArray[np.generic], exchange: Path) -> str:
     """Write `array` into the exchange folder and return its name there.
 
     Raises:
@@ -111,7 +111,7 @@ def pack_array(array: NDArray[Any], exchange: Path) -> str:
     return path.name
 
 
-def unpack_array(name: str, exchange: Path) -> NDArray[Any]:
+def unpack_array(name: str, exchange: Path) -> NDArray[np.generic]:
     """Map an array of the exchange folder into memory, copy on write.
 
     Raises:

@@ -68,8 +68,8 @@ def on_grid(image: Volume, grid: Geometry) -> Volume:
 
 
 def kept(
-    before: NDArray[Any], after: NDArray[Any], fixed: Sequence[int]
-) -> tuple[NDArray[Any], int]:
+    before: NDArray[np.integer], after: NDArray[np.integer], fixed: Sequence[int]
+) -> tuple[NDArray[np.integer], int]:
     """The new labels without what they would change of fixed ones.
 
     A voxel that would go to a fixed label stays what it was, so that no gap opens where a border moves. Where a
@@ -95,7 +95,7 @@ def kept(
     )
 
 
-def _clear_parts(labels: NDArray[Any], after: NDArray[Any], value: int) -> int:
+def _clear_parts(labels: NDArray[np.integer], after: NDArray[np.integer], value: int) -> int:
     """Empty the parts of a label of which nothing was to be left, in place; how many voxels that are."""
     from scipy import ndimage
 

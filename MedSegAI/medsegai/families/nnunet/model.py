@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,7 +187,7 @@ class _ScanRun:
             ]
         return [everything]
 
-    def _labels_of(self, name: str) -> tuple[NDArray[Any], list[int]]:
+    def _labels_of(self, name: str) -> tuple[NDArray[np.integer], list[int]]:
         """What the stage before found, on the grid of the reoriented scan, and its foreground labels."""
         grid = self.scan.geometry
         if self.scan.reversed:

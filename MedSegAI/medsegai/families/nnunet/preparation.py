@@ -50,7 +50,7 @@ class ReorientedScan:
         reversed: whether planes run against the scan's.
     """
 
-    voxels: NDArray[Any]
+    voxels: NDArray[np.number]
     geometry: Geometry
     spacing: tuple[float, ...]
     plane_axis: int
@@ -97,7 +97,7 @@ def prepare(
     scan: ReorientedScan,
     configuration: Mapping[str, Any],
     intensities: Mapping[str, Mapping[str, float]],
-    stage_before: Callable[[], tuple[NDArray[Any], Sequence[int]]] | None = None,
+    stage_before: Callable[[], tuple[NDArray[np.integer], Sequence[int]]] | None = None,
 ) -> Ready:
     """The input of one configuration.
 
