@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from medsegai.request import SegmentationRequest
     from medsegai.worker.requests import ExportResult, MeasurementResult, RefinementResult
     from MedSegAILib.output_choice import OutputChoice
+    from MedSegAILib.scene.measuring import Measurable
+    from MedSegAILib.scene.refining import Draft
     from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode, Widget
     from MedSegAILib.worker.blocking_job import Job
     from MedSegAILib.worker.client import WorkerClient
-    from MedSegAILib.worker.deferred_request import Reading
+    from MedSegAILib.worker.deferred_request import ReadAs, Reading, Result, Written
     from MedSegAILib.worker.queue import JobQueue
 
 
@@ -169,7 +171,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         progress: Callable[[ProgressEvent], None] | None = None,
         output: OutputChoice | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> SegmentationNode:
         """Segment a volume and wait for the result; also without a main window.
 
         Args:
@@ -197,7 +199,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         progress: Callable[[ProgressEvent], None] | None = None,
         output: OutputChoice | None = None,
         **options: Any,
-    ) -> Job:
+    ) -> Job[SegmentationNode]:
         """The same, without waiting: the job goes to the end of the queue that the panel shows."""
         from medsegai.models.catalogue import find_card
         from medsegai.request import request_from_options
@@ -259,9 +261,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         image = volumeNode or scene.reference_volume(node)
         reading = Reading(lambda: scene.draft(node, parsed, ids, image))
 
-        def write(result: RefinementResult) -> tuple[str, ...]:
-            scene.write_refined(reading.read_as, result)
-            return (*result.words, *reading.read_as.notes)
+        def write(draft: Draft, result: RefinementResult) -> tuple[str, ...]:
+            scene.write_refined(draft, result)
+            return (*result.words, *draft.notes)
 
         return _done(f"{node.GetName()}: {', '.join(texts)}", reading, write, progress)
 
@@ -280,8 +282,8 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         scene = Scene(slicer.mrmlScene)
         reading = Reading(lambda: scene.measurable(segmentationNode))
 
-        def write(result: MeasurementResult) -> tuple[dict[str, Any], ...]:
-            scene.statistics(reading.read_as, result)
+        def write(measured: Measurable, result: MeasurementResult) -> tuple[dict[str, Any], ...]:
+            scene.statistics(measured, result)
             return tuple(dict(row) for row in result.rows)
 
         return _done(f"{segmentationNode.GetName()}: measure", reading, write, progress)
@@ -318,7 +320,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         if outputs.get("seg") and not dicom:
             series = source_of(slicer.dicomDatabase, scene.reference_volume(node))
         reading = Reading(lambda: scene.exported(node, outputs, series, overwrite))
-        return _done(f"{node.GetName()}: export", reading, lambda done: done, progress, ["export"])
+        return _done(
+            f"{node.GetName()}: export", reading, lambda _, done: done, progress, ["export"]
+        )
 
     @staticmethod
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
@@ -356,15 +360,15 @@ def queue() -> JobQueue:
 
 def _done(
     title: str,
-    reading: Reading,
-    write: Callable[[Any], Any],
+    reading: Reading[ReadAs],
+    write: Callable[[ReadAs, Result], Written],
     progress: Callable[[ProgressEvent], None] | None,
     extras: Sequence[str] = (),
-) -> Any:
-    """What `write` makes of the worker's answer."""
+) -> Written:
+    """What `write` makes of what was read and of the worker's answer to it."""
     if worker().place.kind == "own":
         install_what_is_missing(extras)
-    job = _job(write, progress)
+    job = _job(lambda result: reading.answered(write, result), progress)
     job.entry = queue().add(title, reading.make_request, job)
     reading.waits()
     try:
@@ -373,7 +377,9 @@ def _done(
         reading.forget()
 
 
-def _job(write: Callable[[Any], Any], progress: Callable[[ProgressEvent], None] | None) -> Job:
+def _job(
+    write: Callable[[Any], Written], progress: Callable[[ProgressEvent], None] | None
+) -> Job[Written]:
     from MedSegAILib.worker.blocking_job import Job
 
     return Job(queue(), worker(), slicer.app.processEvents, write, progress)

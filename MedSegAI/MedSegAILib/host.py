@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 import slicer.util
@@ -19,9 +19,14 @@ from MedSegAILib.recent_log import RecentLog
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
 from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
 from MedSegAILib.scene.undo import undo_in
-from MedSegAILib.slicer_types import SegmentationNode, TableNode, VolumeNode
+from MedSegAILib.slicer_types import QtValue, SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import WorkerLocation
+
+if TYPE_CHECKING:
+    from MedSegAILib.panel.process import Finished, Programs
+    from MedSegAILib.worker.client import WorkerClient
+    from MedSegAILib.worker.environment_check import EnvironmentCheck, Report
 
 SLAB_VIEW = "vtkMRMLSliceNodeRed"
 
@@ -96,13 +101,13 @@ class Host:
 
     def __init__(
         self,
-        client: Callable[[], Any],
+        client: Callable[[], WorkerClient],
         prepare: Callable[..., None],
-        programs: Any,
+        programs: Programs,
         dialogs: Any,
     ) -> None:
         self._client, self._programs, self._dialogs = client, programs, dialogs
-        self._environment_check: Any = None
+        self._environment_check: EnvironmentCheck | None = None
         self._statistics_layout = StatisticsLayout()
         self.prepare = prepare
         self._defects = RecentLog()
@@ -122,15 +127,14 @@ class Host:
 
     def place(self) -> WorkerLocation:
         """Return where the worker runs, as the settings say."""
-        place: WorkerLocation = self._client().place
-        return place
+        return self._client().place
 
     def set_place(self, place: WorkerLocation) -> None:
         """Keep where the worker runs."""
         place.command()  # says what is wrong with it, before a job does
         self._client().set_place(place)
 
-    def check_environment(self, place: WorkerLocation, told: Callable[[Any], None]) -> None:
+    def check_environment(self, place: WorkerLocation, told: Callable[[Report], None]) -> None:
         """Ask the doctor there, in the background; an earlier question is forgotten."""
         from MedSegAILib.worker.environment_check import EnvironmentCheck
 
@@ -154,10 +158,10 @@ class Host:
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        done: Callable[[Any], None],
+        done: Callable[[Finished], None],
         heard: Callable[[str], None] | None = None,
         given: str = "",
-    ) -> Any:
+    ) -> QtValue:
         """Start a program beside the application."""
         return self._programs.run(command, environment, done, heard, given)
 
@@ -173,7 +177,7 @@ class Host:
         """Folder and UID of the DICOM series behind a volume; see `scene.dicom_database.source_of`."""
         return source_of(getattr(slicer, "dicomDatabase", None), volume)
 
-    def stop(self, program: Any) -> None:
+    def stop(self, program: QtValue) -> None:
         """End a program that `run` started."""
         self._programs.stop(program)
 

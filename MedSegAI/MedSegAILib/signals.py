@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 
 class Signal:
@@ -16,7 +15,7 @@ class Signal:
         """Call this receiver with each value from now on."""
         self._receivers.append(receiver)
 
-    def emit(self, *values: Any) -> None:
+    def emit(self, *values: object) -> None:
         """Call all receivers, in the order in which they were connected."""
         for receiver in self._receivers:
             receiver(*values)

@@ -23,7 +23,7 @@ NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
 
 
 def option(
-    default: Any, help: str, choices: Mapping[str, str] | None = None, title: str = ""
+    default: object, help: str, choices: Mapping[str, str] | None = None, title: str = ""
 ) -> Any:
     """A field of the request that users can set, with its help text and, where fixed, its choices.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Generic
 
 from medsegai.errors import (
     InputError,
@@ -12,14 +12,18 @@ from medsegai.errors import (
     OutputExistsError,
 )
 from medsegai.progress import ProgressEvent
-from medsegai.worker.requests import ExportResult
+from medsegai.worker.requests import ExportResult, MeasurementResult
 from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.results import Results
 from MedSegAILib.panel_values import ExportChoice
 from MedSegAILib.slicer_types import Node
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
-from MedSegAILib.worker.deferred_request import Reading
+from MedSegAILib.worker.deferred_request import ReadAs, Reading, Result
+
+if TYPE_CHECKING:
+    from MedSegAILib.scene.exporting import HandedOver
+    from MedSegAILib.scene.measuring import Measurable
 
 FILES = {
     "report": "report.html",
@@ -57,7 +61,7 @@ class HandingOver:
         view = self._context.panel.results
         view.show_statistics(False)  # until they are there
 
-        def show(measured: Any, result: Any) -> None:
+        def show(measured: Measurable, result: MeasurementResult) -> None:
             self._context.host.show_table(self._context.scene.statistics(measured, result))
             view.show_statistics(True)
             if measured.note:
@@ -69,7 +73,7 @@ class HandingOver:
         name = f"{self._results.node.GetName()}.csv"
         path = self._context.host.ask_save_file(_("Save statistics"), name)
 
-        def save(measured: Any, result: Any) -> None:
+        def save(measured: Measurable, result: MeasurementResult) -> None:
             self._context.scene.write_csv(measured, result, path)
             words = (_("Wrote {path}.").format(path=path), measured.note)
             self._context.panel.show_message("\n".join(filter(None, words)))
@@ -77,7 +81,7 @@ class HandingOver:
         if path:
             self._measure(save)
 
-    def _measure(self, then: Callable[[Any, Any], None]) -> None:
+    def _measure(self, then: Callable[[Measurable, MeasurementResult], None]) -> None:
         node, scene = self._results.node, self._context.scene
         self._run(
             _("{name}: measure").format(name=node.GetName()),
@@ -100,11 +104,11 @@ class HandingOver:
     def _export(
         self, node: Node, choice: ExportChoice, series: tuple[str, str], overwrite: bool
     ) -> None:
-        def read() -> Any:
+        def read() -> HandedOver:
             wanted = outputs_of(choice)
             return self._context.scene.exported(self._present(node), wanted, series, overwrite)
 
-        def told(read_as: Any, result: ExportResult) -> None:
+        def told(read_as: HandedOver, result: ExportResult) -> None:
             files = counted(len(result.files), _("file"), _("files"))
             words = _("Wrote {files} into {folder}.").format(files=files, folder=choice.folder)
             self._context.panel.show_message("\n".join((words, *result.warnings)))
@@ -127,8 +131,8 @@ class HandingOver:
     def _run(
         self,
         title: str,
-        read: Callable[[], Any],
-        then: Callable[[Any, Any], None],
+        read: Callable[[], ReadAs],
+        then: Callable[[ReadAs, Result], None],
         mend: Callable[[MedSegAIError], bool] = lambda error: False,
         needs_export: bool = False,
     ) -> None:
@@ -145,7 +149,7 @@ class HandingOver:
         context.queue.add(title, job.reading.make_request, job)
         job.reading.waits()
 
-    def _present(self, node: Node) -> Any:
+    def _present(self, node: Node) -> Node:
         if not self._context.scene.is_present(node):
             raise InputError(
                 _("The segmentation {name} has left the scene.").format(name=node.GetName())
@@ -153,7 +157,7 @@ class HandingOver:
         return node
 
 
-class _ExportJob:
+class _ExportJob(Generic[ReadAs, Result]):
     """One entry of the queue.
 
     Args:
@@ -164,8 +168,8 @@ class _ExportJob:
     def __init__(
         self,
         context: Context,
-        reading: Reading,
-        then: Callable[[Any, Any], None],
+        reading: Reading[ReadAs],
+        then: Callable[[ReadAs, Result], None],
         mend: Callable[[MedSegAIError], bool],
     ) -> None:
         self._context, self.reading = context, reading
@@ -174,8 +178,8 @@ class _ExportJob:
     def progressed(self, event: ProgressEvent) -> None:
         self._context.progressed(event)
 
-    def finished(self, result: Any) -> None:
-        self.reading.answer(self._then, result)
+    def finished(self, result: Result) -> None:
+        self.reading.answered(self._then, result)
 
     def failed(self, error: MedSegAIError) -> None:
         self.reading.forget()
@@ -183,7 +187,7 @@ class _ExportJob:
             self._context.tell(error)
 
 
-def outputs_of(choice: ExportChoice) -> dict[str, Any]:
+def outputs_of(choice: ExportChoice) -> dict[str, object]:
     """The choice as fields of `medsegai.export.files.Exports`."""
     paths = {part: str(Path(choice.folder) / FILES[part]) for part in choice.parts}
     options = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from medsegai.errors import (
     InputError,
@@ -23,8 +23,12 @@ from MedSegAILib.controller.results import Results
 from MedSegAILib.guarding import guarded
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import Choice
-from MedSegAILib.slicer_types import Node, VolumeNode
+from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
+
+if TYPE_CHECKING:
+    from MedSegAILib.scene.writing import Preview
+    from MedSegAILib.worker.queue import Entry
 
 NO_VOLUME = "There is no input volume. Load an image and choose it."
 
@@ -38,8 +42,8 @@ class Jobs:
 
     def __init__(self, context: Context, results: Results) -> None:
         self._context, self._results = context, results
-        self._running: Any = None
-        self._previews: list[Any] = []
+        self._running: Entry | None = None
+        self._previews: list[Preview] = []
         panel, queue = context.panel, context.queue
         panel.segment_requested.connect(self.start)
         panel.cancel_requested.connect(self.cancel)
@@ -171,8 +175,12 @@ class Jobs:
         self._context.panel.preview.show("")
 
     def place(
-        self, source: VolumeNode, output: OutputChoice, frame: int | None, result: Any
-    ) -> Any:
+        self,
+        source: VolumeNode,
+        output: OutputChoice,
+        frame: int | None,
+        result: SegmentationResult,
+    ) -> SegmentationNode:
         """Bring a result into the scene, as the user chose.
 
         Returns:
@@ -197,7 +205,7 @@ class Jobs:
         self._context.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
         return node
 
-    def _conclude_preview(self, conclude: Callable[[Any], Any]) -> None:
+    def _conclude_preview(self, conclude: Callable[[Preview], SegmentationNode]) -> None:
         if not self._previews:
             return
         preview, node = self._previews[0], None
@@ -233,7 +241,7 @@ class Jobs:
             panel.show_message(running.message)
         panel.queue.show(self._context.queue.entries)
 
-    def _under_way(self) -> Any:
+    def _under_way(self) -> Entry | None:
         entries = self._context.queue.entries
         return next((entry for entry in entries if str(entry.state) == "running"), None)
 
@@ -306,7 +314,7 @@ class _SegmentationJob:
             self._context.tell(error)
 
 
-def chosen_nodes(choice: Choice) -> list[Any]:
+def chosen_nodes(choice: Choice) -> list[Node]:
     """One node for each channel, one for all of a picture; channels that may be left out can be, from the last on.
 
     Raises:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from medsegai.errors import ModelError
 from medsegai.models.card import ModelCard
@@ -18,6 +18,9 @@ from MedSegAILib.controller import texts
 from MedSegAILib.controller.context import Context
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import PlaceKind, WorkerLocation
+
+if TYPE_CHECKING:
+    from MedSegAILib.panel.process import Finished
 
 
 class Models:
@@ -55,7 +58,7 @@ class Models:
         browser.show_busy(True)
         browser.show_status(_("Loading the index …"))
 
-        def done(answer: Any) -> None:
+        def done(answer: Finished) -> None:
             browser.show_busy(False)
             if answer.code != 0:
                 browser.show_status(reason(answer), problem=True)
@@ -79,7 +82,7 @@ class Models:
         browser.show_busy(True)
         browser.show_status(text)
 
-        def done(answer: Any) -> None:
+        def done(answer: Finished) -> None:
             browser.show_busy(False)
             if answer.code != 0:
                 browser.show_status(reason(answer), problem=True)
@@ -100,7 +103,7 @@ class Models:
         browser.show_busy(True)
         browser.show_status(_("Checking the weights of {name} …").format(name=card.name))
 
-        def done(answer: Any) -> None:
+        def done(answer: Finished) -> None:
             browser.show_busy(False)
             if answer.code == 0:
                 browser.show_status(
@@ -113,7 +116,7 @@ class Models:
 
         self._run(["models", "verify", str(card.folder)], done)
 
-    def _run(self, arguments: list[str], done: Any) -> None:
+    def _run(self, arguments: list[str], done: Callable[[Finished], None]) -> None:
         place = self._local_place()
         command = [place.command()[0], "-m", "medsegai", *arguments]
         self._context.host.run(command, place.environment(), done)
@@ -135,7 +138,7 @@ def _own_cards() -> list[Path]:
     return [] if folder is None else sorted(folder.glob("*/card.json"))
 
 
-def reason(answer: Any) -> str:
+def reason(answer: Finished) -> str:
     """Why a command failed: what it said last."""
     lines = [line for line in (answer.errors or answer.output).splitlines() if line.strip()]
     if not lines:

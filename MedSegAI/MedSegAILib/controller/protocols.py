@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from medsegai.models.card import ModelCard
 from medsegai.models.refinement import Refinement
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from MedSegAILib.panel.batch import BatchView
     from MedSegAILib.panel.models import ModelBrowser
     from MedSegAILib.panel.output import PreviewBar
+    from MedSegAILib.panel.process import Finished
     from MedSegAILib.panel.queue_table import QueueTable
     from MedSegAILib.panel.refining import RefineView
     from MedSegAILib.panel.results import ResultsView
     from MedSegAILib.panel.settings import SettingsWidgets
     from MedSegAILib.panel.surfaces import SurfacesBar
+    from MedSegAILib.scene.exporting import HandedOver
     from MedSegAILib.scene.measuring import Measurable
-    from MedSegAILib.scene.refining import Draft
+    from MedSegAILib.scene.refining import Draft, RefinedPreview
+    from MedSegAILib.scene.writing import Preview
+    from MedSegAILib.worker.environment_check import Report
     from MedSegAILib.worker.listener import JobListener
     from MedSegAILib.worker.queue import Entry
 
@@ -97,10 +101,10 @@ class SceneProtocol(Protocol):
         result: SegmentationResult,
         output: OutputChoice | None = None,
         frame: int | None = None,
-    ) -> Any: ...
+    ) -> SegmentationNode: ...
     def preview(
         self, source: VolumeNode, result: SegmentationResult, output: OutputChoice
-    ) -> Any: ...
+    ) -> Preview: ...
     def segments(self, segmentation: SegmentationNode) -> Sequence[SegmentRow]: ...
     def reference_volume(self, segmentation: SegmentationNode) -> VolumeNode: ...
     def draft(
@@ -109,9 +113,9 @@ class SceneProtocol(Protocol):
         refinements: Sequence[Refinement],
         segments: Sequence[str] = (),
         image: VolumeNode = None,
-    ) -> Any: ...
+    ) -> Draft: ...
     def write_refined(self, draft: Draft, result: RefinementResult) -> SegmentationNode: ...
-    def preview_refined(self, draft: Draft, result: RefinementResult) -> Any: ...
+    def preview_refined(self, draft: Draft, result: RefinementResult) -> RefinedPreview: ...
     def jump(self, ras: Sequence[float]) -> None: ...
     def measurable(self, segmentation: SegmentationNode) -> Measurable: ...
     def statistics(self, measured: Measurable, result: MeasurementResult) -> TableNode: ...
@@ -119,10 +123,10 @@ class SceneProtocol(Protocol):
     def exported(
         self,
         segmentation: SegmentationNode,
-        outputs: Mapping[str, Any],
+        outputs: Mapping[str, object],
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,
-    ) -> Any: ...
+    ) -> HandedOver: ...
 
 
 class QueueProtocol(Protocol):
@@ -134,7 +138,9 @@ class QueueProtocol(Protocol):
     def entries(self) -> tuple[Entry, ...]: ...
     @property
     def busy(self) -> bool: ...
-    def add(self, title: str, make_request: Callable[[], Any], listener: JobListener) -> Entry: ...
+    def add(
+        self, title: str, make_request: Callable[[], object], listener: JobListener
+    ) -> Entry: ...
     def move(self, entry: Entry, by: int) -> None: ...
     def remove(self, entry: Entry) -> None: ...
     def remove_ended(self) -> None: ...
@@ -163,17 +169,17 @@ class ProgramsHost(Protocol):
             MedSegAIError: that does not work, or the user declined it.
         """
 
-    def check_environment(self, place: WorkerLocation, told: Callable[[Any], None]) -> None:
+    def check_environment(self, place: WorkerLocation, told: Callable[[Report], None]) -> None:
         """Ask the doctor there: see `worker.environment_check.EnvironmentCheck`."""
 
     def run(
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        done: Callable[[Any], None],
+        done: Callable[[Finished], None],
         heard: Callable[[str], None] | None = None,
         given: str = "",
-    ) -> Any: ...
+    ) -> QtValue: ...
     def stop(self, program: QtValue) -> None: ...
 
 

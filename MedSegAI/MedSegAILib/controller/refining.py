@@ -204,7 +204,7 @@ class _RefinementJob:
 
     def finished(self, result: RefinementResult) -> None:
         self.over = True
-        self.reading.answer(self._finish, result)
+        self.reading.answered(self._finish, result)
 
     def failed(self, error: MedSegAIError) -> None:
         """Show why a refinement failed."""
@@ -218,7 +218,7 @@ class _RefinementJob:
     def _finish(self, draft: Draft, result: RefinementResult) -> None:
         self._section.finished(draft, result, self._shown_only)
 
-    def _read(self) -> Any:
+    def _read(self) -> Draft:
         choice = self._choice
         if not choice.every and not choice.segments:
             raise RequestError(_(NONE_TICKED))

@@ -33,7 +33,7 @@ class ResultsScene(Protocol):
     def smooth_surfaces(self, segmentation: SegmentationNode, factor: float) -> None: ...
     def knows_uncertainty(self, segmentation: SegmentationNode) -> bool: ...
     def set_review_state(
-        self, segmentation: SegmentationNode, segment: str, state: Any
+        self, segmentation: SegmentationNode, segment: str, state: object
     ) -> None: ...
     def next_place(self, segmentation: SegmentationNode, by: int = 1) -> Step | None: ...
     def walk_within(self, segmentation: SegmentationNode, segment: str) -> None: ...
@@ -240,7 +240,7 @@ class Results:
     def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
         """What a signal calls: nothing is done to a node that has left the scene; what goes wrong is said."""
 
-        def guarded(*values: Any) -> None:
+        def guarded(*values: object) -> None:
             if self._node is None:
                 return
             if not self._scene.is_present(self._node):

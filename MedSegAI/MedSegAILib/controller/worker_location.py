@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from medsegai.errors import MedSegAIError
 from MedSegAILib.controller.context import Context
@@ -10,6 +11,9 @@ from MedSegAILib.controller.devices import Devices
 from MedSegAILib.panel_values import PlaceChoice
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import PlaceKind, WorkerLocation
+
+if TYPE_CHECKING:
+    from MedSegAILib.worker.environment_check import Report
 
 PLACE, AGREED = "place", "agreed_hosts"
 """Names of settings: the place, and the computers to which images may travel, one a line."""
@@ -27,7 +31,7 @@ class Places:
         changed: called when the devices are known, or another place was chosen.
     """
 
-    def __init__(self, context: Context, changed: Any) -> None:
+    def __init__(self, context: Context, changed: Callable[[], None]) -> None:
         self._context, self._changed = context, changed
         self._asked = 0
         self._asking = False
@@ -94,13 +98,13 @@ class Places:
             context.panel.settings.show_answer(str(error))
             return
 
-        def told(report: Any) -> None:
+        def told(report: Report) -> None:
             if number == self._asked:  # else another place was asked meanwhile
                 self._hear(report, shown)
 
         context.host.check_environment(place, told)
 
-    def _hear(self, report: Any, shown: bool) -> None:
+    def _hear(self, report: Report, shown: bool) -> None:
         context = self._context
         if shown:
             context.panel.settings.show_answer(report.text())

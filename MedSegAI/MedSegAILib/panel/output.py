@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel.wrapping import say
@@ -69,7 +68,7 @@ class OutputWidgets:
         self._show_what_matters()
         self._changed()
 
-    def _on_change(self, _value: Any) -> None:
+    def _on_change(self, _value: object) -> None:
         self._changed()
 
 

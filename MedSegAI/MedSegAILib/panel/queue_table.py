@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import lay_out_table, text_item
@@ -88,7 +88,7 @@ class QueueTable:
             table.selectRow(entries.index(chosen))
         table.blockSignals(False)
 
-    def _tell(self, signal: Signal, *values: Any) -> None:
+    def _tell(self, signal: Signal, *values: object) -> None:
         entry = self.chosen()
         if entry is not None:
             signal.emit(entry, *values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import qt
 
@@ -156,7 +155,7 @@ def in_words(refinement: Refinement) -> str:
     return ": ".join(part for part in (_(title(refinement.name)), ", ".join(parts)) if part)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, bool):
         return _("yes") if value else _("no")
     return str(len(value)) if isinstance(value, tuple) else f"{value}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from medsegai.refinements import refinement_names, summary
 from medsegai.refinements import title as title_of_refinement
@@ -110,7 +109,7 @@ class RefineView:
         self._show_refinement()
         self.choice_changed.emit()
 
-    def _on_change(self, _value: Any) -> None:
+    def _on_change(self, _value: object) -> None:
         self.choice_changed.emit()
 
     def _show_which(self) -> None:

@@ -376,7 +376,7 @@ class Scene:
     def exported(
         self,
         segmentation: SegmentationNode,
-        outputs: Mapping[str, Any],
+        outputs: Mapping[str, object],
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,
     ) -> HandedOver:

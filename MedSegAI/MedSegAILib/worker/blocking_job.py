@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from medsegai.errors import MedSegAIError
 from medsegai.progress import ProgressEvent
-from MedSegAILib.worker.queue import JobQueue
+from MedSegAILib.worker.queue import Entry, JobQueue
+
+Written = TypeVar("Written")
 
 
-class Job:
+class Waiting(Protocol):
+    """A client of the worker that can be waited for."""
+
+    def wait(self, meanwhile: Callable[[], None] | None = None) -> None: ...
+
+
+class Job(Generic[Written]):
     """Receives the events of the job, and writes its result.
 
     Args:
@@ -25,24 +33,24 @@ class Job:
         over: whether it has ended.
     """
 
-    entry: Any
+    entry: Entry
 
     def __init__(
         self,
         queue: JobQueue,
-        client: Any,
+        client: Waiting,
         live: Callable[[], None],
-        write: Callable[[Any], Any],
+        write: Callable[[Any], Written],
         progress: Callable[[ProgressEvent], None] | None,
     ) -> None:
         self._queue, self._client, self._live = queue, client, live
         self._write, self._progress = write, progress
         self._events: list[ProgressEvent] = []
-        self._written: Any = None
+        self._written: list[Written] = []
         self._error: MedSegAIError | None = None
         self.over = False
 
-    def wait(self) -> Any:
+    def wait(self) -> Written:
         """What the result became, such as the segmentation node, as soon as it is there.
 
         Raises:
@@ -57,7 +65,7 @@ class Job:
                 self._work_until_over()
         if self._error is not None:
             raise self._error
-        return self._written
+        return self._written[-1]
 
     def cancel(self) -> None:
         """Stop it; `wait` then raises `Cancelled`."""
@@ -67,9 +75,9 @@ class Job:
         """Hand progress on to the caller."""
         self._events.append(event)
 
-    def finished(self, result: Any) -> None:
+    def finished(self, result: object) -> None:
         """Keep the result for the caller."""
-        self._written = self._write(result)
+        self._written = [self._write(result)]
         self._error, self.over = None, True
 
     def failed(self, error: MedSegAIError) -> None:

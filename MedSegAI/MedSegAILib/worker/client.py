@@ -251,7 +251,7 @@ class WorkerClient:
         else:
             self._process.kill(self._hello["pid"], self._hello["leads_group"])
 
-    def _send(self, kind: str, /, **values: Any) -> None:
+    def _send(self, kind: str, /, **values: object) -> None:
         if self._process.running:
             self._process.send(encode({"type": kind, **values}))
 
@@ -474,7 +474,7 @@ def _messages(job: _SentJob, request: Message) -> Iterator[Message]:
     yield {"type": job.kind.name, "job": job.name, "exchange": exchange, "request": request}
 
 
-def _doing(function: Callable[..., None], *values: Any) -> Callable[[], None]:
+def _doing(function: Callable[..., None], *values: object) -> Callable[[], None]:
     return lambda: function(*values)
 
 

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, Protocol, TypeVar
+
+Request = TypeVar("Request", covariant=True)
+Result = TypeVar("Result")
+Written = TypeVar("Written")
 
 
-class Reading:
+class Requesting(Protocol[Request]):
+    """What is read of the scene for a job."""
+
+    @property
+    def request(self) -> Request:
+        """What the worker is asked."""
+
+
+ReadAs = TypeVar("ReadAs", bound=Requesting[object])
+
+
+class Reading(Generic[ReadAs]):
     """What `read` gives, an object with a `request` for the worker.
 
     Attributes:
@@ -16,30 +31,33 @@ class Reading:
         MedSegAIError: `read` does.
     """
 
-    def __init__(self, read: Callable[[], Any]) -> None:
+    def __init__(self, read: Callable[[], ReadAs]) -> None:
         self._read = read
-        self._fresh: Any = read()
+        self._fresh: ReadAs | None = read()
         self._owed = False
-        self.read_as: Any = self._fresh
+        self.read_as: ReadAs | None = self._fresh
 
-    def make_request(self) -> Any:
+    def make_request(self) -> object:
         """The request of this moment; what was read a moment ago is not read again."""
-        self.read_as, self._fresh, self._owed = self._fresh or self._read(), None, False
-        return self.read_as.request
+        read_as = self._fresh or self._read()
+        self.read_as, self._fresh, self._owed = read_as, None, False
+        return read_as.request
 
     def waits(self) -> None:
         """Where the turn has not come at once, what was read will be old by then."""
         self._fresh = None
 
-    def answer(self, then: Callable[[Any, Any], None], result: Any) -> None:
-        """Give `then` what was read and the answer to it.
+    def answered(self, then: Callable[[ReadAs, Result], Written], result: Result) -> Written:
+        """Give `then` what was read and the answer to it, and return what it makes of them.
 
         Where `then` raises, what was read is kept, because the answer may come again and belongs to it.
         """
+        assert self.read_as is not None, "what was read is kept until it is answered"
         self._owed = True
-        then(self.read_as, result)
+        written = then(self.read_as, result)
         self._owed = False
         self.forget()
+        return written
 
     def forget(self) -> None:
         """It holds voxels, and the queue keeps the job."""

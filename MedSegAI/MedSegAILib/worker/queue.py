@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from medsegai.errors import Cancelled, MedSegAIError, WorkerError
 from medsegai.progress import ProgressEvent
@@ -32,7 +32,7 @@ class JobClient(Protocol):
 
     @property
     def busy(self) -> bool: ...
-    def start(self, request: Any, listener: JobListener) -> None: ...
+    def start(self, request: object, listener: JobListener) -> None: ...
     def cancel(self) -> None: ...
 
 
@@ -64,7 +64,7 @@ class Entry:
     """
 
     title: str
-    make_request: Callable[[], Any] = field(repr=False)
+    make_request: Callable[[], object] = field(repr=False)
     listener: JobListener = field(repr=False)
     state: JobState = JobState.WAITING
     stopping: bool = False
@@ -72,7 +72,7 @@ class Entry:
     seconds_left: float | None = None
     stage: str = ""
     message: str = ""
-    kept: Any = field(default=None, repr=False)
+    kept: object = field(default=None, repr=False)
 
     @property
     def over(self) -> bool:
@@ -110,7 +110,7 @@ class JobQueue:
         """Whether an entry runs or waits."""
         return not all(entry.over for entry in self._entries)
 
-    def add(self, title: str, make_request: Callable[[], Any], listener: JobListener) -> Entry:
+    def add(self, title: str, make_request: Callable[[], object], listener: JobListener) -> Entry:
         """Put a job at the end; it begins at once where nothing else runs.
 
         Args:
@@ -231,7 +231,7 @@ class JobQueue:
             )
             self._notify(self.changed.emit)
 
-    def _conclude(self, entry: Entry, answer: Any) -> None:
+    def _conclude(self, entry: Entry, answer: object) -> None:
         """The entry is over, with the answer of its job or with the error that ended it."""
         entry.seconds_left, entry.stopping = None, False
         if self._running is entry:
@@ -245,7 +245,7 @@ class JobQueue:
             self._deliver(entry, answer)
         self._notify(self.changed.emit)
 
-    def _deliver(self, entry: Entry, result: Any) -> None:
+    def _deliver(self, entry: Entry, result: object) -> None:
         """Give a result to the listener. Where it cannot use it, the work of minutes must not be lost."""
         entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
         failures: list[Exception] = []
@@ -268,7 +268,7 @@ class JobQueue:
         entry.message = str(error)
         self._notify(entry.listener.failed, error)
 
-    def _notify(self, receiver: Callable[..., None], *values: Any) -> None:
+    def _notify(self, receiver: Callable[..., None], *values: object) -> None:
         # What a listener does with its news is its own affair: the queue has to go on.
         with guarded(None, "A listener of the queue failed"):
             receiver(*values)
@@ -287,7 +287,7 @@ class _Relay:
     def progressed(self, event: ProgressEvent) -> None:
         self._queue._progress(self._entry, event)
 
-    def finished(self, result: Any) -> None:
+    def finished(self, result: object) -> None:
         self._queue._conclude(self._entry, result)
 
     def failed(self, error: MedSegAIError) -> None:

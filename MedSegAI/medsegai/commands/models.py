@@ -267,7 +267,7 @@ def _figures(
             yield (*path, name), _figure(value)
 
 
-def _figure(value: Any) -> str:
+def _figure(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_figure, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

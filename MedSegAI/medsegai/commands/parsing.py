@@ -6,7 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 NEAR = 0.6
 """How alike two words must be (`difflib`), from 0 to 1, for one to be suggested for the other."""
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
             + (f". Did you mean {hints}?" if hints else "")
         )
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:

@@ -210,7 +210,7 @@ def _provenance(values: Mapping[str, Any]) -> str:
     return f"<dl>{items}</dl>"
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     """JSON values as a person reads them: `device: cpu; threads: 2`."""
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {_words(part)}" for name, part in value.items())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -184,7 +183,7 @@ def _decimals(places: NDArray[np.float64]) -> Iterator[str]:
         yield f"{number:.{DECIMALS}f}"
 
 
-def _dataset(**values: Any) -> Dataset:
+def _dataset(**values: object) -> Dataset:
     made = pydicom.Dataset()
     for name, value in values.items():
         setattr(made, name, value)

@@ -40,7 +40,7 @@ PROGRAM = "from medsegai.decoding.server import main; main()"
 """What the process runs."""
 
 
-def asked(what: str, path: Path, **arguments: Any) -> dict[str, Any]:
+def asked(what: str, path: Path, **arguments: object) -> dict[str, Any]:
     """What a function of the room `decoding` says of a file.
 
     Args:
@@ -55,7 +55,7 @@ def asked(what: str, path: Path, **arguments: Any) -> dict[str, Any]:
     return _DECODER.ask(what, path, 0, arguments)[0]
 
 
-def decoded(what: str, path: Path, expected: int, **arguments: Any) -> NDArray[Any]:
+def decoded(what: str, path: Path, expected: int, **arguments: object) -> NDArray[Any]:
     """An array that a function of the room `decoding` makes of a file, in C order.
 
     Args:

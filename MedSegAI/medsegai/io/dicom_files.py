@@ -184,7 +184,7 @@ def _file(path: Path) -> DicomFile:
         return replace(found, problem=unreadable(path, "its header is damaged", "a DICOM file"))
 
 
-def _is_image(head: Any, sop_class: str) -> bool:
+def _is_image(head: pydicom.Dataset, sop_class: str) -> bool:
     """Whether there should be pixels: the header describes them, or ended before it could."""
     name = pydicom.uid.UID(sop_class).name if sop_class else ""
     return "Rows" in head or "Image Storage" in name or "Parametric Map" in name
@@ -217,7 +217,7 @@ def opened_header(path: Path, file: BinaryIO, tags: Sequence[str] = _TAGS) -> tu
     return head, stream
 
 
-def _data_begins(meta: Any) -> int:
+def _data_begins(meta: pydicom.Dataset) -> int:
     """Where the data set begins, behind the preamble and the file meta information."""
     return 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)
 
@@ -237,7 +237,7 @@ class PixelElement:
     cut: bool = False
 
 
-def pixel_element(head: Any, stream: BinaryIO) -> PixelElement:
+def pixel_element(head: pydicom.Dataset, stream: BinaryIO) -> PixelElement:
     implicit, little = head.original_encoding
     order = ">" if little is False else "<"
     start = stream.read(8)
@@ -267,7 +267,7 @@ def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
     return True
 
 
-def _slices(path: Path, head: Any, pixels: PixelElement) -> list[Slice]:
+def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Slice]:
     """The frames of an image.
 
     Raises:
@@ -306,11 +306,11 @@ def _slices(path: Path, head: Any, pixels: PixelElement) -> list[Slice]:
     ]
 
 
-def _is_scaled(source: Any, lut: Lookup | None) -> bool:
+def _is_scaled(source: pydicom.Dataset, lut: Lookup | None) -> bool:
     return lut is not None or "RescaleSlope" in source or "RescaleIntercept" in source
 
 
-def _lookup(item: Any) -> Lookup:
+def _lookup(item: pydicom.Dataset) -> Lookup:
     """A Modality LUT, its data 16-bit numbers, or bytes where each value has one."""
     count, first, _bits = (int(part) for part in item.LUTDescriptor)
     count = count or 1 << 16
@@ -328,7 +328,7 @@ def _slice(
     uid: str,
     frame: int,
     size: tuple[int, int],
-    source: Any,
+    source: pydicom.Dataset,
     values: tuple[int, Lookup | None, bool],
 ) -> Slice:
     orientation = np.asarray([float(value) for value in source.ImageOrientationPatient])
@@ -353,12 +353,12 @@ def _slice(
     )
 
 
-def functional_groups(head: Any) -> tuple[Any, Sequence[Any]]:
+def functional_groups(head: pydicom.Dataset) -> tuple[pydicom.Dataset, Sequence[pydicom.Dataset]]:
     shared = head.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
     return shared[0], head.get("PerFrameFunctionalGroupsSequence") or ()
 
 
-def merged(frame: Any, shared: Any) -> pydicom.Dataset:
+def merged(frame: pydicom.Dataset, shared: pydicom.Dataset) -> pydicom.Dataset:
     """The macros of one frame in one flat dataset; what the frame says goes before what is shared."""
     flat = pydicom.Dataset()
     for name in (
@@ -374,7 +374,7 @@ def merged(frame: Any, shared: Any) -> pydicom.Dataset:
     return flat
 
 
-def _check_place(path: Path, sources: Sequence[Any]) -> None:
+def _check_place(path: Path, sources: Sequence[pydicom.Dataset]) -> None:
     names = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     missing = [name for name in names if any(source.get(name) is None for source in sources)]
     if missing:
@@ -384,7 +384,9 @@ def _check_place(path: Path, sources: Sequence[Any]) -> None:
         )
 
 
-def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: PixelElement) -> None:
+def _check_pixels(
+    path: Path, head: pydicom.Dataset, sources: Sequence[pydicom.Dataset], pixels: PixelElement
+) -> None:
     if pixels.tag != _PIXEL_DATA:
         raise InputError(
             f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
@@ -409,7 +411,7 @@ def _check_pixels(path: Path, head: Any, sources: Sequence[Any], pixels: PixelEl
     check_pixels(path, head, pixels, voxels * int(head.get("BitsAllocated") or 8) // 8)
 
 
-def check_pixels(path: Path, head: Any, pixels: PixelElement, needed: int) -> None:
+def check_pixels(path: Path, head: pydicom.Dataset, pixels: PixelElement, needed: int) -> None:
     """Compare the pixels that a header promises with those that exist, before memory is allocated.
 
     Args:

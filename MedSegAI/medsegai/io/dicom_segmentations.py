@@ -79,13 +79,13 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
     ), _with_others(labels, voxels)
 
 
-def _sources(head: Any) -> list[Any]:
+def _sources(head: pydicom.Dataset) -> list[Any]:
     """What each frame says about its position and segment."""
     shared, per_frame = functional_groups(head)
     return [merged(frame, shared) for frame in per_frame]
 
 
-def _number(source: Any) -> int:
+def _number(source: pydicom.Dataset) -> int:
     return int(source.ReferencedSegmentNumber)
 
 
@@ -122,7 +122,7 @@ def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list
     return matrix, places.tolist()
 
 
-def _step(source: Any, heights: NDArray[np.float64]) -> float:
+def _step(source: pydicom.Dataset, heights: NDArray[np.float64]) -> float:
     """The distance of slices: as the file says, else the smallest of the frames, else their thickness."""
     said = source.get("SpacingBetweenSlices")
     if said:
@@ -154,7 +154,7 @@ def _joined(
     return voxels
 
 
-def _label(item: Any) -> Label:
+def _label(item: pydicom.Dataset) -> Label:
     number = int(item.SegmentNumber)
     words = "".join(
         part if part.isprintable() else " " for part in str(item.get("SegmentLabel", ""))
@@ -163,7 +163,7 @@ def _label(item: Any) -> Label:
     return Label(number, name, made_color(number), _codes(item))
 
 
-def _codes(item: Any) -> Terminology | None:
+def _codes(item: pydicom.Dataset) -> Terminology | None:
     """The codes of a segment; None if it has none, or invalid ones."""
     found: list[tuple[str, str, str] | None] = []
     kinds = item.get("SegmentedPropertyTypeCodeSequence") or [pydicom.Dataset()]

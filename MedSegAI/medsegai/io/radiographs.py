@@ -101,7 +101,7 @@ _TAGS = [
 ]
 
 
-def _checked_size(path: Path, head: Any, pixels: Any) -> int:
+def _checked_size(path: Path, head: pydicom.Dataset, pixels: Any) -> int:
     """Bytes of the pixels. Raises InputError if they are not those of one grey image."""
     if int(head.get("NumberOfFrames") or 1) != 1:
         raise InputError(
@@ -114,7 +114,7 @@ def _checked_size(path: Path, head: Any, pixels: Any) -> int:
     return size
 
 
-def _as_seen(voxels: NDArray[np.number], head: Any) -> NDArray[np.number]:
+def _as_seen(voxels: NDArray[np.number], head: pydicom.Dataset) -> NDArray[np.number]:
     """Grey values within the window. ITK has turned MONOCHROME1 round, so that the larger are the whiter."""
     if "WindowWidth" not in head and "VOILUTSequence" not in head:
         return voxels
@@ -127,7 +127,9 @@ def _as_seen(voxels: NDArray[np.number], head: Any) -> NDArray[np.number]:
     return seen.max() + seen.min() - seen
 
 
-def _pixel_size(path: Path, head: Any) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+def _pixel_size(
+    path: Path, head: pydicom.Dataset
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Distance of rows and of columns in mm, None where no field says it, and what is doubtful about it."""
     for name in _SIZES:
         value = head.get(name)

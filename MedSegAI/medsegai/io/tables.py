@@ -36,12 +36,12 @@ def write_table(
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def _tsv_cell(value: Any) -> str:
+def _tsv_cell(value: object) -> str:
     """A cell in one line without tabs. Quotes have no meaning there, so other characters are not changed."""
     return "n/a" if value is None else str(_cell(value)).replace("\t", " ")
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> Any:
     if isinstance(value, float):  # NumPy's float64 is one
         return float(f"{value:.{EXACT_DIGITS}g}")
     return table_cell("; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)

@@ -373,7 +373,7 @@ def _known_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
     return file_sha256(path)
 
 
-def _check_line(what: str, text: Any) -> None:
+def _check_line(what: str, text: object) -> None:
     """Refuse names that are empty, or would break a table, a command line or a file name."""
     if not isinstance(text, str) or not text.strip() or not text.isprintable():
         raise ModelError(f"{what} must be text of one line, and not empty.")

@@ -100,7 +100,7 @@ def _null(_constant: str) -> None:
     """What stands for NaN and Infinity."""
 
 
-def _check_harmless(value: Any, depth: int) -> None:
+def _check_harmless(value: object, depth: int) -> None:
     """Refuse what is nested deeper than `depth`, and text with halves of letters (lone surrogates)."""
     if isinstance(value, str):
         value.encode()  # a UnicodeEncodeError is a ValueError
@@ -115,7 +115,7 @@ Hooks = Mapping[type, Callable[[Any], Any]]
 """How values of other classes become JSON values, or come from them, by their class."""
 
 
-def to_json(value: Any, hooks: Hooks | None = None) -> Any:
+def to_json(value: object, hooks: Hooks | None = None) -> Any:
     """A value as JSON values: a dataclass as an object of its fields, a tuple as a list, NaN as null.
 
     Args:
@@ -140,14 +140,14 @@ def to_json(value: Any, hooks: Hooks | None = None) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _is_written(item: Field[Any], value: Any) -> bool:
+def _is_written(item: Field[Any], value: object) -> bool:
     rule = item.metadata.get("json")
     return rule is None or (rule != "never" and value != item.default)
 
 
 def from_json(
     kind: type[Kind],
-    data: Any,
+    data: object,
     place: str = "",
     error: type[MedSegAIError] = ModelError,
     hooks: Hooks | None = None,
@@ -181,7 +181,7 @@ class _Reader:
     error: type[MedSegAIError]
     hooks: Hooks
 
-    def instance(self, kind: type[Kind], data: Any, place: str) -> Kind:
+    def instance(self, kind: type[Kind], data: object, place: str) -> Kind:
         if not isinstance(data, Mapping):
             raise self.error(f"{place or kind.__name__} must be an object, not {shown(data)}.")
         where = f"{place}: " if place else ""
@@ -231,7 +231,7 @@ class _Reader:
             return float(value) if hint is float else value
         raise self.error(f"{place} must be {_in_words(hint)}, not {shown(value)}.")
 
-    def _one_of(self, hint: Any, value: Any, place: str) -> Any:
+    def _one_of(self, hint: Any, value: object, place: str) -> Any:
         """The first kind of value that fits; the message of the only one that could have."""
         parts = [part for part in get_args(hint) if part is not type(None)]
         if value is None and len(parts) < len(get_args(hint)):
@@ -258,7 +258,7 @@ class _Reader:
         )
 
 
-def _within(place: str, name: Any) -> str:
+def _within(place: str, name: object) -> str:
     return f"{place}.{name}" if place else str(name)
 
 
@@ -275,7 +275,7 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -305,7 +305,7 @@ def shortened(error: Exception) -> str:
     return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A wrong value as a message quotes it: in one line, and not longer than `SHOWN` letters."""
     text = repr(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
@@ -320,14 +320,14 @@ def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf
     return float(value)
 
 
-def words(value: Any, what: str) -> str:
+def words(value: object, what: str) -> str:
     """Text that is not empty. Raises ModelError."""
     if not isinstance(value, str) or not value.strip():
         raise ModelError(f"{what} must be text, and not empty.")
     return value
 
 
-def by_label(data: Any, what: str, error: type[MedSegAIError] = ModelError) -> dict[int, Any]:
+def by_label(data: object, what: str, error: type[MedSegAIError] = ModelError) -> dict[int, Any]:
     """A JSON object whose keys are label values, with the keys as numbers. Raises `error`, which names `what`."""
     if not isinstance(data, Mapping):
         raise error(f"{what} must be an object with a label value for each key, not {shown(data)}.")

@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is missing: copy it from where the model was trained.") from None
 
 
-def value_of(data: Any, key: str, kind: type | tuple[type, ...], source: Path) -> Any:
+def value_of(data: object, key: str, kind: type | tuple[type, ...], source: Path) -> Any:
     """The value of a key that must be there.
 
     Raises:
@@ -57,7 +57,7 @@ def value_of(data: Any, key: str, kind: type | tuple[type, ...], source: Path) -
     return value
 
 
-def numbers_of(data: Any, key: str, source: Path, count: int | None = None) -> list[float]:
+def numbers_of(data: object, key: str, source: Path, count: int | None = None) -> list[float]:
     """A list of numbers above 0 that must be there.
 
     Args:

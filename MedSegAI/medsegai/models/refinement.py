@@ -29,7 +29,7 @@ class Refinement:
         object.__setattr__(self, "options", options)
 
     @classmethod
-    def from_dict(cls, data: Any) -> Refinement:
+    def from_dict(cls, data: object) -> Refinement:
         """Make a refinement from one JSON object that holds the name and the options, as cards and reports do.
 
         Raises:

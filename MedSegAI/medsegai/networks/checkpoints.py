@@ -29,12 +29,12 @@ KIND = "checkpoint of nnU-Net v2"
 class _NumberType(Typed):
     """A dtype of NumPy; `refine` takes its order of bytes."""
 
-    def __init__(self, name: str, *_: Any) -> None:
+    def __init__(self, name: str, *_: object) -> None:
         if name not in _NUMBERS:
             raise PickleDamage(f"it holds numbers of the type {str(name)[:20]!r}")
         self.dtype = np.dtype(name)
 
-    def refine(self, state: Any) -> None:
+    def refine(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
             raise PickleDamage("a type of numbers is described in an impossible way")
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -111,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path} is not a {KIND}: {error}.{hint}") from None
 
 
-def _weights(content: Any) -> dict[str, StoredTensor]:
+def _weights(content: object) -> dict[str, StoredTensor]:
     if (
         not isinstance(content, dict)
         or not content
@@ -122,19 +122,19 @@ def _weights(content: Any) -> dict[str, StoredTensor]:
     return content
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str | int):
         raise TypeError(f"a {type(value).__name__} stands where a name belongs")
     return str(value)
 
 
-def _axis(value: Any) -> int:
+def _axis(value: object) -> int:
     if not isinstance(value, int):
         raise TypeError(f"a {type(value).__name__} stands where an axis belongs")
     return value
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A copy of what JSON could hold, every part of its own.
 
     In a pickle a list can be in a list many times, or in itself: a comparison of two such need not end.
@@ -144,7 +144,7 @@ def plain(value: Any) -> Any:
     """
     left = MOST_VALUES
 
-    def copy(value: Any, depth: int) -> Any:
+    def copy(value: object, depth: int) -> Any:
         nonlocal left
         left -= 1
         if left < 0 or depth > DEEPEST:

@@ -133,7 +133,7 @@ class Description:
     dimensions: int
 
     @classmethod
-    def of(cls, name: Any, arguments: Any) -> Description:
+    def of(cls, name: object, arguments: object) -> Description:
         """Check what an untrusted file says about a network.
 
         Raises:
@@ -300,7 +300,7 @@ def _check_plain(arguments: Mapping[str, Any], name: str) -> None:
             raise ModelError(f"{key} of {name} asks for {total:g} blocks.")
 
 
-def _checked(value: Any, what: str, depth: int) -> float:
+def _checked(value: object, what: str, depth: int) -> float:
     """The sum of the numbers in a plain value. Raises ModelError."""
     if isinstance(value, list | tuple | Mapping):
         inside = list(value.values()) if isinstance(value, Mapping) else list(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def _excitation(state: dict[str, Tensor]) -> SqueezeExcitation:
     return "sse" if "encode1.SELayer.conv.weight" in state else "none"
 
 
-def _tensors(content: Any) -> Iterator[tuple[str, StoredTensor]]:
+def _tensors(content: object) -> Iterator[tuple[str, StoredTensor]]:
     """Parameters and buffers by their dotted names, as `Module.state_dict` gives them."""
     if isinstance(content, dict):
         yield from _described(content, "")
@@ -109,7 +108,7 @@ def _tensors(content: Any) -> Iterator[tuple[str, StoredTensor]]:
     raise ValueError(f"it has more than {MOST_PARTS} parts")
 
 
-def _described(values: Any, prefix: str) -> Iterator[tuple[str, StoredTensor]]:
+def _described(values: object, prefix: str) -> Iterator[tuple[str, StoredTensor]]:
     if isinstance(values, dict):
         for name, value in values.items():
             if isinstance(value, StoredTensor):

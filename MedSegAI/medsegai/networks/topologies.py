@@ -25,7 +25,7 @@ KIND = "file with the topology of a DiNTS"
 class StoredArray(Typed):
     """An array of NumPy; `refine` takes its shape, type and bytes."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         self.values: Any = np.zeros(0)
 
     def refine(self, state: Any) -> None:

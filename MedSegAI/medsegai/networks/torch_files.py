@@ -148,7 +148,7 @@ class TorchFile:
     """
 
     path: Path
-    content: Any
+    content: object
     size: int
     _records: Callable[[str], memoryview] = field(repr=False)
     _order: str = "<"
@@ -346,7 +346,7 @@ def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: in
     )
 
 
-def _storage(id: Any, seen: dict[str, Storage] | None = None) -> Any:
+def _storage(id: object, seen: dict[str, Storage] | None = None) -> Any:
     """What a persistent id stands for: numbers, or, in files of before 2020, a class with its source."""
     if not isinstance(id, tuple) or len(id) < 4 or id[0] not in ("storage", "module"):
         raise PickleDamage("it refers to what no file of torch has")
@@ -362,11 +362,11 @@ def _storage(id: Any, seen: dict[str, Storage] | None = None) -> Any:
     return storage if seen is None else seen.setdefault(key, storage)
 
 
-def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:
     return StoredTensor(storage, offset, tuple(shape), tuple(stride))
 
 
-def _as_it_is(data: Any, *_: Any) -> Any:
+def _as_it_is(data: object, *_: object) -> Any:
     return data
 
 
@@ -392,7 +392,7 @@ _TENSOR_NAMES = table(
 class _Anything(Typed):
     """Stands for whatever a pickle makes."""
 
-    def refine(self, state: Any) -> None:
+    def refine(self, state: object) -> None:
         """Take any state, and keep nothing of it."""
 
 

@@ -167,7 +167,7 @@ class _Machine:
         ):  # its attribute `_metadata` tells versions of layers
             raise PickleDamage(f"it sets attributes of a {type(target).__name__}")
 
-    def _count(self, *values: Any) -> None:
+    def _count(self, *values: object) -> None:
         """Keep a pickle from having one long object copied again and again."""
         self._exported += sum(
             len(value) // (64 if isinstance(value, str | bytes) else 1)
@@ -202,12 +202,12 @@ class _Machine:
 class Typed:
     """An object that takes a state of its own kind."""
 
-    def refine(self, state: Any) -> None:
+    def refine(self, state: object) -> None:
         """Take `state`, or raise `PickleDamage`."""
         raise NotImplementedError
 
 
-def checked_key(key: Any) -> str | int:
+def checked_key(key: object) -> str | int:
     """A key that is hashed and compared at once.
 
     Raises:
@@ -241,7 +241,7 @@ CONTAINERS = (
 )
 
 
-def _push(machine: _Machine, value: Any) -> None:
+def _push(machine: _Machine, value: object) -> None:
     machine.stack.append(value)
 
 

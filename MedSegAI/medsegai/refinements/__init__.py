@@ -324,14 +324,14 @@ def _from_text(where: str, text: str, default: Any) -> Any:
         raise RequestError(f"{where} must be {kind}, not {text!r}.") from None
 
 
-def value_as_text(value: Any) -> str:
+def value_as_text(value: object) -> str:
     """The text of an option's value that `parse` reads: yes or no, numbers, or labels joined by +."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _checked(where: str, value: Any, item: Field[Any]) -> Any:
+def _checked(where: str, value: object, item: Field[Any]) -> Any:
     default, bounds, choices = item.default, item.metadata["bounds"], item.metadata["choices"]
     if isinstance(default, tuple):
         return _checked_labels(where, value)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def setting(
-    default: Any,
+    default: object,
     help: str,
     bounds: tuple[float, float] | None = None,
     choices: Mapping[str, str] | Sequence[str] = (),

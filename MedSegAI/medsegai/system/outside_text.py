@@ -44,7 +44,7 @@ def unicode_text(text: str) -> str:
     )
 
 
-def table_cell(value: Any) -> Any:
+def table_cell(value: object) -> Any:
     """A cell of a CSV file that no spreadsheet computes: an apostrophe precedes what begins like a formula.
 
     Line breaks are written out, so that a row is one line for programs that read line by line.

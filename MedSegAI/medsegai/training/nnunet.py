@@ -124,7 +124,7 @@ class Events:
         self._stream = stream
         self._reported = 0.0
 
-    def send(self, event: str, **values: Any) -> None:
+    def send(self, event: str, **values: object) -> None:
         """Write an event for the process that started this one."""
         self._stream.write(json.dumps({"event": event, **values}) + "\n")
         self._stream.flush()

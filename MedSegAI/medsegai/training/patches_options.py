@@ -15,7 +15,7 @@ CELL = 32
 """Sizes of pictures are multiples of the pixels along a cell of the encoders."""
 
 
-def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+def option(default: object, help: str, choices: Sequence[str] = ()) -> Any:
     """A field that the command line shows, with its help text."""
     return field(default=default, metadata={"help": help, "choices": tuple(choices)})
 

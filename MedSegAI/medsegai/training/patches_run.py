@@ -233,7 +233,7 @@ class PatchRun:
     def _note(self, fold: Fold, loss: float) -> None:
         self._entry(fold, "train", loss=round(loss, 5), learning_rate=self.at.rate)
 
-    def _entry(self, fold: Fold, event: str, **values: Any) -> None:
+    def _entry(self, fold: Fold, event: str, **values: object) -> None:
         assert self._log is not None
         self._log.write({"event": event, "step": self._step(), "view": fold.name, **values})
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -228,7 +227,7 @@ class Run:
                 path = self.folder / best_weights_name(trainer.task.name)
                 save_weights(path, trainer.judged.state_dict())
 
-    def note(self, trainer: Trainer, event: str, **values: Any) -> None:
+    def note(self, trainer: Trainer, event: str, **values: object) -> None:
         """Add an event of a trainer to the log."""
         if self.log is not None and self.board is not None:
             entry = {"event": event, "step": self.done, "view": trainer.task.name, **values}

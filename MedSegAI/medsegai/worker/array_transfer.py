@@ -236,7 +236,7 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
     return travel
 
 
-def _count(number: Any) -> int:
+def _count(number: object) -> int:
     if not isinstance(number, int) or not 0 <= number < MOST_BYTES:
         raise WorkerError(
             "An array arrived damaged through the pipe: it does not say how long it is."

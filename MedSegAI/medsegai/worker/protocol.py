@@ -151,7 +151,7 @@ def unpack_volume(data: Mapping[str, Any], exchange: Path) -> Volume:
     return Volume(voxels, grid, data["source"], modality=str(data.get("modality", "")))
 
 
-def packed(value: Any, exchange: Path) -> Message:
+def packed(value: object, exchange: Path) -> Message:
     """A request or result as JSON values; its arrays go into the exchange folder.
 
     Paths become absolute, because the worker has a working folder of its own.
@@ -167,7 +167,7 @@ def packed(value: Any, exchange: Path) -> Message:
     return message
 
 
-def unpacked(kind: type[Kinds], data: Any, exchange: Path) -> Kinds:
+def unpacked(kind: type[Kinds], data: object, exchange: Path) -> Kinds:
     """The request or result that `packed` made JSON values of.
 
     Raises:

@@ -99,7 +99,7 @@ def model_hash(name: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def in_worker(plugin: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def in_worker(plugin: str, function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function with the `CaseWorker` of a batch; what it raises is returned, as a MedSegAIError."""
 
     def call() -> Any:
