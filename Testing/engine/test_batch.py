@@ -232,7 +232,7 @@ def test_channels_of_a_table_are_known_by_number_or_name(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("", "is empty"),
+        ("", "It is empty"),
         ("case,image\n", "does not list any case"),
         ("name,image\na,x.nii", "has no column case. Its columns are name, image"),
         ("case,path\na,x.nii", "has no column image"),
@@ -241,7 +241,7 @@ def test_channels_of_a_table_are_known_by_number_or_name(tmp_path: Path) -> None
         ("case,image\na,x.nii\nA,x.nii", "line 3: there is a case A already"),
         ("case,image\n../a,x.nii", r"line 2: a file cannot be named '\.\./a'"),
         ("case,image\n,x.nii", "line 2: a file cannot be named ''"),
-        ('case,image\na,"x.nii', "is not a table of cases"),
+        ('case,image\na,"x.nii', "cannot be read as a table"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(table: str, said: str, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_table_of_patients_is_read(tmp_path: Path) -> None:
         ("case,name\na,one\n", "columns case and patient"),
         ("case,patient\n", "needs rows"),
         ("case,patient\na,one\nb,\n", "line 3: case or patient is empty"),
-        ("case,patient\na,one\na,two\nb,one\n", "line 3: a belongs to two patients"),
+        ("case,patient\na,one\na,two\nb,one\n", "line 3: a is in two groups"),
         ("case,patient\na,one\n", "does not say whose the cases b are"),
     ],
 )

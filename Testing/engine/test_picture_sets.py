@@ -137,11 +137,29 @@ def test_a_slide_in_training_and_validation_is_noted(tmp_path: Path) -> None:
 
 ONE = {"file": "disc/0.png", "label": "a"}
 
+
+@pytest.mark.parametrize("delimiter", ",;\t")
+def test_tables_of_every_spreadsheet_are_read(delimiter: str, tmp_path: Path) -> None:
+    """With semicolons or tabs, a mark of UTF-8, headings in capitals, and empty lines."""
+    picture_sets.write_folders(tmp_path, 2)
+    lines = [f"{name}/{n}.png,{name},," for name in picture_sets.CLASSES for n in range(2)]
+    text = "\r\n".join(["File, Label,,", *lines, ",,,", ""])
+    (tmp_path / "a.csv").write_bytes(text.replace(",", delimiter).encode("utf-8-sig"))
+    found = read_pictures(tmp_path / "a.csv")
+    assert found.counts() == dict.fromkeys(sorted(picture_sets.CLASSES), 2)
+    rows = [f"{name}/{n}.png,{n}" for name in picture_sets.CLASSES for n in range(2)]
+    groups = "\n".join(["Picture,Patient", *rows]).replace(",", delimiter)
+    (tmp_path / "groups.csv").write_text(groups, encoding="utf-8-sig")
+    grouped = read_pictures(tmp_path / "a.csv", tmp_path / "groups.csv")
+    assert [item.group for item in grouped.pictures] == ["0", "1"] * 2
+
+
 BAD_TABLES = [
     ([{"image": "disc/0.png", "colour": "red"}], "one of label"),
     ([ONE, ONE | {"label": "b"}], "lines 2 and 3: .* as 'a' and as 'b'"),
     ([ONE, ONE], "listed twice"),
     ([ONE | {"file": "disc/9.png"}], "line 2: .*9.png does not exist"),
+    ([ONE | {"file": "9" * 300}], "line 2: .*99 does not exist"),
     ([ONE | {"label": ""}], "line 2: .* is empty"),
     ([ONE], "has one class"),
     ([ONE | {"split": "morning"}], "'morning' is not a part"),

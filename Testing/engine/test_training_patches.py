@@ -229,13 +229,43 @@ def test_a_class_within_one_fold_is_refused(tmp_path: Path) -> None:
         ({"size": 50}, "multiple of 32"),
         ({"folds": 1}, "folds must be at least 2"),
         ({"label_smoothing": 1.0}, "label-smoothing"),
-        ({"mixup": -1.0}, "mixup must not be negative"),
+        ({"mixup": -1.0}, "--mixup must be at least 0"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"size": 64_000}, "--size must be at most 4096"),
         ({"spacing_um": float("nan")}, "spacing-um"),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, object], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         tiny(Path("none"), **values)
+
+
+def test_a_normal_class_that_is_not_there_is_refused_before_the_training(tmp_path: Path) -> None:
+    root = picture_sets.write_folders(tmp_path / "set", 4)
+    with pytest.raises(RequestError, match="no class 'helthy'"):
+        train_patches(tiny(root, normal="helthy"), RunOptions(tmp_path / "run"), Progress())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
+    """So that the same command can be run again without it."""
+    root = picture_sets.write_folders(tmp_path / "set", 4)
+    broken = root / "disc" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    options = RunOptions(tmp_path / "run", device="cpu")
+    with pytest.raises(InputError, match=r"2\.png cannot be read"):
+        train_patches(tiny(root), options, Progress())
+    broken.unlink()
+    train_patches(tiny(root, epochs=0), options, Progress())
+
+
+def test_a_training_is_resumed_with_the_pictures_that_it_began_with(tmp_path: Path) -> None:
+    root = picture_sets.write_folders(tmp_path / "set", 5)
+    train_patches(tiny(root, epochs=0), RunOptions(tmp_path / "run", device="cpu"), Progress())
+    (root / "disc" / "2.png").unlink()
+    options = RunOptions(tmp_path / "run", resume=True, device="cpu")
+    with pytest.raises(RequestError, match="begun with other cases or groups"):
+        train_patches(tiny(root, epochs=0), options, Progress())
 
 
 def test_the_normal_class_is_known_by_its_name() -> None:

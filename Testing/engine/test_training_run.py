@@ -1,6 +1,7 @@
 """Whole training runs on a phantom: exact resume, validation, and the model that comes out."""
 
 import dataclasses
+import io
 import itertools
 import json
 import logging
@@ -196,6 +197,34 @@ def test_resume_without_a_checkpoint_or_with_another_configuration(
         train_quicknat(other, tmp_path, True, "cpu", Progress())
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other"])
+def test_a_damaged_checkpoint_is_named(
+    damage: str, config: TrainingConfig, finished: Path, tmp_path: Path
+) -> None:
+    whole = (finished / "checkpoint.pt").read_bytes()
+    other = io.BytesIO()
+    torch.save([1, 2], other)
+    content = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "other": other.getvalue(),
+    }
+    (tmp_path / "checkpoint.pt").write_bytes(content[damage])
+    with pytest.raises(RequestError, match=r"checkpoint\.pt is damaged.*another folder"):
+        train_quicknat(config, tmp_path, True, "cpu", Progress())
+
+
+def test_weights_that_are_damaged_are_named(
+    config: TrainingConfig, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "best-coronal.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RequestError, match=r"best-coronal\.safetensors is missing or damaged"):
+        train_quicknat(config, tmp_path, True, "cpu", Progress())
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_batch(config: TrainingConfig, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -347,6 +376,10 @@ def with_data(config: TrainingConfig, **changes: object) -> TrainingConfig:
         ({"labels": "*.nii.gz"}, "give either data.maps"),
         ({"maps": "", "labels": "*.nii.gz"}, "both data.images and data.labels"),
         ({"maps": "", "labels": "*.nii.gz", "images": "head0*"}, "1 images but 3 label maps"),
+        ({"maps": "/tmp/*.nii.gz"}, r"data\.maps must be a pattern"),
+        ({"maps": "**.nii.gz"}, r"data\.maps must be a pattern|No file matches"),
+        ({"remap": {LEFT: 7}}, r"data\.remap leads to 7, which the card lacks"),
+        ({"mirrored": ((LEFT, 77),)}, r"the card has only 2, so mirrored volumes"),
     ],
 )
 def test_data_that_do_not_fit_are_named(

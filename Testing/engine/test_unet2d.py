@@ -1,8 +1,10 @@
 """The family of 2D networks: trained on made pictures, then used by the engine as any other."""
 
 import json
+import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,8 @@ from medsegai.training.unet2d.config import load_config
 from medsegai.training.unet2d.data import inside_and_border
 from medsegai.training.unet2d.run import RunOptions2D, train
 from medsegai.volume import Geometry, Volume
+
+LABEL = {"value": 1, "name": "Disc", "color": [200, 60, 60]}
 
 
 @pytest.fixture(scope="module")
@@ -279,15 +283,58 @@ def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
         ({"network": {"pretrained": "none.pth"}}, ModelError, "none.pth cannot be read"),
         ({"image": {"fit": [60, 64]}}, RequestError, "multiples of 32"),
         ({"image": {"size": 3}}, RequestError, "unknown"),
+        ({"data": {"images": "/tmp/*.png"}}, RequestError, r"data\.images must be a pattern"),
+        ({"data": {"images": ""}}, RequestError, r"data\.images must be a pattern"),
+        ({"data": {"images": "images*/*.png"}}, RequestError, "p0.png have the same name"),
+        ({"data": {"channels": 2}}, InputError, "has 1 channel, and the training file says 2"),
+        ({"network": {"widths": [8]}}, RequestError, "widths must be 5 numbers"),
+        ({"id": ""}, RequestError, "id must be text"),
+        ({"labels": [LABEL, LABEL]}, RequestError, "label value 1 twice"),
+        ({"labels": []}, RequestError, "labels is empty"),
+        ({"loss": {"class_weights": [0.0, 0.0]}}, RequestError, "nothing to learn from"),
+        ({"loss": {"dice": 0.0, "cross_entropy": 0.0}}, RequestError, "nothing to learn from"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(
     changes: dict[str, dict[str, object]], error: type[Exception], words: str, tmp_path: Path
 ) -> None:
     toml = dataset(tmp_path / "data")
+    shutil.copytree(tmp_path / "data/images", tmp_path / "data/images2")
     with pytest.raises(error, match=words):
         train(load_config(toml, changes), RunOptions2D(tmp_path / "run", device="cpu"), Progress())
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_is_resumed_with_the_cases_that_it_began_with(trained: Path) -> None:
+    """Else the folds were others, and cases were judged by networks that have learned from them."""
+    run, toml = trained.parent / "resumed", trained.parent / "data/training.toml"
+    shutil.copytree(trained, run)
+    options = RunOptions2D(run, resume=True, device="cpu")
+    train(load_config(toml), options, Progress())
+    hidden = trained.parent / "data/images/p0.png"
+    mask = trained.parent / "data/masks/p0.png"
+    kept = hidden.read_bytes(), mask.read_bytes()
+    for path in (hidden, mask):
+        path.unlink()
+    try:
+        with pytest.raises(RequestError, match="begun with other cases or groups"):
+            train(load_config(toml), options, Progress())
+    finally:
+        hidden.write_bytes(kept[0])
+        mask.write_bytes(kept[1])
+
+
+def test_volumes_of_several_slices_are_not_learned_from(tmp_path: Path) -> None:
+    """Only the first slice was learned from, in silence."""
+    toml = dataset(tmp_path / "data")
+    volume = nibabel.Nifti1Image(
+        np.zeros((70, 90, 3), np.uint8) + np.arange(3, dtype=np.uint8), np.eye(4)
+    )
+    for n in range(8):
+        nibabel.save(volume, tmp_path / f"data/images/p{n}.nii")
+    changes = {"data": {"images": "images/*.nii"}}
+    with pytest.raises(InputError, match=r"p0.nii has 3 slices"):
+        train(load_config(toml, changes), RunOptions2D(tmp_path / "run", device="cpu"), Progress())
 
 
 def test_masks_of_another_size_and_unknown_labels_are_refused(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def add_unet2d(families: Subparsers) -> None:
     )
     unet2d.add_argument(
         "--folds",
-        type=comma_list,
+        type=number_list,
         default=[],
         metavar="N",
         help="train these folds only, from 0, separated by commas",
@@ -181,12 +181,21 @@ def add_nnunet(families: Subparsers) -> None:
     nnunet.set_defaults(run=run_nnunet)
 
 
+def number_list(text: str) -> list[int]:
+    """`0, 1` as two numbers of folds."""
+    names = comma_list(text)
+    for name in names:
+        if not (name.isascii() and name.isdigit()):
+            raise argparse.ArgumentTypeError(f"{name!r} is not the number of a fold, such as 0")
+    return [int(name) for name in names]
+
+
 def batch_size(text: str) -> dict[str, int]:
     """`2d=32,3d_fullres=2` by configuration; `2` is under the empty name."""
     sizes = {}
     for part in comma_list(text):
         name, _, number = part.rpartition("=")
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit()):
             raise argparse.ArgumentTypeError(f"{part!r} is not a number, and not CONFIGURATION=N")
         sizes[name] = int(number)
     return sizes
@@ -329,7 +338,7 @@ def run_unet2d(arguments: argparse.Namespace) -> int:
         arguments.resume,
         arguments.device,
         TimeLimit.of(arguments.minutes, arguments.until),
-        tuple(int(number) for number in arguments.folds),
+        tuple(arguments.folds),
     )
     with shown_progress() as progress:
         folder = train(config, options, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, counted
+from medsegai.io.tables import Table, read_table
 from medsegai.models.nnunet_dataset import read_json, value_of
 
 FOLDS = 5
@@ -67,24 +67,32 @@ def read_groups(path: Path, cases: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: the file cannot be read, lacks a column, or does not assign each of `cases` to one patient.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The table of patients {path} cannot be read: {error}.") from error
-    if not rows or not {"case", "patient"} <= set(rows[0]):
-        raise InputError(f"The table {path} needs rows, and the columns case and patient.")
-    groups: dict[str, str] = {}
-    for line, row in enumerate(rows, start=2):
-        case, patient = str(row["case"] or "").strip(), str(row["patient"] or "").strip()
-        if not case or not patient:
-            raise InputError(f"{path}, line {line}: case or patient is empty.")
-        if groups.setdefault(case, patient) != patient:
-            raise InputError(f"{path}, line {line}: {case} belongs to two patients.")
+    groups = groups_of(read_table(path), "case", "patient")
     missing = sorted(set(cases) - groups.keys())
     if missing:
         raise InputError(f"{path} does not say whose the cases {', '.join(missing[:10])} are.")
     return {case: groups[case] for case in cases}
+
+
+def groups_of(table: Table, case_column: str, group_column: str) -> dict[str, str]:
+    """The group of each case that a table names.
+
+    Raises:
+        InputError: a column is missing, a cell is empty, or a case is in two groups.
+    """
+    table.check(case_column, group_column)
+    groups: dict[str, str] = {}
+    for line, row in table.rows.items():
+        case, group = row[case_column.casefold()], row[group_column.casefold()]
+        if not case or not group:
+            raise InputError(
+                f"{table.source}, line {line}: {case_column} or {group_column} is empty."
+            )
+        if groups.setdefault(case, group) != group:
+            raise InputError(
+                f"{table.source}, line {line}: {case} is in two groups, {groups[case]} and {group}. Keep one."
+            )
+    return groups
 
 
 def patient_folds(groups: Mapping[str, str], count: int = FOLDS, seed: int = SEED) -> list[Split]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from medsegai.errors import InputError
+from medsegai.io.tables import read_table
 from medsegai.volume import Volume
 
 COLUMNS = ("reference", "evaluated")
@@ -97,15 +96,10 @@ def read_mapping(path: str | Path) -> LabelMapping:
             occurs twice.
     """
     source = Path(path)
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The label table {source} cannot be read: {error}.") from error
-    if not rows or not set(COLUMNS) <= set(rows[0]):
-        raise InputError(f"The label table {source} needs rows, and the columns {COLUMNS}.")
+    table = read_table(source)
+    table.check(*COLUMNS)
     rules: dict[int, tuple[int, ...]] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in table.rows.items():
         value, candidates = _rule(row, f"{source}, line {line}")
         if value in rules:
             raise InputError(f"{source}, line {line}: the reference value {value} stands twice.")
@@ -113,8 +107,8 @@ def read_mapping(path: str | Path) -> LabelMapping:
     return LabelMapping(rules, str(source))
 
 
-def _rule(row: Mapping[str, Any], place: str) -> tuple[int, tuple[int, ...]]:
-    cells = [str(row[name] or "") for name in COLUMNS]
+def _rule(row: Mapping[str, str], place: str) -> tuple[int, tuple[int, ...]]:
+    cells = [row[name] for name in COLUMNS]
     try:
         value = int(cells[0])
         candidates = tuple(int(part) for part in cells[1].split("|"))

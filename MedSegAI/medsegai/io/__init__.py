@@ -20,6 +20,7 @@ from medsegai.io.labelmaps import on_grid, read_labelmap
 from medsegai.io.nifti import axes_to_ras
 from medsegai.io.orientation import itk_axes_to_ras
 from medsegai.io.pictures import (
+    COLOURS,
     PICTURE_ENDINGS,
     as_channels,
     grey,
@@ -28,7 +29,7 @@ from medsegai.io.pictures import (
     read_pixels,
 )
 from medsegai.io.reading import READABLE, read_channels, read_volume
-from medsegai.io.tables import write_table
+from medsegai.io.tables import Table, parse_table, read_table, write_table
 from medsegai.io.writing import (
     SEGMENTATION_ENDINGS,
     WRITABLE,
@@ -39,12 +40,14 @@ from medsegai.io.writing import (
 )
 
 __all__ = [
+    "COLOURS",
     "PARTIAL",
     "PICTURE_ENDINGS",
     "READABLE",
     "SEGMENTATION_ENDINGS",
     "WRITABLE",
     "FilesTogether",
+    "Table",
     "as_channels",
     "atomic_path",
     "axes_to_ras",
@@ -58,11 +61,13 @@ __all__ = [
     "is_picture",
     "itk_axes_to_ras",
     "on_grid",
+    "parse_table",
     "read_candidates",
     "read_channels",
     "read_labelmap",
     "read_picture",
     "read_pixels",
+    "read_table",
     "read_volume",
     "series_frames",
     "to_sitk",

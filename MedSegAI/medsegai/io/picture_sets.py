@@ -7,7 +7,7 @@ Pathology", 2018).
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from medsegai.errors import InputError, counted
 from medsegai.io.files import check_regular
 from medsegai.io.pictures import PICTURE_ENDINGS
 from medsegai.io.reading import read_channels
+from medsegai.io.tables import read_table
 from medsegai.volume import Volume
 
 FILE_ENDINGS = (*PICTURE_ENDINGS, ".dcm")
@@ -223,10 +224,10 @@ def _file_picture(root: Path, path: Path, label: int, part: str, group: str = ""
 
 def _table(path: Path, root: Path) -> PictureSet:
     rows, columns = _rows(path)
-    names = sorted({row[columns["label"]].strip() for row in rows})
+    names = sorted({row[columns["label"]] for row in rows.values()})
     pictures, given = [], dict[str, tuple[str, int]]()
-    for line, row in enumerate(rows, start=2):
-        name, label = row[columns["picture"]].strip(), row[columns["label"]].strip()
+    for line, row in rows.items():
+        name, label = row[columns["picture"]], row[columns["label"]]
         if not name or not label:
             raise InputError(f"{path}, line {line}: the picture or its class is empty.")
         earlier = given.setdefault(name, (label, line))
@@ -236,7 +237,7 @@ def _table(path: Path, root: Path) -> PictureSet:
                 f"{path}, lines {earlier[1]} and {line}: {name!r} is listed {what}. Keep one of the lines."
             )
         part = _part_of(row.get(columns.get("part", ""), ""), path, line)
-        group = row.get(columns.get("group", ""), "").strip()
+        group = row.get(columns.get("group", ""), "")
         file = _file_of(name, root, path, line)
         pictures.append(_file_picture(root, file, names.index(label), part, group))
     return PictureSet(path, tuple(names), tuple(pictures))
@@ -244,27 +245,20 @@ def _table(path: Path, root: Path) -> PictureSet:
 
 def _rows(
     path: Path, needed: tuple[str, str] = ("picture", "label")
-) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Rows of a table, and what its columns are called."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-            headings = list(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The table {path} cannot be read: {error}.") from error
-    known = {str(heading).strip().lower(): heading for heading in headings}
+) -> tuple[Mapping[int, Mapping[str, str]], dict[str, str]]:
+    """Rows of a table by their line numbers, and what its columns are called."""
+    table = read_table(path)
     columns = {
-        what: known[name]
+        what: name
         for what, names in COLUMNS.items()
         for name in names[::-1]
-        if name in known
+        if name in table.headings
     }
     missing = [what for what in needed if what not in columns]
-    if not rows or missing:
+    if not table.rows or missing:
         wanted = " and ".join(f"one of {', '.join(COLUMNS[what])}" for what in missing or needed)
         raise InputError(f"The table {path} needs rows and columns with headings: {wanted}.")
-    return [{name: value or "" for name, value in row.items()} for row in rows], columns
+    return table.rows, columns
 
 
 def _part_of(text: str, path: Path, line: int) -> str:
@@ -283,8 +277,9 @@ def _file_of(name: str, root: Path, path: Path, line: int) -> Path:
     for folder in (root, root / "train"):
         for ending in ("", *FILE_ENDINGS):
             file = folder / f"{name}{ending}"
-            if file.is_file():
-                return file
+            with contextlib.suppress(OSError):  # a name that is too long
+                if file.is_file():
+                    return file
     raise InputError(
         f"{path}, line {line}: {root / name} does not exist. Correct the name, or remove the line."
     )
@@ -331,7 +326,7 @@ def _patches(x: Path, y: Path, slides: Path, part: str) -> Iterator[Picture]:
             raise InputError(
                 f"{slides} has {len(rows)} rows for {len(labels)} patches. Copy it again."
             )
-        groups = [row[columns["group"]] for row in rows]
+        groups = [row[columns["group"]] for row in rows.values()]
     for number, (label, group) in enumerate(zip(labels.tolist(), groups, strict=True)):
         yield Picture(f"{x.name}/{number}", int(label), group, part, patches.reader(number))
 
@@ -377,7 +372,7 @@ class H5Patches:
 
 def _grouped(found: PictureSet, path: Path) -> PictureSet:
     rows, columns = _rows(path, ("picture", "group"))
-    patients = {row[columns["picture"]].strip(): row[columns["group"]].strip() for row in rows}
+    patients = {row[columns["picture"]]: row[columns["group"]] for row in rows.values()}
     listed = Counter(Path(name).stem for name in patients)
     there = Counter(Path(item.name).stem for item in found.pictures)
     short = {Path(name).stem: patient for name, patient in patients.items()}

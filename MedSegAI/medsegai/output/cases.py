@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medsegai.errors import InputError
-from medsegai.io import PICTURE_ENDINGS, READABLE, read_volume
+from medsegai.io import PICTURE_ENDINGS, READABLE, parse_table, read_volume
 from medsegai.io.dicom_files import is_dicom, read_file
 from medsegai.io.slides import SLIDE_ENDINGS
 from medsegai.models.card import Channel
@@ -27,9 +25,6 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 CASE_NAME = re.compile(r'[^.\s\\/:*?"<>|\x00-\x1f][^\\/:*?"<>|\x00-\x1f]*(?<![.\s])')
 """What a file can be named on every system, and is not hidden."""
-
-DELIMITERS = ",;\t"
-"""Spreadsheets write the second where the comma stands in numbers."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,8 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
     Raises:
         InputError: it is no such table, or a line names no case, one that is named already, or a missing image.
     """
-    columns, lines = _lines(table, where)
+    found = parse_table(table, where)
+    columns = found.headings
     images = [_column(columns, "image", number, channels) for number in range(len(channels))]
     missing = [] if "case" in columns else ["case"]
     missing += [
@@ -244,12 +240,11 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
         if channel.required and not images[number]
     ]
     if missing:
-        raise InputError(
-            f"{where} has no column {', '.join(missing)}. Its columns are {', '.join(columns)}."
-        )
+        there = f"Its columns are {', '.join(columns)}" if columns else "It is empty"
+        raise InputError(f"{where} has no column {', '.join(missing)}. {there}.")
     series = [_column(columns, "series", number, channels) for number in range(len(channels))]
     cases: dict[str, Case] = {}
-    for number, line in lines:
+    for number, line in found.rows.items():
         case = _of_line(
             f"{where}, line {number}", line, folder, list(zip(images, series, strict=True))
         )
@@ -267,25 +262,6 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
             f"{where} does not list any case. Write a line for each, below the headings."
         )
     return list(cases.values())
-
-
-def _lines(table: bytes, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Headings in lower case, and the lines that are not empty, each with its number in the file."""
-    try:
-        text = table.decode("utf-8-sig")
-        head = text.partition("\n")[0]
-        delimiter = max(DELIMITERS, key=head.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{where} is not a table of cases ({error}). Save it as CSV in UTF-8, with the columns case and image."
-        ) from error
-    lines = [(number, line) for number, line in lines if any(line)]
-    if not lines:
-        raise InputError(f"{where} is empty. It needs the columns case and image.")
-    columns = [name.casefold() for name in lines[0][1]]
-    return columns, [(number, dict(zip(columns, line, strict=False))) for number, line in lines[1:]]
 
 
 def _column(columns: Sequence[str], kind: str, number: int, channels: Sequence[Channel]) -> str:

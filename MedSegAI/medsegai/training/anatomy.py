@@ -13,8 +13,15 @@ import scipy
 from numpy.typing import NDArray
 
 from medsegai.boxes import grown, label_boxes
-
-Range = tuple[float, float]
+from medsegai.training.limits import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    RANGE,
+    SHARE,
+    Limits,
+    Range,
+    limited,
+)
 
 SMOOTHING_MM = 2.0
 """Blur of the directions away from the ventricles: those of opposite walls of a narrow horn cancel, and it stays
@@ -32,17 +39,17 @@ class AnatomyConfig:
     into a ``lesion_share`` of the siblings.
     """
 
-    variants: int = 0
-    share: float = 0.5
+    variants: int = limited(0, NOT_NEGATIVE)
+    share: float = limited(0.5, SHARE)
     ventricles: tuple[int, ...] = ()
-    contraction_mm: Range = (0.6, 4.0)
-    reach_mm: float = 18.0
+    contraction_mm: Range = limited((0.6, 4.0), Limits(ascending=True))
+    reach_mm: float = limited(18.0, POSITIVE)
     cortex: tuple[int, ...] = ()
     fluid: int = 0
-    sulcus_mm: Range = (1.0, 1.4)
+    sulcus_mm: Range = limited((1.0, 1.4), RANGE)
     white_matter: tuple[int, ...] = ()
     lesion: tuple[int, ...] = ()
-    lesion_share: float = 0.0
+    lesion_share: float = limited(0.0, SHARE)
 
 
 def vary(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import RequestError
 from medsegai.system.torch_version import is_sound
 
@@ -40,6 +44,12 @@ def refuse_earlier_run(folder: Path) -> None:
         )
 
 
+def remove_beginning(folder: Path) -> None:
+    """Remove the checkpoint and the log of a run that learned nothing, so that it can be begun again."""
+    for name in (CHECKPOINT, LOG):
+        (folder / name).unlink(missing_ok=True)
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint, completely or not at all."""
     temporary = folder / f"{CHECKPOINT}.part"
@@ -51,8 +61,8 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
     """Read the state that `save_checkpoint` wrote.
 
     Raises:
-        RequestError: the folder has no checkpoint, the checkpoint belongs to another configuration, or this
-            PyTorch is too old to read it safely.
+        RequestError: the folder has no checkpoint, the checkpoint is damaged or belongs to another configuration,
+            or this PyTorch is too old to read it safely.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -64,13 +74,39 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
             f"{path} is not opened with PyTorch {torch.__version__}, in which a checkpoint can run a program "
             "(CVE-2026-24747). Update PyTorch to 2.10 or later."
         )
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    if state["fingerprint"] != fingerprint:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        found = state["fingerprint"]
+    except (*PARSER_ERRORS, pickle.UnpicklingError) as error:
+        raise RequestError(
+            f"{path} is damaged, or is not a checkpoint of this training. Start anew in another folder."
+        ) from error
+    if found != fingerprint:
         raise RequestError(
             f"{path} was made with another configuration. Resume with the training file it began with, "
             "or start anew in another folder."
         )
     return state
+
+
+def case_hash(cases: Iterable[Sequence[object]]) -> str:
+    """A hash of what a training learns from: of each case its name, and what it must not be parted from."""
+    return hashlib.sha256(json.dumps(sorted(map(list, cases)), default=str).encode()).hexdigest()[
+        :16
+    ]
+
+
+def check_same_cases(state: Mapping[str, Any], cases: str, folder: Path) -> None:
+    """Compare the cases of a checkpoint with those of now, see `case_hash`.
+
+    Raises:
+        RequestError: they differ, so that cases would be judged by networks that have learned from them.
+    """
+    if state.get("cases", cases) != cases:
+        raise RequestError(
+            f"{folder} was begun with other cases or groups, so its folds are others. Put back what was changed, "
+            "or start anew in another folder."
+        )
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -82,8 +118,17 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read weights that this project wrote."""
-    return load_file(path)
+    """Read weights that this project wrote.
+
+    Raises:
+        RequestError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(
+            f"{path} is missing or damaged, and the training needs it. Start anew in another folder."
+        ) from error
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +158,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
             break
+        if isinstance(entry, dict):
+            entries.append(entry)
     return entries

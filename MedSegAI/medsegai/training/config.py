@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,23 @@ from typing import Any, Literal, TypeVar
 from medsegai.errors import ModelError, RequestError
 from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.training.anatomy import AnatomyConfig
+from medsegai.training.limits import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Limits,
+    check_limits,
+    limited,
+)
 from medsegai.training.loss import LossConfig
 from medsegai.training.synthesis import AppearanceConfig, DeformationConfig, TissueClass
 
 Config = TypeVar("Config")
+
+PART = Limits(0, 1, above=True)
+"""Some of a whole, or all of it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,15 @@ class DataConfig:
     remap: dict[int, int] = field(default_factory=dict)
     mirrored: tuple[tuple[int, int], ...] = ()
     not_brain: tuple[int, ...] = ()
-    crop_voxels: tuple[int, int, int] = (128, 128, 128)
+    crop_voxels: tuple[int, int, int] = limited((128, 128, 128), Limits(16, 512))
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: a label is in two pairs of sides, or in one pair twice."""
+        sides = Counter(value for pair in self.mirrored for value in pair)
+        if (doubled := [value for value, count in sides.items() if count > 1]) != []:
+            raise RequestError(
+                f"mirrored names the label {doubled[0]} twice. Write each label once, in a pair of left and right."
+            )
 
 
 @dataclass(frozen=True)
@@ -53,16 +75,16 @@ class OptimiserConfig:
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.95
+    learning_rate: float = limited(2e-3, POSITIVE)
+    weight_decay: float = limited(1e-4, NOT_NEGATIVE)
+    momentum: float = limited(0.95, SHARE)
     schedule: Literal["cosine", "step", "trapezoid"] = "cosine"
-    warm_up: int = 100
-    step_every: int = 1000
-    step_factor: float = 0.1
-    decay_share: float = 0.25
-    gradient_limit: float = 0.0
-    ema: float = 0.0
+    warm_up: int = limited(100, NOT_NEGATIVE)
+    step_every: int = limited(1000, COUNT)
+    step_factor: float = limited(0.1, POSITIVE)
+    decay_share: float = limited(0.25, SHARE)
+    gradient_limit: float = limited(0.0, NOT_NEGATIVE)
+    ema: float = limited(0.0, Limits(0, 0.999999))
 
 
 @dataclass(frozen=True)
@@ -73,21 +95,21 @@ class SamplingConfig:
     a separate process makes in advance and keeps on disk; with 0, volumes are made when they are needed.
     """
 
-    batch: int = 8
-    pool: int = 24
-    refresh: int = 3
-    brain_share: float = 0.9
-    patch: tuple[int, int, int] = (128, 128, 128)
-    ahead: int = 0
+    batch: int = limited(8, COUNT)
+    pool: int = limited(24, COUNT)
+    refresh: int = limited(3, COUNT)
+    brain_share: float = limited(0.9, SHARE)
+    patch: tuple[int, int, int] = limited((128, 128, 128), Limits(1, 512))
+    ahead: int = limited(0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """The validation uses ``volumes`` held-out volumes, and of these every ``slice_step``-th slice."""
 
-    every: int = 500
-    volumes: int = 4
-    slice_step: int = 2
+    every: int = limited(500, COUNT)
+    volumes: int = limited(4, COUNT)
+    slice_step: int = limited(2, COUNT)
 
 
 @dataclass(frozen=True)
@@ -101,13 +123,13 @@ class FineTuningConfig:
     `SamplingConfig`.
     """
 
-    steps: int = 400
-    rate: float = 0.05
-    corrected_share: float = 0.5
-    held_out: float = 0.25
-    every: int = 40
-    patience: int = 4
-    pool: int = 12
+    steps: int = limited(400, COUNT)
+    rate: float = limited(0.05, PART)
+    corrected_share: float = limited(0.5, PART)
+    held_out: float = limited(0.25, PART)
+    every: int = limited(40, COUNT)
+    patience: int = limited(4, COUNT)
+    pool: int = limited(12, COUNT)
 
 
 @dataclass(frozen=True)
@@ -116,12 +138,12 @@ class TrainingConfig:
 
     card: str
     members: tuple[str, ...] = ("axial", "coronal", "sagittal")
-    seed: int = 1
-    steps: int = 4000
+    seed: int = limited(1, SEED)
+    steps: int = limited(4000, COUNT)
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = True
-    checkpoint_every: int = 200
-    log_every: int = 10
+    checkpoint_every: int = limited(200, COUNT)
+    log_every: int = limited(10, COUNT)
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -135,37 +157,19 @@ class TrainingConfig:
     source: Path = field(default=Path("training.toml"), metadata=NOT_IN_JSON)
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("steps", self.steps, 1),
-            ("checkpoint_every", self.checkpoint_every, 1),
-            ("log_every", self.log_every, 1),
-            ("sampling.batch", self.sampling.batch, 1),
-            ("sampling.pool", self.sampling.pool, 1),
-            ("sampling.refresh", self.sampling.refresh, 1),
-            ("sampling.ahead", self.sampling.ahead, 0),
-            ("anatomy.variants", self.anatomy.variants, 0),
-            ("validation.every", self.validation.every, 1),
-            ("validation.slice_step", self.validation.slice_step, 1),
-            ("fine_tuning.steps", self.fine_tuning.steps, 1),
-            ("fine_tuning.every", self.fine_tuning.every, 1),
-            ("fine_tuning.patience", self.fine_tuning.patience, 1),
-            ("fine_tuning.pool", self.fine_tuning.pool, 1),
-        ):
-            if value < least:
-                raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")
-        for name in ("rate", "corrected_share", "held_out"):
-            share = getattr(self.fine_tuning, name)
-            if not 0 < share <= 1:
-                raise RequestError(
-                    f"Training file: fine_tuning.{name} must be more than 0 and at most 1, not {share}."
-                )
+        check_limits(self)
+        of_tissues = Counter(value for tissue in self.tissues for value in tissue.labels)
+        if (doubled := [value for value, count in of_tissues.items() if count > 1]) != []:
+            raise RequestError(
+                f"Training file: the label {doubled[0]} is in [[tissues]] twice, and has one intensity only."
+            )
         if any(size < 16 or size % 16 for size in self.data.crop_voxels):
             raise RequestError(
                 "Training file: data.crop_voxels must be multiples of 16, for the networks halve them 4 times."
             )
-        if not self.members:
+        if not self.members or len(set(self.members)) < len(self.members):
             raise RequestError(
-                "Training file: members is empty; name at least one member of the card."
+                "Training file: members is empty or names one twice; name each member of the card once."
             )
 
     @property
@@ -223,6 +227,29 @@ def read_training_file(
         return from_json(kind, merged(data, changes or {}), error=RequestError)
     except (RequestError, ModelError) as error:
         raise RequestError(f"{path}: {error}") from None
+
+
+def matching_files(root: Path, pattern: str, key: str) -> list[Path]:
+    """The files that a pattern of a training file names, sorted.
+
+    Args:
+        root: the folder that the pattern is relative to.
+        pattern: such as `images/*.png`.
+        key: of the pattern in the training file, for messages.
+
+    Raises:
+        RequestError: no file matches, or the pattern is not one.
+    """
+    try:
+        found = sorted(path for path in root.glob(pattern) if not path.is_dir())
+    except (ValueError, NotImplementedError) as error:
+        raise RequestError(
+            f"Training file: {key} must be a pattern relative to data.root, such as images/*.png, not {pattern!r} "
+            f"({error})."
+        ) from error
+    if not found:
+        raise RequestError(f"No file matches {pattern!r} in {root}. Check {key} and data.root.")
+    return found
 
 
 def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from medsegai.io import read_labelmap, read_volume
 from medsegai.models.card import ModelCard
 from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.training.anatomy import AnatomyConfig, vary
-from medsegai.training.config import TrainingConfig
+from medsegai.training.config import TrainingConfig, matching_files
 from medsegai.training.synthesis import (
     Draw,
     LabelTables,
@@ -184,6 +184,7 @@ def source_of(
     Raises:
         InputError: a map holds no structure to learn, or there are too many labels.
     """
+    _check_labels(config, card)
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
     values = {0, *config.anatomy.lesion}
     values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
@@ -211,6 +212,28 @@ def source_of(
     )
 
 
+def _check_labels(config: TrainingConfig, card: ModelCard) -> None:
+    """Compare the labels that a training file names with those of the card, after their translation.
+
+    Raises:
+        RequestError: a value is translated into one that the card lacks, or of two sides the card has only one, so
+            that a flip would make background of the other.
+    """
+    data, known = config.data, {0, *card.label_values}
+    foreign = sorted(set(data.remap.values()) - known)
+    if foreign:
+        raise RequestError(
+            f"Training file: data.remap leads to {foreign[0]}, which the card lacks."
+        )
+    for pair in data.mirrored:
+        there = [data.remap.get(value, value) in known for value in pair]
+        if there[0] != there[1]:
+            raise RequestError(
+                f"Training file: of the pair {list(pair)} in data.mirrored, the card has only "
+                f"{pair[there.index(True)]}, so mirrored volumes would be wrong. Correct the pair."
+            )
+
+
 def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
     """Find the label files, and for each its image or None.
 
@@ -222,14 +245,12 @@ def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
         raise RequestError(
             "Training file: give either data.maps, or both data.images and data.labels."
         )
-    labels = sorted(root.glob(data.maps or data.labels))
-    if not labels:
-        raise RequestError(
-            f"No file matches {data.maps or data.labels!r} in {root}. Check data.root."
-        )
+    labels = matching_files(
+        root, data.maps or data.labels, "data.maps" if data.maps else "data.labels"
+    )
     images: list[Path | None] = [None] * len(labels)
     if data.images:
-        images = [*sorted(root.glob(data.images))]
+        images = [*matching_files(root, data.images, "data.images")]
     if len(images) != len(labels):
         raise RequestError(
             f"{root} holds {len(images)} images but {len(labels)} label maps; they must pair."

@@ -14,6 +14,9 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medsegai.errors import RequestError
+from medsegai.training.limits import NOT_NEGATIVE, POSITIVE, limited
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -23,12 +26,22 @@ class LossConfig:
     ``(median frequency / frequency) ** balance_power``, kept between the minimum and the maximum.
     """
 
-    dice: float = 1.0
-    logistic: float = 1.0
-    boundary: float = 1.0
-    balance_power: float = 1.0
-    min_class_weight: float = 0.0
-    max_class_weight: float = 10.0
+    dice: float = limited(1.0, NOT_NEGATIVE)
+    logistic: float = limited(1.0, NOT_NEGATIVE)
+    boundary: float = limited(1.0, NOT_NEGATIVE)
+    balance_power: float = limited(1.0, NOT_NEGATIVE)
+    min_class_weight: float = limited(0.0, NOT_NEGATIVE)
+    max_class_weight: float = limited(10.0, POSITIVE)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: both terms have no share, or the limits of class weights are exchanged."""
+        if not self.dice and not self.logistic:
+            raise RequestError("dice and logistic are both 0, so there is nothing to learn from.")
+        if self.min_class_weight > self.max_class_weight:
+            raise RequestError(
+                f"min_class_weight {self.min_class_weight:g} is more than max_class_weight "
+                f"{self.max_class_weight:g}."
+            )
 
 
 def class_weights(counts: NDArray[np.int64], config: LossConfig) -> NDArray[np.float32]:

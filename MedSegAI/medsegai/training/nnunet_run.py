@@ -40,6 +40,14 @@ from medsegai.progress import Progress
 from medsegai.training.checkpoint import LOG, read_log
 from medsegai.training.curves import draw_curves
 from medsegai.training.export import CURVES
+from medsegai.training.limits import (
+    COUNT,
+    NOT_NEGATIVE,
+    SEED,
+    as_option,
+    check_limits,
+    limited,
+)
 from medsegai.training.nnunet import AUGMENTING, FINAL, GRACE_SECONDS, LATEST, PLANNERS, NNUNetJob
 
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
@@ -62,20 +70,18 @@ class NnunetTraining:
     configurations: tuple[str, ...] = ("2d", "3d_fullres")
     folds: tuple[str, ...] = ("0", "1", "2", "3", "4")
     planner: str = "default"
-    epochs: int = 1000
-    iterations: int = 250
+    epochs: int = limited(1000, COUNT)
+    iterations: int = limited(250, COUNT)
     batch_size: Mapping[str, int] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "auto"
-    processes: int = 2
-    seed: int = 1
+    processes: int = limited(2, NOT_NEGATIVE)
+    seed: int = limited(1, SEED)
     validate: bool = True
     groups: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("iterations", 1), ("processes", 0)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        check_limits(self, as_option)
         unknown = [name for name in self.configurations if name not in CONFIGURATIONS]
         if unknown or not self.configurations:
             raise RequestError(

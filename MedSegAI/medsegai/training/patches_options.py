@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medsegai.errors import RequestError
+from medsegai.training.limits import NOT_NEGATIVE, SEED, Limits, as_option, check_limits
 
 CELL = 32
 """Sizes of pictures are multiples of the pixels along a cell of the encoders."""
 
 
-def option(default: object, help: str, choices: Sequence[str] = ()) -> Any:
-    """A field that the command line shows, with its help text."""
-    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+LARGEST_SIDE = 4096
+"""Pixels along a side that pictures may be brought to."""
+
+
+def option(
+    default: object, help: str, choices: Sequence[str] = (), limits: Limits | None = None
+) -> Any:
+    """A field that the command line shows, with its help text, and limits if it is a number."""
+    metadata = {"help": help, "choices": tuple(choices)}
+    return field(default=default, metadata=metadata | ({"limits": limits} if limits else {}))
 
 
 @dataclass(frozen=True)
@@ -36,48 +44,53 @@ class PatchTraining:
         "weights that the encoder begins with: package (installed, pre-trained), none, or a file",
     )
     size: int = option(
-        0, "side that pictures are brought to, in pixels, a multiple of 32; 0: that of the first"
+        0,
+        "side that pictures are brought to, in pixels, a multiple of 32; 0: that of the first",
+        limits=Limits(0, LARGEST_SIDE),
     )
     spacing_um: float = option(
-        0.0, "size of a pixel of the patches in micrometres, such as 0.97; 0 where it is not known"
+        0.0,
+        "size of a pixel of the patches in micrometres, such as 0.97; 0 where it is not known",
+        limits=NOT_NEGATIVE,
     )
     normal: str = option("", "class that means nothing was found; guessed from usual names")
     folds: int = option(
-        5, "parts that are held out one after another, unless the pictures have a part valid"
+        5,
+        "parts that are held out one after another, unless the pictures have a part valid",
+        limits=Limits(2),
     )
-    epochs: int = option(8, "epochs of the unfrozen stage; 0 for a frozen encoder")
-    batch: int = option(16, "pictures of a step")
-    learning_rate: float = option(0.0, "highest rate of the cycle; 0: the finder looks for it")
-    label_smoothing: float = option(0.1, "share of a target that is given to all classes")
-    mixup: float = option(0.0, "alpha of mixup, such as 0.4; 0 for none")
+    epochs: int = option(
+        8, "epochs of the unfrozen stage; 0 for a frozen encoder", limits=NOT_NEGATIVE
+    )
+    batch: int = option(16, "pictures of a step", limits=Limits(2))
+    learning_rate: float = option(
+        0.0, "highest rate of the cycle; 0: the finder looks for it", limits=NOT_NEGATIVE
+    )
+    label_smoothing: float = option(
+        0.1, "share of a target that is given to all classes", limits=Limits(0, 0.99)
+    )
+    mixup: float = option(0.0, "alpha of mixup, such as 0.4; 0 for none", limits=NOT_NEGATIVE)
     balance: bool = option(False, "let all classes weigh alike in the loss")
     prior: float = option(
-        100.0, "strength of the prior of the frozen stage: that of a small weight, in pictures"
+        100.0,
+        "strength of the prior of the frozen stage: that of a small weight, in pictures",
+        limits=NOT_NEGATIVE,
     )
     augmentation: Literal["none", "slide", "radiograph"] = option(
         "slide", "how pictures are changed at random", ("none", "slide", "radiograph")
     )
-    processes: int = option(0, "processes that read and change pictures; 0: between steps")
-    seed: int = option(1, "start of all random numbers")
+    processes: int = option(
+        0, "processes that read and change pictures; 0: between steps", limits=NOT_NEGATIVE
+    )
+    seed: int = option(1, "start of all random numbers", limits=SEED)
     groups: Path | None = option(  # noqa: RUF009
         None, "table with the columns picture and patient, whose pictures stay together"
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("folds", 2), ("epochs", 0), ("batch", 2), ("processes", 0)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.size % CELL or self.size < 0:
-            raise RequestError(f"size must be a multiple of {CELL}, not {self.size}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise RequestError(
-                f"label-smoothing must lie from 0 to below 1, not at {self.label_smoothing:g}."
-            )
-        for name in ("spacing_um", "learning_rate", "mixup", "prior"):
-            if not getattr(self, name) >= 0:
-                raise RequestError(
-                    f"{name.replace('_', '-')} must not be negative: {getattr(self, name):g}."
-                )
+        check_limits(self, as_option)
+        if self.size % CELL:
+            raise RequestError(f"--size must be a multiple of {CELL}, not {self.size}.")
 
     @classmethod
     def options(cls) -> Iterator[Field[Any]]:

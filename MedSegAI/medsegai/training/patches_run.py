@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsegai.errors import Cancelled, OutputError, RequestError
+from medsegai.errors import Cancelled, InputError, OutputError, RequestError
 from medsegai.evaluation.classification import (
     ClassifiedPictures,
     auc,
@@ -38,10 +38,13 @@ from medsegai.training.checkpoint import (
     LOG,
     RunLog,
     best_weights_name,
+    case_hash,
+    check_same_cases,
     load_checkpoint,
     load_weights,
     read_log,
     refuse_earlier_run,
+    remove_beginning,
     save_checkpoint,
     save_weights,
 )
@@ -97,6 +100,7 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
     if not options.resume:
         refuse_earlier_run(folder)
     pictures = read_pictures(training.pictures, training.groups)
+    normal_class(pictures.classes, training.normal)
     for note in pictures.notes:
         logger.warning("%s", note)
     sized = SizedPictures(pictures, _size(pictures, training))
@@ -106,6 +110,10 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
         with reserved([folder / CHECKPOINT]):
             if run.train(progress):
                 run.finish(progress)
+    except InputError:  # a picture that cannot be read, which may be the first of all
+        if not options.resume and run.at == _Progressed():
+            remove_beginning(folder)
+        raise
     except Cancelled:
         raise Cancelled(
             f"The training was stopped. Continue it with --resume and the same folder, {folder}."
@@ -155,6 +163,9 @@ class PatchRun:
         self.at = _Progressed()
         self.answers: dict[str, torch.Tensor] = {}
         self._resume = options.resume
+        self._cases = case_hash(
+            (item.name, item.label, item.group, item.part) for item in sized.pictures.pictures
+        )
         self._log: RunLog | None = None
 
     def train(self, progress: Progress) -> bool:
@@ -162,9 +173,12 @@ class PatchRun:
         state: Mapping[str, Any] = {}
         if self._resume:
             state = load_checkpoint(self.folder, self._fingerprint(), torch.device("cpu"))
+            check_same_cases(state, self._cases, self.folder)
             self.at = _Progressed(state["fold"], state["epoch"], state["rate"])
             self.answers = dict(state["answers"])
         self._log = RunLog(self.folder / LOG, int(state.get("step", 0)))
+        if not self._resume:
+            self._save({})  # so that one who stops in the first stage can resume
         while self.at.fold < len(self.folds):
             if not self._train_fold(self.folds[self.at.fold], state, progress):
                 return False
@@ -250,6 +264,7 @@ class PatchRun:
     def _save(self, state: Mapping[str, Any]) -> None:
         own: dict[str, Any] = {"fold": self.at.fold, "epoch": self.at.epoch, "rate": self.at.rate}
         own |= {"step": self._step(), "fingerprint": self._fingerprint(), "answers": self.answers}
+        own["cases"] = self._cases
         save_checkpoint(self.folder, {**own, **state})
 
     # the end

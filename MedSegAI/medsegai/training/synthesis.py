@@ -19,7 +19,12 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
-Range = tuple[float, float]
+from medsegai.errors import RequestError
+from medsegai.training.limits import NOT_NEGATIVE, RANGE, SHARE, Limits, Range, limited
+
+NODES = Limits(2, 128)
+"""The number of nodes of a smooth field along each axis."""
+
 Image = NDArray[np.float32]
 Targets = NDArray[np.uint8]
 
@@ -41,35 +46,43 @@ class TissueClass:
 class DeformationConfig:
     """Shape and place. Lengths in mm, angles in degrees; each pair is the range that is drawn from."""
 
-    rotation: float = 15.0
-    scaling: Range = (0.85, 1.15)
-    shearing: float = 0.1
-    shift_mm: float = 20.0
-    far_shift_mm: float = 60.0
-    far_shift_share: float = 0.1
-    elastic_mm: tuple[Range, ...] = ((0.0, 4.0), (0.0, 1.5))
-    elastic_nodes: tuple[int, ...] = (6, 14)
-    flip_share: float = 0.5
+    rotation: float = limited(15.0, NOT_NEGATIVE)
+    scaling: Range = limited((0.85, 1.15), Limits(0.1, 10, ascending=True))
+    shearing: float = limited(0.1, NOT_NEGATIVE)
+    shift_mm: float = limited(20.0, NOT_NEGATIVE)
+    far_shift_mm: float = limited(60.0, NOT_NEGATIVE)
+    far_shift_share: float = limited(0.1, SHARE)
+    elastic_mm: tuple[Range, ...] = limited(((0.0, 4.0), (0.0, 1.5)), RANGE)
+    elastic_nodes: tuple[int, ...] = limited((6, 14), NODES)
+    flip_share: float = limited(0.5, SHARE)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: elastic deformations have strengths without nodes, or nodes without strengths."""
+        if len(self.elastic_mm) != len(self.elastic_nodes):
+            raise RequestError(
+                f"elastic_mm and elastic_nodes need as many entries as each other, not {len(self.elastic_mm)} and "
+                f"{len(self.elastic_nodes)}."
+            )
 
 
 @dataclass(frozen=True)
 class AppearanceConfig:
     """Contrast and quality. Intensities are in units of the brightest tissue."""
 
-    t1_share: float = 0.6
-    t1_jitter: float = 0.06
-    noise_in_tissue: Range = (0.01, 0.08)
-    texture_voxels: Range = (1.5, 4.0)
-    bias: Range = (0.0, 0.35)
-    bias_nodes: int = 4
-    blur_voxels: Range = (0.3, 0.9)
-    coarse_share: float = 0.35
-    coarse_factor: Range = (1.3, 4.0)
-    noise: Range = (0.0, 0.06)
-    gamma: float = 0.25
-    stripped_share: float = 0.5
-    tight_mask_share: float = 0.4
-    cut_share: float = 0.2
+    t1_share: float = limited(0.6, SHARE)
+    t1_jitter: float = limited(0.06, NOT_NEGATIVE)
+    noise_in_tissue: Range = limited((0.01, 0.08), RANGE)
+    texture_voxels: Range = limited((1.5, 4.0), Limits(1, ascending=True))
+    bias: Range = limited((0.0, 0.35), RANGE)
+    bias_nodes: int = limited(4, NODES)
+    blur_voxels: Range = limited((0.3, 0.9), RANGE)
+    coarse_share: float = limited(0.35, SHARE)
+    coarse_factor: Range = limited((1.3, 4.0), Limits(1, ascending=True))
+    noise: Range = limited((0.0, 0.06), RANGE)
+    gamma: float = limited(0.25, NOT_NEGATIVE)
+    stripped_share: float = limited(0.5, SHARE)
+    tight_mask_share: float = limited(0.4, SHARE)
+    cut_share: float = limited(0.2, SHARE)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,15 @@ from medsegai.models.json_fields import NOT_IN_JSON, to_json
 from medsegai.networks.unet2d import UNet2DConfig
 from medsegai.preprocessing.pictures import PictureSettings
 from medsegai.training.config import read_training_file
+from medsegai.training.limits import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Limits,
+    check_limits,
+    limited,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,11 @@ class DataConfig:
     label_suffix: str = ""
     threshold: int | None = None
     instances: bool = False
-    border_pixels: int = 1
+    border_pixels: int = limited(1, COUNT)
     groups: str = ""
     case_column: str = "case"
     group_column: str = "group"
-    channels: int = 3
+    channels: int = limited(3, Limits(1, 64))
 
 
 @dataclass(frozen=True)
@@ -76,23 +85,32 @@ class OptimiserConfig:
     """
 
     name: Literal["adamw", "radam"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    encoder_rate: float = 0.1
-    frozen_epochs: int = 0
-    lookahead: int = 0
+    learning_rate: float = limited(1e-3, POSITIVE)
+    weight_decay: float = limited(1e-2, NOT_NEGATIVE)
+    encoder_rate: float = limited(0.1, NOT_NEGATIVE)
+    frozen_epochs: int = limited(0, NOT_NEGATIVE)
+    lookahead: int = limited(0, NOT_NEGATIVE)
     schedule: Literal["one_cycle", "plateau", "constant"] = "one_cycle"
-    patience: int = 5
-    early_stopping: int = 0
+    patience: int = limited(5, NOT_NEGATIVE)
+    early_stopping: int = limited(0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """Weights of the Dice loss and of the cross-entropy, and of classes in the latter, background first."""
 
-    dice: float = 1.0
-    cross_entropy: float = 1.0
-    class_weights: tuple[float, ...] = ()
+    dice: float = limited(1.0, NOT_NEGATIVE)
+    cross_entropy: float = limited(1.0, NOT_NEGATIVE)
+    class_weights: tuple[float, ...] = limited((), NOT_NEGATIVE)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: nothing of what is learned has a weight."""
+        if not self.dice and not self.cross_entropy:
+            raise RequestError(
+                "dice and cross_entropy are both 0, so there is nothing to learn from."
+            )
+        if self.class_weights and not any(self.class_weights):
+            raise RequestError("class_weights are all 0, so there is nothing to learn from.")
 
 
 @dataclass(frozen=True)
@@ -110,14 +128,14 @@ class Training2DConfig:
     description: str = ""
     licence: str = ""
     origin: str = ""
-    seed: int = 1
-    folds: int = 3
-    epochs: int = 20
-    batch: int = 4
-    patches_per_image: int = 1
+    seed: int = limited(1, SEED)
+    folds: int = limited(3, Limits(2))
+    epochs: int = limited(20, COUNT)
+    batch: int = limited(4, Limits(2))
+    patches_per_image: int = limited(1, COUNT)
     precision: Literal["fp32", "bf16"] = "fp32"
     keep: Literal["last", "best"] = "last"
-    validate_every: int = 1
+    validate_every: int = limited(1, COUNT)
     data: DataConfig = field(default_factory=DataConfig)
     image: PictureSettings = field(default_factory=PictureSettings)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -128,16 +146,9 @@ class Training2DConfig:
 
     def __post_init__(self) -> None:
         """Raises RequestError: a number is too small, or labels and weights do not fit."""
-        for name, value, least in (
-            ("folds", self.folds, 2),
-            ("epochs", self.epochs, 1),
-            ("batch", self.batch, 2),
-            ("patches_per_image", self.patches_per_image, 1),
-            ("validate_every", self.validate_every, 1),
-            ("data.border_pixels", self.data.border_pixels, 1),
-        ):
-            if value < least:
-                raise RequestError(f"Training file: {name} must be at least {least}, not {value}.")
+        check_limits(self)
+        if not self.labels:
+            raise RequestError("Training file: labels is empty; name at least one.")
         weights = self.loss.class_weights
         if weights and len(weights) != self.classes:
             raise RequestError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from medsegai.errors import InputError, RequestError
-from medsegai.evaluation.folds import patient_folds
-from medsegai.io import grey, read_channels, read_labelmap, read_pixels
+from medsegai.errors import InputError, RequestError, counted
+from medsegai.evaluation.folds import groups_of, patient_folds
+from medsegai.io import COLOURS, grey, read_channels, read_labelmap, read_pixels, read_table
 from medsegai.preprocessing.pictures import PictureSettings
+from medsegai.training.config import matching_files
 from medsegai.training.unet2d.config import DataConfig, Training2DConfig
+from medsegai.volume import Volume
 
 MANY_NAMES = 5
 """Names that a message lists."""
@@ -62,20 +64,29 @@ def find_pairs(config: Training2DConfig) -> dict[str, tuple[Path, Path]]:
         RequestError: see `read_cases`.
     """
     data, root = config.data, config.root
-    images = {path.stem: path for path in sorted(root.glob(data.images))}
-    labels = {
-        path.stem.removesuffix(data.label_suffix): path for path in sorted(root.glob(data.labels))
-    }
-    if not images:
-        raise RequestError(f"No file matches {data.images!r} in {root}. Check data.root.")
+    images = _by_name(matching_files(root, data.images, "data.images"), "")
+    labels = _by_name(matching_files(root, data.labels, "data.labels"), data.label_suffix)
     lonely = sorted(images.keys() ^ labels.keys())
     if lonely:
         what = "label map" if lonely[0] in images else "image"
         raise RequestError(
-            f"{root}: {len(lonely)} names have only an image or only a label map, such as {lonely[0]!r}, which "
-            f"has no {what}. Check data.images, data.labels and data.label_suffix."
+            f"{root}: {counted(len(lonely), 'name has', 'names have')} only an image or only a label map, such as "
+            f"{lonely[0]!r}, which has no {what}. Check data.images, data.labels and data.label_suffix."
         )
     return {name: (images[name], labels[name]) for name in images}
+
+
+def _by_name(paths: Sequence[Path], suffix: str) -> dict[str, Path]:
+    """Files by their names without ending and suffix. Raises RequestError: two have the same."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(path.stem.removesuffix(suffix), path)
+        if other != path:
+            raise RequestError(
+                f"{other} and {path} have the same name, so they would be one case. Rename one, or narrow the "
+                "patterns data.images and data.labels."
+            )
+    return found
 
 
 def read_groups(config: Training2DConfig, names: Sequence[str]) -> dict[str, str]:
@@ -88,17 +99,8 @@ def read_groups(config: Training2DConfig, names: Sequence[str]) -> dict[str, str
     if not data.groups:
         return {name: name for name in names}
     path = config.root / data.groups
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The table of groups {path} cannot be read: {error}.") from error
-    if not rows or not {data.case_column, data.group_column} <= set(rows[0]):
-        raise InputError(
-            f"The table {path} needs rows, and the columns {data.case_column} and {data.group_column}."
-        )
-    groups = {str(row[data.case_column]): str(row[data.group_column] or "") for row in rows}
-    missing = sorted(name for name in names if not groups.get(name))
+    groups = groups_of(read_table(path), data.case_column, data.group_column)
+    missing = sorted(name for name in names if name not in groups)
     if missing:
         raise InputError(
             f"{path} gives no group of {', '.join(missing[:MANY_NAMES])}. Every case needs one."
@@ -120,14 +122,14 @@ def read_case(
     channels = read_channels(image_path)
     if config.data.channels == 1:
         channels = (grey(channels),)
-    elif len(channels) == 1:
-        channels = channels * config.data.channels
+    elif len(channels) == 1 and config.data.channels == len(COLOURS):
+        channels = channels * len(COLOURS)
     if len(channels) != config.data.channels:
         raise InputError(
-            f"{image_path} has {len(channels)} channels, and the training file says "
+            f"{image_path} has {counted(len(channels), 'channel', 'channels')}, and the training file says "
             f"{config.data.channels} (data.channels)."
         )
-    pixels = np.stack([channel.voxels[0] for channel in channels])
+    pixels = np.stack([_only_slice(channel, image_path) for channel in channels])
     labels = read_mask(config.data, label_path)
     if labels.shape != pixels.shape[1:]:
         raise InputError(
@@ -148,10 +150,21 @@ def read_case(
 def read_mask(data: DataConfig, path: Path) -> NDArray[np.int64]:
     """The label values of a label map, (j, i)."""
     if data.threshold is None:
-        return read_labelmap(path)[0].voxels[0].astype(np.int64)
+        return _only_slice(read_labelmap(path)[0], path).astype(np.int64)
     pixels = read_pixels(path).pixels
     values = pixels if pixels.ndim == 2 else pixels.max(axis=2)
     return (values > data.threshold).astype(np.int64)
+
+
+def _only_slice(volume: Volume, path: Path) -> NDArray[Any]:
+    """The pixels (j, i) of a volume of one slice. Raises InputError: it has several."""
+    slices = volume.geometry.shape[0]
+    if slices != 1:
+        raise InputError(
+            f"{path} has {slices} slices, and networks for pictures learn from single images. Save each slice as "
+            "an image of its own."
+        )
+    return volume.voxels[0]
 
 
 def classes_of(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsegai.errors import Cancelled, OutputError, RequestError
+from medsegai.errors import Cancelled, ModelError, OutputError, RequestError
 from medsegai.io import atomic_path, write_card, write_table
 from medsegai.models.card import (
     Channel,
@@ -31,6 +31,8 @@ from medsegai.training.checkpoint import (
     LOG,
     RunLog,
     best_weights_name,
+    case_hash,
+    check_same_cases,
     compact,
     load_checkpoint,
     load_weights,
@@ -87,6 +89,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
     device = find_place(options.device).device
     cases = read_cases(config)
     held_out = folds_of(cases, config.folds, config.seed)
+    _check_buildable(config, chosen[0], device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with reserved([folder / CHECKPOINT]):
@@ -102,6 +105,19 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
         ) from error
 
 
+def _check_buildable(config: Training2DConfig, number: int, device: torch.device) -> None:
+    """Make a network and a card as the training will, so that nothing is begun that could not be ended.
+
+    Raises:
+        RequestError, ModelError: the training file describes a network, weights or a model that cannot be made.
+    """
+    origin = Fold(config, number, device).origin
+    try:
+        model_card(config, [_member(config, "fold_0", "")], origin, {})
+    except ModelError as error:
+        raise RequestError(f"{config.source}: {error}") from error
+
+
 class Run:
     """Where a training stands, and its files."""
 
@@ -114,6 +130,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.device = config, folder, device
         self.ready = made_ready(config, cases)
+        self._cases = case_hash((case.name, case.group) for case in cases)
         self.scores: dict[str, list[dict[str, Any]]] = {}
         self.seconds: dict[str, float] = {}
         self.origin = ""
@@ -124,6 +141,7 @@ class Run:
         step = 0
         if resume:
             state = load_checkpoint(self.folder, self.config.fingerprint(), self.device)
+            check_same_cases(state, self._cases, self.folder)
             self.scores, self.seconds = state["scores"], state["seconds"]
             self._waiting = state["fold"]
             step = int(state["step"])
@@ -209,6 +227,7 @@ class Run:
             "seconds": self.seconds,
             "fold": fold,
             "step": step,
+            "cases": self._cases,
         }
         save_checkpoint(self.folder, state)
 

@@ -1,0 +1,96 @@
+"""What the numbers of a training may be, written beside each number: mistakes are found before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeAlias
+
+from medsegai.errors import RequestError
+
+Range = tuple[float, float]
+"""From the one number to the other; what lies between is drawn from."""
+
+LARGEST_SEED = 2**32 - 1
+"""Every source of random numbers takes a seed up to it."""
+
+
+Numbers: TypeAlias = "float | tuple[Numbers, ...]"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a number, or each number of a tuple, may be.
+
+    Attributes:
+        least, most: the limits.
+        above: whether the number must be more than `least`.
+        ascending: whether a pair is a range, whose first number is not larger than the second.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    ascending: bool = False
+
+    def problem(self, value: Numbers) -> str | None:
+        """What is wrong with a number, or with a tuple of numbers or ranges; None if nothing is."""
+        if isinstance(value, tuple):
+            match value if self.ascending else ():
+                case (int() | float() as low, int() | float() as high) if low > high:
+                    return f"is a range, so {low:g} must not be more than {high:g}"
+            return next(filter(None, map(self.problem, value)), None)
+        if value < self.least or (self.above and value == self.least) or value != value:
+            return (
+                f"must be {'more than' if self.above else 'at least'} {self.least:g}, not {value:g}"
+            )
+        return f"must be at most {self.most:g}, not {value:g}" if value > self.most else None
+
+
+SHARE = Limits(0, 1)
+NOT_NEGATIVE = Limits(0)
+POSITIVE = Limits(0, above=True)
+COUNT = Limits(1)
+SEED = Limits(0, LARGEST_SEED)
+RANGE = Limits(0, ascending=True)
+"""From the one length or strength to the other."""
+
+
+def limited(default: object, limits: Limits) -> Any:
+    """A field of a configuration whose number must lie within limits, which `check_limits` compares."""
+    return field(default=default, metadata={"limits": limits})
+
+
+def in_file(name: str) -> str:
+    """What a message calls a value of a training file."""
+    return f"Training file: {name}"
+
+
+def as_option(name: str) -> str:
+    """What a message calls a value that an option of the command line gives."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_limits(config: Any, called: Callable[[str], str] = in_file) -> None:
+    """Compare the numbers of a configuration, and of those within it, with their limits.
+
+    Args:
+        config: a dataclass with fields made by `limited`.
+        called: what a message calls a value, by its name.
+
+    Raises:
+        RequestError: a number is too small or too large, or the ends of a range are exchanged.
+    """
+    for name, value, limits in _limited(config):
+        if (problem := limits.problem(value)) is not None:
+            raise RequestError(f"{called(name)} {problem}.")
+
+
+def _limited(config: Any, prefix: str = "") -> Iterator[tuple[str, Numbers, Limits]]:
+    for item in fields(config):
+        value, name = getattr(config, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            yield from _limited(value, f"{name}.")
+        elif "limits" in item.metadata and value is not None:
+            yield name, value, item.metadata["limits"]
