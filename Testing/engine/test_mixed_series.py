@@ -15,6 +15,7 @@ import images
 from dicom_files import write_series
 from medsegai.errors import GeometryError, InputError
 from medsegai.io import read_volume
+from medsegai.io.dicom import read_dicom, series_frames
 from medsegai.volume import Volume
 
 SCAN = images.numbered(images.geometry("oblique"))
@@ -83,6 +84,32 @@ def test_a_slice_of_another_frame_of_reference_is_refused(tmp_path: Path, k: int
     write_mixed(tmp_path / "s", {k}, elsewhere)
     with pytest.raises(GeometryError, match=r"2 frames of reference, and .*dcm another one"):
         read_volume(tmp_path / "s")
+
+
+@pytest.mark.parametrize("k", [0, LAST])
+def test_the_file_that_is_named_is_one_of_the_series(tmp_path: Path, k: int) -> None:
+    """A series beside it has the same frame of reference as the odd slice, and names that come first."""
+
+    def elsewhere(head: Dataset, _number: int) -> None:
+        head.FrameOfReferenceUID = STRAY
+
+    write_series(tmp_path, SCAN, elsewhere, series=2)
+    for path in tmp_path.iterdir():
+        path.rename(path.with_name(f"another-{path.name}"))
+    write_series(tmp_path, SCAN, lambda head, at: elsewhere(head, at) if at == k else None)
+    with pytest.raises(GeometryError, match=r"2 frames of reference, and (?!another-)\S+ another"):
+        read_dicom(tmp_path, "1")
+
+
+@pytest.mark.parametrize("skipped", [range(1, LAST + 1), range(LAST)])
+def test_a_series_of_one_slice_that_is_chosen_is_refused(tmp_path: Path, skipped: range) -> None:
+    """Also beside whole series, where nobody would take it without being asked."""
+    write_series(tmp_path, SCAN, series=1, skip=skipped)
+    write_series(tmp_path, SCAN, series=2)
+    for choose in (read_dicom, series_frames):
+        with pytest.raises(InputError, match=r"single slice.*Name the folder"):
+            choose(tmp_path, "1")
+        choose(tmp_path, "2")
 
 
 def test_slices_that_name_no_frame_of_reference_are_read(tmp_path: Path) -> None:

@@ -108,14 +108,15 @@ def _check_space(where: Path, series: _Series, files: Sequence[DicomFile]) -> No
     Raises:
         GeometryError: the files of the series name more than one.
     """
-    frames = Counter(
-        file.frame_of_reference
+    named = [
+        (file.frame_of_reference, file.path.name)
         for file in files
         if file.uid == series.uid and file.slices and file.frame_of_reference
-    )
+    ]
+    frames = Counter(frame for frame, _ in named)
     if len(frames) > 1:
         few = min(frames, key=lambda frame: frames[frame])
-        name = next(file.path.name for file in files if file.frame_of_reference == few)
+        name = next(name for frame, name in named if frame == few)
         raise GeometryError(
             f"{where}: its slices name {len(frames)} frames of reference, and {unicode_text(name)} another one "
             "than most, so their positions cannot be compared. Separate them, or export the whole series again."
