@@ -1,9 +1,9 @@
 """A 2D network by every way to run it, beside segmentation_models_pytorch in eager torch: time, labels and Dice.
 
-Usage: python Testing/bench/two_dimensions.py TRAINING.toml RUN SMP. RUN is the output folder of `medsegai train
-unet2d TRAINING.toml`; SMP a folder that this made: `pip install --no-deps --target SMP efficientnet_pytorch
-segmentation_models_pytorch pretrainedmodels munch`. Times are those of one thread of the processor, the least of
-some rounds, so that other programs matter little.
+Usage: python Testing/bench/two_dimensions.py TRAINING.toml RUN SMP [--data FOLDER]. RUN is the output folder of
+`medsegai train unet2d TRAINING.toml [--data FOLDER]`; SMP a folder that this made: `pip install --no-deps --target
+SMP efficientnet_pytorch segmentation_models_pytorch pretrainedmodels munch`. Times are those of one thread of the
+processor, the least of some rounds, so that other programs matter little.
 """
 
 import os
@@ -41,9 +41,15 @@ def main() -> None:
     parser.add_argument(
         "--encoder", default="tu-efficientnet_lite0", help="as that library calls it"
     )
+    parser.add_argument(
+        "--data", type=Path, help="folder of pictures, instead of data.root in TRAINING.toml"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = load_config(arguments.training, {"network": {"pretrained": ""}})
+    changes = {"network": {"pretrained": ""}}
+    if arguments.data is not None:
+        changes["data"] = {"root": str(arguments.data.resolve())}
+    config = load_config(arguments.training, changes)
     fold = Fold(config, 0, CPU)
     fold.network.load_state_dict(load_weights(arguments.run / best_weights_name(fold.name)))
     cases = read_cases(config)
