@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from medsegai.errors import DeviceError
+from medsegai.networks.measured import MeasuredRunner
 from medsegai.system.machine import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ class Runner(Protocol):
 
     def prepare(self, shape: Sequence[int]) -> None:
         """Do before the first batch of this shape what it would have to wait for."""
+        ...
+
+    def expect(self, batches: int) -> None:
+        """Hear how many batches are about to come."""
         ...
 
 
@@ -141,7 +146,11 @@ def make_runner(
         from medsegai.networks.openvino import OpenVinoRunner
         from medsegai.networks.streamlined import streamlined
 
-        return OpenVinoRunner(streamlined(network), "f32" if whole is torch.float32 else "bf16")
+        precision: Literal["f32", "bf16"] = "f32" if whole is torch.float32 else "bf16"
+        compiled = OpenVinoRunner(streamlined(network), precision)
+        if compiled.is_exported:
+            return MeasuredRunner(TorchRunner(network, compute.device, whole), compiled)
+        return compiled
     return TorchRunner(network, compute.device, whole)
 
 
@@ -177,7 +186,10 @@ class TorchRunner:
         return logits.float()
 
     def prepare(self, shape: Sequence[int]) -> None:
-        """Nothing: eager torch is ready."""
+        """Do nothing, because eager torch is ready."""
+
+    def expect(self, batches: int) -> None:
+        """Do nothing, because eager torch runs all batches alike."""
 
 
 class BatchRunner:
@@ -214,6 +226,10 @@ class BatchRunner:
             )
         compute.step_down()
         return self(batch, compute)
+
+    def expect(self, compute: Compute, batches: int) -> None:
+        """Say how many batches are about to come, so that what takes long is prepared for many only."""
+        self._place(compute).expect(batches)
 
     def warm_up(self, compute: Compute, shape: Sequence[int] | None = None) -> None:
         """Place the network, and make it ready for batches of this shape, where that is known."""

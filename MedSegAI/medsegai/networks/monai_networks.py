@@ -40,11 +40,13 @@ class Kind:
         classes: name of the argument for the channels of its answer.
         dropped: arguments that older versions of MONAI had, or that only training needs.
         forbidden: arguments that would load files, or hold more than plain values.
+        exported: whether OpenVINO cannot convert a trace of it, and needs it exported.
     """
 
     classes: str = "out_channels"
     dropped: frozenset[str] = frozenset()
     forbidden: frozenset[str] = frozenset()
+    exported: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -59,7 +61,9 @@ KINDS: dict[str, Kind] = {
     "SegResNetDS": Kind(forbidden=frozenset({"preprocess"})),
     "SegResNetDS2": Kind(forbidden=frozenset({"preprocess"})),
     "SwinUNETR": Kind(
-        dropped=frozenset({"img_size", "use_checkpoint"}), forbidden=frozenset({"norm_layer"})
+        dropped=frozenset({"img_size", "use_checkpoint"}),
+        forbidden=frozenset({"norm_layer"}),
+        exported=True,
     ),
     "UNETR": Kind(dropped=frozenset({"pos_embed"})),
     "UNet": Kind(),
@@ -98,10 +102,16 @@ def network_name(target: str) -> str | None:
 class FirstAnswer(nn.Module):
     """A network of MONAI that answers with one tensor, also where its class returns a list of them."""
 
-    def __init__(self, network: nn.Module, description: str) -> None:
-        """`description` tells apart networks of the same layers that use them in other ways."""
+    def __init__(self, network: nn.Module, description: str, exported: bool = False) -> None:
+        """Wrap `network`.
+
+        Args:
+            network: of MONAI.
+            description: tells apart networks of the same layers that use them in other ways.
+            exported: see `Kind`.
+        """
         super().__init__()
-        self.network = network
+        self.network, self.exported = network, exported
         self._description = description
 
     def extra_repr(self) -> str:
@@ -194,7 +204,7 @@ class Description:
         network.load_state_dict(floats, assign=True)
         for values in network.parameters():
             values.requires_grad_(False)
-        return FirstAnswer(network, repr(self)).eval()
+        return FirstAnswer(network, repr(self), KINDS[self.name].exported).eval()
 
     def _built(self) -> nn.Module:
         """The network without weights: on torch's device "meta", where it takes no memory whatever it is to be.

@@ -64,6 +64,18 @@ class OpenVinoRunner:
         )
         return logits[:count]
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether the network must be exported, which takes many seconds."""
+        return bool(getattr(self._network, "exported", False))
+
+    def is_ready(self, shape: Sequence[int]) -> bool:
+        """Whether batches of this shape run at once."""
+        return (max(shape[0], self._batch), *shape[1:]) in self._compiled
+
+    def expect(self, batches: int) -> None:
+        """Do nothing, because all batches run alike."""
+
     def prepare(self, shape: Sequence[int]) -> None:
         """Compile the network for batches of this shape, if it is not."""
         if tuple(shape) not in self._compiled:
@@ -130,8 +142,11 @@ def _converted(network: nn.Module, batch: Tensor) -> Any:
 
     Tracing runs the network. One that gives the sizes of the `smallest` image it takes is traced on that. What
     OpenVINO makes of a trace is wrong where sizes are computed in windows that are padded, as in a SwinUNETR, and
-    it says so; such a network is exported, which takes longer, with all sizes as numbers.
+    it says so; such a network is exported, which takes longer, with all sizes as numbers. One that says that it
+    must be `exported` is not traced, because that takes as long as a batch in PyTorch.
     """
+    if getattr(network, "exported", False):
+        return _exported(network, batch)
     smallest = getattr(network, "smallest", None)
     example = batch if smallest is None else batch.new_zeros(1, batch.shape[1], *smallest)
     with warnings.catch_warnings():
@@ -144,9 +159,14 @@ def _converted(network: nn.Module, batch: Tensor) -> Any:
             return openvino.convert_model(traced, input=[openvino.PartialShape(list(batch.shape))])
         except RuntimeError:
             del traced
-            with torch.inference_mode(False), torch.no_grad():
-                exported = torch.export.export(network, (batch.clone(),), strict=False)
-            return openvino.convert_model(exported)
+            return _exported(network, batch)
+
+
+def _exported(network: nn.Module, batch: Tensor) -> Any:
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        exported = torch.export.export(network, (batch.clone(),), strict=False)
+        return openvino.convert_model(exported)
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -195,6 +195,8 @@ class WindowMember:
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
         """Whole planes, in order."""
         done = 0
+        runner = self.network.runner(compute, dropout=self.seed is not None)
+        runner.expect(compute, self.window.tiles)
         back = [2 + self.order.index(axis) for axis in range(3)]
         there = [2 + axis for axis in self.order]
 
