@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from MedSegAILib.translation import tr as _
 
+HEAT, UNCERTAINTY = "heat map", "uncertainty"
+"""The maps that are walked and laid over an image: how probable it is that there is anything, and doubt."""
+
 
 @dataclass(frozen=True)
 class DoubtfulPlace:

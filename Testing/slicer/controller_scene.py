@@ -15,7 +15,7 @@ from medsegai.models.card import ModelCard
 from medsegai.request import SegmentationResult
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import RefinementRequest
-from MedSegAILib.doubtful_places import DoubtfulPlace, Step
+from MedSegAILib.doubtful_places import UNCERTAINTY, DoubtfulPlace, Step
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel_values import (
     SegmentRow,
@@ -41,7 +41,8 @@ DONE_IN_SCENE = (
     "show_in_3d",
     "smooth_surfaces",
     "complete_surfaces",
-    "show_uncertainty",
+    "show_overlay",
+    "set_overlay_opacity",
     "show_3d",
     "write_csv",
 )
@@ -63,7 +64,7 @@ class Scene:
         self.reported: dict[str, Any] = {}
         self.places: list[DoubtfulPlace] = []
         self.reference: Any = Node("Head")
-        self.overlaid = False
+        self.overlaid = ""
         self.only: Any = None
         self.drawn: list[Any] = []
         self.changed_at: tuple[float, float, float] | None = (1.0, 2.0, 3.0)
@@ -174,8 +175,8 @@ class Scene:
     def report(self, segmentation: Any) -> dict[str, Any]:
         return self.reported
 
-    def knows_uncertainty(self, segmentation: Any) -> bool:
-        return True
+    def overlays(self, segmentation: Any) -> tuple[str, ...]:
+        return (UNCERTAINTY,)
 
     def next_place(self, segmentation: Any, by: int = 1) -> Step | None:
         if not self.places:
@@ -208,8 +209,11 @@ class Scene:
     def surfaces_are_shown(self, segmentation: Any) -> bool:
         return self.shown_3d
 
-    def uncertainty_is_shown(self, segmentation: Any) -> bool:
+    def shown_overlay(self, segmentation: Any) -> str:
         return self.overlaid
+
+    def overlay_opacity(self, segmentation: Any) -> float:
+        return 0.6
 
     def walked_within(self, segmentation: Any) -> str:
         return self.within

@@ -49,7 +49,7 @@ def test_the_scene_is_closed_during_the_run(house: House) -> None:
     house.controller.scene_closes()
     house.fail(Cancelled("Stopped."))
     assert house.scene.written == []
-    assert house.panel.results.last("show") == ((), False)
+    assert house.panel.results.last("show") == ((), ())
     assert len(house.client.requests) == 1, "what waited never begins"
     assert house.controller.close_question() == house.controller.scene_question() == ""
 

@@ -17,7 +17,7 @@ from medsegai.errors import (
     WorkerError,
 )
 from medsegai.worker.requests import ExportResult
-from MedSegAILib.doubtful_places import DoubtfulPlace
+from MedSegAILib.doubtful_places import UNCERTAINTY, DoubtfulPlace
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import ExportChoice, StructureRow
 
@@ -42,16 +42,16 @@ def shown(house: House) -> House:
 def test_a_chosen_segmentation_fills_the_table(house: House) -> None:
     house.scene.rows = [ROW]
     house.panel.results.segmentation_chosen.emit(Node("Result"))
-    assert house.panel.results.last("show") == ([ROW], True)
+    assert house.panel.results.last("show") == ([ROW], (UNCERTAINTY,))
     house.panel.results.segmentation_chosen.emit(None)
-    assert house.panel.results.last("show") == ((), False)
+    assert house.panel.results.last("show") == ((), ())
 
 
 def test_coming_back_to_the_page_reads_edited_segments_again(shown: House) -> None:
     edited = replace(ROW, volume_ml=5.0)
     shown.scene.rows = [edited]
     shown.controller.enter()
-    assert shown.panel.results.last("show") == ([edited], True)
+    assert shown.panel.results.last("show") == ([edited], (UNCERTAINTY,))
 
 
 def test_a_click_goes_to_the_structure(shown: House) -> None:
@@ -107,9 +107,9 @@ def test_what_is_chosen_in_the_table_is_drawn(shown: House) -> None:
 
 
 def test_coming_back_the_map_of_uncertainty_is_still_shown_as_such(shown: House) -> None:
-    shown.scene.overlaid = True
+    shown.scene.overlaid = UNCERTAINTY
     shown.controller.enter()
-    assert shown.panel.results.last("show_overlay") == (True,)
+    assert shown.panel.results.last("show_overlay") == (UNCERTAINTY, 0.6)
 
 
 def test_a_row_that_was_clicked_is_still_chosen_after_coming_back(shown: House) -> None:
@@ -211,9 +211,14 @@ def test_eyes_follow_what_another_module_shows(house: House) -> None:
 
 def test_overlay_and_surfaces_are_switched(shown: House) -> None:
     node = shown.controller.results._node
-    shown.panel.results.uncertainty_shown.emit(True)
+    shown.panel.results.overlay_chosen.emit(UNCERTAINTY)
+    shown.panel.results.opacity_chosen.emit(0.3)
     shown.panel.results.surfaces_shown.emit(False)
-    assert shown.scene.done == [("show_uncertainty", node, True), ("show_3d", node, False)]
+    assert shown.scene.done == [
+        ("show_overlay", node, UNCERTAINTY),
+        ("set_overlay_opacity", node, 0.3),
+        ("show_3d", node, False),
+    ]
 
 
 def answered(house: House, result: Any) -> None:
@@ -383,7 +388,7 @@ def test_nothing_is_done_to_a_segmentation_that_has_left_the_scene(shown: House)
     shown.panel.results.surfaces_shown.emit(True)
     assert shown.scene.done == []
     assert shown.panel.error == "The segmentation Result has left the scene."
-    assert shown.panel.results.last("show") == ((), False)
+    assert shown.panel.results.last("show") == ((), ())
 
 
 def test_the_editor_opens_on_the_result_and_its_image(shown: House) -> None:

@@ -26,6 +26,7 @@ from correction_help import (
     paint_doubt,
     scan,
 )
+from MedSegAILib.doubtful_places import UNCERTAINTY
 from MedSegAILib.panel import dialogs
 from MedSegAILib.scene import Scene, segment_id
 from scene_images import PLACES
@@ -205,9 +206,9 @@ def test_the_map_of_uncertainty_is_a_key_away(walking: Bench, window: Any, mrml:
     page = Scene(mrml)
     for shown in (True, False):
         type_key(window, "U")
-        assert page.uncertainty_is_shown(walking.segmentation) == shown
+        assert page.shown_overlay(walking.segmentation) == (UNCERTAINTY if shown else "")
         assert walking.panel.uncertaintyButton.checked == shown
-    page.show_uncertainty(walking.segmentation, True)
+    page.show_overlay(walking.segmentation, UNCERTAINTY)
     walking.panel.updateGUIFromMRML()
     assert walking.panel.uncertaintyButton.checked, "the page showed it"
 

@@ -13,6 +13,7 @@ from PySide6 import QtCore, QtWidgets
 import pythonqt
 from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
+from MedSegAILib.doubtful_places import UNCERTAINTY
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import WRAPPED, Panel
 from MedSegAILib.panel_values import CaseRow, StructureRow, Verdict
@@ -61,7 +62,7 @@ class Column:
             StructureRow(str(n), label.name, label.color, 1.0, "poor", LONG, "flagged")
             for n, label in enumerate(BRAIN.labels)
         ]
-        self.panel.results.show(rows, True)
+        self.panel.results.show(rows, (UNCERTAINTY,))
 
     def show(self, width: int) -> None:
         self.area.resize(width, COLUMN)

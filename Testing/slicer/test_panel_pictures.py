@@ -18,6 +18,7 @@ from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
 from medsegai.refinements import title
 from MedSegAILib.controller import texts
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.export_dialog import ExportDialog
@@ -83,7 +84,7 @@ class Scenery:
     def show_results(self) -> None:
         segmentation = self.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "MRHead segmentation")
         self.panel.results.choose(segmentation)
-        self.panel.results.show(rows(), True)
+        self.panel.results.show(rows(), (UNCERTAINTY,))
         self.panel.results.show_verdict(texts.verdict(rows(), REPORT))
 
     def picture(self, name: str, widget: Any = None) -> QtGui.QImage:
@@ -211,9 +212,15 @@ def told(scene: Scenery) -> None:
 
 def pressed(scene: Scenery) -> None:
     scene.show_results()
-    scene.panel.results.show_overlay(True)
+    scene.panel.results.show_overlay(UNCERTAINTY, 0.6)
     scene.panel.results.show_statistics(True)
     find(scene.widget, "resultStateSelector").setCurrentText("To check")
+
+
+def heated(scene: Scenery) -> None:
+    scene.show_results()
+    scene.panel.results.show(rows()[:4], (HEAT, UNCERTAINTY))
+    scene.panel.results.show_overlay(HEAT, 0.6)
 
 
 def refused(scene: Scenery) -> None:
@@ -239,6 +246,7 @@ STATES = {
     "results": Scenery.show_results,
     "told": told,
     "pressed": pressed,
+    "heated": heated,
     "refused": refused,
     "refining": refining,
 }

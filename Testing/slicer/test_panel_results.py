@@ -12,6 +12,7 @@ from PySide6 import QtCore, QtWidgets
 from PySide6.QtTest import QTest
 
 import pythonqt
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.structure_table import EYE, NAME, QUALITY, REVIEW, VOLUME
 from MedSegAILib.panel_values import REVIEW_STATES, StructureRow, Verdict
@@ -86,7 +87,7 @@ def test_structures_stand_in_the_order_of_the_segmentation(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
-    panel.results.show([LEFT, STEM], False)
+    panel.results.show([LEFT, STEM], ())
     assert table(widget).isVisible()
     assert headers(widget) == ["", "Structure", "ml"]
     assert column(widget, NAME) == ["Left hippocampus", "Brain-Stem"]
@@ -99,7 +100,7 @@ def test_quality_is_a_word_in_one_column_and_its_reason_a_tool_tip(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
-    panel.results.show([*four(), LEFT], True)
+    panel.results.show([*four(), LEFT], (UNCERTAINTY,))
     assert headers(widget) == ["", "Structure", "ml", "Quality", "✓"]
     assert column(widget, QUALITY) == ["good", "⚠ check", "⚠ poor", "⚠ poor", ""]
     assert table(widget).item(1, QUALITY).toolTip() == "Look."
@@ -108,7 +109,7 @@ def test_quality_is_a_word_in_one_column_and_its_reason_a_tool_tip(
     table(widget).sortItems(QUALITY, QtCore.Qt.SortOrder.DescendingOrder)
     assert column(widget, QUALITY) == ["⚠ poor", "⚠ poor", "⚠ check", "good", ""], "the worst first"
     assert find(widget, "nextButton").isEnabled()
-    panel.results.show([STEM], False)
+    panel.results.show([STEM], ())
     assert not find(widget, "nextButton").isEnabled()
     assert not find(widget, "uncertaintyButton").isEnabled()
     assert not find(widget, "completeGoodButton").isEnabled(), "nothing is known to be good"
@@ -121,7 +122,7 @@ def test_numbers_sort_as_numbers(widget: Any, panel: Panel, mrml: Any) -> None:
         StructureRow(str(number), f"S{number}", (0, 0, 0), volume)
         for number, volume in enumerate(volumes, start=1)
     ]
-    panel.results.show(rows, False)
+    panel.results.show(rows, ())
     table(widget).sortItems(VOLUME, QtCore.Qt.SortOrder.DescendingOrder)
     assert column(widget, VOLUME) == ["1234.25", "100.00", "25.00", "9.50", "0.00"]
     heard = Heard(panel.results.structure_chosen)
@@ -133,17 +134,17 @@ def test_a_second_result_replaces_the_first_even_if_that_was_sorted(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
-    panel.results.show([LEFT, STEM], False)
+    panel.results.show([LEFT, STEM], ())
     table(widget).sortItems(NAME, QtCore.Qt.SortOrder.AscendingOrder)
-    panel.results.show([LEFT, STEM], False)
+    panel.results.show([LEFT, STEM], ())
     assert column(widget, NAME) == ["Left hippocampus", "Brain-Stem"]
-    panel.results.show([], False)
+    panel.results.show([], ())
     assert not table(widget).isVisible()
 
 
 def test_clicks_and_arrow_keys_go_to_a_structure(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show([LEFT, STEM], False)
+    panel.results.show([LEFT, STEM], ())
     heard = Heard(panel.results.structure_chosen)
     click_cell(widget, 1, NAME)
     click_cell(widget, 1, VOLUME)
@@ -159,7 +160,7 @@ def test_clicks_and_arrow_keys_go_to_a_structure(widget: Any, panel: Panel, mrml
 
 def test_the_eye_hides_and_shows(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     shown, jumped = Heard(panel.results.shown_chosen), Heard(panel.results.structure_chosen)
     click_cell(widget, 0, EYE)
     click_cell(widget, 2, EYE)
@@ -176,7 +177,7 @@ def test_the_review_is_completed_by_a_click_and_taken_back_by_another(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     assert column(widget, REVIEW) == ["·", "⚑", "⚑", "✓"]
     chosen, jumped = Heard(panel.results.review_chosen), Heard(panel.results.structure_chosen)
     click_cell(widget, 1, REVIEW)
@@ -197,7 +198,7 @@ def menu_of(widget: Any) -> dict[str, Any]:
 
 def test_the_menu_changes_all_selected_rows(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     pythonqt.process_events(10)
     reviewed, only = Heard(panel.results.review_chosen), Heard(panel.results.only_chosen)
     shown = Heard(panel.results.shown_chosen)
@@ -216,7 +217,7 @@ def test_the_menu_changes_all_selected_rows(widget: Any, panel: Panel, mrml: Any
     actions["Show in 3D"].trigger()
     actions["Hide in 3D"].trigger()
     assert in_3d.values == [(("1", "2", "3"), True), (("1", "2", "3"), False)]
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     heard = Heard(panel.results.done_requested)
     find(widget, "doneButton").click()
     assert heard.values == [(("1", "2", "3"),)], "what was selected stays so"
@@ -224,7 +225,7 @@ def test_the_menu_changes_all_selected_rows(widget: Any, panel: Panel, mrml: Any
 
 def test_the_menu_of_show_3d_says_how_smooth(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     heard, button = Heard(panel.results.smoothing_chosen), find(widget, "show3dButton")
     button.customContextMenuRequested.emit(QtCore.QPoint(1, 1))
     (menu,) = button.findChildren(QtWidgets.QMenu, "smoothingMenu")
@@ -236,7 +237,7 @@ def test_the_menu_of_show_3d_says_how_smooth(widget: Any, panel: Panel, mrml: An
 
 def test_the_table_is_narrowed_by_name_and_by_state(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     states = find(widget, "resultStateSelector")
     expected = {
         "All": [0, 1, 2, 3],
@@ -252,7 +253,7 @@ def test_the_table_is_narrowed_by_name_and_by_state(widget: Any, panel: Panel, m
     states.setCurrentText("All")
     QTest.keyClicks(find(widget, "resultFilterEdit"), "pall LEFT")
     assert column(widget, NAME) == ["Left pallidum"]
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     assert column(widget, NAME) == ["Left pallidum"], "it stays narrow"
     click_cell(widget, 2, NAME)
     find(widget, "resultFilterEdit").setText("thalamus")
@@ -265,7 +266,7 @@ def test_the_next_to_check_follows_the_order_on_the_screen(
     widget: Any, panel: Panel, mrml: Any
 ) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     assert panel.results.next_to_check() == "2"
     panel.results.select("2")
     assert panel.results.next_to_check() == "3"
@@ -273,7 +274,7 @@ def test_the_next_to_check_follows_the_order_on_the_screen(
     assert panel.results.next_to_check() == "2", "from the top again"
     panel.results.update([replace(four()[1], review="completed")])
     assert panel.results.next_to_check() == ""
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     table(widget).sortItems(NAME, QtCore.Qt.SortOrder.AscendingOrder)
     table(widget).clearSelection()
     assert panel.results.next_to_check() == "3", "Left pallidum stands first now"
@@ -282,7 +283,7 @@ def test_the_next_to_check_follows_the_order_on_the_screen(
 def test_names_can_be_read_in_a_narrow_column(widget: Any, panel: Panel, mrml: Any) -> None:
     """There is no room for volumes then; they stand in the tool tips."""
     unfold(panel, mrml)
-    panel.results.show(four(), False)
+    panel.results.show(four(), ())
     for width, titles in (
         (300, ["", "Structure", "Quality", "✓"]),
         (400, ["", "Structure", "ml", "Quality", "✓"]),
@@ -314,13 +315,14 @@ def test_one_line_is_seen_and_the_rest_is_folded(widget: Any, panel: Panel, mrml
 
 def test_the_buttons_of_a_result_are_heard(widget: Any, panel: Panel, mrml: Any) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), True)
+    panel.results.show(four(), (HEAT, UNCERTAINTY))
     results = panel.results
     signals = {
         "completeGoodButton": (results.good_completed, ()),
         "doneButton": (results.done_requested, ((),)),
         "nextButton": (results.next_requested, ()),
-        "uncertaintyButton": (results.uncertainty_shown, (True,)),
+        "uncertaintyButton": (results.overlay_chosen, (UNCERTAINTY,)),
+        "heatButton": (results.overlay_chosen, (HEAT,)),
         "show3dButton": (results.surfaces_shown, (True,)),
         "statisticsButton": (results.statistics_shown, (True,)),
         "csvButton": (results.csv_requested, ()),
@@ -333,7 +335,7 @@ def test_the_buttons_of_a_result_are_heard(widget: Any, panel: Panel, mrml: Any)
         heard = Heard(signal)
         click(widget, name)
         assert heard.values == [told], name
-    results.show([LEFT], True)
+    results.show([LEFT], (UNCERTAINTY,))
     assert not find(widget, "show3dButton").isChecked(), "another result is not shown yet"
     assert find(widget, "statisticsButton").isChecked(), "the layout of the views is as it was"
     heard = Heard(results.statistics_shown)
@@ -347,7 +349,7 @@ def test_a_pressed_button_looks_pressed_in_the_dark_style(
     widget: Any, panel: Panel, mrml: Any, name: str
 ) -> None:
     unfold(panel, mrml)
-    panel.results.show(four(), True)
+    panel.results.show(four(), (UNCERTAINTY,))
     application = QtWidgets.QApplication.instance()
     assert isinstance(application, QtWidgets.QApplication)
     before = application.palette()
@@ -466,7 +468,7 @@ def test_the_buttons_of_the_queue_name_the_chosen_job(widget: Any, panel: Panel)
 
 
 def test_the_doubtful_places_of_one_structure_can_be_chosen(widget: Any, panel: Panel) -> None:
-    panel.results.show((LEFT, STEM), True)
+    panel.results.show((LEFT, STEM), (UNCERTAINTY,))
     selector = find(widget, "placesSelector")
     titles = [selector.itemText(number) for number in range(selector.count())]
     assert titles == ["in all structures", "in Left hippocampus", "in Brain-Stem"]
@@ -479,14 +481,52 @@ def test_the_doubtful_places_of_one_structure_can_be_chosen(widget: Any, panel: 
     assert selector.currentText() == "in Left hippocampus"
     panel.results.show_places_within("gone")
     assert selector.currentText() == "in all structures"
-    panel.results.show((LEFT, STEM), False)
+    panel.results.show((LEFT, STEM), ())
     assert not selector.isEnabled()
 
 
 def test_the_button_says_whether_the_map_is_shown(widget: Any, panel: Panel) -> None:
-    panel.results.show((LEFT, STEM), True)
-    heard = Heard(panel.results.uncertainty_shown)
+    panel.results.show((LEFT, STEM), (UNCERTAINTY,))
+    heard = Heard(panel.results.overlay_chosen)
     for shown in (True, False):
-        panel.results.show_overlay(shown)
+        panel.results.show_overlay(UNCERTAINTY if shown else "", 0.6)
         assert find(widget, "uncertaintyButton").isChecked() == shown
     assert heard.values == []
+
+
+def test_one_map_at_most_is_pressed_and_its_opacity_is_beside_it(
+    widget: Any, panel: Panel, mrml: Any
+) -> None:
+    unfold(panel, mrml)
+    heat, doubt = find(widget, "heatButton"), find(widget, "uncertaintyButton")
+    slider = find(widget, "opacitySlider")
+    panel.results.show((LEFT, STEM), (HEAT, UNCERTAINTY))
+    assert heat.isVisible()
+    assert not slider.isVisible(), "no map is shown"
+    chosen, opacity = Heard(panel.results.overlay_chosen), Heard(panel.results.opacity_chosen)
+    for kind in (HEAT, UNCERTAINTY):
+        panel.results.show_overlay(kind, 0.25)
+        assert (heat.isChecked(), doubt.isChecked()) == (kind == HEAT, kind == UNCERTAINTY)
+        assert slider.isVisible()
+        assert slider.value() == 25
+    assert chosen.values == opacity.values == []
+    slider.setValue(80)
+    assert opacity.values == [(0.8,)]
+    click(widget, "uncertaintyButton")
+    assert chosen.values == [("",)]
+
+
+def test_the_next_place_is_called_what_it_is(widget: Any, panel: Panel, mrml: Any) -> None:
+    unfold(panel, mrml)
+    button = find(widget, "nextButton")
+    for maps, text in (
+        ((HEAT,), "Next suspect place"),
+        ((HEAT, UNCERTAINTY), "Next suspect place"),
+        ((UNCERTAINTY,), "Next doubtful place"),
+    ):
+        panel.results.show((LEFT, STEM), maps)
+        assert button.text() == text
+        assert find(widget, "heatButton").isVisible() == (HEAT in maps)
+        assert find(widget, "uncertaintyButton").isEnabled() == (UNCERTAINTY in maps)
+    panel.results.show((LEFT, STEM), ())
+    assert not button.isEnabled()

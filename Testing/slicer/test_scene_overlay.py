@@ -12,7 +12,10 @@ import slicer
 from slicer.util import updateVolumeFromArray
 
 from medsegai.errors import InputError
+from medsegai.request import Candidates
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.scene import ENTROPY_REFERENCE, Scene
+from MedSegAILib.scene.attachments import HEAT_REFERENCE
 from MedSegAILib.scene.uncertainty_colors import LOWEST
 from scene_images import LEFT, PLACES, STEM, add_volume, result_for, two_blocks
 from slice_pictures import SlicePicture
@@ -36,13 +39,13 @@ def test_uncertainty_is_laid_over_and_what_was_there_comes_back(mrml: Any) -> No
     node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
     entropy = node.GetNodeReference(ENTROPY_REFERENCE)
     for _ in range(2):
-        scene.show_uncertainty(node, True)
+        scene.show_overlay(node, UNCERTAINTY)
         for view in (red, green):
             assert view.GetForegroundVolumeID() == entropy.GetID()
             assert view.GetForegroundOpacity() == 0.6
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
     assert legend.GetVisibility()
-    scene.show_uncertainty(node, False)
+    scene.show_overlay(node, "")
     assert red.GetForegroundVolumeID() == volume.GetID()
     assert red.GetForegroundOpacity() == 0.25
     assert not green.GetForegroundVolumeID()
@@ -54,9 +57,9 @@ def test_another_foreground_that_the_user_chose_meanwhile_stays(mrml: Any) -> No
     volume = add_volume(mrml, PLACES["LPS"])
     scene = Scene(mrml)
     node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
-    scene.show_uncertainty(node, True)
+    scene.show_overlay(node, UNCERTAINTY)
     red.SetForegroundVolumeID(volume.GetID())
-    scene.show_uncertainty(node, False)
+    scene.show_overlay(node, "")
     assert red.GetForegroundVolumeID() == volume.GetID()
 
 
@@ -67,10 +70,10 @@ def test_one_overlay_may_follow_another(mrml: Any) -> None:
     scene = Scene(mrml)
     result = result_for(scene.read(volume), two_blocks(), entropy=True)
     first, second = scene.write(volume, result), scene.write(volume, result)
-    scene.show_uncertainty(first, True)
-    scene.show_uncertainty(second, True)
+    scene.show_overlay(first, UNCERTAINTY)
+    scene.show_overlay(second, UNCERTAINTY)
     assert red.GetForegroundVolumeID() == second.GetNodeReferenceID(ENTROPY_REFERENCE)
-    scene.show_uncertainty(second, False)
+    scene.show_overlay(second, "")
     assert red.GetForegroundVolumeID() == volume.GetID()
 
 
@@ -80,10 +83,49 @@ def test_what_has_left_the_scene_does_not_come_back(mrml: Any) -> None:
     red.SetForegroundVolumeID(other.GetID())
     scene = Scene(mrml)
     node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
-    scene.show_uncertainty(node, True)
+    scene.show_overlay(node, UNCERTAINTY)
     mrml.RemoveNode(other)
-    scene.show_uncertainty(node, False)
+    scene.show_overlay(node, "")
     assert not red.GetForegroundVolumeID()
+
+
+def test_a_heat_map_and_doubt_follow_each_other_as_opaque_as_the_user_likes(mrml: Any) -> None:
+    mrml.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    red, green = composites(mrml)
+    volume = add_volume(mrml, PLACES["oblique"])
+    red.SetForegroundVolumeID(volume.GetID())
+    red.SetForegroundOpacity(0.25)
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks(), entropy=True)
+    found = (result.labelmap.voxels > 0).astype(np.uint8)
+    candidates = Candidates(found, 1 - found, np.full_like(found, 200), np.full_like(found, 55))
+    provenance = {"models": [{"family": "patches"}]}
+    node = scene.write(
+        volume, dataclasses.replace(result, candidates=candidates, provenance=provenance)
+    )
+    assert scene.overlays(node) == (HEAT, UNCERTAINTY)
+    maps = {HEAT: HEAT_REFERENCE, UNCERTAINTY: ENTROPY_REFERENCE}
+    for kind, words in ((HEAT, "probability"), (UNCERTAINTY, "uncertainty"), (HEAT, "probability")):
+        scene.show_overlay(node, kind)
+        assert scene.shown_overlay(node) == kind
+        shown = node.GetNodeReference(maps[kind])
+        assert {view.GetForegroundVolumeID() for view in (red, green)} == {shown.GetID()}
+        legends = {
+            role: slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node.GetNodeReference(role))
+            for role in maps.values()
+        }
+        seen = [role for role, each in legends.items() if each and each.GetVisibility()]
+        assert seen == [maps[kind]], "one legend, of what is shown"
+        assert words in legends[maps[kind]].GetTitleText()
+    scene.set_overlay_opacity(node, 0.9)
+    assert red.GetForegroundOpacity() == green.GetForegroundOpacity() == 0.9
+    scene.show_overlay(node, "")
+    assert red.GetForegroundVolumeID() == volume.GetID()
+    assert red.GetForegroundOpacity() == 0.25
+    scene.set_overlay_opacity(node, 0.4)
+    assert red.GetForegroundOpacity() == 0.25, "the user's own foreground is not the map"
+    scene.show_overlay(node, UNCERTAINTY)
+    assert red.GetForegroundOpacity() == scene.overlay_opacity(node) == 0.4
 
 
 def test_without_uncertainty_the_way_to_it_is_said(mrml: Any) -> None:
@@ -91,8 +133,8 @@ def test_without_uncertainty_the_way_to_it_is_said(mrml: Any) -> None:
     scene = Scene(mrml)
     node = scene.write(volume, result_for(scene.read(volume), two_blocks()))
     with pytest.raises(InputError, match=r"was not measured\. Run the model again"):
-        scene.show_uncertainty(node, True)
-    scene.show_uncertainty(node, False)
+        scene.show_overlay(node, UNCERTAINTY)
+    scene.show_overlay(node, "")
 
 
 # --- as it is seen ---------------------------------------------------------------------------------
@@ -143,7 +185,7 @@ def seen(mrml: Any) -> Seen:
 
 def test_low_doubt_is_invisible_and_high_doubt_is_red(seen: Seen) -> None:
     filled = seen.at(10, -10)
-    seen.scene.show_uncertainty(seen.segmentation, True)
+    seen.scene.show_overlay(seen.segmentation, UNCERTAINTY)
     grey, sure = seen.at(-10, 10), seen.at(10, -10)
     assert len(set(grey)) == 1, "the image alone: segments are outlines now"
     assert sure == grey != filled
@@ -157,15 +199,15 @@ def test_low_doubt_is_invisible_and_high_doubt_is_red(seen: Seen) -> None:
 def test_segments_are_outlines_while_the_map_shows_and_filled_after_it(seen: Seen) -> None:
     display = seen.segmentation.GetDisplayNode()
     before = seen.picture.pixels()
-    seen.scene.show_uncertainty(seen.segmentation, True)
-    seen.scene.show_uncertainty(seen.segmentation, True)
+    seen.scene.show_overlay(seen.segmentation, UNCERTAINTY)
+    seen.scene.show_overlay(seen.segmentation, UNCERTAINTY)
     assert not display.GetVisibility2DFill()
     assert display.GetVisibility2DOutline()
-    seen.scene.show_uncertainty(seen.segmentation, False)
+    seen.scene.show_overlay(seen.segmentation, "")
     np.testing.assert_array_equal(seen.picture.pixels(), before)
     display.SetVisibility2DFill(False)
     for shown in (True, False):
-        seen.scene.show_uncertainty(seen.segmentation, shown)
+        seen.scene.show_overlay(seen.segmentation, UNCERTAINTY if shown else "")
     assert not display.GetVisibility2DFill(), "as the user had it"
 
 
@@ -174,7 +216,7 @@ def test_one_small_legend_says_low_and_high(seen: Seen, mrml: Any) -> None:
     other.SetLayoutName("Green")
     other.SetName("Green")
     mrml.AddNode(other)
-    seen.scene.show_uncertainty(seen.segmentation, True)
+    seen.scene.show_overlay(seen.segmentation, UNCERTAINTY)
     entropy = seen.segmentation.GetNodeReference(ENTROPY_REFERENCE)
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
     assert legend.GetTitleText().split() == ["low", "uncertainty", "high"]
@@ -192,17 +234,17 @@ def test_one_small_legend_says_low_and_high(seen: Seen, mrml: Any) -> None:
 def test_the_editor_can_take_away_what_the_page_showed(seen: Seen, mrml: Any) -> None:
     """What was there before is kept with the views."""
     before = seen.picture.pixels()
-    seen.scene.show_uncertainty(seen.segmentation, True)
+    seen.scene.show_overlay(seen.segmentation, UNCERTAINTY)
     other = Scene(mrml)
-    assert other.uncertainty_is_shown(seen.segmentation)
-    other.show_uncertainty(seen.segmentation, False)
-    assert not seen.scene.uncertainty_is_shown(seen.segmentation)
+    assert other.shown_overlay(seen.segmentation) == UNCERTAINTY
+    other.show_overlay(seen.segmentation, "")
+    assert not seen.scene.shown_overlay(seen.segmentation)
     np.testing.assert_array_equal(seen.picture.pixels(), before)
 
 
 def test_the_colours_are_no_litter(seen: Seen, mrml: Any, tmp_path: Path) -> None:
     for shown in (True, False, True):
-        seen.scene.show_uncertainty(seen.segmentation, shown)
+        seen.scene.show_overlay(seen.segmentation, UNCERTAINTY if shown else "")
     entropy = seen.segmentation.GetNodeReference(ENTROPY_REFERENCE)
     table = entropy.GetScalarVolumeDisplayNode().GetColorNode()
     tables = [

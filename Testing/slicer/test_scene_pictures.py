@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import slicer
 import torch
 from safetensors.torch import save_file
 from slicer.util import arrayFromVolume, updateVolumeFromArray, vtkMatrixFromArray
@@ -21,9 +22,9 @@ from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.unet2d import UNet2D, UNet2DConfig
 from medsegai.refinements import parse
 from medsegai.request import SegmentationRequest, SegmentationResult
-from MedSegAILib.doubtful_places import place_in_words
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY, place_in_words
 from MedSegAILib.scene import Scene, segment_id
-from MedSegAILib.scene.attachments import HEAT_REFERENCE
+from MedSegAILib.scene.attachments import HEAT_REFERENCE, OBJECTS_REFERENCE
 from MedSegAILib.scene.inputs import grid_of
 from scene_images import MOVED, PLACES, add_transform, segment_voxels, world_of
 
@@ -96,7 +97,7 @@ def test_a_radiograph_is_a_volume_of_one_slice(mrml: Any, grey_model: Path, plac
     scene, node = Scene(mrml), picture_node(mrml, pixels, place)
     result = run(scene, node, str(grey_model), uncertainty=True)
     written = check_place(scene, node, result, FOUND)
-    assert scene.knows_uncertainty(written)
+    assert scene.overlays(written)
     assert written.GetSegmentation().GetSegment(segment_id(FOUND)).GetName() == "Found"
     assert scene.reference_volume(written) is node
     assert result.entropy is not None
@@ -111,7 +112,9 @@ def test_a_picture_in_colours_is_a_volume_of_vectors(mrml: Any, transparency: bo
         pixels = np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)])
     scene, node = Scene(mrml), picture_node(mrml, pixels)
     result = run(scene, node, "nuclei")
-    check_place(scene, node, result, result.labels[0])
+    written = check_place(scene, node, result, result.labels[0])
+    nuclei = written.GetNodeReference(OBJECTS_REFERENCE).GetSegmentation()
+    assert nuclei.GetNumberOfSegments() == len(result.object_rows) > 5
     assert not grid_of(node).difference(scene.read_channels([node])[0].geometry)
 
 
@@ -187,6 +190,14 @@ def test_a_classifier_brings_a_heat_map_and_suspicious_places(mrml: Any, classif
     display = heat.GetDisplayNode()
     assert display.GetColorNode().GetName() == "MedSegAI uncertainty"
     assert display.GetApplyThreshold()
+    assert scene.overlays(written) == (HEAT,), "doubt was not asked for"
+    view = slicer.vtkMRMLSliceCompositeNode()
+    view.SetLayoutName("Red")
+    mrml.AddNode(view)
+    scene.show_overlay(written, HEAT)
+    assert view.GetForegroundVolumeID() == heat.GetID()
+    with pytest.raises(InputError, match="was not measured"):
+        scene.show_overlay(written, UNCERTAINTY)
     step = scene.next_place(written)
     assert step.place.suspicious
     assert place_in_words(step).startswith(f"Suspicious place 1 of {step.count}: tumor")
@@ -202,4 +213,4 @@ def test_other_models_have_no_heat_map(mrml: Any, grey_model: Path) -> None:
     scene, node = Scene(mrml), picture_node(mrml, pixels)
     written = scene.write(node, run(scene, node, str(grey_model), candidates=True))
     assert written.GetNodeReference(HEAT_REFERENCE) is None
-    assert not scene.knows_uncertainty(written)
+    assert not scene.overlays(written)

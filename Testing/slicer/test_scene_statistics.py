@@ -296,7 +296,7 @@ def test_the_rows_of_the_results_are_the_segments_as_they_are_now(mrml: Any) -> 
     assert left.reasons.startswith("Look at it.\n")
     assert "IoU 0.500" in left.reasons
     assert (stem.quality, stem.reasons, stem.review) == ("", "", "notstarted")
-    assert scene.knows_uncertainty(node)
+    assert scene.overlays(node)
 
     mine = two_blocks() == LEFT.value
     mine[0, 0, 0] = True
@@ -314,4 +314,4 @@ def test_an_empty_segmentation_has_no_rows(mrml: Any) -> None:
     scene = Scene(mrml)
     assert scene.structures(node) == []
     assert rows(statistics(scene, node)) == []
-    assert not scene.knows_uncertainty(node)
+    assert not scene.overlays(node)

@@ -11,6 +11,7 @@ import pytest
 import slicer
 
 from medsegai.request import Candidates
+from MedSegAILib.doubtful_places import UNCERTAINTY
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import CANDIDATES_REFERENCE, ENTROPY_REFERENCE, Scene
 from MedSegAILib.scene.attachments import follow
@@ -89,7 +90,7 @@ def test_it_goes_when_the_segmentation_goes(mrml: Any, volume: Any) -> None:
     follow(mrml)
     before = volumes(mrml), displays(mrml)
     segmentation = write(mrml, volume)
-    Scene(mrml).show_uncertainty(segmentation, True)
+    Scene(mrml).show_overlay(segmentation, UNCERTAINTY)
     assert len(volumes(mrml)) == 3
     mrml.RemoveNode(segmentation)
     assert (volumes(mrml), displays(mrml)) == before

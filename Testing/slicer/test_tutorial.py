@@ -50,7 +50,7 @@ def words_on_screen() -> set[str]:
     panel = new_panel(widget)
     panel.show_models([find_card("brain"), card("tumour", "fold_0")])
     panel.show_running()
-    panel.results.show((), False)
+    panel.results.show((), ())
     found = {"Segment", EFFECT_NAME, *REVIEW_STATES.values(), *TITLES}
     for child in pythonqt.real(widget).findChildren(QtWidgets.QWidget):
         for name in ("text", "title", "windowTitle", "placeholderText"):

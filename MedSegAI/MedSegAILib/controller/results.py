@@ -31,7 +31,7 @@ class ResultsScene(Protocol):
         self, segmentation: SegmentationNode, segments: Sequence[str], shown: bool
     ) -> None: ...
     def smooth_surfaces(self, segmentation: SegmentationNode, factor: float) -> None: ...
-    def knows_uncertainty(self, segmentation: SegmentationNode) -> bool: ...
+    def overlays(self, segmentation: SegmentationNode) -> tuple[str, ...]: ...
     def set_review_state(
         self, segmentation: SegmentationNode, segment: str, state: object
     ) -> None: ...
@@ -43,8 +43,10 @@ class ResultsScene(Protocol):
     def reference_volume(self, segmentation: SegmentationNode) -> VolumeNode: ...
     def jump(self, ras: Sequence[float]) -> None: ...
     def center_of(self, segmentation: SegmentationNode, segment: str) -> Sequence[float] | None: ...
-    def show_uncertainty(self, segmentation: SegmentationNode, shown: bool) -> None: ...
-    def uncertainty_is_shown(self, segmentation: SegmentationNode) -> bool: ...
+    def show_overlay(self, segmentation: SegmentationNode, kind: str) -> None: ...
+    def shown_overlay(self, segmentation: SegmentationNode) -> str: ...
+    def overlay_opacity(self, segmentation: SegmentationNode) -> float: ...
+    def set_overlay_opacity(self, segmentation: SegmentationNode, opacity: float) -> None: ...
     def show_3d(self, segmentation: SegmentationNode, shown: bool = True) -> None: ...
     def surfaces_are_shown(self, segmentation: SegmentationNode) -> bool: ...
     def complete_surfaces(self, segmentation: SegmentationNode) -> None: ...
@@ -81,7 +83,8 @@ class Results:
         view.done_requested.connect(self.guarded(self._complete_and_go_on))
         view.next_requested.connect(self.guarded(self._go_to_next))
         view.places_within.connect(self.guarded(self._walk_within))
-        view.uncertainty_shown.connect(self.guarded(self._show_uncertainty))
+        view.overlay_chosen.connect(self.guarded(self._choose_overlay))
+        view.opacity_chosen.connect(self.guarded(self._choose_opacity))
         view.surfaces_shown.connect(self.guarded(self._show_surfaces))
         view.correct_requested.connect(self.guarded(self._correct))
         view.keep_requested.connect(self.guarded(self._keep))
@@ -101,10 +104,10 @@ class Results:
         except MedSegAIError as error:
             self._panel.show_error(str(error))
         self._rows = {row.segment_id: row for row in rows}
-        self._view.show(rows, bool(rows) and self._scene.knows_uncertainty(node))
+        self._view.show(rows, self._scene.overlays(node) if rows else ())
         self._show_verdict()
         if rows:
-            self._view.show_overlay(self._scene.uncertainty_is_shown(node))
+            self._show_overlay()
             self._view.show_surfaces(self._scene.surfaces_are_shown(node))
             self._view.show_places_within(self._scene.walked_within(node))
             self._view.select(self._scene.current_segment(node))
@@ -220,8 +223,19 @@ class Results:
             self._view.select(step.place.segment_id)
         self._panel.show_message(place_in_words(step))
 
-    def _show_uncertainty(self, shown: bool) -> None:
-        self._scene.show_uncertainty(self._node, shown)
+    def _choose_overlay(self, kind: str) -> None:
+        try:
+            self._scene.show_overlay(self._node, kind)
+        finally:
+            self._show_overlay()
+
+    def _choose_opacity(self, opacity: float) -> None:
+        self._scene.set_overlay_opacity(self._node, opacity)
+
+    def _show_overlay(self) -> None:
+        """Show which map lies over the image now."""
+        scene, node = self._scene, self._node
+        self._view.show_overlay(scene.shown_overlay(node), scene.overlay_opacity(node))
 
     def _show_surfaces(self, shown: bool) -> None:
         self._scene.show_3d(self._node, shown)

@@ -17,6 +17,7 @@ from MedSegAILib.correction.preview import Preview
 from MedSegAILib.correction.session import Correction, Editor
 from MedSegAILib.doubtful_places import place_in_words
 from MedSegAILib.scene import overlay
+from MedSegAILib.scene.attachments import maps_of
 from MedSegAILib.scene.uncertainty import Walk, set_current_segment
 from MedSegAILib.scene.views import jump
 from MedSegAILib.slicer_types import SegmentationNode
@@ -211,19 +212,24 @@ class CorrectionTool:
             jump(self._get_scene(), step.place.ras)
         self._tell(place_in_words(step))
 
-    def show_uncertainty(self, shown: bool) -> None:
-        """Lay over the image where the AI doubts, or take that away."""
+    def show_map(self, shown: bool) -> None:
+        """Lay over the image the map whose places are walked, or take it away."""
         if self.segmentation is not None:
             try:
-                overlay.show(self._get_scene(), self.segmentation, shown)
+                overlay.show(self._get_scene(), self.segmentation, self.walked_map if shown else "")
             except MedSegAIError as error:
                 self._tell(str(error))
 
     @property
-    def uncertainty_is_shown(self) -> bool:
-        """Whether a slice view shows where the AI doubts."""
+    def walked_map(self) -> str:
+        """The kind of the map whose places are walked, such as `UNCERTAINTY`; "" without one."""
+        return "" if self.segmentation is None else next(iter(maps_of(self.segmentation)), "")
+
+    @property
+    def map_is_shown(self) -> bool:
+        """Whether a slice view shows a map of the segmentation."""
         segmentation = self.segmentation
-        return segmentation is not None and overlay.is_shown(self._get_scene(), segmentation)
+        return segmentation is not None and bool(overlay.shown(self._get_scene(), segmentation))
 
     def _show(self) -> None:
         if self._correction is not None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import qt
 
 from MedSegAILib.panel import export_dialog
+from MedSegAILib.panel.overlay_bar import OverlayBar
 from MedSegAILib.panel.structure_table import STATES, StructureTable
-from MedSegAILib.panel.style import PRESSED_STYLE, doubt_style, error_style
+from MedSegAILib.panel.style import PRESSED_STYLE, doubt_style, error_style, press
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.panel_values import DOUBT, PROBLEM, ExportChoice, StructureRow, Verdict
 from MedSegAILib.signals import Signal
@@ -33,7 +34,8 @@ class ResultsView:
         done_requested: the ids of the selected segments, which are looked at and right.
         next_requested: go to the next doubtful place.
         places_within: walk the doubtful places of this segment alone, "" for those of all.
-        uncertainty_shown, surfaces_shown, statistics_shown: True or False.
+        overlay_chosen, opacity_chosen: see `OverlayBar`.
+        surfaces_shown, statistics_shown: True or False.
         csv_requested, export_requested, correct_requested, slab_requested, keep_requested: a button was
             pressed.
     """
@@ -48,8 +50,10 @@ class ResultsView:
         self.in_3d_chosen, self.smoothing_chosen = self._table.in_3d_chosen, Signal()
         self._menu: Widget = None
         self.good_completed, self.done_requested = Signal(), Signal()
-        self.next_requested, self.uncertainty_shown = Signal(), Signal()
-        self.places_within = Signal()
+        self.next_requested, self.places_within = Signal(), Signal()
+        self._overlay = OverlayBar(ui)
+        self.overlay_chosen = self._overlay.kind_chosen
+        self.opacity_chosen = self._overlay.opacity_chosen
         self.surfaces_shown, self.statistics_shown = Signal(), Signal()
         self.csv_requested, self.correct_requested = Signal(), Signal()
         self.export_requested = Signal()
@@ -58,7 +62,7 @@ class ResultsView:
         for state in STATES:
             ui.resultStateSelector.addItem(_(state))
         self._connect()
-        self.show((), False)
+        self.show((), ())
         self.show_verdict(Verdict())
 
     def choose(self, node: Node) -> None:
@@ -70,30 +74,29 @@ class ResultsView:
         """There is nothing to show."""
         self._ui.resultsButton.collapsed = True
 
-    def show(self, rows: Sequence[StructureRow], uncertain: bool) -> None:
+    def show(self, rows: Sequence[StructureRow], maps: Sequence[str]) -> None:
         """Fill the table in the order of the segmentation; no row at all hides it.
 
         Args:
-            uncertain: whether there is a map of uncertainty to show and to walk through.
+            rows: one for each segment.
+            maps: the kinds of maps that can be laid over the image; the places of the first are walked.
         """
         ui = self._ui
         for widget in (ui.resultTable, ui.resultActions, ui.resultFilters):
             widget.visible = bool(rows)
-        for widget in (ui.nextButton, ui.placesSelector, ui.uncertaintyButton):
-            widget.enabled = uncertain
+        self._overlay.offer(maps)
         ui.completeGoodButton.enabled = any(row.quality for row in rows)
-        for button in (ui.uncertaintyButton, ui.show3dButton):
-            _press(button, False)
+        press(ui.show3dButton, False)
         self._table.show(rows)
         self._offer_places(rows)
 
-    def show_overlay(self, shown: bool) -> None:
-        """Show whether the map of uncertainty lies over the image, without a word to anybody."""
-        _press(self._ui.uncertaintyButton, shown)
+    def show_overlay(self, kind: str, opacity: float) -> None:
+        """See `OverlayBar.show`."""
+        self._overlay.show(kind, opacity)
 
     def show_surfaces(self, shown: bool) -> None:
         """Show whether the 3D views show surfaces, likewise."""
-        _press(self._ui.show3dButton, shown)
+        press(self._ui.show3dButton, shown)
 
     def show_places_within(self, segment_id: str) -> None:
         """Show which segment's doubtful places are walked; "" is all of them."""
@@ -134,7 +137,7 @@ class ResultsView:
 
     def show_statistics(self, shown: bool) -> None:
         """Whether the layout with statistics is that of the views now."""
-        _press(self._ui.statisticsButton, shown)
+        press(self._ui.statisticsButton, shown)
 
     def _connect(self) -> None:
         ui = self._ui
@@ -146,7 +149,6 @@ class ResultsView:
         ui.doneButton.connect("clicked()", lambda: self.done_requested.emit(self._table.selected()))
         ui.nextButton.connect("clicked()", self.next_requested.emit)
         ui.placesSelector.connect("activated(int)", self._on_places)
-        ui.uncertaintyButton.connect("toggled(bool)", self.uncertainty_shown.emit)
         ui.show3dButton.connect("toggled(bool)", self.surfaces_shown.emit)
         ui.show3dButton.contextMenuPolicy = qt.Qt.CustomContextMenu
         ui.show3dButton.connect("customContextMenuRequested(QPoint)", self._offer_smoothing)
@@ -156,7 +158,7 @@ class ResultsView:
         ui.correctButton.connect("clicked()", self.correct_requested.emit)
         ui.slabButton.connect("clicked()", self.slab_requested.emit)
         ui.keepButton.connect("clicked()", self.keep_requested.emit)
-        for button in (ui.uncertaintyButton, ui.show3dButton, ui.statisticsButton):
+        for button in (ui.show3dButton, ui.statisticsButton):
             button.styleSheet = PRESSED_STYLE
 
     def _offer_smoothing(self, position: QtValue) -> None:
@@ -188,10 +190,3 @@ class ResultsView:
         unfolded = bool(ui.detailsButton.checked)
         ui.detailsButton.text = f"{UNFOLDED if unfolded else FOLDED} {_('Details')}"
         ui.detailsLabel.visible = unfolded and bool(ui.detailsLabel.text)
-
-
-def _press(button: Widget, down: bool) -> None:
-    """Let a button be pressed or not, without a word to anybody."""
-    button.blockSignals(True)
-    button.checked = down
-    button.blockSignals(False)

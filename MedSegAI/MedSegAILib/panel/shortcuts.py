@@ -12,6 +12,7 @@ SHORTCUTS = (
     ("Ctrl+Alt+E", "doneButton"),
     ("Ctrl+Alt+N", "nextButton"),
     ("Ctrl+Alt+U", "uncertaintyButton"),
+    ("Ctrl+Alt+H", "heatButton"),
     ("Ctrl+Alt+D", "show3dButton"),
     ("Ctrl+Alt+C", "correctButton"),
     ("Ctrl+Alt+A", "acceptButton"),

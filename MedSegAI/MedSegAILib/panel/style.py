@@ -106,3 +106,10 @@ def lay_out_table(table: Widget, stretched: int, marks: Sequence[int] = ()) -> N
     for column in marks:
         columns.setSectionResizeMode(column, qt.QHeaderView.Fixed)
         columns.resizeSection(column, MARK_WIDTH)
+
+
+def press(button: Widget, down: bool) -> None:
+    """Let a button be pressed or not, without emitting a signal."""
+    button.blockSignals(True)
+    button.checked = down
+    button.blockSignals(False)

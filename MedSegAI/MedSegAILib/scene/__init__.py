@@ -20,6 +20,7 @@ from MedSegAILib.doubtful_places import DoubtfulPlace, Step
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene import (
+    attachments,
     channels,
     drawing,
     exporting,
@@ -284,9 +285,9 @@ class Scene:
         """The user is at this segment now."""
         uncertainty.set_current_segment(segmentation, segment)
 
-    def knows_uncertainty(self, segmentation: SegmentationNode) -> bool:
-        """Whether it was measured where the networks doubt."""
-        return uncertainty.knows_places(segmentation)
+    def overlays(self, segmentation: SegmentationNode) -> tuple[str, ...]:
+        """The kinds of maps that can be laid over the slices; the places of the first are walked."""
+        return tuple(attachments.maps_of(segmentation))
 
     def structures(self, segmentation: SegmentationNode) -> list[StructureRow]:
         """The segments as a table shows them: see `structures.rows`."""
@@ -302,13 +303,21 @@ class Scene:
         """A place in the world in the middle of a segment; None where it has no voxel."""
         return uncertainty.center_of(segmentation, segment)
 
-    def show_uncertainty(self, segmentation: SegmentationNode, shown: bool) -> None:
-        """Lay the uncertainty over the slices, with a legend, or take it away: see `overlay.show`."""
-        overlay.show(self._scene, segmentation, shown)
+    def show_overlay(self, segmentation: SegmentationNode, kind: str) -> None:
+        """Lay a map over the slices, with a legend, or with "" take it away: see `overlay.show`."""
+        overlay.show(self._scene, segmentation, kind)
 
-    def uncertainty_is_shown(self, segmentation: SegmentationNode) -> bool:
-        """Whether a slice view shows it."""
-        return overlay.is_shown(self._scene, segmentation)
+    def shown_overlay(self, segmentation: SegmentationNode) -> str:
+        """The map of a segmentation that a slice view shows, or "" if there is none."""
+        return overlay.shown(self._scene, segmentation)
+
+    def overlay_opacity(self, segmentation: SegmentationNode) -> float:
+        """How opaque the maps of a segmentation are, from 0 to 1: see `overlay.opacity`."""
+        return overlay.opacity(segmentation)
+
+    def set_overlay_opacity(self, segmentation: SegmentationNode, opacity: float) -> None:
+        """Draw the maps of a segmentation with this opacity from now on."""
+        overlay.set_opacity(self._scene, segmentation, opacity)
 
     def review_state(self, segmentation: SegmentationNode, segment: str) -> ReviewState:
         """How far the review of a segment is."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Box
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import matrix
@@ -36,12 +37,15 @@ HEAT_REFERENCE = "MedSegAI.heat"
 """Reference of the segmentation node to a volume of how probable it is that there is anything, from 0 to 1."""
 
 NAMES = {
-    ENTROPY_REFERENCE: "uncertainty",
+    ENTROPY_REFERENCE: UNCERTAINTY,
     INFORMATION_REFERENCE: "mutual information",
     CANDIDATES_REFERENCE: "candidates",
-    HEAT_REFERENCE: "heat map",
+    HEAT_REFERENCE: HEAT,
 }
 """What the volumes are called, by their roles."""
+
+MAP_REFERENCES = {HEAT: HEAT_REFERENCE, UNCERTAINTY: ENTROPY_REFERENCE}
+"""The maps that can be laid over an image and walked, and their roles; the first that is there is walked."""
 
 CLASSIFIERS = "patches"
 """The family of models whose results have a heat map."""
@@ -69,6 +73,12 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
         if any(model.get("family") == CLASSIFIERS for model in models):
             found.append(Attachment(HEAT_REFERENCE, _heat(result.candidates)))
     return found
+
+
+def maps_of(segmentation: SegmentationNode) -> dict[str, VolumeNode]:
+    """The maps of a segmentation that can be laid over its image, by kind; the first one is walked."""
+    found = {kind: segmentation.GetNodeReference(role) for kind, role in MAP_REFERENCES.items()}
+    return {kind: node for kind, node in found.items() if node is not None}
 
 
 def merged(

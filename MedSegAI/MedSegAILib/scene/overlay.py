@@ -1,7 +1,7 @@
-"""Where the networks doubted, laid over the slices, and what was shown before.
+"""A map laid over the slices: where the networks doubted, or where something is probable.
 
-The latter is kept with the nodes of the views, so whoever takes the overlay away finds it: the page, the Segment
-Editor, and a scene that is opened again.
+What was shown before is kept with the nodes of the views, so whoever takes the overlay away finds it: the page,
+the Segment Editor, and a scene that is opened again.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import slicer
 
 from medsegai.errors import InputError
-from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
+from MedSegAILib.scene.attachments import maps_of
 from MedSegAILib.scene.nodes import nodes_of
-from MedSegAILib.scene.uncertainty_colors import color
+from MedSegAILib.scene.uncertainty import note
+from MedSegAILib.scene.uncertainty_colors import color, color_heat
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 OPACITY = 0.6
+"""How opaque a map is, unless the user chose otherwise."""
+
+OPACITY_ATTRIBUTE = "MedSegAI.overlay_opacity"
+"""Attribute of the segmentation node: how opaque its maps are, if the user chose it."""
 
 BEFORE_ATTRIBUTE = "MedSegAI.before_uncertainty"
 """Attribute of a slice view: id and opacity of the foreground before. Of the display of a segmentation: whether
@@ -25,78 +31,116 @@ LEGEND_FONT = 14
 LEGEND_SIZE, LEGEND_POSITION = (0.1, 0.35), (0.97, 0.03)
 """Height and width, then place from left to right and from bottom to top, as parts of the view's."""
 
+COLORING = {HEAT: color_heat, UNCERTAINTY: color}
+"""What gives each kind of map its colours."""
 
-def show(scene: MRMLScene, segmentation: SegmentationNode, shown: bool) -> None:
-    """Lay the uncertainty of a segmentation over the slices, its segments as outlines, or take it away.
+
+def show(scene: MRMLScene, segmentation: SegmentationNode, kind: str) -> None:
+    """Lay a map of a segmentation over the slices, its segments as outlines.
+
+    Args:
+        scene: whose slice views show it.
+        segmentation: which the map belongs to.
+        kind: `HEAT` or `UNCERTAINTY`; "" takes away what is shown.
 
     Raises:
-        InputError: its uncertainty was not measured.
+        InputError: the segmentation does not have such a map.
     """
-    entropy = segmentation.GetNodeReference(ENTROPY_REFERENCE)
-    if not shown:
-        _take_away(scene, segmentation, entropy)
+    maps = maps_of(segmentation)
+    if kind and kind not in maps:
+        raise InputError(_missing(segmentation, kind))
+    if not kind:
+        _take_away(scene, segmentation, maps)
         return
-    if entropy is None:
-        raise InputError(
-            f"The uncertainty of {segmentation.GetName()} was not measured. Run the model again "
-            "with uncertainty switched on."
-        )
-    color(scene, entropy)
+    COLORING[kind](scene, maps[kind])
     for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
         if not view.GetAttribute(BEFORE_ATTRIBUTE):  # one overlay may follow another
             before = f"{view.GetForegroundVolumeID() or ''} {view.GetForegroundOpacity()}"
             view.SetAttribute(BEFORE_ATTRIBUTE, before)
-        view.SetForegroundVolumeID(entropy.GetID())
-        view.SetForegroundOpacity(OPACITY)
+        view.SetForegroundVolumeID(maps[kind].GetID())
+        view.SetForegroundOpacity(opacity(segmentation))
     display = segmentation.GetDisplayNode()
     if display is not None and not display.GetAttribute(BEFORE_ATTRIBUTE):
         display.SetAttribute(BEFORE_ATTRIBUTE, "filled" if display.GetVisibility2DFill() else "not")
         display.SetVisibility2DFill(False)
-    _show_legend(scene, entropy)
+    for other, node in maps.items():
+        if other != kind:
+            _hide_legend(node)
+    _show_legend(scene, kind, maps[kind])
 
 
-def is_shown(scene: MRMLScene, segmentation: SegmentationNode) -> bool:
-    """Whether a slice view shows the uncertainty of a segmentation."""
-    entropy = segmentation.GetNodeReferenceID(ENTROPY_REFERENCE)
+def shown(scene: MRMLScene, segmentation: SegmentationNode) -> str:
+    """The kind of map of a segmentation that a slice view shows, or "" if there is none."""
     views = nodes_of(scene, "vtkMRMLSliceCompositeNode")
-    return bool(entropy) and any(view.GetForegroundVolumeID() == entropy for view in views)
+    seen = {view.GetForegroundVolumeID() for view in views}
+    return next((kind for kind, node in maps_of(segmentation).items() if node.GetID() in seen), "")
 
 
-def _take_away(scene: MRMLScene, segmentation: SegmentationNode, entropy: VolumeNode) -> None:
+def opacity(segmentation: SegmentationNode) -> float:
+    """How opaque the maps of a segmentation are, from 0 to 1."""
+    return float(segmentation.GetAttribute(OPACITY_ATTRIBUTE) or OPACITY)
+
+
+def set_opacity(scene: MRMLScene, segmentation: SegmentationNode, value: float) -> None:
+    """Draw the maps of a segmentation with this opacity, now and whenever they are shown again."""
+    note(segmentation, OPACITY_ATTRIBUTE, f"{value:.2f}")
+    own = {node.GetID() for node in maps_of(segmentation).values()}
+    for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
+        if view.GetForegroundVolumeID() in own:
+            view.SetForegroundOpacity(value)
+
+
+def _missing(segmentation: SegmentationNode, kind: str) -> str:
+    name = segmentation.GetName()
+    if kind == HEAT:
+        return f"{name} does not have a heat map. Run a classifier of patches or pictures."
+    return f"The uncertainty of {name} was not measured. Run the model again with uncertainty switched on."
+
+
+def _take_away(
+    scene: MRMLScene, segmentation: SegmentationNode, maps: dict[str, VolumeNode]
+) -> None:
     """Put back what was there; what the user chose in the meantime stays."""
+    own = {node.GetID() for node in maps.values()}
     for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
         before = view.GetAttribute(BEFORE_ATTRIBUTE)
         view.SetAttribute(BEFORE_ATTRIBUTE, None)
-        if entropy is not None and view.GetForegroundVolumeID() == entropy.GetID():
-            volume, _space, opacity = (before or " 0").partition(" ")
+        if view.GetForegroundVolumeID() in own:
+            volume, _space, opaque = (before or " 0").partition(" ")
             is_there = bool(volume) and scene.GetNodeByID(volume) is not None
             view.SetForegroundVolumeID(volume if is_there else None)
-            view.SetForegroundOpacity(float(opacity) if is_there else 0.0)
+            view.SetForegroundOpacity(float(opaque) if is_there else 0.0)
     display = segmentation.GetDisplayNode()
     if display is not None and display.GetAttribute(BEFORE_ATTRIBUTE):
         display.SetVisibility2DFill(display.GetAttribute(BEFORE_ATTRIBUTE) == "filled")
         display.SetAttribute(BEFORE_ATTRIBUTE, None)
-    legend = None if entropy is None else _legend(entropy)
+    for node in maps.values():
+        _hide_legend(node)
+
+
+def _hide_legend(volume: VolumeNode) -> None:
+    legend = _legend(volume)
     if legend is not None:
         legend.SetVisibility(False)
 
 
-def _legend(entropy: VolumeNode) -> Node:
-    return slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy)
+def _legend(volume: VolumeNode) -> Node:
+    return slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volume)
 
 
-def _show_legend(scene: MRMLScene, entropy: VolumeNode) -> None:
+def _show_legend(scene: MRMLScene, kind: str, volume: VolumeNode) -> None:
     """Slicer's own colour legend: a small one, in one view.
 
     Words in its title stand above the ends of the bar, because numbers of nats tell nobody anything, and Slicer
     writes names of colours too small to read.
     """
-    legend = _legend(entropy) or slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(
-        entropy
-    )
+    color_logic = slicer.vtkSlicerColorLogic
+    legend = _legend(volume) or color_logic.AddDefaultColorLegendDisplayNode(volume)
     if legend is None:
         return
-    legend.SetTitleText(_("low     uncertainty     high"))
+    is_heat = kind == HEAT
+    title = _("low     probability     high") if is_heat else _("low     uncertainty     high")
+    legend.SetTitleText(title)
     legend.SetUseColorNamesForLabels(False)
     legend.SetNumberOfLabels(0)
     for letters in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):

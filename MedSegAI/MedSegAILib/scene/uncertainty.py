@@ -14,8 +14,8 @@ import slicer.util
 from numpy.typing import NDArray
 
 from medsegai.volume import Geometry
-from MedSegAILib.doubtful_places import DoubtfulPlace, Step
-from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, HEAT_REFERENCE
+from MedSegAILib.doubtful_places import HEAT, DoubtfulPlace, Step
+from MedSegAILib.scene.attachments import maps_of
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, box_mean, boxes, layers_of
 from MedSegAILib.scene.segments import is_walked
@@ -49,17 +49,6 @@ WITHIN_ATTRIBUTE = "MedSegAI.places_within"
 """Attribute of the segmentation node: id of the segment whose doubtful places are walked; all if it is missing."""
 
 
-def knows_places(segmentation: SegmentationNode) -> bool:
-    """Whether it is known where the networks doubt, or how probable each place is."""
-    return segmentation is not None and _map_of(segmentation) is not None
-
-
-def _map_of(segmentation: SegmentationNode) -> Node:
-    """The volume whose tops are walked: a heat map, else the entropy; None without both."""
-    heat = segmentation.GetNodeReference(HEAT_REFERENCE)
-    return segmentation.GetNodeReference(ENTROPY_REFERENCE) if heat is None else heat
-
-
 def within(segmentation: SegmentationNode) -> str:
     """The segment whose doubtful places are walked; "" for those of all segments."""
     name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""
@@ -68,7 +57,7 @@ def within(segmentation: SegmentationNode) -> str:
 
 def walk_within(segmentation: SegmentationNode, segment_id: str) -> None:
     """Walk the doubtful places of one segment from now on; with "" those of all."""
-    _note(segmentation, WITHIN_ATTRIBUTE, segment_id)
+    note(segmentation, WITHIN_ATTRIBUTE, segment_id)
 
 
 def current_segment(segmentation: SegmentationNode) -> str:
@@ -79,10 +68,10 @@ def current_segment(segmentation: SegmentationNode) -> str:
 
 def set_current_segment(segmentation: SegmentationNode, segment_id: str) -> None:
     """Remember the segment that the user is at, for the other pages of Slicer."""
-    _note(segmentation, CURRENT_ATTRIBUTE, segment_id)
+    note(segmentation, CURRENT_ATTRIBUTE, segment_id)
 
 
-def _note(segmentation: SegmentationNode, attribute: str, text: str) -> None:
+def note(segmentation: SegmentationNode, attribute: str, text: str) -> None:
     """Keep a text with a segmentation, without a word to its views: they would draw its surfaces again."""
     was_disabled = segmentation.GetDisableModifiedEvent()
     segmentation.DisableModifiedEventOn()
@@ -103,7 +92,7 @@ class Walk:
         less. Where there is a heat map, they are its tops: the most probable places. What nobody corrects, as the
         card of its model says, is left out, unless it is what is walked.
         """
-        node = _map_of(segmentation)
+        kind, node = next(iter(maps_of(segmentation).items()), ("", None))
         if node is None or node.GetImageData() is None:
             return []
         tops = self._tops(node)
@@ -120,8 +109,7 @@ class Walk:
             if name is not None:
                 found.append(_place(segmentation, name, world[number], tops, number))
                 left &= np.linalg.norm((world - world[number])[:, :3], axis=1) >= tops.apart_mm
-        suspicious = segmentation.GetNodeReference(HEAT_REFERENCE) is node
-        return [replace(place, suspicious=suspicious) for place in found]
+        return [replace(place, suspicious=kind == HEAT) for place in found]
 
     def step(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
         """Go on by so many places, or back; after the last one comes the first. None where there is none."""
@@ -133,7 +121,7 @@ class Walk:
         at = voxels.index(stood) if stood in voxels else (-1 if by > 0 else 0)
         number = (at + by) % len(places)
         place = places[number]
-        _note(segmentation, PLACE_ATTRIBUTE, voxels[number])
+        note(segmentation, PLACE_ATTRIBUTE, voxels[number])
         if place.segment_id:
             set_current_segment(segmentation, place.segment_id)
         return Step(place, number + 1, len(places))

@@ -20,8 +20,9 @@ from medsegai.correction import REACH_MM
 from MedSegAILib.correction import EFFECT_NAME, preview
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
+from MedSegAILib.doubtful_places import HEAT
 from MedSegAILib.scene.layers import array_of
-from MedSegAILib.scene.uncertainty import knows_places, walk_within, within
+from MedSegAILib.scene.uncertainty import walk_within, within
 from MedSegAILib.slicer_types import QtValue, SegmentationNode, VTKObject, Widget
 from MedSegAILib.translation import tr as _
 
@@ -220,7 +221,11 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             ("A", self.applyButton, _("Change the segment as it is shown, as one undo step.")),
             ("X", self.takeBackButton, _("Discard the last stroke.")),
             ("C", self.cancelButton, _("Discard all strokes.")),
-            ("U", self.uncertaintyButton, _("Show over the image where the AI is uncertain.")),
+            (
+                "U",
+                self.uncertaintyButton,
+                _("Show over the image where the AI is uncertain, or the heat map."),
+            ),
         )
         for key, button, help_text in keys:
             button.toolTip = f"{help_text} ({key})"
@@ -266,8 +271,8 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._enable_buttons()
 
     def onUncertainty(self, shown: bool) -> None:
-        """Show or hide the uncertainty."""
-        self.tool.show_uncertainty(shown)
+        """Show or hide the uncertainty, or the heat map."""
+        self.tool.show_map(shown)
         self._enable_buttons()
 
     def onTakeBack(self) -> None:
@@ -288,15 +293,16 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def _enable_buttons(self) -> None:
         for button in (self.takeBackButton, self.cancelButton, self.applyButton):
             button.enabled = self.tool.strokes > 0
-        known = knows_places(self.tool.segmentation)
+        kind = self.tool.walked_map
         for widget in (
             self.previousPlaceButton,
             self.nextPlaceButton,
             self.placesBox,
             self.uncertaintyButton,
         ):
-            widget.enabled = known
-        self.uncertaintyButton.checked = self.tool.uncertainty_is_shown
+            widget.enabled = bool(kind)
+        self.uncertaintyButton.text = _("Heat map") if kind == HEAT else _("Uncertainty")
+        self.uncertaintyButton.checked = self.tool.map_is_shown
 
     def _offer_places(self) -> None:
         """The structures of the segmentation, and the one whose doubtful places are walked."""

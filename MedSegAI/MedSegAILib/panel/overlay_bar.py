@@ -1,0 +1,76 @@
+"""The buttons that lay a map over the image, and how opaque it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
+from MedSegAILib.panel.style import PRESSED_STYLE, press
+from MedSegAILib.signals import Signal
+from MedSegAILib.slicer_types import Widget
+from MedSegAILib.translation import tr as _
+
+OPAQUE = 100
+"""The value of the slider at which nothing of the image is seen through the map."""
+
+
+class OverlayBar:
+    """One button for each kind of map, of which one at most is pressed.
+
+    Attributes:
+        kind_chosen: the kind of map that is to be shown, or "" for none.
+        opacity_chosen: from 0 to 1.
+    """
+
+    def __init__(self, ui: Widget) -> None:
+        self._ui = ui
+        self._buttons = {HEAT: ui.heatButton, UNCERTAINTY: ui.uncertaintyButton}
+        self.kind_chosen, self.opacity_chosen = Signal(), Signal()
+        for kind, button in self._buttons.items():
+            button.styleSheet = PRESSED_STYLE
+            button.connect("toggled(bool)", lambda down, kind=kind: self._on_toggled(kind, down))
+        ui.opacitySlider.connect("valueChanged(int)", self._on_opacity)
+        self.offer(())
+
+    def offer(self, kinds: Sequence[str]) -> None:
+        """Offer these maps, none of which is shown yet; the first is the one whose places are walked."""
+        ui = self._ui
+        for kind, button in self._buttons.items():
+            button.enabled = kind in kinds
+        ui.heatButton.visible = HEAT in kinds
+        ui.overlayRow.visible = bool(kinds)
+        text, tool_tip = _next_place(kinds[0] if kinds else UNCERTAINTY)
+        ui.nextButton.text, ui.nextButton.toolTip = text, tool_tip
+        for widget in (ui.nextButton, ui.placesSelector):
+            widget.enabled = bool(kinds)
+        self.show("", 0.0)
+
+    def show(self, kind: str, opacity: float) -> None:
+        """Show which map lies over the image, "" for none, and how opaque it is, without emitting a signal."""
+        for own, button in self._buttons.items():
+            press(button, own == kind)
+        slider = self._ui.opacitySlider
+        for widget in (self._ui.opacityLabel, slider):
+            widget.visible = bool(kind)
+        slider.blockSignals(True)
+        slider.value = round(OPAQUE * opacity)
+        slider.blockSignals(False)
+
+    def _on_toggled(self, kind: str, down: bool) -> None:
+        self.kind_chosen.emit(kind if down else "")
+
+    def _on_opacity(self, value: int) -> None:
+        self.opacity_chosen.emit(value / OPAQUE)
+
+
+def _next_place(kind: str) -> tuple[str, str]:
+    """What the button that walks a map is called, and its tool tip."""
+    if kind == HEAT:
+        return (
+            _("Next suspect place"),
+            _("Go to the next of the most probable places. (Ctrl+Alt+N)"),
+        )
+    return (
+        _("Next doubtful place"),
+        _("Go to the next of the places where the AI is least certain. (Ctrl+Alt+N)"),
+    )
