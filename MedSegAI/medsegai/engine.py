@@ -35,6 +35,7 @@ from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import as_channels, check_picture, check_scan, read_channels, read_volume
 from medsegai.io.checks import MAX_SPACING_MM
 from medsegai.measurements import plausibility
+from medsegai.measurements.instances import objects_of
 from medsegai.models import quality
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
@@ -95,8 +96,9 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     _build(answer, len(ensemble.labels), progress)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
     structures = _judged(job, answer, cards, ensemble.names)
+    result = _on_scan(answer, _Placed(inputs[0], box), request, naming, structures)
     return replace(
-        _on_scan(answer, _Placed(inputs[0], box), request, naming, structures),
+        _with_objects(result, inputs, cards, naming),
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
         intracranial_ml=_intracranial_ml(_skull_labels(request, cards), structures),
@@ -141,6 +143,21 @@ def _on_scan(
         else None,
         region=request.region,
     )
+
+
+def _with_objects(
+    result: SegmentationResult,
+    inputs: Sequence[Volume],
+    cards: Sequence[ModelCard],
+    naming: JointLabels,
+) -> SegmentationResult:
+    """The result with the objects of the first model that separates them, in a picture."""
+    for card, renamed in zip(cards, naming.renamed, strict=True):
+        if card.object_labels is not None and len(result.labelmap.voxels) == 1:
+            inside, border = (renamed[value] for value in card.object_labels)
+            objects, rows = objects_of(result.labelmap, (inside, border), inputs)
+            return replace(result, objects=objects, object_rows=rows)
+    return result
 
 
 def warm_up(request: SegmentationRequest) -> None:

@@ -298,6 +298,9 @@ class SegmentationResult:
         regions: where each label is, bool (label, k, j, i), if regions that overlap were asked for and the model
             has such; `labelmap` then holds the innermost region of each voxel.
         candidates: the two most probable structures of each voxel, if asked for.
+        objects: the number of the object that a voxel belongs to, from 1, with 0 for none, uint16 or uint32,
+            if the model separates objects of pictures, such as nuclei.
+        object_rows: the measures of each object: see `measurements.instances.object_rows`.
         region: the box in mm that the request asked for; () for the whole scan.
         members: names of the networks that answered.
         refinements: what each refinement changed, as JSON values.
@@ -317,6 +320,8 @@ class SegmentationResult:
     probabilities: NDArray[np.float16] | None = None
     regions: NDArray[np.bool_] | None = None
     candidates: Candidates | None = None
+    objects: Volume | None = None
+    object_rows: tuple[Mapping[str, Any], ...] = ()
     region: tuple[float, ...] = ()
     members: tuple[str, ...] = ()
     refinements: tuple[Mapping[str, Any], ...] = ()
@@ -337,6 +342,7 @@ class SegmentationResult:
             "seconds": dict(self.seconds),
             "peak_memory_mb": self.peak_memory_mb,
             "intracranial_ml": self.intracranial_ml,
+            "objects": None if self.objects is None else objects_summary(self.object_rows),
             "provenance": {
                 **self.provenance,
                 "members": list(self.members),
@@ -345,6 +351,15 @@ class SegmentationResult:
             "warnings": list(self.warnings),
             "notice": NOT_FOR_DIAGNOSIS,
         }
+
+
+def objects_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many objects there are, and the median of their sizes; None where there is none, or it is not known."""
+    sizes: dict[str, Any] = {}
+    for name in ("pixels", "area_mm2"):
+        known = [row[name] for row in rows if row[name] is not None]
+        sizes[f"median_{name}"] = float(np.median(known)) if known else None
+    return {"count": len(rows), **sizes}
 
 
 def refined_text(refinements: Iterable[Mapping[str, Any]]) -> str:

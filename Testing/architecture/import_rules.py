@@ -66,6 +66,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (
         "doctor",
         "models.importing",
+        "output.object_files",
         "output.picture_preview",
         "output.preview",
         "worker.refine_job",

@@ -17,7 +17,7 @@ from PIL import Image
 
 import fake_engine
 from medsegai.cli import main
-from medsegai.commands.demo import FILES, OBJECT_MAP, OBJECT_TABLE, PICTURE, nilearn_scan
+from medsegai.commands.demo import FILES, OBJECT_FILES, PICTURE, nilearn_scan
 from medsegai.commands.drawn_tissue import drawn_tissue
 from medsegai.export import viewer
 from medsegai.models import catalogue
@@ -162,18 +162,19 @@ def test_with_a_model_for_pictures_it_draws_one_and_counts(tmp_path: Path, capsy
     assert main(command) == 0
     drawn, count = drawn_tissue()
     np.testing.assert_array_equal(np.array(Image.open(folder / PICTURE)), drawn)
-    with (folder / OBJECT_TABLE).open(newline="") as file:
+    table = folder / OBJECT_FILES["object_table"]
+    with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    numbers = np.array(Image.open(folder / OBJECT_MAP))
+    numbers = np.array(Image.open(folder / OBJECT_FILES["objects"]))
     assert numbers.shape == drawn.shape[:2]
     assert numbers.max() == len(rows) == pytest.approx(count, rel=0.1)
     assert f"{len(rows)} objects" in capsys.readouterr().out
-    names = {*FILES.values(), PICTURE, OBJECT_MAP, OBJECT_TABLE}
+    names = {*FILES.values(), PICTURE, *OBJECT_FILES.values()}
     assert {path.name for path in folder.iterdir()} == names
-    (folder / OBJECT_TABLE).write_text("number\n1\n")
+    table.write_text("number\n1\n")
     assert main(command) == 5
-    assert (folder / OBJECT_TABLE).read_text() == "number\n1\n"
-    assert "edited" in capsys.readouterr().err
+    assert table.read_text() == "number\n1\n"
+    assert "corrections made by hand" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == names
 
 

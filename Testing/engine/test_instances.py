@@ -1,7 +1,9 @@
 """Objects told apart, measured, and compared with a reference."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from PIL import Image
 from scipy import ndimage
 
 from medsegai.cli import main
+from medsegai.errors import ModelError
 from medsegai.evaluation.instances import instance_scores
 from medsegai.measurements.instances import separated
+from medsegai.models.card import load_card
+from medsegai.models.catalogue import BUNDLED_MODELS
+from medsegai.request import objects_summary
 from medsegai.training.unet2d.data import inside_and_border
 
 
@@ -161,3 +167,30 @@ def test_the_command_writes_a_map_and_a_table(tmp_path: Path) -> None:
     assert main(arguments) == 5, "files that are there are kept"
     missing = [*arguments[:3], str(tmp_path / "none.png"), *arguments[4:], "--overwrite"]
     assert main(missing) == 3
+
+
+def test_objects_are_asked_of_models_that_separate_them_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "tile.png")
+    for flag, name in (("--objects", "objects.png"), ("--object-table", "objects.csv")):
+        command = ["segment", str(tmp_path / "tile.png"), "-o", str(tmp_path / "labels.nrrd")]
+        assert main([*command, flag, str(tmp_path / name)]) != 0
+        assert "brain does not separate objects" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tile.png"]
+
+
+@pytest.mark.parametrize(
+    "named", [{"inside": 1}, {"inside": 1, "border": 1}, {"inside": 1, "border": 9}, [1, 2], 1]
+)
+def test_a_card_names_two_of_its_labels_as_inside_and_border(named: Any) -> None:
+    card = load_card(BUNDLED_MODELS / "nuclei")
+    assert card.object_labels == (1, 2)
+    with pytest.raises(ModelError, match="instances must name two of its labels"):
+        replace(card, settings={**card.settings, "instances": named})
+
+
+def test_many_objects_are_counted_in_the_report() -> None:
+    rows = [{"pixels": n, "area_mm2": None} for n in (10, 30, 20)]
+    assert objects_summary(rows) == {"count": 3, "median_pixels": 20.0, "median_area_mm2": None}
+    assert objects_summary([]) == {"count": 0, "median_pixels": None, "median_area_mm2": None}

@@ -12,13 +12,13 @@ import pytest
 from medsegai.engine import segment
 from medsegai.evaluation.instances import instance_scores
 from medsegai.io import read_labelmap
-from medsegai.measurements.instances import separated
+from medsegai.measurements.instances import SMALLEST, separated
 from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.request import SegmentationRequest
 from medsegai.training.unet2d.config import load_config
 from medsegai.training.unet2d.data import find_pairs, read_groups
-from medsegai.training.unet2d.fold import SMALLEST_OBJECT, overlap
+from medsegai.training.unet2d.fold import overlap
 
 NUCLEI = BUNDLED_MODELS / "nuclei"
 HELD_OUT = ("nuclei_009", "nuclei_023", "nuclei_053", "nuclei_057", "nuclei_062", "nuclei_066")
@@ -66,7 +66,7 @@ def test_held_out_tiles_are_as_good_as_the_card_says(card: ModelCard, shared_dat
         plane = segment(SegmentationRequest((image,), ("nuclei",), device="cpu")).labelmap.voxels[0]
         expected, _ = read_labelmap(shared_data / "nuclei" / "instances" / f"{name}.png")
         objects = expected.voxels[0].astype(np.int32)
-        scores = instance_scores(separated(plane == 1, plane == 2, SMALLEST_OBJECT), objects)
+        scores = instance_scores(separated(plane == 1, plane == 2, SMALLEST), objects)
         dice.append(overlap(plane > 0, objects > 0)["dice"])
         quality.append(scores.pq)
         jaccard.append(scores.aji)

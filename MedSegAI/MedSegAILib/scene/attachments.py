@@ -36,6 +36,17 @@ of the second most probable structure, and the probabilities of both."""
 HEAT_REFERENCE = "MedSegAI.heat"
 """Reference of the segmentation node to a volume of how probable it is that there is anything, from 0 to 1."""
 
+OBJECTS_REFERENCE = "MedSegAI.objects"
+"""Reference of the segmentation node to a segmentation or label map of separate objects, such as nuclei."""
+
+OBJECT_TABLE_REFERENCE = "MedSegAI.object_table"
+"""Reference of the segmentation node to a table of these objects."""
+
+OBJECT_COLORS_REFERENCE = "MedSegAI.object_colors"
+"""Reference of the segmentation node to the colours of their label map."""
+
+OBJECT_ROLES = (OBJECTS_REFERENCE, OBJECT_TABLE_REFERENCE, OBJECT_COLORS_REFERENCE)
+
 NAMES = {
     ENTROPY_REFERENCE: UNCERTAINTY,
     INFORMATION_REFERENCE: "mutual information",
@@ -148,9 +159,9 @@ def put_beneath(segmentation: SegmentationNode, node: Node) -> None:
 
 
 def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
-    """Take the volumes that belong to a segmentation alone out of the scene; those of sequences stay."""
+    """Take the nodes that belong to a segmentation alone out of the scene; those of sequences stay."""
     others = nodes_of(scene, "vtkMRMLSegmentationNode")
-    for role in NAMES:
+    for role in (*NAMES, *OBJECT_ROLES):
         node = segmentation.GetNodeReference(role)
         if node is None or sequences.browser_of(node) is not None:
             continue

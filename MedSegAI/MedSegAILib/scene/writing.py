@@ -11,7 +11,7 @@ from medsegai.errors import InputError
 from medsegai.request import SegmentationResult
 from medsegai.volume import Geometry
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import drawing, sequences
+from MedSegAILib.scene import drawing, objects, sequences
 from MedSegAILib.scene.attachments import (
     HEAT_REFERENCE,
     Attachment,
@@ -86,8 +86,16 @@ class Writer:
         show_as_the_card_says(segmentation, segmentation.GetSegmentation().GetSegmentIDs())
         for each, node in volumes:
             self._attach(segmentation, source, each, node)
+        self._put_objects(segmentation, source, result)
         self._draw_alone(segmentation)
         return segmentation
+
+    def _put_objects(
+        self, segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
+    ) -> None:
+        """Put separate objects beside a segmentation, and note it."""
+        note = objects.put_beside(self.scene, segmentation, source, result)
+        self.notes += [note] if note else []
 
     def _draw_alone(self, segmentation: SegmentationNode) -> None:
         """Draw a new segmentation in place of older ones that show the same, and note which."""
@@ -133,6 +141,7 @@ class Writer:
         for each, node in ready:
             fill_node(node, each, source)
             self._attach(segmentation, source, each, node)
+        self._put_objects(segmentation, source, result)
         segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
         return segmentation
 

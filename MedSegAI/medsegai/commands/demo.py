@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.models.card import ModelCard
     from medsegai.output.result_files import Outputs
-    from medsegai.request import SegmentationResult
 
 SCAN_IN_NILEARN = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 """The ICBM 2009a nonlinear symmetric T1 at 1 mm, which nilearn's package carries."""
@@ -46,13 +45,15 @@ MEANING = {
     "preview": "picture with outlines",
     "page": "all of it on a page to open in a browser",
     "report": "how it was made",
+    "objects": "the number of the object that each pixel belongs to",
+    "object_table": "area, centroid and colour of each object",
 }
 
-PICTURE, OBJECT_MAP, OBJECT_TABLE = "picture.png", "objects.png", "objects.csv"
-"""The files of models for pictures: the sample that is segmented if no input is named, and its objects."""
+PICTURE = "picture.png"
+"""The sample that a model of pictures segments if no input is named."""
 
-SMALLEST_OBJECT = 10
-"""Pixels, as by default in `medsegai objects`."""
+OBJECT_FILES = {"objects": "objects.png", "object_table": "objects.csv"}
+"""The files of models that separate objects."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -88,15 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
     check_inputs(request)
     make_folder(folder)
     parts = {"page": "viewer"} if viewer_is_here() else {}
-    outputs = Outputs(**{parts.get(name, name): folder / file for name, file in FILES.items()})
+    files = FILES | (OBJECT_FILES if card.object_labels else {})
+    outputs = Outputs(**{parts.get(name, name): folder / file for name, file in files.items()})
     with outputs.reserved():
         outputs.check([scan], overwrite=arguments.overwrite or untouched(outputs))
         print(f"Segmenting {scan}")
         result = segment_to_files(request, outputs)
         print_summary(result)
-        separate(card, result, scan, folder, arguments.overwrite)
     print(f"\nIn {folder.resolve()}:")
-    for name, file in FILES.items():
+    for name, file in files.items():
         print(f"  {file:<22} {MEANING[name]}")
     print(f"\nTo look at it, drag these two into 3D Slicer:\n  {scan}")
     print(f"  {outputs.segmentation.resolve()}")
@@ -143,31 +144,6 @@ def move_all(made: Path, folder: Path, overwrite: bool) -> None:
             )
     for path in made.iterdir():
         path.replace(folder / path.name)
-
-
-def separate(
-    card: ModelCard, result: SegmentationResult, scan: Path, folder: Path, overwrite: bool
-) -> None:
-    """Number and measure the objects of a picture, where the model tells their inside from their border.
-
-    Raises:
-        OutputExistsError: files of an earlier demo were edited.
-    """
-    values = card.settings.get("instances")
-    if not values:
-        return
-    from medsegai.commands.objects import write_objects
-    from medsegai.io import read_channels
-    from medsegai.measurements.instances import separated
-
-    plane = result.labelmap.voxels[0]
-    found = separated(plane == values["inside"], plane == values["border"], SMALLEST_OBJECT)
-    with beside(folder) as made:
-        count = write_objects(
-            found, result.labelmap, read_channels(scan), made / OBJECT_MAP, made / OBJECT_TABLE
-        )
-        move_all(made, folder, overwrite)
-    print(f"\n{count} objects, numbered in {OBJECT_MAP} and measured in {OBJECT_TABLE}.")
 
 
 def nilearn_scan() -> Path:

@@ -10,16 +10,7 @@ from medsegai.commands.console import print_written
 from medsegai.errors import InputError, OutputExistsError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from medsegai.commands.console import Subparsers
-    from medsegai.volume import Volume
-
-MOST_OBJECTS = 65535
-"""In a map of 16 bits."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -64,8 +55,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_objects(arguments: argparse.Namespace) -> int:
     """Tell objects apart, write them, and say how many there are."""
-    from medsegai.io import read_channels, read_labelmap
-    from medsegai.measurements.instances import WAIST, separated
+    from medsegai.io import files_together, read_channels, read_labelmap
+    from medsegai.measurements.instances import WAIST, object_rows, separated
+    from medsegai.output.object_files import write_object_map, write_object_table
 
     written = [path for path in (arguments.output, arguments.table) if path is not None]
     for path in written:
@@ -93,45 +85,14 @@ def run_objects(arguments: argparse.Namespace) -> int:
     found = separated(
         plane == arguments.inside, plane == arguments.border, arguments.smallest, waist
     )
-    count = write_objects(found, labels, channels, arguments.output, arguments.table)
+    rows = object_rows(found, channels, channels[0] if channels else labels)
+    with files_together() as files:
+        with files.path(arguments.output) as partial:
+            write_object_map(partial, labels.with_voxels(found[None]))
+        if arguments.table is not None:
+            with files.path(arguments.table) as partial:
+                write_object_table(partial, rows)
+    count = len(rows)
     print(f"{count} object{'' if count == 1 else 's'}.")
     print_written(written)
     return 0
-
-
-def write_objects(
-    found: NDArray[np.int32],
-    labels: Volume,
-    channels: Sequence[Volume],
-    output: Path,
-    table: Path | None,
-) -> int:
-    """Write a map of objects and their table, both or none, and say how many there are.
-
-    Args:
-        found: numbers (j, i), from `separated`.
-        labels: the label map of one slice that they come from.
-        channels: of the picture, which knows how large its pixels are; () for none.
-        output: map of numbers.
-        table: .csv; None for none.
-
-    Raises:
-        InputError: there are more objects than a map of 16 bits can number.
-        OutputError: a file cannot be written.
-    """
-    from medsegai.io import files_together, write_segmentation, write_table
-    from medsegai.labels import Label, made_color
-    from medsegai.measurements.instances import object_rows
-
-    rows = object_rows(found, channels, channels[0] if channels else labels)
-    count = len(rows)
-    if count > MOST_OBJECTS:
-        raise InputError(f"There are {count} objects; {MOST_OBJECTS} can be numbered in {output}.")
-    named = [Label(n, f"Object {n}", made_color(n)) for n in range(1, count + 1)]
-    with files_together() as files:
-        with files.path(output) as partial:
-            write_segmentation(partial, labels.with_voxels(found[None].astype("uint16")), named)
-        if table is not None:
-            with files.path(table) as partial:
-                write_table(partial, list(rows[0]) if rows else ["number"], rows)
-    return count

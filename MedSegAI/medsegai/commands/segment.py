@@ -89,6 +89,12 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
             "CSV",
             "table of connected regions with areas and probabilities, the most probable first",
         ),
+        (
+            "--objects",
+            "IMAGE",
+            "map of the numbers of separate objects, if the model separates them",
+        ),
+        ("--object-table", "CSV", "table of these objects: area, centroid, mean of each channel"),
         ("--report", "JSON", "everything about this run: model hashes, versions, options, seconds"),
         ("--preview", "PNG", "picture of three planes with outlines"),
         ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
@@ -206,6 +212,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     check_request(request)
     check_inputs(request)
+    if arguments.objects or arguments.object_table:
+        check_objects(request)
 
     from medsegai.output.result_files import Outputs
 
@@ -216,6 +224,8 @@ def run(arguments: argparse.Namespace) -> int:
         probabilities=arguments.save_probabilities,
         volumes=arguments.volumes,
         places=arguments.places,
+        objects=arguments.objects,
+        object_table=arguments.object_table,
         preview=arguments.preview,
         report=arguments.report,
     )
@@ -245,6 +255,15 @@ def check_request(request: SegmentationRequest) -> None:
                 f"There is no view or fold {name!r} in {', '.join(card.id for card in cards)}. "
                 f"Known: {', '.join(member.name for member in members)}."
             )
+
+
+def check_objects(request: SegmentationRequest) -> None:
+    """The same where objects are asked for. Raises RequestError: no model separates objects."""
+    if not any(find_card(name).object_labels for name in request.models):
+        raise RequestError(
+            f"{', '.join(request.models)} does not separate objects. Leave out --objects and --object-table, or "
+            "use `medsegai objects` on the labels."
+        )
 
 
 def check_inputs(request: SegmentationRequest) -> None:
@@ -285,6 +304,9 @@ def print_summary(result: SegmentationResult) -> None:
     ]
     header = ["structure", size, *judged, *[MEASURES[name] for name in measured], *remarked]
     print(table(header, rows, words_last=bool(remarked)))
+    if result.objects is not None:
+        count = len(result.object_rows)
+        print(f"\n{count} object{'' if count == 1 else 's'}.")
     took = f"{duration(sum(result.seconds.values()))}."
     print("\n" + " ".join(filter(None, [took, result.refined(), NOT_FOR_DIAGNOSIS])))
 

@@ -106,7 +106,7 @@ def of_report(report: Mapping[str, Any]) -> Provenance:
             raise ValueError("no model")
         name, version = ("+".join(parts) for parts in zip(*models, strict=True))
         warnings = tuple(str(item) for item in report["warnings"])
-        lines = _lines(made) | _refined(report)
+        lines = _lines(made) | _counted(report) | _refined(report)
         return Provenance(Maker(name, version), lines, warnings, _measured(report))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError("not the report of a run") from error
@@ -120,6 +120,16 @@ def _measured(report: Mapping[str, Any]) -> dict[tuple[int, str], Measured]:
         )
         for item in report.get("structures", ())
     }
+
+
+def _counted(report: Mapping[str, Any]) -> dict[str, Any]:
+    """How many separate objects the run found, and how large they are."""
+    found = report.get("objects")
+    if not found:
+        return {}
+    area, pixels = found["median_area_mm2"], found["median_pixels"]
+    size = f"{area:.3g} mm²" if area is not None else f"{pixels:.0f} pixels" if pixels else ""
+    return {"Objects": f"{found['count']}, median {size}" if size else str(found["count"])}
 
 
 def _refined(report: Mapping[str, Any]) -> dict[str, Any]:

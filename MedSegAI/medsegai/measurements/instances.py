@@ -15,6 +15,12 @@ from medsegai.volume import Volume
 WAIST = 1.0
 """In pixels; of 0.5, 1 and 2, this gave the best panoptic quality on training folds of the model `nuclei`."""
 
+SMALLEST = 10
+"""Objects of fewer pixels are left out, unless another number is asked for."""
+
+MOST_OBJECTS = 65535
+"""In a map of 16 bits."""
+
 
 def separated(
     inside: NDArray[np.bool_],
@@ -53,6 +59,28 @@ def separated(
     kept = sizes >= smallest
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[objects]
+
+
+def objects_of(
+    labelmap: Volume, labels: tuple[int, int], channels: Sequence[Volume]
+) -> tuple[Volume, tuple[dict[str, Any], ...]]:
+    """Number and measure the objects of a picture that was segmented.
+
+    Args:
+        labelmap: label values of one slice, (1, j, i).
+        labels: those of the inside and of the border of objects.
+        channels: of the picture, on the same grid.
+
+    Returns:
+        the numbers from 1, with 0 for the background, uint16, or uint32 where there are more than `MOST_OBJECTS`;
+        and a row for each object, see `object_rows`.
+    """
+    plane = labelmap.voxels[0]
+    inside, border = labels
+    found = separated(plane == inside, plane == border, SMALLEST)
+    rows = tuple(object_rows(found, channels, channels[0] if channels else labelmap))
+    numbers = found.astype(np.uint16 if len(rows) <= MOST_OBJECTS else np.uint32)
+    return labelmap.with_voxels(numbers[None]), rows
 
 
 def object_rows(

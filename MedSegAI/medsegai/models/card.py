@@ -40,6 +40,9 @@ LARGEST_VALUE = 2**16 - 1
 LONGEST_NAME = 255
 """The largest number of characters of a name, as in a file name."""
 
+OBJECTS = "instances"
+"""The key of `settings` that names the labels of a model which learned to separate objects."""
+
 FAMILIES_WITH_EXTRAS = ("monai",)
 """Families whose networks need further packages; the extra has the name of the family."""
 
@@ -154,6 +157,7 @@ class ModelCard:
             )
         self._check_members(known)
         self._check_quality(known)
+        _ = self.object_labels
 
     def _check_sizes(self) -> None:
         number(self.memory_mb, "memory_mb", low=0)
@@ -202,6 +206,26 @@ class ModelCard:
     def takes_one_picture(self) -> bool:
         """Whether its channels are those of a single image, which is grey or in red, green and blue."""
         return self.dimensions == 2 and len(self.channels) in (1, 3)
+
+    @property
+    def object_labels(self) -> tuple[int, int] | None:
+        """The labels of the inside and of the border of objects, if the model learned to separate objects.
+
+        Raises:
+            ModelError: `settings` name others than two labels of the model.
+        """
+        named = self.settings.get(OBJECTS)
+        if named is None:
+            return None
+        inside, border = (
+            (named.get("inside"), named.get("border")) if isinstance(named, Mapping) else (0, 0)
+        )
+        known = self.label_values
+        if inside not in known or border not in known or inside == border:
+            raise ModelError(
+                f"Model {self.id!r}: {OBJECTS} must name two of its labels, as inside and border."
+            )
+        return int(inside), int(border)
 
     def families(self) -> tuple[str, ...]:
         """The families of its members, each once."""

@@ -25,6 +25,7 @@ from medsegai.io import (
 from medsegai.measurements.places import PLACE_COLUMNS, suspicious_places
 from medsegai.models.card import file_sha256
 from medsegai.output import bids_files, case_page, freesurfer_files
+from medsegai.output.object_files import write_object_map, write_object_table
 from medsegai.output.picture_preview import render_picture
 from medsegai.output.preview import render_preview
 from medsegai.progress import Progress
@@ -41,6 +42,8 @@ ENDINGS = {
     "probabilities": (".nii.gz", ".nii"),
     "volumes": (".csv", ".tsv"),
     "places": (".csv",),
+    "objects": SEGMENTATION_ENDINGS,
+    "object_table": (".csv",),
     "preview": (".png",),
     "page": (".html",),
     "viewer": (".html",),
@@ -68,6 +71,8 @@ class Outputs:
         probabilities: 4D NIfTI with one volume per structure.
         volumes: table of structures, .csv, or .tsv as in BIDS.
         places: table of connected regions with their sizes and probabilities, the most probable first, .csv.
+        objects: map of the numbers of separate objects, such as nuclei, like a segmentation.
+        object_table: table of these objects, .csv.
         preview: picture of three planes, .png.
         page: report of the case for people, .html.
         viewer: the same with the scan in it, and a viewer to turn it.
@@ -82,6 +87,8 @@ class Outputs:
     probabilities: Path | None = None
     volumes: Path | None = None
     places: Path | None = None
+    objects: Path | None = None
+    object_table: Path | None = None
     preview: Path | None = None
     page: Path | None = None
     viewer: Path | None = None
@@ -222,6 +229,21 @@ def _write_places(path: Path, result: SegmentationResult, scan: Path | Volume) -
     write_table(path, PLACE_COLUMNS, [place.to_dict() for place in suspicious_places(result)])
 
 
+def _write_objects(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    write_object_map(path, _objects(path, result))
+
+
+def _write_object_table(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
+    _objects(path, result)
+    write_object_table(path, result.object_rows)
+
+
+def _objects(path: Path, result: SegmentationResult) -> Volume:
+    if result.objects is None:
+        raise OutputError(f"{path} was asked for, but the model does not separate objects.")
+    return result.objects
+
+
 def _write_preview(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     if len(result.labelmap.voxels) == 1:
         channels = (scan,) if isinstance(scan, Volume) else read_channels(scan)
@@ -254,6 +276,8 @@ WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = 
     "probabilities": _write_probabilities,
     "volumes": _write_volumes,
     "places": _write_places,
+    "objects": _write_objects,
+    "object_table": _write_object_table,
     "preview": _write_preview,
     "page": case_page.write_page,
     "viewer": case_page.write_viewer_page,

@@ -18,7 +18,7 @@ from torch.nn import functional
 from medsegai.errors import ModelError
 from medsegai.evaluation.instances import instance_scores
 from medsegai.families._sliding import logits_by_planes, window
-from medsegai.measurements.instances import separated
+from medsegai.measurements.instances import SMALLEST, separated
 from medsegai.networks.encoder_weights import load_encoder, load_pretrained, read_state
 from medsegai.networks.unet2d import UNet2D
 from medsegai.progress import Progress
@@ -35,9 +35,6 @@ LARGEST_GRADIENT = 10.0
 
 MOST_SETTLING = 8
 """Batches from which batch norms take their figures after an epoch."""
-
-SMALLEST_OBJECT = 10
-"""Pixels; smaller objects are left out when objects are told apart."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ class Fold:
                 inner = overlap(found == number, case.target == number)
                 scores |= {f"{key} of {label.name}": value for key, value in inner.items()}
         if case.objects is not None:
-            objects = separated(found == 1, found == 2, SMALLEST_OBJECT)
+            objects = separated(found == 1, found == 2, SMALLEST)
             scores |= vars(instance_scores(objects, case.objects))
         return scores
 

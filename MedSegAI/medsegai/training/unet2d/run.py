@@ -17,6 +17,7 @@ import torch
 from medsegai.errors import Cancelled, ModelError, OutputError, RequestError
 from medsegai.io import atomic_path, write_card, write_table
 from medsegai.models.card import (
+    OBJECTS,
     Channel,
     MemberCard,
     ModelCard,
@@ -291,7 +292,7 @@ def model_card(
     if config.augmentation.strength != "none":
         settings["mirror"] = [0, 1] if config.augmentation.orientation == "any" else [1]
     if config.data.instances:
-        settings["instances"] = {"inside": 1, "border": 2}
+        settings[OBJECTS] = {"inside": 1, "border": 2}
     return ModelCard(
         id=config.id,
         name=config.name,
