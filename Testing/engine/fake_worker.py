@@ -129,7 +129,7 @@ def mother(progress: Progress) -> None:
 
 
 def refuse(progress: Progress) -> None:
-    raise DeviceError("There is no device cuda:7.")
+    raise DeviceError("The device cuda:7 is unknown.")
 
 
 def defect(progress: Progress) -> None:

@@ -241,7 +241,7 @@ def test_a_block_that_is_lost_or_comes_twice_is_noticed(tmp_path: Path, damage: 
     come = iter([sent[number] for number in order])
     for _ in range(2 if damage == "twice" else 1):
         take_block(next(come), there)
-    with pytest.raises(WorkerError, match="a block is missing, or came twice"):
+    with pytest.raises(WorkerError, match="a block is missing, or arrived twice"):
         take_block(next(come), there)
     (there / name).unlink()
     for message in sent[:-1]:

@@ -259,7 +259,7 @@ def test_an_image_larger_than_the_memory_is_refused(
     monkeypatch.setattr("medsegai.io.files._memory_bytes", lambda: 100)
     message = refused(path)
     assert "its 420 bytes of voxels takes 1.68 kB of memory" in message
-    assert "this machine has 100 bytes free" in message
+    assert "this computer has 100 bytes free" in message
 
 
 def test_half_of_a_pair(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def nifti(path: Path, voxels: np.ndarray, matrix: np.ndarray | None = None) -> P
     ("shape", "reason"),
     [
         ((20,), "1D image"),
-        ((20, 30), "2D image. A 3D volume is needed"),
+        ((20, 30), "2D image, but a 3D volume is needed"),
         ((20, 30, 1), "one voxel thick"),
         ((20, 30, 1, 1), "one voxel thick"),
         ((1, 20, 30), "one voxel thick"),

@@ -142,16 +142,22 @@ def test_a_dicomdir_and_folders_of_reports_are_no_cases(tmp_path: Path) -> None:
     cases = find_cases(tmp_path / "cd", 1, told.append)
     assert [case.name for case in cases] == ["IMG"]
     assert any(
-        "SR was left out: it holds 4 DICOM files that are no scan" in words for words in told
+        "SR was left out, because it holds 4 DICOM files that are not a scan" in words
+        for words in told
     )
-    assert any("SEG was left out: it holds 1 DICOM file that is no scan" in words for words in told)
+    assert any(
+        "SEG was left out, because it holds 1 DICOM file that is not a scan" in words
+        for words in told
+    )
 
 
 def test_images_in_subfolders_are_told_of(tmp_path: Path) -> None:
     """BIDS: they may be scans, labels or results, so nothing is guessed."""
     for subject in ("sub-01", "sub-02"):
         save(tmp_path / subject / "anat" / f"{subject}_T1w.nii.gz")
-    with pytest.raises(InputError, match=r"2 are there, such as sub-01.anat.sub-01_T1w\.nii\.gz"):
+    with pytest.raises(
+        InputError, match=r"Its subfolders hold 2 images, such as sub-01.anat.sub-01_T1w\.nii\.gz"
+    ):
         find_cases(tmp_path, 1)
     told: list[str] = []
     save(tmp_path / "top.nii.gz")
@@ -171,7 +177,7 @@ def test_a_pipe_among_the_scans_is_a_case_that_fails(tmp_path: Path) -> None:
 
 def test_what_holds_no_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match="holds no scan"):
+    with pytest.raises(InputError, match="does not hold a scan"):
         find_cases(tmp_path, 1)
     with pytest.raises(InputError, match="is not a folder"):
         find_cases(tmp_path / "missing", 1)
@@ -234,11 +240,11 @@ def test_channels_of_a_table_are_known_by_number_or_name(tmp_path: Path) -> None
     [
         ("", "It is empty"),
         ("case,image\n", "does not list any case"),
-        ("name,image\na,x.nii", "has no column case. Its columns are name, image"),
-        ("case,path\na,x.nii", "has no column image"),
+        ("name,image\na,x.nii", "does not have the column case. Its columns are name, image"),
+        ("case,path\na,x.nii", "does not have the column image"),
         ("case,image\na,x.nii\nb,gone.nii", r"line 3, case b: .*gone\.nii does not exist"),
         ("case,image\na,", r"line 2: case a lacks an image"),
-        ("case,image\na,x.nii\nA,x.nii", "line 3: there is a case A already"),
+        ("case,image\na,x.nii\nA,x.nii", "line 3: the case A is listed twice"),
         ("case,image\n../a,x.nii", r"line 2: a file cannot be named '\.\./a'"),
         ("case,image\n,x.nii", "line 2: a file cannot be named ''"),
         ('case,image\na,"x.nii', "cannot be read as a table"),
@@ -257,7 +263,7 @@ def test_what_is_no_text_is_no_table(tmp_path: Path) -> None:
 
 def test_a_channel_before_another_cannot_be_left_out(tmp_path: Path) -> None:
     save(tmp_path / "x.nii")
-    with pytest.raises(InputError, match="an image is left out before another"):
+    with pytest.raises(InputError, match="an image is missing before another"):
         cases_of("case,T1,FLAIR\na,,x.nii", tmp_path, TWO)
 
 
@@ -509,7 +515,7 @@ def test_a_folder_of_pictures_is_a_batch(tmp_path: Path) -> None:
 
 
 def test_pictures_that_cannot_be_told_apart_and_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no picture"):
+    with pytest.raises(InputError, match="does not hold a picture"):
         find_pictures(tmp_path)
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes(b"")

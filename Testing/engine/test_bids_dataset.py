@@ -94,7 +94,7 @@ def test_two_runs_are_two_cases_and_said(tmp_path: Path) -> None:
     assert "sub-01: several images with suffix=T1w, such as sub-01_run-1_T1w.nii.gz" in told[0]
     assert found(tmp_path, "run=1") == (
         ["sub-01_run-1"],
-        ["No image with suffix=T1w run=1: sub-02."],
+        ["Without an image with suffix=T1w run=1: sub-02."],
     )
 
 
@@ -105,8 +105,8 @@ def test_missing_sessions_are_named(tmp_path: Path) -> None:
     names, told = found(tmp_path)
     assert names == ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"]
     assert told == [
-        "No image with suffix=T1w: sub-02/ses-3, sub-03/ses-1.",
-        "Sessions that other subjects have are not there: sub-02/ses-2.",
+        "Without an image with suffix=T1w: sub-02/ses-3, sub-03/ses-1.",
+        "Sessions that other subjects have are missing: sub-02/ses-2.",
     ]
 
 
@@ -141,7 +141,8 @@ def test_channels_are_put_together_by_session_and_run(tmp_path: Path) -> None:
         for name in ("sub-01_run-1", "sub-01_run-2", "sub-02")
     ]
     assert (
-        "sub-03 was left out: there is not exactly one image beside it with suffix=FLAIR." in told
+        "sub-03 was left out, because there is not exactly one image beside it with suffix=FLAIR."
+        in told
     )
     with pytest.raises(RequestError, match=r"2 images of each case \(T1, FLAIR\)"):
         find_bids_cases(tmp_path, [], ["T1", "FLAIR"])
@@ -149,7 +150,7 @@ def test_channels_are_put_together_by_session_and_run(tmp_path: Path) -> None:
 
 def test_two_suffixes_of_one_name_are_refused(tmp_path: Path) -> None:
     tree(tmp_path, ["sub-01"], ["T1w", "T2w"])
-    with pytest.raises(InputError, match="would be one case"):
+    with pytest.raises(InputError, match="would be the same case"):
         found(tmp_path, "suffix=T1w,T2w")
 
 
@@ -205,7 +206,7 @@ def test_a_dataset_is_segmented_and_links_into_an_annex_fail_alone(
     assert [state for state, _ in states(out).values()] == ["done", "done"]
     capsys.readouterr()
     assert main([*words, "--overwrite", "--bids-filter", "suffix=T2w", "session=01"]) == 3
-    assert "no image with suffix=T2w ses=01" in capsys.readouterr().err
+    assert "not have an image with suffix=T2w ses=01" in capsys.readouterr().err
 
 
 def test_a_filter_needs_a_folder(

@@ -157,9 +157,9 @@ def wrong_options(made: Path) -> Iterator[tuple[list[str], str]]:
     hippocampus, all_cases = ["hippocampus", str(made)], ["--cases", "all"]
     unmapped = made.parent / "unmapped.csv"
     unmapped.write_text("reference,evaluated\n1,77\n2,78\n")
-    yield hippocampus, "Name the cases that the model has not seen"
+    yield hippocampus, "The cases that the model has not seen are not known"
     yield [*hippocampus, "--fold", "0"], "splits_final.json with --splits"
-    yield [*hippocampus, "--cases", "case_7"], "has no cases case_7"
+    yield [*hippocampus, "--cases", "case_7"], "does not have the cases case_7"
     yield [*hippocampus, *all_cases], "none of these names is in the dataset"
     yield [*hippocampus, *all_cases, "--mapping", str(unmapped)], "names none of the labels"
     yield ["model_{fold}", str(made), *all_cases], "needs --fold, not --cases"
@@ -197,7 +197,7 @@ def test_a_fold_that_the_model_lacks_is_refused(
     assert main([*command, "--fold", "1"]) != 0
     assert "no member 'fold_1'" in capsys.readouterr().err
     assert main([*command, "--fold", "2"]) != 0
-    assert "no fold 2" in capsys.readouterr().err
+    assert "Fold 2 does not exist" in capsys.readouterr().err
 
 
 def test_nothing_is_written_into_what_has_no_card(

@@ -175,7 +175,7 @@ def test_a_page_over_many_cases_stays_small() -> None:
 
 
 def test_an_empty_batch_has_a_page() -> None:
-    assert "0 of 1 cases are done" in Page(cohort_page(Cohort((CaseRow(Entry("a")),)), Path())).text
+    assert "0 of 1 case is done" in Page(cohort_page(Cohort((CaseRow(Entry("a")),)), Path())).text
 
 
 # As a user: the command
@@ -208,7 +208,7 @@ def test_a_batch_writes_pages_that_lead_to_each_other(
     page = Page((out / "cohort.html").read_text())
     assert "2 of 3 cases are done, 1 failed." in page.text
     assert re.search(r"sub-03: failed\. .*sub-03_T1w\.nii\.gz", page.text)
-    assert "No image with suffix=T1w: sub-04." in page.text
+    assert "Without an image with suffix=T1w: sub-04." in page.text
     (link,) = {link for link in page.links if "sub-01" in link}
     case = Page((out / link).read_text())
     assert "Dark tissue" in case.text

@@ -239,7 +239,7 @@ def test_frames_that_are_not_as_many_as_the_header_says_are_refused(
         head.NumberOfFrames = 7 + change
 
     write_multiframe(tmp_path / "a.dcm", SCAN, range(7), say)
-    assert f"has {7 + change} frames, but says of 7 where they lie" in refused(tmp_path / "a.dcm")
+    assert f"has {7 + change} frames, but positions of 7" in refused(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian])
@@ -301,7 +301,7 @@ def test_a_file_that_ends_the_decoder_is_one_error(
     write_series(tmp_path / "bad", SCAN, crashing)
     write_series(tmp_path / "good", SCAN)
     for _ in range(2):
-        assert "ends the program that decodes it (SIGABRT)" in refused(tmp_path / "bad")
+        assert "crashes the program that decodes it (SIGABRT)" in refused(tmp_path / "bad")
         assert np.array_equal(read_volume(tmp_path / "good").voxels, SCAN.voxels)
 
 
@@ -416,7 +416,7 @@ def test_a_fragment_that_is_cut_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "s", SCAN, packed_as(RLELossless, b"\1" * 500))
     path = tmp_path / "s" / name_of(2)
     path.write_bytes(path.read_bytes()[:-100])
-    assert f"{name_of(2)} is truncated: its last fragment is cut" in refused(tmp_path / "s")
+    assert f"{name_of(2)} is truncated within its last fragment" in refused(tmp_path / "s")
 
 
 def deflate(path: Path, surplus: int = 0) -> None:
@@ -448,7 +448,7 @@ def test_a_deflated_bomb_is_refused(tmp_path: Path) -> None:
     """Some hundred kilobytes that unpack to more than any header."""
     write_series(tmp_path / "s", SCAN)
     deflate(tmp_path / "s" / name_of(3), surplus=200 << 20)
-    assert "unpacks to far more than its header promises" in refused(tmp_path / "s")
+    assert "unpacks to far more bytes than its header promises" in refused(tmp_path / "s")
 
 
 def test_a_packed_image_larger_than_the_memory_is_refused(
@@ -462,7 +462,7 @@ def test_a_packed_image_larger_than_the_memory_is_refused(
 
     write_series(tmp_path / "s", SCAN, huge)
     monkeypatch.setattr("medsegai.io.files._memory_bytes", lambda: 10_000_000_000)
-    assert "of memory, and this machine has 10 GB free" in refused(tmp_path / "s")
+    assert "of memory, but this computer has 10 GB free" in refused(tmp_path / "s")
 
 
 def test_a_segmentation_is_called_so(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_a_file_that_takes_too_long_is_one_error(
     os.mkfifo(tmp_path / "pipe.dcm")
     decoder.itk_voxels(image, GDCM, 420)  # the process is there
     monkeypatch.setattr(decoder, "SECONDS", 0.3)
-    with pytest.raises(InputError, match=r"pipe\.dcm takes far longer than such a file should"):
+    with pytest.raises(
+        InputError, match=r"pipe\.dcm takes far longer to read than such a file should"
+    ):
         decoder.itk_voxels(tmp_path / "pipe.dcm", GDCM, 0)
     monkeypatch.undo()
     assert np.array_equal(decoder.itk_voxels(image, GDCM, 420), SCAN.voxels)
@@ -121,7 +123,7 @@ def test_whatever_decodes_may_die_or_hang_and_the_next_file_is_read(
             changed.setattr(decoder, "SECONDS", 1.0)
             changed.setattr(decoder, "BYTES_A_SECOND", 10_000_000_000)
         decoder._DECODER.stop()
-        words = "takes far longer" if ending == "hangs" else f"ends the program .*{ending}"
+        words = "takes far longer" if ending == "hangs" else f"crashes the program .*{ending}"
         with pytest.raises(InputError, match=rf"{re.escape(name)} {words}"):
             read(whole / name)
     decoder._DECODER.stop()

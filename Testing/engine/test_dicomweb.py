@@ -187,7 +187,7 @@ def test_credentials_come_from_the_environment_or_a_netrc(
 
 def test_what_there_is_not_is_said(orthanc: Orthanc, known: None, tmp_path: Path) -> None:
     wanted = Series(orthanc.study, "1.2.3")
-    with pytest.raises(InputError, match="no such series"):
+    with pytest.raises(InputError, match="does not have the series"):
         Archive(orthanc.url).fetch(wanted, tmp_path / "x", lambda *_: None)
     with pytest.raises(InputError, match="answers 404"):
         Archive(f"{orthanc.url}-elsewhere").studies({}, 5)

@@ -113,7 +113,7 @@ def test_an_empty_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert said.out == f"Written: {tmp_path / 'r.html'}, {table}\n"
     for part in (["--seg", str(tmp_path / "seg.dcm")], ["--surfaces", str(tmp_path / "parts")]):
         assert main([*command, *part]) == InputError.exit_code
-        assert "no structure has a voxel" in capsys.readouterr().err
+        assert "the structures do not have voxels" in capsys.readouterr().err
         assert not Path(part[1]).exists()
 
 
@@ -170,8 +170,8 @@ def test_another_grid(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["--tolerance", "-0.1"], "tolerance"),
         (["--tolerance", "inf"], "tolerance"),
-        (["--formats", ""], "Surfaces are"),
-        (["--formats", "stl,ply"], "Surfaces are"),
+        (["--formats", ""], "Surfaces must be"),
+        (["--formats", "stl,ply"], "Surfaces must be"),
         (["--image", "scan.nii.gz"], "once"),
     ],
 )

@@ -140,7 +140,7 @@ def test_the_new_model_is_better_on_held_out_cases_and_says_so(start: Path, tune
     old, new = load_card(start), load_card(tuned / "model")
     new.verify()
     assert (new.id, new.calibration) == (f"{old.id}-fine-tuned", None)
-    assert "3 corrected cases; 1 more held out" in new.origin
+    assert "3 corrected cases; 1 more was held out" in new.origin
     figures = new.performance["fine-tuning"]["plain"]
     for kind in ("held-out corrected cases", "synthetic images"):
         assert figures[kind]["mean_dice_after"] >= figures[kind]["mean_dice_before"]
@@ -316,7 +316,11 @@ BAD: dict[str, tuple[Callable[[Path], None], type[MedSegAIError], str]] = {
     "other grid": (other_grid, GeometryError, "case_0"),
     "unknown value": (unknown_value, InputError, r"case_0.nii.gz has 1 value .* 77"),
     "unknown name": (lambda folder: describe(folder, Kidney=4), InputError, "Kidney"),
-    "regions": (lambda folder: describe(folder, **{"Brain stem": [1, 2]}), InputError, "regions"),
+    "regions": (
+        lambda folder: describe(folder, **{"Brain stem": [1, 2]}),
+        InputError,
+        "such as a region",
+    ),
     "channels": (lambda folder: describe(folder, channels=2), InputError, "has no image|channels"),
     "empty": (empty, InputError, "case_0.nii.gz is empty"),
     "one case": (one_case, InputError, "one case"),
@@ -353,7 +357,7 @@ def test_corrected_cases_need_a_model_and_maps_need_corrected_cases(
 ) -> None:
     for words, said in (
         (["--data", cases], "--from"),
-        (["--maps", phantom.parent / "maps"], "--maps goes with corrected cases"),
+        (["--maps", phantom.parent / "maps"], "--maps is used only with corrected cases"),
     ):
         command = ["train", "unet3d", phantom, "-o", tmp_path / "run", *words]
         assert main([str(word) for word in command]) == RequestError.exit_code

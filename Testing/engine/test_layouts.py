@@ -228,7 +228,7 @@ def test_scans_that_are_no_dataset_become_subjects(
     assert "DatasetLinks" not in json.loads((out / "dataset_description.json").read_text())
     save(scans / "Head_1.nii.gz")
     assert main([*words, "--overwrite"]) == 2
-    assert "would be one case in BIDS" in capsys.readouterr().err
+    assert "would be the same case in BIDS" in capsys.readouterr().err
     assert main([*words[:-2], "--layout", "freesurfer"]) == 2
 
 
@@ -346,7 +346,7 @@ def test_structures_that_freesurfer_lacks_are_named_before_anything_runs(
     assert requests == []
     assert not list((tmp_path / "out").glob("sub-*"))
     assert batch("--layout", "freesurfer", "--format", ".nii.gz") == 2
-    assert "--format is for the plain layout" in capsys.readouterr().err
+    assert "--format is only for the plain layout" in capsys.readouterr().err
 
 
 def test_the_brain_model_has_freesurfers_numbers() -> None:
@@ -381,7 +381,7 @@ def test_structures_are_known_by_their_names(name: str, number: int | None) -> N
 
 def test_two_names_of_one_structure_are_refused() -> None:
     labels = [Label(1, "Left thalamus", (0, 0, 0)), Label(2, "Left-Thalamus-Proper", (0, 0, 0))]
-    with pytest.raises(RequestError, match=r"are FreeSurfer's Left-Thalamus"):
+    with pytest.raises(RequestError, match=r"correspond to FreeSurfer's Left-Thalamus"):
         freesurfer_labels(labels)
 
 

@@ -82,7 +82,7 @@ def test_a_slice_of_another_frame_of_reference_is_refused(tmp_path: Path, k: int
         head.FrameOfReferenceUID = STRAY
 
     write_mixed(tmp_path / "s", {k}, elsewhere)
-    with pytest.raises(GeometryError, match=r"2 frames of reference, and .*dcm another one"):
+    with pytest.raises(GeometryError, match=r"2 frames of reference, and .*dcm names another one"):
         read_volume(tmp_path / "s")
 
 
@@ -128,7 +128,7 @@ def test_an_end_slice_that_belongs_to_another_series_is_reported(tmp_path: Path,
     volume = read_volume(tmp_path / "s")
     assert len(volume.voxels) == LAST
     (note,) = volume.notes
-    assert "lies where its next slice would, but belongs to another series" in note
+    assert "is at the position of its next slice, but belongs to another series" in note
 
 
 @pytest.mark.parametrize("k", range(1, LAST))

@@ -161,7 +161,7 @@ def test_verify_finds_the_damaged_model_among_good_ones(own: Path, capsys: Captu
     capsys.readouterr()
     assert main(["models", "verify"]) == 4
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("toy: as its card says")
+    assert lines[0].startswith("toy: matches its card")
     assert "SHA-256 differs" in lines[1]
 
 

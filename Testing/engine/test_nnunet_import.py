@@ -359,13 +359,13 @@ def test_models_are_imported_listed_shown_and_verified(
     assert main(["models", "show", results]) == 0
     assert "posterior" in capsys.readouterr().out
     assert main(["models", "verify", results]) == 0
-    assert "all weights are there" in capsys.readouterr().out
+    assert "all weights exist" in capsys.readouterr().out
     assert main(["models", "import", results, "--id", "hippo"]) == 0
     assert "--model hippo" in capsys.readouterr().out
     assert main(["models", "list"]) == 0
     assert "3d_fullres x 2" in capsys.readouterr().out
     assert main(["models", "verify", "hippo"]) == 0
-    assert "as its card says" in capsys.readouterr().out
+    assert "matches its card" in capsys.readouterr().out
     assert main(["models", "show", "hippo", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["members"][0]["sha256"]) == 64
 

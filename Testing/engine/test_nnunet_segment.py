@@ -85,7 +85,7 @@ def test_channels_may_be_named_in_any_order(
         (["{first}", "{second}", "{first}"], "takes 2 images"),
         (["{first}", "{first}"], "given for two channels"),
         (["T1={first}", "T1={second}"], "given twice"),
-        (["T1={first}", "FLAIR={second}"], "no channel 'FLAIR'"),
+        (["T1={first}", "FLAIR={second}"], "not have the channel 'FLAIR'"),
         (["T1={first}", "{second}"], "Name every channel"),
         (["{first}", "{shifted}"], "does not lie on the grid"),
     ],

@@ -65,7 +65,7 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     Image.fromarray(GREY8).save(tmp_path / "a.png", exif=exif)
     (volume,) = read_channels(tmp_path / "a.png")
     np.testing.assert_array_equal(volume.voxels[0], np.rot90(GREY8, -1))
-    assert "turned as its camera says" in volume.notes[0]
+    assert "rotated as its camera recorded" in volume.notes[0]
 
 
 def test_transparency_is_left_out_with_a_note(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_label_maps_may_be_pictures(tmp_path: Path) -> None:
     image.save(tmp_path / "p.png")
     found, _ = read_labelmap(tmp_path / "p.png")
     np.testing.assert_array_equal(found.voxels[0], numbers)
-    with pytest.raises(InputError, match="in colours"):
+    with pytest.raises(InputError, match="in colour"):
         read_labelmap(save(tmp_path / "c.png", COLOUR8))
 
 
@@ -239,7 +239,7 @@ def test_values_beyond_the_window_are_cut_off(tmp_path: Path) -> None:
     ("fields", "words"),
     [
         ({"NumberOfFrames": 2}, "has 2 frames"),
-        ({"SamplesPerPixel": 3}, "is in colours"),
+        ({"SamplesPerPixel": 3}, "is in colour"),
         ({"Rows": 2000}, "promises"),
     ],
 )

@@ -290,7 +290,7 @@ def test_every_panel_has_a_bar_of_known_length(words: list[str]) -> None:
 def test_grids_that_differ_are_refused() -> None:
     scan, _ = balls(grid((0, 1, 2), (1, 1, 1)))
     _, labelmap = balls(grid((0, 1, 2), (1, -1, 1)))
-    with pytest.raises(GeometryError, match="one grid"):
+    with pytest.raises(GeometryError, match="both on the same grid"):
         render_preview(scan, labelmap, BALLS)
 
 

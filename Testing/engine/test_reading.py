@@ -132,7 +132,7 @@ def test_nifti_matrices_that_mirror_each_other_are_refused(tmp_path: Path) -> No
     image.header.set_qform(images.matrix_ras("straight"), 1)
     image.header.set_sform(images.matrix_ras("mirrored"), 1)
     image.to_filename(path)
-    with pytest.raises(GeometryError, match=r"scan\.nii.*left and right are not known"):
+    with pytest.raises(GeometryError, match=r"scan\.nii.*left and right are unknown"):
         read_volume(path)
 
 

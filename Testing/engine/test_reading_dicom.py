@@ -227,7 +227,7 @@ def test_two_images_at_one_place_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "again", scan())
     for path in (tmp_path / "again").iterdir():
         path.rename(tmp_path / "series" / f"again-{path.name}")
-    with pytest.raises(GeometryError, match="7 of 14 slices lie where another one lies"):
+    with pytest.raises(GeometryError, match="7 of 14 slices have the same position as another one"):
         read_volume(tmp_path / "series")
 
 
@@ -318,7 +318,9 @@ def test_a_single_slice_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_dicom_names_its_subfolders(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "T1").mkdir()
-    with pytest.raises(InputError, match=r"no DICOM images.*Its subfolders are not searched: T1"):
+    with pytest.raises(
+        InputError, match=r"does not hold DICOM images.*Its subfolders are not searched: T1"
+    ):
         read_volume(tmp_path)
 
 

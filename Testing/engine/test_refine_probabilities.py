@@ -201,7 +201,7 @@ def test_mistakes_are_told_once_and_clearly(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names 2 structures, but holds 1 volumes"):
         read_candidates(tmp_path / "cut.nii.gz", labelmap(), labels)
     nibabel.save(nibabel.Nifti1Image(np.ones((5, 4, 3, 2)), image.affine), tmp_path / "bare.nii")
-    with pytest.raises(InputError, match="does not say which structure is which"):
+    with pytest.raises(InputError, match="does not name its structures"):
         read_candidates(tmp_path / "bare.nii", labelmap(), labels)
     write_probabilities(path, probabilities_of(0.6, 0.3), GRID, labels)
     (tmp_path / "half.nii.gz").write_bytes(path.read_bytes()[:-30])

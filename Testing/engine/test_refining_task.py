@@ -185,7 +185,7 @@ def test_every_kind_of_job_has_somebody_who_does_it() -> None:
     from medsegai.worker.server import WORK
 
     assert set(WORK) == set(protocol.KINDS)
-    with pytest.raises(WorkerError, match="not know a job for a str"):
+    with pytest.raises(WorkerError, match="not have a job for a str"):
         protocol.kind_of("segment")
 
 

@@ -30,7 +30,7 @@ def test_it_tells_levels_and_millimetres(slide: Path, tmp_path: Path, capsys: Ca
     assert main(["slide", str(unknown)]) == 0
     out = capsys.readouterr().out
     assert "each unknown" in out
-    assert "how large its pixels are" in out
+    assert "the size of its pixels" in out
 
 
 @pytest.mark.parametrize(

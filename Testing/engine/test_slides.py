@@ -152,8 +152,8 @@ def test_a_slide_without_millimetres_says_so(tmp_path: Path) -> None:
     path = slide_files.write_pyramid(tmp_path / "a.tif", PIXELS, spacing_um=None)
     with open_slide(path) as slide:
         assert slide.spacing_mm is None
-        assert any("how large its pixels are" in note for note in slide.notes)
-        with pytest.raises(InputError, match="magnification is not known"):
+        assert any("the size of its pixels" in note for note in slide.notes)
+        with pytest.raises(InputError, match="magnification is unknown"):
             slide.grid_of(1e-3)
 
 
@@ -349,7 +349,7 @@ def test_a_slide_reaches_no_file_elsewhere(kind: str, name: str, tmp_path: Path)
         (inside / "Slidedat.ini").write_text(INI.format(name))
     else:
         (folder / kind).write_text(KEYS.format(name))
-    with pytest.raises(InputError, match=r"which is not a regular file beside or below it"):
+    with pytest.raises(InputError, match=r"but only regular files beside or below it are read"):
         open_slide(folder / kind)
 
 

@@ -235,7 +235,7 @@ def test_a_card_is_shown_to_nnunet_as_its_only_one(
 
 def test_an_output_folder_holds_one_training(training: NnunetTraining, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(RequestError, match="nothing to resume"):
+    with pytest.raises(RequestError, match="no training to resume"):
         begin(training, output, resume=True)
     begin(training, output)
     splits = json.loads(
@@ -354,12 +354,12 @@ def test_what_nnunet_logs_becomes_our_log() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"configurations": ("4d",)}, "no configuration '4d'"),
-        ({"planner": "Mine"}, "no planner 'Mine'"),
+        ({"configurations": ("4d",)}, "configuration '4d' is unknown"),
+        ({"planner": "Mine"}, "planner 'Mine' is unknown"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"folds": ("one",)}, "Folds are numbers"),
+        ({"folds": ("one",)}, "Folds must be numbers"),
         ({"batch_size": {"3d_full": 2}}, "not 3d_full=2"),
-        ({"batch_size": {"": 0}}, "A batch size is a number from 1"),
+        ({"batch_size": {"": 0}}, "A batch size must be a number of at least 1"),
     ],
 )
 def test_options_that_cannot_be(

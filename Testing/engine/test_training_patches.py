@@ -119,7 +119,7 @@ def test_without_monai_it_is_said_what_to_install(
 
 def test_random_weights_are_noted(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
     Encoded.of(tiny(pictures))
-    assert "begins with random ones" in caplog.text
+    assert "starts from random weights" in caplog.text
     caplog.clear()
     Encoded.of(tiny(pictures, weights="none"))
     assert not caplog.text
@@ -272,7 +272,7 @@ def test_the_normal_class_is_known_by_its_name() -> None:
     assert normal_class(("Normal", "tumor"), "") == 0
     assert normal_class(("a", "b"), "") is None
     assert normal_class(("a", "b"), "b") == 1
-    with pytest.raises(RequestError, match="no class 'c'"):
+    with pytest.raises(RequestError, match="class 'c' is unknown"):
         normal_class(("a", "b"), "c")
 
 

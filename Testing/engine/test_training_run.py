@@ -189,7 +189,7 @@ def test_two_trainings_into_one_folder_are_refused(config: TrainingConfig, tmp_p
 def test_resume_without_a_checkpoint_or_with_another_configuration(
     config: TrainingConfig, finished: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RequestError, match="nothing to resume"):
+    with pytest.raises(RequestError, match="no training to resume"):
         train_quicknat(config, tmp_path, True, "cpu", Progress())
     shutil.copy(finished / "checkpoint.pt", tmp_path)
     other = dataclasses.replace(config, seed=9)
@@ -395,7 +395,7 @@ def test_a_map_without_structures_to_learn_is_named(config: TrainingConfig, tmp_
     other = np.full((20, 20, 20), 77, dtype=np.int16)
     other[0] = 0
     nibabel.save(nibabel.Nifti1Image(other, LIA), tmp_path / "head0.nii.gz")
-    with pytest.raises(InputError, match=r"head0\.nii\.gz holds none of the structures"):
+    with pytest.raises(InputError, match=r"head0\.nii\.gz does not hold any structure"):
         case_source(with_data(config, root=str(tmp_path)), load_card(config.card_path), CPU)
 
 

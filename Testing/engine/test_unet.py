@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_say_why() -> None:
         loading(missing)
     with pytest.raises(ModelError, match=r"\(3, 4, 1, 1, 1\), not \(2, 4, 1, 1, 1\)"):
         loading(weights() | {"decoder.seg_layers.2.weight": torch.zeros(3, 4, 1, 1, 1)})
-    with pytest.raises(ModelError, match=r"they hold 'eva\.norm', which it has not"):
+    with pytest.raises(ModelError, match=r"they hold 'eva\.norm', which it lacks"):
         loading(weights() | {"eva.norm": torch.zeros(1)})
 
 
@@ -228,7 +228,7 @@ def test_batch_norm_of_a_trainer_is_seen_in_the_weights() -> None:
         ("PlainConvUNet", plain(strides=[1, 2, 2]), r"strides has 3 entries for 4 stages"),
         ("PlainConvUNet", plain(nonlin_kwargs={"slope": 1}), r"contradict.*slope"),
         ("PlainConvUNet", plain(kernel_sizes=[[3, 3]] * 4), r"contradict.*3 axes"),
-        ("PlainConvUNet", plain(n_stages=1), r"entries for 1 stages"),
+        ("PlainConvUNet", plain(n_stages=1), r"entries for 1 stage"),
     ],
 )
 def test_plans_that_cannot_be_built_are_refused_by_name(

@@ -64,7 +64,7 @@ def test_a_picture_is_segmented_on_its_own_grid(card: ModelCard, tmp_path: Path)
     result = run(card, saved(tmp_path, image))
     assert result.labelmap.geometry.shape == (1, 90, 70)
     assert dice(result.labelmap.voxels[0] == 1, mask > 0) > 0.9
-    assert any("in pixels only" in warning for warning in result.warnings)
+    assert any("sizes are in pixels" in warning for warning in result.warnings)
 
 
 def test_folds_and_mirrored_passes_are_members(card: ModelCard, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_colours_are_refused_unless_they_are_grey(card: ModelCard, tmp_path: Pat
     assert dice(run(card, saved(tmp_path, grey)).labelmap.voxels[0] > 0, mask > 0) > 0.9
     grey[..., 0] //= 2
     path = saved(tmp_path, grey)
-    with pytest.raises(MismatchError, match=r"in colours, and the model takes grey.*--anyway"):
+    with pytest.raises(MismatchError, match=r"in colour, but the model takes grey.*--anyway"):
         run(card, path)
     assert run(card, path, anyway=True).labelmap.voxels.any()
 
@@ -278,7 +278,7 @@ def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
         ({"folds": 5}, InputError, "4 patients cannot be held out in 5"),
         ({"folds": 1}, RequestError, "folds must be at least 2"),
         ({"loss": {"class_weights": [1.0]}}, RequestError, "class_weights needs 2 numbers"),
-        ({"network": {"encoder": "vgg"}}, RequestError, "no encoder 'vgg'"),
+        ({"network": {"encoder": "vgg"}}, RequestError, "encoder 'vgg' is unknown"),
         ({"network": {"pretrained": "package"}}, ModelError, "No package carries"),
         ({"network": {"pretrained": "none.pth"}}, ModelError, "none.pth cannot be read"),
         ({"image": {"fit": [60, 64]}}, RequestError, "multiples of 32"),

@@ -51,8 +51,8 @@ def test_a_card_describes_the_network(decoder: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"encoder": "resnet19"}, "no encoder 'resnet19'"),
-        ({"decoder": "fpn"}, "no decoder 'fpn'"),
+        ({"encoder": "resnet19"}, "encoder 'resnet19' is unknown"),
+        ({"decoder": "fpn"}, "decoder 'fpn' is unknown"),
         ({"widths": [8, 8]}, "widths must be 5 numbers"),
         ({"widths": [8, 8, 8, 8, 0]}, "widths must lie from 1"),
         ({"deep_supervision": True}, "for the decoder 'unetplusplus'"),

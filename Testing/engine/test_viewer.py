@@ -135,7 +135,7 @@ def test_without_niivue_or_the_scan_it_is_refused(
     write_segmentation(tmp_path / "case.seg.nrrd", case.labelmap, case.labels)
     words = ["export", f"{tmp_path}/case.seg.nrrd", "--viewer"]
     assert main([*words, "--csv", f"{tmp_path}/x.csv"]) == 2
-    assert "Name that, too, with --report" in capsys.readouterr().err
+    assert "Name it with --report" in capsys.readouterr().err
     assert main([*words, "--report", f"{tmp_path}/x.html"]) == 2
     (niivue / viewer.SCRIPT).unlink()
     with pytest.raises(MedSegAIError, match=r"Run \.ci/niivue"):

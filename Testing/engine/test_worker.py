@@ -112,7 +112,7 @@ def test_cancelling_a_job_that_is_over_does_nothing(worker: Talk) -> None:
 def test_an_error_of_the_engine_keeps_its_kind(worker: Talk) -> None:
     worker.segment("a", "refuse")
     answer = worker.hear("result", "error")
-    assert (answer["kind"], answer["message"]) == ("DeviceError", "There is no device cuda:7.")
+    assert (answer["kind"], answer["message"]) == ("DeviceError", "The device cuda:7 is unknown.")
 
 
 def test_a_defect_is_told_logged_and_survived(worker: Talk) -> None:

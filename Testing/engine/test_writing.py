@@ -188,10 +188,10 @@ def test_labels_beyond_255_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("voxels", "labels", "reason"),
     [
-        (np.full((2, 3, 4), 7, np.uint8), LABELS, "no label explains: 7"),
-        (np.full((2, 3, 4), -1, np.int16), LABELS, "no label explains: -1"),
-        (np.full((2, 3, 4), 1.0, np.float32), LABELS, "labelmap of float32"),
-        (np.ones((2, 3, 4), np.uint8), (LABELS[0], LABELS[0]), "two labels have one value"),
+        (np.full((2, 3, 4), 7, np.uint8), LABELS, "values without a label: 7"),
+        (np.full((2, 3, 4), -1, np.int16), LABELS, "values without a label: -1"),
+        (np.full((2, 3, 4), 1.0, np.float32), LABELS, "labelmap of type float32"),
+        (np.ones((2, 3, 4), np.uint8), (LABELS[0], LABELS[0]), "two labels have the same value"),
     ],
 )
 def test_a_labelmap_must_be_explained(
@@ -324,7 +324,7 @@ def test_one_label_is_still_one_volume(tmp_path: Path) -> None:
 
 def test_probabilities_must_fit(tmp_path: Path) -> None:
     grid = images.geometry("straight")
-    with pytest.raises(OutputError, match="are not 4 labels on a grid"):
+    with pytest.raises(OutputError, match="do not fit 4 labels on a grid"):
         write_probabilities(tmp_path / "p.nii", np.zeros((3, *grid.shape)), grid, LABELS)
     with pytest.raises(OutputError, match=r"p\.nrrd: cannot write this type.*\.nii\.gz, \.nii"):
         write_probabilities(tmp_path / "p.nrrd", np.zeros((4, *grid.shape)), grid, LABELS)

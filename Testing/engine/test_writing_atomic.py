@@ -256,7 +256,7 @@ def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path, name: 
     with pytest.raises(OutputError, match="cannot write this type"):
         write_volume(tmp_path / name, SMALL)
     with pytest.raises(
-        OutputError, match=r"cannot write this type|7 slices, and a picture has one"
+        OutputError, match=r"cannot write this type|7 slices, but a picture has only one"
     ):
         write_segmentation(tmp_path / name, SMALL, LABELS)
     assert list(tmp_path.iterdir()) == []

@@ -107,9 +107,9 @@ def test_the_output_is_deleted_while_it_waits(house: House) -> None:
 
 
 def test_a_temporary_folder_that_cannot_be_written(house: House) -> None:
-    house.client.start_error = OutputError("No folder can be made in the temporary folder.")
+    house.client.start_error = OutputError("A folder cannot be made in the temporary folder.")
     house.press_segment()
-    assert house.panel.error == "No folder can be made in the temporary folder."
+    assert house.panel.error == "A folder cannot be made in the temporary folder."
     assert house.panel.state == "idle"
 
 

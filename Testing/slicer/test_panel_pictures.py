@@ -155,7 +155,7 @@ def test_at_work(scenery: Any, style: str) -> None:
         [
             entry("MRHead: Brain structures", "running", fraction=0.42, seconds_left=7.0),
             entry("MRHead 2: Brain structures", "waiting"),
-            entry("Abdomen: Organs", "failed", message="There is no device cuda:7."),
+            entry("Abdomen: Organs", "failed", message="The device cuda:7 is unknown."),
         ]
     )
     find(scene.widget, "queueButton").setProperty("collapsed", False)

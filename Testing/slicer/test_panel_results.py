@@ -399,7 +399,7 @@ def test_the_queue_shows_each_state_and_counts_in_its_title(widget: Any, panel: 
             entry("A", "done"),
             entry("B", "running", fraction=0.42, seconds_left=73.0, stage="predict"),
             entry("C", "waiting"),
-            entry("D", "failed", message="There is no device cuda:7."),
+            entry("D", "failed", message="The device cuda:7 is unknown."),
             entry("E", "cancelled"),
         ]
     )

@@ -123,11 +123,13 @@ def test_grey_and_colours_serve_each_other_as_in_files(mrml: Any, grey_model: Pa
     colours, _ = drawn_tissue()
     colours = colours[:64, :64]
     in_colours = picture_node(mrml, colours)
-    with pytest.raises(MismatchError, match="in colours, and the model takes grey"):
+    with pytest.raises(MismatchError, match="in colour, but the model takes grey"):
         run(scene, in_colours, str(grey_model))
     assert run(scene, in_colours, str(grey_model), anyway=True).labelmap.voxels.shape[0] == 1
     result = run(scene, picture_node(mrml, colours[..., 0]), "nuclei")
-    assert any("is grey, and the model was made for colours" in each for each in result.warnings)
+    assert any(
+        "is grey, but the model was made for colour images" in each for each in result.warnings
+    )
 
 
 def test_vectors_that_are_not_colours_are_refused(mrml: Any) -> None:

@@ -164,5 +164,5 @@ def test_the_script_without_a_window_ends_with_the_code_of_the_error(
     with pytest.raises(SystemExit) as ended:
         run(code, console)
     assert ended.value.code == 6
-    assert "There is no device cuda:7." in capsys.readouterr().err
+    assert "The device cuda:7 is unknown." in capsys.readouterr().err
     assert sys.exc_info() == (None, None, None)

@@ -164,7 +164,7 @@ def test_a_result_that_crosses_the_cancel_is_dropped(client: WorkerClient) -> No
 def test_an_error_of_the_engine_keeps_its_kind(client: WorkerClient) -> None:
     error = only_error(run(client, "refuse"))
     assert isinstance(error, DeviceError)
-    assert str(error) == "There is no device cuda:7."
+    assert str(error) == "The device cuda:7 is unknown."
 
 
 def test_a_defect_leaves_its_traceback_in_the_log(client: WorkerClient) -> None:

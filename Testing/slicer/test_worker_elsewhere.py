@@ -216,7 +216,7 @@ def test_a_connection_that_breaks_in_the_middle_is_told(temporary: Path) -> None
 
 
 def test_an_error_says_on_which_computer(client: WorkerClient) -> None:
-    assert str(only_error(run(client, "refuse"))) == "On box: There is no device cuda:7."
+    assert str(only_error(run(client, "refuse"))) == "On box: The device cuda:7 is unknown."
 
 
 def test_a_file_of_this_computer_is_refused_before_anything_is_sent(client: WorkerClient) -> None:

@@ -120,7 +120,7 @@ def test_it_can_be_stopped(client: WorkerClient, temporary: Path) -> None:
 
 def test_what_is_no_job_is_refused_before_anything_starts() -> None:
     client = WorkerClient(PLACES["here"])
-    with pytest.raises(WorkerError, match="not know a job for a str"):
+    with pytest.raises(WorkerError, match="not have a job for a str"):
         client.start("segment", Ear())
     assert not client.warm
     assert not client.busy

@@ -1,4 +1,4 @@
-"""`medsegai batch`: every scan in a folder or of a table, with the state of each; it can be resumed."""
+"""`medsegai batch`: segment every scan in a folder or table, and record the state of each."""
 
 from __future__ import annotations
 
@@ -46,21 +46,22 @@ LAYOUTS = ("plain", "bids", "freesurfer")
 SOME_FAILED = 1
 
 MOST_OF_A_TABLE = 64 << 20
-"""Bytes; a table of a million cases is smaller."""
+"""The largest size of a table in bytes; a table of a million cases is smaller."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai batch` to the command line."""
     parser = subparsers.add_parser(
         "batch",
-        help="segment every scan in a folder, or of a table",
-        description="Segment every scan in a folder: image files, named CASE_0000, CASE_0001 … where the model "
-        "takes several channels, and folders of a DICOM series, at any depth. Or T1w images of a BIDS dataset. "
-        "Or the scans that a table names, in the columns case, image (image_0000, image_0001 … or the names "
-        "of the channels where there are several) and, for a folder of several DICOM series, series: the "
-        "number of the series, or its SeriesInstanceUID. Of each case OUT gets the segmentation and a report; "
-        "batch.csv has the state of each, and volumes.csv the structures of all. A case that fails does not "
-        "stop the others.",
+        help="segment every scan in a folder or table",
+        description="Segment every scan in a folder, the T1w images of a BIDS dataset, or the scans in a "
+        "table. A folder may hold image files (CASE_0000, CASE_0001 … if the model takes "
+        "several channels) and folders of a DICOM series, at any depth. A table has the "
+        "columns case, image (or image_0000, image_0001 … or the names of the channels if "
+        "there are several) and, for a folder of several DICOM series, series: the number of "
+        "the series or its SeriesInstanceUID. For each case, OUT gets the segmentation and a "
+        "report; batch.csv has the state of each case, and volumes.csv the structures of "
+        "all. A case that fails does not stop the others.",
     )
     _add_sources(parser)
     _add_outputs(parser)
@@ -81,13 +82,13 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         action="append",
         nargs="+",
         metavar="KEY=VALUE",
-        help="which images of a BIDS dataset, such as suffix=T2w session=01 run=1 (default: suffix=T1w); once for "
-        "each channel of the model, in its order",
+        help="images to take from a BIDS dataset, such as suffix=T2w session=01 run=1 (default: "
+        "suffix=T1w); give it once for each channel of the model, in its order",
     )
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is written of each case, where, and what is printed meanwhile."""
+    """Add the options for what is written for each case, where, and what is printed meanwhile."""
     group = parser.add_argument_group("outputs")
     group.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results"
@@ -95,15 +96,15 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format",
         choices=FORMATS,
-        help="type of the segmentations: named segments for 3D Slicer, or labelmaps (default: .seg.nrrd); "
-        "of the plain layout only",
+        help="type of the segmentations: named segments for 3D Slicer, or labelmaps (default: "
+        ".seg.nrrd); only for the plain layout",
     )
     group.add_argument(
         "--layout",
         choices=LAYOUTS,
         default=LAYOUTS[0],
-        help="files named after their cases; a BIDS derivative; or folders of subjects as FreeSurfer has them "
-        "(default: %(default)s)",
+        help="files named after their cases; a BIDS derivative; or folders of subjects as in "
+        "FreeSurfer (default: %(default)s)",
     )
     group.add_argument(
         "--uncertainty", action="store_true", help="measure uncertainty and write entropy maps"
@@ -113,20 +114,20 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write the probability of every structure, as one 4D image for each case",
     )
-    group.add_argument("--preview", action="store_true", help="write a picture of each case")
+    group.add_argument("--preview", action="store_true", help="write a picture for each case")
     group.add_argument(
         "--pages",
         action="store_true",
-        help="write an HTML report of each case, and cohort.html over all: what to look at "
-        "first, how volumes are distributed, what was left out",
+        help="write an HTML report for each case, and cohort.html for all cases: which to check "
+        "first, how volumes are distributed, which scans were left out",
     )
     group.add_argument(
-        RESUME_FLAG, action="store_true", help="keep existing results, and do the rest"
+        RESUME_FLAG, action="store_true", help="keep existing results, and segment the other cases"
     )
     group.add_argument(OVERWRITE_FLAG, action="store_true", help="segment all cases again")
     group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     group.add_argument(
-        EVENTS_FLAG, action="store_true", help="print what happens as JSON, one object a line"
+        EVENTS_FLAG, action="store_true", help="print events as JSON, one object per line"
     )
 
 
@@ -164,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path) -> BatchFiles:
-    """What is written of each case, in the layout that was asked for. Raises RequestError."""
+    """Return what is written for each case, in the chosen layout. Raises RequestError."""
     from medsegai.output.bids_files import dataset_of
     from medsegai.output.layouts import BatchFiles, BidsFiles, FreeSurferFiles
 
@@ -175,7 +176,8 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path
         return BatchFiles(folder, arguments.format or FORMATS[0], **given)
     if arguments.format is not None:
         raise RequestError(
-            f"--format is for the plain layout; --layout {arguments.layout} has its own."
+            f"--format is only for the plain layout, because --layout {arguments.layout} has "
+            "its own formats. Leave out one of them."
         )
     if arguments.layout == "bids":
         made_by = tuple(f"{card.id} {card.version}" for card in cards)
@@ -219,7 +221,9 @@ def _cases(
         wanted = [Filter.parse(words) for words in filters]
         return find_bids_cases(source, wanted, [item.name for item in card.channels], tell)
     if filters:
-        raise RequestError("--bids-filter is for a folder that holds a BIDS dataset.")
+        raise RequestError(
+            "--bids-filter is only for a folder that holds a BIDS dataset. Leave it out, or name such a folder."
+        )
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), channels)
     if not source.is_file() and card.takes_one_picture:
@@ -253,7 +257,7 @@ class _Console:
         self._rate: Rate | None = None
 
     def begin(self, batch: Batch, together: bool) -> None:
-        """Say how far each case is. Of cases that are done together the progress of all is shown, not of each."""
+        """Show the state of the cases. If several cases run at once, only their common progress is shown."""
         for entry in batch.entries.values():
             self._tell(case_event(entry))
         if together:
@@ -276,7 +280,7 @@ class _Console:
                 self(self._rate.one_more())
 
     def tell(self, words: str) -> None:
-        """What the user should know while the batch runs."""
+        """Show a message to the user while the batch runs."""
         self._bar.clear()
         self._tell(note_event(words))
         _warn(words)

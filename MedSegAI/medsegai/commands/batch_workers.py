@@ -1,4 +1,4 @@
-"""Options of `medsegai batch` that say who does the cases, and what is said of many at once."""
+"""The options of `medsegai batch` for several cases at once, and how their progress is reported."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="segment N cases at once, in processes of this computer that share its cores; each "
-        "has a graphics card of its own if there are enough",
+        help="segment N cases at once, in processes on this computer that share its cores; each "
+        "gets its own graphics card if there are enough",
     )
     chosen.add_argument(
         "--scheduler",
         metavar="ADDRESS|FILE",
-        help="segment a case on each worker of this Dask scheduler, on other computers: its "
-        "address, or the file that it wrote its address to. All must see the scans and OUT under the same paths",
+        help="segment a case on each worker of this Dask scheduler, on other computers; give its address, or the "
+        "file with its address. All computers must see the scans and OUT under the same paths",
     )
 
 
 def has_workers(arguments: argparse.Namespace) -> bool:
-    """Whether other processes than this one do the cases."""
+    """Whether other processes segment the cases."""
     return arguments.workers is not None or arguments.scheduler is not None
 
 
@@ -42,16 +42,17 @@ def has_workers(arguments: argparse.Namespace) -> bool:
 def work_of(
     arguments: argparse.Namespace, progress: Progress, tell: Callable[[str], None]
 ) -> Iterator[Work]:
-    """What does the cases: this process, or workers.
+    """Return what segments the cases: this process, or workers.
 
     Args:
         arguments: the command line.
-        progress: of the batch; its listener receives single cases where this process does them.
-        tell: is called with what the user should know meanwhile, in words.
+        progress: the progress of the batch; its listener receives the progress of single cases if this process
+            segments them.
+        tell: the function that receives messages for the user.
 
     Raises:
         RequestError: the package for workers is missing, or their number is below 1.
-        WorkerError: there is no such scheduler, or workers do not start.
+        WorkerError: the scheduler is not found, or workers do not start.
     """
     if not has_workers(arguments):
         from medsegai.engine import segment
@@ -66,8 +67,8 @@ def work_of(
         from medsegai.output.cluster.jobs import on_workers
     except ImportError as error:
         raise RequestError(
-            f"--workers and --scheduler need packages that are not installed ({error.name}): "
-            "pip install 'medsegai[cluster]'."
+            f"--workers and --scheduler need packages that are not installed ({error.name}). "
+            "Run pip install 'medsegai[cluster]'."
         ) from error
     if arguments.scheduler is not None:
         with scheduler_at(arguments.scheduler) as client:
@@ -79,12 +80,12 @@ def work_of(
 
 
 class Rate:
-    """How far a batch is, by the cases that have ended.
+    """The rate of a batch, from the cases that have ended.
 
     Args:
-        cases: how many there are.
-        ended: how many of them had ended before.
-        clock: seconds that pass.
+        cases: the number of cases.
+        ended: the number of cases that had ended before.
+        clock: the function that returns the time in seconds.
     """
 
     def __init__(self, cases: int, ended: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -92,7 +93,7 @@ class Rate:
         self._clock, self._begun = clock, clock()
 
     def one_more(self) -> ProgressEvent:
-        """Another case has ended: cases, rate and time left."""
+        """Count another case as ended, and return the cases, rate and time left in words."""
         self._ended += 1
         spent = max(self._clock() - self._begun, 1e-3)
         seconds = spent / (self._ended - self._before)

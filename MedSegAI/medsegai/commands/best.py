@@ -1,4 +1,4 @@
-"""`medsegai best`: the best members by cross-validation, and what is done after, as a model."""
+"""`medsegai best`: find the best members and postprocessing by cross-validation, and make a model of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "best",
         help="make a model of the best members",
-        description="Do what `medsegai crossval` does, take the best candidate, find which "
-        "removal of small parts improves it, and write it as a model into the folder `model` in OUTPUT.",
+        description="Run `medsegai crossval`, take the best candidate, find which removal of small parts "
+        "improves it, and write it as a model into the folder `model` in OUTPUT.",
     )
     add_options(parser)
     parser.set_defaults(run=run)
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nBest: {candidate.name}")
     if decision.groups:
         groups = "; ".join(" and ".join(map(str, group)) for group in decision.groups)
-        print(f"Only the largest part is kept of the labels: {groups}")
+        print(f"For these labels only the largest part is kept: {groups}")
         print(figures_table([decision.figures]))
     names = ",".join(str(folder) for folder in folders)
     print(f"Model: {names} (medsegai segment SCAN --model {names} -o OUT)")

@@ -1,4 +1,4 @@
-"""`medsegai calibrate`: how far a model can be believed, measured on cases that it has not seen."""
+"""`medsegai calibrate`: measure how reliable a model is, on cases that it has not seen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
-from medsegai.commands.crossval import add_dataset, add_running, splits_of_training
+from medsegai.commands.crossval import add_dataset, add_running, fold_number, splits_of_training
 from medsegai.commands.segment import comma_list
-from medsegai.errors import Cancelled, RequestError
+from medsegai.errors import Cancelled, RequestError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 REPORT, DIAGRAM = "report.json", "reliability.png"
 ALL = "all"
 GROUPS = 5
-"""How many parts the cases are put into, to judge each by the others."""
+"""The number of parts of the cases; each is judged by the others."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai calibrate` to the command line."""
     parser = subparsers.add_parser(
         "calibrate",
-        help="measure how far a model can be believed",
+        help="measure how reliable a model is",
         description="Segment cases that the model has not seen and compare with their labels: how often its "
         "probabilities are right, and the temperature that makes them so; how well the agreement of its members "
-        "predicts the Dice, and below which score a person should look at a structure; which refinement helps. "
-        "With --write all of it goes into the model's card. Finished cases are kept, and the same command resumes "
-        "after Ctrl-C.",
+        "predicts the Dice, and below which score a person should check a structure; and which refinement helps. "
+        "With --write all results are written into the model's card. Finished cases are kept, and the same "
+        "command resumes after Ctrl-C.",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="id or folder; {fold} in it stands for the number of the fold, where each fold is a model of its own",
+        help="id or folder; {fold} in it stands for the number of the fold, if each fold is a separate model",
     )
     add_dataset(parser)
     _add_cases(parser)
@@ -60,18 +60,18 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="folder (default: calibration)",
     )
     parser.add_argument(
-        "--write", action="store_true", help="write what is found into the model's card"
+        "--write", action="store_true", help="write the results into the model's card"
     )
 
 
 def _add_comparisons(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is compared: labels, members, refinements and dropout passes."""
+    """Add the options for what is compared: labels, members, refinements and dropout passes."""
     parser.add_argument(
         "--mapping",
         type=Path,
         metavar="CSV",
-        help="which value of the dataset is which label of the model: columns reference and evaluated, as for "
-        "`medsegai evaluate` (default: labels are matched by name)",
+        help="table that translates labels of the dataset into labels of the model: columns reference and "
+        "evaluated, as for `medsegai evaluate` (default: labels are matched by name)",
     )
     parser.add_argument(
         "--members",
@@ -103,14 +103,14 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         "--cases",
         type=comma_list,
         metavar="NAME",
-        help="cases that the model has not seen; `all` for the whole dataset",
+        help="names of cases that the model has not seen; `all` for the whole dataset",
     )
     chosen.add_argument(
         "--fold",
         dest="folds",
         type=comma_list,
         metavar="N",
-        help="the cases that these folds of the training held out, each predicted by its own fold",
+        help="use the cases that these folds of the training held out, each predicted by its own fold",
     )
     parser.add_argument(
         "--splits",
@@ -139,7 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
     held_out, groups = planned(arguments)
     if arguments.write:
         if "{fold}" in arguments.model:
-            raise RequestError("--write needs one model, not one per fold. Name the fold's own.")
+            raise RequestError(
+                "--write needs one model, not one per fold. Name the model of one fold."
+            )
         writable_card(held_out.card)
     try:
         with shown_progress(weights={"held-out cases": 1.0}) as progress:
@@ -161,10 +163,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def planned(arguments: argparse.Namespace) -> tuple[HeldOut, list[int]]:
-    """The held-out cases that the command line describes, and a group for each.
+    """Return the held-out cases that the command line describes, and a group for each.
 
     Raises:
-        RequestError: it is not said which cases the model has not seen, or options contradict each other.
+        RequestError: the options do not say which cases the model has not seen, or contradict each other.
         InputError, ModelError: dataset, table, splits or model cannot be used.
     """
     from medsegai.evaluation.crossval import Task
@@ -193,10 +195,10 @@ def planned(arguments: argparse.Namespace) -> tuple[HeldOut, list[int]]:
 
 
 def chosen_rows(asked: Sequence[str] | None) -> list[str]:
-    """The refinements to try.
+    """Return the refinements to try.
 
     Raises:
-        RequestError: there is no such refinement or option.
+        RequestError: a refinement or an option is unknown.
     """
     from medsegai.evaluation.refining import ROWS
     from medsegai.refinements import parse
@@ -210,7 +212,7 @@ def chosen_rows(asked: Sequence[str] | None) -> list[str]:
 def _jobs(
     arguments: argparse.Namespace, cases: Mapping[str, TrainingCase]
 ) -> tuple[list[PredictionJob], dict[str, str]]:
-    """Who answers for which case, and the fold of each case."""
+    """Return the model and members for each case, and the fold of each case."""
     from medsegai.evaluation.held_out import PredictionJob
 
     members = tuple(arguments.members)
@@ -220,24 +222,24 @@ def _jobs(
         names = sorted(cases) if arguments.cases == [ALL] else arguments.cases
         unknown = sorted(set(names) - set(cases))
         if unknown:
-            raise RequestError(f"{arguments.dataset} has no cases {', '.join(unknown[:10])}.")
+            raise RequestError(
+                f"{arguments.dataset} does not have the cases {', '.join(unknown[:10])}. Check "
+                "the names in --cases."
+            )
         return [PredictionJob(cases[name], arguments.model, members) for name in names], {}
     if not arguments.folds:
         raise RequestError(
-            "Name the cases that the model has not seen: --fold N for those that its training held out, or "
-            "--cases."
+            "The cases that the model has not seen are not known. Use --fold N for those "
+            "that its training held out, or --cases."
         )
     splits = _splits(arguments, sorted(cases))
     jobs, folds = [], {}
     for fold in arguments.folds:
-        if not fold.isdigit() or int(fold) >= len(splits):
-            raise RequestError(
-                f"There is no fold {fold}; the {len(splits)} folds are numbered from 0."
-            )
+        held_out = splits[fold_number(fold, splits)]
         model = arguments.model.replace("{fold}", fold)
         own = _of_fold(model, members, fold)
-        jobs += [PredictionJob(cases[name], model, own) for name in splits[int(fold)]]
-        folds.update(dict.fromkeys(splits[int(fold)], fold))
+        jobs += [PredictionJob(cases[name], model, own) for name in held_out]
+        folds.update(dict.fromkeys(held_out, fold))
     return jobs, folds
 
 
@@ -247,14 +249,14 @@ def _splits(arguments: argparse.Namespace, cases: Sequence[str]) -> Sequence[Seq
     found = arguments.splits or splits_of_training([arguments.model], arguments.dataset)
     if found is None:
         raise RequestError(
-            "Nothing beside the model says which cases its training held out. Name nnU-Net's "
-            "splits_final.json with --splits, or the cases with --cases."
+            "The files beside the model do not say which cases its training held out. Name "
+            "nnU-Net's splits_final.json with --splits, or the cases with --cases."
         )
     return read_splits(found, cases)
 
 
 def _of_fold(model: str, members: tuple[str, ...], fold: str) -> tuple[str, ...]:
-    """The members that have not seen the cases of a fold: those of this fold, where members have folds.
+    """Return the members that have not seen the cases of a fold: those of this fold, if members have folds.
 
     Raises:
         ModelError: the model has folds, but not this one.
@@ -277,27 +279,30 @@ def _all_of_fold(card: ModelCard, chosen: Sequence[str], fold: str) -> None:
         if not member.name.endswith(f"/fold_{fold}")
     ]
     if others:
-        raise RequestError(f"{', '.join(others)} of {card.id} may have seen cases of fold {fold}.")
+        raise RequestError(
+            f"{', '.join(others)} of {card.id} may have seen cases of fold {fold}. Choose members "
+            "of this fold with --members."
+        )
 
 
 def _source(arguments: argparse.Namespace, count: int) -> str:
-    """Which cases these are, for the card."""
-    which = f"{count} cases of {arguments.dataset.resolve().name}"
+    """Describe the cases for the card."""
+    which = f"{counted(count, 'case', 'cases')} of {arguments.dataset.resolve().name}"
     if arguments.folds:
         return f"{which} that fold {' and '.join(arguments.folds)} of the training held out"
     return f"{which} that the training did not see"
 
 
 def text_of(findings: Findings) -> str:
-    """The findings for a terminal."""
+    """Return the findings as text for a terminal."""
     before, after = findings.before, findings.after
     rows = [
         [name, f"{item.error:.4f}", f"{item.likelihood_loss:.4f}"]
-        for name, item in (("as it is", before), ("calibrated", after))
+        for name, item in (("uncalibrated", before), ("calibrated", after))
     ]
     lines = [
-        f"Temperature {findings.calibration.temperature:.3f}, from {findings.cases} cases; calibrated: each case "
-        "with the temperature of the others.",
+        f"Temperature {findings.calibration.temperature:.3f}, from {counted(findings.cases, 'case', 'cases')}. "
+        "Calibrated figures use, for each case, the temperature of the other cases.",
         table(["probabilities", "calibration error", "log loss"], rows),
         "",
         _correlations(findings),

@@ -1,4 +1,4 @@
-"""`medsegai classify`: what a classifier says of pictures, judged where their classes are known."""
+"""`medsegai classify`: evaluate a classifier on pictures whose classes are known."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "classify",
         help="evaluate a classifier on labelled pictures",
-        description="Classify pictures that a model of the family patches has not seen, and "
-        "evaluate it on them: accuracy, AUC with its interval, sensitivity, confusion, "
-        "calibration, and the worst mistakes with heat maps. PICTURES is what "
-        "`medsegai train patches` takes; its classes must be those of the model.",
+        description="Classify pictures that a model of the family patches has not seen, and evaluate it "
+        "on them: accuracy, AUC with its interval, sensitivity, confusion, calibration, and "
+        "the worst mistakes with heat maps. PICTURES is a folder or table as for `medsegai "
+        "train patches`; its classes must be those of the model.",
     )
     parser.add_argument(
         "pictures", metavar="PICTURES", type=Path, help="folder or table of pictures"
@@ -43,13 +43,13 @@ def add_parser(subparsers: Subparsers) -> None:
         type=float,
         default=0.9,
         metavar="SHARE",
-        help="specificity at which the sensitivity is given (default: 0.9)",
+        help="specificity at which the sensitivity is reported (default: 0.9)",
     )
     parser.add_argument(
         "--groups",
         type=Path,
         metavar="CSV",
-        help="table with the columns picture and patient, for the intervals",
+        help="table with the columns picture and patient, from which the intervals are computed",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.set_defaults(run=run)
@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.part is not None:
         if arguments.part not in pictures.parts:
             raise RequestError(
-                f"{arguments.pictures} has no part {arguments.part!r}; it has "
-                f"{', '.join(pictures.parts) or 'none'}."
+                f"{arguments.pictures} does not have the part {arguments.part!r}. Its parts "
+                f"are: {', '.join(pictures.parts) or 'none'}."
             )
         pictures = pictures.part(arguments.part)
     settings = Classifying(

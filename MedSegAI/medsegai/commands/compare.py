@@ -19,13 +19,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "compare",
         help="train a grid of 2D networks and compare them",
-        description="Train and cross-validate every combination of encoders, decoders and first weights that "
-        "CONFIG names, and report their differences with intervals. Networks that are trained already are not "
-        "trained again.",
+        description="Train and cross-validate every combination of encoders, decoders and initial "
+        "weights that CONFIG names, and report their differences with intervals. Networks "
+        "that are already trained are not trained again.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="comparison file (TOML)")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder of trainings and report"
+        "-o", "--output", type=Path, required=True, help="folder of the trainings and the report"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.set_defaults(run=run_compare)

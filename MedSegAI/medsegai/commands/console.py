@@ -1,4 +1,4 @@
-"""What commands say to a person at a terminal: progress, tables, and Ctrl-C."""
+"""What commands show at a terminal: progress and tables; and how they react to Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ REDRAW_SECONDS = 0.1
 
 
 def sound_streams() -> None:
-    """Let printing never fail, wherever this process was started.
+    """Make printing never fail, wherever this process was started.
 
     Letters that the encoding of a stream lacks are replaced: consoles in cp932, gbk or ASCII lack "²" and letters
-    of many names, and file names need not be Unicode. What is printed to streams that were closed (`>&-`) goes
-    nowhere; their numbers are taken, or a file that is written later would get them, and what libraries print.
+    of many names, and file names need not be Unicode. Output to streams that were closed (`>&-`) is discarded;
+    their file descriptors are occupied, because otherwise a file that is written later would get them, and with
+    them the output of libraries.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -47,9 +48,9 @@ def sound_streams() -> None:
 
 
 class ProgressBar:
-    """One line on a terminal, drawn over itself: stage, bar, percent, time left.
+    """A line on a terminal that is redrawn in place: stage, bar, percent, time left.
 
-    Writes nothing where `stream` is not a terminal, so logs stay clean.
+    Nothing is written if `stream` is not a terminal, so logs stay clean.
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
@@ -69,7 +70,7 @@ class ProgressBar:
         self._draw(progress_line(event))
 
     def clear(self) -> None:
-        """Take the line away, so that what follows starts on an empty one."""
+        """Remove the line, so that later output starts on an empty one."""
         if not self._silent:
             self._draw("")
             self._stream.write("\r")
@@ -83,7 +84,7 @@ class ProgressBar:
 
 
 def progress_line(event: ProgressEvent) -> str:
-    """For example `predict axial     [#####-----]  52%  about 40 s left`."""
+    """Return a line such as `predict axial     [#####-----]  52%  about 40 s left`."""
     filled = round(event.fraction * BAR_WIDTH)
     bar = "#" * filled + "-" * (BAR_WIDTH - filled)
     left = "" if event.seconds_left is None else f"  {duration(event.seconds_left)} left"
@@ -96,7 +97,7 @@ def table(
     left: int = 1,
     words_last: bool = False,
 ) -> str:
-    """Text columns under a header; the first `left` ones, and a last one of words, are flush left."""
+    """Return text columns under a header; the first `left` columns, and a last column of words, are flush left."""
     flush_left = {*range(left), len(header) - 1 if words_last else 0}
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -111,22 +112,22 @@ def table(
 
 
 def print_written(paths: Iterable[Path | None]) -> None:
-    """Say which files there are now; None stands for one that was not asked for."""
+    """Print which files were written; None stands for a file that was not requested."""
     print(one_line(f"Written: {', '.join(str(path) for path in paths if path is not None)}"))
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what a computer that shuts down or a queue of jobs sends."""
+"""Ctrl-C, and the signal that a shutdown or a job queue sends."""
 
 
 @contextmanager
 def stoppable(progress: Progress) -> Iterator[None]:
-    """Within, the first Ctrl-C or SIGTERM asks the job to stop at its next step, the second ends it at once.
+    """Within the block, the first Ctrl-C or SIGTERM stops the job at its next step; the second ends it at once.
 
-    Both leave through exceptions, so that files being written are taken away.
+    Both raise exceptions, so that incomplete files are removed.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals can be handled in the main thread only; others stop through `progress.cancel`
+        yield  # only the main thread can handle signals
         return
     asked = False
 
@@ -135,14 +136,16 @@ def stoppable(progress: Progress) -> Iterator[None]:
         asked = True
         progress.cancel.set()
         signal.signal(number, _interrupt)
-        print("\nStopping at the next step. Ctrl-C again stops at once.", file=sys.stderr)
+        print(
+            "\nThe job stops at its next step. Press Ctrl-C again to stop at once.", file=sys.stderr
+        )
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
         if asked:
             print(
-                "The work was finished before it could be stopped, and its results were written.",
+                "The job finished before it could be stopped, and its results were written.",
                 file=sys.stderr,
             )
     finally:
@@ -154,11 +157,11 @@ def stoppable(progress: Progress) -> Iterator[None]:
 def shown_progress(
     quiet: bool = False, weights: Mapping[str, float] | None = None
 ) -> Iterator[Progress]:
-    """The progress of a job that is drawn as a bar until the job ends, and that can be stopped: see `stoppable`.
+    """Draw the progress of a job as a bar until the job ends; it can be stopped, see `stoppable`.
 
     Args:
         quiet: whether nothing is drawn.
-        weights: what each stage is expected to take, as in `Progress`.
+        weights: the expected share of time of each stage, as in `Progress`.
     """
     bar = ProgressBar(quiet=quiet)
     progress = Progress(bar, weights=weights or {})
@@ -171,14 +174,14 @@ def shown_progress(
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM leaves as Ctrl-C does, through KeyboardInterrupt, so that nothing half-written stays."""
+    """Within the block, SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that incomplete files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     owner = os.getpid()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # in a process that a library made of this one, it means the end
+        if os.getpid() != owner:  # a fork by a library
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

@@ -1,4 +1,4 @@
-"""`medsegai crossval`: what each configuration, view and pair of them reaches on cases it has not seen."""
+"""`medsegai crossval`: the Dice of each configuration, view and pair of them on cases that they have not seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
 from medsegai.commands.segment import comma_list
-from medsegai.errors import Cancelled, RequestError
+from medsegai.errors import Cancelled, RequestError, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `crossval` and `best` share."""
+    """Add the options that `crossval` and `best` share."""
     add_dataset(parser)
     parser.add_argument(
         "--model",
@@ -45,8 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="NAME",
-        help="models to compare, by id or folder; {fold} in a name stands for the number of the fold, where each "
-        "fold is a model of its own; separated by commas",
+        help="models to compare, by id or folder; {fold} in a name stands for the number of the "
+        "fold, if each fold is a separate model; separated by commas",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("crossval"), help="folder (default: crossval)"
@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """Where the cases are."""
+    """Add the option for the dataset."""
     parser.add_argument(
         "dataset",
         metavar="DATASET",
@@ -85,7 +85,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """How networks run."""
+    """Add the options for how networks run."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "mixed"), default="auto", help="default: auto"
@@ -94,7 +94,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--mirroring",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also predict mirrored images, where a model was trained for it (nnU-Net)",
+        help="also predict mirrored images, if a model was trained for it (nnU-Net)",
     )
 
 
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def validated(arguments: argparse.Namespace) -> tuple[CrossValidation, list[Figures]]:
-    """Predict what is missing, and compare; the table is printed and the figures are written."""
+    """Predict the missing cases and compare the members; print the table and write the figures."""
     validation = cross_validation(arguments)
     try:
         with shown_progress(weights={"cross-validation": 1.0}) as progress:
@@ -122,7 +122,7 @@ def validated(arguments: argparse.Namespace) -> tuple[CrossValidation, list[Figu
 
 
 def cross_validation(arguments: argparse.Namespace) -> CrossValidation:
-    """The cross-validation that the command line describes."""
+    """Return the cross-validation that the command line describes."""
     from medsegai.evaluation.crossval import CrossValidation, Task, candidates_of, read_parts
     from medsegai.evaluation.folds import dataset_cases
 
@@ -132,7 +132,7 @@ def cross_validation(arguments: argparse.Namespace) -> CrossValidation:
     return CrossValidation(
         Task.of(arguments.dataset),
         cases,
-        {fold: splits[_fold_number(fold, splits)] for fold in chosen},
+        {fold: splits[fold_number(fold, splits)] for fold in chosen},
         candidates_of(read_parts(arguments.models, chosen)),
         arguments.output,
         {name: getattr(arguments, name) for name in ("device", "precision", "mirroring")},
@@ -140,7 +140,7 @@ def cross_validation(arguments: argparse.Namespace) -> CrossValidation:
 
 
 def find_splits(arguments: argparse.Namespace, cases: Sequence[str]) -> list[Split]:
-    """The cases that each fold holds out: as named, or as the training left them, or as nnU-Net makes them."""
+    """Return the held-out cases of each fold: from a named file, from the training, or as nnU-Net splits them."""
     from medsegai.evaluation import folds
 
     if arguments.groups is not None:
@@ -150,21 +150,25 @@ def find_splits(arguments: argparse.Namespace, cases: Sequence[str]) -> list[Spl
 
 
 def splits_of_training(models: Sequence[str], dataset: Path) -> Path | None:
-    """The file that says which cases each fold of a training held out; None where nothing is found."""
+    """Return the file with the held-out cases of each fold of a training; None if it is not found."""
     places = [Path(name).absolute().parent / "preprocessed" for name in models]
     places += map(Path, filter(None, [os.environ.get("nnUNet_preprocessed")]))  # noqa: SIM112
     found = [path / dataset.name / "splits_final.json" for path in places]
     return next((path for path in found if path.is_file()), None)
 
 
-def _fold_number(fold: str, splits: Sequence[Split]) -> int:
+def fold_number(fold: str, splits: Sequence[Split]) -> int:
+    """Return the number of a fold. Raises RequestError: the fold does not exist."""
     if not fold.isdigit() or int(fold) >= len(splits):
-        raise RequestError(f"There is no fold {fold}; the {len(splits)} folds are numbered from 0.")
+        raise RequestError(
+            f"Fold {fold} does not exist, because there are "
+            f"{counted(len(splits), 'fold', 'folds')}, numbered from 0."
+        )
     return int(fold)
 
 
 def figures_table(figures: Sequence[Figures]) -> str:
-    """A line for each candidate: mean Dice, and that of each structure."""
+    """Return a line for each candidate with its mean Dice and the Dice of each structure."""
     names = list(figures[0].dice())
     rows = [
         [item.name, f"{item.mean_dice():.4f}", *(f"{value:.4f}" for value in item.dice().values())]

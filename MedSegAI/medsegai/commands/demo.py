@@ -1,4 +1,4 @@
-"""`medsegai demo`: the main job, on a scan or a picture, every kind of output in one folder."""
+"""`medsegai demo`: segment a scan or a picture, and write every kind of output into one folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from medsegai.output.result_files import Outputs
 
 SCAN_IN_NILEARN = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-"""The ICBM 2009a nonlinear symmetric T1 at 1 mm, which nilearn's package carries."""
+"""The ICBM 2009a nonlinear symmetric T1 at 1 mm, which the package nilearn contains."""
 
 FILES = {
     "segmentation": "segmentation.seg.nrrd",
@@ -43,7 +43,7 @@ MEANING = {
     "uncertainty": "where the networks are uncertain (entropy)",
     "volumes": "volume and uncertainty of each structure",
     "preview": "picture with outlines",
-    "page": "all of it on a page to open in a browser",
+    "page": "all results on a page to open in a browser",
     "report": "how it was made",
     "objects": "the number of the object that each pixel belongs to",
     "object_table": "area, centroid and colour of each object",
@@ -61,9 +61,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="segment a head MR that comes with a package, or a drawn picture of tissue",
-        description="Segment INPUT, or the ICBM152 T1 that the package nilearn carries, and write "
-        "segmentation, uncertainty, volumes, report, picture and a page into one folder. With a model for "
-        "pictures, such as nuclei, a picture of tissue is drawn where no INPUT is named.",
+        description="Segment INPUT, or the ICBM152 T1 from the package nilearn, and write segmentation, "
+        "uncertainty, volumes, report, picture and a page into one folder. With a model for "
+        "pictures, such as nuclei, a picture of tissue is drawn if no INPUT is named.",
     )
     parser.add_argument("input", metavar="INPUT", nargs="?", type=Path, help="scan to segment")
     parser.add_argument(
@@ -99,13 +99,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\nIn {folder.resolve()}:")
     for name, file in files.items():
         print(f"  {file:<22} {MEANING[name]}")
-    print(f"\nTo look at it, drag these two into 3D Slicer:\n  {scan}")
+    print(f"\nTo view the result, drag these two files into 3D Slicer:\n  {scan}")
     print(f"  {outputs.segmentation.resolve()}")
     return 0
 
 
 def demo_scan(card: ModelCard, folder: Path, overwrite: bool) -> Path:
-    """What the demo of a model segments where no input is named.
+    """Return the input of a model's demo if no input is named.
 
     Raises:
         InputError: see `nilearn_scan`.
@@ -126,7 +126,7 @@ def demo_scan(card: ModelCard, folder: Path, overwrite: bool) -> Path:
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """A folder for files that are not complete, which is removed. Raises OutputError: it cannot be made."""
+    """Make a temporary folder for incomplete files. Raises OutputError: it cannot be made."""
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".demo-") as name:
             yield Path(name)
@@ -147,22 +147,21 @@ def move_all(made: Path, folder: Path, overwrite: bool) -> None:
 
 
 def nilearn_scan() -> Path:
-    """The scan in the installed nilearn package, found without importing it.
+    """Return the scan in the installed nilearn package, which is not imported.
 
     Raises:
-        InputError: nilearn is not installed, or does not carry the scan any more.
+        InputError: nilearn is not installed, or no longer contains the scan.
     """
     spec = importlib.util.find_spec("nilearn")
     if spec is None or spec.origin is None:
         raise InputError(
             "The demo's scan comes with the package nilearn, which is not installed. Run "
-            "`pip install 'medsegai[demo]'`, or name a T1 of your own: medsegai demo INPUT"
+            "`pip install 'medsegai[demo]'`, or name your own T1 scan: medsegai demo INPUT"
         )
     path = Path(spec.origin).parent / SCAN_IN_NILEARN
     if not path.is_file():
         raise InputError(
-            f"This version of nilearn does not carry {path.name}. Name a T1 of your own: "
-            "medsegai demo INPUT"
+            f"This version of nilearn does not contain {path.name}. Name your own T1 scan: medsegai demo INPUT"
         )
     return path
 
@@ -171,7 +170,7 @@ def make_folder(folder: Path) -> None:
     """Make the folder for the results.
 
     Raises:
-        OutputError: that is not possible.
+        OutputError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,11 +179,11 @@ def make_folder(folder: Path) -> None:
 
 
 def untouched(outputs: Outputs) -> bool:
-    """Whether all results are as the last demo wrote them, so that replacing them loses nothing."""
+    """Whether all results are unchanged since the last demo, so that replacing them does not lose anything."""
     from medsegai.output.result_files import recorded_hashes
 
     if outputs.report is None or not outputs.report.is_file():
         return False
     recorded = recorded_hashes(outputs.report)
-    # Only the hashes count: the page is called otherwise in the report where it got a viewer since.
+    # Only the hashes count, because the page has another name in the report if it got a viewer later.
     return bool(recorded) and set(outputs.hashes().values()) <= set(recorded.values())

@@ -1,4 +1,4 @@
-"""`medsegai dicomweb`: series of an archive, found, fetched and segmented, with the results stored beside them."""
+"""`medsegai dicomweb`: find, download and segment series of an archive, and store the results there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medsegai.commands.segment import (
     request_from_arguments,
     segment_to_files,
 )
-from medsegai.errors import InputError, OutputExistsError, RequestError
+from medsegai.errors import InputError, OutputExistsError, RequestError, counted
 from medsegai.progress import Progress
 from medsegai.system.outside_text import one_line
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from medsegai.io.dicomweb import Archive, Found, Series
 
 FILTERS = {
-    "patient": ("PatientID", "number of the patient"),
-    "date": ("StudyDate", "date, or two as 20260101-20261231"),
+    "patient": ("PatientID", "patient ID"),
+    "date": ("StudyDate", "date, or range such as 20260101-20261231"),
     "description": ("StudyDescription", "description; * stands for anything"),
 }
 MOST_SHOWN = 20
-"""Series that a message lists."""
+"""The largest number of series that a message lists."""
 
 MODALITIES = ("CT", "MR", "PT", "NM")
 """The modalities of images; others in a study are results, reports or pictures."""
@@ -42,16 +42,16 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai dicomweb` to the command line."""
     parser = subparsers.add_parser(
         "dicomweb",
-        help="find, fetch and segment series of an archive, and store results there",
+        help="find, download and segment series of an archive, and store results there",
         description="Communicate with an archive by DICOMweb. Credentials come from MEDSEGAI_DICOMWEB_USER and "
         "MEDSEGAI_DICOMWEB_PASSWORD, from MEDSEGAI_DICOMWEB_TOKEN, or from ~/.netrc.",
     )
     help_alone(parser)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    find = _action(actions, "find", "list studies, or the series of one", run_find)
+    find = _action(actions, "find", "list studies, or the series of one study", run_find)
     for name, (_keyword, text) in FILTERS.items():
         find.add_argument(f"--{name}", help=f"only studies with this {text}")
-    find.add_argument("--modality", help="only studies or series of it, such as MR")
+    find.add_argument("--modality", help="only studies or series of this modality, such as MR")
     find.add_argument("--study", metavar="UID", help="list the series of this study")
     find.add_argument(
         "--limit",
@@ -90,10 +90,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def _action(actions: Subparsers, name: str, text: str, run: object) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
     parser.add_argument(
-        "archive", metavar="URL", help="address of the archive, such as https://host/dicom-web"
+        "archive",
+        metavar="URL",
+        help="DICOMweb address of the archive, such as https://host/dicom-web",
     )
     parser.add_argument(
-        "--unencrypted", action="store_true", help="allow http to other computers too"
+        "--unencrypted", action="store_true", help="allow http to other computers, too"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run)
@@ -105,12 +107,12 @@ def _add_series(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--series",
         metavar="UID",
-        help="SeriesInstanceUID; not needed where the study has one series of images",
+        help="SeriesInstanceUID; not needed if the study has one series of images",
     )
 
 
 def run_find(arguments: argparse.Namespace) -> int:
-    """Print studies, or the series of one."""
+    """Print studies, or the series of one study."""
     if arguments.limit < 1:
         raise RequestError(f"--limit must be at least 1, not {arguments.limit}.")
     archive = _archive(arguments)
@@ -130,23 +132,24 @@ def run_find(arguments: argparse.Namespace) -> int:
         print("Nothing fits.")
     if more > 0:
         print(
-            "medsegai: the archive has more results; a larger --limit shows them.", file=sys.stderr
+            "medsegai: the archive has more results. Use a larger --limit to see them.",
+            file=sys.stderr,
         )
     return 0
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
-    """Load one series."""
+    """Download one series."""
     _check_free(arguments.output)
     archive = _archive(arguments)
     count = _fetch(archive, _series(archive, arguments), arguments.output, arguments.quiet)
     if not arguments.quiet:
-        print(f"Fetched {count} files into {arguments.output}.")
+        print(f"Downloaded {counted(count, 'file', 'files')} into {arguments.output}.")
     return 0
 
 
 def run_segment(arguments: argparse.Namespace) -> int:
-    """Load one series, segment it, and hand the result over."""
+    """Download one series, segment it, and store the results if asked to."""
     from medsegai.export.files import Exports, Inputs, export
     from medsegai.io.atomic import output_error
     from medsegai.output.result_files import Outputs
@@ -188,13 +191,14 @@ def _archive(arguments: argparse.Namespace) -> Archive:
         from medsegai.io.dicomweb import Archive
     except ImportError as error:
         raise RequestError(
-            f"This needs packages that are not installed ({error.name}): pip install 'medsegai[dicomweb]'."
+            f"DICOMweb needs packages that are not installed ({error.name}). Run pip install "
+            "'medsegai[dicomweb]'."
         ) from error
     return Archive(arguments.archive, arguments.unencrypted)
 
 
 def _series(archive: Archive, arguments: argparse.Namespace) -> Series:
-    """That which was named, or the only one with images."""
+    """Return the named series, or the only one with images."""
     from medsegai.io.dicomweb import Series, check_uid
 
     check_uid(arguments.study)
@@ -208,7 +212,7 @@ def _series(archive: Archive, arguments: argparse.Namespace) -> Series:
     more = f"\n… and {len(images) - MOST_SHOWN} more" if len(images) > MOST_SHOWN else ""
     print(listed + more if listed else "", file=sys.stderr)
     raise InputError(
-        f"That study has {len(images)} series of images, of {len(found)} in all. Name one with --series."
+        f"The study has {len(images)} series of images, among {len(found)} in all. Name one with --series."
     )
 
 
@@ -223,6 +227,6 @@ def _fetch(archive: Archive, series: Series, folder: Path, quiet: bool) -> int:
 
 
 def _check_free(folder: Path) -> None:
-    """Nothing that is there is touched."""
+    """Refuse a folder that is not empty, so that existing files are never changed."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} exists already and is not empty. Name another folder.")

@@ -1,4 +1,4 @@
-"""`medsegai doctor`: what is there, and what to do about each problem.
+"""`medsegai doctor`: report what is installed, and what to do about each problem.
 
 `python -m medsegai.commands.doctor` does the same, also in a Python that lacks NumPy.
 """
@@ -22,9 +22,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="report what is installed, and what to do about problems",
-        description="Check packages, devices, memory, models and disks, and say how to repair "
-        "what is missing. The exit code is 0 if the main job can run, and "
-        f"{DeviceError.exit_code} if not.",
+        description="Check packages, devices, memory, models and disks, and say how to repair what is missing. "
+        f"The exit code is 0 if the main job can run, and {DeviceError.exit_code} if not.",
     )
     _add_options(parser)
     parser.set_defaults(run=run)

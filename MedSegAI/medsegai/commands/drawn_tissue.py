@@ -1,4 +1,4 @@
-"""A picture of stained tissue that is drawn, so that the demo in two dimensions needs no picture of anyone."""
+"""A drawn picture of stained tissue, so that the demo in two dimensions does not need a picture of a patient."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from scipy import ndimage
 
 SIDES = (256, 320)
 TISSUE, STAIN = (187.0, 170.0, 207.0), (70.0, 95.0, 55.0)
-"""Red, green and blue of what lies between nuclei, and what nuclei take from it."""
+"""Red, green and blue of the tissue between nuclei, and what nuclei absorb of it."""
 
 SMALLEST, LARGEST = 6.0, 11.0
-"""Pixels: half the length of nuclei."""
+"""Half the length of nuclei in pixels."""
 
 TRIES = 400
 
 
 def drawn_tissue(seed: int = 1) -> tuple[NDArray[np.uint8], int]:
-    """The picture (j, i, colour), and how many nuclei were drawn; some of them touch, none overlap."""
+    """Return the picture (j, i, colour) and the number of nuclei; some of them touch, but none overlap."""
     random = np.random.default_rng(seed)
     objects = np.zeros(SIDES, np.int32)
     count = 0
@@ -38,7 +38,7 @@ def drawn_tissue(seed: int = 1) -> tuple[NDArray[np.uint8], int]:
 
 
 def _ellipse(random: np.random.Generator) -> NDArray[np.bool_]:
-    """Where a nucleus of a random place, size and direction would lie."""
+    """Return the pixels of a nucleus of random place, size and direction."""
     j, i = np.indices(SIDES)
     middle = random.uniform((0, 0), SIDES)
     long = random.uniform(SMALLEST, LARGEST)

@@ -1,4 +1,4 @@
-"""`medsegai evaluate`: how well segmentations agree with references."""
+"""`medsegai evaluate`: measure how well segmentations agree with references."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medsegai.evaluation import EvaluationFiles, run_evaluation
 
     if not arguments.quiet:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")  # a line per finished case
+        logging.basicConfig(level=logging.INFO, format="%(message)s")  # one line per finished case
     evaluation = run_evaluation(
         arguments.predictions,
         arguments.references,

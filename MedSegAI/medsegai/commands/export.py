@@ -21,14 +21,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "export",
         help="export a segmentation as DICOM SEG and SR, surfaces, tables and a report",
-        description="Write a segmentation, as it is now, for other systems. Everything is written, or nothing.",
+        description="Write the current state of a segmentation for other systems. Either all outputs are "
+        "written, or none.",
     )
     add_segmentation(parser)
-    _add_inputs(parser.add_argument_group("where the segmentation comes from"))
-    _add_outputs(parser.add_argument_group("what to write"))
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace outputs that are there already"
-    )
+    _add_inputs(parser.add_argument_group("sources of the segmentation"))
+    _add_outputs(parser.add_argument_group("outputs"))
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print neither progress nor what was written"
     )
@@ -38,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_inputs(group: argparse._ArgumentGroup) -> None:
     for flag, metavar, text in (
         ("--dicom", "FOLDER", "DICOM series that was segmented; for --seg, --sr and --rtstruct"),
-        ("--image", "SCAN", "the scan, where it is not DICOM: for pictures and grey values"),
+        ("--image", "SCAN", "the scan, if it is not DICOM; for pictures and grey values"),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
     group.add_argument(
@@ -46,13 +45,13 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         dest="run_report",  # `run` is the function of the command
         type=Path,
         metavar="JSON",
-        help="report of the run, from medsegai segment --report: model, options, warnings",
+        help="report of the run, from medsegai segment --report; it has the model, options and warnings",
     )
     group.add_argument(
         "--uncertainty",
         type=Path,
         metavar="IMAGE",
-        help="entropy map of the run, from medsegai segment --uncertainty: a layer of the viewer",
+        help="entropy map of the run, from medsegai segment --uncertainty; it becomes a layer of the viewer",
     )
     group.add_argument(
         "--corrected",
@@ -65,11 +64,19 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
     for flag, metavar, text in (
         ("--seg", "DCM", "DICOM segmentation"),
         ("--sr", "DCM", "DICOM structured report (TID 1500) of the measurements; needs --seg"),
-        ("--rtstruct", "DCM", "DICOM RT Structure Set: contours for radiotherapy"),
-        ("--report", "HTML", "pictures, table, warnings and provenance, in one file"),
+        ("--rtstruct", "DCM", "DICOM RT Structure Set, which has contours for radiotherapy"),
+        (
+            "--report",
+            "HTML",
+            "HTML page with pictures, table, warnings and provenance",
+        ),
         ("--csv", "CSV", "table of measurements"),
-        ("--json", "JSON", "the same as JSON"),
-        ("--surfaces", "FOLDER", "a closed surface per structure, in mm; made if missing"),
+        ("--json", "JSON", "the same table as JSON"),
+        (
+            "--surfaces",
+            "FOLDER",
+            "folder for a closed surface per structure, in mm",
+        ),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
     group.add_argument(
@@ -81,26 +88,26 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         "--encoding",
         choices=("binary", "labelmap"),
         default="binary",
-        help="of --seg: binary, which every viewer reads, or the newer labelmap (default: binary)",
+        help="type of --seg: binary, which every viewer reads, or the newer labelmap (default: binary)",
     )
     group.add_argument(
         "--formats",
         default="stl",
         metavar="NAMES",
-        help="of --surfaces: stl, obj and glb, separated by commas (default: stl)",
+        help="formats of --surfaces: stl, obj and glb, separated by commas (default: stl)",
     )
     group.add_argument(
         "--tolerance",
         type=float,
         default=0.1,
         metavar="MM",
-        help="how far surfaces may move where points are left out, in mm (default: 0.1)",
+        help="largest distance in mm by which surfaces move when points are left out (default: 0.1)",
     )
     group.add_argument(
         "--space",
         choices=("LPS", "RAS"),
         default="LPS",
-        help="world coordinates of --surfaces; 3D Slicer assumes LPS (default: LPS)",
+        help="coordinate system of --surfaces; 3D Slicer assumes LPS (default: LPS)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`medsegai models fetch|index`: models by name or address, from where somebody hosts them."""
+"""`medsegai models fetch|index`: download models by their name in an index or by address."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 MOST_INDEX = 8 << 20
 MOST_MODEL = 16 << 30
 FOLDER = ".fetched"
-"""In the folder of the user's models: what is being loaded. A break leaves its part there, for the next try."""
+"""The folder for unfinished downloads, among the user's models. The next try resumes from it."""
 
 
 def add_fetch_parsers(actions: Subparsers) -> None:
-    """The actions of `medsegai models` that use the network."""
+    """Add the actions of `medsegai models` that use the network."""
     listing = actions.add_parser("index", help="list the models of an index")
     listing.add_argument("--json", action="store_true", help="print JSON")
     add_index_option(listing)
@@ -34,8 +34,8 @@ def add_fetch_parsers(actions: Subparsers) -> None:
     fetching = actions.add_parser(
         "fetch",
         help="download a model from an address, or by its id in an index, and import it",
-        description="Download a model over https, compare its SHA-256 before anything is opened, "
-        "and import it as `medsegai models import` does. An interrupted download is resumed.",
+        description="Download a model over https, check its SHA-256 before anything is opened, and "
+        "import it as `medsegai models import` does. An interrupted download is resumed.",
     )
     fetching.add_argument(
         "model", metavar="URL|NAME", help="https address of a model, or its id in the index"
@@ -57,7 +57,7 @@ def add_index_option(parser: argparse.ArgumentParser) -> None:
         "--index",
         metavar="URL|FILE",
         default=os.environ.get(INDEX_VARIABLE, ""),
-        help=f"the index: an https address, or a file (default: what {INDEX_VARIABLE} names)",
+        help=f"the index, an https address or a file (default: the value of {INDEX_VARIABLE})",
     )
 
 
@@ -80,7 +80,7 @@ def run_index(arguments: argparse.Namespace) -> int:
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:
-    """Load, compare and import one model."""
+    """Download, check and import one model."""
     wanted = _wanted(arguments)
     folder = own_models_folder()
     place = folder / FOLDER / wanted.sha256.lower()
@@ -118,38 +118,39 @@ def _load(wanted: ListedModel, file: Path, quiet: bool) -> None:
 
 
 def _wanted(arguments: argparse.Namespace) -> ListedModel:
-    """What to load: the entry of the index, or an address with its hash, whose id is the model's own."""
+    """Return what to download: the entry of the index, or the address with its hash."""
     from medsegai.io.fetching import check_address, check_sha256
 
     if "://" not in arguments.model:
         if arguments.sha256:
             raise RequestError(
-                "--sha256 can only be given with an address. A model of the index has its SHA-256 there."
+                "--sha256 can only be used with an address, because the index has the "
+                "SHA-256 of its models. Leave it out."
             )
         return read_index(arguments.index).find(arguments.model)
     check_address(arguments.model)
     if not arguments.sha256:
         raise RequestError(
-            "--sha256 is missing, and a model is downloaded only if its SHA-256 is known. Ask whoever offers the "
-            "model for it."
+            "--sha256 is missing, but a model is only downloaded if its SHA-256 is known. "
+            "Ask the provider of the model for it."
         )
     check_sha256(arguments.sha256)
     return ListedModel("model", arguments.model, arguments.sha256, MOST_MODEL)
 
 
 def read_index(where: str) -> ModelIndex:
-    """The index at an https address, or in a file.
+    """Read the index at an https address, or in a file.
 
     Raises:
-        InputError: it cannot be loaded.
-        ModelError: it is not an index.
-        RequestError: none was named.
+        InputError: the index cannot be downloaded or read.
+        ModelError: the content is not an index.
+        RequestError: an index was not named.
     """
     from medsegai.io.fetching import fetch_text
 
     if not where:
         raise RequestError(
-            f"There is no index. Name one with --index or in the variable {INDEX_VARIABLE}."
+            f"An index of models is not configured. Name one with --index or in the variable {INDEX_VARIABLE}."
         )
     try:
         data = (
@@ -165,7 +166,7 @@ def read_index(where: str) -> ModelIndex:
 
 
 def _file_name(url: str) -> str:
-    """What the file is called, by which the import knows its kind; never a path."""
+    """Return the name of the file, by which the import recognises its kind; it is never a path."""
     name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
     kept = "".join(letter for letter in name if letter.isalnum() or letter in "._-").lstrip(".")
     return kept[-80:] or "model.zip"

@@ -1,4 +1,4 @@
-"""`medsegai measure`: volume, surface, place and grey values of every structure."""
+"""`medsegai measure`: measure volume, surface, position and grey values of every structure."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SHOWN = {
     "sd": ("SD", ".1f"),
     "asymmetry_percent": ("asymmetry %", "+.1f"),
 }
-"""Columns of the printed table: heading and number format. The files have all."""
+"""The columns of the printed table: heading and number format. The files have all columns."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai measure` to the command line."""
     parser = subparsers.add_parser(
         "measure",
-        help="volume, surface, place and grey values of every structure",
-        description="Measure every structure of a segmentation, as it is now. Asymmetry is left "
+        help="measure volume, surface, position and grey values of every structure",
+        description="Measure every structure of the current state of a segmentation. Asymmetry is left "
         "minus right volume, in per cent of the mean of both.",
     )
     add_segmentation(parser)
@@ -59,8 +59,8 @@ def add_segmentation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="ID",
-        help="the model whose labels these are: its card names the values of a labelmap, and says which volumes "
-        "are plausible",
+        help="model that the labels belong to: its card names the values of a labelmap, and has "
+        "the plausible volumes",
     )
 
 
@@ -96,10 +96,10 @@ def _measure(arguments: argparse.Namespace, outputs: list[Path]) -> int:
 
 
 def check_files(outputs: list[Path], inputs: list[Path], overwrite: bool) -> None:
-    """Refuse outputs that are inputs, named twice, or there already.
+    """Refuse outputs that are inputs, are named twice, or exist already.
 
     Raises:
-        RequestError, OutputError: with the name.
+        RequestError, OutputError: an output is refused; the message has its name.
     """
     taken = {path.resolve() for path in inputs}
     for path in outputs:
@@ -111,7 +111,7 @@ def check_files(outputs: list[Path], inputs: list[Path], overwrite: bool) -> Non
 
 
 def measurement_table(rows: tuple[Measurement, ...]) -> str:
-    """The columns of `SHOWN`, less those that no structure has."""
+    """Return the columns of `SHOWN` that at least one structure has."""
     known = [name for name in SHOWN if any(_known(getattr(row, name)) for row in rows)]
     lines = [
         [row.label.name, *(_cell(getattr(row, name), SHOWN[name][1]) for name in known)]

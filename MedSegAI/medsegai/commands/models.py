@@ -1,4 +1,4 @@
-"""`medsegai models list|show|verify|import`: the models at hand."""
+"""`medsegai models list|show|verify|import|remove`: the installed models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 FEW_FIGURES = 6
-"""Figures of one kind that `models show` lists one by one."""
+"""The largest number of figures of one kind that `models show` lists one by one."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -47,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _add_readers(actions: Subparsers) -> None:
-    """The actions that change nothing: `list`, `show` and `verify`."""
+    """Add the actions that do not change anything: `list`, `show` and `verify`."""
     listing = actions.add_parser("list", help="list the installed models")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=run_list)
@@ -69,19 +69,20 @@ def _add_readers(actions: Subparsers) -> None:
 def _add_importing(actions: Subparsers) -> None:
     importing = actions.add_parser(
         "import",
-        help="add a model to your own",
-        description="Add a model to your own, in MEDSEGAI_MODELS or ~/.medsegai/models: a folder with "
-        "card.json and safetensors weights, or a zip archive of it; a folder that nnU-Net v2 trained, or the zip "
-        "archive that it exports; the folder or zip archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or "
-        "released weights of a family that MedSegAI knows.",
+        help="add a model to your own models",
+        description="Add a model to your own models, in MEDSEGAI_MODELS or ~/.medsegai/models. PATH is a "
+        "folder with card.json and safetensors weights, or a zip archive of it; a folder "
+        "that nnU-Net v2 trained, or the zip archive that it exports; the folder or zip "
+        "archive of a MONAI bundle; a model.pt of MONAI Auto3DSeg; or the released weights "
+        "of a family that MedSegAI knows.",
     )
     importing.add_argument(
         "path", metavar="PATH", type=Path, help="model folder, zip archive, or released weights"
     )
     importing.add_argument(
-        "--replace", action="store_true", help="replace a model of yours that has the same id"
+        "--replace", action="store_true", help="replace your own model of the same id"
     )
-    importing.add_argument("--id", help="the id to give the model, in place of its own")
+    importing.add_argument("--id", help="new id of the model")
     importing.set_defaults(run=run_import)
 
 
@@ -91,7 +92,7 @@ def _add_removing(actions: Subparsers) -> None:
         help="delete a model of your own",
         description="Delete a model of your own, card and weights. Bundled models cannot be removed.",
     )
-    removing.add_argument("model", metavar="ID", help="id of the model, or its folder's name")
+    removing.add_argument("model", metavar="ID", help="id of the model, or name of its folder")
     removing.set_defaults(run=run_remove)
 
 
@@ -115,7 +116,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         if isinstance(card, ModelError):
             print(f"\n{source.parent.name}: {card}")
     if not rows:
-        print("There are no models. `medsegai models import PATH` adds one.")
+        print("No models are installed. Add one with `medsegai models import PATH`.")
     return 0
 
 
@@ -138,7 +139,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
             if isinstance(card_or_error, ModelError):
                 raise card_or_error
             card_or_error.verify()
-            print(f"{card_or_error.id}: as its card says")
+            print(f"{card_or_error.id}: matches its card")
         except ModelError as error:
             print(f"{source.parent.name}: {error}")
             code = ModelError.exit_code
@@ -158,11 +159,11 @@ def run_import(arguments: argparse.Namespace) -> int:
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
-    """Delete a folder of the user's models, also one whose card is broken."""
+    """Delete a folder of the user's models, even if its card is broken."""
     place = _own_folder(arguments.model)
     removed = place.with_name(f".removed-{place.name}")
     try:
-        place.rename(removed)  # as a whole: no half of a model is left behind
+        place.rename(removed)  # renamed first, so that never half a model is left
         shutil.rmtree(removed)
     except OSError as error:
         raise OutputError(f"{place} cannot be removed: {error}.") from error
@@ -171,10 +172,10 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
 
 def _own_folder(name: str) -> Path:
-    """The folder of a model of the user's own, by its id, or by its folder's name where its card is broken.
+    """Return the folder of a user's model, by its id, or by its folder's name if its card is broken.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the user does not have such a model.
     """
     own = user_models_folder()
     names: list[str] = []
@@ -185,7 +186,7 @@ def _own_folder(name: str) -> Path:
             return source.parent
         if known == name:
             raise ModelError(
-                f"{name} is bundled with MedSegAI and cannot be removed. Only models of your own can be removed."
+                f"{name} is bundled with MedSegAI and cannot be removed. Only your own models can be removed."
             )
         names += [known] * is_own
     raise ModelError(
@@ -195,14 +196,14 @@ def _own_folder(name: str) -> Path:
 
 def _verified(card: ModelCard) -> str:
     if card.in_place:
-        return "all weights are there, but only an imported model has hashes to compare them with"
-    return "as its card says"
+        return "all weights exist, but only an imported model has hashes to compare them with"
+    return "matches its card"
 
 
 def describe_card(card: ModelCard) -> str:
-    """The card as text for a terminal."""
+    """Return the card as text for a terminal."""
     spacing = " x ".join(f"{length:g}" for length in card.spacing_mm)
-    flat = card.dimensions == 2  # how many pixels such a model sees is among its settings
+    flat = card.dimensions == 2  # its settings have the number of pixels
     facts = [
         ("version", card.version),
         ("family", card.family),
@@ -237,7 +238,7 @@ def describe_card(card: ModelCard) -> str:
 
 
 def _accuracy(performance: Mapping[str, Any]) -> str:
-    """Figures under the heading that says of which cases they are."""
+    """Return figures under headings that name the cases they come from."""
     parts = []
     for heading, figures in performance.items():
         nested = figures if isinstance(figures, Mapping) else {"": figures}
@@ -249,7 +250,7 @@ def _accuracy(performance: Mapping[str, Any]) -> str:
 def _figures(
     data: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every figure in nested objects with the names above it; of those of many structures lowest and highest."""
+    """Return every figure in nested objects with its names; for many structures only the lowest and highest."""
     if len(data) > FEW_FIGURES and all(isinstance(value, (int, float)) for value in data.values()):
         low, high = min(data, key=data.__getitem__), max(data, key=data.__getitem__)
         yield path, f"{_figure(data[low])} ({low}) to {_figure(data[high])} ({high})"
@@ -293,7 +294,7 @@ def _codes(card: ModelCard, value: int) -> str:
 
 
 def _members_in_short(card: ModelCard) -> str:
-    """Names of members; of those in configurations the number of folds."""
+    """Return the names of members; for configurations, with the number of folds."""
     folds = Counter(member.name.rpartition("/")[0] for member in card.members)
     alone = [member.name for member in card.members if "/" not in member.name]
     together = [f"{name} x {count}" for name, count in folds.items() if name]

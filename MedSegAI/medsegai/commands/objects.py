@@ -1,4 +1,4 @@
-"""`medsegai objects`: objects of a label map told apart, as a map of numbers and a table."""
+"""`medsegai objects`: separate the objects of a label map into a map of numbers and a table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "objects",
         help="separate the objects of a picture, such as nuclei, and measure each",
-        description="Give each object in LABELS a number. Objects are the parts of the label of "
-        "their inside, divided at waists and grown into the label of their border, if the model has one.",
+        description="Give each object in LABELS a number. Objects are the connected parts of the inside "
+        "label, divided at waists and grown into the border label, if the model has one.",
     )
     parser.add_argument("labels", metavar="LABELS", type=Path, help="label map of one slice")
     parser.add_argument(
@@ -46,15 +46,15 @@ def add_parser(subparsers: Subparsers) -> None:
         "--waist",
         type=float,
         metavar="PIXELS",
-        help="objects that grew together are divided where they are narrower by this on each side "
-        "(default: 1; 1000 divides none)",
+        help="merged objects are divided where they are narrower by this many pixels on each side "
+        "(default: 1; 1000 never divides)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.set_defaults(run=run_objects)
 
 
 def run_objects(arguments: argparse.Namespace) -> int:
-    """Tell objects apart, write them, and say how many there are."""
+    """Separate objects, write them, and print their number."""
     from medsegai.io import files_together, read_channels, read_labelmap
     from medsegai.measurements.instances import WAIST, object_rows, separated
     from medsegai.output.object_files import write_object_map, write_object_table
@@ -68,13 +68,13 @@ def run_objects(arguments: argparse.Namespace) -> int:
     labels, _ = read_labelmap(arguments.labels)
     if len(labels.voxels) != 1:
         raise InputError(
-            f"{arguments.labels} has {len(labels.voxels)} slices, and objects can be separated in one slice only. "
-            f"Name a label map of one slice."
+            f"{arguments.labels} has {len(labels.voxels)} slices, but objects can only be "
+            "separated in a single slice. Name a label map of one slice."
         )
     if arguments.inside == arguments.border:
         raise RequestError("--inside and --border must be different labels.")
     if arguments.waist is not None and not 0 <= arguments.waist < float("inf"):
-        raise RequestError(f"--waist must be a number of pixels from 0, not {arguments.waist}.")
+        raise RequestError(f"--waist must be at least 0 pixels, not {arguments.waist}.")
     channels = () if arguments.image is None else read_channels(arguments.image)
     if channels and channels[0].voxels.shape != labels.voxels.shape:
         raise InputError(

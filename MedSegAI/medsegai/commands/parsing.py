@@ -1,4 +1,4 @@
-"""The parser of the command line: a mistake is answered with what was probably meant."""
+"""The parser of the command line, which suggests what was probably meant by a misspelt word."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 NEAR = 0.6
-"""How alike two words must be (`difflib`), from 0 to 1, for one to be suggested for the other."""
+"""The similarity of two words (`difflib`, from 0 to 1) above which one is suggested for the other."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that suggests the option or the choice that an unknown one is most like.
+    """An `ArgumentParser` that suggests the option or choice which is most similar to an unknown one.
 
-    Each command refuses its own unknown options, so that suggestions, and the usage that is shown, are of that
-    command.
+    Each command refuses its own unknown options, so that suggestions and usage are those of the command.
     """
 
     def parse_known_args(  # type: ignore[override]
@@ -51,12 +50,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """What a misspelt word was probably meant to be; "" where nothing is like it."""
+    """Return what a misspelt word was probably meant to be; "" if no known word is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), 1, NEAR)), "")
 
 
 def help_alone(parser: argparse.ArgumentParser) -> None:
-    """Let the parser, given no command, print its help."""
+    """Make the parser print its help if no command is given."""
 
     def run(_arguments: argparse.Namespace) -> int:
         """Carry out the command and return its exit code."""
@@ -67,7 +66,7 @@ def help_alone(parser: argparse.ArgumentParser) -> None:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell when it asks how a line could go on, where the package argcomplete is installed."""
+    """Complete a line in the shell, if the package argcomplete is installed."""
     try:
         import argcomplete
     except ImportError:

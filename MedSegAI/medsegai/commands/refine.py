@@ -1,4 +1,4 @@
-"""`medsegai refine`: clean and sharpen a segmentation that is there already, whoever made it."""
+"""`medsegai refine`: clean and sharpen an existing segmentation, whoever made it."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--probabilities",
         type=Path,
         metavar="IMAGE",
-        help="what `segment --save-probabilities` wrote: removed voxels go to the second most "
-        "probable structure, and borders move where the model was uncertain",
+        help="probabilities from `segment --save-probabilities`: with them, removed voxels go to "
+        "the second most probable structure, and borders move where the model was uncertain",
     )
     parser.add_argument(
         "--refinement",
@@ -58,7 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=comma_list,
         required=True,
         metavar="NAME[:OPTION=VALUE;…]",
-        help="what to do, in this order; separated by commas or given repeatedly",
+        help="refinements, in this order; separated by commas or given repeatedly",
     )
     parser.add_argument(
         "-o",
@@ -79,7 +79,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _options_text() -> str:
-    """Every refinement with its options, from the one list of them."""
+    """Return every refinement with its options as help text."""
     lines = ["refinements and their options:"]
     for name in refinement_names():
         lines.append(f"  {name}: {summary(name)}")
@@ -131,11 +131,11 @@ def _refine(asked: RefinementRequest, quiet: bool) -> RefinementResult:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Find what would keep the result from being written, before the work begins.
+    """Check that the result can be written, before the work begins.
 
     Raises:
-        RequestError: an output is one of the inputs, or both outputs are one.
-        OutputError: a file is there already, or cannot be written.
+        RequestError: an output is one of the inputs, or both outputs are the same file.
+        OutputError: a file exists already, or cannot be written.
     """
     from medsegai.io import WRITABLE, check_output
 

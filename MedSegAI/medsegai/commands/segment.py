@@ -1,4 +1,4 @@
-"""`medsegai segment`: images in, segmentation and everything about it out."""
+"""`medsegai segment`: segment a scan, and write the segmentation and its figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from medsegai.output.result_files import Outputs
 
 IMPLIED = {"uncertainty", "probabilities", "candidates"}
-"""Switches of the request that are on exactly when the output that needs them is wanted."""
+"""Switches of the request that are on exactly if the output that needs them is requested."""
 
 MEASURES = {
     "volume_cv": "CV",
@@ -42,7 +42,7 @@ MEASURES = {
     "mutual_information": "MI",
     "expected_dice": "expected Dice",
 }
-"""Columns of the table that stand there only when uncertainty was measured."""
+"""The columns of the table that are shown only if uncertainty was measured."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -73,15 +73,14 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="OUT",
-        help="segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha, "
-        ".mgz",
+        help="segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
     )
     for flag, metavar, text in (
         ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
         (
             "--mutual-information",
             "IMAGE",
-            "write a map of how much the members differ beyond the uncertainty of each (nats)",
+            "write a map of how much the members disagree, beyond the uncertainty of each (nats)",
         ),
         ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
         (
@@ -95,7 +94,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
             "map of the numbers of separate objects, if the model separates them",
         ),
         ("--object-table", "CSV", "table of these objects: area, centroid, mean of each channel"),
-        ("--report", "JSON", "everything about this run: model hashes, versions, options, seconds"),
+        ("--report", "JSON", "report of this run: model hashes, versions, options, times"),
         ("--preview", "PNG", "picture of three planes with outlines"),
         ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
     ):
@@ -107,7 +106,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
-    """Every option of `SegmentationRequest`, with its help, default and choices."""
+    """Add every option of `SegmentationRequest`, with its help, default and choices."""
     group = parser.add_argument_group("how to segment")
     for item in request_options():
         if item.name not in IMPLIED:
@@ -115,7 +114,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _argument(item: Field[Any]) -> dict[str, Any]:
-    """How argparse reads one option. Options that are not named are left to the request's default."""
+    """Return how argparse reads one option. Options that are not given keep the request's default."""
     text = item.metadata["help"].replace("%", "%%")
     argument: dict[str, Any] = {"default": argparse.SUPPRESS}
     if isinstance(item.default, bool):
@@ -134,7 +133,7 @@ def _argument(item: Field[Any]) -> dict[str, Any]:
 
 
 def comma_list(text: str) -> list[str]:
-    """`axial, coronal` as two names."""
+    """Parse `axial, coronal` as two names."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name between its commas")
@@ -142,12 +141,12 @@ def comma_list(text: str) -> list[str]:
 
 
 def model_list(text: str) -> list[str]:
-    """The same for models, of which a folder is one name although there is a comma in its path."""
+    """Parse a list of models; a folder is one name even if its path has a comma."""
     return [text] if is_path(text) and os.path.isdir(text) else comma_list(text)
 
 
 def number_list(text: str) -> list[float]:
-    """`-10,12.5` as two numbers."""
+    """Parse `-10,12.5` as two numbers."""
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
@@ -159,7 +158,7 @@ def number_list(text: str) -> list[float]:
 def request_from_arguments(
     arguments: argparse.Namespace, inputs: Sequence[Path], **implied: bool
 ) -> SegmentationRequest:
-    """The request that the command line describes; `implied` are switches that outputs turn on.
+    """Return the request that the command line describes; `implied` are switches that outputs turn on.
 
     Raises:
         RequestError: options contradict each other.
@@ -170,10 +169,10 @@ def request_from_arguments(
 
 
 def in_channel_order(inputs: Sequence[str], card: ModelCard) -> list[Path]:
-    """Inputs in the order of the model's channels, where they are named as in T1=first.nii.gz.
+    """Return inputs in the order of the model's channels, if they are named as in T1=first.nii.gz.
 
     Raises:
-        RequestError: a channel is missing, doubled or unknown, or only some inputs are named.
+        RequestError: a channel is missing, given twice or unknown, or only some inputs are named.
     """
     channels = {channel.name.casefold(): channel.name for channel in card.channels}
     named: dict[str, Path] = {}
@@ -183,10 +182,11 @@ def in_channel_order(inputs: Sequence[str], card: ModelCard) -> list[Path]:
             continue
         if name.casefold() not in channels:
             raise RequestError(
-                f"Model {card.id!r} has no channel {name!r}; it has {', '.join(channels.values())}."
+                f"Model {card.id!r} does not have the channel {name!r}. Its channels are "
+                f"{', '.join(channels.values())}."
             )
         if channels[name.casefold()] in named:
-            raise RequestError(f"Channel {name!r} is given twice.")
+            raise RequestError(f"Channel {name!r} is given twice. Name each channel once.")
         named[channels[name.casefold()]] = Path(path)
     if not named:
         return [Path(item) for item in inputs]
@@ -239,11 +239,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_request(request: SegmentationRequest) -> None:
-    """Find mistakes that can be seen before the engine, and with it torch, is loaded.
+    """Find mistakes in the request before the engine, and with it torch, is loaded.
 
     Raises:
-        ModelError: a model is unknown, or none has a member of that name.
-        RequestError: there is no such refinement, or it has no such option.
+        ModelError: a model is unknown, or a member is not in any of the models.
+        RequestError: a refinement, or one of its options, is unknown.
     """
     for text in request.refinements:
         parse(text)
@@ -252,7 +252,7 @@ def check_request(request: SegmentationRequest) -> None:
     for name in request.members:
         if not any(member.answers_to(name) for member in members):
             raise ModelError(
-                f"There is no view or fold {name!r} in {', '.join(card.id for card in cards)}. "
+                f"The view or fold {name!r} is not in {', '.join(card.id for card in cards)}. "
                 f"Known: {', '.join(member.name for member in members)}."
             )
 
@@ -267,7 +267,7 @@ def check_objects(request: SegmentationRequest) -> None:
 
 
 def check_inputs(request: SegmentationRequest) -> None:
-    """The same of the scan. Raises InputError: an input does not exist."""
+    """Check that the inputs exist. Raises InputError: an input does not exist."""
     for path in request.inputs:
         if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path} does not exist. Check the path.")
@@ -276,7 +276,7 @@ def check_inputs(request: SegmentationRequest) -> None:
 def segment_to_files(
     request: SegmentationRequest, outputs: Outputs, quiet: bool = False
 ) -> SegmentationResult:
-    """Run the job under a progress bar and write its files, all of them or, on any error, none."""
+    """Run the job with a progress bar, and write all of its files or, after any error, none."""
     with shown_progress(quiet) as progress:
         from medsegai.engine import segment
 
@@ -289,7 +289,7 @@ def segment_to_files(
 
 
 def print_summary(result: SegmentationResult) -> None:
-    """The table of structures, and how long it took."""
+    """Print the table of structures, and the time that it took."""
     measured = [name for name in MEASURES if any(_known(m, name) for m in result.structures)]
     remarked = ["remarks"] * any(measures.remarks for measures in result.structures)
     qualities = [quality_of(vars(m), bool(m.remarks)) for m in result.structures]
@@ -312,7 +312,7 @@ def print_summary(result: SegmentationResult) -> None:
 
 
 def _sizes(result: SegmentationResult) -> tuple[str, list[str]]:
-    """How large structures are, and in what: volumes, areas of a single slice, or pixels of unknown size."""
+    """Return the sizes of structures, with unit: volumes, areas in a single slice, or pixels of unknown size."""
     scan, found = result.labelmap, result.structures
     if not scan.size_known:
         return "pixels", [str(measures.voxels) for measures in found]

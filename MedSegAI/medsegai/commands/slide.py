@@ -1,4 +1,4 @@
-"""`medsegai slide`: what a slide of a microscope is, and a part of it as a volume in colours for 3D Slicer."""
+"""`medsegai slide`: describe a microscope slide, or write a part of it as a colour volume for 3D Slicer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai slide` to the command line."""
     parser = subparsers.add_parser(
         "slide",
-        help="look at a slide of a microscope, or write a part of it as a volume in colours",
-        description="Print the sizes in which a slide is stored and how large its pixels are. "
-        "With -o, write all of it or a region, at one of these sizes or made smaller, as a "
-        "volume in colours that 3D Slicer opens. Segments of the slide lie over it.",
+        help="describe a microscope slide, or write a part of it as a colour volume",
+        description="Print the sizes in which a slide is stored, and the size of its pixels. With -o, "
+        "write the whole slide or a region, at one of these sizes or smaller, as a colour "
+        "volume that 3D Slicer opens. It is aligned with segmentations of the slide.",
     )
     parser.add_argument(
         "slide", metavar="SLIDE", type=Path, help="file of a scanner, tiled TIFF or OME-TIFF"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="VOLUME", help="volume in colours: .nrrd or .mha"
+        "-o", "--output", type=Path, metavar="VOLUME", help="colour volume: .nrrd or .mha"
     )
     parser.add_argument("--level", type=int, metavar="N", help="stored size to write, 0 the finest")
     parser.add_argument(
@@ -38,15 +38,15 @@ def add_parser(subparsers: Subparsers) -> None:
         type=int,
         default=LONGEST,
         metavar="PIXELS",
-        help=f"longer side at most, where no level is named (default: {LONGEST})",
+        help=f"largest number of pixels of the longer side, if no level is named (default: {LONGEST})",
     )
     parser.add_argument(
         "--region",
         type=_region,
         default=(),
         metavar="R0,R1,A0,A1",
-        help="only this box: lowest and highest R and A in mm, as of a Slicer ROI; write --region=-1,0,… where "
-        "the first is negative",
+        help="only this box: lowest and highest R and A in mm, as of a Slicer ROI; write "
+        "--region=-1,0,… if the first is negative",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.set_defaults(run=run)
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(slide: Slide) -> str:
-    """Levels, millimetres and notes, in words."""
+    """Return levels, pixel sizes and notes as text."""
     lines = []
     for number, level in enumerate(slide.levels):
         size = "unknown"
@@ -94,17 +94,17 @@ def describe(slide: Slide) -> str:
 
 
 def chosen_part(slide: Slide, arguments: argparse.Namespace) -> tuple[SlideGrid, Box | None]:
-    """The grid that is asked for, and the part of it; None for all.
+    """Return the requested grid and the part of it; None for the whole grid.
 
-    Without a level, the finest grid on which that part is not longer than asked for.
+    Without a level, it is the finest grid on which the part is not longer than `--longest`.
 
     Raises:
-        RequestError: there is no such level, or the region lies outside of the slide.
+        RequestError: the level does not exist, or the region lies outside the slide.
     """
     if arguments.level is not None:
         if not 0 <= arguments.level < len(slide.levels):
             raise RequestError(
-                f"{arguments.slide} has the levels 0 to {len(slide.levels) - 1}, and no level {arguments.level}."
+                f"{arguments.slide} has the levels 0 to {len(slide.levels) - 1}, but not level {arguments.level}."
             )
         grid = slide.grid(slide.levels[arguments.level].downsample)
         return grid, _box(slide, grid, arguments)
@@ -125,6 +125,6 @@ def _box(slide: Slide, grid: SlideGrid, arguments: argparse.Namespace) -> Box | 
         return None
     found = slide.geometry(grid).box_around((*arguments.region, -1.0, 1.0))
     if found is None:
-        raise RequestError(f"The region lies outside of {arguments.slide}. Move it onto the slide.")
+        raise RequestError(f"The region lies outside {arguments.slide}. Move it onto the slide.")
     _, rows, columns = found
     return Box(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)

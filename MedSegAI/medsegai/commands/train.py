@@ -1,4 +1,4 @@
-"""`medsegai train`: networks of one's own, QuickNAT from a training file or nnU-Net from a dataset."""
+"""`medsegai train`: train networks from a training file, a dataset for nnU-Net, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def add_unet2d(families: Subparsers) -> None:
         type=number_list,
         default=[],
         metavar="N",
-        help="train these folds only, from 0, separated by commas",
+        help="train only these folds, numbered from 0, separated by commas",
     )
     unet2d.add_argument(
         "--find-rate",
         action="store_true",
-        help="try learning rates from small to large, draw their losses and suggest one; nothing is trained",
+        help="try learning rates from small to large, draw their losses and suggest one, without training",
     )
     unet2d.set_defaults(run=run_unet2d)
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every family that is trained from a training file."""
+    """Add the options of every family that is trained from a training file."""
     parser.add_argument("config", metavar="CONFIG", type=Path, help="training file (TOML)")
     parser.add_argument(
         "-o",
@@ -104,34 +104,36 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str) -> None:
-    """The options of families of volumes."""
+    """Add the options of families for volumes."""
     add_place_options(parser)
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder of images and label maps, instead of data.root in CONFIG; or, with --from, corrected cases "
-        "that the model learns from",
+        help="folder of images and label maps, instead of data.root in CONFIG; or, with --from, "
+        "the folder of corrected cases for fine-tuning",
     )
     parser.add_argument(
         "--maps",
         type=Path,
         metavar="FOLDER",
-        help="folder of the label maps of CONFIG, where --data is that of corrected cases",
+        help="folder of the label maps of CONFIG, if --data is that of corrected cases",
     )
     parser.add_argument(
         f"--{members}",
         dest="members",
         nargs="+",
         metavar=metavar,
-        help=f"train these {members} only",
+        help=f"train only these {members}",
     )
-    parser.add_argument("--steps", type=int, help="number of steps, instead of that in CONFIG")
+    parser.add_argument(
+        "--steps", type=int, help="number of steps, instead of the number in CONFIG"
+    )
     parser.add_argument(
         "--from",
         dest="start",
         default="",
         metavar="MODEL",
-        help="begin with the weights of this model, an id or a folder, instead of random ones",
+        help="start from the weights of this model (id or folder) instead of random weights",
     )
 
 
@@ -162,10 +164,14 @@ def add_nnunet(families: Subparsers) -> None:
         help="folds to train, or all for one training on all cases (default: 0,1,2,3,4)",
     )
     for name, default, text in (
-        ("epochs", 1000, "epochs of each training"),
-        ("iterations", 250, "batches in an epoch"),
-        ("processes", 2, "processes that preprocess and augment; 0 augments between batches"),
-        ("seed", 1, "start of all random numbers"),
+        ("epochs", 1000, "number of epochs of each training"),
+        ("iterations", 250, "number of batches in an epoch"),
+        (
+            "processes",
+            2,
+            "number of processes that preprocess and augment; 0: the training augments between batches",
+        ),
+        ("seed", 1, "seed of all random numbers"),
     ):
         nnunet.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
@@ -175,7 +181,8 @@ def add_nnunet(families: Subparsers) -> None:
         type=batch_size,
         default={},
         metavar="N",
-        help="patches in a batch, of all configurations or as in 2d=32,3d_fullres=2 (default: as planned)",
+        help="number of patches in a batch, for all configurations or as in 2d=32,3d_fullres=2 "
+        "(default: as planned)",
     )
     add_nnunet_choices(nnunet)
     nnunet.set_defaults(run=run_nnunet)
@@ -191,12 +198,12 @@ def number_list(text: str) -> list[int]:
 
 
 def batch_size(text: str) -> dict[str, int]:
-    """`2d=32,3d_fullres=2` by configuration; `2` is under the empty name."""
+    """Parse `2d=32,3d_fullres=2` by configuration; `2` alone gets the empty name."""
     sizes = {}
     for part in comma_list(text):
         name, _, number = part.rpartition("=")
         if not (number.isascii() and number.isdigit()):
-            raise argparse.ArgumentTypeError(f"{part!r} is not a number, and not CONFIGURATION=N")
+            raise argparse.ArgumentTypeError(f"{part!r} is neither a number nor CONFIGURATION=N")
         sizes[name] = int(number)
     return sizes
 
@@ -213,19 +220,20 @@ def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "mixed"),
         default="auto",
-        help="on a CPU; auto is mixed where the processor has bfloat16 (GPUs always train mixed)",
+        help="precision on a CPU; auto is mixed if the processor has bfloat16 (GPUs always train "
+        "in mixed precision)",
     )
     nnunet.add_argument(
         "--groups",
         type=Path,
         metavar="CSV",
-        help="table with the columns case and patient: folds then never split a patient",
+        help="table with the columns case and patient; the cases of a patient stay in one fold",
     )
     nnunet.add_argument(
         "--no-validation",
         dest="validate",
         action="store_false",
-        help="do not let nnU-Net predict the validation cases of each fold",
+        help="do not predict the validation cases of each fold",
     )
     nnunet.add_argument(
         "--resume", action="store_true", help="resume the training in the output folder"
@@ -243,7 +251,7 @@ def run_nnunet(arguments: argparse.Namespace) -> int:
             model = train_nnunet(training, arguments.output, arguments.resume, progress)
     except Cancelled:
         raise Cancelled(
-            "Stopped by the user. Finished epochs are kept: --resume continues after them."
+            "Stopped by the user. Finished epochs are kept, and --resume continues after them."
         ) from None
     print(f"Trained model: {model} (medsegai segment SCAN --model {model} -o OUT)")
     return 0
@@ -253,10 +261,10 @@ def add_patches(families: Subparsers) -> None:
     patches = families.add_parser(
         "patches",
         help="classifiers of patches of slides, or of radiographs",
-        description="Train a classifier of pictures. PICTURES has a folder for each class, perhaps below train "
-        "and valid, or is a table of files and classes, or a folder with the files of PatchCamelyon. "
-        "OUTPUT/report.html evaluates the pictures that each fold held out. Ctrl-C stops the training, and "
-        "--resume continues with the interrupted epoch.",
+        description="Train a classifier of pictures. PICTURES is a folder with a subfolder for each class, "
+        "perhaps below train and valid; a table of files and classes; or a folder with the files of "
+        "PatchCamelyon. OUTPUT/report.html evaluates the pictures that each fold held out. Ctrl-C stops the "
+        "training, and --resume continues with the interrupted epoch.",
     )
     patches.add_argument(
         "pictures", metavar="PICTURES", type=Path, help="folder or table of pictures"

@@ -1,4 +1,4 @@
-"""`medsegai worker`: the engine as a process that a panel talks to."""
+"""`medsegai worker`: the engine as a process to which a panel sends jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "worker",
         help="serve jobs on standard input and output (for the panel in 3D Slicer)",
-        description="Read jobs as JSON lines from standard input, and answer on standard output, "
+        description="Read jobs as JSON lines from standard input, and write events to standard output, "
         "until the input ends. See medsegai.worker.protocol.",
     )
     parser.set_defaults(run=run)

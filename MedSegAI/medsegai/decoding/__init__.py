@@ -1,8 +1,8 @@
-"""Native readers of images, as they run in a process of their own, which may crash; `io.decoder` starts it.
+"""Native readers of images, which run in a separate process, because they may crash; `io.decoder` starts it.
 
-Libraries in C and C++ end their process at some damaged files, or never come to an end. Each module here has
-functions that the process is asked for by name; they return an answer that JSON can hold and, where there is one,
-an array. They import nothing that takes long, because the process starts with each command that reads an image.
+Libraries in C and C++ crash their process on some damaged files, or never return. Each module here has functions
+that are called by name; they return JSON values and optionally an array. They do not import slow modules, because
+the process starts with each command that reads an image.
 """
 
 import struct
@@ -22,4 +22,4 @@ PARSER_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What parsers raise on bytes that their authors did not expect (found by damaging files)."""
+"""The exceptions of parsers for unexpected bytes (found by damaging files)."""

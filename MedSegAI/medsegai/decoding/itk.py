@@ -1,7 +1,7 @@
-"""What ITK reads.
+"""The images that ITK reads.
 
-Run lengths (RLE) in DICOM are unpacked by pydicom: GDCM divides by the number of their segments, also by 0, and
-refuses sound images of few voxels.
+Run lengths (RLE) in DICOM are unpacked by pydicom, because GDCM divides by the number of their segments, even by
+0, and refuses valid images of few voxels.
 """
 
 import struct
@@ -28,11 +28,11 @@ KINDS = {
         **{"UInt64": "u8", "Int64": "i8", "Float32": "f4", "Float64": "f8"},
     }.items()
 }
-"""NumPy's names of the types of components; complex numbers have none."""
+"""NumPy's names of the types of components; complex numbers are left out."""
 
 
 def header(path: str, reader: str) -> dict[str, Any]:
-    """What ITK reads from a header: sizes and spacing (i, j, k...), origin and directions (LPS), type."""
+    """Return what ITK reads from a header: sizes and spacing (i, j, k...), origin and directions (LPS), type."""
     opened = sitk.ImageFileReader()
     opened.SetImageIO(reader)
     opened.SetFileName(path)
@@ -50,18 +50,18 @@ def header(path: str, reader: str) -> dict[str, Any]:
 
 
 RUN_LENGTHS = b"1.2.840.10008.1.2.5\0"
-"""DICOM's UID of the transfer syntax, as it stands near the beginning of a file."""
+"""The transfer syntax UIDs of run lengths, as they appear near the beginning of a file."""
 
 
 def image(path: str, reader: str) -> NDArray[np.number]:
-    """The voxels of a file."""
+    """Return the voxels of a file."""
     if reader == "GDCMImageIO" and has_run_lengths(path):
         return unpacked_run_lengths(path)
     return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO=reader)))
 
 
 def frames(path: str) -> NDArray[np.number]:
-    """The frames of a DICOM file as they are stored, by pydicom and its plugins."""
+    """Return the frames of a DICOM file as they are stored, read by pydicom and its plugins."""
     import pydicom
 
     return pydicom.dcmread(path).pixel_array
@@ -74,7 +74,7 @@ def has_run_lengths(path: str) -> bool:
 
 
 def unpacked_run_lengths(path: str) -> NDArray[np.number]:
-    """The voxels of a DICOM file whose pixels are run lengths, with slope and intercept applied as GDCM does."""
+    """Return the voxels of a DICOM file with run lengths, with slope and intercept applied as GDCM does."""
     import pydicom
 
     head = pydicom.dcmread(path)
@@ -86,9 +86,9 @@ def unpacked_run_lengths(path: str) -> NDArray[np.number]:
             voxels = np.ascontiguousarray(head.pixel_array)
         for frame in encapsulated(head):
             check_rows(frame, int(head.Columns))
-    except (RuntimeError, ValueError) as error:  # whose words name plugins
+    except (RuntimeError, ValueError) as error:  # whose message names plugins
         raise ValueError("its run lengths do not fit its header") from error
-    if head.get("PhotometricInterpretation") == "MONOCHROME1":  # turned round, as by ITK
+    if head.get("PhotometricInterpretation") == "MONOCHROME1":  # inverted, as by ITK
         voxels = (-1 if head.PixelRepresentation else 2**head.BitsStored - 1) - voxels
     slope, intercept = scale(head)
     if (slope, intercept) == (1, 0):
@@ -98,11 +98,11 @@ def unpacked_run_lengths(path: str) -> NDArray[np.number]:
 
 
 FEW_ROWS = 2
-"""Rows of a segment that one damaged run shifts. Programs that let runs go on into the next row do so in most."""
+"""The rows of a segment that one damaged run shifts. Programs that continue runs across rows do so in most."""
 
 
 def encapsulated(head: Any) -> Iterator[bytes]:
-    """The bytes of each frame of packed pixels, by pydicom 2 or 3."""
+    """Yield the bytes of each frame of packed pixels, by pydicom 2 or 3."""
     from pydicom import encaps
 
     count = int(head.get("NumberOfFrames") or 1)
@@ -112,10 +112,10 @@ def encapsulated(head: Any) -> Iterator[bytes]:
 
 
 def check_rows(frame: bytes, columns: int) -> None:
-    """Refuse run lengths that end with all rows but a few.
+    """Refuse run lengths of which all but a few end with a row.
 
-    DICOM lets no run go on into the next row (PS3.5, G.3.1). It has no checksum: a changed value cannot be
-    noticed, and a changed length only by the lengths of rows and segments.
+    In DICOM, a run must not continue into the next row (PS3.5, G.3.1). There is no checksum, so a changed value
+    cannot be detected, and a changed length only by the lengths of rows and segments.
 
     Raises:
         ValueError: one or two rows of a segment end within a run.
@@ -126,7 +126,7 @@ def check_rows(frame: bytes, columns: int) -> None:
         filled = shifted = 0
         while place < end:
             code = frame[place]
-            if code != 128:  # which stands for nothing
+            if code != 128:  # which is a no-op
                 filled += code + 1 if code < 128 else 257 - code
                 shifted += filled > columns
                 filled %= columns
@@ -136,7 +136,7 @@ def check_rows(frame: bytes, columns: int) -> None:
 
 
 def scale(head: Any) -> tuple[float, float]:
-    """Slope and intercept of a file; those of its first frame, of which all have the same."""
+    """Return slope and intercept of a file, from its first frame, because all frames have the same."""
     places = [head]
     for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         for group in (head.get(name) or ())[:1]:

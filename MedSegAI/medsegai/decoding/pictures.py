@@ -1,4 +1,4 @@
-"""What Pillow reads: PNG, JPEG, TIFF and BMP."""
+"""The pictures that Pillow reads: PNG, JPEG, TIFF and BMP."""
 
 import warnings
 from typing import Any
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-"""Formats that are opened, whatever a file is called. For others, such as PostScript, Pillow starts programs."""
+"""The formats that are opened, whatever the file name. For others, such as PostScript, Pillow starts programs."""
 
 TURNED = 0x0112
-"""Number of the EXIF tag that says how the camera was held; 1 is upright."""
+"""The number of the EXIF tag with the orientation of the camera; 1 is upright."""
 
 
 def header(path: str) -> dict[str, Any]:
-    """What a picture is, or in `refused` why it is not one.
+    """Return the properties of a picture, or in `refused` why it is not one.
 
-    Besides the size (columns, rows), this is its mode and format as Pillow calls them, the number of bands and of
-    pages, how the pixels are stored, whether there is transparency, and whether it is turned when it is decoded.
+    These are the size (columns, rows), Pillow's mode and format, the numbers of bands and pages, how the pixels
+    are stored, whether there is transparency, and whether the picture is rotated when it is decoded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # memory is checked next
@@ -47,18 +47,18 @@ def _described(image: Image.Image) -> dict[str, Any]:
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether the camera was held otherwise; TIFF is turned by Pillow itself."""
+    """Whether the camera was not upright; Pillow rotates TIFF itself."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     return bool(image.getexif().get(TURNED, 1) != 1)
 
 
 def pixels(path: str, numbers: bool) -> NDArray[np.number]:
-    """Grey (row, column), or colours (row, column, 3).
+    """Return grey values (row, column), or colours (row, column, 3).
 
     Args:
         path: the picture.
-        numbers: whether those of a palette are wanted as they are, and not its colours.
+        numbers: whether the numbers of a palette are returned instead of its colours.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -70,7 +70,7 @@ def pixels(path: str, numbers: bool) -> NDArray[np.number]:
 
 
 def _seen(image: Image.Image) -> NDArray[np.number]:
-    """Without transparency, and with colours as red, green and blue."""
+    """Return the image without transparency, and with colours as red, green and blue."""
     if image.mode == "1":
         return np.array(image, dtype=np.uint8) * np.uint8(255)
     if image.mode in ("LA", "La"):

@@ -1,6 +1,6 @@
-"""The process that decodes: one request after another, until its pipe ends.
+"""The decoding process, which handles one request after another until its pipe ends.
 
-Requests come as lines of JSON; an answer is a line of JSON, and the bytes of an array where there is one.
+Requests are lines of JSON; an answer is a line of JSON, followed by the bytes of an array if there is one.
 """
 
 import importlib
@@ -20,9 +20,9 @@ Answer = tuple[dict[str, Any], memoryview]
 
 
 def answer(asked: dict[str, Any]) -> Answer:
-    """What the function gives that a request names, such as "itk.header", or why it failed.
+    """Return the result of the function that a request names, such as "itk.header", or why it failed.
 
-    Whatever a file makes go wrong, the next one may be sound.
+    All errors of a file are caught, because the next file may be valid.
     """
     return attempt(partial(_called, asked), _failure)
 
@@ -30,7 +30,7 @@ def answer(asked: dict[str, Any]) -> Answer:
 def _called(asked: dict[str, Any]) -> Answer:
     module, name = asked["what"].split(".")
     function = getattr(importlib.import_module(f"medsegai.decoding.{module}"), name)
-    limit(asked["memory"], asked["seconds"])  # not of what its libraries take
+    limit(asked["memory"], asked["seconds"])  # without the memory of its libraries
     given = function(**asked["arguments"])
     if not isinstance(given, np.ndarray):
         return given, memoryview(b"")
@@ -45,7 +45,7 @@ def _failure(error: Exception) -> Answer:
 
 
 def limit(memory: int, seconds: float) -> None:
-    """Limit memory and processor time beyond what is used already; without effect on Windows."""
+    """Limit further memory and processor time; without effect on Windows."""
     try:
         import resource
 
@@ -73,7 +73,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serve standard input and output; what libraries print goes nowhere, because it may quote a header."""
+    """Serve standard input and output; the output of libraries is discarded, because it may quote a header."""
     answers = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

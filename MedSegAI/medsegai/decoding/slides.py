@@ -1,7 +1,7 @@
 """The two libraries that read slides, each behind `Levels`: OpenSlide for scanners' formats, tifffile for TIFF.
 
-The process that decodes keeps the slides open that were read last, so that a request for a part needs nothing that
-came before it, and a process that crashed can be replaced by a new one.
+The decoding process keeps the slides open that were read last. A request for a part does not depend on earlier
+requests, so a crashed process can be replaced by a new one.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Pixels = NDArray[np.uint8]
 Found = TypeVar("Found")
 
 PIXEL_MM = (1e-5, 0.1)
-"""What pixels of a slide may measure. Editors write 72 or 96 dots an inch where they know nothing."""
+"""The plausible sizes of a slide's pixels in mm. Image editors write 72 or 96 dots per inch by default."""
 
 LARGEST_SEGMENT = 1 << 26
-"""Bytes of one tile or strip that are decoded at once at most."""
+"""The largest tile or strip that is decoded at once, in bytes."""
 
 WHITE = 255
 
 TIFF_ENDINGS = (".tif", ".tiff", ".btf")
 
 COLOURS = {0: "MINISWHITE", 1: "MINISBLACK", 2: "RGB", 6: "YCBCR"}
-"""Photometric interpretations of TIFF that are a picture in grey or colour."""
+"""The photometric interpretations of TIFF for pictures in grey or colour."""
 
 SUBIFD_UNITS_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
-"""Units of OME's PhysicalSizeX; the micrometre has two letters in Unicode, and is what no unit means."""
+"""The units of OME's PhysicalSizeX; the micrometre has two characters in Unicode, and is the default."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Level:
     """One size in which a slide is stored.
 
     Attributes:
-        rows, columns: pixels.
-        downsample: pixels of the finest level along one side of a pixel of this one.
+        rows, columns: the number of rows and columns.
+        downsample: the number of finest pixels along one side of a pixel of this level.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Box:
-    """Pixels of one level: the first row and column, and how many of each."""
+    """A box of pixels of one level: its first row and column, and their numbers."""
 
     top: int
     left: int
@@ -65,18 +65,18 @@ class Box:
     columns: int
 
     def within(self, rows: int, columns: int) -> Box | None:
-        """The part of it inside of an image of that size; None if there is none."""
+        """Return the part inside an image of a size; None if there is none."""
         top, left = max(self.top, 0), max(self.left, 0)
         bottom, right = min(self.top + self.rows, rows), min(self.left + self.columns, columns)
         return Box(top, left, bottom - top, right - left) if bottom > top and right > left else None
 
 
 class Levels(Protocol):
-    """What a library knows of one open slide.
+    """One open slide, as a library reads it.
 
     Attributes:
-        levels: finest first.
-        spacing_mm: of the finest pixels, across and down; None where the file does not say.
+        levels: the levels, the finest first.
+        spacing_mm: the size of the finest pixels, across and down; None if the file does not state it.
         bounds: the part of the finest level that was scanned.
     """
 
@@ -85,7 +85,7 @@ class Levels(Protocol):
     bounds: Box
 
     def read(self, number: int, box: Box) -> Pixels:
-        """RGB (row, column, 3) of a box that lies inside of a level; white where nothing was scanned.
+        """Return RGB (row, column, 3) of a box inside a level; unscanned parts are white.
 
         Raises:
             InputError: pixels cannot be decoded.
@@ -99,7 +99,7 @@ def open_levels(path: Path) -> Levels:
     """Open a slide with the library that knows its format.
 
     Raises:
-        InputError: neither library is there or knows it, or the file is damaged.
+        InputError: libraries are not installed or do not support the file, or it is damaged.
     """
     openslide, what = _openslide(), f"{path} cannot be read as a slide"
     vendor = openslide and _refusing(what, lambda: openslide.OpenSlide.detect_format(str(path)))
@@ -109,7 +109,7 @@ def open_levels(path: Path) -> Levels:
         return _refusing(what, lambda: TiffLevels(path))
     if openslide is None:
         raise InputError(
-            f"{path} cannot be opened without OpenSlide. Install it: pip install 'medsegai[slides]'."
+            f"{path} cannot be opened without OpenSlide. Run pip install 'medsegai[slides]'."
         )
     raise InputError(
         f"{path} is not a slide that OpenSlide {openslide.__library_version__} or tifffile can read. Export it as "
@@ -118,13 +118,13 @@ def open_levels(path: Path) -> Levels:
 
 
 OPEN: dict[tuple[str, int, int], Levels] = {}
-"""Slides that are open, by path, size and time, the one that was read last at the end."""
+"""The open slides, by path, size and time, the most recently read one last."""
 
 MOST_OPEN = 4
 
 
 def opened(path: str) -> dict[str, Any]:
-    """The attributes of `Levels` of a slide.
+    """Return the attributes of `Levels` for a slide.
 
     Raises:
         InputError: see `open_levels`.
@@ -143,7 +143,7 @@ def part(path: str, number: int, box: list[int]) -> Pixels:
 
 
 def closed(path: str) -> dict[str, Any]:
-    """Let the file go."""
+    """Close the file."""
     for key in [key for key in OPEN if key[0] == path]:
         OPEN.pop(key).close()
     return {}
@@ -165,7 +165,7 @@ def _open(path: str) -> Levels:
 
 
 def _openslide() -> Any:
-    """The module, or None where it or its library is not installed."""
+    """Return the module, or None if it or its library is not installed."""
     try:
         import openslide
     except (ImportError, OSError):
@@ -174,14 +174,14 @@ def _openslide() -> Any:
 
 
 def _refusing(what: str, work: Callable[[], Found]) -> Found:
-    """What `work` gives; whatever a library raises on a damaged file becomes an error that names the file."""
+    """Return the result of `work`; exceptions of libraries for damaged files become errors that name the file."""
     openslide = _openslide()
     own = (openslide.OpenSlideError,) if openslide else ()
     try:
         return work()
     except (*PARSER_ERRORS, ImportError, *own) as error:
         raise InputError(
-            f"{what}: {error}. The file is damaged or cut short; copy or export it again."
+            f"{what}: {error}. The file is damaged or truncated, so copy or export it again."
         ) from error
 
 
@@ -191,7 +191,7 @@ def _decoding(path: Path, number: int, box: Box, read: Callable[[], Pixels]) -> 
 
 
 class OpenSlideLevels:
-    """A slide in the format of a scanner, by OpenSlide."""
+    """A slide in the format of a scanner, read by OpenSlide."""
 
     def __init__(self, path: Path, openslide: Any) -> None:
         self._path = path
@@ -226,7 +226,7 @@ class OpenSlideLevels:
 
 
 class TiffLevels:
-    """A tiled TIFF or OME-TIFF by tifffile, of which only the tiles that are asked for are decoded."""
+    """A tiled TIFF or OME-TIFF, of which tifffile decodes only the requested tiles."""
 
     def __init__(self, path: Path) -> None:
         tifffile = _tifffile(path)
@@ -258,7 +258,7 @@ class TiffLevels:
         return _decoding(self._path, number, box, read)
 
     def _decoded(self, page: Any, index: int) -> Pixels | None:
-        """One tile or strip (row, column, sample); None where the file has none, which is white."""
+        """Return one tile or strip (row, column, sample); None if the file omits it, which means white."""
         size = page.databytecounts[index]
         if size == 0:
             return None
@@ -278,9 +278,9 @@ class TiffLevels:
 
 
 def is_tiled_tiff(path: Path, large: int) -> bool:
-    """Whether a TIFF is stored in tiles, and is larger than so many pixels or has several pages or sizes.
+    """Whether a TIFF is stored in tiles, and has more than `large` pixels or several pages or sizes.
 
-    False where it cannot be opened, because another reader then says why.
+    The result is False if it cannot be opened, because another reader then reports why.
     """
     try:
         import tifffile
@@ -298,23 +298,23 @@ def _tifffile(path: Path) -> Any:
         import tifffile
     except ImportError:
         raise InputError(
-            f"{path} cannot be opened without tifffile. Install it: pip install 'medsegai[slides]'."
+            f"{path} cannot be opened without tifffile. Run pip install 'medsegai[slides]'."
         ) from None
     return tifffile
 
 
 def _pyramid(path: Path, file: Any) -> Iterator[Any]:
-    """The pages of one picture in falling size, those of a wrong kind refused.
+    """Return the pages of one picture in falling size; unsupported pages are refused.
 
-    OME keeps smaller sizes below the first page, other programs after it; what has other proportions, such as a
-    picture of the label, does not belong to it.
+    OME stores smaller sizes below the first page, other programs after it; pages of other proportions, such as a
+    picture of the label, do not belong to it.
     """
     first = file.pages[0]
     planes = len(file.series[0].levels[0].pages) if file.is_ome else 1
     if planes > 1:
         raise InputError(
-            f"{path} has {planes} planes (axes {file.series[0].axes}), and a slide is one picture in colour or "
-            "grey. Export the plane or the merged colours that you want to look at."
+            f"{path} has {planes} planes (axes {file.series[0].axes}), but a slide is one "
+            "picture in colour or grey. Export the wanted plane or the merged colours."
         )
     check_page(path, first)
     yield first
@@ -329,7 +329,7 @@ def _pyramid(path: Path, file: Any) -> Iterator[Any]:
 
 
 def _downsample(whole: Any, page: Any) -> float:
-    """How many pixels of `whole` one of `page` covers: a whole number where rounded sizes agree with one."""
+    """Return how many pixels of `whole` one of `page` covers: a whole number if rounded sizes agree with it."""
     ratio = whole.imagewidth / page.imagewidth
     factor = round(ratio)
     sides = ((whole.imagewidth, page.imagewidth), (whole.imagelength, page.imagelength))
@@ -339,7 +339,7 @@ def _downsample(whole: Any, page: Any) -> float:
 
 
 def _whole_page(page: Any) -> Any:
-    """A page with all of its tags, where tifffile read only what differs from the page before."""
+    """Return a page with all of its tags, because tifffile may read only differences from the previous page."""
     return page.aspage() if hasattr(page, "aspage") else page
 
 
@@ -347,39 +347,39 @@ def check_page(path: Path, page: Any) -> None:
     """Refuse pixels that are not a picture in eight bits, and pages that cannot be read in parts.
 
     Raises:
-        InputError: which, and what to do.
+        InputError: the pixels are not supported.
     """
     usual = page.samplesperpixel in (1, 3, 4) and page.photometric in COLOURS
     if page.dtype != np.uint8 or not usual:
         raise InputError(
-            f"{path} has {page.samplesperpixel} values of type {page.dtype} a pixel ({page.photometric.name}), "
-            "and a slide has red, green and blue, or grey, of 8 bits. Export it so."
+            f"{path} has {page.samplesperpixel} values of type {page.dtype} per pixel ({page.photometric.name}), "
+            "but a slide must have red, green and blue, or grey, of 8 bits. Export it in this form."
         )
     rows, columns = _segment_shape(page)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     pieces = planes * math.ceil(page.imagelength / rows) * math.ceil(page.imagewidth / columns)
     if not len(page.dataoffsets) == len(page.databytecounts) == pieces:
         raise InputError(
-            f"{path} should have {pieces} tiles by its header, and names {len(page.dataoffsets)}. It is damaged; "
-            "copy or export it again."
+            f"{path} is damaged: its header promises {pieces} tiles, but lists "
+            f"{len(page.dataoffsets)}. Copy or export it again."
         )
     segment = rows * columns * page.samplesperpixel
     if segment > LARGEST_SEGMENT:
         raise InputError(
-            f"{path} is stored in pieces of {segment / 1e6:.0f} MB, which cannot be read part by part. Save it as "
-            "a tiled TIFF, for example with vips tiffsave IN OUT --tile --pyramid."
+            f"{path} is stored in pieces of {segment / 1e6:.0f} MB, which cannot be read in parts. Save it as a "
+            "tiled TIFF, for example with vips tiffsave IN OUT --tile --pyramid."
         )
 
 
 def _segment_shape(page: Any) -> tuple[int, int]:
-    """Rows and columns of a tile or strip."""
+    """Return rows and columns of a tile or strip."""
     if page.is_tiled:
         return int(page.tilelength), int(page.tilewidth)
     return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
 
 
 def _segments(page: Any, box: Box) -> Iterator[tuple[int, Box, int | None]]:
-    """Tiles or strips that a box touches: index, their pixels, and their only channel where each has its own."""
+    """Yield the tiles or strips that a box touches: index, box, and channel if channels are stored separately."""
     rows, columns = _segment_shape(page)
     across = math.ceil(page.imagewidth / columns)
     each = across * math.ceil(page.imagelength / rows)
@@ -392,8 +392,8 @@ def _segments(page: Any, box: Box) -> Iterator[tuple[int, Box, int | None]]:
 
 
 def _paste(result: Pixels, box: Box, pixels: Pixels, tile: Box, channel: int | None) -> None:
-    """Put the part of a tile that a box wants to its place in `result`."""
-    rows, columns = pixels.shape[:2]  # at the edge of the picture fewer than those of `tile`
+    """Copy the part of a tile inside a box to its place in `result`."""
+    rows, columns = pixels.shape[:2]  # fewer than in `tile` at the edge of the picture
     top, left = max(tile.top, box.top), max(tile.left, box.left)
     bottom = min(tile.top + rows, box.top + box.rows)
     right = min(tile.left + columns, box.left + box.columns)
@@ -408,7 +408,7 @@ def _paste(result: Pixels, box: Box, pixels: Pixels, tile: Box, channel: int | N
 
 
 def over_white(pixels: Pixels) -> Pixels:
-    """RGBA (row, column, 4) laid on white, RGB (row, column, 3)."""
+    """Blend RGBA (row, column, 4) with white, to RGB (row, column, 3)."""
     colours, opacity = pixels[..., :3], pixels[..., 3:]
     if (opacity == WHITE).all():
         return np.ascontiguousarray(colours)
@@ -417,7 +417,7 @@ def over_white(pixels: Pixels) -> Pixels:
 
 
 def _tiff_spacing(file: Any, page: Any) -> tuple[float, float] | None:
-    """Millimetres a pixel, across and down, as OME or the resolution tags say."""
+    """Return the size of a pixel in mm, across and down, from OME or the resolution tags."""
     if file.is_ome:
         pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
         text = pixels.group() if pixels else ""
@@ -438,13 +438,13 @@ def _ome_length(text: str, axis: str) -> float:
 
 
 def plausible_spacing(across_mm: float, down_mm: float) -> tuple[float, float] | None:
-    """The size of a pixel, or None where it cannot be that of a slide."""
+    """Return the size of a pixel, or None if it is not plausible for a slide."""
     low, high = PIXEL_MM
     return (across_mm, down_mm) if all(low <= v <= high for v in (across_mm, down_mm)) else None
 
 
 def _positive(text: Any) -> float:
-    """A positive number, 0 for anything else."""
+    """Return a positive number, or 0 for anything else."""
     with contextlib.suppress(TypeError, ValueError):
         value = float(text)
         return value if math.isfinite(value) and value > 0 else 0.0

@@ -1,4 +1,4 @@
-"""From a segmentation to what other systems take: DICOM SEG and SR, surfaces, a report of the case."""
+"""Export of a segmentation for other systems: DICOM SEG and SR, surfaces, and a report of the case."""
 
 from medsegai.export.case import Case, load_case
 

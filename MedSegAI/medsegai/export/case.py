@@ -1,4 +1,4 @@
-"""What is exported: a segmentation, what its labels mean, and the scan that it was made from."""
+"""The exported case: a segmentation, its labels, and the scan from which it was made."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Case:
 
     Attributes:
         labelmap: label values, (k, j, i).
-        labels: what they mean; also those that no voxel has.
+        labels: the meaning of the values, including labels without voxels.
         image: the scan on the same grid.
-        notes: what the readers found doubtful, in words.
-        reference: what is plausible of the structures, if the model that was named tells.
+        notes: the remarks of the readers, in words.
+        reference: the plausible ranges of the structures, if the named model has them.
     """
 
     labelmap: Volume
@@ -39,20 +39,21 @@ def load_case(
     model: str | None = None,
     series: str | None = None,
 ) -> Case:
-    """Read a segmentation, and the scan that it belongs to.
+    """Read a segmentation and its scan.
 
-    The labels may lie on the grid of the scan in another order of the axes, or fill only a part of
-    it, as Slicer saves them; nothing is resampled.
+    The labels may have the axes of the scan in another order, or only fill a part of its grid, as Slicer saves
+    them; nothing is resampled.
 
     Args:
-        segmentation: .seg.nrrd or labelmap.
-        scan: image, or folder of a DICOM series.
-        model: whose card names the labels, for files that hold only values, and says what is plausible.
-        series: which series of a DICOM folder, see `read_volume`.
+        segmentation: the path of a .seg.nrrd file or labelmap.
+        scan: the path of an image, or the folder of a DICOM series.
+        model: the model whose card names the labels, for files that only hold values, and has the plausible
+            ranges.
+        series: the series of a DICOM folder, see `read_volume`.
 
     Raises:
-        InputError: a file cannot be read, has no labels, or values that the model does not have.
-        GeometryError: scan and segmentation lie on different grids.
+        InputError: a file cannot be read, does not have labels, or has values that the model does not have.
+        GeometryError: scan and segmentation have different grids.
         ModelError: the model is unknown.
     """
     labelmap, labels = read_labelmap(segmentation)
@@ -61,7 +62,9 @@ def load_case(
         card = find_card(model)
         labels, reference = _named(segmentation, labels, card.labels), card.reference
     if not labels:
-        raise InputError(f"{segmentation} is empty, because it has neither a label nor a segment.")
+        raise InputError(
+            f"{segmentation} is empty, because it has neither a label nor a segment. Name another file."
+        )
     if scan is None:
         return Case(labelmap, labels, None, labelmap.notes, reference)
     image = read_volume(scan, series)
@@ -70,7 +73,7 @@ def load_case(
 
 
 def _named(path: Path, found: Sequence[Label], known: Sequence[Label]) -> tuple[Label, ...]:
-    """The labels of a model for the values of a file."""
+    """Return the labels of a model for the values of a file."""
     by_value = {label.value: label for label in known}
     strange = [str(label.value) for label in found if label.value not in by_value]
     if strange:

@@ -1,8 +1,8 @@
 """A segmentation as DICOM SEG: in the patient, study and frame of reference of the series it was made from.
 
-Written by highdicom, either with a bit per voxel and segment (BINARY, which every viewer reads) or as
-labels (LABELMAP, Supplement 243 of DICOM). Messages name no patient: what the libraries say of a
-header, which may quote it, is dropped.
+It is written by highdicom, either with a bit per voxel and segment (BINARY, which every viewer reads) or as labels
+(LABELMAP, Supplement 243 of DICOM). Messages do not name the patient: messages of libraries, which may quote a
+header, are dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from medsegai.labels import Code, Label
 
 MANUFACTURER = "MedSegAI"
 SERIAL = "0"
-"""DICOM asks for a serial number; software has none."""
+"""The serial number that DICOM requires, although software does not have one."""
 
 ENCODINGS = ("binary", "labelmap")
 
@@ -34,10 +34,10 @@ UNCODED: tuple[Code, Code] = (
     ("SCT", "123037004", "Anatomical Structure"),
     ("SCT", "85756007", "Tissue"),
 )
-"""Category and type of structures without codes; their names still stand in the segment labels."""
+"""The category and type of structures without codes; the segment labels still have their names."""
 
 UTF_8 = "ISO_IR 192"
-"""The character set that holds both the names of structures and those of any series."""
+"""The character set for the names of structures and of any series."""
 
 REQUIRED = (
     "SOPClassUID",
@@ -58,23 +58,23 @@ MAY_BE_EMPTY = (
     "StudyTime",
     "PositionReferenceIndicator",
 )
-"""What DICOM wants in every header, if only empty (type 2), and programs that hide names leave out."""
+"""The attributes that every DICOM header must have, at least empty (type 2), but that anonymisers remove."""
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What pydicom and highdicom raise on headers that break the standard."""
+"""The exceptions of pydicom and highdicom for headers that violate the standard."""
 
 SERIES_NUMBERS = {"segmentation": 9100, "report": 9101}
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What made the segmentation.
+    """The maker of a segmentation.
 
     Attributes:
-        name, version: of the model; MedSegAI's own where no model is known.
-        corrected: whether a person has changed it since: then all of it counts as semi-automatic.
-        touched: values of labels that a person changed or reviewed, where that is known of each.
-        drawn: values of labels that no model made.
+        name, version: the name and version of the model, or of MedSegAI if the model is unknown.
+        corrected: whether a person has changed it since; then it counts as semi-automatic as a whole.
+        touched: the values of labels that a person changed or reviewed, if this is known for each.
+        drawn: the values of labels that were not made by a model.
     """
 
     name: str = MANUFACTURER
@@ -84,7 +84,7 @@ class Maker:
     drawn: frozenset[int] = frozenset()
 
     def algorithm_type(self, label: Label) -> str:
-        """What DICOM calls it: MANUAL, SEMIAUTOMATIC or AUTOMATIC."""
+        """Return DICOM's algorithm type: MANUAL, SEMIAUTOMATIC or AUTOMATIC."""
         if label.value in self.drawn:
             return "MANUAL"
         touched = self.corrected or label.value in self.touched
@@ -93,11 +93,11 @@ class Maker:
 
 @dataclass(frozen=True)
 class Source:
-    """The DICOM series behind a scan: one dataset per slice, or a single one of many frames.
+    """The DICOM series of a scan: one dataset per slice, or a single dataset of many frames.
 
     Attributes:
-        images: whole headers, without pixels; classic slices in the order of k.
-        frames: for each frame of `images` in their order, its k.
+        images: the whole headers without pixels; classic slices are in the order of k.
+        frames: the k of each frame of `images`, in their order.
     """
 
     images: tuple[Any, ...]
@@ -108,13 +108,13 @@ def read_source(path: Path, series: str | None = None) -> Source:
     """Read the headers of the slices that make up a scan.
 
     Raises:
-        InputError: not DICOM, or a header lacks what a segmentation needs.
-        GeometryError: as for reading the scan.
+        InputError: the files are not DICOM, or a header lacks attributes that a segmentation needs.
+        GeometryError: see `read_volume`.
     """
     if path.is_file() and not _is_dicom(path):
         raise InputError(
-            f"{path} is not DICOM, so no DICOM SEG can be made of it: it has no patient, no study and no "
-            "frame of reference. Name the folder of the DICOM series that was segmented."
+            f"{path} is not DICOM, so it lacks the patient, study and frame of reference for "
+            "a DICOM SEG. Name the folder of the DICOM series that was segmented."
         )
     slices = series_frames(path, series)
     files = list(dict.fromkeys(file for file, _ in slices))
@@ -126,48 +126,51 @@ def read_source(path: Path, series: str | None = None) -> Source:
                 setattr(item, name, "")
     if missing:
         raise InputError(
-            f"{path}: the headers lack {', '.join(missing)}, without which no segmentation can refer to "
-            "them. Take the series as it came from the archive."
+            f"{path}: the headers lack {', '.join(missing)}, so a segmentation cannot refer "
+            "to them. Use the original series from the archive."
         )
     if len(files) == 1:
         order = {frame: k for k, (_, frame) in enumerate(slices)}
         count = int(images[0].get("NumberOfFrames") or 1)
         if len(order) != count:
-            raise InputError(f"{path}: some of its {count} frames are not slices of the scan.")
+            raise InputError(
+                f"{path}: some of its {count} frames are not slices of the scan. Export the series again."
+            )
         return Source(images, tuple(order[frame] for frame in range(count)))
     return Source(images, tuple(range(len(slices))))
 
 
 def present(case: Case) -> tuple[Label, ...]:
-    """The labels that have voxels, in order: segment n is the n-th of them.
+    """Return the labels that have voxels, in order: segment n is the n-th of them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no such labels.
     """
     found = set(np.unique(case.labelmap.voxels).tolist())
     labels = tuple(label for label in case.labels if label.value in found)
     if not labels:
         raise InputError(
-            f"{case.labelmap.source}: no structure has a voxel, and an empty DICOM SEG cannot be written."
+            f"{case.labelmap.source}: the structures do not have voxels, and an empty DICOM "
+            "SEG cannot be written."
         )
     return labels
 
 
 def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "binary") -> Any:
-    """The DICOM SEG of a case.
+    """Return the DICOM SEG of a case.
 
     Args:
-        case: labels on the grid of the scan that `source` was read for. Structures without voxels
-            get no segment; the others are numbered from 1 on.
-        source: see `read_source`.
-        maker: what made the labels.
+        case: the labels on the grid of the scan of `source`. Structures without voxels do not get a segment; the
+            others are numbered from 1.
+        source: the series from `read_source`.
+        maker: the maker of the labels.
         encoding: one of `ENCODINGS`.
 
     Returns:
         A highdicom Segmentation.
 
     Raises:
-        InputError: no structure has voxels, or the headers of the series break the standard.
+        InputError: the structures do not have voxels, or the headers of the series violate the standard.
         MedSegAIError: highdicom is not installed.
     """
     hd = highdicom()
@@ -176,7 +179,7 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
     for number, label in enumerate(labels, start=1):
         numbers[label.value] = number
     frames = numbers[case.labelmap.voxels[list(source.frames)]]
-    with quiet(f"{case.labelmap.source}: the headers of its series break the DICOM standard"):
+    with quiet(f"{case.labelmap.source}: the headers of its series violate the DICOM standard"):
         made = hd.seg.Segmentation(
             source_images=source.images,
             pixel_array=frames,
@@ -197,12 +200,12 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
             series_description=plain(f"Segmentation by {maker.name}"),
             specific_character_set=UTF_8,
         )
-        made.ContentCreatorName = ""  # DICOM wants it, if empty (type 2): no person made this
+        made.ContentCreatorName = ""  # required, but empty: a program made this
         return made
 
 
 def _description(number: int, label: Label, maker: Maker) -> Any:
-    """What a segment is, with codes, a colour and an identity that a report can refer to."""
+    """Return the description of a segment: codes, a colour and an identity to which a report can refer."""
     hd = highdicom()
     category, kind, modifier = (*UNCODED, None)
     if label.terminology is not None:
@@ -226,7 +229,7 @@ def _description(number: int, label: Label, maker: Maker) -> Any:
 
 
 def identification(maker: Maker) -> Any:
-    """Name and version of the model; family: artificial intelligence (CID 7162)."""
+    """Return the algorithm: name and version of the model, of the family artificial intelligence (CID 7162)."""
     return highdicom().AlgorithmIdentificationSequence(
         name=plain(maker.name),
         family=coded(("DCM", "123110", "Artificial Intelligence")),
@@ -241,27 +244,27 @@ def coded(code: Code) -> Any:
 
 
 def highdicom() -> Any:
-    """The library, once it is needed: it takes a second to load, and is an extra.
+    """Return the library, which is imported when needed, because it takes a second to load and is optional.
 
     Raises:
-        MedSegAIError: it is not installed.
+        MedSegAIError: highdicom is not installed.
     """
     try:
         import highdicom as library
         import highdicom.sr
     except ImportError as error:
         raise MedSegAIError(
-            "DICOM SEG and SR need highdicom: pip install 'medsegai[export]'."
+            "DICOM SEG and SR need highdicom, which is not installed. Run pip install 'medsegai[export]'."
         ) from error
     return library
 
 
 @contextmanager
 def quiet(problem: str) -> Iterator[None]:
-    """Silence libraries that quote headers, and raise their failures as `problem` without their words.
+    """Silence libraries that quote headers, and raise their errors as `problem` without their messages.
 
     Raises:
-        InputError: in place of what the block raised.
+        InputError: replaces an exception of the block.
     """
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
@@ -272,7 +275,7 @@ def quiet(problem: str) -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """Text of one line that a DICOM long string can hold: 64 letters, no backslash."""
+    """Return text for a DICOM long string: one line of 64 characters without backslash."""
     return " ".join(text.replace("\\", " ").split())[:64]
 
 
@@ -283,6 +286,6 @@ def _is_dicom(path: Path) -> bool:
 
 
 def stored(dataset: Any, path: Path) -> None:
-    """Write a dataset; `path` is a name to be moved into place by the caller."""
-    with quiet(f"{path} cannot be written: the headers of the series break the DICOM standard"):
+    """Write a dataset; `path` is a temporary path that the caller moves into place."""
+    with quiet(f"{path} cannot be written: the headers of the series violate the DICOM standard"):
         dataset.save_as(path, enforce_file_format=True)

@@ -1,8 +1,8 @@
 """The measurements of a DICOM SEG as a DICOM SR: a measurement report by template TID 1500.
 
-Each structure is a group of measurements (TID 1411) that refers to its segment, so that a viewer can
-show the numbers and the outline together: volume, surface area, mean and SD of what the scan holds
-inside. Codes are those of DICOM's own lists (CID 7469, 7464 and 244). Written by highdicom.
+Each structure is a group of measurements (TID 1411) that refers to its segment, so that a viewer can show the
+numbers and the outline together: volume, surface area, mean and SD of the scan's values inside. Codes are those of
+DICOM's own lists (CID 7469, 7464 and 244). Written by highdicom.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MILLILITRE: Code = ("UCUM", "mL", "milliliter")
 AREA: Code = ("SCT", "42798000", "Area")
 SQUARE_MILLIMETRE: Code = ("UCUM", "mm2", "square millimeter")
 CROFTON: Code = ("99MEDSEGAI", "CROFTON", "Surface by Cauchy-Crofton formula")
-"""How the area was found. The list has the area of a mesh besides; ours comes from voxels (`surface_area`)."""
+"""The method for the area. The list also has the area of a mesh, but ours comes from voxels (`surface_area`)."""
 
 MEAN: Code = ("SCT", "373098007", "Mean")
 STANDARD_DEVIATION: Code = ("SCT", "386136009", "Standard Deviation")
@@ -43,7 +43,7 @@ INTENSITIES: dict[str, tuple[Code, Code]] = {
         ("UCUM", "Bq/ml", "Becquerels/milliliter"),
     ),
 }
-"""What the numbers of a scan are, by its modality; for others there is no code that would be true."""
+"""The quantity of a scan's values, by its modality; there is no correct code for others."""
 
 NO_SIGNAL = frozenset(
     {
@@ -59,37 +59,37 @@ NO_SIGNAL = frozenset(
         "VELOCITY MAP",
     }
 )
-"""Values of ImageType that tell of MR images which hold something else than signal."""
+"""The values of ImageType of MR images that hold something other than signal."""
 
 ANATOMY: Code = ("SCT", "123037004", "Anatomical Structure")
-"""Category of the structures that are places, and so can have a side."""
+"""The category of structures that are body parts, and so can have a side."""
 
 IMAGING: Code = ("SCT", "363679005", "Imaging")
-"""The procedure reported: which one it was, the scan does not say in codes."""
+"""The reported procedure, unspecified, because the scan does not have a code for it."""
 
 
 def measurement_report(
     segmentation: Any, source: Source, rows: Sequence[Measurement], maker: Maker
 ) -> Any:
-    """The report of the measurements of a DICOM SEG.
+    """Return the report of the measurements of a DICOM SEG.
 
     Args:
-        segmentation: from `dicom_seg.segmentation`.
-        source: the series it was made from.
-        rows: measurements of the same case; those without voxels have no segment and are left out.
-        maker: what made the segmentation.
+        segmentation: the segmentation from `dicom_seg.segmentation`.
+        source: the series from which it was made.
+        rows: the measurements of the same case; structures without voxels do not have a segment and are left out.
+        maker: the maker of the segmentation.
 
     Returns:
-        A highdicom Comprehensive3DSR, neither verified nor final: no person has signed it.
+        A highdicom Comprehensive3DSR, neither verified nor final, because a person has not signed it.
 
     Raises:
-        InputError: the headers of the series break the standard.
+        InputError: the headers of the series violate the standard.
         MedSegAIError: highdicom is not installed.
     """
     hd = highdicom()
     found = [row for row in rows if row.voxels]
     intensity = intensity_of(source)
-    with quiet("The headers of the series break the DICOM standard, so that no report can be made"):
+    with quiet("The headers of the series violate the DICOM standard, so a report cannot be made"):
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(observer_device_context=_device(maker)),
             procedure_reported=coded(IMAGING),
@@ -117,7 +117,7 @@ def measurement_report(
 
 
 def _device(maker: Maker) -> Any:
-    """A highdicom ObserverContext which says that a program observed, and which."""
+    """Return a highdicom ObserverContext which says that a program observed, and which."""
     hd = highdicom()
     return hd.sr.ObserverContext(
         observer_type=coded(("DCM", "121007", "Device")),
@@ -128,7 +128,7 @@ def _device(maker: Maker) -> Any:
 
 
 def intensity_of(source: Source) -> tuple[Code, Code] | None:
-    """What the grey values of a series are and their unit; None where its headers do not say for sure."""
+    """Return the quantity of the grey values of a series and their unit; None if its headers are not clear."""
     head = source.images[0]
     modality = str(head.get("Modality", ""))
     certain = {
@@ -140,7 +140,7 @@ def intensity_of(source: Source) -> tuple[Code, Code] | None:
 
 
 def _rescaled_to(head: Any) -> str:
-    """What the numbers of a CT are; HU where the header does not say, as DICOM has it for original images."""
+    """Return the quantity of the values of a CT; HU by default, as DICOM defines it for original images."""
     for shared in head.get("SharedFunctionalGroupsSequence", ()):
         for item in shared.get("PixelValueTransformationSequence", ()):
             return str(item.get("RescaleType") or "HU").strip().upper()
@@ -148,7 +148,7 @@ def _rescaled_to(head: Any) -> str:
 
 
 def _group(segmentation: Any, number: int, numbers: Sequence[Any], label: Label) -> Any:
-    """One structure: what and where it is, its segment, and its numbers."""
+    """Return one structure: its type and site, its segment, and its measurements."""
     hd = highdicom()
     segment = segmentation.get_segment_description(number)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -171,7 +171,7 @@ def _group(segmentation: Any, number: int, numbers: Sequence[Any], label: Label)
 
 
 def _sites(label: Label) -> list[Any] | None:
-    """Where a structure is and on which side (CID 244); None where its codes do not say."""
+    """Return the site and side of a structure (CID 244); None if its codes do not state them."""
     codes = label.terminology
     if codes is None or codes.modifier is None or codes.category[:2] != ANATOMY[:2]:
         return None
@@ -181,7 +181,7 @@ def _sites(label: Label) -> list[Any] | None:
 
 
 def _numbers(row: Measurement, intensity: tuple[Code, Code] | None, maker: Maker) -> list[Any]:
-    """The measurements of a structure; what does not exist is left out."""
+    """Return the measurements of a structure, without missing ones."""
     hd = highdicom()
     algorithm = hd.sr.AlgorithmIdentification(name=plain(maker.name), version=plain(maker.version))
     return [
@@ -200,7 +200,7 @@ def _numbers(row: Measurement, intensity: tuple[Code, Code] | None, maker: Maker
 def _values(
     row: Measurement, intensity: tuple[Code, Code] | None
 ) -> Iterator[tuple[Code, float, Code, dict[str, Code]]]:
-    """Name, value, unit, and what else is to be known of it."""
+    """Yield name, value and unit, with qualifiers."""
     yield VOLUME, row.volume_ml, MILLILITRE, {}
     yield AREA, row.surface_mm2, SQUARE_MILLIMETRE, {"method": CROFTON}
     if intensity is not None:

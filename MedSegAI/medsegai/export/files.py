@@ -1,4 +1,4 @@
-"""Everything that is exported for one case: checked before the work, written together or not at all."""
+"""All exported files of one case, which are checked before the work and written together or not at all."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ ENDINGS = {
     "csv": (".csv",),
     "json": (".json",),
 }
-"""File types of the outputs that are one file."""
+"""The file types of the outputs that are one file."""
 
 STAGES = {"read": 1.0, "write": 9.0}
-"""What is done, and about how long it takes in comparison."""
+"""The stages of an export, with their approximate relative times."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is exported.
+    """The inputs of an export.
 
     Attributes:
-        segmentation: .seg.nrrd or labelmap.
-        dicom: folder or file of the DICOM series that was segmented.
-        image: the scan as another file; pictures and grey values need one of both.
-        run: report of the run that made the segmentation (`medsegai segment --report`).
-        model: whose card names the values of a labelmap.
-        corrected: a person changed the segmentation.
-        uncertainty: entropy map of the run, for the viewer.
+        segmentation: the path of a .seg.nrrd file or labelmap.
+        dicom: the folder or file of the DICOM series that was segmented.
+        image: the scan as another file; pictures and grey values need either this or `dicom`.
+        run: the report of the run that made the segmentation (`medsegai segment --report`).
+        model: the model whose card names the values of a labelmap.
+        corrected: whether a person changed the segmentation.
+        uncertainty: the entropy map of the run, for the viewer.
     """
 
     segmentation: Path
@@ -69,26 +69,28 @@ class Inputs:
         return tuple(path for path in named if path is not None)
 
     def check(self) -> None:
-        """Raises RequestError: the scan is named twice."""
+        """Check the inputs. Raises RequestError: the scan is named twice."""
         if self.dicom is not None and self.image is not None:
-            raise RequestError("Name the scan once: as --dicom or as --image.")
+            raise RequestError(
+                "The scan is named twice. Name it either with --dicom or with --image."
+            )
 
 
 @dataclass(frozen=True)
 class Exports:
-    """Where the parts go; None for those that are not wanted.
+    """The paths of the outputs; None for those that are not wanted.
 
     Attributes:
-        seg, sr: DICOM segmentation, and the report of its volumes; .dcm.
+        seg, sr: DICOM segmentation, and the report of its measurements; .dcm.
         rtstruct: contours for radiotherapy; .dcm.
         report: .html.
         csv, json: tables of measurements.
         surfaces: folder for a file per structure; made if missing.
-        encoding: of `seg`, one of `dicom_seg.ENCODINGS`.
-        formats: of `surfaces`, from `surfaces.FORMATS`.
-        tolerance_mm: of `surfaces`.
-        space: of `surfaces`, LPS or RAS.
-        viewer: whether `report` contains the scan, and a viewer to turn it.
+        encoding: the encoding of `seg`, one of `dicom_seg.ENCODINGS`.
+        formats: the formats of `surfaces`, from `surfaces.FORMATS`.
+        tolerance_mm: the tolerance of `surfaces` in mm.
+        space: the coordinate system of `surfaces`, LPS or RAS.
+        viewer: whether `report` contains the scan and an interactive viewer.
     """
 
     seg: Path | None = None
@@ -105,25 +107,25 @@ class Exports:
     rtstruct: Path | None = None
 
     def files(self) -> dict[str, Path]:
-        """The wanted parts that are one file."""
+        """Return the wanted outputs that are one file."""
         named = {name: getattr(self, name) for name in ENDINGS}
         return {name: path for name, path in named.items() if path is not None}
 
     def check(
         self, dicom: Path | None, taken: Sequence[Path] = (), overwrite: bool = False
     ) -> None:
-        """Find mistakes that can be seen before any file is read.
+        """Find mistakes before any file is read.
 
         Args:
             dicom: the series that was segmented, if there is one.
-            taken: files that are read, and so cannot be written.
-            overwrite: whether files that are there are replaced.
+            taken: the files that are read, and therefore cannot be written.
+            overwrite: whether existing files are replaced.
 
         Raises:
-            RequestError: nothing is wanted, parts lack what they need, an option is out of range, or
-                one file is named twice.
+            RequestError: no output is wanted, an output lacks its inputs, an option is out of range, or a file is
+                named twice.
             OutputError: a folder is missing, or a file type is unknown.
-            OutputExistsError: a file is there already.
+            OutputExistsError: a file exists already.
             MedSegAIError: a library is not installed.
         """
         self._check_options(dicom)
@@ -143,41 +145,41 @@ class Exports:
 
     def _check_options(self, dicom: Path | None) -> None:
         if not self.files() and self.surfaces is None:
-            raise RequestError("Name at least one thing to write, such as --report OUT.html.")
+            raise RequestError("Name at least one output, such as --report OUT.html.")
         if dicom is None and (self.seg is not None or self.rtstruct is not None):
             raise RequestError(
-                "A DICOM SEG or RTSTRUCT needs the DICOM series that was segmented: --dicom FOLDER. A scan "
-                "that is not DICOM has no patient, study and frame of reference to put it in."
+                "A DICOM SEG or RTSTRUCT needs the patient, study and frame of reference of "
+                "the DICOM series that was segmented. Name the series with --dicom FOLDER."
             )
         if self.sr is not None and self.seg is None:
-            raise RequestError("The DICOM SR refers to a DICOM SEG. Name that, too, with --seg.")
+            raise RequestError("The DICOM SR refers to a DICOM SEG. Name it with --seg.")
         if self.viewer and self.report is None:
-            raise RequestError("The viewer is a part of the report. Name that, too, with --report.")
+            raise RequestError("The viewer is a part of the report. Name it with --report.")
         if self.encoding not in dicom_seg.ENCODINGS:
-            raise RequestError(f"encoding is one of {', '.join(dicom_seg.ENCODINGS)}.")
+            raise RequestError(f"encoding must be one of {', '.join(dicom_seg.ENCODINGS)}.")
         if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
             raise RequestError(
-                f"Surfaces are {', '.join(FORMATS)} in {' or '.join(SPACES)}, not {', '.join(self.formats)} in "
-                f"{self.space}."
+                f"Surfaces must be {', '.join(FORMATS)} in {' or '.join(SPACES)}, not "
+                f"{', '.join(self.formats)} in {self.space}."
             )
         if not 0 <= self.tolerance_mm < math.inf:
-            raise RequestError(f"The tolerance is 0 mm or more, not {self.tolerance_mm:g}.")
+            raise RequestError(f"The tolerance must be at least 0 mm, not {self.tolerance_mm:g}.")
         for wanted, module in ((self.seg, "highdicom"), (self.surfaces, "manifold3d")):
             if wanted is not None and importlib.util.find_spec(module) is None:
                 raise MedSegAIError(
-                    f"This needs {module}, which is not installed: pip install 'medsegai[export]'."
+                    f"The export needs {module}, which is not installed. Run pip install 'medsegai[export]'."
                 )
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that the parts are made of.
+    """The data from which the outputs are made.
 
     Attributes:
-        case: labels and scan.
+        case: the labels and the scan.
         rows: its measurements.
-        made: who made it and how.
-        warnings: of all three, in words.
+        made: who made the segmentation and how.
+        warnings: the warnings of all three, in words.
         source: the DICOM series, for DICOM SEG and SR.
         entropy: the uncertainty, for the viewer.
     """
@@ -197,7 +199,7 @@ class Work:
         return cls(case, rows, made, tuple(dict.fromkeys(said)), source)
 
     def content(self, viewer: bool = False) -> Content:
-        """What the report shows."""
+        """Return the content of the report."""
         qualities = tuple(self.made.quality(row.label, bool(row.remarks)) for row in self.rows)
         return Content(
             self.case,
@@ -213,14 +215,14 @@ class Work:
 def export(
     inputs: Inputs, exports: Exports, progress: Progress, overwrite: bool = False
 ) -> tuple[str, ...]:
-    """Make every part and, when all are complete, move them to their places.
+    """Make every output and, when all are complete, move them to their paths.
 
     Returns:
-        Warnings, in words.
+        The warnings, in words.
 
     Raises:
-        MedSegAIError: as the parts say; nothing was written then.
-        Cancelled: the user stopped; nothing was written.
+        MedSegAIError: an output cannot be made; nothing was written.
+        Cancelled: the user stopped the export; nothing was written.
     """
     inputs.check()
     exports.check(inputs.dicom, inputs.paths(), overwrite)
@@ -244,9 +246,9 @@ def export(
 
 
 def _as_in_the_card(case: Case, made: Provenance) -> Case:
-    """The case with what only the card of its model says of structures: how opaque they are in 3D.
+    """Return the case with the opacity of structures in 3D, which only the card of its model has.
 
-    A file of segments does not hold it. Where the model is not here, or is several, nothing is known.
+    A file of segments does not have it. It is unknown if the model is not installed, or if there are several.
     """
     try:
         known = {(it.value, it.name): it for it in find_card(made.maker.name).labels}
@@ -262,13 +264,13 @@ def _as_in_the_card(case: Case, made: Provenance) -> Case:
 def write(
     work: Work, exports: Exports, progress: Progress, overwrite: bool = False
 ) -> tuple[Path, ...]:
-    """The second half of `export`: all parts of what was read, or none.
+    """Do the second half of `export`: write all outputs of a case, or none.
 
     Returns:
-        What was written.
+        The paths that were written.
 
     Raises:
-        MedSegAIError, Cancelled: as `export`.
+        MedSegAIError, Cancelled: see `export`.
     """
     if exports.seg or exports.rtstruct or exports.surfaces:
         dicom_seg.present(work.case)
@@ -287,7 +289,7 @@ def write(
 def _written(
     exports: Exports, work: Work, planned: Sequence[tuple[Label, Path]], files: FilesTogether
 ) -> Iterator[str]:
-    """Write the parts one after the other beside their places; gives the name of each before it is made."""
+    """Write the outputs one after another beside their paths; yield the name of each before it is made."""
     segmentation: Any = None
     for name, path in exports.files().items():
         yield name
@@ -339,7 +341,7 @@ def _written_surfaces(
 
 
 class _Folder:
-    """A folder that is made where it is missing, and goes again if the work within fails."""
+    """A folder that is made if it is missing, and removed again if the block fails."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Outlines of a mask in a plane, as polygons that a program for radiotherapy fills again to the same pixels."""
+"""Outlines of a mask in a plane, as polygons that radiotherapy programs fill to the same pixels again."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Polygon = list[Point]
 Corner = tuple[int, int]
 
 TURNS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-"""Directions along a row, down a column, and back; each is a turn to the right of the one before."""
+"""The directions along a row, down a column, and back; each is a right turn from the previous one."""
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[Polygon]:
-    """Closed polygons around the parts of a mask, none of which contains another's pixels.
+    """Return closed polygons around the parts of a mask, none of which contains another's pixels.
 
-    Points lie halfway between pixels, so the centre of each pixel is inside of exactly one polygon if it belongs
-    to the mask, and of none if not. Parts that touch at a corner are apart. A hole is joined to the outline around
-    it by a channel without width, because many programs fill every polygon that they get.
+    Points lie halfway between pixels, so the centre of each pixel is inside exactly one polygon if it belongs to
+    the mask, and inside none otherwise. Parts that touch at a corner are separate. A hole is joined to the outline
+    around it by a channel of zero width, because many programs fill every polygon.
 
     Args:
-        mask: (j, i).
+        mask: the mask (j, i).
 
     Returns:
-        Points (j, i) in pixels, without the first one at the end.
+        The points (j, i) in pixels, without repeating the first one at the end.
     """
     outer: list[Polygon] = []
     holes: list[Polygon] = []
@@ -43,7 +43,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[Polygon]:
 
 
 def _loops(mask: NDArray[np.bool_]) -> Iterator[list[Corner]]:
-    """Corners of pixels around each part, with the part on the right, and around each hole likewise."""
+    """Return pixel corners around each part, with the part on the right, and likewise around each hole."""
     padded = np.pad(mask, 1)
     next_of: dict[tuple[Corner, int], Corner] = {}
     edges = (
@@ -64,13 +64,13 @@ def _loops(mask: NDArray[np.bool_]) -> Iterator[list[Corner]]:
         while (at, way) in next_of:
             loop.append(at)
             at = next_of.pop((at, way))
-            turns = ((way + 1) % 4, way, (way + 3) % 4)  # to the right first: corners do not join
+            turns = ((way + 1) % 4, way, (way + 3) % 4)  # right turns first: corners do not connect
             way = next((turn for turn in turns if (at, turn) in next_of), way)
         yield loop
 
 
 def _halfway(corners: list[Corner]) -> Polygon:
-    """Middles of the edges between corners; the corner at (1, 1) of the padded mask is that of the first pixel."""
+    """Return the middles of edges between corners; corner (1, 1) of the padded mask is that of the first pixel."""
     following = [*corners[1:], corners[0]]
     return [
         ((a[0] + b[0]) / 2 - 1.5, (a[1] + b[1]) / 2 - 1.5)
@@ -79,7 +79,7 @@ def _halfway(corners: list[Corner]) -> Polygon:
 
 
 def _area(polygon: Polygon) -> float:
-    """Positive around a part, negative around a hole."""
+    """Return the area, positive around a part, negative around a hole."""
     points = np.asarray(polygon)
     j, i = points[:, 0], points[:, 1]
     return float(np.sum(i * np.roll(j, -1) - np.roll(i, -1) * j)) / 2
@@ -92,7 +92,7 @@ def _contains(polygon: Polygon, point: Point) -> bool:
 
 
 def _crossings(polygon: Polygon, point: Point) -> list[tuple[float, int]]:
-    """Where a ray along the row crosses, and the number of the edge, beyond the point."""
+    """Return where a ray from the point along the row crosses the polygon, with the number of the edge."""
     points = np.asarray(polygon)
     ends = np.roll(points, -1, axis=0)
     across = (points[:, 0] > point[0]) != (ends[:, 0] > point[0])
@@ -103,9 +103,10 @@ def _crossings(polygon: Polygon, point: Point) -> list[tuple[float, int]]:
 
 
 def _joined(polygon: Polygon, hole: Polygon) -> Polygon:
-    """One polygon of both: out to the hole, around it, and back the same way.
+    """Join a polygon and a hole to one polygon: to the hole, around it, and back the same way.
 
-    The channel lies a quarter or half of a pixel beside the middle of a row, so that no pixel's centre lies on it.
+    The channel lies a quarter or half of a pixel beside the middle of a row, so that it avoids the centres of
+    pixels.
     """
     number = max(range(len(hole)), key=lambda n: hole[n][1])
     first, second, *others = [*hole[number:], *hole[:number]]

@@ -1,4 +1,4 @@
-"""What made a segmentation, from the report of its run, in the words of the export."""
+"""The origin of a segmentation, from the report of its run, for the export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NO_REPORT = "{} is not a report of `medsegai segment --report`. Name that file,
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run measured of a structure: how far members agreed, and whether it was remarked."""
+    """The measures of a structure in a run: the agreement of members, and whether there were remarks."""
 
     measures: Mapping[str, float]
     remarked: bool
@@ -32,10 +32,10 @@ class Provenance:
     """Who made a segmentation and how.
 
     Attributes:
-        maker: for DICOM.
-        lines: for people: names and values.
-        warnings: what the run warned of.
-        measured: what tells the quality of a structure as the run wrote it, by value and name.
+        maker: the maker, for DICOM.
+        lines: names and values, for readers.
+        warnings: the warnings of the run.
+        measured: the measures of each structure's quality in the run, by value and name.
     """
 
     maker: Maker
@@ -44,12 +44,12 @@ class Provenance:
     measured: Mapping[tuple[int, str], Measured] = field(default_factory=dict)
 
     def quality(self, label: Label, remarked: bool) -> str:
-        """The quality of a structure in one word (`quality.quality_of`); "" where nothing is known of it.
+        """Return the quality of a structure in one word (`quality.quality_of`); "" if it is unknown.
 
-        How far members agreed on what a person changed is left out, as it is in Slicer.
+        The agreement of members is ignored for structures that a person changed, as in Slicer.
 
         Args:
-            remarked: whether there are remarks on the structure as it is now.
+            remarked: whether there are remarks on the present structure.
         """
         known = self.measured.get((label.value, label.name))
         if known is None or self.maker.corrected or label.value in self.maker.touched:
@@ -60,16 +60,16 @@ class Provenance:
 def provenance(
     segmentation: Path, run: Path | None = None, model: str | None = None, corrected: bool = False
 ) -> Provenance:
-    """Gather what is known.
+    """Gather the origin of a segmentation.
 
     Args:
-        segmentation: the file. If it is not the one that the run wrote, it counts as corrected.
-        run: from `medsegai segment --report`.
-        model: named instead of a run.
-        corrected: a person changed the segmentation.
+        segmentation: the file, which counts as corrected if the run did not write it.
+        run: the report from `medsegai segment --report`.
+        model: the model, if a run is not named.
+        corrected: whether a person changed the segmentation.
 
     Raises:
-        InputError: `run` is no such report.
+        InputError: `run` is not such a report.
         ModelError: the model is unknown.
     """
     digest = file_sha256(segmentation)
@@ -94,10 +94,10 @@ def provenance(
 
 
 def of_report(report: Mapping[str, Any]) -> Provenance:
-    """What the report of a run says.
+    """Return the origin that the report of a run states.
 
     Raises:
-        ValueError: it is no such report.
+        ValueError: the content is not such a report.
     """
     try:
         made = report["provenance"]
@@ -133,7 +133,7 @@ def _counted(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refined(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What refinements did after the run, as the panel notes it."""
+    """Return the changes by refinements after the run, as the panel records them."""
     done = [
         f"{item['settings']['name']} ({item['ml']:.3g} ml)" for item in report.get("refined", ())
     ]
@@ -141,7 +141,7 @@ def _refined(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def closed(found: Provenance, lines: Mapping[str, Any]) -> Provenance:
-    """With the model in front, and at the end what else is known and the time of the export."""
+    """Return the provenance with the model first, and further values and the time of the export last."""
     maker = found.maker
     model = {"Model": f"{maker.name} {maker.version}"} if maker.name != Maker.name else {}
     now = {"Exported": datetime.now(UTC).isoformat(timespec="seconds")}

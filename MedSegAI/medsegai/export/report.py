@@ -1,8 +1,8 @@
-"""A report of one case: pictures, table, warnings and where it all comes from, in one HTML file.
+"""A report of one case: pictures, table, warnings and provenance, in one HTML file.
 
-The page needs nothing else: no fonts and no pictures from elsewhere, and no scripts unless a viewer is asked for,
-which stands in the page with the scan. Printed from a browser it makes A4 pages with the notice on each, and so a
-PDF. It says nothing of the patient, because the scan's header is not read for it.
+The page is self-contained: it does not load fonts or pictures, and only has scripts if it contains a viewer,
+together with the scan. A browser prints it as A4 pages, or a PDF, with the notice on each. It does not contain
+patient data, because it does not use the scan's header.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ dd { margin: 0; overflow-wrap: anywhere; }
   @bottom-right { content: counter(page) " / " counter(pages); font: 9px system-ui, sans-serif; } }
 @media print { body { font-size: 11px; margin: 0; max-width: none; } tr, img { break-inside: avoid; }
   h2 { break-after: avoid; } thead { display: table-header-group; } }
-""".replace("NOTICE", NOT_FOR_DIAGNOSIS)  # at the foot of each printed page, too
+""".replace("NOTICE", NOT_FOR_DIAGNOSIS)  # also at the foot of each printed page
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows.
+    """The content of a report.
 
     Attributes:
-        case: labels and, for the pictures, the scan.
-        rows: its measurements.
-        warnings: in words.
-        provenance: names and values, such as model and version; shown as they stand.
+        case: the labels and, for the pictures, the scan.
+        rows: the measurements of the case.
+        warnings: the warnings, in words.
+        provenance: names and values, such as model and version, which are shown unchanged.
         title: the heading.
-        qualities: of each row, a word of `models.quality`, or "" where nothing is known; none at all for no
-            such column.
-        viewer: whether the scan stands in the page, to be turned.
-        entropy: uncertainty in nats on the grid of the labels, for the viewer; None where it was not measured.
+        qualities: the quality of each row in a word of `models.quality`, or "" if it is unknown; empty to omit the
+            column.
+        viewer: whether the page contains the scan and an interactive viewer.
+        entropy: uncertainty in nats on the grid of the labels, for the viewer; None if it was not measured.
     """
 
     case: Case
@@ -85,10 +85,10 @@ class Content:
 
 
 def case_report(content: Content) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Raises:
-        MedSegAIError: as `viewer.check_viewer`, if a viewer is wanted.
+        MedSegAIError: see `viewer.check_viewer`, if a viewer is wanted.
     """
     text = html.escape
     if content.viewer:
@@ -119,7 +119,7 @@ def case_report(content: Content) -> str:
 
 
 def _policy(content: Content) -> list[str]:
-    """What keeps a browser from loading anything for the page, where there are scripts in it."""
+    """Return the policy that prevents a browser from loading anything for the page, if it has scripts."""
     if not content.viewer:
         return []
     return [f'<meta http-equiv="Content-Security-Policy" content="{viewer.POLICY}">']
@@ -141,7 +141,7 @@ def _warnings(warnings: Sequence[str]) -> list[str]:
 
 def _pictures(case: Case) -> list[str]:
     if case.image is None:
-        return ["<p>No pictures: the scan was not named.</p>"]
+        return ["<p>There are no pictures, because the scan was not named.</p>"]
     file = io.BytesIO()
     render_preview(case.image, case.labelmap, case.labels).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
@@ -150,7 +150,7 @@ def _pictures(case: Case) -> list[str]:
 
 
 def _table(content: Content) -> str:
-    """The columns that at least one structure has a number for."""
+    """Return the table with the columns for which at least one structure has a number."""
     rows, qualities, links = content.rows, content.qualities, _links(content)
     shown = {
         name: spec
@@ -178,7 +178,7 @@ def _table(content: Content) -> str:
 
 
 def _links(content: Content) -> dict[int, str]:
-    """What makes a row of the table lead to its structure in the viewer, by label value."""
+    """Return the attributes that link a row of the table to its structure in the viewer, by label value."""
     if not content.viewer:
         return {}
     case, number = content.case, viewer.numbers(content.case.labels)
@@ -189,7 +189,7 @@ def _links(content: Content) -> dict[int, str]:
 
 
 def _legend(content: Content) -> str:
-    """What the columns are that need a word."""
+    """Return the explanation of columns."""
     paired = any(not math.isnan(row.asymmetry_percent) for row in content.rows)
     words = f"Quality: {LEGEND} " if any(content.qualities) else ""
     words += (
@@ -211,7 +211,7 @@ def _provenance(values: Mapping[str, Any]) -> str:
 
 
 def _words(value: object) -> str:
-    """JSON values as a person reads them: `device: cpu; threads: 2`."""
+    """Return JSON values in readable form: `device: cpu; threads: 2`."""
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {_words(part)}" for name, part in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
 """A segmentation as DICOM RT Structure Set: closed contours in the slices of the series, for radiotherapy.
 
-Contours are those of `outlines`: several in a slice where a structure has several parts there, and holes joined to
-the outline around them. A program that fills them gets the voxels of the segmentation back.
+Contours come from `outlines`: there are several in a slice if a structure has several parts there, and holes are
+joined to the outline around them. A program that fills them obtains the voxels of the segmentation again.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ DECIMALS = 4
 
 
 def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:
-    """The RT Structure Set of a case.
+    """Return the RT Structure Set of a case.
 
     Args:
-        case: labels on the grid of the scan that `source` was read for; structures without voxels are left out.
-        source: see `dicom_seg.read_source`.
-        maker: what made the labels.
+        case: the labels on the grid of the scan of `source`; structures without voxels are left out.
+        source: the series from `dicom_seg.read_source`.
+        maker: the maker of the labels.
 
     Raises:
-        InputError: no structure has voxels, or the headers of the series break the standard.
+        InputError: the structures do not have voxels, or the headers of the series violate the standard.
     """
     labels = present(case)
-    with quiet(f"{case.labelmap.source}: the headers of its series break the DICOM standard"):
+    with quiet(f"{case.labelmap.source}: the headers of its series violate the DICOM standard"):
         made = _head(source, maker)
         made.ReferencedFrameOfReferenceSequence = [_references(source)]
         frame = source.images[0].FrameOfReferenceUID
@@ -77,7 +77,7 @@ def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:
 
 
 def _head(source: Source, maker: Maker) -> FileDataset:
-    """Patient and study of the series, and what this is."""
+    """Return a dataset with patient and study of the series, and its own identity."""
     uid = generate_uid()
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = RT_STRUCTURE_SET
@@ -109,7 +109,7 @@ def _head(source: Source, maker: Maker) -> FileDataset:
 
 
 def _references(source: Source) -> Dataset:
-    """Which images the contours lie on."""
+    """Return references to the images of the contours."""
     first = source.images[0]
     images = [
         _dataset(
@@ -119,7 +119,7 @@ def _references(source: Source) -> Dataset:
     ]
     series = _dataset(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
     study = _dataset(
-        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # what the standard still asks for
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # further required attributes
         ReferencedSOPInstanceUID=first.StudyInstanceUID,
         RTReferencedSeriesSequence=[series],
     )
@@ -140,7 +140,7 @@ def _region(number: int, label: Label, frame: str, maker: Maker) -> Dataset:
 def _contours(
     number: int, label: Label, box: tuple[slice, slice, slice], case: Case, source: Source
 ) -> Dataset:
-    """All contours of a structure, slice by slice."""
+    """Return all contours of a structure, slice by slice."""
     mask = case.labelmap.voxels[box] == label.value
     matrix = case.labelmap.geometry.ijk_to_ras
     starts = [side.start for side in box]
@@ -163,7 +163,7 @@ def _contours(
 
 
 def _image_of(k: int, source: Source) -> Dataset:
-    """The image, or the frame of an image, in which slice k is."""
+    """Return a reference to the image, or the frame of an image, of slice k."""
     if len(source.images) > 1:
         image = source.images[k]
         return _dataset(

@@ -1,9 +1,9 @@
-"""Structures as closed surfaces in millimetres, to look at, to plan with and to print: STL, OBJ and GLB.
+"""Structures as closed surfaces in millimetres, for viewing, planning and printing: STL, OBJ and GLB.
 
-The faces between voxels inside and outside are a closed surface already. It is relaxed, each point
-near to where it was (constrained surface nets: S. Gibson, MICCAI 1998), moved along
-its normals until it holds the volume of the voxels again, and thinned out to a tolerance. manifold3d
-keeps every edge between exactly two triangles on the way.
+The faces between voxels inside and outside form a closed surface. It is relaxed, with each point staying near its
+voxel face (constrained surface nets: S. Gibson, MICCAI 1998), moved along its normals until it has the volume of
+the voxels again, and simplified within a tolerance. manifold3d keeps every edge between exactly two triangles on
+the way.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     import manifold3d
 
 SPACES = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
-"""World coordinates of the files, as signs of RAS. 3D Slicer assumes LPS in STL and OBJ."""
+"""The coordinate systems of the files, as signs of RAS. 3D Slicer assumes LPS in STL and OBJ."""
 
 TOLERANCE_MM = 0.1
 RELAXATIONS = 20
 REACH = 0.4
-"""How far relaxation may move a point along an axis, in voxels: at 0.5 a lone voxel would vanish."""
+"""The largest move of a point by relaxation along an axis, in voxels; at 0.5 a single voxel would vanish."""
 
 VOLUME_STEPS = 50
 VOLUME_ERROR = 1e-6
@@ -48,8 +48,8 @@ class Surface:
     """A closed surface.
 
     Attributes:
-        points: (n, 3), RAS mm.
-        triangles: (m, 3) positions in `points`, counter-clockwise from outside.
+        points: the points (n, 3), RAS mm.
+        triangles: the triangles (m, 3) as indices into `points`, counter-clockwise from outside.
     """
 
     points: Points
@@ -57,7 +57,7 @@ class Surface:
 
     @property
     def volume_ml(self) -> float:
-        """Volume inside of the surface in ml."""
+        """The volume inside the surface in ml."""
         return _signed_volume(self.points, self.triangles) / 1000
 
 
@@ -66,23 +66,25 @@ def surface_of(
     grid: Geometry,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> Surface:
-    """The surface of a structure, with the volume of its voxels.
+    """Return the surface of a structure, with the volume of its voxels.
 
-    A structure that touches the border of the grid is closed there, flush with its outermost voxels.
-    Parts that are connected only by an edge or corner of voxels are separated.
+    A structure that touches the border of the grid is closed there, flat at its outermost voxels. Parts that are
+    connected only by an edge or corner of voxels are separated.
 
     Args:
-        mask: (k, j, i), at least one voxel.
-        grid: where the mask lies.
-        tolerance_mm: how far the surface may move where points are left out; 0 leaves out none but
-            those in planes.
+        mask: the mask (k, j, i), with at least one voxel.
+        grid: the grid of the mask.
+        tolerance_mm: the largest distance by which the surface moves when points are left out; 0 only leaves out
+            points in planes.
 
     Raises:
-        RequestError: a negative tolerance.
-        InputError: no voxel.
+        RequestError: the tolerance is negative.
+        InputError: the mask does not have a voxel.
     """
     if not 0 <= tolerance_mm < np.inf:
-        raise RequestError(f"The tolerance of surfaces is 0 mm or more, not {tolerance_mm:g}.")
+        raise RequestError(
+            f"The tolerance of surfaces must be at least 0 mm, not {tolerance_mm:g}."
+        )
     if not mask.any():
         raise InputError("A structure without voxels does not have a surface. Leave it out.")
     corners, triangles = _manifold_mesh(*_voxel_faces(mask))
@@ -93,13 +95,13 @@ def surface_of(
         triangles = triangles[:, ::-1]
     volume = np.count_nonzero(mask) * grid.voxel_volume_ml * 1000
     points = _with_volume(points, triangles, volume)
-    # What simplify() calls its tolerance was exceeded by up to 1.9 times on balls.
+    # The deviation was up to 1.9 times the tolerance of simplify() on balls.
     points, triangles = _manifold_mesh(points, triangles, tolerance_mm / 2)
     return Surface(_with_volume(points, triangles, volume), triangles)
 
 
 def _voxel_faces(mask: NDArray[np.bool_]) -> tuple[Points, Triangles]:
-    """The faces between inside and outside, two triangles each; points (k, j, i) in voxels."""
+    """Return the faces between inside and outside, two triangles each; points are (k, j, i) in voxels."""
     padded = np.pad(mask, 1).astype(np.int8)
     units = np.eye(3, dtype=np.int64)
     quads = []
@@ -124,7 +126,7 @@ def _voxel_faces(mask: NDArray[np.bool_]) -> tuple[Points, Triangles]:
 def _manifold_mesh(
     points: Points, triangles: Triangles, tolerance_mm: float | None = None
 ) -> tuple[Points, Triangles]:
-    """The mesh with each edge between two triangles, thinned out if there is a tolerance."""
+    """Return the mesh with each edge between two triangles, simplified if there is a tolerance."""
     import manifold3d
 
     mesh = manifold3d.Mesh64(
@@ -132,7 +134,7 @@ def _manifold_mesh(
     )
     body = manifold3d.Manifold(mesh)
     if body.status() != manifold3d.Error.NoError:
-        raise RuntimeError(f"manifold3d: {body.status()}")  # voxel faces are closed: a defect
+        raise RuntimeError(f"manifold3d: {body.status()}")  # a bug, because voxel faces are closed
     return _arrays(body if tolerance_mm is None else body.simplify(tolerance_mm))
 
 
@@ -143,7 +145,7 @@ def _arrays(body: manifold3d.Manifold) -> tuple[Points, Triangles]:
 
 
 def _relaxed(points: Points, triangles: Triangles) -> Points:
-    """Points drawn to the mean of their neighbours, within `REACH` of where they were."""
+    """Move points towards the mean of their neighbours, within `REACH` of their original positions."""
     count = len(points)
     start, end = triangles[:, [0, 1, 2]].ravel(), triangles[:, [1, 2, 0]].ravel()
     ones = np.ones(2 * len(start))
@@ -157,7 +159,7 @@ def _relaxed(points: Points, triangles: Triangles) -> Points:
 
 
 def _with_volume(points: Points, triangles: Triangles, volume: float) -> Points:
-    """The points moved along their normals, all equally far, until the surface holds `volume` (mm³)."""
+    """Move all points equally far along their normals, until the surface has `volume` (mm³)."""
     longest = np.ptp(points, axis=0).max() / 10
     for _ in range(VOLUME_STEPS):
         missing = volume - _signed_volume(points, triangles)
@@ -174,20 +176,20 @@ def _with_volume(points: Points, triangles: Triangles, volume: float) -> Points:
 
 
 def _area_vectors(points: Points, triangles: Triangles) -> Points:
-    """Area times outward normal of each triangle."""
+    """Return area times outward normal of each triangle."""
     first, second, third = (points[triangles[:, corner]] for corner in range(3))
     return np.asarray(np.cross(second - first, third - first) / 2)
 
 
 def _signed_volume(points: Points, triangles: Triangles) -> float:
-    """Volume inside, negative if the triangles are turned inwards."""
+    """Return the volume inside, negative if the triangles face inwards."""
     near = points - points.mean(axis=0)
     first, second, third = (near[triangles[:, corner]] for corner in range(3))
     return float(np.einsum("ij,ij->", first, np.cross(second, third)) / 6)
 
 
 def file_name(label: Label, ending: str) -> str:
-    """A file name for the surface of a structure that every system accepts: `17_left_hippocampus.stl`."""
+    """Return a file name for the surface of a structure that every system accepts: `17_left_hippocampus.stl`."""
     words = re.sub(r"[^a-z0-9]+", "_", label.name.lower()).strip("_")
     return f"{label.value}_{words}"[:80].rstrip("_") + ending
 
@@ -219,7 +221,7 @@ def _stl(points: Points, triangles: Triangles, label: Label, space: str) -> byte
 
 
 def _obj(points: Points, triangles: Triangles, label: Label, space: str) -> bytes:
-    """To a tenth of a micrometre; one format for all is three times as fast as one for each."""
+    """Return the file as OBJ, to a tenth of a micrometre; one format for all points is three times as fast."""
     head = f"# MedSegAI SPACE={space} UNIT=mm\no {label.name}\n"
     places = "v %.4f %.4f %.4f\n" * len(points) % tuple(points.ravel().tolist())
     faces = "f %d %d %d\n" * len(triangles) % tuple((triangles + 1).ravel().tolist())
@@ -227,7 +229,7 @@ def _obj(points: Points, triangles: Triangles, label: Label, space: str) -> byte
 
 
 def _glb(points: Points, triangles: Triangles, label: Label, space: str) -> bytes:
-    """One mesh in glTF 2.0 (specification of the Khronos Group), points and triangles in one buffer."""
+    """Return one mesh in glTF 2.0 (Khronos Group), with points and triangles in one buffer."""
     places, corners = points.astype("<f4"), triangles.astype("<u4")
     views = [
         {"buffer": 0, "byteOffset": 0, "byteLength": places.nbytes, "target": 34962},
@@ -263,7 +265,7 @@ def _glb(points: Points, triangles: Triangles, label: Label, space: str) -> byte
 
 
 def _upright(space: str) -> list[float]:
-    """From mm in `space` to metres with x to the patient's left, y to the head and z to the face.
+    """Return the matrix from mm in `space` to metres with x to the patient's left, y to the head, z to the face.
 
     A glTF matrix is listed by columns.
     """
@@ -275,7 +277,7 @@ def _upright(space: str) -> list[float]:
 
 
 def _material(label: Label) -> dict[str, Any]:
-    """The colour of the label; glTF colours are linear, those of labels sRGB."""
+    """Return the colour of the label; glTF colours are linear, those of labels sRGB."""
     shades = np.array(label.color) / 255
     linear = np.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
     return {
@@ -291,4 +293,4 @@ _WRITERS: dict[str, Callable[[Points, Triangles, Label, str], bytes]] = {
     ".glb": _glb,
 }
 FORMATS = tuple(_WRITERS)
-"""Endings of surfaces that can be written."""
+"""The endings of surfaces that can be written."""

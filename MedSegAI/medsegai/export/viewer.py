@@ -1,7 +1,7 @@
-"""The viewer in a report of a case: three planes and 3D that a reader can turn, in the same single file.
+"""The viewer in the report of a case: three planes and an interactive 3D view, in the same single file.
 
-NiiVue draws. It is not in the repository: `.ci/niivue` fetches it when the environment is set up, and what is
-built then (wheel, Slicer extension) carries it with its licence.
+NiiVue draws it. NiiVue is not in the repository: `.ci/niivue` downloads it when the environment is set up, and
+later builds (wheel, Slicer extension) contain it with its licence.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src data: blob:; worker-src blob:; font-src data:"
 )
-"""What a browser lets the page load: nothing that is not in it."""
+"""The policy by which a browser only loads what is in the page."""
 
 BRIGHTNESS = (0.5, 99.8)
-"""Percentiles of the scan that become black and white: it is shown in 256 steps of grey, not to be measured."""
+"""The percentiles of the scan that become black and white; it is shown in 256 grey levels, not for measurement."""
 
 STEPS = 255
 
@@ -63,28 +63,30 @@ EYE = (
 
 
 def viewer_is_here() -> bool:
-    """Whether this installation carries NiiVue."""
+    """Whether this installation contains NiiVue."""
     return all((NIIVUE / name).is_file() for name in (SCRIPT, LICENCE))
 
 
 def check_viewer(has_scan: bool) -> None:
-    """Find what keeps a viewer from being made.
+    """Check that a viewer can be made.
 
     Raises:
-        MedSegAIError: NiiVue is not in this installation.
+        MedSegAIError: this installation does not contain NiiVue.
         RequestError: the scan is not named.
     """
     if not viewer_is_here():
         raise MedSegAIError(
-            "The viewer needs NiiVue, which this installation was built without. Run .ci/niivue in a checkout of "
-            "MedSegAI, which fetches it with npm, and install from there; or leave --viewer out."
+            "The viewer needs NiiVue, which this installation does not contain. Run .ci/niivue in a checkout of "
+            "MedSegAI, which downloads it with npm, and install from there; or leave out --viewer."
         )
     if not has_scan:
-        raise RequestError("The viewer shows the scan. Name it, too, with --image or --dicom.")
+        raise RequestError(
+            "The viewer shows the scan, which is not named. Name it with --image or --dicom."
+        )
 
 
 def places(labelmap: Volume, labels: Sequence[Label]) -> dict[int, tuple[float, float, float]]:
-    """A place inside of each structure, in RAS mm, by label value: of its voxels, the nearest to its centroid."""
+    """Return a position inside each structure, in RAS mm, by label value: the voxel nearest to its centroid."""
     found = {}
     for value, box in label_boxes(labelmap.voxels, [label.value for label in labels]).items():
         inside = np.argwhere(labelmap.voxels[box] == value)
@@ -96,26 +98,26 @@ def places(labelmap: Volume, labels: Sequence[Label]) -> dict[int, tuple[float, 
 
 
 def numbers(labels: Sequence[Label]) -> dict[int, int]:
-    """What each label value is in the page: 1, 2, 3 …, because NiiVue's tables have a row for each number."""
+    """Return each label value's number in the page: 1, 2, 3 …, because NiiVue's tables have a row per number."""
     return {label.value: number for number, label in enumerate(labels, 1)}
 
 
 def eye(label: Label) -> str:
-    """A button, for the row of a structure in the table, that hides it in the viewer or shows it again."""
+    """Return a button for the row of a structure that hides it in the viewer or shows it again."""
     name = html.escape(f"Show {label.name} in the viewer", quote=True)
     return f'<button class="eye" type="button" title="{name}" aria-label="{name}">{EYE}</button>'
 
 
 def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
-    """The viewer as HTML, for the body of the page."""
+    """Return the viewer as HTML, for the body of the page."""
     hiding = ", ".join(html.escape(label.name) for label in labels if not label.opacity_3d)
     left_out = (
         f" Hidden at first, because it would hide the rest in 3D: {hiding}." if hiding else ""
     )
-    return [  # the canvas has an element of its own, which NiiVue blackens
+    return [  # the canvas has its own element, which NiiVue blackens
         '<section id="viewer"><h2>Viewer</h2>',
-        '<p class="contains">This page contains the scan: whoever has the page has the scan, and in that of a '
-        "head a face can be recognised. Its grey values are reduced to 256 steps.</p>",
+        '<p class="contains">This page contains the scan, with grey values in 256 levels. Whoever has the '
+        "page has the scan, and a face may be recognisable in the scan of a head.</p>",
         '<div class="stage"><canvas id="viewer-canvas" width="960" height="512"></canvas></div>',
         '<output id="viewer-place">The viewer needs JavaScript.</output>',
         '<div class="controls">',
@@ -136,14 +138,14 @@ def _slider(name: str, what: str, value: float) -> str:
 
 
 def scripts(case: Case, entropy: Volume | None) -> list[str]:
-    """What the viewer runs and shows, for the end of the page.
+    """Return the scripts and data of the viewer, for the end of the page.
 
     Args:
-        case: with its scan.
+        case: the case with its scan.
         entropy: uncertainty in nats on the same grid, if it was measured.
 
     Raises:
-        GeometryError: the uncertainty lies on another grid.
+        GeometryError: the uncertainty has another grid.
     """
     assert case.image is not None
     layers = [_scan(case.image), _structures(case)]
@@ -157,7 +159,7 @@ def scripts(case: Case, entropy: Volume | None) -> list[str]:
     data = json.dumps({"names": names, "layers": layers}).replace("<", "\\u003c")
     licence = html.escape((NIIVUE / LICENCE).read_text(encoding="utf-8"))
     return [
-        f"<details><summary>NiiVue draws the viewer; its licence</summary><pre>{licence}</pre></details>",
+        f"<details><summary>Licence of NiiVue, which draws the viewer</summary><pre>{licence}</pre></details>",
         f'<script type="application/json" id="viewer-data">{data}</script>',
         f"<script>{_script(NIIVUE / SCRIPT)}</script>",
         f"<script>{_script(HERE / 'viewer.js')}</script>",
@@ -165,7 +167,7 @@ def scripts(case: Case, entropy: Volume | None) -> list[str]:
 
 
 def _script(path: Path) -> str:
-    """A script that can stand in a page: nothing in it ends the element."""
+    """Return a script that can be put into a page, because it does not contain the end tag."""
     return (
         path.read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
     )
@@ -211,13 +213,13 @@ def _doubt(entropy: Volume) -> Mapping[str, Any]:
 
 
 def _steps(voxels: NDArray[np.float32], highest: float) -> NDArray[np.uint8]:
-    """Values from 0 to `highest` in 256 steps."""
+    """Return values from 0 to `highest` in 256 steps."""
     scaled = voxels * np.float32(STEPS / highest if highest > 0 else 0)
     return np.rint(scaled.clip(0, STEPS)).astype(np.uint8)
 
 
 def _packed(volume: Volume) -> Mapping[str, str]:
-    """As a compressed NIfTI in letters."""
+    """Return a volume as a compressed NIfTI in base64."""
     with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         path = Path(folder) / "volume.nii.gz"
         write_volume(path, volume)

@@ -1,7 +1,6 @@
 """Reading and writing of images: files become volumes here, and volumes become files.
 
-Axis order and the two world conventions (RAS inside, LPS in ITK, DICOM and NRRD) change here and
-nowhere else.
+Axis order and the two world conventions (RAS inside, LPS in ITK, DICOM and NRRD) change only here.
 """
 
 from medsegai.io.atomic import (

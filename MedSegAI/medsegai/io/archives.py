@@ -1,7 +1,7 @@
 """Untrusted zip archives, which are inspected before any of their files is written.
 
-What an archive says about itself is not trusted: names that leave the folder, links, files that do not belong
-there, and implausibly many bytes are refused, and unpacked bytes are counted.
+The directory of an archive is not trusted: names that leave the folder, links, files that do not belong there, and
+implausibly many bytes are refused, and unpacked bytes are counted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from medsegai.system.regular_files import open_regular
 CHUNK = 1 << 20
 
 _ENTRY_BYTES = 46 + 1000
-"""Bytes of a directory entry: the fixed part, and a long name with its extra fields."""
+"""The size of a directory entry in bytes: the fixed part, and a long name with its extra fields."""
 
 DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError),
-    *(FileExistsError, NotADirectoryError),  # one name for a file and a folder
+    *(FileExistsError, NotADirectoryError),  # the same name for a file and a folder
 )
-"""What zipfile raises for archives that contradict themselves; ValueError for impossible names and offsets."""
+"""The exceptions of zipfile for contradictory archives; ValueError for impossible names and offsets."""
 
 
 class Kind(Enum):
@@ -47,9 +47,11 @@ class Limits:
     """Limits beyond which an archive is refused.
 
     Attributes:
-        files: in the archive.
-        bytes: to be unpacked. The largest published nnU-Nets have five checkpoints of under 2 GB.
-        ratio: of those bytes to the archive's own size. Weights shrink by a tenth, JSON by a factor of ten.
+        files: the number of files in the archive.
+        bytes: the number of bytes to be unpacked. The largest published nnU-Nets have five checkpoints of under 2
+            GB.
+        ratio: the ratio of those bytes to the archive's own size. Weights shrink by a tenth, JSON by a factor of
+            ten.
     """
 
     files: int = 20_000
@@ -64,18 +66,19 @@ def unpacked(
     parent: Path,
     limits: Limits | None = None,
 ) -> Iterator[Path]:
-    """The wanted files of a zip archive, in a folder that is removed after the block, whatever happens in it.
+    """Unpack the wanted files of a zip archive into a folder that is removed after the block in any case.
 
-    The folder has the name of the archive, and all folders that are in it, those without wanted files too.
+    The folder has the name of the archive, and contains all of its folders, even those without wanted files.
 
     Args:
-        archive: the file.
-        kind_of: says for each file, by its path in the archive, what to do with it.
-        parent: where to make that folder.
-        limits: of what the archive may hold; `Limits()` if None.
+        archive: the path of the archive.
+        kind_of: the function that says what to do with a file, by its path in the archive.
+        parent: the folder in which that folder is made.
+        limits: the limits of the archive; `Limits()` if None.
 
     Raises:
-        UnsafeModelError: a name leaves the folder or is not a plain file, a file is foreign, or it is a bomb.
+        UnsafeModelError: a name leaves the folder or is not a plain file, a file is foreign, or the archive is a
+            zip bomb.
         ModelError: the file is not a zip archive, is damaged, encrypted, or packed in an unusual way.
     """
     with tempfile.TemporaryDirectory(prefix="archive-", dir=parent) as name:
@@ -113,10 +116,10 @@ class _Sparing:
 def open_zip(file: BinaryIO, most_entries: int) -> zipfile.ZipFile:
     """Open a zip archive if its directory is not longer than that of the given number of entries can be.
 
-    zipfile reads the whole directory, and makes objects ten times as large from it, before they can be counted.
+    zipfile reads the whole directory, and makes objects of ten times its size, before entries can be counted.
 
     Raises:
-        zipfile.BadZipFile: it is not an archive, or its directory is longer.
+        zipfile.BadZipFile: the file is not an archive, or its directory is longer.
     """
     sparing = _Sparing(file, most_entries * _ENTRY_BYTES)
     return zipfile.ZipFile(cast(BinaryIO, sparing))
@@ -128,7 +131,7 @@ def _chosen(
     kind_of: Callable[[PurePosixPath], Kind],
     limits: Limits,
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The folders and wanted files, after a look at all entries."""
+    """Return the folders and wanted files, after checking all entries."""
     entries = opened.infolist()
     _check_size(archive, entries, limits)
     chosen = []
@@ -143,7 +146,7 @@ def _chosen(
         seen.add(path.as_posix().casefold())
         kind = kind_of(path)
         if kind is Kind.FOREIGN:
-            raise _unsafe(archive, f"holds {entry.filename!r}, which does not belong into a model")
+            raise _unsafe(archive, f"holds {entry.filename!r}, which does not belong in a model")
         if kind is Kind.WANTED:
             _check_readable(archive, entry)
             chosen.append((entry, path))
@@ -166,7 +169,7 @@ def _check_size(archive: Path, entries: list[zipfile.ZipInfo], limits: Limits) -
 
 
 def _safe_path(archive: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
-    """The path of an entry, if it stays inside the folder on every system."""
+    """Return the path of an entry, if it stays inside the folder on every system."""
     name = entry.orig_filename
     path = PurePosixPath(name)
     if (
@@ -206,4 +209,4 @@ def _unpack(archive: Path, opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path
 
 
 def _unsafe(archive: Path, why: str) -> UnsafeModelError:
-    return UnsafeModelError(f"{archive} {why}. It was refused, and nothing of it was kept.")
+    return UnsafeModelError(f"{archive} {why}. It was refused, and its files were not kept.")

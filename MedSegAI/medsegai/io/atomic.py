@@ -24,20 +24,20 @@ _REASONS = {
 
 
 class FilesTogether:
-    """Files that are written beside their final paths, and then moved there in the order in which they began."""
+    """Files that are written beside their final paths, and then moved there in the order of their start."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Path, Path]] = []
 
     @contextlib.contextmanager
     def path(self, path: Path | str) -> Iterator[Path]:
-        """A path beside `path`, with the same endings; the block writes that one file.
+        """Yield a path beside `path`, with the same endings; the block writes that one file.
 
         Raises:
             OutputError: the folder is missing or not writable, the disk is full, or the block wrote no file.
         """
         final = _destination(Path(path))
-        ending = "".join(final.suffixes[-2:]).lower()  # by which libraries choose the format
+        ending = "".join(final.suffixes[-2:]).lower()  # libraries choose the format by it
         partial = final.with_name(f".{secrets.token_hex(8)}{ending}")
         self._waiting.append((partial, final))
         try:
@@ -45,13 +45,11 @@ class FilesTogether:
             _flush(partial)
         except OSError as error:
             raise output_error(final, error) from error
-        except (
-            OutputError
-        ) as error:  # of a writer that was given `partial`: users know `final` only
+        except OutputError as error:  # from a writer of `partial`; users only know `final`
             raise OutputError(str(error).replace(str(partial), str(final))) from error
 
     def move(self) -> None:
-        """Move all files to their final paths. Once the first is there, Ctrl-C comes too late."""
+        """Move all files to their final paths. After the first move, Ctrl-C no longer stops it."""
         begun = False
         while self._waiting:
             partial, final = self._waiting[0]
@@ -68,7 +66,7 @@ class FilesTogether:
             begun = True
 
     def discard(self) -> None:
-        """Remove what was not moved."""
+        """Remove the files that were not moved."""
         for partial, _ in self._waiting:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -76,7 +74,7 @@ class FilesTogether:
 
 @contextlib.contextmanager
 def files_together() -> Iterator[FilesTogether]:
-    """Several files that appear at the end of the block, in order, or, after an exception, not at all.
+    """Write several files that appear at the end of the block, in order, or, after an exception, not at all.
 
     Raises:
         OutputError: a file cannot be moved to its final path.
@@ -91,11 +89,11 @@ def files_together() -> Iterator[FilesTogether]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A path beside `path`, with the same endings, whose file replaces `path` at the end.
+    """Yield a path beside `path`, with the same endings, whose file replaces `path` at the end.
 
-    The block writes that one file. If it ends without an exception, the file is moved to `path`,
-    replacing what was there; after any exception, Ctrl-C included, nothing is left and `path` is
-    as before. A symbolic link is followed: the file that it points to is replaced.
+    The block writes that one file. If it ends without an exception, the file is moved to `path` and replaces an
+    existing file; after any exception, including Ctrl-C, the file is removed and `path` is unchanged. A symbolic
+    link is followed: the file that it points to is replaced.
 
     Raises:
         OutputError: the folder is missing or not writable, the disk is full, or the block wrote
@@ -106,19 +104,19 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 PARTIAL = re.compile(r"\.[0-9a-f]{16}(?:\.\w+){0,2}")
-"""Names of files that are being written. A process that is killed leaves them."""
+"""The names of files that are being written. A process that is killed leaves them."""
 
 
 def check_output(path: Path | str, endings: Sequence[str] | None = None) -> None:
-    """Check that `path` can be written, before the work whose result goes there.
+    """Check that `path` can be written, before its content is computed.
 
     Args:
-        path: the file to be written later. What it holds now is left alone.
+        path: the file to be written later. Its present content is not changed.
         endings: the file types that the writer knows, lower case, such as (".seg.nrrd", ".nii.gz").
 
     Raises:
-        OutputError: unknown ending, missing or unwritable folder, or no place for even an empty
-            file.
+        OutputError: the ending is unknown, the folder is missing or not writable, or even an empty file does not
+            fit.
     """
     path = Path(path)
     if endings is not None and not path.name.lower().endswith(tuple(endings)):
@@ -131,24 +129,24 @@ def check_output(path: Path | str, endings: Sequence[str] | None = None) -> None
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """What the operating system reported about writing `path`, with a solution."""
+    """Return the error that the operating system reported about writing `path`, with a solution."""
     reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}. Choose another place")
     return OutputError(f"{path} cannot be written: {reason}.")
 
 
 class _Tried(Exception):
-    """Leaves the block of `atomic_path` so that the trial file goes and `path` stays."""
+    """Leaves the block of `atomic_path`, so that the trial file is removed and `path` stays."""
 
 
 def _destination(path: Path) -> Path:
-    """`path` with links resolved, after a look at what stands there.
+    """Return `path` with links resolved, after a check of its present content.
 
     Raises:
         OutputError: the folder is missing, `path` is a folder or a device, or its name is not UTF-8.
     """
     try:
         str(path.absolute()).encode()
-    except UnicodeEncodeError:  # SimpleITK would end the process
+    except UnicodeEncodeError:  # SimpleITK would crash the process
         raise OutputError(
             f"{path} cannot be written: its name has bytes that are not UTF-8. Choose another name or folder."
         ) from None
@@ -168,6 +166,6 @@ def _destination(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Bring the file to the disk before its name does, so that a crash leaves the old or the new."""
+    """Write the file to the disk before it is renamed, so that a crash leaves the old or the new file."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -17,27 +17,27 @@ from medsegai.request import Candidates
 from medsegai.volume import Volume, check_same_grid
 
 ROUNDING = 0.01
-"""How far probabilities may lie outside of 0 to 1, and their sum above 1, because they are stored rounded."""
+"""The largest excess of probabilities over 0 to 1, and of their sum over 1, because they are stored rounded."""
 
 
 def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label]) -> Candidates:
-    """Read what refinements need from the probabilities that `write_probabilities` wrote.
+    """Read the candidates for refinements from probabilities that `write_probabilities` wrote.
 
-    Where the volumes add up to more than one they are regions that overlap, in the order in which the later of
-    them counts, and the candidates are those of `Candidates` for regions.
+    If the volumes add up to more than one, they are overlapping regions, of which later ones take precedence, and
+    the candidates are those of `Candidates` for regions.
 
-    The file has 16 bits a value, made from half precision, and not the background: so probabilities may be one of
-    255 steps off what the job itself had, and of structures that are within a step equally probable another may be
-    the second.
+    The file has 16 bits per value, made from half precision, and lacks the background. So probabilities may differ
+    by one of 255 steps from those of the job itself, and if structures are equally probable within a step, another
+    one may be the second.
 
     Args:
-        path: 4D NIfTI.
+        path: the 4D NIfTI file.
         labelmap: the segmentation to refine.
-        labels: its labels. Structures are found in it by their name, or by their value where it names none so.
+        labels: its labels. Structures are matched by name, or by value if a name is not found.
 
     Raises:
         InputError: the file cannot be read, or does not hold probabilities of named structures.
-        GeometryError: it lies on another grid than the segmentation.
+        GeometryError: the file has another grid than the segmentation.
     """
     volumes = Volumes(Path(path))
     values = _values_of(volumes, labels)
@@ -54,17 +54,17 @@ def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label])
 
 
 def _values_of(volumes: Volumes, labels: Sequence[Label]) -> list[int]:
-    """The label value of each volume in the segmentation."""
+    """Return the label value of each volume in the segmentation."""
     named = next((entries for entries in map(_entries, volumes.comments) if entries), [])
     if not named:
         raise InputError(
-            f"{volumes.path} does not say which structure is which. Name what `medsegai segment "
-            "--save-probabilities` has written."
+            f"{volumes.path} does not name its structures. Name a file that `medsegai segment "
+            "--save-probabilities` wrote."
         )
     if len(named) != volumes.count:
         raise InputError(
-            f"{volumes.path} names {len(named)} structures, but holds {volumes.count} volumes. It was cut or "
-            "joined: name what `medsegai segment --save-probabilities` has written."
+            f"{volumes.path} names {len(named)} structures, but holds {volumes.count} "
+            "volumes. Name a file that `medsegai segment --save-probabilities` wrote."
         )
     by_name = {label.name: label.value for label in labels}
     by_value = {label.value: label.name for label in labels}
@@ -81,7 +81,7 @@ def _values_of(volumes: Volumes, labels: Sequence[Label]) -> list[int]:
 
 
 def _entries(comment: str) -> list[tuple[int, str]]:
-    """Value and name of each volume, in their order; none where the comment is another one."""
+    """Return value and name of each volume, in order; empty if the comment is a different one."""
     try:
         found = sorted(json.loads(comment), key=lambda entry: int(entry["index"]))
         entries = [(int(entry["value"]), str(entry["name"])) for entry in found]
@@ -91,7 +91,7 @@ def _entries(comment: str) -> list[tuple[int, str]]:
 
 
 def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates | None:
-    """Candidates for structures of which each voxel has one; None if structures overlap."""
+    """Return candidates for structures that do not overlap; None if they overlap."""
     shape = volumes.geometry.shape
     first, second = np.zeros(shape, kind), np.zeros(shape, kind)
     best, next_best, total = (np.zeros(shape, np.float32) for _ in range(3))
@@ -116,10 +116,10 @@ def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidate
 
 
 def _of_regions(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates:
-    """Candidates for regions that overlap: what the decision nearest to one half would change.
+    """Return candidates for overlapping regions: the change that the decision nearest to one half would make.
 
-    As `Activation.two_best`, region by region. A voxel is in the last region above one half. If it leaves that
-    region, it falls back to the one before, and it may enter those that come after.
+    The method is that of `Activation.two_best`, region by region. A voxel is in the last region above one half. If
+    it leaves that region, it falls back to the previous one, and it may enter later ones.
     """
     shape = volumes.geometry.shape
     inside, before, entered = (np.zeros(shape, kind) for _ in range(3))
@@ -143,8 +143,8 @@ def _check_range(path: Path, probability: NDArray[np.float32]) -> None:
     low, high = float(probability.min()), float(probability.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise InputError(
-            f"{path} has values from {low:g} to {high:g}, which are not probabilities. Name what `medsegai "
-            "segment --save-probabilities` has written."
+            f"{path} has values from {low:g} to {high:g}, which are not probabilities. Name a "
+            "file that `medsegai segment --save-probabilities` wrote."
         )
 
 

@@ -13,7 +13,7 @@ def write_card(card: ModelCard, folder: Path) -> None:
     """Write the `card.json` of a model into its folder, which is made if it is missing.
 
     Raises:
-        OutputError: it cannot be written; an existing card is not changed.
+        OutputError: the card cannot be written; an existing card is not changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)

@@ -8,17 +8,17 @@ from medsegai.errors import InputError
 from medsegai.volume import Volume
 
 MAX_VALUE = 1e15
-"""Grey values beyond this are refused: sums of their squares, of which means and deviations are made, need not be
-finite as float32."""
+"""Grey values beyond this are refused, because sums of their squares, from which deviations are computed, may not
+be finite in float32."""
 
 MAX_SPACING_MM = 8.0
-"""Slices further apart are refused: structures of a centimetre fall between them."""
+"""The slice distance in mm above which scans are refused: structures of a centimetre fall between slices."""
 
 WARN_SPACING_MM = 3.5
-"""Slices further apart are segmented, with a warning."""
+"""The slice distance in mm above which scans are segmented with a warning."""
 
 EXTENT_MM = (20.0, 3000.0)
-"""An image whose longest side lies outside this range has its spacing in another unit."""
+"""If the longest side of an image is outside this range in mm, its spacing probably has another unit."""
 
 
 def check_voxels(volume: Volume, dimensions: int = 3) -> None:
@@ -26,19 +26,23 @@ def check_voxels(volume: Volume, dimensions: int = 3) -> None:
 
     Args:
         volume: the image.
-        dimensions: of the networks; for two, a single slice is enough.
+        dimensions: the dimensions of the networks; for two, a single slice is enough.
 
     Raises:
-        InputError: one voxel thick, not numbers, not finite, beyond `MAX_VALUE`, or the same everywhere.
+        InputError: voxels form a single slice, are not numbers, are not finite, exceed `MAX_VALUE`, or are all
+            equal.
     """
     name = volume.source or "The image"
     voxels = volume.voxels
     if min(voxels.shape[3 - dimensions :]) < 2:
         raise InputError(
-            f"{name} is one voxel thick ({volume.geometry.describe()}). A 3D volume is needed."
+            f"{name} is one voxel thick ({volume.geometry.describe()}), but a 3D volume is "
+            "needed. Choose another image."
         )
     if voxels.dtype.kind not in "iufb":
-        raise InputError(f"{name} has voxels of type {voxels.dtype}. Real numbers are needed.")
+        raise InputError(
+            f"{name} has voxels of type {voxels.dtype}, but real numbers are needed. Export it again."
+        )
     if voxels.dtype.kind == "f":
         bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
         if bad:
@@ -72,7 +76,7 @@ def check_picture(volume: Volume) -> tuple[str, ...]:
     if volume.size_known:
         return volume.notes
     name = volume.source or "The image"
-    unknown = f"{name} does not say how large its pixels are, so sizes are given in pixels only."
+    unknown = f"{name} does not state the size of its pixels, so sizes are in pixels."
     return (*volume.notes, unknown)
 
 
@@ -81,13 +85,13 @@ def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tupl
 
     Args:
         volume: the scan.
-        spacing_limit_mm: slices further apart are refused.
+        spacing_limit_mm: the slice distance above which the scan is refused.
 
     Returns:
         Warnings as sentences, the reader's notes first; empty if there are none.
 
     Raises:
-        InputError: see `check_voxels`; or voxels of more than the limit along an axis.
+        InputError: see `check_voxels`; or a spacing exceeds the limit.
     """
     check_voxels(volume)
     name = volume.source or "The image"
@@ -95,21 +99,20 @@ def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tupl
     spacing = max(geometry.spacing_mm)
     if spacing > spacing_limit_mm:
         raise InputError(
-            f"{name} has {geometry.describe()}: slices {spacing:.3g} mm apart are too far for 3D "
-            f"structures; the limit is {spacing_limit_mm:g} mm. Use a scan with thinner slices."
+            f"{name} has {geometry.describe()}: slices {spacing:.3g} mm apart are too far for 3D structures, "
+            f"because the limit is {spacing_limit_mm:g} mm. Use a scan with thinner slices."
         )
     warnings = list(volume.notes)
     if spacing > WARN_SPACING_MM:
         warnings.append(
-            f"{name} has slices {spacing:.3g} mm apart. Small structures will not be exact; a scan of 1 to 2 mm "
-            f"gives better results."
+            f"{name} has slices {spacing:.3g} mm apart, so small structures are inaccurate. A "
+            "scan with 1 to 2 mm gives better results."
         )
     extent = max(
         size * step for size, step in zip(geometry.shape[::-1], geometry.spacing_mm, strict=True)
     )
     if not EXTENT_MM[0] <= extent <= EXTENT_MM[1]:
         warnings.append(
-            f"{name} is {extent:.3g} mm long ({geometry.describe()}). Check that its spacing is in "
-            "millimetres."
+            f"{name} is {extent:.3g} mm long ({geometry.describe()}). Check that its spacing is in millimetres."
         )
     return tuple(warnings)

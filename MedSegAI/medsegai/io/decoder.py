@@ -1,7 +1,7 @@
-"""Native readers in a process that may crash: a crash is the error of one file, and the next file is read.
+"""Native readers in a separate process: if it crashes, only one file fails, and the next can be read.
 
-What runs there lies in the room `decoding`. The process starts when it is first needed, stays for the next file,
-and ends with this one.
+Its code is in the package `decoding`. The process starts when it is first needed, stays for further files, and
+ends together with this process.
 """
 
 from __future__ import annotations
@@ -28,67 +28,67 @@ from medsegai.system.outside_text import unicode_text
 from medsegai.worker.array_transfer import temporary_folder
 
 MEMORY_BYTES = 1 << 30
-"""Memory that the process may use in addition to voxels, decoded and in transit."""
+"""The memory that the process may use in addition to voxels, decoded and in transit."""
 
 SECONDS = 60.0
-"""Seconds that one file may take, in addition to one second for each `BYTES_A_SECOND`."""
+"""The seconds that one file may take, in addition to one second for each `BYTES_A_SECOND`."""
 
 BYTES_A_SECOND = 2_000_000
 
 
 PROGRAM = "from medsegai.decoding.server import main; main()"
-"""What the process runs."""
+"""The program of the process."""
 
 
 def asked(what: str, path: Path, **arguments: object) -> dict[str, Any]:
-    """What a function of the room `decoding` says of a file.
+    """Return what a function of the package `decoding` returns for a file.
 
     Args:
-        what: its module and name, such as "itk.header".
+        what: the module and name of the function, such as "itk.header".
         path: the file.
-        arguments: what else it takes; JSON must be able to hold them.
+        arguments: its other arguments, which must be JSON values.
 
     Raises:
-        InputError: it refused the file, or crashed.
-        ValueError: a library refused it; the text is its reason.
+        InputError: the function refused the file, or crashed.
+        ValueError: a library refused the file; the text is its reason.
     """
     return _DECODER.ask(what, path, 0, arguments)[0]
 
 
 def decoded(what: str, path: Path, expected: int, **arguments: object) -> NDArray[Any]:
-    """An array that a function of the room `decoding` makes of a file, in C order.
+    """Return the array that a function of the package `decoding` makes from a file, in C order.
 
     Args:
         what, path, arguments: see `asked`.
-        expected: bytes of the array.
+        expected: the size of the array in bytes.
 
     Raises:
-        InputError: it refused the file, crashed, or needed more time or memory than such an array suggests.
-        ValueError: a library refused it; the text is its reason.
+        InputError: the function refused the file, crashed, or needed more time or memory than plausible.
+        ValueError: a library refused the file; the text is its reason.
     """
     return _DECODER.ask(what, path, expected, arguments)[1]
 
 
 def let_go(what: str, path: Path) -> None:
-    """Ask a function of the room `decoding` to close a file, if there is a process that may have it open."""
+    """Ask a function of the package `decoding` to close a file, if a process may have it open."""
     if _DECODER.is_running():
         with contextlib.suppress(InputError, ValueError):
             asked(what, path)
 
 
 def itk_voxels(path: Path, reader: str, expected: int) -> NDArray[Any]:
-    """The voxels of a file, decoded by ITK; see `decoded`.
+    """Return the voxels of a file, decoded by ITK; see `decoded`.
 
     Args:
         path: the file.
-        reader: name of ITK's reader, such as "GDCMImageIO".
-        expected: bytes of voxels according to the header.
+        reader: the name of ITK's reader, such as "GDCMImageIO".
+        expected: the size of the voxels in bytes, according to the header.
     """
     return decoded("itk.image", path, expected, reader=reader)
 
 
 class _Decoder:
-    """The process, and a lock, because only one request may be made at a time."""
+    """The process, with a lock, because only one request may be made at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -98,7 +98,7 @@ class _Decoder:
     def ask(
         self, what: str, path: Path, expected: int, arguments: dict[str, Any]
     ) -> tuple[dict[str, Any], NDArray[Any]]:
-        """Let a file be read; one whose name is not UTF-8, which ITK cannot take, by a link to it."""
+        """Request a file; if its name is not UTF-8, which ITK cannot read, the request names a link to it."""
         with contextlib.ExitStack() as stack:
             named = path.absolute()
             if unicode_text(str(named)) != str(named):
@@ -130,9 +130,7 @@ class _Decoder:
             except (EOFError, OSError, ValueError) as error:
                 self._process = None
                 raise _crashed(path, process, timed_out.is_set()) from error
-            except (
-                BaseException
-            ):  # Ctrl-C: the answer is still to come, and would be taken for the next one
+            except BaseException:  # Ctrl-C: the pending answer would be taken for the next one
                 self.stop()
                 raise
             finally:
@@ -144,7 +142,7 @@ class _Decoder:
         return answer, voxels
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """The process. A fork of this one has one of its own: answers of both would mingle in one pipe."""
+        """Return the process. A fork of this process gets its own, because answers to both would mix in a pipe."""
         if self._process is None or not self.is_running():
             self._process, self._owner = _started(), os.getpid()
         return self._process
@@ -166,7 +164,7 @@ atexit.register(_DECODER.stop)
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """A new process. It finds modules where this one does, in a zip archive too, and not in the working folder."""
+    """Start a process that finds the same modules, even in a zip archive, but not in the working folder."""
     flags = {"creationflags": 0x08000000} if sys.platform == "win32" else {"process_group": 0}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; {PROGRAM}"],
@@ -208,13 +206,13 @@ def _end(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
 
 
 def _crashed(path: Path, process: subprocess.Popen[bytes], timed_out: bool) -> InputError:
-    """Why the process ended, as the error of the file that it was reading."""
+    """Return why the process ended, as the error of the file that it was reading."""
     with process:
         process.kill()
     code = process.returncode
-    cause = "takes far longer than such a file should"
+    cause = "takes far longer to read than such a file should"
     if not timed_out:
-        cause = "ends the program that decodes it"
+        cause = "crashes the program that decodes it"
         with contextlib.suppress(ValueError):
             cause += f" ({signal.Signals(-code).name})"
-    return InputError(f"{path} {cause}. It is damaged: copy or export it again.")
+    return InputError(f"{path} {cause}, so it is damaged. Copy or export it again.")

@@ -1,8 +1,8 @@
 """DICOM: which slices make up a volume (headers by pydicom), and their voxels (decoded by GDCM in ITK).
 
-The slices of a series are laid out by their positions, never by file names or instance numbers. What
-is not one regular grid is refused with the reason: a gap filled by guessing would move structures.
-Messages name series by number, description and the end of their UID; no patient data is read.
+The slices of a series are ordered by their positions, never by file names or instance numbers. Slices that do not
+form one regular grid are refused with the reason, because a gap filled by guessing would move structures. Messages
+name series by number, description and the end of their UID; no patient data is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from medsegai.system.outside_text import unicode_text
 from medsegai.volume import SHEAR_TOLERANCE, Volume
 
 POSITION_TOLERANCE = 0.1
-"""How far a slice may lie from the regular grid, as a fraction of the slice distance."""
+"""The largest distance of a slice from the regular grid, as a fraction of the slice distance."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ def read_dicom(path: Path, wanted: str | None = None) -> Volume:
     """Read one series from a folder (not from its subfolders), or one multi-frame file.
 
     Args:
-        path: folder or file.
-        wanted: number of the series, or the end of its SeriesInstanceUID; needed where a folder
-            holds several series of more than one slice.
+        path: the folder or file.
+        wanted: the number of the series, or the end of its SeriesInstanceUID; needed if a folder holds several
+            series of more than one slice.
 
     Raises:
-        InputError: no series, several, or slices that are damaged or in colour.
-        GeometryError: missing or repeated slices, uneven distances, gantry tilt, several
+        InputError: there is not exactly one series, or slices are damaged or in colour.
+        GeometryError: slices are missing, repeated, unevenly spaced, tilted (gantry tilt), or have several
             orientations.
     """
     where, slices, matrix, (series, notes) = _regular(path, wanted)
@@ -69,10 +69,10 @@ def read_dicom(path: Path, wanted: str | None = None) -> Volume:
 
 
 def series_frames(path: Path, wanted: str | None = None) -> tuple[tuple[Path, int], ...]:
-    """The file of each slice that `read_dicom` reads, and its frame in that file, in the order of k.
+    """Return the file of each slice that `read_dicom` reads, and its frame in that file, in the order of k.
 
     Raises:
-        InputError, GeometryError: as `read_dicom`.
+        InputError, GeometryError: see `read_dicom`.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the name.")
@@ -82,7 +82,7 @@ def series_frames(path: Path, wanted: str | None = None) -> tuple[tuple[Path, in
 def _regular(
     path: Path, wanted: str | None
 ) -> tuple[Path, list[Slice], NDArray[np.float64], tuple[_Series, tuple[str, ...]]]:
-    """Name of the chosen series, its slices in the order of k, the matrix to LPS, the series and notes."""
+    """Return the name of the chosen series, its slices in order of k, the matrix to LPS, the series and notes."""
     files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
     known = {item: is_dicom(item) for item in files}
     found = [read_file(item) for item in files if known[item]]
@@ -118,20 +118,21 @@ def _check_space(where: Path, series: _Series, files: Sequence[DicomFile]) -> No
         few = min(frames, key=lambda frame: frames[frame])
         name = next(name for frame, name in named if frame == few)
         raise GeometryError(
-            f"{where}: its slices name {len(frames)} frames of reference, and {unicode_text(name)} another one "
-            "than most, so their positions cannot be compared. Separate them, or export the whole series again."
+            f"{where}: its slices name {len(frames)} frames of reference, and "
+            f"{unicode_text(name)} names another one than most slices, so their positions "
+            "cannot be compared. Separate them, or export the whole series again."
         )
 
 
 def _next_to_it(
     where: Path, slices: Sequence[Slice], step: NDArray[np.float64], others: Sequence[_Series]
 ) -> list[str]:
-    """A note about single slices of other series that lie where the next slice of this one would.
+    """Return a note about single slices of other series at the position of the next slice of this series.
 
-    `step` is the vector from each slice to the next, LPS mm.
+    `step` is the vector from each slice to the next, in LPS mm.
 
-    Programs that make identifiers anew may give one slice another series than the rest. A slice without an
-    identifier of its series is damaged, and `_left_out` reports it.
+    Programs that replace identifiers may put one slice into another series. A slice without an identifier of its
+    series is damaged, and `_left_out` reports it.
     """
     first, last = slices[0], slices[-1]
     tolerance = POSITION_TOLERANCE * float(np.linalg.norm(step))
@@ -149,24 +150,24 @@ def _next_to_it(
     if not found:
         return []
     return [
-        f"{where}: {unicode_text(found[0])} lies where its next slice would, but belongs to another series. It "
-        "was left out; check that the series is whole."
+        f"{where}: {unicode_text(found[0])} is at the position of its next slice, but belongs "
+        "to another series, so it was left out. Check that the series is complete."
     ]
 
 
 def _left_out(
     where: Path, series: _Series, files: Sequence[DicomFile], others: Sequence[Path]
 ) -> list[str]:
-    """Notes about files that may belong to the series and cannot be read.
+    """Return notes about files that may belong to the series and cannot be read.
 
     Raises:
-        InputError: one that cannot be used does belong to it.
+        InputError: a file that cannot be used belongs to the series.
     """
     problems = [file for file in files if file.problem is not None]
     for file in problems:
         if file.uid == series.uid and file.problem is not None:
             raise file.problem
-    # a header that was cut may hold the beginning of the UID
+    # a truncated header may hold the beginning of the UID
     unknown = [file.path for file in problems if series.uid.startswith(file.uid)]
     unknown += [file.path for file in files if file.slices and not file.uid and series.uid]
     unknown += _named_alike(series, others)
@@ -178,7 +179,7 @@ def _left_out(
 
 
 def _named_alike(series: _Series, others: Sequence[Path]) -> list[Path]:
-    """Files that are not DICOM but are called as the slices are: a slice that was cut in its preamble is zeros."""
+    """Return files that are named like slices but are not DICOM: a slice truncated in its preamble is zeros."""
 
     def ending(path: Path) -> str:
         return "" if path.suffix[1:].isdecimal() else path.suffix.lower()
@@ -188,7 +189,7 @@ def _named_alike(series: _Series, others: Sequence[Path]) -> list[Path]:
 
 
 def _series(files: Iterable[DicomFile]) -> list[_Series]:
-    """The series that have slices; reports, presentation states and similar objects have none."""
+    """Return the series that have slices; reports, presentation states and similar objects do not."""
     found: dict[str, _Series] = {}
     for file in files:
         if file.slices:
@@ -210,7 +211,7 @@ def _choose(
         if len(matches) == 1:
             return matches[0]
         problem = "several series are" if matches else "no series is"
-        raise InputError(f"{path}: {problem} known as {wanted!r}. There are: {_listed(found)}.")
+        raise InputError(f"{path}: {problem} named {wanted!r}. The folder holds: {_listed(found)}.")
     volumes = [item for item in found if len(item.slices) > 1]
     if len(volumes) == 1:
         return volumes[0]
@@ -224,17 +225,17 @@ def _choose(
 
 
 def _nothing_found(path: Path, files: Sequence[DicomFile], single: Sequence[_Series]) -> InputError:
-    """Why there is no series of several slices; problems with the files come first."""
+    """Return why there is no series of several slices; problems with the files come first."""
     problems = [file.problem for file in files if file.problem is not None]
     if problems and path.is_file():
         return problems[0]
     if problems:
         others = f" {len(problems) - 1} more files cannot be used." if len(problems) > 1 else ""
-        return InputError(f"{path} holds no series that can be read. {problems[0]}{others}")
+        return InputError(f"{path} does not hold a series that can be read. {problems[0]}{others}")
     if single:
         return InputError(
-            f"{path} holds single slices only: {_listed(single)}. Name the folder that has all slices of "
-            "one series."
+            f"{path} only holds single slices: {_listed(single)}. Name the folder that has "
+            "all slices of one series."
         )
     if any(file.is_segmentation for file in files):
         return InputError(
@@ -243,13 +244,13 @@ def _nothing_found(path: Path, files: Sequence[DicomFile], single: Sequence[_Ser
         )
     if path.is_file():
         return InputError(
-            f"{path} is a DICOM file without slices that have a place in the patient (such as a report or a "
-            "presentation state). Name a folder with a CT or MR series."
+            f"{path} is a DICOM file without slices that have a position in the patient (such "
+            "as a report or a presentation state). Name a folder with a CT or MR series."
         )
     folders = sorted(item.name for item in path.iterdir() if item.is_dir())
     hint = f" Its subfolders are not searched: {', '.join(folders[:10])}." if folders else ""
     return InputError(
-        f"{path} holds no DICOM images. Name the folder in which the slices lie.{hint}"
+        f"{path} does not hold DICOM images. Name the folder that holds the slices.{hint}"
     )
 
 
@@ -258,7 +259,7 @@ def _listed(series: Iterable[_Series]) -> str:
 
 
 def _arranged(where: Path, slices: list[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
-    """Slices in the order of their positions, and the matrix from (i, j, k) to LPS.
+    """Return slices in the order of their positions, and the matrix from (i, j, k) to LPS.
 
     k grows along the cross product of i and j, as in ITK and Slicer.
 
@@ -289,15 +290,16 @@ def _check_alike(where: Path, slices: Sequence[Slice]) -> None:
         odd = scaled <= len(slices) / 2
         name = next(item.path.name for item in slices if item.is_scaled == odd)
         raise InputError(
-            f"{where}: {unicode_text(name)} {'has' if odd else 'lacks'} RescaleSlope, unlike other slices, so "
-            "grey values are not of one scale. Export the whole series again."
+            f"{where}: {unicode_text(name)} {'has' if odd else 'lacks'} RescaleSlope, unlike "
+            "other slices, so grey values do not have the same scale. Export the whole "
+            "series again."
         )
     if any(item.size != first.size for item in slices):
         raise InputError(f"{where}: slices of different sizes. Separate them into series.")
     if any(not np.allclose(item.axes, first.axes, atol=1e-3) for item in slices):
         raise GeometryError(
-            f"{where}: its slices lie in different orientations (a localizer?). Choose a series whose "
-            "slices are parallel."
+            f"{where}: its slices have different orientations (a localizer?). Choose a series "
+            "whose slices are parallel."
         )
     if any(not np.allclose(item.spacing, first.spacing, rtol=1e-3) for item in slices):
         raise GeometryError(f"{where}: slices of different pixel sizes. Separate them into series.")
@@ -306,13 +308,13 @@ def _check_alike(where: Path, slices: Sequence[Slice]) -> None:
 def _slice_step(
     where: Path, slices: Sequence[Slice], normal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The vector from each slice to the next, LPS mm."""
+    """Return the vector from each slice to the next, in LPS mm."""
     positions = np.asarray([item.position for item in slices])
     distances = np.diff(positions @ normal)
     same = int(np.count_nonzero(distances < 1e-3))
     if same:
         raise GeometryError(
-            f"{where}: {same} of {len(slices)} slices lie where another one lies (several time points, "
+            f"{where}: {same} of {len(slices)} slices have the same position as another one (several time points, "
             "echoes or reconstructions in one series). Separate them, for example with dcm2niix."
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
@@ -333,7 +335,7 @@ def _slice_step(
 
 
 def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
-    """Whether the distances are whole multiples of the smallest one: then slices are missing."""
+    """Return the error for uneven distances: if they are whole multiples of the smallest, slices are missing."""
     usual = float(distances.min())
     multiples = distances / usual
     if np.abs(multiples - np.rint(multiples)).max() <= 2 * POSITION_TOLERANCE:
@@ -343,9 +345,8 @@ def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
         )
         gap = int(np.argmax(multiples))
         return GeometryError(
-            f"{where}: {which} between slices {gap + 1} and {gap + 2}, "
-            f"which lie {distances[gap]:.4g} mm apart where {usual:.4g} mm are usual. Export the whole "
-            "series again."
+            f"{where}: {which} between slices {gap + 1} and {gap + 2}, which are {distances[gap]:.4g} mm apart "
+            f"instead of {usual:.4g} mm. Export the whole series again."
         )
     return GeometryError(
         f"{where}: the slices are unevenly spaced, {usual:.4g} to {distances.max():.4g} mm apart. "
@@ -355,7 +356,7 @@ def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:
 
 
 def _voxels(slices: Sequence[Slice]) -> NDArray[np.number]:
-    """Grey values (k, j, i), rescaled by slope and intercept or looked up; float32 where these are fractions."""
+    """Return grey values (k, j, i), rescaled or looked up; float32 if slope or intercept are fractions."""
     images: list[NDArray[np.number]] = []
     path = Path()
     frames: NDArray[np.number] = np.empty(0)
@@ -375,7 +376,7 @@ def _voxels(slices: Sequence[Slice]) -> NDArray[np.number]:
 
 
 def _frames(item: Slice, size: int) -> NDArray[np.number]:
-    """All frames of a file, (frame, j, i)."""
+    """Return all frames of a file, (frame, j, i)."""
     try:
         voxels = itk_voxels(item.path, "GDCMImageIO", size)
         if item.lut is not None:

@@ -1,4 +1,4 @@
-"""What one DICOM file holds: slices with a position, or the reason why it has none.
+"""The content of one DICOM file: slices with a position, or the reason why it does not have any.
 
 A file that cannot be used is not an error yet, because it may belong to another series than the wanted one.
 Messages name the fields that are missing, never their values: no patient data is read.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from medsegai.decoding import PARSER_ERRORS
-from medsegai.errors import InputError
+from medsegai.errors import InputError, counted
 from medsegai.io.files import check_memory, check_promise, unreadable
 from medsegai.io.stored import CHUNK
 
@@ -51,29 +51,29 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 DAMAGE = (*PARSER_ERRORS, InvalidDicomError, BytesLengthException)
-"""What pydicom raises on damaged headers, on opening or when a value is first looked at."""
+"""The exceptions of pydicom for damaged headers, when they are opened or a value is first read."""
 
 _PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-"""Transfer syntaxes in which voxels take as many bytes in the file as in memory."""
+"""Transfer syntaxes in which voxels take the same number of bytes in the file and in memory."""
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
 _STANDARD = "1.2.840.10008."
-"""How all UIDs of the standard begin."""
+"""The prefix of all UIDs of the standard."""
 
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
-"""Length of an element that ends with a mark."""
+"""The length of an element that ends with a delimiter."""
 
 HEADER_BYTES = 64 << 20
-"""More than any header: that of an enhanced image has about a kilobyte for each of its frames."""
+"""More bytes than any header has: the header of an enhanced image has about a kilobyte for each frame."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """A Modality LUT: the grey value of each stored value from `first` on; beyond its ends, those of the ends."""
+    """A Modality LUT: the grey value of each stored value from `first` on; values beyond its ends are clamped."""
 
     first: int
     values: NDArray[np.uint16]
@@ -85,22 +85,22 @@ class Lookup:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One frame of one file. World is LPS, as in DICOM."""
+    """One frame of one file. World coordinates are LPS, as in DICOM."""
 
     path: Path
     uid: str
     frame: int
     size: tuple[int, int]  # rows, columns
-    position: NDArray[np.float64]  # (3,) centre of the first voxel, mm
+    position: NDArray[np.float64]  # (3,) centre of the first voxel in mm
     axes: NDArray[np.float64]  # (3, 2) unit vectors along i and j
     spacing: tuple[float, float]  # along i and j, mm
     voxel_bytes: int
-    lut: Lookup | None  # where grey values are looked up
-    is_scaled: bool  # whether it says how stored values become grey values
+    lut: Lookup | None  # lookup table of grey values
+    is_scaled: bool  # whether it has rescale parameters
 
     @property
     def identity(self) -> tuple[str, int, tuple[float, ...]]:
-        """Equal for copies of one file. Anonymisers may have given one UID to all slices."""
+        """The identity of a slice, equal for copies of a file. Anonymisers may give all slices the same UID."""
         return self.uid or str(self.path), self.frame, tuple(self.position)
 
 
@@ -109,10 +109,10 @@ class DicomFile:
     """One file.
 
     Attributes:
-        uid, number, description, modality, frame_of_reference: of its series; "" where they are not known.
-        slices: its frames, if all can be placed.
-        problem: why it has no slices though it is an image, or may be one; None of reports, presentation states,
-            directories and the like.
+        uid, number, description, modality, frame_of_reference: the attributes of its series; "" if unknown.
+        slices: its frames, if all have a position.
+        problem: the reason why an image, or a possible image, does not have slices; None for reports, presentation
+            states, directories and similar objects.
         is_segmentation: whether it is a DICOM SEG.
     """
 
@@ -128,7 +128,7 @@ class DicomFile:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does; old files without preamble have a first element or an ending."""
+    """Whether a file begins like DICOM; old files lack the preamble and are known by first element or ending."""
     with path.open("rb") as file:
         start = file.read(132)
     if start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima"):
@@ -137,7 +137,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _begins_as_dataset(start: bytes) -> bool:
-    """Whether the first element is one of the groups 2 and 8, in any transfer syntax, and not too long."""
+    """Whether the first element is in group 2 or 8, in any transfer syntax, and not too long."""
     if len(start) < 16:
         return False
     little = struct.unpack("<HHI", start[:8])
@@ -147,7 +147,7 @@ def _begins_as_dataset(start: bytes) -> bool:
 
 
 def read_file(path: Path) -> DicomFile:
-    """What a file says about its series, with the slices that it holds."""
+    """Read the series attributes of a file, and the slices that it holds."""
     try:
         with pydicom.config.disable_value_validation():  # whose warnings quote the header
             return _file(path)
@@ -155,7 +155,7 @@ def read_file(path: Path) -> DicomFile:
         raise
     except InputError as error:
         return DicomFile(path, problem=error)
-    except DAMAGE:  # pydicom's words, which may quote the header, are dropped
+    except DAMAGE:  # pydicom's message, which may quote the header, is dropped
         return DicomFile(path, problem=unreadable(path, "its header is damaged", "a DICOM file"))
 
 
@@ -185,21 +185,21 @@ def _file(path: Path) -> DicomFile:
 
 
 def _is_image(head: pydicom.Dataset, sop_class: str) -> bool:
-    """Whether there should be pixels: the header describes them, or ended before it could."""
+    """Whether the file should have pixels: the header describes them, or ended too early."""
     name = pydicom.uid.UID(sop_class).name if sop_class else ""
     return "Rows" in head or "Image Storage" in name or "Parametric Map" in name
 
 
 def _is_cut_uid(sop_class: str) -> bool:
-    """Whether a class is missing, or none of the standard's though it begins so. Others are private."""
+    """Whether a class is missing, or has the standard's prefix but is unknown. Others are private."""
     of_standard = sop_class.startswith(_STANDARD) or _STANDARD.startswith(sop_class)
     return of_standard and pydicom.uid.UID(sop_class).name == sop_class
 
 
 def opened_header(path: Path, file: BinaryIO, tags: Sequence[str] = _TAGS) -> tuple[Any, BinaryIO]:
-    """The header, and the stream behind it: the file, or the beginning of what was deflated in it.
+    """Return the header and the stream after it: the file, or the beginning of its inflated content.
 
-    Of the header only `tags` are kept.
+    Only `tags` of the header are kept.
     """
     without_preamble = file.read(132)[128:] != b"DICM"
     meta: Any = {} if without_preamble else pydicom.filereader.read_file_meta_info(path)
@@ -218,18 +218,18 @@ def opened_header(path: Path, file: BinaryIO, tags: Sequence[str] = _TAGS) -> tu
 
 
 def _data_begins(meta: pydicom.Dataset) -> int:
-    """Where the data set begins, behind the preamble and the file meta information."""
+    """Return where the dataset begins, after the preamble and the file meta information."""
     return 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)
 
 
 @dataclass(frozen=True)
 class PixelElement:
-    """The element at which the header ends.
+    """The pixel element, at which the header ends.
 
     Attributes:
-        tag: 0 where the file ends there.
-        there: bytes of it that are in the stream.
-        cut: whether its fragments go on beyond the end of the file.
+        tag: the tag of the element; 0 if the file ends there.
+        there: the number of its bytes in the stream.
+        cut: whether its fragments extend beyond the end of the file.
     """
 
     tag: int = 0
@@ -255,7 +255,7 @@ def pixel_element(head: pydicom.Dataset, stream: BinaryIO) -> PixelElement:
 
 
 def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
-    """Whether the items of encapsulated pixels lie within the file. Some programs leave the end mark out."""
+    """Whether the items of encapsulated pixels lie within the file. Some programs omit the final delimiter."""
     while item := stream.read(8):
         if len(item) < 8:
             return False
@@ -268,11 +268,11 @@ def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
 
 
 def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Slice]:
-    """The frames of an image.
+    """Return the frames of an image.
 
     Raises:
-        InputError: they have no position in the patient, are in colour, truncated, of floating point, or have grey
-            values of scales of their own.
+        InputError: frames do not have a position in the patient, are in colour, truncated or of floating point, or
+            differ in the scale of grey values.
     """
     shared, per_frame = functional_groups(head)
     frames = int(head.get("NumberOfFrames") or 1)
@@ -280,18 +280,19 @@ def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Sli
         sources = [merged(frame, shared) for frame in per_frame]
         if len(sources) != frames:
             raise InputError(
-                f"{path} has {frames} frames, but says of {len(sources)} where they lie. Copy or export it again."
+                f"{path} has {counted(frames, 'frame', 'frames')}, but positions of "
+                f"{len(sources)}. Copy or export it again."
             )
     elif frames == 1:
         sources = [head]
     else:
         raise InputError(
-            f"{path} has several frames that have no place in the patient, such as a cine loop. Choose a CT or MR "
-            "series."
+            f"{path} has several frames without a position in the patient, such as a cine "
+            "loop. Choose a CT or MR series."
         )
     if not pixels.tag:
         raise InputError(
-            f"{path} ends within its header: it was cut short. Copy or export it again."
+            f"{path} is truncated: it ends within its header. Copy or export it again."
         )
     _check_place(path, sources)
     _check_pixels(path, head, sources, pixels)
@@ -311,7 +312,7 @@ def _is_scaled(source: pydicom.Dataset, lut: Lookup | None) -> bool:
 
 
 def _lookup(item: pydicom.Dataset) -> Lookup:
-    """A Modality LUT, its data 16-bit numbers, or bytes where each value has one."""
+    """Read a Modality LUT, whose data are 16-bit numbers, or one byte for each value."""
     count, first, _bits = (int(part) for part in item.LUTDescriptor)
     count = count or 1 << 16
     data = item.LUTData
@@ -319,7 +320,7 @@ def _lookup(item: pydicom.Dataset) -> Lookup:
         data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else "<u2")
     values = np.asarray(data, np.uint16)[:count]
     if len(values) < count:
-        raise ValueError("its lookup table is cut")
+        raise ValueError("its lookup table is truncated")
     return Lookup(first, values)
 
 
@@ -359,7 +360,7 @@ def functional_groups(head: pydicom.Dataset) -> tuple[pydicom.Dataset, Sequence[
 
 
 def merged(frame: pydicom.Dataset, shared: pydicom.Dataset) -> pydicom.Dataset:
-    """The macros of one frame in one flat dataset; what the frame says goes before what is shared."""
+    """Merge the macros of one frame into a flat dataset; values of the frame take precedence over shared ones."""
     flat = pydicom.Dataset()
     for name in (
         "PlanePositionSequence",
@@ -379,8 +380,8 @@ def _check_place(path: Path, sources: Sequence[pydicom.Dataset]) -> None:
     missing = [name for name in names if any(source.get(name) is None for source in sources)]
     if missing:
         raise InputError(
-            f"{path} lacks {' and '.join(missing)}, without which its place in the patient is not known (as of a "
-            "screenshot or a photo). Export the original series."
+            f"{path} lacks {' and '.join(missing)}, so its position in the patient is "
+            "unknown; it may be a screenshot or a photo. Export the original series."
         )
 
 
@@ -392,20 +393,22 @@ def _check_pixels(
             f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
         )
     colours = str(head.get("PhotometricInterpretation") or "MONOCHROME2")
-    if colours == "MONOCHROME1":  # ITK turns stored values round before they are scaled
+    if colours == "MONOCHROME1":  # ITK inverts stored values before they are scaled
         raise InputError(
-            f"{path} is stored so that low values are white (MONOCHROME1), which is not supported. Convert it to "
-            "NIfTI with dcm2niix."
+            f"{path} stores low values as white (MONOCHROME1), which is not supported. "
+            "Convert it to NIfTI with dcm2niix."
         )
     if colours != "MONOCHROME2" or int(head.get("SamplesPerPixel") or 1) != 1:
-        raise InputError(f"{path} is a colour image. A grey scan is needed.")
+        raise InputError(
+            f"{path} is a colour image, but a grey scan is needed. Choose another series."
+        )
     scales = {
         (str(item.get("RescaleSlope")), str(item.get("RescaleIntercept"))) for item in sources
     }
     if len(scales) > 1:
         raise InputError(
-            f"{path}: its frames have grey values of different scales, which is not supported. Convert it "
-            "to NIfTI with dcm2niix."
+            f"{path}: its frames have different scales of grey values, which is not "
+            "supported. Convert it to NIfTI with dcm2niix."
         )
     voxels = int(head.Rows) * int(head.Columns) * len(sources)
     check_pixels(path, head, pixels, voxels * int(head.get("BitsAllocated") or 8) // 8)
@@ -418,20 +421,20 @@ def check_pixels(path: Path, head: pydicom.Dataset, pixels: PixelElement, needed
         path: the file.
         head: its header.
         pixels: the element of its pixels.
-        needed: bytes of pixels according to the header.
+        needed: the number of bytes of pixels according to the header.
 
     Raises:
         InputError: the file is truncated, its header is wrong, or this machine does not have enough memory.
     """
     if pixels.cut:
-        raise InputError(f"{path} is truncated: its last fragment is cut. Copy or export it again.")
+        raise InputError(f"{path} is truncated within its last fragment. Copy or export it again.")
     syntax = str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0]))
     there = pixels.there
     if syntax == _DEFLATED:
         there = _inflated_size(path, _data_begins(head.file_meta), needed + HEADER_BYTES)
         if there > needed + HEADER_BYTES:
             raise InputError(
-                f"{path} unpacks to far more than its header promises. It is damaged: export it again."
+                f"{path} is damaged: it unpacks to far more bytes than its header promises. Export it again."
             )
     if syntax in (*_PLAIN, _DEFLATED):
         check_promise(path, needed, there)
@@ -439,7 +442,7 @@ def check_pixels(path: Path, head: pydicom.Dataset, pixels: PixelElement, needed
 
 
 def _inflated_size(path: Path, start: int, limit: int) -> int:
-    """How many bytes a file holds once it is inflated from `start` on; counting ends above `limit`."""
+    """Return how many bytes a file holds when inflated from `start` on; counting ends above `limit`."""
     inflate, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with path.open("rb") as file:
         file.seek(start)

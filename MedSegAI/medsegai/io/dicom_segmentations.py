@@ -1,7 +1,8 @@
 """DICOM SEG as labels: the frames of every segment, on the slices that they span.
 
-A SEG leaves out frames without voxels, so its grid is only a part of that of its series. The frame of reference
-that both share says that they lie in one space: by it labels are put onto the series, see `labelmaps.on_grid`.
+A SEG omits frames without voxels, so its grid is only a part of the grid of its series. Their common frame of
+reference says that both are in the same space, so that labels can be placed on the series, see
+`labelmaps.on_grid`.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from medsegai.labels import Label, Terminology, made_color
 from medsegai.volume import Volume
 
 OFF_GRID = 0.1
-"""How far a frame may lie from the regular grid, as a fraction of the slice distance."""
+"""The largest distance of a frame from the regular grid, as a fraction of the slice distance."""
 
 
 def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
     """Read a DICOM SEG, BINARY or LABELMAP.
 
     Returns:
-        Segment numbers as label values, (k, j, i), on the grid that the frames span; and the segments.
+        Segment numbers as label values, (k, j, i), on the grid that the frames span, and the segments.
 
     Raises:
-        InputError: damaged, fractional, packed in a way that is not supported, or segments that share a voxel.
+        InputError: the file is damaged, fractional or packed in an unsupported way, or segments share a voxel.
         GeometryError: the frames do not lie on a regular grid.
     """
     try:
@@ -63,7 +64,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         check_memory(path, 2 * shape[0] * shape[1] * shape[2])
         frames = decoded("itk.frames", path, count).reshape(-1, *size)
         if len(frames) != len(sources):
-            raise ValueError("its frames are not as many as its header says")
+            raise ValueError("the number of its frames differs from that in its header")
         numbers = [_number(source) for source in sources] if kind == "BINARY" else []
         if head.get("PixelPaddingValue") is not None:
             frames = np.where(frames == int(head.PixelPaddingValue), 0, frames)
@@ -80,7 +81,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
 
 
 def _sources(head: pydicom.Dataset) -> list[Any]:
-    """What each frame says about its position and segment."""
+    """Return the attributes of the position and segment of each frame."""
     shared, per_frame = functional_groups(head)
     return [merged(frame, shared) for frame in per_frame]
 
@@ -90,7 +91,7 @@ def _number(source: pydicom.Dataset) -> int:
 
 
 def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list[int]]:
-    """The matrix from (i, j, k) to LPS, and the k of each frame. k grows along the cross product of i and j."""
+    """Return the matrix from (i, j, k) to LPS, with k along the cross product of i and j, and each frame's k."""
     first = sources[0]
     axes = np.array(first.ImageOrientationPatient, np.float64).reshape(2, 3).T
     rows, columns = (float(value) for value in first.PixelSpacing)
@@ -123,7 +124,7 @@ def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list
 
 
 def _step(source: pydicom.Dataset, heights: NDArray[np.float64]) -> float:
-    """The distance of slices: as the file says, else the smallest of the frames, else their thickness."""
+    """Return the distance of slices: from the file, or the smallest between frames, or their thickness."""
     said = source.get("SpacingBetweenSlices")
     if said:
         return abs(float(said))
@@ -138,7 +139,7 @@ def _joined(
     places: Sequence[int],
     numbers: Sequence[int],
 ) -> NDArray[np.integer]:
-    """One label map; `numbers` are the segments of the frames, empty where the pixels are segment numbers."""
+    """Join frames to one label map; `numbers` are their segments, or empty if the pixels are segment numbers."""
     top = max(numbers) if numbers else int(frames.max(initial=0))
     voxels = np.zeros(shape, np.min_scalar_type(top))
     for index, (frame, k) in enumerate(zip(frames, places, strict=True)):
@@ -147,8 +148,8 @@ def _joined(
         present = voxels[k][inside]
         if np.any((present != 0) & (present != values)):
             raise InputError(
-                f"{path}: its segments overlap, but a voxel can have one label. Export them as a labelmap in 3D "
-                "Slicer, which decides for each voxel."
+                f"{path}: its segments overlap, but a voxel can have only one label. Export "
+                "them as a labelmap in 3D Slicer, which decides for each voxel."
             )
         voxels[k][inside] = values
     return voxels
@@ -164,7 +165,7 @@ def _label(item: pydicom.Dataset) -> Label:
 
 
 def _codes(item: pydicom.Dataset) -> Terminology | None:
-    """The codes of a segment; None if it has none, or invalid ones."""
+    """Return the codes of a segment; None if it has none, or invalid ones."""
     found: list[tuple[str, str, str] | None] = []
     kinds = item.get("SegmentedPropertyTypeCodeSequence") or [pydicom.Dataset()]
     for codes in (
@@ -188,7 +189,7 @@ def _codes(item: pydicom.Dataset) -> Terminology | None:
 
 
 def _with_others(labels: tuple[Label, ...], voxels: NDArray[np.number]) -> tuple[Label, ...]:
-    """The labels, and generated ones for values that do not belong to a segment."""
+    """Return the labels, with generated ones for values that do not belong to a segment."""
     named = {label.value for label in labels}
     values = (int(value) for value in np.unique(voxels) if value and int(value) not in named)
     return (*labels, *(Label(value, f"Label {value}", made_color(value)) for value in values))

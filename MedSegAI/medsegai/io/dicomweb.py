@@ -1,6 +1,6 @@
-"""An archive that speaks DICOMweb: what it holds (QIDO-RS), a series of it (WADO-RS), results beside it (STOW-RS).
+"""Client for a DICOMweb archive: search (QIDO-RS), download of a series (WADO-RS), storage (STOW-RS).
 
-Credentials come from the environment or from a netrc file, and never stand in an address, a message or a log.
+Credentials come from the environment or a netrc file, and never appear in an address, a message or a log.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from medsegai.io.dicom_files import read_file
 
 USER, PASSWORD = "MEDSEGAI_DICOMWEB_USER", "MEDSEGAI_DICOMWEB_PASSWORD"
 TOKEN = "MEDSEGAI_DICOMWEB_TOKEN"
-"""Variables that hold the credentials; without them requests looks into ~/.netrc."""
+"""The environment variables of the credentials; without them, requests reads ~/.netrc."""
 
 ANSWER_SECONDS = 60.0
 
 TRIES = 2
-"""How often a request is made of a server that answers with 500 or the like."""
+"""The number of tries of a request to a server that responds with 500 or similar."""
 
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 MOST_FILES = 100_000
-"""A series does not have more files; an archive that goes on is not believed."""
+"""The largest number of files of a series; an archive that sends more is not trusted."""
 
 LONGEST_UID = 64
 
@@ -58,12 +58,12 @@ SERIES_FIELDS = (
 )
 
 Found = dict[str, str]
-"""What an archive says of a study or series: text by DICOM keyword, "" where it says nothing."""
+"""The attributes of a study or series: text by DICOM keyword, "" if the archive does not state it."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Which series of which study, by their UIDs."""
+    """A series and its study, by their UIDs."""
 
     study: str
     series: str
@@ -73,11 +73,11 @@ class Archive:
     """An archive at an address.
 
     Args:
-        url: of its DICOMweb service, such as https://host/dicom-web.
-        unencrypted: whether http may be used beyond this computer.
+        url: the address of its DICOMweb service, such as https://host/dicom-web.
+        unencrypted: whether http may be used for other computers.
 
     Raises:
-        RequestError: the address cannot be used, or the credentials are half there.
+        RequestError: the address cannot be used, or the credentials are incomplete.
     """
 
     def __init__(self, url: str, unencrypted: bool = False) -> None:
@@ -89,7 +89,7 @@ class Archive:
         self._client.set_http_retry_params(max_attempts=TRIES, wait_exponential_multiplier=100)
 
     def studies(self, filters: Mapping[str, str], limit: int) -> list[Found]:
-        """At most so many studies that fit, by DICOM keywords such as PatientID. Raises InputError."""
+        """Find at most `limit` studies, by DICOM keywords such as PatientID. Raises InputError."""
         with self._asking("its studies"):
             found = self._client.search_for_studies(
                 limit=limit, fields=list(STUDY_FIELDS), search_filters=dict(filters)
@@ -97,19 +97,19 @@ class Archive:
             return [_in_words(item, STUDY_FIELDS) for item in found][:limit]
 
     def series(self, study: str, filters: Mapping[str, str]) -> list[Found]:
-        """All series of a study that fit, however many. Raises InputError."""
+        """Find all matching series of a study. Raises InputError."""
         check_uid(study)
         found: dict[str, Found] = {}
-        with self._asking("the series of that study"):
+        with self._asking("the series of the study"):
             while page := self._page(study, filters, len(found)):
                 before = len(found)
                 found |= {item["SeriesInstanceUID"]: item for item in page}
                 if len(found) == before:
-                    break  # an archive that begins anew each time
+                    break  # an archive that starts over each time
         return list(found.values())
 
     def _page(self, study: str, filters: Mapping[str, str], offset: int) -> list[Found]:
-        """As many series as the archive gives at once."""
+        """Return as many series as the archive sends at once."""
         page = self._client.search_for_series(
             study,
             offset=offset or None,
@@ -119,18 +119,18 @@ class Archive:
         return [_in_words(item, SERIES_FIELDS) for item in page]
 
     def fetch(self, wanted: Series, folder: Path, step: Callable[[int, int], None]) -> int:
-        """Write the files of a series into a folder that is made for it, whole or not at all.
+        """Download a series into a new folder, completely or not at all.
 
         Args:
-            wanted: which.
-            folder: must not exist, or be empty.
-            step: receives the number of received files and the number of all files. It may raise, to stop.
+            wanted: the series.
+            folder: the folder, which must not exist or must be empty.
+            step: the function that receives the numbers of received files and of all files. It may raise, to stop.
 
         Returns:
-            How many files it has.
+            The number of its files.
 
         Raises:
-            InputError: the archive does not give the series, or not all of it.
+            InputError: the archive does not send the series, or sends only a part of it.
             OutputError: the folder cannot be written.
         """
         check_uid(wanted.study)
@@ -154,21 +154,21 @@ class Archive:
         folder.mkdir()
         uids: set[str] = set()
         received = 0
-        with self._asking("the images of that series"):
+        with self._asking("the images of the series"):
             for head in self._client.iter_series(wanted.study, wanted.series):
                 received += 1
                 if received > MOST_FILES:
-                    raise ValueError("there is no end of them")
+                    raise ValueError("it sends too many of them")
                 uids.add(str(head.SOPInstanceUID))
                 file = folder / f"{len(uids):06}.dcm"
                 head.save_as(file, enforce_file_format=True)
                 if read_file(file).problem is not None:
-                    raise ValueError("pixels are missing")  # the last part of an answer may be cut
+                    raise ValueError("pixels are missing")  # the last part may be cut off
                 step(len(uids), max(promised, len(uids)))
         if len(uids) < promised or not uids:
             raise InputError(
-                f"{self._url} gave {len(uids)} of the {counted(promised, 'file', 'files')} of that series. "
-                "Nothing was kept; try again, or ask who runs the archive."
+                f"{self._url} sent {len(uids)} of the {counted(promised, 'file', 'files')} of the series, so none "
+                "was kept. Try again, or ask the operator of the archive."
             )
         return len(uids)
 
@@ -181,16 +181,17 @@ class Archive:
         ]
         if not numbers:
             raise InputError(
-                f"{self._url} has no such series in that study. `medsegai dicomweb find --study UID` lists them."
+                f"{self._url} does not have the series in the study. List its series with "
+                "`medsegai dicomweb find --study UID`."
             )
         return int(numbers[0]) if numbers[0].isdigit() else 0
 
     def store(self, files: Sequence[Path], study: str) -> None:
-        """Send DICOM files to the study that they belong to.
+        """Store DICOM files in the study to which they belong.
 
         Raises:
-            InputError: a file is not DICOM, or of another study.
-            OutputError: the archive does not take all of them.
+            InputError: a file is not DICOM, or belongs to another study.
+            OutputError: the archive does not accept all files.
         """
         heads = [_read(file, study) for file in files]
         with self._asking("results", OutputError):
@@ -199,13 +200,13 @@ class Archive:
         if failed:
             reason = failed[0].get("FailureReason", "?")
             raise OutputError(
-                f"{self._url} did not take {len(failed)} of {counted(len(files), 'file', 'files')} (reason "
-                f"{reason}). Ask who runs the archive."
+                f"{self._url} did not accept {len(failed)} of {counted(len(files), 'file', 'files')} (reason "
+                f"{reason}). Ask the operator of the archive."
             )
 
     @contextlib.contextmanager
     def _asking(self, what: str, error: type[MedSegAIError] = InputError) -> Iterator[None]:
-        """Turn what can go wrong on the way into one message, without what was sent."""
+        """Turn errors of a request into one message, without the content of the request."""
         verb = "take" if error is OutputError else "give"
         start = f"{self._url} does not {verb} {what}"
         logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)
@@ -213,11 +214,13 @@ class Archive:
             yield
         except requests.HTTPError as caught:
             code = caught.response.status_code if caught.response is not None else 0
-            raise error(f"{start}: it answers {code}, {_REASONS.get(code, _OTHER)}.") from None
+            raise error(
+                f"{start}: it responded with {code}, {_REASONS.get(code, _OTHER)}."
+            ) from None
         except requests.exceptions.SSLError:
             raise error(
-                f"{start}: this computer does not trust its certificate. Ask who runs it; REQUESTS_CA_BUNDLE "
-                "names a file of certificates to trust."
+                f"{start}, because this computer does not trust its certificate. Ask its "
+                "operator, or name a file of trusted certificates in REQUESTS_CA_BUNDLE."
             ) from None
         except (
             requests.ConnectionError,
@@ -226,7 +229,7 @@ class Archive:
             TimeoutError,
         ) as caught:
             raise error(
-                f"{start}: the connection broke ({type(caught).__name__}). Try again."
+                f"{start}, because the connection broke ({type(caught).__name__}). Try again."
             ) from None
         except (
             requests.RequestException,
@@ -239,27 +242,27 @@ class Archive:
             pydicom.errors.InvalidDicomError,
         ) as caught:
             raise error(
-                f"{start}: its answer is cut off or not valid ({type(caught).__name__}). Try again, or ask "
-                "who runs it."
+                f"{start}, because its response is truncated or invalid "
+                f"({type(caught).__name__}). Try again, or ask its operator."
             ) from None
 
 
 _REASONS = {
-    400: "it does not understand the request",
+    400: "which means that it does not understand the request",
     401: f"which asks for credentials. Set {USER} and {PASSWORD}, or {TOKEN}, or write them into ~/.netrc",
-    403: "which means that you do not have permission. Ask who runs it",
+    403: "which means that you do not have permission. Ask its operator",
     404: "which means that it was not found. Check the address and the UIDs",
     409: "which means that it refused all files",
     413: "which means that the files are too large for it",
 }
-_OTHER = "which means that something is wrong there. Ask who runs it"
+_OTHER = "which means that it has a problem. Ask its operator"
 
 
 def check_uid(text: str) -> None:
-    """Raises RequestError unless this is a DICOM UID."""
+    """Check a UID. Raises RequestError unless it is a DICOM UID."""
     if not UID.fullmatch(text) or len(text) > LONGEST_UID:
         raise RequestError(
-            f"{text[:80]!r} is not a DICOM UID: digits and dots, at most 64 of them."
+            f"{text[:80]!r} is not a DICOM UID, which consists of at most 64 digits and dots."
         )
 
 
@@ -270,7 +273,9 @@ def _check_address(url: str, unencrypted: bool) -> None:
     except ValueError:
         parts, host = None, ""
     if parts is None or parts.scheme not in ("http", "https") or not host:
-        raise RequestError("This is not the address of an archive. Write https://HOST/dicom-web.")
+        raise RequestError(
+            "The text is not the address of an archive. Write https://HOST/dicom-web."
+        )
     if parts.username is not None or parts.password is not None:
         raise RequestError(
             f"The address contains a name or password, which others could read. Remove it, and set {USER} and "
@@ -278,13 +283,13 @@ def _check_address(url: str, unencrypted: bool) -> None:
         )
     if parts.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1") and not unencrypted:
         raise RequestError(
-            f"http://{host} is not encrypted, so that others could read names of patients and passwords. Use "
-            "https, or add --unencrypted where the network is trusted."
+            f"http://{host} is not encrypted, so others could read names of patients and "
+            "passwords. Use https, or add --unencrypted if the network is trusted."
         )
 
 
 class _Bearer(AuthBase):
-    """A token; as an object of its own, because requests prefers a netrc to a header."""
+    """A token, passed as an object, because requests prefers a netrc file to a header."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -304,7 +309,7 @@ def _credentials() -> AuthBase | None:
 
 
 def _in_words(item: Mapping[str, Any], keywords: Sequence[str]) -> Found:
-    """DICOM JSON as text; several values are joined by a backslash, as DICOM writes them."""
+    """Return DICOM JSON as text; several values are joined by a backslash, as in DICOM."""
     tags = {keyword: f"{tag_for_keyword(keyword):08X}" for keyword in keywords}
     values = {keyword: item.get(tag, {}).get("Value", ()) for keyword, tag in tags.items()}
     return {
@@ -318,7 +323,9 @@ def _read(file: Path, study: str) -> pydicom.Dataset:
         head = pydicom.dcmread(file)
         found = str(head.StudyInstanceUID)
     except (OSError, pydicom.errors.InvalidDicomError, AttributeError) as error:
-        raise InputError(f"{file} is not a DICOM file of a study, and was not sent.") from error
+        raise InputError(
+            f"{file} was not sent, because it is not a DICOM file of a study."
+        ) from error
     if found != study:
-        raise InputError(f"{file} belongs to another study, and was not sent.")
+        raise InputError(f"{file} was not sent, because it belongs to another study.")
     return head

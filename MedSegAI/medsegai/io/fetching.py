@@ -1,4 +1,4 @@
-"""Files from an address: over https alone, bounded, resumed after a break, and known by SHA-256 before use."""
+"""Download of files: only over https, bounded, resumable, and checked by SHA-256 before use."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from medsegai.io.atomic import output_error
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 QUIET_SECONDS = 30.0
-"""A server that says nothing for so long is given up."""
+"""The seconds after which a silent server is given up."""
 
 TRIES = 4
-"""So often a connection that breaks is made again, if anything came meanwhile."""
+"""The number of times that a broken connection is opened again, if data arrived meanwhile."""
 
 PAUSE_SECONDS = 1.0
 
@@ -34,23 +34,23 @@ REDIRECTS = 5
 BLOCK = 1 << 18
 
 Step = Callable[[int, "int | None"], None]
-"""Receives the number of received bytes, and of all bytes if the server says it. It may raise, to stop."""
+"""A function that receives the number of received bytes, and of all bytes if known. It may raise, to stop."""
 
 
 def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
-    """Load a file. What is there of an earlier try is resumed.
+    """Download a file, and resume an earlier try.
 
     Args:
-        url: begins with https://; so must all that it leads to.
-        sha256: of the file.
-        target: where it goes. Until the file is whole and right it lies beside, as `target` with ".part".
-        most: bytes that it may have.
-        step: see there.
+        url: the address, which begins with https://, as must all addresses to which it redirects.
+        sha256: the checksum of the file.
+        target: the path of the file. Until it is complete and checked, it is `target` with ".part".
+        most: the largest size of the file in bytes.
+        step: the receiver of progress, see `Step`.
 
     Raises:
-        InputError: the address cannot be used, or the server does not give the file.
-        ModelError: the file is another one, or larger than allowed. Nothing of it is kept.
-        OutputError: it cannot be written.
+        InputError: the address cannot be used, or the server does not send the file.
+        ModelError: the file has another checksum, or is larger than allowed. It is deleted.
+        OutputError: the file cannot be written.
     """
     check_address(url)
     check_sha256(sha256)
@@ -75,23 +75,25 @@ def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
 
 
 def fetch_text(url: str, most: int) -> str:
-    """A small text, such as an index. Raises InputError."""
+    """Download a small text, such as an index. Raises InputError."""
     check_address(url)
     try:
         with _opened(url, 0) as answer:
             data: bytes = answer.read(most + 1)
     except (_Broken, OSError, http.client.HTTPException) as error:
-        raise InputError(f"{without_query(url)} cannot be loaded: {error}.") from error
+        raise InputError(f"{without_query(url)} cannot be downloaded: {error}.") from error
     if len(data) > most:
-        raise InputError(f"{without_query(url)} has more than {most} bytes. It is not an index.")
+        raise InputError(
+            f"{without_query(url)} is not an index, because it has more than {most} bytes. Check the address."
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{without_query(url)} is not text in UTF-8.") from error
+        raise InputError(f"{without_query(url)} is not UTF-8 text. Check the address.") from error
 
 
 def check_address(url: str) -> None:
-    """Raises InputError unless this is an https address without a password in it."""
+    """Check an address. Raises InputError unless it is an https address without a password."""
     try:
         parts = urllib.parse.urlsplit(url)
         usable = bool(parts.hostname) and parts.port != 0
@@ -101,8 +103,8 @@ def check_address(url: str) -> None:
         raise InputError(f"{without_query(url)} is not an address. Write https://HOST/FILE.")
     if parts.scheme != "https":
         raise InputError(
-            f"{without_query(url)} is not encrypted, so anyone between could change the file. Use an address "
-            "that begins with https://."
+            f"{without_query(url)} is not encrypted, so others on the network could change "
+            "the file. Use an address that begins with https://."
         )
     if parts.username is not None or parts.password is not None:
         raise InputError(
@@ -111,7 +113,7 @@ def check_address(url: str) -> None:
 
 
 def check_sha256(text: str) -> None:
-    """Raises InputError unless this is a SHA-256."""
+    """Check a SHA-256. Raises InputError unless it has 64 hexadecimal digits."""
     if not SHA256.fullmatch(text):
         raise InputError(
             f"{text[:80]!r} is not a SHA-256, which has 64 digits from 0 to f. `sha256sum FILE` prints it."
@@ -119,21 +121,21 @@ def check_sha256(text: str) -> None:
 
 
 def without_query(url: str) -> str:
-    """An address for messages: what follows its ? may be a secret, and so may be what precedes its @."""
+    """Return an address for messages, without the parts after ? and before @, which may be secret."""
     start, at, rest = url.partition("?")[0].partition("#")[0].rpartition("@")
     return f"{start.partition('//')[0]}//{rest}" if at else rest
 
 
 class _Broken(Exception):
-    """The connection broke; what came is kept."""
+    """The connection broke; the received part is kept."""
 
 
 class _NoSuchPart(Exception):
-    """The server has no more of the file than is here."""
+    """The server does not have more of the file than was received."""
 
 
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
-    """Follows a server to another address only where that is encrypted too."""
+    """Follows redirects only to encrypted addresses."""
 
     max_redirections = REDIRECTS
 
@@ -145,12 +147,12 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
 
 
 def _opened(url: str, begin: int) -> http.client.HTTPResponse:
-    """The answer of the server, from this byte on if it can do that.
+    """Return the response of the server, from a byte on if it supports ranges.
 
     Raises:
-        InputError: it refuses, or leads elsewhere.
-        _Broken: it cannot be reached just now.
-        _NoSuchPart: the file is not that long.
+        InputError: the server refuses, or redirects to another kind of address.
+        _Broken: the server cannot be reached at the moment.
+        _NoSuchPart: the file is shorter.
     """
     headers = {"User-Agent": "medsegai", "Accept-Encoding": "identity"}
     if begin:
@@ -168,16 +170,16 @@ def _opened(url: str, begin: int) -> http.client.HTTPResponse:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
             raise _NoSuchPart from error
         if error.code >= 500:
-            raise _Broken(f"the server answers {error.code}") from error
+            raise _Broken(f"the server responded with {error.code}") from error
         raise _refused(url, error.code) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise InputError(
-                f"{without_query(url)}: the certificate of the server is not one that this computer trusts "
-                f"({error.reason.verify_message}). Ask who runs the server."
+                f"{without_query(url)}: this computer does not trust the certificate of the "
+                f"server ({error.reason.verify_message}). Ask the operator of the server."
             ) from error
         raise _Broken(str(error.reason)) from error
-    except ValueError as error:  # of an address that another server gave
+    except ValueError as error:  # from an address to which another server redirected
         raise InputError(
             f"{without_query(url)} redirects to something that is not an address: {error}."
         ) from error
@@ -185,18 +187,18 @@ def _opened(url: str, begin: int) -> http.client.HTTPResponse:
 
 def _refused(url: str, code: int) -> MedSegAIError:
     reasons = {
-        401: "asks for a password. Load the file with another program, and import that",
-        403: "does not allow it. Ask who runs the server",
-        404: "has no such file. Check the address",
-        410: "has no such file any more. Check the address",
+        401: "asks for a password. Download the file with another program, and import it",
+        403: "does not allow it. Ask the operator of the server",
+        404: "does not have this file. Check the address",
+        410: "no longer has this file. Check the address",
     }
     return InputError(
-        f"{without_query(url)} answers {code}: the server {reasons.get(code, 'does not give the file')}."
+        f"{without_query(url)} responded with {code}: the server {reasons.get(code, 'does not send the file')}."
     )
 
 
 def _load(url: str, part: Path, most: int, step: Step) -> None:
-    """Add to `part` what it lacks.
+    """Download the missing rest of `part`.
 
     Raises:
         _Broken: the connection broke before the end.
@@ -204,7 +206,7 @@ def _load(url: str, part: Path, most: int, step: Step) -> None:
     begin = _size(part)
     try:
         answer = _opened(url, begin)
-    except _NoSuchPart:  # what is there is of another file, or whole already
+    except _NoSuchPart:  # the part belongs to another file, or is complete
         part.unlink()
         answer = _opened(url, 0)
     with answer:
@@ -223,7 +225,7 @@ def _load(url: str, part: Path, most: int, step: Step) -> None:
 
 
 class _Bound:
-    """How much may come, and what is called meanwhile."""
+    """How many bytes may arrive, and what is called meanwhile."""
 
     def __init__(self, url: str, most: int, step: Step) -> None:
         self.url, self.most, self.step = url, most, step
@@ -239,18 +241,18 @@ def _copy(answer: Any, file: IO[bytes], there: int, total: int | None, bound: _B
         file.write(block)
         bound.step(there, total)
     if total is not None and there < total:
-        raise _Broken(f"{there} of {total} bytes came")
+        raise _Broken(f"only {there} of {total} bytes arrived")
 
 
 def _total(answer: Any, begin: int) -> int | None:
-    """Bytes of the whole file; None where the server does not say."""
+    """Return the size of the whole file; None if the server does not state it."""
     length = answer.headers.get("Content-Length", "")
     return begin + int(length) if length.isascii() and length.isdigit() else None
 
 
 def _too_large(url: str, most: int) -> ModelError:
     return ModelError(
-        f"{without_query(url)} has more than {most / 1e6:.1f} MB, and is not loaded. Check the address."
+        f"{without_query(url)} has more than {most / 1e6:.1f} MB, and was not downloaded. Check the address."
     )
 
 

@@ -1,4 +1,4 @@
-"""What readers share: checks of a file before it is opened, and errors that name it."""
+"""Common code of readers: checks of a file before it is opened, and errors that name it."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ BZIP2_LIMIT = 50_000
 """bzip2 packs blocks of 900 kB, even of one value, into some 40 bytes."""
 
 HEADER_BYTES = 4096
-"""Slack in comparisons with the file size."""
+"""The tolerance of comparisons with the file size, in bytes."""
 
 COPIES = 4
-"""How many times voxels must fit into the free memory before they are read: they are also reoriented and used."""
+"""The number of times that voxels must fit into the free memory, because they are also reoriented and used."""
 
 _ITK_PREFIX = re.compile(
     r"^(ITK ERROR: |itk::ERROR: )?(\w+\(0x[0-9a-f]+\): )?(\[nrrd\] )?(_?nrrd\w+: )?"
 )
-"""What precedes the reason in the last line of ITK's errors."""
+"""The text before the reason in the last line of ITK's errors."""
 
 _LACKS = re.compile(r"'\w+' object has no attribute '(\w+)'")
-"""How Python says that a header has no such element."""
+"""Python's message for an element that a header does not have."""
 
 
 def check_stored_size(path: Path, needed: int, where: Stored, parts: int = 1) -> None:
-    """Compare what a header promises with what exists, before memory is allocated.
+    """Compare the voxels that a header promises with the existing bytes, before memory is allocated.
 
     Args:
         path: the image, for messages.
-        needed: bytes of voxels according to the header.
-        where: the files that hold the voxels.
-        parts: in how many parts they are read, one at a time.
+        needed: the size of the voxels in bytes, according to the header.
+        where: the files of the voxels.
+        parts: the number of parts in which they are read, one at a time.
 
     Raises:
         InputError: the file is truncated, its header is wrong, or this machine does not have enough memory.
@@ -63,9 +63,9 @@ def check_promise(path: Path, needed: int, there: int, possible: int | None = No
 
     Args:
         path: the image, for messages.
-        needed: bytes of voxels according to the header.
-        there: bytes in the file.
-        possible: what these can be unpacked to at most; None where they are not packed.
+        needed: the size of the voxels in bytes, according to the header.
+        there: the number of bytes in the file.
+        possible: the largest size to which these can be unpacked; None if they are not packed.
 
     Raises:
         InputError: the file is truncated, or its header is wrong.
@@ -81,13 +81,13 @@ def check_memory(path: Path, needed: int) -> None:
     """Refuse voxels that this machine cannot hold now.
 
     Raises:
-        InputError: they need more memory than is free.
+        InputError: the voxels need more memory than is free.
     """
     memory = _memory_bytes()
     if memory and COPIES * needed > memory:
         raise InputError(
-            f"{path}: reading its {_size(needed)} of voxels takes {_size(COPIES * needed)} of memory, and this "
-            f"machine has {_size(memory)} free. Crop or downsample the image first."
+            f"{path}: reading its {_size(needed)} of voxels takes {_size(COPIES * needed)} of memory, but this "
+            f"computer has {_size(memory)} free. Crop or downsample the image first."
         )
 
 
@@ -95,16 +95,16 @@ def check_regular(path: Path) -> None:
     """Refuse a path that is neither a file nor a folder, because reading it may never end.
 
     Raises:
-        InputError: a device, a pipe or a socket.
+        InputError: the path is a device, a pipe or a socket.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(
-            f"{path} is a device or a pipe, not a file. Copy what it holds to a file, and name that."
+            f"{path} is a device or a pipe, not a file. Copy its content to a file, and name that file."
         )
 
 
 def check_name(path: Path) -> None:
-    """Refuse names that are not Unicode: ITK, tables and reports cannot hold them.
+    """Refuse names that are not Unicode, because ITK, tables and reports cannot hold them.
 
     Raises:
         InputError: the name of the file or of a folder on the way has bytes that are not UTF-8.
@@ -118,22 +118,24 @@ def check_name(path: Path) -> None:
 
 
 def check_3d(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
-    """The three sizes of an image whose further axes, if any, have one element.
+    """Return the three sizes of an image whose further axes, if any, have one element.
 
     Args:
         path: the image, for messages.
-        shape: sizes in the order of the file, (i, j, k, time or channel...).
+        shape: the sizes in the order of the file, (i, j, k, time or channel...).
 
     Raises:
-        InputError: another number of dimensions, or a size below one.
+        InputError: the image has another number of dimensions, or a size below one.
     """
     sizes = [int(size) for size in shape]
     if not sizes or min(sizes) < 1:
         raise InputError(
-            f"{path}: an image of size {_times(sizes)} has no voxels. Export it again."
+            f"{path}: the image has the size {_times(sizes)}, so it does not have voxels. Export it again."
         )
     if len(sizes) < 3:
-        raise InputError(f"{path} is a {len(sizes)}D image. A 3D volume is needed.")
+        raise InputError(
+            f"{path} is a {len(sizes)}D image, but a 3D volume is needed. Choose another file."
+        )
     if math.prod(sizes[3:]) > 1:
         raise InputError(
             f"{path} is a {len(sizes)}D image of {_times(sizes)}: a time series or several "
@@ -143,7 +145,7 @@ def check_3d(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def placed(path: Path, shape: Sequence[int], ijk_to_ras: ArrayLike) -> Geometry:
-    """The grid of an image, whose file is named if the grid is impossible.
+    """Return the grid of an image; if it is impossible, the error names the file.
 
     Raises:
         GeometryError: see `Geometry`.
@@ -156,17 +158,17 @@ def placed(path: Path, shape: Sequence[int], ijk_to_ras: ArrayLike) -> Geometry:
 
 
 def native(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
-    """The same voxels in the byte order of this machine, contiguous."""
+    """Return the same voxels in the byte order of this computer, contiguous."""
     return np.ascontiguousarray(voxels, dtype=voxels.dtype.newbyteorder("="))
 
 
 def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
-    """The error for a file that its library could not read.
+    """Return the error for a file that a library could not read.
 
     Args:
         path: the file.
-        error: the cause, or what the library raised, of which one line is quoted.
-        kind: what the file was taken for, with its article, such as "a NIfTI image".
+        error: the cause, or the exception of the library, of which one line is quoted.
+        kind: the expected kind of file, with its article, such as "a NIfTI image".
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = (lines or [type(error).__name__])[
@@ -180,7 +182,7 @@ def unreadable(path: Path, error: BaseException | str, kind: str) -> InputError:
 
 
 def _memory_bytes() -> int:
-    """Memory of this machine, or of its container, that is free now; 0 if the system does not report it."""
+    """Return the free memory of this computer or its container; 0 if the system does not report it."""
     free = available_memory()
     free = total_memory() if free is None else free
     return 0 if free is None else max(free, 1)

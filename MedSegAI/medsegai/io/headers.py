@@ -1,7 +1,7 @@
 """The text at the beginning of NRRD and MetaImage files, checked before any library reads it.
 
-A header may name other files. They must be regular files beside or below the header: whoever sends an image cannot
-make a program read something else of the computer that it is opened on.
+A header may name other files. They must be regular files beside or below the header, so that the sender of an
+image cannot make a program read other files of the computer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from medsegai.errors import InputError
 from medsegai.io.stored import Stored
 
 HEADER_BYTES = 1 << 20
-"""Bytes beyond any real header: Slicer writes less than a kilobyte for each of its segments."""
+"""More bytes than any real header has: Slicer writes less than a kilobyte for each segment."""
 
 NRRD_ENDINGS = (".nrrd", ".nhdr")
 
 MAX_FILES = 100_000
-"""An image does not have more slices, and so files, than this."""
+"""The largest number of files of an image, which may have one for each slice."""
 
 _DIMENSIONS = re.compile(rb"^NDims *= *[1-9][ \t\r]*$", re.MULTILINE)
 _META_DATA = re.compile(rb"^ElementDataFile *=[ \t]*(.*?)[ \t\r]*(?:\n|\Z)", re.MULTILINE)
@@ -49,11 +49,11 @@ _PACKINGS = {
 
 
 def header_text(path: Path) -> bytes:
-    """The text before the voxels, as it is in the file.
+    """Return the text before the voxels, as it is in the file.
 
     Raises:
-        InputError: it has no end.
-        ValueError: a MetaImage whose number of dimensions is not one digit: ITK would write beyond its arrays
+        InputError: the header does not end.
+        ValueError: the number of dimensions of a MetaImage is not one digit; ITK would write beyond its arrays
             (in 5.4, NDims = 83 ends the process).
     """
     with path.open("rb") as file:
@@ -72,15 +72,15 @@ def header_text(path: Path) -> bytes:
 
 
 def stored(path: Path, header: bytes) -> Stored:
-    """Where the voxels of an NRRD or MetaImage lie.
+    """Return where the voxels of an NRRD or MetaImage are stored.
 
     Args:
-        path: the header, which may also hold the voxels.
-        header: see `header_text`.
+        path: the file of the header, which may also hold the voxels.
+        header: the header from `header_text`.
 
     Raises:
-        InputError: the header names a file that is missing, is not a regular file, or lies outside of its folder;
-            or its lengths are not in mm.
+        InputError: the header names a file that is missing, is not a regular file, or is outside its folder; or
+            its lengths are not in mm.
         ValueError: the header cannot be understood.
     """
     fields, listed = _fields(header)
@@ -91,13 +91,13 @@ def stored(path: Path, header: bytes) -> Stored:
 
 
 def _check_units(path: Path, fields: dict[str, str]) -> None:
-    """Refuse lengths that are not in mm: ITK and Slicer take them for mm, and would show them elsewhere."""
+    """Refuse lengths that are not in mm, because ITK and Slicer take them for mm and would misplace the image."""
     words = " ".join(fields.get(name, "") for name in _UNIT_FIELDS).lower()
     for word in re.findall(r"[^\s\"]+", words):
         if _OTHER_UNITS.fullmatch(word):
             raise InputError(
-                f"{path} has its lengths in {word}, which other programs take for mm. Write it anew with spacing, "
-                "directions and origin in mm."
+                f"{path} has its lengths in {word}, which other programs take for mm. Write "
+                "it again with spacing, directions and origin in mm."
             )
 
 
@@ -136,7 +136,7 @@ def _stored_meta(path: Path, header: bytes, fields: dict[str, str], listed: list
 
 
 def _fields(header: bytes) -> tuple[dict[str, str], list[str]]:
-    """The fields by their names, lower case without blanks, and the lines after the one that begins a list."""
+    """Return the fields by lower-case name without blanks, and the lines after the one that begins a list."""
     fields: dict[str, str] = {}
     lines = header.decode("utf-8", errors="surrogateescape").splitlines()
     for number, line in enumerate(lines):
@@ -155,7 +155,7 @@ def _is_true(value: str) -> bool:
 
 
 def _data_files(path: Path, name: str, listed: Sequence[str]) -> tuple[Path, ...]:
-    """The files that a header names: one, a list, or numbered ones."""
+    """Return the files that a header names: one, a list, or numbered ones."""
     if name.upper().startswith("LIST"):
         names: Sequence[str] = listed
     elif "%" in name:
@@ -168,7 +168,7 @@ def _data_files(path: Path, name: str, listed: Sequence[str]) -> tuple[Path, ...
 
 
 def _numbered(pattern: str) -> Iterator[str]:
-    """The names of a pattern with its first and last number and step, such as `slice%03d.raw 1 40 1`."""
+    """Return the names of a pattern with its first and last number and step, such as `slice%03d.raw 1 40 1`."""
     name, *numbers = pattern.split()
     if not _NUMBERED.fullmatch(name) or not 2 <= len(numbers) <= 4:
         raise ValueError(f"its file names {pattern!r} cannot be understood")
@@ -179,24 +179,24 @@ def _numbered(pattern: str) -> Iterator[str]:
 
 
 def beside(path: Path, name: str) -> Path:
-    """The file that a header names.
+    """Return the file that a header names.
 
     Raises:
-        InputError: it lies elsewhere than beside or below the header, does not exist, or is not a regular file.
+        InputError: the file is not beside or below the header, does not exist, or is not a regular file.
     """
     folder = path.resolve().parent
     data = folder / name
     if not data.resolve().is_relative_to(folder):
         raise InputError(
-            f"{path}: its voxels should lie in {name}, outside of its folder. Only files beside or below an "
-            "image are read; copy both into one folder and name the file in the header."
+            f"{path}: its voxels should be in {name}, which is outside its folder, but only files beside or below "
+            "an image are read. Copy both into one folder and name the file in the header."
         )
     if not data.exists():
         raise InputError(
-            f"{path}: its voxels should lie in {data}, which does not exist. Copy both files."
+            f"{path}: its voxels should be in {data}, which does not exist. Copy both files."
         )
     if not data.is_file():
         raise InputError(
-            f"{path}: its voxels should lie in {data}, which is not a regular file. Copy both files."
+            f"{path}: its voxels should be in {data}, which is not a regular file. Copy both files."
         )
     return data

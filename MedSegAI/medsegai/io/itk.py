@@ -18,7 +18,7 @@ from medsegai.io.headers import header_text, stored
 from medsegai.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Its own inverse."""
+"""The change of signs between LPS and RAS, which is its own inverse."""
 
 _READERS = {
     ".nrrd": "NrrdImageIO",
@@ -34,7 +34,7 @@ KINDS = dict.fromkeys((".nrrd", ".nhdr"), "a NRRD image") | dict.fromkeys(
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
-    """The ITK image of a volume: same voxels, LPS world. bool becomes uint8 and float16 float32."""
+    """Return the ITK image of a volume: same voxels, LPS world. bool becomes uint8, and float16 float32."""
     matrix = LPS_TO_RAS @ volume.geometry.ijk_to_ras
     spacing = np.asarray(volume.geometry.spacing_mm)
     image = sitk.GetImageFromArray(_itk_voxels(volume.voxels))
@@ -45,7 +45,7 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 
 def from_sitk(image: sitk.Image, source: str = "") -> Volume:
-    """The volume of a 3D scalar ITK image: same voxels, RAS world.
+    """Return the volume of a 3D scalar ITK image: same voxels, RAS world.
 
     Raises:
         InputError: the image is not 3D (axes of one element after the third are dropped) or has
@@ -67,7 +67,7 @@ def read_with_itk(path: Path) -> Volume:
     damaged or their size is not given.
 
     Raises:
-        InputError: damaged, truncated, or not a 3D scalar image.
+        InputError: the file is damaged, truncated, or not a 3D scalar image.
         GeometryError: the voxels cannot be placed.
     """
     suffix = path.suffix.lower()
@@ -88,7 +88,7 @@ def read_with_itk(path: Path) -> Volume:
 def _matrix(
     spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
 ) -> NDArray[np.float64]:
-    """From (i, j, k, 1) to LPS. Axes after the third are left out."""
+    """Return the matrix from (i, j, k, 1) to LPS. Axes after the third are left out."""
     dimension = len(spacing)
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(direction, (dimension, dimension))[:3, :3] * spacing[:3]

@@ -20,16 +20,16 @@ from medsegai.labels import Label, made_color
 from medsegai.volume import Geometry, Scalar, Volume, check_same_grid
 
 MAX_LABEL = 2**31 - 1
-"""The largest value a label may have; ITK and Slicer keep label values as 32-bit numbers."""
+"""The largest value that a label may have; ITK and Slicer keep label values as 32-bit numbers."""
 
 
 def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
-    """Read label values and what they mean.
+    """Read label values and their meaning.
 
     Args:
-        path: an image of integers, also stored as floats (see `read_volume` for the formats), or a
-            Slicer segmentation (.seg.nrrd), or a DICOM SEG. Segments that share a voxel are refused: one value per
-            voxel cannot hold them. Segments in several layers that share none are joined.
+        path: an image of integers, which may be stored as floats (see `read_volume` for the formats), a Slicer
+            segmentation (.seg.nrrd), or a DICOM SEG. Segments that share a voxel are refused, because one value
+            per voxel cannot hold them. Segments in several layers that do not overlap are joined.
 
     Returns:
         Values from 0 (background) as uint8, uint16 or uint32, (k, j, i), and one label per value:
@@ -53,10 +53,10 @@ def read_labelmap(path: Path | str) -> tuple[Volume, tuple[Label, ...]]:
 
 
 def unique_values(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
-    """The values in an integer array, ascending; by counting where that is faster than sorting."""
+    """Return the values in an integer array, ascending; by counting if that is faster than sorting."""
     if voxels.dtype.kind == "u" and voxels.dtype.itemsize <= 2:
         counts = np.zeros(1 << 8 * voxels.dtype.itemsize, np.int64)
-        for plane in np.ndindex(voxels.shape[:-2]):  # of all, NumPy would make 8 bytes a voxel
+        for plane in np.ndindex(voxels.shape[:-2]):  # NumPy would use 8 bytes per voxel
             counts += np.bincount(voxels[plane].ravel(), minlength=len(counts))
         return np.flatnonzero(counts).astype(voxels.dtype)
     return np.unique(voxels)
@@ -65,17 +65,17 @@ def unique_values(voxels: NDArray[Scalar]) -> NDArray[Scalar]:
 def on_grid(
     labelmap: Volume, grid: Geometry, name: str = "the scan", frame_of_reference: str = ""
 ) -> Volume:
-    """The same labels with their voxels in the order of `grid`, which must be the grid that they were drawn on.
+    """Return the same labels in the voxel order of `grid`, which must be the grid on which they were drawn.
 
     Readers order axes differently; nothing is resampled, so every label keeps its voxels. A scan that merely
     contains the grid of the labels may be that of another patient.
 
     Args:
         labelmap: label values, 0 is background.
-        grid: where they are wanted.
-        name: what lies on `grid`, for messages.
-        frame_of_reference: that of the scan. A DICOM SEG of the same leaves out slices without labels, and may be
-            a part of the scan.
+        grid: the wanted grid.
+        name: the name of the object with the grid, for messages.
+        frame_of_reference: the frame of reference of the scan. A DICOM SEG of the same frame omits slices without
+            labels, and may be a part of the scan.
 
     Raises:
         GeometryError: the two grids differ in more than the order and direction of their axes.
@@ -89,18 +89,18 @@ def on_grid(
         grid,
         labelmap.source or "The segmentation",
         name,
-        "Name the scan that was segmented, or resample the segmentation onto this one with nearest neighbour; "
-        "MedSegAI does not do so unasked, because volumes would change.",
+        "Name the scan that was segmented, or resample the segmentation onto this one with nearest neighbour, "
+        "which MedSegAI does not do by itself, because volumes would change.",
     )
     return Volume(_turned(labelmap.voxels, order, backwards), grid, labelmap.source, labelmap.notes)
 
 
 def _turn(own: Geometry, grid: Geometry) -> tuple[tuple[int, ...], NDArray[np.bool_]]:
-    """For each axis of `grid` (k, j, i) the one of `own` that runs along it, and whether backwards."""
+    """Return for each axis of `grid` (k, j, i) the parallel one of `own`, and whether it runs backwards."""
     to, of = (place.ijk_to_ras[:3, :3] / place.spacing_mm for place in (grid, own))
     axes = (to.T @ of)[::-1, ::-1]
     order = tuple(int(axis) for axis in np.abs(axes).argmax(axis=1))
-    if len(set(order)) < 3:  # turned by 45 degrees
+    if len(set(order)) < 3:  # rotated by 45 degrees
         order = (0, 1, 2)
     return order, np.array([axes[row, axis] < 0 for row, axis in enumerate(order)])
 
@@ -113,10 +113,10 @@ def _turned(
 
 
 def _spread(labelmap: Volume, grid: Geometry, name: str) -> Volume:
-    """The same labels on a larger grid of the same voxels, as Slicer crops what it writes.
+    """Return the same labels on a larger grid of the same voxels, because Slicer crops files that it writes.
 
     Raises:
-        GeometryError: the voxels of the two grids lie elsewhere, or a label lies outside of `grid`.
+        GeometryError: the voxels of the two grids do not coincide, or a label is outside `grid`.
     """
     order, backwards = _turn(labelmap.geometry, grid)
     own = labelmap.geometry.permuted(order).flipped(*np.flatnonzero(backwards))
@@ -130,7 +130,7 @@ def _spread(labelmap: Volume, grid: Geometry, name: str) -> Volume:
 def _pasted(
     voxels: NDArray[Scalar], first: NDArray[np.intp], grid: Geometry, what: str, name: str
 ) -> NDArray[Scalar]:
-    """An array of the grid's shape that holds `voxels` from the place `first` (k, j, i) on."""
+    """Return an array of the grid's shape that holds `voxels` from the position `first` (k, j, i) on."""
     pasted = np.zeros(grid.shape, voxels.dtype)
     there, here = [], []
     for start, length, size in zip(first.tolist(), voxels.shape, grid.shape, strict=True):
@@ -139,17 +139,17 @@ def _pasted(
         here.append(slice(low - start, high - start))
     pasted[tuple(there)] = voxels[tuple(here)]
     if np.count_nonzero(pasted) != np.count_nonzero(voxels):
-        raise GeometryError(f"{what} lie outside of {name}. Name the scan that was segmented.")
+        raise GeometryError(f"{what} lie outside {name}. Name the scan that was segmented.")
     return pasted
 
 
 def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
-    """The segments of a Slicer segmentation as one labelmap, on the grid of the scan where the file names it."""
+    """Read the segments of a Slicer segmentation as one labelmap, on the grid of the scan if the file has it."""
     found = read_segments(path)
     voxels, labels = _joined(path, _compact(path, found.layers), found.segments)
     labelmap = Volume(native(voxels), found.geometry, str(path))
     if found.reference is not None:
-        with contextlib.suppress(GeometryError):  # the segments have voxels of their own
+        with contextlib.suppress(GeometryError):  # the segments have their own voxels
             labelmap = _spread(labelmap, found.reference, "its scan")
     return labelmap, labels
 
@@ -157,7 +157,7 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
 def _joined(
     path: Path, layers: NDArray[np.integer], segments: Sequence[Segment]
 ) -> tuple[NDArray[np.integer], tuple[Label, ...]]:
-    """One labelmap from layers (layer, k, j, i), each with values of its own."""
+    """Join layers (layer, k, j, i), each with its own values, to one labelmap."""
     labels = [segment.label for segment in segments]
     if len(layers) == 1:
         named = {label.value for label in labels}
@@ -179,15 +179,17 @@ def _joined(
 
 
 def _compact(path: Path, voxels: NDArray[np.number]) -> NDArray[np.integer]:
-    """The same values in the smallest unsigned type.
+    """Return the same values in the smallest unsigned type.
 
     Raises:
-        InputError: values that are not labels.
+        InputError: the values are not labels.
     """
     if voxels.dtype.kind == "b":
         return voxels.astype(np.uint8)
     if voxels.dtype.kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {voxels.dtype} are not labels.")
+        raise InputError(
+            f"{path}: voxels of type {voxels.dtype} are not labels. Name a labelmap of integers."
+        )
     if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.rint(voxels)):
         raise InputError(
             f"{path} has values that are not whole numbers: it is an image or a probability map, not a "
@@ -196,8 +198,8 @@ def _compact(path: Path, voxels: NDArray[np.number]) -> NDArray[np.integer]:
     smallest, largest = voxels.min(), voxels.max()
     if smallest < 0 or largest > MAX_LABEL:
         raise InputError(
-            f"{path} has values from {smallest:g} to {largest:g}; labels lie between 0 and {MAX_LABEL}. Name "
-            "the labelmap."
+            f"{path} has values from {smallest:g} to {largest:g}, but labels are between 0 "
+            f"and {MAX_LABEL}. Name the labelmap."
         )
     return voxels.astype(np.min_scalar_type(int(largest)), copy=False)
 

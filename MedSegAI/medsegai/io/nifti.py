@@ -1,8 +1,8 @@
 """The formats that nibabel reads: NIfTI, Analyze and FreeSurfer's MGH.
 
-nibabel keeps the matrix of the file as it is, where ITK snaps or refuses matrices that are slightly
-off a rotation. Which of NIfTI's two matrices counts follows ITK, so that a result lies on its scan
-in 3D Slicer.
+nibabel keeps the matrix of the file as it is, where ITK snaps or refuses matrices that are slightly off a
+rotation. The choice between NIfTI's two matrices follows ITK, so that a result is aligned with its scan in 3D
+Slicer.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _UNITS_MM = {1: 1000.0, 3: 0.001}
 """Metres and micrometres, by NIfTI's code of the spatial unit; all other codes are read as mm."""
 
 QUATERNION_ROUNDING = 1e-3
-"""How much longer than one a quaternion may be, squared, because programs store its parts rounded."""
+"""The largest squared length of a quaternion minus one, because programs store its parts rounded."""
 
 HEADER_BYTES = 32 << 20
-"""More than any header takes with its extensions; some keep all fields of a DICOM series there."""
+"""More bytes than any header has with its extensions; some programs keep all fields of a DICOM series there."""
 
 _HEADERS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
 _PAIR_HEADERS = (
@@ -60,12 +60,12 @@ _PAIR_HEADERS = (
 )
 
 ORIENTATION_UNKNOWN = (
-    "{path} does not say how its voxels lie in the patient. It is placed as 3D Slicer places it; "
-    "left and right may be swapped. Compare with the original scan."
+    "{path} does not state how its voxels are placed in the patient, so it is placed as in "
+    "3D Slicer. Left and right may be swapped: compare it with the original scan."
 )
 MATRICES_DIFFER = (
-    "{path} holds two different placements (sform and qform). The {used} is used, as in 3D Slicer; "
-    "other programs may show the image elsewhere."
+    "{path} holds two different placements (sform and qform). The {used} is used, as in 3D "
+    "Slicer, but other programs may show the image elsewhere."
 )
 
 
@@ -73,7 +73,7 @@ def read_with_nibabel(path: Path) -> Volume:
     """Read NIfTI-1, NIfTI-2, Analyze 7.5 or MGH, compressed or not; scaling is applied as float32.
 
     Raises:
-        InputError: damaged, truncated, or not a 3D scalar image.
+        InputError: the file is damaged, truncated, or not a 3D scalar image.
         GeometryError: the voxels cannot be placed.
     """
     _check_pair(path)
@@ -101,12 +101,12 @@ class Volumes:
 
     Attributes:
         path: the file.
-        count: how many there are; a 3D image is one.
-        geometry: grid of each.
+        count: the number of volumes; a 3D image has one.
+        geometry: the grid of each volume.
         comments: the comments in its header.
 
     Raises:
-        InputError: not a NIfTI image of 3 or 4 dimensions, or damaged.
+        InputError: the file is damaged, or not a NIfTI image of 3 or 4 dimensions.
         GeometryError: the voxels cannot be placed.
     """
 
@@ -116,7 +116,7 @@ class Volumes:
             check_regular(path)
             self._header = _header(path)
             if not isinstance(self._header, nibabel.Nifti1Header):
-                raise unreadable(path, "it is of another kind", "a NIfTI image")
+                raise unreadable(path, "it is another kind of image", "a NIfTI image")
             sizes = _sizes(self._header)
             self.count = (*sizes, 1)[3]
             shape = check_3d(path, (*sizes[:3], *sizes[4:]))
@@ -128,7 +128,7 @@ class Volumes:
             raise unreadable(path, error, "a NIfTI image") from error
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Each volume in turn, (k, j, i), scaled as the header says; the last once the checksum was compared."""
+        """Yield each volume, (k, j, i), scaled by the header; the last one after the checksum was compared."""
         try:
             with opened(self._where.files[0]) as stream:
                 stream.seek(self._where.within)
@@ -143,7 +143,7 @@ class Volumes:
 
 
 def _header(path: Path) -> Any:
-    """The header as nibabel reads it, by what the file begins with."""
+    """Return the header as nibabel reads it, by the beginning of the file."""
     pair = path.suffix.lower() in (".img", ".hdr")
     with opened(_partner(path, ".hdr") if pair else path) as stream:
         if path.suffix.lower() in (".mgh", ".mgz"):
@@ -153,14 +153,14 @@ def _header(path: Path) -> Any:
             if kind.may_contain_header(start):
                 length = HEADER_BYTES if pair else _header_length(path, kind, start)
                 return kind.from_fileobj(io.BytesIO(start + stream.read(length)))
-    raise ImageFileError("it does not begin as such an image does")
+    raise ImageFileError("it does not begin like such an image")
 
 
 def _header_length(path: Path, kind: Any, start: bytes) -> int:
-    """Bytes before the voxels, where extensions lie; nibabel takes memory for whatever length these claim.
+    """Return the bytes before the voxels, including extensions, for whose claimed length nibabel takes memory.
 
     Raises:
-        InputError: they are more than any header has.
+        InputError: the header claims more bytes than any header has.
     """
     offset = int(kind(start[: kind.sizeof_hdr], check=False).get_data_offset())
     if offset > HEADER_BYTES:
@@ -172,13 +172,13 @@ def _header_length(path: Path, kind: Any, start: bytes) -> int:
 
 
 def _sizes(header: Any) -> tuple[int, ...]:
-    """Sizes of the image (i, j, k...); an axis after the third that has none is one of one element, as in ITK."""
+    """Return the sizes of the image (i, j, k...); later axes of size 0 count as one element, as in ITK."""
     sizes = tuple(int(size) for size in header.get_data_shape())
     return (*sizes[:3], *(size or 1 for size in sizes[3:]))
 
 
 def _partner(path: Path, ending: str) -> Path:
-    """The file of a pair that has this ending, lower case; endings of files may be upper case."""
+    """Return the file of a pair with a lower-case ending; the endings of files may be upper case."""
     if path.suffix.lower() == ending:
         return path
     partners = (path.with_suffix(ending), path.with_suffix(ending.upper()))
@@ -196,9 +196,9 @@ def _check_pair(path: Path) -> None:
 
 
 def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
-    """Where the voxels are, which must be plain numbers, and not more than file and memory can hold.
+    """Return where the voxels are, which must be plain numbers and fit into file and memory.
 
-    Memory is that of one volume.
+    Only one volume must fit into memory.
     """
     voxel_type = header.get_data_dtype()
     if voxel_type.kind == "c":
@@ -222,7 +222,7 @@ def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
 
 
 def _scaling(header: Any) -> tuple[float, float]:
-    """Slope and intercept. As in ITK, a slope that is not finite is none, and such an intercept is 0."""
+    """Return slope and intercept. As in ITK, a slope that is not finite is ignored, and such an intercept is 0."""
     if isinstance(header, nibabel.Nifti1Header):
         slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     else:
@@ -233,12 +233,12 @@ def _scaling(header: Any) -> tuple[float, float]:
 
 
 def _scaled(raw: NDArray[np.number], slope: float, inter: float) -> NDArray[np.number]:
-    """Voxels in their own type, or float32 if the header scales them."""
+    """Return voxels in their own type, or float32 if the header scales them."""
     if raw.dtype.itemsize > 8:  # long double: no other library knows it
         raw = raw.astype(np.float64)
     if (slope, inter) == (1.0, 0.0):
         return raw
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused later
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are refused later
         scaled = np.multiply(raw, np.float32(slope), dtype=np.float32)
         scaled += np.float32(inter)
     return scaled
@@ -260,13 +260,13 @@ def _geometry(
 def _nifti_matrix(
     path: Path, header: Any, shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """The matrix that ITK uses, and notes for the user.
+    """Return the matrix that ITK uses, and notes for the user.
 
-    ITK: the sform if there is no qform or if the sform is of the scanner (code 1), else the qform;
-    with neither, voxel axes along left, posterior and superior.
+    ITK uses the sform if there is no qform or if the sform is that of the scanner (code 1), otherwise the qform;
+    with neither, the voxel axes run along left, posterior and superior.
 
     Raises:
-        GeometryError: the two matrices are mirror images: left and right are not known.
+        GeometryError: the two matrices are mirror images, so left and right are unknown.
     """
     sform, sform_code = header.get_sform(coded=True)
     qform, qform_code = _qform(header, bool(sform_code))
@@ -278,8 +278,8 @@ def _nifti_matrix(
         return (sform if sform_code else qform), ()
     if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise GeometryError(
-            f"{path}: its two placements (sform and qform) are mirror images of each other, so left and "
-            "right are not known. Find out which is right and remove the other from the header."
+            f"{path}: its two placements (sform and qform) are mirror images of each other, so left and right are "
+            "unknown. Find out which is correct, and remove the other from the header."
         )
     if _agree(sform, qform, shape):
         return sform, ()
@@ -289,13 +289,13 @@ def _nifti_matrix(
 
 
 def _qform(header: Any, has_other: bool) -> tuple[Any, int]:
-    """The matrix of the quaternion and its code; (None, 0) where there is none.
+    """Return the matrix of the quaternion and its code; (None, 0) if there is none.
 
-    A quaternion that is longer than one by rounding is read as if it were not. One that cannot be meant does not
-    count where there is another matrix; the same holds for the other one.
+    A quaternion that is slightly longer than one by rounding is accepted. An impossible one is ignored if there is
+    another matrix; the same holds for the other matrix.
 
     Raises:
-        HeaderDataError, ValueError: it cannot be meant, and there is no other matrix.
+        HeaderDataError, ValueError: the quaternion is impossible, and there is no other matrix.
     """
     header.quaternion_threshold = -QUATERNION_ROUNDING
     try:
@@ -308,14 +308,14 @@ def _qform(header: Any, has_other: bool) -> tuple[Any, int]:
 
 
 def _can_be_meant(matrix: Any) -> bool:
-    """Whether there is a matrix that is finite and has three axes; some programs write zeros."""
+    """Whether a matrix is finite and has three axes; some programs write zeros."""
     return matrix is not None and bool(np.isfinite(matrix).all() and np.linalg.det(matrix[:3, :3]))
 
 
 def _agree(
     one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> bool:
-    """Whether no corner moves by more than a tenth of a voxel."""
+    """Whether two matrices place every corner within a tenth of a voxel of each other."""
     k, j, i = shape
     corners = np.array([[x, y, z, 1.0] for x in (0, i) for y in (0, j) for z in (0, k)])
     apart = np.linalg.norm(((one - other) @ corners.T)[:3], axis=0)
@@ -323,12 +323,12 @@ def _agree(
 
 
 def _slicer_default(header: Any) -> NDArray[np.float64]:
-    """Voxel axes along left, posterior and superior from the origin: ITK's choice without a matrix."""
+    """Return voxel axes along left, posterior and superior from the origin: ITK's choice without a matrix."""
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*np.abs(header.get_zooms()[:3]), 1.0])
 
 
 def axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How to reorient a grid so that k, j, i run close to S, A and R (nibabel's `as_closest_canonical`).
+    """Return how to reorient a grid so that k, j, i run close to S, A and R (nibabel's `as_closest_canonical`).
 
     Returns:
         For each new axis the old one, (k, j, i), and whether it must be reversed.

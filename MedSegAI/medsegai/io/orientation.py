@@ -1,4 +1,4 @@
-"""How ITK reorients an image so that its axes run towards given sides; for oblique axes it has its own rule."""
+"""ITK's reorientation of an image so that its axes run towards given sides, also if they are oblique."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RAS_SIDES = {
     "S": (2, False),
     "I": (2, True),
 }
-"""For each side the axis of the RAS world, and whether it lies towards the negative end."""
+"""The RAS axis of each side, and whether the side is at its negative end."""
 
 
 def itk_axes_to_ras(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """How ITK reorients a grid so that k, j, i run as close as possible to S, A and R (`DICOMOrient` to RAS).
+    """Return how ITK reorients a grid so that k, j, i run close to S, A and R (`DICOMOrient` to RAS).
 
     Returns:
         For each new axis the old one, (k, j, i), and whether it must be reversed.

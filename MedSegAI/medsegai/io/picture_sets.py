@@ -1,8 +1,8 @@
-"""Pictures with a class each, to learn from or to be judged by, as people keep them.
+"""Sets of pictures with one class each, for training and evaluation, in their usual layouts.
 
-Read as they are: a folder for each class, also below train and valid (as fastai keeps them); a table of files and
-classes; and the six HDF5 files of PatchCamelyon (B. Veeling et al., "Rotation Equivariant CNNs for Digital
-Pathology", 2018).
+The layouts are a folder for each class, also below train and valid (as in fastai); a table of files and classes;
+and the six HDF5 files of PatchCamelyon (B. Veeling et al., "Rotation Equivariant CNNs for Digital Pathology",
+2018).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PARTS = {
     "validation": "valid",
     "test": "test",
 }
-"""What people call the parts of a set."""
+"""The usual names of the parts of a set."""
 
 COLUMNS = {
     "picture": ("image", "name", "file", "filename", "fname", "path", "picture", "case", "id"),
@@ -46,24 +46,24 @@ COLUMNS = {
     "group": ("group", "patient", "wsi", "slide", "patient_id"),
     "part": ("part", "split", "is_valid", "set"),
 }
-"""What people call the columns of a table."""
+"""The usual names of the columns of a table."""
 
 PATCH_CAMELYON = "camelyonpatch_level_2_split_{part}_{kind}"
 
 LISTED = 5
-"""Names that a message lists at most."""
+"""The largest number of names that a message lists."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, its class, and what it must not be parted from.
+    """One picture, its class, and its group.
 
     Attributes:
-        name: of the file relative to the folder, or the number of a patch in its file.
-        label: number of its class.
-        group: pictures of one patient or slide share it.
-        part: train, valid or test; "" where the set is not parted.
-        read: gives RGB (row, column, 3).
+        name: the name of the file relative to the folder, or the number of a patch in its file.
+        label: the number of its class.
+        group: the patient or slide, whose pictures stay together.
+        part: "train", "valid" or "test"; "" if the set does not have parts.
+        read: the function that returns RGB (row, column, 3).
     """
 
     name: str
@@ -79,8 +79,8 @@ class PictureSet:
 
     Attributes:
         source: the folder or table.
-        classes: names, in the order of their numbers.
-        notes: what is doubtful, in words for the user.
+        classes: the names of the classes, in the order of their numbers.
+        notes: possible problems, as sentences for the user.
     """
 
     source: Path
@@ -89,37 +89,37 @@ class PictureSet:
     notes: tuple[str, ...] = ()
 
     def part(self, *names: str) -> PictureSet:
-        """The pictures of some parts."""
+        """Return the pictures of some parts."""
         return replace(self, pictures=tuple(item for item in self.pictures if item.part in names))
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that there are, in the usual order; none where the set is not parted."""
+        """The parts of the set in the usual order; empty if it does not have parts."""
         there = {item.part for item in self.pictures}
         return tuple(name for name in ("train", "valid", "test") if name in there)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Number of the class of each picture."""
+        """The number of the class of each picture."""
         return np.array([item.label for item in self.pictures], np.int64)
 
     def counts(self) -> dict[str, int]:
-        """How many pictures each class has."""
+        """Return the number of pictures of each class."""
         found = np.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, map(int, found), strict=True))
 
 
 def read_pictures(source: Path, groups: Path | None = None) -> PictureSet:
-    """Find the pictures of a folder or a table, and their classes. Pixels are read when they are asked for.
+    """Find the pictures of a folder or a table, and their classes. Pixels are read when they are needed.
 
     Args:
         source: class folders, perhaps below train and valid; a folder with labels.csv or train_labels.csv; a CSV;
             or a folder with the files of PatchCamelyon.
-        groups: CSV with the columns picture and patient, whose pictures then stay together.
+        groups: CSV with the columns picture and patient; the pictures of a patient then stay together.
 
     Raises:
-        InputError: nothing of the kind is there; a class has no picture, or none to learn from; a picture has two
-            classes.
+        InputError: the source is not a set of pictures; a class does not have a picture, or one to learn from; or
+            a picture has two classes.
     """
     if not source.exists():
         raise InputError(f"{source} does not exist. Check the name.")
@@ -132,27 +132,28 @@ def read_pictures(source: Path, groups: Path | None = None) -> PictureSet:
 
 
 def read_rgb(path: Path) -> Pixels:
-    """A picture or a radiograph as RGB of 8 bits, (row, column, 3).
+    """Read a picture or a radiograph as 8-bit RGB, (row, column, 3).
 
     Raises:
-        InputError: it cannot be read, or has several slices.
+        InputError: the file cannot be read, or has several slices.
     """
     return as_rgb(read_channels(path))
 
 
 def as_rgb(channels: Sequence[Volume]) -> Pixels:
-    """One grey channel, or red, green and blue, as RGB of 8 bits, (row, column, 3).
+    """Return one grey channel, or red, green and blue, as 8-bit RGB, (row, column, 3).
 
-    Values of other types are spread from the lowest to the highest over 8 bits, those of all channels alike.
+    Values of other types are scaled from the lowest to the highest to 8 bits, with all channels alike.
 
     Raises:
-        InputError: they have several slices, or are neither one nor three.
+        InputError: channels have several slices, or their number is neither one nor three.
     """
     first = channels[0]
     if first.voxels.shape[0] != 1 or len(channels) not in (1, 3):
         raise InputError(
             f"{first.source or 'The image'} has {counted(first.voxels.shape[0], 'slice', 'slices')} and "
-            f"{counted(len(channels), 'channel', 'channels')}, and a picture has one slice, grey or in colours."
+            f"{counted(len(channels), 'channel', 'channels')}, but a picture has one slice, grey or in colour. "
+            "Choose another file."
         )
     pixels = np.stack([channel.voxels[0] for channel in channels], -1)
     if pixels.dtype != np.uint8:
@@ -165,7 +166,8 @@ def _found(source: Path) -> PictureSet:
     if source.is_file():
         if source.suffix.lower() != ".csv":
             raise InputError(
-                f"{source} is not a table of pictures. Name a CSV, or a folder with a folder for each class."
+                f"{source} is not a table of pictures. Name a CSV file, or a folder with a "
+                "subfolder for each class."
             )
         return _table(source, source.parent)
     if any(source.glob(PATCH_CAMELYON.format(part="*", kind="x.h5"))):
@@ -194,22 +196,21 @@ def _picture_files(folder: Path) -> list[Path]:
 
 
 def _class_folders(source: Path, parted: Mapping[Path, str]) -> PictureSet:
-    """Pictures of folders that are named as their classes; `parted` gives the folders of these, and their
-    parts."""
+    """Return the pictures in class folders; `parted` has the folders of these, and their parts."""
     folders = [(folder, part) for root, part in parted.items() for folder in _folders(root)]
     classes = tuple(sorted({folder.name for folder, _ in folders}))
     if len(classes) < 2:
         raise InputError(
-            f"{source} has {counted(len(classes), 'folder', 'folders')} of classes, and at least two are needed: "
-            "one "
-            "folder for each class, with its pictures in it."
+            f"{source} has {counted(len(classes), 'class folder', 'class folders')}, but at "
+            "least two are needed. Make one folder for each class, with its pictures in it."
         )
     pictures = []
     for folder, part in folders:
         files = _picture_files(folder)
         if not files:
             raise InputError(
-                f"The class folder {folder} has no pictures ({', '.join(FILE_ENDINGS)}). Fill it or remove it."
+                f"The class folder {folder} does not have pictures "
+                f"({', '.join(FILE_ENDINGS)}). Fill it or remove it."
             )
         pictures += [
             _file_picture(source, path, classes.index(folder.name), part) for path in files
@@ -229,7 +230,10 @@ def _table(path: Path, root: Path) -> PictureSet:
     for line, row in rows.items():
         name, label = row[columns["picture"]], row[columns["label"]]
         if not name or not label:
-            raise InputError(f"{path}, line {line}: the picture or its class is empty.")
+            raise InputError(
+                f"{path}, line {line}: the picture or its class is empty. Fill the cell or "
+                "remove the line."
+            )
         earlier = given.setdefault(name, (label, line))
         if earlier[1] != line:
             what = f"as {earlier[0]!r} and as {label!r}" if earlier[0] != label else "twice"
@@ -273,7 +277,7 @@ def _part_of(text: str, path: Path, line: int) -> str:
 
 
 def _file_of(name: str, root: Path, path: Path, line: int) -> Path:
-    """The file that a table names, with or without its ending, beside the table or in the folder train."""
+    """Return the file that a table names, with or without its ending, beside the table or in the folder train."""
     for folder in (root, root / "train"):
         for ending in ("", *FILE_ENDINGS):
             file = folder / f"{name}{ending}"
@@ -286,8 +290,7 @@ def _file_of(name: str, root: Path, path: Path, line: int) -> Path:
 
 
 def _patch_camelyon(folder: Path) -> PictureSet:
-    """Patches of PatchCamelyon: x (N, row, column, 3), y (N, 1, 1, 1), and a table that names the slide of
-    each."""
+    """Return the patches of PatchCamelyon: x (N, row, column, 3), y (N, 1, 1, 1), and a table of their slides."""
     pictures: list[Picture] = []
     for part in ("train", "valid", "test"):
         paths = {
@@ -296,7 +299,8 @@ def _patch_camelyon(folder: Path) -> PictureSet:
         there = [kind for kind, path in paths.items() if path.is_file()]
         if len(there) == 1:
             raise InputError(
-                f"{paths[there[0]]} has no partner: its patches and labels are two files, x and y."
+                f"{paths[there[0]]} does not have a partner, but patches and labels are two "
+                "files, x and y. Copy both."
             )
         if there:
             slides = folder / f"{PATCH_CAMELYON.format(part=part, kind='meta')}.csv"
@@ -316,8 +320,7 @@ def _patches(x: Path, y: Path, slides: Path, part: str) -> Iterator[Picture]:
     ):
         raise InputError(
             f"{x} has patches of shape {shape} and {y} {len(labels)} labels. Patches must be (N, rows, columns, "
-            "3), "
-            "and labels 0 or 1, one for each."
+            "3), and labels 0 or 1, one for each."
         )
     groups = [f"{part}/{number}" for number in range(len(labels))]
     if slides.is_file():
@@ -332,7 +335,7 @@ def _patches(x: Path, y: Path, slides: Path, part: str) -> Iterator[Picture]:
 
 
 class H5Patches:
-    """One array in an HDF5 file, which is opened when it is read, and once in each process."""
+    """One array in an HDF5 file, which each process opens once, when it first reads."""
 
     def __init__(self, path: Path, name: str = "x") -> None:
         self._path, self._name = path, name
@@ -340,11 +343,11 @@ class H5Patches:
         self.shape: tuple[int, ...] = tuple(self._opened().shape)
 
     def all(self) -> NDArray[np.integer]:
-        """The whole array."""
+        """Return the whole array."""
         return np.asarray(self._part(slice(None)))
 
     def reader(self, number: int) -> Callable[[], Pixels]:
-        """What reads one of its patches."""
+        """Return the function that reads one of its patches."""
         return lambda: np.asarray(self._part(number), np.uint8)
 
     def _part(self, index: Any) -> Any:
@@ -359,7 +362,7 @@ class H5Patches:
                 import h5py
             except ImportError:
                 raise InputError(
-                    f"{self._path} cannot be opened without h5py. Install it: pip install 'medsegai[train]'."
+                    f"{self._path} cannot be opened without h5py. Run pip install 'medsegai[train]'."
                 ) from None
             try:
                 self._array = h5py.File(self._path, "r")[self._name]
@@ -379,34 +382,39 @@ def _grouped(found: PictureSet, path: Path) -> PictureSet:
     pictures = []
     for item in found.pictures:
         stem = Path(item.name).stem
-        alone = listed[stem] == there[stem] == 1  # then it is meant whatever its folder is
+        alone = listed[stem] == there[stem] == 1  # then it is meant in any folder
         known = patients.get(item.name) or (short.get(stem) if alone else None)
         if not known:
-            raise InputError(f"{path} does not say whose the picture {item.name} is. Add a line.")
+            raise InputError(
+                f"{path} does not name the patient of the picture {item.name}. Add a line for it."
+            )
         pictures.append(replace(item, group=known))
     return replace(found, pictures=tuple(pictures))
 
 
 def _check(found: PictureSet) -> None:
-    """Refuse sets that nothing can be learned from, or judged by, as they are meant."""
+    """Refuse sets that cannot be used for training or evaluation as they are meant."""
     if len(found.classes) < 2:
         raise InputError(
-            f"{found.source} has one class, {found.classes[0]!r}, and at least two are needed."
+            f"{found.source} has one class, {found.classes[0]!r}, but at least two are "
+            "needed. Add pictures of another class."
         )
     for label, name in enumerate(found.classes):
         parts = {item.part for item in found.pictures if item.label == label}
         if not parts:
-            raise InputError(f"The class {name!r} of {found.source} has no pictures.")
+            raise InputError(
+                f"The class {name!r} of {found.source} does not have pictures. Add some, or remove the class."
+            )
         if "train" in found.parts and "train" not in parts:
             raise InputError(
-                f"The class {name!r} of {found.source} has pictures in {' and '.join(sorted(parts))} only, so it "
-                "cannot be learned. Add some to train, or remove it."
+                f"The class {name!r} of {found.source} only has pictures in {' and '.join(sorted(parts))}, so it "
+                "cannot be learned. Add some to train, or remove the class."
             )
     _check_one_class_each(found)
 
 
 def _check_one_class_each(found: PictureSet) -> None:
-    """Refuse a file that lies in two classes. Files of equal sizes alone are compared, byte by byte."""
+    """Refuse a file that is in two classes. Only files of equal size are compared, byte by byte."""
     for alike in same_files(found):
         classes = {item.label for item in alike}
         if len(classes) > 1:
@@ -415,13 +423,12 @@ def _check_one_class_each(found: PictureSet) -> None:
             )
             raise InputError(
                 f"The same picture is {first.name} of class {found.classes[first.label]!r} and {second.name} of "
-                "class "
-                f"{found.classes[second.label]!r}. Remove the wrong one."
+                f"class {found.classes[second.label]!r}. Remove the wrong one."
             )
 
 
 def same_files(found: PictureSet) -> Iterator[list[Picture]]:
-    """Pictures whose files hold the same bytes, two or more at a time."""
+    """Yield groups of pictures whose files hold the same bytes."""
     root = found.source if found.source.is_dir() else found.source.parent
     by_size: dict[int, list[Picture]] = defaultdict(list)
     for item in found.pictures:
@@ -441,9 +448,8 @@ def _notes(found: PictureSet) -> Iterator[str]:
     if len(leaked) > 1:
         names = ", ".join(item.name for item in doubled[:LISTED])
         yield (
-            f"The same pictures lie in {' and '.join(sorted(leaked))}, so the figures of the validation are too "
-            "good: "
-            f"{names}."
+            f"The same pictures are in {' and '.join(sorted(leaked))}, so the figures of the "
+            f"validation are too good: {names}."
         )
     by_group: dict[str, set[str]] = defaultdict(set)
     for item in found.pictures:

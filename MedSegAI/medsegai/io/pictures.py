@@ -1,8 +1,8 @@
 """Pictures: PNG, JPEG, TIFF and BMP files of one image, grey or in colour.
 
 A picture becomes a volume of one slice, placed as Slicer places it: the first pixel at the origin, columns to the
-left and rows to the back of the patient. What a pixel measures is not known from such files (resolutions that they
-state are those of a printer), so voxels are of 1 mm and the volume says that they are not to be believed.
+left and rows to the back of the patient. Such files do not state the size of a pixel (their resolutions are meant
+for printers), so voxels have 1 mm, and the volume says that their size is unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.decoding import PARSER_ERRORS
-from medsegai.errors import InputError, MismatchError
+from medsegai.errors import InputError, MismatchError, counted
 from medsegai.io.decoder import asked, decoded, itk_voxels
 from medsegai.io.files import check_memory, native, unreadable
 from medsegai.volume import Geometry, Volume
@@ -28,31 +28,31 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 KIND = "a picture"
 
 GREY = ("1", "L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-"""Modes of Pillow with one value a pixel."""
+"""Pillow's modes with one value per pixel."""
 
 IN_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-"""Modes that become red, green and blue."""
+"""Pillow's modes that become red, green and blue."""
 
 COLOURS = ("red", "green", "blue")
 
 LUMINANCE = (0.299, 0.587, 0.114)
-"""How bright red, green and blue are (ITU-R BT.601)."""
+"""The luminance of red, green and blue (ITU-R BT.601)."""
 
 PIXELS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Columns run to the left and rows to the back, as ITK's identity is in Slicer."""
+"""The directions of pictures: columns run to the left and rows to the back, as ITK's identity does in Slicer."""
 
 _DEEP = {"PNG": "PNGImageIO", "TIFF": "TIFFImageIO"}
-"""Formats of which Pillow drops the lower eight bits where pixels have sixteen and several bands, and readers of
-ITK that keep them."""
+"""Formats of which Pillow drops the lower eight bits if pixels have sixteen bits and several bands, with the ITK
+readers that keep them."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels as they are to be seen.
+    """The pixels of a picture as it should be seen.
 
     Attributes:
-        pixels: (j, i) or, of colours, (j, i, 3).
-        notes: what was changed on the way, in words.
+        pixels: the pixels (j, i), or (j, i, 3) in colour.
+        notes: changes that were made when reading, in words.
     """
 
     pixels: NDArray[np.number]
@@ -60,18 +60,18 @@ class Picture:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the name of a file is that of a picture."""
+    """Whether a file has the name of a picture."""
     return path.name.lower().endswith(PICTURE_ENDINGS)
 
 
 def read_picture(path: Path) -> tuple[Volume, ...]:
-    """The channels of a picture, one volume for grey, three for red, green and blue.
+    """Read the channels of a picture: one volume for grey, three for red, green and blue.
 
-    Transparency is left out, palettes and CMYK become colours, and a picture that its camera marked as turned is
-    turned; notes say so.
+    Transparency is left out, palettes and CMYK become colours, and a picture is rotated as its camera recorded;
+    notes report such changes.
 
     Raises:
-        InputError: it cannot be read, has several pages, or colours of another kind.
+        InputError: the picture cannot be read, has several pages, or has another kind of colours.
     """
     picture = read_pixels(path)
     pixels = picture.pixels if picture.pixels.ndim == 3 else picture.pixels[..., None]
@@ -89,24 +89,24 @@ def read_picture(path: Path) -> tuple[Volume, ...]:
 
 
 def read_label_picture(path: Path) -> Volume:
-    """The numbers of a grey picture, or those of a palette, as label values.
+    """Read the numbers of a grey picture, or those of a palette, as label values.
 
     Raises:
-        InputError: see `read_picture`; or it is in colours.
+        InputError: see `read_picture`; or the picture is in colour.
     """
     picture = read_pixels(path, palette=True)
     if picture.pixels.ndim > 2:
         raise InputError(
-            f"{path} is in colours. Name a label map that is grey or has a palette, whose numbers are the labels."
+            f"{path} is in colour. Name a label map that is grey or has a palette, whose numbers are the labels."
         )
     geometry = Geometry((1, *picture.pixels.shape), PIXELS_TO_RAS)
     return Volume(picture.pixels[None], geometry, str(path), picture.notes, size_known=False)
 
 
 def grey(channels: Sequence[Volume]) -> Volume:
-    """One volume from one or three channels: their luminance, in the type of the channels.
+    """Make one volume from one or three channels: their luminance, in the type of the channels.
 
-    Channels that are all alike are one of them.
+    If all channels are equal, one of them is returned.
     """
     first = channels[0]
     if all(np.array_equal(first.voxels, other.voxels) for other in channels[1:]):
@@ -123,26 +123,26 @@ def grey(channels: Sequence[Volume]) -> Volume:
 
 @dataclass(frozen=True)
 class Channels:
-    """Images, one for each channel that a model takes, and what was made of those that were given."""
+    """Images, one for each channel of a model, with notes on how the given images were changed."""
 
     channels: list[Volume]
     warnings: tuple[str, ...] = ()
 
 
 def as_channels(given: Sequence[Volume], count: int, anyway: bool = False) -> Channels:
-    """The channels that a model of single images takes, from those that an image has.
+    """Return the channels that a model of single images takes, from the channels of an image.
 
-    A grey image serves a model of colours as if it were in colours. A picture in colours serves a model of grey
-    images by its luminance, if all of its colours are grey or `anyway` is true.
+    A model of colour images takes a grey image as if it were in colour. A model of grey images takes the luminance
+    of a colour picture, if all of its colours are grey or `anyway` is true.
 
     Args:
-        given: of one slice each, on one grid.
-        count: how many the model takes.
-        anyway: whether colours may be left out, and several slices be segmented one by one.
+        given: the channels of the image, of one slice each, on one grid.
+        count: the number of channels that the model takes.
+        anyway: whether colours may be ignored, and several slices segmented one by one.
 
     Raises:
-        MismatchError: the image has colours, and the model takes grey ones; or it has several slices.
-        InputError: another number of channels.
+        MismatchError: the image is in colour, but the model takes grey images; or it has several slices.
+        InputError: the image has another number of channels.
     """
     first = given[0]
     name = first.source or "The image"
@@ -151,34 +151,37 @@ def as_channels(given: Sequence[Volume], count: int, anyway: bool = False) -> Ch
     if slices > 1:
         if not anyway:
             raise MismatchError(
-                f"{name} has {slices} slices, and the model takes single images. Name one image, or let each "
-                "slice be segmented by itself (--anyway; in Slicer: Any kind of scan)."
+                f"{name} has {slices} slices, but the model takes single images. Name one image, or segment each "
+                "slice by itself (--anyway; in Slicer: Any kind of scan)."
             )
         warnings.append(f"Each of the {slices} slices of {name} was segmented by itself.")
     if len(given) == count:
         return Channels(list(given), tuple(warnings))
     if len(given) == 1 and count == len(COLOURS):
         warnings.append(
-            f"{name} is grey, and the model was made for colours. Look at the result with care."
+            f"{name} is grey, but the model was made for colour images. Check the result with care."
         )
         return Channels(list(given) * count, tuple(warnings))
     if len(given) == len(COLOURS) and count == 1:
         seen = grey(given)
         if seen is not first and not anyway:
             raise MismatchError(
-                f"{name} is in colours, and the model takes grey images. Save it in grey, or segment its "
-                "luminance (--anyway; in Slicer: Any kind of scan)."
+                f"{name} is in colour, but the model takes grey images. Save it in grey, or "
+                "segment its luminance (--anyway; in Slicer: Any kind of scan)."
             )
         return Channels([seen], tuple(warnings))
-    raise InputError(f"{name} has {len(given)} channels, and the model takes {count}.")
+    raise InputError(
+        f"{name} has {counted(len(given), 'channel', 'channels')}, but the model takes {count}. "
+        "Choose another image or model."
+    )
 
 
 def read_pixels(path: Path, palette: bool = False) -> Picture:
-    """The pixels of a picture.
+    """Read the pixels of a picture.
 
     Args:
         path: the file.
-        palette: whether the numbers of a palette are wanted as they are: they are labels of a label map.
+        palette: whether the numbers of a palette are returned, because they are labels of a label map.
 
     Raises:
         InputError: see `read_picture`.
@@ -199,16 +202,17 @@ def _refused(path: Path, why: str) -> InputError:
     if why == "unknown":
         return unreadable(path, "its content is not known", KIND)
     return InputError(
-        f"{path} has more pixels than a picture is read with. Crop it, or make it smaller, first."
+        f"{path} has more pixels than can be read. Crop it, or make it smaller, first."
     )
 
 
 def _pixels(path: Path, head: dict[str, Any], palette: bool) -> Picture:
-    """Pixels of a picture by what its header says; see `decoding.pictures.header`."""
+    """Read the pixels of a picture according to its header; see `decoding.pictures.header`."""
     mode, bands, (columns, rows) = head["mode"], head["bands"], head["size"]
     if head["pages"] > 1:
         raise InputError(
-            f"{path} has {head['pages']} pages or frames. Save the wanted one as a picture of its own."
+            f"{path} has {head['pages']} pages or frames, but a picture must have one. Save "
+            "the wanted one as a separate picture."
         )
     needed = rows * columns * bands * (4 if mode in ("I", "F") else 2)
     check_memory(path, needed)
@@ -217,26 +221,26 @@ def _pixels(path: Path, head: dict[str, Any], palette: bool) -> Picture:
     numbers = palette and mode == "P"
     if mode not in (*GREY, "LA", "La", *IN_COLOUR):
         raise InputError(
-            f"{path} has colours of the kind {mode}, which are not read. Save it as RGB or grey."
+            f"{path} has colours of the type {mode}, which are not supported. Save it as RGB or grey."
         )
     pixels = decoded("pictures.pixels", path, 2 * needed, numbers=numbers)
     return Picture(native(pixels), tuple(_changes(path, head, numbers)))
 
 
 def _changes(path: Path, head: dict[str, Any], numbers: bool) -> Iterator[str]:
-    """What the pixels do not show of the file."""
+    """Return notes on properties of the file that the pixels do not show."""
     if head["turned"]:
-        yield f"{path} was turned as its camera says (EXIF)."
+        yield f"{path} was rotated as its camera recorded (EXIF)."
     if numbers:
         return
     if head["mode"] in ("LA", "La", "RGBA", "RGBa", "PA") or head["transparency"]:
         yield f"The transparency of {path} was left out."
     if head["mode"] == "CMYK":
-        yield f"{path} has colours for print (CMYK), which were turned into red, green and blue."
+        yield f"{path} has colours for print (CMYK), which were converted to red, green and blue."
 
 
 def _deep(path: Path, head: dict[str, Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Pixels of sixteen bits in several bands, by ITK."""
+    """Read 16-bit pixels of several bands with ITK."""
     columns, rows = head["size"]
     pixels = itk_voxels(path, _DEEP[head["format"]], 2 * rows * columns * head["bands"])
     pixels = pixels.reshape(rows, columns, -1)

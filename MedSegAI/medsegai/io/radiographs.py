@@ -1,8 +1,8 @@
 """Radiographs: one DICOM file of computed or digital radiography, or of mammography.
 
-They have no place in the patient, so their volume of one slice lies as a picture does; a pixel has the size that
-was measured, or else the size at the detector. They look as on a screen: white is dense, and values beyond the
-window that the file names are cut off.
+They do not have a position in the patient, so their volume of one slice is placed like a picture; a pixel has the
+calibrated size, or otherwise the size at the detector. They look as on a screen: white is dense, and values are
+clipped to the window in the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ except ImportError:  # pydicom 2
     from pydicom.pixel_data_handlers.util import apply_voi_lut  # type: ignore[no-redef]
 
 RADIOGRAPHS = ("CR", "DX", "MG", "IO", "PX")
-"""DICOM's modalities of radiographs: computed, digital, of breasts, of teeth, and panoramic."""
+"""DICOM's modalities of radiographs: computed, digital, mammography, intra-oral, and panoramic."""
 
 _CLASSES = tuple(
     f"1.2.840.10008.5.1.4.1.1.{number}"
@@ -37,11 +37,11 @@ _CLASSES = tuple(
 """The SOP classes of their images."""
 
 _SIZES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-"""Where the size of a pixel stands, the truest first."""
+"""The attributes with the size of a pixel, the most accurate first."""
 
 
 def is_radiograph(path: Path) -> bool:
-    """Whether a DICOM file is a radiograph, by its SOP class; False where the header is damaged."""
+    """Whether a DICOM file is a radiograph, by its SOP class; False if the header is damaged."""
     try:
         with path.open("rb") as file, pydicom.config.disable_value_validation():
             head, _ = opened_header(path, file, ["SOPClassUID"])
@@ -51,10 +51,10 @@ def is_radiograph(path: Path) -> bool:
 
 
 def read_radiograph(path: Path) -> Volume:
-    """A radiograph as a volume of one slice, float32 where a window was applied.
+    """Read a radiograph as a volume of one slice, float32 if a window was applied.
 
     Raises:
-        InputError: it is damaged, in colour, or has several frames.
+        InputError: the file is damaged, in colour, or has several frames.
     """
     try:
         with path.open("rb") as file, pydicom.config.disable_value_validation():
@@ -102,25 +102,26 @@ _TAGS = [
 
 
 def _checked_size(path: Path, head: pydicom.Dataset, pixels: Any) -> int:
-    """Bytes of the pixels. Raises InputError if they are not those of one grey image."""
+    """Return the bytes of the pixels. Raises InputError if they are not those of one grey image."""
     if int(head.get("NumberOfFrames") or 1) != 1:
         raise InputError(
-            f"{path} has {head.NumberOfFrames} frames. Save the wanted one as a radiograph of its own."
+            f"{path} has {head.NumberOfFrames} frames, but a radiograph must have one. Save "
+            "the wanted one as a separate file."
         )
     if int(head.get("SamplesPerPixel") or 1) != 1:
-        raise InputError(f"{path} is in colours. A radiograph is grey: export the original.")
+        raise InputError(f"{path} is in colour, but a radiograph is grey. Export the original.")
     size = int(head.Rows) * int(head.Columns) * int(head.get("BitsAllocated") or 8) // 8
     check_pixels(path, head, pixels, size)
     return size
 
 
 def _as_seen(voxels: NDArray[np.number], head: pydicom.Dataset) -> NDArray[np.number]:
-    """Grey values within the window. ITK has turned MONOCHROME1 round, so that the larger are the whiter."""
+    """Return grey values within the window. ITK has inverted MONOCHROME1, so that larger values are whiter."""
     if "WindowWidth" not in head and "VOILUTSequence" not in head:
         return voxels
     if str(head.get("PhotometricInterpretation", "")).strip() != "MONOCHROME1":
         return np.asarray(apply_voi_lut(voxels, head), dtype=np.float32)
-    # The window is one of the values before they were turned round.
+    # The window refers to the values before the inversion.
     slope, intercept = (float(head.get(f"Rescale{name}") or 0) for name in ("Slope", "Intercept"))
     ends = (slope or 1.0) * (2 ** int(head.BitsStored) - 1) + 2 * intercept
     seen = np.asarray(apply_voi_lut((ends - voxels).astype(voxels.dtype), head), dtype=np.float32)
@@ -130,20 +131,20 @@ def _as_seen(voxels: NDArray[np.number], head: pydicom.Dataset) -> NDArray[np.nu
 def _pixel_size(
     path: Path, head: pydicom.Dataset
 ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Distance of rows and of columns in mm, None where no field says it, and what is doubtful about it."""
+    """Return the distance of rows and of columns in mm, or None if unknown, and notes on its accuracy."""
     for name in _SIZES:
         value = head.get(name)
         if value is None or len(value) != 2 or not min(float(part) for part in value) > 0:
             continue
         rows, columns = (float(part) for part in value)
-        where = "the detector, where the body is magnified by some percent"
-        note = f"{path} gives the size of its pixels at {where}."
+        where = "the detector, where the body is magnified by a few per cent"
+        note = f"{path} states the size of its pixels at {where}."
         return (rows, columns), (note,) if name == "ImagerPixelSpacing" else ()
     return None, ()
 
 
 def _cause(error: BaseException) -> str:
-    """What a message may quote: ITK's words; those of pydicom may hold what stands in the header."""
+    """Return the reason that a message may quote: ITK's, but not pydicom's, which may contain header values."""
     return (
         str(error) if isinstance(error, PARSER_ERRORS) and "ITK" in str(error) else "it is damaged"
     )

@@ -1,4 +1,4 @@
-"""From a file or a DICOM folder to a `Volume`."""
+"""Reading of a file or a DICOM folder into a `Volume`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Path], Volume]], ...] = (
     (PICTURE_ENDINGS, lambda path: grey(read_picture(path))),
 )
 READABLE = (*NIBABEL_ENDINGS, *ITK_ENDINGS, ".dcm")
-"""Endings of volumes that can be read, lower case. DICOM files need no ending. Pictures are separate, because
-those in a folder of volumes may be previews of them."""
+"""Endings of volumes that can be read, lower case. DICOM files do not need an ending. Pictures are listed
+separately, because pictures in a folder of volumes may be previews."""
 
 
 def read_volume(path: Path | str, series: str | None = None) -> Volume:
@@ -41,18 +41,18 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
 
     Args:
         path: NIfTI, NRRD, MetaImage, Analyze, MGH, one multi-frame DICOM file, or a folder that
-            holds the slices of a DICOM series. Or a picture or radiograph, which has one slice; of
-            colours, the luminance.
-        series: which series of a DICOM folder: its number, or the end of its SeriesInstanceUID.
+            holds the slices of a DICOM series. Also a picture or radiograph, which has one slice; colours are read
+            as luminance.
+        series: the series of a DICOM folder: its number, or the end of its SeriesInstanceUID.
 
     Returns:
-        Voxels (k, j, i) in the type of the file, or float32 where the file scales them. `source`
-        is the path; `notes` say what is questionable about the file.
+        Voxels (k, j, i) in the type of the file, or float32 if the file scales them. `source` is the path; `notes`
+        say what is questionable about the file.
 
     Raises:
-        InputError: missing, damaged or truncated file; not 3D; several values per voxel; NaN or
-            infinities; the same value everywhere; one voxel thick.
-        GeometryError: the voxels cannot be placed: singular or sheared matrix, missing slices,
+        InputError: the file is missing, damaged, truncated or not 3D; or voxels have several values, are not
+            finite, are all equal, or form a single slice.
+        GeometryError: the voxels cannot be placed because of a singular or sheared matrix, missing slices, or
             gantry tilt.
     """
     volume = read_unchecked(Path(path), series)
@@ -63,7 +63,7 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
 
 
 def read_channels(path: Path | str, series: str | None = None) -> tuple[Volume, ...]:
-    """The channels of an image: red, green and blue of a picture in colours, else the one of `read_volume`.
+    """Read the channels of an image: red, green and blue of a colour picture, or otherwise that of `read_volume`.
 
     Images of one slice are read in every format.
 
@@ -83,12 +83,12 @@ def read_channels(path: Path | str, series: str | None = None) -> tuple[Volume, 
 
 
 def read_unchecked(path: Path, series: str | None = None, labels: bool = False) -> Volume:
-    """As `read_volume`, for any values of the voxels; with `labels` those of a picture are label values."""
+    """Read like `read_volume`, with any values of voxels; with `labels`, those of a picture are label values."""
     return _reported(path, lambda: _read(path, series, labels))
 
 
 def _reported(path: Path, read: Callable[[], Read]) -> Read:
-    """What `read` returns; a file that cannot be opened becomes an error that names it."""
+    """Return the result of `read`; a file that cannot be opened becomes an error that names it."""
     try:
         return read()
     except OSError as error:
@@ -103,7 +103,7 @@ def _picture(path: Path) -> tuple[Volume, ...]:
 
 
 def _check_file(path: Path) -> None:
-    """Raise InputError if there is nothing to read."""
+    """Raise InputError if the file is missing or empty."""
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the name.")
     check_regular(path)
@@ -129,6 +129,6 @@ def _read(path: Path, series: str | None, labels: bool) -> Volume:
     if is_dicom(path):
         return read_radiograph(path) if is_radiograph(path) else read_dicom(path, series)
     raise InputError(
-        f"{path} is not an image that can be read. Known are {', '.join((*READABLE, *PICTURE_ENDINGS))}, and a "
-        "folder with a DICOM series."
+        f"{path} is not an image that can be read. Known types are "
+        f"{', '.join((*READABLE, *PICTURE_ENDINGS))}, and a folder with a DICOM series."
     )

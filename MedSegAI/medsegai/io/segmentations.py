@@ -1,7 +1,8 @@
-"""Slicer's segmentations (.seg.nrrd), from all of its versions, with the content of their fields.
+"""Slicer's segmentations (.seg.nrrd) of all versions, with the content of their fields.
 
-A field that Slicer does not need is not required here: a segment without a name is called by its identifier, one
-without a colour gets a generated one, and before Slicer 4.11 every segment had a layer of its own and the value 1.
+A field that Slicer does not need is not required here: a segment without a name is named by its identifier, a
+segment without a colour gets a generated one, and before Slicer 4.11 every segment had its own layer and the value
+1.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _REFERENCE = re.compile(r"(?:^|&)Reference image geometry\|([^|]*)\|")
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment: in which layer it is, with which value, and what it means.
+    """One segment: its layer, its value and its meaning.
 
     `label.value` is the value in its layer; the labels of several layers are renumbered.
     """
@@ -76,14 +77,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a .seg.nrrd holds.
+    """The content of a .seg.nrrd file.
 
     Attributes:
-        layers: (layer, k, j, i).
-        geometry: grid of each layer.
-        segments: in the order of the file.
-        reference: the grid of the scan that was segmented, where the file says so: Slicer writes only the box
-            around the segments.
+        layers: the values (layer, k, j, i).
+        geometry: the grid of each layer.
+        segments: the segments in the order of the file.
+        reference: the grid of the segmented scan, if the file states it, because Slicer writes only the box around
+            the segments.
     """
 
     layers: NDArray[np.integer]
@@ -102,7 +103,7 @@ def read_segments(path: Path) -> Segmentation:
     """Read a Slicer segmentation.
 
     Raises:
-        InputError: damaged, not of three dimensions, or its segments are fractional.
+        InputError: the file is damaged, not of three dimensions, or has fractional segments.
         GeometryError: the voxels cannot be placed.
     """
     try:
@@ -133,7 +134,7 @@ def read_segments(path: Path) -> Segmentation:
 
 
 def _list_axis(header: Mapping[str, Any], sizes: Sequence[int]) -> int | None:
-    """The axis of the layers in the order of the file, by its kind, or else by its direction."""
+    """Return the axis of the layers in the order of the file, by its kind, or otherwise by its direction."""
     if len(sizes) == 3:
         return None
     space = ("domain", "space")
@@ -168,11 +169,11 @@ def _segments(fields: Mapping[str, str], layers: int) -> tuple[Segment, ...]:
     for number, segment in enumerate(in_order):
         layer = int(segment.get("Layer", 0 if of_layers else number))
         if not 0 <= layer < layers:
-            raise ValueError(f"segment {number} lies in layer {layer} of {layers}")
+            raise ValueError(f"segment {number} is in layer {layer} of {layers}")
         found.append(Segment(_label(segment, number), layer))
     places = [(segment.layer, segment.label.value) for segment in found]
     if len(set(places)) < len(places):
-        raise ValueError("two segments have one value in one layer")
+        raise ValueError("two segments have the same value in one layer")
     return tuple(found)
 
 
@@ -180,17 +181,17 @@ def _label(segment: Mapping[str, str], number: int) -> Label:
     value = int(segment.get("LabelValue", 1))
     name = _words(segment.get("Name")) or _words(segment.get("ID")) or f"Segment_{number + 1}"
     if value < 1:
-        raise ValueError(f"segment {name!r} has the value {value} of the background")
+        raise ValueError(f"segment {name!r} has the background value {value}")
     return Label(value, name, _color(segment.get("Color"), number + 1), _codes(segment))
 
 
 def _words(text: str | None) -> str:
-    """Text in one line, without control characters."""
+    """Return text in one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
 
 
 def _color(text: str | None, number: int) -> tuple[int, int, int]:
-    """Red, green and blue; a made colour where the file has none, or none that can be read."""
+    """Return red, green and blue; a generated colour if the file does not have a readable one."""
     try:
         red, green, blue = (
             round(255 * min(max(float(part), 0.0), 1.0)) for part in (text or "").split()
@@ -201,7 +202,7 @@ def _color(text: str | None, number: int) -> tuple[int, int, int]:
 
 
 def _codes(segment: Mapping[str, str]) -> Terminology | None:
-    """The codes of a segment; None if it has none, or invalid ones."""
+    """Return the codes of a segment; None if it has none, or invalid ones."""
     for tag in segment.get("Tags", "").split("|"):
         key, colon, entry = tag.strip().partition(":")
         if key == "TerminologyEntry" and colon:
@@ -213,7 +214,7 @@ def _codes(segment: Mapping[str, str]) -> Terminology | None:
 
 
 def _reference(path: Path, fields: Mapping[str, str], kind: np.dtype[Any]) -> Geometry | None:
-    """The grid of the scan, as Slicer stores it: sixteen numbers of a matrix to RAS, and six of an extent."""
+    """Return the grid of the scan, which Slicer stores as 16 numbers of a matrix to RAS and 6 of an extent."""
     match = _REFERENCE.search(fields.get("Segmentation_ConversionParameters", ""))
     try:
         numbers = [float(part) for part in match[1].split(";") if part.strip()] if match else []

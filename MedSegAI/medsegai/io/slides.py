@@ -1,4 +1,4 @@
-"""Slides from microscopes: pictures that do not fit into memory, and are read in parts at any magnification.
+"""Microscope slides: pictures that do not fit into memory, and are read in parts at any magnification.
 
 Only the requested part is decoded, from the stored size that is nearest to the requested one.
 """
@@ -39,16 +39,16 @@ SLIDE_ENDINGS = (
     ".ome.tif",
     ".ome.tiff",
 )
-"""Endings that only slides have; a TIFF is one where it is asked for as a slide."""
+"""Endings that only slides have; a TIFF is a slide if it is requested as one."""
 
 LONGEST_OVERVIEW = 4096
-"""Pixels along the longer side of the overview that stands for a slide as a volume."""
+"""The pixels along the longer side of the overview that represents a slide as a volume."""
 
 SAME_SIZE = 0.1
-"""A stored size is taken as it is for a magnification that differs by no more than a tenth."""
+"""A stored size is used without scaling if the magnification differs by at most a tenth."""
 
 SOURCE_PIXELS = 1 << 24
-"""Stored pixels that are read together at most, where they are averaged into fewer."""
+"""The largest number of stored pixels that are read at once when they are averaged."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class SlideGrid:
     """The pixels of a slide at one magnification.
 
     Attributes:
-        rows, columns: of the whole slide.
-        downsample: pixels of the finest level along one side of a pixel of this grid.
+        rows, columns: the number of rows and columns of the whole slide.
+        downsample: the number of finest pixels along one side of a pixel of this grid.
     """
 
     rows: int
@@ -71,7 +71,7 @@ class Slide:
     Attributes:
         path: the file.
         levels: the sizes in which it is stored, finest first.
-        spacing_mm: of the finest pixels, across and down; None where the file does not say.
+        spacing_mm: the size of the finest pixels, across and down; None if the file does not state it.
         bounds: the part of the finest level that was scanned.
         notes: what is questionable about the file, as sentences for the user.
     """
@@ -99,7 +99,7 @@ class Slide:
         self._source.close()
 
     def grid(self, downsample: float) -> SlideGrid:
-        """The grid whose pixels are `downsample` finest ones long, or that of a stored size near to it."""
+        """Return the grid whose pixels are `downsample` finest pixels long, or that of a similar stored size."""
         near = min(self.levels, key=lambda level: abs(math.log(level.downsample / downsample)))
         if abs(near.downsample / downsample - 1) <= SAME_SIZE:
             return SlideGrid(near.rows, near.columns, near.downsample)
@@ -108,20 +108,20 @@ class Slide:
         return SlideGrid(rows, columns, downsample)
 
     def grid_of(self, spacing_mm: float) -> SlideGrid:
-        """The grid whose pixels are nearest to that size.
+        """Return the grid whose pixels are nearest to a size in mm.
 
         Raises:
-            InputError: the file does not say how large its pixels are.
+            InputError: the file does not state the size of its pixels.
         """
         if self.spacing_mm is None:
             raise InputError(
-                f"{self.path} does not say how large its pixels are, so its magnification is not known. Export it "
-                "with its resolution."
+                f"{self.path} does not state the size of its pixels, so its magnification is "
+                "unknown. Export it with its resolution."
             )
         return self.grid(spacing_mm / math.sqrt(math.prod(self.spacing_mm)))
 
     def overview_grid(self, longest: int) -> SlideGrid:
-        """The finest grid of which no side has more than `longest` pixels."""
+        """Return the finest grid whose sides have at most `longest` pixels."""
         whole = self.levels[0]
         fitting = [level for level in self.levels if max(level.rows, level.columns) <= longest]
         factor = max(whole.rows, whole.columns) / longest
@@ -130,7 +130,7 @@ class Slide:
         return self.grid(max(1.0, factor * (1 + SAME_SIZE)))
 
     def read(self, grid: SlideGrid, box: Box) -> Pixels:
-        """RGB (row, column, 3) of a box on a grid of this slide; white outside of it.
+        """Return RGB (row, column, 3) of a box on a grid of this slide; it is white outside the slide.
 
         Raises:
             InputError: pixels cannot be decoded.
@@ -150,16 +150,16 @@ class Slide:
         return result
 
     def overview(self, grid: SlideGrid, box: Box | None = None) -> Pixels:
-        """RGB (row, column, 3) of the whole grid, or of a box of it: what must fit into memory."""
+        """Return RGB (row, column, 3) of the whole grid or a box of it, which must fit into memory."""
         return self.read(grid, box or Box(0, 0, grid.rows, grid.columns))
 
     def geometry(
         self, grid: SlideGrid, box: Box | None = None, thickness_mm: float = 1.0
     ) -> Geometry:
-        """The place of a grid, or of a box of it, as a volume of one slice: columns run to the left, rows down.
+        """Return the geometry of a grid, or a box of it, as a volume of one slice: columns run left, rows down.
 
-        The first pixel of the finest level is the origin, as of other pictures. Where the size of pixels is not
-        known, a finest pixel counts as a millimetre.
+        The first pixel of the finest level is the origin, as in other pictures. If the size of pixels is unknown,
+        a finest pixel counts as a millimetre.
         """
         box = box or Box(0, 0, grid.rows, grid.columns)
         across, down = self.spacing_mm or (1.0, 1.0)
@@ -174,14 +174,14 @@ class Slide:
         return Geometry.from_spacing(shape, step, origin, np.diag([-1.0, -1.0, 1.0]))
 
     def _level_for(self, downsample: float) -> int:
-        """The coarsest stored size that is at least as fine."""
+        """Return the coarsest stored size that is at least as fine."""
         fine = [
             n for n, level in enumerate(self.levels) if level.downsample <= downsample * (1 + 1e-9)
         ]
         return max(fine, key=lambda n: self.levels[n].downsample, default=0)
 
     def _averaged(self, number: int, factor: float, box: Box) -> Pixels:
-        """A box of a grid whose pixels are `factor` stored ones long, part by part so that memory is bounded."""
+        """Return a box of a grid whose pixels are `factor` stored pixels long, in parts to bound memory."""
         side = max(1, int(math.sqrt(SOURCE_PIXELS) / factor))
         result = np.empty((box.rows, box.columns, 3), np.uint8)
         for row in range(0, box.rows, side):
@@ -195,7 +195,7 @@ class Slide:
 
     def _resized(self, number: int, factor: float, box: Box) -> Pixels:
         level = self.levels[number]
-        margin = math.ceil(factor) + 1  # what the weights of the outermost pixels reach
+        margin = math.ceil(factor) + 1  # the range of the weights of the outermost pixels
         top = max(int(box.top * factor) - margin, 0)
         left = max(int(box.left * factor) - margin, 0)
         bottom = math.ceil((box.top + box.rows) * factor) + margin
@@ -220,11 +220,11 @@ class Slide:
 
 
 def open_slide(path: Path | str) -> Slide:
-    """Open a slide: a file of a scanner that OpenSlide reads, a tiled TIFF, or an OME-TIFF.
+    """Open a slide: a scanner file that OpenSlide reads, a tiled TIFF, or an OME-TIFF.
 
     Raises:
-        InputError: missing, damaged or cut short; of an unknown format; not in colour or grey of 8 bits; or stored
-            in one piece that is too large to be read.
+        InputError: the file is missing, damaged or truncated, has an unknown format, is not 8-bit colour or grey,
+            or is stored in one piece that is too large to be read.
     """
     path = Path(path)
     if not path.exists():
@@ -238,17 +238,17 @@ def open_slide(path: Path | str) -> Slide:
 
 
 KEYS = b"irtual Microscope Specimen]"
-"""Stands at the beginning of files of keys by Hamamatsu, which name the pictures that make up a slide."""
+"""The beginning of Hamamatsu's key files, which name the pictures of a slide."""
 
 KEYS_BYTES = 8 << 20
-"""More than any file of keys has."""
+"""More bytes than any key file has."""
 
 
 def _check_named_files(path: Path) -> None:
-    """Refuse slides of several files that name others than regular ones beside or below them, as of other images.
+    """Refuse slides that name other files than regular ones beside or below them, as for other images.
 
     Raises:
-        InputError: a file of keys by Hamamatsu or 3DHISTECH names a file that exists elsewhere, or a pipe.
+        InputError: a key file of Hamamatsu or 3DHISTECH names a file that exists elsewhere, or a pipe.
     """
     keys = path.with_suffix("") / "Slidedat.ini" if path.suffix.lower() == ".mrxs" else path
     if not keys.is_file():
@@ -261,19 +261,19 @@ def _check_named_files(path: Path) -> None:
     folder = keys.resolve().parent
     for line in content.decode("utf-8", errors="replace").splitlines():
         name = line.partition("=")[2].strip().replace("\\", "/")
-        with contextlib.suppress(OSError, ValueError):  # no name that a file can have
+        with contextlib.suppress(OSError, ValueError):  # not a possible file name
             named = (folder / name).resolve()
             if named.exists() and not (
                 named.is_relative_to(folder) and (named.is_file() or named.is_dir())
             ):
                 raise InputError(
-                    f"{path} names {name[:100]!r}, which is not a regular file beside or below it. Only such "
-                    "files are read; copy the whole slide into one folder."
+                    f"{path} names {name[:100]!r}, but only regular files beside or below it "
+                    "are read. Copy the whole slide into one folder."
                 )
 
 
 class _Decoded:
-    """`Levels` of a slide that another process reads, which may crash at a damaged one."""
+    """`Levels` of a slide that another process reads, because a damaged slide may crash it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -309,11 +309,11 @@ class SlideChannel(Volume):
 
 
 def read_slide(path: Path, longest: int = LONGEST_OVERVIEW) -> tuple[SlideChannel, ...]:
-    """The overview of a slide as red, green and blue, each a volume of one slice.
+    """Read the overview of a slide as red, green and blue, each a volume of one slice.
 
     Args:
         path: the slide.
-        longest: pixels along the longer side at most.
+        longest: the largest number of pixels along the longer side.
 
     Raises:
         InputError: see `open_slide`.
@@ -325,7 +325,7 @@ def read_slide(path: Path, longest: int = LONGEST_OVERVIEW) -> tuple[SlideChanne
 def slide_channels(
     slide: Slide, grid: SlideGrid, box: Box | None = None
 ) -> tuple[SlideChannel, ...]:
-    """A grid of a slide, or a box of it, as red, green and blue.
+    """Read a grid of a slide, or a box of it, as red, green and blue.
 
     Raises:
         InputError: it does not fit into memory, or pixels cannot be decoded.
@@ -347,10 +347,10 @@ def slide_channels(
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a file is a slide: by its name, or a TIFF in tiles that is large or has smaller sizes beside it.
+    """Whether a file is a slide by its name, or is a tiled TIFF that is large or also has smaller sizes.
 
     Raises:
-        InputError: the process that looks at it crashed.
+        InputError: the process that reads it crashed.
     """
     if path.name.lower().endswith(SLIDE_ENDINGS):
         return True
@@ -359,7 +359,7 @@ def is_slide(path: Path) -> bool:
     try:
         return bool(asked("slides.tiled", path, large=LONGEST_OVERVIEW)["tiled"])
     except ValueError:
-        return False  # the reader of pictures says what is wrong
+        return False  # the reader of pictures reports the fault
 
 
 def _notes(slide: Slide) -> list[str]:
@@ -367,11 +367,11 @@ def _notes(slide: Slide) -> list[str]:
     notes = []
     if slide.spacing_mm is None:
         notes.append(
-            f"{slide.path} does not say how large its pixels are. Lengths are pixels, not millimetres."
+            f"{slide.path} does not state the size of its pixels, so lengths are in pixels, not millimetres."
         )
     if len(slide.levels) == 1 and max(whole.rows, whole.columns) > 20_000:
         notes.append(
-            f"{slide.path} is stored in full size only, so each overview reads all of it. Save it with a pyramid "
-            "(vips tiffsave IN OUT --tile --pyramid)."
+            f"{slide.path} is stored in full size only, so each overview reads the whole "
+            "file. Save it with a pyramid (vips tiffsave IN OUT --tile --pyramid)."
         )
     return notes

@@ -1,7 +1,7 @@
-"""Bytes of voxels as files hold them: plain, packed or as text, and read to their end.
+"""The bytes of voxels in files: plain, packed or as text, read to their end.
 
-A packed stream ends with a checksum of what it held. Libraries stop at the last voxel and never come to it, so
-damage would pass as part of the image; here every stream is read until its checksum has been compared.
+A packed stream ends with a checksum of its content. Libraries stop at the last voxel and never reach it, so damage
+would become part of the image. Here every stream is read until its checksum has been compared.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, counted
 
 GZIP_MAGIC = b"\x1f\x8b"
 
 CHUNK = 1 << 20
 
 SURPLUS = 1 << 24
-"""Bytes that may follow the voxels: tags of MGH, padding. A stream with more is not what its header says."""
+"""The number of bytes that may follow the voxels, such as tags of MGH or padding; more contradict the header."""
 
 DAMAGED_STREAM = (EOFError, OSError, zlib.error)
-"""What unpacking raises where a checksum differs or the end is missing."""
+"""The exceptions of unpacking if a checksum differs or the end is missing."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the voxels of an image lie, and how they are stored.
+    """Where and how the voxels of an image are stored.
 
     Attributes:
-        files: which hold the voxels, one after another.
+        files: the files that hold the voxels, one after another.
         packing: "raw", "gzip", "bzip2", "zlib" (which may also be gzip), "text" or "hex".
-        big_endian: whether the first byte of a number is the largest.
-        before: bytes of each file before what is stored; -1 if the voxels are the last bytes of the file.
-        lines: lines of each file to skip after those bytes.
-        within: bytes to skip of what was unpacked.
+        big_endian: whether the first byte of a number is the most significant.
+        before: the number of bytes before the stored content of each file; -1 if the voxels are its last bytes.
+        lines: the number of lines of each file to skip after those bytes.
+        within: the number of unpacked bytes to skip.
     """
 
     files: tuple[Path, ...]
@@ -58,16 +58,16 @@ class Stored:
         return self.packing not in ("raw", "text")
 
     def bytes_there(self) -> int:
-        """How many bytes the files hold, without what is skipped."""
+        """Return how many bytes the files hold, without skipped ones."""
         return sum(file.stat().st_size - max(self.before, 0) for file in self.files)
 
     def read(self, path: Path, count: int, kind: np.dtype[Any]) -> NDArray[Any]:
-        """The voxels, one after another.
+        """Read the voxels in order.
 
         Args:
             path: the image, for messages.
-            count: how many there are.
-            kind: their type.
+            count: the number of voxels.
+            kind: the type of the voxels.
 
         Raises:
             InputError: voxels are missing, or a checksum is wrong.
@@ -77,7 +77,7 @@ class Stored:
         share, rest = divmod(count, len(self.files))
         if rest:
             raise InputError(
-                f"{path}: {count} voxels cannot be shared out among {len(self.files)} files. Export it again."
+                f"{path}: {count} voxels cannot be divided evenly among {len(self.files)} files. Export it again."
             )
         for number, file in enumerate(self.files):
             part = voxels[number * share : (number + 1) * share]
@@ -104,29 +104,29 @@ class Stored:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file, unpacked if it begins as gzip does: its name may say otherwise."""
+    """Return the content of a file, unpacked if it begins like gzip, whatever its name is."""
     with path.open("rb") as file:
         yield unpacked_by_content(file)
 
 
 def unpacked_by_content(file: BinaryIO) -> BinaryIO:
-    """The stream itself, or what it holds if it begins as gzip does."""
+    """Return the stream itself, or its unpacked content if it begins like gzip."""
     magic = file.read(len(GZIP_MAGIC))
     file.seek(0)
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if magic == GZIP_MAGIC else file
 
 
 def fill(stream: IO[bytes], voxels: NDArray[np.generic]) -> None:
-    """Read as many bytes as the array has.
+    """Fill the array with bytes of the stream.
 
     Raises:
-        EOFError: there are fewer.
+        EOFError: the stream has fewer bytes.
     """
     view = memoryview(voxels.reshape(-1).view(np.uint8).data)
     while len(view):
         count = stream.readinto(view)  # type: ignore[attr-defined]
         if not count:
-            raise EOFError(f"{len(view)} bytes are missing at the end")
+            raise EOFError(f"{counted(len(view), 'byte is', 'bytes are')} missing at the end")
         view = view[count:]
 
 
@@ -134,17 +134,17 @@ def check_end(stream: BinaryIO) -> None:
     """Read a packed stream to its end, where its checksum is compared.
 
     Raises:
-        EOFError, OSError, zlib.error: it is damaged, or goes on for more than `SURPLUS` bytes.
+        EOFError, OSError, zlib.error: the stream is damaged, or has more than `SURPLUS` further bytes.
     """
     surplus = 0
     while block := stream.read(CHUNK):
         surplus += len(block)
         if surplus > SURPLUS:
-            raise OSError("it holds far more than its header promises")
+            raise OSError("it holds far more data than its header promises")
 
 
 def damaged(path: Path, error: BaseException) -> InputError:
-    """The error for a file whose bytes are not those that were written."""
+    """Return the error for a file whose bytes changed after it was written."""
     return InputError(f"{path} is damaged: {_cause(error)}. Copy or export it again.")
 
 
@@ -165,7 +165,7 @@ def _unpacked(file: BinaryIO, packing: str) -> BinaryIO:
 
 
 class _Inflated(io.RawIOBase):
-    """The content of a zlib or gzip stream, whose end must be present and whose checksum must be right."""
+    """The content of a zlib or gzip stream, whose end must be present and whose checksum must be correct."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -183,7 +183,7 @@ class _Inflated(io.RawIOBase):
                 buffer[: len(block)] = block
                 return len(block)
             if not packed:
-                raise EOFError("its compressed voxels have no end")
+                raise EOFError("its compressed voxels do not end")
         return 0
 
 
@@ -196,7 +196,7 @@ def _skip(stream: BinaryIO, count: int) -> None:
 
 
 def _fill_from_text(text: bytes, packing: str, voxels: NDArray[np.generic]) -> None:
-    """Numbers as people write them, or two hexadecimal digits for each byte."""
+    """Parse decimal numbers, or two hexadecimal digits for each byte."""
     try:
         if packing == "hex":
             fill(io.BytesIO(bytes.fromhex(text.decode("ascii"))), voxels)
@@ -206,4 +206,4 @@ def _fill_from_text(text: bytes, packing: str, voxels: NDArray[np.generic]) -> N
             numbers = text.replace(b",", b" ")
             voxels[...] = np.fromstring(numbers, kind, count=voxels.size, sep=" ")
     except (ValueError, DeprecationWarning) as error:
-        raise EOFError("its voxels are not as many numbers as its header promises") from error
+        raise EOFError("it does not have as many numbers as its header promises") from error

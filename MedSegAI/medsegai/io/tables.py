@@ -21,16 +21,16 @@ MOST_BYTES = 64 << 20
 """A table of a million lines is smaller."""
 
 EXACT_DIGITS = 12
-"""Digits of a double that arithmetic leaves exact; it has 15 to 17."""
+"""The digits of a double that stay exact in arithmetic; a double has 15 to 17."""
 
 
 def write_table(
     path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write rows below their headings, as CSV in UTF-8, or, where the name ends in .tsv, separated by tabs.
+    """Write rows below their headings, as CSV in UTF-8, or separated by tabs if the name ends in .tsv.
 
-    What is None or left out is an empty cell, or n/a in the latter, as BIDS has it; of a list, the items stand in
-    one cell, joined by "; ". Numbers have as many digits as are exact, so that a sum of floats is 1.404 and not
+    A value that is None or missing is an empty cell, or n/a in .tsv, as in BIDS; the items of a list are in one
+    cell, joined by "; ". Numbers have as many digits as are exact, so that a sum of floats is 1.404 and not
     1.4040000000000001.
 
     Raises:
@@ -111,7 +111,7 @@ def parse_table(data: bytes, source: str) -> Table:
 
 
 def _tsv_cell(value: object) -> str:
-    """A cell in one line without tabs. Quotes have no meaning there, so other characters are not changed."""
+    """Return a cell in one line without tabs. Quotes are ordinary in .tsv, so other characters are unchanged."""
     return "n/a" if value is None else str(_cell(value)).replace("\t", " ")
 
 

@@ -1,4 +1,4 @@
-"""Labelmaps, maps and probabilities are written to files, on their own grid, voxel for voxel."""
+"""Writing of labelmaps, maps and probabilities to files, on their own grid, voxel for voxel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import slicerio
 from numpy.typing import NDArray
 from PIL import Image
 
-from medsegai.errors import OutputError
+from medsegai.errors import OutputError, counted
 from medsegai.io.atomic import atomic_path, check_output
 from medsegai.io.itk import LPS_TO_RAS, to_sitk
 from medsegai.io.labelmaps import unique_values
@@ -29,7 +29,7 @@ SEGMENTATION_ENDING = ".seg.nrrd"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 COLOUR_ENDINGS = (".nrrd", ".mha")
-"""The file endings of volumes in colours."""
+"""The file endings of colour volumes."""
 MGZ_ENDING = ".mgz"
 WRITABLE = (SEGMENTATION_ENDING, *NIFTI_ENDINGS, ".nrrd", ".mha", MGZ_ENDING)
 """Endings of images that can be written, lower case. Each is one file, so that it can be atomic."""
@@ -59,10 +59,10 @@ def write_segmentation(
         path: .seg.nrrd for segments; .nii.gz, .nii, .nrrd, .mha or .mgz for label values only; .png for those of a
             single slice, without its place.
         labelmap: label values from 0, (k, j, i), integers.
-        labels: what the values mean. In .seg.nrrd each becomes a segment, in this order, also one
-            that has no voxel: a structure that was looked for and not found.
-        regions: where each label is, (label, k, j, i), if labels overlap. In .seg.nrrd each segment then
-            has a layer of its own; a labelmap cannot hold them and gets `labelmap`.
+        labels: the meaning of the values. In .seg.nrrd each becomes a segment, in this order, even without voxels,
+            because it stands for a structure that was not found.
+        regions: the mask of each label, (label, k, j, i), if labels overlap. In .seg.nrrd each segment then has
+            its own layer; a labelmap cannot hold them and gets `labelmap`.
 
     Raises:
         OutputError: unknown ending, a value without a label, several slices in a picture, or the file cannot be
@@ -82,11 +82,11 @@ def write_segmentation(
 
 
 def _write_picture(path: Path, labelmap: Volume) -> None:
-    """Label values as a grey PNG of 8 or 16 bits."""
+    """Write label values as a grey PNG of 8 or 16 bits."""
     if len(labelmap.voxels) > 1:
         raise OutputError(
-            f"{path}: the labels have {len(labelmap.voxels)} slices, and a picture has one. Name a .seg.nrrd or "
-            ".nii.gz file."
+            f"{path}: the labels have {len(labelmap.voxels)} slices, but a picture has only "
+            "one. Name a .seg.nrrd or .nii.gz file."
         )
     with atomic_path(path) as partial:
         Image.fromarray(labelmap.voxels[0]).save(partial, format="PNG")
@@ -113,7 +113,7 @@ def write_volume(path: Path | str, volume: Volume) -> None:
 
 
 def write_colours(path: Path | str, channels: Sequence[Volume]) -> None:
-    """Write red, green and blue as one volume in colours, which 3D Slicer opens as a vector volume.
+    """Write red, green and blue as one colour volume, which 3D Slicer opens as a vector volume.
 
     Args:
         path: .nrrd or .mha.
@@ -153,8 +153,8 @@ def write_probabilities(
     check_output(path, NIFTI_ENDINGS)
     if probabilities.shape != (len(labels), *geometry.shape):
         raise OutputError(
-            f"{path}: probabilities of shape {probabilities.shape} are not {len(labels)} labels on a grid "
-            f"of {geometry.shape}."
+            f"{path}: probabilities of shape {probabilities.shape} do not fit "
+            f"{counted(len(labels), 'label', 'labels')} on a grid of {geometry.shape}."
         )
     header = _nifti_header(geometry, np.dtype("<u2"), len(labels))
     header.set_slope_inter(1.0 / PROBABILITY_STEPS, 0.0)
@@ -177,7 +177,7 @@ def _write_nifti(path: Path, volume: Volume) -> None:
 
 
 def _write_mgz(path: Path, volume: Volume) -> None:
-    """Write FreeSurfer's format, which has four types of voxels; the next that holds all values is taken."""
+    """Write FreeSurfer's format, which has four voxel types; the smallest that holds all values is used."""
     kind = volume.voxels.dtype
     known = next((it for it in MGZ_TYPES if np.can_cast(kind, it)), np.dtype(np.float32))
     image = nibabel.MGHImage(volume.voxels.T.astype(known), volume.geometry.ijk_to_ras)
@@ -185,7 +185,7 @@ def _write_mgz(path: Path, volume: Volume) -> None:
 
 
 def _nifti_header(geometry: Geometry, kind: np.dtype[Any], volumes: int = 1) -> Any:
-    """A NIfTI-1 header in mm whose sform and qform both hold the geometry (qform: to float32)."""
+    """Return a NIfTI-1 header in mm whose sform and qform both hold the geometry (qform in float32)."""
     header = nibabel.Nifti1Header(endianness="<")
     header.set_data_shape((*geometry.shape[::-1], *([volumes] if volumes > 1 else [])))
     header.set_data_dtype(kind)
@@ -197,7 +197,7 @@ def _nifti_header(geometry: Geometry, kind: np.dtype[Any], volumes: int = 1) -> 
 
 
 def _write_stream(path: Path, header: Any, chunks: Iterable[NDArray[np.generic]]) -> None:
-    """Write a header and voxels as they come: probabilities of 100 structures are never copied whole.
+    """Write a header and voxels in chunks, so that probabilities of 100 structures are never copied as a whole.
 
     nibabel would leave the name of the partial file in the gzip header; here equal voxels give
     equal bytes.
@@ -234,27 +234,31 @@ def _incomplete(path: Path) -> str:
 def _label_values(
     path: Path, voxels: NDArray[np.generic], labels: Sequence[Label]
 ) -> NDArray[np.unsignedinteger]:
-    """Label values in the smallest unsigned type that holds all labels.
+    """Return label values in the smallest unsigned type that holds all labels.
 
     Raises:
-        OutputError: not integers, negative, or a value that no label explains.
+        OutputError: values are not integers, are negative, or do not have a label.
     """
     if voxels.dtype.kind not in "iub":
-        raise OutputError(f"{path}: a labelmap of {voxels.dtype} cannot be written. Use integers.")
+        raise OutputError(
+            f"{path}: a labelmap of type {voxels.dtype} cannot be written. Use integers."
+        )
     if len({label.value for label in labels}) != len(labels):
-        raise OutputError(f"{path}: two labels have one value. Give each label its own.")
+        raise OutputError(f"{path}: two labels have the same value. Give each label its own value.")
     known = np.asarray([0, *(label.value for label in labels)])
     unknown = np.setdiff1d(unique_values(voxels), known)
     if unknown.size:
         shown = ", ".join(str(value) for value in unknown[:10])
-        raise OutputError(f"{path}: the labelmap has values that no label explains: {shown}.")
+        raise OutputError(
+            f"{path}: the labelmap has values without a label: {shown}. Add labels for them."
+        )
     return voxels.astype(np.min_scalar_type(int(known.max())), copy=False)
 
 
 def _seg_nrrd(
     labelmap: Volume, labels: Sequence[Label], regions: NDArray[np.bool_] | None
 ) -> bytes:
-    """The file that 3D Slicer reads as a segmentation. Its header is UTF-8, as Slicer's own are."""
+    """Return the file that 3D Slicer reads as a segmentation. Its header is UTF-8, as in Slicer's own files."""
     array, layers = labelmap.voxels.T, [0] * len(labels)
     if regions is not None:
         kind, layers = labelmap.voxels.dtype, list(range(len(labels)))
@@ -290,7 +294,7 @@ def _segment(label: Label, layer: int) -> dict[str, Any]:
 
 
 def _ascii(text: str) -> str:
-    """Text that pynrrd, which writes ASCII only, lets pass; `_seg_nrrd` puts the bytes back."""
+    """Escape text for pynrrd, which writes only ASCII; `_seg_nrrd` restores the bytes."""
     codes = ("".join(f"\x01{byte:02x}" for byte in letter.encode()) for letter in text)
     return "".join(
         letter if letter.isascii() else code for letter, code in zip(text, codes, strict=True)
@@ -298,7 +302,7 @@ def _ascii(text: str) -> str:
 
 
 def _reference_geometry(geometry: Geometry) -> dict[str, str]:
-    """Slicer's conversion parameter that keeps edited segments on the whole grid of the scan."""
+    """Return Slicer's conversion parameter that keeps edited segments on the whole grid of the scan."""
     matrix = [f"{number:.17g}" for number in geometry.ijk_to_ras.ravel()]
     extent = [str(bound) for size in geometry.shape[::-1] for bound in (0, size - 1)]
     return {

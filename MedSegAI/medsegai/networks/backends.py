@@ -1,7 +1,7 @@
-"""What runs a network: torch on a GPU or CPU, or OpenVINO on a CPU.
+"""Backends that run a network: torch on a GPU or CPU, or OpenVINO on a CPU.
 
-A `Runner` takes slices or patches and gives logits, whatever is behind it. On CPUs OpenVINO is twice as fast as
-torch and needs no compiler. Where a network bears half precision is said by its family (`Half`).
+A `Runner` takes slices or patches and returns logits, whichever backend it uses. On CPUs OpenVINO is twice as fast
+as torch and needs no compiler. The family says which parts of a network tolerate half precision (`Half`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ CPU = torch.device("cpu")
 
 
 Half = Literal["decoders", "network"]
-"""What of a network is in half precision where the job is in mixed precision: the large convolutions of decoders,
-for in an encoder half precision flips positions of pooling maxima; or all of it, where nothing is pooled so
-(docs/performance/speed.md has the figures)."""
+"""The part of a network that is in half precision in a job of mixed precision: the large convolutions of decoders,
+because in an encoder half precision flips positions of pooling maxima; or the whole network, where pooling does
+not use positions (docs/performance/speed.md has the figures)."""
 
 
 class Runner(Protocol):
     """Batches (N, channels, H, W) or (N, channels, D, H, W), float32, to logits (N, classes, ...), float32.
 
-    Logits are the caller's own: no later call changes them.
+    The logits belong to the caller: no later call changes them.
     """
 
     def __call__(self, batch: Tensor) -> Tensor: ...
 
     def prepare(self, shape: Sequence[int]) -> None:
-        """Do before the first batch of this shape what it would have to wait for."""
+        """Prepare in advance what the first batch of this shape would have to wait for."""
         ...
 
     def expect(self, batches: int) -> None:
@@ -55,10 +55,10 @@ class Compute:
     """Where and how networks run, decided once for a job.
 
     Attributes:
-        device: of the networks. It becomes the CPU when a GPU has too little memory for one slice.
+        device: the device of the networks. It becomes the CPU when a GPU has too little memory for one slice.
         backend: "torch" or "openvino". It becomes torch where OpenVINO cannot run a network.
-        mixed: half precision, where a network bears it.
-        notes: what had to be changed on the way, in words.
+        mixed: whether half precision is used where a network tolerates it.
+        notes: changes that were necessary on the way, in words.
     """
 
     device: torch.device
@@ -72,15 +72,15 @@ class Compute:
         return f"{device_name(self.device)}, {self.backend}, {precision}"
 
     def leave_openvino(self) -> None:
-        """Run networks by torch for the rest of the job: OpenVINO does not know all of their operations."""
-        note = "OpenVINO cannot run this network; PyTorch took over, which is slower."
+        """Run networks with torch for the rest of the job: OpenVINO lacks some of their operations."""
+        note = "OpenVINO cannot run this network, so PyTorch ran it, which is slower."
         logger.warning(note)
         self.notes.append(note)
         self.backend = "torch"
 
     def step_down(self) -> None:
         """Leave the GPU for the rest of the job."""
-        note = f"{device_name(self.device)} had too little memory for a single slice; the CPU took over."
+        note = f"{device_name(self.device)} had too little memory for a single slice, so the CPU was used."
         logger.warning(note)
         self.notes.append(note)
         cpu = choose_compute("cpu", "auto", "auto" if self.mixed else "fp32")
@@ -91,7 +91,7 @@ def choose_compute(device: str = "auto", backend: str = "auto", precision: str =
     """Settle device, backend and precision.
 
     Raises:
-        DeviceError: what was asked for is not on this computer; the message says what is.
+        DeviceError: this computer does not have the device or backend; the message says what it has.
     """
     limit_threads()
     chosen = _choose_device(device)
@@ -114,13 +114,13 @@ def choose_compute(device: str = "auto", backend: str = "auto", precision: str =
 
 
 def limit_threads() -> None:
-    """Not more threads than the container has processors: torch counts those of the machine, and would wait."""
+    """Limit threads to the processors of the container; torch counts those of the machine and would wait."""
     if torch.get_num_threads() > usable_cores():
         torch.set_num_threads(usable_cores())
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether bfloat16 arithmetic is in the processor; emulated it would be slower than float32."""
+    """Whether the processor has bfloat16 arithmetic; emulated, it would be slower than float32."""
     capability = torch.backends.cpu.get_cpu_capability()
     return "AVX512" in capability and bool(torch.cpu._is_avx512_bf16_supported())
 
@@ -133,7 +133,7 @@ def device_name(device: torch.device) -> str:
 def make_runner(
     network: nn.Module, compute: Compute, dropout: bool = False, half: Half = "decoders"
 ) -> Runner:
-    """`network` made ready to run; itself it stays as it is. With `dropout` its dropout layers are active."""
+    """Make a runner for `network`, which stays unchanged. With `dropout` its dropout layers are active."""
     network = _with_same_weights(network).eval()
     for layer in network.modules():
         if isinstance(layer, _DropoutNd):
@@ -155,7 +155,7 @@ def make_runner(
 
 
 def _with_same_weights(network: nn.Module) -> nn.Module:
-    """A copy of the layers that shares the weights, so that several folds do not stand twice in memory."""
+    """Copy the layers but share the weights, so that the weights are not in memory twice."""
     same: dict[int, object] = {id(values): values for values in network.buffers()}
     for values in network.parameters():
         same[id(values)] = nn.Parameter(values.data, requires_grad=False)
@@ -163,12 +163,12 @@ def _with_same_weights(network: nn.Module) -> nn.Module:
 
 
 class TorchRunner:
-    """Eager torch. Channels are last in 2D, where that is faster; in 3D it gains nothing."""
+    """A network run by eager torch. In 2D, channels are last, which is faster; in 3D that does not help."""
 
     def __init__(
         self, network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        """`dtype` is what the whole network computes in."""
+        """`dtype` is the precision in which the whole network computes."""
         self._device = device
         self._dtype = dtype
         self._network = network.to(device)
@@ -193,9 +193,9 @@ class TorchRunner:
 
 
 class BatchRunner:
-    """A network on batches, which grow smaller, and leave the GPU, when memory runs out.
+    """Runs a network on batches, which become smaller, and move to the CPU, when memory runs out.
 
-    The result does not depend on the size of the batch.
+    The result does not depend on the batch size.
     """
 
     def __init__(self, network: nn.Module, dropout: bool = False, half: Half = "decoders") -> None:
@@ -207,11 +207,11 @@ class BatchRunner:
         self._largest = 1 << 30
 
     def batch_size(self, compute: Compute) -> int:
-        """Inputs that the network sees at once."""
+        """Return the number of inputs that the network sees at once."""
         return min(self._largest, 4 if compute.device.type == "cpu" else 32)
 
     def __call__(self, batch: Tensor, compute: Compute) -> Tensor:
-        """Batches (N, channels, ...) to logits (N, classes, ...) that are the caller's own."""
+        """Compute logits (N, classes, ...), which belong to the caller, from batches (N, channels, ...)."""
         try:
             return self._place(compute)(batch)
         except torch.OutOfMemoryError:
@@ -222,7 +222,7 @@ class BatchRunner:
         if compute.device.type == "cpu":
             what = "patch" if batch.ndim == 5 else "slice"
             raise DeviceError(
-                f"There is too little memory for a single {what}. Close other programs."
+                f"The computer has too little memory for a single {what}. Close other programs."
             )
         compute.step_down()
         return self(batch, compute)
@@ -232,10 +232,10 @@ class BatchRunner:
         self._place(compute).expect(batches)
 
     def warm_up(self, compute: Compute, shape: Sequence[int] | None = None) -> None:
-        """Place the network, and make it ready for batches of this shape, where that is known."""
+        """Place the network on its device, and prepare it for batches of this shape, if that is known."""
         runner = self._place(compute)
         if shape is not None:
-            with contextlib.suppress(RuntimeError, ValueError):  # the first batch meets it too
+            with contextlib.suppress(RuntimeError, ValueError):  # the first batch handles it
                 runner.prepare(shape)
 
     def _place(self, compute: Compute) -> Runner:
@@ -277,7 +277,7 @@ def _choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise DeviceError(
-            f"There is no device {device!r}. Choose auto, cpu, cuda or cuda:N."
+            f"The device {device!r} is unknown. Choose auto, cpu, cuda or cuda:N."
         ) from None
     if chosen.type == "cuda" and (chosen.index or 0) < count:
         return torch.device("cuda", chosen.index or 0)
@@ -286,6 +286,7 @@ def _choose_device(device: str) -> torch.device:
             f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count)
         )
         raise DeviceError(
-            f"Device {device!r} is not on this computer. There is: cpu{', ' + names if names else ''}."
+            f"This computer does not have the device {device!r}. Available devices: "
+            f"cpu{', ' + names if names else ''}."
         )
     return CPU

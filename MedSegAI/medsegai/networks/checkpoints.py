@@ -1,4 +1,4 @@
-"""Checkpoints of nnU-Net v2, read without running anything of them.
+"""Checkpoints of nnU-Net v2, read without running any code in them.
 
 `checkpoint_final.pth` and `checkpoint_best.pth` are pickles, and a pickle is a program. `torch_files` takes
 weights and plain containers out of them; the log of a training adds a few NumPy numbers, which are listed here.
@@ -21,13 +21,13 @@ from medsegai.networks.unpickling import Inert, Name, PickleDamage, Typed, table
 _NUMBERS = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")
 
 MOST_VALUES, DEEPEST = 500_000, 40
-"""Values in plans, all together, and within each other."""
+"""The largest number of values in plans, and the largest depth of their nesting."""
 
 KIND = "checkpoint of nnU-Net v2"
 
 
 class _NumberType(Typed):
-    """A dtype of NumPy; `refine` takes its order of bytes."""
+    """A NumPy dtype; `refine` takes its byte order."""
 
     def __init__(self, name: str, *_: object) -> None:
         if name not in _NUMBERS:
@@ -41,7 +41,7 @@ class _NumberType(Typed):
 
 
 def _number(kind: _NumberType, content: bytes) -> Any:
-    """A NumPy scalar as a number of Python."""
+    """Return a NumPy scalar as a number of Python."""
     if not isinstance(kind, _NumberType) or len(content) != kind.dtype.itemsize:
         raise PickleDamage("a number is described in an impossible way")
     return np.frombuffer(content, kind.dtype)[0].item()
@@ -52,21 +52,21 @@ ALLOWED = table(
     Name("numpy.core.multiarray.scalar", _number),
     Name("numpy._core.multiarray.scalar", _number),
 )
-"""What a checkpoint may hold beside weights: numbers of NumPy, as 1.x and 2.x name them."""
+"""The objects that a checkpoint may hold besides weights: NumPy numbers, by the names of NumPy 1.x and 2.x."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is of use in a checkpoint of nnU-Net.
+    """The useful part of a checkpoint of nnU-Net.
 
     Attributes:
-        weights: state dict of the network, on the CPU. The tensors are views of the file, read when they are used.
-        trainer: name of the class that trained it.
-        configuration: that it was trained for, such as "3d_fullres".
+        weights: the state dict of the network, on the CPU. The tensors are views of the file, read on first use.
+        trainer: the name of the class that trained it.
+        configuration: the configuration that was trained, such as "3d_fullres".
         fold: "0" to "4", or "all".
         mirror_axes: axes of a patch along which test-time mirroring is allowed; None allows none.
-        plans: of the training, as in `plans.json`.
-        dataset: of the training, as in `dataset.json`.
+        plans: the plans of the training, as in `plans.json`.
+        dataset: the dataset of the training, as in `dataset.json`.
     """
 
     weights: Mapping[str, Tensor]
@@ -79,14 +79,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of nnU-Net v2; of its optimizer's state nothing is loaded.
+    """Read a checkpoint of nnU-Net v2 without the state of its optimizer.
 
     Raises:
-        UnsafeModelError: the file names anything beyond weights, plain values and `ALLOWED`. It was not run.
+        UnsafeModelError: the file names something other than weights, plain values and `ALLOWED`. It was not run.
         ModelError: the file is missing, truncated, or not a checkpoint of nnU-Net v2.
     """
     if not path.exists():
-        raise ModelError(f"There is no checkpoint {path}.")
+        raise ModelError(f"The checkpoint {path} does not exist.")
     file = read_torch_file(path, ALLOWED, KIND)
     content = file.content
     if not isinstance(content, dict):
@@ -107,7 +107,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         older = "state_dict" in content
-        hint = " It may be of nnU-Net v1, which is not supported." if older else ""
+        hint = " It may come from nnU-Net v1, which is not supported." if older else ""
         raise ModelError(f"{path} is not a {KIND}: {error}.{hint}") from None
 
 
@@ -118,7 +118,7 @@ def _weights(content: object) -> dict[str, StoredTensor]:
         or not all(isinstance(value, StoredTensor) for value in content.values())
         or not all(isinstance(name, str) for name in content)
     ):
-        raise TypeError("network_weights holds no weights")
+        raise TypeError("network_weights does not hold weights")
     return content
 
 
@@ -135,12 +135,12 @@ def _axis(value: object) -> int:
 
 
 def plain(value: object) -> Any:
-    """A copy of what JSON could hold, every part of its own.
+    """Return an independent copy of a value that JSON could hold.
 
-    In a pickle a list can be in a list many times, or in itself: a comparison of two such need not end.
+    In a pickle a list can contain another list many times, or itself, and comparing two such lists may never end.
 
     Raises:
-        ValueError: there are too many parts, they lie too deep, or are of other types.
+        ValueError: there are too many parts, they are nested too deeply, or they have other types.
     """
     left = MOST_VALUES
 

@@ -1,9 +1,9 @@
-"""A compact 3D U-Net that answers for more voxels than it computes on.
+"""A compact 3D U-Net that predicts more voxels than it computes on.
 
 The image is folded by space to depth (W. Shi et al., "Real-Time Single Image and Video Super-Resolution Using an
-Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016, turned round): with `fold` 2 the network works at
-half the resolution on eight channels, and its head answers for the eight sub-positions of each coarse voxel. That
-is where a processor computes fastest: few voxels, many channels. With `fold` 1 it is a plain U-Net.
+Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016, in reverse): with `fold` 2 the network works at half
+the resolution on eight channels, and its head predicts the eight sub-positions of each coarse voxel. A processor
+computes fastest with few voxels and many channels. With `fold` 1 it is a plain U-Net.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SLOPE = 0.01
 
 @dataclass(frozen=True)
 class CompactUNetConfig:
-    """Shape of a network.
+    """The shape of a network.
 
     Attributes:
-        classes: channels of the answer, background included.
+        classes: channels of the output, including background.
         widths: channels of each stage, the finest first; each stage halves the resolution of the one before.
         fold: edge of the cube of voxels that is folded into channels, 1 or 2.
-        channels: of the image.
+        channels: channels of the image.
     """
 
     classes: int
@@ -35,7 +35,7 @@ class CompactUNetConfig:
 
     @property
     def stride(self) -> int:
-        """Voxels that the size of a patch must be a multiple of, along each axis."""
+        """The number of voxels of which the size of a patch must be a multiple, along each axis."""
         return self.fold * 2 ** (len(self.widths) - 1)
 
 
@@ -63,7 +63,7 @@ class CompactUNet(nn.Module):
         return unfold_voxels(self.head(self.features(image)), self.config.fold)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the head sees: (N, widths[0], K / fold, J / fold, I / fold)."""
+        """The features that the head sees: (N, widths[0], K / fold, J / fold, I / fold)."""
         features = fold_voxels(image, self.config.fold)
         kept: list[Tensor] = []
         for stage in self.encoder:
@@ -77,8 +77,8 @@ class CompactUNet(nn.Module):
     def logits_at(self, features: Tensor, position: Tensor) -> Tensor:
         """Logits of one of the fold³ sub-positions, (N, classes, K / fold, J / fold, I / fold).
 
-        In training one random position, int64 (), is asked a step, so that the head costs a part of what it
-        costs in full. It is a tensor so that a compiled network serves all positions.
+        In training, each step computes one random position, int64 (), which costs a part of what the whole head
+        costs. It is a tensor so that one compiled network serves all positions.
         """
         classes = torch.arange(self.config.classes, device=features.device)
         rows = classes * self.config.fold**3 + position
@@ -101,7 +101,7 @@ class _Block(nn.Module):
 
 
 def doubled(values: Tensor) -> Tensor:
-    """Each voxel of (N, C, k, j, i) eight times: nearest-neighbour interpolation to twice the size.
+    """Repeat each voxel of (N, C, k, j, i) eight times: nearest-neighbour interpolation to twice the size.
 
     `functional.interpolate` would do, but compiled for a CPU its bfloat16 gradient is zero (torch 2.13).
     """

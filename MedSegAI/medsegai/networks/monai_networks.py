@@ -1,6 +1,6 @@
 """Networks of MONAI, built by MONAI itself from a list of known classes, and filled with weights.
 
-MONAI is an optional part of an installation, and is imported only when one of its networks is. An untrusted
+MONAI is an optional part of an installation, and is imported only when one of its networks is needed. An untrusted
 file may name the class of a network, which must be on the list, and arguments that are numbers, texts and lists.
 """
 
@@ -26,18 +26,18 @@ INSTALL = (
 )
 
 LARGEST, MOST_ITEMS, DEEPEST, LONGEST = 8192, 64, 4, 100
-"""Limits of arguments: the largest number, items of a list, depth of nested lists, and letters of a text."""
+"""Limits of arguments: the largest number, items in a list, depth of nested lists, letters in a text."""
 
 MOST_BLOCKS = 4096
-"""What the numbers of a list of layers or blocks may add up to, such as those of all levels of a SegResNet."""
+"""The largest sum of the numbers in a list of layers or blocks, such as those of all levels of a SegResNet."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of networks.
+    """What the import knows about a class of networks.
 
     Attributes:
-        classes: name of the argument for the channels of its answer.
+        classes: the name of the argument for the channels of its output.
         dropped: arguments that older versions of MONAI had, or that only training needs.
         forbidden: arguments that would load files, or hold more than plain values.
         exported: whether OpenVINO cannot convert a trace of it, and needs it exported.
@@ -91,7 +91,7 @@ TOPOLOGY = "dints_space"
 
 
 def network_name(target: str) -> str | None:
-    """The name in `KINDS` of what a configuration calls `UNet` or `monai.networks.nets.UNet`; None for others."""
+    """Return the name in `KINDS` of `UNet` or `monai.networks.nets.UNet`; None for other targets."""
     place, _, name = target.rpartition(".")
     if place and not place.startswith("monai.networks.nets"):
         return None
@@ -100,7 +100,7 @@ def network_name(target: str) -> str | None:
 
 
 class FirstAnswer(nn.Module):
-    """A network of MONAI that answers with one tensor, also where its class returns a list of them."""
+    """A network of MONAI that returns one tensor, even if its class returns a list of tensors."""
 
     def __init__(self, network: nn.Module, description: str, exported: bool = False) -> None:
         """Wrap `network`.
@@ -115,7 +115,7 @@ class FirstAnswer(nn.Module):
         self._description = description
 
     def extra_repr(self) -> str:
-        """Say more of the layer where PyTorch prints it."""
+        """Return what PyTorch prints about the layer."""
         return self._description
 
     def forward(self, images: Tensor) -> Tensor:
@@ -126,13 +126,13 @@ class FirstAnswer(nn.Module):
 
 @dataclass(frozen=True)
 class Description:
-    """A network as a card describes it, checked.
+    """A network as a card describes it, after checks.
 
     Attributes:
-        name: of its class.
-        arguments: of the class, all of those that matter named.
-        in_channels: of the image.
-        classes: channels of its answer.
+        name: the name of its class.
+        arguments: the arguments of the class by name, including defaults.
+        in_channels: channels of the image.
+        classes: channels of its output.
         dimensions: 3, or 2 for networks of single planes.
     """
 
@@ -144,7 +144,7 @@ class Description:
 
     @classmethod
     def of(cls, name: object, arguments: object) -> Description:
-        """Check what an untrusted file says about a network.
+        """Check the description of a network in an untrusted file.
 
         Raises:
             ModelError: the class is not on the list, MONAI is not installed, or an argument is unknown, missing or
@@ -152,7 +152,7 @@ class Description:
         """
         if not isinstance(name, str) or name not in KINDS:
             raise ModelError(
-                f"There is no network {shown(name)} that can be run. Known are {', '.join(KINDS)}."
+                f"The network {shown(name)} cannot be run. Known networks are {', '.join(KINDS)}."
             )
         if not isinstance(arguments, Mapping):
             raise ModelError(f"The arguments of {name} must be an object, not {shown(arguments)}.")
@@ -174,15 +174,15 @@ class Description:
         return cls(name, kept, in_channels, classes, int(dimensions))
 
     def with_weights(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The network with these weights, in float32, ready to answer.
+        """Build the network with these weights, in float32, ready for inference.
 
         Raises:
-            ModelError: the arguments contradict each other, or the weights are of another network.
+            ModelError: the arguments contradict each other, or the weights belong to another network.
         """
         network = self._built()
         wanted = network.state_dict()
         given = {name.removeprefix("module."): values for name, values in state.items()}
-        for names in _shared_names(network):  # of weights that have several, one is enough
+        for names in _shared_names(network):  # one of the names of a weight is enough
             known = next((given[name] for name in names if name in given), None)
             given |= {name: known for name in names if known is not None and name not in given}
         for name in given.keys() - wanted.keys():
@@ -207,10 +207,10 @@ class Description:
         return FirstAnswer(network, repr(self), KINDS[self.name].exported).eval()
 
     def _built(self) -> nn.Module:
-        """The network without weights: on torch's device "meta", where it takes no memory whatever it is to be.
+        """Build the network without weights on torch's device "meta", where it takes no memory at any size.
 
-        What a network computes while it is made, and does not keep among its weights, needs real memory; it is
-        made again there.
+        A network that computes something while it is built, and does not keep it among its weights, needs real
+        memory; it is built again there.
         """
         made = {**self.arguments}
         try:
@@ -235,14 +235,14 @@ class Description:
 
 
 def own_state(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of what `Description.with_weights` made, each once, under the names that MONAI has for them."""
+    """Return the weights of a network of `Description.with_weights`, each once, under MONAI's names."""
     inside = network.network if isinstance(network, FirstAnswer) else network
     repeated = {name for names in _shared_names(inside) for name in names[1:]}
     return {name: values for name, values in inside.state_dict().items() if name not in repeated}
 
 
 def _shared_names(network: nn.Module) -> list[list[str]]:
-    """Names of weights that are one tensor, such as those of the nested blocks of a DynUNet."""
+    """Return the names of weights that share one tensor, such as those of the nested blocks of a DynUNet."""
     by_tensor: dict[int, list[str]] = {}
     for name, values in network.state_dict(keep_vars=True).items():
         by_tensor.setdefault(id(values), []).append(name)
@@ -250,11 +250,11 @@ def _shared_names(network: nn.Module) -> list[list[str]]:
 
 
 _MADE_FOR_REAL = frozenset({"SwinUNETR", "UNETR"})
-"""Networks whose constructors look at the numbers of their own tensors."""
+"""Networks whose constructors read the values of their own tensors."""
 
 
 def _networks() -> Any:
-    """`monai.networks.nets`. Raises ModelError: MONAI is not installed."""
+    """Return `monai.networks.nets`. Raises ModelError: MONAI is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -274,7 +274,7 @@ def _make(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _dints(arguments: dict[str, Any]) -> nn.Module:
-    """A DiNTS of a topology that was found before; its codes are arrays of whole numbers."""
+    """Build a DiNTS of a topology that a search found; its codes are arrays of whole numbers."""
     space = dict(arguments.pop(TOPOLOGY))
     paths, operations = space.pop("arch_code")
     codes = [np.array(paths, dtype=np.int64), np.array(operations, dtype=np.int64)]
@@ -285,13 +285,13 @@ def _dints(arguments: dict[str, Any]) -> nn.Module:
 
 
 def _bound(name: str, arguments: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """All arguments of a class, with its defaults. Raises ModelError: one is unknown, missing or forbidden."""
+    """Return all arguments of a class, with defaults. Raises ModelError: one is unknown, missing or forbidden."""
     signature = inspect.signature(getattr(_networks(), name).__init__)
     known = set(signature.parameters) - {"self"} - kind.forbidden
     unknown = set(arguments) - known
     if unknown:
         raise ModelError(
-            f"In the MONAI that is installed, {name} does not have the argument "
+            f"In the installed version of MONAI, {name} does not have the argument "
             f"{', '.join(sorted(map(shown, unknown)))}."
         )
     try:
@@ -303,7 +303,7 @@ def _bound(name: str, arguments: Mapping[str, Any], kind: Kind) -> dict[str, Any
 
 
 def _check_plain(arguments: Mapping[str, Any], name: str) -> None:
-    """Refuse arguments that are not plain values, or would make a network without end."""
+    """Refuse arguments that are not plain values, or would make an enormous network."""
     for key, value in arguments.items():
         total = _checked(value, f"{key} of {name}", DEEPEST if key != TOPOLOGY else DEEPEST + 2)
         if ("block" in key or "layer" in key or "depth" in key) and total > MOST_BLOCKS:
@@ -311,7 +311,7 @@ def _check_plain(arguments: Mapping[str, Any], name: str) -> None:
 
 
 def _checked(value: object, what: str, depth: int) -> float:
-    """The sum of the numbers in a plain value. Raises ModelError."""
+    """Return the sum of the numbers in a plain value. Raises ModelError: the value is not plain or too large."""
     if isinstance(value, list | tuple | Mapping):
         inside = list(value.values()) if isinstance(value, Mapping) else list(value)
         if depth == 0 or len(inside) > MOST_ITEMS:

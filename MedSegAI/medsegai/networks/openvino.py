@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: compiled once for each shape of a batch, and kept for the next process."""
+"""Networks run by OpenVINO on the CPU, compiled once for each batch shape and cached for the next process."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch import Tensor, nn
 
 from medsegai.networks.compiled_cache import keep, read_kept
 
-# When it is imported, OpenVINO reports to Google Analytics unless it cannot find the package that does
-# so. Nothing leaves this computer: Testing/architecture/test_privacy.py.
+# On import, OpenVINO reports to Google Analytics unless it cannot find the package that does so. Nothing leaves
+# this computer; Testing/architecture/test_privacy.py holds that.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
 KEPT_AT_MOST = 64 * 2**20
-"""Bytes of weights of networks whose compiled form is kept. Larger ones would fill the disk, and run so long
-that the second of compiling is little."""
+"""The largest size of the weights, in bytes, of a network whose compiled form is kept. Larger ones would fill the
+disk, and run so long that compiling hardly counts."""
 
 
 class OpenVinoRunner:
     """A network as OpenVINO runs it: batches (N, channels, ...) to logits (N, classes, ...), float32.
 
-    Shapes are fixed, for with free ones OpenVINO is half as fast: a smaller last batch is filled up.
+    Shapes are fixed, because OpenVINO is half as fast with free ones: a smaller last batch is filled up.
     """
 
     _last: ClassVar[weakref.ref[OpenVinoRunner] | None] = None
 
     def __init__(self, network: nn.Module, precision: Literal["f32", "bf16"] = "f32") -> None:
-        """`precision` is the highest that operations have; `network` itself may ask less of some."""
+        """`precision` is the highest precision of operations; `network` itself may use a lower one for some."""
         self._network = network
         self._settings = _settings(precision)
         self._small = sum(v.nbytes for v in network.state_dict().values()) <= KEPT_AT_MOST
@@ -60,7 +60,7 @@ class OpenVinoRunner:
         request.set_output_tensor(openvino.Tensor(logits.numpy(), shared_memory=True))
         request.infer(
             [openvino.Tensor(batch.contiguous().numpy(), shared_memory=True)],
-            share_outputs=True,  # else what it returns, and is not used here, were a copy
+            share_outputs=True,  # otherwise it would return a copy, which is not used here
         )
         return logits[:count]
 
@@ -77,13 +77,13 @@ class OpenVinoRunner:
         """Do nothing, because all batches run alike."""
 
     def prepare(self, shape: Sequence[int]) -> None:
-        """Compile the network for batches of this shape, if it is not."""
+        """Compile the network for batches of this shape, unless that is done."""
         if tuple(shape) not in self._compiled:
             self._compiled[tuple(shape)] = self._compile(torch.zeros(tuple(shape)))
             self._batch = shape[0]
 
     def _take_over(self) -> None:
-        """Only the network that ran last keeps memory to work in, so that folds in turn need no more than one."""
+        """Let only the network that ran last keep working memory, so that several folds need no more than one."""
         last = OpenVinoRunner._last() if OpenVinoRunner._last else None
         if last is not None and last is not self:
             for compiled in last._compiled.values():
@@ -97,7 +97,7 @@ class OpenVinoRunner:
         name = self._cache_name(batch)
         blob = read_kept(name)
         if blob is not None:
-            with contextlib.suppress(RuntimeError):  # of another processor, after all
+            with contextlib.suppress(RuntimeError):  # the blob was compiled for another processor
                 return _core().import_model(blob, "CPU", self._settings)
         compiled = _core().compile_model(_converted(self._network, batch), "CPU", self._settings)
         exported = io.BytesIO()
@@ -106,7 +106,7 @@ class OpenVinoRunner:
         return compiled
 
     def _cache_name(self, batch: Tensor) -> str:
-        """Named by everything that the compiled form depends on."""
+        """Return a name made of everything on which the compiled form depends."""
         core = _core()
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -124,8 +124,8 @@ class OpenVinoRunner:
 
 @functools.cache
 def _core() -> Any:
-    """One for the life of the process: it lends the thread a stack for signals, and when it goes the next
-    signal, such as Ctrl-C, would meet freed memory and end the process."""
+    """Return the core, one for the life of the process. It gives the thread a stack for signals; if the core were
+    freed, the next signal, such as Ctrl-C, would use freed memory and end the process."""
     return openvino.Core()
 
 
@@ -138,12 +138,12 @@ def _settings(precision: str) -> dict[str, Any]:
 
 
 def _converted(network: nn.Module, batch: Tensor) -> Any:
-    """`network` as OpenVINO has it, for batches of this shape.
+    """Convert `network` to OpenVINO, for batches of this shape.
 
-    Tracing runs the network. One that gives the sizes of the `smallest` image it takes is traced on that. What
-    OpenVINO makes of a trace is wrong where sizes are computed in windows that are padded, as in a SwinUNETR, and
-    it says so; such a network is exported, which takes longer, with all sizes as numbers. One that says that it
-    must be `exported` is not traced, because that takes as long as a batch in PyTorch.
+    Tracing runs the network. A network that states its `smallest` image is traced on that. OpenVINO converts a
+    trace wrongly, and warns of it, where sizes are computed in padded windows, as in a SwinUNETR; such a network
+    is exported instead, which takes longer, with all sizes as numbers. One that says that it must be `exported` is
+    not traced, because that takes as long as a batch in PyTorch.
     """
     if getattr(network, "exported", False):
         return _exported(network, batch)
@@ -154,7 +154,7 @@ def _converted(network: nn.Module, batch: Tensor) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which OpenVINO reads
         traced = torch.jit.trace(
             network, (example,), check_trace=False
-        )  # a check runs it thrice more
+        )  # a check would run it three more times
         try:
             return openvino.convert_model(traced, input=[openvino.PartialShape(list(batch.shape))])
         except RuntimeError:

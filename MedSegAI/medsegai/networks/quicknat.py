@@ -47,19 +47,17 @@ class QuickNATConfig:
         if self.squeeze_excitation not in get_args(SqueezeExcitation):
             known = ", ".join(get_args(SqueezeExcitation))
             raise ValueError(
-                f"QuickNAT: squeeze_excitation must be one of {known}, "
-                f"not {self.squeeze_excitation!r}"
+                f"QuickNAT: squeeze_excitation must be one of {known}, not {self.squeeze_excitation!r}"
             )
 
 
 def pool_with_codes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """2x2 max pooling that remembers where each maximum stood.
+    """2x2 max pooling that also returns where each maximum stood.
 
-    ``features`` (N, C, H, W), H and W even, gives the maxima (N, C, H/2, W/2) and their codes
-    (same shape, uint8): ``2 * row + column`` inside the window. Equal values are resolved as
-    ``torch.nn.MaxPool2d`` does it, the first in reading order wins, so values, gradients and
-    the unpooled result are bit-identical with pooling indices, at an eighth of their memory and
-    in operations that every compiler and exporter knows.
+    ``features`` (N, C, H, W), with H and W even, gives the maxima (N, C, H/2, W/2) and their codes (same shape,
+    uint8): ``2 * row + column`` inside the window. Equal values are resolved as in ``torch.nn.MaxPool2d``: the
+    first in reading order wins. So values, gradients and the unpooled result are bit-identical to those with
+    pooling indices, take an eighth of the memory, and need only operations that every compiler and exporter knows.
     """
     top_left = features[..., 0::2, 0::2]
     top_right = features[..., 0::2, 1::2]
@@ -164,16 +162,15 @@ class DenseBlock(nn.Module):
         return self.conv3(self.prelu(self.batchnorm3(features)))
 
     def excite(self, features: Tensor) -> Tensor:
-        """Squeeze-and-excitation of a block's output, where the network has it."""
+        """Apply squeeze-and-excitation to a block's output, if the network has it."""
         return self.SELayer(features) if hasattr(self, "SELayer") else features
 
 
 class QuickNAT(nn.Module):
-    """Slices (N, channels, H, W) to logits (N, classes, H, W); H and W multiples of 16.
+    """Slices (N, channels, H, W) to logits (N, classes, H, W); H and W are multiples of 16.
 
-    Two peculiarities of the released models are kept, for their weights depend on them: the
-    decoders are called in the order 4, 1, 2, 3, and the bottleneck owns a
-    squeeze-and-excitation layer that is never called.
+    Two peculiarities of the released models are kept, because their weights depend on them: the decoders are
+    called in the order 4, 1, 2, 3, and the bottleneck owns a squeeze-and-excitation layer that is never called.
     """
 
     def __init__(self, config: QuickNATConfig) -> None:

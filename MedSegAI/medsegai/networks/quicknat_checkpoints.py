@@ -1,4 +1,4 @@
-"""Weights of QuickNAT as its authors released them: a whole pickled module, read without running any of it.
+"""Weights of QuickNAT as its authors released them: a whole pickled module, read without running its code.
 
 A pickle is a program, so `torch_files` reads it, with a list of the names that a QuickNAT is made of. No class of
 the file is imported: each stands for an inert object that takes attributes.
@@ -34,19 +34,19 @@ INERT = (
     *(f"torch.nn.modules.{module}.{name}" for module, names in _LAYERS.items() for name in names),
     "torch.nn.backends.thnn._get_thnn_function_backend",
 )
-"""Names that a released file may hold beside tensors and plain containers, and that do nothing here."""
+"""Names that a released file may hold besides tensors and plain containers; inert objects stand for them."""
 
 
 MOST_PARTS, DEEPEST = 10_000, 20
-"""Modules in a network, all together, and within each other; a QuickNAT has 200, five deep."""
+"""The largest number of modules in a network, and of modules within each other; a QuickNAT has 200, five deep."""
 
 
 def read_quicknat_checkpoint(path: Path) -> dict[str, Tensor]:
-    """State dict of a released checkpoint: a pickled module, or a dict with the key `state_dict`.
+    """Read the state dict of a released checkpoint: a pickled module, or a dict with the key `state_dict`.
 
     Raises:
-        UnsafeModelError: the file names anything that is not on the list, or is a program; it was not run.
-        ModelError: the file is not a checkpoint, or holds no network.
+        UnsafeModelError: the file names something that is not on the list, or is a program; it was not run.
+        ModelError: the file is not a checkpoint, or does not hold a network.
     """
     file = read_torch_file(path, table(*map(inert, INERT)), "checkpoint of QuickNAT")
     content = file.content
@@ -57,20 +57,24 @@ def read_quicknat_checkpoint(path: Path) -> dict[str, Tensor]:
     except ValueError as error:
         raise ModelError(f"{path} is not a checkpoint of QuickNAT: {error}.") from None
     if not stored:
-        raise ModelError(f"{path} holds no weights.")
+        raise ModelError(
+            f"{path} does not hold weights. Copy it again from where it was published."
+        )
     return file.tensors(stored)
 
 
 def quicknat_checkpoint_config(state: dict[str, Tensor], path: Path) -> QuickNATConfig:
-    """The shape of the QuickNAT that these weights belong to.
+    """Return the shape of the QuickNAT that these weights belong to.
 
     Raises:
-        ModelError: they belong to another network.
+        ModelError: the weights belong to another network.
     """
     try:
         first, last = state["encode1.conv1.weight"], state["classifier.conv.weight"]
     except KeyError as error:
-        raise ModelError(f"{path} is not a QuickNAT: it has no weights {error}.") from None
+        raise ModelError(
+            f"{path} is not a QuickNAT: it does not have the weights {error}."
+        ) from None
     return QuickNATConfig(
         channels=first.shape[1],
         filters=first.shape[0],
@@ -88,7 +92,7 @@ def _excitation(state: dict[str, Tensor]) -> SqueezeExcitation:
 
 
 def _tensors(content: object) -> Iterator[tuple[str, StoredTensor]]:
-    """Parameters and buffers by their dotted names, as `Module.state_dict` gives them."""
+    """Return parameters and buffers by their dotted names, as `Module.state_dict` does."""
     if isinstance(content, dict):
         yield from _described(content, "")
         return
@@ -98,7 +102,11 @@ def _tensors(content: object) -> Iterator[tuple[str, StoredTensor]]:
             return
         module, prefix, depth = waiting.pop()
         if not isinstance(module, Inert) or depth > DEEPEST:
-            raise ValueError("a module of it is not one" if depth <= DEEPEST else "it has no end")
+            raise ValueError(
+                "one of its modules is not a module"
+                if depth <= DEEPEST
+                else "it is nested too deeply"
+            )
         for kind in ("_parameters", "_buffers"):
             yield from _described(module.attributes.get(kind), prefix)
         children = module.attributes.get("_modules")

@@ -20,7 +20,7 @@ from medsegai.networks.unet2d import UNet2D, UNet2DConfig
 SMP_ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 ARCHITECTURES = {"Unet": "unet", "UnetPlusPlus": "unetplusplus"}
-"""Names that its configuration files give to what we have."""
+"""Our architectures, by the names that its configuration files use."""
 
 AS_IT_IS = {
     "decoder_interpolation": "nearest",
@@ -29,30 +29,30 @@ AS_IT_IS = {
     "encoder_depth": 5,
     "aux_params": None,
 }
-"""What its configuration file may not say otherwise: we have it in one way only."""
+"""Settings for which a configuration file may have only the value that our networks implement."""
 
 AMBIGUOUS = re.compile(r"tu-tf_")
-"""Encoders of timm that pad as TensorFlow does; weights do not tell them from others."""
+"""Encoders of timm that pad as TensorFlow does; their weights look like those of other encoders."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network, and its weights under our names."""
+    """A network and its weights under our names."""
 
     config: UNet2DConfig
     state: dict[str, Tensor]
 
 
 def imported(state: Mapping[str, Tensor], config: Path | None, source: Path) -> Imported | None:
-    """The network that a state dict is of; None if it is not of that library.
+    """Recognise the network of a state dict; None if it does not come from segmentation_models_pytorch.
 
     Args:
         state: names to tensors, perhaps within a Lightning module.
-        config: the configuration file beside it, if there is one.
-        source: the file, for messages.
+        config: the configuration file beside the weights, if there is one.
+        source: the file of the weights, for messages.
 
     Raises:
-        ModelError: it is of that library, but not of a network that we have.
+        ModelError: the weights come from that library, but belong to a network that MedSegAI does not have.
     """
     bare = {re.sub(r"^(?:module\.|_orig_mod\.|model\.|net\.)+", "", k): v for k, v in state.items()}
     parts = {
@@ -76,14 +76,14 @@ def imported(state: Mapping[str, Tensor], config: Path | None, source: Path) -> 
     )
     if problem:
         raise ModelError(
-            f"{source} holds a network that is not quite one of ours: it differs in {problem!r}. Run it with "
-            "segmentation_models_pytorch itself."
+            f"{source} holds a network that MedSegAI does not have: it differs in "
+            f"{problem!r}. Run it with segmentation_models_pytorch itself."
         )
     return Imported(shape, given)
 
 
 def _shape(parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> UNet2DConfig:
-    """The network, by its weights."""
+    """Recognise the network by its weights."""
     decoder, head = parts["decoder"], parts["segmentation_head"]["segmentation_head.0.weight"]
     nested = "decoder.blocks.x_0_0.conv1.0.weight" in decoder
     if any(".attention" in name or ".center." in name for name in decoder):
@@ -107,7 +107,7 @@ def _shape(parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> UNet2DCon
 
 
 def _encoder(state: Mapping[str, Tensor], source: Path) -> tuple[str, int]:
-    """The encoder whose weights have these names and shapes, and the channels of its image."""
+    """Return the encoder whose weights have these names and shapes, and the number of channels of its image."""
     for name in ENCODERS:
         if name.endswith("_stem"):
             continue
@@ -122,24 +122,26 @@ def _encoder(state: Mapping[str, Tensor], source: Path) -> tuple[str, int]:
             return name, int(given[first].shape[1])
     known = ", ".join(name for name in ENCODERS if not name.endswith("_stem"))
     raise ModelError(
-        f"{source} has an encoder that MedSegAI does not have. It has {known}. Run it with "
-        "segmentation_models_pytorch itself."
+        f"{source} has an encoder that MedSegAI does not have; the known encoders are "
+        f"{known}. Run it with segmentation_models_pytorch itself."
     )
 
 
 def _check_config(path: Path) -> None:
-    """Refuse what weights would not show. Raises ModelError."""
+    """Refuse differences that the weights would not show. Raises ModelError."""
     values: dict[str, Any] = read_json(path)
     name = values.get("_model_class")
     if name is not None and name not in ARCHITECTURES:
-        raise ModelError(f"{path} describes a {name}; MedSegAI has {' and '.join(ARCHITECTURES)}.")
+        raise ModelError(
+            f"{path} describes a {name}, but MedSegAI has only {' and '.join(ARCHITECTURES)}."
+        )
     if AMBIGUOUS.match(str(values.get("encoder_name", ""))):
         raise ModelError(
-            f"{path} names the encoder {values['encoder_name']!r}, which pads images as TensorFlow does; MedSegAI "
-            "does not have it."
+            f"{path} names the encoder {values['encoder_name']!r}, which pads images as "
+            "TensorFlow does and which MedSegAI does not have."
         )
     for key, wanted in AS_IT_IS.items():
         if values.get(key, wanted) != wanted:
             raise ModelError(
-                f"{path} says {key} {values[key]!r}, and MedSegAI has networks with {wanted!r} only."
+                f"{path} sets {key} to {values[key]!r}, but MedSegAI only has networks with {wanted!r}."
             )

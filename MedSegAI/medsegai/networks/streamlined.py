@@ -1,12 +1,12 @@
-"""QuickNAT as a compiler likes it: the same weights and the same function, with far fewer copies.
+"""QuickNAT in a form that compilers run fast: the same weights and the same function, with far fewer copies.
 
 A dense block normalises, activates and convolves the concatenation of all features before it, three times. On a
-CPU these concatenations are a quarter of the time. But normalisation and activation work channel by channel, and
-a convolution of a concatenation is the sum of convolutions of its parts; so here features stay apart, and
-compilers let each convolution add to the one before it. Only in half precision, where a sum would be rounded once
-more for each part, are parts still joined.
+CPU these concatenations take a quarter of the time. But normalisation and activation work channel by channel, and
+a convolution of a concatenation is the sum of convolutions of its parts. So here features stay separate, and
+compilers let each convolution add to the previous one. Parts are still joined in half precision, where a sum would
+be rounded once more for each part.
 
-For inference only. Results differ from `QuickNAT` by the order of float32 additions.
+The form is for inference only. Its results differ from `QuickNAT` by the order of float32 additions.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DECODERS = ("decode4", "decode1", "decode2", "decode3")
 
 
 def streamlined(network: nn.Module) -> nn.Module:
-    """The streamlined form of a `QuickNAT`, whose convolutions may be in half precision; any other as it is."""
+    """Return the streamlined form of a `QuickNAT`, perhaps in half precision; other networks are unchanged."""
     return StreamlinedQuickNAT(network).eval() if isinstance(network, QuickNAT) else network
 
 
 class StreamlinedQuickNAT(nn.Module):
-    """The function of a `QuickNAT` in evaluation: slices (N, channels, H, W) to logits (N, classes, H, W)."""
+    """The function of a `QuickNAT` in evaluation mode: slices (N, channels, H, W) to logits (N, classes, H, W)."""
 
     def __init__(self, network: QuickNAT) -> None:
         super().__init__()
@@ -60,10 +60,11 @@ class StreamlinedQuickNAT(nn.Module):
 
 
 def pool_with_ranks(features: Tensor) -> tuple[Tensor, Tensor]:
-    """As `pool_with_codes`, with whole-image operations in place of strided ones, which compilers run slowly.
+    """Pool like `pool_with_codes`, with whole-image operations instead of strided ones, which compilers run
+    slowly.
 
-    ``features`` (N, C, H, W), H and W even, gives the maxima (N, C, H/2, W/2) and the rank of the place of each in
-    its window, 4 for the first in reading order to 1 for the last, in the type of the features.
+    ``features`` (N, C, H, W), with H and W even, gives the maxima (N, C, H/2, W/2) and the rank of each maximum's
+    place in its window, from 4 for the first in reading order to 1 for the last, in the type of the features.
     """
     maxima = functional.max_pool2d(features, 2)
     nothing = torch.zeros((), dtype=features.dtype, device=features.device)
@@ -72,7 +73,7 @@ def pool_with_ranks(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpool_with_ranks(features: Tensor, ranks: Tensor) -> Tensor:
-    """Put each value of (N, C, H, W) back where its rank says in (N, C, 2H, 2W), zeros elsewhere."""
+    """Put each value of (N, C, H, W) back at the place of its rank in (N, C, 2H, 2W), with zeros elsewhere."""
     nothing = torch.zeros((), dtype=features.dtype, device=features.device)
     doubled = _doubled(ranks)
     return torch.where(doubled == _ranks_of_places(doubled), _doubled(features), nothing)
@@ -83,13 +84,13 @@ def _doubled(features: Tensor) -> Tensor:
 
 
 def _ranks_of_places(features: Tensor) -> Tensor:
-    """The rank of each place in its window of four, (H, W)."""
+    """Return the rank of each place in its window of four, (H, W)."""
     rows, columns = (torch.arange(size, device=features.device) % 2 for size in features.shape[-2:])
     return (4 - 2 * rows[:, None] - columns).to(features.dtype)
 
 
 class _Block(nn.Module):
-    """A `DenseBlock` of features that arrive in parts."""
+    """A `DenseBlock` for features that arrive in parts."""
 
     def __init__(self, block: DenseBlock, sizes: Sequence[int]) -> None:
         """`sizes` are the channels of each part."""
@@ -116,7 +117,7 @@ class _Block(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Normalisation, activation and convolution of features in parts."""
+    """Normalisation, activation and convolution for features in parts."""
 
     def __init__(
         self, norm: nn.BatchNorm2d, prelu: nn.PReLU, conv: nn.Module, sizes: Sequence[int]
@@ -151,7 +152,7 @@ class _Layer(nn.Module):
 
 
 class _Activation(nn.Module):
-    """Batch normalisation in evaluation, and PReLU, of some channels."""
+    """Batch normalisation in evaluation mode and PReLU, for some channels."""
 
     def __init__(self, scale: Tensor, shift: Tensor, prelu: nn.PReLU) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class _Activation(nn.Module):
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each channel, computed in double precision."""
+    """Return scale and shift of each channel, computed in double precision."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -177,7 +178,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _convolution(like: nn.Conv2d, weight: Tensor, with_bias: bool) -> nn.Conv2d:
-    """A convolution as `like` with other weights."""
+    """Build a convolution like `like` with other weights."""
     channels, kernel = weight.shape[1], (like.kernel_size[0], like.kernel_size[1])
     padding = (int(like.padding[0]), int(like.padding[1]))
     conv = nn.Conv2d(channels, weight.shape[0], kernel, padding=padding, bias=with_bias)

@@ -1,6 +1,6 @@
-"""Codes of a searched topology (DiNTS), read from a file of torch without running anything of it.
+"""Codes of a searched topology (DiNTS), read from a file of torch without running any code in it.
 
-Training of a DiNTS saves which paths and operations its search found as arrays of NumPy, in a pickle.
+The training of a DiNTS saves the paths and operations that its search found as NumPy arrays in a pickle.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from medsegai.networks.torch_files import StoredTensor, read_torch_file
 from medsegai.networks.unpickling import Name, PickleDamage, Typed, inert, table
 
 MOST_CODES = 100_000
-"""Numbers of an array; a search over 12 blocks of 4 resolutions has 600."""
+"""The largest number of values in an array; a search over 12 blocks of 4 resolutions has 600."""
 
 KIND = "file with the topology of a DiNTS"
 
 
 class StoredArray(Typed):
-    """An array of NumPy; `refine` takes its shape, type and bytes."""
+    """A NumPy array; `refine` takes its shape, type and bytes."""
 
     def __init__(self, *_: object) -> None:
         self.values: Any = np.zeros(0)
@@ -57,14 +57,17 @@ _NAMES = {
 
 
 def read_topology(path: Path) -> dict[str, list[Any]]:
-    """The codes in a file, by their names, as lists of whole numbers.
+    """Read the codes in a file, by their names, as lists of whole numbers.
 
     Raises:
-        UnsafeModelError: the file names anything beyond arrays and plain values. It was not run.
-        ModelError: it is missing or damaged, or holds no codes.
+        UnsafeModelError: the file names something other than arrays and plain values. It was not run.
+        ModelError: the file is missing or damaged, or does not hold codes.
     """
     if not path.is_file():
-        raise ModelError(f"There is no {path}, which has the topology of the network.")
+        raise ModelError(
+            f"The file {path}, which holds the topology of the network, does not exist. Copy it "
+            "from where the network was trained."
+        )
     file = read_torch_file(path, _NAMES, KIND)
     content = file.content
     if not isinstance(content, dict):

@@ -1,9 +1,9 @@
-"""Untrusted files that `torch.save` wrote: plain containers and tensors come out of them, and nothing is run.
+"""Untrusted files that `torch.save` wrote, read into plain containers and tensors without running any code.
 
-`torch.load` is not asked: without `weights_only` it hands some archives to TorchScript, which can write files, and
+`torch.load` is not used: without `weights_only` it gives some archives to TorchScript, which can write files, and
 with it a tensor of 20 kB may claim gigabytes. Here both formats of `torch.save` are taken apart: the zip archive
 (since 2020) and the sequence of pickles before it. The pickle is read by `unpickling`, tensors are described first
-and made when they are asked for, and a description that does not fit the bytes of the file is refused. torch is
+and made when they are needed, and a description that does not fit the bytes of the file is refused. torch is
 loaded when the first tensor is made, so that a file can be refused before that.
 
 Sources: `torch/serialization.py`, `torch/_utils.py` (names, persistent ids, order of legacy files).
@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "Double": ("f8", "float64"),
     "Float": ("f4", "float32"),
     "Half": ("f2", "float16"),
-    "BFloat16": ("i2", "bfloat16"),  # NumPy has no bfloat16; the bits are looked at anew
+    "BFloat16": ("i2", "bfloat16"),  # NumPy has no bfloat16, so the bits are viewed as another type
     "Long": ("i8", "int64"),
     "Int": ("i4", "int32"),
     "Short": ("i2", "int16"),
@@ -54,35 +54,35 @@ KINDS: dict[str, tuple[str, str]] = {
     "Byte": ("u1", "uint8"),
     "Bool": ("?", "bool"),
 }
-"""The type of the numbers in a storage, in NumPy and in torch."""
+"""The types of the numbers in a storage, in NumPy and in torch."""
 
 MOST_RECORDS = 20_000
-"""In an archive; nnU-Net's have one for each weight and its momentum, some hundreds."""
+"""The largest number of storages in an archive; nnU-Net's have some hundreds, for weights and momentum."""
 
 MEMBER = re.compile(
     r"data\.pkl|data/\d{1,9}|byteorder|version|\.data/serialization_id|\.format_version|\.storage_alignment"
 )
-"""What `torch.save` puts into its archive, below a folder that is named after the file."""
+"""The names that `torch.save` puts into its archive, in a folder that is named after the file."""
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 MOST_AXES = 8
 
 LARGEST = 1 << 40
-"""Numbers in a tensor, and steps in one, are fewer."""
+"""The number of values in a tensor, and its strides, must be smaller."""
 
 SHARED = 8
-"""How often the bytes of a file may be held by tensors. nnU-Net names each weight up to four times."""
+"""How often tensors may refer to the bytes of a file. nnU-Net names each weight up to four times."""
 
 FILES_OF_TORCH = (".pth", ".pt", ".ckpt", ".tar")
-"""Endings that `torch.save` is asked to write."""
+"""Suffixes of files that are usually written by `torch.save`."""
 
 LOOKED_AT = 1 << 18
-"""Bytes of the largest pickle that `check_claims` reads; larger ones would take seconds."""
+"""The largest pickle that `check_claims` reads, in bytes; a larger one would take seconds."""
 
 
 class ImpossibleTensor(PickleDamage):
-    """A tensor is described that its storage cannot hold."""
+    """The file describes a tensor that its storage cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Storage:
     """Numbers of one type in the file.
 
     Attributes:
-        kind: key of `KINDS`.
-        key: names its bytes.
-        count: how many numbers.
+        kind: a key of `KINDS`.
+        key: the name of its bytes in the file.
+        count: the number of values.
     """
 
     kind: str
@@ -121,8 +121,8 @@ class StoredTensor:
             raise ImpossibleTensor("a tensor is described in an impossible way")
         if 0 in self.shape:
             return
-        # Axes from the innermost: each must step over all that those before it cover, so that no number of the
-        # storage stands for two of the tensor. A stride of zero would make gigabytes of one number.
+        # Axes from the innermost: each must step over everything that the axes before it cover, so that no number
+        # of the storage appears twice in the tensor. A stride of zero would make gigabytes out of one number.
         covered = 1
         for stride, size in sorted(zip(self.stride, self.shape, strict=True)):
             if size > 1 and stride < covered:
@@ -143,8 +143,8 @@ class TorchFile:
 
     Attributes:
         path: the file.
-        content: what was saved: plain containers, `Inert` objects, and `StoredTensor`s.
-        size: bytes of the file.
+        content: the saved object, made of plain containers, `Inert` objects and `StoredTensor`s.
+        size: the size of the file in bytes.
     """
 
     path: Path
@@ -154,10 +154,11 @@ class TorchFile:
     _order: str = "<"
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-        """Tensors whose numbers are read from the file when they are used. Changing them changes no file.
+        """Return tensors whose numbers are read from the file on first use. Changing them does not change the
+        file.
 
         Raises:
-            ModelError: they are not in the file, are damaged, or together are more than the file can hold.
+            ModelError: tensors are not in the file, are damaged, or together are larger than the file.
         """
         made: dict[Storage, Tensor] = {}
         try:
@@ -190,23 +191,24 @@ class TorchFile:
 
 
 def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFile:
-    """Take a file of `torch.save` apart; no number of its tensors is read yet.
+    """Read the structure of a file of `torch.save`; the numbers of its tensors are not read yet.
 
     Args:
         path: the file.
-        names: what it may ask for beside tensors, by full name (`unpickling.table`).
+        names: the objects that the file may ask for besides tensors, by full name (`unpickling.table`).
         kind: what the file should be, for messages, such as "checkpoint of nnU-Net".
 
     Raises:
-        UnsafeModelError: it asks for another name, or is a program of TorchScript.
-        ModelError: it is not a regular file, is damaged, or torch did not write it.
+        UnsafeModelError: the file asks for another name, or is a TorchScript program.
+        ModelError: the file is not a regular file, is damaged, or was not written by torch.
     """
     try:
         return _taken_apart(path, {**_TENSOR_NAMES, **names}, MOST_BYTES)
     except NameRefused as error:
         raise UnsafeModelError(
-            f"{path} asks to load {str(error)!r}, which no {kind} needs. A file like this can run any program; "
-            "it was refused and nothing of it was run. Get the weights from their authors."
+            f"{path} was refused and no code in it was run, because it asks to load "
+            f"{str(error)!r}, which a {kind} does not need. Such a file can run any program; "
+            "get the weights from their authors."
         ) from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -219,14 +221,15 @@ def read_torch_file(path: Path, names: Mapping[str, Name], kind: str) -> TorchFi
 def check_claims(path: Path, most_files: int) -> None:
     """Refuse files of torch whose tensors claim more than the file has, before torch is loaded for them.
 
-    Whatever else is wrong with a file is found by its reader, which knows what it should be.
+    Other faults of a file are found by its reader, which knows what the file should hold.
 
     Args:
-        path: a file, or a folder of which all files are looked at.
-        most_files: how many of these at most.
+        path: a file, or a folder whose files are all checked.
+        most_files: the largest number of files that are checked.
 
     Raises:
-        ModelError: a tensor reaches beyond its numbers or repeats them, or all together are larger than the file.
+        ModelError: a tensor reaches beyond its storage or repeats numbers, or all tensors together are larger than
+            the file.
     """
     files = itertools.islice(path.rglob("*"), most_files) if path.is_dir() else [path]
     for file in files:
@@ -238,7 +241,7 @@ def check_claims(path: Path, most_files: int) -> None:
             _check_sum(names.tensors, size)
         except ImpossibleTensor as error:
             raise ModelError(
-                f"{file} is damaged, or was made to do harm: {error}. Copy it again from where it was trained."
+                f"{file} is damaged or malicious: {error}. Copy it again from where it was trained."
             ) from None
         except (OSError, ModelError, *DAMAGED):
             continue
@@ -260,7 +263,7 @@ def _taken_apart(path: Path, names: Mapping[str, Name], most: int) -> TorchFile:
 
 
 def _mapped(file: BinaryIO) -> memoryview:
-    # Copied on write: torch has no tensors that cannot be changed, and the file must stay as it is.
+    # Copied on write, because torch does not have read-only tensors and the file must stay as it is.
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
@@ -268,13 +271,14 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) 
     entries = {entry.filename: entry for entry in open_zip(file, MOST_RECORDS).infolist()}
     (program,) = [name for name in entries if name.endswith("/data.pkl")] or [""]
     if not program:
-        raise PickleDamage("it holds no data.pkl, so torch did not write it")
+        raise PickleDamage("it does not hold data.pkl, so torch did not write it")
     folder = program.removesuffix("data.pkl")
     for name in entries:
         if not name.startswith(folder) or not MEMBER.fullmatch(name.removeprefix(folder)):
             raise UnsafeModelError(
-                f"{path} holds {name[:100]!r}, which no file of weights has: it may be a program of TorchScript. "
-                "It was refused and nothing of it was run. Ask its authors for the weights alone."
+                f"{path} was refused and no code in it was run, because it holds "
+                f"{name[:100]!r}, which does not belong in a file of weights; it may be a "
+                "TorchScript program. Ask its authors for a file with only the weights."
             )
     whole = _mapped(file)
 
@@ -286,7 +290,7 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) 
 
     order = bytes(record("byteorder")) if f"{folder}byteorder" in entries else b"little"
     if order not in (b"little", b"big"):
-        raise PickleDamage("its order of bytes is not known")
+        raise PickleDamage("its byte order is unknown")
     content, _ = unpickle(bytes(record("data.pkl")[:most]), names, _storage)
     return TorchFile(
         path,
@@ -298,10 +302,10 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) 
 
 
 def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
-    """The bytes of a member of an archive; torch never compresses them."""
+    """Return the bytes of a member of an archive; torch never compresses them."""
     start = entry.header_offset
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        raise PickleDamage(f"{entry.filename!r} is packed, which torch never does")
+        raise PickleDamage(f"{entry.filename!r} is compressed, which torch never does")
     if not 0 <= start <= len(whole) - 30 or bytes(whole[start : start + 4]) != b"PK\x03\x04":
         raise PickleDamage(f"{entry.filename!r} is not where the archive says")
     start += 30 + sum(struct.unpack_from("<HH", whole, start + 26))
@@ -314,7 +318,7 @@ def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
 
 
 def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) -> TorchFile:
-    """Magic number, protocol, facts, the object and the keys of storages, a pickle each; then numbers."""
+    """Read pickles of magic number, protocol, system facts, object and storage keys, then the numbers."""
     whole = _mapped(file)
     storages: dict[str, Storage] = {}
     position = 0
@@ -337,7 +341,9 @@ def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: in
     for key in keys:
         (count,) = struct.unpack_from(f"{order}q", whole, position)
         if key not in storages or storages[key].count != count:
-            raise PickleDamage(f"its storage {key[:20]!r} is not what its tensors say")
+            raise PickleDamage(
+                f"its storage {key[:20]!r} does not have the size that its tensors state"
+            )
         end = position + 8 + count * np.dtype(KINDS[storages[key].kind][0]).itemsize
         records[key] = whole[position + 8 : end]
         position = end
@@ -347,9 +353,9 @@ def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: in
 
 
 def _storage(id: object, seen: dict[str, Storage] | None = None) -> Any:
-    """What a persistent id stands for: numbers, or, in files of before 2020, a class with its source."""
+    """Return what a persistent id means: a storage, or, in files from before 2020, a class with its source."""
     if not isinstance(id, tuple) or len(id) < 4 or id[0] not in ("storage", "module"):
-        raise PickleDamage("it refers to what no file of torch has")
+        raise PickleDamage("it has a reference that files of torch do not have")
     if id[0] == "module":
         return id[1]
     _, kind, key, _, count, *view = id
@@ -357,7 +363,9 @@ def _storage(id: object, seen: dict[str, Storage] | None = None) -> Any:
     if not match or type(key) is not str or type(count) is not int or not 0 <= count < LARGEST:
         raise PickleDamage("a storage is described in an impossible way")
     if any(part is not None for part in view):
-        raise PickleDamage("its storages are parts of others, which only torch before 0.4 wrote")
+        raise PickleDamage(
+            "its storages are parts of other storages, which only torch before 0.4 wrote"
+        )
     storage = Storage(match[1], key, count)
     return storage if seen is None else seen.setdefault(key, storage)
 
@@ -386,18 +394,18 @@ _TENSOR_NAMES = table(
     *(inert(f"torch.{kind}") for _, kind in KINDS.values()),
     *(inert(f"torch.{place}{kind}Storage") for kind in KINDS for place in ("", "cuda.")),
 )
-"""What weights are pickled with."""
+"""The names that pickled weights ask for."""
 
 
 class _Anything(Typed):
-    """Stands for whatever a pickle makes."""
+    """Stands for any object that a pickle makes."""
 
     def refine(self, state: object) -> None:
-        """Take any state, and keep nothing of it."""
+        """Accept any state and discard it."""
 
 
 class _AnyNames(dict[str, Name]):
-    """Every name there is, where nothing but tensors is wanted; these are kept as they are described."""
+    """A table that has every name, for reading only the descriptions of tensors."""
 
     def __init__(self) -> None:
         super().__init__(_TENSOR_NAMES)

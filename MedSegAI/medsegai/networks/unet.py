@@ -3,8 +3,8 @@
 Sources: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image
 segmentation", Nature Methods 2021; Isensee et al., "nnU-Net Revisited", MICCAI 2024 (residual encoders); He et
 al., "Bag of Tricks for Image Classification with Convolutional Neural Networks", CVPR 2019 (their blocks). Weights
-are named as in `dynamic_network_architectures`, the package that nnU-Net builds its networks with; each stands
-here once, and of the heads of deep supervision there is the one at full resolution alone.
+are named as in `dynamic_network_architectures`, the package with which nnU-Net builds its networks. Each weight is
+held once, and of the heads of deep supervision only the one at full resolution exists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medsegai.errors import ModelError
+from medsegai.errors import ModelError, counted
 from medsegai.models.nnunet_parts import NETWORK_PACKAGE, check_network
 
 OPERATIONS = {
@@ -33,7 +33,7 @@ OPERATIONS = {
 """Operations that plans may name, by the last part of their names."""
 
 PACKAGES = ("", "torch", NETWORK_PACKAGE)
-"""Where these operations are; what has their name elsewhere may do something else."""
+"""The modules that hold these operations; an operation of the same name elsewhere may do something else."""
 
 _COMMON = {
     "n_stages",
@@ -58,17 +58,17 @@ _RESIDUAL = {"n_blocks_per_stage", "block", "bottleneck_channels", "stem_channel
 def build_unet(
     network_class: str, arguments: Mapping[str, Any], in_channels: int, classes: int
 ) -> UNet:
-    """The network that plans describe, without weights: on torch's device "meta" until `load_state`.
+    """Build the network that plans describe, without weights: it is on torch's device "meta" until `load_state`.
 
     Args:
         network_class: `network_class_name` of the plans.
         arguments: `arch_kwargs` of the plans: operations by name, sizes by stage. Sizes of kernels and strides are
             (z, y, x).
-        in_channels: of the image, with those of a previous stage of a cascade.
+        in_channels: channels of the image, including those from a previous stage of a cascade.
         classes: channels of the output.
 
     Raises:
-        ModelError: the class, an operation or an argument is not known, or the arguments contradict each other.
+        ModelError: the class, an operation or an argument is unknown, or the arguments contradict each other.
     """
     check_network(network_class, "The plans")
     name = network_class.rpartition(".")[2]
@@ -84,17 +84,17 @@ def build_unet(
     except KeyError as error:
         raise ModelError(f"The plans do not give {name} its argument {error}.") from None
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise ModelError(f"The plans of this {name} contradict themselves: {error}") from None
+        raise ModelError(f"The plans of this {name} contradict each other: {error}") from None
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give `network` copies of the weights in `state`, in float32.
 
-    `state` is a state dict of nnU-Net, with or without what it holds twice, and may come from wrapped networks
-    (`module.`, `_orig_mod.`).
+    `state` is a state dict of nnU-Net, with or without the weights that it holds twice, and may come from wrapped
+    networks (`module.`, `_orig_mod.`).
 
     Raises:
-        ModelError: weights are missing, are of another shape, or belong to another network. The message does not
+        ModelError: weights are missing, have another shape, or belong to another network. The message does not
             name the file.
     """
     wanted = network.state_dict()
@@ -105,7 +105,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             kind = torch.float32 if values.is_floating_point() else values.dtype
             given[name] = values.detach().to("cpu", kind, copy=True)
         elif not _is_repeated(name):
-            raise ModelError(_misfit(network, f"they hold {name!r}, which it has not"))
+            raise ModelError(_misfit(network, f"they hold {name!r}, which it lacks"))
     for name, values in wanted.items():
         if name not in given:
             raise ModelError(_misfit(network, f"they do not hold {name!r}"))
@@ -116,7 +116,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def with_norm_of(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`arguments` with batch norm where the weights have its running means.
+    """Return `arguments` with batch norm if the weights have its running means.
 
     nnU-Net's trainer nnUNetTrainerBN, and those derived from it, replace the instance norm that plans name.
     """
@@ -129,20 +129,20 @@ def with_norm_of(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> d
 
 
 def _is_repeated(name: str) -> bool:
-    """Whether a weight is held under another name too, or only serves training."""
+    """Whether a weight is also held under another name, or is only used in training."""
     return ".all_modules." in name or name.startswith(("decoder.encoder.", "decoder.seg_layers."))
 
 
 def _misfit(network: nn.Module, why: str) -> str:
     kind = getattr(network, "kind", type(network).__name__)
     return (
-        f"The weights do not fit the {kind} that the plans describe: {why}. Plans and weights are of "
-        "different models, or the trainer built a network of its own."
+        f"The weights do not fit the {kind} that the plans describe: {why}. Use plans and "
+        "weights of the same model; a trainer that builds its own network is not supported."
     )
 
 
 class _Plan:
-    """Arguments of a network, checked, with one entry for each stage."""
+    """The checked arguments of a network, with one entry for each stage."""
 
     def __init__(self, kind: str, arguments: Mapping[str, Any]) -> None:
         self.kind = kind
@@ -163,12 +163,12 @@ class _Plan:
         self.stem = int(arguments.get("stem_channels") or self.features[0])
 
     def smallest(self) -> list[int]:
-        """Sizes of the smallest patch: two voxels are left at the coarsest stage, because one has no deviation."""
+        """The smallest patch: two voxels are left at the coarsest stage, because one voxel has no deviation."""
         first, *others = self.total_strides()
         return [2 * first, *others]
 
     def total_strides(self) -> list[int]:
-        """Voxels of the image that become one at the coarsest stage, along each axis."""
+        """The number of voxels of the image that become one at the coarsest stage, along each axis."""
         return [math.prod(along) for along in zip(*map(self.ops.sizes, self.strides), strict=True)]
 
     def _per_stage(self, name: str, stages: int) -> list[Any]:
@@ -176,13 +176,15 @@ class _Plan:
         if isinstance(values, int):
             return [values] * stages
         if len(values) != stages:
-            raise ValueError(f"{name} has {len(values)} entries for {stages} stages.")
+            raise ValueError(
+                f"{name} has {counted(len(values), 'entry', 'entries')} for {counted(stages, 'stage', 'stages')}."
+            )
         return list(values)
 
 
 @dataclass(frozen=True)
 class _Ops:
-    """The operations that a network is made of."""
+    """The operations of which a network is made."""
 
     conv: Callable[..., nn.Module]
     transposed: Callable[..., nn.Module]
@@ -220,20 +222,22 @@ class _Ops:
         """One entry for each axis."""
         sizes = [size] * self.dimensions if isinstance(size, int) else list(size)
         if len(sizes) != self.dimensions:
-            raise ValueError(f"{sizes} has not one entry for each of {self.dimensions} axes.")
+            raise ValueError(
+                f"{sizes} does not have one entry for each of the {self.dimensions} axes."
+            )
         return sizes
 
 
 def _operation(arguments: Mapping[str, Any], key: str) -> str | None:
-    """The last part of the name of an operation, if it is named and known."""
+    """Return the last part of the name of an operation, if it is given and known."""
     value = arguments.get(key)
     if value is None:
         return None
     module, _, name = str(value).rpartition(".")
     if name not in OPERATIONS[key] or module.partition(".")[0] not in PACKAGES:
         raise ModelError(
-            f"The plans ask for {key} {value!r}, which MedSegAI does not know. It knows "
-            f"{', '.join(OPERATIONS[key])}. Run this model with nnU-Net itself."
+            f"The plans ask for {key} {value!r}, which MedSegAI does not know (known are "
+            f"{', '.join(OPERATIONS[key])}). Run this model with nnU-Net itself."
         )
     return name
 
@@ -245,7 +249,8 @@ def _conv_block(
     stride: int | Sequence[int] = 1,
     plain: bool = False,
 ) -> nn.Sequential:
-    """A convolution that keeps the size (but for its stride), dropout, norm and nonlinearity, as far as there are.
+    """Build a convolution that keeps the size (except for its stride), and dropout, norm and nonlinearity if there
+    are any.
 
     `plain` leaves out dropout and nonlinearity.
     """
@@ -264,9 +269,9 @@ def _conv_block(
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, or three around a bottleneck, whose result is added to what comes in (ResNet-D).
+    """Two convolutions, or three around a bottleneck, whose result is added to the input (ResNet-D).
 
-    Where the size changes, what comes in is averaged over the stride, then projected voxel by voxel.
+    Where the size changes, the input is averaged over the stride and then projected voxel by voxel.
     """
 
     def __init__(
@@ -307,7 +312,7 @@ class ResidualBlock(nn.Module):
 def _convolutions(
     ops: _Ops, count: int, channels: tuple[int, int], kernel: Any, stride: Any = 1
 ) -> nn.Sequential:
-    """A stage of `count` convolutions; the first has the stride."""
+    """Build a stage of `count` convolutions; the first has the stride."""
     before, after = channels
     blocks = [_conv_block(ops, (before, after), kernel, stride)]
     blocks += [_conv_block(ops, (after, after), kernel) for _ in range(1, count)]
@@ -322,7 +327,7 @@ def _residuals(
     stride: Any = 1,
     bottleneck: int | None = None,
 ) -> nn.Sequential:
-    """A stage of `count` residual blocks; the first has the stride."""
+    """Build a stage of `count` residual blocks; the first has the stride."""
     before, after = channels
     blocks = [ResidualBlock(ops, (before, after), kernel, stride, bottleneck)]
     blocks += [ResidualBlock(ops, (after, after), kernel, 1, bottleneck) for _ in range(1, count)]
@@ -380,10 +385,10 @@ class UNet(nn.Module):
 def _merged(
     stage: nn.Module, transposed: nn.Module, features: Tensor, skips: list[Tensor]
 ) -> Tensor:
-    """`stage` on `features`, enlarged, beside the last of `skips`, which is taken from them.
+    """Apply `stage` to the enlarged `features` and the last of `skips`, which is removed from the list.
 
-    A convolution of two inputs side by side is the sum of two. So they need not be put side by side, which would
-    make the largest tensor of the network.
+    A convolution of two concatenated inputs is the sum of two convolutions. So they are not concatenated, which
+    would make the largest tensor of the network.
     """
     convs = getattr(stage, "convs", None)
     if convs is None:

@@ -1,7 +1,7 @@
 """U-Net and U-Net++ for images, on an encoder that may be pre-trained.
 
-Weights are named as in segmentation_models_pytorch, so that what was trained with it can be imported; the networks
-answer alike (`Testing/engine/test_unet2d_parity.py`).
+Weights are named as in segmentation_models_pytorch, so that models trained with it can be imported; the outputs of
+both agree (`Testing/engine/test_unet2d_parity.py`).
 
 Sources: Ronneberger et al., "U-Net", MICCAI 2015; Zhou et al., "UNet++: Redesigning Skip Connections to Exploit
 Multiscale Features in Image Segmentation", IEEE TMI 2020.
@@ -24,7 +24,7 @@ from medsegai.networks.encoders import ENCODERS, MOST_CHANNELS, STRIDES, build_e
 DECODERS = ("unet", "unetplusplus")
 
 STRIDE = STRIDES[-1]
-"""Height and width of an image must be multiples of it."""
+"""Height and width of an image must be multiples of this."""
 
 MOST_CLASSES, MOST_WIDTH = 256, 4096
 
@@ -36,8 +36,8 @@ class UNet2DConfig:
     Attributes:
         encoder: one of `ENCODERS`.
         decoder: one of `DECODERS`.
-        channels: of the image.
-        classes: channels of the answer.
+        channels: channels of the image.
+        classes: channels of the output.
         widths: channels of the decoder at each size, the coarsest first; the last is that of the whole image.
         deep_supervision: whether a U-Net++ has a head for each of its nested U-Nets, for training only.
     """
@@ -50,13 +50,13 @@ class UNet2DConfig:
     deep_supervision: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ModelError: there is no such network."""
+        """Raises ModelError: a value is unknown or out of range."""
         for what, value, known in (
             ("encoder", self.encoder, tuple(ENCODERS)),
             ("decoder", self.decoder, DECODERS),
         ):
             if value not in known:
-                raise ModelError(f"There is no {what} {value!r}. Known: {', '.join(known)}.")
+                raise ModelError(f"The {what} {value!r} is unknown. Known are {', '.join(known)}.")
         number(self.channels, "channels", 1, MOST_CHANNELS)
         number(self.classes, "classes", 1, MOST_CLASSES)
         if len(self.widths) != len(STRIDES):
@@ -68,17 +68,17 @@ class UNet2DConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], channels: int, classes: int) -> UNet2DConfig:
-        """The network that a card describes; what else its settings hold is not looked at.
+        """Return the network that a card describes; its other settings are ignored.
 
         Raises:
-            ModelError: there is no such network.
+            ModelError: the settings do not describe a network.
         """
         own = {item.name for item in fields(cls)} & set(settings)
         values = {name: settings[name] for name in own}
         return from_json(cls, values | {"channels": channels, "classes": classes})
 
     def settings(self) -> dict[str, Any]:
-        """What `of` reads, as JSON values."""
+        """Return the settings that `of` reads, as JSON values."""
         return {k: v for k, v in to_json(self).items() if k not in ("channels", "classes")}
 
 
@@ -100,11 +100,11 @@ class UNet2D(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """See the class."""
+        """Apply the module, as PyTorch calls it."""
         return self.answers(image)[0]
 
     def answers(self, image: Tensor) -> list[Tensor]:
-        """The logits, and behind them those of the nested U-Nets, from the deepest, where heads for these are."""
+        """Return the logits, followed by those of the nested U-Nets, from the deepest, if these have heads."""
         features, nested = self.decoder.nested(self.encoder(image))
         found = [self.segmentation_head(features)]
         for head, inner in zip(self.deep_heads, nested, strict=False):
@@ -122,7 +122,7 @@ class _ConvNormReLU(nn.Sequential):
 
 
 class _Joined(nn.Module):
-    """Twice the size, joined with what has that size already, and convolved twice."""
+    """Doubles the size of features, joins them with skips of that size, and convolves them twice."""
 
     def __init__(self, channels: int, beside: int, width: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Joined(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """Pyramids, the finest level first, to features (N, widths[-1], H, W)."""
+    """Computes features (N, widths[-1], H, W) from pyramids, the finest level first."""
 
     def __init__(self, pyramid: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
@@ -147,21 +147,21 @@ class UNetDecoder(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """See the class."""
+        """Apply the module, as PyTorch calls it."""
         features, *beside = pyramid[::-1]
         for row, block in enumerate(self.blocks):
             features = block(features, beside[row : row + 1])
         return features
 
     def nested(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` gives; nothing is nested in a U-Net."""
+        """Return only the result of `forward`, because a U-Net does not nest others."""
         return self(pyramid), []
 
 
 class UNetPlusPlusDecoder(nn.Module):
-    """The same with nested skips: at each size, every node is joined with all that lie before it.
+    """The same with nested skips: every node is joined with all previous nodes of its size.
 
-    Node `x_d_l` stands in row l, rows counted from the coarsest; d is how many rows below it its own U-Net ends.
+    Node `x_d_l` is in row l, counted from the coarsest; its own U-Net ends d rows below.
     """
 
     def __init__(self, pyramid: Sequence[int], widths: Sequence[int]) -> None:
@@ -182,8 +182,8 @@ class UNetPlusPlusDecoder(nn.Module):
         return self.nested(pyramid)[0]
 
     def nested(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` gives, and the features (N, pyramid[0], H / 2, W / 2) of the nested U-Nets, the deepest
-        first."""
+        """Return the result of `forward` and the features (N, pyramid[0], H / 2, W / 2) of the nested U-Nets, the
+        deepest first."""
         levels = pyramid[::-1]
         nodes: dict[tuple[int, int], Tensor] = {}
         for row in range(self.last):

@@ -1,11 +1,11 @@
-"""Untrusted pickles, read into plain containers by an interpreter that can do nothing else.
+"""Untrusted pickles, read into plain containers by an interpreter that cannot do anything else.
 
-A pickle is a program for a small machine. Python's own `pickle` runs it on real objects, and a program that may
-not call anything can still make it take gigabytes (the number of a memo slot is believed) or compare for years
+A pickle is a program for a small machine. Python's own `pickle` runs it on real objects. Even a program that may
+not call anything can make it allocate gigabytes (the number of a memo slot is trusted) or compare for years
 (tuples within tuples as keys). `pickletools` decodes the instructions, and `unpickle` knows the few of them that
-`torch.save` writes; every name that a pickle may ask for is in a table of its caller.
+`torch.save` writes; every name that a pickle may ask for is in a table that the caller gives.
 
-Source of what instructions mean: `pickletools` of the standard library.
+Source of the meaning of instructions: `pickletools` of the standard library.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_BYTES = 64 << 20
-"""The largest size of a pickle. Those of nnU-Net with a log of 1000 epochs of 105 classes have 4 MB."""
+"""The largest size of a pickle in bytes. nnU-Net's pickles with a log of 1000 epochs of 105 classes have 4 MB."""
 
 MOST_INSTRUCTIONS = 4_000_000
-"""In a pickle; those largest have 1.5 million."""
+"""The largest number of instructions in a pickle; nnU-Net's largest pickles have 1.5 million."""
 
 LARGEST_KEY = 1 << 31
-"""Whole numbers as keys lie below: from larger ones keys can be made that all collide."""
+"""Whole numbers used as keys must be smaller, because larger ones can be chosen so that all keys collide."""
 
 NAME_SHOWN = 120
-"""Letters of a refused name that a message quotes."""
+"""The number of letters of a refused name that a message quotes."""
 
 
 class PickleDamage(ValueError):
@@ -40,10 +40,10 @@ class NameRefused(ValueError):
 
 @dataclass
 class Inert:
-    """Stands for an object of any class: it keeps the attributes and does nothing.
+    """Stands for an object of any class: it keeps the attributes and has no behaviour.
 
     Attributes:
-        kind: full name of the class.
+        kind: the full name of the class.
     """
 
     kind: str
@@ -52,11 +52,11 @@ class Inert:
 
 @dataclass(frozen=True)
 class Name:
-    """What a pickle can ask for by name.
+    """An object that a pickle can ask for by name.
 
     Attributes:
         full_name: module and name.
-        make: what calling it gives.
+        make: the function that is called in its place.
     """
 
     full_name: str
@@ -64,12 +64,12 @@ class Name:
 
 
 def inert(full_name: str) -> Name:
-    """A class of which an `Inert` is made, whatever it is called with."""
+    """The name of a class for which an `Inert` is made, whatever its arguments are."""
     return Name(full_name, lambda *_: Inert(full_name))
 
 
 def table(*names: Name) -> dict[str, Name]:
-    """`names` by their full names, with those of the containers of the standard library."""
+    """Return `names` by their full names, together with the containers of the standard library."""
     return {name.full_name: name for name in (*CONTAINERS, *names)}
 
 
@@ -78,16 +78,16 @@ def unpickle(
     names: Mapping[str, Name],
     persistent: Callable[[Any], Any],
 ) -> tuple[Any, int]:
-    """What a pickle holds, and how many bytes of `program` it has.
+    """Return the object in a pickle, and the number of bytes of `program` that the pickle takes.
 
     Args:
         program: starts with the pickle.
-        names: what it may ask for, by full name.
-        persistent: gives the object of a persistent id.
+        names: the objects that the pickle may ask for, by full name.
+        persistent: returns the object of a persistent id.
 
     Raises:
-        NameRefused: it asks for another name.
-        PickleDamage: it is damaged, or no pickle that torch writes.
+        NameRefused: the pickle asks for another name.
+        PickleDamage: the pickle is damaged, or torch did not write it.
     """
     machine = _Machine(names, persistent)
     stream = io.BytesIO(program[:MOST_BYTES])
@@ -112,7 +112,7 @@ _SIZED = (str, bytes, tuple, list, dict, set)
 
 
 class _Machine:
-    """Stack, marks and memo of a pickle that is being read."""
+    """The stack, marks and memo of a pickle that is being read."""
 
     def __init__(self, names: Mapping[str, Name], persistent: Callable[[Any], Any]) -> None:
         self.stack: list[Any] = []
@@ -150,12 +150,12 @@ class _Machine:
     def call(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         if not isinstance(called, Name) or type(arguments) is not tuple:
-            raise PickleDamage("it calls what cannot be called")
+            raise PickleDamage("it calls an object that cannot be called")
         self._count(arguments, *arguments)
         self.stack.append(called.make(*arguments))
 
     def build(self) -> None:
-        """Give an object its attributes; only what stands for objects has any."""
+        """Give an object its attributes; only stand-ins for objects have attributes."""
         state, target = self.stack.pop(), self.stack[-1]
         self._count(state)
         if isinstance(target, Inert) and isinstance(state, dict):
@@ -164,18 +164,18 @@ class _Machine:
             target.refine(state)
         elif not isinstance(
             target, OrderedDict
-        ):  # its attribute `_metadata` tells versions of layers
+        ):  # its attribute `_metadata` has the versions of layers
             raise PickleDamage(f"it sets attributes of a {type(target).__name__}")
 
     def _count(self, *values: object) -> None:
-        """Keep a pickle from having one long object copied again and again."""
+        """Keep a pickle from copying one long object again and again."""
         self._exported += sum(
             len(value) // (64 if isinstance(value, str | bytes) else 1)
             for value in values
             if isinstance(value, _SIZED)
         )
         if self._exported > MOST_INSTRUCTIONS:
-            raise PickleDamage("it has its objects copied too often")
+            raise PickleDamage("it copies its objects too often")
 
     def persistent(self) -> None:
         self.stack.append(self._persistent(self.stack.pop()))
@@ -189,12 +189,12 @@ class _Machine:
 
     def extend(self, values: Iterable[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise PickleDamage("it appends to what is not a list")
+            raise PickleDamage("it appends to an object that is not a list")
         self.stack[-1].extend(values)
 
     def update(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], dict) or len(values) % 2:
-            raise PickleDamage("it sets items of what is not a dict")
+            raise PickleDamage("it sets items of an object that is not a dict")
         pairs = zip(values[::2], values[1::2], strict=True)
         self.stack[-1].update((checked_key(key), value) for key, value in pairs)
 
@@ -208,10 +208,10 @@ class Typed:
 
 
 def checked_key(key: object) -> str | int:
-    """A key that is hashed and compared at once.
+    """Return a key that can be hashed and compared quickly.
 
     Raises:
-        PickleDamage: it is neither text nor a whole number of usual size.
+        PickleDamage: the key is neither text nor a whole number of usual size.
     """
     if type(key) is str or (type(key) is int and abs(key) < LARGEST_KEY):
         return key
@@ -223,7 +223,7 @@ def _ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
 
 
 def _encoded(text: str, encoding: str) -> bytes:
-    """Bytes as protocol 2 writes them."""
+    """Return bytes that protocol 2 wrote as text."""
     if encoding != "latin1":
         raise PickleDamage(f"it encodes in {str(encoding)[:20]!r}")
     return text.encode("latin1")
@@ -290,4 +290,4 @@ _STEPS: dict[str, Callable[[_Machine, Any], object]] = {
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.persistent(),
 }
-"""What torch's protocol 2 consists of, and the short forms of 3 and 4 that need no machine of their own."""
+"""The instructions of protocol 2 that torch writes, and simple short forms of protocols 3 and 4."""

@@ -14,16 +14,17 @@ from medsegai.networks.compact_unet import CompactUNet, CompactUNetConfig
 from medsegai.networks.unet import UNet, build_unet
 
 MOST_STAGES, MOST_CHANNELS, FOLDS = 12, 4096, (1, 2)
-"""What a card may ask of a compact network."""
+"""Limits of the settings of a compact network."""
 
 
 def build_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
-    """A network with fresh weights.
+    """Build a network with fresh weights.
 
     Args:
-        settings: of a member. `network` is "compact" (with `widths` and `fold`), or a table with `class` and
+        settings: the settings of a member. `network` is "compact" (with `widths` and `fold`), or a table with
+            `class` and
             `arguments` as in nnU-Net's plans.
-        classes: channels of the answer, background included.
+        classes: channels of the output, including background.
 
     Raises:
         ModelError: the settings do not describe a network.
@@ -34,7 +35,7 @@ def build_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
 
 
 def describe_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
-    """The same network without weights, on torch's device "meta": it takes no memory, whatever the settings say.
+    """Build the same network without weights on torch's device "meta", where it takes no memory at any size.
 
     Raises:
         ModelError: see `build_network`.
@@ -43,20 +44,23 @@ def describe_network(settings: Mapping[str, Any], classes: int) -> nn.Module:
     if isinstance(network, Mapping):
         name, arguments = network.get("class"), network.get("arguments")
         if not isinstance(name, str) or not isinstance(arguments, Mapping):
-            raise ModelError("network must have a class, which is text, and arguments, an object.")
+            raise ModelError(
+                "network must have a class, which is a text, and arguments, which are an object."
+            )
         built = build_unet(name, arguments, 1, classes)
         if len(built.strides) != 3:
-            raise ModelError(f"network must be one of three dimensions, not {len(built.strides)}.")
+            raise ModelError(f"network must have three dimensions, not {len(built.strides)}.")
         return built
     with torch.device("meta"):
         return CompactUNet(_compact(settings, classes))
 
 
 def _compact(settings: Mapping[str, Any], classes: int) -> CompactUNetConfig:
-    """The shape of a compact network. Raises ModelError: the settings do not give one."""
+    """Return the shape of a compact network. Raises ModelError: the settings do not describe one."""
     if settings.get("network", "compact") != "compact":
         raise ModelError(
-            f"There is no network {shown(settings['network'])}. Known are compact, and those of nnU-Net's plans."
+            f"The network {shown(settings['network'])} is unknown. Known are compact, and the "
+            "networks of nnU-Net's plans."
         )
     given = {name: settings[name] for name in ("widths", "fold") if name in settings}
     config = from_json(CompactUNetConfig, {"classes": classes, **given})
@@ -69,7 +73,7 @@ def _compact(settings: Mapping[str, Any], classes: int) -> CompactUNetConfig:
 
 
 def smallest_multiple(network: nn.Module) -> Sequence[int]:
-    """What the sizes (k, j, i) of a patch must be multiples of."""
+    """Return the numbers of which the sizes (k, j, i) of a patch must be multiples."""
     if isinstance(network, CompactUNet):
         return (network.config.stride,) * 3
     assert isinstance(network, UNet)
@@ -77,7 +81,9 @@ def smallest_multiple(network: nn.Module) -> Sequence[int]:
 
 
 def _initialise(layer: nn.Module) -> None:
-    """As nnU-Net begins: He et al., "Delving Deep into Rectifiers", 2015, for leaky rectifiers."""
+    """Initialise a layer as nnU-Net does: He et al., "Delving Deep into Rectifiers", 2015, for leaky
+    rectifiers.
+    """
     if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(layer.weight, a=0.01)
         if layer.bias is not None:

@@ -1,6 +1,6 @@
-"""Many cases one after another: what is done is known by its report, so a batch can be stopped and resumed.
+"""Segmentation of many cases: finished cases are known by their reports, so a batch can be stopped and resumed.
 
-A case that cannot be segmented does not keep the others from it. Models stay loaded from case to case.
+A case that cannot be segmented does not stop the others. Models stay loaded between cases.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME, CaseState, En
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 
 OF_THE_CASE = (InputError, DeviceError)
-"""What is wrong with one case; any other error would meet the next case too, and ends the batch."""
+"""Errors of a single case; any other error would also meet the next case, and ends the batch."""
 
 
 @dataclass(frozen=True, repr=False)
 class CaseJob:
-    """One case to be done. It can be handed to another process; its `repr` names no patient.
+    """One case to segment. It can be sent to another process; its `repr` does not name a patient.
 
     Attributes:
-        case: which.
-        request: how; its inputs are replaced by those of the case.
-        files: what to write, and where to.
-        before: SHA-256 of the report that was there before the batch began; "" where there was none.
+        case: the case.
+        request: the request, whose inputs are replaced by those of the case.
+        files: the files to write, and their places.
+        before: the SHA-256 of the report that existed before the batch began; "" if there was none.
     """
 
     case: Case
@@ -50,11 +50,11 @@ class CaseJob:
     before: str = ""
 
     def do(self, segment: Segment, progress: Progress) -> Entry:
-        """Segment the case and write its files; the line of the table says how it went.
+        """Segment the case and write its files; return its line of the table.
 
         Raises:
-            Cancelled: the user stopped; nothing was written.
-            MedSegAIError: what would go wrong with every case.
+            Cancelled: the user stopped the case; nothing was written.
+            MedSegAIError: an error that every case would meet.
         """
         name = self.case.name
         try:
@@ -66,7 +66,7 @@ class CaseJob:
         return Entry.done(name, result.report())
 
     def ended(self) -> Entry | None:
-        """The line of the table if the case was done since the batch began, and all its files are there."""
+        """Return the line of the table if the case was done since the batch began and all of its files exist."""
         name, path = self.case.name, self.files.report(self.case.name)
         if not path.is_file() or file_sha256(path) == self.before:
             return None
@@ -75,22 +75,22 @@ class CaseJob:
         return read_report(path, name)[0]
 
     def absolute(self) -> CaseJob:
-        """The same with paths that hold in whichever folder a process is at work."""
+        """Return the same job with absolute paths, which are valid in any working folder."""
         inputs = tuple(path.absolute() for path in self.case.inputs)
         files = replace(self.files, folder=self.files.folder.absolute())
         return replace(self, case=replace(self.case, inputs=inputs), files=files)
 
 
 Work = Callable[[Sequence[CaseJob]], Generator[Entry, None, None]]
-"""Does jobs, and gives a line of the table for each that begins and for each that ends."""
+"""Does jobs, and yields a line of the table for each job that begins and for each that ends."""
 
 
 def one_after_another(segment: Segment, progress_of: Callable[[str], Progress]) -> Work:
-    """Work in this process, in order.
+    """Do the jobs in this process, in order.
 
     Args:
-        segment: the engine.
-        progress_of: makes the progress of a case.
+        segment: the function that segments.
+        progress_of: the function that makes the progress of a case.
     """
 
     def work(jobs: Sequence[CaseJob]) -> Generator[Entry, None, None]:
@@ -102,12 +102,12 @@ def one_after_another(segment: Segment, progress_of: Callable[[str], Progress]) 
 
 
 class Pace:
-    """Does what is asked for at once, but leaves it out where it would take more than a tenth of the time.
+    """Calls an action, but skips it if it would take more than a tenth of the time.
 
-    A table of ten thousand lines that is written anew with each change would take longer than the cases.
+    Otherwise, writing a table of ten thousand lines after each change would take longer than the cases.
 
     Args:
-        clock: seconds that pass.
+        clock: the function that returns the time in seconds.
     """
 
     SHARE, MOST_SECONDS = 0.1, 1.0
@@ -126,13 +126,13 @@ class Pace:
 
 
 class Batch:
-    """Cases and how far they are. The table is written anew with each change, and at the end in any case.
+    """Cases and their states. The table is written after each change, and always at the end.
 
     Args:
-        cases: what to segment.
-        request: how; its inputs are replaced by those of each case.
-        files: what to write, and where to. The folder is made if it is missing.
-        listener: called with each line of the table that changes.
+        cases: the cases to segment.
+        request: the request, whose inputs are replaced by those of each case.
+        files: the files to write, and their places. The folder is made if it is missing.
+        listener: the function that receives each changed line of the table.
 
     Raises:
         OutputError: the folder cannot be made.
@@ -157,20 +157,19 @@ class Batch:
             ) from error
 
     def reserved(self) -> AbstractContextManager[None]:
-        """Within its block no other batch writes into this folder.
+        """Prevent other batches from writing into this folder within the block.
 
         Raises:
-            OutputError: another batch is at work there.
+            OutputError: another batch is writing into the folder.
         """
         return reserved([self._files.folder / TABLE_NAME])
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Find what is there already, before anything runs.
+        """Check existing results before anything runs.
 
         Raises:
-            OutputError: results are there, and neither going on nor replacing them was asked for; or a file cannot
-                be written.
-            RequestError: the results that are there were made with other options or models.
+            OutputError: results exist, and neither `resume` nor `overwrite` is set; or a file cannot be written.
+            RequestError: the existing results were made with other options or models.
         """
         self._files.check(self._cases)
         unfinished = self._unfinished() if resume else set()
@@ -183,8 +182,8 @@ class Batch:
                 self._take_up(name, case, unfinished)
             else:
                 raise OutputError(
-                    f"{self._files.folder} holds a result of {name} already. Keep what is there and do the "
-                    "rest (--resume), or do everything again (--overwrite)."
+                    f"{self._files.folder} already holds a result of {name}. Keep existing results and do the "
+                    "other cases (--resume), or do all cases again (--overwrite)."
                 )
 
     def _unfinished(self) -> set[str]:
@@ -192,12 +191,12 @@ class Batch:
         return {digest for folder in folders for digest in unfinished_hashes(folder)}
 
     def _are_leftovers(self, name: str, unfinished: set[str]) -> bool:
-        """Whether all files of a case were left by a run that was ended before its report was in place."""
+        """Whether all files of a case come from a run that ended before its report was in place."""
         hashes = set(self._files.outputs(name).hashes().values())
         return bool(hashes) and hashes <= unfinished
 
     def _take_up(self, name: str, case: Case, unfinished: set[str]) -> None:
-        """Compare the files of a case with its report: it is done, done again, or was changed by somebody."""
+        """Compare the files of a case with its report: the case is done, must be done again, or was changed."""
         entry, options, _ = read_report(self._files.report(name), name)
         outputs = self._files.outputs(name)
         recorded, there = recorded_hashes(self._files.report(name)), outputs.hashes()
@@ -210,18 +209,18 @@ class Batch:
         else:
             self._check_options(name, options)
             files = ", ".join(outputs.paths()[part].name for part in changed)
-            note = f"{files} was changed after it was written, and is kept as it is."
+            note = f"{files} was changed after it was written, so it is kept as it is."
             self.entries[name] = replace(entry, message=f"{note} {entry.message}".strip())
 
     def run(self, work: Work) -> None:
-        """Do the cases that are not done.
+        """Segment the cases that are not done.
 
         Args:
-            work: does them, such as `one_after_another`.
+            work: the function that does them, such as `one_after_another`.
 
         Raises:
-            Cancelled: the user stopped; what is done stays.
-            MedSegAIError: what would go wrong with every case.
+            Cancelled: the user stopped the batch; finished cases are kept.
+            MedSegAIError: an error that every case would meet.
         """
         jobs = [self._job(name) for name in self._order()]
         self._sweep()
@@ -251,7 +250,7 @@ class Batch:
         return CaseJob(self._cases[name], self._request, self._files, before)
 
     def _order(self) -> list[str]:
-        """Those that were under way when the batch was ended last, perhaps by them, come last."""
+        """Return the order of cases: those that were running when the batch last ended come last."""
         before = self._states_before()
         left = {name for name in self._cases if before.get(table_cell(name)) == CaseState.RUNNING}
         waiting = [name for name, entry in self.entries.items() if entry.state != CaseState.DONE]
@@ -269,8 +268,8 @@ class Batch:
         other = sorted(key for key in now if before.get(key, now[key]) != now[key])
         if other:
             raise RequestError(
-                f"The result of {name} in {self._files.folder} was made with other options "
-                f"({', '.join(other)}). Name another folder, or do everything again (--overwrite)."
+                f"The result of {name} in {self._files.folder} was made with other options ({', '.join(other)}). "
+                "Name another folder, or do all cases again (--overwrite)."
             )
 
     def _set(self, entry: Entry) -> None:
@@ -283,7 +282,7 @@ class Batch:
         write_table(self._files.folder / TABLE_NAME, names, map(asdict, self.entries.values()))
 
     def _write_volumes(self) -> None:
-        """One table with the structures of all cases that are done."""
+        """Write a table with the structures of all finished cases."""
         done = [name for name, entry in self.entries.items() if entry.state == CaseState.DONE]
         rows = [
             {"case": name, **row}
@@ -295,10 +294,10 @@ class Batch:
 
 
 def read_report(path: Path, case: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:
-    """What the report of a case that is done says of it, its options, and its structures.
+    """Read the report of a finished case: its line of the table, its options and its structures.
 
     Raises:
-        InputError: it is not the report of a segmentation.
+        InputError: the file is not the report of a segmentation.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -306,18 +305,18 @@ def read_report(path: Path, case: str) -> tuple[Entry, Mapping[str, Any], list[d
         return Entry.done(case, report), options, list(report["structures"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a report of a segmentation. Delete it, and that case is done again."
+            f"{path} is not a report of a segmentation. Delete it, so that the case is done again."
         ) from error
 
 
 def unfinished_hashes(folder: Path) -> set[str]:
-    """SHA-256 of files whose report was written, but not moved to its place before its process was ended."""
+    """Return the SHA-256 of files whose report was written, but not moved before its process ended."""
     reports = (path for path in folder.iterdir() if _is_partial(path) and path.suffix == ".json")
     return {digest for report in reports for digest in recorded_hashes(report).values()}
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a process that was ended was writing; the folder is reserved, so nobody writes there now."""
+    """Remove partial files of a process that has ended; the folder is reserved, so no process writes there now."""
     for path in [path for path in folder.iterdir() if _is_partial(path)]:
         with contextlib.suppress(OSError):
             path.unlink()

@@ -1,7 +1,7 @@
-"""Which images of a BIDS dataset are the cases of a batch (Brain Imaging Data Structure, bids-specification 1.10).
+"""The images of a BIDS dataset as the cases of a batch (Brain Imaging Data Structure, bids-specification 1.10).
 
 The names of files and folders decide: sub-LABEL/[ses-LABEL/]anat/sub-LABEL_[ses-LABEL_][KEY-VALUE_…]SUFFIX.nii.gz.
-So a tree of images that are named like this is found, too, where it has no dataset_description.json.
+So a tree of images with such names is also found without a dataset_description.json.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ ENTITIES = {
     "description": "desc",
     "resolution": "res",
 }
-"""Long names of entities, and what stands in names of files."""
+"""The long names of entities, with the keys in file names."""
 
 IMAGE = re.compile(r"((?:[A-Za-z0-9]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)\.nii(?:\.gz)?")
-"""Entities with their values, and the suffix."""
+"""The pattern of entities with their values, and the suffix."""
 
 SUBJECT, SESSION = re.compile(r"sub-[A-Za-z0-9+]+"), re.compile(r"ses-[A-Za-z0-9+]+")
 NAMED_AT_MOST = 6
-"""Files or sessions that one message names."""
+"""The largest number of files or sessions that a message names."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Scan:
 
     Attributes:
         path: the file.
-        entities: their values by their keys in the name of the file, such as sub, ses and run.
-        suffix: such as T1w.
+        entities: the values of entities by their keys in the file name, such as sub, ses and run.
+        suffix: the suffix of the file name, such as T1w.
     """
 
     path: Path
@@ -59,29 +59,29 @@ class Scan:
 
     @property
     def name(self) -> str:
-        """Its entities as they stand in the name of the file, without the suffix."""
+        """The entities as in the file name, without the suffix."""
         return "_".join(f"{key}-{value}" for key, value in self.entities.items())
 
     @property
     def session(self) -> str:
-        """Such as sub-01/ses-02, or sub-01 where subjects have no sessions."""
+        """The session, such as sub-01/ses-02, or sub-01 if the subject does not have sessions."""
         keys = (key for key in ("sub", "ses") if key in self.entities)
         return "/".join(f"{key}-{self.entities[key]}" for key in keys)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which images stand for one channel of the model.
+    """A selection of the images for one channel of the model.
 
     Attributes:
-        wanted: values by key; each may be any of several. `suffix` is one of the keys.
+        wanted: the accepted values by key. `suffix` is one of the keys.
     """
 
     wanted: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"suffix": (SUFFIX,)})
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Filter:
-        """From `suffix=T2w session=01,02`. Raises RequestError."""
+        """Parse words such as `suffix=T2w session=01,02`. Raises RequestError."""
         wanted: dict[str, tuple[str, ...]] = {"suffix": (SUFFIX,)}
         for word in words:
             key, separator, values = word.partition("=")
@@ -105,7 +105,7 @@ class Filter:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder is a BIDS dataset, or images lie in it as in one."""
+    """Whether a folder is a BIDS dataset, or its images are placed as in one."""
     return (folder / DESCRIPTION).is_file() or next(_images(folder), None) is not None
 
 
@@ -115,25 +115,25 @@ def find_bids_cases(
     channels: Sequence[str],
     tell: Callable[[str], None] = lambda words: None,
 ) -> list[Case]:
-    """The cases of a dataset: each image that the first filter takes, with those of the other channels beside it.
+    """Find the cases of a dataset: each image that the first filter accepts, with those of other channels.
 
     Args:
-        folder: that of dataset_description.json.
-        filters: one for each channel of the model; none means T1w images for a model of one channel.
+        folder: the folder of dataset_description.json.
+        filters: one filter for each channel of the model; empty for T1w images and a model of one channel.
         channels: the names of the model's channels.
-        tell: is called with what is left out or doubtful, in words.
+        tell: the function that receives messages about omitted or questionable images.
 
     Returns:
-        Cases named as their images are without the suffix, such as sub-01_ses-02_run-1.
+        Cases with the names of their images without the suffix, such as sub-01_ses-02_run-1.
 
     Raises:
-        InputError: no image is taken, or .bidsignore cannot be understood.
-        RequestError: there is not one filter for each channel.
+        InputError: the filters do not match any image, or .bidsignore cannot be understood.
+        RequestError: the number of filters differs from that of channels.
     """
     filters = filters or [Filter()] * (len(channels) == 1)
     if len(filters) != len(channels):
         raise RequestError(
-            f"The model takes {counted(len(channels), 'image', 'images')} of each case ({', '.join(channels)}). "
+            f"The model takes {counted(len(channels), 'image', 'images')} for each case ({', '.join(channels)}). "
             f"Write --bids-filter once for each, in this order, not {counted(len(filters), 'time', 'times')}."
         )
     _describe(folder, tell)
@@ -144,7 +144,9 @@ def find_bids_cases(
     _tell_what_lacks(folder, scans, found[0], filters[0], tell)
     cases = list(_cases(found, filters, tell))
     if not cases:
-        raise InputError(f"{folder} has no case with an image for every channel of the model.")
+        raise InputError(
+            f"{folder} does not have a case with an image for every channel of the model. Check --bids-filter."
+        )
     return cases
 
 
@@ -155,20 +157,21 @@ def _cases(
     for first in found[0]:
         if first.name in names:
             raise InputError(
-                f"{names[first.name].path} and {first.path} would be one case. Name one suffix with --bids-filter."
+                f"{names[first.name].path} and {first.path} would be the same case. Name one "
+                "suffix with --bids-filter."
             )
         names[first.name] = first
         others = [_partner(first, scans) for scans in found[1:]]
         if lacking := [str(filters[n + 1]) for n, other in enumerate(others) if other is None]:
             tell(
-                f"{first.name} was left out: there is not exactly one image beside it with {lacking[0]}."
+                f"{first.name} was left out, because there is not exactly one image beside it with {lacking[0]}."
             )
             continue
         yield Case(first.name, (first.path, *(other.path for other in others if other is not None)))
 
 
 def _partner(first: Scan, scans: Sequence[Scan]) -> Scan | None:
-    """The one image of the same session; of several, the one that agrees in all other entities that both have."""
+    """Return the image of the same session; of several, the one that agrees in all entities that both have."""
     beside = [scan for scan in scans if scan.session == first.session]
     if len(beside) > 1:
         beside = [
@@ -193,7 +196,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
-    """The images that are not ignored, and whose names say where they lie."""
+    """Return the images that are not ignored and whose names agree with their folders."""
     ignored = _ignored(folder)
     strange = []
     for path in _images(folder):
@@ -250,7 +253,7 @@ def _tell_what_lacks(
     wanted: Filter,
     tell: Callable[[str], None],
 ) -> None:
-    """Say which sessions have no image, and which have several: nothing is left out, or done twice, in silence."""
+    """Report sessions without an image and with several, so that omissions and repetitions are never silent."""
     by_session: dict[str, list[Scan]] = defaultdict(list)
     for scan in taken:
         by_session[scan.session].append(scan)
@@ -258,19 +261,19 @@ def _tell_what_lacks(
     there = {scan.session: None for scan in scans if asked.takes(scan)}
     there |= dict.fromkeys(_folders(folder, asked))
     if missing := sorted(there.keys() - by_session.keys()):
-        tell(f"No image with {wanted}: {_listed(missing)}.")
+        tell(f"Without an image with {wanted}: {_listed(missing)}.")
     if absent := sorted(_sessions_that_others_have(by_session)):
-        tell(f"Sessions that other subjects have are not there: {_listed(absent)}.")
+        tell(f"Sessions that other subjects have are missing: {_listed(absent)}.")
     if several := sorted(name for name, group in by_session.items() if len(group) > 1):
         first = by_session[several[0]]
         tell(
             f"{_listed(several)}: several images with {wanted}, such as {first[0].path.name} and "
-            f"{first[1].path.name}. Each is a case; choose with --bids-filter, as in run=1."
+            f"{first[1].path.name}. Each is a case; select one with --bids-filter, as in run=1."
         )
 
 
 def _folders(folder: Path, asked: Filter) -> Iterator[str]:
-    """Subjects or, where these have sessions, their sessions, whatever images they hold."""
+    """Return subjects or, if they have sessions, their sessions, whatever images they hold."""
     for subject in folder.glob("sub-*"):
         if not SUBJECT.fullmatch(subject.name) or not subject.is_dir():
             continue
@@ -283,7 +286,7 @@ def _folders(folder: Path, asked: Filter) -> Iterator[str]:
 
 
 def _sessions_that_others_have(by_session: Mapping[str, Any]) -> Iterator[str]:
-    """The sessions that at least half of the subjects have and that others lack altogether."""
+    """Return the sessions that at least half of the subjects have and others lack completely."""
     has: dict[str, set[str]] = defaultdict(set)
     for name in by_session:
         subject, _, session = name.partition("/")
@@ -297,11 +300,15 @@ def _sessions_that_others_have(by_session: Mapping[str, Any]) -> Iterator[str]:
 def _nothing(folder: Path, wanted: Filter, scans: Sequence[Scan]) -> str:
     suffixes = sorted({scan.suffix for scan in scans})
     sessions = sorted({scan.entities["ses"] for scan in scans if "ses" in scan.entities})
-    there = f"It has images with the suffix {', '.join(suffixes)}" if scans else "It has no image"
+    there = (
+        f"It has images with the suffix {', '.join(suffixes)}"
+        if scans
+        else "It does not have images"
+    )
     there += f" in the sessions {_listed(sessions)}" if sessions else ""
     return (
-        f"{folder} has no image with {wanted} below sub-*/anat or sub-*/ses-*/anat. {there}; choose with "
-        "--bids-filter, as in suffix=T2w session=01."
+        f"{folder} does not have an image with {wanted} in sub-*/anat or sub-*/ses-*/anat. "
+        f"{there}; select with --bids-filter, as in suffix=T2w session=01."
     )
 
 
@@ -312,5 +319,5 @@ def _listed(names: Sequence[object]) -> str:
 
 
 def _plain(key: str, value: str) -> str:
-    """Runs and echoes are numbers: 1 is 01."""
+    """Return a value without leading zeros for runs and echoes, which are numbers."""
     return value.lstrip("0") if key in ("run", "echo") and value.isdigit() else value

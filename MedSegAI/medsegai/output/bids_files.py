@@ -1,7 +1,7 @@
-"""A result as a BIDS derivative: tables of labels and volumes, sidecars, and what describes the dataset.
+"""A result as a BIDS derivative: tables of labels and volumes, sidecars, and the description of the dataset.
 
-After the BIDS specification 1.10, "BIDS Derivatives" and "Imaging data types". What it has no names for (volumes,
-reports, pictures, maps of uncertainty) is listed in .bidsignore.
+The files follow the BIDS specification 1.10, "BIDS Derivatives" and "Imaging data types". Files without names in
+BIDS (volumes, reports, pictures, maps of uncertainty) are listed in .bidsignore.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME
 BIDS_VERSION = "1.10.0"
 GENERATOR = "MedSegAI"
 SOURCE_LINK = "raw"
-"""What the dataset of the scans is called in BIDS URIs."""
+"""The name of the dataset of the scans in BIDS URIs."""
 
 VOLUMES_COLUMNS = {
     "index": ("Label value of the structure in the _dseg image.", None),
@@ -43,8 +43,8 @@ VOLUMES_COLUMNS = {
         "1",
     ),
     "mutual_information": (
-        "Mean mutual information of the networks inside the structure, in nats: how much they differ beyond the "
-        "uncertainty of each.",
+        "Mean mutual information of the networks inside the structure, in nats: how much "
+        "they disagree, beyond the uncertainty of each.",
         "1",
     ),
     "expected_dice": (
@@ -74,7 +74,7 @@ explains its columns. The `_report.json` of a case says how it was made. {NOT_FO
 
 
 def write_label_table(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    """Write the table that belongs to a _dseg image: index, name and colour of each label."""
+    """Write the table of a _dseg image: index, name and colour of each label."""
     rows = (
         {
             "index": label.value,
@@ -87,7 +87,7 @@ def write_label_table(path: Path, result: SegmentationResult, scan: Path | Volum
 
 
 def write_sidecar(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    """Write what belongs to a _dseg image: what it was made from, and that no person drew it."""
+    """Write the sidecar of a _dseg image: its sources, and that it was not drawn by a person."""
     what = "Label values of structures; their names and colours are in the _dseg.tsv."
     _write_json(path, {"Description": what, "Manual": False, **_sources(scan)})
 
@@ -95,7 +95,7 @@ def write_sidecar(path: Path, result: SegmentationResult, scan: Path | Volume) -
 def write_probabilities_sidecar(
     path: Path, result: SegmentationResult, scan: Path | Volume
 ) -> None:
-    """Write the same for a _probseg image, with the names of its volumes in their order."""
+    """Write the sidecar of a _probseg image, with the names of its volumes in order."""
     what = "Probability of each structure, one volume each in the order of LabelMap."
     names = [label.name for label in result.labels]
     _write_json(path, {"Description": what, "Manual": False, "LabelMap": names, **_sources(scan)})
@@ -111,7 +111,7 @@ def write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -
 
 
 def _sources(scan: Path | Volume) -> Mapping[str, Any]:
-    """The scan as a BIDS URI, where it lies in a folder of a subject; its name alone elsewhere."""
+    """Return the scan as a BIDS URI if it is in the folder of a subject, otherwise its file name."""
     path = scan if isinstance(scan, Path) else Path(scan.source)
     dataset = dataset_of(path)
     if dataset is None:
@@ -121,13 +121,13 @@ def _sources(scan: Path | Volume) -> Mapping[str, Any]:
 
 
 def dataset_of(scan: Path) -> Path | None:
-    """The folder that holds the folder of the scan's subject; None where it lies in no such folder."""
+    """Return the folder that holds the folder of the scan's subject; None if there is no such folder."""
     inside = (path for path in scan.parents if SUBJECT.fullmatch(path.name))
     return next((path.parent for path in inside), None)
 
 
 def check_description(folder: Path) -> None:
-    """Raises OutputError: the folder holds a dataset that MedSegAI did not make."""
+    """Raise OutputError if the folder holds a dataset that MedSegAI did not make."""
     path = folder / DESCRIPTION
     if not path.exists():
         return
@@ -138,19 +138,19 @@ def check_description(folder: Path) -> None:
         ours = False
     if not ours:
         raise OutputError(
-            f"{folder} holds another dataset ({DESCRIPTION}). Name a folder of its own, such as "
+            f"{folder} holds another dataset ({DESCRIPTION}). Name a separate folder, such as "
             f"{folder / 'derivatives' / 'medsegai'}."
         )
 
 
 def write_description(folder: Path, source: str, link: str | None, models: Sequence[str]) -> None:
-    """Write what describes a derivative dataset: its name, origin and columns, and what BIDS has no names for.
+    """Write the description of a derivative dataset: its name, origin and columns, and files without BIDS names.
 
     Args:
-        folder: that of the derivative.
-        source: name of the dataset of the scans.
-        link: where that lies, relative to `folder`; None if the scans are not a BIDS dataset.
-        models: with their versions.
+        folder: the folder of the derivative.
+        source: the name of the dataset of the scans.
+        link: the path of that dataset, relative to `folder`; None if the scans are not a BIDS dataset.
+        models: the models with their versions.
 
     Raises:
         OutputError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""The report of a case as a page, straight from a result."""
+"""The report of a case as a page, made directly from a result."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from medsegai.volume import Volume
 
 
 def write_page(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    """Write what `medsegai export --report` writes. Raises OutputError."""
+    """Write the same page as `medsegai export --report`. Raises OutputError."""
     write_report(path, _work(result, scan).content())
 
 
 def write_viewer_page(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    """Write what `medsegai export --report --viewer` writes.
+    """Write the same page as `medsegai export --report --viewer`.
 
     Raises:
         OutputError: the file cannot be written.
-        MedSegAIError: NiiVue is not in this installation.
+        MedSegAIError: this installation does not contain NiiVue.
     """
     write_report(path, _work(result, scan).content(viewer=True))
 

@@ -1,4 +1,4 @@
-"""Which cases there are: those of a folder, or those that a table names."""
+"""The cases of a batch, from a folder or a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, counted
 from medsegai.io import PICTURE_ENDINGS, READABLE, parse_table, read_volume
 from medsegai.io.dicom_files import is_dicom, read_file
 from medsegai.io.slides import SLIDE_ENDINGS
@@ -15,16 +15,16 @@ from medsegai.models.card import Channel
 from medsegai.volume import Volume
 
 ENDINGS = sorted(set(READABLE) - {".hdr", ".dcm"}, key=len, reverse=True)
-"""Endings of images; the voxels of an Analyze pair are in its .img."""
+"""The endings of images; the voxels of an Analyze pair are in its .img file."""
 
 PICTURE_FILES = sorted({*ENDINGS, *PICTURE_ENDINGS, *SLIDE_ENDINGS, ".dcm"}, key=len, reverse=True)
-"""Endings of what a model of single images takes; a DICOM file is a radiograph, and not a slice of a series."""
+"""The endings of inputs of models for single images; a DICOM file is a radiograph, not a slice of a series."""
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
-"""Names of nnU-Net's raw images: case, channel."""
+"""The pattern of nnU-Net's raw images: case and channel."""
 
 CASE_NAME = re.compile(r'[^.\s\\/:*?"<>|\x00-\x1f][^\\/:*?"<>|\x00-\x1f]*(?<![.\s])')
-"""What a file can be named on every system, and is not hidden."""
+"""The pattern of file names that every system accepts and that are not hidden."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Case:
     """One scan.
 
     Attributes:
-        name: its results are named after it.
+        name: the name of the case and its results.
         inputs: one image per channel of the model.
-        series: which DICOM series of each input, as `read_volume` takes it; "" where there is one only.
+        series: the DICOM series of each input, as for `read_volume`; "" if there is only one.
     """
 
     name: str
@@ -42,16 +42,16 @@ class Case:
     series: tuple[str, ...] = ()
 
     def images(self) -> tuple[Path | Volume, ...]:
-        """What the engine takes: paths, and the voxels where a series was named.
+        """Return the inputs for the engine: paths, or volumes if a series was named.
 
         Raises:
-            MedSegAIError: such a series cannot be read, or an input is a link whose file is not here.
+            MedSegAIError: a series cannot be read, or an input is a link whose file does not exist.
         """
         for path in self.inputs:
             if _is_dangling(path):
                 raise InputError(
-                    f"{path} is a link to a file that is not here. If git-annex or DataLad keeps this dataset, "
-                    "get the file first (datalad get), and run again with --resume."
+                    f"{path} is a link to a file that does not exist. If git-annex or DataLad manages this "
+                    "dataset, get the file first (datalad get), and run again with --resume."
                 )
         series = (*self.series, *[""] * len(self.inputs))
         return tuple(
@@ -63,18 +63,18 @@ class Case:
 def find_cases(
     folder: Path, channels: int, tell: Callable[[str], None] = lambda words: None
 ) -> list[Case]:
-    """The cases in a folder: image files, or folders that hold one DICOM series each, at any depth.
+    """Find the cases in a folder: image files, or folders that hold one DICOM series each, at any depth.
 
-    Images of several channels are named as nnU-Net's are, case_0000.nii.gz, case_0001.nii.gz and so on; those of
+    Images of several channels must be named as in nnU-Net, case_0000.nii.gz, case_0001.nii.gz and so on; images of
     one channel may be.
 
     Args:
-        folder: where to look.
-        channels: how many images the model takes of each case.
-        tell: is called with what is left out, in words.
+        folder: the folder to search.
+        channels: the number of images that the model takes for each case.
+        tell: the function that receives messages about omitted files.
 
     Raises:
-        InputError: there is no case, a channel is missing, or two files are named as one image.
+        InputError: the folder does not hold a case, a channel is missing, or two files have the name of one image.
     """
     if not folder.is_dir():
         raise InputError(
@@ -98,8 +98,8 @@ def find_cases(
     below = _images_below(folder)
     if not cases:
         raise InputError(
-            f"{folder} holds no scan: neither an image ({', '.join(ENDINGS)}) nor a folder with a DICOM series. "
-            + below
+            f"{folder} does not hold a scan, which is an image ({', '.join(ENDINGS)}) or a "
+            "folder with a DICOM series. " + below
         )
     if below:
         tell(below)
@@ -107,13 +107,13 @@ def find_cases(
 
 
 def find_pictures(folder: Path) -> list[Case]:
-    """The pictures, radiographs and slides in a folder, each of them a case with the name of its file.
+    """Find the pictures, radiographs and slides in a folder; each is a case with the name of its file.
 
     Args:
-        folder: where to look; subfolders are left out.
+        folder: the folder to search, without its subfolders.
 
     Raises:
-        InputError: there is none, or two have one name but for the ending.
+        InputError: the folder does not hold any, or two names differ only in the ending.
     """
     if not folder.is_dir():
         raise InputError(
@@ -131,32 +131,34 @@ def find_pictures(folder: Path) -> list[Case]:
             )
         found[name] = path
     if not found:
-        raise InputError(f"{folder} holds no picture ({', '.join(PICTURE_FILES)}).")
+        raise InputError(
+            f"{folder} does not hold a picture ({', '.join(PICTURE_FILES)}). Name another folder."
+        )
     return [Case(name, (path,)) for name, path in found.items()]
 
 
 def _images_below(folder: Path) -> str:
-    """What to say of images in subfolders, which may be scans or the labels of these; "" where there are none."""
+    """Return a hint about images in subfolders, which may be scans or their labels; "" if there are none."""
     below = (path for path in sorted(folder.rglob("*")) if path.parent != folder)
     images = [path for path in below if _image_name(path) is not None]
     if not images:
         return ""
     return (
-        f"Images in subfolders are not searched, because they may be labels or results: {len(images)} are there, "
-        f"such as {images[0].relative_to(folder)}. Name the folder that they lie in, or write a table of cases."
+        f"Its subfolders hold {counted(len(images), 'image', 'images')}, such as {images[0].relative_to(folder)}, "
+        "which may be labels or results. Name the folder that holds the scans, or write a table of cases."
     )
 
 
 def _unicode(name: str) -> str:
-    """A name that tables and reports can hold: bytes that are not UTF-8 are written as numbers."""
+    """Return a name that tables and reports can hold: bytes that are not UTF-8 are written as numbers."""
     return re.sub(r"[\udc80-\udcff]", lambda byte: f"x{ord(byte[0]) - 0xDC00:02X}", name)
 
 
 def _image_name(path: Path, endings: Sequence[str] = ENDINGS) -> str | None:
-    """The name of an image file without its ending; None for anything else, segmentations among it.
+    """Return the name of an image file without its ending; None for other files, including segmentations.
 
-    A pipe or a link to nothing that has the name of an image counts: its case fails with the reason, and is not
-    passed over.
+    A pipe or a dangling link with the name of an image counts as an image, so that its case fails with the reason
+    and is not silently omitted.
     """
     name = path.name.lower()
     if name.startswith(".") or name.endswith(".seg.nrrd") or path.is_dir():
@@ -165,7 +167,7 @@ def _image_name(path: Path, endings: Sequence[str] = ENDINGS) -> str | None:
 
 
 def _is_dangling(path: Path) -> bool:
-    """Whether it is a link whose file is not here."""
+    """Whether a path is a link whose file does not exist."""
     return path.is_symlink() and not path.exists()
 
 
@@ -174,7 +176,8 @@ def _of_channels(name: str, images: Mapping[tuple[str, int], Path], channels: in
     if sorted(found) != list(range(channels)):
         there = ", ".join(path.name for path in found.values())
         raise InputError(
-            f"Case {name} must have {channels} images, {name}_0000 to {name}_{channels - 1:04}; there is {there}."
+            f"Case {name} must have {channels} images, {name}_0000 to "
+            f"{name}_{channels - 1:04}, but the folder only holds {there}. Add the others."
         )
     return Case(name, tuple(found[channel] for channel in range(channels)))
 
@@ -191,9 +194,9 @@ def _of_series(folder: Path, taken: set[str], tell: Callable[[str], None]) -> It
 
 
 def _has_slices(folder: Path, tell: Callable[[str], None]) -> bool:
-    """Whether a folder holds slices, sound or not: what is wrong with them is the affair of their case.
+    """Whether a folder holds slices, even damaged ones, because faults of slices are reported for their case.
 
-    Other files may lie beside them, such as notes, reports or a DICOMDIR.
+    Other files may be beside them, such as notes, reports or a DICOMDIR.
     """
     others = 0
     for path in sorted(folder.iterdir()):
@@ -209,26 +212,28 @@ def _has_slices(folder: Path, tell: Callable[[str], None]) -> bool:
     if others:
         files = f"{others} DICOM files that are" if others > 1 else "1 DICOM file that is"
         tell(
-            f"{folder} was left out: it holds {files} no scan, such as a segmentation or a report."
+            f"{folder} was left out, because it holds {files} not a scan but, for example, a "
+            "segmentation or a report."
         )
     return False
 
 
 def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channel]) -> list[Case]:
-    """The cases of a table: CSV in UTF-8, separated by commas, semicolons or tabs, with a line of headings.
+    """Read the cases of a table: CSV in UTF-8, separated by commas, semicolons or tabs, with a line of headings.
 
-    Columns are `case`; `image`, or, of a model with several channels, `image_0000`, `image_0001` and so on or the
-    names of the channels; and, where a folder holds several DICOM series, `series`, or `series_0000` and so on.
-    Other columns are left alone.
+    Columns are `case`; `image`, or, for a model with several channels, `image_0000`, `image_0001` and so on or the
+    names of the channels; and, if a folder holds several DICOM series, `series`, or `series_0000` and so on. Other
+    columns are ignored.
 
     Args:
-        table: its content.
-        where: what it is called in messages.
-        folder: what relative paths start from.
-        channels: those of the model; the last may be left out where the model does not require them.
+        table: the content of the table.
+        where: the name of the table in messages.
+        folder: the folder from which relative paths start.
+        channels: the channels of the model; the last ones may be omitted if the model does not require them.
 
     Raises:
-        InputError: it is no such table, or a line names no case, one that is named already, or a missing image.
+        InputError: the content is not such a table, or a line does not name a case, repeats a case, or names a
+            missing image.
     """
     found = parse_table(table, where)
     columns = found.headings
@@ -250,12 +255,12 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
         )
         if len(case.inputs) < sum(channel.required for channel in channels):
             raise InputError(
-                f"{where}, line {number}: case {case.name} lacks an image; the model takes "
-                f"{', '.join(channel.name for channel in channels)}."
+                f"{where}, line {number}: case {case.name} lacks an image, because the model "
+                f"takes {', '.join(channel.name for channel in channels)}."
             )
         if cases.setdefault(case.name.casefold(), case) is not case:
             raise InputError(
-                f"{where}, line {number}: there is a case {case.name} already. Give each a name of its own."
+                f"{where}, line {number}: the case {case.name} is listed twice. Give each case its own name."
             )
     if not cases:
         raise InputError(
@@ -265,7 +270,7 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
 
 
 def _column(columns: Sequence[str], kind: str, number: int, channels: Sequence[Channel]) -> str:
-    """The heading of a channel's images or series; "" where there is none."""
+    """Return the heading of a channel's images or series; "" if there is none."""
     names = [f"{kind}_{number:04}"]
     names += [kind] if len(channels) == 1 else []
     names += [channels[number].name.casefold()] if kind == "image" else []
@@ -284,6 +289,8 @@ def _of_line(
     inputs = tuple(folder / image for image, _series in named)
     for (image, _series), path in zip(named, inputs, strict=True):
         if not image or not path.exists():
-            problem = f"{path} does not exist" if image else "an image is left out before another"
+            problem = (
+                f"{path} does not exist" if image else "an image is missing before another one"
+            )
             raise InputError(f"{where}, case {name}: {problem}. Correct the table.")
     return Case(name, inputs, tuple(series for _image, series in named))

@@ -1,4 +1,4 @@
-"""A batch as a whole: a table with a row for each case, and what stands out among them."""
+"""A batch as a whole: a table with a row for each case, and the outliers among them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from medsegai.output.layouts import BatchFiles
 from medsegai.worker.batch_events import CaseState, Entry
 
 FEWEST = 5
-"""Cases that it takes to say which of them stands out."""
+"""The smallest number of cases among which outliers are reported."""
 
 FAR = 3.5
-"""Beyond this a modified z-score, 0.6745 times the distance from the median over the median absolute deviation,
-stands out (B. Iglewicz and D. Hoaglin, How to detect and handle outliers, 1993)."""
+"""The modified z-score, 0.6745 times the distance from the median over the median absolute deviation, above which
+a value stands out (B. Iglewicz and D. Hoaglin, How to detect and handle outliers, 1993)."""
 
 NORMAL = 0.6745
-"""Median absolute deviation of a normal distribution, in standard deviations."""
+"""The median absolute deviation of a normal distribution, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class CaseRow:
     """One case.
 
     Attributes:
-        entry: its line in the table of the batch.
-        structures: as the report of the run has them; none unless it is done.
-        intracranial_ml: where the model gives it.
-        page: the report of the case as a page, if there is one.
+        entry: the line of the case in the table of the batch.
+        structures: the structures in the report of the run; empty unless the case is done.
+        intracranial_ml: the intracranial volume in ml, if the model measures it.
+        page: the page of the case, if there is one.
     """
 
     entry: Entry
@@ -43,7 +43,7 @@ class CaseRow:
     page: Path | None = None
 
     def remarks(self) -> dict[str, list[str]]:
-        """What is said of structures, and of which: many have the same remark."""
+        """Return each remark with its structures, because many structures have the same remark."""
         names: dict[str, list[str]] = {}
         for item in self.structures:
             for remark in item["remarks"]:
@@ -52,7 +52,7 @@ class CaseRow:
 
     @property
     def flagged(self) -> tuple[str, ...]:
-        """Names of the structures that a person should look at."""
+        """Return the names of the structures that a person should look at."""
         return tuple(str(item["name"]) for item in self.structures if item["remarks"])
 
 
@@ -61,15 +61,15 @@ class Cohort:
     """All cases of a batch.
 
     Attributes:
-        rows: in the order of the batch.
-        left_out: what was said of scans that did not become cases.
+        rows: the cases in the order of the batch.
+        left_out: the messages about scans that did not become cases.
     """
 
     rows: tuple[CaseRow, ...]
     left_out: tuple[str, ...] = ()
 
     def values(self, name: str, key: str) -> dict[str, float]:
-        """A measure of a structure by case, of those where it was found."""
+        """Return a measure of a structure by case, for cases in which it was found."""
         return {
             row.entry.case: float(item[key])
             for row in self.rows
@@ -78,15 +78,16 @@ class Cohort:
         }
 
     def names(self) -> list[str]:
-        """The structures, in the order of the model."""
+        """Return the names of the structures, in the order of the model."""
         return list(
             dict.fromkeys(str(item["name"]) for row in self.rows for item in row.structures)
         )
 
     def outliers(self) -> dict[str, dict[str, float]]:
-        """The structures of each case whose volume stands out, with their scores: below 0 it is small.
+        """Return the structures of each case whose volume stands out, with scores, which are negative if it is
+        small.
 
-        Logarithms are compared, as in the reference ranges of models: volumes are spread wider above the median.
+        Logarithms are compared, as in the reference ranges of models, because volumes vary more above the median.
         """
         found: dict[str, dict[str, float]] = {}
         for name in self.names():
@@ -99,9 +100,9 @@ class Cohort:
 
 
 def scores(values: Mapping[str, float]) -> dict[str, float]:
-    """How far each value lies from the median, as modified z-scores; none of fewer than `FEWEST`.
+    """Return the modified z-score of each value; empty for fewer than `FEWEST` values.
 
-    Half of the values may be anything without changing what is said of the others.
+    Up to half of the values may be arbitrary without changing the scores of the others much.
     """
     if len(values) < FEWEST:
         return {}
@@ -115,7 +116,7 @@ def scores(values: Mapping[str, float]) -> dict[str, float]:
 def read_cohort(
     entries: Iterable[Entry], files: BatchFiles, left_out: Sequence[str] = ()
 ) -> Cohort:
-    """The cases of a batch, with what their reports say. A report that cannot be read counts as none."""
+    """Read the cases of a batch with their reports. A report that cannot be read is ignored."""
     return Cohort(tuple(_row(entry, files) for entry in entries), tuple(left_out))
 
 
@@ -135,12 +136,12 @@ def _row(entry: Entry, files: BatchFiles) -> CaseRow:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Headings of the table, with what they mean and their units."""
+    """The headings of the table, with their meanings and units."""
 
     explained: dict[str, tuple[str, str | None]] = field(default_factory=dict)
 
     def add(self, name: str, words: str, unit: str | None = None) -> str:
-        """A heading that no other column has."""
+        """Add a column, and return its unique heading."""
         plain, number = name, 2
         while name in self.explained:
             name, number = f"{plain}_{number}", number + 1
@@ -151,7 +152,7 @@ class _Columns:
 def write_cohort_table(path: Path, cohort: Cohort) -> None:
     """Write a row for each case: state, remarks, intracranial volume, volume and expected Dice of each structure.
 
-    Beside a .tsv a .json explains the columns, as in BIDS.
+    Beside a .tsv file, a .json file explains the columns, as in BIDS.
 
     Raises:
         OutputError: a file cannot be written.
@@ -166,7 +167,7 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
             "outliers", "Structures whose volume stands out among the cases of this table."
         ),
         columns.add("intracranial_ml", "Volume of everything inside the skull.", "mL"),
-        columns.add("message", "Why the case failed, or what the user should know about it."),
+        columns.add("message", "The reason why the case failed, or a remark about it."),
     ]
     measures = []
     for name in cohort.names():

@@ -1,4 +1,4 @@
-"""One page over a batch: what to look at first, how volumes are distributed, and what was left out and why."""
+"""The page of a batch: which cases to check first, how volumes are distributed, and which scans were left out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medsegai import __version__
+from medsegai.errors import counted
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
 from medsegai.output.cohort import FAR, FEWEST, CaseRow, Cohort
@@ -17,7 +18,7 @@ from medsegai.request import NOT_FOR_DIAGNOSIS
 from medsegai.worker.batch_events import CaseState
 
 MOST_POINTS = 300
-"""Cases of which each has a point in the plots; of more, only those that stand out."""
+"""The largest number of cases that all have a point in the plots; with more, only outliers have one."""
 
 WIDTH, HEIGHT, MARGIN = 320, 22, 6
 
@@ -30,7 +31,7 @@ svg circle { fill: #44618f; fill-opacity: .35; } svg .far { fill: #b00020; fill-
 
 
 def cohort_page(cohort: Cohort, folder: Path) -> str:
-    """The page as HTML; its links are relative to `folder`."""
+    """Return the page as HTML; its links are relative to `folder`."""
     outliers = cohort.outliers()
     return "\n".join(
         [
@@ -65,7 +66,7 @@ def write_cohort_page(path: Path, cohort: Cohort) -> None:
 def _summary(cohort: Cohort) -> str:
     states = [row.entry.state for row in cohort.rows]
     done, failed = states.count(CaseState.DONE), states.count(CaseState.FAILED)
-    words = [f"{done} of {len(states)} cases are done", f"{failed} failed"]
+    words = [f"{done} of {counted(len(states), 'case is', 'cases are')} done", f"{failed} failed"]
     waiting = len(states) - done - failed
     return ", ".join([*words, *([f"{waiting} waiting"] if waiting else [])]) + "."
 
@@ -73,14 +74,14 @@ def _summary(cohort: Cohort) -> str:
 def _flagged(
     cohort: Cohort, outliers: Mapping[str, Mapping[str, float]], folder: Path
 ) -> Iterator[str]:
-    """Cases with remarks or outliers, those with most at the top."""
+    """Return a table of the cases with remarks or outliers, those with most at the top."""
 
     def weight(row: CaseRow) -> int:
         return len(set(row.flagged) | set(outliers.get(row.entry.case, ())))
 
     first = sorted((row for row in cohort.rows if weight(row)), key=weight, reverse=True)
     if not first:
-        yield "<p>No case has remarks, and none stands out.</p>"
+        yield "<p>There are no cases with remarks or outlying volumes.</p>"
         return
     yield (
         "<table><thead><tr><th>Case</th><th>Structures</th><th class='words'>Remarks</th>"
@@ -101,10 +102,10 @@ def _flagged(
 
 
 def _excluded(cohort: Cohort) -> Iterator[str]:
-    """What has no figures, and why: cases that failed or wait, and scans that never became cases."""
+    """Return the list of scans without figures: cases that failed or wait, and scans that did not become cases."""
     absent = [row.entry for row in cohort.rows if row.entry.state != CaseState.DONE]
     if not absent and not cohort.left_out:
-        yield "<p>Nothing was left out.</p>"
+        yield "<p>No scan was left out.</p>"
         return
     yield "<ul>"
     for entry in absent:
@@ -137,10 +138,10 @@ def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
         )
     yield "</tbody></table>"
     yield (
-        "<p>Box: the middle half of the cases, with the median. Red: the volume stands out, which is more than "
-        f"{FAR:g} by the modified z-score of its logarithm (distance from the median by the median absolute "
-        f"deviation); it is said from {FEWEST} cases on. A case can stand out because of the person and not "
-        "because of an error.</p>"
+        "<p>Box: the middle half of the cases, with the median. Red: the volume stands out, "
+        "because the modified z-score of its logarithm (distance from the median over the "
+        f"median absolute deviation) exceeds {FAR:g}; this needs at least {FEWEST} cases. A "
+        "case can stand out because of the person rather than an error.</p>"
     )
 
 
@@ -152,7 +153,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _plot(volumes: Mapping[str, float], far: set[str], pages: Mapping[str, str]) -> str:
-    """A box with points, each of which says its case and leads to its page."""
+    """Return a box plot with points, each of which names its case and links to its page."""
     least, most = min(volumes.values()), max(volumes.values())
 
     def x(value: float) -> float:
@@ -198,7 +199,7 @@ def _link(row: CaseRow, folder: Path) -> str:
 
 
 def _address(row: CaseRow, folder: Path) -> str:
-    """The page of a case, as a link from the page of the cohort; "" where there is none."""
+    """Return the link from the page of the cohort to the page of a case; "" if there is none."""
     if row.page is None:
         return ""
     path = os.path.relpath(row.page, folder).replace(os.sep, "/")

@@ -1,4 +1,4 @@
-"""A result as FreeSurfer's programs take it: its numbers and colours, and `aseg.stats`.
+"""A result for FreeSurfer's programs: its numbers and colours, and `aseg.stats`.
 
 Numbers, names and colours are those of FreeSurferColorLUT.txt for the structures of aseg.mgz (Fischl et al., Whole
 brain segmentation, Neuron 33, 2002, 341-355).
@@ -41,7 +41,7 @@ PAIRED: tuple[tuple[str, int, int, Color, Color], ...] = (
     ("vessel", 30, 62, (160, 32, 240), (160, 32, 240)),
     ("choroid-plexus", 31, 63, (0, 200, 200), (0, 200, 221)),
 )
-"""Name without its side, numbers on the left and right, colours on the left and right."""
+"""The name without its side, the numbers on the left and right, and the colours on the left and right."""
 
 SINGLE: tuple[tuple[str, int, Color], ...] = (
     ("3rd-Ventricle", 14, (204, 182, 142)),
@@ -71,7 +71,7 @@ ALIASES = {
     "thirdventricle": "3rdventricle",
     "fourthventricle": "4thventricle",
 }
-"""Other names of the same structures, letters and digits alone; the first of each pair is not FreeSurfer's."""
+"""Other names of the same structures, only letters and digits; the first of each pair is not FreeSurfer's."""
 
 SIDE = re.compile(r"(?i)(?<![a-z])(left|right|lh|rh|l|r)(?![a-z])")
 
@@ -92,7 +92,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class _Known:
-    """Number, name and colour of FreeSurfer."""
+    """FreeSurfer's number, name and colour."""
 
     number: int
     name: str
@@ -108,12 +108,12 @@ def _table() -> Iterator[tuple[str, _Known]]:
 
 
 def _letters(name: str) -> str:
-    """Letters and digits alone, in small letters."""
+    """Return only letters and digits, in lower case."""
     return "".join(re.findall(r"[a-z0-9]+", name.casefold()))
 
 
 def _key(name: str) -> str:
-    """Side and structure that a name means."""
+    """Return the side and structure that a name means."""
     side = SIDE.search(name)
     rest = _letters(name if side is None else name[: side.start()] + name[side.end() :])
     which = "" if side is None else "left" if side[1][0] in "lL" else "right"
@@ -124,7 +124,7 @@ _KNOWN = dict(_table())
 
 
 def freesurfer_label(label: Label) -> Label | None:
-    """The label with FreeSurfer's number, name and colour, by its name; None where aseg.mgz has no such one."""
+    """Return the label with FreeSurfer's number, name and colour, by its name; None if aseg.mgz lacks it."""
     known = _KNOWN.get(_key(label.name))
     if known is None:
         return None
@@ -132,31 +132,30 @@ def freesurfer_label(label: Label) -> Label | None:
 
 
 def freesurfer_labels(labels: Sequence[Label]) -> tuple[Label, ...]:
-    """The same of all.
+    """Return the labels with FreeSurfer's numbers, names and colours.
 
     Raises:
-        RequestError: FreeSurfer has no number for one, or one for two of them.
+        RequestError: FreeSurfer does not have a number for a label, or has the same number for two labels.
     """
     found = [freesurfer_label(label) for label in labels]
     missing = [label.name for label, known in zip(labels, found, strict=True) if known is None]
     if missing:
         raise RequestError(
             f"FreeSurfer's aseg does not have a number for {', '.join(missing[:6])}. Choose a model of the "
-            f"structures of "
-            "aseg, such as brain, or another --layout."
+            "structures of aseg, such as brain, or another --layout."
         )
     known = tuple(label for label in found if label is not None)
     numbers = [label.value for label in known]
     double = [label.name for label in known if numbers.count(label.value) > 1]
     if double:
         raise RequestError(
-            f"Two structures of the model are FreeSurfer's {double[0]}. Choose another --layout."
+            f"Two structures of the model correspond to FreeSurfer's {double[0]}. Choose another --layout."
         )
     return known
 
 
 def renumbered(result: SegmentationResult) -> SegmentationResult:
-    """The result with FreeSurfer's numbers, names and colours. Raises RequestError, as `freesurfer_labels`."""
+    """Return the result with FreeSurfer's numbers, names and colours. Raises: see `freesurfer_labels`."""
     labels = freesurfer_labels(result.labels)
     largest = max(label.value for label in (*labels, *result.labels))
     numbers = np.zeros(largest + 1, np.min_scalar_type(largest))
@@ -174,7 +173,7 @@ def renumbered(result: SegmentationResult) -> SegmentationResult:
 
 
 def write_color_table(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    """Write a colour table as FreeSurfer reads it: number, name, red, green, blue, transparency."""
+    """Write a colour table for FreeSurfer: number, name, red, green, blue, transparency."""
     rows = [(0, "Unknown", 0, 0, 0), *((it.value, it.name, *it.color) for it in result.labels)]
     lines = (f"{row[0]:>3}  {row[1]:<30} {row[2]:>3} {row[3]:>3} {row[4]:>3}   0" for row in rows)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -183,7 +182,7 @@ def write_color_table(path: Path, result: SegmentationResult, scan: Path | Volum
 def write_statistics(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     """Write volumes and grey values in the form of FreeSurfer's aseg.stats, which asegstats2table reads.
 
-    The grey values are those of the scan, where FreeSurfer has those of its norm.mgz.
+    The grey values are those of the scan, whereas FreeSurfer uses its norm.mgz.
     """
     image = scan if isinstance(scan, Volume) else read_volume(scan)
     lines = [

@@ -1,4 +1,4 @@
-"""What a batch writes of each case, and where: plain files, a BIDS derivative, or FreeSurfer's folders."""
+"""The files of each case of a batch, and their places: plain files, a BIDS derivative, or FreeSurfer's folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BIDS_ORDER = (
     ),
     *("proc", "space", "res", "den", "label", "desc"),
 )
-"""The order of entities in names of files."""
+"""The order of entities in file names."""
 
 
 ENTITY = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9+]+")
@@ -47,13 +47,13 @@ ENTITY = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9+]+")
 
 @dataclass(frozen=True)
 class BatchFiles:
-    """What is written of each case, into one folder, under the name of the case.
+    """The files of each case, in one folder, named after the case.
 
     Attributes:
-        folder: where to.
-        ending: type of the segmentations, such as `.seg.nrrd`.
-        uncertainty, preview, probabilities, pages: whether there are entropy maps, pictures, probabilities and
-            reports for people too.
+        folder: the folder of the files.
+        ending: the type of the segmentations, such as `.seg.nrrd`.
+        uncertainty, preview, probabilities, pages: whether entropy maps, pictures, probabilities and reports for
+            people are written, too.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class BatchFiles:
     def write(
         self, case: str, result: SegmentationResult, scan: Path | Volume, progress: Progress
     ) -> None:
-        """Write the files of a case, as `Outputs.write` does."""
+        """Write the files of a case, see `Outputs.write`."""
         self.outputs(case).write(result, scan, progress)
 
     @property
@@ -96,13 +96,13 @@ class BatchFiles:
         return self.folder / "cohort.html"
 
     def check(self, cases: Iterable[str]) -> None:
-        """Find what keeps these cases from being written so. Raises MedSegAIError."""
+        """Check that these cases can be written in this layout. Raises MedSegAIError."""
 
     def begin(self) -> None:
-        """Write what belongs to all cases together. Raises OutputError."""
+        """Write the files of the whole batch. Raises OutputError."""
 
     def folders(self, cases: Iterable[str]) -> list[Path]:
-        """The folders that hold the files of these cases, each once."""
+        """Return the folders that hold the files of these cases, each once."""
         inner = (path.parent for case in cases for path in self.outputs(case).paths().values())
         return list(dict.fromkeys([self.folder, *inner]))
 
@@ -115,7 +115,7 @@ class BatchFiles:
                 raise output_error(path, error) from error
 
     def remove_empty_folders(self, cases: Iterable[str]) -> None:
-        """Remove the folders of cases of which nothing was written."""
+        """Remove the folders of cases without any written file."""
         for path in self.folders(cases)[1:]:
             with contextlib.suppress(OSError):
                 while path != self.folder:
@@ -128,8 +128,8 @@ class BidsFiles(BatchFiles):
     """A BIDS derivative: sub-01/ses-02/anat/sub-01_ses-02_space-orig_desc-medsegai_dseg.nii.gz and others.
 
     Attributes:
-        source: the dataset of the scans; None if they do not lie in one.
-        models: with their versions, for the description of the dataset.
+        source: the dataset of the scans; None if they are not in a dataset.
+        models: the models with their versions, for the description of the dataset.
     """
 
     ending: str = ".nii.gz"
@@ -165,8 +165,8 @@ class BidsFiles(BatchFiles):
         if several:
             first, second = [case for case, path in names.items() if path == several[0]][:2]
             raise RequestError(
-                f"{first} and {second} would be one case in BIDS, whose names consist of letters and digits only. "
-                f"Rename one, or choose another --layout."
+                f"{first} and {second} would be the same case in BIDS, whose names only have "
+                "letters and digits. Rename one, or choose another --layout."
             )
 
     def begin(self) -> None:
@@ -186,7 +186,7 @@ class FreeSurferFiles(BatchFiles):
     """Folders as in FreeSurfer's SUBJECTS_DIR: CASE/mri/aseg.mgz, CASE/stats/aseg.stats and others.
 
     Attributes:
-        labels: those of the model.
+        labels: the labels of the model.
     """
 
     ending: str = ".mgz"
@@ -225,7 +225,7 @@ def _named(path: Path, ending: str) -> Path:
 
 
 def _bids_entities(case: str) -> dict[str, str]:
-    """What the name of a derivative of this case says, in the order of BIDS; a case without a subject is one."""
+    """Return the entities of this case in the order of BIDS; a case without a subject becomes a subject."""
     parts = case.split("_")
     if case.startswith("sub-") and all(map(ENTITY.fullmatch, parts)):
         pairs = {part.split("-")[0]: part.split("-")[1] for part in parts}

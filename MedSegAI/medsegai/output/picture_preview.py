@@ -1,4 +1,4 @@
-"""A segmented image of one slice to print: as it is, in its own colours, with outlines and a legend."""
+"""A printable picture of a segmented image of one slice, in its own colours, with outlines and a legend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medsegai.request import NOT_FOR_DIAGNOSIS
 from medsegai.volume import Volume
 
 LONGEST, LEAST = 1600, 640
-"""Pixels of the longer side of the picture; what is smaller or larger is resized, its sides in proportion."""
+"""The pixels of the longer side of the picture; smaller or larger images are resized in proportion."""
 
 WINDOW_PERCENTILES = (0.5, 99.5)
 
@@ -25,12 +25,12 @@ INK, FAINT = (30, 30, 30), (110, 110, 110)
 def render_picture(
     channels: Sequence[Volume], labelmap: Volume, labels: Sequence[Label]
 ) -> Image.Image:
-    """Draw an image and what was found in it.
+    """Draw an image and the structures that were found in it.
 
     Args:
-        channels: red, green and blue, or one of grey values, each of one slice.
+        channels: red, green and blue, or one grey channel, each of one slice.
         labelmap: label values on the same grid.
-        labels: what they mean; the legend names those that are there.
+        labels: the labels; the legend names those that occur.
     """
     shown = [channels[n % len(channels)].voxels[0] for n in range(3)]
     image = Image.fromarray(np.dstack([_eight_bits(values) for values in shown]))
@@ -47,7 +47,7 @@ def render_picture(
 
 
 def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey values to be seen; those of eight bits stay as they are."""
+    """Return grey values in eight bits; eight-bit values are unchanged."""
     if values.dtype == np.uint8:
         return values.astype(np.uint8)
     low, high = np.percentile(values.astype(np.float64), WINDOW_PERCENTILES)
@@ -56,7 +56,7 @@ def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The outermost two pixels of a mask."""
+    """Return the outermost two pixels of a mask."""
     inner = mask
     for _ in range(2):
         padded = np.pad(inner, 1)

@@ -1,8 +1,8 @@
-"""A picture of a segmentation to print: three planes with outlines, where they lie, a legend, and numbered doubt.
+"""A printable picture of a segmentation: three planes with outlines and positions, a legend, and uncertainty.
 
-Drawn as 3D Slicer shows it: axial and coronal with the patient's right on the left of the picture,
-sagittal with the nose to the left. Oblique grids are shown along their own axes, each named after the
-anatomical direction it is closest to. What is far from all structures is cut off; all planes have one scale.
+Drawn as 3D Slicer shows it: axial and coronal with the patient's right on the left of the picture, sagittal with
+the nose to the left. Oblique grids are shown along their own axes, each named after the anatomical direction it is
+closest to. Regions far from all structures are cropped; all planes have the same scale.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from medsegai.request import NOT_FOR_DIAGNOSIS
 from medsegai.volume import Geometry, Scalar, Volume, check_same_grid
 
 LONGEST_SIDE = 480
-"""Pixels of the longest side that is shown, in mm; the other sides follow in scale: 6 cm at 200 dpi."""
+"""The pixels of the longest side that is shown; the other sides have the same scale: 6 cm at 200 dpi."""
 
 MARGIN_MM = 8.0
-"""What is shown around the structures."""
+"""The margin in mm that is shown around the structures."""
 
 Color = tuple[int, int, int]
 PAPER: Color = (255, 255, 255)
@@ -36,27 +36,27 @@ FONT_SIZE = 16
 LINE_HEIGHT = 23
 LEGEND_ROWS = 9
 FILLS = (0.06, 0.35)
-"""Least and largest opacity of the colour inside an outline."""
+"""The smallest and largest opacity of the colour inside an outline."""
 
 SMALL = 0.02
-"""Part of all that is labelled, up to which a structure is filled most. Larger ones are filled less, because they
-would hide the tissue of half the picture."""
+"""The share of all labelled voxels up to which a structure has the largest opacity. Larger ones have less, because
+they would hide the tissue of half the picture."""
 
 BAR_WIDTH, BAR_HEIGHT = 360, 16
-"""Pixels of the scale of doubt."""
+"""The size of the scale of uncertainty in pixels."""
 
 TICK_NATS = 0.5
 EVEN_CHOICE_NATS = float(np.log(2))
 
 LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-"""Lengths that the scale bar may have."""
+"""The possible lengths of the scale bar in mm."""
 
 WINDOW_PERCENTILES = (0.5, 99.5)
 HEADROOM = 0.15
-"""Part of the window above the brightest tissue, so that it is light grey on which colours can be seen."""
+"""The part of the window above the brightest tissue, which becomes light grey under the colours."""
 
 MAX_SAMPLES = 2_000_000
-"""Voxels from which the grey window is taken; more would not move the percentiles."""
+"""The number of voxels from which the grey window is computed; more would not change the percentiles."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Plane:
     """One anatomical plane of a volume whose axes are (S, A, R), each growing towards its letter.
 
     Attributes:
-        name: as Slicer names it.
+        name: the name of the plane in Slicer.
         axis: the array axis that the plane cuts.
         along: the letter of that axis, which names the position of a slice.
-        left, right, top, bottom: what lies at each border of the picture.
+        left, right, top, bottom: the letters at the borders of the picture.
     """
 
     name: str
@@ -79,11 +79,11 @@ class Plane:
     bottom: str
 
     def cut(self, voxels: NDArray[Scalar], index: int) -> NDArray[Scalar]:
-        """Rows from top to bottom, columns from left to right of the picture."""
+        """Return rows from top to bottom, columns from left to right of the picture."""
         return np.take(voxels, index, axis=self.axis)[::-1, ::-1]
 
     def size(self, shape: tuple[int, ...], scale: NDArray[np.float64]) -> tuple[int, int]:
-        """(width, height) in pixels, from the pixels per voxel along each axis."""
+        """Return (width, height) in pixels, from the pixels per voxel along each axis."""
         rows, columns = (axis for axis in range(3) if axis != self.axis)
         width, height = shape[columns] * scale[columns], shape[rows] * scale[rows]
         return max(1, round(width)), max(1, round(height))
@@ -98,7 +98,7 @@ PLANES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One slice as it is drawn, and the words above it."""
+    """One slice as it is drawn, and its caption."""
 
     picture: Image.Image
     caption: str
@@ -110,16 +110,16 @@ def render_preview(
     """Draw `labelmap` over `image`, and `entropy`, if given, in a second row.
 
     Args:
-        image: the scan, (k, j, i), any number type.
+        image: the scan, (k, j, i), of any number type.
         labelmap: label values on the same grid.
-        labels: names and colours; values without a label are not drawn.
+        labels: the labels with names and colours; values without a label are not drawn.
         entropy: uncertainty in nats on the same grid.
 
     Returns:
-        An RGB picture. Each plane cuts where it shows most of the structures.
+        An RGB picture. Each plane is placed where it shows most of the structures.
 
     Raises:
-        GeometryError: the volumes do not lie on one grid.
+        GeometryError: the volumes do not have the same grid.
     """
     _check_on_grid(image, labelmap, entropy)
     scan, spacing = _towards_sar(image)
@@ -150,7 +150,7 @@ def render_preview(
 
 
 def _check_on_grid(image: Volume, *others: Volume | None) -> None:
-    """Raises GeometryError where a volume does not lie on the grid of the scan."""
+    """Raise GeometryError if a volume does not have the grid of the scan."""
     for other in others:
         if other is not None:
             check_same_grid(
@@ -158,14 +158,14 @@ def _check_on_grid(image: Volume, *others: Volume | None) -> None:
                 image.geometry,
                 "The result",
                 "the scan",
-                "A picture needs both on one grid: name the scan that was segmented.",
+                "A picture needs both on the same grid, so name the scan that was segmented.",
             )
 
 
 def _longest_mm(
     box: Sequence[slice], spacing: NDArray[np.float64], planes: Sequence[Plane]
 ) -> float:
-    """The longest side of what is shown, in mm; an axis that no plane shows does not count."""
+    """Return the longest side that is shown, in mm, of the axes that a plane shows."""
     return max(
         (part.stop - part.start) * length
         for axis, (part, length) in enumerate(zip(box, spacing, strict=True))
@@ -174,7 +174,7 @@ def _longest_mm(
 
 
 def _planes_of(shape: Sequence[int]) -> Sequence[Plane]:
-    """The planes that are drawn: of an image of one slice, that slice alone."""
+    """Return the planes that are drawn; for an image of one slice, only that of the slice."""
     flat = [plane for plane in PLANES if shape[plane.axis] == 1]
     return flat if len(flat) == 1 else PLANES
 
@@ -183,19 +183,19 @@ NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 
 
 def _there(areas: Sequence[NDArray[np.int64]], plane: Plane, index: int) -> NDArray[np.intp]:
-    """Positions of the structures in a slice, from 1."""
+    """Return the positions of the structures in a slice, from 1."""
     return np.flatnonzero(areas[plane.axis][index][1:]) + 1
 
 
 @dataclass(frozen=True)
 class _Sheet:
-    """How slices come onto the page.
+    """How slices are drawn on the page.
 
     Attributes:
         geometry: the grid of the scan.
-        box: what is shown of the axes (S, A, R).
-        spacing: of these axes, in mm.
-        scale: pixels for a mm.
+        box: the range of the axes (S, A, R) that is shown.
+        spacing: the spacing of these axes in mm.
+        scale: the number of pixels per mm.
     """
 
     geometry: Geometry
@@ -204,19 +204,19 @@ class _Sheet:
     scale: float
 
     def cut(self, voxels: NDArray[Scalar], plane: Plane, index: int) -> NDArray[Scalar]:
-        """The shown part of a slice: rows from top to bottom, columns from left to right of the picture."""
+        """Return the shown part of a slice: rows from top to bottom, columns from left to right of the picture."""
         part: list[slice | int] = list(self.box)
         part[plane.axis] = index
         return np.asarray(voxels[tuple(part)][::-1, ::-1])
 
     def size(self, plane: Plane) -> tuple[int, int]:
-        """(width, height) in pixels."""
+        """Return (width, height) in pixels."""
         sizes = np.array([part.stop - part.start for part in self.box]) * self.spacing * self.scale
         height, width = (sizes[axis] for axis in range(3) if axis != plane.axis)
         return max(1, round(width)), max(1, round(height))
 
     def panel(self, pixels: NDArray[np.float64], plane: Plane, index: int) -> Panel:
-        """The slice in the middle of a black panel, with side letters and a bar of known length."""
+        """Return the slice in the middle of a black panel, with side letters and a scale bar."""
         picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
         width, height = (max(side, SMALLEST_PANEL) for side in picture.size)
         panel = Image.new("RGB", (width, height))
@@ -244,7 +244,7 @@ class _Sheet:
         _write(draw, (left, down - 6), f"{lengths[-1]} mm", "lb")
 
     def position_mm(self, plane: Plane, index: int) -> float:
-        """Where the middle of the shown slice lies along R, A or S of the world; as Slicer shows it."""
+        """Return the position of the middle of the shown slice along R, A or S, as Slicer shows it."""
         order, flips = closest_axes(self.geometry)
         shown = [(part.start + part.stop - 1) / 2 for part in self.box]
         shown[plane.axis] = index
@@ -256,12 +256,12 @@ class _Sheet:
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, anchor: str) -> None:
-    """White letters that can be read on any picture."""
+    """Write white letters that are readable on any picture."""
     draw.text(place, text, PAPER, _font(), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def _shown(areas: Sequence[NDArray[np.int64]], spacing: NDArray[np.float64]) -> tuple[slice, ...]:
-    """The box around all structures with a margin; everything if there are none."""
+    """Return the box around all structures with a margin; everything if there are none."""
     margins = [round(MARGIN_MM / length) for length in spacing]
     return tuple(
         slice(
@@ -272,13 +272,13 @@ def _shown(areas: Sequence[NDArray[np.int64]], spacing: NDArray[np.float64]) -> 
 
 
 def _areas(codes: NDArray[np.uint16], axis: int, count: int) -> NDArray[np.int64]:
-    """Voxels of background and of each structure, in each slice along `axis`: (slice, 1 + count)."""
+    """Return the voxels of background and of each structure, in each slice along `axis`: (slice, 1 + count)."""
     slices = np.moveaxis(codes, axis, 0)
     return np.array([np.bincount(plane.ravel(), minlength=count + 1) for plane in slices])
 
 
 def _best_cut(areas: NDArray[np.int64]) -> int:
-    """The slice where most structures show much of themselves; the middle if there is no structure.
+    """Return the slice that shows most of the structures; the middle if there are none.
 
     Each structure counts with its area relative to its largest area in any slice, so that small ones
     count as much as large ones.
@@ -292,7 +292,7 @@ def _best_cut(areas: NDArray[np.int64]) -> int:
 
 
 def _box(areas: Sequence[NDArray[np.int64]]) -> tuple[slice, ...]:
-    """The box around all structures; everything if there are none."""
+    """Return the box around all structures; everything if there are none."""
     filled = [np.flatnonzero(along[:, 1:].any(axis=1)) for along in areas]
     if filled[0].size == 0:
         return (slice(None), slice(None), slice(None))
@@ -300,7 +300,7 @@ def _box(areas: Sequence[NDArray[np.int64]]) -> tuple[slice, ...]:
 
 
 def _towards_sar(volume: Volume) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels as a view with axes (S, A, R) growing, and the spacing of those axes in mm."""
+    """Return voxels as a view with growing axes (S, A, R), and the spacing of those axes in mm."""
     order, flips = closest_axes(volume.geometry)
     voxels = volume.voxels.transpose(order)
     voxels = voxels[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
@@ -309,9 +309,9 @@ def _towards_sar(volume: Volume) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def closest_axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Which array axis (k, j, i) runs along S, A and R, and whether it runs against it.
+    """Return which array axis (k, j, i) runs along S, A and R, and whether in the opposite direction.
 
-    Each voxel axis goes to one anatomical axis, so that the sum of the cosines is largest.
+    Each voxel axis is assigned to one anatomical axis, so that the sum of the cosines is largest.
     """
     matrix = geometry.ijk_to_ras[:3, :3] / np.array(geometry.spacing_mm)
     cosines = matrix[::-1, ::-1]  # rows S, A, R; columns k, j, i
@@ -324,7 +324,7 @@ def closest_axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, 
 
 
 def _codes(values: NDArray[np.integer], labels: Sequence[Label]) -> NDArray[np.uint16]:
-    """Label values as positions in `labels`, from 1; 0 for everything else."""
+    """Return label values as positions in `labels`, from 1; 0 for everything else."""
     lookup = np.zeros(
         max(int(values.max(initial=0)), *(label.value for label in labels)) + 1, np.uint16
     )
@@ -334,7 +334,7 @@ def _codes(values: NDArray[np.integer], labels: Sequence[Label]) -> NDArray[np.u
 
 
 def _window(voxels: NDArray[np.number]) -> tuple[float, float]:
-    """The grey values that become black and white."""
+    """Return the grey values that become black and white."""
     stride = max(1, round((voxels.size / MAX_SAMPLES) ** (1 / 3)))
     sample = voxels[::stride, ::stride, ::stride].astype(np.float64)
     sample = sample[np.isfinite(sample)]
@@ -347,7 +347,7 @@ def _window(voxels: NDArray[np.number]) -> tuple[float, float]:
 def _grey(
     plane: NDArray[np.number], window: tuple[float, float], size: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """The slice as RGB 0-255, (height, width, 3)."""
+    """Return the slice as RGB 0-255, (height, width, 3)."""
     low, high = window
     shades = np.clip((np.nan_to_num(plane.astype(np.float64)) - low) / (high - low), 0, 1) * 255
     shades = _resized(shades, size, Image.Resampling.BILINEAR).astype(np.float64)
@@ -357,7 +357,7 @@ def _grey(
 def _resized(
     plane: NDArray[np.number], size: tuple[int, int], how: Image.Resampling
 ) -> NDArray[Any]:
-    """The slice at (width, height); codes pass through 32-bit integers unharmed."""
+    """Resize the slice to (width, height); codes are exact as 32-bit integers."""
     kind = np.float32 if plane.dtype.kind == "f" else np.int32
     picture = Image.fromarray(np.ascontiguousarray(plane, dtype=kind))
     return np.asarray(picture.resize(size, how))
@@ -365,14 +365,14 @@ def _resized(
 
 @dataclass(frozen=True)
 class _Paint:
-    """Colours, and opacities inside the outlines, by position in the labels, from 1; (class,) and (class, 3)."""
+    """The colours (class, 3), and opacities (class,) inside the outlines, by position in the labels, from 1."""
 
     colors: NDArray[np.float64]
     fills: NDArray[np.float64]
 
     @classmethod
     def of(cls, labels: Sequence[Label], voxels: NDArray[np.int64]) -> _Paint:
-        """Make the colours of labels with these numbers of voxels; the first number is that of the background."""
+        """Return the colours of labels, given the numbers of voxels of the background and of each label."""
         colors = np.array([(0, 0, 0), *(label.color for label in labels)], dtype=np.float64)
         shares = voxels / max(int(voxels[1:].sum()), 1)
         fills = FILLS[1] * np.sqrt(SMALL / np.maximum(shares, SMALL))
@@ -394,16 +394,16 @@ class _Paint:
 
 
 def _heat(doubt: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Doubt from 0 to 1 as RGB 0-255: from black over red and yellow to white."""
+    """Return uncertainty from 0 to 1 as RGB 0-255: from black over red and yellow to white."""
     return np.stack([np.clip(doubt * 3 - step, 0, 1) for step in range(3)], axis=-1) * 255
 
 
 def _heated(
     grey: NDArray[np.float64], entropy: NDArray[np.floating], most: float
 ) -> NDArray[np.float64]:
-    """Doubt over a darkened slice.
+    """Draw uncertainty over a darkened slice.
 
-    The scale ends at `most`, half the entropy of a uniform guess: real maps hardly reach further.
+    The scale ends at `most`, half the entropy of a uniform guess, because real maps rarely exceed it.
     """
     doubt = np.clip(np.nan_to_num(entropy) / most, 0, 1)
     opacity = np.clip(doubt * 4, 0, 1)[:, :, np.newaxis]
@@ -411,7 +411,7 @@ def _heated(
 
 
 def _legend(labels: Sequence[Label], shown: set[int]) -> Iterator[tuple[str, Color]]:
-    """Names and colours of the structures that can be seen; what has one colour on both sides stands once."""
+    """Return names and colours of the visible structures; those with one colour on both sides are listed once."""
     pairs = dict(counterparts(labels)) | {right: left for left, right in counterparts(labels)}
     named: set[int] = set()
     for number in sorted(code - 1 for code in shown):
@@ -427,7 +427,7 @@ def _legend(labels: Sequence[Label], shown: set[int]) -> Iterator[tuple[str, Col
 def _page(
     rows: Sequence[Sequence[Panel]], legend: list[tuple[str, Color]], most: float
 ) -> Image.Image:
-    """Rows of panels, the scale of doubt under the second, the legend and the notice."""
+    """Return the page: rows of panels, the scale of uncertainty below the second, the legend and the notice."""
     width = max(sum(panel.picture.width + GAP for panel in row) + GAP for row in rows)
     heights = [max(panel.picture.height for panel in row) + LINE_HEIGHT + GAP for row in rows]
     doubt = len(rows) > 1
@@ -459,7 +459,7 @@ def _page(
 
 
 def _draw_scale(page: Image.Image, draw: ImageDraw.ImageDraw, top: int, most: float) -> None:
-    """The colours of doubt with numbers under them, and what these mean."""
+    """Draw the colours of uncertainty with numbers under them, and their meaning."""
     width = min(BAR_WIDTH, page.width - 2 * GAP)
     ramp = np.broadcast_to(np.linspace(0, 1, width), (BAR_HEIGHT, width))
     page.paste(Image.fromarray(_heat(ramp).astype(np.uint8)), (GAP, top))
@@ -479,7 +479,7 @@ def _legend_columns(legend: list[tuple[str, Color]], width: int) -> int:
 
 
 def _fitted(legend: list[tuple[str, Color]], room: int) -> list[tuple[str, Color]]:
-    """The legend, or as much of it as there is room for and the number of those left out."""
+    """Return the legend, or the part of it that fits and the number of omitted entries."""
     if len(legend) <= room:
         return legend
     return [*legend[: room - 1], (f"and {len(legend) - room + 1} more", PAPER)]

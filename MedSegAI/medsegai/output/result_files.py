@@ -1,4 +1,4 @@
-"""The files of a result: checked before the work begins, written all together or not at all."""
+"""The files of a result, which are checked before the work begins and written together or not at all."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ ENDINGS = {
     "statistics": (".stats",),
     "report": (".json",),
 }
-"""File types of each part."""
+"""The file types of each part."""
 
 MAPS = ("uncertainty", "mutual_information")
-"""Parts that are images with a number for each voxel."""
+"""The parts that are images with a number for each voxel."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the parts of a result go; None for parts that are not wanted.
+    """The paths of the parts of a result; None for parts that are not wanted.
 
     Attributes:
         segmentation: .seg.nrrd with named segments, or a labelmap as .nii.gz, .nrrd or .mha.
-        uncertainty: entropy map, as image.
-        mutual_information: map of how much members differ, as image.
+        uncertainty: entropy map, as an image.
+        mutual_information: map of how much members disagree, as an image.
         probabilities: 4D NIfTI with one volume per structure.
         volumes: table of structures, .csv, or .tsv as in BIDS.
         places: table of connected regions with their sizes and probabilities, the most probable first, .csv.
         objects: map of the numbers of separate objects, such as nuclei, like a segmentation.
         object_table: table of these objects, .csv.
         preview: picture of three planes, .png.
-        page: report of the case for people, .html.
-        viewer: the same with the scan in it, and a viewer to turn it.
-        label_table, sidecar, probabilities_sidecar: what BIDS has beside an image, see `bids_files`.
-        color_table, statistics: what FreeSurfer has beside aseg.mgz, see `freesurfer_files`.
+        page: report of the case for readers, .html.
+        viewer: the same report with an interactive viewer, which contains the scan.
+        label_table, sidecar, probabilities_sidecar: the files beside an image in BIDS, see `bids_files`.
+        color_table, statistics: the files that belong to aseg.mgz in FreeSurfer, see `freesurfer_files`.
         report: everything but the voxels, .json.
     """
 
@@ -100,17 +100,17 @@ class Outputs:
     report: Path | None = None
 
     def paths(self) -> dict[str, Path]:
-        """The wanted parts by name, in the order in which they are written (the report is last)."""
+        """Return the wanted parts by name, in the order in which they are written (the report is last)."""
         named = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: path for name, path in named.items() if path is not None}
 
     def check(self, inputs: Sequence[Path], overwrite: bool = False) -> None:
-        """Find what would keep a result from being written, before hours of work are spent on it.
+        """Check that a result can be written, before hours of work are spent on it.
 
         Raises:
-            RequestError: two parts share one path, or a path is one of the inputs.
-            OutputError: a folder is missing or not writable, a file type is unknown, or a file is there
-                already and `overwrite` is false: it may hold corrections made by hand.
+            RequestError: two parts have the same path, or a path is one of the inputs.
+            OutputError: a folder is missing or not writable, a file type is unknown, or a file exists and
+                `overwrite` is false, because it may hold manual corrections.
         """
         seen: dict[Path, str] = {path.resolve(): "input" for path in inputs}
         for name, path in self.paths().items():
@@ -119,27 +119,29 @@ class Outputs:
                 raise RequestError(f"{path} is named as {name} and as {other}. Name another file.")
             check_output(path, ENDINGS[name])
             if name in MAPS and path.name.lower().endswith(".seg.nrrd"):
-                raise OutputError(f"{path}: .seg.nrrd is for segments. Name the map .nrrd instead.")
+                raise OutputError(
+                    f"{path}: .seg.nrrd files hold segments, not maps. Use the ending .nrrd."
+                )
             if path.exists() and not overwrite:
                 raise OutputError(
-                    f"{path} exists already and may hold corrections made by hand. Name another "
+                    f"{path} exists already and may hold manual corrections. Name another "
                     "file, or add --overwrite."
                 )
 
     def write(self, result: SegmentationResult, scan: Path | Volume, progress: Progress) -> None:
-        """Write every part beside its place and, when all are complete, move all to their places, the report last.
+        """Write every part beside its path and, when all are complete, move all to their paths, the report last.
 
-        The report names the SHA-256 of every other part. So a case is done when its report says so: if the process
-        is ended between two moves, the report is not there yet, or is an old one that names other files.
+        The report has the SHA-256 of every other part. So a case is done if its report says so: if the process
+        ends between two moves, the report is still missing, or is an old one with other hashes.
 
         Args:
-            result: what the engine gave.
-            scan: the first input; the picture shows it.
-            progress: asked before each file whether to go on.
+            result: the result of the engine.
+            scan: the first input, which the picture shows.
+            progress: the progress of the job, which may stop it before each file.
 
         Raises:
             OutputError: a file cannot be written, for example because the disk is full.
-            Cancelled: the user stopped; no file was changed.
+            Cancelled: the user stopped the job; no file was changed.
         """
         paths = self.paths()
         with files_together() as files:
@@ -155,7 +157,7 @@ class Outputs:
             progress.step(WRITE_STAGE, len(paths), len(paths))
 
     def reserved(self) -> AbstractContextManager[None]:
-        """Within its block no other run writes these files.
+        """Prevent other runs from writing these files within the block.
 
         Raises:
             OutputError: another run is writing one of them.
@@ -163,7 +165,7 @@ class Outputs:
         return reserved(self.paths().values())
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the parts that are there, by name, without the report."""
+        """Return the SHA-256 of the existing parts, by name, without the report."""
         return {
             name: file_sha256(path)
             for name, path in self.paths().items()
@@ -172,7 +174,7 @@ class Outputs:
 
 
 def recorded_hashes(report: Path) -> dict[str, str]:
-    """SHA-256 of the parts beside a report, as it names them; none if it is not a report of a segmentation.
+    """Return the SHA-256 of the parts that a report lists; empty if it is not a report of a segmentation.
 
     Raises:
         OSError: the report cannot be read.
@@ -185,7 +187,7 @@ def recorded_hashes(report: Path) -> dict[str, str]:
 
 
 def volume_rows(result: SegmentationResult) -> list[dict[str, Any]]:
-    """One row per structure: value, name, voxels, volume_ml, and the measures of uncertainty."""
+    """Return one row per structure: value, name, voxels, volume_ml, and the measures of uncertainty."""
     return [measures.to_dict() for measures in result.structures]
 
 
@@ -194,20 +196,20 @@ def _write_segmentation(path: Path, result: SegmentationResult, scan: Path | Vol
 
 
 def _write_uncertainty(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
-    _write_map(path, result.entropy, "measured no uncertainty")
+    _write_map(path, result.entropy, "did not measure uncertainty")
 
 
 def _write_information(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     _write_map(
         path,
         result.mutual_information,
-        "ran a single member, and mutual information compares several",
+        "ran a single member, although mutual information compares several",
     )
 
 
 def _write_map(path: Path, volume: Volume | None, missing: str) -> None:
     if volume is None:
-        raise OutputError(f"{path} was asked for, but the engine {missing}.")
+        raise OutputError(f"{path} was requested, but the engine {missing}.")
     write_volume(path, volume)
 
 
@@ -268,7 +270,7 @@ def _write_report(
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-# The report is not among them: it needs the hashes of the others.
+# The report is not among them, because it needs the hashes of the others.
 WRITERS: dict[str, Callable[[Path, SegmentationResult, Path | Volume], None]] = {
     "segmentation": _write_segmentation,
     "uncertainty": _write_uncertainty,

@@ -1,9 +1,9 @@
-"""From any scan to the grid that a brain network was trained on, as FreeSurfer's `mri_convert --conform`.
+"""Resampling of any scan to the grid that a brain network was trained on, as FreeSurfer's `mri_convert --conform`.
 
-The conformed grid has one spacing, a cube of voxels and the axes LIA: i to the left, j to the feet, k to
-the front. Its middle is that of the scan, whatever the order in which voxels are stored. FreeSurfer lays voxel N/2
-of the new grid on voxel N/2 of the old one, which is half a voxel beyond the middle, on a side that depends on the
-order of storage; where spacings are equal both rules put new voxels on old ones.
+The conformed grid has one spacing, a cube of voxels and the axes LIA: i to the left, j to the feet, k to the
+front. Its middle is that of the scan, in whatever order voxels are stored. FreeSurfer places voxel N/2 of the new
+grid on voxel N/2 of the old one, which is half a voxel beyond the middle, on a side that depends on the order of
+storage; where spacings are equal, both rules place new voxels on old ones.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 """Directions of i, j, k as columns, in RAS."""
 
 STRIDE = 16
-"""Grids grow in steps of this, so that four poolings fit."""
+"""The number of voxels by which grids grow, so that four poolings fit."""
 
 
 def conformed_geometry(
     source: Geometry, grid: Sequence[int], spacing_mm: Sequence[float]
 ) -> Geometry:
-    """The LIA grid of at least `grid` (i, j, k) voxels around the middle of `source`.
+    """Return the LIA grid of at least `grid` (i, j, k) voxels around the middle of `source`.
 
-    A field of view that is larger than the grid makes the grid larger: no voxel of the input is left out.
+    If the field of view is larger than the grid, the grid grows, so that no voxel of the input is left out.
     """
     center = source.center_ras
     reach = np.abs(_corners_ras(source) - center).max(axis=0) @ np.abs(LIA)
@@ -65,7 +65,7 @@ def conform(volume: Volume, geometry: Geometry, antialias: bool) -> NDArray[np.f
 def head_box(
     scaled: NDArray[np.float32], margin: int, threshold: float = 0.1
 ) -> tuple[slice, slice, slice]:
-    """The box (k, j, i) around what is not air, in steps of `STRIDE` so that poolings stay aligned.
+    """Return the box (k, j, i) around everything but air, in steps of `STRIDE` so that poolings stay aligned.
 
     `scaled` holds intensities from 0 to 1. Single bright voxels do not count: a plane belongs to the head
     where more than 0.2 % of it is brighter than `threshold`.

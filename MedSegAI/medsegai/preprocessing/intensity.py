@@ -1,4 +1,4 @@
-"""Intensities to [0, 1], in the same way for training and for inference."""
+"""Scaling of intensities to [0, 1], in the same way for training and for inference."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ MODES = ("minmax", "conform", "percentile")
 def scale_intensity(voxels: NDArray[np.number], mode: str = "percentile") -> NDArray[np.float32]:
     """Scale a whole volume to [0, 1]; a constant volume becomes zeros.
 
-    ``minmax`` maps minimum and maximum. ``conform`` first brings the voxels to 8 bits as
-    ``mri_convert --conform`` does, then maps minimum and maximum (the original QuickNAT): values
-    from 0 to 255 are only rounded, others are scaled so that 0.1 % of the voxels that are not zero
-    lie above 255, and clipped. ``percentile`` maps the 0.5
-    percentile of all voxels to 0 and the 99.5 percentile of the foreground (voxels above the
-    mean) to 1 and clips what lies outside, so that neither a few bright vessels nor the amount of
-    empty space around the head matter.
+    ``minmax`` maps minimum and maximum. ``conform`` first brings the voxels to 8 bits as ``mri_convert --conform``
+    does, then maps minimum and maximum (the original QuickNAT): values from 0 to 255 are only rounded, others are
+    scaled so that 0.1 % of the voxels that are not zero lie above 255, and clipped. ``percentile`` maps the 0.5
+    percentile of all voxels to 0 and the 99.5 percentile of the foreground (voxels above the mean) to 1 and clips
+    what lies outside, so that neither a few bright vessels nor the amount of empty space around the head matters.
 
     ``voxels``: finite numbers of any shape. Raises ValueError for an unknown mode.
     """

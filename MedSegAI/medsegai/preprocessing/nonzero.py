@@ -1,7 +1,8 @@
-"""The part of an image that is not zero, as nnU-Net crops to it before anything else.
+"""The part of an image that is not zero, to which nnU-Net crops before anything else.
 
-Follows `crop_to_nonzero` of nnunetv2 (2.8.1). There the holes of the mask are filled first; a hole lies within the
-box of what surrounds it, so the box is found without filling, and the mask is made only for those who need it.
+The functions follow `crop_to_nonzero` of nnunetv2 (2.8.1). There the holes of the mask are filled first. A hole
+lies within the box of its surroundings, so the box is found without filling, and the mask is made only if it is
+needed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from medsegai.volume import Box
 
 
 def nonzero_box(channels: NDArray[np.number]) -> Box:
-    """The smallest box (k, j, i) that holds every voxel that is not zero in some channel.
+    """Return the smallest box (k, j, i) that holds every voxel that is not zero in some channel.
 
     `channels`: (channel, k, j, i). The box of an image of zeros is the whole image, as in nnU-Net.
     """
@@ -28,7 +29,7 @@ def nonzero_box(channels: NDArray[np.number]) -> Box:
 
 
 def nonzero_mask(channels: NDArray[np.number]) -> NDArray[np.bool_]:
-    """Voxels that are not zero in some channel, and the holes they enclose.
+    """Return the voxels that are not zero in some channel, and the holes that they enclose.
 
     `channels`: (channel, k, j, i), usually cropped to `nonzero_box`. Returns bool (k, j, i). A hole is a region of
     zeros that no path through the six neighbours joins to the border: `scipy.ndimage.binary_fill_holes`, by one

@@ -1,8 +1,7 @@
 """Intensities of one channel as nnU-Net's networks expect them, by the name of the scheme in their plans.
 
 Each scheme computes what the class of that name in `nnunetv2.preprocessing.normalization` (2.8.1) computes, in
-float32, on the one copy that is made. Means are summed in double precision plane by plane, so that large images
-stay accurate.
+float32, on a single copy. Means are summed in double precision plane by plane, so that large images stay accurate.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ SMALLEST_SPREAD = 1e-8
 def normalise(
     voxels: Voxels, scheme: str, mask: Mask = None, intensities: Intensities | None = None
 ) -> Voxels:
-    """A normalised copy of one channel.
+    """Return a normalised copy of one channel.
 
     Args:
         voxels: one channel, (k, j, i), finite.
         scheme: name of a class of nnunetv2.preprocessing.normalization, for example CTNormalization.
         mask: where plans say `use_mask_for_norm`, the voxels that ZScoreNormalization measures and changes,
-            (k, j, i); the others keep their values. Other schemes take no notice of it.
+            (k, j, i); the others keep their values. Other schemes ignore it.
         intensities: the channel's `foreground_intensity_properties_per_channel`, for CTNormalization: mean, std,
             percentile_00_5 and percentile_99_5.
 
@@ -41,8 +40,8 @@ def normalise(
         float32 (k, j, i).
 
     Raises:
-        ModelError: the scheme is unknown, or lacks its figures.
-        InputError: the voxels are not what the scheme is for.
+        ModelError: the scheme is unknown, or its figures are missing.
+        InputError: the scheme does not fit the voxels.
     """
     NORMALISERS.check(scheme, "The model")
     return SCHEMES[scheme](np.array(voxels, dtype=np.float32), mask, intensities or {})
@@ -86,7 +85,7 @@ def _colour(voxels: Voxels, mask: Mask, intensities: Intensities) -> Voxels:
     low, high = float(voxels.min()), float(voxels.max())
     if low < 0 or high > 255:
         raise InputError(
-            f"This model was made for colour channels, whose values run from 0 to 255, and the image has values "
+            "This model was made for colour channels, whose values run from 0 to 255, but the image has values "
             f"from {low:g} to {high:g}. Give it the image as 8-bit channels."
         )
     voxels /= np.float32(255)
@@ -103,7 +102,7 @@ SCHEMES: dict[str, Callable[[Voxels, Mask, Intensities], Voxels]] = {
 
 
 def _mean_and_spread(voxels: Voxels, mask: Mask) -> tuple[float, float]:
-    """Mean and standard deviation of all voxels, or of those in the mask; 0 and 0 of none."""
+    """Return mean and standard deviation of all voxels, or of those in the mask; 0 and 0 if there are none."""
 
     def total(of_plane: Callable[[Voxels], Voxels]) -> float:
         return math.fsum(

@@ -1,6 +1,6 @@
-"""What networks for single images see: grey values to a common range, and images fitted into a size.
+"""Preprocessing of single images: grey values are brought to a common range, and images fitted into a size.
 
-Training and inference call the same functions, so that a network sees what it learned from.
+Training and inference call the same functions, so that a network sees images like those it learned from.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from medsegai.errors import ModelError
 from medsegai.models.json_fields import number
 
 STRIDE = 32
-"""Height and width of what a network sees are multiples of it."""
+"""Height and width of the images that a network sees are multiples of this."""
 
 LARGEST_SIDE = 4096
-"""Pixels along a side that a card may ask for."""
+"""The smallest and largest number of pixels along a side that a card may ask for."""
 
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
 
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How images come to a network.
+    """How images are prepared for a network.
 
     Attributes:
         fit: (height, width) that the whole image is fitted into, its sides in proportion; the rest is filled with
@@ -37,7 +37,7 @@ class PictureSettings:
         patch: (height, width) of these tiles.
         intensity: "percentile" maps the 0.5 and 99.5 percentiles of the image to 0 and 1, for radiographs; "unit"
             maps the range of eight bits to 0 to 1, for photographs (of other images, zero to the largest value).
-        mean, std: what each channel is normalised by afterwards; empty for 0 and 1.
+        mean, std: the mean and standard deviation by which each channel is then normalised; empty for 0 and 1.
     """
 
     fit: tuple[int, int] | None = None
@@ -47,7 +47,7 @@ class PictureSettings:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ModelError: sizes that networks cannot see, or nothing to divide by."""
+        """Raises ModelError: a size is not possible, or a standard deviation is missing or zero."""
         for name, size in (("fit", self.fit), ("patch", self.patch)):
             for side in size or ():
                 number(side, name, STRIDE, LARGEST_SIDE)
@@ -61,7 +61,7 @@ class PictureSettings:
             number(value, "std", 1e-6, 1e6)
 
     def scaled(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Grey values of an image (channel, j, i) from 0 to 1, float32, all channels alike."""
+        """Scale the grey values of an image (channel, j, i) to 0 to 1, float32, all channels alike."""
         values = np.asarray(pixels, dtype=np.float32)
         if self.intensity == "percentile":
             low, high = np.percentile(values, (LOW_PERCENT, HIGH_PERCENT))
@@ -72,7 +72,7 @@ class PictureSettings:
         return np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """An image (..., channel, j, i) of 0 to 1 as the network sees it."""
+        """Normalise an image (..., channel, j, i) with values from 0 to 1."""
         if not self.mean:
             return image
         mean, std = (
@@ -81,7 +81,7 @@ class PictureSettings:
         return (image - mean) / std
 
     def fitted_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Height and width of an image of `shape` (j, i) once it is fitted."""
+        """Return height and width of an image of `shape` (j, i) after fitting."""
         if self.fit is None:
             return int(shape[0]), int(shape[1])
         factor = min(most / size for most, size in zip(self.fit, shape, strict=True))
@@ -92,9 +92,9 @@ class PictureSettings:
         return height, width
 
     def fitted(self, image: NDArray[np.float32]) -> Tensor:
-        """An image (channel, j, i) as large as the network needs, with zeros to the right and below.
+        """Fit an image (channel, j, i) into the size that the network needs, with zeros to the right and below.
 
-        It is resized where the settings say so, and holds at least one tile.
+        The image is resized if the settings say so, and holds at least one tile.
         """
         values = torch.from_numpy(np.ascontiguousarray(image))
         shape = self.fitted_shape(image.shape[1:])
@@ -109,5 +109,5 @@ class PictureSettings:
 
     @property
     def tile(self) -> tuple[int, int]:
-        """(height, width) that the network sees at once."""
+        """The (height, width) that the network sees at once."""
         return self.patch if self.fit is None else self.fit

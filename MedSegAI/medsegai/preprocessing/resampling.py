@@ -1,10 +1,10 @@
-"""Images and labels on another grid over the same box, as nnU-Net resamples them, with far less work.
+"""Resampling of images and labels to another grid over the same box, as nnU-Net does it, with far less work.
 
 nnU-Net (nnunetv2 2.8.1, `preprocessing.resampling`) calls `skimage.transform.resize`, and that calls
 `scipy.ndimage.zoom`: a spline filter over the whole volume in double precision, then `(order + 1)**3` products for
 each new voxel. Both steps are linear and act on one axis at a time, so here each axis is one small matrix, and a
-volume is resampled by three banded matrix products. The matrices hold what scipy computes for unit impulses, its
-treatment of edges included.
+volume is resampled by three banded matrix products. The matrices hold scipy's results for unit impulses, including
+its treatment of edges.
 
 Voxel `o` of `new_size` voxels lies at `(o + 0.5) * size / new_size - 0.5` of `size` voxels: the outer edges of
 both grids coincide. Images whose planes are thick are resampled plane by plane, and then along the third axis.
@@ -31,30 +31,30 @@ Settings = Mapping[str, Any]
 Shape = tuple[int, int, int]
 
 THICK = 3.0
-"""Planes are resampled apart where the largest spacing is more than this times the smallest."""
+"""Planes are resampled separately if the largest spacing is more than this times the smallest."""
 
 PADDING = 12
 """Voxels by which scipy repeats the edge before it filters for a spline of order 2 or more."""
 
 NEGLIGIBLE = 1e-10
-"""Weights below this count as none; the products of smaller ones would be subnormal, which is slow."""
+"""Smaller weights count as zero, because their products would be subnormal, which is slow."""
 
 ROWS_AT_ONCE = 64
 VOXELS_AT_ONCE = 1 << 22
 POINTS_AT_ONCE = 1 << 18
-"""Bounds of the extra memory."""
+"""Bounds of the additional memory."""
 
 
 FLOAT32_ERROR = 2e-7
 FLOAT64_ERROR = 1e-12
-"""How far, relatively, a length may be off that was computed from a matrix of such numbers."""
+"""The relative error of a length that is computed from a float32 matrix."""
 
 
 def header_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
-    """The spacing that the file's header named, from the one that its matrix of directions gives.
+    """Return the spacing that the file's header stated, from the one that its direction matrix gives.
 
     The float32 matrix of an oblique NIfTI has columns 1.000000007 and 3.00000008 long where the header says 1 and
-    3. That decides whether planes are thick, which two axes are alike, and where a half is rounded to. So the
+    3. The difference decides whether planes are thick, which two axes are alike, and how a half is rounded. So the
     shortest decimal within the error of float32 is taken, as float32 where the matrix was.
     """
     found = []
@@ -69,7 +69,7 @@ def header_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
 def resampled_shape(
     shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
 ) -> Shape:
-    """The shape at `new_spacing` of an image of `shape` at `spacing`, all (k, j, i)."""
+    """Return the shape at `new_spacing` of an image of `shape` at `spacing`, all (k, j, i)."""
     k, j, i = (
         round(old / new * size) for size, old, new in zip(shape, spacing, new_spacing, strict=True)
     )
@@ -82,7 +82,7 @@ def low_resolution_axis(
     force_separate_z: bool | None = None,
     threshold: float = THICK,
 ) -> int | None:
-    """The axis across thick planes, which is resampled apart; None where all axes are treated alike.
+    """Return the axis across thick planes, which is resampled separately; None if all axes are treated alike.
 
     The first grid with a spacing above `threshold` times its smallest decides, `spacing` before `new_spacing`; a
     `force_separate_z` that is not None decides instead. Two equally coarse axes do not form planes.
@@ -98,13 +98,13 @@ def low_resolution_axis(
 
 
 def coordinates(size: int, new_size: int) -> NDArray[np.float64]:
-    """Where the centres of `new_size` voxels lie among `size` voxels over the same length."""
+    """Return the positions of the centres of `new_size` voxels among `size` voxels over the same length."""
     centers: NDArray[np.float64] = np.arange(new_size, dtype=np.float64) + 0.5
     return centers * (size / new_size) - 0.5
 
 
 def nearest(size: int, new_size: int) -> NDArray[np.intp]:
-    """Which of `size` voxels lies nearest to each of `new_size`; the higher of two that are equally near."""
+    """Return which of `size` voxels is nearest to each of `new_size`; of two equally near ones, the higher."""
     return np.clip(np.floor(coordinates(size, new_size) + 0.5), 0, size - 1).astype(np.intp)
 
 
@@ -115,7 +115,7 @@ def resample(
     new_spacing: Sequence[float],
     settings: Settings,
 ) -> Tensor:
-    """An image on `shape` voxels over the same box.
+    """Resample an image to `shape` voxels over the same box.
 
     Args:
         voxels: float32 (channel, k, j, i), on any device.
@@ -155,10 +155,10 @@ def resample_labels(
     new_spacing: Sequence[float],
     settings: Settings,
 ) -> NDArray[np.integer]:
-    """Labels on `shape` voxels over the same box: at each voxel the label with most weight around it.
+    """Resample labels to `shape` voxels over the same box: each voxel gets the label with most weight around it.
 
-    Where labels weigh the same, that of the nearest voxel wins if it is one of them, else the lowest. Any integer
-    is a label, also the -1 by which nnU-Net marks what lies outside the non-zero mask.
+    Of labels with the same weight, that of the nearest voxel wins if it is one of them, otherwise the lowest. Any
+    integer is a label, including the -1 by which nnU-Net marks voxels outside the non-zero mask.
 
     Args:
         labels: integers (k, j, i).
@@ -179,8 +179,8 @@ def resample_labels(
     order_z = 0 if axis is None else _order(settings, "order_z", 0)
     if order > 1 or order_z > 0:
         raise ModelError(
-            f"The model resamples labels by splines of order {order} and {order_z} across planes. "
-            "Known are order 0 or 1, and 0 across planes."
+            f"The model resamples labels by splines of order {order} and {order_z} across "
+            "planes. Known are order 0 or 1 within planes, and 0 across planes."
         )
     if order == 0:
         return _nearest_labels(labels, shape)
@@ -191,9 +191,9 @@ def resample_labels(
 def output_interpolation(
     settings: Settings, spacing: Sequence[float], native_spacing: Sequence[float]
 ) -> tuple[str, str, str]:
-    """How logits at `spacing` are read at `native_spacing`: "linear" or "nearest" along (k, j, i).
+    """Return how logits at `spacing` are read at `native_spacing`: "linear" or "nearest" along (k, j, i).
 
-    Positions are those of `coordinates`, clamped to the outermost centres; "nearest" is `nearest`.
+    Positions are those of `coordinates`, clamped to the outermost centres; "nearest" means the function `nearest`.
 
     Raises:
         ModelError: the function is unknown, or its order is not 0 or 1.
@@ -216,11 +216,11 @@ def output_interpolation(
 
 
 def spline_matrix(size: int, new_size: int, order: int) -> NDArray[np.float64]:
-    """What `scipy.ndimage.zoom` computes along one axis, as a matrix (new_size, size).
+    """Return what `scipy.ndimage.zoom` computes along one axis, as a matrix (new_size, size).
 
-    The response to unit impulses of `zoom(..., order, mode="nearest", grid_mode=True)`: the edge repeated by
-    `PADDING`, filtered, and cardinal B-splines at `coordinates`. Orders 0 and 1 are neither padded nor filtered,
-    and clamp to the outermost centres.
+    It is the response of `zoom(..., order, mode="nearest", grid_mode=True)` to unit impulses: the edge is repeated
+    by `PADDING` voxels and filtered, and cardinal B-splines are evaluated at `coordinates`. Orders 0 and 1 are
+    neither padded nor filtered, and clamp to the outermost centres.
     """
     rows = np.arange(new_size)
     if order == 0:
@@ -241,7 +241,7 @@ def spline_matrix(size: int, new_size: int, order: int) -> NDArray[np.float64]:
 
 
 def _b_spline(part: NDArray[np.float64], order: int) -> list[NDArray[np.float64]]:
-    """The `order + 1` cardinal B-splines that are not 0 at `part` of the way between two knots (de Boor)."""
+    """Return the `order + 1` cardinal B-splines that are not 0 at `part` of the way to the next knot (de Boor)."""
     weights = [np.ones_like(part)]
     for degree in range(1, order + 1):
         carried = np.zeros_like(part)
@@ -256,7 +256,7 @@ def _b_spline(part: NDArray[np.float64], order: int) -> list[NDArray[np.float64]
 
 @lru_cache(maxsize=16)
 def _bands(size: int, new_size: int, order: int) -> list[tuple[slice, slice, Tensor]]:
-    """`spline_matrix` in float32 as blocks of (rows, columns, matrix), without the zeros beside its band."""
+    """Return `spline_matrix` in float32 as blocks of (rows, columns, matrix) without the zeros off its band."""
     matrix = spline_matrix(size, new_size, order)
     matrix[np.abs(matrix) < NEGLIGIBLE] = 0
     blocks = []
@@ -270,16 +270,16 @@ def _bands(size: int, new_size: int, order: int) -> list[tuple[slice, slice, Ten
 
 
 def _along_rows(values: Tensor, result: Tensor, order: int) -> None:
-    """Resample (batch, size, n) to (batch, new_size, n), in place of `result`."""
+    """Resample (batch, size, n) to (batch, new_size, n), into `result`."""
     for rows, columns, block in _bands(values.shape[1], result.shape[1], order):
         matrix = block.to(values.device).expand(len(values), -1, -1)
         torch.bmm(matrix, values[:, columns], out=result[:, rows])
 
 
 def _spline(image: Tensor, result: Tensor, orders: tuple[int, int], clip_planes: bool) -> None:
-    """Resample (k, j, i) in place of `result`, by `orders` along k and within planes.
+    """Resample (k, j, i) into `result`, by `orders` along k and within planes.
 
-    `clip_planes` keeps each plane within its own range, but not what is then made along k.
+    `clip_planes` keeps each plane within its own range, but not the values that are then computed along k.
     """
     order_k, order = orders
     planes = image
@@ -302,7 +302,7 @@ def _spline(image: Tensor, result: Tensor, orders: tuple[int, int], clip_planes:
 
 
 def _spline_planes(image: Tensor, result: Tensor, order: int) -> None:
-    """Resample within planes, (k, j, i) in place of the contiguous `result`."""
+    """Resample (k, j, i) within planes, into the contiguous `result`."""
     if image.shape[1] != result.shape[1]:
         same = image.shape[2] == result.shape[2]
         rows = result if same else image.new_empty((*result.shape[:2], image.shape[2]))
@@ -315,7 +315,9 @@ def _spline_planes(image: Tensor, result: Tensor, order: int) -> None:
 
 
 def _interpolated(image: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
-    """PyTorch's own linear interpolation, (channel, k, j, i); across thick planes the nearest."""
+    """Resample (channel, k, j, i) by PyTorch's linear interpolation, and by the nearest plane across thick
+    planes.
+    """
     if axis is None:
         return F.interpolate(image[None], tuple(shape), mode="trilinear")[0]
     stacks = image.movedim(1 + axis, 1)
@@ -328,11 +330,13 @@ def _interpolated(image: Tensor, shape: Sequence[int], axis: int | None) -> Tens
 def _interpolated_labels(
     labels: NDArray[np.integer], shape: Sequence[int], axis: int | None, settings: Settings
 ) -> NDArray[np.integer]:
-    """The label with most weight by `_interpolated`, compared in float16 as nnU-Net does; the lowest of equals."""
+    """Return the label with most weight by `_interpolated`, compared in float16 as nnU-Net does; of equals, the
+    lowest.
+    """
     if settings.get("memefficient_seg_resampling"):
         raise ModelError(
-            f"The model resamples labels by {TORCH} with memefficient_seg_resampling, which is not known here. "
-            "Use a model whose plans leave that out."
+            f"The model resamples labels by {TORCH} with memefficient_seg_resampling, which "
+            "MedSegAI does not support. Use a model whose plans leave that out."
         )
     present = np.unique(labels)
     in_planes = [labels.shape[n] if n == axis else size for n, size in enumerate(shape)]
@@ -354,9 +358,9 @@ def _nearest_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArra
 
 
 def _majority_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
-    """The label with the most weight among the eight voxels around each new voxel.
+    """Return the label with the most weight among the eight voxels around each new voxel.
 
-    Where these eight agree nothing is computed. Elsewhere products and sums are taken in scipy's order, so that
+    Nothing is computed where these eight agree. Elsewhere products and sums are taken in scipy's order, so that
     labels that weigh the same there weigh the same here.
     """
     position = [
@@ -391,7 +395,7 @@ def _corners(
     low: Sequence[NDArray[np.intp]],
     part: Sequence[NDArray[np.float64]],
 ) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
-    """Labels and weights (8, point) of the voxels around points."""
+    """Return labels and weights (8, point) of the voxels around points."""
     near = [1.0 - along for along in part]
     weight = [(along, 1.0 - along) for along in near]
     found, weights = [], []
@@ -408,7 +412,9 @@ def _corners(
 def _heaviest(
     labels: NDArray[np.integer], weights: NDArray[np.float64], closest: NDArray[np.integer]
 ) -> NDArray[np.integer]:
-    """The label (8, point) with the largest sum of weights; of equal ones, `closest` or else the lowest."""
+    """Return the label with the largest sum of weights, (point,), from (8, point); of equals, `closest` or else
+    the lowest.
+    """
     sums = np.zeros_like(weights)
     for label, weight in zip(labels, weights, strict=True):
         sums += np.where(labels == label, weight, 0.0)
@@ -437,7 +443,7 @@ def _order(settings: Settings, name: str, default: int) -> int:
 def _low_resolution_axis(
     spacing: Sequence[float], new_spacing: Sequence[float], settings: Settings
 ) -> int | None:
-    """As `low_resolution_axis`, with the arguments that plans give."""
+    """Call `low_resolution_axis` with the arguments that plans give."""
     apart_by_default = None if _function(settings) == TORCH else False
     return low_resolution_axis(
         spacing,

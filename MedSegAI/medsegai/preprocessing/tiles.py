@@ -1,7 +1,7 @@
-"""Where nnU-Net's sliding window stands, and how much each voxel of a tile counts.
+"""The positions of nnU-Net's sliding window, and the weight of each voxel of a tile.
 
-Follows `nnunetv2.inference.sliding_window_prediction` (2.8.1) and the padding of `acvl_utils`. There the weights
-are rounded to float16; here they stay float32.
+The functions follow `nnunetv2.inference.sliding_window_prediction` (2.8.1) and the padding of `acvl_utils`. There
+the weights are rounded to float16; here they stay float32.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Starts = tuple[list[int], ...]
 
 
 def tile_starts(shape: Sequence[int], patch: Sequence[int], step: float = 0.5) -> Starts:
-    """First voxels of the tiles along each axis of `shape`, evenly spaced.
+    """Return the first voxels of the tiles along each axis of `shape`, evenly spaced.
 
     Args:
         shape: (k, j, i) of the padded image, no smaller than the patch.
-        patch: size of a tile; two entries (j, i) take every plane k by itself.
-        step: distance of neighbouring tiles as a part of the patch, at most.
+        patch: the size of a tile; with two entries (j, i), every plane k is taken by itself.
+        step: the largest distance between neighbouring tiles, as a part of the patch.
 
     Raises:
         ValueError: the step is not in (0, 1], or the image is smaller than the patch.
@@ -44,7 +44,7 @@ def tile_starts(shape: Sequence[int], patch: Sequence[int], step: float = 0.5) -
 
 @lru_cache(maxsize=4)
 def gaussian(patch: tuple[int, ...]) -> NDArray[np.float32]:
-    """Weight of each voxel of a tile: a Gaussian of an eighth of the patch, 10 in the middle, never 0.
+    """Return the weight of each voxel of a tile: a Gaussian of an eighth of the patch, 10 in the middle, never 0.
 
     `patch`: (k, j, i) or (j, i). Returns read-only float32 of that shape.
     """
@@ -59,7 +59,7 @@ def gaussian(patch: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def padded(voxels: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """`voxels` in the middle of zeros, at least as large as a tile, and the slices that take them out again.
+    """Pad `voxels` with zeros on all sides to at least the size of a tile; also return the slices of the voxels.
 
     Args:
         voxels: (channel, k, j, i).

@@ -1,4 +1,4 @@
-"""Where a slide has tissue: what has more colour, or is darker, than the glass around it."""
+"""Where a slide has tissue, which has more colour, or is darker, than the glass around it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 COLOUR_THRESHOLDS, GREY_THRESHOLDS = (8, 40), (30, 120)
-"""Steps of 255 between which the threshold must lie, because a slide full of tissue has no valley."""
+"""The bounds of the threshold (of 255), because the histogram of a slide full of tissue does not have a valley."""
 
 DARK = 60
-"""Below this all channels are pen, coverslip edges or nothing that was scanned."""
+"""Pixels with all channels below this are pen, edges of the coverslip, or were not scanned."""
 
 
 def tissue_mask(rgb: NDArray[np.uint8], smallest: int = 4) -> NDArray[np.bool_]:
-    """Which pixels of an overview show tissue.
+    """Return which pixels of an overview show tissue.
 
-    Stains take light of some wavelengths away, so channels differ where there is tissue and are equal on glass.
-    The threshold is Otsu's (N. Otsu, "A Threshold Selection Method from Gray-Level Histograms", 1979). Grey
-    pictures have no colour: there tissue is what is darker than the glass.
+    Stains absorb light of some wavelengths, so channels differ on tissue and are equal on glass. The threshold is
+    Otsu's (N. Otsu, "A Threshold Selection Method from Gray-Level Histograms", 1979). In grey pictures, which have
+    no colour, tissue is darker than the glass.
 
     Args:
         rgb: (row, column, 3).
-        smallest: pixels of the smallest piece that counts; holes of that size are filled, too.
+        smallest: the size of the smallest piece that counts, in pixels; smaller holes are filled, too.
 
     Returns:
         bool (row, column).
@@ -39,7 +39,9 @@ def tissue_mask(rgb: NDArray[np.uint8], smallest: int = 4) -> NDArray[np.bool_]:
 
 
 def otsu(values: NDArray[np.uint8]) -> int:
-    """The value that parts a histogram into two classes of the least variance; above it is the upper one."""
+    """Return the value that splits a histogram into two classes of the least variance; the upper class lies above
+    it.
+    """
     counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
     below = counts.cumsum()
     above = below[-1] - below

@@ -1,4 +1,4 @@
-"""The three views of QuickNAT: how a volume becomes a stack of slices, and back.
+"""The three views of QuickNAT: how a volume becomes a stack of slices, and the inverse.
 
 Volumes are (k, j, i) on a conformed grid whose file axes x, y, z run to Left, Inferior, Anterior
 (LIA, as ``mri_convert --conform`` writes it), so i runs left, j down and k forward. Transposes of
@@ -24,7 +24,7 @@ class View:
     axes: tuple[int, int, int]
 
     def stack(self, volume: NDArray[Scalar]) -> NDArray[Scalar]:
-        """(..., k, j, i) to (..., slice, row, column), without a copy."""
+        """Return (..., k, j, i) as (..., slice, row, column), without a copy."""
         leading = volume.ndim - 3
         return volume.transpose(*range(leading), *(leading + axis for axis in self.axes))
 
@@ -42,7 +42,7 @@ VIEWS: dict[str, View] = {
 
 
 def thick_slices(stack: NDArray[Scalar], indices: ArrayLike, count: int) -> NDArray[Scalar]:
-    """Slices with their neighbours as channels.
+    """Return slices with their neighbours as channels.
 
     ``stack`` (S, H, W) and ``indices`` (N,) give (N, count, H, W): channel ``count // 2`` is the
     slice itself; beyond the first and the last slice the edge is repeated.

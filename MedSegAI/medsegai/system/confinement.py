@@ -1,8 +1,8 @@
-"""What a process that reads an untrusted file gives up first: for good, and without being an administrator.
+"""Confinement of a process before it reads an untrusted file: permanent, and without administrator rights.
 
-On Linux it can then write in one folder only (Landlock), open no connection, start no program, end no other
-process and change the rights of no file (seccomp), and it ends with the process that started it. Elsewhere there
-is nothing like it that needs no rights; what remains there is that it is a process of its own, with limits
+On Linux it can then write only in one folder (Landlock), and can neither open a connection, start a program, end
+another process nor change the rights of a file (seccomp); it also ends with the process that started it. Other
+systems do not offer this without administrator rights; there it is only a separate process with limits
 (`docs/trust.md`).
 
 Sources: the kernel's `userspace-api/landlock.rst`, `seccomp_filter.rst`, and the headers `linux/landlock.h`,
@@ -48,7 +48,7 @@ _ACCESS = {name: 1 << bit for bit, name in enumerate(_NAMES)}
 _READING = ("READ_FILE", "READ_DIR")
 _INSIDE = ("WRITE_FILE", "REMOVE_DIR", "REMOVE_FILE", "MAKE_DIR", "MAKE_REG", "REFER", "TRUNCATE")
 _SINCE = {"REFER": 2, "TRUNCATE": 3, "IOCTL_DEV": 5}
-"""The version of Landlock that knows an access; the others are of its first."""
+"""The version of Landlock that introduced an access right; the others exist since the first."""
 
 _DENIED = {
     "x86_64": (
@@ -60,19 +60,19 @@ _DENIED = {
         (52, 53, 452, 54, 55, 5, 6, 7, 14, 15, 16, 88),
     ),
 }
-"""By processor: its number in the kernel, that of the call `seccomp`, and those of socket, io_uring_setup, execve,
-execveat, ptrace, process_vm_writev, kill, tkill, tgkill and pidfd_send_signal. Then those that change rights,
-owners, attributes and times of files, which Landlock does not look at: chmod, chown, setxattr, utime and the
-like."""
+"""By processor: its number in the kernel, the number of the call `seccomp`, and the numbers of socket,
+io_uring_setup, execve, execveat, ptrace, process_vm_writev, kill, tkill, tgkill and pidfd_send_signal. Then the
+calls that change rights, owners, attributes and times of files, which Landlock does not control: chmod, chown,
+setxattr, utime and the like."""
 
 
 def confine(folder: Path) -> list[str]:
-    """Give up, for good, to write outside `folder`, to reach a network and to touch other processes.
+    """Permanently give up writing outside `folder`, network access and access to other processes.
 
-    Call it before other threads are started: Landlock holds for those that come later.
+    Call it before other threads are started, because Landlock only holds for later threads.
 
     Returns:
-        What this system does not offer, in words; nothing on Linux since 5.13.
+        The restrictions that this system does not offer, in words; empty on Linux since 5.13.
     """
     if sys.platform != "linux":
         return ["writing only in one folder", "no network"]
@@ -84,16 +84,16 @@ def confine(folder: Path) -> list[str]:
 
 
 def limit(memory_bytes: int, seconds: int, file_bytes: int) -> None:
-    """Limit what this process may take from now on.
+    """Limit the resources that this process may use from now on.
 
     Args:
-        memory_bytes: of address space beyond what it has already.
-        seconds: of processor time.
-        file_bytes: of each file that it writes.
+        memory_bytes: the address space in addition to the present one.
+        seconds: the processor time.
+        file_bytes: the size of each file that it writes.
     """
     try:
         import resource
-    except ImportError:  # Windows: the time limit of the process that started this one remains
+    except ImportError:  # Windows: only the time limit by the parent process remains
         return
     wanted = {
         resource.RLIMIT_CPU: seconds,
@@ -110,7 +110,7 @@ def limit(memory_bytes: int, seconds: int, file_bytes: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes of address space in use; 0 where the system does not tell."""
+    """Return the bytes of address space in use; 0 if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (OSError, ValueError, IndexError):
@@ -119,13 +119,13 @@ def _address_space() -> int:
 
 
 def _keep_to(libc: ctypes.CDLL, folder: Path) -> bool:
-    """Whether Landlock lets this thread, and those that it starts, write in `folder` alone from now on."""
+    """Let this thread, and later ones of it, write only in `folder`; return whether Landlock is available."""
     version = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if version < 1:
         return False
     known = {name: bit for name, bit in _ACCESS.items() if _SINCE.get(name, 1) <= version}
     handled = sum(bit for name, bit in known.items() if name not in _READING)
-    # Sockets of TCP since version 4; signals and abstract sockets outside since 6.
+    # TCP sockets since version 4; signals and abstract sockets since 6.
     fields = [handled, 3, 3][: 1 if version < 4 else 2 if version < 6 else 3]
     rules = struct.pack(f"={len(fields)}Q", *fields)
     ruleset = libc.syscall(_LANDLOCK_CREATE, rules, len(rules), 0)
@@ -149,7 +149,7 @@ def _allow(libc: ctypes.CDLL, ruleset: int, place: Path, access: int) -> bool:
 
 
 def _deny_calls(libc: ctypes.CDLL) -> bool:
-    """Whether the kernel answers "not permitted" to the calls in `_DENIED` from now on."""
+    """Make the kernel deny the calls in `_DENIED`; return whether it does."""
     if platform.machine() not in _DENIED:
         return False
     processor, seccomp, *denied_calls = _DENIED[platform.machine()]
@@ -159,14 +159,14 @@ def _deny_calls(libc: ctypes.CDLL) -> bool:
         0x15,
         0x35,
         0x06,
-    )  # each jump tells how many steps to pass over
+    )  # each jump has the number of steps to skip
     denied, allowed = 0x00050001, 0x7FFF0000
     deny = len(calls) + 5  # the last step
     program = [
-        (load, 0, 0, 4),  # the processor that the call is made for
+        (load, 0, 0, 4),  # the processor of the call
         (if_equal, 0, deny - 2, processor),
         (load, 0, 0, 0),  # the number of the call
-        (if_at_least, deny - 4, 0, 0x40000000),  # numbers of x32 lie above
+        (if_at_least, deny - 4, 0, 0x40000000),  # numbers of x32 are above
         *((if_equal, deny - 5 - place, 0, call) for place, call in enumerate(calls)),
         (give, 0, 0, allowed),
         (give, 0, 0, denied),

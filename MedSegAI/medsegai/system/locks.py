@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, so that two processes do not do one thing at once."""
+"""Locks that end with the process that holds them, so that two processes do not write the same files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def try_lock(file: IO[Any] | int) -> bool:
     """Lock a file or descriptor until it is closed or the process ends; False if another process has it.
 
     Raises:
-        OSError: there are no locks here, as on some disks in a network.
+        OSError: the file system does not have locks, as on some network drives.
     """
     try:
         if sys.platform == "win32":
@@ -34,10 +34,10 @@ def try_lock(file: IO[Any] | int) -> bool:
 
 @contextlib.contextmanager
 def reserved(paths: Iterable[Path]) -> Iterator[None]:
-    """Within the block no other process that asks for it may write any of these files.
+    """Reserve files within the block: other processes that reserve one of them are refused.
 
-    A hidden file beside each carries the lock, and goes away after the block. Where a folder cannot be written or
-    has no locks there is nothing to reserve.
+    A hidden file beside each carries the lock, and is removed after the block. Nothing is reserved if a folder is
+    not writable or does not have locks.
 
     Raises:
         OutputError: another process is writing one of them.
@@ -52,7 +52,7 @@ def reserved(paths: Iterable[Path]) -> Iterator[None]:
 
 
 def _locked(path: Path, lock: Path) -> IO[str]:
-    while True:  # again where the one that had it before removed it meanwhile
+    while True:  # again if its last owner removed it meanwhile
         file = lock.open("a+", encoding="ascii", errors="replace")
         with contextlib.ExitStack() as closing:
             closing.callback(file.close)
@@ -60,25 +60,25 @@ def _locked(path: Path, lock: Path) -> IO[str]:
                 if not try_lock(file):
                     file.seek(0)
                     raise OutputError(
-                        f"{path} is being written by another run of MedSegAI (process {file.read(20).strip()}). "
-                        "Wait until that ends, or name another place."
+                        f"{path} is being written by another run of MedSegAI (process "
+                        f"{file.read(20).strip()}). Wait until it ends, or name another path."
                     )
                 if os.path.exists(lock) and os.path.samestat(
                     os.stat(lock), os.fstat(file.fileno())
                 ):
-                    with contextlib.suppress(OSError):  # a full disk has no room for the number
+                    with contextlib.suppress(OSError):  # the number does not fit on a full disk
                         file.truncate(0)
                         os.write(file.fileno(), str(os.getpid()).encode())
                     closing.pop_all()  # the caller closes it
                     return file
-            except OSError:  # there are no locks, so nobody has it
+            except OSError:  # there are no locks, so no process has it
                 file.close()
                 lock.unlink(missing_ok=True)
                 raise
 
 
 def _release(lock: Path, file: IO[str]) -> None:
-    with contextlib.suppress(OSError):  # Windows keeps a file that is open
+    with contextlib.suppress(OSError):  # Windows does not remove an open file
         lock.unlink()
     file.close()
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: the limits of its container count, not only what the machine has.
+"""The resources that this process may use, including the limits of its container.
 
 Linux keeps the limits of containers and batch systems in control groups ("Control Group v2" in the kernel's
 documentation, and v1, which older systems mount). The limits of every group above this process hold for it.
@@ -20,7 +20,7 @@ MEMORY = Path("/proc/meminfo")
 
 
 def usable_cores() -> int:
-    """How many processors this process may keep busy, at least 1; part of one counts as one."""
+    """Return how many processors this process may keep busy, at least 1; a part of one counts as one."""
     found = [float(os.cpu_count() or 1)]
     if hasattr(os, "sched_getaffinity"):
         found.append(float(len(os.sched_getaffinity(0))))
@@ -34,17 +34,17 @@ def usable_cores() -> int:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory that this process can have at most; None where the system does not tell."""
+    """Return the bytes of memory that this process can have at most; None if the system does not report it."""
     limits = [limit for limit, _ in _memory_limits()]
     machine = _machine_memory("MemTotal")
     return min([*limits, *([] if machine is None else [machine])], default=None)
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this program until now, in MB; 0 if the system does not report it.
+    """Return the largest resident memory of this program until now, in MB; 0 if the system does not report it.
 
-    On Linux `ru_maxrss` is at least that of the process that started this one, such as Slicer, so the kernel's own
-    count is preferred.
+    On Linux, `ru_maxrss` is at least that of the parent process, such as Slicer, so the kernel's own count is
+    preferred.
     """
     if sys.platform == "win32":
         return 0.0
@@ -59,7 +59,7 @@ def peak_memory_mb() -> float:
 
 
 def available_memory() -> int | None:
-    """Bytes that a new job could use without swapping; None where the system does not tell."""
+    """Return the bytes that a new job could use without swapping; None if the system does not report it."""
     if sys.platform == "win32":
         return _windows_memory()
     left = [max(limit - used, 0) for limit, used in _memory_limits()]
@@ -68,7 +68,7 @@ def available_memory() -> int | None:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of each group that has a limit. What is only cached is not counted as used."""
+    """Yield limit and use, in bytes, of each group that has a limit. Cached bytes do not count as used."""
     for group in _groups("memory"):
         limit, used = _first(group / "memory.max"), _first(group / "memory.current")
         if limit is None:
@@ -79,9 +79,9 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The groups of this process that can have limits of `controller`, and all above them.
+    """Yield the groups of this process that can have limits of `controller`, and all groups above them.
 
-    In a container the path of the group may be that of the host; then the limits stand at the root.
+    In a container the path of the group may be that of the host; then the limits are at the root.
     """
     try:
         lines = OWN_GROUPS.read_text(encoding="ascii", errors="replace").splitlines()
@@ -97,7 +97,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _cached(group: Path) -> int:
-    """Bytes of files in memory that the kernel gives back when it is asked for more."""
+    """Return the bytes of cached files, which the kernel frees when memory is needed."""
     try:
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
         sizes = dict(line.split(" ", 1) for line in lines)
@@ -107,7 +107,7 @@ def _cached(group: Path) -> int:
 
 
 def _first(file: Path) -> float | None:
-    """The first number in a file; None where it says "max", or where there is no such file."""
+    """Return the first number in a file; None if it says "max" or the file does not exist."""
     return _number(file, 0)
 
 
@@ -123,7 +123,7 @@ def _number(file: Path, place: int) -> float | None:
 
 
 def _machine_memory(name: str) -> int | None:
-    """A line of /proc/meminfo in bytes; where there is none, what the system says of all its memory."""
+    """Return a line of /proc/meminfo in bytes; if there is none, the whole memory that the system reports."""
     try:
         lines = MEMORY.read_text(encoding="ascii").splitlines()
         sizes = {key: int(rest.split()[0]) for key, rest in (line.split(":") for line in lines)}
@@ -140,7 +140,7 @@ def _physical_memory() -> int | None:
 
 
 def _windows_memory() -> int | None:
-    """`ullAvailPhys` of GlobalMemoryStatusEx."""
+    """Return `ullAvailPhys` of GlobalMemoryStatusEx."""
     if sys.platform != "win32":
         return None
     status = (ctypes.c_uint64 * 8)()

@@ -1,8 +1,8 @@
-"""Text from outside (file names, DICOM descriptions, cards, messages of other programs) where it could do harm.
+"""Text from outside (file names, DICOM descriptions, cards, messages of other programs) made harmless.
 
-A spreadsheet computes cells that begin like a formula, a terminal obeys control characters, and Qt shows what
-looks like HTML as HTML, pictures from the network included. Each has its one function here; elsewhere texts stay
-as they are.
+A spreadsheet computes cells that begin like a formula, a terminal obeys control characters, and Qt shows text that
+looks like HTML as HTML, including pictures from the network. Each has one function here; elsewhere texts are
+unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 _TURNING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-"""Characters that change the direction of what follows: a name can look like another."""
+"""Characters that change the direction of later text, so that a name can look like another."""
 
 _SHOWN = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
 _SHOWN |= {code: f"\\u{code:04x}" for code in _TURNING}
@@ -26,14 +26,14 @@ del _SHOWN[ord("\n")], _SHOWN[ord("\t")]
 _BREAKS = {
     ord(character): repr(character)[1:-1] for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 }
-"""Characters at which `str.splitlines` begins another line."""
+"""The characters at which `str.splitlines` begins another line."""
 
 _NOT_UNICODE = re.compile("[\ud800-\udfff]")
-"""Halves of letters, which also stand for bytes that could not be decoded (PEP 383)."""
+"""Surrogates, which also stand for bytes that could not be decoded (PEP 383)."""
 
 
 def unicode_text(text: str) -> str:
-    """Text that files and terminals can hold: bytes of a file's name that are not UTF-8 are written as numbers."""
+    """Return text that files and terminals can hold: bytes that are not UTF-8 are written as numbers."""
     return _NOT_UNICODE.sub(
         lambda half: (
             f"\\x{ord(half[0]) - 0xDC00:02x}"
@@ -45,7 +45,7 @@ def unicode_text(text: str) -> str:
 
 
 def table_cell(value: object) -> Any:
-    """A cell of a CSV file that no spreadsheet computes: an apostrophe precedes what begins like a formula.
+    """Return a CSV cell that spreadsheets do not compute: an apostrophe precedes text that begins like a formula.
 
     Line breaks are written out, so that a row is one line for programs that read line by line.
     """
@@ -59,25 +59,25 @@ def table_cell(value: object) -> Any:
 
 
 def visible(text: str) -> str:
-    """Text for a terminal, in which control characters are seen and not obeyed; lines and tabs stay."""
+    """Return text for a terminal, in which control characters are visible and not obeyed; lines and tabs stay."""
     return text.translate(_SHOWN)
 
 
 def one_line(text: str) -> str:
-    """A message for a terminal in one line: a file's name with line breaks cannot pass for other messages."""
+    """Return a message in one line, so that a file name with line breaks cannot imitate other messages."""
     return visible(text.translate(_BREAKS))
 
 
 def unformatted(text: str) -> str:
-    """Text that Qt shows letter by letter: a space of no width keeps it from being taken for HTML."""
+    """Return text that Qt shows as plain text: a zero-width space prevents its detection as HTML."""
     return text.replace("<", "<\u200b").replace("&lt;", "&\u200blt;")
 
 
 class VisibleStream:
-    """A stream for people, through which no control character leaves.
+    """A stream for people, whose output does not contain control characters.
 
     Attributes:
-        drawn_on: the stream below, for what draws on a terminal itself.
+        drawn_on: the underlying stream, for code that draws on a terminal itself.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -97,7 +97,7 @@ class VisibleStream:
 
 @contextlib.contextmanager
 def visible_streams() -> Iterator[None]:
-    """Within, what is printed to standard output and standard error passes `visible`."""
+    """Pass standard output and standard error through `visible` within the block."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = VisibleStream(sys.stdout), VisibleStream(sys.stderr)
     try:

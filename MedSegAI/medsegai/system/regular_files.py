@@ -1,4 +1,4 @@
-"""Files that others named, opened only if they are regular files: a pipe would wait, a device would never end."""
+"""Opening of files only if they are regular: a pipe would wait, and a device would never end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 
 def open_regular(path: Path | str) -> BinaryIO:
-    """Open a file for reading; what is not a regular file is neither waited for nor read.
+    """Open a regular file for reading, without waiting for other kinds of files.
 
     Raises:
-        OSError: there is no such file, it cannot be opened, or it is a folder, a pipe, a socket or a device.
+        OSError: the file does not exist, cannot be opened, or is a folder, a pipe, a socket or a device.
     """
-    # Without O_NONBLOCK the call itself would wait for somebody who writes into a pipe.
+    # Without O_NONBLOCK the call itself would wait for a writer of a pipe.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags)
@@ -30,7 +30,7 @@ def open_regular(path: Path | str) -> BinaryIO:
 
 
 def read_regular(path: Path | str, at_most: int) -> bytes:
-    """The content of a regular file that has no more than `at_most` bytes.
+    """Read a regular file that has at most `at_most` bytes.
 
     Raises:
         OSError: see `open_regular`; or the file is larger.

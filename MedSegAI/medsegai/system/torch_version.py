@@ -1,11 +1,11 @@
-"""Which PyTorch loads a file of weights without running what is in it."""
+"""Which versions of PyTorch load a file of weights without running code in it."""
 
 from __future__ import annotations
 
 import re
 
 SOUND_TORCH = (2, 10)
-"""The first without CVE-2026-24747: before, `torch.load` with `weights_only` could be made to write in memory."""
+"""The first version without CVE-2026-24747, by which files could corrupt memory despite `weights_only`."""
 
 
 def is_sound(version: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where the user's own things lie, and where they cannot lie anywhere."""
+"""The folders of the user's own files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def own_folder(name: str, variable: str) -> Path | None:
-    """A folder of the user's own, which need not exist: that which a variable names, or `~/.medsegai/NAME`.
+    """Return a folder of the user, which may not exist: the value of a variable, or `~/.medsegai/NAME`.
 
-    None where no variable names it and the user has no home, as in a container without HOME and without an entry
-    in the password file.
+    The result is None if the variable is not set and the user does not have a home folder, as in a container
+    without HOME and without an entry in the password file.
     """
     chosen = os.environ.get(variable)
     if chosen:

@@ -24,8 +24,8 @@ from medsegai.training.limits import (
 )
 
 SMOOTHING_MM = 2.0
-"""Blur of the directions away from the ventricles: those of opposite walls of a narrow horn cancel, and it stays
-open."""
+"""The blur of the directions away from the ventricles; the directions of opposite walls of a narrow horn cancel,
+so it stays open."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def contracted(
     config: AnatomyConfig,
     contraction_mm: float,
 ) -> NDArray[np.integer]:
-    """The map with its ventricles contracted by `contraction_mm`, or widened if that is negative."""
+    """Return the map with its ventricles contracted by `contraction_mm`, or widened if that is negative."""
     inside = np.isin(labels, config.ventricles)
     if not inside.any():
         return labels
@@ -105,7 +105,7 @@ def with_narrow_sulci(
     config: AnatomyConfig,
     reach_mm: float,
 ) -> NDArray[np.integer]:
-    """The map in which fluid within `reach_mm` of cortex has become the nearest cortex."""
+    """Return the map in which fluid within `reach_mm` of cortex has become the nearest cortex."""
     cortex = np.isin(labels, config.cortex)
     if not cortex.any():
         return labels
@@ -124,7 +124,7 @@ def with_lesions(
     config: AnatomyConfig,
     random: np.random.Generator,
 ) -> NDArray[np.integer]:
-    """The map with spots of lesion in at most a few per cent of the white matter, with the value of their side."""
+    """Return the map with lesions, of the value of their side, in at most a few per cent of the white matter."""
     grain_mm = random.uniform(1.5, 4.0)
     noise = random.standard_normal(labels.shape, dtype=np.float32)
     field = scipy.ndimage.gaussian_filter(noise, [grain_mm / spacing for spacing in spacing_mm])

@@ -67,12 +67,12 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
     path = folder / CHECKPOINT
     if not path.is_file():
         raise RequestError(
-            f"{path} does not exist: there is nothing to resume. Start without --resume."
+            f"{path} does not exist, so there is no training to resume. Start without --resume."
         )
     if not is_sound(torch.__version__):
         raise RequestError(
-            f"{path} is not opened with PyTorch {torch.__version__}, in which a checkpoint can run a program "
-            "(CVE-2026-24747). Update PyTorch to 2.10 or later."
+            f"{path} was not opened, because with PyTorch {torch.__version__} a checkpoint "
+            "can run a program (CVE-2026-24747). Update PyTorch to 2.10 or later."
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)

@@ -165,7 +165,8 @@ class TrainingConfig:
             )
         if any(size < 16 or size % 16 for size in self.data.crop_voxels):
             raise RequestError(
-                "Training file: data.crop_voxels must be multiples of 16, for the networks halve them 4 times."
+                "Training file: data.crop_voxels must be multiples of 16, because the "
+                "networks halve them 4 times."
             )
         if not self.members or len(set(self.members)) < len(self.members):
             raise RequestError(
@@ -297,13 +298,13 @@ def corrected_cases(arguments: argparse.Namespace) -> Path | None:
     if data is None or not from_maps or not (data / "dataset.json").is_file():
         if arguments.maps is not None:
             raise RequestError(
-                "--maps goes with corrected cases, which --data names (a folder with dataset.json). Name the "
-                "label maps of a training with --data."
+                "--maps is used only with corrected cases, which --data names (a folder with "
+                "dataset.json). Name the label maps of a training with --data."
             )
         return None
     if not arguments.start:
         raise RequestError(
-            f"{data} holds images with labels, and {arguments.config} learns from label maps alone. Name the "
-            "model that is to learn from them with --from."
+            f"{data} holds images with labels, but {arguments.config} learns from label maps "
+            "only. Name the model that should learn from these cases with --from."
         )
     return data

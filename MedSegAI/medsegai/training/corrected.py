@@ -49,9 +49,9 @@ class MixedSource:
     Attributes:
         corrected: the corrected cases; its `held_out` cases are not used for training.
         synthetic: the synthetic volumes, like those that the model was trained on.
-        share: share of the training volumes that are corrected cases.
-        seed: decides which training volumes these are.
-        names: names of all corrected cases.
+        share: the share of training volumes that are corrected cases.
+        seed: the seed that decides which training volumes these are.
+        names: the names of all corrected cases.
     """
 
     corrected: CaseSource
@@ -69,11 +69,11 @@ class MixedSource:
         return source.sample(stream, index)
 
     def target_counts(self) -> NDArray[np.int64]:
-        """Voxels per target over the synthetic cases, so that the loss keeps its weights of the classes."""
+        """Return the voxels of each target over the synthetic cases, so that the loss keeps its class weights."""
         return self.synthetic.target_counts()
 
     def held_out_samples(self) -> list[Sample]:
-        """The held-out corrected cases, each once and without variation."""
+        """Return the held-out corrected cases, each once and without variation."""
         count = len(self.corrected.held_out)
         return [self.corrected.sample(VALIDATION, index) for index in range(count)]
 
@@ -92,7 +92,8 @@ def mixed_source(
     cases = dataset_cases(folder)
     if len(cases) < 2:
         raise InputError(
-            f"{folder} holds one case. Fine-tuning needs at least two, because one is held out to judge by."
+            f"{folder} holds one case. Fine-tuning needs at least two, because one is held "
+            "out to judge the result."
         )
     meaning = label_values(folder, card)
     labels = [read_labels(case, meaning) for case in cases]
@@ -107,8 +108,8 @@ def mixed_source(
         synthetic = case_source(config, card, device)
     else:
         logger.warning(
-            "No file matches %r in %s: synthetic images are made of the corrected label maps. Name the folder of "
-            "the label maps with --maps.",
+            "No file matches %r in %s, so synthetic images are made from the corrected label "
+            "maps. Name the folder of the training's label maps with --maps.",
             config.data.maps,
             config.data_root,
         )
@@ -128,17 +129,20 @@ def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
     source = folder / DATASET
     dataset = read_json(source)
     if len(value_of(dataset, "channel_names", dict, source)) != 1:
-        raise InputError(f"{source} names several channels, and model {card.id!r} takes one image.")
+        raise InputError(f"{source} names several channels, but model {card.id!r} takes one image.")
     numbers = value_of(dataset, "labels", dict, source)
     named = {label.name: label.value for label in card.labels}
     unknown = [name for name in numbers if name not in named and name != "background"]
     if unknown:
         raise InputError(
-            f"{source} has labels that model {card.id!r} does not know: {shown(', '.join(unknown))}. Correct "
-            "results of this model, or train a model of your own."
+            f"{source} has labels that model {card.id!r} does not know: "
+            f"{shown(', '.join(unknown))}. Use corrected results of this model, or train your "
+            "own model."
         )
     if not all(type(number) is int and number >= 0 for number in numbers.values()):
-        raise InputError(f"{source}: each label must be a whole number; regions cannot be learned.")
+        raise InputError(
+            f"{source} has a label that is not a whole number, such as a region. Give each label a single value."
+        )
     return {0: 0} | {numbers[name]: named[name] for name in numbers if name in named}
 
 
@@ -175,7 +179,8 @@ def tell_what_is_missing(labels: Sequence[Volume], card: ModelCard) -> None:
         missing = [label.name for label in card.labels if label.value not in there]
         if missing:
             logger.warning(
-                "%s has no %s: where an image shows them, the networks learn that they are background.",
+                "%s does not contain %s: where its image shows them, the networks learn that "
+                "they are background.",
                 volume.source,
                 ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else ""),
             )
@@ -188,10 +193,10 @@ def held_out_names(names: Sequence[str], share: float, seed: int) -> tuple[str, 
 
 
 def card_of_members(card: ModelCard, members: Sequence[str]) -> ModelCard:
-    """The card with the spacing and the intensity scaling of these members, if they have their own.
+    """Return the card with the spacing and the intensity scaling of these members, if they have their own.
 
     Raises:
-        ModelError: the card has no such member.
+        ModelError: the card does not have this member.
         RequestError: the members differ in these settings.
     """
     ways = {
@@ -203,8 +208,8 @@ def card_of_members(card: ModelCard, members: Sequence[str]) -> ModelCard:
     }
     if len(ways) > 1:
         raise RequestError(
-            f"{', '.join(members)} work on voxels or intensities of different kinds. Fine-tune them one by one, "
-            "with --members."
+            f"{', '.join(members)} have different spacings or intensity scalings. Fine-tune "
+            "them one by one, with --members."
         )
     ((spacing, intensity),) = ways
     return replace(card, spacing_mm=spacing, settings={**card.settings, "intensity": intensity})

@@ -18,7 +18,7 @@ Entry = Mapping[str, Any]
 def series(
     entries: Iterable[Entry], event: str, key: str
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """The steps and the values of one quantity in a run's log, by view."""
+    """Return the steps and the values of one quantity in a run's log, by view."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for entry in entries:
         if entry.get("event") == event and entry.get(key) is not None:
@@ -34,7 +34,9 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("No curves drawn: install matplotlib (pip install 'medsegai[train]').")
+        logger.warning(
+            "Curves were not drawn, because matplotlib is not installed. Run pip install 'medsegai[train]'."
+        )
         return None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -55,7 +57,7 @@ def draw_curves(
         entries: the entries of the run's log.
         path: path of the picture.
         unit: the unit that the log counts in, such as steps or epochs.
-        measure: the validation figure's name in the log, and its name in the picture.
+        measure: the name of the validation figure in the log, and its name in the picture.
 
     Returns:
         Whether the picture was drawn; without matplotlib it is not, which is logged.
@@ -90,7 +92,9 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            logger.info("No TensorBoard here; the curves are in the log and in the picture.")
+            logger.info(
+                "TensorBoard is not installed; the curves are in the log and in the picture."
+            )
         else:
             self._writer = SummaryWriter(str(folder), purge_step=resume_at + 1)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError, RequestError
+from medsegai.errors import InputError, RequestError, counted
 from medsegai.io import read_labelmap, read_volume
 from medsegai.models.card import ModelCard
 from medsegai.preprocessing.intensity import scale_intensity
@@ -54,12 +54,12 @@ class SampleSource(Protocol):
     def sample(self, stream: int, index: int) -> Sample: ...
 
     def target_counts(self) -> NDArray[np.int64]:
-        """Voxels per target over all training volumes, int64 (targets + 1,)."""
+        """Return the voxels of each target over all training volumes, int64 (targets + 1,)."""
         ...
 
 
 def seed_for(seed: int, stream: int, index: int) -> int:
-    """A 63-bit seed that differs for each (seed, stream, index)."""
+    """Return a 63-bit seed that differs for each (seed, stream, index)."""
     return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -190,7 +190,10 @@ def source_of(
     values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
     codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
     if len(codes) > 255:
-        raise InputError(f"The label maps hold {len(codes)} labels; at most 255 can be.")
+        raise InputError(
+            f"The label maps hold {len(codes)} labels, but at most 255 are possible. Merge labels "
+            "with data.remap."
+        )
     tables = label_tables(
         codes, card.label_values, config.tissues, mirrored, config.data.remap, config.data.not_brain
     )
@@ -253,13 +256,15 @@ def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
         images = [*matching_files(root, data.images, "data.images")]
     if len(images) != len(labels):
         raise RequestError(
-            f"{root} holds {len(images)} images but {len(labels)} label maps; they must pair."
+            f"{root} holds {counted(len(images), 'image', 'images')} but "
+            f"{counted(len(labels), 'label map', 'label maps')}. Each image needs one label map."
         )
     names = {path.name for path in labels}
     missing = sorted(set(data.validation) - names)
     if missing:
         raise RequestError(
-            f"Validation files {', '.join(missing)} are not among the label maps in {root}."
+            f"Validation files {', '.join(missing)} are not among the label maps in {root}. "
+            "Check data.validation."
         )
     if not data.validation or len(data.validation) == len(names):
         raise RequestError(
@@ -314,7 +319,7 @@ def store_case(
     hits = np.nonzero(wanted[encoded])
     if not hits[0].size:
         raise InputError(
-            f"{labels.source} holds none of the structures to learn. Check data.remap and the card."
+            f"{labels.source} does not hold any structure to learn. Check data.remap and the card."
         )
     k, j, i = (float(hit.min() + hit.max()) / 2 for hit in hits)
     name = Path(labels.source).name

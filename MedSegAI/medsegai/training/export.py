@@ -1,4 +1,4 @@
-"""From the best weights of a run to a model folder that `medsegai` can use."""
+"""Writes the best weights of a run as a model folder that `medsegai` can use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CURVES = "curves.png"
 
 
 def best_validation(entries: Sequence[Entry], view: str) -> Entry | None:
-    """The log entry of a view's best validation, the first one where several are equal."""
+    """Return the log entry of a view's best validation; of equal ones, the first."""
     validations = [e for e in entries if e.get("event") == "validate" and e.get("view") == view]
     finite = [entry for entry in validations if entry["dice"] == entry["dice"]]
     return max(finite, key=lambda entry: float(entry["dice"]), default=None)
@@ -36,7 +36,7 @@ def best_validation(entries: Sequence[Entry], view: str) -> Entry | None:
 def validation_figures(
     card: ModelCard, views: Sequence[str], entries: Sequence[Entry]
 ) -> dict[str, Any]:
-    """What the card says about each view's best validation: step, mean Dice, and Dice by structure."""
+    """Return each view's best validation for the card: step, mean Dice, and Dice by structure."""
     names = {label.value: label.name for label in card.labels}
     figures: dict[str, Any] = {}
     for view in views:
@@ -57,10 +57,10 @@ def export_model(
 ) -> Path:
     """Write ``run``/model: card with hashes and figures, weights in half precision, training file, log, curves.
 
-    `weights`: for each member those of its classes in the loss, which inference undoes.
+    `weights` has the class weights of each member in the loss, which inference undoes.
 
     Raises:
-        RequestError: a member was never validated, so there is no best network of it.
+        RequestError: a member was never validated, so its best network is unknown.
     """
     folder, views = run / MODEL_FOLDER, config.members
     folder.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def export_model(
         source = run / best_weights_name(view)
         if not source.is_file():
             raise RequestError(
-                f"{source} does not exist: train member {view!r} up to its first validation."
+                f"{source} does not exist. Train member {view!r} up to its first validation."
             )
         save_weights(folder / f"{view}.safetensors", compact(load_weights(source)))
     shutil.copyfile(config.source, folder / "training.toml")
@@ -83,7 +83,7 @@ def export_model(
 
 
 def _with_class_weights(card: ModelCard, weights: Mapping[str, Sequence[float]]) -> ModelCard:
-    """The card with the weights of the loss in the settings of each member, in four digits."""
+    """Return the card with the class weights of the loss in the settings of each member, to four digits."""
     members = []
     for member in card.members:
         settings = dict(member.settings)
@@ -96,7 +96,7 @@ def _with_class_weights(card: ModelCard, weights: Mapping[str, Sequence[float]])
 def _finished(
     card: ModelCard, folder: Path, views: Sequence[str], performance: Mapping[str, Any]
 ) -> ModelCard:
-    """The card of the weights that lie in ``folder``."""
+    """Return the card of the weights in ``folder``."""
     members = []
     for view in views:
         name = f"{view}.safetensors"

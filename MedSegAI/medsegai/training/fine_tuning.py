@@ -1,8 +1,9 @@
 """Fine-tuning of a trained model on corrected cases; a new model is written only if it improved.
 
 The networks start from the model's weights and are trained at a small learning rate on corrected images, mixed
-with synthetic ones so that nothing is forgotten. They are judged on held-out corrected cases. The best network
-that is not worse than before on the synthetic validation images is kept; without one, no new model is written.
+with synthetic ones, so that the networks do not forget what they learned. They are judged on held-out corrected
+cases. The best network that is not worse than before on the synthetic validation images is kept; without one, no
+new model is written.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SUFFIX = "-fine-tuned"
 
 @dataclass(frozen=True)
 class Judgement:
-    """Mean Dice of a member at a step: on corrected cases that were held out, and on synthetic images."""
+    """The mean Dice of a member at a step: on held-out corrected cases, and on synthetic images."""
 
     step: int
     corrected: float
@@ -57,17 +58,17 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All judgements of a member; the first is that of the network before.
+    """All judgements of a member; the first is that of the original network.
 
     Attributes:
-        judgements: in the order of their steps.
+        judgements: the judgements in the order of their steps.
     """
 
     judgements: Sequence[Judgement]
 
     @classmethod
     def of(cls, entries: Sequence[Entry], member: str) -> Verdict:
-        """What the log of a run says of a member."""
+        """Return the judgements of a member in the log of a run."""
         found: dict[str, dict[int, float]] = {"validate": {}, "corrected": {}}
         for entry in entries:
             if entry.get("event") in found and entry.get("view") == member:
@@ -82,7 +83,7 @@ class Verdict:
 
     @property
     def best(self) -> Judgement | None:
-        """The best on corrected cases, if it is better than before and not worse on synthetic images."""
+        """The best judgement on corrected cases, if it is better than before and not worse on synthetic images."""
         better = [
             judged
             for judged in self.judgements[1:]
@@ -96,20 +97,19 @@ class Verdict:
         return self.best is not None and self.best is self.judgements[-1]
 
     def since_best(self) -> int:
-        """Judgements since the best one, or since the beginning."""
+        """The number of judgements since the best one, or since the beginning."""
         return len(self.judgements) - 1 - self.judgements.index(self.best or self.before)
 
     def words(self, member: str) -> str:
-        """The figures as a sentence for a message."""
+        """Return the figures as a sentence for a message."""
         reached = self.best or max(self.judgements[1:], key=lambda judged: judged.corrected)
         return (
-            f"{member} has Dice {reached.corrected:.4f} on held-out corrected cases "
-            f"({self.before.corrected:.4f} before) and {reached.synthetic:.4f} on synthetic images "
-            f"({self.before.synthetic:.4f} before)"
+            f"{member} has Dice {reached.corrected:.4f} on held-out corrected cases ({self.before.corrected:.4f} "
+            f"before) and {reached.synthetic:.4f} on synthetic images ({self.before.synthetic:.4f} before)"
         )
 
     def figures(self) -> dict[str, Any]:
-        """The figures as JSON values for the card."""
+        """Return the figures as JSON values for the card."""
         best = self.best or self.before
         return {
             "step": best.step,
@@ -123,7 +123,7 @@ def _two(before: float, after: float) -> dict[str, float]:
 
 
 class FineTuning(Run):
-    """A run that is judged on corrected cases, and ends when they are segmented no better."""
+    """A run that is judged on corrected cases, and ends when they no longer improve."""
 
     def __init__(
         self,
@@ -137,18 +137,18 @@ class FineTuning(Run):
         self._validators: dict[str, Validator] = {}
 
     def fingerprint(self) -> str:
-        """Also of the cases and of how they are learned from."""
+        """Return a hash that also depends on the cases and the settings of fine-tuning."""
         parts = (super().fingerprint(), self.config.fine_tuning, self._mixed.names)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def begin(self, resume: bool) -> None:
-        """As `Run.begin`; the networks are judged before they learn."""
+        """Begin as `Run.begin` does, and judge the networks before they learn."""
         super().begin(resume)
         if not self.done:
             self.validate()
 
     def validate(self) -> None:
-        """Judge every member; the best network of each is kept as a file."""
+        """Judge every member, and keep the best network of each as a file."""
         for trainer in self.trainers:
             for event, validator in self._judges().items():
                 counter = validator.dice(trainer.task, trainer.predict)
@@ -162,7 +162,7 @@ class FineTuning(Run):
                 save_weights(path, trainer.judged.state_dict())
 
     def is_settled(self) -> bool:
-        """Whether no member became better for `fine_tuning.patience` judgements."""
+        """Whether all members have not improved for `fine_tuning.patience` judgements."""
         waited = min(self.verdict(trainer).since_best() for trainer in self.trainers)
         return waited >= self.config.fine_tuning.patience
 
@@ -171,7 +171,7 @@ class FineTuning(Run):
         return Verdict.of(read_log(self.folder / LOG), trainer.task.name)
 
     def _judges(self) -> Mapping[str, Validator]:
-        """Held-out volumes by the event in the log that says how well they are segmented."""
+        """Return held-out volumes by the log event that has their Dice."""
         if not self._validators:
             settings, batch = self.config.validation, self.config.sampling.batch
             self._validators = {
@@ -193,18 +193,18 @@ def _line(judged: Judgement, member: str) -> str:
 def fine_tune(
     build: Build, config: TrainingConfig, cases: Path, options: RunOptions, progress: Progress
 ) -> Path:
-    """Let members of the model `options.start` learn from corrected cases, and give the folder of the new model.
+    """Fine-tune members of the model `options.start` on corrected cases, and return the folder of the new model.
 
     Args:
-        build: makes the trainers of the members.
-        config: of the training that made the model, with `fine_tuning`.
-        cases: folder of the corrected cases.
-        options: how it is run.
-        progress: receives each step, and can stop the run.
+        build: the function that makes the trainers of the members.
+        config: the configuration of the training that made the model, with `fine_tuning`.
+        cases: the folder of the corrected cases.
+        options: the options of the run.
+        progress: the receiver of each step, which can stop the run.
 
     Raises:
-        InputError, GeometryError: the cases cannot be learned from.
-        ModelError: the model cannot be had, or no member became better without being worse on synthetic images.
+        InputError, GeometryError: the cases cannot be used for training.
+        ModelError: the model cannot be read, or no member improved without becoming worse on synthetic images.
         RequestError: the folder holds a training already, or several processes were started.
         OutputError, DeviceError, Cancelled: as `training.run.train`.
     """
@@ -227,9 +227,9 @@ def fine_tune(
 
 
 def slowed(config: TrainingConfig) -> TrainingConfig:
-    """The configuration of a training, with what `fine_tuning` says in place of what it says.
+    """Return the configuration of a training, changed by its `fine_tuning` settings.
 
-    The rate falls to zero over all steps, because what is judged then has settled.
+    The rate falls to zero over all steps, so that the networks that are judged have settled.
     """
     tuning = config.fine_tuning
     optimiser = replace(
@@ -248,7 +248,7 @@ def slowed(config: TrainingConfig) -> TrainingConfig:
 
 
 def _weigh_as_before(trainer: Trainer, member: MemberCard) -> None:
-    """Let the loss weigh classes as in the training that made the model: inference undoes those weights."""
+    """Use the class weights of the training that made the model, because inference undoes those weights."""
     weights = member.settings.get("class_weights")
     if weights is not None:
         trainer.objective.loss.weights.copy_(torch.tensor(weights))
@@ -258,7 +258,7 @@ def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
     """Write the new model.
 
     Raises:
-        ModelError: no member became better, or only by becoming worse on synthetic images.
+        ModelError: no member improved, or only by becoming worse on synthetic images.
     """
     verdicts = {trainer.task.name: run.verdict(trainer) for trainer in run.trainers}
     if not any(verdict.best for verdict in verdicts.values()):
@@ -269,8 +269,9 @@ def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
                 "run ended. Continue it with --resume and more time."
             )
         raise ModelError(
-            f"No model was written: {'; '.join(judged)}. A new model must be better on the former and not worse "
-            "on the latter: correct more cases, or lower fine_tuning.rate or fine_tuning.corrected_share."
+            f"No model was written: {'; '.join(judged)}. A new model must be better on the "
+            "former and not worse on the latter, so correct more cases, or lower "
+            "fine_tuning.rate or fine_tuning.corrected_share."
         )
     return export_fine_tuned(card, run, verdicts, source)
 
@@ -278,7 +279,7 @@ def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
 def export_fine_tuned(
     card: ModelCard, run: FineTuning, verdicts: Mapping[str, Verdict], source: MixedSource
 ) -> Path:
-    """Write the new model beside the run: weights that became better, the others as they were, and the card.
+    """Write the new model beside the run: the improved weights, the other weights unchanged, and the card.
 
     The calibration is left out, because it was measured with other weights.
     """
@@ -305,11 +306,11 @@ def export_fine_tuned(
 
 
 def described(card: ModelCard, figures: Mapping[str, Any], source: MixedSource) -> ModelCard:
-    """The card of the new model: who it was, from what it learned, and how good it is before and after."""
+    """Return the card of the new model, with its origin, its training data and its figures before and after."""
     learned, held = len(source.corrected.cases), len(source.corrected.held_out)
     told = (
         f"Fine-tuned from {card.id} {card.version} with {counted(learned, 'corrected case', 'corrected cases')}; "
-        f"{held} more held out to judge by."
+        f"{counted(held, 'more was', 'more were')} held out to judge it."
     )
     return replace(
         card,

@@ -1,4 +1,4 @@
-"""The learning rate that a training begins with, found by trying: MONAI's finder, and a picture of what it saw.
+"""The learning rate of a training, found by trials: MONAI's finder, and a plot of the losses.
 
 The rate grows from step to step until the loss grows too (L. Smith, "Cyclical Learning Rates for Training Neural
 Networks", 2017). A tenth of the rate of the lowest loss is taken, or that of the steepest fall where this is less.
@@ -29,7 +29,7 @@ FALLBACK = 1e-3
 
 @dataclass(frozen=True)
 class FoundRate:
-    """The rate, and the losses that it was found by, at `rates`."""
+    """The rate that was found, and the losses at `rates` on which it is based."""
 
     rate: float
     rates: tuple[float, ...]
@@ -43,14 +43,14 @@ def find_learning_rate(
     batches: Iterable[Any],
     steps: int,
 ) -> FoundRate:
-    """Try rates on batches of (images, targets). Network and optimiser are afterwards as they were.
+    """Try rates on batches of (images, targets). Network and optimiser are restored afterwards.
 
     Args:
-        network: takes images.
-        optimiser: of its weights; its groups keep their proportions.
-        loss: of (answers, targets).
-        batches: as a DataLoader gives them; it is begun again when it ends.
-        steps: how many rates are tried.
+        network: the network, which takes images.
+        optimiser: the optimiser of its weights; its groups keep their proportions.
+        loss: the loss of (outputs, targets).
+        batches: the batches of a DataLoader, which is restarted when it ends.
+        steps: the number of rates to try.
     """
     from monai.optimizers import LearningRateFinder
 

@@ -1,6 +1,6 @@
-"""Dice plus weighted logistic loss, as QuickNAT is trained with.
+"""The sum of Dice and weighted logistic loss with which QuickNAT is trained.
 
-Source: Roy et al., NeuroImage 2019, section 2.2. Softmax is taken once, balancing weights are not
+Source: Roy et al., NeuroImage 2019, section 2.2. Unlike there, softmax is computed once, balancing weights are not
 rounded, and boundaries are found along all three axes.
 """
 
@@ -20,10 +20,10 @@ from medsegai.training.limits import NOT_NEGATIVE, POSITIVE, limited
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Shares of the two terms, and the weights inside the logistic one.
+    """The shares of the two terms, and the weights inside the logistic term.
 
-    A voxel weighs ``class weight + boundary * (it touches another class)``. Class weights are
-    ``(median frequency / frequency) ** balance_power``, kept between the minimum and the maximum.
+    The weight of a voxel is ``class weight + boundary * (it touches another class)``. Class weights are ``(median
+    frequency / frequency) ** balance_power``, kept between the minimum and the maximum.
     """
 
     dice: float = limited(1.0, NOT_NEGATIVE)
@@ -45,10 +45,10 @@ class LossConfig:
 
 
 def class_weights(counts: NDArray[np.int64], config: LossConfig) -> NDArray[np.float32]:
-    """Median frequency balancing. ``counts`` (C,) voxels per class; absent classes weigh 0."""
+    """Median frequency balancing. ``counts`` (C,) are the voxels of each class; absent classes get weight 0."""
     present = counts > 0
     if not present.any():
-        raise ValueError("Class weights need at least one labelled voxel")
+        raise ValueError("Class weights need at least one labelled voxel.")
     frequency = counts[present] / counts.sum()
     weights = (np.median(frequency) / frequency) ** config.balance_power
     balanced = np.zeros(len(counts), dtype=np.float32)
@@ -59,16 +59,15 @@ def class_weights(counts: NDArray[np.int64], config: LossConfig) -> NDArray[np.f
 def member_weights(
     counts: NDArray[np.int64], class_of: NDArray[np.int64], config: LossConfig
 ) -> NDArray[np.float32]:
-    """Class weights of a member, from voxels per target and the class of each target, both (targets + 1,)."""
+    """Return a member's class weights from the voxels and the class of each target, both (targets + 1,)."""
     per_class = np.bincount(class_of, weights=counts, minlength=int(class_of.max()) + 1)
     return class_weights(per_class.astype(np.int64), config)
 
 
 def boundaries(classes: Tensor) -> Tensor:
-    """Where a slice touches another class, in its plane or in the neighbouring slices.
+    """Return where a slice touches another class, in its plane or in the neighbouring slices.
 
-    ``classes`` (N, 3, H, W): the slice in the middle with the one before and the one after.
-    Returns (N, H, W), bool.
+    ``classes`` (N, 3, H, W) has the previous slice, the slice and the next slice. The result is bool (N, H, W).
     """
     before, here, after = classes.unbind(dim=1)
     touches = (here != before) | (here != after)
@@ -82,7 +81,7 @@ def boundaries(classes: Tensor) -> Tensor:
 
 
 def boundaries_3d(classes: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Where voxels (k, j, i) touch another class along any axis, bool of the same shape."""
+    """Return where voxels (k, j, i) touch another class along any axis, bool of the same shape."""
     touches = np.zeros(classes.shape, bool)
     for axis in range(3):
         ahead = np.moveaxis(classes, axis, 0)
@@ -94,7 +93,7 @@ def boundaries_3d(classes: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 
 def dice_loss(probabilities: Tensor, one_hot: Tensor) -> Tensor:
-    """1 - soft Dice, averaged over the classes that the batch contains; both (N, C, ...)."""
+    """Return 1 - soft Dice, averaged over the classes that the batch contains; both inputs are (N, C, ...)."""
     over = (0, *range(2, probabilities.ndim))
     common = (probabilities * one_hot).sum(over)
     volumes = one_hot.sum(over)
@@ -104,7 +103,7 @@ def dice_loss(probabilities: Tensor, one_hot: Tensor) -> Tensor:
 
 
 class SegmentationLoss(nn.Module):
-    """(total, Dice, logistic) loss of logits (N, C, ...) for classes (N, ...)."""
+    """The (total, Dice, logistic) loss of logits (N, C, ...) for classes (N, ...)."""
 
     weights: Tensor
 
@@ -114,7 +113,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("weights", torch.from_numpy(weights))
 
     def forward(self, logits: Tensor, classes: Tensor, touches: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar."""
+        """Return the loss of a batch, (3,)."""
         log_probabilities = functional.log_softmax(logits.float(), dim=1)
         everything = torch.arange(logits.shape[1], device=logits.device)
         everything = everything.view(1, -1, *(1,) * (logits.ndim - 2))

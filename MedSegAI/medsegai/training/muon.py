@@ -18,7 +18,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The coefficients of the quintic Newton-Schulz iteration, chosen by its authors for a steep slope at zero."""
 
 UPDATE_SCALE = 0.2
-"""Makes the root mean square of an update that of AdamW's."""
+"""The factor that gives an update the root mean square of AdamW's updates."""
 
 
 class Muon(torch.optim.AdamW):
@@ -33,14 +33,14 @@ class Muon(torch.optim.AdamW):
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._update(weight, group)
-                    weight.grad = None  # AdamW below leaves alone what has none
+                    weight.grad = None  # AdamW below skips weights without a gradient
         super().step(closure)  # type: ignore[arg-type]
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-            state["step"] = torch.tensor(0.0)  # AdamW looks for it in every state that it loads
+            state["step"] = torch.tensor(0.0)  # AdamW expects it in every state that it loads
         momentum: Tensor = state["momentum"]
         momentum.lerp_(weight.grad, 1.0 - group["momentum"])  # type: ignore[arg-type]
         update = weight.grad.lerp(momentum, group["momentum"])  # type: ignore[union-attr]
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrix: Tensor, half: bool = False) -> Tensor:
-    """The nearest matrix whose singular values are about one, (rows, columns), float32.
+    """Return the nearest matrix whose singular values are about one, (rows, columns), float32.
 
     With `half` the iteration runs in bfloat16, which is as good: it need not converge.
     """

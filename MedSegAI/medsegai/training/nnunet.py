@@ -1,10 +1,10 @@
-"""nnU-Net's own planning, preprocessing and training, as a process that receives jobs and reports back.
+"""nnU-Net's own planning, preprocessing and training, in a process that receives a job and reports events.
 
-`python -m medsegai.training.nnunet` takes one job as a line of JSON on standard input and answers with events,
-one JSON object a line, on standard output; what nnU-Net prints goes to standard error. It stops when its input
-ends, so it never outlives who started it (`medsegai.training.nnunet_run`). This is the one file that imports
-nnunetv2, and only in that process. How nnU-Net trains is left alone: the trainer here is its own class, which
-also reports, saves its state after every epoch in one move, and knows how long to train.
+`python -m medsegai.training.nnunet` takes one job as a line of JSON on standard input and writes events, one JSON
+object per line, on standard output; nnU-Net's own output goes to standard error. It stops when its input ends, so
+it never outlives the process that started it (`medsegai.training.nnunet_run`). This is the only file that imports
+nnunetv2, and only in that process. nnU-Net's training is not changed: the trainer extends its class, so that it
+also reports, saves its state after every epoch in one move, and has a configurable length.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from medsegai.errors import InputError, MedSegAIError, RequestError
+from medsegai.errors import InputError, MedSegAIError, RequestError, counted
 from medsegai.networks.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ PLANNERS = {
     "ResEncL": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
     "ResEncXL": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
 }
-"""The planners by name: the class of nnU-Net, and the name of the plans that it makes."""
+"""The planners by name: nnU-Net's class, and the name of the plans that it makes."""
 
 TRAINER = "nnUNetTrainer"
 AUGMENTING = "nnUNet_n_proc_DA"
-"""The variable that tells nnU-Net how many processes augment."""
+"""The environment variable with the number of processes that augment data for nnU-Net."""
 
 PLANS = "plans"
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
@@ -54,22 +54,23 @@ TRAINED = 0.97
 
 @dataclass(frozen=True)
 class NNUNetJob:
-    """The job of the process. Its folders are given by nnU-Net's environment variables.
+    """The job of the process. nnU-Net's environment variables give its folders.
 
     Attributes:
-        dataset: name of the dataset's folder, as in Dataset004_Hippocampus.
+        dataset: the name of the dataset's folder, such as Dataset004_Hippocampus.
         planner: one of `PLANNERS`.
-        configurations: to train, in this order; all folds of one before the next.
-        folds: numbers, or "all".
-        prepared: what need not be done again: `PLANS`, and configurations that are preprocessed.
-        epochs: of each training.
-        iterations: batches in an epoch; a fifth as many measure the pseudo Dice, as in nnU-Net.
-        batch_size: patches in a batch of a configuration, or under "" of all; others as planned.
-        mixed: bfloat16 in the network on a CPU. On CUDA nnU-Net always trains in half precision.
+        configurations: the configurations to train, in this order; all folds of one before the next.
+        folds: the numbers of the folds, or "all".
+        prepared: the steps that are already done: `PLANS`, and the names of preprocessed configurations.
+        epochs: the number of epochs of each training.
+        iterations: the number of batches in an epoch; a fifth as many measure the pseudo Dice, as in nnU-Net.
+        batch_size: the patches in a batch by configuration, or of all under ""; the rest are as planned.
+        mixed: whether the network uses bfloat16 on a CPU. On CUDA nnU-Net always trains in half precision.
         device: "cpu", "cuda" or "mps".
-        processes: that preprocess and augment; with 0 the trainer augments between batches.
-        seed: of all random numbers; a run is repeatable with 0 processes.
-        validate: whether to predict the validation cases of each fold at its end.
+        processes: the number of processes that preprocess and augment; with 0 the trainer augments between
+            batches.
+        seed: the seed of all random numbers; a run is repeatable with 0 processes.
+        validate: whether the validation cases of each fold are predicted at its end.
     """
 
     dataset: str
@@ -88,32 +89,32 @@ class NNUNetJob:
 
     @property
     def plans_name(self) -> str:
-        """Name of the plans, as nnU-Net has it."""
+        """The name of the plans in nnU-Net."""
         return PLANNERS[self.planner][1]
 
     @property
     def preprocessed(self) -> Path:
-        """Folder of the preprocessed data set."""
+        """The folder of the preprocessed dataset."""
         return folder_of("preprocessed") / self.dataset
 
     @property
     def plans_file(self) -> Path:
-        """File of the plans."""
+        """The file of the plans."""
         return self.preprocessed / f"{self.plans_name}.json"
 
     def results(self, configuration: str, fold: str) -> Path:
-        """Folder of the results."""
+        """Return the folder of the results."""
         name = results_name(self.plans_name, configuration)
         return folder_of("results") / self.dataset / name / f"fold_{fold}"
 
 
 def folder_of(kind: str) -> Path:
-    """One of nnU-Net's three folders: raw, preprocessed or results."""
+    """Return one of nnU-Net's three folders: raw, preprocessed or results."""
     return Path(os.environ[f"nnUNet_{kind}"])
 
 
 def results_name(plans_name: str, configuration: str) -> str:
-    """Name of the folder of results, as nnU-Net has it."""
+    """Return nnU-Net's name of the folder of results."""
     return f"{TRAINER}__{plans_name}__{configuration}"
 
 
@@ -138,15 +139,15 @@ class Events:
 
 
 def main() -> int:
-    """Do the job that is read from standard input; if it fails, an event says why."""
+    """Do the job that is read from standard input; if it fails, an event gives the reason."""
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # what nnU-Net prints is not an event
+    os.dup2(2, 1)  # nnU-Net's output must not be read as events
     keep_freed_memory()
     job = NNUNetJob(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     try:
         prepare(job, events)
-        os.environ[AUGMENTING] = str(job.processes)  # only now, for the planner refuses 0
+        os.environ[AUGMENTING] = str(job.processes)  # only now, because the planner refuses 0
         for configuration in job.configurations:
             for fold in job.folds:
                 train(job, configuration, fold, events)
@@ -175,11 +176,11 @@ def _stop_with_the_parent() -> None:
 
 
 def prepare(job: NNUNetJob, events: Events) -> None:
-    """Fingerprint, plan and preprocess the dataset, as far as this was not done before.
+    """Fingerprint, plan and preprocess the dataset, except for steps that are already done.
 
     Raises:
         InputError: nnU-Net does not accept the dataset.
-        RequestError: a configuration is not planned for it.
+        RequestError: nnU-Net did not plan a configuration.
     """
     from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
@@ -243,12 +244,12 @@ def _read_plans(job: NNUNetJob) -> dict[str, Any]:
 
 
 def _data_configuration(job: NNUNetJob, name: str) -> str:
-    """The configuration whose preprocessed data this one trains on: the cascade inherits them."""
+    """Return the configuration whose preprocessed data this one uses; the cascade inherits them."""
     planned = _read_plans(job)["configurations"]
     if name not in planned:
         raise RequestError(
-            f"nnU-Net plans no {name} for {job.dataset}, only {', '.join(planned)}: the images are too small "
-            "for more. Leave it out of --configurations."
+            f"nnU-Net does not plan {name} for {job.dataset}, only {', '.join(planned)}, "
+            "because the images are too small. Leave it out of --configurations."
         )
     own = planned[name]
     return name if "data_identifier" in own else _data_configuration(job, own["inherits_from"])
@@ -258,7 +259,7 @@ def _data_configuration(job: NNUNetJob, name: str) -> str:
 
 
 def train(job: NNUNetJob, configuration: str, fold: str, events: Events) -> None:
-    """Train one fold of one configuration, resuming where it was stopped; nothing if it is finished.
+    """Train one fold of one configuration, or resume it; do nothing if it is finished.
 
     Raises:
         RequestError: a cascade lacks the predictions of its first stage.
@@ -307,8 +308,9 @@ def _check_cascade(trainer: Any) -> None:
     if missing:
         stage = trainer.configuration_manager.previous_stage_name
         raise RequestError(
-            f"{trainer.configuration_name} learns from what {stage} predicts for every case, and {len(missing)} "
-            f"cases are not predicted yet, for example {missing[0]}. Train all folds of {stage} first."
+            f"{trainer.configuration_name} learns from the predictions of {stage} for all "
+            f"cases, but {counted(len(missing), 'case is', 'cases are')} not predicted yet, "
+            f"for example {missing[0]}. Train all folds of {stage} first."
         )
 
 
@@ -327,7 +329,7 @@ def trainer_class() -> Any:
 
 
 class _Reporting(_Stock):  # type: ignore[misc]
-    """What is added to nnU-Net's trainer: it reports, saves its state after every epoch, and can be resumed."""
+    """The additions to nnU-Net's trainer: it reports, saves its state after every epoch, and can be resumed."""
 
     def begin(self, job: NNUNetJob, events: Events) -> None:
         self.job, self.events = job, events
@@ -383,7 +385,7 @@ class _Reporting(_Stock):  # type: ignore[misc]
 
 
 def seed_all(seed: int, part: int) -> None:
-    """Random numbers that depend on the part of a training alone, whether or not there was a break before."""
+    """Seed random numbers by the part of a training only, so that they do not depend on interruptions."""
     import numpy as np
     import torch
 
@@ -408,7 +410,7 @@ def _in_bfloat16(forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def log_entries(run: str, logged: Mapping[str, Any], epochs: int) -> list[dict[str, Any]]:
-    """What nnU-Net logged in the first `epochs` epochs, as lines of a run's log."""
+    """Return nnU-Net's log of the first `epochs` epochs as lines of a run's log."""
     entries = []
     for epoch in range(epochs):
         place = {"step": epoch + 1, "view": run}

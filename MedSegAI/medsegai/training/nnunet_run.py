@@ -1,7 +1,7 @@
-"""`medsegai train nnunet`: one nnU-Net process from a dataset to results folders, watched and resumable.
+"""`medsegai train nnunet` runs nnU-Net in a supervised, resumable process, from a dataset to results folders.
 
-The process (`medsegai.training.nnunet`) has nnU-Net's variables of the environment to itself. The output folder is
-nnU-Net's results folder, with its preprocessed data beside it, and our log and curves.
+The process (`medsegai.training.nnunet`) has its own environment with nnU-Net's variables. The output folder is
+nnU-Net's results folder, together with its preprocessed data and our log and curves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medsegai import errors
-from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError
+from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError, counted
 from medsegai.evaluation.folds import (
     FOLDS,
     Split,
@@ -64,7 +64,7 @@ PREPARE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class NnunetTraining:
-    """What to train. See `medsegai.training.nnunet.NNUNetJob`; `groups` is a table of cases and their patients."""
+    """The training to run, see `medsegai.training.nnunet.NNUNetJob`; `groups` is a table of cases and patients."""
 
     dataset: Path
     configurations: tuple[str, ...] = ("2d", "3d_fullres")
@@ -85,38 +85,39 @@ class NnunetTraining:
         unknown = [name for name in self.configurations if name not in CONFIGURATIONS]
         if unknown or not self.configurations:
             raise RequestError(
-                f"There is no configuration {', '.join(unknown)!r}. Known: {', '.join(CONFIGURATIONS)}."
+                f"The configuration {', '.join(unknown)!r} is unknown. Known are {', '.join(CONFIGURATIONS)}."
             )
         for name, size in self.batch_size.items():
             if size < 1 or name not in ("", *CONFIGURATIONS):
                 raise RequestError(
-                    f"A batch size is a number from 1, or CONFIGURATION=N, not {name}={size}."
+                    f"A batch size must be a number of at least 1, or CONFIGURATION=N, not {name}={size}."
                 )
         if self.planner not in PLANNERS:
             raise RequestError(
-                f"There is no planner {self.planner!r}. Known: {', '.join(PLANNERS)}."
+                f"The planner {self.planner!r} is unknown. Known are {', '.join(PLANNERS)}."
             )
         if not self.folds or not all(re.fullmatch(r"\d|all", fold) for fold in self.folds):
             raise RequestError(
-                f"Folds are numbers from 0, or all, not {', '.join(self.folds) or 'none'}."
+                f"Folds must be numbers from 0, or all, not {', '.join(self.folds) or 'none'}."
             )
 
 
 def train_nnunet(
     training: NnunetTraining, output: Path, resume: bool, progress: Progress | None = None
 ) -> Path:
-    """Train with nnU-Net, and give the folder of results folders, which is a model.
+    """Train with nnU-Net, and return the folder of results folders, which is a model.
 
     `output` gets that folder, `preprocessed`, `log.jsonl`, `curves.png`, `nnunet.log` (what nnU-Net printed) and
-    `training.json`. With `resume`, finished trainings stay and the others resume after their last finished epoch.
+    `training.json`. With `resume`, finished trainings are kept and the others continue after their last finished
+    epoch.
 
     Raises:
-        RequestError: options contradict each other, nnunetv2 is missing, or there is nothing to resume.
+        RequestError: options contradict each other, nnunetv2 is not installed, or there is no training to resume.
         InputError: the dataset cannot be used.
-        DeviceError: the device is not there.
+        DeviceError: the device does not exist.
         OutputError: `output` cannot be written.
-        MedSegAIError: nnU-Net failed; its log says why.
-        Cancelled: stopped through `progress`; every finished epoch is kept.
+        MedSegAIError: nnU-Net failed; its log has the reason.
+        Cancelled: the training was stopped through `progress`; every finished epoch is kept.
     """
     progress = progress or Progress()
     if importlib.util.find_spec("nnunetv2") is None:
@@ -148,12 +149,12 @@ def _check_name(dataset: Path) -> None:
     twins = [path.name for path in dataset.parent.glob(f"{number}_*") if path.name != dataset.name]
     if twins:
         raise InputError(
-            f"{dataset} and {twins[0]} beside it have one number, which nnU-Net refuses. Rename one of them."
+            f"{dataset} and {twins[0]} beside it have the same number, which nnU-Net refuses. Rename one of them."
         )
 
 
 def _splits(training: NnunetTraining) -> list[Split]:
-    """The cases that each fold holds out; nnU-Net's own splits where nobody says who the patients are."""
+    """Return the held-out cases of each fold; without a table of patients, these are nnU-Net's own splits."""
     cases = [case.name for case in dataset_cases(training.dataset)]
     if training.folds == ("all",) and training.groups is None and len(cases) < FOLDS:
         return []
@@ -163,12 +164,15 @@ def _splits(training: NnunetTraining) -> list[Split]:
         folds = default_folds(cases)
     beyond = [fold for fold in training.folds if fold != "all" and int(fold) >= len(folds)]
     if beyond:
-        raise RequestError(f"There are {len(folds)} folds, from 0, so there is no {beyond[0]}.")
+        raise RequestError(
+            f"Fold {beyond[0]} does not exist, because there are "
+            f"{counted(len(folds), 'fold', 'folds')}, numbered from 0."
+        )
     return folds
 
 
 class Run:
-    """A training run: its folder, its process, and how far it is."""
+    """A training run: its folder, its process and its progress."""
 
     def __init__(
         self, training: NnunetTraining, output: Path, compute: Compute, progress: Progress
@@ -183,7 +187,7 @@ class Run:
         self._first: dict[str, float] = {}
 
     def begin(self, resume: bool, folds: Sequence[Split]) -> None:
-        """Open the output folder, or find what is in it."""
+        """Open the output folder, or find the state of a run in it."""
         self.output.mkdir(parents=True, exist_ok=True)
         cases = [case for fold in folds for case in fold]
         settings = self._settings(splits_json(folds, cases))
@@ -203,7 +207,7 @@ class Run:
         self.progress.plan({"prepare": PREPARE_SHARE, **dict.fromkeys(runs, 1.0)})
 
     def _settings(self, splits: str) -> dict[str, Any]:
-        """What decides the result; a run is only resumed with the settings it began with, or for more epochs."""
+        """Return the settings that decide the result; a run resumes only with equal ones, or for more epochs."""
         chosen = self.training
         return {
             "dataset": chosen.dataset.name,
@@ -221,7 +225,7 @@ class Run:
             begun, self.prepared = dict(saved["settings"]), list(saved["prepared"])
         except FileNotFoundError:
             raise RequestError(
-                f"{state} does not exist: there is nothing to resume. Start without --resume."
+                f"{state} does not exist, so there is no training to resume. Start without --resume."
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise RequestError(f"{state} is damaged: {error!r}. Start anew elsewhere.") from error
@@ -230,9 +234,9 @@ class Run:
             self._reopen()
         elif different:
             raise RequestError(
-                f"{self.output} was begun with other settings: "
-                f"{', '.join(f'{name} {begun.get(name)}' for name in different)}. Resume with those, or start "
-                "anew in another folder."
+                f"{self.output} was started with other settings: "
+                f"{', '.join(f'{name} {begun.get(name)}' for name in different)}. Resume with "
+                "those, or start anew in another folder."
             )
 
     def _reopen(self) -> None:
@@ -247,21 +251,21 @@ class Run:
         _write(self.output / STATE, json.dumps(state, indent=1) + "\n")
 
     def work(self) -> None:
-        """Run the process to its end and handle its events."""
+        """Run the process until it ends, and handle its events."""
         log = self.output / NNUNET_LOG
         with log.open("a", encoding="utf-8") as file, self._process(file) as process:
             for event in self._events(process):
                 self._take(event)
         if process.returncode < 0:
             raise MedSegAIError(
-                f"nnU-Net was ended by signal {-process.returncode}, perhaps for want of memory. See {log}."
+                f"nnU-Net was ended by signal {-process.returncode}, perhaps because memory ran out. See {log}."
             )
         if process.returncode:
-            raise MedSegAIError(f"nnU-Net failed: {_last_line(log)} All that it said is in {log}.")
+            raise MedSegAIError(f"nnU-Net failed: {_last_line(log)} Its whole output is in {log}.")
 
     @contextlib.contextmanager
     def _process(self, log: IO[str]) -> Iterator[subprocess.Popen[str]]:
-        """The process at work; however the block ends, the process and its children end, too."""
+        """Start the process for the block; when the block ends, the process and its children are ended, too."""
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "medsegai.training.nnunet"],
             stdin=subprocess.PIPE,
@@ -269,7 +273,7 @@ class Run:
             stderr=log,
             env=self.environment(),
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for us; we tell the process
+            start_new_session=True,  # only this process receives Ctrl-C
         )
         assert process.stdin is not None
         try:
@@ -281,7 +285,7 @@ class Run:
             _end(process)
 
     def environment(self) -> dict[str, str]:
-        """The variables of the process: nnU-Net's folders, nothing that reports to anybody, and our code."""
+        """Return the environment of the process: nnU-Net's folders, no telemetry, and the path of our code."""
         output = self.output.resolve()
         code = str(Path(errors.__file__).parents[1])
         path = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
@@ -296,7 +300,7 @@ class Run:
             "PYTHONPATH": path,
         }
         environment.pop("nnUNet_extTrainer", None)
-        if self.compute.device.type == "cuda":  # nnU-Net takes the first card that it sees
+        if self.compute.device.type == "cuda":  # nnU-Net uses the first graphics card that it sees
             environment["CUDA_VISIBLE_DEVICES"] = _card(self.compute.device.index or 0)
         return environment
 
@@ -319,7 +323,7 @@ class Run:
         )
 
     def _events(self, process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-        """What the process says, until it ends; meanwhile Ctrl-C is heeded."""
+        """Yield the events of the process until it ends; Ctrl-C works meanwhile."""
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
         while True:
@@ -350,13 +354,13 @@ class Run:
                 draw_curves(read_log(log), self.output / CURVES, unit="epoch")
 
     def _report(self, stage: str, part: float) -> None:
-        """Progress of this session: what an earlier one did takes no time now."""
+        """Report the progress of this session, without the work of earlier sessions, which takes no time now."""
         first = self._first.setdefault(stage, part)
         self._stage, self._part = stage, (part - first) / (1.0 - first) if first < 1.0 else 1.0
         self.progress.step(self._stage, self._part, 1.0)
 
     def _log(self, run: str, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Replace what the log says of one run by what its checkpoint says."""
+        """Replace the log entries of one run by those of its checkpoint."""
         path = self.output / LOG
         others = (
             [entry for entry in read_log(path) if entry["view"] != run] if path.is_file() else []
@@ -372,7 +376,7 @@ def _listen(stream: IO[str] | None, lines: queue.SimpleQueue[str | None]) -> Non
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Wait for a process whose input has ended; take it and its children down if it does not follow."""
+    """Wait for a process whose input has ended; if it does not end, kill it and its children."""
     try:
         process.wait(GRACE_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -384,14 +388,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _card(index: int) -> str:
-    """The name by which a card is seen, where some are hidden already."""
+    """Return the name of a graphics card for CUDA_VISIBLE_DEVICES, which may already hide some."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index].strip() if visible else str(index)
 
 
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines()]
-    text = next((line for line in reversed(lines) if line), "it said nothing")
+    text = next((line for line in reversed(lines) if line), "it did not print a reason")
     return text if text.endswith(".") else text + "."
 
 

@@ -1,4 +1,4 @@
-"""The optimisers that a training file can name, and how the learning rate goes."""
+"""The optimisers that a training file can name, and their learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medsegai.training.config import OptimiserConfig
 from medsegai.training.muon import Muon
 
 ADAM_SHARE = 0.4
-"""Learning rate beside Muon's of what Muon does not take: first convolution, head and normalisation."""
+"""The learning rate of weights that Muon does not train (first convolution, head, norms), relative to Muon's."""
 
 
 def build_optimiser(
@@ -22,13 +22,13 @@ def build_optimiser(
     outer: Sequence[nn.Parameter] = (),
     half: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimiser of a network's weights; weight decay acts on convolutions only.
+    """Build the optimiser of a network's weights; weight decay acts on convolutions only.
 
     Args:
-        config: its name and settings.
-        network: whose weights are learned.
+        config: the name and settings of the optimiser.
+        network: the network whose weights are trained.
         outer: weights of the first convolution and of the head, which Muon leaves to AdamW.
-        half: let Muon iterate in bfloat16.
+        half: whether Muon iterates in bfloat16.
     """
     outside = {id(weight) for weight in outer}
     matrices = [weight for weight in network.parameters() if weight.ndim > 1]
@@ -50,7 +50,7 @@ def build_optimiser(
 
 
 def _remembering(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Let each group remember its full learning rate."""
+    """Store the full learning rate in each group."""
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser
@@ -63,7 +63,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def learning_rate_factor(config: OptimiserConfig, steps: int, step: int) -> float:
-    """Share of the full learning rate at ``step`` of ``steps``: warm-up, then as the schedule says."""
+    """Return the share of the full learning rate at ``step`` of ``steps``: warm-up, then the schedule."""
     if step < config.warm_up:
         return (step + 1) / config.warm_up
     if config.schedule == "step":

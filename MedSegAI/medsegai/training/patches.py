@@ -1,9 +1,9 @@
 """Train a classifier of pictures or patches: a frozen stage, then an unfrozen one with one cycle, fold by fold.
 
-In the frozen stage the encoder stays as it was pre-trained, so only a linear decision is learned: that is a convex
-problem, which is solved exactly on features that are computed once. Then all is unfrozen: deep layers learn faster
-than shallow ones (J. Howard & S. Ruder, "Universal Language Model Fine-tuning", 2018), over one cycle of the
-learning rate (L. Smith, "A disciplined approach to neural network hyper-parameters", 2018).
+In the frozen stage the pre-trained encoder does not change, so only a linear decision is learned: that is a convex
+problem, which is solved exactly on features that are computed once. Then all layers are unfrozen; deep layers
+learn faster than shallow ones (J. Howard & S. Ruder, "Universal Language Model Fine-tuning", 2018), over one cycle
+of the learning rate (L. Smith, "A disciplined approach to neural network hyper-parameters", 2018).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FINDER_STEPS = 60
 """The number of rates that the finder tries."""
 
 SHALLOW = 0.1
-"""Learning rate of the shallower half of the encoder beside that of the deeper half."""
+"""The learning rate of the shallower half of the encoder, as a share of that of the deeper half."""
 
 VARIANTS = 3
 """The number of augmented copies of each picture that the frozen stage learns from besides the picture itself."""
@@ -62,7 +62,7 @@ FROZEN_STEPS = 200
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """An encoder to begin with: its weights, and how pictures are normalised for it."""
+    """An encoder to start from: its weights, and how pictures are normalised for it."""
 
     name: str
     weights: Mapping[str, Tensor]
@@ -72,7 +72,7 @@ class Encoded:
 
     @classmethod
     def of(cls, training: PatchTraining) -> Encoded:
-        """Raises ModelError if there is no such encoder, or no such weights."""
+        """Raises ModelError: the encoder or the weights are unknown."""
         torch.manual_seed(training.seed)
         encoder = build_encoder(training.encoder)
         mean, std, origin = IMAGENET_MEAN, IMAGENET_STD, "Encoder: random weights."
@@ -81,7 +81,8 @@ class Encoded:
             mean, std, origin = source.mean, source.std, source.origin
         elif training.weights == "package":
             logger.warning(
-                "No package carries weights of %s, so it begins with random ones; --weights takes a file.",
+                "No package carries weights for %s, so it starts from random weights. Use "
+                "--weights to start from a file.",
                 training.encoder,
             )
         elif training.weights != "none":
@@ -113,19 +114,19 @@ class Normalised(nn.Module):
         return normalised
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, class)."""
+        """Return logits (N, class)."""
         logits: Tensor = self.classifier(self.normalise(images))
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """What the decision is made from, (N, width)."""
+        """Return the features on which the decision is based, (N, width)."""
         features: Tensor = self.classifier.encoder(self.normalise(images))[-1].mean((2, 3))
         return features
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Numbers of the pictures that are learned from, and of those that are held out."""
+    """The numbers of the pictures to learn from, and of the held-out pictures."""
 
     name: str
     learned: NDArray[np.int64]
@@ -133,7 +134,7 @@ class Fold:
 
 
 def folds_of(pictures: PictureSet, training: PatchTraining) -> list[Fold]:
-    """The folds of a set: one where it has a validation of its own, else as many as are asked for.
+    """Return the folds of a set: one if the set has a validation part, otherwise as many as are configured.
 
     Raises:
         InputError: there are too few patients or slides for so many folds, or a class has too few pictures.
@@ -153,21 +154,21 @@ def folds_of(pictures: PictureSet, training: PatchTraining) -> list[Fold]:
         missing = set(range(len(pictures.classes))) - set(pictures.labels[fold.learned].tolist())
         if missing:
             raise InputError(
-                f"The class {pictures.classes[min(missing)]!r} of {pictures.source} has all of its pictures in "
-                "one "
-                f"of {training.folds} folds, so it cannot be learned there. Add pictures, or ask for fewer folds."
+                f"The class {pictures.classes[min(missing)]!r} of {pictures.source} has all "
+                f"of its pictures in one of {training.folds} folds, so the network of this "
+                "fold cannot learn it. Add pictures, or choose fewer folds."
             )
     return folds
 
 
 class FrozenFeatures:
-    """What the encoder makes of pictures before it learns; computed once for all folds.
+    """The features that the untrained encoder computes from pictures, once for all folds.
 
     Args:
         training: the settings.
-        pictures: in one size.
+        pictures: the pictures in one size.
         encoded: the encoder.
-        device: where it computes.
+        device: the device that computes.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class FrozenFeatures:
         self._network: Normalised | None = None
 
     def of(self, numbers: NDArray[np.int64], copy: int, progress: Progress) -> Tensor:
-        """Features (N, width) of pictures; copy 0 are the pictures themselves, others are changed at random."""
+        """Return features (N, width) of pictures; copy 0 is the original pictures, other copies are augmented."""
         missing = [int(number) for number in numbers if (int(number), copy) not in self._known]
         for start in range(0, len(missing), self.training.batch):
             progress.step("train", start, len(missing))
@@ -193,7 +194,7 @@ class FrozenFeatures:
         return torch.stack([self._known[int(number), copy] for number in numbers])
 
     def network(self) -> Normalised:
-        """The encoder as it began, in evaluation mode; its decision is not learned."""
+        """Return the initial encoder in evaluation mode; its decision is not trained."""
         if self._network is None:
             classes = len(self.pictures.pictures.classes)
             self._network = Normalised(self.encoded.classifier(classes), self.encoded)
@@ -213,7 +214,7 @@ class FrozenFeatures:
 
 
 class FoldTraining:
-    """One fold: its network, and the stages that it goes through."""
+    """One fold: its network and the stages of its training."""
 
     def __init__(self, frozen: FrozenFeatures, fold: Fold) -> None:
         training, pictures, encoded = frozen.training, frozen.pictures, frozen.encoded
@@ -232,7 +233,7 @@ class FoldTraining:
         return self
 
     def _weights(self) -> Tensor | None:
-        """The weights of the classes in the loss, float32 (class,) of mean 1; None if all pictures count alike."""
+        """Return the class weights in the loss, float32 (class,) of mean 1; None if all pictures count alike."""
         if not self.training.balance:
             return None
         labels = self.pictures.pictures.labels[self.fold.learned]
@@ -248,7 +249,7 @@ class FoldTraining:
         )
 
     def loader(self, dataset: TrainingPictures, epoch: int) -> DataLoader[Any]:
-        """Batches of an epoch in an order of its own; a last one that is too small is left out."""
+        """Return the batches of an epoch in its own order; a last batch that is too small is left out."""
         dataset.epoch = epoch
         generator = torch.Generator().manual_seed(self.training.seed * 1000 + epoch)
         size = min(self.training.batch, len(dataset))
@@ -264,7 +265,7 @@ class FoldTraining:
     # frozen
 
     def solve_frozen(self, progress: Progress) -> float:
-        """Learn the decision alone, exactly, and give its loss."""
+        """Solve the decision exactly, without training the encoder, and return its loss."""
         self.network.eval()
         features, labels = self._features(progress)
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
@@ -278,7 +279,7 @@ class FoldTraining:
         return loss
 
     def _features(self, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Features (N, width) of the pictures and of changed copies of them, and their classes."""
+        """Return features (N, width) of the pictures and their augmented copies, and their classes."""
         random = np.random.default_rng(self.training.seed)
         learned = random.permutation(self.fold.learned)[:FROZEN_PICTURES]
         plain = self.training.augmentation == "none" or len(learned) == FROZEN_PICTURES
@@ -288,7 +289,7 @@ class FoldTraining:
         return torch.cat(found).to(self.device), labels.to(self.device)
 
     def _solved(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Weight (class, width) and bias (class) of the least loss with a normal prior; and that loss."""
+        """Return weight (class, width) and bias (class) of the least loss with a normal prior, and that loss."""
         weight = torch.zeros(
             self.classes, features.shape[1], device=self.device, requires_grad=True
         )
@@ -313,7 +314,7 @@ class FoldTraining:
     # unfrozen
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """AdamW with the shallow and the deep half of the encoder and the decision in groups of their own."""
+        """Return AdamW with three groups: the shallow half and the deep half of the encoder, and the decision."""
         from monai.optimizers import generate_param_groups
 
         names = [name for name, _ in self.network.named_parameters()]
@@ -330,7 +331,7 @@ class FoldTraining:
         return torch.optim.AdamW(groups, lr=1.0, weight_decay=0.01)
 
     def find_rate(self) -> FoundRate:
-        """The highest rate of the cycle."""
+        """Return the highest rate of the cycle."""
         self.network.train()
         batches = self.loader(self.dataset(), 10_000)
         return find_learning_rate(self.network, self.optimiser(), self.loss, batches, FINDER_STEPS)
@@ -349,7 +350,7 @@ class FoldTraining:
         schedule: torch.optim.lr_scheduler.LRScheduler,
         progress: Progress,
     ) -> float:
-        """Learn from all pictures once; the mean loss."""
+        """Learn from all pictures once, and return the mean loss."""
         self.network.train()
         torch.manual_seed(self.training.seed * 1000 + number)
         loader, losses = self.loader(self.dataset(), number), []
@@ -376,7 +377,7 @@ class FoldTraining:
     # held out
 
     def held_out(self) -> NDArray[np.float64]:
-        """Probabilities (picture, class) of the pictures that are held out, mean over mirror images."""
+        """Return probabilities (picture, class) of the held-out pictures, averaged over mirror images."""
         self.network.eval()
         found = []
         numbers = self.fold.held_out.tolist()

@@ -13,7 +13,7 @@ from medsegai.errors import RequestError
 from medsegai.training.limits import NOT_NEGATIVE, SEED, Limits, as_option, check_limits
 
 CELL = 32
-"""Sizes of pictures are multiples of the pixels along a cell of the encoders."""
+"""The sizes of pictures are multiples of this, the side of a cell of the encoders in pixels."""
 
 
 LARGEST_SIDE = 4096
@@ -30,7 +30,7 @@ def option(
 
 @dataclass(frozen=True)
 class PatchTraining:
-    """A whole training. `pictures` is a folder or a table, see `read_pictures`."""
+    """The settings of a whole training. `pictures` is a folder or a table, see `read_pictures`."""
 
     pictures: Path
     kind: Literal["patch", "picture"] = option(
@@ -38,53 +38,61 @@ class PatchTraining:
         "patch: parts of a slide, which models then find on slides; picture: whole radiographs",
         ("patch", "picture"),
     )
-    encoder: str = option("mobilenet_v2", "what sees the pictures")
+    encoder: str = option("mobilenet_v2", "encoder of the network")
     weights: str = option(
         "package",
-        "weights that the encoder begins with: package (installed, pre-trained), none, or a file",
+        "initial weights of the encoder: package (installed, pre-trained), none, or a file",
     )
     size: int = option(
         0,
-        "side that pictures are brought to, in pixels, a multiple of 32; 0: that of the first",
+        "side to which pictures are resized, in pixels, a multiple of 32; 0: the side of the "
+        "first picture",
         limits=Limits(0, LARGEST_SIDE),
     )
     spacing_um: float = option(
         0.0,
-        "size of a pixel of the patches in micrometres, such as 0.97; 0 where it is not known",
+        "size of a pixel of the patches in micrometres, such as 0.97; 0 if it is unknown",
         limits=NOT_NEGATIVE,
     )
-    normal: str = option("", "class that means nothing was found; guessed from usual names")
+    normal: str = option(
+        "", "class which means that nothing was found; default: guessed from usual names"
+    )
     folds: int = option(
         5,
-        "parts that are held out one after another, unless the pictures have a part valid",
+        "number of parts that are held out in turn, unless the pictures have a part named valid",
         limits=Limits(2),
     )
     epochs: int = option(
         8, "epochs of the unfrozen stage; 0 for a frozen encoder", limits=NOT_NEGATIVE
     )
-    batch: int = option(16, "pictures of a step", limits=Limits(2))
+    batch: int = option(16, "number of pictures per step", limits=Limits(2))
     learning_rate: float = option(
-        0.0, "highest rate of the cycle; 0: the finder looks for it", limits=NOT_NEGATIVE
+        0.0,
+        "highest learning rate of the cycle; 0: the learning-rate finder chooses it",
+        limits=NOT_NEGATIVE,
     )
     label_smoothing: float = option(
-        0.1, "share of a target that is given to all classes", limits=Limits(0, 0.99)
+        0.1, "share of the target that is spread over all classes", limits=Limits(0, 0.99)
     )
-    mixup: float = option(0.0, "alpha of mixup, such as 0.4; 0 for none", limits=NOT_NEGATIVE)
-    balance: bool = option(False, "let all classes weigh alike in the loss")
+    mixup: float = option(0.0, "alpha of mixup, such as 0.4; 0 for no mixup", limits=NOT_NEGATIVE)
+    balance: bool = option(False, "give all classes the same weight in the loss")
     prior: float = option(
         100.0,
-        "strength of the prior of the frozen stage: that of a small weight, in pictures",
+        "strength of the prior towards small weights in the frozen stage, in pictures",
         limits=NOT_NEGATIVE,
     )
     augmentation: Literal["none", "slide", "radiograph"] = option(
-        "slide", "how pictures are changed at random", ("none", "slide", "radiograph")
+        "slide", "kind of random augmentation", ("none", "slide", "radiograph")
     )
     processes: int = option(
-        0, "processes that read and change pictures; 0: between steps", limits=NOT_NEGATIVE
+        0,
+        "number of processes that read and augment pictures; 0: the training does it between steps",
+        limits=NOT_NEGATIVE,
     )
-    seed: int = option(1, "start of all random numbers", limits=SEED)
+    seed: int = option(1, "seed of all random numbers", limits=SEED)
     groups: Path | None = option(  # noqa: RUF009
-        None, "table with the columns picture and patient, whose pictures stay together"
+        None,
+        "table with the columns picture and patient; the pictures of a patient stay in one fold",
     )
 
     def __post_init__(self) -> None:
@@ -94,10 +102,10 @@ class PatchTraining:
 
     @classmethod
     def options(cls) -> Iterator[Field[Any]]:
-        """The settings that the command line shows."""
+        """Return the settings that the command line shows."""
         return (item for item in fields(cls) if "help" in item.metadata)
 
     def fingerprint(self) -> str:
-        """What decides the result, shortened; a run is only resumed by the training it began with."""
+        """Return a hash of the settings that decide the result; a run is resumed only with the same hash."""
         values = {k: str(v) for k, v in asdict(self).items() if k not in ("pictures", "processes")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

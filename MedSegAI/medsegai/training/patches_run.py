@@ -71,7 +71,7 @@ NORMAL = ("normal", "negative", "background", "healthy", "benign", "none", "no",
 """Usual names of the class which means that nothing was found."""
 
 LOOKED_AT = 20
-"""The number of pictures that are examined for colours."""
+"""The number of pictures that are checked for colours."""
 
 WHOLE_PICTURE = 320
 """The default side of whole pictures, in pixels."""
@@ -80,8 +80,7 @@ COLOURS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 170, 40), (150, 8
 
 
 def train_patches(training: PatchTraining, options: TrainingOptions, progress: Progress) -> Path:
-    """Train the classifier of a folder of pictures, judge it by what each fold held out, and give the run's
-    folder.
+    """Train a classifier on a folder of pictures, judge it on held-out pictures, and return the run's folder.
 
     The folder gets the last checkpoint, `held-out.csv`, `evaluation.json`, `report.html`, curves, the plot of the
     learning-rate finder, and `model`. A resumed run repeats the epoch that was not finished.
@@ -90,7 +89,7 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
         InputError, RequestError, ModelError: pictures, settings or weights cannot be used; or the folder holds a
             training already, and is not to be resumed.
         OutputError: the folder cannot be written, or another training is at work there.
-        Cancelled: stopped through `progress`; what was finished is kept.
+        Cancelled: the training was stopped through `progress`; finished epochs are kept.
     """
     if importlib.util.find_spec("monai") is None:
         raise RequestError(
@@ -120,13 +119,13 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
         ) from None
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written: {error}. Free space or choose another."
+            f"{folder} cannot be written: {error}. Free space or choose another folder."
         ) from error
     return folder
 
 
 def _size(pictures: PictureSet, training: PatchTraining) -> tuple[int, int]:
-    """Rows and columns that all pictures are brought to."""
+    """Return the rows and columns to which all pictures are resized."""
     if training.size:
         return training.size, training.size
     if training.kind == "picture":
@@ -138,7 +137,7 @@ def _size(pictures: PictureSet, training: PatchTraining) -> tuple[int, int]:
 
 @dataclass
 class _Progressed:
-    """Where a run stands: the fold and the epoch that come next; epoch 0 is the frozen stage."""
+    """The state of a run: its next fold and epoch; epoch 0 is the frozen stage."""
 
     fold: int = 0
     epoch: int = 0
@@ -146,7 +145,7 @@ class _Progressed:
 
 
 class PatchRun:
-    """A run, and where it stands."""
+    """A run and its state."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class PatchRun:
         self._log: RunLog | None = None
 
     def train(self, progress: Progress) -> bool:
-        """Train all folds that are not done; whether all are, or the time was over before."""
+        """Train all unfinished folds; return whether all are finished before the time is over."""
         state: Mapping[str, Any] = {}
         if self._resume:
             state = load_checkpoint(self.folder, self._fingerprint(), torch.device("cpu"))
@@ -220,7 +219,7 @@ class PatchRun:
         return True
 
     def _started(self, work: FoldTraining) -> tuple[Any, Any]:
-        """Optimiser and schedule of the unfrozen stage; none where there is no such stage."""
+        """Return optimiser and schedule of the unfrozen stage; None if there is no such stage."""
         if not self.training.epochs:
             return None, None
         optimiser = work.optimiser()
@@ -252,7 +251,7 @@ class PatchRun:
         self._log.write({"event": event, "step": self._step(), "view": fold.name, **values})
 
     def _step(self) -> int:
-        """Stages that were begun until now, over all folds."""
+        """Return the number of stages that were started, over all folds."""
         return self.at.fold * (self.training.epochs + 1) + self.at.epoch
 
     def _save_stage(self, work: FoldTraining, optimiser: Any, schedule: Any) -> None:
@@ -270,7 +269,7 @@ class PatchRun:
     # the end
 
     def finish(self, progress: Progress) -> None:
-        """Judge what was held out, and write figures, report and model."""
+        """Judge the held-out pictures, and write figures, report and model."""
         judged = self.judged()
         figures = classification_figures(judged)
         write_classified(self.folder / TABLE, judged)
@@ -291,7 +290,7 @@ class PatchRun:
         export_classifier(self.training, self, figures.to_dict())
 
     def judged(self) -> ClassifiedPictures:
-        """What each fold said of the pictures that it held out."""
+        """Return the predictions of each fold for its held-out pictures."""
         pictures = self.sized.pictures
         numbers = np.concatenate([fold.held_out for fold in self.folds])
         probabilities = torch.cat([self.answers[fold.name] for fold in self.folds]).numpy()
@@ -300,7 +299,7 @@ class PatchRun:
         )
 
     def _shower(self) -> Any:
-        """What shows a judged picture with the heat maps of the network that had held it out."""
+        """Return a function that shows a judged picture with the heat maps of the network that held it out."""
         places = [(fold, int(number)) for fold in self.folds for number in fold.held_out]
         loaded: dict[str, FoldTraining] = {}
 
@@ -350,7 +349,7 @@ def export_classifier(
         ),
         members=tuple(members),
         spacing_mm=(spacing, spacing, 1.0),
-        description=f"Tells {', '.join(classes)} apart in {training.kind}s.",
+        description=f"Distinguishes {', '.join(classes)} in {training.kind}s.",
         origin=run.encoded.origin,
         settings=_settings(training, run),
         performance={"held out": dict(performance)},
@@ -360,7 +359,7 @@ def export_classifier(
 
 
 def _channels(sized: SizedPictures) -> tuple[str, ...]:
-    """What models of these pictures take: one grey channel where the first of them are grey."""
+    """Return the channels of models of these pictures: one grey channel if the first pictures are grey."""
     seen = [sized[number] for number in range(min(len(sized), LOOKED_AT))]
     grey = all((pixels == pixels[..., :1]).all() for pixels in seen)
     return ("grey",) if grey else ("red", "green", "blue")
@@ -378,14 +377,14 @@ def _settings(training: PatchTraining, run: PatchRun) -> dict[str, Any]:
 
 
 def normal_class(classes: Sequence[str], named: str) -> int | None:
-    """The number of the class that means nothing was found; None where there is none.
+    """Return the number of the class which means that nothing was found; None if there is none.
 
     Raises:
-        RequestError: the class that was named is not there.
+        RequestError: the named class does not exist.
     """
     if named:
         if named not in classes:
-            raise RequestError(f"There is no class {named!r}; there are {', '.join(classes)}.")
+            raise RequestError(f"The class {named!r} is unknown. Known are {', '.join(classes)}.")
         return list(classes).index(named)
     usual = [n for n, name in enumerate(classes) if name.strip().lower() in NORMAL]
     return usual[0] if usual else None

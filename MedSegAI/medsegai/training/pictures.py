@@ -1,4 +1,4 @@
-"""What a classifier learns from: pictures of one size in memory or read when needed, and made more various."""
+"""Training pictures of a classifier: pictures of one size, in memory or read when needed, and augmented."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medsegai.io.picture_sets import PictureSet
 Augmentation = Literal["none", "slide", "radiograph"]
 
 KEPT_BYTES = 1 << 31
-"""Sets that take less are kept in memory."""
+"""Sets that take fewer bytes are kept in memory."""
 
 Item = tuple[Tensor, Tensor]
 """A picture, float32 (3, row, column) from 0 to 255, and the number of its class."""
@@ -27,10 +27,10 @@ Item = tuple[Tensor, Tensor]
 
 @dataclass
 class SizedPictures:
-    """The pictures of a set in one size, as RGB of 8 bits, which are kept where they fit into memory.
+    """The pictures of a set in one size, as 8-bit RGB, which are kept in memory if they fit.
 
     Attributes:
-        size: (rows, columns).
+        size: the (rows, columns) of all pictures.
     """
 
     pictures: PictureSet
@@ -49,30 +49,30 @@ class SizedPictures:
         return pixels
 
     def batch(self, numbers: Sequence[int]) -> Tensor:
-        """Pictures as float32 (N, 3, row, column) from 0 to 255."""
+        """Return pictures as float32 (N, 3, row, column) from 0 to 255."""
         return as_tensor(np.stack([self[number] for number in numbers]))
 
 
 def resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """A picture in another size (rows, columns), averaged where it becomes smaller."""
+    """Resize a picture to (rows, columns), with averaging where it becomes smaller."""
     if pixels.shape[:2] == size:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(..., row, column, 3) to float32 (..., 3, row, column)."""
+    """Convert (..., row, column, 3) to float32 (..., 3, row, column)."""
     return torch.from_numpy(np.moveaxis(pixels, -1, -3).astype(np.float32))
 
 
 class TrainingPictures(Dataset[Item]):
-    """Some of the pictures, changed at random; the same change for the same seed, epoch and picture.
+    """Some of the pictures, augmented; the augmentation depends on seed, epoch and picture only.
 
     Args:
-        pictures: all of them.
-        numbers: those to learn from.
-        augmentation: how they are changed.
-        seed: of the training.
+        pictures: all pictures.
+        numbers: the numbers of the pictures to learn from.
+        augmentation: the kind of augmentation.
+        seed: the seed of the training.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class TrainingPictures(Dataset[Item]):
 
 
 def change_of(augmentation: Augmentation) -> Callable[[Tensor, int], Tensor]:
-    """What changes a picture (3, row, column) at random, by a seed.
+    """Return a function that changes a picture (3, row, column) at random, by a seed.
 
-    Slides have no side that is up, and stains of all strengths. A radiograph may be mirrored, a little turned, and
-    harder or softer.
+    Slides can have any orientation, and stains any strength. A radiograph may be mirrored, rotated a little, and
+    have more or less contrast.
     """
     if augmentation == "none":
         return lambda picture, seed: picture
@@ -142,11 +142,11 @@ def change_of(augmentation: Augmentation) -> Callable[[Tensor, int], Tensor]:
 
 
 def stained(picture: Tensor, seed: int) -> Tensor:
-    """A picture (3, row, column) whose stain takes a little more or less of each colour away.
+    """Change a picture (3, row, column) so that its stain absorbs a little more or less of each colour.
 
-    The logarithm of what a stain lets through grows with its amount (Beer and Lambert), so it is that which is
-    scaled, as by D. Tellez et al. ("Whole-Slide Mitosis Detection ... with stain augmentation", 2018), here
-    without taking the stains apart.
+    The optical density, which is the logarithm of the transmitted light, is proportional to the amount of a stain
+    (Beer and Lambert), so it is scaled, as by D. Tellez et al. ("Whole-Slide Mitosis Detection ... with stain
+    augmentation", 2018), here without separating the stains.
     """
     random = np.random.default_rng(seed)
     strength = torch.tensor(random.uniform(0.8, 1.25, (3, 1, 1)), dtype=torch.float32)
@@ -155,15 +155,15 @@ def stained(picture: Tensor, seed: int) -> Tensor:
 
 
 def mixed(images: Tensor, targets: Tensor, alpha: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Mixup: each picture and its classes with a share of another one's.
+    """Mixup: mix each picture and its classes with those of another picture.
 
     H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
 
     Args:
-        images: (N, ...).
-        targets: shares of the classes, (N, class).
-        alpha: of the beta distribution of shares; 0 for no mixing.
-        seed: of the shares.
+        images: the pictures (N, ...).
+        targets: the shares of the classes, (N, class).
+        alpha: the parameter of the beta distribution of shares; 0 for no mixing.
+        seed: the seed of the shares.
     """
     if alpha <= 0:
         return images, targets

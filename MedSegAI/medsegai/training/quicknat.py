@@ -48,7 +48,7 @@ def build_trainers(
     source: SampleSource,
     place: TrainingProcess,
 ) -> list[Trainer]:
-    """One trainer for each view, with the network that the card describes."""
+    """Build one trainer for each view, with the network that the card describes."""
     counts = source.target_counts()
     trainers = []
     for number, view in enumerate(views):
@@ -67,13 +67,13 @@ def _view_task(card: ModelCard, member: MemberCard, settings: dict[str, Any]) ->
     view = str(settings.get("view", member.name))
     if view not in VIEWS:
         raise RequestError(
-            f"Member {member.name!r} of {card.id!r} names no known view; known are {', '.join(VIEWS)}."
+            f"Member {member.name!r} of {card.id!r} does not name a known view; known are {', '.join(VIEWS)}."
         )
     return view_task(member, view, int(settings.get("slices", 1)), card.label_values)
 
 
 def network_config(settings: dict[str, Any], task: ViewTask) -> QuickNATConfig:
-    """The QuickNAT that the settings of a card and its member describe."""
+    """Return the shape of the QuickNAT that the settings of a card and its member describe."""
     return QuickNATConfig(
         channels=task.slices,
         filters=int(settings.get("filters", 64)),

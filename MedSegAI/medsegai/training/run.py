@@ -1,4 +1,4 @@
-"""A training run of any kind of network: its folder, log, checkpoints, validation and end."""
+"""A training run of any kind of network, with its folder, log, checkpoints and validation."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ SECONDS_BETWEEN_LINES = 60.0
 Build = Callable[
     [TrainingConfig, ModelCard, Sequence[str], SampleSource, TrainingProcess], Sequence[Trainer]
 ]
-"""A family's way to make the trainers of a card's members."""
+"""A function of a family that makes the trainers of a card's members."""
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """When a run stops, in seconds of `time.monotonic`; None for when its steps are done."""
+    """The time at which a run stops, in seconds of `time.monotonic`; None if only its steps end it."""
 
     end: float | None = None
 
     @classmethod
     def of(cls, minutes: float | None, until: str | None) -> TimeLimit:
-        """`minutes` from now, or the next time that a clock shows `until` (HH:MM); the earlier of both.
+        """Return the limit `minutes` from now, or when a clock next shows `until` (HH:MM); the earlier of both.
 
         Raises:
             RequestError: `until` is not a time of day, or `minutes` is not positive.
@@ -75,7 +75,7 @@ class TimeLimit:
         return self.end is not None and time.monotonic() >= self.end
 
     def left(self) -> float:
-        """Seconds that are left; infinite without a limit."""
+        """Return the seconds that are left; infinite without a limit."""
         return float("inf") if self.end is None else max(0.0, self.end - time.monotonic())
 
 
@@ -93,7 +93,7 @@ def _seconds_until(text: str, now: datetime) -> float:
 
 
 class Run:
-    """A training run: its folder, its log, and where it stands."""
+    """A training run: its folder, its log and its state."""
 
     def __init__(
         self, config: TrainingConfig, trainers: Sequence[Trainer], pool: Pool, folder: Path
@@ -110,7 +110,7 @@ class Run:
         self._line_at = time.monotonic()
 
     def begin(self, resume: bool) -> None:
-        """Restore the last checkpoint if asked to, else write the first one, and open the log."""
+        """Restore the last checkpoint if `resume`, otherwise write the first one, and open the log."""
         if resume:
             state = load_checkpoint(self.folder, self.fingerprint(), self.place.device)
             self.done = int(state["step"])
@@ -152,11 +152,11 @@ class Run:
                 return
 
     def is_settled(self) -> bool:
-        """Whether more steps are of no use, as the last validation shows."""
+        """Whether the last validation shows that more steps are useless."""
         return False
 
     def end(self) -> None:
-        """Finish what is written beside the log, and leave the group of processes."""
+        """Finish the other files of the run, and leave the process group."""
         if self.board is not None:
             self.board.close()
         if distributed.is_initialized():
@@ -193,7 +193,7 @@ class Run:
             for trainer, loss in zip(self.trainers, losses, strict=True)
         )
         logger.info(
-            "step %d of %d, %.2f s a step, %d min left; loss: %s",
+            "step %d of %d, %.2f s per step, %d min left; loss: %s",
             self.done,
             self.config.steps,
             seconds,
@@ -202,13 +202,13 @@ class Run:
         )
 
     def class_weights(self) -> dict[str, list[float]]:
-        """For each member the weights of its classes in the loss."""
+        """Return the class weights in the loss for each member."""
         return {
             trainer.task.name: trainer.objective.loss.weights.tolist() for trainer in self.trainers
         }
 
     def validate(self) -> None:
-        """Dice on the held-out volumes; the best network of each member is kept as a file."""
+        """Measure the Dice on held-out volumes; the best network of each member is kept as a file."""
         if not self.place.is_first:
             return
         if self.validator is None:
@@ -247,7 +247,7 @@ class Run:
 
 
 def _advance(run: Run, progress: Progress, limit: TimeLimit) -> None:
-    """Train, and keep where the run stands if the user stops it.
+    """Train, and save a checkpoint if the user stops the run.
 
     Raises:
         Cancelled: the user asked to stop.
@@ -266,7 +266,7 @@ def begin_with(trainers: Sequence[Trainer], card: ModelCard) -> None:
     """Give each trainer the weights of the member of the same name.
 
     Raises:
-        ModelError: the model has no such member, or its network has another shape.
+        ModelError: the model does not have the member, or its network has another shape.
     """
     for trainer in trainers:
         member = card.member(trainer.task.name)
@@ -284,13 +284,13 @@ def begin_with(trainers: Sequence[Trainer], card: ModelCard) -> None:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a training of any kind is run.
+    """The options of a training of any kind.
 
     Attributes:
-        folder: where its files go.
-        resume: continue from the checkpoint in the folder.
+        folder: the folder of its files.
+        resume: whether to continue from the checkpoint in the folder.
         device: auto, cpu, cuda or cuda:N.
-        limit: when it stops at the latest, after a whole step or epoch.
+        limit: the latest time at which it stops, after a whole step or epoch.
     """
 
     folder: Path
@@ -301,17 +301,17 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class RunOptions(TrainingOptions):
-    """How a training on volumes is run.
+    """The options of a training on volumes.
 
     Attributes:
-        start: id or folder of a model whose weights it begins with; empty for random ones.
+        start: the id or folder of a model whose weights it starts from; empty for random weights.
     """
 
     start: str = ""
 
 
 def train(build: Build, config: TrainingConfig, options: RunOptions, progress: Progress) -> Path:
-    """Train what a training file describes, and give the folder of the finished model.
+    """Train the networks of a training file, and return the folder of the finished model.
 
     The output folder gets the last checkpoint, the best weights of each member, ``log.jsonl``, curves, and
     at the end ``model``: weights, card, training file and log. A resumed run continues from the last
@@ -320,19 +320,20 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
     Raises:
         RequestError, InputError, ModelError: training file, data or card cannot be used; or the folder holds a
             training already, and is not to be resumed.
-        DeviceError: the device is not there.
+        DeviceError: the device does not exist.
         OutputError: the folder cannot be written, or another training is at work there.
-        Cancelled: stopped through ``progress``; a checkpoint was written.
+        Cancelled: the training was stopped through ``progress``; a checkpoint was written.
     """
     place = find_place(options.device)
     card = load_card(config.card_path)
     folder = options.folder
     if config.sampling.batch % place.ranks:
         raise RequestError(
-            f"A batch of {config.sampling.batch} cannot be shared by {place.ranks} processes."
+            f"A batch of {config.sampling.batch} cannot be divided among {place.ranks} "
+            "processes. Change sampling.batch or the number of processes."
         )
     if place.is_first and not options.resume:
-        refuse_earlier_run(folder)  # before hours may be spent on its data
+        refuse_earlier_run(folder)  # before time is spent on its data
     source: SampleSource = case_source(config, card, place.device)
     trainers = build(config, card, config.members, source, place)
     if options.start and not options.resume:
@@ -356,7 +357,7 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
 def carry_out(
     run: Run, options: RunOptions, progress: Progress, finish: Callable[[], Path]
 ) -> Path:
-    """Train, alone in the folder, and give what `finish` makes of it.
+    """Train with a lock on the folder, and return the result of `finish`.
 
     Raises:
         OutputError: the folder cannot be written, or another training is at work there.
@@ -371,7 +372,7 @@ def carry_out(
             return finish()
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written: {error}. Free space or choose another."
+            f"{folder} cannot be written: {error}. Free space or choose another folder."
         ) from error
     finally:
         run.end()

@@ -1,7 +1,7 @@
 """The batches of a step, drawn from a pool of recent volumes and determined by the step number.
 
-Everything that is kept here can be made again, so a run that was interrupted continues exactly as if it had not
-been.
+Everything that is kept here can be made again, so an interrupted run continues exactly as if it had not been
+interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medsegai.training.data import BATCHES, TRAINING, Sample, SampleSource, seed
 from medsegai.training.loss import boundaries
 
 Predict = Callable[[Tensor], Tensor]
-"""Images (N, channels, ...) to logits (N, classes, ...), on the device of the caller's choice."""
+"""Computes logits (N, classes, ...) from images (N, channels, ...), on the device that the caller chooses."""
 
 
 class Batch(Protocol):
@@ -35,9 +35,9 @@ class Batch(Protocol):
 
 
 class Task(Protocol):
-    """What one network learns, and how it is shown volumes.
+    """What one network learns, and how volumes are shown to it.
 
-    `number` tells the tasks of a run apart, so that each draws random numbers of its own.
+    `number` distinguishes the tasks of a run, so that each draws its own random numbers.
     """
 
     @property
@@ -56,19 +56,19 @@ class Task(Protocol):
         random: np.random.Generator,
         share: slice,
     ) -> Batch:
-        """A batch; of several processes each takes its `share` of it."""
+        """Draw a batch; with several processes, each takes its `share` of it."""
         ...
 
     def answers(
         self, sample: Sample, predict: Predict, step: int, count: int
     ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
-        """For validation: predicted and true classes, in pieces of equal shape."""
+        """Yield predicted and true classes for the validation, in pieces of equal shape."""
         ...
 
 
 @dataclass(frozen=True)
 class SliceBatch:
-    """``slices`` (N, channels, H, W), ``classes`` (N, H, W) and where they touch another class (N, H, W)."""
+    """``slices`` (N, channels, H, W), ``classes`` (N, H, W) and whether voxels touch another class (N, H, W)."""
 
     slices: Tensor
     classes: Tensor
@@ -89,17 +89,17 @@ class ViewTask:
 
     @property
     def name(self) -> str:
-        """Name of the task, as logs and checkpoints have it."""
+        """The name of the task in logs and checkpoints."""
         return self.view.name
 
     @property
     def number(self) -> int:
-        """Number of the task among all."""
+        """The number of the task among all tasks."""
         return sorted(VIEWS).index(self.name)
 
     @property
     def class_count(self) -> int:
-        """How many classes the network tells apart."""
+        """The number of classes of the network."""
         return int(self.class_of.max()) + 1
 
     def draw(
@@ -109,7 +109,7 @@ class ViewTask:
         random: np.random.Generator,
         share: slice,
     ) -> SliceBatch:
-        """Slices of random volumes, most of them with something to learn."""
+        """Draw slices of random volumes, most of which contain structures."""
         chosen = [
             self._choose(samples, sampling.brain_share, random) for _ in range(sampling.batch)
         ]
@@ -118,7 +118,7 @@ class ViewTask:
     def answers(
         self, sample: Sample, predict: Predict, step: int, count: int
     ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
-        """Predicted and true classes of every `step`-th slice, `count` at a time."""
+        """Yield predicted and true classes of every `step`-th slice, `count` at a time."""
         indices = np.arange(0, len(self.view.stack(sample.targets)), step)
         for start in range(0, len(indices), count):
             batch = cut_batch(sample, self, indices[start : start + count])
@@ -138,12 +138,12 @@ class ViewTask:
 def view_task(
     member: MemberCard, view: str, slices: int, label_values: tuple[int, ...]
 ) -> ViewTask:
-    """The task that a member's class map describes."""
+    """Return the task that a member's class map describes."""
     return ViewTask(VIEWS[view], slices, classes_of_targets(member, label_values))
 
 
 def classes_of_targets(member: MemberCard, label_values: tuple[int, ...]) -> NDArray[np.int64]:
-    """The class of each target, (targets + 1,), that a member's class map says; background is 0."""
+    """Return the class of each target, (targets + 1,), in a member's class map; background is 0."""
     class_of = np.zeros(len(label_values) + 1, dtype=np.int64)
     for number, feeds in enumerate(member.classes):
         for value in feeds:
@@ -152,7 +152,7 @@ def classes_of_targets(member: MemberCard, label_values: tuple[int, ...]) -> NDA
 
 
 def cut_batch(sample: Sample, task: ViewTask, indices: NDArray[np.int64]) -> SliceBatch:
-    """Slices ``indices`` of one volume, as a view sees them."""
+    """Return the slices ``indices`` of one volume, as a view sees them."""
     image = thick_slices(task.view.stack(sample.image), indices, task.slices)
     targets = thick_slices(task.view.stack(sample.targets), indices, 3)
     classes = torch.from_numpy(task.class_of[targets])
@@ -175,7 +175,7 @@ def join(batches: list[SliceBatch]) -> SliceBatch:
 
 @dataclass
 class Pool:
-    """The volumes that a step may draw from. ``volumes`` holds them by number, oldest first."""
+    """The volumes from which a step may draw. ``volumes`` holds them by number, oldest first."""
 
     source: SampleSource
     config: SamplingConfig
@@ -183,7 +183,7 @@ class Pool:
     volumes: OrderedDict[int, Sample] = field(default_factory=OrderedDict)
 
     def at(self, step: int) -> list[Sample]:
-        """The pool as it is at ``step``; volumes that it lacks are made."""
+        """Return the pool at ``step``; missing volumes are made."""
         newest = self.config.pool + step // self.config.refresh
         wanted = range(newest - self.config.pool, newest)
         kept = {number: sample for number, sample in self.volumes.items() if number in wanted}
@@ -194,7 +194,7 @@ class Pool:
         return list(self.volumes.values())
 
     def draw(self, step: int, task: Task, rank: int = 0, ranks: int = 1) -> Batch:
-        """The share of ``rank`` in the batch of ``step`` for one task."""
+        """Return the share of ``rank`` in the batch of ``step`` for one task."""
         random = np.random.default_rng(
             seed_for(self.seed, BATCHES, step * len(VIEWS) + task.number)
         )

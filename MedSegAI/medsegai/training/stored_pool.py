@@ -1,11 +1,11 @@
-"""A pool of training volumes on disk, filled by a process of its own while the network learns.
+"""A pool of training volumes on disk, which a separate process fills while the network learns.
 
-A volume depends on its number alone, so it does not matter who makes it: where the file is missing, damaged or
-late, the trainer makes the volume itself, and the run stays the same to the bit. The folder is bounded: volumes
-before those in use are removed, and no more than `sampling.ahead` are made in advance.
+A volume depends on its number only, so it does not matter which process makes it: if the file is missing, damaged
+or late, the trainer makes the volume itself, and the run stays bit-identical. The size of the folder is bounded:
+volumes before those in use are removed, and at most `sampling.ahead` are made in advance.
 
-Volumes lie in a folder that is named after what they are made from, so that a run never reads those of another
-configuration or of other data.
+The name of the folder depends on everything from which volumes are made, so that a run never reads volumes of
+another configuration or other data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from medsegai.training.data import TRAINING, Sample, SampleSource, case_source, 
 logger = logging.getLogger(__name__)
 
 WANTED = "wanted.txt"
-"""Name of the file that holds the number of the volume that the trainer asked for last."""
+"""The name of the file that holds the number of the volume that the trainer requested last."""
 
 POLL_SECONDS = 0.2
 
@@ -43,13 +43,13 @@ class StoredPool:
     """A `SampleSource` whose training volumes are read from a folder that a maker process fills.
 
     Args:
-        source: makes volumes that are not in the folder.
-        config: of the run.
-        folder: of the pools of this run; what was made from something else is removed.
-        rank: of this process; only the first one writes and runs a maker.
+        source: the source of volumes that are not in the folder.
+        config: the configuration of the run.
+        folder: the folder of the pools of this run; pools of other configurations or data are removed.
+        rank: the rank of this process; only the first one writes and runs a maker.
 
     Attributes:
-        folder: where the volumes lie.
+        folder: the folder of the volumes.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StoredPool:
             remove_others(self.folder)
 
     def sample(self, stream: int, index: int) -> Sample:
-        """Volume `index`, from the folder if it is there."""
+        """Return volume `index`, from the folder if it is there."""
         if stream != TRAINING:
             return quantised(self._source.sample(stream, index))
         stored = read_stored(volume_path(self.folder, index))
@@ -75,7 +75,7 @@ class StoredPool:
         with one_thread():
             made = quantised(self._source.sample(stream, index))
         if self._writes:
-            with contextlib.suppress(OSError):  # said by _announce
+            with contextlib.suppress(OSError):  # reported by _announce
                 store(volume_path(self.folder, index), made)
         return made
 
@@ -84,7 +84,7 @@ class StoredPool:
         return self._source.target_counts()
 
     def close(self) -> None:
-        """End the maker; what it made stays for the next run."""
+        """End the maker; its volumes stay for the next run."""
         if self._maker is not None and self._maker.poll() is None:
             self._maker.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,7 +98,11 @@ class StoredPool:
             temporary.write_text(str(index))
             os.replace(temporary, self.folder / WANTED)
         except OSError as error:
-            logger.warning("The pool %s cannot be written: %s.", self.folder, error)
+            logger.warning(
+                "The pool %s cannot be written, so volumes are made when they are needed: %s.",
+                self.folder,
+                error,
+            )
             return
         if self._maker is None or self._maker.poll() is not None:
             self._maker = self._started()
@@ -113,7 +117,7 @@ class StoredPool:
 
 
 def made_from(config: TrainingConfig) -> str:
-    """What a volume depends on beside its number, shortened: configuration, card, data and version of MedSegAI."""
+    """Return a hash of what volumes depend on besides their numbers: configuration, card, data and version."""
     labels, images = find_files(config)
     states = [path.stat() for path in (*labels, *images) if path is not None]
     described = (
@@ -125,7 +129,7 @@ def made_from(config: TrainingConfig) -> str:
 
 
 def remove_others(folder: Path) -> None:
-    """Remove what lies beside a pool: volumes that were made from something else."""
+    """Remove the other pools beside a pool, whose volumes were made from something else."""
     with contextlib.suppress(OSError):
         for path in folder.parent.iterdir():
             if path.is_dir() and path != folder:
@@ -136,7 +140,7 @@ def remove_others(folder: Path) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch sum in the order in which the maker does, which has one thread."""
+    """Make torch sum in the same order as the maker, which has one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -146,7 +150,7 @@ def one_thread() -> Iterator[None]:
 
 
 def quantised(sample: Sample) -> Sample:
-    """The volume with its image in eight bits, as it is stored."""
+    """Return the volume with its image in eight bits, as it is stored."""
     return Sample(np.rint(sample.image * 255.0).astype(np.uint8), sample.targets)
 
 
@@ -156,7 +160,7 @@ def volume_path(folder: Path, index: int) -> Path:
 
 
 def read_stored(path: Path) -> Sample | None:
-    """The volume in a file of the pool; None where it is missing or damaged."""
+    """Return the volume in a file of the pool; None if it is missing or damaged."""
     try:
         image, targets = np.load(path, allow_pickle=False)
     except (OSError, ValueError):
@@ -165,7 +169,7 @@ def read_stored(path: Path) -> Sample | None:
 
 
 def store(path: Path, sample: Sample) -> None:
-    """Write a volume in one move."""
+    """Write a volume; the file appears complete or not at all."""
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as file:
         np.save(file, np.stack([sample.image, sample.targets]), allow_pickle=False)
@@ -173,7 +177,7 @@ def store(path: Path, sample: Sample) -> None:
 
 
 def fill(source: SampleSource, config: TrainingConfig, folder: Path, wanted: int) -> bool:
-    """Make the next volume that the trainer will ask for, and remove those that have left its pool.
+    """Make the next volume that the trainer will request, and remove those that have left its pool.
 
     Returns:
         Whether there was something to do.
@@ -190,7 +194,7 @@ def fill(source: SampleSource, config: TrainingConfig, folder: Path, wanted: int
 
 
 def stored_volumes(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Numbers and paths of the volumes in a pool."""
+    """Return numbers and paths of the volumes in a pool."""
     for path in sorted(folder.glob("*.npy")):
         if path.stem.isdigit():
             yield int(path.stem), path

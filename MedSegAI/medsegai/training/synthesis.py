@@ -1,8 +1,8 @@
-"""Images made from label maps: every volume has another shape, contrast and quality.
+"""Images made from label maps: every volume has a different shape, contrast and quality.
 
-A network that has seen only such images depends on no MR contrast (domain randomisation; Billot
-et al., "SynthSeg", Medical Image Analysis 2023). A share of the volumes is drawn around the
-intensities of a T1 scan, which is what most users have.
+A network that is trained on such images does not depend on an MR contrast (domain randomisation; Billot et al.,
+"SynthSeg", Medical Image Analysis 2023). A share of the volumes is drawn around the intensities of a T1 scan,
+which is what most users have.
 
 All arrays are (k, j, i) on a grid that runs to Anterior, Inferior, Left (see `preprocessing.views`).
 """
@@ -44,7 +44,7 @@ class TissueClass:
 
 @dataclass(frozen=True)
 class DeformationConfig:
-    """Shape and place. Lengths in mm, angles in degrees; each pair is the range that is drawn from."""
+    """The variation of shape and place. Lengths are in mm, angles in degrees; each pair is a range of values."""
 
     rotation: float = limited(15.0, NOT_NEGATIVE)
     scaling: Range = limited((0.85, 1.15), Limits(0.1, 10, ascending=True))
@@ -67,7 +67,7 @@ class DeformationConfig:
 
 @dataclass(frozen=True)
 class AppearanceConfig:
-    """Contrast and quality. Intensities are in units of the brightest tissue."""
+    """The variation of contrast and quality. Intensities are in units of the brightest tissue."""
 
     t1_share: float = limited(0.6, SHARE)
     t1_jitter: float = limited(0.06, NOT_NEGATIVE)
@@ -87,7 +87,7 @@ class AppearanceConfig:
 
 @dataclass(frozen=True)
 class LabelTables:
-    """What each code of a stored label map means.
+    """The meaning of each code of a stored label map.
 
     ``classes`` (codes,) tissue class, ``targets`` (codes,) index among the labels to learn (0 is
     background), ``mirrored`` (codes,) code of the other side, ``t1`` (classes,) mean or NaN,
@@ -106,7 +106,7 @@ class LabelTables:
 
 @dataclass(frozen=True)
 class SpatialGrid:
-    """The grid that volumes are made on: ``shape`` and voxel size in mm, both (k, j, i)."""
+    """The grid on which volumes are made: ``shape`` and voxel size in mm, both (k, j, i)."""
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -114,7 +114,7 @@ class SpatialGrid:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where volumes are cut from a source: its voxel in the middle, and its spacing in mm, (k, j, i)."""
+    """The place where volumes are cut from a source: the voxel in the middle, and the spacing in mm, (k, j, i)."""
 
     center: tuple[float, float, float]
     spacing_mm: tuple[float, float, float]
@@ -131,7 +131,7 @@ class Draw:
         return low + (high - low) * float(self._rand(1))
 
     def chance(self, share: float) -> bool:
-        """Draw whether something happens that has this probability."""
+        """Draw whether something of this probability happens."""
         return self.uniform(0.0, 1.0) < share
 
     def integer(self, below: int) -> int:
@@ -151,13 +151,13 @@ class Draw:
 
 
 def smooth_field(draw: Draw, channels: int, nodes: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal values on ``nodes``³ points, interpolated to (channels, *shape)."""
+    """Return standard normal values on ``nodes``³ points, interpolated to (channels, *shape)."""
     coarse = draw.normal(1, channels, nodes, nodes, nodes)
     return functional.interpolate(coarse, tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
 def random_affine(draw: Draw, config: DeformationConfig) -> tuple[Tensor, bool]:
-    """3x3 matrix of a rotation, scaling and shear in (k, j, i), and whether it mirrors left-right."""
+    """Return a 3x3 matrix of rotation, scaling and shear in (k, j, i), and whether it exchanges left and right."""
     angles = [math.radians(draw.uniform(-config.rotation, config.rotation)) for _ in range(3)]
     matrix = torch.eye(3, dtype=torch.float64)
     for (first, second), angle in zip(((1, 2), (0, 2), (0, 1)), angles, strict=True):
@@ -180,9 +180,9 @@ def random_affine(draw: Draw, config: DeformationConfig) -> tuple[Tensor, bool]:
 def random_coordinates(
     draw: Draw, grid: SpatialGrid, origin: Origin, config: DeformationConfig
 ) -> tuple[Tensor, bool]:
-    """Where each voxel of ``grid`` comes from, after a random shift, affine map and elastic bend.
+    """Return the source of each voxel of ``grid`` under a random shift, affine map and elastic deformation.
 
-    Returns (3, *shape) source voxels, and whether left and right are exchanged.
+    The result is (3, *shape) source voxels, and whether left and right are exchanged.
     """
     matrix, flipped = random_affine(draw, config)
     reach = config.far_shift_mm if draw.chance(config.far_shift_share) else config.shift_mm
@@ -194,7 +194,7 @@ def random_coordinates(
 
 
 def straight_coordinates(grid: SpatialGrid, origin: Origin, device: torch.device) -> Tensor:
-    """Where each voxel of ``grid`` comes from when nothing is varied: (3, *shape) source voxels."""
+    """Return the source of each voxel of ``grid`` without variation: (3, *shape) source voxels."""
     nothing = torch.zeros((3, *grid.shape), device=device)
     return _placed(nothing, torch.eye(3, dtype=torch.float64), [0.0] * 3, grid, origin)
 
@@ -217,7 +217,7 @@ def _placed(
 
 
 def sample_nearest(codes: Tensor, coordinates: Tensor) -> Tensor:
-    """Codes (K, J, I) at the nearest voxel to (3, ...) coordinates; 0 outside."""
+    """Return the codes of (K, J, I) at the voxels nearest to (3, ...) coordinates; 0 outside."""
     nearest = coordinates.round().to(torch.int32)
     index = torch.zeros(nearest.shape[1:], dtype=torch.int32, device=codes.device)
     inside = torch.ones(nearest.shape[1:], dtype=torch.bool, device=codes.device)
@@ -228,7 +228,7 @@ def sample_nearest(codes: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def sample_linear(image: Tensor, coordinates: Tensor) -> Tensor:
-    """Values of (K, J, I) between voxels, at (3, ...) coordinates; 0 outside."""
+    """Return values of (K, J, I), interpolated at (3, ...) coordinates; 0 outside."""
     sizes = torch.tensor(image.shape, device=image.device, dtype=coordinates.dtype)
     scaled = (2.0 * coordinates.movedim(0, -1) + 1.0) / sizes - 1.0
     sampled = functional.grid_sample(image[None, None], scaled.flip(-1)[None], align_corners=False)
@@ -260,7 +260,7 @@ def paint(codes: Tensor, tables: LabelTables, config: AppearanceConfig, draw: Dr
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (K, J, I) with ``sigma`` in voxels."""
+    """Blur (K, J, I) by a Gaussian with ``sigma`` in voxels."""
     radius = max(1, math.ceil(2.5 * sigma))
     positions = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-0.5 * (positions / sigma) ** 2)
@@ -281,7 +281,7 @@ def blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def coarsen(image: Tensor, factors: Sequence[float]) -> Tensor:
-    """Average over thick voxels and interpolate back, as a scan of lower resolution looks."""
+    """Average over thick voxels and interpolate back, to look like a scan of lower resolution."""
     shape = tuple(image.shape)
     depth, height, width = (
         max(4, round(size / factor)) for size, factor in zip(shape, factors, strict=True)
@@ -291,7 +291,7 @@ def coarsen(image: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def corrupt(image: Tensor, config: AppearanceConfig, draw: Draw) -> Tensor:
-    """Bias field, blur, resolution, noise and gamma on a non-negative (K, J, I) image."""
+    """Apply bias field, blur, resolution, noise and gamma to a non-negative (K, J, I) image."""
     image = image * torch.exp(
         smooth_field(draw, 1, config.bias_nodes, image.shape)[0] * draw.uniform(*config.bias)
     )
@@ -311,7 +311,7 @@ def corrupt(image: Tensor, config: AppearanceConfig, draw: Draw) -> Tensor:
 
 
 def strip_mask(brain: Tensor, config: AppearanceConfig, draw: Draw) -> Tensor:
-    """What a brain extraction leaves: the brain (K, J, I), tightly or with smooth filled contours."""
+    """Return what a brain extraction keeps: the brain (K, J, I), tightly or with smooth, filled contours."""
     if draw.chance(config.tight_mask_share):
         return brain
     coarse = functional.avg_pool3d(brain[None, None].float(), 4)
@@ -323,7 +323,7 @@ def strip_mask(brain: Tensor, config: AppearanceConfig, draw: Draw) -> Tensor:
 
 
 def cut_mask(shape: Sequence[int], draw: Draw, device: torch.device) -> Tensor:
-    """A field of view that ends early on one side."""
+    """Return the mask of a field of view that ends early on one side."""
     mask = torch.ones(tuple(shape), dtype=torch.bool, device=device)
     axis, at_end = draw.integer(3), draw.chance(0.5)
     thickness = int(draw.uniform(0.02, 0.25) * shape[axis])
@@ -334,7 +334,7 @@ def cut_mask(shape: Sequence[int], draw: Draw, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Synthesizer:
-    """Makes one image, not yet scaled, and its target indices, both (k, j, i) of the grid."""
+    """Makes one image, not yet scaled, and its target indices, both on the (k, j, i) grid."""
 
     tables: LabelTables
     grid: SpatialGrid
@@ -342,7 +342,7 @@ class Synthesizer:
     appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
 
     def from_labels(self, codes: Tensor, origin: Origin, draw: Draw) -> tuple[Image, Targets]:
-        """A made-up image of a label map."""
+        """Make a synthetic image from a label map."""
         sampled, targets, _ = self._deformed(codes, origin, draw)
         image = paint(sampled, self.tables, self.appearance, draw)
         return self._finished(image, targets, draw)
@@ -350,7 +350,7 @@ class Synthesizer:
     def from_pair(
         self, codes: Tensor, image: Tensor, origin: Origin, draw: Draw, varied: bool
     ) -> tuple[Image, Targets]:
-        """A variation of a real image (values from 0 to 1), or just its resampling."""
+        """Make a variation of a real image (values from 0 to 1), or only resample it."""
         if varied:
             _, targets, coordinates = self._deformed(codes, origin, draw)
             return self._finished(sample_linear(image, coordinates), targets, draw)
@@ -373,7 +373,7 @@ class Synthesizer:
         return image.cpu().numpy(), targets.cpu().numpy()
 
     def visible(self, targets: Tensor, draw: Draw) -> Tensor | None:
-        """Where the scan shows something: all, the stripped brain, or a cut field of view."""
+        """Return where the scan shows something: everywhere, in the stripped brain, or in a cut field of view."""
         keep = None
         if draw.chance(self.appearance.stripped_share):
             keep = strip_mask(self.tables.brain[targets.int()], self.appearance, draw)
@@ -391,11 +391,11 @@ def label_tables(
     remap: Mapping[int, int],
     not_brain: Sequence[int] = (),
 ) -> LabelTables:
-    """Tables for maps whose code ``n`` stands for label value ``codes[n]``.
+    """Return the tables for maps whose code ``n`` stands for label value ``codes[n]``.
 
-    ``targets``: label values to learn, without background. ``mirrored``: label of the other side,
-    both ways. ``remap``: label value to learn it as. Labels in no tissue class get one of their own,
-    shared with the other side.
+    ``targets`` has the label values to learn, without background. ``mirrored`` has the label of the other side,
+    both ways. ``remap`` has the label value to learn instead. Each label without a tissue class gets its own,
+    which it shares with the other side.
     """
     values = list(codes)
     grouped = {value: number for number, tissue in enumerate(tissues) for value in tissue.labels}

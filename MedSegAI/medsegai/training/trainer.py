@@ -135,8 +135,8 @@ class Trainer:
         ]
         if wrong:
             logger.warning(
-                "torch.compile computes other gradients here for %d weights of %s, such as %s. Training runs "
-                "uncompiled, at about 0.6 of the speed.",
+                "torch.compile computes wrong gradients on this computer for %d weights of "
+                "%s, such as %s, so training runs uncompiled, at about 0.6 of the speed.",
                 len(wrong),
                 self.task.name,
                 wrong[0],
@@ -238,13 +238,13 @@ def compiler_at_hand(device: torch.device) -> bool:
     if any(name and shutil.which(name) for name in names):
         return True
     logger.warning(
-        "No C++ compiler found: training runs uncompiled, at about 0.6 of the speed. Install g++."
+        "No C++ compiler was found, so training runs uncompiled, at about 0.6 of the speed. Install g++."
     )
     return False
 
 
 def find_place(device: str) -> TrainingProcess:
-    """The device and the rank of this process; torchrun starts the processes of a run with several.
+    """Return the device and the rank of this process; torchrun starts the processes of a run with several.
 
     Raises:
         DeviceError: the device does not exist.

@@ -1,4 +1,4 @@
-"""Train 3D U-Nets on patches: the compact one, or any that nnU-Net's plans can describe."""
+"""Train 3D U-Nets on patches: the compact U-Net, or any that nnU-Net's plans can describe."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from medsegai.training.trainer import Trainer, TrainingProcess
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Patches, and what is to be learned at one sub-position of each coarse voxel.
+    """Patches, and the classes to learn at one sub-position of each coarse voxel.
 
     Attributes:
-        images: (N, 1, K, J, I).
-        classes: (N, k, j, i) at the sub-position.
+        images: the images (N, 1, K, J, I).
+        classes: the classes (N, k, j, i) at the sub-position.
         touches: whether these voxels touch another class, bool (N, k, j, i).
-        position: the sub-position, int64 ().
+        position: the number of the sub-position, int64 ().
     """
 
     images: Tensor
@@ -56,7 +56,7 @@ class PatchTask:
 
     @property
     def class_count(self) -> int:
-        """How many classes the network tells apart."""
+        """The number of classes of the network."""
         return int(self.class_of.max()) + 1
 
     def draw(
@@ -66,7 +66,7 @@ class PatchTask:
         random: np.random.Generator,
         share: slice,
     ) -> PatchBatch:
-        """Patches at random places of random volumes; all of a batch ask for the same sub-position."""
+        """Draw patches at random places of random volumes; all patches of a batch have the same sub-position."""
         position = int(random.integers(self.fold**3))
         chosen = [self._place(samples, random) for _ in range(sampling.batch)]
         parts = [self._cut(sample, box, position) for sample, box in chosen[share]]
@@ -78,7 +78,7 @@ class PatchTask:
     def answers(
         self, sample: Sample, predict: Predict, step: int, count: int
     ) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
-        """Predicted and true classes of a whole volume, from patches that overlap by half."""
+        """Yield predicted and true classes of a whole volume, from patches that overlap by half."""
         total = torch.zeros(self.class_count, *sample.image.shape)
         weights = torch.tensor(gaussian(self.patch))
         for start in itertools.product(*tile_starts(sample.image.shape, self.patch)):
@@ -112,7 +112,7 @@ class PatchTask:
 
 
 def scaled(image: NDArray[np.number]) -> NDArray[np.float32]:
-    """Intensities from 0 to 1; stored volumes hold them in eight bits."""
+    """Return intensities from 0 to 1; stored volumes hold them in eight bits."""
     if image.dtype == np.uint8:
         return image.astype(np.float32) / np.float32(255.0)
     return np.ascontiguousarray(image, dtype=np.float32)
@@ -155,7 +155,7 @@ def build_trainers(
     source: SampleSource,
     place: TrainingProcess,
 ) -> list[Trainer]:
-    """One trainer for each member, with the network that the card describes.
+    """Build one trainer for each member, with the network that the card describes.
 
     Raises:
         RequestError: a patch does not fit a network or the volumes.
@@ -177,7 +177,7 @@ def build_trainers(
 
 
 def outer_weights(network: nn.Module) -> list[nn.Parameter]:
-    """Weights of the first and of the last convolution."""
+    """Return the weights of the first and of the last convolution."""
     convolutions = [weight for weight in network.parameters() if weight.ndim > 1]
     if isinstance(network, CompactUNet):
         return [convolutions[0], next(network.head.parameters())]

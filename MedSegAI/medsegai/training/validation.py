@@ -14,10 +14,10 @@ from medsegai.training.sampling import Predict, Task
 
 @dataclass
 class DiceCounter:
-    """Counts voxels over many slices, so that Dice is that of the volumes together.
+    """Counts voxels over many slices, so that Dice refers to all volumes together.
 
-    Dice of class c = 2 |P_c and T_c| / (|P_c| + |T_c|). A class that the reference does not
-    contain has no Dice, and the mean is over the classes that have one, background left out.
+    Dice of class c = 2 |P_c and T_c| / (|P_c| + |T_c|). A class that the reference does not contain does not have
+    a Dice; the mean is over the classes that have one, without background.
     """
 
     common: NDArray[np.int64]
@@ -26,18 +26,18 @@ class DiceCounter:
 
     @classmethod
     def for_classes(cls, count: int) -> DiceCounter:
-        """Return a counter for so many classes."""
+        """Return a counter for a number of classes."""
         return cls(*(np.zeros(count, dtype=np.int64) for _ in range(3)))
 
     def add(self, predicted: NDArray[np.integer], expected: NDArray[np.integer]) -> None:
-        """Count a prediction beside its truth."""
+        """Count a prediction and its reference."""
         count = len(self.common)
         self.common += np.bincount(expected[predicted == expected].ravel(), minlength=count)
         self.predicted += np.bincount(predicted.ravel(), minlength=count)
         self.expected += np.bincount(expected.ravel(), minlength=count)
 
     def per_class(self) -> dict[int, float]:
-        """Dice of each class that the reference contains, without background."""
+        """Return the Dice of each class that the reference contains, without background."""
         present = [number for number in np.flatnonzero(self.expected) if number > 0]
         total = self.predicted + self.expected
         return {
@@ -52,7 +52,7 @@ class DiceCounter:
 
 @dataclass(frozen=True)
 class Validator:
-    """Held-out volumes, made once, and the slices of them that are looked at."""
+    """Held-out volumes, made once, and the choice of their slices."""
 
     samples: Sequence[Sample]
     slice_step: int
@@ -67,7 +67,7 @@ class Validator:
         )
 
     def dice(self, task: Task, predict: Predict) -> DiceCounter:
-        """Dice counts of one member's network."""
+        """Return the Dice counts of one member's network."""
         counter = DiceCounter.for_classes(task.class_count)
         for sample in self.samples:
             for predicted, expected in task.answers(sample, predict, self.slice_step, self.batch):

@@ -1,4 +1,4 @@
-"""`python -m medsegai.worker` serves, as `medsegai worker` does."""
+"""`python -m medsegai.worker` is `medsegai worker`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How arrays travel between panel and worker: through a folder that both see, or through the pipe.
+"""Transfer of arrays between panel and worker: through a folder that both see, or through the pipe.
 
-Either way an array is a .npy file in a private folder of the reader's computer, which is mapped into memory
-there. Where both see one folder, that is all. Else each keeps a folder of its own, and the files of one are
-sent to the other in messages of type `array`: blocks of a file, compressed each for itself, so that neither
-side holds more than a block, and other messages pass between them.
+In both cases an array is a .npy file in a private folder on the reader's computer, which is mapped into memory
+there. If both sides see one folder, that is all. Otherwise each side has its own folder, and files are sent in
+messages of type `array`: blocks of a file, each compressed separately, so that neither side holds more than a
+block, and other messages can pass between them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from medsegai.errors import OutputError, WorkerError
 from medsegai.system.locks import try_lock
 
 BLOCK_BYTES = 1 << 20
-"""What one message carries of a file, before it is compressed."""
+"""The bytes of a file that one message carries, before compression."""
 
 MOST_BYTES = 1 << 50
-"""No job has more."""
+"""The largest number of arrays in a job."""
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""When the folder of a process of another container may be looked at."""
+"""The age in seconds from which the folder of a process in another container may be removed."""
 
 _PREFIX = "medsegai-exchange-"
 _NAME = re.compile(r"[0-9a-f]{32}\.npy")
@@ -46,9 +46,9 @@ _NAME = re.compile(r"[0-9a-f]{32}\.npy")
 class ExchangeFolder:
     """A new private folder; `remove` it when the job is over.
 
-    Its name holds the number of this process and where that number counts, so that folders which a crash left
-    behind are known for what they are: each new folder sweeps those of dead processes away. The folder is locked
-    for as long as this process lives: another container that shares the temporary folder cannot see our processes.
+    Its name contains the process id and the place where that id is valid, so that folders which a crash left can
+    be recognised: each new folder removes those of dead processes. The folder is locked while this process lives,
+    because another container that shares the temporary folder cannot see this process.
 
     Raises:
         OutputError: the temporary folder does not exist or is not writable, or its disk is full.
@@ -63,12 +63,12 @@ class ExchangeFolder:
             self._lock = _locked(self.path)
         except OSError as error:
             raise OutputError(
-                f"No folder can be made in the temporary folder {parent}: {error.strerror}. "
-                "Free space there or make it writable, or choose another with the variable TMPDIR."
+                f"A folder cannot be made in the temporary folder {parent}: {error.strerror}. Free space there, "
+                "make it writable, or choose another one with the variable TMPDIR."
             ) from error
 
     def remove(self) -> bool:
-        """Delete the folder; False where Windows keeps it, as long as a file in it is mapped."""
+        """Delete the folder; return False if Windows keeps it because a file in it is mapped."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -77,10 +77,10 @@ class ExchangeFolder:
 
 
 def temporary_folder() -> Path:
-    """Where temporary files go: never the working folder, which Python takes if no other can be written.
+    """Return the folder of temporary files, but never the working folder, which Python uses as a last resort.
 
     Raises:
-        OutputError: none of the usual folders can be written.
+        OutputError: the usual folders are all not writable.
     """
     named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
     try:
@@ -91,8 +91,8 @@ def temporary_folder() -> Path:
         pass
     reason = f": {named[0]} is full or read-only" if named else ""
     raise OutputError(
-        f"No temporary folder can be written{reason}. Free space on the disk, or name another folder in the "
-        "variable TMPDIR."
+        f"Temporary files cannot be written{reason}. Free space on the disk, or name another "
+        "folder in the variable TMPDIR."
     )
 
 
@@ -101,7 +101,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def sweep(parent: Path) -> None:
-    """Delete the folders of processes that are no more."""
+    """Delete the folders of processes that have ended."""
     for folder in parent.glob(f"{_PREFIX}*"):
         number, _, numbering = folder.name.removeprefix(_PREFIX).split("-")[0].partition(".")
         if not number.isdecimal():
@@ -112,14 +112,14 @@ def sweep(parent: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete the exchange folder of a client that has ended; any other folder is left alone."""
+    """Delete the exchange folder of a client that has ended; any other folder is kept."""
     if folder.name.startswith(_PREFIX):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
 def _numbering() -> str:
-    """Names where numbers of processes count: this computer since it was started, this container."""
+    """Return a name for the range of process ids: this computer since its start, or this container."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
@@ -128,7 +128,7 @@ def _numbering() -> str:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that keeps `folder` locked while it is open; None where folders cannot be locked."""
+    """Return a descriptor that keeps `folder` locked while it is open; None if folders cannot be locked."""
     if sys.platform == "win32":
         return None
     descriptor = os.open(folder, os.O_RDONLY)
@@ -142,7 +142,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody, anywhere, keeps a folder whose process cannot be asked for, and it is old."""
+    """Whether a folder is old and unlocked, if its process cannot be found."""
     try:
         if time.time() - folder.stat().st_mtime < ABANDONED_SECONDS:
             return False
@@ -155,10 +155,10 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """The array file of this name in a folder.
+    """Return the array file of a name in a folder.
 
     Raises:
-        WorkerError: the other side may not give this name, such as one that leads out of the folder.
+        WorkerError: the name is not allowed, such as one that leads out of the folder.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise WorkerError(
@@ -169,7 +169,7 @@ def file_in(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Travel:
-    """How much of what is to be sent has been sent, in bytes before compression."""
+    """The number of sent bytes and of all bytes to send, before compression."""
 
     done: int
     total: int
@@ -180,10 +180,10 @@ class Travel:
 
 
 def blocks(folder: Path) -> Iterator[dict[str, Any]]:
-    """The array files of a folder as what messages of type `array` hold: name, data, first, done, total.
+    """Yield the array files of a folder as the fields of messages of type `array`: name, data, first, done, total.
 
     Raises:
-        OutputError: a file is gone or cannot be read.
+        OutputError: a file is missing or cannot be read.
     """
     try:
         files = sorted(folder.iterdir())
@@ -204,7 +204,7 @@ def blocks(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
-    """Add what a message of type `array` holds to its file in `folder`.
+    """Add the content of a message of type `array` to its file in `folder`.
 
     Raises:
         WorkerError: the message is damaged.
@@ -214,17 +214,17 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
     try:
         packed = base64.b64decode(message["data"], validate=True)
         reader = zlib.decompressobj()
-        block = reader.decompress(packed, BLOCK_BYTES + 1)  # one more, so that its end is read
+        block = reader.decompress(packed, BLOCK_BYTES + 1)  # one more byte to reach the end
     except (binascii.Error, zlib.error, TypeError, ValueError) as error:
         raise WorkerError(f"An array arrived damaged through the pipe: {error}.") from error
     if not reader.eof:
-        raise WorkerError("An array arrived damaged through the pipe: a block has no end.")
+        raise WorkerError("An array arrived damaged through the pipe: a block does not end.")
     travel = Travel(_count(message["done"]), _count(message["total"]))
     try:
         here = path.stat().st_size if path.exists() else 0
         if _count(message.get("first")) != here:
             raise WorkerError(
-                "An array arrived damaged through the pipe: a block is missing, or came twice."
+                "An array arrived damaged through the pipe: a block is missing, or arrived twice."
             )
         with path.open("ab") as stream:
             stream.write(block)
@@ -238,9 +238,7 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
 
 def _count(number: object) -> int:
     if not isinstance(number, int) or not 0 <= number < MOST_BYTES:
-        raise WorkerError(
-            "An array arrived damaged through the pipe: it does not say how long it is."
-        )
+        raise WorkerError("An array arrived damaged through the pipe: its length is missing.")
     return number
 
 
@@ -257,7 +255,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_alive_on_windows(pid: int) -> bool:
-    """`os.kill` would end the process here."""
+    """Whether a process is alive on Windows, where `os.kill` would end it."""
     kernel = getattr(ctypes, "windll").kernel32  # noqa: B009, absent from the stubs of other systems
     query_limited_information, still_active = 0x1000, 259
     handle = kernel.OpenProcess(query_limited_information, False, pid)

@@ -1,6 +1,6 @@
-"""The words of a batch: states of cases, files of the folder, flags, and the events that `medsegai batch` prints.
+"""The vocabulary of a batch: states of cases, files of the folder, flags, and events of `medsegai batch`.
 
-The command writes them and the panel reads them, so both take them from here.
+The command writes them and the panel reads them, so both import them from here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from medsegai.progress import ProgressEvent
 
 TABLE_NAME, VOLUMES_NAME = "batch.csv", "volumes.csv"
-"""Files in the folder of results: how far each case is, and the structures of all cases."""
+"""The files in the folder of results: the state of each case, and the structures of all cases."""
 
 EVENTS_FLAG, RESUME_FLAG, OVERWRITE_FLAG = "--events", "--resume", "--overwrite"
 
@@ -23,10 +23,10 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "members": ("--members", "--views", "--folds"),
     "refinements": ("--refinement",),
 }
-"""Options of a request whose flags are not simply their names."""
+"""The options of a request whose flags differ from their names."""
 
 CASE, PROGRESS, NOTE = "case", "progress", "note"
-"""What an event is: the line of a case changed, how far a case is, or something that the user should know."""
+"""The kinds of events: a changed line of a case, the progress of a case, or a message for the user."""
 
 
 def flags_of(option: str) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def flags_of(option: str) -> tuple[str, ...]:
 
 
 class CaseState(StrEnum):
-    """How far a case is, as the table, the events and the panel name it."""
+    """The state of a case, as the table, the events and the panel name it."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -44,7 +44,7 @@ class CaseState(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens to the case in this batch."""
+        """Whether the case is finished or failed in this batch."""
         return self in (CaseState.DONE, CaseState.FAILED)
 
 
@@ -53,8 +53,8 @@ class Entry:
     """A line of the table.
 
     Attributes:
-        remarks: how many structures a person should look at; None unless the case is done.
-        message: why a case failed, or what the user should know of it.
+        remarks: the number of structures that a person should look at; None unless the case is done.
+        message: the reason why a case failed, or a remark about it.
     """
 
     case: str
@@ -65,7 +65,7 @@ class Entry:
 
     @classmethod
     def done(cls, case: str, report: Mapping[str, Any]) -> Entry:
-        """Return the line of a case that is done, from its report."""
+        """Return the line of a finished case, from its report."""
         seconds = round(sum(report["seconds"].values()), 1)
         remarks = sum(bool(item["remarks"]) for item in report["structures"])
         return cls(case, CaseState.DONE, seconds, remarks, " ".join(report["warnings"]))
@@ -73,24 +73,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class CaseProgress:
-    """How far a case is, from 0 to 1."""
+    """The progress of a case, from 0 to 1."""
 
     case: str
     fraction: float
 
 
 def case_event(entry: Entry) -> dict[str, Any]:
-    """Return the event that says that the line of a case changed, as JSON values."""
+    """Return the event for a changed line of a case, as JSON values."""
     return {"event": CASE, **asdict(entry)}
 
 
 def progress_event(case: str, event: ProgressEvent) -> dict[str, Any]:
-    """Return the event that says how far a case is, as JSON values."""
+    """Return the event for the progress of a case, as JSON values."""
     return {"event": PROGRESS, "case": case, **vars(event)}
 
 
 def note_event(message: str) -> dict[str, Any]:
-    """Return the event with something that the user should know, as JSON values."""
+    """Return the event with a message for the user, as JSON values."""
     return {"event": NOTE, "message": message}
 
 
@@ -98,7 +98,7 @@ def read_event(line: str) -> Entry | CaseProgress | None:
     """Read what a batch printed about a case.
 
     Returns:
-        The line of the case or its progress; None for notes, and for what a library printed in between.
+        The line of the case or its progress; None for messages, and for the output of libraries.
     """
     try:
         event = json.loads(line)

@@ -1,6 +1,6 @@
-"""Measuring and exporting as jobs of the worker, for the panel and scripts in Slicer.
+"""Measurement and export as jobs of the worker, for the panel and scripts in Slicer.
 
-The segmentation comes from the scene and not from a file; everything else is as for `medsegai measure` and
+The segmentation comes from the scene instead of a file; otherwise they are the same as `medsegai measure` and
 `medsegai export`.
 """
 
@@ -33,15 +33,15 @@ from medsegai.worker.requests import (
 
 T = TypeVar("T")
 
-UNKNOWN = "{name}: the record of how it was made cannot be understood, so model and options are not known."
+UNKNOWN = "{name}: the record of its origin cannot be understood, so model and options are unknown."
 
 
 def measure_segments(request: MeasurementRequest, progress: Progress) -> MeasurementResult:
-    """Measure segments as `measurements.measure` does; left and right are compared across all parts.
+    """Measure segments with `measurements.measure`; left and right are compared across all parts.
 
     Raises:
-        GeometryError: a part and the scan lie on different voxels, and `seen` is missing.
-        Cancelled: the user asked to stop.
+        GeometryError: a part and the scan have different voxels, and `seen` is missing.
+        Cancelled: the user stopped the job.
     """
     progress.plan({"measure": 1.0})
     reference = reference_of(request.models, request.drawn)
@@ -56,7 +56,7 @@ def measure_segments(request: MeasurementRequest, progress: Progress) -> Measure
 def _measured(
     part: Part, image: Volume | None, reference: Reference | None
 ) -> tuple[Measurement, ...]:
-    """Shapes from the segments' own voxels, grey values from those of the scan."""
+    """Measure shapes on the segments' own voxels, and grey values on those of the scan."""
     if part.seen is None or image is None:
         return measure(part.labelmap, part.labels, image, reference)
     shapes = measure(part.labelmap, part.labels, None, reference)
@@ -68,12 +68,12 @@ def _measured(
 
 
 def export_segments(request: ExportRequest, progress: Progress) -> ExportResult:
-    """Hand a segmentation over, all of it or nothing.
+    """Export a segmentation, all outputs or none.
 
     Raises:
-        OutputExistsError: a file is there already, and the request does not say that it may be replaced.
-        MedSegAIError: as `export.export`; nothing was written.
-        Cancelled: the user asked to stop; nothing was written.
+        OutputExistsError: a file exists already, and the request does not say that it may be replaced.
+        MedSegAIError: see `export.export`; nothing was written.
+        Cancelled: the user stopped the job; nothing was written.
     """
     exports = exports_of(request.outputs)
     dicom = Path(request.dicom) if request.dicom else None
@@ -95,14 +95,16 @@ def export_segments(request: ExportRequest, progress: Progress) -> ExportResult:
 
 
 def exports_of(outputs: Mapping[str, Any]) -> Exports:
-    """The outputs of a request.
+    """Return the outputs of a request.
 
     Raises:
-        RequestError: there is no such output or option.
+        RequestError: an output or option is unknown.
     """
     unknown = set(outputs) - {item.name for item in fields(Exports)}
     if unknown:
-        raise RequestError(f"There is nothing to export called {', '.join(sorted(unknown))}.")
+        raise RequestError(
+            f"The outputs {', '.join(sorted(unknown))} are unknown. Use the names of `medsegai export`."
+        )
     values = dict(outputs)
     for name in EXPORT_PATHS:
         if values.get(name) is not None:
@@ -113,11 +115,11 @@ def exports_of(outputs: Mapping[str, Any]) -> Exports:
 
 
 def reference_of(models: Iterable[str], drawn: Collection[int] = ()) -> Reference | None:
-    """What is plausible of the structures of a model; None where several made the segments, or it is not here.
+    """Return the plausible ranges of a model; None if several models made the segments, or it is not installed.
 
     Args:
-        models: their ids.
-        drawn: values that stand for other structures than the model's.
+        models: the ids of the models.
+        drawn: the values of structures that are not from the model.
     """
     names = tuple(models)
     try:
@@ -139,7 +141,7 @@ def _without(items: Mapping[int, T], values: Collection[int]) -> dict[int, T]:
 
 
 def _made(request: ExportRequest) -> Provenance:
-    """Who made the segments, and what people did to them."""
+    """Return who made the segments, and how people changed them."""
     found = Provenance(dicom_seg.Maker())
     if request.run:
         try:

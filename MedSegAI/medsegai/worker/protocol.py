@@ -1,4 +1,4 @@
-"""The words that the panel's process and the worker speak: one JSON object a line.
+"""The messages between the panel's process and the worker: one JSON object per line.
 
 To the worker:
     warm                                        load what jobs need, if there is nothing else to do
@@ -17,13 +17,13 @@ From the worker:
     result    job, result                       the fields of the result of its kind
     error     job, kind, message                `job` is null where the line could not be read
 
-There are several kinds of jobs; `KINDS` says what each is asked with and answered by, and all else is the same
-for all of them. How dataclasses travel as JSON is said in `medsegai.models.json_fields`.
-`job` is a string that the client chooses; each job is answered by exactly one `result` or `error`, and so is a
-`cancel` that comes before it. An array is named by a .npy file in a folder, and mapped into memory from there.
-`exchange` of a job is that folder, where both sides see it; it belongs to the client and vanishes with the job.
-Where it is null, as between two computers, each side has a folder of its own, and the files come in
-`array` messages before the message that names them (`medsegai.worker.array_transfer`).
+There are several kinds of jobs; `KINDS` has the request and the result of each kind, and everything else is the
+same for all. `medsegai.models.json_fields` converts dataclasses to JSON. `job` is a string that the client
+chooses; each job is answered by exactly one `result` or `error`, and so is a `cancel` that arrives before its job.
+An array is named by a .npy file in a folder, and mapped into memory from there. `exchange` of a job is that
+folder, if both sides see it; it belongs to the client and is removed with the job. If it is null, as between two
+computers, each side has its own folder, and the files arrive in `array` messages before the message that names
+them (`medsegai.worker.array_transfer`).
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ Kinds = TypeVar("Kinds")
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """One line, ready for the pipe."""
+    """Return a message as one line for the pipe."""
     return json.dumps(message, allow_nan=False).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """The message in one line.
+    """Return the message in one line.
 
     Raises:
-        WorkerError: the line is not a JSON object with a `type`, or holds numbers that are not finite.
+        WorkerError: the line is not a JSON object with a `type`, or has numbers that are not finite.
     """
     try:
         message = json.loads(line, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise WorkerError(
-            f"The worker pipe carried something that is not JSON: {line[:80]!r}."
+            f"The worker pipe carried a line that is not JSON: {line[:80]!r}."
         ) from error
     if not isinstance(message, dict) or "type" not in message:
         raise WorkerError(f"The worker pipe carried a message without a type: {line[:80]!r}.")
@@ -98,7 +98,7 @@ def pack_array(array: NDArray[np.generic], exchange: Path) -> str:
     """Write `array` into the exchange folder and return its name there.
 
     Raises:
-        OutputError: the folder is gone or not writable, or the disk is full.
+        OutputError: the folder is missing or not writable, or the disk is full.
     """
     path = exchange / f"{uuid.uuid4().hex}.npy"
     try:
@@ -115,7 +115,7 @@ def unpack_array(name: str, exchange: Path) -> NDArray[np.generic]:
     """Map an array of the exchange folder into memory, copy on write.
 
     Raises:
-        WorkerError: the file is missing, damaged, or would need code to be run.
+        WorkerError: the file is missing, damaged, or would run code.
     """
     path = file_in(exchange, name)
     try:
@@ -135,16 +135,16 @@ def pack_volume(volume: Volume, exchange: Path) -> Message:
 
 
 def unpack_volume(data: Mapping[str, Any], exchange: Path) -> Volume:
-    """Return the volume that `pack_volume` made JSON values of.
+    """Return the volume from the JSON values of `pack_volume`.
 
     Raises:
-        InputError: it does not have three dimensions.
+        InputError: the volume does not have three dimensions.
         WorkerError: see `unpack_array`.
     """
     voxels = unpack_array(data["array"], exchange)
     if voxels.ndim != 3:
         raise InputError(
-            f"{data['source'] or 'The input'} has {voxels.ndim} dimensions; a 3D volume is needed."
+            f"{data['source'] or 'The input'} has {voxels.ndim} dimensions, but a 3D volume is needed."
         )
     k, j, i = voxels.shape
     grid = Geometry((k, j, i), np.array(data["ijk_to_ras"]))
@@ -152,9 +152,9 @@ def unpack_volume(data: Mapping[str, Any], exchange: Path) -> Volume:
 
 
 def packed(value: object, exchange: Path) -> Message:
-    """A request or result as JSON values; its arrays go into the exchange folder.
+    """Return a request or result as JSON values; its arrays go into the exchange folder.
 
-    Paths become absolute, because the worker has a working folder of its own.
+    Paths become absolute, because the worker has another working folder.
     """
     message: Message = to_json(
         value,
@@ -168,10 +168,10 @@ def packed(value: object, exchange: Path) -> Message:
 
 
 def unpacked(kind: type[Kinds], data: object, exchange: Path) -> Kinds:
-    """The request or result that `packed` made JSON values of.
+    """Return the request or result from the JSON values of `packed`.
 
     Raises:
-        WorkerError: a field is unknown or missing, or a value is of another type; see also `unpack_array`.
+        WorkerError: a field is unknown or missing, or a value has another type; see also `unpack_array`.
         InputError: see `unpack_volume`.
     """
     hooks = {
@@ -183,7 +183,7 @@ def unpacked(kind: type[Kinds], data: object, exchange: Path) -> Kinds:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of job: the `type` of the message that asks for it, what is asked, and what is answered."""
+    """A kind of job: the `type` of its message, the class of its request, and the class of its result."""
 
     name: str
     asked: type
@@ -199,19 +199,19 @@ KINDS: Mapping[str, Kind] = {
         Kind(EXPORT, ExportRequest, ExportResult),
     )
 }
-"""What jobs there are, by the name of their message."""
+"""The kinds of jobs, by the type of their message."""
 
 
 def kind_of(request: object) -> Kind:
-    """The kind of job that a request asks for.
+    """Return the kind of job of a request.
 
     Raises:
-        WorkerError: there is none.
+        WorkerError: there is no such kind of job.
     """
     for kind in KINDS.values():
         if isinstance(request, kind.asked):
             return kind
-    raise WorkerError(f"The worker does not know a job for a {type(request).__name__}.")
+    raise WorkerError(f"The worker does not have a job for a {type(request).__name__}.")
 
 
 def pack_error(error: MedSegAIError) -> Message:
@@ -220,7 +220,7 @@ def pack_error(error: MedSegAIError) -> Message:
 
 
 def unpack_error(data: Mapping[str, Any]) -> MedSegAIError:
-    """The error as raised in the worker; unknown kinds become a `WorkerError`."""
+    """Return the error as raised in the worker; unknown kinds become a `WorkerError`."""
     kinds = {kind.__name__: kind for kind in _subclasses(MedSegAIError)}
     return kinds.get(data["kind"], WorkerError)(data["message"])
 

@@ -1,4 +1,4 @@
-"""Refinements of a segmentation that is there already: what the worker does when the panel or a script asks."""
+"""Refinement of an existing segmentation, as a job of the worker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from medsegai.worker.requests import RefinementRequest, RefinementResult
 
 
 def refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
-    """Apply the refinements in their order, and tell all that they changed.
+    """Apply the refinements in their order, and report all changes.
 
-    Labels that are `fixed` stay as they are: see `kept`.
+    Labels that are `fixed` do not change, see `kept`.
 
     Raises:
-        RequestError: there is no such refinement, option or label, a value is out of bounds, or an image is needed
-            and there is none.
-        GeometryError: candidates lie on another grid.
+        RequestError: a refinement, option or label is unknown, a value is out of bounds, or a necessary image is
+            missing.
+        GeometryError: candidates have another grid.
         Cancelled: the user asked to stop.
     """
     progress.plan({"refine": 1.0})
@@ -46,9 +46,9 @@ def refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
 
 
 def on_grid(image: Volume, grid: Geometry) -> Volume:
-    """The image at the voxels of another grid, linearly interpolated; outside of it the value at its edge.
+    """Interpolate the image linearly at the voxels of another grid; outside it, the value at its edge is used.
 
-    It is returned as it is where its voxels are those of the grid.
+    It is returned unchanged if its voxels are those of the grid.
     """
     if image.geometry.matches(grid):
         return image
@@ -70,18 +70,18 @@ def on_grid(image: Volume, grid: Geometry) -> Volume:
 def kept(
     before: NDArray[np.integer], after: NDArray[np.integer], fixed: Sequence[int]
 ) -> tuple[NDArray[np.integer], int]:
-    """The new labels without what they would change of fixed ones.
+    """Return the new labels without changes of fixed labels.
 
-    A voxel that would go to a fixed label stays what it was, so that no gap opens where a border moves. Where a
-    part of a structure would go as a whole, such as an island, it becomes background: it is not of its structure,
-    and nobody else may have it.
+    A voxel that would move to a fixed label keeps its label, so that a moving border does not open a gap. If a
+    whole part of a structure would move, such as an island, it becomes background, because it does not belong to
+    its structure and must not go to a fixed one.
 
     Args:
-        before, after: (k, j, i).
-        fixed: label values.
+        before, after: the labels (k, j, i) before and after refinement.
+        fixed: the values of fixed labels.
 
     Returns:
-        the labels, and how many voxels became background.
+        The labels, and the number of voxels that became background.
     """
     labels = after.copy()
     places = np.flatnonzero(before != after)
@@ -96,7 +96,7 @@ def kept(
 
 
 def _clear_parts(labels: NDArray[np.integer], after: NDArray[np.integer], value: int) -> int:
-    """Empty the parts of a label of which nothing was to be left, in place; how many voxels that are."""
+    """Clear the parts of a label that were to move completely, in place; return the number of voxels."""
     from scipy import ndimage
 
     own = labels == value
@@ -107,7 +107,7 @@ def _clear_parts(labels: NDArray[np.integer], after: NDArray[np.integer], value:
 
 
 def _without(draft: Draft, refined: Refined, fixed: Sequence[int]) -> Refined:
-    """What was refined, without changes of fixed labels."""
+    """Return the refined result without changes of fixed labels."""
     if not fixed or refined.labels is draft.labelmap.voxels:
         return refined
     labels, cleared = kept(draft.labelmap.voxels, refined.labels, fixed)

@@ -1,6 +1,6 @@
-"""What the worker can be asked for besides a segmentation, and what it answers.
+"""The requests to the worker besides segmentation, and their results.
 
-As with `request`, these are plain values of L0: the panel makes and reads them, the worker does the work.
+Like those of `request`, they are plain values: the panel makes and reads them, and the worker does the jobs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from medsegai.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class RefinementRequest:
-    """A segmentation that is there already, whoever made it, to be cleaned and sharpened.
+    """An existing segmentation, whoever made it, to be cleaned and sharpened.
 
     Attributes:
         labelmap: label values from 0, (k, j, i), an unsigned integer type.
-        labels: what the values mean.
-        refinements: what to do, in this order.
-        fixed: values of labels that may neither lose nor gain a voxel.
-        image: the scan, for refinements that look at it; on any grid.
-        candidates: the two most probable structures of each voxel, where they are known, on the grid of the
-            label map.
+        labels: the meaning of the values.
+        refinements: the refinements, in this order.
+        fixed: the values of labels that must neither lose nor gain a voxel.
+        image: the scan, for refinements that use it; on any grid.
+        candidates: the two most probable structures of each voxel, if they are known, on the grid of the label
+            map.
     """
 
     labelmap: Volume
@@ -39,13 +39,13 @@ class RefinementRequest:
 
 @dataclass(frozen=True, eq=False)
 class RefinementResult:
-    """What became of it.
+    """The result of a refinement.
 
     Attributes:
         labelmap: label values, (k, j, i), on the grid and in the type of the request.
-        words: what was changed, in sentences; none where nothing was.
-        report: the same for each refinement as JSON values, structure by structure.
-        seconds: what each stage took.
+        words: the changes as sentences; empty if there were none.
+        report: the changes of each refinement as JSON values, structure by structure.
+        seconds: the time of each stage in seconds.
     """
 
     labelmap: Volume
@@ -56,12 +56,12 @@ class RefinementResult:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Segments that do not overlap, to be measured.
+    """Segments that do not overlap and are measured together.
 
     Attributes:
         labelmap: label values, (k, j, i), on the whole field of view.
-        labels: what the values mean; the same value in two parts stands for two structures.
-        seen: the same label map on the voxels of the scan, where those are others.
+        labels: the meaning of the values; the same value in two parts stands for two structures.
+        seen: the same label map on the voxels of the scan, if these differ.
     """
 
     labelmap: Volume
@@ -71,13 +71,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class MeasurementRequest:
-    """Segments to be measured, as `medsegai measure` does.
+    """Segments to be measured as by `medsegai measure`.
 
     Attributes:
-        parts: all of them.
+        parts: all segments, in parts without overlap.
         image: the scan, for mean and SD of its grey values.
-        models: ids of the models that made the segments, whose cards say what is plausible.
-        drawn: values of labels that no model made.
+        models: the ids of the models that made the segments, whose cards have the plausible ranges.
+        drawn: the values of labels that were not made by a model.
     """
 
     parts: tuple[Part, ...]
@@ -91,33 +91,33 @@ class MeasurementResult:
     """The numbers of each segment.
 
     Attributes:
-        rows: columns and values of the table of `medsegai measure`, None for what does not exist; in the order
-            of the parts and their labels.
+        rows: columns and values of the table of `medsegai measure`, None for missing values; in the order of the
+            parts and their labels.
     """
 
     rows: tuple[Mapping[str, Any], ...]
 
 
 EXPORT_PATHS = ("seg", "sr", "rtstruct", "report", "csv", "json", "surfaces")
-"""What of the outputs of an ExportRequest are paths."""
+"""The outputs of an ExportRequest that are paths."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportRequest:
-    """A segmentation to export, as `medsegai export` does.
+    """A segmentation to be exported as by `medsegai export`.
 
     Attributes:
         labelmap: label values, (k, j, i).
-        labels: what the values mean.
-        outputs: what to write, as fields of `medsegai.export.files.Exports`; paths as text.
-        image: the scan on the same voxels; not needed with `dicom`.
-        dicom: folder of the DICOM series that was segmented.
-        series: the SeriesInstanceUID, where the folder has several.
-        run: the report of the run that made the segmentation, as far as there is one.
-        touched: values of labels that a person changed or reviewed.
-        drawn: values of labels that no model made.
-        warnings: what else is known of the case, in words.
-        overwrite: whether files that are there already are replaced.
+        labels: the meaning of the values.
+        outputs: the outputs to write, as fields of `medsegai.export.files.Exports`; paths are text.
+        image: the scan on the same voxels; unnecessary with `dicom`.
+        dicom: the folder of the DICOM series that was segmented.
+        series: the SeriesInstanceUID, if the folder has several series.
+        run: the report of the run that made the segmentation, if there is one.
+        touched: the values of labels that a person changed or reviewed.
+        drawn: the values of labels that were not made by a model.
+        warnings: further remarks on the case, in words.
+        overwrite: whether existing files are replaced.
     """
 
     labelmap: Volume
@@ -135,11 +135,11 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        files: paths of all files.
-        warnings: in words.
+        files: the paths of all files.
+        warnings: the warnings, in words.
     """
 
     files: tuple[str, ...]

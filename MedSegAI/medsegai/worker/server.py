@@ -1,10 +1,9 @@
-"""The engine in a process of its own: JSON lines come in on stdin, events leave on stdout.
+"""The engine in a separate process, which reads JSON lines on stdin and writes events on stdout.
 
-`medsegai.worker.protocol` lists the messages. Jobs run one after another on the main thread, where torch
-and signals expect to be; a second thread reads the pipe, so that `cancel` and `quit` are heard at
-any time, and a third says every few seconds that the process is alive. The process stays between
-jobs, and with it the models that the engine has loaded; it ends when its stdin closes, so it never
-outlives the Slicer that started it, also where that runs on another computer.
+`medsegai.worker.protocol` lists the messages. Jobs run one after another on the main thread, as torch and signals
+require. A second thread reads the pipe, so that `cancel` and `quit` work at any time, and a third reports every
+few seconds that the process is alive. The process, and with it the loaded models, stays between jobs; it ends when
+its stdin closes, so it never outlives the Slicer that started it, even on another computer.
 """
 
 from __future__ import annotations
@@ -66,19 +65,19 @@ from medsegai.worker.requests import (
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 Work = Callable[[Any, Progress], Any]
-"""Does a job of one kind: takes what is asked (`Kind.asked`), and gives what is answered (`Kind.answered`)."""
+"""A function that does a job of one kind, from the request (`Kind.asked`) to the result (`Kind.answered`)."""
 
 GRACE_SECONDS = 2.0
-"""How long a running job may take to notice that it is to end, before the process is ended."""
+"""The seconds that a running job may take to stop, before the process is killed."""
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two progress events of the same stage; more would only keep the panel busy."""
+"""The seconds between two progress events of the same stage; more events would only keep the panel busy."""
 
 MOST_LINE = 64 << 20
-"""Bytes of a line from the client. Arrays come in blocks of a megabyte, all else is small."""
+"""The largest line from the client in bytes. Arrays arrive in blocks of a megabyte; other messages are small."""
 
 ALIVE_SECONDS = 2.0
-"""Seconds between two signs of life."""
+"""The seconds between two `alive` messages."""
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def main(segment: Segment | None = None) -> None:
     """Serve until stdin closes: `medsegai worker`, or `python -m medsegai.worker`.
 
     Args:
-        segment: what segments; the engine if not given.
+        segment: the function that segments; the engine if None.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
@@ -101,21 +100,21 @@ def main(segment: Segment | None = None) -> None:
 
 
 class _Shared:
-    """The exchange of a job whose client sees the same files."""
+    """The exchange folder of a job whose client sees the same files."""
 
     def __init__(self, folder: str) -> None:
         self.incoming = self.outgoing = Path(folder)
 
     def close(self) -> None:
-        """The folder is the client's."""
+        """Do nothing, because the folder belongs to the client."""
 
     def abandon(self) -> None:
-        """The client is gone, and the scan must not stay behind."""
+        """Remove the folder, because the client is gone and the scan must not be left."""
         remove_abandoned(self.incoming)
 
 
 class _Carried:
-    """The exchange of a job whose client is elsewhere: arrays come and go through the pipe."""
+    """The exchange folder of a job whose client is on another computer: arrays are sent through the pipe."""
 
     def __init__(self) -> None:
         self._folders = [ExchangeFolder(), ExchangeFolder()]
@@ -137,12 +136,12 @@ class _WorkerJob:
 
 
 class Worker:
-    """Reads messages from `incoming`, does jobs, writes events to `outgoing`.
+    """Reads messages from `incoming`, does jobs, and writes events to `outgoing`.
 
     Args:
-        work: what does the jobs of each kind, by its name in `protocol.KINDS`.
-        incoming, outgoing: the pipe.
-        warm_up: loads what jobs need; called between them when the client asks for it.
+        work: the functions that do the jobs of each kind, by its name in `protocol.KINDS`.
+        incoming, outgoing: the streams of the pipe.
+        warm_up: the function that loads what jobs need, called between jobs when the client asks for it.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class Worker:
         self._orphaned = False
 
     def run(self) -> None:
-        """Do jobs until `quit` comes or `incoming` ends."""
+        """Do jobs until `quit` arrives or `incoming` ends."""
         self._send(READY, version=PROTOCOL_VERSION, pid=os.getpid(), leads_group=_leads_group())
         Thread(target=self._listen, name="pipe", daemon=True).start()
         Thread(target=self._give_signs, name="alive", daemon=True).start()
@@ -182,10 +181,10 @@ class Worker:
             self._send(ALIVE)
 
     def _watch_parent(self, parent: int) -> None:
-        """End when the process that started us has: its pipes may be kept open, and full, by others."""
+        """End when the parent process has ended, because other processes may keep its pipes open, and full."""
         while not self._ended.wait(ALIVE_SECONDS):
             if os.getppid() != parent:
-                logger.warning("The process that started this one has ended; so does this one.")
+                logger.warning("The parent process has ended, so this process ends, too.")
                 self._orphaned = True
                 self._end_at_once()
 
@@ -196,15 +195,15 @@ class Worker:
             self._wind_up()
 
     def _read(self) -> None:
-        """Obey until `quit` comes; a pipe that ends without it has lost its client."""
+        """Handle messages until `quit` arrives; a pipe that ends without it has lost its client."""
         while line := self._incoming.readline(MOST_LINE):
-            # Whatever a line makes go wrong, the next one is heard.
+            # After any error in a line, the next line is still read.
             if attempt(partial(self._take_line, line), self._report_line):
                 return
         self._orphaned = True
 
     def _take_line(self, line: bytes) -> bool:
-        """Obey one line; True if it says `quit`."""
+        """Handle one line; return True if it is `quit`."""
         self._check_length(line)
         message = decode(line)
         if message["type"] == QUIT:
@@ -216,16 +215,18 @@ class Worker:
         if isinstance(caught, WorkerError):
             error = caught
         else:
-            logger.exception("Unexpected defect at a line of the pipe")
+            logger.exception("Unexpected error in a line of the pipe")
             error = _defect(caught)
         self._send(ERROR, job=None, **pack_error(error))
 
     def _check_length(self, line: bytes) -> None:
-        """Refuse a line that has no end, and pass over the rest of it."""
+        """Refuse a line that is too long, and skip the rest of it."""
         if len(line) == MOST_LINE and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = self._incoming.readline(MOST_LINE)
-            raise WorkerError(f"The worker pipe carried a line of more than {MOST_LINE} bytes.")
+            raise WorkerError(
+                f"The worker pipe carried a line of more than {MOST_LINE} bytes, which was refused."
+            )
 
     def _wind_up(self) -> None:
         for job in list(self._jobs.values()):
@@ -244,7 +245,7 @@ class Worker:
                 self._leave(job.exchange)
             for exchange in list(self._arriving.values()):
                 exchange.close()
-        finally:  # whatever a folder that cannot go says: nobody listens any more
+        finally:  # errors in removing a folder do not matter any more
             _die()
 
     def _leave(self, exchange: _Shared | _Carried) -> None:
@@ -265,7 +266,7 @@ class Worker:
             self._cancel(name)
         elif name in self._jobs:
             raise WorkerError(f"A job {name!r} exists already.")
-        elif name not in self._refused:  # what was still under way when its first part was refused
+        elif name not in self._refused:  # parts already sent when the first was refused
             self._accept(name, message)
 
     def _cancel(self, name: str) -> None:
@@ -275,7 +276,7 @@ class Worker:
             self._refuse(name, Cancelled("Stopped by the user. Nothing was written."))
 
     def _accept(self, name: str, message: Message) -> None:
-        """Take part of an array, or the job itself."""
+        """Accept a part of an array, or the job itself."""
         try:
             if message["type"] == ARRAY:
                 if name not in self._arriving:
@@ -300,7 +301,7 @@ class Worker:
         self._send(ERROR, job=name, **pack_error(error))
 
     def _do(self, job: _WorkerJob) -> None:
-        # The border of the process: what goes wrong in one job must not take the next along.
+        # The border of the process: an error in one job must not affect the next.
         answer = attempt(partial(self._result_line, job), partial(_failure, job.id))
         failed = isinstance(answer, MedSegAIError)
         if isinstance(answer, MedSegAIError):
@@ -309,13 +310,13 @@ class Worker:
         del self._jobs[job.id]
         self._write(answer)
         if failed:
-            _give_memory_back()  # may take a while, and the next job waits for it
+            _give_memory_back()  # may take a while, during which the next job waits
 
     def _result_line(self, job: _WorkerJob) -> bytes:
         return encode({"type": RESULT, "job": job.id, "result": self._answer(job)})
 
     def _answer(self, job: _WorkerJob) -> Message:
-        """Do the job, and see that the arrays of its result are where the client finds them."""
+        """Do the job, and make the arrays of its result available to the client."""
         kind = KINDS[job.message["type"]]
         request: Any = unpacked(kind.asked, job.message.get("request"), job.exchange.incoming)
         progress = Progress(listener=self._reporter(job.id), cancel=job.cancel)
@@ -351,13 +352,13 @@ class Worker:
                 self._outgoing.write(line)
                 self._outgoing.flush()
         except OSError:
-            logger.warning("Nobody listens any more; the process ends.")
+            logger.warning("The client is gone, so the process ends.")
             self._orphaned = True
             self._end_at_once()
 
 
 def _engine(request: SegmentationRequest, progress: Progress) -> SegmentationResult:
-    """The real thing, imported with the first job: loading torch takes seconds."""
+    """Segment with the engine, which is imported with the first job, because loading torch takes seconds."""
     try:
         return _load_engine()(request, progress)
     except ImportError as error:  # some packages are loaded when a job needs them
@@ -397,11 +398,11 @@ WORK: Mapping[str, Work] = {
     MEASURE: _measure,
     EXPORT: _export,
 }
-"""What does the jobs of each kind."""
+"""The functions that do the jobs of each kind."""
 
 
 def _load_engine() -> Segment:
-    """An OSError is a shared library, such as torch brings, that the system cannot load."""
+    """Import the engine. An OSError is a shared library, such as those of torch, that the system cannot load."""
     try:
         from medsegai.engine import segment
     except (ImportError, OSError) as error:
@@ -410,7 +411,7 @@ def _load_engine() -> Segment:
 
 
 def _warm_up() -> None:
-    """Missing packages are reported to the first job, which may never come."""
+    """Load what jobs need. Missing packages are reported to the first job, which may never come."""
     try:
         _load_engine()
     except WorkerError as error:
@@ -419,15 +420,14 @@ def _warm_up() -> None:
 
 def _lacks(error: Exception) -> WorkerError:
     return WorkerError(
-        f"The worker's Python ({sys.executable}) lacks a package: {error}. "
-        "Inside Slicer, install the PyTorch extension and press Segment again; "
-        f"elsewhere, `{sys.executable} -m pip install medsegai[torch]`. "
-        "`medsegai doctor` lists everything that is missing."
+        f"The worker's Python ({sys.executable}) lacks a package: {error}. Inside Slicer, install the PyTorch "
+        f"extension and press Segment again; elsewhere, run `{sys.executable} -m pip install medsegai[torch]` "
+        "(`medsegai doctor` lists everything that is missing)."
     )
 
 
 def _give_memory_back() -> None:
-    """A job that was stopped or failed leaves nothing behind, and nothing at all on a graphics card."""
+    """Free the memory of a job that was stopped or failed, in particular on a graphics card."""
     torch = sys.modules.get("torch")
     on_card = torch is not None and torch.cuda.is_initialized()
     if on_card and "medsegai.engine" in sys.modules:
@@ -440,12 +440,12 @@ def _give_memory_back() -> None:
 
 
 def _failure(job: str, caught: Exception) -> MedSegAIError:
-    """What is reported of a job that raised this error."""
+    """Return the message for a job that raised an error."""
     if isinstance(caught, MedSegAIError):
         return caught.with_traceback(None)  # its frames hold the arrays of the job
     if isinstance(caught, MemoryError):
         return _out_of_memory()
-    logger.exception("Unexpected defect in job %s", job)
+    logger.exception("Unexpected error in job %s", job)
     return _defect(caught)
 
 
@@ -464,9 +464,9 @@ def _defect(error: Exception) -> WorkerError:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Keep stdin and stdout for the protocol alone.
+    """Reserve stdin and stdout for the protocol.
 
-    What libraries print goes to stderr, and programs that they start cannot read our stdin.
+    The output of libraries goes to stderr, and programs that they start cannot read our stdin.
     """
     incoming = os.fdopen(os.dup(0), "rb")
     outgoing = os.fdopen(os.dup(1), "wb")
@@ -478,9 +478,9 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _leave_terminal() -> None:
-    """Lead a process group, so that children end with us; Ctrl-C is the client's affair."""
+    """Lead a process group, so that children end with this process; the client handles Ctrl-C."""
     if hasattr(os, "setsid"):
-        with suppress(PermissionError):  # raised where we lead a group already
+        with suppress(PermissionError):  # raised if this process already leads a group
             os.setsid()
     if current_thread() is main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -491,7 +491,7 @@ def _leads_group() -> bool:
 
 
 def _die() -> NoReturn:
-    """End this process at once, and its children with it."""
+    """End this process and its children at once."""
     if _leads_group():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

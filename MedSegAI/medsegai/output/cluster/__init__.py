@@ -1,1 +1,1 @@
-"""The cases of a batch on several workers of `dask.distributed`, in processes of this computer or of others."""
+"""The cases of a batch on several workers of `dask.distributed`, in processes on this computer or on others."""

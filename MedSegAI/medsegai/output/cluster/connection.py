@@ -1,4 +1,4 @@
-"""Workers: those that are started here, and those of a scheduler that somebody else started."""
+"""Connections to workers: those that are started here, and those of an existing scheduler."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from medsegai.system.machine import usable_cores
 from medsegai.worker.array_transfer import temporary_folder
 
 ANSWER_SECONDS = 20.0
-"""How long a scheduler may take to answer."""
+"""The seconds that a scheduler may take to respond."""
 
 CLOSE_SECONDS = 5.0
-"""How long leaving may take."""
+"""The seconds that closing may take."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -36,16 +36,16 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @contextlib.contextmanager
 def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
-    """Worker processes on this computer, which nobody else can reach or give work to.
+    """Start worker processes on this computer, which only this process can reach.
 
-    They share its cores, and each has a graphics card of its own where there are enough.
+    They share its cores, and each gets its own graphics card if there are enough.
 
     Args:
-        count: how many.
-        device: as in a request; cards are dealt out where none is named.
+        count: the number of workers.
+        device: the device as in a request; graphics cards are distributed if none is named.
 
     Raises:
-        WorkerError: they do not start.
+        WorkerError: the workers do not start.
     """
     cards = visible_gpus() if device in ("auto", "cuda") else []
     with (
@@ -58,7 +58,7 @@ def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
     ):
         security = (
             Security.temporary()
-        )  # by cryptography: other users of this computer reach the port too
+        )  # by cryptography, because other users of this computer can reach the port
         cluster = _local_cluster(count, cards, folder, security)
         stack.callback(_close, cluster)
         client = Client(cluster, security=security)
@@ -67,11 +67,11 @@ def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
 
 
 def _dask_settings(count: int) -> dict[str, object]:
-    """Dask's settings while so many workers share the cores of this computer."""
+    """Return Dask's settings for a number of workers that share the cores of this computer."""
     threads = str(max(1, usable_cores() // count))
     return {
         **{f"distributed.nanny.pre-spawn-environ.{name}": threads for name in THREAD_VARIABLES},
-        # A computer that is busy starts the next process late; after 15 s Dask would not have it any more.
+        # A busy computer starts processes late; after 15 s Dask would refuse them.
         "distributed.deploy.lost-worker-timeout": "1 hour",
     }
 
@@ -79,7 +79,7 @@ def _dask_settings(count: int) -> dict[str, object]:
 def _local_cluster(
     count: int, cards: Sequence[str], folder: str, security: Security
 ) -> SpecCluster:
-    """A scheduler and workers that only this computer reaches. Raises WorkerError where they do not start."""
+    """Start a scheduler and workers that only this computer reaches. Raises WorkerError: they do not start."""
     common = {
         "security": security,
         "protocol": "tls://",
@@ -110,15 +110,15 @@ def _local_cluster(
 
 @contextlib.contextmanager
 def scheduler_at(place: str) -> Iterator[Client]:
-    """A scheduler that somebody started, with its workers.
+    """Connect to an existing scheduler with its workers.
 
     Args:
-        place: its address, or the file that it wrote its address to (`--scheduler-file`).
+        place: its address, or the file with its address (`--scheduler-file`).
 
     Raises:
         InputError: the file cannot be read.
-        RequestError: it is on another computer, and not encrypted.
-        WorkerError: it does not answer.
+        RequestError: the scheduler is on another computer, and not encrypted.
+        WorkerError: the scheduler does not respond.
     """
     address = check_address(_address(place))
     with _quiet():
@@ -127,7 +127,7 @@ def scheduler_at(place: str) -> Iterator[Client]:
         except (OSError, TimeoutError, ValueError, RuntimeError, TypeError) as error:
             tls = " Name its certificates in Dask's configuration (docs/cluster.md)."
             raise WorkerError(
-                f"The Dask scheduler at {address} does not answer: {error}."
+                f"The Dask scheduler at {address} does not respond: {error}."
                 + (
                     tls
                     if address.startswith("tls:")
@@ -141,15 +141,15 @@ def scheduler_at(place: str) -> Iterator[Client]:
 
 
 def _close(opened: Client | SpecCluster) -> None:
-    """What Dask complains about on its way out must not hide why it ends. Workers end with this process anyway."""
+    """Close a client or cluster; errors of Dask meanwhile must not hide why it ends."""
     attempt(lambda: opened.close(timeout=CLOSE_SECONDS), ignore)
 
 
 def check_address(address: str) -> str:
-    """The same address, with the protocol that is meant.
+    """Return the address with its protocol.
 
     Raises:
-        RequestError: it is on another computer, and not encrypted, or it is not an address.
+        RequestError: the text is not an address, or is that of another computer without encryption.
     """
     address = address if "://" in address else f"tcp://{address}"
     parts = urlsplit(address)
@@ -159,8 +159,8 @@ def check_address(address: str) -> str:
         )
     if parts.scheme != "tls" and not _is_loopback(parts.hostname):
         raise RequestError(
-            f"The scheduler {address} is on another computer and is not encrypted, and its workers run whatever "
-            "reaches them. Start it with --protocol tls and certificates (docs/cluster.md)."
+            f"The scheduler {address} is on another computer and is not encrypted, although its workers run any "
+            "program that they receive. Start it with --protocol tls and certificates (docs/cluster.md)."
         )
     return address
 
@@ -173,11 +173,13 @@ def _address(place: str) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["address"])
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}. `dask scheduler --scheduler-file {path}` writes it."
+            f"{path} cannot be read: {error.strerror}. Start `dask scheduler --scheduler-file "
+            f"{path}`, which writes it."
         ) from error
     except (ValueError, LookupError, TypeError, RecursionError):
         raise InputError(
-            f"{path} is not a file of a Dask scheduler. `dask scheduler --scheduler-file FILE` writes one."
+            f"{path} is not a file of a Dask scheduler. Name a file that `dask scheduler "
+            "--scheduler-file FILE` wrote."
         ) from None
 
 
@@ -189,7 +191,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def visible_gpus() -> list[str]:
-    """The graphics cards that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the graphics cards that this process may use, as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
@@ -206,7 +208,7 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, Dask logs nothing: what happens is said by this file, and in few words."""
+    """Silence Dask's log within the block, because this file reports events in few words."""
     loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
-"""The jobs of a batch, handed out to workers.
+"""Distribution of the jobs of a batch to workers.
 
-The batch writes its table, as ever; a worker reads the scan itself, writes the files of the case and returns one
-line of the table, so nothing large travels. Each worker has one case at a time, which is given to that worker and
-to no other. So a worker that ends takes one case with it, and it is known which.
+The batch writes its table as usual; a worker reads the scan itself, writes the files of the case and returns one
+line of the table, so only small data are sent. Each worker has one case at a time, which no other worker gets. So
+if a worker ends, exactly one known case is affected.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from medsegai.system.guarding import attempt, ignore
 from medsegai.worker.batch_events import CaseState, Entry
 
 MOST_DEATHS = 2
-"""So many workers may end while they have a case; then the case is given up."""
+"""The number of workers that may end while they have a case, before the case is given up."""
 
 LOOK_SECONDS = 1.0
-"""How often workers that came and went are looked for."""
+"""The seconds between two searches for new and lost workers."""
 
 PATIENCE_SECONDS = 300.0
-"""How long workers of this computer may take to start; with those of others a batch waits, and says so."""
+"""The seconds that workers of this computer may take to start; for other workers a batch waits with a message."""
 
 MOST_STARTS = 6
-"""So many workers may end, one after another, before one was found ready."""
+"""The number of workers that may end in a row before one was found ready."""
 
-DO_WITHOUT = "`medsegai doctor` may say why; without workers the cases are done in this process."
+DO_WITHOUT = "Run `medsegai doctor` to find the reason, or segment without workers."
 
 
 def on_workers(
     client: Client, cancel: Event, tell: Callable[[str], None], wait: bool = False
 ) -> Work:
-    """Work on the workers of a scheduler.
+    """Do jobs on the workers of a scheduler.
 
     Args:
-        client: of the scheduler.
-        cancel: stops the batch when it is set.
-        tell: is called with what the user should know meanwhile, in words.
-        wait: whether to wait for workers for as long as it takes.
+        client: the client of the scheduler.
+        cancel: the event that stops the batch.
+        tell: the function that receives messages for the user.
+        wait: whether to wait for workers without a limit.
     """
 
     def work(jobs: Sequence[CaseJob]) -> Generator[Entry, None, None]:
@@ -69,7 +69,7 @@ def on_workers(
             return
         name = f"medsegai-{secrets.token_hex(8)}"
         with _token(jobs[0].absolute().files.folder) as token:
-            request = replace(jobs[0].request, inputs=(Path(),))  # it names no patient
+            request = replace(jobs[0].request, inputs=(Path(),))  # without patient data
             models = {model: model_hash(model) for model in request.models}
             plugin = CaseWorker(name, Expected(__version__, models, request, token))
             with _registered(client, plugin):
@@ -81,7 +81,7 @@ def on_workers(
 
 @contextlib.contextmanager
 def _token(folder: Path) -> Iterator[tuple[Path, str]]:
-    """A file in the folder of the results, by which workers know that they see that folder."""
+    """Make a file in the folder of the results, by which workers check that they see that folder."""
     path, content = folder / f".{secrets.token_hex(8)}.txt", secrets.token_hex(16)
     path.write_text(content, encoding="ascii")
     try:
@@ -93,7 +93,7 @@ def _token(folder: Path) -> Iterator[tuple[Path, str]]:
 
 @contextlib.contextmanager
 def _registered(client: Client, plugin: CaseWorker) -> Iterator[None]:
-    """Within, each worker has the plugin; afterwards none has, so that what they still do stops."""
+    """Give each worker the plugin within the block, and remove it afterwards, which stops running cases."""
     try:
         client.register_plugin(plugin, name=plugin.name)
     except (ImportError, AttributeError) as error:
@@ -112,14 +112,14 @@ def _registered(client: Client, plugin: CaseWorker) -> Iterator[None]:
 def _gone(client: Client) -> WorkerError:
     address = client.scheduler.address if client.scheduler else "?"
     return WorkerError(
-        f"The Dask scheduler at {address} does not answer any more. What is done is kept: start it again, "
-        "and continue with --resume."
+        f"The Dask scheduler at {address} no longer responds, but finished cases are kept. "
+        "Start it again, and continue with --resume."
     )
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker was given; a look at the worker itself where there is no job."""
+    """The task of a worker: a job, or without a job a check of the worker itself."""
 
     worker: str
     future: Future[Any]
@@ -127,7 +127,7 @@ class _Task:
 
 
 class _HandOut:
-    """One case for each worker that is ready, until all are done."""
+    """Gives one case to each ready worker, until all are done."""
 
     def __init__(self, client: Client, name: str, tell: Callable[[str], None], wait: bool) -> None:
         self._client, self._name, self._tell, self._wait = client, name, tell, wait
@@ -142,10 +142,10 @@ class _HandOut:
         self._started_in_vain = 0
 
     def run(self, jobs: Sequence[CaseJob], cancel: Event) -> Generator[Entry, None, None]:
-        """Lines of the table as they change.
+        """Yield lines of the table as they change.
 
         Raises:
-            Cancelled: the user stopped.
+            Cancelled: the user stopped the batch.
             WorkerError: the scheduler, or all workers, are gone.
             MedSegAIError: what would go wrong with every case.
         """
@@ -153,7 +153,7 @@ class _HandOut:
         while waiting or any(task.job for task in self._tasks.values()):
             if cancel.is_set():
                 raise Cancelled(
-                    "Stopped by the user. Finished cases are kept: continue with --resume."
+                    "Stopped by the user. Finished cases are kept, and --resume continues."
                 )
             for job in self._look_around():
                 yield from self._given_back(job, waiting)
@@ -167,7 +167,7 @@ class _HandOut:
     def _submit(
         self, worker: str, function: Callable[..., Any], job: CaseJob | None = None
     ) -> None:
-        """Names of tasks are random: Dask writes them into its log and shows them on its page."""
+        """Submit a task under a random name, because Dask writes names into its log and shows them on its page."""
         key = f"medsegai-{secrets.token_hex(8)}"
         arguments = () if job is None else (job,)
         future = self._client.submit(
@@ -187,11 +187,11 @@ class _HandOut:
         self._completed.put(key)
 
     def _take(self, key: str, waiting: deque[CaseJob]) -> Iterator[Entry]:
-        """The answer of a task, which is released at once."""
+        """Take the result of a task, which is released at once."""
         task = self._tasks.get(key)
         if task is None:
-            return  # its worker had gone before
-        answer = None  # unless the worker ended: our own errors come as answers
+            return  # its worker was already gone
+        answer = None  # the worker ended, because our own errors are returned as results
         with contextlib.suppress(asyncio.CancelledError):
             answer = attempt(lambda: task.future.result(timeout=ANSWER_SECONDS), ignore)
         if answer is None and self._client.status != "running":
@@ -211,12 +211,12 @@ class _HandOut:
             self._ready.append(task.worker)
 
     def _given_back(self, job: CaseJob | None, waiting: deque[CaseJob]) -> Iterator[Entry]:
-        """A case whose worker ended: it may be done all the same, is tried once more, or is given up."""
+        """Handle a case whose worker ended: it may be done, is tried once more, or is given up."""
         if job is None:
             self._started_in_vain += 1
             if self._started_in_vain >= MOST_STARTS:
                 raise WorkerError(
-                    f"{self._started_in_vain} workers ended while they were started. {DO_WITHOUT}"
+                    f"{self._started_in_vain} workers ended while they started. {DO_WITHOUT}"
                 )
             return
         name = job.case.name
@@ -228,8 +228,8 @@ class _HandOut:
             yield Entry(
                 name,
                 CaseState.FAILED,
-                message="Two workers ended while they segmented this case. Their memory may not "
-                "be enough, or the file may crash programs that read it.",
+                message="Two workers ended while they segmented this case. They may have too little "
+                "memory, or the file may crash programs that read it.",
             )
         else:
             waiting.append(job)
@@ -240,10 +240,10 @@ class _HandOut:
         self._tell(f"The worker {worker} is not used: {reason}.")
 
     def _look_around(self) -> list[CaseJob | None]:
-        """Take in workers that came, and say which cases those had that went.
+        """Add new workers, and return the cases of workers that are gone.
 
         Raises:
-            WorkerError: the scheduler does not answer, no worker can be used, or there was none for too long.
+            WorkerError: the scheduler does not respond, workers cannot be used, or were missing for too long.
         """
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
@@ -265,12 +265,17 @@ class _HandOut:
     def _without_workers(self, seconds: float, there: set[str]) -> None:
         if there:
             worker = min(there)
-            raise WorkerError(f"No worker can be used. {worker}: {self._refused[worker]}.")
+            raise WorkerError(
+                f"The cases cannot be segmented, because every worker was refused. {worker}: "
+                f"{self._refused[worker]}."
+            )
         if seconds > PATIENCE_SECONDS and not self._wait:
-            raise WorkerError(f"There has been no worker for {seconds:.0f} s. {DO_WITHOUT}")
+            raise WorkerError(f"Workers have been missing for {seconds:.0f} s. {DO_WITHOUT}")
         if self._wait and not self._told:
             self._told = True
-            self._tell("There is no worker at the moment. Cases are waiting; Ctrl-C stops.")
+            self._tell(
+                "Cases are waiting, because no worker is connected at the moment. Press Ctrl-C to stop."
+            )
 
     def _workers(self) -> set[str]:
         def lost(error: Exception) -> NoReturn:

@@ -1,6 +1,6 @@
-"""What a worker of Dask does: it looks whether it can do the cases of a batch, and then does them one by one.
+"""The tasks of a Dask worker: it checks whether it can segment the cases of a batch, and then segments them.
 
-Nothing raises in a task, because Dask would write the exception, and with it names of files, into its log.
+A task never raises, because Dask would write the exception, and with it file names, into its log.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from medsegai.worker.batch_events import Entry
 
 @dataclass(frozen=True)
 class Expected:
-    """What a worker must have in common with the process that hands out the cases.
+    """What a worker must have in common with the process that distributes the cases.
 
     Attributes:
-        version: of MedSegAI.
-        models: SHA-256 of what is said about each model, by the name that it is asked for by.
-        request: what each case is asked for; its inputs do not matter.
-        token: a file in the folder of the results, and what it holds.
+        version: the version of MedSegAI.
+        models: the SHA-256 of each model's card, by the name in the request.
+        request: the request for each case; its inputs do not matter.
+        token: a file in the folder of the results, and its content.
     """
 
     version: str
@@ -44,11 +44,11 @@ class Expected:
 
 
 class CaseWorker(WorkerPlugin):
-    """Carries what all cases of a batch share to the workers, and stops a case when the batch is stopped.
+    """Brings the common data of a batch to the workers, and stops a case when the batch is stopped.
 
     Args:
-        name: of this batch among those of one scheduler.
-        expected: see there.
+        name: the name of this batch among those of the scheduler.
+        expected: the requirements for a worker.
     """
 
     def __init__(self, name: str, expected: Expected) -> None:
@@ -58,26 +58,30 @@ class CaseWorker(WorkerPlugin):
         self.cancel = threading.Event()
 
     def teardown(self, worker: Worker) -> None:
-        """The batch has ended, or the worker ends: the case that is under way stops at its next step."""
+        """Stop the running case at its next step, because the batch or the worker ends."""
         self.cancel.set()
 
     def problem(self) -> str:
-        """Why cases must not be given to this worker, in words; "" if it is ready for them.
+        """Return why cases must not be given to this worker, in words; "" if it is ready.
 
-        The engine and the models are loaded meanwhile, and stay in memory from case to case.
+        The engine and the models are loaded meanwhile, and stay in memory between cases.
         """
         threads = get_worker().state.nthreads
         if threads != 1:
-            return f"it does {threads} cases at once. Start it with --nthreads 1, several times if necessary"
+            return f"it runs {threads} cases at once. Start it with --nthreads 1, several times if necessary"
         if self.expected.version != __version__:
-            return f"it has MedSegAI {__version__}, and this computer {self.expected.version}. Install the same"
+            return f"it has MedSegAI {__version__}, not {self.expected.version} as here. Install the same"
         path, content = self.expected.token
         if _content(path) != content:
-            return f"it does not see the folder {path.parent}. Use a folder that all computers share, by one path"
+            return (
+                f"it does not see the folder {path.parent}. Use one path that all computers share"
+            )
         try:
             for name, known in self.expected.models.items():
                 if model_hash(name) != known:
-                    return f"its model {name} differs from the one on this computer. Give all computers the same"
+                    return (
+                        f"its model {name} differs from the one here. Give all computers the same"
+                    )
         except MedSegAIError as error:
             return f"it lacks a model: {error}"
         from medsegai.engine import warm_up
@@ -90,17 +94,17 @@ class CaseWorker(WorkerPlugin):
 
 
 def model_hash(name: str) -> str:
-    """SHA-256 of everything in a model's card, wherever its folder is; weights have theirs in it.
+    """Return the SHA-256 of a model's card, which contains that of the weights, independent of its folder.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: the model is unknown.
     """
     text = json.dumps(to_json(find_card(name)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def in_worker(plugin: str, function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function with the `CaseWorker` of a batch; what it raises is returned, as a MedSegAIError."""
+    """Call a function with the `CaseWorker` of a batch; an exception is returned as a MedSegAIError."""
 
     def call() -> Any:
         found = get_worker().plugins.get(plugin)

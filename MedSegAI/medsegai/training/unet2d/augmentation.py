@@ -1,6 +1,6 @@
-"""Variations of pictures while a network learns, in three strengths, by MONAI's transforms.
+"""Augmentation of pictures in three strengths, by MONAI's transforms.
 
-A variation depends on a seed alone, so that a training that was stopped goes on exactly as it would have.
+An augmentation depends on a seed only, so that an interrupted training continues exactly as it would have.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from medsegai.training.unet2d.config import AugmentationConfig
 
 BOTH = ("image", "target")
 STRENGTHS = {"light": 0.5, "medium": 1.0, "heavy": 1.6}
-"""How much further than "medium" shapes and grey values are varied."""
+"""The factors of variation of shapes and grey values, relative to "medium"."""
 
 TURN, SCALE, SHIFT = 0.2, 0.15, 0.06
-"""Radians, parts of the size, and parts of the size again, at medium strength."""
+"""The largest rotation (radians), shift and scaling (parts of the size) at medium strength."""
 
 
 def augmentation(config: AugmentationConfig, patch: tuple[int, int] | None) -> vary.Compose:
-    """What makes a varied sample from one.
+    """Return a transform that augments a sample.
 
-    It takes and gives {"image": (channel, j, i) from 0 to 1, "target": (1, j, i)}. With `patch`, the result is a
+    It takes and returns {"image": (channel, j, i) from 0 to 1, "target": (1, j, i)}. With `patch`, the result is a
     part of that height and width at a random place.
     """
     steps: list[Any] = []
@@ -48,7 +48,7 @@ def augmentation(config: AugmentationConfig, patch: tuple[int, int] | None) -> v
 
 
 def _shapes(strength: str, beside: str) -> list[Any]:
-    """`beside`: what is seen beyond the borders of the image, as MONAI calls it."""
+    """`beside` is MONAI's name for what is seen beyond the borders of the image."""
     factor = STRENGTHS[strength]
     how = {"mode": ("bilinear", "nearest"), "padding_mode": beside}
     steps: list[Any] = [
@@ -90,13 +90,13 @@ def _values(strength: str, stain: bool) -> list[Any]:
 
 
 class RandomStain(Randomizable, Transform):
-    """Multiply and shift the optical density of each colour, as more or less of a stain does."""
+    """Multiplies and shifts the optical density of each colour, as more or less of a stain would."""
 
     def __init__(self, amount: float) -> None:
         self.amount = amount
 
     def __call__(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sample with other colours."""
+        """Return the sample with other colours."""
         image = torch.as_tensor(sample["image"])
         factors, shifts = (
             torch.tensor(self.R.uniform(-self.amount, self.amount, len(image))) for _ in range(2)
@@ -110,7 +110,7 @@ class RandomStain(Randomizable, Transform):
 def varied(
     transform: vary.Compose, image: Tensor, target: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """One variation of an image (channel, j, i) and its classes (j, i): float32, and int64."""
+    """Return one augmentation of an image (channel, j, i), float32, and its classes (j, i), int64."""
     transform.set_random_state(seed=seed % (2**32))
     sample = transform({"image": image, "target": target[None].float()})
     seen = torch.as_tensor(np.asarray(sample["image"]), dtype=torch.float32)

@@ -1,8 +1,8 @@
-"""A grid of networks on the same folds: trained, and compared case by case with intervals.
+"""A grid of networks, trained on the same folds and compared case by case, with confidence intervals.
 
-A single training proves little: which weights a training begins with, and in which order it sees its pictures,
-moves its Dice as much as many a change of the network. So differences are taken between scores of the same cases,
-resampled by groups, and averaged over seeds where there are several.
+A single training proves little: the initial weights and the order of the pictures change its Dice as much as many
+a change of the network. So differences are taken between scores of the same cases, resampled by groups, and
+averaged over seeds if there are several.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from medsegai.training.unet2d.config import Training2DConfig, load_config
 from medsegai.training.unet2d.run import SCORES, RunOptions2D, train
 
 RESAMPLED = 10_000
-"""How often groups are drawn anew for an interval."""
+"""The number of times that groups are drawn for an interval."""
 
 ERROR = 0.05
-"""How often, at most, one of all the differences of a comparison may be called real though there is none."""
+"""The largest probability that a comparison calls any difference real although there is none."""
 
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """What is compared.
+    """The networks to compare.
 
     Attributes:
-        training: the training file that all have in common, relative to this one.
-        encoders, decoders, pretrained, seeds: of the grid; `pretrained` as in the training file.
-        folds: numbers of the folds; empty for all.
+        training: the training file that all networks share, relative to this file.
+        encoders, decoders, pretrained, seeds: the axes of the grid; `pretrained` as in the training file.
+        folds: the numbers of the folds; empty for all.
     """
 
     training: str
@@ -53,7 +53,7 @@ class ComparisonConfig:
 
 @dataclass(frozen=True)
 class Network:
-    """One place of the grid."""
+    """One network of the grid."""
 
     encoder: str
     decoder: str
@@ -61,18 +61,18 @@ class Network:
 
     @property
     def name(self) -> str:
-        """As tables call it."""
+        """The name of the network in tables."""
         return (
             f"{self.decoder} {self.encoder}, {'pre-trained' if self.pretrained else 'from scratch'}"
         )
 
     def folder(self, seed: int) -> str:
-        """Where its training with a seed lies."""
+        """Return the folder of its training with a seed."""
         begun = "pretrained" if self.pretrained else "scratch"
         return f"{self.decoder}-{self.encoder}-{begun}-seed{seed}"
 
     def changes(self) -> dict[str, Any]:
-        """What it changes of the training file."""
+        """Return its changes to the training file."""
         own = {"encoder": self.encoder, "decoder": self.decoder, "pretrained": self.pretrained}
         whole = {} if self.pretrained else {"optimiser": {"encoder_rate": 1.0}}
         return {"network": own, **whole}
@@ -80,15 +80,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network's trainings, one for each seed.
+    """The trainings of a network, one for each seed.
 
     Attributes:
-        dice, iou: of each case, mean over seeds, by name.
-        groups: of each case.
-        folds: mean Dice of each fold, over seeds.
-        parameters: weights of the network.
-        seconds: of all folds, mean over seeds.
-        runs: folders of the trainings.
+        dice, iou: the scores of each case by name, averaged over seeds.
+        groups: the group of each case.
+        folds: the mean Dice of each fold, averaged over seeds.
+        parameters: the number of weights of the network.
+        seconds: the time for all folds, averaged over seeds.
+        runs: the folders of the trainings.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Trained:
 
     @property
     def mean(self) -> float:
-        """Dice over all cases."""
+        """The mean Dice over all cases."""
         return float(np.mean(list(self.dice.values())))
 
 
@@ -111,9 +111,9 @@ class Difference:
     """The difference of the Dice of two networks on the same cases.
 
     Attributes:
-        mean: of `first` less `second`.
-        low, high: of its interval, which allows for all the pairs that are looked at.
-        cases: how many.
+        mean: the mean of `first` minus `second`.
+        low, high: the bounds of its interval, which is corrected for the number of compared pairs.
+        cases: the number of cases.
     """
 
     first: str
@@ -125,7 +125,7 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -143,7 +143,7 @@ def load_comparison(path: Path) -> ComparisonConfig:
 
 
 def grid(config: ComparisonConfig) -> list[Network]:
-    """Every combination, in the order of the file. Raises RequestError: there are fewer than two."""
+    """Return every combination, in the order of the file. Raises RequestError: there are fewer than two."""
     found = [
         Network(encoder, decoder, pretrained)
         for encoder, decoder, pretrained in itertools.product(
@@ -152,13 +152,14 @@ def grid(config: ComparisonConfig) -> list[Network]:
     ]
     if len(found) < 2 or not config.seeds:
         raise RequestError(
-            f"{config.source}: a comparison needs two networks at least, and a seed."
+            f"{config.source}: a comparison needs at least two networks and a seed. Add "
+            "encoders, decoders or seeds."
         )
     return found
 
 
 def trainings(config: ComparisonConfig) -> list[tuple[Network, int, Training2DConfig]]:
-    """The training file of each network and seed; all are read before the first is trained."""
+    """Return the training file of each network and seed; all are read before the first is trained."""
     path = config.source.parent / config.training
     return [
         (network, seed, load_config(path, {**network.changes(), "seed": seed}))
@@ -168,7 +169,7 @@ def trainings(config: ComparisonConfig) -> list[tuple[Network, int, Training2DCo
 
 
 def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress) -> list[Trained]:
-    """Train what is not trained yet, and read all scores. What was begun before goes on.
+    """Train the networks that are not yet trained, and read all scores; unfinished trainings continue.
 
     Raises:
         RequestError, InputError, ModelError, OutputError, Cancelled: see `training.unet2d.run.train`.
@@ -185,7 +186,7 @@ def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress)
 
 
 def read_trained(name: str, runs: Sequence[Path]) -> Trained:
-    """What trainings of one network with several seeds left. Raises InputError: one has no scores."""
+    """Read the trainings of one network with several seeds. Raises InputError: one has no scores."""
     found = []
     for place in runs:
         try:
@@ -216,8 +217,8 @@ def read_trained(name: str, runs: Sequence[Path]) -> Trained:
 def differences(networks: Sequence[Trained], seed: int = 0) -> list[Difference]:
     """Compare every pair of networks, the better one first.
 
-    Intervals are of a bootstrap over groups, at a level that allows for the number of pairs (Bonferroni): of all
-    differences that are called real, hardly ever is even one due to chance in the choice of cases.
+    Intervals come from a bootstrap over groups, at a level that is corrected for the number of pairs (Bonferroni):
+    it is unlikely that even one of the differences that are called real is due to the choice of cases.
 
     Raises:
         InputError: the networks were not judged on the same cases.
@@ -228,7 +229,9 @@ def differences(networks: Sequence[Trained], seed: int = 0) -> list[Difference]:
     for pair in pairs:
         first, second = sorted(pair, key=lambda network: -network.mean)
         if first.dice.keys() != second.dice.keys():
-            raise InputError(f"{first.name} and {second.name} were not judged on the same cases.")
+            raise InputError(
+                f"{first.name} and {second.name} were not judged on the same cases. Train them on the same folds."
+            )
         names = list(first.dice)
         values = np.array([first.dice[name] - second.dice[name] for name in names])
         means = bootstrap(values, [first.groups[name] for name in names], seed)
@@ -242,7 +245,7 @@ def differences(networks: Sequence[Trained], seed: int = 0) -> list[Difference]:
 
 
 def bootstrap(values: NDArray[np.float64], groups: Sequence[str], seed: int) -> NDArray[np.float64]:
-    """The mean of values in `RESAMPLED` draws of as many groups as there are, each with all of its values."""
+    """Return the means of values in `RESAMPLED` draws of all groups with replacement."""
     names, members = np.unique(np.array(groups), return_inverse=True)
     sums = np.bincount(members, values)
     counts = np.bincount(members)
@@ -251,7 +254,7 @@ def bootstrap(values: NDArray[np.float64], groups: Sequence[str], seed: int) -> 
 
 
 def summary(networks: Sequence[Trained], found: Sequence[Difference]) -> dict[str, Any]:
-    """All figures as JSON values."""
+    """Return all figures as JSON values."""
     return {
         "networks": [
             {

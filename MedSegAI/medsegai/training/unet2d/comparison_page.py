@@ -1,4 +1,4 @@
-"""A comparison of networks as one HTML page, which needs nothing else, and as JSON."""
+"""A comparison of networks as a self-contained HTML page, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from medsegai.errors import counted
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
 from medsegai.request import NOT_FOR_DIAGNOSIS
@@ -32,15 +33,15 @@ from medsegai.training.unet2d.fold import Fold, Ready, made_ready
 from medsegai.training.unet2d.run import CURVES
 
 MOST_DIFFERENT = 4
-"""Cases that are shown."""
+"""The number of cases that are shown."""
 
 SIDE = 256
-"""Pixels of the longer side of a picture in the page."""
+"""The longer side of a picture in the page, in pixels."""
 
 EXPLAINED = (
-    "Differences are between scores of the same cases, with intervals of a bootstrap over groups that allow for "
-    "the number of pairs (together 95 %). They say how far other cases might change the result. How far another "
-    "random start would, they only say where several seeds were trained."
+    "Differences are between scores of the same cases. Their intervals come from a bootstrap over groups and are "
+    "corrected for the number of pairs (95 % together). They show how much the result depends on the choice of "
+    "cases; how much it depends on the random start, they show only if several seeds were trained."
 )
 
 LOOK = STYLE + ".pictures img { width: 23%; margin: 0 1% 1em 0; } td { white-space: nowrap; }"
@@ -78,7 +79,8 @@ def _page(networks: Sequence[Trained], found: Sequence[Difference], pictures: Se
     ordered = sorted(networks, key=lambda network: -network.mean)
     real = [item for item in found if item.real]
     verdict = (
-        f"{len(real)} of {len(found)} differences are real: their interval leaves zero out."
+        f"{len(real)} of {counted(len(found), 'difference is', 'differences are')} real: "
+        "their interval excludes zero."
         if real
         else "No difference is real: every interval includes zero."
     )
@@ -144,7 +146,7 @@ def _curve(network: Trained) -> str:
 def most_different(
     config: ComparisonConfig, networks: Sequence[Trained], folder: Path
 ) -> list[str]:
-    """The cases in which the two best networks differ most: image, both answers, and where they differ."""
+    """Return the cases in which the two best networks differ most: image, both results, and their differences."""
     first, second = sorted(networks, key=lambda network: -network.mean)[:2]
     apart = {name: first.dice[name] - second.dice[name] for name in first.dice}
     chosen = sorted(apart, key=lambda name: -abs(apart[name]))[:MOST_DIFFERENT]
@@ -153,8 +155,8 @@ def most_different(
     cases = {case.name: case for case in read_cases(both[0])}
     parts = [
         f"<h2>Where they differ most</h2><p>{html.escape(first.name)} and {html.escape(second.name)}: the image "
-        "with the outline of the reference (green), both answers, and what only the first (blue) or only the "
-        "second (orange) found.</p>"
+        "with the outline of the reference (green), both results, and the pixels that only the first (blue) or "
+        "only the second (orange) found.</p>"
     ]
     for name in chosen:
         ready = made_ready(both[0], [cases[name]])[0]
@@ -168,7 +170,7 @@ def most_different(
 
 
 def _answer(training: Training2DConfig, place: Path, name: str, ready: Ready) -> NDArray[np.bool_]:
-    """Where a network that did not learn from a case finds something in it."""
+    """Return where a network that did not learn from a case finds a structure in it."""
     rows = json.loads((place / "scores.json").read_text(encoding="utf-8"))["cases"]
     number = next(int(row["fold"]) for row in rows if row["case"] == name)
     plain = replace(training, network=replace(training.network, pretrained=""))

@@ -1,4 +1,4 @@
-"""The training file of 2D networks: TOML in, frozen dataclasses out, and every mistake named."""
+"""The training file of 2D networks: TOML is read into frozen dataclasses, and errors name each mistake."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medsegai.errors import ModelError, RequestError
+from medsegai.errors import ModelError, RequestError, counted
 from medsegai.labels import Label
 from medsegai.models.json_fields import NOT_IN_JSON, to_json
 from medsegai.networks.unet2d import UNet2DConfig
@@ -27,13 +27,14 @@ from medsegai.training.limits import (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. Patterns are relative to ``root``, and ``root`` to the training file.
+    """The training data. Patterns are relative to ``root``, and ``root`` is relative to the training file.
 
-    Images and label maps are paired by their names without endings; in those of label maps ``label_suffix`` may
-    follow. ``threshold``: label maps are masks, and values above it are label 1; None where they hold label
-    values. ``instances``: label maps hold a number for each object; what is learned is the inside of objects
-    (label 1) and their border (label 2), ``border_pixels`` thick. ``groups``: a table that says which cases belong
-    together, such as a patient's or those of one slide; they are never on both sides of a split.
+    Images and label maps are paired by their names without endings; the names of label maps may end with
+    ``label_suffix``. With ``threshold``, label maps are masks whose values above it are label 1; None means that
+    they hold label values. With ``instances``, label maps hold a number for each object, and the network learns
+    the inside of objects (label 1) and their border (label 2), which is ``border_pixels`` thick. ``groups`` is a
+    table of cases that belong together, such as those of one patient or slide; they are never on both sides of a
+    split.
     """
 
     root: str = "."
@@ -51,9 +52,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """``pretrained``: "" for random weights, "package" for those of an installed package, or a file of weights.
+    """The network. ``pretrained`` is "" (random weights), "package" (an installed one), or a file of weights.
 
-    ``decoder``, ``encoder``, ``widths`` and ``deep_supervision`` as in `UNet2DConfig`.
+    For ``decoder``, ``encoder``, ``widths`` and ``deep_supervision`` see `UNet2DConfig`.
     """
 
     encoder: str = "mobilenet_v2"
@@ -65,9 +66,9 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """``strength``: how much images are varied. ``orientation``: "upright" for images with an up and a down, which
-    are mirrored left to right alone; "any" for tissue, which is turned as well. ``stain``: whether colours vary as
-    those of stains do.
+    """The augmentation. ``strength`` says how much images are varied. ``orientation`` is "upright" for images with
+    a fixed up, which are only mirrored left to right, or "any" for tissue, which is rotated as well. ``stain``
+    says whether colours vary as those of stains do.
     """
 
     strength: Literal["none", "light", "medium", "heavy"] = "medium"
@@ -77,11 +78,11 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """``encoder_rate``: the encoder's learning rate as a part of the decoder's. ``frozen_epochs``: how long the
-    encoder stays as it is at first. ``lookahead``: steps after which weights are pulled half back to those before
-    (0: never). ``schedule``: "one_cycle" up and down once; "plateau" divides by ten after ``patience`` epochs
-    without a better validation; "constant". ``early_stopping``: epochs without a better validation after which a
-    fold ends (0: never).
+    """The optimiser. ``encoder_rate`` is the encoder's learning rate as a part of the decoder's. During the first
+    ``frozen_epochs`` the encoder does not change. Every ``lookahead`` steps, weights are moved half-way back (0:
+    never). The ``schedule`` "one_cycle" rises and falls once, "plateau" divides the rate by ten after ``patience``
+    epochs without a better validation, and "constant" does not change it. After ``early_stopping`` epochs without
+    a better validation a fold ends (0: never).
     """
 
     name: Literal["adamw", "radam"] = "adamw"
@@ -115,10 +116,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Training2DConfig:
-    """A whole training. ``folds``: how many parts are held out in turn; each gives one network of the model.
+    """A whole training. Each of ``folds`` parts is held out in turn, which gives one network of the model.
 
-    ``keep``: the network of the last epoch, whose held-out figures are honest, or the best on the held-out cases,
-    whose are not. ``validate_every``: epochs from one look at the held-out cases to the next.
+    ``keep`` selects the network of the last epoch, whose held-out figures are unbiased, or the best one on the
+    held-out cases, whose figures are biased. The network is validated on the held-out cases every
+    ``validate_every`` epochs.
     """
 
     id: str
@@ -145,25 +147,26 @@ class Training2DConfig:
     source: Path = field(default=Path("training.toml"), metadata=NOT_IN_JSON)
 
     def __post_init__(self) -> None:
-        """Raises RequestError: a number is too small, or labels and weights do not fit."""
+        """Raises RequestError: a number is too small, or labels and weights do not match."""
         check_limits(self)
         if not self.labels:
             raise RequestError("Training file: labels is empty; name at least one.")
         weights = self.loss.class_weights
         if weights and len(weights) != self.classes:
             raise RequestError(
-                f"Training file: loss.class_weights needs {self.classes} numbers, background first, not "
+                "Training file: loss.class_weights needs "
+                f"{counted(self.classes, 'number', 'numbers')}, background first, not "
                 f"{len(weights)}."
             )
         if self.data.instances and [label.value for label in self.labels] != [1, 2]:
             raise RequestError(
-                "Training file: with data.instances there must be two labels, 1 for the inside of objects and 2 "
-                "for their border."
+                "Training file: with data.instances, labels must be 1 for the inside of "
+                "objects and 2 for their border."
             )
 
     @property
     def classes(self) -> int:
-        """Channels of the answer, background included."""
+        """The number of channels of the output, including background."""
         return len(self.labels) + 1
 
     @property
@@ -171,7 +174,7 @@ class Training2DConfig:
         return self.source.parent / self.data.root
 
     def network_config(self) -> UNet2DConfig:
-        """The network. Raises RequestError: there is no such network."""
+        """Return the shape of the network. Raises RequestError: the settings do not describe one."""
         own = self.network
         try:
             return UNet2DConfig(
@@ -186,7 +189,7 @@ class Training2DConfig:
             raise RequestError(f"Training file: network: {error}") from None
 
     def fingerprint(self) -> str:
-        """What decides the result, shortened; a run is only resumed by the training file it began with."""
+        """Return a hash of the settings that decide the result; a run is resumed only with the same hash."""
         values = to_json(self)
         del values["data"]["root"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -196,10 +199,11 @@ def load_config(path: Path, changes: dict[str, Any] | None = None) -> Training2D
     """Read a training file.
 
     Args:
-        path: the file.
-        changes: tables and values that stand in place of those of the file.
+        path: the path of the file.
+        changes: tables and values that replace those of the file.
 
     Raises:
-        RequestError: it is missing, is not TOML, has unknown or missing keys, or a value of the wrong kind.
+        RequestError: the file is missing, is not TOML, has unknown or missing keys, or has a value of the wrong
+            type.
     """
     return replace(read_training_file(Training2DConfig, path, changes), source=path)

@@ -23,7 +23,7 @@ from medsegai.training.unet2d.config import DataConfig, Training2DConfig
 from medsegai.volume import Volume
 
 MANY_NAMES = 5
-"""Names that a message lists."""
+"""The largest number of names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class PictureCase:
     """One picture with its label map.
 
     Attributes:
-        name: of the picture, without its ending.
-        group: cases of one group are never on both sides of a split.
-        image: (channel, j, i) from 0 to 1, float32, on the image's own grid.
-        target: class of each pixel, uint8 (j, i), on the same grid.
-        objects: a number for each object, where the label map holds such, int32 (j, i).
+        name: the name of the picture, without its ending.
+        group: the group of the case; cases of one group are never on both sides of a split.
+        image: the image (channel, j, i) from 0 to 1, float32, on its own grid.
+        target: the class of each pixel, uint8 (j, i), on the same grid.
+        objects: a number for each object, if the label map has them, int32 (j, i).
     """
 
     name: str
@@ -46,10 +46,10 @@ class PictureCase:
 
 
 def read_cases(config: Training2DConfig) -> list[PictureCase]:
-    """All cases of a training file, sorted by name.
+    """Read all cases of a training file, sorted by name.
 
     Raises:
-        RequestError: nothing matches, or images and label maps do not pair.
+        RequestError: no file matches, or images and label maps cannot be paired.
         InputError: a file cannot be read, differs in size from its partner, or holds unknown labels.
     """
     pairs = find_pairs(config)
@@ -58,7 +58,7 @@ def read_cases(config: Training2DConfig) -> list[PictureCase]:
 
 
 def find_pairs(config: Training2DConfig) -> dict[str, tuple[Path, Path]]:
-    """Image and label map of each case, by its name.
+    """Return image and label map of each case, by its name.
 
     Raises:
         RequestError: see `read_cases`.
@@ -90,7 +90,7 @@ def _by_name(paths: Sequence[Path], suffix: str) -> dict[str, Path]:
 
 
 def read_groups(config: Training2DConfig, names: Sequence[str]) -> dict[str, str]:
-    """The group of each case; without a table every case is its own.
+    """Return the group of each case; without a table, every case is its own group.
 
     Raises:
         InputError: the table cannot be read, lacks a column, or does not name each case once.
@@ -103,13 +103,13 @@ def read_groups(config: Training2DConfig, names: Sequence[str]) -> dict[str, str
     missing = sorted(name for name in names if name not in groups)
     if missing:
         raise InputError(
-            f"{path} gives no group of {', '.join(missing[:MANY_NAMES])}. Every case needs one."
+            f"{path} does not give a group for {', '.join(missing[:MANY_NAMES])}. Add a row for every case."
         )
     return {name: groups[name] for name in names}
 
 
 def folds_of(cases: Sequence[PictureCase], count: int, seed: int) -> list[list[str]]:
-    """The names that each fold holds out. Raises InputError: there are fewer groups than folds."""
+    """Return the held-out names of each fold. Raises InputError: there are fewer groups than folds."""
     return [
         list(fold) for fold in patient_folds({case.name: case.group for case in cases}, count, seed)
     ]
@@ -118,7 +118,7 @@ def folds_of(cases: Sequence[PictureCase], count: int, seed: int) -> list[list[s
 def read_case(
     config: Training2DConfig, name: str, group: str, image_path: Path, label_path: Path
 ) -> PictureCase:
-    """One case. Raises InputError: see `read_cases`."""
+    """Read one case. Raises InputError: see `read_cases`."""
     channels = read_channels(image_path)
     if config.data.channels == 1:
         channels = (grey(channels),)
@@ -148,7 +148,7 @@ def read_case(
 
 
 def read_mask(data: DataConfig, path: Path) -> NDArray[np.int64]:
-    """The label values of a label map, (j, i)."""
+    """Read the label values of a label map, (j, i)."""
     if data.threshold is None:
         return _only_slice(read_labelmap(path)[0], path).astype(np.int64)
     pixels = read_pixels(path).pixels
@@ -170,12 +170,12 @@ def _only_slice(volume: Volume, path: Path) -> NDArray[Any]:
 def classes_of(
     labels: NDArray[np.int64], numbers: Mapping[int, int], path: Path
 ) -> NDArray[np.uint8]:
-    """The class of each pixel from its label value. Raises InputError: a value has no class."""
+    """Return the class of each pixel from its label value. Raises InputError: a value has no class."""
     unknown = sorted(set(np.unique(labels).tolist()) - numbers.keys() - {0})
     if unknown:
         raise InputError(
-            f"{path} holds the label {unknown[0]}, which the training file does not name. Add it to labels, or "
-            "give data.threshold where the file is a mask."
+            f"{path} holds the label {unknown[0]}, which the training file does not name. Add "
+            "it to labels, or set data.threshold if the file is a mask."
         )
     table = np.zeros(max([0, *numbers]) + 1, np.uint8)
     for value, number in numbers.items():
@@ -184,7 +184,7 @@ def classes_of(
 
 
 def inside_and_border(objects: NDArray[np.int32], pixels: int = 1) -> NDArray[np.uint8]:
-    """2 within `pixels` of what is not the object, 1 further inside, 0 outside; corners count; uint8 (j, i)."""
+    """Return uint8 (j, i): 0 outside objects, 2 within `pixels` of their border (or diagonally), 1 inside."""
     size = 2 * pixels + 1
     largest = ndimage.maximum_filter(objects, size, mode="nearest")
     smallest = ndimage.minimum_filter(objects, size, mode="nearest")
@@ -193,7 +193,7 @@ def inside_and_border(objects: NDArray[np.int32], pixels: int = 1) -> NDArray[np
 
 
 def fitted_target(image: PictureSettings, target: NDArray[np.uint8]) -> Tensor:
-    """Classes int64 (j, i) of an image as `PictureSettings.fitted` makes it; beside the image is background."""
+    """Return classes int64 (j, i) for an image of `PictureSettings.fitted`; the padding is background."""
     values = torch.from_numpy(target.astype(np.int64))
     shape = image.fitted_shape(target.shape)
     if shape != target.shape:

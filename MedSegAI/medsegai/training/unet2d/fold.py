@@ -1,4 +1,4 @@
-"""One fold: a network that learns from some cases, and is judged on those that are held out."""
+"""One fold: a network that learns from some cases, and is judged on the held-out ones."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from medsegai.training.unet2d.optimisation import Lookahead, PictureLoss, Rates,
 logger = logging.getLogger(__name__)
 
 LARGEST_GRADIENT = 10.0
-"""Norm of the gradient of all weights; longer ones are shortened."""
+"""The largest norm of the gradient of all weights; longer gradients are clipped."""
 
 MOST_SETTLING = 8
-"""Batches from which batch norms take their figures after an epoch."""
+"""The number of batches from which batch norms take their statistics after an epoch."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A case as the network sees it: image (channel, j, i) from 0 to 1, and classes int64 (j, i)."""
+    """A case as the network sees it: the image (channel, j, i) from 0 to 1, and classes int64 (j, i)."""
 
     case: PictureCase
     image: Tensor
@@ -47,7 +47,7 @@ class Ready:
 
 
 def made_ready(config: Training2DConfig, cases: Sequence[PictureCase]) -> list[Ready]:
-    """Cases fitted to the network's size."""
+    """Fit cases to the network's size."""
     return [
         Ready(case, config.image.fitted(case.image), fitted_target(config.image, case.target))
         for case in cases
@@ -55,7 +55,7 @@ def made_ready(config: Training2DConfig, cases: Sequence[PictureCase]) -> list[R
 
 
 class Fold:
-    """A network, its optimiser, and how far they are."""
+    """A network, its optimiser and their progress."""
 
     def __init__(self, config: Training2DConfig, number: int, device: torch.device) -> None:
         self.config, self.number, self.device = config, number, device
@@ -77,10 +77,10 @@ class Fold:
         return f"fold_{self.number}"
 
     def learn(self, ready: Sequence[Ready], progress: Progress) -> float:
-        """One epoch; gives the mean loss.
+        """Train one epoch, and return the mean loss.
 
         Raises:
-            Cancelled: the user stopped the training, and the epoch counts as not begun.
+            Cancelled: the user stopped the training; the epoch is repeated later.
             ModelError: the loss is not a number.
         """
         config, losses = self.config, []
@@ -100,9 +100,9 @@ class Fold:
 
     @torch.no_grad()
     def settle(self, ready: Sequence[Ready]) -> None:
-        """Let batch norms learn the mean and variance of what they see now, from images that are not varied.
+        """Measure the means and variances of batch norms again, on images that are not augmented.
 
-        The running ones lag behind weights that change fast, and are those of varied images.
+        The running statistics lag behind weights that change fast, and come from augmented images.
         """
         learning = [
             layer
@@ -112,7 +112,7 @@ class Fold:
         momenta = [layer.momentum for layer in learning]
         for layer in learning:
             layer.reset_running_stats()
-            layer.momentum = None  # the mean of all batches
+            layer.momentum = None  # average over all batches
         height, width = self.config.image.tile
         for batch in self._batches(len(ready))[:MOST_SETTLING]:
             images = torch.stack([ready[n % len(ready)].image[:, :height, :width] for n in batch])
@@ -122,12 +122,12 @@ class Fold:
             layer.momentum = momentum
 
     def drawn_batches(self, ready: Sequence[Ready]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the present epoch, without learning from them."""
+        """Yield the batches of the present epoch, without learning from them."""
         for batch in self._batches(len(ready)):
             yield self._drawn(ready, batch)
 
     def _batches(self, count: int) -> list[NDArray[np.int64]]:
-        """Numbers of samples, in an order of the epoch's own; a single one at the end is left out."""
+        """Yield batches of sample numbers in the epoch's own order; a single one at the end is left out."""
         config = self.config
         stream = self.number * 100_000 + self.epoch
         random = np.random.default_rng(seed_for(config.seed, BATCHES, stream))
@@ -136,7 +136,7 @@ class Fold:
         return [batch for batch in np.split(order, cuts) if len(batch) > 1]
 
     def _drawn(self, ready: Sequence[Ready], batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Varied images as the network sees them, and their classes."""
+        """Return augmented images as the network sees them, and their classes."""
         drawn = []
         for number in batch.tolist():
             sample = ready[number % len(ready)]
@@ -154,8 +154,8 @@ class Fold:
         loss = self.loss.of_all(answers, classes)
         if not bool(torch.isfinite(loss)):
             raise ModelError(
-                f"The loss of {self.name} is not a number in epoch {self.epoch + 1}. Take a smaller "
-                "optimiser.learning_rate, or look for damaged images."
+                f"The loss of {self.name} is not a number in epoch {self.epoch + 1}. Use a "
+                "smaller optimiser.learning_rate, or look for damaged images."
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
@@ -168,7 +168,7 @@ class Fold:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
 
     def probabilities(self, image: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """The probability of each class on the grid of an image of `shape` (j, i), float32 (class, j, i)."""
+        """Return the class probabilities on the grid of an image of `shape` (j, i), float32 (class, j, i)."""
         self.network.eval()
         inside = self.config.image.fitted_shape(shape)
         wanted = (slice(0, 1), slice(0, inside[0]), slice(0, inside[1]))
@@ -188,7 +188,7 @@ class Fold:
         return values.cpu().numpy()
 
     def judge(self, held_out: Sequence[Ready]) -> list[dict[str, Any]]:
-        """Scores of each held-out case on its own grid."""
+        """Return the scores of each held-out case on its own grid."""
         return [
             {
                 "case": ready.case.name,
@@ -213,7 +213,7 @@ class Fold:
         return scores
 
     def state(self) -> dict[str, Any]:
-        """The state that `restore` resumes."""
+        """Return the state that `restore` takes."""
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -223,7 +223,7 @@ class Fold:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Be as far as another one was."""
+        """Continue from a state that `state` returned."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.rates.load_state_dict(state["rates"])
@@ -232,7 +232,7 @@ class Fold:
 
 
 def overlap(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> dict[str, float]:
-    """Dice and intersection over union of two masks; 1 where both are empty."""
+    """Return Dice and intersection over union of two masks; 1 if both are empty."""
     both, each = int((found & expected).sum()), int(found.sum()) + int(expected.sum())
     if not each:
         return {"dice": 1.0, "iou": 1.0}
@@ -240,10 +240,10 @@ def overlap(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> dict[str, 
 
 
 def pretrained(network: UNet2D, config: Training2DConfig) -> str:
-    """Give the encoder the weights that the training file asks for; says whose they are, for the card.
+    """Give the encoder the weights that the training file names; return their origin for the card.
 
     Raises:
-        ModelError: they are not there, or belong to another encoder.
+        ModelError: the weights do not exist, or belong to another encoder.
     """
     wanted = config.network.pretrained
     if not wanted:
@@ -256,5 +256,5 @@ def pretrained(network: UNet2D, config: Training2DConfig) -> str:
 
 
 def seconds_since(start: float) -> float:
-    """To a tenth."""
+    """Return the seconds since `start`, to a tenth."""
     return round(time.perf_counter() - start, 1)

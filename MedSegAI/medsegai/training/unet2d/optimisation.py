@@ -18,10 +18,10 @@ WARM, COOLEST = 0.3, 1e-4
 """The share of the steps of a cycle in which the rate rises, and the last rate as a share of the highest."""
 
 DEEP_WEIGHT = 0.5
-"""What the losses of nested U-Nets count, together, beside that of the whole."""
+"""The weight of all losses of nested U-Nets together, relative to that of the whole network."""
 
 HALF = 0.5
-"""How far Lookahead goes from the old weights to the new."""
+"""The share of the way from the old weights to the new that Lookahead takes."""
 
 
 class PictureLoss(nn.Module):
@@ -36,14 +36,14 @@ class PictureLoss(nn.Module):
         self.register_buffer("weights", weights)
 
     def forward(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """The loss of logits (N, class, j, i) for classes, int64 (N, j, i), a scalar."""
+        """Return the loss of logits (N, class, j, i) for classes, int64 (N, j, i), a scalar."""
         logits = logits.float()
         dice: Tensor = self.dice(logits, classes[:, None])
         entropy = functional.cross_entropy(logits, classes, self.weights)
         return self.config.dice * dice + self.config.cross_entropy * entropy
 
     def of_all(self, answers: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """The loss of the whole network and, if it has heads for them, of its nested U-Nets, a scalar."""
+        """Return the loss of the whole network and of its nested U-Nets, if they have heads, a scalar."""
         total: Tensor = self(answers[0], classes)
         for answer in answers[1:]:
             total = total + DEEP_WEIGHT / (len(answers) - 1) * self(answer, classes)
@@ -51,7 +51,7 @@ class PictureLoss(nn.Module):
 
 
 def build_optimiser(network: UNet2D, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """AdamW or RAdam, the encoder with a rate of its own; group 0 is the encoder, group 1 all else."""
+    """Return AdamW or RAdam; group 0 is the encoder, with its own rate, and group 1 the rest."""
     rates = [config.encoder_rate * config.learning_rate, config.learning_rate]
     groups = generate_param_groups(
         network, [lambda net: net.encoder], ["select"], rates[:1], include_others=True
@@ -65,7 +65,7 @@ def build_optimiser(network: UNet2D, config: OptimiserConfig) -> torch.optim.Opt
 
 
 class Lookahead:
-    """Every few steps the weights go half-way back to where they stood (Zhang et al., NeurIPS 2019)."""
+    """Every few steps, moves the weights half-way back to their earlier values (Zhang et al., NeurIPS 2019)."""
 
     def __init__(self, network: nn.Module, every: int) -> None:
         self._network, self._every, self._count = network, every, 0
@@ -73,7 +73,7 @@ class Lookahead:
 
     @torch.no_grad()
     def step(self) -> None:
-        """After each step of the optimiser."""
+        """Follow a step of the optimiser."""
         self._count += 1
         if not self._every or self._count % self._every:
             return
@@ -82,17 +82,17 @@ class Lookahead:
             fast.copy_(slow)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` restores."""
+        """Return the state that `load_state_dict` restores."""
         return {"count": self._count, "slow": self._slow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from that state."""
+        """Restore the state that `state_dict` returned."""
         self._count = int(state["count"])
         self._slow = [values.clone() for values in state["slow"]]
 
 
 def one_cycle(share: float) -> float:
-    """The factor of the learning rate after a share of all steps: up to 1 and down again along cosines."""
+    """Return the factor of the learning rate after a share of all steps: up to 1 and down again along cosines."""
     if share < WARM:
         low, high, part = 0.04, 1.0, share / WARM
     else:
@@ -101,7 +101,7 @@ def one_cycle(share: float) -> float:
 
 
 class Rates:
-    """The learning rates of a fold: a schedule, and the encoder at rest during the first epochs."""
+    """The learning rates of a fold: a schedule, and a frozen encoder during the first epochs."""
 
     def __init__(
         self, optimiser: torch.optim.Optimizer, config: OptimiserConfig, epochs: int
@@ -110,7 +110,7 @@ class Rates:
         self.factor, self.waited, self.best = 1.0, 0, -1.0
 
     def follow(self, epoch: float) -> None:
-        """Set the rates for this time, in epochs from 0; parts of epochs count."""
+        """Set the rates for a time, in epochs from 0 (may be fractional)."""
         config = self._config
         factor = self.factor
         if config.schedule == "one_cycle":
@@ -122,7 +122,7 @@ class Rates:
         encoder["weight_decay"] = 0.0 if frozen else config.weight_decay
 
     def judge(self, dice: float) -> None:
-        """Take note of a validation; after some without a better one the rate falls to a tenth."""
+        """Record a validation; after `patience` validations without improvement the rate falls to a tenth."""
         if dice > self.best:
             self.best, self.waited = dice, 0
             return
@@ -133,15 +133,15 @@ class Rates:
 
     @property
     def over(self) -> bool:
-        """Whether a fold should end because nothing becomes better."""
+        """Whether a fold should end because its validation no longer improves."""
         limit = self._config.early_stopping
         return bool(limit) and self.waited >= limit
 
     def state_dict(self) -> dict[str, float]:
-        """What `load_state_dict` restores."""
+        """Return the state that `load_state_dict` restores."""
         return {"factor": self.factor, "waited": self.waited, "best": self.best}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Resume from that state."""
+        """Restore the state that `state_dict` returned."""
         self.factor, self.best = float(state["factor"]), float(state["best"])
         self.waited = int(state["waited"])

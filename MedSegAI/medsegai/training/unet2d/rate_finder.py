@@ -1,4 +1,4 @@
-"""The learning rate of a 2D training, found by trying on its first fold."""
+"""The learning rate of a 2D training, found by trials on its first fold."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from medsegai.training.unet2d.data import folds_of, read_cases
 from medsegai.training.unet2d.fold import Fold, Ready, made_ready
 
 TRIED = 60
-"""How many rates are tried."""
+"""The number of rates that are tried."""
 
 
 @dataclass(frozen=True)
 class SuggestedRate:
-    """`rate` for the decoder; `picture` of the losses."""
+    """The suggested `rate` of the decoder, and the `picture` of the losses."""
 
     rate: float
     picture: Path
 
 
 class _Batches(IterableDataset[tuple[Tensor, Tensor]]):
-    """Varied batches of a fold without end."""
+    """Augmented batches of a fold, without end."""
 
     def __init__(self, fold: Fold, ready: list[Ready]) -> None:
         self._fold, self._ready = fold, ready
@@ -40,7 +40,7 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def suggest_rate(config: Training2DConfig, folder: Path, device: str = "auto") -> SuggestedRate:
-    """Try rates on the first fold; the decoder's rate grows, and the encoder's with it.
+    """Try rates on the first fold; the decoder's rate grows, and the encoder's in proportion.
 
     Raises:
         RequestError, InputError, ModelError: the training file, its data or its weights cannot be used.

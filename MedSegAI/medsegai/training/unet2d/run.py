@@ -1,4 +1,4 @@
-"""A training of 2D networks from its first to its last fold, with checkpoints, log, curves and the model."""
+"""A training of 2D networks over all folds, with checkpoints, log, curves and the model."""
 
 from __future__ import annotations
 
@@ -58,28 +58,28 @@ COLOURS = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class RunOptions2D(TrainingOptions):
-    """How a training on pictures is run.
+    """The options of a training on pictures.
 
     Attributes:
-        folds: numbers of the folds to train; empty for all.
+        folds: the numbers of the folds to train; empty for all.
     """
 
     folds: tuple[int, ...] = ()
 
 
 def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -> Path:
-    """Train all folds, and give the folder of the finished model.
+    """Train all folds, and return the folder of the finished model.
 
-    Every epoch ends with a checkpoint, and nothing that is random depends on what came before it, so that a
-    resumed training ends in the same weights as one without a break.
+    Every epoch ends with a checkpoint, and random numbers do not depend on earlier epochs, so that a resumed
+    training ends with the same weights as an uninterrupted one.
 
     Returns:
-        `model` in the output folder; it holds one member for each fold that is done.
+        `model` in the output folder; it holds one member for each finished fold.
 
     Raises:
         RequestError, InputError, ModelError: the training file, its data or its weights cannot be used.
         OutputError: the folder cannot be written.
-        Cancelled: stopped through `progress`; the last whole epoch was kept.
+        Cancelled: the training was stopped through `progress`; the last whole epoch was kept.
     """
     folder = options.folder
     chosen = options.folds or tuple(range(config.folds))
@@ -102,7 +102,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
             return run.end()
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written: {error}. Free space or choose another."
+            f"{folder} cannot be written: {error}. Free space or choose another folder."
         ) from error
 
 
@@ -120,7 +120,7 @@ def _check_buildable(config: Training2DConfig, number: int, device: torch.device
 
 
 class Run:
-    """Where a training stands, and its files."""
+    """The state of a training, and its files."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Run:
         self._waiting: dict[str, Any] | None = None
 
     def begin(self, resume: bool) -> None:
-        """Open the log; on resume read what is done, and the state of the fold that was under way."""
+        """Open the log; when resuming, read the finished folds and the state of the unfinished one."""
         step = 0
         if resume:
             state = load_checkpoint(self.folder, self.config.fingerprint(), self.device)
@@ -147,14 +147,14 @@ class Run:
             self._waiting = state["fold"]
             step = int(state["step"])
         else:
-            self._save(None, 0)  # so that one who stops in the first epoch can resume
+            self._save(None, 0)  # so that a training that stops in the first epoch can be resumed
         self._log = RunLog(self.folder / LOG, step)
         self._board = Board(self.folder / "tensorboard", step)
 
     def advance(
         self, number: int, names: Sequence[str], progress: Progress, limit: TimeLimit
     ) -> bool:
-        """Train one fold; whether it is done, and not ended by the time limit."""
+        """Train one fold; return whether it is finished, and was not ended by the time limit."""
         name = f"fold_{number}"
         if name in self.scores:
             return True
@@ -184,7 +184,7 @@ class Run:
         )
 
     def _validate(self, fold: Fold, held_out: Sequence[Ready], loss: float, started: float) -> None:
-        """Note an epoch, judge the network where its turn has come, and keep a checkpoint."""
+        """Log an epoch, validate the network if it is due, and write a checkpoint."""
         better, dice = False, None
         if fold.epoch % self.config.validate_every == 0 or fold.epoch == self.config.epochs:
             dice = float(np.mean([row["dice"] for row in fold.judge(held_out)]))
@@ -199,7 +199,7 @@ class Run:
         logger.info(
             "%s, epoch %d of %d: loss %.3f, held-out Dice %s, %.0f s",
             *(fold.name, fold.epoch, self.config.epochs, loss),
-            *("not looked at" if dice is None else f"{dice:.4f}", seconds),
+            *("not measured" if dice is None else f"{dice:.4f}", seconds),
         )
         if better or self.config.keep == "last":
             path = self.folder / best_weights_name(fold.name)
@@ -215,7 +215,7 @@ class Run:
         return fold.number * self.config.epochs + fold.epoch
 
     def _finish(self, fold: Fold, held_out: Sequence[Ready]) -> None:
-        """Judge the network that is kept."""
+        """Judge the network that the model gets."""
         weights = load_weights(self.folder / best_weights_name(fold.name))
         fold.network.load_state_dict(weights)
         self.scores[fold.name] = fold.judge(held_out)
@@ -233,7 +233,7 @@ class Run:
         save_checkpoint(self.folder, state)
 
     def end(self) -> Path:
-        """Write scores, curves and the model of the folds that are done."""
+        """Write scores, curves and the model of the finished folds."""
         self._board.close()
         draw_curves(read_log(self.folder / LOG), self.folder / CURVES, unit="epoch of all folds")
         rows = [row for scores in self.scores.values() for row in scores]
@@ -255,13 +255,13 @@ class Run:
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The mean of every score over cases; what is not a number is left out."""
+    """Return the mean of every score over cases, without values that are not numbers."""
     names = [name for name in rows[0] if name not in ("case", "group", "fold")]
     return {name: round(float(np.nanmean([row[name] for row in rows])), 5) for name in names}
 
 
 def write_model(config: Training2DConfig, run: Path, names: Sequence[str], origin: str) -> Path:
-    """The folder of a model with one member for each of `names`."""
+    """Write the folder of a model with one member for each of `names`."""
     folder = run / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
     shutil.copyfile(config.source, folder / "training.toml")
@@ -285,7 +285,7 @@ def _member(config: Training2DConfig, name: str, sha256: str) -> MemberCard:
 def model_card(
     config: Training2DConfig, members: Sequence[MemberCard], origin: str, performance: Any
 ) -> ModelCard:
-    """The card that a training file and its members give."""
+    """Return the card of the model that a training file and its members describe."""
     colours = config.data.channels == len(COLOURS)
     names = COLOURS if colours else [f"channel {n + 1}" for n in range(config.data.channels)]
     settings = config.network_config().settings() | to_json(config.image)
