@@ -174,7 +174,7 @@ def test_with_a_model_for_pictures_it_draws_one_and_counts(tmp_path: Path, capsy
     table.write_text("number\n1\n")
     assert main(command) == 5
     assert table.read_text() == "number\n1\n"
-    assert "corrections made by hand" in capsys.readouterr().err
+    assert "manual corrections" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == names
 
 

@@ -179,7 +179,7 @@ def test_ctrl_c_stops_the_cases_and_keeps_what_is_done(
     [
         ("version", r"has MedSegAI .*, not 0\.0 as here"),
         ("folder", r"does not see the folder .*out"),
-        ("model", "its model toy differs from the one on this computer"),
+        ("model", "its model toy differs from the one here"),
     ],
 )
 def test_a_worker_that_cannot_do_the_cases_gets_none(

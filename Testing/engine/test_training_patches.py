@@ -242,7 +242,7 @@ def test_settings_that_cannot_be(values: dict[str, object], words: str) -> None:
 
 def test_a_normal_class_that_is_not_there_is_refused_before_the_training(tmp_path: Path) -> None:
     root = picture_sets.write_folders(tmp_path / "set", 4)
-    with pytest.raises(RequestError, match="no class 'helthy'"):
+    with pytest.raises(RequestError, match="class 'helthy' is unknown"):
         train_patches(tiny(root, normal="helthy"), RunOptions(tmp_path / "run"), Progress())
     assert not (tmp_path / "run").exists()
 

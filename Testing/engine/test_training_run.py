@@ -375,7 +375,7 @@ def with_data(config: TrainingConfig, **changes: object) -> TrainingConfig:
         ({"validation": ()}, "hold out some"),
         ({"labels": "*.nii.gz"}, "give either data.maps"),
         ({"maps": "", "labels": "*.nii.gz"}, "both data.images and data.labels"),
-        ({"maps": "", "labels": "*.nii.gz", "images": "head0*"}, "1 images but 3 label maps"),
+        ({"maps": "", "labels": "*.nii.gz", "images": "head0*"}, "1 image but 3 label maps"),
         ({"maps": "/tmp/*.nii.gz"}, r"data\.maps must be a pattern"),
         ({"maps": "**.nii.gz"}, r"data\.maps must be a pattern|No file matches"),
         ({"remap": {LEFT: 7}}, r"data\.remap leads to 7, which the card lacks"),

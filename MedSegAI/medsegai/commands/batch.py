@@ -221,9 +221,7 @@ def _cases(
         wanted = [Filter.parse(words) for words in filters]
         return find_bids_cases(source, wanted, [item.name for item in card.channels], tell)
     if filters:
-        raise RequestError(
-            "--bids-filter is only for a folder that holds a BIDS dataset. Leave it out, or name such a folder."
-        )
+        raise RequestError("--bids-filter is only for a folder that holds a BIDS dataset.")
     if str(source) == "-":
         return read_cases(sys.stdin.buffer.read(), "The table", Path(), channels)
     if not source.is_file() and card.takes_one_picture:

@@ -131,9 +131,7 @@ def find_pictures(folder: Path) -> list[Case]:
             )
         found[name] = path
     if not found:
-        raise InputError(
-            f"{folder} does not hold a picture ({', '.join(PICTURE_FILES)}). Name another folder."
-        )
+        raise InputError(f"{folder} does not hold a picture ({', '.join(PICTURE_FILES)}).")
     return [Case(name, (path,)) for name, path in found.items()]
 
 
