@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.batch_workers import Rate, add_worker_options, has_workers, work_of
 from medsegai.commands.console import ProgressBar, stoppable
+from medsegai.commands.parsing import add_output, add_quiet, add_switch
 from medsegai.commands.segment import (
     add_request_options,
     check_request,
@@ -90,9 +91,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     """Add the options for what is written for each case, where, and what is printed meanwhile."""
     group = parser.add_argument_group("outputs")
-    group.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results"
-    )
+    add_output(group, "folder for the results", metavar="OUT")
     group.add_argument(
         "--format",
         choices=FORMATS,
@@ -106,26 +105,34 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="files named after their cases; a BIDS derivative; or folders of subjects as in "
         "FreeSurfer (default: %(default)s)",
     )
-    group.add_argument(
-        "--uncertainty", action="store_true", help="measure uncertainty and write entropy maps"
-    )
-    group.add_argument(
+    _add_additions(group)
+    _add_conduct(group)
+
+
+def _add_additions(group: argparse._ArgumentGroup) -> None:
+    """Add the options for what is written of each case besides its segmentation."""
+    add_switch(group, "--uncertainty", "measure uncertainty and write entropy maps")
+    add_switch(
+        group,
         "--save-probabilities",
-        action="store_true",
-        help="write the probability of every structure, as one 4D image for each case",
+        "write the probability of every structure, as one 4D image for each case",
     )
     group.add_argument("--preview", action="store_true", help="write a picture for each case")
-    group.add_argument(
+    add_switch(
+        group,
         "--pages",
-        action="store_true",
-        help="write an HTML report for each case, and cohort.html for all cases: which to check "
+        "write an HTML report for each case, and cohort.html for all cases: which to check "
         "first, how volumes are distributed, which scans were left out",
     )
+
+
+def _add_conduct(group: argparse._ArgumentGroup) -> None:
+    """Add the options for results that exist, and for what is printed meanwhile."""
     group.add_argument(
         RESUME_FLAG, action="store_true", help="keep existing results, and segment the other cases"
     )
     group.add_argument(OVERWRITE_FLAG, action="store_true", help="segment all cases again")
-    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_quiet(group, "print nothing but errors")
     group.add_argument(
         EVENTS_FLAG, action="store_true", help="print events as JSON, one object per line"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
 from medsegai.commands.crossval import add_dataset, add_running, fold_number, splits_of_training
+from medsegai.commands.parsing import add_output, add_path, add_switch
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled, RequestError, counted
 
@@ -52,25 +53,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("calibration"),
-        help="folder (default: calibration)",
-    )
-    parser.add_argument(
-        "--write", action="store_true", help="write the results into the model's card"
-    )
+    add_output(parser, "folder (default: calibration)", default=Path("calibration"))
+    add_switch(parser, "--write", "write the results into the model's card")
 
 
 def _add_comparisons(parser: argparse.ArgumentParser) -> None:
     """Add the options for what is compared: labels, members, refinements and dropout passes."""
-    parser.add_argument(
+    add_path(
+        parser,
         "--mapping",
-        type=Path,
-        metavar="CSV",
-        help="table that translates labels of the dataset into labels of the model: columns reference and "
+        "CSV",
+        "table that translates labels of the dataset into labels of the model: columns reference and "
         "evaluated, as for `medsegai evaluate` (default: labels are matched by name)",
     )
     parser.add_argument(
@@ -112,17 +105,17 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="use the cases that these folds of the training held out, each predicted by its own fold",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--splits",
-        type=Path,
-        metavar="JSON",
-        help="nnU-Net's splits_final.json (default: that of the training, if it is beside the model)",
+        "JSON",
+        "nnU-Net's splits_final.json (default: that of the training, if it is beside the model)",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--groups",
-        type=Path,
-        metavar="CSV",
-        help="table with the columns case and patient: cases of one patient are never used to judge each other",
+        "CSV",
+        "table with the columns case and patient: cases of one patient are never used to judge each other",
     )
 
 

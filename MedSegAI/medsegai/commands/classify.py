@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, shown_progress
+from medsegai.commands.parsing import add_device, add_output, add_path
 from medsegai.errors import RequestError
 
 if TYPE_CHECKING:
@@ -29,14 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="id, or folder of the model"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="folder of report and tables",
-    )
+    add_output(parser, "folder of report and tables", metavar="FOLDER")
     parser.add_argument("--part", metavar="NAME", help="only this part of the set, such as test")
     parser.add_argument(
         "--specificity",
@@ -45,13 +39,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="SHARE",
         help="specificity at which the sensitivity is reported (default: 0.9)",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--groups",
-        type=Path,
-        metavar="CSV",
-        help="table with the columns picture and patient, from which the intervals are computed",
+        "CSV",
+        "table with the columns picture and patient, from which the intervals are computed",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, shown_progress, table
+from medsegai.commands.parsing import add_device, add_output
 
 if TYPE_CHECKING:
     import argparse
@@ -24,10 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "that are already trained are not trained again.",
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="comparison file (TOML)")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder of the trainings and the report"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_output(parser, "folder of the trainings and the report")
+    add_device(parser)
     parser.set_defaults(run=run_compare)
 
 

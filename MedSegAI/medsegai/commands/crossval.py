@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
+from medsegai.commands.parsing import add_device, add_output, add_path
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled, RequestError, counted
 
@@ -48,9 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="models to compare, by id or folder; {fold} in a name stands for the number of the "
         "fold, if each fold is a separate model; separated by commas",
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("crossval"), help="folder (default: crossval)"
-    )
+    add_output(parser, "folder (default: crossval)", default=Path("crossval"))
     parser.add_argument(
         "--folds",
         type=comma_list,
@@ -58,20 +57,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="folds to compare on (default: all)",
     )
-    cases = parser.add_mutually_exclusive_group()
-    cases.add_argument(
-        "--splits",
-        type=Path,
-        metavar="JSON",
-        help="nnU-Net's splits_final.json (default: that of the training, else nnU-Net's own splits)",
-    )
-    cases.add_argument(
-        "--groups",
-        type=Path,
-        metavar="CSV",
-        help="table with the columns case and patient, if the folds were made from it",
-    )
+    _add_folds(parser)
     add_running(parser)
+
+
+def _add_folds(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how the cases were shared out among the folds."""
+    cases = parser.add_mutually_exclusive_group()
+    add_path(
+        cases,
+        "--splits",
+        "JSON",
+        "nnU-Net's splits_final.json (default: that of the training, else nnU-Net's own splits)",
+    )
+    add_path(
+        cases,
+        "--groups",
+        "CSV",
+        "table with the columns case and patient, if the folds were made from it",
+    )
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +90,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Add the options for how networks run."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "mixed"), default="auto", help="default: auto"
     )

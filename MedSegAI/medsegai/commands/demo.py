@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsegai.commands.parsing import add_output, add_overwrite
 from medsegai.commands.segment import (
     add_request_options,
     check_inputs,
@@ -66,12 +67,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "pictures, such as nuclei, a picture of tissue is drawn if no INPUT is named.",
     )
     parser.add_argument("input", metavar="INPUT", nargs="?", type=Path, help="scan to segment")
-    parser.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, default=Path("demo"), help="(default: demo)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace results even if they were edited"
-    )
+    add_output(parser, "(default: demo)", metavar="FOLDER", default=Path("demo"))
+    add_overwrite(parser, "replace results even if they were edited")
     add_request_options(parser)
     parser.set_defaults(run=run)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, shown_progress, table
-from medsegai.commands.parsing import help_alone
+from medsegai.commands.parsing import add_output, add_quiet, add_switch, help_alone
 from medsegai.commands.segment import (
     add_request_options,
     check_request,
@@ -48,7 +48,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     help_alone(parser)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    find = _action(actions, "find", "list studies, or the series of one study", run_find)
+    _add_find(_action(actions, "find", "list studies, or the series of one study", run_find))
+    _add_fetch(_action(actions, "fetch", "download a series into a folder", run_fetch))
+    _add_segment(_action(actions, "segment", "segment a series", run_segment))
+
+
+def _add_find(find: argparse.ArgumentParser) -> None:
     for name, (_keyword, text) in FILTERS.items():
         find.add_argument(f"--{name}", help=f"only studies with this {text}")
     find.add_argument("--modality", help="only studies or series of this modality, such as MR")
@@ -61,29 +66,21 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the largest number of results (default: %(default)s)",
     )
     find.add_argument("--json", action="store_true", help="print JSON")
-    fetch = _action(actions, "fetch", "download a series into a folder", run_fetch)
+
+
+def _add_fetch(fetch: argparse.ArgumentParser) -> None:
     _add_series(fetch)
-    fetch.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="folder for the files; made if missing",
-    )
-    segment = _action(actions, "segment", "segment a series", run_segment)
+    add_output(fetch, "folder for the files; made if missing", metavar="FOLDER")
+
+
+def _add_segment(segment: argparse.ArgumentParser) -> None:
     _add_series(segment)
-    segment.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
+    add_output(
+        segment,
+        "folder for segmentation.seg.nrrd, report.json, seg.dcm and sr.dcm; made if missing",
         metavar="FOLDER",
-        help="folder for segmentation.seg.nrrd, report.json, seg.dcm and sr.dcm; made if missing",
     )
-    segment.add_argument(
-        "--store", action="store_true", help="store seg.dcm and sr.dcm in the study"
-    )
+    add_switch(segment, "--store", "store seg.dcm and sr.dcm in the study")
     add_request_options(segment)
 
 
@@ -94,10 +91,8 @@ def _action(actions: Subparsers, name: str, text: str, run: object) -> argparse.
         metavar="URL",
         help="DICOMweb address of the archive, such as https://host/dicom-web",
     )
-    parser.add_argument(
-        "--unencrypted", action="store_true", help="allow http to other computers, too"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_switch(parser, "--unencrypted", "allow http to other computers, too")
+    add_quiet(parser, "print nothing but errors")
     parser.set_defaults(run=run)
     return parser
 

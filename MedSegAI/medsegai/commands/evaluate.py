@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsegai.commands.parsing import add_path, add_quiet, add_switch
+
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
 
@@ -26,26 +28,25 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "references", metavar="REFERENCES", type=Path, help="label map, or folder of them"
     )
-    parser.add_argument(
+    _add_selection(parser)
+    add_path(parser, "--csv", "CSV", "write one row per case and structure")
+    add_path(parser, "--json", "JSON", "write all figures and their means")
+    add_quiet(parser, "do not print the table")
+    parser.set_defaults(run=run)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what is compared with what."""
+    add_path(
+        parser,
         "--mapping",
-        type=Path,
-        metavar="CSV",
-        help="table that translates reference values: columns reference and evaluated",
+        "CSV",
+        "table that translates reference values: columns reference and evaluated",
     )
-    parser.add_argument(
-        "--common",
-        action="store_true",
-        help="evaluate the cases that are in both folders, and leave out the others",
+    add_switch(
+        parser, "--common", "evaluate the cases that are in both folders, and leave out the others"
     )
     parser.add_argument("--model", metavar="ID", help="evaluate the structures of this model only")
-    parser.add_argument(
-        "--csv", type=Path, metavar="CSV", help="write one row per case and structure"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="JSON", help="write all figures and their means"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not print the table")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

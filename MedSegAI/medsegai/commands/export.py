@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, shown_progress
 from medsegai.commands.measure import add_segmentation
+from medsegai.commands.parsing import add_overwrite, add_path, add_quiet, add_switch
 from medsegai.system.locks import reserved
 from medsegai.system.outside_text import one_line
 
@@ -27,10 +28,8 @@ def add_parser(subparsers: Subparsers) -> None:
     add_segmentation(parser)
     _add_inputs(parser.add_argument_group("sources of the segmentation"))
     _add_outputs(parser.add_argument_group("outputs"))
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="print neither progress nor what was written"
-    )
+    add_overwrite(parser, "replace existing outputs")
+    add_quiet(parser, "print neither progress nor what was written")
     parser.set_defaults(run=run)
 
 
@@ -47,16 +46,14 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         metavar="JSON",
         help="report of the run, from medsegai segment --report; it has the model, options and warnings",
     )
-    group.add_argument(
+    add_path(
+        group,
         "--uncertainty",
-        type=Path,
-        metavar="IMAGE",
-        help="entropy map of the run, from medsegai segment --uncertainty; it becomes a layer of the viewer",
+        "IMAGE",
+        "entropy map of the run, from medsegai segment --uncertainty; it becomes a layer of the viewer",
     )
-    group.add_argument(
-        "--corrected",
-        action="store_true",
-        help="a person changed the segmentation, so it counts as semi-automatic",
+    add_switch(
+        group, "--corrected", "a person changed the segmentation, so it counts as semi-automatic"
     )
 
 
@@ -79,11 +76,16 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         ),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
-    group.add_argument(
+    add_switch(
+        group,
         "--viewer",
-        action="store_true",
-        help="put the scan into the report, with a viewer of three planes and 3D; needs --report and the scan",
+        "put the scan into the report, with a viewer of three planes and 3D; needs --report and the scan",
     )
+    _add_forms(group)
+
+
+def _add_forms(group: argparse._ArgumentGroup) -> None:
+    """Add the options for how DICOM and surfaces are written."""
     group.add_argument(
         "--encoding",
         choices=("binary", "labelmap"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
+from medsegai.commands.parsing import add_quiet, add_switch
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.models.catalogue import own_models_folder
 from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
@@ -43,11 +44,9 @@ def add_fetch_parsers(actions: Subparsers) -> None:
     fetching.add_argument(
         "--sha256", metavar="HASH", help="SHA-256 of the file; required with an address"
     )
-    fetching.add_argument(
-        "--replace", action="store_true", help="replace a model of yours that has the same id"
-    )
+    add_switch(fetching, "--replace", "replace a model of yours that has the same id")
     fetching.add_argument("--id", help="the id to give the model, in place of its own")
-    fetching.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    add_quiet(fetching, "print nothing but errors")
     add_index_option(fetching)
     fetching.set_defaults(run=run_fetch)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written, table
+from medsegai.commands.parsing import add_overwrite, add_path, add_quiet
 from medsegai.errors import OutputError, RequestError
 from medsegai.system.locks import reserved
 from medsegai.system.outside_text import one_line
@@ -35,17 +36,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "minus right volume, in per cent of the mean of both.",
     )
     add_segmentation(parser)
-    parser.add_argument(
-        "--image",
-        type=Path,
-        metavar="SCAN",
-        help="the scan that was segmented, for mean and SD of its grey values",
+    add_path(
+        parser, "--image", "SCAN", "the scan that was segmented, for mean and SD of its grey values"
     )
     for flag in ("--csv", "--json"):
         name = flag[2:].upper()
         parser.add_argument(flag, type=Path, metavar=name, help=f"write all columns as {name}")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not print the table")
+    add_overwrite(parser, "replace existing outputs")
+    add_quiet(parser, "do not print the table")
     parser.set_defaults(run=run)
 
 

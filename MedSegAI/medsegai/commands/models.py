@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.console import table
 from medsegai.commands.fetch import add_fetch_parsers
-from medsegai.commands.parsing import help_alone
+from medsegai.commands.parsing import add_switch, help_alone
 from medsegai.errors import ModelError, OutputError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import (
@@ -79,9 +79,7 @@ def _add_importing(actions: Subparsers) -> None:
     importing.add_argument(
         "path", metavar="PATH", type=Path, help="model folder, zip archive, or released weights"
     )
-    importing.add_argument(
-        "--replace", action="store_true", help="replace your own model of the same id"
-    )
+    add_switch(importing, "--replace", "replace your own model of the same id")
     importing.add_argument("--id", help="new id of the model")
     importing.set_defaults(run=run_import)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written
+from medsegai.commands.parsing import add_output, add_overwrite
 from medsegai.errors import InputError, OutputExistsError, RequestError
 
 if TYPE_CHECKING:
@@ -25,14 +27,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--image", type=Path, help="the picture, for the mean colour of each object"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        help="map of numbers: .png, .nrrd, .nii.gz, .mha",
-    )
+    add_output(parser, "map of numbers: .png, .nrrd, .nii.gz, .mha")
     parser.add_argument("--table", type=Path, help="table of objects, .csv")
+    _add_separation(parser)
+    add_overwrite(parser, "replace existing files")
+    parser.set_defaults(run=run_objects)
+
+
+def _add_separation(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what an object is, and where objects that touch are divided."""
     parser.add_argument("--inside", type=int, default=1, help="label of the inside (default: 1)")
     parser.add_argument("--border", type=int, default=2, help="label of the border (default: 2)")
     parser.add_argument(
@@ -49,8 +52,6 @@ def add_parser(subparsers: Subparsers) -> None:
         help="merged objects are divided where they are narrower by this many pixels on each side "
         "(default: 1; 1000 never divides)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.set_defaults(run=run_objects)
 
 
 def run_objects(arguments: argparse.Namespace) -> int:
@@ -60,21 +61,13 @@ def run_objects(arguments: argparse.Namespace) -> int:
     from medsegai.output.object_files import write_object_map, write_object_table
 
     written = [path for path in (arguments.output, arguments.table) if path is not None]
-    for path in written:
-        if path.exists() and not arguments.overwrite:
-            raise OutputExistsError(
-                f"{path} exists already. Name another file, or add --overwrite."
-            )
+    _check_options(arguments, written)
     labels, _ = read_labelmap(arguments.labels)
     if len(labels.voxels) != 1:
         raise InputError(
             f"{arguments.labels} has {len(labels.voxels)} slices, but objects can only be "
             "separated in a single slice. Name a label map of one slice."
         )
-    if arguments.inside == arguments.border:
-        raise RequestError("--inside and --border must be different labels.")
-    if arguments.waist is not None and not 0 <= arguments.waist < float("inf"):
-        raise RequestError(f"--waist must be at least 0 pixels, not {arguments.waist}.")
     channels = () if arguments.image is None else read_channels(arguments.image)
     if channels and channels[0].voxels.shape != labels.voxels.shape:
         raise InputError(
@@ -96,3 +89,15 @@ def run_objects(arguments: argparse.Namespace) -> int:
     print(f"{count} object{'' if count == 1 else 's'}.")
     print_written(written)
     return 0
+
+
+def _check_options(arguments: argparse.Namespace, written: Sequence[Path]) -> None:
+    for path in written:
+        if path.exists() and not arguments.overwrite:
+            raise OutputExistsError(
+                f"{path} exists already. Name another file, or add --overwrite."
+            )
+    if arguments.inside == arguments.border:
+        raise RequestError("--inside and --border must be different labels.")
+    if arguments.waist is not None and not 0 <= arguments.waist < float("inf"):
+        raise RequestError(f"--waist must be at least 0 pixels, not {arguments.waist}.")

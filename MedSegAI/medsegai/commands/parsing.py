@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 NEAR = 0.6
@@ -72,3 +73,47 @@ def complete(parser: argparse.ArgumentParser) -> None:
     except ImportError:
         return
     argcomplete.autocomplete(parser)
+
+
+Options = argparse.ArgumentParser | argparse._ArgumentGroup
+"""What options are added to."""
+
+
+def add_output(
+    options: Options, help: str, metavar: str | None = None, default: Path | None = None
+) -> None:
+    """Add `-o`: where a command writes. It is required where there is no default."""
+    options.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=default is None,
+        default=default,
+        metavar=metavar,
+        help=help,
+    )
+
+
+def add_path(options: Options, flag: str, metavar: str, help: str) -> None:
+    """Add an option that names a file or a folder."""
+    options.add_argument(flag, type=Path, metavar=metavar, help=help)
+
+
+def add_switch(options: Options, flag: str, help: str) -> None:
+    """Add an option without a value."""
+    options.add_argument(flag, action="store_true", help=help)
+
+
+def add_overwrite(options: Options, help: str) -> None:
+    """Add `--overwrite`: outputs that exist are replaced."""
+    add_switch(options, "--overwrite", help)
+
+
+def add_quiet(options: Options, help: str) -> None:
+    """Add `-q`: less is printed, or nothing."""
+    options.add_argument("-q", "--quiet", action="store_true", help=help)
+
+
+def add_device(options: Options) -> None:
+    """Add `--device`: what computes."""
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

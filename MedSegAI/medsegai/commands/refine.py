@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.console import print_written, shown_progress
+from medsegai.commands.parsing import add_output, add_overwrite, add_path, add_quiet
 from medsegai.commands.segment import comma_list
 from medsegai.errors import OutputError, RequestError
 from medsegai.refinements import (
@@ -41,16 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "segmentation", metavar="SEGMENTATION", type=Path, help=".seg.nrrd, DICOM SEG, or labelmap"
     )
-    parser.add_argument(
-        "--image", type=Path, metavar="SCAN", help="the scan, for refinements that use it"
-    )
-    parser.add_argument(
-        "--probabilities",
-        type=Path,
-        metavar="IMAGE",
-        help="probabilities from `segment --save-probabilities`: with them, removed voxels go to "
-        "the second most probable structure, and borders move where the model was uncertain",
-    )
+    _add_evidence(parser)
     parser.add_argument(
         "--refinement",
         dest="refinements",
@@ -60,22 +52,27 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME[:OPTION=VALUE;…]",
         help="refinements, in this order; separated by commas or given repeatedly",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
+    add_output(
+        parser,
+        "refined segmentation: .seg.nrrd, or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
         metavar="OUT",
-        help="refined segmentation: .seg.nrrd, or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
     )
-    parser.add_argument(
-        "--report", type=Path, metavar="JSON", help="what changed, structure by structure"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="print neither progress nor what changed"
-    )
+    add_path(parser, "--report", "JSON", "what changed, structure by structure")
+    add_overwrite(parser, "replace existing outputs")
+    add_quiet(parser, "print neither progress nor what changed")
     parser.set_defaults(run=run)
+
+
+def _add_evidence(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what refinements may look at besides the labels."""
+    add_path(parser, "--image", "SCAN", "the scan, for refinements that use it")
+    add_path(
+        parser,
+        "--probabilities",
+        "IMAGE",
+        "probabilities from `segment --save-probabilities`: with them, removed voxels go to "
+        "the second most probable structure, and borders move where the model was uncertain",
+    )
 
 
 def _options_text() -> str:

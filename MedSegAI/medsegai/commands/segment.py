@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.console import print_written, shown_progress, table
+from medsegai.commands.parsing import add_output, add_overwrite, add_quiet
 from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card, is_path
@@ -67,13 +68,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("outputs")
-    group.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
+    add_output(
+        group,
+        "segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
         metavar="OUT",
-        help="segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
     )
     for flag, metavar, text in (
         ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
@@ -99,10 +97,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
-    group.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="print neither progress nor the table"
-    )
+    add_overwrite(group, "replace existing outputs")
+    add_quiet(group, "print neither progress nor the table")
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:

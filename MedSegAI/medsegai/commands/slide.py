@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written
+from medsegai.commands.parsing import add_overwrite
 from medsegai.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="VOLUME", help="colour volume: .nrrd or .mha"
     )
+    _add_part(parser)
+    add_overwrite(parser, "replace an existing output")
+    parser.set_defaults(run=run)
+
+
+def _add_part(parser: argparse.ArgumentParser) -> None:
+    """Add the options for which part of the slide is written, and in which size."""
     parser.add_argument("--level", type=int, metavar="N", help="stored size to write, 0 the finest")
     parser.add_argument(
         "--longest",
@@ -48,8 +56,6 @@ def add_parser(subparsers: Subparsers) -> None:
         help="only this box: lowest and highest R and A in mm, as of a Slicer ROI; write "
         "--region=-1,0,… if the first is negative",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.set_defaults(run=run)
 
 
 def _region(text: str) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress
-from medsegai.commands.parsing import help_alone
+from medsegai.commands.parsing import add_device, add_output, add_path, add_switch, help_alone
 from medsegai.commands.segment import comma_list
 from medsegai.errors import Cancelled
 from medsegai.training.patches_options import PatchTraining
@@ -71,10 +71,10 @@ def add_unet2d(families: Subparsers) -> None:
         metavar="N",
         help="train only these folds, numbered from 0, separated by commas",
     )
-    unet2d.add_argument(
+    add_switch(
+        unet2d,
         "--find-rate",
-        action="store_true",
-        help="try learning rates from small to large, draw their losses and suggest one, without training",
+        "try learning rates from small to large, draw their losses and suggest one, without training",
     )
     unet2d.set_defaults(run=run_unet2d)
 
@@ -82,12 +82,10 @@ def add_unet2d(families: Subparsers) -> None:
 def add_place_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every family that is trained from a training file."""
     parser.add_argument("config", metavar="CONFIG", type=Path, help="training file (TOML)")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
+    add_output(
+        parser,
+        "folder of checkpoints, weights and log (default: training)",
         default=Path("training"),
-        help="folder of checkpoints, weights and log (default: training)",
     )
     parser.add_argument(
         "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
@@ -95,12 +93,8 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", metavar="HH:MM", help="stop at this time of day, with a checkpoint"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the last checkpoint in the output folder",
-    )
+    add_device(parser)
+    add_switch(parser, "--resume", "continue from the last checkpoint in the output folder")
 
 
 def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str) -> None:
@@ -112,11 +106,11 @@ def add_run_options(parser: argparse.ArgumentParser, members: str, metavar: str)
         help="folder of images and label maps, instead of data.root in CONFIG; or, with --from, "
         "the folder of corrected cases for fine-tuning",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--maps",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the label maps of CONFIG, if --data is that of corrected cases",
+        "FOLDER",
+        "folder of the label maps of CONFIG, if --data is that of corrected cases",
     )
     parser.add_argument(
         f"--{members}",
@@ -146,9 +140,14 @@ def add_nnunet(families: Subparsers) -> None:
         "it, and --resume continues after the last finished epoch.",
     )
     nnunet.add_argument("dataset", metavar="DATASET", type=Path, help="raw nnU-Net folder")
-    nnunet.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder of results, log and curves"
-    )
+    add_output(nnunet, "folder of results, log and curves")
+    _add_nnunet_trainings(nnunet)
+    add_nnunet_choices(nnunet)
+    nnunet.set_defaults(run=run_nnunet)
+
+
+def _add_nnunet_trainings(nnunet: argparse.ArgumentParser) -> None:
+    """Add the options for what is trained, and for how long."""
     nnunet.add_argument(
         "--configurations",
         type=comma_list,
@@ -184,8 +183,6 @@ def add_nnunet(families: Subparsers) -> None:
         help="number of patches in a batch, for all configurations or as in 2d=32,3d_fullres=2 "
         "(default: as planned)",
     )
-    add_nnunet_choices(nnunet)
-    nnunet.set_defaults(run=run_nnunet)
 
 
 def number_list(text: str) -> list[int]:
@@ -215,7 +212,7 @@ def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:
         default="default",
         help="plain U-Net, or a preset with residual encoder (default: default)",
     )
-    nnunet.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(nnunet)
     nnunet.add_argument(
         "--precision",
         choices=("auto", "fp32", "mixed"),
@@ -223,11 +220,11 @@ def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:
         help="precision on a CPU; auto is mixed if the processor has bfloat16 (GPUs always train "
         "in mixed precision)",
     )
-    nnunet.add_argument(
+    add_path(
+        nnunet,
         "--groups",
-        type=Path,
-        metavar="CSV",
-        help="table with the columns case and patient; the cases of a patient stay in one fold",
+        "CSV",
+        "table with the columns case and patient; the cases of a patient stay in one fold",
     )
     nnunet.add_argument(
         "--no-validation",
@@ -235,9 +232,7 @@ def add_nnunet_choices(nnunet: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not predict the validation cases of each fold",
     )
-    nnunet.add_argument(
-        "--resume", action="store_true", help="resume the training in the output folder"
-    )
+    add_switch(nnunet, "--resume", "resume the training in the output folder")
 
 
 def run_nnunet(arguments: argparse.Namespace) -> int:
@@ -269,13 +264,21 @@ def add_patches(families: Subparsers) -> None:
     patches.add_argument(
         "pictures", metavar="PICTURES", type=Path, help="folder or table of pictures"
     )
-    patches.add_argument(
-        "-o",
-        "--output",
-        type=Path,
+    add_output(
+        patches,
+        "folder of checkpoints, report and model (default: training)",
         default=Path("training"),
-        help="folder of checkpoints, report and model (default: training)",
     )
+    _add_patch_options(patches)
+    patches.add_argument(
+        "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
+    )
+    add_device(patches)
+    add_switch(patches, "--resume", "continue with the training in the output folder")
+    patches.set_defaults(run=run_patches)
+
+
+def _add_patch_options(patches: argparse.ArgumentParser) -> None:
     for item in PatchTraining.options():
         name, default = f"--{item.name.replace('_', '-')}", item.default
         text = item.metadata["help"]
@@ -291,14 +294,6 @@ def add_patches(families: Subparsers) -> None:
             metavar=None if item.metadata["choices"] else "VALUE",
             help=f"{text}{shown}",
         )
-    patches.add_argument(
-        "--minutes", type=float, metavar="N", help="stop after N minutes, with a checkpoint"
-    )
-    patches.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    patches.add_argument(
-        "--resume", action="store_true", help="continue with the training in the output folder"
-    )
-    patches.set_defaults(run=run_patches)
 
 
 def run_patches(arguments: argparse.Namespace) -> int:
