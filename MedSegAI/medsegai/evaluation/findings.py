@@ -100,15 +100,14 @@ def find(
     score = choose_score(rows)
     found = {measure: correlation(rows, measure) for measure in SCORES}
     members = {record.members for record in records}
-    calibration = Calibration(
-        temperature=round(fit_temperature(decisions), 4),
-        source=source,
-        members=next(iter(members)) if len(members) == 1 else (),
-        score=score,
-        structures=expectations(rows, score) if score else {},
-    )
     return Findings(
-        calibration=calibration,
+        calibration=Calibration(
+            temperature=round(fit_temperature(decisions), 4),
+            source=source,
+            members=next(iter(members)) if len(members) == 1 else (),
+            score=score,
+            structures=expectations(rows, score) if score else {},
+        ),
         before=reliability((item, 1.0) for item in decisions),
         after=reliability(zip(decisions, temperatures, strict=True)),
         refinements=tuple(worths),

@@ -270,23 +270,23 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
     if len(networks) < len(files) or len({config for config, _ in networks.values()}) > 1:
         raise ModelError(f"{path} holds several networks of one view, or of different shapes.")
     destination.mkdir(parents=True)
-    members = []
-    for view, (_, state) in networks.items():
-        weights = destination / f"{view}.safetensors"
-        save_file(state, weights)
-        members.append(
-            MemberCard(
-                name=view,
-                weights=weights.name,
-                sha256=file_sha256(weights),
-                classes=((), *((value,) for value in find_card(RELEASED_LABELS_OF).label_values)),
-                settings={"view": view},
-            )
-        )
+    members = [_saved_member(view, state, destination) for view, (_, state) in networks.items()]
     config, _ = next(iter(networks.values()))
     card = _released_card(config, tuple(members))
     write_card(card, destination)
     return load_card(destination)
+
+
+def _saved_member(view: str, state: dict[str, Tensor], folder: Path) -> MemberCard:
+    weights = folder / f"{view}.safetensors"
+    save_file(state, weights)
+    return MemberCard(
+        name=view,
+        weights=weights.name,
+        sha256=file_sha256(weights),
+        classes=((), *((value,) for value in find_card(RELEASED_LABELS_OF).label_values)),
+        settings={"view": view},
+    )
 
 
 def _read_released(file: Path) -> tuple[QuickNATConfig, dict[str, Tensor]]:

@@ -48,12 +48,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         with path.open("rb") as file:
             head, stream = opened_header(path, file)
             pixels = pixel_element(head, stream)
-        kind = str(head.get("SegmentationType", ""))
-        if kind not in ("BINARY", "LABELMAP"):
-            raise InputError(
-                f"{path} holds segments of type {kind or 'unknown'}; only BINARY and LABELMAP are supported. "
-                "Convert it to .seg.nrrd with 3D Slicer."
-            )
+        kind = _kind(path, head)
         sources = _sources(head)
         size = int(head.Rows), int(head.Columns)
         count = len(sources) * size[0] * size[1]
@@ -65,19 +60,28 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         frames = decoded("itk.frames", path, count).reshape(-1, *size)
         if len(frames) != len(sources):
             raise ValueError("the number of its frames differs from that in its header")
-        numbers = [_number(source) for source in sources] if kind == "BINARY" else []
         if head.get("PixelPaddingValue") is not None:
             frames = np.where(frames == int(head.PixelPaddingValue), 0, frames)
+        numbers = [_number(source) for source in sources] if kind == "BINARY" else []
         voxels = _joined(path, shape, frames, places, numbers)
         segments = (item for item in head.SegmentSequence if int(item.SegmentNumber))
         labels = tuple(_label(item) for item in segments)  # number 0 is the background
     except PARSER_ERRORS as error:
         raise unreadable(path, error, "a DICOM segmentation") from error
     grid = placed(path, shape, LPS_TO_RAS @ matrix)
-    frame_of_reference = str(head.get("FrameOfReferenceUID") or "")
-    return Volume(
-        native(voxels), grid, str(path), frame_of_reference=frame_of_reference
-    ), _with_others(labels, voxels)
+    reference = str(head.get("FrameOfReferenceUID") or "")
+    volume = Volume(native(voxels), grid, str(path), frame_of_reference=reference)
+    return volume, _with_others(labels, voxels)
+
+
+def _kind(path: Path, head: pydicom.Dataset) -> str:
+    kind = str(head.get("SegmentationType", ""))
+    if kind not in ("BINARY", "LABELMAP"):
+        raise InputError(
+            f"{path} holds segments of type {kind or 'unknown'}; only BINARY and LABELMAP are supported. "
+            "Convert it to .seg.nrrd with 3D Slicer."
+        )
+    return kind
 
 
 def _sources(head: pydicom.Dataset) -> list[Any]:

@@ -146,22 +146,14 @@ def as_channels(given: Sequence[Volume], count: int, anyway: bool = False) -> Ch
     """
     first = given[0]
     name = first.source or "The image"
-    warnings: list[str] = []
-    slices = first.geometry.shape[0]
-    if slices > 1:
-        if not anyway:
-            raise MismatchError(
-                f"{name} has {slices} slices, but the model takes single images. Name one image, or segment each "
-                "slice by itself (--anyway; in Slicer: Any kind of scan)."
-            )
-        warnings.append(f"Each of the {slices} slices of {name} was segmented by itself.")
+    warnings = _slice_by_slice(name, first.geometry.shape[0], anyway)
     if len(given) == count:
-        return Channels(list(given), tuple(warnings))
+        return Channels(list(given), warnings)
     if len(given) == 1 and count == len(COLOURS):
-        warnings.append(
+        warning = (
             f"{name} is grey, but the model was made for colour images. Check the result with care."
         )
-        return Channels(list(given) * count, tuple(warnings))
+        return Channels(list(given) * count, (*warnings, warning))
     if len(given) == len(COLOURS) and count == 1:
         seen = grey(given)
         if seen is not first and not anyway:
@@ -169,11 +161,23 @@ def as_channels(given: Sequence[Volume], count: int, anyway: bool = False) -> Ch
                 f"{name} is in colour, but the model takes grey images. Save it in grey, or "
                 "segment its luminance (--anyway; in Slicer: Any kind of scan)."
             )
-        return Channels([seen], tuple(warnings))
+        return Channels([seen], warnings)
     raise InputError(
         f"{name} has {counted(len(given), 'channel', 'channels')}, but the model takes {count}. "
         "Choose another image or model."
     )
+
+
+def _slice_by_slice(name: str, slices: int, anyway: bool) -> tuple[str, ...]:
+    """The warning that several slices deserve, if they may be segmented one by one."""
+    if slices == 1:
+        return ()
+    if not anyway:
+        raise MismatchError(
+            f"{name} has {slices} slices, but the model takes single images. Name one image, or segment each "
+            "slice by itself (--anyway; in Slicer: Any kind of scan)."
+        )
+    return (f"Each of the {slices} slices of {name} was segmented by itself.",)
 
 
 def read_pixels(path: Path, palette: bool = False) -> Picture:

@@ -58,15 +58,24 @@ def remarks(
     sides = {value: border_sides(box, labelmap.geometry) for value, box in found.boxes.items()}
     whole = {value: found.volumes_ml[value] for value, names in sides.items() if not names}
     said: dict[int, list[str]] = {label.value: [] for label in judged}
+    _judge_borders(said, sides)
+    if reference is not None:
+        _judge_volumes(said, whole, found, reference)
+        _judge_asymmetry(said, judged, whole, reference)
+    _judge_parts(said, found, reference)
+    return {value: tuple(words) for value, words in said.items() if words}
+
+
+def _judge_borders(said: dict[int, list[str]], sides: Mapping[int, Sequence[str]]) -> None:
     for value, names in sides.items():
         if names:
             said[value].append(
                 f"touches the {_joined(names)} border of the field of view, so that part of it may be missing; "
                 "its volume is not judged"
             )
-    if reference is not None:
-        _judge_volumes(said, whole, found, reference)
-        _judge_asymmetry(said, judged, whole, reference)
+
+
+def _judge_parts(said: dict[int, list[str]], found: _Found, reference: Reference | None) -> None:
     for value, share in found.largest_part.items():
         least = reference.largest_part.get(value, 0.0) if reference else USUAL_LARGEST_PART
         if share < least:
@@ -74,7 +83,6 @@ def remarks(
                 f"in {found.parts[value]} parts, of which the largest holds {100 * share:.0f} %; at least "
                 f"{100 * least:.0f} % is {PLAUSIBLE if reference else 'usual'}"
             )
-    return {value: tuple(words) for value, words in said.items() if words}
 
 
 def cut_sides(labelmap: Volume, values: Sequence[int]) -> str:

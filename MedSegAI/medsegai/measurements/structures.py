@@ -95,6 +95,14 @@ def measure(
             image.source or "the scan",
             "Name the scan that was segmented.",
         )
+    rows = with_asymmetry(_each_measured(labelmap, labels, image))
+    remarks = plausibility.remarks(labelmap, labels, reference)
+    return tuple(replace(row, remarks=remarks.get(row.label.value, ())) for row in rows)
+
+
+def _each_measured(
+    labelmap: Volume, labels: Sequence[Label], image: Volume | None
+) -> list[Measurement]:
     boxes = label_boxes(labelmap.voxels, [label.value for label in labels])
     rows = []
     for label in labels:
@@ -105,10 +113,7 @@ def measure(
         mask = labelmap.voxels[box] == label.value
         grey = None if image is None else image.voxels[box][mask].astype(np.float64)
         rows.append(_measured(label, mask, box, labelmap.geometry, grey))
-    remarks = plausibility.remarks(labelmap, labels, reference)
-    return tuple(
-        replace(row, remarks=remarks.get(row.label.value, ())) for row in with_asymmetry(rows)
-    )
+    return rows
 
 
 def _measured(

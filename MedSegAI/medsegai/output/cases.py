@@ -80,18 +80,7 @@ def find_cases(
         raise InputError(
             f"{folder} is not a folder. Name the folder that holds the scans, or a table of cases."
         )
-    images: dict[tuple[str, int], Path] = {}
-    for path in sorted(folder.iterdir()):
-        name = _image_name(path)
-        if name is not None:
-            name = _unicode(name)
-            numbered = CHANNEL.fullmatch(name)
-            key = (numbered[1], int(numbered[2])) if numbered else (name, 0)
-            if key in images:
-                raise InputError(
-                    f"{images[key].name} and {path.name} in {folder} have the same name. Rename one."
-                )
-            images[key] = path
+    images = _images_in(folder)
     cases = [_of_channels(name, images, channels) for name in dict.fromkeys(n for n, _ in images)]
     if channels == 1:
         cases += _of_series(folder, {case.name for case in cases}, tell)
@@ -104,6 +93,23 @@ def find_cases(
     if below:
         tell(below)
     return cases
+
+
+def _images_in(folder: Path) -> dict[tuple[str, int], Path]:
+    """The images in a folder, not below it, by case and number of the channel."""
+    images: dict[tuple[str, int], Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = _image_name(path)
+        if name is not None:
+            name = _unicode(name)
+            numbered = CHANNEL.fullmatch(name)
+            key = (numbered[1], int(numbered[2])) if numbered else (name, 0)
+            if key in images:
+                raise InputError(
+                    f"{images[key].name} and {path.name} in {folder} have the same name. Rename one."
+                )
+            images[key] = path
+    return images
 
 
 def find_pictures(folder: Path) -> list[Case]:
@@ -236,6 +242,35 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
     found = parse_table(table, where)
     columns = found.headings
     images = [_column(columns, "image", number, channels) for number in range(len(channels))]
+    _check_columns(where, columns, images, channels)
+    series = [_column(columns, "series", number, channels) for number in range(len(channels))]
+    wanted = list(zip(images, series, strict=True))
+    cases: dict[str, Case] = {}
+    for number, line in found.rows.items():
+        place = f"{where}, line {number}"
+        case = _of_line(place, line, folder, wanted)
+        if len(case.inputs) < sum(channel.required for channel in channels):
+            raise InputError(
+                f"{place}: case {case.name} lacks an image, because the model takes "
+                f"{', '.join(channel.name for channel in channels)}."
+            )
+        if cases.setdefault(case.name.casefold(), case) is not case:
+            raise InputError(
+                f"{place}: the case {case.name} is listed twice. Give each case its own name."
+            )
+    if not cases:
+        raise InputError(
+            f"{where} does not list any case. Write a line for each, below the headings."
+        )
+    return list(cases.values())
+
+
+def _check_columns(
+    where: str,
+    columns: Sequence[str],
+    images: Sequence[str],
+    channels: Sequence[Channel],
+) -> None:
     missing = [] if "case" in columns else ["case"]
     missing += [
         "image" if len(channels) == 1 else f"image_{number:04} or {channel.name}"
@@ -245,26 +280,6 @@ def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channe
     if missing:
         there = f"Its columns are {', '.join(columns)}" if columns else "It is empty"
         raise InputError(f"{where} has no column {', '.join(missing)}. {there}.")
-    series = [_column(columns, "series", number, channels) for number in range(len(channels))]
-    cases: dict[str, Case] = {}
-    for number, line in found.rows.items():
-        case = _of_line(
-            f"{where}, line {number}", line, folder, list(zip(images, series, strict=True))
-        )
-        if len(case.inputs) < sum(channel.required for channel in channels):
-            raise InputError(
-                f"{where}, line {number}: case {case.name} lacks an image, because the model "
-                f"takes {', '.join(channel.name for channel in channels)}."
-            )
-        if cases.setdefault(case.name.casefold(), case) is not case:
-            raise InputError(
-                f"{where}, line {number}: the case {case.name} is listed twice. Give each case its own name."
-            )
-    if not cases:
-        raise InputError(
-            f"{where} does not list any case. Write a line for each, below the headings."
-        )
-    return list(cases.values())
 
 
 def _column(columns: Sequence[str], kind: str, number: int, channels: Sequence[Channel]) -> str:

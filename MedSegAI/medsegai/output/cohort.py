@@ -158,27 +158,7 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
         OutputError: a file cannot be written.
     """
     columns = _Columns()
-    fixed = [
-        columns.add("case", "Name of the case."),
-        columns.add("state", "State of the case: waiting, running, done or failed."),
-        columns.add("flags", "Number of structures that a person should look at."),
-        columns.add("flagged", "Names of these structures."),
-        columns.add(
-            "outliers", "Structures whose volume stands out among the cases of this table."
-        ),
-        columns.add("intracranial_ml", "Volume of everything inside the skull.", "mL"),
-        columns.add("message", "The reason why the case failed, or a remark about it."),
-    ]
-    measures = []
-    for name in cohort.names():
-        heading = re.sub(r"\W+", "_", name).strip("_").lower()
-        volume = columns.add(f"{heading}_ml", f"Volume of: {name}.", "mL")
-        dice = columns.add(
-            f"{heading}_expected_dice",
-            f"Expected Dice coefficient with a manual segmentation of: {name}.",
-            "1",
-        )
-        measures.append((name, volume, dice))
+    fixed, measures = _fixed_columns(columns), _measure_columns(columns, cohort.names())
     outliers = cohort.outliers()
     rows = (_cells(row, fixed, measures, outliers) for row in cohort.rows)
     write_table(path, list(columns.explained), rows)
@@ -190,6 +170,36 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
         with atomic_path(path.with_suffix(".json")) as partial:
             text = json.dumps(explained, indent=2, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _fixed_columns(columns: _Columns) -> list[str]:
+    """The columns of every table."""
+    return [
+        columns.add("case", "Name of the case."),
+        columns.add("state", "State of the case: waiting, running, done or failed."),
+        columns.add("flags", "Number of structures that a person should look at."),
+        columns.add("flagged", "Names of these structures."),
+        columns.add(
+            "outliers", "Structures whose volume stands out among the cases of this table."
+        ),
+        columns.add("intracranial_ml", "Volume of everything inside the skull.", "mL"),
+        columns.add("message", "The reason why the case failed, or a remark about it."),
+    ]
+
+
+def _measure_columns(columns: _Columns, names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """For each structure its name and its columns: volume and expected Dice."""
+    measures = []
+    for name in names:
+        heading = re.sub(r"\W+", "_", name).strip("_").lower()
+        volume = columns.add(f"{heading}_ml", f"Volume of: {name}.", "mL")
+        dice = columns.add(
+            f"{heading}_expected_dice",
+            f"Expected Dice coefficient with a manual segmentation of: {name}.",
+            "1",
+        )
+        measures.append((name, volume, dice))
+    return measures
 
 
 def _cells(

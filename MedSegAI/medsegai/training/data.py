@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -186,14 +186,7 @@ def source_of(
     """
     _check_labels(config, card)
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
-    values = {0, *config.anatomy.lesion}
-    values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
-    codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
-    if len(codes) > 255:
-        raise InputError(
-            f"The label maps hold {len(codes)} labels, but at most 255 are possible. Merge labels "
-            "with data.remap."
-        )
+    codes = _codes(labels, config.anatomy.lesion, mirrored)
     tables = label_tables(
         codes, card.label_values, config.tissues, mirrored, config.data.remap, config.data.not_brain
     )
@@ -235,6 +228,21 @@ def _check_labels(config: TrainingConfig, card: ModelCard) -> None:
                 f"Training file: of the pair {list(pair)} in data.mirrored, the card has only "
                 f"{pair[there.index(True)]}, so mirrored volumes would be wrong. Correct the pair."
             )
+
+
+def _codes(
+    labels: Sequence[Volume], lesion: Iterable[int], mirrored: Mapping[int, int]
+) -> list[int]:
+    """All values of the maps and of what is made from them, ascending."""
+    values = {0, *lesion}
+    values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
+    codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
+    if len(codes) > 255:
+        raise InputError(
+            f"The label maps hold {len(codes)} labels, but at most 255 are possible. Merge labels "
+            "with data.remap."
+        )
+    return codes
 
 
 def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:

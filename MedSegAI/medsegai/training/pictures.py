@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.utils.data import Dataset
 
 from medsegai.decoding.slides import Pixels
 from medsegai.io.picture_sets import PictureSet
+
+if TYPE_CHECKING:
+    from monai.transforms import Compose
 
 Augmentation = Literal["none", "slide", "radiograph"]
 
@@ -105,33 +108,7 @@ def change_of(augmentation: Augmentation) -> Callable[[Tensor, int], Tensor]:
     """
     if augmentation == "none":
         return lambda picture, seed: picture
-    from monai import transforms
-
-    turns: list[Any]
-    if augmentation == "slide":
-        affine = transforms.RandAffine(
-            prob=0.5, scale_range=0.1, translate_range=4, padding_mode="reflection"
-        )
-        turns = [
-            transforms.RandFlip(0.5, 0),
-            transforms.RandRotate90(0.75, 3),
-            affine,
-            transforms.RandAdjustContrast(0.3, (0.8, 1.25)),
-        ]
-    else:
-        affine = transforms.RandAffine(
-            prob=0.9,
-            rotate_range=0.12,
-            scale_range=0.1,
-            translate_range=8,
-            padding_mode="border",
-        )
-        turns = [
-            transforms.RandFlip(0.5, 1),
-            affine,
-            transforms.RandAdjustContrast(0.5, (0.7, 1.5)),
-        ]
-    steps = transforms.Compose(turns)
+    steps = _of_slides() if augmentation == "slide" else _of_radiographs()
 
     def change(picture: Tensor, seed: int) -> Tensor:
         steps.set_random_state(seed=seed)
@@ -139,6 +116,32 @@ def change_of(augmentation: Augmentation) -> Callable[[Tensor, int], Tensor]:
         return stained(changed, seed) if augmentation == "slide" else changed
 
     return change
+
+
+def _of_slides() -> Compose:
+    from monai import transforms
+
+    affine = transforms.RandAffine(
+        prob=0.5, scale_range=0.1, translate_range=4, padding_mode="reflection"
+    )
+    return transforms.Compose(
+        [
+            transforms.RandFlip(0.5, 0),
+            transforms.RandRotate90(0.75, 3),
+            affine,
+            transforms.RandAdjustContrast(0.3, (0.8, 1.25)),
+        ]
+    )
+
+
+def _of_radiographs() -> Compose:
+    from monai import transforms
+
+    affine = transforms.RandAffine(
+        prob=0.9, rotate_range=0.12, scale_range=0.1, translate_range=8, padding_mode="border"
+    )
+    contrast = transforms.RandAdjustContrast(0.5, (0.7, 1.5))
+    return transforms.Compose([transforms.RandFlip(0.5, 1), affine, contrast])
 
 
 def stained(picture: Tensor, seed: int) -> Tensor:

@@ -113,10 +113,8 @@ def prepare(
     """
     box = nonzero_box(scan.voxels)
     cropped = scan.voxels[(slice(None), *box)]
-    start = [part.start for part in box]
-    grid = scan.geometry.cropped(start, cropped.shape[1:])
-    spacing = scan.spacing
-    wanted = configuration["spacing"]
+    grid = scan.geometry.cropped([part.start for part in box], cropped.shape[1:])
+    spacing, wanted = scan.spacing, configuration["spacing"]
     wanted = [*spacing[: 3 - len(wanted)], *wanted]
     shape = resampled_shape(cropped.shape[1:], spacing, wanted)
     check_memory(shape, BYTES_A_VOXEL * len(cropped))
@@ -136,8 +134,11 @@ def prepare(
         labels = labels[box].astype(np.int16)
         labels[(labels == 0) & ~mask] = -1
         labels = resample_labels(labels, shape, spacing, wanted, resampling["seg"])
-        hot = np.stack([labels == value for value in values]).astype(np.float32)
-        voxels = torch.cat([voxels, torch.from_numpy(hot)])
+        voxels = torch.cat([voxels, _one_hot(labels, values)])
     ways = output_interpolation(resampling["probabilities"], wanted, spacing)
     k, j, i = (way == "linear" for way in ways)
     return Ready(voxels, grid.resized(voxels.shape[1:]), (k, j, i))
+
+
+def _one_hot(labels: NDArray[np.integer], values: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([labels == value for value in values]).astype(np.float32))
