@@ -171,6 +171,17 @@ def warm_up(request: SegmentationRequest) -> None:
         _model(*_key(find_card(name))).warm_up(request, compute)
 
 
+def _check_one_grid(inputs: Sequence[Volume]) -> None:
+    for volume in inputs:
+        check_same_grid(
+            volume.geometry,
+            inputs[0].geometry,
+            volume.source,
+            inputs[0].source,
+            "Resample one onto the other first.",
+        )
+
+
 def _read(
     request: SegmentationRequest, cards: Sequence[ModelCard], progress: Progress
 ) -> tuple[list[Volume], list[str]]:
@@ -194,14 +205,7 @@ def _read(
             channels = (item if isinstance(item, Volume) else read_volume(Path(item)),)
             warnings += check_scan(channels[0], limit)
         inputs += channels
-    for volume in inputs:
-        check_same_grid(
-            volume.geometry,
-            inputs[0].geometry,
-            volume.source,
-            inputs[0].source,
-            "Resample one onto the other first.",
-        )
+    _check_one_grid(inputs)
     if flat == {True}:
         fitted = as_channels(inputs, len(cards[0].channels), request.anyway)
         inputs, warnings = fitted.channels, [*warnings, *fitted.warnings]

@@ -127,14 +127,14 @@ def _labels(
             f"{segmentation.GetName()} does not have a segment that is a structure of the model, so nothing was "
             f"kept. Choose the model that it was made with."
         )
-    notes = (
-        [f"Left out, because the model does not know them: {', '.join(left_out)}."]
-        if left_out
-        else []
-    )
+    return out, tuple(_notes(left_out, doubled))
+
+
+def _notes(left_out: Sequence[str], doubled: int) -> Iterator[str]:
+    if left_out:
+        yield f"Left out, because the model does not know them: {', '.join(left_out)}."
     if doubled:
-        notes.append(f"{doubled} voxels were in two segments and count for the first of them.")
-    return out, tuple(notes)
+        yield f"{doubled} voxels were in two segments and count for the first of them."
 
 
 def _dataset_folder(folder: Path, card: ModelCard) -> Path:

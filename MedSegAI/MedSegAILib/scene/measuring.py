@@ -56,32 +56,33 @@ def measurable(segmentation: SegmentationNode) -> Measurable:
     values = values_of(segmentation, names)
     grid = field_of_view(segmentation, layers, scan)
     place = None if scan is None else scan_place(segmentation, scan)
-    beside = place is not None and layers and not place.matches(grid)
+    if place is not None and (not layers or place.matches(grid)):
+        place = None  # the scan has no voxels besides those of the segments
     world = transform_to_world(segmentation)
     parts, rows = [], []
     for layer, held in _held(layers, names):
         labels = tuple(label_of(segmentation, name, values[name]) for name in held)
         voxels = renumbered(layer, values)
-        whole = Volume(on_grid(voxels, layer.geometry, grid), _moved(grid, world))
-        seen = None
-        if beside and place is not None:
-            seen = Volume(on_grid(voxels, layer.geometry, place), _moved(place, world))
-        parts.append(Part(whole, labels, seen))
+        whole, *seen = (
+            Volume(on_grid(voxels, layer.geometry, each), _moved(each, world))
+            for each in ((grid,) if place is None else (grid, place))
+        )
+        parts.append(Part(whole, labels, *seen))
         rows += held
     drawn = tuple(
         value for name, value in values.items() if label_value(segmentation, name) is None
     )
     image = None if scan is None or not layers else read(scan)
     request = MeasurementRequest(tuple(parts), image, models_of(segmentation), drawn)
-    note = ""
-    if beside and place is not None:
-        note = _(
-            "{name} does not lie on the voxels of {scan} ({difference}). Mean and SD are those of {scan} at its "
-            "place: check that it is the scan that was segmented."
-        ).format(
-            name=segmentation.GetName(), scan=scan.GetName(), difference=grid.difference(place)
-        )
+    note = "" if place is None else _note(segmentation, scan, grid.difference(place))
     return Measurable(segmentation, request, tuple(rows), note)
+
+
+def _note(segmentation: SegmentationNode, scan: VolumeNode, difference: str) -> str:
+    return _(
+        "{name} does not lie on the voxels of {scan} ({difference}). Mean and SD are those of {scan} at its "
+        "place: check that it is the scan that was segmented."
+    ).format(name=segmentation.GetName(), scan=scan.GetName(), difference=difference)
 
 
 def scan_of(segmentation: SegmentationNode) -> VolumeNode:

@@ -129,11 +129,8 @@ class Writer:
             node = segmentation.GetNodeReference(each.role)
             ready.append((each, node or make_node(self.scene, each, source)))
         if not self.save_undo(segmentation):
-            self.notes.append(
-                _("The Segment Editor is not open on {name}, so it cannot undo this.").format(
-                    name=segmentation.GetName()
-                )
-            )
+            note = _("The Segment Editor is not open on {name}, so it cannot undo this.")
+            self.notes.append(note.format(name=segmentation.GetName()))
         had_surfaces = carry_out(segmentation, plan, source)
         show_as_the_card_says(segmentation, plan.new_segments)
         if had_surfaces:

@@ -188,10 +188,9 @@ def classification_figures(
     count = len(judged.classes)
     confusion = np.zeros((count, count), np.int64)
     np.add.at(confusion, (judged.truth, judged.decided), 1)
-    two = count == 2
     found = _intervals(judged, specificity)
     threshold = math.nan
-    if two:
+    if count == 2:
         threshold = _threshold(judged.truth, judged.probabilities[:, 1], specificity)
     return ClassificationFigures(
         judged.classes,

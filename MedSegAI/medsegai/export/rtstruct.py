@@ -65,15 +65,18 @@ def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:
             for number, label in enumerate(labels, start=1)
         ]
         made.RTROIObservationsSequence = [
-            _dataset(
-                ObservationNumber=number,
-                ReferencedROINumber=number,
-                RTROIInterpretedType="",
-                ROIInterpreter="",
-            )
-            for number, _ in enumerate(labels, start=1)
+            _observation(number) for number, _ in enumerate(labels, start=1)
         ]
         return made
+
+
+def _observation(number: int) -> Dataset:
+    return _dataset(
+        ObservationNumber=number,
+        ReferencedROINumber=number,
+        RTROIInterpretedType="",
+        ROIInterpreter="",
+    )
 
 
 def _head(source: Source, maker: Maker) -> FileDataset:

@@ -123,11 +123,7 @@ class QuickNATModel(NetworkModel["_Network"]):
             raise RequestError(f"Model {self.card.id!r} takes one image, not {len(inputs.scans)}.")
         head = self._grid.head(inputs)
         chosen = self.card.chosen_members(request.members)
-        if all(any(len(feeds) > 1 for feeds in card.classes) for card in chosen):
-            raise RequestError(
-                f"{' and '.join(card.name for card in chosen)} alone cannot tell left from right. "
-                "Add another view, for example --views axial,sagittal."
-            )
+        _check_sides(chosen)
         passes = request.dropout_passes
         check_dropout(request, self.card, has_dropout=self.settings.dropout > 0)
         kept = self._grid.kept(head)
@@ -245,6 +241,14 @@ TAKES_EVERY_CHECKPOINT = True
 """Its checkpoints are known by their endings, which others have too: those who look inside are asked before."""
 
 RELEASED_SUFFIXES = (".pth.tar", ".pth", ".pt", ".model")
+
+
+def _check_sides(chosen: Sequence[MemberCard]) -> None:
+    if all(any(len(feeds) > 1 for feeds in card.classes) for card in chosen):
+        raise RequestError(
+            f"{' and '.join(card.name for card in chosen)} alone cannot tell left from right. "
+            "Add another view, for example --views axial,sagittal."
+        )
 
 
 def import_model(path: Path, destination: Path) -> ModelCard | None:

@@ -238,6 +238,23 @@ def _settings(kind: type[Kind], card: ModelCard) -> Kind:
     return from_json(kind, {name: card.settings[name] for name in own})
 
 
+def _found(path: Path) -> Imported | None:
+    file, config = path, None
+    if path.is_dir():
+        file, config = path / "model.safetensors", path / "config.json"
+        if not file.is_file() or not config.is_file():
+            return None
+    elif not path.name.endswith(SMP_ENDINGS):
+        return None
+    try:
+        state = read_state(file)
+    except ModelError:
+        if file.suffix in (".pth", ".pt"):  # another family's, which will say what is wrong
+            return None
+        raise
+    return imported(state, config, file)
+
+
 def import_model(path: Path, destination: Path) -> ModelCard | None:
     """Turn what segmentation_models_pytorch trained into a model folder with safetensors weights.
 
@@ -252,23 +269,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         UnsafeModelError: the file wants more than weights.
         ModelError: the network is one that MedSegAI does not have.
     """
-    file, config = path, None
-    if path.is_dir():
-        file, config = path / "model.safetensors", path / "config.json"
-        if not file.is_file() or not config.is_file():
-            return None
-    elif not path.name.endswith(SMP_ENDINGS):
-        return None
-    try:
-        state = read_state(file)
-    except ModelError:
-        if file.suffix in (
-            ".pth",
-            ".pt",
-        ):  # it may be another family's, which will say what is wrong with it
-            return None
-        raise
-    found = imported(state, config, file)
+    found = _found(path)
     if found is None:
         return None
     destination.mkdir(parents=True)

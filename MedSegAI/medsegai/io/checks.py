@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+from numpy.typing import NDArray
 
 from medsegai.errors import InputError
-from medsegai.volume import Volume
+from medsegai.volume import Geometry, Volume
 
 MAX_VALUE = 1e15
 """Grey values beyond this are refused, because sums of their squares, from which deviations are computed, may not
@@ -43,13 +46,7 @@ def check_voxels(volume: Volume, dimensions: int = 3) -> None:
         raise InputError(
             f"{name} has voxels of type {voxels.dtype}, but real numbers are needed. Export it again."
         )
-    if voxels.dtype.kind == "f":
-        bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-        if bad:
-            raise InputError(
-                f"{name} has {bad} voxels that are NaN or infinite. Replace them first, for example "
-                "by zero with numpy.nan_to_num."
-            )
+    _check_finite(name, voxels)
     lowest, highest = voxels.min(), voxels.max()
     if lowest == highest:
         raise InputError(
@@ -80,6 +77,16 @@ def check_picture(volume: Volume) -> tuple[str, ...]:
     return (*volume.notes, unknown)
 
 
+def _check_finite(name: str, voxels: NDArray[np.number]) -> None:
+    if voxels.dtype.kind == "f":
+        bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        if bad:
+            raise InputError(
+                f"{name} has {bad} voxels that are NaN or infinite. Replace them first, for example "
+                "by zero with numpy.nan_to_num."
+            )
+
+
 def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tuple[str, ...]:
     """Refuse a scan that cannot be segmented, and report what makes its segmentation questionable.
 
@@ -102,9 +109,14 @@ def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tupl
             f"{name} has {geometry.describe()}: slices {spacing:.3g} mm apart are too far for 3D structures, "
             f"because the limit is {spacing_limit_mm:g} mm. Use a scan with thinner slices."
         )
-    warnings = list(volume.notes)
+    return (*volume.notes, *_doubts(name, geometry))
+
+
+def _doubts(name: str, geometry: Geometry) -> Iterator[str]:
+    """What makes the segmentation of a scan questionable, as sentences."""
+    spacing = max(geometry.spacing_mm)
     if spacing > WARN_SPACING_MM:
-        warnings.append(
+        yield (
             f"{name} has slices {spacing:.3g} mm apart, so small structures are inaccurate. A "
             "scan with 1 to 2 mm gives better results."
         )
@@ -112,7 +124,6 @@ def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tupl
         size * step for size, step in zip(geometry.shape[::-1], geometry.spacing_mm, strict=True)
     )
     if not EXTENT_MM[0] <= extent <= EXTENT_MM[1]:
-        warnings.append(
+        yield (
             f"{name} is {extent:.3g} mm long ({geometry.describe()}). Check that its spacing is in millimetres."
         )
-    return tuple(warnings)

@@ -267,6 +267,26 @@ def _fragments_are_whole(stream: BinaryIO, end: int) -> bool:
     return True
 
 
+def _frame_headers(path: Path, head: pydicom.Dataset) -> list[pydicom.Dataset]:
+    """What the header says of each frame."""
+    shared, per_frame = functional_groups(head)
+    frames = int(head.get("NumberOfFrames") or 1)
+    if not per_frame:
+        if frames == 1:
+            return [head]
+        raise InputError(
+            f"{path} has several frames without a position in the patient, such as a cine "
+            "loop. Choose a CT or MR series."
+        )
+    sources = [merged(frame, shared) for frame in per_frame]
+    if len(sources) != frames:
+        raise InputError(
+            f"{path} has {counted(frames, 'frame', 'frames')}, but positions of "
+            f"{len(sources)}. Copy or export it again."
+        )
+    return sources
+
+
 def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Slice]:
     """Return the frames of an image.
 
@@ -274,22 +294,7 @@ def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Sli
         InputError: frames do not have a position in the patient, are in colour, truncated or of floating point, or
             differ in the scale of grey values.
     """
-    shared, per_frame = functional_groups(head)
-    frames = int(head.get("NumberOfFrames") or 1)
-    if per_frame:
-        sources = [merged(frame, shared) for frame in per_frame]
-        if len(sources) != frames:
-            raise InputError(
-                f"{path} has {counted(frames, 'frame', 'frames')}, but positions of "
-                f"{len(sources)}. Copy or export it again."
-            )
-    elif frames == 1:
-        sources = [head]
-    else:
-        raise InputError(
-            f"{path} has several frames without a position in the patient, such as a cine "
-            "loop. Choose a CT or MR series."
-        )
+    sources = _frame_headers(path, head)
     if not pixels.tag:
         raise InputError(
             f"{path} is truncated: it ends within its header. Copy or export it again."

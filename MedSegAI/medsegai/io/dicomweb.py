@@ -57,6 +57,20 @@ SERIES_FIELDS = (
     "NumberOfSeriesRelatedInstances",
 )
 
+BROKEN = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
+"""What a broken connection raises."""
+
+INVALID = (
+    requests.RequestException,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    pydicom.errors.InvalidDicomError,
+)
+"""What an answer raises that is cut off or not what was asked for."""
+
 Found = dict[str, str]
 """The attributes of a study or series: text by DICOM keyword, "" if the archive does not state it."""
 
@@ -222,25 +236,11 @@ class Archive:
                 f"{start}, because this computer does not trust its certificate. Ask its "
                 "operator, or name a file of trusted certificates in REQUESTS_CA_BUNDLE."
             ) from None
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            ConnectionError,
-            TimeoutError,
-        ) as caught:
+        except BROKEN as caught:
             raise error(
                 f"{start}, because the connection broke ({type(caught).__name__}). Try again."
             ) from None
-        except (
-            requests.RequestException,
-            ValueError,
-            KeyError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            pydicom.errors.InvalidDicomError,
-        ) as caught:
+        except INVALID as caught:
             raise error(
                 f"{start}, because its response is truncated or invalid "
                 f"({type(caught).__name__}). Try again, or ask its operator."

@@ -146,6 +146,13 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def _not_trusted(url: str, reason: str) -> InputError:
+    return InputError(
+        f"{without_query(url)}: this computer does not trust the certificate of the server "
+        f"({reason}). Ask the operator of the server."
+    )
+
+
 def _opened(url: str, begin: int) -> http.client.HTTPResponse:
     """Return the response of the server, from a byte on if it supports ranges.
 
@@ -174,10 +181,7 @@ def _opened(url: str, begin: int) -> http.client.HTTPResponse:
         raise _refused(url, error.code) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise InputError(
-                f"{without_query(url)}: this computer does not trust the certificate of the "
-                f"server ({error.reason.verify_message}). Ask the operator of the server."
-            ) from error
+            raise _not_trusted(url, error.reason.verify_message) from error
         raise _Broken(str(error.reason)) from error
     except ValueError as error:  # from an address to which another server redirected
         raise InputError(

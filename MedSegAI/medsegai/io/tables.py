@@ -110,6 +110,14 @@ def parse_table(data: bytes, source: str) -> Table:
     return Table(source, headings, rows)
 
 
+def explained(columns: Mapping[str, tuple[str, str | None]]) -> dict[str, dict[str, str]]:
+    """What columns mean and their units, as BIDS writes it beside a .tsv."""
+    return {
+        name: {"Description": words, **({} if unit is None else {"Units": unit})}
+        for name, (words, unit) in columns.items()
+    }
+
+
 def _tsv_cell(value: object) -> str:
     """Return a cell in one line without tabs. Quotes are ordinary in .tsv, so other characters are unchanged."""
     return "n/a" if value is None else str(_cell(value)).replace("\t", " ")

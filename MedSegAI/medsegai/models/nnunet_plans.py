@@ -310,21 +310,9 @@ def _read_results(folder: Path, fold: str | None = None) -> Results:
             f"{folder} does not say which configuration it is: give it back the name that nnU-Net gave it, "
             f"as in nnUNetTrainer__nnUNetPlans__3d_fullres."
         )
-    plans = read_json(folder / "plans.json")
-    if "plans_per_stage" in plans:
-        raise ModelError(
-            f"{folder / 'plans.json'} is of nnU-Net v1. Only v2 is read: train again with it."
-        )
     source = folder / "plans.json"
-    for key, kind in (
-        ("dataset_name", str),
-        ("image_reader_writer", str),
-        ("configurations", dict),
-    ):
-        value_of(plans, key, kind, source)
-    axes = value_of(plans, "transpose_forward", list, source)
-    if axes not in [list(order) for order in itertools.permutations(range(3))]:
-        raise ModelError(f"{source}: transpose_forward must order the axes 0, 1 and 2.")
+    plans = read_json(source)
+    _check_plans(plans, source)
     results = Results(
         folder=folder,
         trainer=named[1],
@@ -337,6 +325,20 @@ def _read_results(folder: Path, fold: str | None = None) -> Results:
     )
     _check_known(results)
     return results
+
+
+def _check_plans(plans: Mapping[str, Any], source: Path) -> None:
+    if "plans_per_stage" in plans:
+        raise ModelError(f"{source} is of nnU-Net v1. Only v2 is read: train again with it.")
+    for key, kind in (
+        ("dataset_name", str),
+        ("image_reader_writer", str),
+        ("configurations", dict),
+    ):
+        value_of(plans, key, kind, source)
+    axes = value_of(plans, "transpose_forward", list, source)
+    if axes not in [list(order) for order in itertools.permutations(range(3))]:
+        raise ModelError(f"{source}: transpose_forward must order the axes 0, 1 and 2.")
 
 
 def _check_known(results: Results) -> None:
@@ -449,7 +451,7 @@ def _configuration_settings(results: Results) -> dict[str, Any]:
 
 
 def _network(results: Results) -> dict[str, Any]:
-    """Class and arguments of the network, as JSON; plans before nnU-Net 2.3 are translated as it does."""
+    """Class and arguments of the network, as JSON."""
     values, source = results.configuration, results.source
     if "architecture" in values:
         architecture = value_of(values, "architecture", dict, source)
@@ -457,6 +459,11 @@ def _network(results: Results) -> dict[str, Any]:
             "class": value_of(architecture, "network_class_name", str, source),
             "arguments": value_of(architecture, "arch_kwargs", dict, source),
         }
+    return _old_network(values, source)
+
+
+def _old_network(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The same of plans before nnU-Net 2.3, translated as it does."""
     name = value_of(values, "UNet_class_name", str, source)
     if name not in OLD_NETWORKS:
         raise ModelError(

@@ -14,6 +14,7 @@ from typing import Any
 from medsegai import __version__
 from medsegai.errors import OutputError
 from medsegai.io import atomic_path, write_table
+from medsegai.io.tables import explained
 from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationResult
 from medsegai.volume import Volume
@@ -169,12 +170,8 @@ def write_description(folder: Path, source: str, link: str | None, models: Seque
     }
     if link is not None:
         description["DatasetLinks"] = {SOURCE_LINK: link}
-    columns = {
-        name: {"Description": words, **({} if unit is None else {"Units": unit})}
-        for name, (words, unit) in VOLUMES_COLUMNS.items()
-    }
     _write_json(folder / DESCRIPTION, description)
-    _write_json(folder / "desc-medsegai_volumes.json", columns)
+    _write_json(folder / "desc-medsegai_volumes.json", explained(VOLUMES_COLUMNS))
     for name, text in ((IGNORED, "\n".join(IGNORED_FILES) + "\n"), ("README.md", README)):
         with atomic_path(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

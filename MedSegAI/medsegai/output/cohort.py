@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegai.io import atomic_path, write_table
+from medsegai.io.tables import explained
 from medsegai.output.layouts import BatchFiles
 from medsegai.worker.batch_events import CaseState, Entry
 
@@ -163,12 +164,8 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
     rows = (_cells(row, fixed, measures, outliers) for row in cohort.rows)
     write_table(path, list(columns.explained), rows)
     if path.suffix == ".tsv":
-        explained = {
-            name: {"Description": words, **({} if unit is None else {"Units": unit})}
-            for name, (words, unit) in columns.explained.items()
-        }
         with atomic_path(path.with_suffix(".json")) as partial:
-            text = json.dumps(explained, indent=2, ensure_ascii=False)
+            text = json.dumps(explained(columns.explained), indent=2, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
 

@@ -326,6 +326,14 @@ def _probability(draft: Draft, value: int, box: Box) -> NDArray[np.float32]:
     return np.asarray(steps.astype(np.float32) / np.float32(255))
 
 
+def _itk_image(array: NDArray[np.float32], spacing_mm: Sequence[float]) -> Any:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing_mm)
+    return image
+
+
 def _run(
     level: Any,
     draft: Draft,
@@ -349,13 +357,9 @@ def _run(
             level.Abort()
 
     level.AddCommand(sitk.sitkIterationEvent, heard)
-    inputs = []
-    for array in images:
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(draft.labelmap.geometry.spacing_mm)
-        inputs.append(image)
+    spacing = draft.labelmap.geometry.spacing_mm
     try:
-        found = level.Execute(*inputs)
+        found = level.Execute(*(_itk_image(array, spacing) for array in images))
     except RuntimeError:
         if not stopped:
             raise

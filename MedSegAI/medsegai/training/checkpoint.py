@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from medsegai.decoding import PARSER_ERRORS
-from medsegai.errors import RequestError
+from medsegai.errors import OutputError, RequestError
+from medsegai.system.locks import reserved
 from medsegai.system.torch_version import is_sound
 
 CHECKPOINT = "checkpoint.pt"
@@ -48,6 +50,27 @@ def remove_beginning(folder: Path) -> None:
     """Remove the checkpoint and the log of a run that learned nothing, so that it can be begun again."""
     for name in (CHECKPOINT, LOG):
         (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, alone: bool = True) -> Iterator[None]:
+    """Make the folder of a training, and keep other trainings out of it within the block.
+
+    Args:
+        folder: where the training writes.
+        alone: false for the processes that help the first one, which has claimed the folder.
+
+    Raises:
+        OutputError: the folder cannot be written, or another training is at work there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reserved([folder / CHECKPOINT] if alone else []):
+            yield
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written: {error}. Free space or choose another folder."
+        ) from error
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:

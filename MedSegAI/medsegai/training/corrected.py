@@ -37,6 +37,11 @@ from medsegai.training.data import (
 )
 from medsegai.volume import Volume
 
+NO_MAPS = (
+    "No file matches %r in %s, so synthetic images are made from the corrected label maps. Name the folder of the "
+    "training's label maps with --maps."
+)
+
 logger = logging.getLogger(__name__)
 
 DATASET = "dataset.json"
@@ -107,12 +112,7 @@ def mixed_source(
     if any(config.data_root.glob(config.data.maps)):
         synthetic = case_source(config, card, device)
     else:
-        logger.warning(
-            "No file matches %r in %s, so synthetic images are made from the corrected label "
-            "maps. Name the folder of the training's label maps with --maps.",
-            config.data.maps,
-            config.data_root,
-        )
+        logger.warning(NO_MAPS, config.data.maps, config.data_root)
         plain = replace(config, data=data, anatomy=AnatomyConfig())
         synthetic = source_of(labels, [None] * len(labels), plain, card, device)
     names = tuple(case.name for case in cases)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsegai.errors import Cancelled, InputError, OutputError, RequestError
+from medsegai.errors import Cancelled, InputError, RequestError
 from medsegai.evaluation.classification import (
     ClassifiedPictures,
     auc,
@@ -32,14 +32,13 @@ from medsegai.labels import Label
 from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.classifier import CELL
 from medsegai.progress import Progress
-from medsegai.system.locks import reserved
 from medsegai.training.checkpoint import (
-    CHECKPOINT,
     LOG,
     RunLog,
     best_weights_name,
     case_hash,
     check_same_cases,
+    claimed,
     load_checkpoint,
     load_weights,
     read_log,
@@ -105,8 +104,7 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
     sized = SizedPictures(pictures, _size(pictures, training))
     run = PatchRun(training, sized, Encoded.of(training), options)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with reserved([folder / CHECKPOINT]):
+        with claimed(folder):
             if run.train(progress):
                 run.finish(progress)
     except InputError:  # a picture that cannot be read, which may be the first of all
@@ -117,10 +115,6 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
         raise Cancelled(
             f"The training was stopped. Continue it with --resume and the same folder, {folder}."
         ) from None
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error}. Free space or choose another folder."
-        ) from error
     return folder
 
 
@@ -329,13 +323,7 @@ def export_classifier(
     labels = [number for number in range(len(classes)) if number != normal]
     values = {number: at for at, number in enumerate(labels, start=1)}
     fed = tuple((values[n],) if n in values else () for n in range(len(classes)))
-    members = []
-    for fold in run.folds:
-        name = f"fold-{fold.name}.safetensors"
-        save_weights(folder / name, load_weights(run.folder / best_weights_name(fold.name)))
-        sha256 = file_sha256(folder / name)
-        settings = {"encoder": run.encoded.name, "channels": 3}
-        members.append(MemberCard(f"fold {fold.name}", name, sha256, 1.0, fed, settings))
+    members = [_saved_member(run, fold, folder, fed) for fold in run.folds]
     spacing = training.spacing_um / 1000 or 1.0
     card = ModelCard(
         id=_identifier(training.pictures),
@@ -356,6 +344,16 @@ def export_classifier(
     )
     write_card(card, folder)
     return folder
+
+
+def _saved_member(
+    run: PatchRun, fold: Fold, folder: Path, classes: tuple[tuple[int, ...], ...]
+) -> MemberCard:
+    name = f"fold-{fold.name}.safetensors"
+    save_weights(folder / name, load_weights(run.folder / best_weights_name(fold.name)))
+    sha256 = file_sha256(folder / name)
+    settings = {"encoder": run.encoded.name, "channels": 3}
+    return MemberCard(f"fold {fold.name}", name, sha256, 1.0, classes, settings)
 
 
 def _channels(sized: SizedPictures) -> tuple[str, ...]:

@@ -13,16 +13,15 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from medsegai.errors import Cancelled, ModelError, OutputError, RequestError
+from medsegai.errors import Cancelled, ModelError, RequestError
 from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
-from medsegai.system.locks import reserved
 from medsegai.training.checkpoint import (
-    CHECKPOINT,
     LOG,
     RunLog,
     best_weights_name,
+    claimed,
     load_checkpoint,
     load_weights,
     refuse_earlier_run,
@@ -363,16 +362,10 @@ def carry_out(
         OutputError: the folder cannot be written, or another training is at work there.
         Cancelled: the user asked to stop.
     """
-    folder = options.folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with reserved([folder / CHECKPOINT] if run.place.is_first else []):
+        with claimed(options.folder, run.place.is_first):
             run.begin(options.resume)
             _advance(run, progress, options.limit)
             return finish()
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error}. Free space or choose another folder."
-        ) from error
     finally:
         run.end()

@@ -75,15 +75,22 @@ def write_comparison(
     return page, values
 
 
+def _verdict(found: Sequence[Difference]) -> str:
+    real = [item for item in found if item.real]
+    if not real:
+        return "No difference is real: every interval includes zero."
+    differences = counted(len(found), "difference is", "differences are")
+    return f"{len(real)} of {differences} real: their interval excludes zero."
+
+
+def _cells(item: Difference) -> list[str]:
+    interval = f"{item.low:+.4f} to {item.high:+.4f}"
+    real = "yes" if item.real else "no"
+    return [item.first, item.second, f"{item.mean:+.4f}", interval, str(item.cases), real]
+
+
 def _page(networks: Sequence[Trained], found: Sequence[Difference], pictures: Sequence[str]) -> str:
     ordered = sorted(networks, key=lambda network: -network.mean)
-    real = [item for item in found if item.real]
-    verdict = (
-        f"{len(real)} of {counted(len(found), 'difference is', 'differences are')} real: "
-        "their interval excludes zero."
-        if real
-        else "No difference is real: every interval includes zero."
-    )
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -94,17 +101,10 @@ def _page(networks: Sequence[Trained], found: Sequence[Difference], pictures: Se
                 ["network", "Dice", "IoU", "Dice of each fold", "million weights", "minutes"],
                 [_row(network) for network in ordered],
             ),
-            f"<h2>Differences</h2><p><b>{verdict}</b></p>",
+            f"<h2>Differences</h2><p><b>{_verdict(found)}</b></p>",
             _table(
                 ["better", "than", "by (Dice)", "interval", "cases", "real"],
-                [
-                    [
-                        *(item.first, item.second, f"{item.mean:+.4f}"),
-                        f"{item.low:+.4f} to {item.high:+.4f}",
-                        *(str(item.cases), "yes" if item.real else "no"),
-                    ]
-                    for item in found
-                ],
+                [_cells(item) for item in found],
             ),
             f"<p>{EXPLAINED}</p>",
             *pictures,

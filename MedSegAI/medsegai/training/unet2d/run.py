@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsegai.errors import Cancelled, ModelError, OutputError, RequestError
+from medsegai.errors import Cancelled, ModelError, RequestError
 from medsegai.io import atomic_path, write_card, write_table
 from medsegai.models.card import (
     OBJECTS,
@@ -26,14 +26,13 @@ from medsegai.models.card import (
 from medsegai.models.json_fields import to_json
 from medsegai.networks.unet2d import UNet2D
 from medsegai.progress import Progress
-from medsegai.system.locks import reserved
 from medsegai.training.checkpoint import (
-    CHECKPOINT,
     LOG,
     RunLog,
     best_weights_name,
     case_hash,
     check_same_cases,
+    claimed,
     compact,
     load_checkpoint,
     load_weights,
@@ -91,19 +90,13 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
     cases = read_cases(config)
     held_out = folds_of(cases, config.folds, config.seed)
     _check_buildable(config, chosen[0], device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with reserved([folder / CHECKPOINT]):
-            run = Run(config, cases, folder, device)
-            run.begin(options.resume)
-            for number in chosen:
-                if not run.advance(number, held_out[number], progress, options.limit):
-                    break
-            return run.end()
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error}. Free space or choose another folder."
-        ) from error
+    with claimed(folder):
+        run = Run(config, cases, folder, device)
+        run.begin(options.resume)
+        for number in chosen:
+            if not run.advance(number, held_out[number], progress, options.limit):
+                break
+        return run.end()
 
 
 def _check_buildable(config: Training2DConfig, number: int, device: torch.device) -> None:
