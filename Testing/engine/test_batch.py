@@ -22,7 +22,7 @@ import dicom_files
 import fake_engine
 from medsegai.cli import main
 from medsegai.commands.drawn_tissue import drawn_tissue
-from medsegai.errors import DeviceError, InputError
+from medsegai.errors import DeviceError, InputError, RequestError
 from medsegai.io import read_labelmap, read_volume
 from medsegai.models.card import Channel
 from medsegai.output.batch import Pace
@@ -188,6 +188,60 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "x.nii")
     with pytest.raises(InputError, match=r"x\.nii.* have the same name"):
         find_cases(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (
+            "sub_1/a",
+            "sub/1_a",
+        ),  # folders of series, whose names became one, so one was left out in silence
+        ("Head", "head"),
+        ("Kopf \u00e4", "Kopf a\u0308"),
+    ],
+)
+def test_cases_that_file_systems_do_not_tell_apart_are_refused(
+    first: str, second: str, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = Geometry.from_spacing((4, 6, 5), (1, 1, 2))
+    for name in (first, second):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        dicom_files.write_series(
+            tmp_path / "in" / name, Volume(np.ones(grid.shape, np.int16), grid)
+        )
+    words = ["batch", tmp_path / "in", "-o", tmp_path / "out", "--model", model]
+    assert main([str(word) for word in words]) == InputError.exit_code
+    said = capsys.readouterr().err
+    assert "would not tell apart" in said
+    assert first in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "file"),
+    [
+        (("a", "a_uncertainty"), ("--format", ".nii.gz", "--uncertainty"), "a_uncertainty.nii.gz"),
+        (("a", "A_Probabilities"), ("--format", ".nii.gz", "--save-probabilities"), "a_prob"),
+        (("cohort",), ("--pages",), "cohort.html"),
+    ],
+)
+def test_cases_that_would_write_one_file_are_refused(
+    names: tuple[str, ...],
+    options: tuple[str, ...],
+    file: str,
+    tmp_path: Path,
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One result replaced the other, and the table said that both are done."""
+    (tmp_path / "in").mkdir()
+    for name in names:
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    words = ["batch", tmp_path / "in", "-o", tmp_path / "out", "--model", model, *options]
+    assert main([str(word) for word in words]) == RequestError.exit_code
+    assert "would both have the file" in (said := capsys.readouterr().err)
+    assert file.casefold() in said.casefold()
 
 
 def test_files_that_end_the_reader_or_have_strange_names_are_cases_that_fail(

@@ -154,6 +154,54 @@ def test_two_suffixes_of_one_name_are_refused(tmp_path: Path) -> None:
         found(tmp_path, "suffix=T1w,T2w")
 
 
+def test_one_image_in_two_formats_is_refused_with_what_helps(tmp_path: Path) -> None:
+    """It was told to name one suffix, which both of them have."""
+    tree(tmp_path, ["sub-01", "sub-02"])
+    (tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii").touch()
+    with pytest.raises(
+        InputError,
+        match=r"sub-01_T1w\.nii.* would be the same case\. Remove one, or name it in \.bids",
+    ):
+        found(tmp_path)
+    (tmp_path / ".bidsignore").write_text("*_T1w.nii\n")
+    assert found(tmp_path) == (["sub-01", "sub-02"], [])
+
+
+@pytest.mark.parametrize(
+    "name", ["sub-01_x", "sub-ü", "sub-", "sub-a b", "sub-01/ses-a_b", "sub-01/ses-"]
+)
+def test_no_folder_is_passed_over_in_silence(name: str, tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01"])
+    (tmp_path / name / "anat").mkdir(parents=True)
+    (tmp_path / name / "anat" / "sub-01_T1w.nii.gz").touch()
+    names, told = found(tmp_path)
+    assert names == ["sub-01"]
+    assert told == [
+        f"{name} in {tmp_path} is left out: the label of a subject or session consists of letters, digits and + "
+        "in BIDS."
+    ]
+    (tmp_path / ".bidsignore").write_text(f"/{name}/\n", encoding="utf-8")
+    assert found(tmp_path) == (["sub-01"], [])
+
+
+def test_an_ignored_subject_is_not_missed(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01", "sub-02"])
+    (tmp_path / ".bidsignore").write_text("sub-01\n")
+    assert found(tmp_path) == (["sub-02"], [])
+
+
+def test_run_zero_is_not_a_scan_without_a_run(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01", "sub-02_run-0", "sub-03_run-00"])
+    assert found(tmp_path, "run=0")[0] == ["sub-02_run-0", "sub-03_run-00"]
+
+
+def test_a_filter_in_capitals_is_understood_and_one_key_is_given_once(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_run-1", "sub-01_run-2"])
+    assert found(tmp_path, "Suffix=T1w", "RUN=2")[0] == ["sub-01_run-2"]
+    with pytest.raises(RequestError, match="names run twice"):
+        Filter.parse(["run=1", "run=2"])
+
+
 labels = st.text("abzAZ019", min_size=1, max_size=4)
 
 

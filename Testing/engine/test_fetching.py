@@ -266,6 +266,29 @@ def test_an_address_that_cannot_be_used_is_refused(url: str, tmp_path: Path) -> 
     assert "word" not in str(caught.value).replace("password", "")
 
 
+def test_what_a_slow_server_sends_is_counted_at_once(server: Server, tmp_path: Path) -> None:
+    """Ctrl-C waits for the next step, so a step must not wait for a whole block."""
+    counted = threading.Event()
+
+    def slow(handler: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:10])
+        handler.wfile.flush()
+        counted.wait(3)
+        handler.wfile.write(CONTENT[10:])
+
+    server.answers["/slow"] = slow
+    steps: list[int] = []
+
+    def step(there: int, whole: int | None) -> None:
+        steps.append(there)
+        counted.set()
+
+    fetching.fetch(server.address + "/slow", HASH, tmp_path / "model", MOST, step)
+    assert steps[0] == 10
+
+
 def test_a_stop_keeps_what_came(server: Server, tmp_path: Path) -> None:
     server.answers["/model.zip"] = sending(CONTENT)
 

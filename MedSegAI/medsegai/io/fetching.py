@@ -236,7 +236,7 @@ class _Bound:
 
 
 def _copy(answer: Any, file: IO[bytes], there: int, total: int | None, bound: _Bound) -> None:
-    while block := answer.read(BLOCK):
+    while block := answer.read1(BLOCK):  # what there is: a slow server must not keep Ctrl-C waiting
         there += len(block)
         if there > bound.most:
             file.close()

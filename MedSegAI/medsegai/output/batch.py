@@ -18,7 +18,7 @@ from typing import Any
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, write_table
 from medsegai.models.card import file_sha256
-from medsegai.output.cases import Case
+from medsegai.output.cases import Case, check_alike
 from medsegai.output.layouts import BatchFiles
 from medsegai.output.result_files import recorded_hashes
 from medsegai.progress import Progress
@@ -135,6 +135,7 @@ class Batch:
         listener: the function that receives each changed line of the table.
 
     Raises:
+        InputError: two cases are named alike.
         OutputError: the folder cannot be made.
     """
 
@@ -145,6 +146,7 @@ class Batch:
         files: BatchFiles,
         listener: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
+        check_alike(cases)
         self._cases = {case.name: case for case in cases}
         self._request, self._files, self._listener = request, files, listener
         self.entries = {name: Entry(name) for name in self._cases}

@@ -83,20 +83,27 @@ class Filter:
     def parse(cls, words: Sequence[str]) -> Filter:
         """Parse words such as `suffix=T2w session=01,02`. Raises RequestError."""
         wanted: dict[str, tuple[str, ...]] = {"suffix": (SUFFIX,)}
+        given: set[str] = set()
         for word in words:
             key, separator, values = word.partition("=")
             if not separator or not key or not all(values.split(",")):
                 raise RequestError(
                     f"--bids-filter takes entities and values, such as suffix=T2w session=01, not {word!r}."
                 )
-            key = ENTITIES.get(key.casefold(), key)
+            key = ENTITIES.get(key.casefold(), key.casefold())
+            if key in given:
+                raise RequestError(
+                    f"--bids-filter names {key} twice. Separate values by commas, as in session=01,02; for "
+                    "another channel of the model, write --bids-filter again."
+                )
+            given.add(key)
             wanted[key] = tuple(value.removeprefix(f"{key}-") for value in values.split(","))
         return cls(wanted)
 
     def takes(self, scan: Scan) -> bool:
         has = {**scan.entities, "suffix": scan.suffix}
         return all(
-            _plain(key, has.get(key, "")) in {_plain(key, value) for value in values}
+            key in has and _plain(key, has[key]) in {_plain(key, value) for value in values}
             for key, values in self.wanted.items()
         )
 
@@ -156,10 +163,13 @@ def _cases(
     names: dict[str, Scan] = {}
     for first in found[0]:
         if first.name in names:
-            raise InputError(
-                f"{names[first.name].path} and {first.path} would be the same case. Name one "
-                "suffix with --bids-filter."
+            other = names[first.name]
+            remedy = (
+                f"Remove one, or name it in {IGNORED}"
+                if other.suffix == first.suffix
+                else "Name one suffix with --bids-filter"
             )
+            raise InputError(f"{other.path} and {first.path} would be the same case. {remedy}.")
         names[first.name] = first
         others = [_partner(first, scans) for scans in found[1:]]
         if lacking := [str(filters[n + 1]) for n, other in enumerate(others) if other is None]:
@@ -212,6 +222,12 @@ def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
             strange.append(within)
         else:
             yield scan
+    if odd := _odd_folders(folder, ignored):
+        tell(
+            f"{_listed(odd)} in {folder} "
+            + ("is" if len(odd) == 1 else "are")
+            + " left out: the label of a subject or session consists of letters, digits and + in BIDS."
+        )
     if strange:
         tell(
             f"{_listed(strange)} in {folder} "
@@ -219,6 +235,17 @@ def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
             + " left out: a name must begin with the subject and session of its folder, as in "
             "sub-01_ses-02_T1w.nii.gz."
         )
+
+
+def _odd_folders(folder: Path, ignored: pathspec.GitIgnoreSpec) -> list[Path]:
+    """The folders that are named as those of subjects and sessions, except for their label."""
+    subjects = [path for path in sorted(folder.glob("sub-*")) if path.is_dir()]
+    odd = [path for path in subjects if not SUBJECT.fullmatch(path.name)]
+    for subject in subjects:
+        sessions = sorted(subject.glob("ses-*")) if SUBJECT.fullmatch(subject.name) else ()
+        odd += [path for path in sessions if path.is_dir() and not SESSION.fullmatch(path.name)]
+    within = (path.relative_to(folder) for path in odd)
+    return [path for path in within if not ignored.match_file(f"{path.as_posix()}/")]
 
 
 def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
@@ -259,7 +286,8 @@ def _tell_what_lacks(
         by_session[scan.session].append(scan)
     asked = Filter({key: wanted.wanted[key] for key in ("sub", "ses") if key in wanted.wanted})
     there = {scan.session: None for scan in scans if asked.takes(scan)}
-    there |= dict.fromkeys(_folders(folder, asked))
+    ignored = _ignored(folder)
+    there |= {name: None for name in _folders(folder, asked) if not ignored.match_file(f"{name}/")}
     if missing := sorted(there.keys() - by_session.keys()):
         tell(f"Without an image with {wanted}: {_listed(missing)}.")
     if absent := sorted(_sessions_that_others_have(by_session)):
@@ -320,4 +348,4 @@ def _listed(names: Sequence[object]) -> str:
 
 def _plain(key: str, value: str) -> str:
     """Return a value without leading zeros for runs and echoes, which are numbers."""
-    return value.lstrip("0") if key in ("run", "echo") and value.isdigit() else value
+    return str(int(value)) if key in ("run", "echo") and value.isdecimal() else value

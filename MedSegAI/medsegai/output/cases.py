@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,22 @@ class Case:
             read_volume(path, wanted) if wanted else path
             for path, wanted in zip(self.inputs, series, strict=False)
         )
+
+
+def check_alike(cases: Iterable[Case]) -> None:
+    """Compare the names of cases as file systems do that do not tell capitals apart, or spellings of accents.
+
+    Raises:
+        InputError: two cases are named alike, so the results of one would replace those of the other.
+    """
+    found: dict[str, Case] = {}
+    for case in cases:
+        other = found.setdefault(unicodedata.normalize("NFC", case.name).casefold(), case)
+        if other is not case:
+            raise InputError(
+                f"{other.inputs[0]} and {case.inputs[0]} would be the cases {other.name} and {case.name}, whose "
+                "results many file systems would not tell apart. Rename one, or name the cases in a table."
+            )
 
 
 def find_cases(

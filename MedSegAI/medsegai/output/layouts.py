@@ -19,6 +19,7 @@ from medsegai.output.result_files import Outputs
 from medsegai.progress import Progress
 from medsegai.request import SegmentationResult
 from medsegai.volume import Volume
+from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME
 
 BIDS_ORDER = (
     *(
@@ -96,7 +97,20 @@ class BatchFiles:
         return self.folder / "cohort.html"
 
     def check(self, cases: Iterable[str]) -> None:
-        """Check that these cases can be written in this layout. Raises MedSegAIError."""
+        """Check that these cases can be written in this layout.
+
+        Raises:
+            RequestError: two cases, or a case and a table of all, would have one file.
+        """
+        tables = (TABLE_NAME, VOLUMES_NAME, self.cohort_table.name, self.cohort_page.name)
+        owners = {str(self.folder / name).casefold(): "the batch" for name in tables}
+        for case in cases:
+            for path in self.outputs(case).paths().values():
+                if owners.setdefault(str(path).casefold(), case) != case:
+                    raise RequestError(
+                        f"{owners[str(path).casefold()]} and {case} would both have the file {path.name}. Rename "
+                        "one, or choose another --format or --layout."
+                    )
 
     def begin(self) -> None:
         """Write the files of the whole batch. Raises OutputError."""
@@ -168,6 +182,7 @@ class BidsFiles(BatchFiles):
                 f"{first} and {second} would be the same case in BIDS, whose names only have "
                 "letters and digits. Rename one, or choose another --layout."
             )
+        super().check(names)
 
     def begin(self) -> None:
         if self.source is None:
@@ -213,6 +228,7 @@ class FreeSurferFiles(BatchFiles):
                 f"FreeSurfer's programs do not accept subjects with a space in their name, such as {blank[0]!r}. "
                 "Rename it, or choose another --layout."
             )
+        super().check(cases)
 
     def write(
         self, case: str, result: SegmentationResult, scan: Path | Volume, progress: Progress
