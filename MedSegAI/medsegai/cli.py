@@ -37,7 +37,7 @@ from medsegai.commands import (
 )
 from medsegai.commands.console import sound_streams, terminable
 from medsegai.commands.parsing import Parser, complete, help_alone
-from medsegai.errors import Cancelled, DeviceError, MedSegAIError, OutputError
+from medsegai.errors import Cancelled, DeviceError, InputError, MedSegAIError, OutputError
 from medsegai.networks.memory import keep_freed_memory
 from medsegai.request import NOT_FOR_DIAGNOSIS
 from medsegai.system.outside_text import one_line, visible_streams
@@ -121,9 +121,12 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         code = 0  # our reader has gone (`medsegai models list | head -1`): not an error
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno in DISK_FULL:
+            code = not_printed(error)  # files have errors of their own: this is what was printed
+        elif error.filename is not None:
+            code = not_opened(error)
+        else:
             raise
-        code = not_printed(error)  # files have errors of their own: this is what was printed
     return flushed(code)
 
 
@@ -136,6 +139,16 @@ def flushed(code: int) -> int:
         # Python would complain once more when it flushes on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code if isinstance(error, BrokenPipeError) else code or not_printed(error)
+
+
+def not_opened(error: OSError) -> int:
+    """Report a path that cannot even be looked at: its folder is closed to this user, or its name is too long."""
+    reason = os.strerror(error.errno or errno.EIO)
+    print(
+        f"medsegai: {one_line(str(error.filename))} cannot be opened: {reason}. Check the path.",
+        file=sys.stderr,
+    )
+    return InputError.exit_code
 
 
 def not_printed(error: OSError) -> int:

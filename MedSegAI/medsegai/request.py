@@ -19,6 +19,9 @@ from medsegai.labels import Label
 from medsegai.models.json_fields import to_json
 from medsegai.volume import Volume
 
+LARGEST_SEED = 2**32 - 1
+"""Every source of random numbers takes a seed up to it."""
+
 NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
 
 
@@ -151,6 +154,8 @@ class SegmentationRequest:
             raise RequestError(
                 f"dropout-passes must lie between 0 and 1000, not {self.dropout_passes}."
             )
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise RequestError(f"seed must lie between 0 and {LARGEST_SEED}, not {self.seed}.")
         if not 0 < self.tile_step <= 1:
             raise RequestError(f"tile-step must lie above 0 and up to 1, not {self.tile_step:g}.")
         _check_region(self.region)

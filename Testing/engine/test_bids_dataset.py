@@ -66,7 +66,7 @@ def test_a_filter_chooses_suffix_session_and_other_entities(tmp_path: Path) -> N
     assert found(tmp_path, "ses=ses-02", "subject=02,03")[0] == ["sub-02_ses-02"]
     assert found(tmp_path, "run=1")[0] == ["sub-01_ses-02_run-01"]
     with pytest.raises(
-        InputError, match=r"with suffix=FLAIR .* the suffix T1w, T2w .* 01, 02; choose"
+        InputError, match=r"with suffix=FLAIR .* the suffix T1w, T2w .* 01, 02; select"
     ):
         found(tmp_path, "suffix=FLAIR")
     for wrong in ("T2w", "=T2w", "suffix=", "run=1,,2"):
@@ -144,7 +144,7 @@ def test_channels_are_put_together_by_session_and_run(tmp_path: Path) -> None:
         "sub-03 was left out, because there is not exactly one image beside it with suffix=FLAIR."
         in told
     )
-    with pytest.raises(RequestError, match=r"2 images of each case \(T1, FLAIR\)"):
+    with pytest.raises(RequestError, match=r"2 images for each case \(T1, FLAIR\)"):
         find_bids_cases(tmp_path, [], ["T1", "FLAIR"])
 
 

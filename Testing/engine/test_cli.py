@@ -555,3 +555,41 @@ def test_a_reader_that_goes_away_is_no_error(model: str) -> None:
     assert process.stderr is not None
     said = process.stderr.read()
     assert (process.wait(timeout=30), said) == (0, "")
+
+
+TOO_LONG = "a" * 300
+
+LOOKING = (
+    ("segment", TOO_LONG, "-o", "out.seg.nrrd"),
+    ("refine", TOO_LONG, "-o", "out.seg.nrrd", "--refinement", "islands"),
+    ("measure", TOO_LONG),
+    ("export", TOO_LONG, "--csv", "table.csv"),
+    ("objects", TOO_LONG, "-o", "objects.png"),
+    ("evaluate", TOO_LONG, TOO_LONG),
+    ("batch", TOO_LONG, "-o", "results"),
+    ("slide", TOO_LONG),
+    ("crossval", TOO_LONG, "--model", "brain"),
+    ("calibrate", "brain", TOO_LONG, "--cases", "all"),
+    ("train", "patches", TOO_LONG),
+    ("train", "nnunet", TOO_LONG, "-o", "run"),
+    ("train", "unet2d", TOO_LONG, "-o", "run"),
+    ("compare", TOO_LONG, "-o", "comparison"),
+    ("models", "import", TOO_LONG),
+)
+
+
+@pytest.mark.parametrize("words", LOOKING, ids=lambda words: " ".join(words[:2])[:20])
+def test_a_path_that_cannot_be_looked_at_is_one_error(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where a folder is closed to the user, or a name is longer than names can be; it was a traceback."""
+    monkeypatch.chdir(tmp_path)
+    code = main(list(words))
+    said = capsys.readouterr().err
+    assert 1 <= code <= 5
+    assert said.startswith("medsegai: ")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

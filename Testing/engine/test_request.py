@@ -58,6 +58,8 @@ def test_options_survive_json() -> None:
         {"precision": "int8"},
         {"dropout_passes": -1},
         {"dropout_passes": 1001},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_name(options: dict[str, Any]) -> None:

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 from medsegai.errors import RequestError
+from medsegai.request import LARGEST_SEED
 
 Range = tuple[float, float]
 """From the one number to the other; what lies between is drawn from."""
-
-LARGEST_SEED = 2**32 - 1
-"""Every source of random numbers takes a seed up to it."""
 
 
 Numbers: TypeAlias = "float | tuple[Numbers, ...]"
