@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 UNET = {
     "_target_": "UNet",
@@ -81,6 +82,7 @@ class Bundle:
         names: `channel_def` of the prediction.
         seed: of the weights.
         yaml: whether the configuration is written as YAML.
+        saved: further arguments of the step that saves the labels.
     """
 
     network: Mapping[str, Any] = field(default_factory=lambda: dict(UNET))
@@ -92,6 +94,7 @@ class Bundle:
     modality: str = "CT"
     seed: int = 0
     yaml: bool = False
+    saved: Mapping[str, Any] = field(default_factory=dict)
 
     def configuration(self) -> dict[str, Any]:
         """`configs/inference.json`, with the entries around it that MONAI needs to run it."""
@@ -102,6 +105,7 @@ class Bundle:
             output_dtype="uint8",
             separate_folder=False,
             resample=False,
+            **self.saved,
         )
         entries = {
             "imports": ["$import glob", "$import os"],
@@ -251,7 +255,7 @@ def save_image(path: Path, voxels: NDArray[np.float32], matrix: NDArray[np.float
 
 
 def monai_answer(folder: Path, image: Path) -> NDArray[np.uint8]:
-    """What MONAI saves for one image: (x, y, z), or (x, y, z, region)."""
+    """What MONAI saves for one image: (x, y, z), or (x, y, z, region); (x, y) for a picture."""
     from monai.bundle import ConfigWorkflow
 
     (config,) = [path for path in (folder / "configs").iterdir() if path.stem == "inference"]
@@ -266,7 +270,8 @@ def monai_answer(folder: Path, image: Path) -> NDArray[np.uint8]:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
-    (saved,) = (folder / "eval").rglob("*.nii.gz")
-    answer = np.asarray(nibabel.load(saved).dataobj)
+    (saved,) = (path for path in (folder / "eval").rglob("*") if path.is_file())
+    is_picture = saved.suffix == ".png"
+    answer = np.asarray(Image.open(saved)).T if is_picture else nibabel.load(saved).get_fdata()
     saved.unlink()
     return answer.astype(np.uint8)

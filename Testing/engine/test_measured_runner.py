@@ -87,7 +87,8 @@ def test_without_a_number_it_takes_less_than_twice_the_better(seconds: float, ba
 
 
 @pytest.mark.parametrize(
-    ("seconds", "batches", "prepared"), [(11, 4, True), (1.7, 4, False), (1.7, 100, True)]
+    ("seconds", "batches", "prepared"),
+    [(11, 4, False), (11, 8, True), (1.7, 4, False), (1.7, 100, True)],
 )
 def test_few_small_windows_are_not_worth_it(seconds: float, batches: int, prepared: bool) -> None:
     assert taken(seconds, batches, told=True)[1] == prepared

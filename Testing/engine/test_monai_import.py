@@ -217,6 +217,67 @@ def test_what_cannot_be_run_is_refused_by_its_place(
     assert not (tmp_path / "models").exists()
 
 
+UNEST = {
+    "_target_": "scripts.networks.unest_base_patch_4.UNesT",
+    **{"in_channels": 1, "out_channels": 133, "patch_size": 4},
+    **{"depths": [2, 2, 8], "embed_dim": [128, 256, 512], "num_heads": [4, 8, 16]},
+}
+
+
+@pytest.mark.parametrize("as_archive", [False, True])
+def test_a_bundle_whose_network_is_its_own_code_is_refused_by_its_place(
+    as_archive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As wholeBrainSeg_Large_UNEST_segmentation is: MONAI has no UNesT, and the scripts beside it never run."""
+    monkeypatch.chdir(tmp_path)
+    folder = Bundle().write(tmp_path / "wholeBrainSeg_Large_UNEST_segmentation")
+    configuration = Bundle().configuration()
+    configuration["network_def"] = UNEST
+    (folder / "configs/inference.json").write_text(json.dumps(configuration))
+    for name in ("__init__", "networks/__init__", "networks/unest_base_patch_4"):
+        script = folder / "scripts" / f"{name}.py"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text("open('canary', 'w')\nclass UNesT: ...\n")
+    source = as_zip(folder, tmp_path / "unest.zip", "unest/") if as_archive else folder
+    monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "models"))
+    assert main(["models", "import", str(source)]) != 0
+    said = capsys.readouterr().err
+    for words in ("network_def::_target_", UNEST["_target_"], "bundle's own", "with MONAI itself"):
+        assert words in said
+    assert not list(tmp_path.rglob("canary"))
+    assert not list((tmp_path / "models").rglob("card.json"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("inferer::spatial_dim", 3, "inferer::spatial_dim"),
+        ("inferer::roi_size", [16, 16, 16], "inferer::roi_size"),
+        ("network_def::spatial_dims", 3, "inferer::_target_"),
+        ("preprocessing::transforms::2::size_mode", "longest", "2::size_mode"),
+        ("preprocessing::transforms::2::anti_aliasing", True, "2::anti_aliasing"),
+        ("preprocessing::transforms::2::align_corners", True, "2::align_corners"),
+        ("preprocessing::transforms::2::mode", "bicubic", "bilinear, nearest or area"),
+        ("preprocessing::transforms::2::spatial_size", [0.5, 1, 1], "transforms::2"),
+    ],
+)
+def test_what_slices_and_sizes_cannot_be_is_refused(
+    place: str, value: Any, words: str, tmp_path: Path
+) -> None:
+    bundle = Bundle(
+        network={**UNET, "spatial_dims": 2},
+        preprocessing=(*LOAD, step("Resize", spatial_size=[16, 16, -1], mode="bilinear")),
+        inferer={"_target_": "SliceInferer", "roi_size": [16, 16], "spatial_dim": 2},
+    )
+    folder = bundle.write(tmp_path / "bundle")
+    assert import_model(folder, tmp_path / "models" / "good") is not None
+    configuration = bundle.configuration()
+    with_entry(place, value)(configuration)
+    (folder / "configs/inference.json").write_text(json.dumps(configuration))
+    with pytest.raises(ModelError, match=words):
+        import_model(folder, tmp_path / "models" / "new")
+
+
 def test_what_is_not_needed_may_hold_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from medsegai.engine import segment
 from medsegai.families.monai import import_model
@@ -89,7 +90,38 @@ DYNUNET = {
     "res_block": True,
 }
 
+PLANES = {**UNET, "spatial_dims": 2}
+SLICES = {"_target_": "SliceInferer", "roi_size": [16, 20], "spatial_dim": 2, "overlap": 0.5}
+
 CASES: dict[str, Case] = {
+    "short axis: a network of planes, slice by slice": Case(
+        Bundle(network=PLANES, preprocessing=(*LOAD, step("ScaleIntensity")), inferer=SLICES),
+        shape=(30, 26, 5),
+    ),
+    "planes across another axis, gaussian, resampled": Case(
+        Bundle(
+            network=PLANES,
+            preprocessing=(*LOAD, *RAS, *SPACING, *CT),
+            inferer={**SLICES, "spatial_dim": 0, "mode": "gaussian"},
+        )
+    ),
+    "resized, linear inversion": Case(
+        Bundle(
+            preprocessing=(
+                *LOAD,
+                *RAS,
+                step("Resize", spatial_size=[20, 32, -1], mode="trilinear"),
+                *CT,
+            )
+        ),
+        lies=affine((0.9, 1.1, 1.7), 20, (0, 1)),
+    ),
+    "resized by areas, nearest inversion": Case(
+        Bundle(
+            preprocessing=(*LOAD, *SPACING, *CT, step("Resize", spatial_size=[18, 18, 24])),
+            postprocessing=tuple(LABELS_THEN_BACK),
+        )
+    ),
     "spleen: softmax, linear inversion": Case(Bundle()),
     "oblique": Case(Bundle(), lies=affine((0.9, 1.1, 1.7), 20, (0, 1))),
     "whole body: gaussian, replicate, nearest inversion": Case(
@@ -349,6 +381,45 @@ def check(answer: NDArray[np.uint8], result: SegmentationResult, least: float = 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_labels_are_those_of_monai(case: Case, tmp_path: Path) -> None:
     check(*segmented(case, tmp_path))
+
+
+def test_a_picture_is_segmented_as_in_monai(tmp_path: Path) -> None:
+    """As of endoscopic tools: colours, brought to a size, and one-hot labels without the background."""
+    colours = smooth_image((46, 38), channels=3)
+    colours = (255 * (colours - colours.min()) / np.ptp(colours)).astype(np.uint8)
+    path = tmp_path / "data" / "image.png"
+    path.parent.mkdir()
+    Image.fromarray(colours.transpose(1, 0, 2)).save(path)
+    one_hot = [
+        after("Invert", transform="@preprocessing", orig_keys="image", nearest_interp=False),
+        after("AsDiscrete", argmax=True, to_onehot=2),
+        after("Lambda", func="$lambda x : x[1:]"),
+    ]
+    bundle = Bundle(
+        network={**PLANES, "in_channels": 3, "out_channels": 2},
+        preprocessing=(
+            step("LoadImage"),
+            step("EnsureChannelFirst", channel_dim=-1),
+            step("Resize", spatial_size=[32, 48], mode=["bilinear"]),
+            step("ScaleIntensity"),
+        ),
+        inferer={"_target_": "SimpleInferer"},
+        postprocessing=one_hot,
+        more={"datalist": "$list(sorted(glob.glob(@dataset_dir + '/*.png')))"},
+        modality="RGB",
+        saved={"output_ext": ".png"},
+    )
+    folder = bundle.write(tmp_path / "tools")
+    answer = monai_answer(folder, path)
+    card = import_model(folder, tmp_path / "models" / "ours")
+    assert card is not None
+    assert card.dimensions == 2
+    request = SegmentationRequest(
+        inputs=(path,),
+        models=(str(tmp_path / "models" / "ours"),),
+        **{"device": "cpu", "backend": "torch", "precision": "fp32"},
+    )
+    check(answer, segment(request))
 
 
 @pytest.mark.slow

@@ -57,20 +57,18 @@ def convert(folder: Path, destination: Path) -> ModelCard:
     check_segments(configuration, metadata)
     network = _network(configuration, folder)
     description = Description.of(network["class"], network["arguments"])
-    if description.dimensions != 3:
-        raise configuration.wrong(
-            "network_def", "the network is one of single planes, and only those of volumes are run"
-        )
     _check_metadata(configuration, metadata, description)
-    steps = read_preprocessing(configuration, description.in_channels)
-    nearest = any(step["transform"] == "Spacing" and step["mode"] == "nearest" for step in steps)
+    slices = Component.at(configuration, "inferer").target.rpartition(".")[2] == "SliceInferer"
+    pictures = description.dimensions == 2 and not slices
+    steps = read_preprocessing(configuration, description.in_channels, pictures)
+    modes = {step["mode"] for step in steps if step["transform"] in ("Spacing", "Resize")}
+    nearest = "nearest" in modes
     after = read_postprocessing(configuration, nearest)
+    inferer = read_inferer(configuration, description.dimensions)
     settings: dict[str, Any] = {
         "network": network,
         "preprocessing": steps,
-        "inferer": {
-            name: value for name, value in read_inferer(configuration).items() if value is not None
-        },
+        "inferer": {name: value for name, value in inferer.items() if value is not None},
         "postprocessing": after.reading,
     }
     try:
@@ -80,6 +78,10 @@ def convert(folder: Path, destination: Path) -> ModelCard:
     named, order = _labels(metadata, description, after, reading.regions)
     if order != sorted(order):
         after.reading["order"] = order
+    if "area" in modes and after.reading["inversion"] == "linear":
+        after.notes.append(
+            "The configuration resizes answers by averages of areas; here they are interpolated."
+        )
     member = write_member(
         read_weights_file(_weights(folder, configuration)), network, named.classes, destination
     )
@@ -91,6 +93,7 @@ def convert(folder: Path, destination: Path) -> ModelCard:
         spacing_mm=_spacing(steps),
         settings=settings,
         suggested_refinements=_refinements(after, named),
+        dimensions=2 if pictures else 3,
         **_told(folder, metadata, [*after.notes, *filter(None, [named.note])]),
     )
 
@@ -113,7 +116,8 @@ def _network(configuration: Configuration, folder: Path) -> dict[str, Any]:
     name = network_name(component.target)
     if name is None:
         raise component.unknown(
-            "not a network that is known", f"known are {', '.join(KINDS)} of MONAI"
+            "not a network that is known",
+            f"run the bundle with MONAI itself; known here are {', '.join(KINDS)} of MONAI",
         )
     dropped = KINDS[name].dropped
     arguments = {

@@ -155,9 +155,12 @@ class _Network(MemberNetwork):
 
     def usual_batch(self) -> tuple[int, ...] | None:
         """A window, if the model says how large that is; an image that is smaller has others."""
-        roi = self._settings.inferer.roi_size or ()
+        inferer = self._settings.inferer
+        sizes = [
+            size for axis, size in enumerate(inferer.roi_size or ()) if axis != inferer.slice_axis
+        ]
         channels = self._settings.network.in_channels
-        return (1, channels, *roi) if roi and min(roi) > 0 else None
+        return (1, channels, *sizes) if sizes and min(sizes) > 0 else None
 
     def load(self) -> nn.Module:
         if self._network is None:
@@ -197,13 +200,19 @@ class WindowMember:
         done = 0
         runner = self.network.runner(compute, dropout=self.seed is not None)
         runner.expect(compute, self.window.tiles)
+        across = self.settings.inferer.slice_axis
         back = [2 + self.order.index(axis) for axis in range(3)]
         there = [2 + axis for axis in self.order]
 
         def answer(patches: Tensor) -> Tensor:
             nonlocal done
+            window = patches.permute(0, 1, *back)
             with random_numbers(None if self.seed is None else (self.seed << 32) + done):
-                values = self._answer(patches.permute(0, 1, *back), compute)
+                if across is None:
+                    values = self._answer(window, compute)
+                else:
+                    plane = self._answer(window.squeeze(2 + across), compute)
+                    values = plane.unsqueeze(2 + across)
             done += 1
             step(min(done / self.window.tiles, 1.0))
             return values.permute(0, 1, *there)

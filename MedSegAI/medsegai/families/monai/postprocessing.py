@@ -27,6 +27,9 @@ NO_EFFECT = frozenset(
 )
 """Transforms after the network that change no label."""
 
+PICTURE_AXIS = 2
+"""The axis z, of which pictures have a single plane."""
+
 SLIDING = frozenset({"SlidingWindowInferer", "SlidingWindowInfererAdapt"})
 
 
@@ -48,25 +51,34 @@ class Postprocessing:
     notes: list[str] = field(default_factory=list)
 
 
-def read_inferer(configuration: Configuration) -> dict[str, Any]:
+def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str, Any]:
     """The sliding window; without a size of windows it is the whole image.
 
+    Args:
+        configuration: of the bundle.
+        dimensions: of its network.
+
     Raises:
-        ModelError: the inferer or an argument of it is not known.
+        ModelError: the inferer or an argument of it is not known, or it cannot run such a network.
     """
     component = Component.at(configuration, "inferer")
     place, _, name = component.target.rpartition(".")
     if place and not place.startswith("monai.inferers"):
         name = component.target
+    slices = name == "SliceInferer"
     if name == "SimpleInferer":
-        return {}
-    if name not in SLIDING:
+        return {} if dimensions == 3 else {"slice_axis": PICTURE_AXIS}
+    if name not in SLIDING and not slices:
         raise component.unknown(
             "not an inferer that is known",
-            f"known are SimpleInferer and {', '.join(sorted(SLIDING))}",
+            f"known are SimpleInferer, SliceInferer and {', '.join(sorted(SLIDING))}",
+        )
+    if slices and dimensions == 3:
+        raise component.wrong(
+            "_target_", "it runs networks of single planes, and this one is of volumes"
         )
     component.only(
-        "roi_size overlap mode sigma_scale padding_mode cval",
+        ("spatial_dim " if slices else "") + "roi_size overlap mode sigma_scale padding_mode cval",
         "sw_batch_size sw_device device progress cache_roi_weight_map cpu_thresh buffer_steps buffer_dim",
     )
     found = {
@@ -79,6 +91,17 @@ def read_inferer(configuration: Configuration) -> dict[str, Any]:
     }
     if found["roi_size"] is not None:
         found["roi_size"] = [0 if size is None else size for size in found["roi_size"]]
+    if dimensions == 2:
+        axis = component.value("spatial_dim", 0) if slices else PICTURE_AXIS
+        if axis not in (0, 1, 2):
+            raise component.wrong("spatial_dim", "0, 1 or 2 belongs here")
+        given = component.value("roi_size")
+        if isinstance(given, list) and len(given) != 2:
+            raise component.wrong("roi_size", "windows in single planes have two sizes")
+        if found["roi_size"] is not None:
+            sizes = found["roi_size"][:2]
+            found["roi_size"] = [*sizes[:axis], 1, *sizes[axis:]]
+        found["slice_axis"] = axis
     return found
 
 
@@ -173,8 +196,8 @@ class _Reader:
             return
         else:
             raise component.wrong("threshold", "argmax or a threshold of 0.5 is known")
-        if component.alike("to_onehot") not in (None, False):
-            raise component.wrong("to_onehot", "only label maps are known")
+        if component.alike("to_onehot") not in (None, False) and decision != "argmax":
+            raise component.wrong("to_onehot", "it is known beside argmax only")
         if self._decision:
             raise component.wrong("argmax", "labels are decided once")
         self._decision = decision
@@ -223,13 +246,24 @@ class _Reader:
         try:
             if not isinstance(text, str) or not text.startswith("$"):
                 raise Refused("it is not an expression")
+            if drops_background(text[1:]):
+                return
             self._result.merge = merged_channels(text[1:])
         except Refused as error:
             raise self._configuration.refused(
                 f"{component.place}{SEPARATOR}func",
                 f"{shown(text)} would have to be run, because {error}",
-                "only nested torch.where of single channels is understood",
+                "only nested torch.where of single channels, and x[1:], are understood",
             ) from None
+
+
+def drops_background(text: str) -> bool:
+    """Whether it is a `lambda x: x[1:]`, which leaves out the channel of the background and changes no label."""
+    tree, references = parse(text)
+    if not isinstance(tree, ast.Lambda) or references:
+        return False
+    image = ast.unparse(tree.args)
+    return image.isidentifier() and ast.unparse(tree.body) == f"{image}[1:]"
 
 
 def merged_channels(text: str) -> list[tuple[int, int]]:

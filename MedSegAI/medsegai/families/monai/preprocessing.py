@@ -22,13 +22,29 @@ NO_EFFECT = frozenset(
 """Transforms that change nothing here: scans are read, and are float32 with a channel in front."""
 
 
-def read_preprocessing(configuration: Configuration, in_channels: int) -> list[Found]:
+PLANAR = {
+    "Resize": ("spatial_size", -1),
+    "SpatialPad": ("spatial_size", -1),
+    "DivisiblePad": ("k", 1),
+    "CenterSpatialCrop": ("roi_size", -1),
+}
+"""The spatial steps that are known for pictures, and what of each leaves the axis alone that a picture lacks."""
+
+
+def read_preprocessing(
+    configuration: Configuration, in_channels: int, pictures: bool = False
+) -> list[Found]:
     """The steps, as a card has them.
+
+    Args:
+        configuration: of the bundle.
+        in_channels: of its network.
+        pictures: whether the bundle is for pictures of one plane.
 
     Raises:
         ModelError: a transform or an argument is not known, or images are not joined into the network's channels.
     """
-    reader = _Reader(configuration, in_channels)
+    reader = _Reader(configuration, in_channels, pictures)
     for component in transforms_of(configuration, "preprocessing"):
         reader.add(component)
     reader.check_joined()
@@ -38,8 +54,11 @@ def read_preprocessing(configuration: Configuration, in_channels: int) -> list[F
 class _Reader:
     """Follows which images of a case become which channels."""
 
-    def __init__(self, configuration: Configuration, in_channels: int) -> None:
+    def __init__(
+        self, configuration: Configuration, in_channels: int, pictures: bool = False
+    ) -> None:
         self.steps: list[Found] = []
+        self._pictures = pictures
         self._configuration = configuration
         self._count = in_channels
         self._channels: dict[str, list[int]] = {}
@@ -61,6 +80,8 @@ class _Reader:
         channels = self._of(component, keys)
         step = {"transform": name, **_ARGUMENTS[name](component)}
         if name in _SPATIAL:
+            if self._pictures:
+                step |= self._in_plane(component, name, step)
             if sorted(channels) != list(range(self._count)):
                 raise component.wrong("keys", "images that become one input must be changed alike")
             if name == "CropForeground":
@@ -72,6 +93,16 @@ class _Reader:
         except ModelError as error:
             raise self._configuration.wrong(component.place, str(error).rstrip(".")) from None
         self.steps.append(step)
+
+    def _in_plane(self, component: Component, name: str, step: Found) -> Found:
+        """What a step asks of a picture, with a value for the axis that a picture lacks."""
+        if name not in PLANAR:
+            raise component.unknown(
+                "not a step that is known for networks of single planes",
+                f"known are {', '.join(sorted(PLANAR))}",
+            )
+        argument, unchanged = PLANAR[name]
+        return {argument: [*step[argument][:2], unchanged]}
 
     def check_joined(self) -> None:
         """Raises ModelError: what the network sees is not one image with all channels."""
@@ -211,6 +242,26 @@ def _crop_foreground(component: Component) -> Found:
     }
 
 
+_LINEAR = ("linear", "bilinear", "trilinear")
+
+
+def _resize(component: Component) -> Found:
+    component.only(
+        "keys spatial_size size_mode mode align_corners anti_aliasing",
+        f"{_IGNORED} anti_aliasing_sigma",
+    )
+    if component.value("size_mode", "all") != "all":
+        raise component.wrong("size_mode", "only all is known here")
+    for name in ("align_corners", "anti_aliasing"):
+        if component.flag(name):
+            raise component.wrong(name, "only false is known here")
+    mode = component.alike("mode", "area")
+    return {
+        "spatial_size": component.three("spatial_size"),
+        "mode": "bilinear" if mode in _LINEAR else mode,
+    }
+
+
 def _pad(component: Component, what: str) -> Found:
     component.only(f"keys {what} method mode value constant_values", _IGNORED)
     value = component.value("value", component.value("constant_values", 0.0))
@@ -243,6 +294,7 @@ def _center_crop(component: Component) -> Found:
 _ARGUMENTS: dict[str, Callable[[Component], Found]] = {
     "Orientation": _orientation,
     "Spacing": _spacing,
+    "Resize": _resize,
     "CropForeground": _crop_foreground,
     "SpatialPad": lambda component: _pad(component, "spatial_size"),
     "DivisiblePad": lambda component: _pad(component, "k"),

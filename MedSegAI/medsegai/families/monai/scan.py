@@ -238,6 +238,63 @@ class Spacing:
         return np.where(kept, old, new)
 
 
+@dataclass(frozen=True)
+class Resize:
+    """Bring the image to `spatial_size` voxels in the same box; sizes that are not positive stay as they are."""
+
+    spatial_size: Triple
+    mode: str = "area"
+
+    def check(self) -> None:
+        """Refuse settings that this step does not support.
+
+        Raises:
+            ModelError: the configuration asks for such a setting.
+        """
+        _check_sizes("spatial_size", self.spatial_size, -1)
+        if self.mode not in ("bilinear", "nearest", "area"):
+            raise ModelError(
+                f"The mode of Resize must be bilinear, nearest or area, not {shown(self.mode)}."
+            )
+
+    def apply(self, scan: Scan) -> Scan:
+        """Return the scan after this step."""
+        x, y, z = (
+            wanted if wanted > 0 else size
+            for wanted, size in zip(self.spatial_size, scan.shape, strict=True)
+        )
+        if (x, y, z) == scan.shape:
+            return scan
+        check_memory((x, y, z), BYTES_A_VOXEL * len(scan.voxels))
+        mode = "trilinear" if self.mode == "bilinear" else self.mode
+        voxels = F.interpolate(scan.voxels[None], size=(x, y, z), mode=mode)[0]
+        scales = [new / old for new, old in zip((x, y, z), scan.shape, strict=True)]
+        reach = tuple(
+            ((low + 0.5) * scale - 0.5, (high + 0.5) * scale - 0.5)
+            for scale, (low, high) in zip(scales, scan.reach.bounds, strict=True)
+        )
+        before = scan.reach.nearest
+        if not before and not scan.resampled:
+            before = tuple(Nearest(0.0, 1.0, torch.arange(size)) for size in scan.shape)
+        nearest = tuple(
+            Nearest(
+                (known.first + 0.5) * scale - 0.5,
+                known.step * scale,
+                _nearest_of_torch(new, old)[known.voxels.clamp(0, old - 1)],
+            )
+            for known, scale, new, old in zip(before, scales, (x, y, z), scan.shape, strict=False)
+        )
+        geometry = scan.geometry.resized((x, y, z))
+        bounds = Reach((reach[0], reach[1], reach[2]), nearest)
+        return Scan(voxels, geometry, bounds, resampled=True)
+
+
+def _nearest_of_torch(source: int, count: int) -> Tensor:
+    """Which of `source` voxels torch's `interpolate` takes for each of `count`: it rounds their edges down."""
+    scale = torch.tensor(source / count, dtype=torch.float32)
+    return (torch.arange(count, dtype=torch.float32) * scale).floor().long().clamp(max=source - 1)
+
+
 Matrix = NDArray[np.float64]
 
 

@@ -27,6 +27,7 @@ STEPS: dict[str, type[Step]] = {
     for kind in (
         scan.Orientation,
         scan.Spacing,
+        scan.Resize,
         scan.CropForeground,
         scan.SpatialPad,
         scan.DivisiblePad,
@@ -69,6 +70,7 @@ class Inferer:
         mode: "constant" or "gaussian" weights of a window's voxels.
         sigma_scale: of the Gaussian, as a part of the window.
         padding_mode, cval: how an image that is smaller than the window is continued.
+        slice_axis: the axis across which a network of single planes is run plane by plane; z for pictures.
     """
 
     roi_size: tuple[int, int, int] | None = None
@@ -77,6 +79,7 @@ class Inferer:
     sigma_scale: tuple[float, float, float] = (0.125, 0.125, 0.125)
     padding_mode: str = "constant"
     cval: float = 0.0
+    slice_axis: int | None = None
 
     def permuted(self, order: Sequence[int]) -> Inferer:
         """The same windows over an image with its axes in another order."""
@@ -103,6 +106,10 @@ class Inferer:
             number(part, "overlap", 0, 0.99)
         for part in self.sigma_scale:
             number(part, "sigma_scale", 1e-3, 1e3)
+        if self.slice_axis is not None:
+            number(self.slice_axis, "slice_axis", 0, 2)
+            if self.roi_size is not None and self.roi_size[self.slice_axis] != 1:
+                raise ModelError("roi_size must be 1 along slice_axis.")
         _one_of(self.mode, "mode", MODES)
         _one_of(self.padding_mode, "padding_mode", PADDING_MODES)
 
@@ -199,10 +206,13 @@ class Settings:
         )
 
     def _check(self, card: ModelCard) -> None:
-        if self.network.dimensions != 3:
+        if (self.network.dimensions == 2) != (self.inferer.slice_axis is not None):
             raise ModelError(
-                f"the network must be one of three dimensions, not {self.network.dimensions}."
+                f"a network of {self.network.dimensions} dimensions cannot be run with slice_axis "
+                f"{shown(self.inferer.slice_axis)}."
             )
+        if card.dimensions == 2 and self.inferer.slice_axis != 2:
+            raise ModelError("a model of pictures needs a network of single planes across z.")
         if len(card.channels) != self.network.in_channels:
             raise ModelError(
                 f"the card has {len(card.channels)} channels, and the network takes {self.network.in_channels}."
