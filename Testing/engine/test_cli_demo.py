@@ -169,6 +169,7 @@ def test_with_a_model_for_pictures_it_draws_one_and_counts(tmp_path: Path, capsy
     assert numbers.shape == drawn.shape[:2]
     assert numbers.max() == len(rows) == pytest.approx(count, rel=0.1)
     assert f"{len(rows)} objects" in capsys.readouterr().out
+    assert f"{len(rows)}, median " in (folder / FILES["page"]).read_text(encoding="utf-8")
     names = {*FILES.values(), PICTURE, *OBJECT_FILES.values()}
     assert {path.name for path in folder.iterdir()} == names
     table.write_text("number\n1\n")

@@ -125,11 +125,14 @@ def _measured(report: Mapping[str, Any]) -> dict[tuple[int, str], Measured]:
 def _counted(report: Mapping[str, Any]) -> dict[str, Any]:
     """How many separate objects the run found, and how large they are."""
     found = report.get("objects")
-    if not found:
-        return {}
+    return {"Objects": f"{found['count']}{_median_size(found)}"} if found else {}
+
+
+def _median_size(found: Mapping[str, Any]) -> str:
     area, pixels = found["median_area_mm2"], found["median_pixels"]
-    size = f"{area:.3g} mm²" if area is not None else f"{pixels:.0f} pixels" if pixels else ""
-    return {"Objects": f"{found['count']}, median {size}" if size else str(found["count"])}
+    if area is not None:
+        return f", median {area:.3g} mm²"
+    return "" if pixels is None else f", median {pixels:.0f} pixels"
 
 
 def _refined(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from medsegai.families.monai.files import SUFFIXES
 from medsegai.families.monai.kinds import check_segments
 from medsegai.families.monai.labels import Named, channel_names, exclusive, overlapping
 from medsegai.families.monai.postprocessing import (
+    SLICES,
     Postprocessing,
+    inferer_name,
     read_inferer,
     read_postprocessing,
 )
@@ -37,6 +39,8 @@ CONFIGS, METADATA, INFERENCE, MODELS = "configs", "metadata.json", "inference", 
 
 LONGEST_TEXT = 2000
 """Letters of a description."""
+
+AREAS = "The configuration resizes answers by averages of areas; here they are interpolated."
 
 MODALITIES = {"MRI": "MR", "PET": "PT", "ULTRASOUND": "US"}
 
@@ -58,12 +62,10 @@ def convert(folder: Path, destination: Path) -> ModelCard:
     network = _network(configuration, folder)
     description = Description.of(network["class"], network["arguments"])
     _check_metadata(configuration, metadata, description)
-    slices = Component.at(configuration, "inferer").target.rpartition(".")[2] == "SliceInferer"
-    pictures = description.dimensions == 2 and not slices
+    pictures = _is_for_pictures(configuration, description)
     steps = read_preprocessing(configuration, description.in_channels, pictures)
     modes = {step["mode"] for step in steps if step["transform"] in ("Spacing", "Resize")}
-    nearest = "nearest" in modes
-    after = read_postprocessing(configuration, nearest)
+    after = read_postprocessing(configuration, "nearest" in modes)
     inferer = read_inferer(configuration, description.dimensions)
     settings: dict[str, Any] = {
         "network": network,
@@ -79,9 +81,7 @@ def convert(folder: Path, destination: Path) -> ModelCard:
     if order != sorted(order):
         after.reading["order"] = order
     if "area" in modes and after.reading["inversion"] == "linear":
-        after.notes.append(
-            "The configuration resizes answers by averages of areas; here they are interpolated."
-        )
+        after.notes.append(AREAS)
     member = write_member(
         read_weights_file(_weights(folder, configuration)), network, named.classes, destination
     )
@@ -96,6 +96,12 @@ def convert(folder: Path, destination: Path) -> ModelCard:
         dimensions=2 if pictures else 3,
         **_told(folder, metadata, [*after.notes, *filter(None, [named.note])]),
     )
+
+
+def _is_for_pictures(configuration: Configuration, network: Description) -> bool:
+    """Whether the network sees pictures of one plane, and not volumes slice by slice."""
+    inferer = inferer_name(Component.at(configuration, "inferer"))
+    return network.dimensions == 2 and inferer != SLICES
 
 
 def _configuration(folder: Path, metadata: Mapping[str, Any]) -> Configuration:

@@ -30,6 +30,8 @@ NO_EFFECT = frozenset(
 PICTURE_AXIS = 2
 """The axis z, of which pictures have a single plane."""
 
+SLICES = "SliceInferer"
+
 SLIDING = frozenset({"SlidingWindowInferer", "SlidingWindowInfererAdapt"})
 
 
@@ -62,47 +64,54 @@ def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str,
         ModelError: the inferer or an argument of it is not known, or it cannot run such a network.
     """
     component = Component.at(configuration, "inferer")
-    place, _, name = component.target.rpartition(".")
-    if place and not place.startswith("monai.inferers"):
-        name = component.target
-    slices = name == "SliceInferer"
+    name = inferer_name(component)
     if name == "SimpleInferer":
         return {} if dimensions == 3 else {"slice_axis": PICTURE_AXIS}
-    if name not in SLIDING and not slices:
+    if name not in (*SLIDING, SLICES):
         raise component.unknown(
             "not an inferer that is known",
-            f"known are SimpleInferer, SliceInferer and {', '.join(sorted(SLIDING))}",
+            f"known are SimpleInferer, {SLICES} and {', '.join(sorted(SLIDING))}",
         )
-    if slices and dimensions == 3:
+    if name == SLICES and dimensions == 3:
         raise component.wrong(
             "_target_", "it runs networks of single planes, and this one is of volumes"
         )
+    found = _sliding_window(component, name == SLICES)
+    return found if dimensions == 3 else found | _in_planes(component, found["roi_size"])
+
+
+def inferer_name(component: Component) -> str:
+    """The name of an inferer of MONAI; the whole target of another one."""
+    place, _, name = component.target.rpartition(".")
+    return name if not place or place.startswith("monai.inferers") else component.target
+
+
+def _sliding_window(component: Component, slices: bool) -> dict[str, Any]:
     component.only(
         ("spatial_dim " if slices else "") + "roi_size overlap mode sigma_scale padding_mode cval",
         "sw_batch_size sw_device device progress cache_roi_weight_map cpu_thresh buffer_steps buffer_dim",
     )
-    found = {
-        "roi_size": component.three("roi_size"),
+    sizes = component.three("roi_size")
+    return {
+        "roi_size": sizes and [0 if size is None else size for size in sizes],
         "overlap": component.three("overlap", 0.25),
         "sigma_scale": component.three("sigma_scale", 0.125),
         "mode": component.value("mode", "constant"),
         "padding_mode": component.value("padding_mode", "constant"),
         "cval": component.value("cval", 0.0),
     }
-    if found["roi_size"] is not None:
-        found["roi_size"] = [0 if size is None else size for size in found["roi_size"]]
-    if dimensions == 2:
-        axis = component.value("spatial_dim", 0) if slices else PICTURE_AXIS
-        if axis not in (0, 1, 2):
-            raise component.wrong("spatial_dim", "0, 1 or 2 belongs here")
-        given = component.value("roi_size")
-        if isinstance(given, list) and len(given) != 2:
-            raise component.wrong("roi_size", "windows in single planes have two sizes")
-        if found["roi_size"] is not None:
-            sizes = found["roi_size"][:2]
-            found["roi_size"] = [*sizes[:axis], 1, *sizes[axis:]]
-        found["slice_axis"] = axis
-    return found
+
+
+def _in_planes(component: Component, sizes: list[int] | None) -> dict[str, Any]:
+    """The windows of a network of single planes, which are one voxel thick."""
+    axis = component.value("spatial_dim", 0 if inferer_name(component) == SLICES else PICTURE_AXIS)
+    if axis not in (0, 1, 2):
+        raise component.wrong("spatial_dim", "0, 1 or 2 belongs here")
+    given = component.value("roi_size")
+    if isinstance(given, list) and len(given) != 2:
+        raise component.wrong("roi_size", "windows in single planes have two sizes")
+    flat = None if sizes is None else [*sizes[:2][:axis], 1, *sizes[:2][axis:]]
+    return {"roi_size": flat, "slice_axis": axis}
 
 
 def read_postprocessing(configuration: Configuration, nearest: bool) -> Postprocessing:

@@ -273,20 +273,26 @@ class Resize:
             ((low + 0.5) * scale - 0.5, (high + 0.5) * scale - 0.5)
             for scale, (low, high) in zip(scales, scan.reach.bounds, strict=True)
         )
-        before = scan.reach.nearest
-        if not before and not scan.resampled:
-            before = tuple(Nearest(0.0, 1.0, torch.arange(size)) for size in scan.shape)
         nearest = tuple(
             Nearest(
                 (known.first + 0.5) * scale - 0.5,
                 known.step * scale,
                 _nearest_of_torch(new, old)[known.voxels.clamp(0, old - 1)],
             )
-            for known, scale, new, old in zip(before, scales, (x, y, z), scan.shape, strict=False)
+            for known, scale, new, old in zip(
+                _nearest_so_far(scan), scales, (x, y, z), scan.shape, strict=False
+            )
         )
         geometry = scan.geometry.resized((x, y, z))
         bounds = Reach((reach[0], reach[1], reach[2]), nearest)
         return Scan(voxels, geometry, bounds, resampled=True)
+
+
+def _nearest_so_far(scan: Scan) -> tuple[Nearest, ...]:
+    """Which voxel of a scan MONAI takes for each of the input; () where that is not known."""
+    if scan.reach.nearest or scan.resampled:
+        return scan.reach.nearest
+    return tuple(Nearest(0.0, 1.0, torch.arange(size)) for size in scan.shape)
 
 
 def _nearest_of_torch(source: int, count: int) -> Tensor:
