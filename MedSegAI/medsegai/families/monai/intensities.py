@@ -45,11 +45,7 @@ class ScaleIntensityRange:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         for name in ("a_min", "a_max"):
             number(getattr(self, name), name)
 
@@ -77,11 +73,7 @@ class ScaleIntensityRangePercentiles:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_percentiles(self.lower, self.upper)
         if self.relative and (self.b_min is None or self.b_max is None):
             raise ModelError("ScaleIntensityRangePercentiles needs b_min and b_max to be relative.")
@@ -107,11 +99,7 @@ class ScaleIntensity:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         if self.factor is not None:
             number(self.factor, "factor")
 
@@ -145,11 +133,7 @@ class NormalizeIntensity:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         for name in ("subtrahend", "divisor"):
             given = getattr(self, name)
             if given is not None and (not given or (len(given) > 1 and not self.channel_wise)):
@@ -185,11 +169,7 @@ class ClipIntensityPercentiles:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_percentiles(self.lower or 0.0, 100.0 if self.upper is None else self.upper)
 
     def apply(self, scan: Scan) -> Scan:
@@ -210,11 +190,7 @@ class ThresholdIntensity:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         number(self.threshold, "threshold")
 
     def apply(self, scan: Scan) -> Scan:
@@ -234,11 +210,7 @@ class Squash:
     groups: Groups | None = None
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         if self.function not in ("sigmoid", "tanh", "pet"):
             raise ModelError(f"There is no function {shown(self.function)} of intensities.")
 

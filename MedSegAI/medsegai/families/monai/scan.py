@@ -148,11 +148,7 @@ class Orientation:
     axcodes: str
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         sides = [RAS_SIDES.get(letter, (None, False))[0] for letter in self.axcodes]
         if sorted(sides, key=str) != [0, 1, 2]:
             raise ModelError(
@@ -191,11 +187,7 @@ class Spacing:
     dtype: str = "float64"
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         if self.dtype not in ("float32", "float64"):
             raise ModelError(f"Spacing computes in float32 or float64, not in {shown(self.dtype)}.")
         if self.mode not in ("bilinear", "nearest"):
@@ -246,11 +238,7 @@ class Resize:
     mode: str = "area"
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_sizes("spatial_size", self.spatial_size, -1)
         if self.mode not in ("bilinear", "nearest", "area"):
             raise ModelError(
@@ -407,11 +395,7 @@ class CropForeground:
     mode: str = "constant"
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_sizes("margin", self.margin, 0)
         _check_sizes("k_divisible", self.k_divisible, 1)
         _check_mode(self.mode)
@@ -454,11 +438,7 @@ class SpatialPad:
     value: float = 0.0
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_sizes("spatial_size", self.spatial_size, -1)
         _check_method(self.method)
         _check_mode(self.mode)
@@ -482,11 +462,7 @@ class DivisiblePad:
     value: float = 0.0
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_sizes("k", self.k, 1)
         _check_method(self.method)
         _check_mode(self.mode)
@@ -506,11 +482,7 @@ class BorderPad:
     value: float = 0.0
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_sizes("spatial_border", self.spatial_border, 0)
         _check_mode(self.mode)
 
@@ -527,11 +499,7 @@ class CenterSpatialCrop:
     roi_size: Triple
 
     def check(self) -> None:
-        """Refuse settings that this step does not support.
-
-        Raises:
-            ModelError: the configuration asks for such a setting.
-        """
+        """Refuse settings that this step does not support: see `Step.check`."""
         _check_sizes("roi_size", self.roi_size, -1)
 
     def apply(self, scan: Scan) -> Scan:
