@@ -10,7 +10,7 @@ import pytest
 from made_pictures import dataset
 from medsegai.cli import main
 from medsegai.errors import InputError, RequestError
-from medsegai.training.unet2d.comparison import Trained, differences, grid, load_comparison
+from medsegai.training.unet2d.comparison import Network, Trained, differences, grid, load_comparison
 
 
 def network(name: str, dice: np.ndarray, groups: list[str] | None = None) -> Trained:
@@ -96,3 +96,11 @@ def test_a_comparison_that_cannot_be_is_refused(text: str, words: str, tmp_path:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(RequestError, match=words):
         grid(load_comparison(tmp_path / "c.toml"))
+
+
+def test_each_beginning_of_a_network_has_a_name_and_a_folder_of_its_own() -> None:
+    """Two files of weights had one folder, so the second training was refused after the first had ended."""
+    begun = ("", "package", "a/weights.pt", "b/weights.pt")
+    networks = [Network("plain", "unet", how) for how in begun]
+    assert len({network.name for network in networks}) == len(begun)
+    assert len({network.folder(1) for network in networks}) == len(begun)

@@ -12,6 +12,7 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import medsegai
 import tiny_quicknat
@@ -22,7 +23,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.inference.grid_sampling import Slab, planes_needed
 from medsegai.inference.probabilities import Block
 from medsegai.labels import Label
-from medsegai.models.card import Channel, MemberCard, ModelCard
+from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.backends import Compute
 from medsegai.preprocessing.conform import conform, conformed_geometry
 from medsegai.progress import Progress, ProgressEvent
@@ -219,6 +220,25 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("MEDSEGAI_CACHE", str(tmp_path / "cache"))
     engine._model.cache_clear()
     return str(tiny_quicknat.write_model(tmp_path / "tiny", slices=3).folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_network_that_does_not_answer_with_numbers_is_an_error(
+    backend: str, value: float, tiny: str, tmp_path: Path
+) -> None:
+    """Voxels without a number are no background: the result was empty, and said to look at the image."""
+    card = json.loads((Path(tiny) / "card.json").read_text())
+    for member in card["members"]:
+        path = Path(tiny) / member["weights"]
+        weights = load_file(path)
+        weights["classifier.conv.bias"][1] = value
+        save_file(weights, path)
+        member["sha256"] = file_sha256(path)
+    (Path(tiny) / "card.json").write_text(json.dumps(card))
+    request = SegmentationRequest((scan("oblique"),), (tiny,), backend=backend, precision="fp32")
+    with pytest.raises(ModelError, match="answered with values that are not numbers"):
+        engine.segment(request)
 
 
 def labels_of(model: str, **options: object) -> np.ndarray:

@@ -8,6 +8,7 @@ near a boundary are interpolated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from medsegai.errors import ModelError
 from medsegai.inference.activation import Activation
 from medsegai.inference.grid_sampling import VALUES_AT_ONCE, GridPoints, Reach, Slab, planes_needed
 from medsegai.volume import Geometry
@@ -34,10 +36,21 @@ class Block:
     Attributes:
         start: first voxel of the box, (k, j, i).
         values: probability of each output channel of the member, (channel, k, j, i), any float type.
+
+    Raises:
+        ModelError: a value is not a number, or is infinite.
     """
 
     start: tuple[int, int, int]
     values: Tensor
+
+    def __post_init__(self) -> None:
+        # The largest value is NaN if any value is, and one reduction needs no memory.
+        if self.values.numel() and not math.isfinite(float(self.values.amax())):
+            raise ModelError(
+                "A network of the model answered with values that are not numbers. Its weights are damaged, or "
+                "too large for half precision: import the model again, or use --precision fp32."
+            )
 
 
 @dataclass(frozen=True)

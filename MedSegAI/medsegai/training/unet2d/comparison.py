@@ -7,6 +7,7 @@ averaged over seeds if there are several.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import tomllib
@@ -62,13 +63,15 @@ class Network:
     @property
     def name(self) -> str:
         """The name of the network in tables."""
-        return (
-            f"{self.decoder} {self.encoder}, {'pre-trained' if self.pretrained else 'from scratch'}"
-        )
+        begun = {"": "from scratch", "package": "pre-trained"}
+        return f"{self.decoder} {self.encoder}, {begun.get(self.pretrained, self.pretrained)}"
 
     def folder(self, seed: int) -> str:
         """Return the folder of its training with a seed."""
-        begun = "pretrained" if self.pretrained else "scratch"
+        begun = {"": "scratch", "package": "pretrained"}.get(self.pretrained)
+        if begun is None:  # a file; two of one name may lie in different folders
+            digest = hashlib.sha256(self.pretrained.encode()).hexdigest()[:8]
+            begun = f"{Path(self.pretrained).stem}-{digest}"
         return f"{self.decoder}-{self.encoder}-{begun}-seed{seed}"
 
     def changes(self) -> dict[str, Any]:
