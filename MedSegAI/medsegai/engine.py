@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -427,13 +427,11 @@ def _judged(
     if calibration is not None and not calibration.holds_for(members):
         calibration = None
     structures = answer.structures()
-    implausible: dict[int, tuple[str, ...]] = {}
+    implausible: Mapping[int, tuple[str, ...]] = {}
     if not job.request.region and min(job.output.shape) > 1:
-        implausible = plausibility.remarks(
-            Volume(answer.labelmap, job.output),
-            [item.label for item in structures],
-            None if card is None else card.reference,
-        )
+        labels = [item.label for item in structures]
+        reference = None if card is None else card.reference
+        implausible = plausibility.remarks(Volume(answer.labelmap, job.output), labels, reference)
     return tuple(
         replace(
             item,
@@ -549,6 +547,20 @@ def forget_models() -> None:
     _model.cache_clear()
 
 
+def _model_record(card: ModelCard, members: Container[str]) -> dict[str, Any]:
+    hashes = {
+        member.name: card.weights_sha256(member)
+        for member in card.members
+        if member.name in members
+    }
+    return {
+        "id": card.id,
+        "family": card.family,
+        "version": card.version,
+        "weights_sha256": hashes,
+    }
+
+
 def _provenance(
     job: _SegmentationJob, cards: Sequence[ModelCard], parts: Sequence[_PartOf]
 ) -> dict[str, Any]:
@@ -564,19 +576,7 @@ def _provenance(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": job.compute.describe(),
         "options": job.request.options(),
-        "models": [
-            {
-                "id": card.id,
-                "family": card.family,
-                "version": card.version,
-                "weights_sha256": {
-                    member.name: card.weights_sha256(member)
-                    for member in card.members
-                    if member.name in names
-                },
-            }
-            for card, names in zip(cards, used, strict=True)
-        ],
+        "models": [_model_record(card, names) for card, names in zip(cards, used, strict=True)],
         "inputs": [
             {"sha256": _fingerprint(volume), "grid": volume.geometry.describe()}
             for volume in job.inputs

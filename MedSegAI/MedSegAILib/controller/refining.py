@@ -219,10 +219,8 @@ class _RefinementJob:
         self._section.finished(draft, result, self._shown_only)
 
     def _read(self) -> Draft:
-        choice = self._choice
+        choice, scene = self._choice, self._context.scene
         if not choice.every and not choice.segments:
             raise RequestError(_(NONE_TICKED))
         segments = () if choice.every else choice.segments
-        return self._context.scene.draft(
-            choice.segmentation, [choice.refinement], segments, choice.image
-        )
+        return scene.draft(choice.segmentation, [choice.refinement], segments, choice.image)

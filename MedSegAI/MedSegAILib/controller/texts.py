@@ -77,9 +77,8 @@ def tightness(needed_gb: float, devices: Devices, device: str) -> str:
     free = devices.free_gb(device)
     if free is None or needed_gb <= free:
         return ""
-    return _("Only {free:.1f} GB are free: close other programs, or choose fewer networks.").format(
-        free=free
-    )
+    text = _("Only {free:.1f} GB are free: close other programs, or choose fewer networks.")
+    return text.format(free=free)
 
 
 def verdict(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> Verdict:

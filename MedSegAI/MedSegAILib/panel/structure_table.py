@@ -144,11 +144,8 @@ class StructureTable:
     def selected(self) -> tuple[str, ...]:
         """The ids of the selected rows, from top to bottom; rows that are not shown are left out."""
         numbers = {index.row() for index in self._table.selectionModel().selectedRows()}
-        return tuple(
-            self.segment_at(number)
-            for number in sorted(numbers)
-            if not self._table.isRowHidden(number)
-        )
+        shown = [number for number in sorted(numbers) if not self._table.isRowHidden(number)]
+        return tuple(map(self.segment_at, shown))
 
     def next_to_check(self) -> str:
         """The first row to check below the selected one, else from the top; "" where there is none."""

@@ -108,7 +108,9 @@ class Marks:
         ):  # Slicer writes an error for every change of a segmentation without one
             tree.CreateItem(tree.GetSceneItemID(), node)
         node.CreateDefaultDisplayNodes()
-        display = node.GetDisplayNode()
+        self._show_in_slices(node.GetDisplayNode())
+
+    def _show_in_slices(self, display: Node) -> None:
         display.SetSaveWithScene(False)
         display.SetVisibility3D(False)
         for name, mark in self._kinds.items():

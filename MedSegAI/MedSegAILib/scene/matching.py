@@ -75,8 +75,6 @@ def _segment_code(segment: Segment) -> str:
 def _code(entry: str) -> str:
     """The coded part of a terminology entry, without the meanings; "" where it says nothing of anatomy."""
     codes = ["^".join(part.split("^")[:2]) for part in entry.split("~")[_CODES]]
-    return (
-        ""
-        if len(codes) < 3 or codes[1] in ("", "^", "^".join(UNSPECIFIC.type[:2]))
-        else "~".join(codes)
-    )
+    if len(codes) < 3 or codes[1] in ("", "^", "^".join(UNSPECIFIC.type[:2])):
+        return ""
+    return "~".join(codes)

@@ -131,11 +131,8 @@ def draft(
 def _check_without_labels(refinements: Sequence[Refinement]) -> None:
     for item in refinements:
         if "labels" in item.options:
-            raise RequestError(
-                _("Name the segments to refine, and leave out the label values in {name}.").format(
-                    name=item.name
-                )
-            )
+            text = _("Name the segments to refine, and leave out the label values in {name}.")
+            raise RequestError(text.format(name=item.name))
 
 
 def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:

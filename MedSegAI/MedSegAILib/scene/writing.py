@@ -202,6 +202,15 @@ class Writer:
         self.notes.append(reason + " " + _("The result became a new segmentation."))
         return False
 
+    def _present_proxy(self, output: OutputChoice) -> SegmentationNode:
+        """The segmentation node of the frames that were written before; None if there is none any more."""
+        proxy = output.node
+        if proxy is None or self.scene.IsNodePresent(proxy):
+            return proxy
+        note = _("{name} has left the scene. The next frames became a new segmentation.")
+        self.notes.append(note.format(name=proxy.GetName()))
+        return None
+
     def _write_frame(
         self, source: VolumeNode, result: SegmentationResult, output: OutputChoice, frame: int
     ) -> SegmentationNode:
@@ -211,14 +220,7 @@ class Writer:
             raise InputError(
                 "The frames of a sequence become a new segmentation. Choose that as the output."
             )
-        proxy = output.node
-        if proxy is not None and not self.scene.IsNodePresent(proxy):
-            self.notes.append(
-                _("{name} has left the scene. The next frames became a new segmentation.").format(
-                    name=proxy.GetName()
-                )
-            )
-            proxy = None
+        proxy = self._present_proxy(output)
         sequences.check_proxy(proxy, source, frame)
         name = f"{source.GetName()} segmentation"
         filled = sequences.empty_segmentation(self.scene.GenerateUniqueName(name))

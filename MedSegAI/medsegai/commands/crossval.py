@@ -164,9 +164,9 @@ def splits_of_training(models: Sequence[str], dataset: Path) -> Path | None:
 def fold_number(fold: str, splits: Sequence[Split]) -> int:
     """Return the number of a fold. Raises RequestError: the fold does not exist."""
     if not fold.isdigit() or int(fold) >= len(splits):
+        there = counted(len(splits), "fold", "folds")
         raise RequestError(
-            f"Fold {fold} does not exist, because there are "
-            f"{counted(len(splits), 'fold', 'folds')}, numbered from 0."
+            f"Fold {fold} does not exist, because there are {there}, numbered from 0."
         )
     return int(fold)
 

@@ -66,6 +66,32 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+OUTPUT_FILES = (
+    ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
+    (
+        "--mutual-information",
+        "IMAGE",
+        "write a map of how much the members disagree, beyond the uncertainty of each (nats)",
+    ),
+    ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
+    (
+        "--places",
+        "CSV",
+        "table of connected regions with areas and probabilities, the most probable first",
+    ),
+    (
+        "--objects",
+        "IMAGE",
+        "map of the numbers of separate objects, if the model separates them",
+    ),
+    ("--object-table", "CSV", "table of these objects: area, centroid, mean of each channel"),
+    ("--report", "JSON", "report of this run: model hashes, versions, options, times"),
+    ("--preview", "PNG", "picture of three planes with outlines"),
+    ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
+)
+"""Options that name what is written besides the segmentation: flag, placeholder and help."""
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("outputs")
     add_output(
@@ -73,29 +99,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "segmentation: .seg.nrrd (named segments for 3D Slicer), or a labelmap: .nii.gz, .nrrd, .mha, .mgz",
         metavar="OUT",
     )
-    for flag, metavar, text in (
-        ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
-        (
-            "--mutual-information",
-            "IMAGE",
-            "write a map of how much the members disagree, beyond the uncertainty of each (nats)",
-        ),
-        ("--volumes", "CSV", "table of structures with volumes and uncertainty"),
-        (
-            "--places",
-            "CSV",
-            "table of connected regions with areas and probabilities, the most probable first",
-        ),
-        (
-            "--objects",
-            "IMAGE",
-            "map of the numbers of separate objects, if the model separates them",
-        ),
-        ("--object-table", "CSV", "table of these objects: area, centroid, mean of each channel"),
-        ("--report", "JSON", "report of this run: model hashes, versions, options, times"),
-        ("--preview", "PNG", "picture of three planes with outlines"),
-        ("--save-probabilities", "IMAGE", "probability of every structure, as one 4D image"),
-    ):
+    for flag, metavar, text in OUTPUT_FILES:
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
     add_overwrite(group, "replace existing outputs")
     add_quiet(group, "print neither progress nor the table")
@@ -146,9 +150,8 @@ def number_list(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of numbers separated by commas"
-        ) from None
+        reason = f"{text!r} is not a list of numbers separated by commas"
+        raise argparse.ArgumentTypeError(reason) from None
 
 
 def request_from_arguments(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -284,6 +284,10 @@ def roc_curve(
     return false, true
 
 
+Figure = Callable[[NDArray[np.int64]], float]
+"""A figure of the pictures with these numbers."""
+
+
 def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Interval]:
     """Each figure with its interval from a bootstrap over patients or slides."""
     right, two = judged.decided == judged.truth, len(judged.classes) == 2
@@ -297,7 +301,7 @@ def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Inte
             return math.nan
         return sensitivity_at(judged.truth[rows], judged.probabilities[rows, 1], specificity)
 
-    figures: dict[str, Callable[[NDArray[np.int64]], float]] = {
+    figures: dict[str, Figure] = {
         "accuracy": lambda rows: float(right[rows].mean()),
         "balanced": balanced,
         "auc": lambda rows: auc(judged.truth[rows], judged.probabilities[rows]),
@@ -305,13 +309,16 @@ def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Inte
     }
     every = np.arange(len(judged.names))
     drawn = list(_resamples(judged.groups))
-    found = {}
-    for name, figure in figures.items():
-        values = np.array([figure(rows) for rows in drawn])
-        known = values[~np.isnan(values)]
-        ends = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
-        found[name] = Interval(figure(every), float(ends[0]), float(ends[1]))
-    return found
+    return {name: _interval(figure, every, drawn) for name, figure in figures.items()}
+
+
+def _interval(
+    figure: Figure, every: NDArray[np.int64], drawn: Iterable[NDArray[np.int64]]
+) -> Interval:
+    values = np.array([figure(rows) for rows in drawn])
+    known = values[~np.isnan(values)]
+    ends = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+    return Interval(figure(every), float(ends[0]), float(ends[1]))
 
 
 def _resamples(groups: Sequence[str]) -> Iterator[NDArray[np.int64]]:

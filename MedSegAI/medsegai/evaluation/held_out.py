@@ -309,12 +309,8 @@ class HeldOut:
     def _path(self, job: PredictionJob) -> Path:
         return self.folder / "cases" / f"{job.case.name}.npz"
 
-    def _record(
-        self, job: PredictionJob, step: Callable[[float], None], progress: Progress
-    ) -> Record:
-        from medsegai.engine import segment  # loads torch
-
-        request = SegmentationRequest(
+    def _request(self, job: PredictionJob) -> SegmentationRequest:
+        return SegmentationRequest(
             inputs=job.case.images,
             models=(job.model,),
             members=job.members,
@@ -325,8 +321,14 @@ class HeldOut:
             calibrated=False,
             **self.options,
         )
+
+    def _record(
+        self, job: PredictionJob, step: Callable[[float], None], progress: Progress
+    ) -> Record:
+        from medsegai.engine import segment  # loads torch
+
         image, reference = self._read(job)
-        result = segment(request, Progress(cancel=progress.cancel))
+        result = segment(self._request(job), Progress(cancel=progress.cancel))
         step(0.3)
         refined = None
         if not self.truth.regions:

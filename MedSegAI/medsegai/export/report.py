@@ -192,9 +192,8 @@ def _legend(content: Content) -> str:
     """Return the explanation of columns."""
     paired = any(not math.isnan(row.asymmetry_percent) for row in content.rows)
     words = f"Quality: {LEGEND} " if any(content.qualities) else ""
-    words += (
-        "Asymmetry: left minus right volume, in per cent of the mean of both. " if paired else ""
-    )
+    if paired:
+        words += "Asymmetry: left minus right volume, in per cent of the mean of both. "
     return f"{words}R, A, S: the centroid, in mm towards right, anterior and superior."
 
 

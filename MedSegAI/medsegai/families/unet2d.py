@@ -7,7 +7,6 @@ in a member; `mirror`, the axes (0: up and down, 1: left and right) along which 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._memory import check_memory
-from medsegai.families._sliding import logits_by_planes, window
+from medsegai.families._sliding import logits_by_planes, mirrorings, window
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
 from medsegai.labels import Label, made_color
@@ -63,12 +62,7 @@ class Answering:
 
     def mirrorings(self, wanted: bool) -> list[tuple[int, ...]]:
         """Every way to mirror, none first, as dimensions of (N, channel, j, i)."""
-        axes = [axis + 2 for axis in self.mirror] if wanted else []
-        return [
-            chosen
-            for count in range(len(axes) + 1)
-            for chosen in itertools.combinations(axes, count)
-        ]
+        return mirrorings(self.mirror if wanted else ())
 
 
 def load(card: ModelCard) -> UNet2DModel:

@@ -135,10 +135,7 @@ class _Decoder:
                 raise
             finally:
                 watch.cancel()
-        if "refusal" in answer:
-            raise InputError(answer["refusal"])
-        if "error" in answer:
-            raise ValueError(answer["error"])
+        _check_answer(answer)
         return answer, voxels
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -173,6 +170,13 @@ def _started() -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         **flags,  # type: ignore[call-overload]
     )
+
+
+def _check_answer(answer: dict[str, Any]) -> None:
+    if "refusal" in answer:
+        raise InputError(answer["refusal"])
+    if "error" in answer:
+        raise ValueError(answer["error"])
 
 
 def _exchange(

@@ -329,14 +329,10 @@ def _lookup(item: pydicom.Dataset) -> Lookup:
     return Lookup(first, values)
 
 
-def _slice(
-    path: Path,
-    uid: str,
-    frame: int,
-    size: tuple[int, int],
-    source: pydicom.Dataset,
-    values: tuple[int, Lookup | None, bool],
-) -> Slice:
+def _pixel_axes(
+    path: Path, source: pydicom.Dataset
+) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """Return unit vectors along rows and columns, as columns of a matrix, and the distances of pixels in mm."""
     orientation = np.asarray([float(value) for value in source.ImageOrientationPatient])
     axes = orientation.reshape(2, 3).T
     between_rows, between_columns = (float(value) for value in source.PixelSpacing)
@@ -347,14 +343,27 @@ def _slice(
             f"{path} has a PixelSpacing that is not positive, or an ImageOrientationPatient that is not two unit "
             "vectors at right angles. Export the original series."
         )
+    unit = axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12)
+    return unit, (between_columns, between_rows)
+
+
+def _slice(
+    path: Path,
+    uid: str,
+    frame: int,
+    size: tuple[int, int],
+    source: pydicom.Dataset,
+    values: tuple[int, Lookup | None, bool],
+) -> Slice:
+    axes, pixel_size = _pixel_axes(path, source)
     return Slice(
         path,
         uid,
         frame,
         size,
         np.asarray([float(value) for value in source.ImagePositionPatient]).reshape(3),
-        axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-12),
-        (between_columns, between_rows),
+        axes,
+        pixel_size,
         *values,
     )
 
@@ -390,13 +399,7 @@ def _check_place(path: Path, sources: Sequence[pydicom.Dataset]) -> None:
         )
 
 
-def _check_pixels(
-    path: Path, head: pydicom.Dataset, sources: Sequence[pydicom.Dataset], pixels: PixelElement
-) -> None:
-    if pixels.tag != _PIXEL_DATA:
-        raise InputError(
-            f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
-        )
+def _check_grey(path: Path, head: pydicom.Dataset) -> None:
     colours = str(head.get("PhotometricInterpretation") or "MONOCHROME2")
     if colours == "MONOCHROME1":  # ITK inverts stored values before they are scaled
         raise InputError(
@@ -407,6 +410,16 @@ def _check_pixels(
         raise InputError(
             f"{path} is a colour image, but a grey scan is needed. Choose another series."
         )
+
+
+def _check_pixels(
+    path: Path, head: pydicom.Dataset, sources: Sequence[pydicom.Dataset], pixels: PixelElement
+) -> None:
+    if pixels.tag != _PIXEL_DATA:
+        raise InputError(
+            f"{path} has pixels of floating point, which are not supported. Convert it to NIfTI or NRRD."
+        )
+    _check_grey(path, head)
     scales = {
         (str(item.get("RescaleSlope")), str(item.get("RescaleIntercept"))) for item in sources
     }

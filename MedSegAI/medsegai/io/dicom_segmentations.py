@@ -94,11 +94,8 @@ def _number(source: pydicom.Dataset) -> int:
     return int(source.ReferencedSegmentNumber)
 
 
-def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the matrix from (i, j, k) to LPS, with k along the cross product of i and j, and each frame's k."""
+def _check_parallel(path: Path, sources: Sequence[pydicom.Dataset]) -> None:
     first = sources[0]
-    axes = np.array(first.ImageOrientationPatient, np.float64).reshape(2, 3).T
-    rows, columns = (float(value) for value in first.PixelSpacing)
     for source in sources:
         same = np.allclose(
             [*source.ImageOrientationPatient, *source.PixelSpacing],
@@ -109,6 +106,14 @@ def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list
             raise GeometryError(
                 f"{path}: its frames have different orientations or pixel sizes. Convert it with 3D Slicer."
             )
+
+
+def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the matrix from (i, j, k) to LPS, with k along the cross product of i and j, and each frame's k."""
+    first = sources[0]
+    axes = np.array(first.ImageOrientationPatient, np.float64).reshape(2, 3).T
+    rows, columns = (float(value) for value in first.PixelSpacing)
+    _check_parallel(path, sources)
     normal = np.cross(axes[:, 0], axes[:, 1])
     positions = np.array([source.ImagePositionPatient for source in sources], np.float64)
     heights = positions @ normal

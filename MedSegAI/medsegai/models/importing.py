@@ -208,24 +208,28 @@ def _fruitless(path: Path, why: str) -> ModelError:
     )
 
 
-def _run_child(path: Path, staged: Path, id: str | None, limits: Limits) -> str:
-    """Let `main` of this module do it, and say how that ended."""
-    request = [os.fspath(path.absolute()), os.fspath(staged.absolute()), id, asdict(limits)]
-    environment = {
+def _environment(temporary: Path) -> dict[str, str]:
+    """Return the variables of the process that imports: few threads, and temporary files in this folder."""
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path),
-        "TMPDIR": os.fspath(staged.parent.absolute()),
+        "TMPDIR": os.fspath(temporary.absolute()),
         # Each thread would take address space, and Landlock holds for threads that come later only.
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         "MALLOC_ARENA_MAX": "1",
     }
+
+
+def _run_child(path: Path, staged: Path, id: str | None, limits: Limits) -> str:
+    """Let `main` of this module do it, and say how that ended."""
+    request = [os.fspath(path.absolute()), os.fspath(staged.absolute()), id, asdict(limits)]
     with (staged.parent / LOG).open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", CHILD, json.dumps(request)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment,
+            env=_environment(staged.parent),
         )
         try:
             code = child.wait(limits.seconds + START_SECONDS)

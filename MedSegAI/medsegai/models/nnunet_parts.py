@@ -6,7 +6,7 @@ An unknown name is refused as well, because the code behind it could do anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -333,6 +333,15 @@ def check_settings(settings: Mapping[str, Any], channels: int, where: str) -> No
         check_network(configuration["network"]["class"], where)
 
 
+def _check_intensities(schemes: Sequence[str], card: CardSettings) -> None:
+    for channel, scheme in enumerate(schemes):
+        if scheme == "CTNormalization":
+            for figure in CT_FIGURES:
+                value = card.intensities.get(str(channel), {}).get(figure)
+                what = f"{figure} of channel {channel}, by which CTNormalization normalises,"
+                number(value, what)
+
+
 def _check_configuration(name: str, configuration: Any, card: CardSettings, channels: int) -> None:
     settings = from_json(ConfigurationSettings, configuration, f"configurations.{name}")
     patch, spacing = settings.patch_size, settings.spacing
@@ -344,13 +353,7 @@ def _check_configuration(name: str, configuration: Any, card: CardSettings, chan
         raise ModelError(f"patch_size and spacing of {name} must have 2 or 3 values each.")
     if not len(settings.normalization) == len(settings.use_mask) == channels:
         raise ModelError(f"{name} does not normalise as many channels as the model takes.")
-    for channel, scheme in enumerate(settings.normalization):
-        if scheme == "CTNormalization":
-            for figure in CT_FIGURES:
-                value = card.intensities.get(str(channel), {}).get(figure)
-                number(
-                    value, f"{figure} of channel {channel}, by which CTNormalization normalises,"
-                )
+    _check_intensities(settings.normalization, card)
     network = settings.network
     if not isinstance(network.get("class"), str) or not isinstance(
         network.get("arguments"), Mapping

@@ -18,7 +18,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -267,12 +267,7 @@ def _mapped(file: BinaryIO) -> memoryview:
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
-def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) -> TorchFile:
-    entries = {entry.filename: entry for entry in open_zip(file, MOST_RECORDS).infolist()}
-    (program,) = [name for name in entries if name.endswith("/data.pkl")] or [""]
-    if not program:
-        raise PickleDamage("it does not hold data.pkl, so torch did not write it")
-    folder = program.removesuffix("data.pkl")
+def _check_names(path: Path, entries: Iterable[str], folder: str) -> None:
     for name in entries:
         if not name.startswith(folder) or not MEMBER.fullmatch(name.removeprefix(folder)):
             raise UnsafeModelError(
@@ -280,6 +275,15 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) 
                 f"{name[:100]!r}, which does not belong in a file of weights; it may be a "
                 "TorchScript program. Ask its authors for a file with only the weights."
             )
+
+
+def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) -> TorchFile:
+    entries = {entry.filename: entry for entry in open_zip(file, MOST_RECORDS).infolist()}
+    (program,) = [name for name in entries if name.endswith("/data.pkl")] or [""]
+    if not program:
+        raise PickleDamage("it does not hold data.pkl, so torch did not write it")
+    folder = program.removesuffix("data.pkl")
+    _check_names(path, entries, folder)
     whole = _mapped(file)
 
     def record(name: str) -> memoryview:
@@ -317,6 +321,24 @@ def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     return content
 
 
+def _records(
+    whole: memoryview, keys: Sequence[str], storages: Mapping[str, Storage], order: str
+) -> dict[str, memoryview]:
+    """Return the numbers of each storage; each stands behind their count."""
+    records: dict[str, memoryview] = {}
+    position = 0
+    for key in keys:
+        (count,) = struct.unpack_from(f"{order}q", whole, position)
+        if key not in storages or storages[key].count != count:
+            raise PickleDamage(
+                f"its storage {key[:20]!r} does not have the size that its tensors state"
+            )
+        end = position + 8 + count * np.dtype(KINDS[storages[key].kind][0]).itemsize
+        records[key] = whole[position + 8 : end]
+        position = end
+    return records
+
+
 def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) -> TorchFile:
     """Read pickles of magic number, protocol, system facts, object and storage keys, then the numbers."""
     whole = _mapped(file)
@@ -337,16 +359,7 @@ def _read_legacy(path: Path, file: BinaryIO, names: Mapping[str, Name], most: in
     content, keys = next_pickle(), next_pickle()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise PickleDamage("it has no list of storages")
-    records = {}
-    for key in keys:
-        (count,) = struct.unpack_from(f"{order}q", whole, position)
-        if key not in storages or storages[key].count != count:
-            raise PickleDamage(
-                f"its storage {key[:20]!r} does not have the size that its tensors state"
-            )
-        end = position + 8 + count * np.dtype(KINDS[storages[key].kind][0]).itemsize
-        records[key] = whole[position + 8 : end]
-        position = end
+    records = _records(whole[position:], keys, storages, order)
     return TorchFile(
         path, content, len(whole), lambda key: records.get(key, memoryview(b"")), order
     )

@@ -115,6 +115,15 @@ def _excluded(cohort: Cohort) -> Iterator[str]:
     yield "</ul>"
 
 
+EXPLAINED = (
+    "<p>Box: the middle half of the cases, with the median. Red: the volume stands out, "
+    "because the modified z-score of its logarithm (distance from the median over the "
+    f"median absolute deviation) exceeds {FAR:g}; this needs at least {FEWEST} cases. A "
+    "case can stand out because of the person rather than an error.</p>"
+)
+"""What is said below the table of volumes."""
+
+
 def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
     pages = {row.entry.case: _address(row, folder) for row in cohort.rows}
     yield (
@@ -137,12 +146,7 @@ def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
             f"<td>{f'{statistics.median(dice):.2f}' if dice else '–'}</td></tr>"
         )
     yield "</tbody></table>"
-    yield (
-        "<p>Box: the middle half of the cases, with the median. Red: the volume stands out, "
-        "because the modified z-score of its logarithm (distance from the median over the "
-        f"median absolute deviation) exceeds {FAR:g}; this needs at least {FEWEST} cases. A "
-        "case can stand out because of the person rather than an error.</p>"
-    )
+    yield EXPLAINED
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

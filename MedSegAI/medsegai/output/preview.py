@@ -325,9 +325,8 @@ def closest_axes(geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, 
 
 def _codes(values: NDArray[np.integer], labels: Sequence[Label]) -> NDArray[np.uint16]:
     """Return label values as positions in `labels`, from 1; 0 for everything else."""
-    lookup = np.zeros(
-        max(int(values.max(initial=0)), *(label.value for label in labels)) + 1, np.uint16
-    )
+    highest = max(int(values.max(initial=0)), *(label.value for label in labels))
+    lookup = np.zeros(highest + 1, np.uint16)
     for position, label in enumerate(labels, start=1):
         lookup[label.value] = position
     return lookup[values]
@@ -424,6 +423,19 @@ def _legend(labels: Sequence[Label], shown: set[int]) -> Iterator[tuple[str, Col
         yield without_side(label.name) if alike else label.name, label.color
 
 
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    legend: Sequence[tuple[str, Color]],
+    top: int,
+    columns: int,
+    step: int,
+) -> None:
+    for number, (name, color) in enumerate(legend):
+        left, line = GAP + number % columns * step, top + number // columns * LINE_HEIGHT
+        draw.rectangle((left, line + 3, left + FONT_SIZE - 1, line + 2 + FONT_SIZE), color, FAINT)
+        draw.text((left + FONT_SIZE + 8, line), name, INK, _font())
+
+
 def _page(
     rows: Sequence[Sequence[Panel]], legend: list[tuple[str, Color]], most: float
 ) -> Image.Image:
@@ -449,11 +461,7 @@ def _page(
     if doubt:
         _draw_scale(page, draw, top, most)
         top += bar
-    step = (width - GAP) // columns
-    for number, (name, color) in enumerate(legend):
-        left, line = GAP + number % columns * step, top + number // columns * LINE_HEIGHT
-        draw.rectangle((left, line + 3, left + FONT_SIZE - 1, line + 2 + FONT_SIZE), color, FAINT)
-        draw.text((left + FONT_SIZE + 8, line), name, INK, _font())
+    _draw_legend(draw, legend, top, columns, (width - GAP) // columns)
     draw.text((GAP, top + (lines - 1) * LINE_HEIGHT), NOT_FOR_DIAGNOSIS, FAINT, _font())
     return page
 

@@ -180,6 +180,19 @@ class _Rivals:
         return winners
 
 
+def _smoothed(
+    values: NDArray[np.float32], sigmas: Sequence[float], radii: Sequence[int]
+) -> NDArray[np.float32]:
+    from scipy import ndimage
+
+    for axis, (sigma, radius) in enumerate(zip(sigmas, radii, strict=True)):
+        if radius:
+            values = ndimage.gaussian_filter1d(
+                values, sigma, axis, mode="nearest", truncate=TRUNCATE
+            )
+    return values
+
+
 def _compare(
     rivals: _Rivals,
     labels: NDArray[np.integer],
@@ -188,8 +201,6 @@ def _compare(
     sigmas: Sequence[float],
 ) -> None:
     """Smooth every structure in and around a brick, and let it compete for the places that its values reach."""
-    from scipy import ndimage
-
     radii = [int(TRUNCATE * sigma + 0.5) for sigma in sigmas]
     around = grown(brick, radii, labels.shape)
     part = labels[around]
@@ -204,11 +215,6 @@ def _compare(
         near = ((places >= low) & (places < high)).all(0)
         if not near.any():
             continue
-        smoothed = (part[box] == value).astype(np.float32)
-        for axis, (sigma, radius) in enumerate(zip(sigmas, radii, strict=True)):
-            if radius:
-                smoothed = ndimage.gaussian_filter1d(
-                    smoothed, sigma, axis, mode="nearest", truncate=TRUNCATE
-                )
+        smoothed = _smoothed((part[box] == value).astype(np.float32), sigmas, radii)
         k, j, i = places[:, near] - low
         rivals.add(value, rows[near], smoothed[k, j, i])

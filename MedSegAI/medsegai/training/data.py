@@ -245,6 +245,20 @@ def _codes(
     return codes
 
 
+def _check_held_out(validation: Sequence[str], labels: Sequence[Path], root: Path) -> None:
+    names = {path.name for path in labels}
+    missing = sorted(set(validation) - names)
+    if missing:
+        raise RequestError(
+            f"Validation files {', '.join(missing)} are not among the label maps in {root}. "
+            "Check data.validation."
+        )
+    if not validation or len(validation) == len(names):
+        raise RequestError(
+            "data.validation must hold out some of the files, and leave some to learn from."
+        )
+
+
 def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
     """Find the label files, and for each its image or None.
 
@@ -267,17 +281,7 @@ def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
             f"{root} holds {counted(len(images), 'image', 'images')} but "
             f"{counted(len(labels), 'label map', 'label maps')}. Each image needs one label map."
         )
-    names = {path.name for path in labels}
-    missing = sorted(set(data.validation) - names)
-    if missing:
-        raise RequestError(
-            f"Validation files {', '.join(missing)} are not among the label maps in {root}. "
-            "Check data.validation."
-        )
-    if not data.validation or len(data.validation) == len(names):
-        raise RequestError(
-            "data.validation must hold out some of the files, and leave some to learn from."
-        )
+    _check_held_out(data.validation, labels, root)
     return labels, images
 
 

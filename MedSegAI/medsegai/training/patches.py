@@ -354,7 +354,6 @@ class FoldTraining:
         self.network.train()
         torch.manual_seed(self.training.seed * 1000 + number)
         loader, losses = self.loader(self.dataset(), number), []
-        mixing = torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
         for step, (images, labels) in enumerate(loader):
             progress.step("train", number * len(loader) + step, self.training.epochs * len(loader))
             targets = nn.functional.one_hot(labels, self.classes).float()
@@ -364,15 +363,18 @@ class FoldTraining:
                 self.training.mixup,
                 self.training.seed + 1000 * number + step,
             )
-            optimiser.zero_grad()
-            with mixing:
-                loss = self.loss(self.network(images), targets)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            optimiser.step()
+            losses.append(self._learn(images, targets, optimiser))
             schedule.step()
-            losses.append(float(loss.detach()))
         return float(np.mean(losses))
+
+    def _learn(self, images: Tensor, targets: Tensor, optimiser: torch.optim.Optimizer) -> float:
+        optimiser.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+            loss = self.loss(self.network(images), targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        optimiser.step()
+        return float(loss.detach())
 
     # held out
 

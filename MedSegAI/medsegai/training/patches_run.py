@@ -183,15 +183,17 @@ class PatchRun:
     def _fingerprint(self) -> str:
         return self.training.fingerprint()
 
+    def _begin_fold(self, fold: Fold, work: FoldTraining, progress: Progress) -> None:
+        self._note(fold, work.solve_frozen(progress))
+        self._validate(work)
+        if self.training.epochs:
+            self.at.rate = self.training.learning_rate or self._found_rate(work)
+        self.at.epoch = 1
+
     def _train_fold(self, fold: Fold, state: Mapping[str, Any], progress: Progress) -> bool:
         work = FoldTraining(self.frozen, fold).to(self.device)
         if self.at.epoch == 0:
-            loss = work.solve_frozen(progress)
-            self._note(fold, loss)
-            self._validate(work)
-            if self.training.epochs:
-                self.at.rate = self.training.learning_rate or self._found_rate(work)
-            self.at.epoch = 1
+            self._begin_fold(fold, work, progress)
             optimiser, schedule = self._started(work)
             self._save_stage(work, optimiser, schedule)
         else:

@@ -77,10 +77,9 @@ class Trainer:
         volumetric = any(weight.ndim == 5 for weight in self.network.parameters())
         self.memory_format = torch.channels_last_3d if volumetric else torch.channels_last
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.run: Callable[..., Tensor] = self.objective
-        if place.ranks > 1:
-            self.run = DistributedDataParallel(self.objective)
-        self._uncompiled = self.run
+        shared = place.ranks > 1
+        self._uncompiled = DistributedDataParallel(self.objective) if shared else self.objective
+        self.run: Callable[..., Tensor] = self._uncompiled
         if config.compile and compiler_at_hand(place.device):
             self.run = torch.compile(self.run, dynamic=False)
         self.optimiser = build_optimiser(

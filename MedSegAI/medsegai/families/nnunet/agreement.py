@@ -11,6 +11,23 @@ from medsegai.models.card import MemberCard, ModelCard
 from medsegai.networks.checkpoints import Checkpoint
 
 
+def _different(checkpoint: Checkpoint, card: ModelCard, name: str) -> list[str]:
+    """Return the settings in which the plans of a checkpoint differ from the card."""
+    configurations = checkpoint.plans.get("configurations") or {}
+    trained = _with_inherited(configurations, name)
+    settings = card.settings["configurations"][name]
+    ours = {
+        "spacing": settings["spacing"],
+        "normalization_schemes": settings["normalization"],
+        "use_mask_for_norm": settings["use_mask"],
+        "transpose_forward": card.settings["transpose"],
+    }
+    theirs = {**trained, "transpose_forward": checkpoint.plans.get("transpose_forward")}
+    return [
+        key for key, value in ours.items() if theirs.get(key) is not None and theirs[key] != value
+    ]
+
+
 def check_agreement(
     path: Path, checkpoint: Checkpoint, card: ModelCard, member: MemberCard
 ) -> None:
@@ -27,19 +44,7 @@ def check_agreement(
             f"{path} was trained for {checkpoint.configuration}, but lies in the folder of {name}. Put it "
             "back where it was trained."
         )
-    configurations = checkpoint.plans.get("configurations") or {}
-    trained = _with_inherited(configurations, name)
-    settings = card.settings["configurations"][name]
-    ours = {
-        "spacing": settings["spacing"],
-        "normalization_schemes": settings["normalization"],
-        "use_mask_for_norm": settings["use_mask"],
-        "transpose_forward": card.settings["transpose"],
-    }
-    theirs = {**trained, "transpose_forward": checkpoint.plans.get("transpose_forward")}
-    different = [
-        key for key, value in ours.items() if theirs.get(key) is not None and theirs[key] != value
-    ]
+    different = _different(checkpoint, card, name)
     if different:
         raise ModelError(
             f"{path} was trained with other plans than those beside it: {', '.join(different)} differ. "

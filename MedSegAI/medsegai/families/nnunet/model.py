@@ -138,9 +138,8 @@ class _ScanRun:
         at = window(
             image, configuration["patch_size"], self.request.tile_step, wanted, self.scan.reversed
         )
-        grid = ready.geometry.cropped(
-            [part.start for part in wanted], [part.stop - part.start for part in wanted]
-        )
+        starts = [part.start for part in wanted]
+        grid = ready.geometry.cropped(starts, [part.stop - part.start for part in wanted])
         if self.scan.reversed:
             grid = grid.flipped(0)
         weights = [member.weight or 1.0 for member in members]
@@ -175,16 +174,7 @@ class _ScanRun:
                 for network, weight, own in folds
             ]
         if self.request.uncertainty and self.request.mirroring and self.request.fusion == "mean":
-            passes = mirrorings(folds[0][0].mirror_axes)
-            return [
-                replace(
-                    everything,
-                    name=" mirrored ".join(filter(None, [everything.name, _axes(axes)])),
-                    weight=everything.weight / len(passes),
-                    mirrored=[axes],
-                )
-                for axes in passes
-            ]
+            return _passes(everything, mirrorings(folds[0][0].mirror_axes))
         return [everything]
 
     def _labels_of(self, name: str) -> tuple[NDArray[np.integer], list[int]]:
@@ -317,6 +307,19 @@ class FoldsMember:
         ):
             yield Block((plane, 0, 0), values)
             plane += values.shape[1]
+
+
+def _passes(member: FoldsMember, passes: Sequence[tuple[int, ...]]) -> list[FoldsMember]:
+    """Return a member for each way of mirroring."""
+    return [
+        replace(
+            member,
+            name=" mirrored ".join(filter(None, [member.name, _axes(axes)])),
+            weight=member.weight / len(passes),
+            mirrored=[axes],
+        )
+        for axes in passes
+    ]
 
 
 def _axes(dimensions: Sequence[int]) -> str:

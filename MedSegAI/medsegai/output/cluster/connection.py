@@ -87,20 +87,16 @@ def _local_cluster(
         "dashboard": False,
         "dashboard_address": f"{LOOPBACK}:0",
     }
-    workers = {
-        number: {
-            "cls": Nanny,
-            "options": {
-                **common,
-                "nthreads": 1,
-                "memory_limit": 0,
-                "local_directory": folder,
-                "silence_logs": logging.CRITICAL,
-                "env": {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {},
-            },
-        }
-        for number in range(count)
+    of_worker = common | {
+        "nthreads": 1,
+        "memory_limit": 0,
+        "local_directory": folder,
+        "silence_logs": logging.CRITICAL,
     }
+    workers = {}
+    for number in range(count):
+        env = {"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} if cards else {}
+        workers[number] = {"cls": Nanny, "options": of_worker | {"env": env}}
     scheduler = {"cls": Scheduler, "options": {**common, "port": 0}}
     try:
         return SpecCluster(workers, scheduler, security=security, silence_logs=logging.CRITICAL)

@@ -137,13 +137,11 @@ def read_case(
             f"{pixels.shape[2]} x {pixels.shape[1]}."
         )
     objects = labels.astype(np.int32) if config.data.instances else None
-    target = (
-        inside_and_border(objects, config.data.border_pixels)
-        if objects is not None
-        else classes_of(
-            labels, {label.value: n for n, label in enumerate(config.labels, 1)}, label_path
-        )
-    )
+    if objects is not None:
+        target = inside_and_border(objects, config.data.border_pixels)
+    else:
+        numbers = {label.value: n for n, label in enumerate(config.labels, 1)}
+        target = classes_of(labels, numbers, label_path)
     return PictureCase(name, group, config.image.scaled(pixels), target, objects)
 
 
