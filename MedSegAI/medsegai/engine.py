@@ -171,6 +171,16 @@ def warm_up(request: SegmentationRequest) -> None:
         _model(*_key(find_card(name))).warm_up(request, compute)
 
 
+def _read_picture(item: Path | Volume) -> tuple[tuple[Volume, ...], tuple[str, ...]]:
+    channels = (item,) if isinstance(item, Volume) else read_channels(Path(item))
+    return channels, check_picture(channels[0])
+
+
+def _read_scan(item: Path | Volume, limit_mm: float) -> tuple[tuple[Volume, ...], tuple[str, ...]]:
+    scan = item if isinstance(item, Volume) else read_volume(Path(item))
+    return (scan,), check_scan(scan, limit_mm)
+
+
 def _check_one_grid(inputs: Sequence[Volume]) -> None:
     for volume in inputs:
         check_same_grid(
@@ -198,13 +208,9 @@ def _read(
     warnings: list[str] = []
     for number, item in enumerate(request.inputs):
         progress.step("read", number, len(request.inputs))
-        if flat == {True}:
-            channels = (item,) if isinstance(item, Volume) else read_channels(Path(item))
-            warnings += check_picture(channels[0])
-        else:
-            channels = (item if isinstance(item, Volume) else read_volume(Path(item)),)
-            warnings += check_scan(channels[0], limit)
+        channels, notes = _read_picture(item) if flat == {True} else _read_scan(item, limit)
         inputs += channels
+        warnings += notes
     _check_one_grid(inputs)
     if flat == {True}:
         fitted = as_channels(inputs, len(cards[0].channels), request.anyway)

@@ -211,11 +211,8 @@ def request_from_options(
         if name not in known:
             raise RequestError(f"Unknown option {name!r}. Known options: {', '.join(known)}.")
         default = known[name].default
-        value = (
-            tuple(value)
-            if isinstance(default, tuple) and isinstance(value, (list, tuple))
-            else value
-        )
+        if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+            value = tuple(value)
         if isinstance(default, float) and type(value) is int:
             value = float(value)
         if default is not MISSING and type(value) is not type(default):

@@ -124,9 +124,8 @@ class HandingOver:
             return True
 
         title = _("{name}: export").format(name=node.GetName())
-        self._run(
-            title, read, told, again, needs_export=bool({"seg", "surfaces"} & {*choice.parts})
-        )
+        needs_export = bool({"seg", "surfaces"} & {*choice.parts})
+        self._run(title, read, told, again, needs_export)
 
     def _run(
         self,

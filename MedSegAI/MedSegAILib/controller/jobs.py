@@ -327,21 +327,13 @@ def chosen_nodes(choice: Choice) -> list[Node]:
     if choice.card.takes_one_picture:
         return [choice.node]
     channels = choice.card.channels
-    needed = max(
-        (
-            n
-            for n, c in enumerate(channels, 1)
-            if c.required or choice.nodes.get(c.name) is not None
-        ),
-        default=1,
-    )
+    given = [choice.nodes.get(channel.name) is not None for channel in channels]
+    needed = max((n for n, c in enumerate(channels, 1) if c.required or given[n - 1]), default=1)
     missing = [c.name for c in channels[:needed] if choice.nodes.get(c.name) is None]
     if missing:
-        raise RequestError(
-            _("{model} needs {count} images; choose a volume for {names}.").format(
-                model=choice.card.name, count=needed, names=", ".join(missing)
-            )
-        )
+        text = _("{model} needs {count} images; choose a volume for {names}.")
+        names = ", ".join(missing)
+        raise RequestError(text.format(model=choice.card.name, count=needed, names=names))
     return [choice.nodes[channel.name] for channel in channels[:needed]]
 
 

@@ -18,6 +18,12 @@ def ask(plan: Plan) -> Consent | None:
     return InstallDialog(plan).answer()
 
 
+NEEDED = (
+    "To run networks, MedSegAI needs these packages in Slicer's Python. Nothing else is "
+    "installed, and nothing that Slicer brings (numpy, SimpleITK …) is replaced."
+)
+
+
 class InstallDialog:
     """The dialog, apart from waiting for it."""
 
@@ -27,14 +33,7 @@ class InstallDialog:
         self.dialog.windowTitle = _("MedSegAI: first use")
         self.dialog.resize(520, 380)
         layout = qt.QVBoxLayout(self.dialog)
-        layout.addWidget(
-            _label(
-                _(
-                    "To run networks, MedSegAI needs these packages in Slicer's Python. Nothing else is "
-                    "installed, and nothing that Slicer brings (numpy, SimpleITK …) is replaced."
-                )
-            )
-        )
+        layout.addWidget(_label(_(NEEDED)))
         layout.addWidget(_table(plan))
         layout.addWidget(_label(_("They go into {folder}.").format(folder=plan.folder), quiet=True))
         layout.addLayout(self._offline())

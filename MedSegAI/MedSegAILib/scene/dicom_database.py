@@ -19,6 +19,12 @@ NO_IMAGES = frozenset({"DOC", "KO", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT",
 """Modalities of series that nothing can be segmented in."""
 
 
+def _row(database: QtValue, patient: QtValue, study: QtValue, series: QtValue) -> SeriesRow:
+    name = str(database.nameForPatient(patient))
+    in_study = str(database.descriptionForStudy(study))
+    return SeriesRow(name, in_study, str(database.descriptionForSeries(series)), str(series))
+
+
 def series_of(database: QtValue) -> list[SeriesRow]:
     """The series of images, by patient and study.
 
@@ -31,12 +37,7 @@ def series_of(database: QtValue) -> list[SeriesRow]:
     if database is None or not database.isOpen:
         raise InputError(_("The DICOM database is not open. Open the module DICOM first."))
     rows = [
-        SeriesRow(
-            str(database.nameForPatient(patient)),
-            str(database.descriptionForStudy(study)),
-            str(database.descriptionForSeries(series)),
-            str(series),
-        )
+        _row(database, patient, study, series)
         for patient in database.patients()
         for study in database.studiesForPatient(patient)
         for series in database.seriesForStudy(study)

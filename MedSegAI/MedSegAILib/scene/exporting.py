@@ -32,6 +32,11 @@ from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
+OVERLAP = (
+    "{first} and {second} overlap, but in an export a voxel belongs to one segment. "
+    "Export a copy without one of them, or separate them in the Segment Editor."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class HandedOver:
@@ -131,15 +136,8 @@ def _joined(
             inside = voxels[box] == value
             other = int(out[box][inside].max())
             if other:
-                raise InputError(
-                    _(
-                        "{first} and {second} overlap, but in an export a voxel belongs to one segment. "
-                        "Export a copy without one of them, or separate them in the Segment Editor."
-                    ).format(
-                        first=_title(segmentation, values, other),
-                        second=_title(segmentation, values, value),
-                    )
-                )
+                first, second = (_title(segmentation, values, it) for it in (other, value))
+                raise InputError(_(OVERLAP).format(first=first, second=second))
             out[box][inside] = value
     return out
 

@@ -41,6 +41,14 @@ def read(node: Node) -> Volume:
     return image_at(node, transform_to_world(node), node.GetName())
 
 
+def _check_different(nodes: Sequence[Node]) -> None:
+    for index, node in enumerate(nodes):
+        if any(node is other for other in nodes[:index]):
+            raise InputError(
+                f"{node.GetName()} is chosen for two channels. Choose one volume for each."
+            )
+
+
 def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
     """One image per channel of a model, all on the grid of the first; a picture in colours is three of them.
 
@@ -53,11 +61,7 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
     if len(nodes) == 1 and in_colours(nodes[0]):
         return _colours(nodes[0])
     volumes = tuple(read(node) for node in nodes)
-    for index, node in enumerate(nodes):
-        if any(node is other for other in nodes[:index]):
-            raise InputError(
-                f"{node.GetName()} is chosen for two channels. Choose one volume for each."
-            )
+    _check_different(nodes)
     for other in volumes[1:]:
         check_same_grid(
             other.geometry,
@@ -163,6 +167,19 @@ def check_image(node: Node) -> None:
         )
 
 
+def _middle_and_half(node: Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The matrix from the axes of an ROI, whose middle is 0, to the coordinates of its node; and half its size."""
+    if node.IsA("vtkMRMLMarkupsROINode"):
+        return array_of(node.GetObjectToNodeMatrix()), np.array(node.GetSize()) / 2
+    if not node.IsA("vtkMRMLAnnotationROINode"):
+        raise InputError(f"{node.GetName()} is not a region of interest. Choose an ROI.")
+    middle, half, local = np.zeros(3), np.zeros(3), np.eye(4)
+    node.GetXYZ(middle)
+    node.GetRadiusXYZ(half)
+    local[:3, 3] = middle
+    return local, half
+
+
 def region(node: Node) -> tuple[float, ...]:
     """The box in the world around a region of interest: lowest and highest R, A and S in mm.
 
@@ -177,15 +194,7 @@ def region(node: Node) -> tuple[float, ...]:
     """
     if node is None:
         raise InputError("There is no region of interest. Choose one, or segment the whole volume.")
-    if node.IsA("vtkMRMLMarkupsROINode"):
-        local, half = array_of(node.GetObjectToNodeMatrix()), np.array(node.GetSize()) / 2
-    elif node.IsA("vtkMRMLAnnotationROINode"):
-        middle, half, local = np.zeros(3), np.zeros(3), np.eye(4)
-        node.GetXYZ(middle)
-        node.GetRadiusXYZ(half)
-        local[:3, 3] = middle
-    else:
-        raise InputError(f"{node.GetName()} is not a region of interest. Choose an ROI.")
+    local, half = _middle_and_half(node)
     if not np.all(half > 0):
         raise InputError(f"{node.GetName()} has no box yet. Draw it in a slice view first.")
     to_world = transform_to_world(node) @ local

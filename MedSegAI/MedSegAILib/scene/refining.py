@@ -58,6 +58,12 @@ REFINED = "refined"
 NO_VOXELS = "{name} has no voxels to refine."
 
 
+OVERLAP = (
+    "{first} and {second} overlap and cannot be refined together, because a refinement gives each "
+    "voxel one segment. Choose one of them, or remove the overlap in the Segment Editor."
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Draft:
     """A segmentation as it was read to be refined.
@@ -262,11 +268,8 @@ def _chosen(
         )
     locked = [name for name in meant if is_locked(segmentation, name)]
     if len(locked) == len(meant):
-        raise InputError(
-            _(
-                "The review of these segments is completed, so they are not changed: {names}."
-            ).format(names=_names(segmentation, locked))
-        )
+        text = _("The review of these segments is completed, so they are not changed: {names}.")
+        raise InputError(text.format(names=_names(segmentation, locked)))
     return [name for name in meant if name not in locked], locked
 
 
@@ -283,12 +286,8 @@ def _joined(
         part = out[box]
         if part[mask].any():
             other = next(key for key, value in values.items() if value == part[mask].max())
-            raise InputError(
-                _(
-                    "{first} and {second} overlap and cannot be refined together, because a refinement gives each "
-                    "voxel one segment. Choose one of them, or remove the overlap in the Segment Editor."
-                ).format(first=_names(segmentation, [other]), second=_names(segmentation, [name]))
-            )
+            first, second = (_names(segmentation, [it]) for it in (other, name))
+            raise InputError(_(OVERLAP).format(first=first, second=second))
         part[mask] = values[name]
     taken, fixed = out != 0, []
     for name, box, mask in _masks(layers, grid, refined, False):

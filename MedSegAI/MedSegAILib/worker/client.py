@@ -111,11 +111,9 @@ class WorkerClient:
     ) -> None:
         self.freed, self.stalled = Signal(), Signal()
         self.idle_seconds, self.stall_seconds = idle_seconds, stall_seconds
-        self._place = (
-            place
-            if isinstance(place, WorkerLocation)
-            else WorkerLocation.running(place, environment)
-        )
+        if not isinstance(place, WorkerLocation):
+            place = WorkerLocation.running(place, environment)
+        self._place = place
         self._launched: WorkerLocation | None = None
         self._command: list[str] = []
         self._leaving = False

@@ -277,21 +277,17 @@ def for_elsewhere(request: Any, place: WorkerLocation) -> Any:
         ModelError: a model's card cannot be read.
     """
     if isinstance(request, ExportRequest):
-        raise RequestError(
-            _(
-                "{host} cannot write files on this computer. To export, choose a Python of this computer in the "
-                "settings."
-            ).format(host=place.name)
+        text = _(
+            "{host} cannot write files on this computer. To export, choose a Python of this computer in the "
+            "settings."
         )
+        raise RequestError(text.format(host=place.name))
     if not isinstance(request, SegmentationRequest):
         return request
     for item in request.inputs:
         if not isinstance(item, Volume):
-            raise RequestError(
-                _(
-                    "{host} cannot read {path}, a file of this computer. Load it into Slicer."
-                ).format(host=place.name, path=item)
-            )
+            text = _("{host} cannot read {path}, a file of this computer. Load it into Slicer.")
+            raise RequestError(text.format(host=place.name, path=item))
     models = tuple(
         find_card(model).id if Path(model).is_absolute() else model for model in request.models
     )

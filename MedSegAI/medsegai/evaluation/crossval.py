@@ -141,6 +141,27 @@ class Candidate:
         return re.sub(r"[^\w.+-]+", "-", self.name)
 
 
+Members = dict[str, tuple[ModelCard, tuple[MemberCard, ...]]]
+"""Card and members of each fold."""
+
+
+def _by_part(name: str, folds: Sequence[str]) -> dict[str, Members]:
+    """Return the members of a model, or of a model for each fold, by configuration or view."""
+    found: dict[str, Members] = {}
+    if PLACEHOLDER in name:
+        for fold in folds:
+            card = find_card(name.replace(PLACEHOLDER, fold))
+            for member in card.members:
+                found.setdefault(member.name, {})[fold] = (card, (member,))
+    else:
+        card = find_card(name)
+        for member in card.members:
+            part, fold = _part_and_fold(member.name)
+            if fold != "all":
+                found.setdefault(part, {})[fold] = (card, (member,))
+    return found
+
+
 def read_parts(models: Sequence[str], folds: Sequence[str]) -> list[Part]:
     """Read the configurations and views of models, in the order in which they are compared.
 
@@ -152,18 +173,7 @@ def read_parts(models: Sequence[str], folds: Sequence[str]) -> list[Part]:
     """
     parts: list[Part] = []
     for number, name in enumerate(models):
-        found: dict[str, dict[str, tuple[ModelCard, tuple[MemberCard, ...]]]] = {}
-        if PLACEHOLDER in name:
-            for fold in folds:
-                card = find_card(name.replace(PLACEHOLDER, fold))
-                for member in card.members:
-                    found.setdefault(member.name, {})[fold] = (card, (member,))
-        else:
-            card = find_card(name)
-            for member in card.members:
-                part, fold = _part_and_fold(member.name)
-                if fold != "all":
-                    found.setdefault(part, {})[fold] = (card, (member,))
+        found = _by_part(name, folds)
         if not found:
             raise RequestError(f"{name} was trained on all cases: there is none it has not seen.")
         parts += sorted(

@@ -163,9 +163,8 @@ def _table(content: Content) -> str:
     lines = []
     for row, quality in zip(rows, judged, strict=True):
         color = "#{:02x}{:02x}{:02x}".format(*row.label.color)
-        name = (
-            f'<span class="swatch" style="background:{color}"></span>{html.escape(row.label.name)}'
-        )
+        swatch = f'<span class="swatch" style="background:{color}"></span>'
+        name = swatch + html.escape(row.label.name)
         cells = "" if quality is None else f"<td>{html.escape(quality) or '–'}</td>"
         cells += "".join(
             f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items()

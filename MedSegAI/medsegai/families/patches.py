@@ -272,17 +272,13 @@ def _slide_view(card: ModelCard, settings: PatchSettings, slide: Slide, anyway: 
     if settings.magnified and slide.spacing_mm is None:
         words = (
             f"{slide.path} does not say how large its pixels are, so the magnification that {card.name} learned "
-            "at "
-            "cannot be found."
+            "at cannot be found."
         )
         if not anyway:
             raise MismatchError(f"{words} {WHAT_TO_DO}")
         warnings = (f"{words} Its finest pixels were taken.",)
-    grid = (
-        slide.grid_of(card.spacing_mm[0])
-        if settings.magnified and not warnings
-        else slide.grid(1.0)
-    )
+    magnified = settings.magnified and not warnings
+    grid = slide.grid_of(card.spacing_mm[0]) if magnified else slide.grid(1.0)
     finest = slide.spacing_mm and slide.spacing_mm[0] * grid.downsample
     if settings.magnified and finest and finest > COARSEST * card.spacing_mm[0] and not anyway:
         raise MismatchError(f"{_too_coarse(str(slide.path), finest, card)} {WHAT_TO_DO}")

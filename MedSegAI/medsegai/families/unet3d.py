@@ -191,11 +191,9 @@ class PatchMember:
 
         offsets = self.network.offsets
         start = [part.start for part in self.wanted]
-        for plane, logits in enumerate(
-            logits_by_planes(
-                at, [(predict, 1.0)], 0, len(self.classes), compute.notes, sums_dtype(compute)
-            )
-        ):
+        classes, kind = len(self.classes), sums_dtype(compute)
+        planes = logits_by_planes(at, [(predict, 1.0)], 0, classes, compute.notes, kind)
+        for plane, logits in enumerate(planes):
             if offsets is not None:
                 logits = logits - offsets.to(logits.device)[:, None, None, None]
             yield Block((start[0] + plane, start[1], start[2]), logits.softmax(0))

@@ -113,12 +113,8 @@ class _Decoder:
         self, what: str, path: Path, expected: int, arguments: dict[str, Any]
     ) -> tuple[dict[str, Any], NDArray[Any]]:
         seconds = SECONDS + expected / BYTES_A_SECOND
-        request = {
-            "what": what,
-            "arguments": arguments,
-            "memory": MEMORY_BYTES + 4 * expected,
-            "seconds": seconds,
-        }
+        memory = MEMORY_BYTES + 4 * expected
+        request = {"what": what, "arguments": arguments, "memory": memory, "seconds": seconds}
         with self._lock:
             process = self._running()
             timed_out = threading.Event()

@@ -124,6 +124,12 @@ def _check_space(where: Path, series: _Series, files: Sequence[DicomFile]) -> No
         )
 
 
+def _is_alike(one: Slice, other: Slice) -> bool:
+    """Whether two slices have the same size, orientation and pixel size."""
+    same = one.size == other.size and np.allclose(one.axes, other.axes, atol=1e-3)
+    return bool(same and np.allclose(one.spacing, other.spacing, rtol=1e-3))
+
+
 def _next_to_it(
     where: Path, slices: Sequence[Slice], step: NDArray[np.float64], others: Sequence[_Series]
 ) -> list[str]:
@@ -142,9 +148,7 @@ def _next_to_it(
         for other in others
         if len(other.slices) == 1
         for item in other.slices
-        if item.size == first.size
-        and np.allclose(item.axes, first.axes, atol=1e-3)
-        and np.allclose(item.spacing, first.spacing, rtol=1e-3)
+        if _is_alike(item, first)
         and any(np.linalg.norm(item.position - place) < tolerance for place in places)
     ]
     if not found:

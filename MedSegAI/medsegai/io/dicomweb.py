@@ -228,9 +228,8 @@ class Archive:
             yield
         except requests.HTTPError as caught:
             code = caught.response.status_code if caught.response is not None else 0
-            raise error(
-                f"{start}: it responded with {code}, {_REASONS.get(code, _OTHER)}."
-            ) from None
+            reason = _REASONS.get(code, _OTHER)
+            raise error(f"{start}: it responded with {code}, {reason}.") from None
         except requests.exceptions.SSLError:
             raise error(
                 f"{start}, because this computer does not trust its certificate. Ask its "

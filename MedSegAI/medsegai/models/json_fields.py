@@ -61,9 +61,8 @@ def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except RecursionError:
-        raise ModelError(
-            f"{path} cannot be read as JSON: its values are nested too deep."
-        ) from None
+        reason = "its values are nested too deep"
+        raise ModelError(f"{path} cannot be read as JSON: {reason}.") from None
     except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(data, dict):

@@ -422,6 +422,10 @@ def _settings(results: Sequence[Results], classes: Classes) -> dict[str, Any]:
     }
 
 
+RESAMPLED = ("data", "seg", "probabilities")
+"""What is resampled, each in a way of its own."""
+
+
 def _configuration_settings(results: Results) -> dict[str, Any]:
     values, source = results.configuration, results.source
     patch = numbers_of(values, "patch_size", source)
@@ -443,9 +447,7 @@ def _configuration_settings(results: Results) -> dict[str, Any]:
         "normalization": schemes,
         "use_mask": [bool(mask) for mask in masks],
         "network": _network(results),
-        "resampling": {
-            kind: _resampling(results, kind) for kind in ("data", "seg", "probabilities")
-        },
+        "resampling": {kind: _resampling(results, kind) for kind in RESAMPLED},
         "previous_stage": values.get("previous_stage"),
     }
 

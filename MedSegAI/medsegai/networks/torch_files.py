@@ -296,13 +296,8 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) 
     if order not in (b"little", b"big"):
         raise PickleDamage("its byte order is unknown")
     content, _ = unpickle(bytes(record("data.pkl")[:most]), names, _storage)
-    return TorchFile(
-        path,
-        content,
-        len(whole),
-        lambda key: record(f"data/{key}"),
-        "<" if order == b"little" else ">",
-    )
+    endian = "<" if order == b"little" else ">"
+    return TorchFile(path, content, len(whole), lambda key: record(f"data/{key}"), endian)
 
 
 def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:

@@ -309,6 +309,13 @@ class ResidualBlock(nn.Module):
         return result
 
 
+def _encoder(plan: _Plan, in_channels: int) -> dict[str, nn.Module]:
+    if plan.kind == "PlainConvUNet":
+        return {"stages": _plain_encoder(plan, in_channels)}
+    stem = _convolutions(plan.ops, 1, (in_channels, plan.stem), plan.kernels[0])
+    return {"stem": stem, "stages": _residual_encoder(plan)}
+
+
 def _convolutions(
     ops: _Ops, count: int, channels: tuple[int, int], kernel: Any, stride: Any = 1
 ) -> nn.Sequential:
@@ -342,13 +349,7 @@ class UNet(nn.Module):
         self.kind = plan.kind
         self.smallest = plan.smallest()
         self.strides = plan.total_strides()
-        self.encoder = nn.ModuleDict()
-        if plan.kind == "PlainConvUNet":
-            self.encoder["stages"] = _plain_encoder(plan, in_channels)
-        else:
-            stem = (in_channels, plan.stem)
-            self.encoder["stem"] = _convolutions(plan.ops, 1, stem, plan.kernels[0])
-            self.encoder["stages"] = _residual_encoder(plan)
+        self.encoder = nn.ModuleDict(_encoder(plan, in_channels))
         stage = _residuals if plan.kind == "ResidualUNet" else _convolutions
         transposed, merges = nn.ModuleList(), nn.ModuleList()
         for level, count in zip(reversed(range(plan.stages - 1)), plan.decoder_counts, strict=True):

@@ -423,6 +423,16 @@ def _legend(labels: Sequence[Label], shown: set[int]) -> Iterator[tuple[str, Col
         yield without_side(label.name) if alike else label.name, label.color
 
 
+def _paste_row(
+    page: Image.Image, draw: ImageDraw.ImageDraw, row: Sequence[Panel], top: int
+) -> None:
+    left = GAP
+    for panel in row:
+        draw.text((left, top), panel.caption, INK, _font())
+        page.paste(panel.picture, (left, top + LINE_HEIGHT))
+        left += panel.picture.width + GAP
+
+
 def _draw_legend(
     draw: ImageDraw.ImageDraw,
     legend: Sequence[tuple[str, Color]],
@@ -452,11 +462,7 @@ def _page(
     draw = ImageDraw.Draw(page)
     top = GAP
     for row, down in zip(rows, heights, strict=True):
-        left = GAP
-        for panel in row:
-            draw.text((left, top), panel.caption, INK, _font())
-            page.paste(panel.picture, (left, top + LINE_HEIGHT))
-            left += panel.picture.width + GAP
+        _paste_row(page, draw, row, top)
         top += down
     if doubt:
         _draw_scale(page, draw, top, most)

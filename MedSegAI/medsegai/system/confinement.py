@@ -154,12 +154,8 @@ def _deny_calls(libc: ctypes.CDLL) -> bool:
         return False
     processor, seccomp, *denied_calls = _DENIED[platform.machine()]
     calls = [*denied_calls[0], *denied_calls[1]]
-    load, if_equal, if_at_least, give = (
-        0x20,
-        0x15,
-        0x35,
-        0x06,
-    )  # each jump has the number of steps to skip
+    # Each jump has the number of steps to skip.
+    load, if_equal, if_at_least, give = 0x20, 0x15, 0x35, 0x06
     denied, allowed = 0x00050001, 0x7FFF0000
     deny = len(calls) + 5  # the last step
     program = [

@@ -56,9 +56,8 @@ def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
         dask.config.set(_dask_settings(count)),
         contextlib.ExitStack() as stack,
     ):
-        security = (
-            Security.temporary()
-        )  # by cryptography, because other users of this computer can reach the port
+        # By cryptography, because other users of this computer can reach the port.
+        security = Security.temporary()
         cluster = _local_cluster(count, cards, folder, security)
         stack.callback(_close, cluster)
         client = Client(cluster, security=security)
@@ -104,6 +103,14 @@ def _local_cluster(
         raise WorkerError(f"The {count} workers did not start: {error}.") from error
 
 
+def _no_answer(address: str, error: Exception) -> WorkerError:
+    tls = " Name its certificates in Dask's configuration (docs/cluster.md)."
+    return WorkerError(
+        f"The Dask scheduler at {address} does not respond: {error}."
+        + (tls if address.startswith("tls:") else " Start it (`dask scheduler`), and its workers.")
+    )
+
+
 @contextlib.contextmanager
 def scheduler_at(place: str) -> Iterator[Client]:
     """Connect to an existing scheduler with its workers.
@@ -121,15 +128,7 @@ def scheduler_at(place: str) -> Iterator[Client]:
         try:
             client = Client(address, timeout=ANSWER_SECONDS)
         except (OSError, TimeoutError, ValueError, RuntimeError, TypeError) as error:
-            tls = " Name its certificates in Dask's configuration (docs/cluster.md)."
-            raise WorkerError(
-                f"The Dask scheduler at {address} does not respond: {error}."
-                + (
-                    tls
-                    if address.startswith("tls:")
-                    else " Start it (`dask scheduler`), and its workers."
-                )
-            ) from error
+            raise _no_answer(address, error) from error
         try:
             yield client
         finally:

@@ -188,16 +188,16 @@ def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress)
     ]
 
 
+def _read_scores(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Train it first.") from error
+
+
 def read_trained(name: str, runs: Sequence[Path]) -> Trained:
     """Read the trainings of one network with several seeds. Raises InputError: one has no scores."""
-    found = []
-    for place in runs:
-        try:
-            found.append(json.loads((place / SCORES).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{place / SCORES} cannot be read: {error}. Train it first."
-            ) from error
+    found = [_read_scores(place / SCORES) for place in runs]
     rows = [row for item in found for row in item["cases"]]
     names = sorted({row["case"] for row in rows})
     scores = {
@@ -231,20 +231,22 @@ def differences(networks: Sequence[Trained], seed: int = 0) -> list[Difference]:
     found = []
     for pair in pairs:
         first, second = sorted(pair, key=lambda network: -network.mean)
-        if first.dice.keys() != second.dice.keys():
-            raise InputError(
-                f"{first.name} and {second.name} were not judged on the same cases. Train them on the same folds."
-            )
-        names = list(first.dice)
-        values = np.array([first.dice[name] - second.dice[name] for name in names])
-        means = bootstrap(values, [first.groups[name] for name in names], seed)
-        low, high = np.quantile(means, (level / 2, 1 - level / 2))
-        found.append(
-            Difference(
-                first.name, second.name, float(values.mean()), float(low), float(high), len(names)
-            )
-        )
+        found.append(_difference(first, second, level, seed))
     return found
+
+
+def _difference(first: Trained, second: Trained, level: float, seed: int) -> Difference:
+    if first.dice.keys() != second.dice.keys():
+        raise InputError(
+            f"{first.name} and {second.name} were not judged on the same cases. Train them on the same folds."
+        )
+    names = list(first.dice)
+    values = np.array([first.dice[name] - second.dice[name] for name in names])
+    means = bootstrap(values, [first.groups[name] for name in names], seed)
+    low, high = np.quantile(means, (level / 2, 1 - level / 2))
+    return Difference(
+        first.name, second.name, float(values.mean()), float(low), float(high), len(names)
+    )
 
 
 def bootstrap(values: NDArray[np.float64], groups: Sequence[str], seed: int) -> NDArray[np.float64]:

@@ -115,20 +115,26 @@ def folds_of(cases: Sequence[PictureCase], count: int, seed: int) -> list[list[s
     ]
 
 
+def _wanted_channels(path: Path, count: int) -> Sequence[Volume]:
+    """Return as many channels as the training file says, from a picture in grey or in colours."""
+    channels = read_channels(path)
+    if count == 1:
+        return (grey(channels),)
+    if len(channels) == 1 and count == len(COLOURS):
+        return channels * len(COLOURS)
+    if len(channels) != count:
+        raise InputError(
+            f"{path} has {counted(len(channels), 'channel', 'channels')}, and the training file says "
+            f"{count} (data.channels)."
+        )
+    return channels
+
+
 def read_case(
     config: Training2DConfig, name: str, group: str, image_path: Path, label_path: Path
 ) -> PictureCase:
     """Read one case. Raises InputError: see `read_cases`."""
-    channels = read_channels(image_path)
-    if config.data.channels == 1:
-        channels = (grey(channels),)
-    elif len(channels) == 1 and config.data.channels == len(COLOURS):
-        channels = channels * len(COLOURS)
-    if len(channels) != config.data.channels:
-        raise InputError(
-            f"{image_path} has {counted(len(channels), 'channel', 'channels')}, and the training file says "
-            f"{config.data.channels} (data.channels)."
-        )
+    channels = _wanted_channels(image_path, config.data.channels)
     pixels = np.stack([_only_slice(channel, image_path) for channel in channels])
     labels = read_mask(config.data, label_path)
     if labels.shape != pixels.shape[1:]:
