@@ -33,7 +33,7 @@ from medsegai.inference.grid_sampling import slabs_of
 from medsegai.inference.probabilities import StreamedProbabilities
 from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import as_channels, check_picture, check_scan, read_channels, read_volume
-from medsegai.io.checks import MAX_SPACING_MM
+from medsegai.io.checks import MAX_SPACING_MM, check_one_grid
 from medsegai.measurements import plausibility
 from medsegai.measurements.instances import objects_of
 from medsegai.models import quality
@@ -47,7 +47,7 @@ from medsegai.progress import Progress
 from medsegai.refinements import options_of, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.system.machine import peak_memory_mb
-from medsegai.volume import Geometry, Scalar, Volume, check_same_grid
+from medsegai.volume import Geometry, Scalar, Volume
 
 STAGES = {"read": 2.0, "prepare": 4.0, "predict": 85.0, "labels": 8.0, "refine": 1.0}
 """What a job consists of, and how the stages weigh in its progress."""
@@ -181,17 +181,6 @@ def _read_scan(item: Path | Volume, limit_mm: float) -> tuple[tuple[Volume, ...]
     return (scan,), check_scan(scan, limit_mm)
 
 
-def _check_one_grid(inputs: Sequence[Volume]) -> None:
-    for volume in inputs:
-        check_same_grid(
-            volume.geometry,
-            inputs[0].geometry,
-            volume.source,
-            inputs[0].source,
-            "Resample one onto the other first.",
-        )
-
-
 def _read(
     request: SegmentationRequest, cards: Sequence[ModelCard], progress: Progress
 ) -> tuple[list[Volume], list[str]]:
@@ -211,7 +200,7 @@ def _read(
         channels, notes = _read_picture(item) if flat == {True} else _read_scan(item, limit)
         inputs += channels
         warnings += notes
-    _check_one_grid(inputs)
+    check_one_grid(inputs)
     if flat == {True}:
         fitted = as_channels(inputs, len(cards[0].channels), request.anyway)
         inputs, warnings = fitted.channels, [*warnings, *fitted.warnings]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Geometry, Volume, check_same_grid
 
 MAX_VALUE = 1e15
 """Grey values beyond this are refused, because sums of their squares, from which deviations are computed, may not
@@ -126,4 +126,20 @@ def _doubts(name: str, geometry: Geometry) -> Iterator[str]:
     if not EXTENT_MM[0] <= extent <= EXTENT_MM[1]:
         yield (
             f"{name} is {extent:.3g} mm long ({geometry.describe()}). Check that its spacing is in millimetres."
+        )
+
+
+def check_one_grid(inputs: Sequence[Volume]) -> None:
+    """Refuse images that do not lie on the grid of the first one.
+
+    Raises:
+        GeometryError: an image has another grid.
+    """
+    for volume in inputs:
+        check_same_grid(
+            volume.geometry,
+            inputs[0].geometry,
+            volume.source,
+            inputs[0].source,
+            "Resample one onto the other first.",
         )
