@@ -60,7 +60,7 @@ def taken(seconds: float, batches: int, told: bool) -> tuple[float, bool]:
     """What so many batches take, and whether the compiled runner was prepared."""
     clock = Clock()
     compiled = Compiled(clock, seconds * (1 - SAVED))
-    runner = MeasuredRunner(Eager(clock, seconds), compiled, clock)
+    runner = MeasuredRunner(Eager(clock, seconds), compiled, (clock,))
     if told:
         runner.expect(batches)
     for _ in range(batches):
@@ -97,7 +97,7 @@ def test_few_small_windows_are_not_worth_it(seconds: float, batches: int, prepar
 def test_what_is_ready_is_used_at_once() -> None:
     clock = Clock()
     compiled = Compiled(clock, 0.1)
-    runner = MeasuredRunner(Eager(clock, 1.0), compiled, clock)
+    runner = MeasuredRunner(Eager(clock, 1.0), compiled, (clock,))
     runner.prepare(BATCH.shape)
     before = clock.now
     runner(BATCH)
