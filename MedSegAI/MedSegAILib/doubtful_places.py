@@ -1,4 +1,4 @@
-"""Doubtful places, and what is said of the one that is shown: plain values, without Qt and without MRML."""
+"""Uncertain regions, and what is said of the one that is shown: plain values, without Qt and without MRML."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Step:
 def place_in_words(step: Step | None) -> str:
     """Where the walk stands, or that there is nowhere to go."""
     if step is None:
-        return _("There is no doubtful place to go to.")
+        return _("There is no uncertain region to go to.")
     words = _("Doubtful place {number} of {count}: {name}.")
     if step.place.suspicious:
         words = _("Suspicious place {number} of {count}: {name}.")

@@ -19,7 +19,7 @@ PATTERNS = {
     r"\btold (?:of|with|before|in|as|at|how|what|when|which|after|whether)\b": '"reported"',
     r"\bwhat there is to\b": "a noun",
     r"\bhears? of\b": '"receives"',
-    r"\bhand(?:ed|ing|s)?[ -]over\b(?!…)": '"export"',
+    r"\bhand(?:ed|ing|s)?[ -]over\b": '"export"',
     r"\b(?:are|is|were|be) in doubt\b|\bdoubts? (?:of|about|where)\b|\bin doubt\b": '"uncertain"',
     r"\bstrangers?\b(?!s of)": '"untrusted"',
     r"\bwhat (?:is|was) (?:of it|of them)\b": "a noun",

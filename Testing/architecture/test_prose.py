@@ -53,5 +53,5 @@ def test_what_runs_over_two_lines_is_found() -> None:
 
 
 def test_code_and_words_of_the_screen_are_left_out() -> None:
-    page = "`it is no folder` *Hand over…* [a](is-no-page.md)\n```\nit is no folder\n```\n"
+    page = "`it is no folder` *Hand over* [a](is-no-page.md)\n```\nit is no folder\n```\n"
     assert list(prose_rules.document_problems(page)) == []

@@ -240,7 +240,7 @@ def test_why_series_cannot_be_taken_is_said(house: House) -> None:
     channels = (Channel("T1", "MR"), Channel("T2", "MR"))
     house.choose(cards=(replace(house.card, channels=channels),))
     house.panel.batch.start_requested.emit()
-    assert "several images of each case" in house.panel.batch.last("show_message")[0]
+    assert "several images for each case" in house.panel.batch.last("show_message")[0]
     assert house.host.ran == []
 
 

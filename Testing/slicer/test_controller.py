@@ -356,7 +356,7 @@ def test_the_plan_names_members_device_and_memory(house: House) -> None:
     house.choose()
     text, ready = house.panel.plan
     assert ready
-    assert text == "Runs axial, coronal on the fastest device there is; needs about 1.5 GB."
+    assert text == "Runs axial, coronal on the fastest available device; needs about 1.5 GB."
     assert house.panel.details == f"Brain 1.2 on Head ({HEAD.geometry.describe()})"
     house.choose(options={"members": ("coronal",), "device": "cuda:1"})
     assert house.panel.plan[0].startswith("Runs coronal on cuda:1;")
@@ -374,7 +374,7 @@ def test_many_members_are_counted_and_not_named(house: House) -> None:
         ({"cards": ()}, "no model"),
         ({"options": {"fusion": "median"}}, "fusion"),
         ({"options": {"dropout_passes": 5000}}, "dropout-passes"),
-        ({"output": OutputChoice(OutputMode.UPDATE)}, "Choose the segmentation"),
+        ({"output": OutputChoice(OutputMode.UPDATE)}, "The output segmentation is not chosen"),
         ({"every_frame": True, "output": OutputChoice(OutputMode.PREVIEW)}, "Every frame"),
     ],
 )

@@ -61,7 +61,7 @@ def test_nothing_is_said_of_a_scene_that_was_closed(house: House) -> None:
     house.press_segment()
     house.press_segment()
     house.controller.scene_closes()
-    house.fail(Cancelled("Stopped. The scene is as it was."))
+    house.fail(Cancelled("The job was stopped. The scene was not changed."))
     assert house.panel.message == house.panel.error == ""
     assert ("fold",) in house.panel.results.told
     house.panel.queue.again_requested.emit(house.queue.entries[1])

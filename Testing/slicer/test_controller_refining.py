@@ -120,7 +120,7 @@ def test_a_preview_is_gone_to_and_its_colours_are_told(house: Ward) -> None:
     house.press("preview")
     house.finish(CHANGED)
     assert house.scene.done[-1] == ("jump", (1.0, 2.0, 3.0))
-    assert "Green would be added, red taken away" in house.message
+    assert "Green would be added, red removed" in house.message
 
 
 def test_cancel_takes_the_preview_away(house: Ward) -> None:
@@ -159,15 +159,15 @@ def test_cancel_stops_what_runs_and_what_waits(house: Ward) -> None:
     assert len(house.queue.entries) == 1, "one at a time"
     house.press("cancel")
     assert house.client.cancelled == 1
-    house.fail(Cancelled("Stopped. The scene is as it was."))
-    assert house.message == "Stopped. The scene is as it was."
+    house.fail(Cancelled("The job was stopped. The scene was not changed."))
+    assert house.message == "The job was stopped. The scene was not changed."
     assert house.view.last("show_message")[1:] == (False,)
     house.press_segment()
     house.press("apply")
     assert house.state == (True, False)
-    assert "waits in the queue" in house.message
+    assert "waiting in the queue" in house.message
     house.press("cancel")
-    assert "before it began" in house.message
+    assert "before it started" in house.message
     assert house.state == (False, False)
 
 
@@ -186,7 +186,7 @@ def test_where_nothing_changes_there_is_no_preview(house: Ward) -> None:
     for button in ("preview", "apply"):
         house.press(button)
         house.finish(SAME)
-        assert house.message.startswith("There was nothing to change.")
+        assert house.message.startswith("The refinements did not find anything to change.")
         assert house.state == (False, False)
     assert house.scene.previews == []
     assert ("write_refined", house.node) not in house.scene.done

@@ -127,7 +127,7 @@ def test_the_walk_can_be_held_to_one_structure(shown: House) -> None:
 
 def test_without_a_doubtful_place_that_is_said(shown: House) -> None:
     shown.panel.results.next_requested.emit()
-    assert shown.panel.message == "There is no doubtful place to go to."
+    assert shown.panel.message == "There is no uncertain region to go to."
 
 
 def verdict(house: House) -> tuple[str, str]:
@@ -373,8 +373,8 @@ def test_a_hand_over_can_fail_and_be_stopped(shown: House) -> None:
     shown.panel.results.export_requested.emit()
     shown.panel.cancel_requested.emit()
     assert shown.client.cancelled == 1
-    shown.fail(Cancelled("Stopped. The scene is as it was."))
-    assert shown.panel.message == "Stopped. The scene is as it was."
+    shown.fail(Cancelled("The job was stopped. The scene was not changed."))
+    assert shown.panel.message == "The job was stopped. The scene was not changed."
     shown.panel.results.export_requested.emit()
     shown.fail(WorkerError("It crashed."))
     assert (shown.panel.error, shown.panel.log_offered) == ("It crashed.", True)

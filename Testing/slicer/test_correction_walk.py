@@ -1,4 +1,4 @@
-"""From doubtful place to doubtful place inside the effect AI correct, and what becomes of strokes one leaves."""
+"""Walking uncertain regions inside the effect AI correct, and what happens to strokes that one leaves."""
 
 from __future__ import annotations
 

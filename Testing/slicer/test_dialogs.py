@@ -29,7 +29,7 @@ def install(_page: Any) -> Any:
     return InstallDialog(PLAN).dialog
 
 
-def handover(page: Any) -> Any:
+def export(page: Any) -> Any:
     return ExportDialog(page, "Head", "", ExportChoice("/out")).dialog
 
 
@@ -43,7 +43,7 @@ def models(page: Any) -> Any:
     return panel.browser.dialog
 
 
-DIALOGS = (install, handover, series, models)
+DIALOGS = (install, export, series, models)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_every_empty_box_can_be_seen() -> None:
     page = pythonqt.load_ui(UI)
     panel = new_panel(page)
     panel.show_models([load_card(BUNDLED_MODELS / "brain"), card("abdomen", "fold_0", "fold_1")])
-    roots = [pythonqt.real(page), *(pythonqt.real(made(page)) for made in (install, handover))]
+    roots = [pythonqt.real(page), *(pythonqt.real(made(page)) for made in (install, export))]
     found = 0
     for root in roots:
         for check in root.findChildren(QtWidgets.QCheckBox):

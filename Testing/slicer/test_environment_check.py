@@ -80,7 +80,7 @@ def test_a_doctor_that_does_not_answer_is_ended(
 ) -> None:
     monkeypatch.setattr(environment_check, "DOCTOR_SECONDS", 0.5)
     report = check_environment(python_that(tmp_path, "exec sleep 60"))
-    assert "did not answer within 0.5 s" in report.trouble
+    assert "did not respond within 0.5 s" in report.trouble
 
 
 def test_what_was_cancelled_tells_nothing(tmp_path: Path) -> None:

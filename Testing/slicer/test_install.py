@@ -110,7 +110,7 @@ def test_what_is_missing_is_installed_through_slicer(host: Slicer) -> None:
     assert call["requester"] == "MedSegAI"
 
 
-def test_what_handing_over_needs_is_asked_for_when_it_is_wanted(host: Slicer) -> None:
+def test_what_an_export_needs_is_asked_for_when_it_is_wanted(host: Slicer) -> None:
     install.ensure(agree)
     assert host.calls == []
     install.ensure(agree, ["export"])

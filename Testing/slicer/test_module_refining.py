@@ -98,7 +98,7 @@ def test_apply_at_once_and_once_more(page: Any, case: Case) -> None:
     until(lambda: "-2 +0 voxels" in message(page))
     np.testing.assert_array_equal(case.mask(LEFT), case.clean)
     press(page, "refineApplyButton")
-    until(lambda: message(page) == "There was nothing to change.")
+    until(lambda: message(page) == "The refinements did not find anything to change.")
 
 
 def test_only_what_is_ticked_changes_and_completed_segments_never(page: Any, case: Case) -> None:
@@ -110,7 +110,7 @@ def test_only_what_is_ticked_changes_and_completed_segments_never(page: Any, cas
     checked = pythonqt.QtCore.Qt.CheckState.Checked
     shown.item(1).setCheckState(checked)
     press(page, "refineApplyButton")
-    until(lambda: message(page) == "There was nothing to change.")
+    until(lambda: message(page) == "The refinements did not find anything to change.")
     np.testing.assert_array_equal(case.mask(LEFT), case.specked)
     page.panel.results.review_chosen.emit((case.ids[LEFT],), "completed")
     page.enter()

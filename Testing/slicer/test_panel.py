@@ -194,7 +194,7 @@ def test_a_model_with_several_channels_gets_a_selector_for_each(
     selector(widget, "channel1Selector").setCurrentNode(second)
     assert panel.choice().nodes["FLAIR"] is second
     assert len(heard) == 1
-    assert selector(widget, "channel2Selector").noneDisplay == "None (may be left out)"
+    assert selector(widget, "channel2Selector").noneDisplay == "None (optional)"
     panel.choose_model(panel._cards[0])
     pythonqt.process_events()
     assert list(panel.choice().nodes) == ["MR"]

@@ -102,14 +102,14 @@ def test_models_of_an_index_are_loaded_only_by_their_button(widget: Any, panel: 
     panel.browser.show_listed([LISTED])
     names = find(widget, "modelList")
     assert texts(widget, "modelList")[2:] == ["Liver <b>fast</b>"]
-    assert "31.0 MB, not loaded yet" in names.item(2).text()
+    assert "31.0 MB, not downloaded" in names.item(2).text()
     names.setCurrentRow(2)
     details = find(widget, "modelDetails").toPlainText()
     assert "Liver <b>fast</b>" in details  # as text, not as HTML
     assert "0" * 64 in details
     assert "secret" not in details
     assert not find(widget, "verifyButton").isEnabled()
-    assert find(widget, "useButton").text() == "Load this model"
+    assert find(widget, "useButton").text() == "Download this model"
     panel.browser.show_busy(True)
     assert not find(widget, "useButton").isEnabled()
     panel.browser.show_busy(False)
@@ -301,7 +301,7 @@ def test_the_install_dialog_says_what_where_and_how_large(monkeypatch: pytest.Mo
     ]
     words = " ".join(label.text() for label in real.findChildren(QtWidgets.QLabel))
     assert "/slicer/lib" in words
-    assert "nothing that Slicer brings" in words
+    assert "packages of Slicer" in words
     assert dialog.consent() == Consent(None)
     monkeypatch.setattr(dialogs, "open_folder", lambda *_: "/stick/wheels")
     real.findChild(QtWidgets.QPushButton, "wheelsButton").click()

@@ -48,7 +48,7 @@ REPORT = {
     "provenance": {"device": "cuda:0"},
 }
 REFINED = (
-    "This is a preview: Apply makes it the segmentation, Cancel takes it away.\n"
+    "This is a preview: Apply makes it the segmentation, Cancel removes it.\n"
     "Move borders to edges: 212 voxels changed, 0.212 ml: Left hippocampus -61 +151 voxels (0.212 ml around "
     "R -26, A -21, S -14 mm).\n"
     "Not changed, because their review is completed: Brain stem."
@@ -272,7 +272,7 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     scene.panel.show_models([flair, BRAIN])
     scene.panel.choose_output(OutputMode.UPDATE)
     scene.panel.show_devices(
-        [DeviceChoice("auto", "the fastest there is"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
+        [DeviceChoice("auto", "the fastest available"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
     )
     scene.show_results()
     scene.panel.queue.show([entry("MRHead: Brain structures", "done")])

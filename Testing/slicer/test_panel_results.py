@@ -522,7 +522,7 @@ def test_the_next_place_is_called_what_it_is(widget: Any, panel: Panel, mrml: An
     for maps, text in (
         ((HEAT,), "Next suspect place"),
         ((HEAT, UNCERTAINTY), "Next suspect place"),
-        ((UNCERTAINTY,), "Next doubtful place"),
+        ((UNCERTAINTY,), "Next uncertain region"),
     ):
         panel.results.show((LEFT, STEM), maps)
         assert button.text() == text

@@ -1,4 +1,4 @@
-"""Where to look first: doubtful places, the overlay, flags and review states, on real MRML."""
+"""Where to look first: uncertain regions, the overlay, flags and review states, on real MRML."""
 
 from __future__ import annotations
 

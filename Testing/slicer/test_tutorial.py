@@ -198,7 +198,7 @@ def test_a_walk_through_the_tutorial(
     assert 2 < rows["Left hippocampus"].volume_ml < 8
     assert 500 < sum(row.volume_ml for row in rows.values()) < 2500
     table.cellClicked.emit(0, NAME)
-    walk.press("Next doubtful place")
+    walk.press("Next uncertain region")
     assert walk.message().startswith("Doubtful place 1 of ")
     walk.press("Uncertainty")
     walk.press("Uncertainty")
@@ -217,7 +217,7 @@ def test_a_walk_through_the_tutorial(
     walk.until(lambda: walk.message().startswith("Wrote "))
     assert (tmp_path / "numbers.csv").read_text().count("\n") > 30
     monkeypatch.setattr(export_dialog, "ask", walk.export_into(tmp_path))
-    walk.press("Hand over…")
+    walk.press("Export…")
     walk.until(lambda: re.search(r"Wrote \d\d files", walk.message()))
     assert "Not for diagnostic use" in (tmp_path / "report.html").read_text()
     assert len(list((tmp_path / "surfaces").glob("*.stl"))) > 28

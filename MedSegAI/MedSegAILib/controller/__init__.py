@@ -1,13 +1,13 @@
-"""What happens when: neither Qt nor MRML, so a test needs no window and no scene.
+"""The control of the module, without Qt and MRML, so that tests need neither window nor scene.
 
-Panel, scene, queue and application come as arguments; `protocols` says what is asked of them.
+Panel, scene, queue and application are arguments; `protocols` defines what they must offer.
 """
 
 from __future__ import annotations
 
 from MedSegAILib.controller.batches import Batches
 from MedSegAILib.controller.context import Context
-from MedSegAILib.controller.exporting import HandingOver
+from MedSegAILib.controller.exporting import Exporting
 from MedSegAILib.controller.jobs import Jobs
 from MedSegAILib.controller.models import Models
 from MedSegAILib.controller.protocols import (
@@ -24,8 +24,8 @@ from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 
 CLOSE_QUESTION = (
-    "{jobs} running ({names}). If you close Slicer now, they are stopped, and their results are lost. Close "
-    "Slicer?"
+    "{jobs} running ({names}). If you close Slicer now, running jobs are stopped and their "
+    "results are lost. Close Slicer?"
 )
 SCENE_QUESTION = (
     "{jobs} running ({names}), on volumes of the scene that is being closed. Wait until they are done, and save "
@@ -34,7 +34,7 @@ SCENE_QUESTION = (
 
 
 class Controller:
-    """Joins panel, scene, queue and application.
+    """Connects panel, scene, queue and application.
 
     Attributes:
         jobs, results, refining, models, batches, places: the parts.
@@ -47,7 +47,7 @@ class Controller:
         self.results = Results(panel, scene, host)  # type: ignore[arg-type]  # one scene has both
         self.jobs = Jobs(self._context, self.results)
         self.refining = Refining(self._context, self.results)
-        self.handing_over = HandingOver(self._context, self.results)
+        self.exporting = Exporting(self._context, self.results)
         self.surfaces = Surfaces(self._context)
         self.models = Models(self._context)
         self.batches = Batches(self._context)
@@ -56,7 +56,7 @@ class Controller:
         self._asked_devices = False
 
     def enter(self) -> None:
-        """The page is shown: volumes may have changed meanwhile, and devices may be unknown."""
+        """Update the page when it is shown: volumes may have changed, and devices may be unknown."""
         self.jobs.guess_channels()
         self.jobs.update_plan()
         self.results.refresh()
@@ -66,20 +66,20 @@ class Controller:
             self.places.ask_devices()
 
     def close_question(self) -> str:
-        """What to ask before Slicer closes; "" where nothing is under way."""
+        """Return the question before Slicer closes; "" if no job is running."""
         batch = [_("the batch")] if self.batches.running else []
         return self._question(_(CLOSE_QUESTION), batch)
 
     def scene_question(self) -> str:
-        """What to ask while the scene closes, likewise."""
+        """Return the question while the scene closes; "" if no job is running."""
         return self._question(_(SCENE_QUESTION), [])
 
     def scene_opened(self) -> None:
-        """A scene was opened, or was there before the page."""
+        """Show the result of a scene that was opened, or existed before the page."""
         self.results.show_only_one()
 
     def scene_closes(self) -> None:
-        """What is under way would have no volume to belong to; and nothing is said of the scene any more."""
+        """Stop running jobs, whose volumes are removed, and forget the scene."""
         self._context.forget_jobs()
         self._context.queue.cancel_all()
         self.jobs.forget_previews()

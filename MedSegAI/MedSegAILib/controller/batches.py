@@ -1,4 +1,4 @@
-"""Many scans: `medsegai batch` in a process of its own, and what it tells."""
+"""Batches: `medsegai batch` in a separate process, and its events."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
 REPLACE_QUESTION = (
-    "{folder} already holds results of a batch. They will be replaced, and your corrections of them are lost. "
-    "Continue?"
+    "{folder} already holds results of a batch. They will be replaced, and your corrections "
+    "will be lost. Continue?"
 )
 
 
 class Batches:
-    """Joins the section of the batch with the command, which also runs without Slicer."""
+    """Connects the section of the batch with the command, which also runs without Slicer."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -50,11 +50,11 @@ class Batches:
 
     @property
     def running(self) -> bool:
-        """Whether a batch is at work."""
+        """Whether a batch is running."""
         return self._program is not None
 
     def start(self) -> None:
-        """Segment every scan that is asked for with the chosen model and options."""
+        """Segment every chosen scan with the chosen model and options."""
         if self.running:
             return
         try:
@@ -79,7 +79,7 @@ class Batches:
         )
 
     def stop(self) -> None:
-        """End it; what is done stays, and another start goes on."""
+        """Stop the batch; finished cases are kept, and another start resumes."""
         if self.running:
             self._stopping = True
             self._context.host.stop(self._program)
@@ -99,7 +99,8 @@ class Batches:
         if place.kind is PlaceKind.SSH:
             raise RequestError(
                 _(
-                    "A batch runs on this computer. Choose a Python of this computer in the settings."
+                    "A batch runs only on this computer. Choose a Python of this computer in "
+                    "the settings."
                 )
             )
         return place
@@ -123,7 +124,7 @@ class Batches:
         return [*command, *_flags(choice)]
 
     def _table(self, asked: BatchChoice) -> str:
-        """The cases for the command, through its standard input: no file is left behind, whatever happens."""
+        """Return the cases for the command's standard input, so that a file is never left behind."""
         self._titles = {case_name(row): row.title for row in asked.series or ()}
         if asked.series is None:
             return ""
@@ -132,8 +133,9 @@ class Batches:
         if card is not None and several and not card.takes_one_picture:
             raise RequestError(
                 _(
-                    "{model} takes several images of each case, and series are cases of one image each. "
-                    "Choose a folder, whose files are named after case and channel."
+                    "{model} takes several images for each case, but a series is a case of "
+                    "one image. Choose a folder whose files are named after case and "
+                    "channel."
                 ).format(model=card.name)
             )
         text = io.StringIO()
@@ -144,7 +146,7 @@ class Batches:
         return text.getvalue()
 
     def _heard(self, line: str) -> None:
-        """Show one event of the command; what is not an event is the output of a library."""
+        """Show one event of the command; other lines are the output of libraries."""
         event = read_event(line)
         if isinstance(event, Entry):
             row = CaseRow(**vars(event), title=self._titles.get(event.case, ""))
@@ -179,7 +181,7 @@ class Batches:
 
 
 def case_name(row: SeriesRow) -> str:
-    """What names a series and not its patient, and is the same each time, so that a batch can be resumed."""
+    """Return a name for a series without patient data, always the same, so that a batch can be resumed."""
     words = re.findall(r"[^\W_]+", row.description)
     of_patient = {name.casefold() for name in re.findall(r"[^\W_]+", row.patient)}
     plain = "_".join(word for word in words if word.casefold() not in of_patient)[:40]
@@ -188,7 +190,7 @@ def case_name(row: SeriesRow) -> str:
 
 
 def _flags(choice: Choice) -> list[str]:
-    """The options as the command line writes them."""
+    """Return the options as the command line writes them."""
     flags = []
     for name, value in choice.options.items():
         flag = flags_of(name)[0]

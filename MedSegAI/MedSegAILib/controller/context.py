@@ -1,4 +1,4 @@
-"""What the parts of the controller share."""
+"""The shared context of the controller's parts."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from MedSegAILib.worker.location import PlaceKind
 NO_MODEL = "There is no model. Import one with Browse…, or reinstall MedSegAI."
 
 TIMES = "model_times"
-"""Name of the setting that holds what jobs took, per voxel of the models' grids."""
+"""The name of the setting with the times of jobs, per voxel of the models' grids."""
 
 
 @dataclass
 class Context:
-    """Panel, scene, queue and application, and what is known of the devices.
+    """Panel, scene, queue and application, and the known devices.
 
     Attributes:
-        forgotten: jobs of a scene that was closed; how they end interests nobody.
+        forgotten: the jobs of a closed scene, whose ends are not reported.
     """
 
     panel: PanelProtocol
@@ -52,51 +52,51 @@ class Context:
         )
 
     def progressed(self, event: ProgressEvent) -> None:
-        """Show how far a job is, on the page and for those who are in another module."""
+        """Show the progress of a job on the page, and in the status bar for users of other modules."""
         self.panel.show_progress(event)
         self.host.show_status(f"MedSegAI: {progress_text(event)}")
 
     def forget_jobs(self) -> None:
-        """The scene closes: nothing is to be said of the jobs that end with it."""
+        """Forget the jobs of a scene that closes, so that their ends are not reported."""
         self.forgotten = {entry.listener for entry in self.queue.entries if not entry.over}
 
     def is_forgotten(self, job: Any) -> bool:
-        """Whether a job has ended with its scene; asked once, because it may be run again."""
+        """Whether a job has ended with its scene; the job is then forgotten, because it may be run again."""
         was_forgotten = job in self.forgotten
         self.forgotten.discard(job)
         return was_forgotten
 
     def tell(self, error: MedSegAIError) -> None:
-        """Say how a job ended that gave nothing."""
+        """Report how a job without result ended."""
         if isinstance(error, Cancelled):
             self.panel.show_message(str(error))
         else:
             self.panel.show_error(str(error), log=isinstance(error, WorkerError))
 
     def place_is_here(self) -> bool:
-        """Whether the worker runs in Slicer's own Python, where things may have to be installed."""
+        """Whether the worker runs in Slicer's own Python, where packages may have to be installed."""
         return self.host.place().kind is PlaceKind.OWN
 
     def request(self, choice: Choice, volumes: Sequence[Volume]) -> SegmentationRequest:
-        """The request of a choice, with these voxels.
+        """Return the request of a choice, with these voxels.
 
         Raises:
-            MedSegAIError: the options, the output or the region do not fit, or a model is gone.
+            MedSegAIError: the options, the output or the region are not valid, or a model was removed.
         """
         if choice.output.mode in (OutputMode.UPDATE, OutputMode.ADD) and choice.output.node is None:
             raise RequestError(
-                _("Choose the segmentation that the result goes into, or a new one as the result.")
+                _("The output segmentation is not chosen. Choose it, or a new one as the result.")
             )
         if choice.every_frame and choice.output.mode is not OutputMode.NEW:
             raise RequestError(
-                _("Every frame of a sequence gets a new segmentation. Choose that as the result.")
+                _("Every frame of a sequence needs a new segmentation. Choose that as the result.")
             )
         options = dict(choice.options) | {
             "models": self.models(choice),
             "candidates": not choice.every_frame,
         }
         if len(choice.cards) > 1:
-            options["members"] = ()  # their names belong to one model
+            options["members"] = ()  # their names belong to a single model
         if choice.bounds:
             options["region"] = choice.bounds
         elif choice.region is not None:
@@ -104,20 +104,20 @@ class Context:
         return request_from_options(tuple(volumes), options)
 
     def models(self, choice: Choice) -> tuple[str, ...]:
-        """What finds the chosen models again.
+        """Return the names that find the chosen models again.
 
         Raises:
-            ModelError: one was removed meanwhile, or none is chosen.
+            ModelError: a model was removed meanwhile, or none is chosen.
         """
         if not choice.cards:
             raise ModelError(_(NO_MODEL))
         return tuple(self._model(card) for card in choice.cards)
 
     def _model(self, card: ModelCard) -> str:
-        """What finds exactly this card again: its folder, for two models could have one id.
+        """Return the name that finds exactly this card again: its folder, because two models may have the same id.
 
         Raises:
-            ModelError: it was removed meanwhile.
+            ModelError: the model was removed meanwhile.
         """
         if not self.host.place().shares_files:
             return card.id

@@ -1,4 +1,4 @@
-"""What the worker's computer has, as its doctor says."""
+"""The devices of the worker's computer, as its doctor reports them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ FREE = re.compile(r"([\d.]+) GB (?:free|available)")
 
 @dataclass(frozen=True)
 class Devices:
-    """The findings of a doctor, or nothing where nobody has asked yet: see `medsegai.doctor.Finding`."""
+    """The findings of a doctor, which are empty before it has run: see `medsegai.doctor.Finding`."""
 
     findings: tuple[Mapping[str, Any], ...] = ()
 
     def choices(self) -> list[DeviceChoice]:
-        """What the option `device` can be; graphics cards that do not work are left out."""
+        """Return the choices of the option `device`, without graphics cards that do not work."""
         return [
-            DeviceChoice("auto", _("the fastest there is")),
+            DeviceChoice("auto", _("the fastest available")),
             *(DeviceChoice(item["name"], item["found"]) for item in self._usable()),
         ]
 
     def describe(self, device: str) -> str:
-        """A device in words; of `auto` also which one it will be, where that is known."""
+        """Return a device in words; for `auto` also which one it will be, if that is known."""
         chosen = self._fastest() if device == "auto" else self._named(device)
         if chosen is None:
-            return _("the fastest device there is") if device == "auto" else device
+            return _("the fastest available device") if device == "auto" else device
         what = ", ".join(chosen["found"].split(", ")[:2])  # instruction sets are for experts
         return f"{chosen['name']} ({what})"
 
     def free_gb(self, device: str) -> float | None:
-        """Free memory of a device; of the processor that of the computer."""
+        """Return the free memory of a device in GB; for the processor, that of the computer."""
         chosen = self._fastest() if device == "auto" else self._named(device)
         if chosen is None:
             return None
@@ -45,7 +45,7 @@ class Devices:
         return None if memory is None else _gigabytes(memory["found"])
 
     def _usable(self) -> list[Mapping[str, Any]]:
-        """Devices that a job can be given; `cuda` alone says that there is no graphics card."""
+        """Return the devices for jobs; a finding `cuda` without a number means that there is no graphics card."""
         return [
             item
             for item in self.findings
@@ -56,7 +56,7 @@ class Devices:
         return next((item for item in self._usable() if item["name"] == device), None)
 
     def _fastest(self) -> Mapping[str, Any] | None:
-        """As the engine chooses: the graphics card with most free memory, else the processor."""
+        """Return the engine's choice: the graphics card with most free memory, or the processor."""
         cards = [item for item in self._usable() if item["name"].startswith("cuda:")]
         if cards:
             return max(cards, key=lambda item: _gigabytes(item["found"]) or 0.0)

@@ -1,4 +1,4 @@
-"""How long a job will take: as long as jobs of the same kind took on this computer."""
+"""The expected time of a job, from jobs of the same kind on this computer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
 
 KEPT = 5
-"""How many times of each kind are kept; the median of them stands against a busy computer."""
+"""The number of times that are kept for each kind; their median is robust against a busy computer."""
 
 
 class Estimates:
-    """Remembers what jobs took.
+    """Remembers the times of jobs.
 
     Args:
-        read, write: a text that outlives the session, such as a setting.
+        read, write: the functions that read and write a persistent text, such as a setting.
     """
 
     def __init__(self, read: Callable[[], str], write: Callable[[str], None]) -> None:
@@ -27,12 +27,12 @@ class Estimates:
         self._times = _times(read())
 
     def seconds(self, cards: Sequence[ModelCard], request: SegmentationRequest) -> float | None:
-        """How long this will take; None where nothing like it ran here."""
+        """Return the expected time in seconds; None if no similar job ran here."""
         times = self._times.get(_kind(cards, request))
         return None if not times else median(times) * _megavoxels(cards, request)
 
     def typical_seconds(self, card: ModelCard) -> float | None:
-        """How long this model took for ten million voxels of its own grid, whatever the options."""
+        """Return how long this model took for ten million voxels of its own grid, with any options."""
         start = f"{card.id} {card.version} "
         times = [
             value
@@ -45,7 +45,7 @@ class Estimates:
     def learn(
         self, cards: Sequence[ModelCard], request: SegmentationRequest, result: SegmentationResult
     ) -> None:
-        """Remember what a job took."""
+        """Remember the time of a job."""
         taken = sum(result.seconds.values())
         if taken <= 0:
             return
@@ -56,7 +56,7 @@ class Estimates:
 
 
 def _times(text: str) -> dict[str, list[float]]:
-    """What was written; a damaged setting is discarded, because it is soon learnt again."""
+    """Read the times; a damaged setting is discarded, because the times are soon learnt again."""
     try:
         data = json.loads(text or "{}")
         return {str(kind): [float(value) for value in values] for kind, values in data.items()}
@@ -65,7 +65,7 @@ def _times(text: str) -> dict[str, list[float]]:
 
 
 def _kind(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
-    """Jobs that take as long per voxel of the grid: the same models, networks, device and passes."""
+    """Return the kind of a job, whose time per voxel is the same: models, networks, device and passes."""
     models = " + ".join(f"{card.id} {card.version}" for card in cards)
     names = [member.name for card in cards for member in card.members]
     members = len(request.members) or len(names)
@@ -77,10 +77,10 @@ def _kind(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
 
 
 def _megavoxels(cards: Sequence[ModelCard], request: SegmentationRequest) -> float:
-    """How much there is to do: millions of voxels of the models' own grids, whatever the voxels of the scan.
+    """Return the amount of work: millions of voxels of the models' own grids, whatever the voxels of the scan.
 
-    A scan of thick slices is as much work for a network as one of thin slices, since it is resampled first. A
-    family with a fixed grid never does more than that.
+    A scan of thick slices is as much work for a network as one of thin slices, because it is resampled first. A
+    family with a fixed grid never does more than this grid.
     """
     volume = request.inputs[0]
     assert isinstance(volume, Volume)

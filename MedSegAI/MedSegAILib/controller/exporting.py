@@ -1,4 +1,4 @@
-"""What is measured and written of a segmentation: statistics in the scene, and files for others."""
+"""Measurement and export of a segmentation: statistics in the scene, and files for other programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.deferred_request import ReadAs, Reading, Result
 
 if TYPE_CHECKING:
-    from MedSegAILib.scene.exporting import HandedOver
+    from MedSegAILib.scene.exporting import ExportSource
     from MedSegAILib.scene.measuring import Measurable
 
 FILES = {
@@ -34,16 +34,16 @@ FILES = {
     "rtstruct": "contours.dcm",
     "surfaces": "surfaces",
 }
-"""The file names of the parts of an export, in the folder that is chosen."""
+"""The file names of the outputs of an export, in the chosen folder."""
 
 REPLACE = "Some of these files exist in {folder} already. Replace them?"
 
 
-class HandingOver:
-    """Measures the segmentation that the table of results shows, and hands it over.
+class Exporting:
+    """Measures and exports the segmentation that the table of results shows.
 
     Args:
-        results: knows which segmentation is shown.
+        results: the table, which knows the shown segmentation.
     """
 
     def __init__(self, context: Context, results: Results) -> None:
@@ -54,12 +54,12 @@ class HandingOver:
         view.export_requested.connect(results.guarded(self._ask))
 
     def _show_statistics(self, shown: bool) -> None:
-        """Measure, and show table and plot beside the views; or go back to the views as they were."""
+        """Measure, and show table and plot beside the views; or restore the previous views."""
         if not shown:
             self._context.host.hide_table()
             return
         view = self._context.panel.results
-        view.show_statistics(False)  # until they are there
+        view.show_statistics(False)  # until they are computed
 
         def show(measured: Measurable, result: MeasurementResult) -> None:
             self._context.host.show_table(self._context.scene.statistics(measured, result))
@@ -90,7 +90,7 @@ class HandingOver:
         )
 
     def _ask(self) -> None:
-        """Ask what is to be written where, and write it."""
+        """Ask for outputs and folder, and write them."""
         context, node = self._context, self._results.node
         series, reason = ("", ""), ""
         try:
@@ -104,17 +104,17 @@ class HandingOver:
     def _export(
         self, node: Node, choice: ExportChoice, series: tuple[str, str], overwrite: bool
     ) -> None:
-        def read() -> HandedOver:
+        def read() -> ExportSource:
             wanted = outputs_of(choice)
             return self._context.scene.exported(self._present(node), wanted, series, overwrite)
 
-        def told(read_as: HandedOver, result: ExportResult) -> None:
+        def told(read_as: ExportSource, result: ExportResult) -> None:
             files = counted(len(result.files), _("file"), _("files"))
             words = _("Wrote {files} into {folder}.").format(files=files, folder=choice.folder)
             self._context.panel.show_message("\n".join((words, *result.warnings)))
 
         def again(error: MedSegAIError) -> bool:
-            """Whether the user was asked, and has answered."""
+            """Whether the user was asked, so that the error is dealt with."""
             if not isinstance(error, OutputExistsError) or overwrite:
                 return False
             if self._context.host.confirm(_(REPLACE).format(folder=choice.folder)):
@@ -138,7 +138,7 @@ class HandingOver:
         """Put a job into the queue.
 
         Raises:
-            MedSegAIError: what is missing was not installed, or what `read` raises.
+            MedSegAIError: missing packages were not installed, or `read` raised an error.
         """
         context = self._context
         context.panel.show_message("")
@@ -160,8 +160,8 @@ class _ExportJob(Generic[ReadAs, Result]):
     """One entry of the queue.
 
     Args:
-        then: what to do with what was read and what the worker answered.
-        mend: whether an error was dealt with.
+        then: the function that receives the data and the result.
+        mend: the function that returns whether it dealt with an error.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class _ExportJob(Generic[ReadAs, Result]):
 
 
 def outputs_of(choice: ExportChoice) -> dict[str, object]:
-    """The choice as fields of `medsegai.export.files.Exports`."""
+    """Return the choice as fields of `medsegai.export.files.Exports`."""
     paths = {part: str(Path(choice.folder) / FILES[part]) for part in choice.parts}
     options = {
         "encoding": choice.encoding,

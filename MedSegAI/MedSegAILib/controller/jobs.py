@@ -37,7 +37,7 @@ class Jobs:
     """Plans, starts and ends jobs.
 
     Args:
-        results: shows the segmentation when one lies in the scene.
+        results: the table that shows the segmentation in the scene.
     """
 
     def __init__(self, context: Context, results: Results) -> None:
@@ -62,18 +62,18 @@ class Jobs:
         queue.changed.connect(self._on_queue_changed)
 
     def guess_channels(self) -> None:
-        """Where a model takes several images, choose those whose names fit; what was chosen stays."""
+        """If a model takes several images, choose those whose names fit; earlier choices stay."""
         choice = self._context.panel.choice()
         card = choice.card
         if card is None or len(card.channels) < 2 or card.takes_one_picture:
             return
         guess = self._context.scene.guess_channels(card, self._context.scene.volumes())
         chosen = [node for node in list(choice.nodes.values())[1:] if node is not None]
-        if not chosen:  # the first selector chooses by itself, and so its node is nobody's choice
+        if not chosen:  # its selector chooses by itself
             self._context.panel.show_guess(guess)
 
     def update_plan(self) -> None:
-        """Say what Segment would do with the present choice, or why it cannot."""
+        """Show what Segment would do with the present choice, or why it cannot."""
         panel = self._context.panel
         try:
             choice = panel.choice()
@@ -90,7 +90,7 @@ class Jobs:
             panel.show_plan(plan, True, texts.details(choice.cards, request))
 
     def load_sample(self) -> None:
-        """Choose the scan that shows what the model does."""
+        """Load the sample scan of the model."""
         panel, card = self._context.panel, self._context.panel.choice().card
         if card is None or not card.sample:
             return
@@ -104,7 +104,7 @@ class Jobs:
             panel.choose_input(node)
 
     def make_region(self) -> None:
-        """Stay inside a box in the middle of the volume, which the user then draws to its place."""
+        """Restrict the job to a box in the middle of the volume, which the user then moves."""
         panel, choice = self._context.panel, self._context.panel.choice()
         try:
             if choice.node is None:
@@ -114,11 +114,11 @@ class Jobs:
             panel.show_error(str(error))
 
     def start(self) -> None:
-        """Put the present choice into the queue; it begins at once where nothing else runs."""
+        """Put the present choice into the queue; it starts at once if no other job runs."""
         self._start(self._context.panel.choice())
 
     def start_in_slab(self) -> None:
-        """Run the present model again around the slice that is shown, into the segmentation in the table."""
+        """Run the present model again around the shown slice, into the segmentation in the table."""
         choice = self._context.panel.choice()
         try:
             chosen_nodes(choice)
@@ -155,7 +155,7 @@ class Jobs:
             context.queue.add(title, job.make_request, job)
 
     def cancel(self) -> None:
-        """Stop the job that runs; the panel is notified when it has stopped."""
+        """Stop the running job; the panel is notified when it has stopped."""
         running = self._under_way()
         if running is not None:
             self._context.panel.show_cancelling()
@@ -166,11 +166,11 @@ class Jobs:
         self._conclude_preview(lambda preview: preview.accept())
 
     def reject(self) -> None:
-        """Drop the result that is previewed."""
+        """Discard the previewed result."""
         self._conclude_preview(lambda preview: preview.reject())
 
     def forget_previews(self) -> None:
-        """The scene was closed, and with it whatever waited for an answer."""
+        """Forget previews, because the scene was closed."""
         self._previews = []
         self._context.panel.preview.show("")
 
@@ -181,13 +181,13 @@ class Jobs:
         frame: int | None,
         result: SegmentationResult,
     ) -> SegmentationNode:
-        """Bring a result into the scene, as the user chose.
+        """Write a result into the scene, as the user chose.
 
         Returns:
-            the segmentation node.
+            The segmentation node.
 
         Raises:
-            MedSegAIError: it has no place any more.
+            MedSegAIError: its output is no longer in the scene.
         """
         scene = self._context.scene
         if output.mode is OutputMode.PREVIEW:
@@ -220,7 +220,7 @@ class Jobs:
         for failure in failures:
             self._context.panel.show_error(texts.defect(failure), log=True)
             if self._context.scene.is_present(preview.node):
-                return  # it is as it was, and can be tried again
+                return  # it is unchanged, and can be tried again
         self._previews.pop(0)
         self._show_preview()
         self._results.show_chosen(node)
@@ -234,10 +234,10 @@ class Jobs:
             self._running = running
             if running is None:
                 panel.show_idle()
-                self.update_plan()  # now it is known how long this takes
+                self.update_plan()  # the time that this takes is now known
             else:
                 panel.show_running()
-        if running is not None and running.message:  # it has stood still for a long time
+        if running is not None and running.message:  # it has not progressed for a long time
             panel.show_message(running.message)
         panel.queue.show(self._context.queue.entries)
 
@@ -246,10 +246,10 @@ class Jobs:
         return next((entry for entry in entries if str(entry.state) == "running"), None)
 
     def _request(self, choice: Choice) -> SegmentationRequest:
-        """Everything that can be checked before a job is checked here.
+        """Return the request of a choice, after all checks that are possible before a job.
 
         Raises:
-            MedSegAIError: what was chosen cannot be run.
+            MedSegAIError: the choice cannot be run.
         """
         volumes = self._context.scene.read_channels(chosen_nodes(choice))
         return self._context.request(choice, volumes)
@@ -257,13 +257,13 @@ class Jobs:
 
 @dataclass
 class _Series:
-    """What the frames of a sequence share: the segmentation that the first of them became."""
+    """The shared state of the frames of a sequence: the segmentation of the first frame."""
 
     node: Node = None
 
 
 class _SegmentationJob:
-    """One entry of the queue: reads its input when its turn comes, and is notified of its end."""
+    """One entry of the queue, which reads its input when its turn comes, and is notified of its end."""
 
     def __init__(self, jobs: Jobs, choice: Choice, frame: int | None, series: _Series) -> None:
         self._jobs, self._choice, self._frame, self._series = jobs, choice, frame, series
@@ -271,7 +271,7 @@ class _SegmentationJob:
         self._context = jobs._context
 
     def make_request(self) -> SegmentationRequest:
-        """The request with the voxels, the region and the models of this moment."""
+        """Return the request with the present voxels, region and models."""
         choice, context = self._choice, self._context
         for node in chosen_nodes(choice):
             if not context.scene.is_present(node):
@@ -315,10 +315,10 @@ class _SegmentationJob:
 
 
 def chosen_nodes(choice: Choice) -> list[Node]:
-    """One node for each channel, one for all of a picture; channels that may be left out can be, from the last on.
+    """Return one node for each channel, or one for a picture; optional channels may be missing from the end.
 
     Raises:
-        MedSegAIError: there is no model, or no volume where one is needed.
+        MedSegAIError: a model or a required volume is missing.
     """
     if choice.card is None:
         raise ModelError(_(NO_MODEL))
@@ -331,7 +331,7 @@ def chosen_nodes(choice: Choice) -> list[Node]:
     needed = max((n for n, c in enumerate(channels, 1) if c.required or given[n - 1]), default=1)
     missing = [c.name for c in channels[:needed] if choice.nodes.get(c.name) is None]
     if missing:
-        text = _("{model} needs {count} images; choose a volume for {names}.")
+        text = _("{model} needs {count} images. Choose a volume for {names}.")
         names = ", ".join(missing)
         raise RequestError(text.format(model=choice.card.name, count=needed, names=names))
     return [choice.nodes[channel.name] for channel in channels[:needed]]

@@ -1,4 +1,4 @@
-"""Models: shown, imported and checked. What needs torch runs in the worker's Python, never in this one."""
+"""Display, import and check of models. Code that needs torch runs in the worker's Python, never in this one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """Joins the model browser with the models on disk."""
+    """Connects the model browser with the models on disk."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -48,12 +48,12 @@ class Models:
         self._add(["models", "import", path], _("Importing {path} …").format(path=path))
 
     def fetch(self, listed: ListedModel) -> None:
-        """Load a model of the index, in the background; its hash is compared before it is opened."""
-        text = _("Loading {name} …").format(name=listed.name or listed.id)
+        """Download a model of the index in the background; its hash is checked before it is opened."""
+        text = _("Downloading {name} …").format(name=listed.name or listed.id)
         self._add(["models", "fetch", listed.id], text)
 
     def show_index(self) -> None:
-        """Offer the models of the index that are not here yet."""
+        """Offer the models of the index that are not installed."""
         browser = self._context.panel.browser
         browser.show_busy(True)
         browser.show_status(_("Loading the index …"))
@@ -76,7 +76,7 @@ class Models:
         self._run(["models", "index", "--json"], done)
 
     def _add(self, arguments: list[str], text: str) -> None:
-        """Let a command add a model, and choose what it added."""
+        """Run a command that adds a model, and choose that model."""
         before = set(_own_cards())
         browser = self._context.panel.browser
         browser.show_busy(True)
@@ -122,7 +122,7 @@ class Models:
         self._context.host.run(command, place.environment(), done)
 
     def _local_place(self) -> WorkerLocation:
-        """Models lie on this computer, so a Python of this computer looks after them."""
+        """Return the location for model commands, which is on this computer, because the models are."""
         place = self._context.host.place()
         if place.kind is PlaceKind.SSH:
             return WorkerLocation.own(self._context.host.own_python())
@@ -139,7 +139,7 @@ def _own_cards() -> list[Path]:
 
 
 def reason(answer: Finished) -> str:
-    """Why a command failed: what it said last."""
+    """Return why a command failed: the last line of its output."""
     lines = [line for line in (answer.errors or answer.output).splitlines() if line.strip()]
     if not lines:
         return _("The command ended without a message (exit code {code}).").format(code=answer.code)

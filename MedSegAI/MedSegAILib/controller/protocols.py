@@ -1,4 +1,4 @@
-"""What the controller needs of panel, scene, queue and application: anything with these methods will do."""
+"""The protocols of panel, scene, queue and application, as the controller needs them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from MedSegAILib.panel.results import ResultsView
     from MedSegAILib.panel.settings import SettingsWidgets
     from MedSegAILib.panel.surfaces import SurfacesBar
-    from MedSegAILib.scene.exporting import HandedOver
+    from MedSegAILib.scene.exporting import ExportSource
     from MedSegAILib.scene.measuring import Measurable
     from MedSegAILib.scene.refining import Draft, RefinedPreview
     from MedSegAILib.scene.writing import Preview
@@ -126,7 +126,7 @@ class SceneProtocol(Protocol):
         outputs: Mapping[str, object],
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,
-    ) -> HandedOver: ...
+    ) -> ExportSource: ...
 
 
 class QueueProtocol(Protocol):
@@ -150,7 +150,7 @@ class QueueProtocol(Protocol):
 
 
 class SettingsHost(Protocol):
-    """What the application keeps, and what belongs to it: see `MedSegAILib.host.Host`."""
+    """The settings of the application, see `MedSegAILib.host.Host`."""
 
     def setting(self, name: str) -> str: ...
     def set_setting(self, name: str, value: str) -> None: ...
@@ -160,17 +160,17 @@ class SettingsHost(Protocol):
 
 
 class ProgramsHost(Protocol):
-    """Programs beside the application, and what they need."""
+    """Programs beside the application, and their packages."""
 
     def prepare(self, extras: Sequence[str] = ()) -> None:
         """Install what is missing; `extras` as in `MedSegAILib.install.ensure`.
 
         Raises:
-            MedSegAIError: that does not work, or the user declined it.
+            MedSegAIError: the installation failed, or the user declined it.
         """
 
     def check_environment(self, place: WorkerLocation, told: Callable[[Report], None]) -> None:
-        """Ask the doctor there: see `worker.environment_check.EnvironmentCheck`."""
+        """Run the doctor there, see `worker.environment_check.EnvironmentCheck`."""
 
     def run(
         self,
@@ -184,7 +184,7 @@ class ProgramsHost(Protocol):
 
 
 class WindowsHost(Protocol):
-    """The windows of the application: what is shown, and what the user is asked."""
+    """The windows and dialogs of the application."""
 
     def log(self) -> str: ...
     def show_text(self, title: str, text: str) -> None: ...
@@ -199,13 +199,13 @@ class WindowsHost(Protocol):
 
 
 class DataHost(Protocol):
-    """Where the application has scans from, and where corrected cases go."""
+    """The application's sources of scans, and the store of corrected cases."""
 
     def load_sample(self, name: str) -> VolumeNode:
         """Download a scan of the module Sample Data.
 
         Raises:
-            MedSegAIError: that fails.
+            MedSegAIError: the download failed.
         """
 
     def slab(self, volume: VolumeNode) -> tuple[float, ...]: ...
@@ -216,4 +216,4 @@ class DataHost(Protocol):
 
 
 class HostProtocol(SettingsHost, ProgramsHost, WindowsHost, DataHost, Protocol):
-    """Everything that the controller asks of the application."""
+    """Everything that the controller needs from the application."""

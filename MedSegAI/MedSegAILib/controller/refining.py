@@ -1,4 +1,4 @@
-"""A segmentation that is there, refined: previewed, applied, or given up."""
+"""Refinement of an existing segmentation: preview, apply or cancel."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from MedSegAILib.worker.queue import Entry
 
 
-STALE = "The preview was made with other choices and was removed."
+STALE = "The preview was removed, because it was made with other choices."
 ONLY_SHOWN = (
-    "This is a preview: Apply makes it the segmentation, Cancel takes it away. "
-    "Green would be added, red taken away, yellow given from one segment to another."
+    "This is a preview: Apply makes it the segmentation, Cancel removes it. Green would be "
+    "added, red removed, and yellow moved from one segment to another."
 )
-WAITS = "The refinement waits in the queue."
-NOTHING = "There was nothing to change."
-NONE_TICKED = "No segment is ticked. Tick those to refine, or choose all segments."
+WAITS = "The refinement is waiting in the queue."
+NOTHING = "The refinements did not find anything to change."
+NONE_TICKED = "No segment is ticked. Tick the segments to refine, or choose all segments."
 
 
 class Refining:
-    """Joins the section of the panel with scene and worker.
+    """Connects the section of the panel with scene and worker.
 
     Args:
-        results: shows the segments when they have changed.
+        results: the table that shows the changed segments.
     """
 
     def __init__(self, context: Context, results: Results) -> None:
@@ -54,24 +54,24 @@ class Refining:
         context.panel.results.segmentation_chosen.connect(view.choose)
 
     def show(self, node: Node) -> None:
-        """Offer the segments of a segmentation node, and the volume that it was made of."""
+        """Offer the segments of a segmentation node, and the volume from which it was made."""
         present = node is not None and self._context.scene.is_present(node)
         self._view.show_segments(self._context.scene.segments(node) if present else ())
         if present:
             self._view.choose_image(self._context.scene.reference_volume(node))
 
     def refresh(self) -> None:
-        """Segments may have been renamed, drawn or completed since."""
+        """Show the segments again, which may have been renamed, drawn or completed since."""
         node = self._view.choice().segmentation
         present = node is not None and self._context.scene.is_present(node)
         self._view.show_segments(self._context.scene.segments(node) if present else ())
 
     def preview(self) -> None:
-        """Work out what would change, and show it."""
+        """Compute what would change, and show it."""
         self._start(shown_only=True)
 
     def apply(self) -> None:
-        """Make the preview the segmentation; without one, do what is chosen at once."""
+        """Make the preview the segmentation; without a preview, apply the chosen refinement at once."""
         if self._preview is None:
             self._start(shown_only=False)
             return
@@ -86,27 +86,27 @@ class Refining:
         for failure in failures:
             self._context.panel.show_error(texts.defect(failure), log=True)
             if self._context.scene.is_present(preview.node):
-                self._preview = preview  # it is as it was, and can be tried again
+                self._preview = preview  # it is unchanged, and can be tried again
         if node is not None:
             self._tell(*self._words, *self._context.scene.notes)
             self._refresh(node)
         self._show_state()
 
     def cancel(self) -> None:
-        """Stop what runs, or take the preview away."""
+        """Stop the running refinement, or remove the preview."""
         if self._entry is not None:
             self._context.queue.cancel(self._entry)
         elif self._drop_preview():
             self._view.show_message(_("The preview was removed. Nothing was changed."))
 
     def forget(self) -> None:
-        """The scene was closed, and the preview with it."""
+        """Forget the preview, because the scene was closed."""
         self._preview = None
         self._view.show_message("")
         self._show_state()
 
     def over(self) -> None:
-        """The job has ended, however it did."""
+        """Show that the job has ended."""
         self._entry = None
         self._show_state()
 
@@ -118,7 +118,7 @@ class Refining:
             self._context.panel.show_error(str(error), log=True)
 
     def finished(self, draft: Draft, result: RefinementResult, shown_only: bool) -> None:
-        """Show the answer of the worker, or write it."""
+        """Show the result of the worker, or write it."""
         self.over()
         if not result.words:
             self._tell(_(NOTHING), *draft.notes)
@@ -159,7 +159,7 @@ class Refining:
         self._show_state()
 
     def _refresh(self, node: Node) -> None:
-        """Other volumes stand in the table of results, if it shows this segmentation."""
+        """Show new volumes in the table of results, if it shows this segmentation."""
         self.refresh()
         if self._results.node is node:
             self._results.refresh()
@@ -169,7 +169,7 @@ class Refining:
             self._view.show_message(_(STALE))
 
     def _drop_preview(self) -> bool:
-        """Take the preview away, if there is one; whether there was."""
+        """Remove the preview; return whether there was one."""
         preview, self._preview = self._preview, None
         if preview is None:
             return False
@@ -185,10 +185,10 @@ class Refining:
 
 
 class _RefinementJob:
-    """One refinement, from the press of the button to its end. It may be run again from the queue.
+    """One refinement, from the button to its end. It may be run again from the queue.
 
     Raises:
-        MedSegAIError: what was chosen cannot be refined.
+        MedSegAIError: the choice cannot be refined.
     """
 
     def __init__(

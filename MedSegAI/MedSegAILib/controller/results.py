@@ -1,4 +1,4 @@
-"""What the table of results shows and does."""
+"""The control of the table of results."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class ResultsScene(Protocol):
 
 
 class Results:
-    """Joins the table of results and the scene.
+    """Connects the table of results and the scene.
 
     Args:
-        panel: shows messages and errors; its part `results` is the table.
-        scene: see `ResultsScene`.
-        host: opens the Segment Editor, and keeps cases.
+        panel: the panel, which shows messages and errors; its part `results` is the table.
+        scene: the scene, see `ResultsScene`.
+        host: the application, which opens the Segment Editor and keeps cases.
     """
 
     def __init__(self, panel: Any, scene: ResultsScene, host: Any) -> None:
@@ -90,9 +90,9 @@ class Results:
         view.keep_requested.connect(self.guarded(self._keep))
 
     def show(self, node: Node) -> None:
-        """Show the segments of a segmentation node, the one that the user is at chosen; None shows nothing.
+        """Show the segments of a segmentation node, with the user's segment selected; None shows nothing.
 
-        What was said of another segmentation does not stay.
+        Messages about another segmentation are removed.
         """
         if node is not self._node:
             self._panel.show_message("")
@@ -113,7 +113,7 @@ class Results:
             self._view.select(self._scene.current_segment(node))
 
     def _watch(self, node: Node) -> None:
-        """Draw a segmentation and follow how it is drawn, no longer the one before; None is not followed."""
+        """Show a segmentation in the views and follow its display, instead of the previous one's."""
         self._stop_watching()
         self._stop_watching = _nothing
         if node is not None:
@@ -121,7 +121,7 @@ class Results:
             self._stop_watching = self._scene.watch_display(node, self._follow_display)
 
     def _follow_display(self) -> None:
-        """Another module may have shown or hidden segments, also in 3D."""
+        """Update the table, because another module may have shown or hidden segments, also in 3D."""
         if not self._scene.is_present(self._node):
             return
         rows = {
@@ -134,15 +134,15 @@ class Results:
         self._scene.complete_surfaces(self._node)
 
     def show_chosen(self, node: Node) -> None:
-        """Show what a job made, and let the selector say so."""
+        """Show the result of a job, also in the selector."""
         self._view.choose(node)
-        if node is not self._node:  # else the selector has told already
+        if node is not self._node:  # otherwise the selector has emitted its signal
             self.show(node)
         else:
             self.refresh()
 
     def show_only_one(self) -> None:
-        """Where nothing is shown and the scene has one result, show that: a scene was opened."""
+        """If nothing is shown and the scene has one result, show it, because a scene was opened."""
         node = self._scene.only_result()
         if self._node is None and node is not None:
             self.show_chosen(node)
@@ -153,7 +153,7 @@ class Results:
         return self._node
 
     def refresh(self) -> None:
-        """Segments may have been edited since."""
+        """Show the segments again, which may have been edited since."""
         if self._node is not None and self._scene.is_present(self._node):
             self.show(self._node)
 
@@ -166,13 +166,13 @@ class Results:
             self._scene.jump(place)
 
     def _review(self, segments: Sequence[str], state: str) -> None:
-        """Say how far the review of segments is."""
+        """Set the review state of segments."""
         for segment in segments:
             self._scene.set_review_state(self._node, segment, state)
         self._update({name: replace(self._rows[name], review=state) for name in segments})
 
     def _complete_good(self) -> None:
-        """Complete all of good quality, and go to the first that is not."""
+        """Complete all segments of good quality, and go to the first other one."""
         good = [row.segment_id for row in self._rows.values() if row.quality == GOOD]
         self._review(good, DONE)
         self._go_on()
@@ -203,13 +203,13 @@ class Results:
         self._scene.smooth_surfaces(self._node, factor)
 
     def _update(self, rows: Mapping[str, StructureRow]) -> None:
-        """Show rows that have changed."""
+        """Show changed rows."""
         self._rows.update(rows)
         self._view.update(tuple(rows.values()))
         self._show_verdict()
 
     def _show_verdict(self) -> None:
-        """Said of what the table shows now, so that nothing of an older result is left standing."""
+        """Show the summary of the present table, so that no summary of an older result stays."""
         report = self._scene.report(self._node) if self._rows else {}
         self._view.show_verdict(texts.verdict(tuple(self._rows.values()), report))
 
@@ -233,7 +233,7 @@ class Results:
         self._scene.set_overlay_opacity(self._node, opacity)
 
     def _show_overlay(self) -> None:
-        """Show which map lies over the image now."""
+        """Show which map is over the image now."""
         scene, node = self._scene, self._node
         self._view.show_overlay(scene.shown_overlay(node), scene.overlay_opacity(node))
 
@@ -246,13 +246,13 @@ class Results:
         self._host.open_editor(self._node, image, segment)
 
     def _keep(self) -> None:
-        """The host asks for the user's consent; without it nothing is kept, and nothing said."""
+        """Keep the case; the host asks for the user's consent, without which nothing is kept or shown."""
         message = self._host.keep_case(self._panel.choice(), self._node)
         if message:
             self._panel.show_message(message)
 
     def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
-        """What a signal calls: nothing is done to a node that has left the scene; what goes wrong is said."""
+        """Return a slot for a signal that ignores nodes that have left the scene, and shows errors."""
 
         def guarded(*values: object) -> None:
             if self._node is None:
@@ -273,4 +273,4 @@ class Results:
 
 
 def _nothing() -> None:
-    """Nothing is watched."""
+    """Do nothing, because nothing is watched."""

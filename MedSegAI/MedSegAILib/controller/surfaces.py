@@ -1,4 +1,4 @@
-"""Surfaces made one after another between the user's events, with a line that says how far, and a way to stop."""
+"""Surfaces that are made one after another between the user's events, with progress and a way to stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from MedSegAILib.slicer_types import SegmentationNode
 
 
 class Surfaces:
-    """Makes the surfaces that the scene asks for, of one segmentation after another."""
+    """Makes the surfaces that the scene requests, for one segmentation after another."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._bar = context, context.panel.surfaces
@@ -22,15 +22,15 @@ class Surfaces:
         context.scene.make_surfaces = self.make
 
     def make(self, segmentation: SegmentationNode) -> None:
-        """See that a segmentation gets the surfaces that it lacks; they come while Slicer goes on."""
+        """Make the missing surfaces of a segmentation, while Slicer stays responsive."""
         begun = [steps for node, steps in self._waiting if node is segmentation]
         self._waiting = [item for item in self._waiting if item[0] is not segmentation]
         steps = begun[0] if begun else self._context.scene.surfaces(segmentation)
-        self._waiting.append((segmentation, steps))  # what is lacking is looked up with each step
+        self._waiting.append((segmentation, steps))  # each step looks up missing surfaces
         self._bar.show(0, 0)
 
     def cancel(self) -> None:
-        """Make no more. Surfaces that are there are hidden, and made good use of when they are shown again."""
+        """Stop making surfaces. Existing surfaces are hidden, and reused when they are shown again."""
         waiting, self._waiting = self._waiting, []
         self._bar.hide()
         for segmentation, _steps in waiting:
@@ -39,7 +39,7 @@ class Surfaces:
         self._context.panel.results.show_surfaces(False)
 
     def forget(self) -> None:
-        """The scene was closed."""
+        """Forget all surfaces, because the scene was closed."""
         self._waiting = []
         self._bar.hide()
 

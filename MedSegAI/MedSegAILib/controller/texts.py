@@ -1,4 +1,4 @@
-"""What is said before a job and after it."""
+"""The texts before and after a job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import WorkerLocation
 
 MEMBERS_NAMED = 4
-"""More networks than these are counted and not named."""
+"""The number of networks above which they are counted instead of named."""
 
 
 def plan(
@@ -25,10 +25,10 @@ def plan(
     devices: Devices,
     seconds: float | None,
 ) -> str:
-    """What Segment will do: networks, device, memory and time.
+    """Return what Segment will do: networks, device, memory and time.
 
     Args:
-        seconds: how long it will take; None where that is not known yet.
+        seconds: the expected time; None if it is unknown.
     """
     needed = sum(card.memory_mb for card in cards) / 1000
     needs = [_("about {size:.1f} GB").format(size=needed)] if needed else []
@@ -41,14 +41,14 @@ def plan(
 
 
 def travel(place: WorkerLocation) -> str:
-    """Where the images go; "" where they stay on this computer."""
+    """Return where the images are sent; "" if they stay on this computer."""
     if place.shares_files:
         return ""
     return _("The images are sent to {host} through ssh.").format(host=place.target)
 
 
 def details(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
-    """Which models on which volumes."""
+    """Return which models run on which volumes."""
     volumes = [
         f"{volume.source} ({volume.geometry.describe()})"
         for volume in request.inputs
@@ -59,7 +59,7 @@ def details(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:
 
 
 def expectation(card: ModelCard, devices: Devices, seconds: float | None) -> str:
-    """Time and memory of one model on this device, as far as they are known."""
+    """Return time and memory of one model on this device, if they are known."""
     needed = card.memory_mb / 1000
     parts = []
     if seconds is not None:
@@ -73,20 +73,20 @@ def expectation(card: ModelCard, devices: Devices, seconds: float | None) -> str
 
 
 def tightness(needed_gb: float, devices: Devices, device: str) -> str:
-    """A warning where a job needs more memory than is free; "" where it does not, or nobody knows."""
+    """Return a warning if a job needs more memory than is free; "" if it does not, or this is unknown."""
     free = devices.free_gb(device)
     if free is None or needed_gb <= free:
         return ""
-    text = _("Only {free:.1f} GB are free: close other programs, or choose fewer networks.")
+    text = _("Only {free:.1f} GB are free, so close other programs, or choose fewer networks.")
     return text.format(free=free)
 
 
 def verdict(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> Verdict:
-    """What a segmentation comes to.
+    """Return the summary of a segmentation.
 
     Args:
-        rows: its structures as they are now.
-        report: how it was made, as `SegmentationResult.report` gives it; empty where the AI did not make it.
+        rows: its present structures.
+        report: its origin, from `SegmentationResult.report`; empty if the AI did not make it.
     """
     if not rows:
         return Verdict()
@@ -106,7 +106,7 @@ def verdict(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> Verdict:
 
 
 def _details(report: Mapping[str, Any]) -> list[str]:
-    """Why and how, in sentences: what the model could not find, what was remarked, where and how long it ran."""
+    """Return the details as sentences: structures that were not found, remarks, device and time."""
     if not report:
         return []
     missing = [item["name"] for item in report.get("structures", ()) if not item["voxels"]]
@@ -127,7 +127,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
 
 
 def defect(error: Exception) -> str:
-    """What to say of an error that nobody thought of."""
+    """Return the message of an unexpected error."""
     text = _("Unexpected error in MedSegAI: {error}. Please report it, with the log.")
     return text.format(error=f"{type(error).__name__}: {error}")
 

@@ -1,4 +1,4 @@
-"""Where the worker runs: kept as a setting, tested by the doctor there."""
+"""The location of the worker, which is kept as a setting and tested by the doctor there."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from MedSegAILib.worker.environment_check import Report
 
 PLACE, AGREED = "place", "agreed_hosts"
-"""Names of settings: the place, and the computers to which images may travel, one a line."""
+"""The names of settings: the location, and the computers to which images may be sent, one per line."""
 
 TRAVEL_QUESTION = (
-    "The AI will run on {host}: images are sent there through ssh, and are kept there in a private temporary "
-    "folder while a job runs. May images of your patients be sent there?"
+    "The AI will run on {host}: images are sent there through ssh, and are kept in a private "
+    "temporary folder while a job runs. May images of your patients be sent there?"
 )
 
 
 class Places:
-    """Joins the settings with the worker.
+    """Connects the settings with the worker.
 
     Args:
-        changed: called when the devices are known, or another place was chosen.
+        changed: the function that is called when the devices are known, or another location was chosen.
     """
 
     def __init__(self, context: Context, changed: Callable[[], None]) -> None:
@@ -41,11 +41,11 @@ class Places:
         settings.show(_shown(context.host.place()))
 
     def apply(self) -> None:
-        """Use what the settings show from the next job on, and keep it.
+        """Use the shown settings from the next job on, and save them.
 
-        Images go to another computer only after the user agreed to it, once for each.
+        Images are sent to another computer only after the user agreed, once for each computer.
         """
-        if self._asking:  # the question took the focus of a field, which tells so a second time
+        if self._asking:  # the question took the focus of a field, which emits its signal again
             return
         context = self._context
         try:
@@ -80,11 +80,11 @@ class Places:
         return answer
 
     def ask_devices(self) -> None:
-        """Ask the doctor, and say nothing but which devices there are."""
+        """Run the doctor, and only show the devices."""
         self._ask(shown=False)
 
     def test(self) -> None:
-        """Ask the doctor, and show everything that it says."""
+        """Run the doctor, and show its whole report."""
         self._context.panel.settings.show_answer(_("Asking …"), busy=True)
         self._ask(shown=True)
 
@@ -99,7 +99,7 @@ class Places:
             return
 
         def told(report: Report) -> None:
-            if number == self._asked:  # else another place was asked meanwhile
+            if number == self._asked:  # otherwise another location was chosen meanwhile
                 self._hear(report, shown)
 
         context.host.check_environment(place, told)

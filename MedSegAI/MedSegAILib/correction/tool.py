@@ -194,7 +194,7 @@ class CorrectionTool:
             self.leave()
 
     def go_to_place(self, by: int = 1) -> None:
-        """Apply what is pending, and go on by so many doubtful places: select its segment, and show it."""
+        """Apply what is pending, and go on by so many uncertain regions: select its segment, and show it."""
         segmentation = self._editor.segmentation()
         if segmentation is None or self.painting:
             return

@@ -1,6 +1,6 @@
-"""The Qt side: what the user chooses goes out as signals, what happens comes in as calls.
+"""The Qt side: choices of the user are emitted as signals, and events arrive as calls.
 
-The panel decides nothing and knows neither scene nor worker; nodes pass through it untouched.
+The panel does not decide anything and knows neither scene nor worker; nodes are passed on unchanged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WRAPPED = (
     "refineMessage",
     "batchLabel",
 )
-"""Labels that hold more than a line."""
+"""The labels with more than one line."""
 
 SELECTORS = (
     "inputSelector",
@@ -55,7 +55,7 @@ SELECTORS = (
     "refineSelector",
     "refineImageSelector",
 )
-"""Selectors of nodes, whose names may be long."""
+"""The selectors of nodes, whose names may be long."""
 
 
 class Panel:
@@ -63,14 +63,14 @@ class Panel:
 
     Args:
         ui: the named widgets of `Resources/UI/MedSegAI.ui`.
-        new_selector: makes a qMRMLNodeComboBox, for models with several channels.
+        new_selector: the function that makes a qMRMLNodeComboBox, for models with several channels.
 
     Attributes:
         segment_requested, cancel_requested, log_requested: a button was pressed.
         sample_requested, region_requested: load the sample of the model; make a region of interest.
         choice_changed: another volume, model or option was chosen.
         model_changed: another model was chosen; `choice_changed` follows.
-        preview, results, refine, queue, batch, settings, browser: the parts that speak for themselves.
+        preview, results, refine, queue, batch, settings, browser: the parts of the panel with their own signals.
     """
 
     def __init__(self, ui: Widget, new_selector: Callable[[], Widget]) -> None:
@@ -109,7 +109,7 @@ class Panel:
         ui.logButton.visible = False
 
     def choice(self) -> Choice:
-        """Return everything that is chosen."""
+        """Return all choices."""
         return Choice(
             nodes=self._inputs.nodes(),
             cards=self._chosen_cards(),
@@ -138,9 +138,9 @@ class Panel:
             self._ui.modelSelector.currentIndex = folders.index(card.folder)
 
     def show_models(self, cards: Sequence[ModelCard]) -> None:
-        """Offer these models; the one that was chosen stays chosen, else the first is."""
+        """Offer these models; the chosen model stays chosen, otherwise the first is."""
         chosen = self._card()
-        self._cards = ()  # so that what the selector tells meanwhile is of no model
+        self._cards = ()  # so that signals of the selector meanwhile do not refer to a model
         selector = self._ui.modelSelector
         selector.clear()
         for card in cards:
@@ -160,7 +160,7 @@ class Panel:
         self._options.show_devices(devices)
 
     def show_frames(self, count: int) -> None:
-        """Offer this many frames of a sequence; 0 where the volume is not part of one."""
+        """Offer this many frames of a sequence; 0 if the volume is not part of one."""
         self._inputs.show_frames(count)
 
     def show_guess(self, nodes: Mapping[str, Node]) -> None:
@@ -168,14 +168,14 @@ class Panel:
         self._inputs.show_guess(nodes)
 
     def show_plan(self, text: str, ready: bool, details: str = "") -> None:
-        """Say what will run, or why nothing can (`ready` is false then)."""
+        """Show what will run, or why nothing can run (`ready` is false then)."""
         say(self._ui.planLabel, text)
         self._ui.planLabel.toolTip = unformatted(details)
         self._ready = ready
         self._update_buttons()
 
     def show_running(self) -> None:
-        """Show that a job is at work."""
+        """Show that a job is running."""
         self._running = True
         self._ui.progressBar.value = 0
         self._ui.progressBar.format = _("Starting …")
@@ -189,12 +189,12 @@ class Panel:
         self._ui.progressBar.format = _("Stopping …")
 
     def show_progress(self, event: ProgressEvent) -> None:
-        """Show how far the job is."""
+        """Show the progress of the job."""
         self._ui.progressBar.value = round(PROGRESS_STEPS * event.fraction)
         self._ui.progressBar.format = progress_text(event)
 
     def show_idle(self) -> None:
-        """Show that no job is at work."""
+        """Show that no job is running."""
         self._running = False
         self._ui.progressBar.visible = False
         self._update_buttons()
@@ -205,7 +205,7 @@ class Panel:
         self._ui.logButton.visible = False
 
     def show_error(self, text: str, log: bool = False) -> None:
-        """Say what went wrong; with `log` the worker's own words are one click away."""
+        """Show an error; with `log` a button opens the worker's log."""
         say(self._ui.messageLabel, text, error_style(self._ui.messageLabel))
         self._ui.logButton.visible = log
 

@@ -1,4 +1,4 @@
-"""Many scans: what is asked for, and how far each case is."""
+"""The section for many scans: the choices, and the state of each case."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BatchView:
 
     Attributes:
         start_requested, stop_requested: a button was pressed.
-        series_requested: the user wants to see what the DICOM database holds.
+        series_requested: the user wants to choose series of the DICOM database.
     """
 
     def __init__(self, ui: Widget) -> None:
@@ -58,7 +58,7 @@ class BatchView:
         )
 
     def ask_series(self, rows: Sequence[SeriesRow]) -> None:
-        """Let the user choose among these series; those that were chosen are ticked."""
+        """Let the user choose among these series; chosen series are ticked."""
         chosen = series_dialog.ask(self._ui.batchButton, rows, self._series)
         if chosen is None:
             return
@@ -68,7 +68,7 @@ class BatchView:
         )
 
     def show_running(self, running: bool) -> None:
-        """While a batch runs, no other begins."""
+        """Show whether a batch runs, during which no other can start."""
         ui = self._ui
         for widget in (
             ui.batchStartButton,
@@ -89,7 +89,7 @@ class BatchView:
         say(label, text, error_style(label) if problem else "")
 
     def clear(self) -> None:
-        """Another batch begins."""
+        """Clear the table for another batch."""
         self._rows = {}
         table = self._ui.batchTable
         table.clear()
@@ -100,7 +100,7 @@ class BatchView:
         table.visible = False
 
     def show_case(self, row: CaseRow) -> None:
-        """Show how far a case is; one that is new comes below the others."""
+        """Show the state of a case; a new case is added below the others."""
         table = self._ui.batchTable
         if row.case not in self._rows:
             number = self._rows[row.case] = table.rowCount

@@ -1,4 +1,4 @@
-"""Asks before Slicer closes while jobs are under way."""
+"""Asks before Slicer closes while jobs are running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from MedSegAILib.slicer_types import QtValue, Widget
 
 
 class CloseFilter(qt.QWidget):
-    """Stands before the main window's close. `may_close` is asked, and False keeps the window open."""
+    """Filters the main window's close event. If `may_close` returns False, the window stays open."""
 
     may_close: Callable[[], bool]
 

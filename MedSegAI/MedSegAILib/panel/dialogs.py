@@ -1,4 +1,4 @@
-"""The questions that stop the user; tests put others in their place, for these block."""
+"""The modal dialogs; tests replace them, because they block."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from MedSegAILib.slicer_types import QtValue, Widget
 
 
 def open_folder(parent: Widget, title: str) -> str:
-    """A folder, or "" where none was chosen."""
+    """Ask for a folder; "" if none was chosen."""
     return _path(qt.QFileDialog.getExistingDirectory(parent, title))
 
 
 def open_file(parent: Widget, title: str, filter: str) -> str:
-    """A file that is there, or ""."""
+    """Ask for an existing file; "" if none was chosen."""
     return _path(qt.QFileDialog.getOpenFileName(parent, title, "", filter))
 
 
 def save_file(parent: Widget, title: str, name: str, filter: str) -> str:
-    """A file to write, or ""."""
+    """Ask for a file to write; "" if none was chosen."""
     return _path(qt.QFileDialog.getSaveFileName(parent, title, name, filter))
 
 
 def decide(parent: Widget, question: str, accept: str, decline: str, safe: bool) -> bool:
-    """One of two answers, each named after what it does.
+    """Ask for one of two answers, each named after its effect.
 
     Args:
-        safe: the answer that Enter gives, because it loses nothing and gives nothing away.
+        safe: the answer that Enter gives, because it neither loses nor discloses anything.
     """
     box = qt.QMessageBox(parent)
     box.windowTitle = "MedSegAI"
@@ -43,5 +43,5 @@ def decide(parent: Widget, question: str, accept: str, decline: str, safe: bool)
 
 
 def _path(answer: QtValue) -> str:
-    """PythonQt gives the path alone; bindings that give the filter too are understood as well."""
+    """Return the path of an answer; PythonQt returns only the path, other bindings also the filter."""
     return str(answer[0] if isinstance(answer, (tuple, list)) else answer)

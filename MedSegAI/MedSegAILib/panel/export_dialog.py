@@ -1,4 +1,4 @@
-"""What is written of a segmentation, and where: a dialog with a tick for each part of the export."""
+"""The dialog of an export, with a check box for each output, and the folder."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ NOTICE = "Not for diagnostic use."
 
 
 def ask(parent: Widget, name: str, reason: str, choice: ExportChoice) -> ExportChoice | None:
-    """Show the dialog and wait for the answer; None where the user gave up."""
+    """Show the dialog and wait for the answer; None if the user cancelled."""
     return ExportDialog(parent, name, reason, choice).answer()
 
 
 class ExportDialog:
-    """The dialog, apart from waiting for it.
+    """The dialog, without waiting for it.
 
     Args:
         parent: the widget whose window it belongs to.
-        name: of the segmentation.
-        reason: why no DICOM can be written; "" where it can.
-        choice: what is ticked already.
+        name: the name of the segmentation.
+        reason: the reason why DICOM cannot be written; "" if it can.
+        choice: the initial choice.
     """
 
     def __init__(self, parent: Widget, name: str, reason: str, choice: ExportChoice) -> None:
@@ -79,7 +79,7 @@ class ExportDialog:
         return chosen
 
     def choice(self) -> ExportChoice:
-        """What is ticked now."""
+        """Return the present choice."""
         return ExportChoice(
             self._folder.text.strip(),
             tuple(part for part, tick in self._parts.items() if tick.checked and tick.enabled),
@@ -167,7 +167,7 @@ class ExportDialog:
         return layout
 
     def _update(self, *_changed: Any) -> None:
-        """Offer what can be chosen now."""
+        """Enable the widgets that can be used with the present choice."""
         possible = not self._reason
         segmentation = possible and bool(self._parts["seg"].checked)
         self._parts["seg"].enabled = self._parts["rtstruct"].enabled = possible
@@ -193,6 +193,6 @@ def _combo(name: str, items: dict[str, str], chosen: str) -> Widget:
 def _button(name: str, text: str, act: Callable[[], None]) -> Widget:
     button = qt.QPushButton(text)
     button.objectName = name
-    button.autoDefault = False  # Enter in the folder's field presses nothing
+    button.autoDefault = False  # Enter in the folder's field must not press a button
     button.connect("clicked()", act)
     return button

@@ -15,22 +15,22 @@ from MedSegAILib.translation import tr as _
 
 LARGEST_NUMBER = 1_000_000
 FRACTION = (0.05, 1.0)
-"""Bounds of a number without bounds of its own: a part of a whole."""
+"""The default bounds of a number: a part of a whole."""
 
 UNITS = ("mm", "ml")
-"""With which names of options end."""
+"""The units with which the names of options end."""
 
 FieldWidget: TypeAlias = tuple[Widget, Callable[[], Any]]
-"""A widget, and what reads its value."""
+"""A widget, and the function that reads its value."""
 
 
 def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) -> FieldWidget:
-    """A widget that shows `value`, of the kind that the option's default asks for.
+    """Make a widget that shows `value`, of the kind that fits the option's default.
 
     Args:
         option: a field whose metadata may hold `choices` and `bounds` (lowest and highest).
-        value: what is shown at first.
-        changed: called after each change by the user.
+        value: the initial value.
+        changed: the function that is called after each change by the user.
     """
     bounds = option.metadata.get("bounds")
     if option.metadata.get("choices"):
@@ -73,7 +73,7 @@ def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) ->
 def _measure(
     bounds: Sequence[float] | None, value: float, changed: Callable[[], None]
 ) -> FieldWidget:
-    """Millimetres, millilitres and weights need finer steps the smaller they are."""
+    """Make a number box with steps that are finer for smaller values (millimetres, millilitres and weights)."""
     widget = qt.QDoubleSpinBox()
     if bounds is None:
         widget.minimum, widget.maximum, widget.singleStep = *FRACTION, FRACTION[0]
@@ -87,12 +87,12 @@ def _measure(
 
 
 def _step(value: float) -> float:
-    """A power of ten that is a small part of the value, or a tenth where it is 0."""
+    """Return a power of ten that is a small part of the value, or 0.1 if it is 0."""
     return float(10.0 ** math.floor(math.log10(abs(value) / 5))) if value else 0.1
 
 
 def _text(several: bool, value: Any, changed: Callable[[], None]) -> FieldWidget:
-    """A text, or several separated by commas."""
+    """Make a field for a text, or several separated by commas."""
     widget = qt.QLineEdit()
     widget.text = ", ".join(value) if several else value
     widget.connect("textChanged(QString)", lambda _value: changed())
@@ -104,7 +104,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def title_of(option: Field[Any]) -> str:
-    """How an option is called on the screen; without a title of its own `move_mm` is Move (mm)."""
+    """Return the name of an option on the screen; without a title, `move_mm` becomes Move (mm)."""
     if option.metadata.get("title"):
         return str(option.metadata["title"])
     words, _, unit = option.name.rpartition("_")
@@ -113,13 +113,13 @@ def title_of(option: Field[Any]) -> str:
 
 
 def words_of(option: Field[Any]) -> dict[str, str]:
-    """What each choice of an option is called on the screen, by its value; the value itself without a word."""
+    """Return the name of each choice of an option on the screen, by its value; the value itself by default."""
     words = option.metadata.get("words") or {}
     return {choice: words.get(choice, choice) for choice in option.metadata.get("choices") or ()}
 
 
 def tip_of(option: Field[Any]) -> str:
-    """What an option does, as a sentence, and technical names, which scripts and the command line use."""
+    """Return what an option does as a sentence, with the technical names for scripts and the command line."""
     text = str(option.metadata["help"]).rstrip(".")
     named = [f"{title}: {choice}" for choice, title in words_of(option).items() if title != choice]
     names = f" ({'; '.join(named)})" if named else ""

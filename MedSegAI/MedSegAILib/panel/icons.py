@@ -1,4 +1,4 @@
-"""Small pictures that are drawn, so that they have the colours of the window's style."""
+"""Small pictures that are drawn in the colours of the window's style."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIZE = 16
 
 
 def eye(widget: Widget, is_open: bool) -> QtValue:
-    """An eye in the colour of the widget's text; one that is closed is faint and crossed out."""
+    """Draw an eye in the colour of the widget's text; a closed eye is faint and crossed out."""
     picture = qt.QPixmap(SIZE, SIZE)
     picture.fill(qt.QColor(0, 0, 0, 0))
     color = widget.palette.color(qt.QPalette.Text)

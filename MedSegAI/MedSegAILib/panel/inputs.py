@@ -1,4 +1,4 @@
-"""What goes in: the volumes of the model's channels, the frames of a sequence, and the region."""
+"""The inputs: the volumes of the model's channels, the frames of a sequence, and the region."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 _SCALARS, _VECTORS = "vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode"
-"""Images with one value per voxel; those with several, such as pictures in colours."""
+"""The classes of images with one value per voxel, and of images with several, such as colour pictures."""
 
 
 class InputWidgets:
-    """The first channel has the selector of the .ui file, each further one a selector made for it.
+    """The first channel uses the selector of the .ui file; a selector is made for each further channel.
 
     Args:
         ui: the named widgets.
-        new_selector: makes a qMRMLNodeComboBox.
-        changed: called after each change by the user or the scene.
+        new_selector: the function that makes a qMRMLNodeComboBox.
+        changed: the function that is called after each change by the user or the scene.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class InputWidgets:
         self._ui.regionSelector.setCurrentNode(node)
 
     def set_channels(self, card: ModelCard | None) -> None:
-        """One selector for each channel of the model; one alone for the colours of a picture."""
+        """Show one selector for each channel of the model; a single one for the colours of a picture."""
         channels = ("",) if card is None else tuple(channel.name for channel in card.channels)
         takes_picture = card is not None and card.takes_one_picture
         if takes_picture:
@@ -93,20 +93,23 @@ class InputWidgets:
         self._ui.channelsNote.visible = False
 
     def show_guess(self, nodes: Mapping[str, Node]) -> None:
-        """Choose these nodes for the channels, and ask for a look at them."""
+        """Choose these nodes for the channels, and ask the user to check them."""
         self._filling = True
         selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
         for name, selector in zip(self._channels, selectors, strict=True):
             if nodes.get(name) is not None:
                 selector.setCurrentNode(nodes[name])
         self._filling = False
-        words = _("Guessed from names and DICOM tags. Please check before you press Segment.")
+        words = _(
+            "The channels were guessed from names and DICOM tags. Please check them before you "
+            "press Segment."
+        )
         note = self._ui.channelsNote
         say(note, words if len(self._channels) > 1 else "", quiet_style(note))
         self._changed()
 
     def show_frames(self, count: int) -> None:
-        """Offer the frames of a sequence; with none there is nothing to choose."""
+        """Offer the frames of a sequence; without frames the choice is hidden."""
         if count == self._frames and count:
             return
         self._frames = count
@@ -125,7 +128,7 @@ class InputWidgets:
         selector.nodeTypes = [_SCALARS]
         selector.showChildNodeTypes = False
         selector.noneEnabled = True
-        selector.noneDisplay = _("Choose …") if required else _("None (may be left out)")
+        selector.noneDisplay = _("Choose …") if required else _("None (optional)")
         selector.addEnabled = selector.removeEnabled = False
         selector.toolTip = unformatted(
             _("The image for the channel {name} of the model.").format(name=name)

@@ -1,4 +1,4 @@
-"""The one question of the first run: what is installed, where, and how large it is."""
+"""The question on the first run: what is installed, where, and how large it is."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from MedSegAILib.translation import tr as _
 
 
 def ask(plan: Plan) -> Consent | None:
-    """Show the plan and wait for the answer; None where the user would rather not."""
+    """Show the plan and wait for the answer; None if the user declined."""
     return InstallDialog(plan).answer()
 
 
 NEEDED = (
-    "To run networks, MedSegAI needs these packages in Slicer's Python. Nothing else is "
-    "installed, and nothing that Slicer brings (numpy, SimpleITK …) is replaced."
+    "To run networks, MedSegAI needs these packages in Slicer's Python. No other packages "
+    "are installed, and packages of Slicer (numpy, SimpleITK …) are not replaced."
 )
 
 
 class InstallDialog:
-    """The dialog, apart from waiting for it."""
+    """The dialog, without waiting for it."""
 
     def __init__(self, plan: Plan) -> None:
         self.dialog = qt.QDialog()
@@ -35,7 +35,9 @@ class InstallDialog:
         layout = qt.QVBoxLayout(self.dialog)
         layout.addWidget(_label(_(NEEDED)))
         layout.addWidget(_table(plan))
-        layout.addWidget(_label(_("They go into {folder}.").format(folder=plan.folder), quiet=True))
+        layout.addWidget(
+            _label(_("They are installed into {folder}.").format(folder=plan.folder), quiet=True)
+        )
         layout.addLayout(self._offline())
         buttons = qt.QHBoxLayout()
         self._install = _button("installButton", _("Install"))
@@ -55,7 +57,7 @@ class InstallDialog:
         return self.consent()
 
     def consent(self) -> Consent:
-        """What a yes would mean now."""
+        """Return the consent that the present choice means."""
         folder = self._folder.text.strip() if self._from_folder.checked else ""
         return Consent(Path(folder) if folder else None)
 
@@ -103,5 +105,5 @@ def _label(text: str, quiet: bool = False) -> Widget:
 def _button(name: str, text: str) -> Widget:
     button = qt.QPushButton(text)
     button.objectName = name
-    button.autoDefault = False  # Enter in the folder's field presses nothing
+    button.autoDefault = False  # Enter in the folder's field must not press a button
     return button

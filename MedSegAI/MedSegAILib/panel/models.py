@@ -1,4 +1,4 @@
-"""The model browser: search, read, choose, import, check; it works without a network."""
+"""The model browser: search, read, choose, import and check models, without a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from MedSegAILib.translation import tr as _
 
 
 class ModelBrowser:
-    """A window of its own beside Slicer's, so that it may stay open.
+    """A separate window, so that it may stay open beside Slicer's.
 
     Args:
         parent: the widget whose window it belongs to.
@@ -27,9 +27,9 @@ class ModelBrowser:
         card_chosen: use this model.
         import_requested: the path of a folder or an archive to import.
         verify_requested: compare the weights of this model with its card.
-        index_requested: list the models that somebody hosts; nothing is loaded before that.
-        fetch_requested: load this one of them.
-        expectation: gives time and memory of a model on this device in words.
+        index_requested: list the models of the index; nothing is downloaded before that.
+        fetch_requested: download this model of the index.
+        expectation: the function that returns time and memory of a model on this device in words.
     """
 
     def __init__(self, parent: Widget) -> None:
@@ -55,18 +55,18 @@ class ModelBrowser:
         self.dialog.hide()
 
     def show_cards(self, cards: Sequence[ModelCard]) -> None:
-        """Offer these models; the one that was chosen stays chosen, by its folder."""
+        """Offer these models; the chosen model stays chosen, by its folder."""
         self._cards = tuple(cards)
         _refill(self._modality, _("Any modality"), model_search.modalities(cards))
         _refill(self._structure, _("Any structure"), model_search.structures(cards))
         self._search_again()
 
     def show_index(self, there: bool) -> None:
-        """Whether there is an index that can be asked for."""
+        """Show whether an index is configured."""
         self._index.visible = there
 
     def show_listed(self, listed: Sequence[ListedModel]) -> None:
-        """Offer, below the models that are here, those of an index."""
+        """Offer the models of an index, below the installed models."""
         self._listed = tuple(listed)
         self._search_again()
 
@@ -77,7 +77,7 @@ class ModelBrowser:
             self._list.setCurrentRow(folders.index(card.folder))
 
     def current(self) -> ModelCard | None:
-        """The model that is shown; None where it is not here, or there is none."""
+        """Return the model that is shown; None if it is not installed, or there is none."""
         shown = self._current()
         return shown if isinstance(shown, ModelCard) else None
 
@@ -86,12 +86,12 @@ class ModelBrowser:
         return self._shown[row] if 0 <= row < len(self._shown) else None
 
     def show_status(self, text: str, problem: bool = False) -> None:
-        """One line below: what an import or a check does or found."""
+        """Show one line about the state or result of an import or a check."""
         self._status.styleSheet = (error_style if problem else quiet_style)(self._status)
         self._status.text = unformatted(text)
 
     def show_busy(self, busy: bool) -> None:
-        """While an import or a check runs, no other begins."""
+        """Show whether an import or a check runs, during which no other can start."""
         self._busy = busy
         for button in (self._folder, self._archive, self._index):
             button.enabled = not busy
@@ -173,7 +173,7 @@ class ModelBrowser:
             self._list.addItem(f"{card.name}\n{card.version}, {place}")
         listed = model_search.found_listed(self._listed, query)
         for item in listed:
-            size = _("{size} MB, not loaded yet").format(size=f"{item.bytes / 1e6:.1f}")
+            size = _("{size} MB, not downloaded").format(size=f"{item.bytes / 1e6:.1f}")
             self._list.addItem(f"{item.name or item.id}\n{size}")
         self._shown = [*cards, *listed]
         self._list.blockSignals(False)
@@ -187,7 +187,7 @@ class ModelBrowser:
         self._verify.enabled = isinstance(shown, ModelCard) and not self._busy
         self._use.enabled = isinstance(shown, ModelCard) or (shown is not None and not self._busy)
         self._use.text = (
-            _("Load this model") if isinstance(shown, ListedModel) else _("Use this model")
+            _("Download this model") if isinstance(shown, ListedModel) else _("Use this model")
         )
         if shown is None:
             self._details.html = _("No model matches the search.")
@@ -233,7 +233,7 @@ class ModelBrowser:
 
 
 class DropFilter(qt.QWidget):
-    """Takes files and folders that are dropped on a widget. `dropped` is called with the path of each."""
+    """Accepts files and folders that are dropped on a widget. `dropped` receives the path of each."""
 
     dropped: Callable[[str], None]
 
@@ -270,7 +270,7 @@ def _button(name: str, text: str, pressed: Callable[[], None]) -> Widget:
 
 
 def _refill(box: Widget, everything: str, names: Sequence[str]) -> None:
-    """Offer other names; what was chosen stays, if it is still there."""
+    """Offer other names; the chosen name stays chosen if it is among them."""
     chosen = box.currentText if box.currentIndex > 0 else ""
     box.blockSignals(True)
     box.clear()

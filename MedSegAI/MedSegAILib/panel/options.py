@@ -17,15 +17,15 @@ from MedSegAILib.panel_values import DeviceChoice
 from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
-# The model and the region have selectors of their own; probabilities have no place in a scene; candidates are
-# what AI correct needs, and always wanted there.
+# The model and the region have their own selectors; a scene cannot hold probabilities; candidates are always
+# requested, because AI correct needs them.
 ELSEWHERE = ("models", "probabilities", "region", "candidates")
 
 PANEL_DEFAULTS: Mapping[str, Any] = {"uncertainty": True}
-"""What differs from the request's own defaults: who looks at a result should see where it is doubtful."""
+"""The defaults that differ from those of the request, so that users see where a result is uncertain."""
 
 DEVICES = (
-    DeviceChoice("auto", "the fastest there is"),
+    DeviceChoice("auto", "the fastest available"),
     DeviceChoice("cpu", "the processor"),
 )
 
@@ -34,8 +34,8 @@ class OptionWidgets:
     """One row for each option, in a form layout.
 
     Args:
-        form: the QFormLayout that takes the rows.
-        changed: called after each change.
+        form: the QFormLayout of the rows.
+        changed: the function that is called after each change.
     """
 
     def __init__(self, form: Widget, changed: Callable[[], None]) -> None:
@@ -47,7 +47,7 @@ class OptionWidgets:
         self._device: Widget = None
         self._form = form
         self._add_row(_("Together with"), self._others.box)
-        self._others.box.toolTip = _("Run these models too, and combine their results.")
+        self._others.box.toolTip = _("Also run these models, and combine their results.")
         for option in request_options():
             if option.name not in ELSEWHERE:
                 widget = self._widget(option)
@@ -58,21 +58,21 @@ class OptionWidgets:
         self.set_others(())
 
     def values(self) -> dict[str, Any]:
-        """The options as they stand, as `request_from_options` takes them."""
+        """Return the present options, as for `request_from_options`."""
         return {name: read() for name, read in self._read.items()}
 
     def other_models(self) -> tuple[str, ...]:
-        """The names of the models to use besides the chosen one."""
+        """Return the names of the models to use besides the chosen one."""
         return self._others.ticked()
 
     def set_model(self, card: ModelCard | None) -> None:
-        """Show the members of the model, those with a share ticked; and offer its structures for refinements."""
+        """Show the members of the model, ticked if they have a share, and its structures for refinements."""
         members = () if card is None else card.members
         self._members.show({member.name: member.weight > 0 for member in members})
         self._refinements.set_labels(() if card is None else card.labels)
 
     def set_others(self, names: Sequence[str]) -> None:
-        """Offer these models to be used together with the chosen one."""
+        """Offer these models for use together with the chosen one."""
         self._others.show(dict.fromkeys(names, False))
         self._others.box.visible = self._others_label.visible = bool(names)
 
@@ -86,11 +86,11 @@ class OptionWidgets:
         texts = [_device_text(device) for device in devices]
         values = [device.value for device in devices]
         self._device.currentText = texts[values.index(chosen)] if chosen in values else chosen
-        self._device.lineEdit().setCursorPosition(0)  # the name matters more than what it is
+        self._device.lineEdit().setCursorPosition(0)  # the name matters more than its description
         self._device.blockSignals(False)
 
     def _add_row(self, title: str, widget: Widget) -> None:
-        if widget is self._refinements.widget:  # it has rows of its own, and needs the whole width
+        if widget is self._refinements.widget:  # it has its own rows and needs the whole width
             self._form.addRow(qt.QLabel(f"{title}:"))
             self._form.addRow(widget)
         else:
@@ -110,7 +110,7 @@ class OptionWidgets:
         return widget
 
     def _device_selector(self, option: Field[Any]) -> Widget:
-        """Editable, so that a device can be named that nobody has asked for yet."""
+        """Make an editable selector, so that a device can be named before the doctor has listed the devices."""
         widget = self._device = qt.QComboBox()
         widget.editable = True
         widget.minimumContentsLength = 10
@@ -122,11 +122,11 @@ class OptionWidgets:
         return widget
 
     def _chosen_members(self) -> tuple[str, ...]:
-        """No name at all means those of the card, as in the request."""
+        """Return the chosen members; an empty list means those of the card, as in the request."""
         return () if self._members.untouched() else self._members.ticked()
 
     def _on_members_changed(self) -> None:
-        """At least one has to run: without any tick those of the card are ticked again."""
+        """Tick the card's members again if none is ticked, because at least one has to run."""
         if not self._members.ticked():
             self._members.reset()
         self._changed()
@@ -136,7 +136,7 @@ class OptionWidgets:
 
 
 class _TickedNames:
-    """A box to tick for each name, one below the other."""
+    """A check box for each name, one below the other."""
 
     def __init__(self, name: str, ticked: bool, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -147,7 +147,7 @@ class _TickedNames:
         qt.QVBoxLayout(self.box).setContentsMargins(0, 0, 0, 0)
 
     def show(self, names: Mapping[str, bool]) -> None:
-        """These names, each ticked or not."""
+        """Show these names, each ticked or not."""
         layout = self.box.layout()
         for box in self._boxes.values():
             layout.removeWidget(box)

@@ -1,4 +1,4 @@
-"""Where the result goes, and the preview that waits for a yes or a no."""
+"""The choice of the output, and the preview that waits for a decision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OutputWidgets:
 
     Args:
         ui: the named widgets.
-        changed: called after each change.
+        changed: the function that is called after each change.
     """
 
     def __init__(self, ui: Widget, changed: Callable[[], None]) -> None:
@@ -37,7 +37,7 @@ class OutputWidgets:
         self._show_what_matters()
 
     def choice(self) -> OutputChoice:
-        """Return where the result goes."""
+        """Return the chosen output."""
         mode = self._mode()
         if mode is OutputMode.NEW:
             return OutputChoice()
@@ -83,7 +83,7 @@ class PreviewBar:
         ui.previewBar.visible = False
 
     def show(self, name: str) -> None:
-        """Ask about the preview with this name; "" hides the question."""
+        """Ask about the preview of a name; "" hides the question."""
         text = _("{name} is a preview. Your segmentation has not been changed yet.")
         say(self._ui.previewLabel, text.format(name=name))
         self._ui.previewBar.visible = bool(name)

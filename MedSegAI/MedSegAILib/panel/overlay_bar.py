@@ -1,4 +1,4 @@
-"""The buttons that lay a map over the image, and how opaque it is."""
+"""The buttons that show a map over the image, and the slider of its opacity."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 OPAQUE = 100
-"""The value of the slider at which nothing of the image is seen through the map."""
+"""The value of the slider at which the map hides the image completely."""
 
 
 class OverlayBar:
-    """One button for each kind of map, of which one at most is pressed.
+    """One button for each kind of map, of which at most one is pressed.
 
     Attributes:
-        kind_chosen: the kind of map that is to be shown, or "" for none.
-        opacity_chosen: from 0 to 1.
+        kind_chosen: the kind of map to show, or "" for none.
+        opacity_chosen: the opacity, from 0 to 1.
     """
 
     def __init__(self, ui: Widget) -> None:
@@ -33,7 +33,7 @@ class OverlayBar:
         self.offer(())
 
     def offer(self, kinds: Sequence[str]) -> None:
-        """Offer these maps, none of which is shown yet; the first is the one whose places are walked."""
+        """Offer these maps, of which none is shown yet; the regions of the first are walked."""
         ui = self._ui
         for kind, button in self._buttons.items():
             button.enabled = kind in kinds
@@ -46,7 +46,7 @@ class OverlayBar:
         self.show("", 0.0)
 
     def show(self, kind: str, opacity: float) -> None:
-        """Show which map lies over the image, "" for none, and how opaque it is, without emitting a signal."""
+        """Show which map is over the image, "" for none, and its opacity, without emitting a signal."""
         for own, button in self._buttons.items():
             press(button, own == kind)
         slider = self._ui.opacitySlider
@@ -64,13 +64,13 @@ class OverlayBar:
 
 
 def _next_place(kind: str) -> tuple[str, str]:
-    """What the button that walks a map is called, and its tool tip."""
+    """Return the title and tool tip of the button that walks a map."""
     if kind == HEAT:
         return (
             _("Next suspect place"),
             _("Go to the next of the most probable places. (Ctrl+Alt+N)"),
         )
     return (
-        _("Next doubtful place"),
-        _("Go to the next of the places where the AI is least certain. (Ctrl+Alt+N)"),
+        _("Next uncertain region"),
+        _("Go to the next of the regions where the AI is least certain. (Ctrl+Alt+N)"),
     )

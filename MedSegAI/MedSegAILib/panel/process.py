@@ -1,4 +1,4 @@
-"""Short programs in the background: the doctor, imports, checks of hashes."""
+"""Short programs in the background: the doctor, imports and checks of hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from MedSegAILib.slicer_types import QtValue
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that ended: its exit code, or -1 where it did not start or crashed, and what it wrote."""
+    """A program that ended: its exit code, or -1 if it did not start or crashed, and its output."""
 
     code: int
     output: str
@@ -21,7 +21,7 @@ class Finished:
 
 
 class Programs:
-    """Starts programs and tells when they have ended; nothing here waits."""
+    """Starts programs and reports when they have ended, without waiting."""
 
     def __init__(self) -> None:
         self._running: list[QtValue] = []
@@ -37,13 +37,13 @@ class Programs:
         """Start a program.
 
         Args:
-            environment: all variables of the program.
-            done: called once, when it has ended or could not be started.
-            heard: called with each line of its output as it comes.
-            given: what it reads from its standard input.
+            environment: all environment variables of the program.
+            done: the function that is called once, when the program has ended or could not be started.
+            heard: the function that receives each line of its output.
+            given: its standard input.
 
         Returns:
-            the process, for `stop`.
+            The process, for `stop`.
         """
         process = qt.QProcess()
         variables = qt.QProcessEnvironment()
@@ -58,7 +58,7 @@ class Programs:
         process.start(command[0], list(command[1:]))
         if given:
             process.write(given.encode())
-        process.closeWriteChannel()  # after what is still to be written
+        process.closeWriteChannel()  # after pending output is written
         return process
 
     def stop(self, process: QtValue) -> None:
@@ -67,7 +67,7 @@ class Programs:
             process.kill()
 
     def close(self) -> None:
-        """End all of them."""
+        """End all programs."""
         for process in list(self._running):
             process.kill()
             process.waitForFinished(1000)
@@ -78,7 +78,7 @@ class Programs:
 
 
 class _Told:
-    """Hears one program."""
+    """Receives the signals of one program."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Told:
 
 
 def _as_bytes(data: QtValue) -> bytes:
-    """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
+    """Return the content of a QByteArray; versions of PythonQt differ in what `data` returns."""
     content = data.data() if hasattr(data, "data") else data
     if content is None:
         return b""

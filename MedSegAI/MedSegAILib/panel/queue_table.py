@@ -25,12 +25,12 @@ STATES = {
 
 
 class QueueTable:
-    """Shows the entries of `worker.queue.JobQueue`, which pass through untouched.
+    """Shows the entries of `worker.queue.JobQueue`, which are passed on unchanged.
 
     Attributes:
-        move_requested: an entry, and by how many places.
+        move_requested: an entry, and the number of places to move it.
         again_requested, cancel_requested, remove_requested: an entry.
-        clear_requested: take out what is over.
+        clear_requested: remove entries that are over.
     """
 
     def __init__(self, ui: Widget) -> None:
@@ -50,7 +50,7 @@ class QueueTable:
         self.show(())
 
     def show(self, entries: Sequence[Entry]) -> None:
-        """Show the entries as they stand; the one that was chosen stays chosen."""
+        """Show the present entries; the selected entry stays selected."""
         if [id(entry) for entry in entries] != [id(entry) for entry in self._entries]:
             self._rebuild(list(entries))
         for row, entry in enumerate(self._entries):
@@ -66,7 +66,7 @@ class QueueTable:
         self._update_buttons()
 
     def chosen(self) -> Entry | None:
-        """Return the job of the selected row; None where none is selected."""
+        """Return the job of the selected row; None if no row is selected."""
         rows = self._table.selectionModel().selectedRows()
         row = rows[0].row() if len(rows) else -1
         return self._entries[row] if 0 <= row < len(self._entries) else None
@@ -105,18 +105,18 @@ class QueueTable:
         self._ui.clearButton.enabled = any(str(item.state) in over for item in self._entries)
 
     def _show_again(self, kept: bool) -> None:
-        """What running an entry again means: its result may be there already."""
+        """Explain what running an entry again means, because its result may exist already."""
         button = self._ui.againButton
         button.text = _("Try again") if kept else _("Run again")
         button.toolTip = (
-            _("Add the result of the job to the scene. Nothing is computed again.")
+            _("Add the result of the job to the scene, without computing it again.")
             if kept
             else _("Add the same job to the end of the queue.")
         )
 
 
 def _state_text(entry: Entry) -> tuple[str, str]:
-    """What stands in the table, and the whole story for the tool tip."""
+    """Return the text of the table, and the details for the tool tip."""
     state = _(STATES.get(str(entry.state), str(entry.state)))
     if str(entry.state) == "running":
         if getattr(entry, "stopping", False):

@@ -1,4 +1,4 @@
-"""The options of one refinement, made from what the refinement itself says of them."""
+"""The options of one refinement, made from its own description of them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class RefinementForm:
     """One row for each option.
 
     Args:
-        form: the QFormLayout that takes the rows.
-        changed: called after each change by the user.
-        prefix: begins the names of the widgets.
+        form: the QFormLayout of the rows.
+        changed: the function that is called after each change by the user.
+        prefix: the prefix of the names of the widgets.
     """
 
     def __init__(self, form: Widget, changed: Callable[[], None], prefix: str) -> None:
@@ -35,12 +35,12 @@ class RefinementForm:
         values: Mapping[str, Any] | None = None,
         labels: Sequence[Label] | None = None,
     ) -> None:
-        """The options of this refinement; of none with "".
+        """Show the options of a refinement; "" shows none.
 
         Args:
-            name: of the refinement.
-            values: options that are not to begin with their defaults.
-            labels: what options that name labels can choose from; these are left out where it is None.
+            name: the name of the refinement.
+            values: the options that differ from their defaults at first.
+            labels: the labels from which options can choose; such options are left out if it is None.
         """
         while self._form.rowCount():
             self._form.removeRow(0)
@@ -65,7 +65,7 @@ class RefinementForm:
         return Refinement(self._name, changed)
 
     def _structures(self, labels: Sequence[Label], values: Sequence[int]) -> FieldWidget:
-        """None of them ticked means all of them, as in the refinements."""
+        """Return a list of structures; if none is ticked, all are meant, as in the refinements."""
         found = StructureList(self._changed)
         rows = [Structure(label.value, label.name, label.color) for label in labels]
         found.show(rows, values)

@@ -1,4 +1,4 @@
-"""Refinements of a run: which, in which order, each with its options."""
+"""The refinements of a run, in their order, each with its options."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROWS_SHOWN = 4
 
 
 class RefinementList:
-    """The chosen refinements as a list; below it the options of the one that is selected.
+    """The chosen refinements as a list, and below it the options of the selected one.
 
     Args:
-        changed: called after each change by the user.
+        changed: the function that is called after each change by the user.
 
     Attributes:
-        widget: holds all of it.
+        widget: the widget that contains everything.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -50,11 +50,11 @@ class RefinementList:
         self._show(-1)
 
     def values(self) -> tuple[str, ...]:
-        """The refinements in their order, as the option `refinements` takes them."""
+        """Return the refinements in their order, as for the option `refinements`."""
         return tuple(as_text(refinement) for refinement in self._chosen)
 
     def set_labels(self, labels: Sequence[Label]) -> None:
-        """The structures of the model; those that were chosen of another one are forgotten."""
+        """Offer the structures of the model; chosen structures of another model are forgotten."""
         if tuple(labels) == self._labels:
             return
         self._labels = tuple(labels)
@@ -114,7 +114,7 @@ class RefinementList:
             self._changed()
 
     def _show(self, row: int) -> None:
-        """The list as it is now, with this row selected."""
+        """Show the present list, with a row selected."""
         self._list.blockSignals(True)
         self._list.clear()
         for refinement in self._chosen:
@@ -134,7 +134,7 @@ class RefinementList:
             self._form.show("")
 
     def _explain(self, refinement: Refinement) -> None:
-        """What it does, and how scripts and the command line write it."""
+        """Return what a refinement does, and how scripts and the command line write it."""
         self._list.toolTip = f"{_(summary(refinement.name))} ({as_text(refinement)})"
 
     def _on_option_changed(self) -> None:
@@ -146,7 +146,7 @@ class RefinementList:
 
 
 def in_words(refinement: Refinement) -> str:
-    """A refinement and what of it differs from the defaults, as the list shows it."""
+    """Return a refinement and its options that differ from the defaults, as the list shows it."""
     options = {option.name: option for option in option_fields(refinement.name)}
     parts = [
         f"{_(title_of(options[name]))} {_value(value)}"

@@ -1,4 +1,4 @@
-"""The section that refines a segmentation which is there."""
+"""The section that refines an existing segmentation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 ALL, TICKED = 0, 1
-WHICH = ("All segments", "Those that are ticked")
+WHICH = ("All segments", "The ticked segments")
 SEGMENTS_ROW = 2
-"""Below the choice between all and some."""
+"""The position below the choice between all and some."""
 
 
 class RefineView:
-    """Which segmentation, which of its segments, and one refinement with its options.
+    """The choice of a segmentation, its segments, and one refinement with its options.
 
     Attributes:
         segmentation_chosen: another segmentation node, or None.
@@ -71,12 +71,12 @@ class RefineView:
         self._ui.refineImageSelector.setCurrentNode(node)
 
     def show_segments(self, rows: Sequence[SegmentRow]) -> None:
-        """The segments to choose from; those that are ticked stay so."""
+        """Offer segments to choose from; ticked segments stay ticked."""
         found = [Structure(row.segment_id, row.name, row.color, row.locked) for row in rows]
         self._segments.show(found, self._segments.ticked())
 
     def show_state(self, running: bool, previewing: bool) -> None:
-        """While a refinement runs or waits no other can begin; a preview waits for a yes or a no."""
+        """Show the state: while a refinement runs or waits, no other can start; a preview waits for a decision."""
         ui = self._ui
         ui.refinePreviewButton.enabled = not running
         ui.refineApplyButton.enabled = not running

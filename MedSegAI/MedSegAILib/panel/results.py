@@ -1,4 +1,4 @@
-"""What became of a scan: one line, the table of structures, and what can be done with them."""
+"""The result of a scan: one line, the table of structures, and the actions on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from MedSegAILib.translation import tr as _
 
 TONES = {DOUBT: doubt_style, PROBLEM: error_style}
 SMOOTHING = (("Surfaces as they are", 0.0), ("Smooth surfaces", 0.5), ("Very smooth surfaces", 0.8))
-"""What the menu of Show 3D offers, and Slicer's smoothing factor for it; 0.5 is Slicer's own."""
+"""The entries of the menu of Show 3D, with Slicer's smoothing factor; 0.5 is Slicer's default."""
 
 FOLDED, UNFOLDED = "▸", "▾"
 
@@ -27,13 +27,13 @@ class ResultsView:
     """Shows the structures of one segmentation.
 
     Attributes:
-        segmentation_chosen: another segmentation node (or None) is to be shown.
-        structure_chosen, review_chosen, shown_chosen, only_chosen, in_3d_chosen: see `StructureTable`.
-        smoothing_chosen: how much surfaces are to be smoothed, from 0 to 1.
+        segmentation_chosen: another segmentation node (or None) was chosen. structure_chosen, review_chosen,
+            shown_chosen, only_chosen, in_3d_chosen: see `StructureTable`.
+        smoothing_chosen: the smoothing of surfaces, from 0 to 1.
         good_completed: complete all structures of good quality.
-        done_requested: the ids of the selected segments, which are looked at and right.
-        next_requested: go to the next doubtful place.
-        places_within: walk the doubtful places of this segment alone, "" for those of all.
+        done_requested: the ids of the selected segments, which were reviewed and are correct.
+        next_requested: go to the next uncertain region.
+        places_within: only walk the uncertain regions of this segment; "" for all segments.
         overlay_chosen, opacity_chosen: see `OverlayBar`.
         surfaces_shown, statistics_shown: True or False.
         csv_requested, export_requested, correct_requested, slab_requested, keep_requested: a button was
@@ -71,15 +71,15 @@ class ResultsView:
         self._ui.resultsButton.collapsed = False
 
     def fold(self) -> None:
-        """There is nothing to show."""
+        """Fold the section, because there is nothing to show."""
         self._ui.resultsButton.collapsed = True
 
     def show(self, rows: Sequence[StructureRow], maps: Sequence[str]) -> None:
-        """Fill the table in the order of the segmentation; no row at all hides it.
+        """Fill the table in the order of the segmentation; without rows it is hidden.
 
         Args:
             rows: one for each segment.
-            maps: the kinds of maps that can be laid over the image; the places of the first are walked.
+            maps: the kinds of maps that can be shown over the image; the regions of the first are walked.
         """
         ui = self._ui
         for widget in (ui.resultTable, ui.resultActions, ui.resultFilters):
@@ -95,20 +95,20 @@ class ResultsView:
         self._overlay.show(kind, opacity)
 
     def show_surfaces(self, shown: bool) -> None:
-        """Show whether the 3D views show surfaces, likewise."""
+        """Show whether the 3D views show surfaces, without emitting a signal."""
         press(self._ui.show3dButton, shown)
 
     def show_places_within(self, segment_id: str) -> None:
-        """Show which segment's doubtful places are walked; "" is all of them."""
+        """Show which segment's uncertain regions are walked; "" for all segments."""
         selector = self._ui.placesSelector
         selector.setCurrentIndex(max(selector.findData(segment_id), 0))
 
     def update(self, rows: Sequence[StructureRow]) -> None:
-        """Show what has changed of some rows."""
+        """Show changes of some rows."""
         self._table.update(rows)
 
     def show_verdict(self, verdict: Verdict) -> None:
-        """Say what the result comes to; the details unfold on demand."""
+        """Show the summary of the result; its details can be unfolded."""
         ui = self._ui
         style = TONES[verdict.tone](ui.verdictLabel) if verdict.tone else ""
         say(ui.verdictLabel, verdict.line, f"font-weight: bold; {style}")
@@ -117,18 +117,18 @@ class ResultsView:
         self._fold()
 
     def ask_export(self, name: str, reason: str) -> ExportChoice | None:
-        """Let the user choose what is written where; None where that was given up.
+        """Let the user choose the outputs and their folder; None if the user cancelled.
 
         Args:
-            name: of the segmentation.
-            reason: why no DICOM can be written; "" where it can.
+            name: the name of the segmentation.
+            reason: the reason why DICOM cannot be written; "" if it can.
         """
         choice = export_dialog.ask(self._ui.resultTable, name, reason, self._export)
         self._export = choice or self._export
         return choice
 
     def select(self, segment_id: str) -> None:
-        """Select a segment's row, without a word to anybody."""
+        """Select a segment's row without emitting a signal."""
         self._table.select(segment_id)
 
     def next_to_check(self) -> str:
@@ -136,7 +136,7 @@ class ResultsView:
         return self._table.next_to_check()
 
     def show_statistics(self, shown: bool) -> None:
-        """Whether the layout with statistics is that of the views now."""
+        """Show whether the views have the layout with statistics."""
         press(self._ui.statisticsButton, shown)
 
     def _connect(self) -> None:

@@ -1,4 +1,4 @@
-"""Which series of the DICOM database a batch takes: a tree of patients, studies and series with check boxes."""
+"""The choice of series of the DICOM database for a batch: a tree of patients, studies and series."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from MedSegAILib.translation import tr as _
 def ask(
     parent: Widget, rows: Sequence[SeriesRow], chosen: Collection[SeriesRow]
 ) -> tuple[SeriesRow, ...] | None:
-    """Show the series and wait for the answer; None where the user changed nothing."""
+    """Show the series and wait for the answer; None if the user cancelled."""
     return SeriesDialog(parent, rows, chosen).answer()
 
 
 class SeriesDialog:
-    """The dialog, apart from waiting for it.
+    """The dialog, without waiting for it.
 
     Args:
         parent: the widget whose window it belongs to.
-        chosen: those that are ticked already.
+        chosen: the series that are ticked at first.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SeriesDialog:
         return chosen
 
     def chosen(self) -> tuple[SeriesRow, ...]:
-        """What is ticked, also where the search hides it."""
+        """Return the ticked series, even if the search hides them."""
         return tuple(row for item, row in self._items if item.checkState(0) == qt.Qt.Checked)
 
     def _add(self, row: SeriesRow, ticked: bool) -> Widget:
@@ -73,7 +73,7 @@ class SeriesDialog:
         return item
 
     def _parent(self, names: tuple[str, ...], above: Widget) -> Widget:
-        """Patient or study; ticked, all of its series are."""
+        """Return the item of a patient or study; ticking it ticks all of its series."""
         if names not in self._parents:
             item = _item(names[-1] or _("Without name"), tristate=True)
             if above is None:
@@ -84,7 +84,7 @@ class SeriesDialog:
         return self._parents[names]
 
     def _filter(self, text: str) -> None:
-        """Hide what has none of the words in the names of its series, study and patient."""
+        """Hide series without all of the words in the names of series, study and patient."""
         words = text.casefold().split()
         shown: set[tuple[str, ...]] = set()
         for item, row in self._items:
@@ -104,7 +104,7 @@ class SeriesDialog:
         ):
             button = qt.QPushButton(text)
             button.objectName = name
-            button.autoDefault = False  # Enter in the search presses nothing
+            button.autoDefault = False  # Enter in the search field must not press a button
             button.connect("clicked()", act)
             layout.addWidget(button)
         return layout

@@ -1,4 +1,4 @@
-"""Where the worker runs, and the answer of its doctor."""
+"""The choice of where the worker runs, and the report of its doctor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SettingsWidgets:
     """The settings.
 
     Attributes:
-        place_changed: another place was chosen, or one of its fields was finished.
-        test_requested: ask the doctor there.
+        place_changed: another place was chosen, or one of its fields was edited.
+        test_requested: run the doctor there.
     """
 
     def __init__(self, ui: Widget) -> None:
@@ -47,7 +47,7 @@ class SettingsWidgets:
         )
 
     def show(self, choice: PlaceChoice) -> None:
-        """Show a choice, without telling anybody."""
+        """Show a choice without emitting a signal."""
         self._filling = True
         self._ui.placeSelector.currentIndex = [kind for kind, _title in KINDS].index(choice.kind)
         self._ui.pythonEdit.text = choice.python
@@ -57,7 +57,7 @@ class SettingsWidgets:
         self._show_what_matters()
 
     def show_answer(self, text: str, busy: bool = False) -> None:
-        """What the doctor says; `busy` while it is still being asked."""
+        """Show the report of the doctor; `busy` while it is still running."""
         self._ui.doctorText.plainText = text
         self._ui.doctorText.visible = bool(text)
         self._ui.testButton.enabled = not busy

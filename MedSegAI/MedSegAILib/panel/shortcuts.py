@@ -1,4 +1,4 @@
-"""Keys for what is done many times a day. They work wherever the focus is, while the page is shown."""
+"""Keyboard shortcuts for frequent actions. They work with any focus while the page is shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORTCUTS = (
 
 
 def add_shortcuts(ui: Widget) -> None:
-    """Each key clicks a button, if that can be seen and pressed."""
+    """Make each key click a button, if the button is visible and enabled."""
     for keys, name in SHORTCUTS:
         button = getattr(ui, name)
         shortcut = qt.QShortcut(qt.QKeySequence(keys), button)

@@ -1,4 +1,4 @@
-"""Normal or fast, where a model has several networks."""
+"""The choice between normal and fast, if a model has several networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Speed:
 
     Args:
         label, selector: a QLabel and a QComboBox.
-        changed: called after each change by the user.
+        changed: the function that is called after each change by the user.
     """
 
     def __init__(self, label: Widget, selector: Widget, changed: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class Speed:
         self.set_model(None)
 
     def set_model(self, card: ModelCard | None) -> None:
-        """Offer what this model has; the choice stays."""
+        """Offer the speeds of this model; the choice stays."""
         used = [] if card is None else [member for member in card.members if member.weight > 0]
         heaviest = max(used, key=lambda member: member.weight, default=None)
         self._fast = {}
@@ -39,7 +39,7 @@ class Speed:
         self._label.visible = self._selector.visible = bool(self._fast)
 
     def options(self) -> dict[str, Any]:
-        """The options of a request that differ from those below Advanced."""
+        """Return the options of a request that differ from those below Advanced."""
         return dict(self._fast) if self._selector.currentIndex == FAST else {}
 
     def _on_change(self, _index: int) -> None:

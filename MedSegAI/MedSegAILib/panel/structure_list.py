@@ -1,4 +1,4 @@
-"""A list of structures with a box to tick beside each."""
+"""A list of structures with a check box for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS_SHOWN = 6
 
 @dataclass(frozen=True)
 class Structure:
-    """One row: `key` names it to the program; what is `locked` cannot be ticked."""
+    """One row: `key` identifies it for the program; a `locked` row cannot be ticked."""
 
     key: Hashable
     name: str
@@ -30,7 +30,7 @@ class StructureList:
     """Attributes: `widget`, a QListWidget, empty until `show`.
 
     Args:
-        changed: called after each change by the user.
+        changed: the function that is called after each change by the user.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class StructureList:
         self.widget.connect("itemChanged(QListWidgetItem*)", self._on_changed)
 
     def show(self, structures: Sequence[Structure], ticked: Iterable[Hashable] = ()) -> None:
-        """These structures, some of them ticked."""
+        """Show these structures, some of them ticked."""
         wanted = set(ticked)
         self.widget.blockSignals(True)
         self.widget.clear()
@@ -66,7 +66,7 @@ class StructureList:
         self.widget.blockSignals(False)
 
     def ticked(self) -> tuple[Any, ...]:
-        """The keys of those that are ticked, in the order of the list."""
+        """Return the keys of the ticked structures, in the order of the list."""
         return tuple(
             structure.key
             for item, structure in self._rows

@@ -1,4 +1,4 @@
-"""The table of structures: shown or hidden, name, volume, quality and review, of one row or of several at once."""
+"""The table of structures with visibility, name, volume, quality and review state, for one row or several."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOUBT_MARK = "⚠"
 
 ALL, TO_CHECK, OPEN, COMPLETED, HIDDEN = range(5)
 STATES = ("All", "To check", "Not completed", "Completed", "Hidden")
-"""What the table can be narrowed down to."""
+"""The filters of the table."""
 
 BY_STATE: dict[int, Callable[[StructureRow], bool]] = {
     ALL: lambda row: True,
@@ -46,11 +46,11 @@ BY_STATE: dict[int, Callable[[StructureRow], bool]] = {
 
 
 NARROW = 320
-"""A table narrower than this many pixels leaves its room to names; volumes then stand in their tool tips."""
+"""The width in pixels below which the table only shows names; volumes are then in the tool tips."""
 
 
 class NarrowTable(qt.QWidget):
-    """Hides the column of volumes while the table has no room for it."""
+    """Hides the column of volumes while the table is too narrow for it."""
 
     def watch(self, table: Widget) -> None:
         table.installEventFilter(self)
@@ -63,17 +63,17 @@ class NarrowTable(qt.QWidget):
 
 
 class StructureTable:
-    """Shows rows, and tells what the user does to them.
+    """Shows rows, and reports the user's actions on them.
 
     Args:
         table: the QTableWidget.
 
     Attributes:
         structure_chosen: the id of the segment to go to.
-        review_chosen: ids of segments, and the state that was chosen for them.
-        shown_chosen: ids of segments, and whether they are to be shown.
-        only_chosen: ids of segments of which all others are to be hidden.
-        in_3d_chosen: ids of segments, and whether their surfaces are to be shown in 3D views.
+        review_chosen: ids of segments, and their new state.
+        shown_chosen: ids of segments, and whether to show them.
+        only_chosen: ids of segments; all others are to be hidden.
+        in_3d_chosen: ids of segments, and whether to show their surfaces in 3D views.
     """
 
     def __init__(self, table: Widget) -> None:
@@ -94,7 +94,7 @@ class StructureTable:
         table.connect("currentCellChanged(int,int,int,int)", self._on_current)
 
     def show(self, rows: Sequence[StructureRow]) -> None:
-        """Show these rows in this order, until a click on a title; what was selected and narrowed stays so."""
+        """Show these rows in this order, until a click on a title; selection and filter stay."""
         selected, table = self.selected(), self._table
         self._rows = {row.segment_id: row for row in rows}
         table.blockSignals(True)
@@ -118,7 +118,7 @@ class StructureTable:
         table.blockSignals(False)
 
     def update(self, rows: Sequence[StructureRow]) -> None:
-        """Show what has changed of rows that are there, where they stand."""
+        """Show changes of existing rows in their places."""
         self._table.blockSignals(True)
         self._table.sortingEnabled = False
         places = {self.segment_at(number): number for number in range(self._table.rowCount)}
@@ -131,24 +131,24 @@ class StructureTable:
         self._table.blockSignals(False)
 
     def narrow(self, text: str, state: int) -> None:
-        """Show the rows whose name holds these words and whose state is that of `STATES`."""
+        """Show the rows whose name contains these words and whose state has this number in `STATES`."""
         self._filter = (text, state)
         self._narrow()
 
     def select(self, segment_id: str) -> None:
-        """Select a segment's row alone, without a word to anybody."""
+        """Select only a segment's row, without emitting a signal."""
         self._table.blockSignals(True)
         self._select((segment_id,))
         self._table.blockSignals(False)
 
     def selected(self) -> tuple[str, ...]:
-        """The ids of the selected rows, from top to bottom; rows that are not shown are left out."""
+        """Return the ids of the selected rows, from top to bottom, without hidden rows."""
         numbers = {index.row() for index in self._table.selectionModel().selectedRows()}
         shown = [number for number in sorted(numbers) if not self._table.isRowHidden(number)]
         return tuple(map(self.segment_at, shown))
 
     def next_to_check(self) -> str:
-        """The first row to check below the selected one, else from the top; "" where there is none."""
+        """Return the first row to check below the selected one, or from the top; "" if there is none."""
         order = [self.segment_at(number) for number in range(self._table.rowCount)]
         selected = self.selected()
         start = order.index(selected[-1]) + 1 if selected else 0
@@ -214,7 +214,7 @@ class StructureTable:
         self.structure_chosen.emit(self.segment_at(number))
 
     def _on_current(self, number: int, _column: int, before: int, _before: int) -> None:
-        """The arrow keys go to a structure too; the table itself reports a click."""
+        """Go to a structure for the arrow keys, because the table itself reports clicks."""
         if number >= 0 and number != before and not _pressed():
             self.structure_chosen.emit(self.segment_at(number))
 
@@ -258,5 +258,5 @@ def _name_item(row: StructureRow) -> QtValue:
 
 
 def _pressed() -> bool:
-    """Whether a button of the mouse is down."""
+    """Whether a mouse button is pressed."""
     return bool(qt.QApplication.mouseButtons() != qt.Qt.NoButton)

@@ -1,4 +1,4 @@
-"""Colours that can be read on a light and on a dark window, and small things that several widgets share."""
+"""Colours that are readable on light and dark windows, and helpers that several widgets share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def error_style(widget: Widget) -> str:
 
 
 def doubt_style(widget: Widget) -> str:
-    """Return the style sheet of what a person should look at."""
+    """Return the style sheet of values that a person should look at."""
     return f"color: {doubt_color(widget).name()};"
 
 
@@ -36,21 +36,21 @@ QPushButton:checked {
     border: 1px solid palette(highlight); border-radius: 2px; padding: 4px;
 }
 """
-"""For buttons that stay pressed: in Slicer's dark style they can hardly be distinguished from others."""
+"""The style sheet of buttons that stay pressed, which are hard to distinguish in Slicer's dark style."""
 
 
 def quiet_style(widget: Widget) -> str:
-    """For what explains, and need not be read every day."""
+    """Return the style sheet of explanations, which are read rarely."""
     return "color: #a8a8a8;" if is_dark(widget) else "color: #5f5f5f;"
 
 
 def doubt_color(widget: Widget) -> QtValue:
-    """Return the colour of what a person should look at."""
+    """Return the colour of values that a person should look at."""
     return qt.QColor("#ffb74d") if is_dark(widget) else qt.QColor("#b45309")
 
 
 def show_empty_boxes(view: Widget) -> None:
-    """Let empty boxes be seen in dark style, where Qt draws their frames darker than the window.
+    """Make empty boxes visible in dark style, in which Qt draws their frames darker than the window.
 
     Args:
         view: a check box, or a list or tree whose items can be checked.
@@ -62,14 +62,14 @@ def show_empty_boxes(view: Widget) -> None:
 
 
 def check_box(text: str = "") -> Widget:
-    """A check box that can be seen in either style."""
+    """Return a check box that is visible in both styles."""
     box = qt.QCheckBox(text)
     show_empty_boxes(box)
     return box
 
 
 def narrow(selector: Widget) -> None:
-    """Let a selector be as wide as its place, whatever the names in it."""
+    """Make a selector as wide as its place, whatever names it contains."""
     selector.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
 
 
@@ -81,21 +81,21 @@ def text_item(text: str, tool_tip: str = "") -> QtValue:
 
 
 def number_item(value: float | None, tool_tip: str = "") -> QtValue:
-    """Padded to one length, numbers sort as texts in their order."""
+    """Return a cell with a number, padded so that numbers sort correctly as texts."""
     item = text_item("" if value is None else f"{value:7.2f}", tool_tip)
     item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
     return item
 
 
 MARK_WIDTH = 26
-"""The width of a column that holds a mark without words."""
+"""The width of a column that holds a single mark."""
 
 
 def lay_out_table(table: Widget, stretched: int, marks: Sequence[int] = ()) -> None:
-    """Rows and columns as small as their content; the column `stretched` takes the rest.
+    """Make rows and columns as small as their content; the column `stretched` takes the rest.
 
     Args:
-        marks: columns of single signs, whose titles need no room for the arrow of the sorting.
+        marks: the columns of single marks, whose titles do not need space for the sort arrow.
     """
     rows, columns = table.verticalHeader(), table.horizontalHeader()
     rows.visible = False
@@ -109,7 +109,7 @@ def lay_out_table(table: Widget, stretched: int, marks: Sequence[int] = ()) -> N
 
 
 def press(button: Widget, down: bool) -> None:
-    """Let a button be pressed or not, without emitting a signal."""
+    """Press or release a button without emitting a signal."""
     button.blockSignals(True)
     button.checked = down
     button.blockSignals(False)

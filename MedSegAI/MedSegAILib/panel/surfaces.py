@@ -1,4 +1,4 @@
-"""How far the surfaces of a segmentation are, and a button that stops making them."""
+"""The progress of making the surfaces of a segmentation, with a button that stops it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from MedSegAILib.translation import tr as _
 
 
 class SurfacesBar:
-    """A line that is there while surfaces are made.
+    """A line that is visible while surfaces are made.
 
     Attributes:
-        step_requested: Slicer has nothing else to do, so the next surface can be made.
-        cancel_requested: make no more.
+        step_requested: Slicer is idle, so the next surface can be made.
+        cancel_requested: stop making surfaces.
     """
 
     def __init__(self, ui: Widget) -> None:
@@ -27,7 +27,7 @@ class SurfacesBar:
         self.hide()
 
     def show(self, done: int, total: int) -> None:
-        """Say how many surfaces there are, and ask for the next one."""
+        """Show how many surfaces exist, and request the next one."""
         bar = self._ui.surfacesProgress
         bar.maximum, bar.value = total, done
         bar.format = _("Surface {done} of {total}").format(done=done, total=total)
@@ -35,6 +35,6 @@ class SurfacesBar:
         self._timer.start()
 
     def hide(self) -> None:
-        """There is nothing more to make."""
+        """Hide the line, because all surfaces are made."""
         self._timer.stop()
         self._ui.surfacesRow.visible = False

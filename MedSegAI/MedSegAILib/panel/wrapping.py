@@ -1,7 +1,7 @@
-"""Labels of several lines that neither widen the page nor lie over what stands below them.
+"""Labels of several lines that neither widen the page nor cover the widgets below them.
 
-Slicer takes the width of a page's size hint as the least width of its column, so a label whose hint grows with its
-text moves the whole window. Slicer gives a page its minimum size hint as least height, which knows nothing of
+Slicer uses the width of a page's size hint as the smallest width of its column, so a label whose hint grows with
+its text would widen the whole window. It uses the minimum size hint as the smallest height, which ignores
 wrapping, so a label that needs more lines would take them from its neighbours.
 """
 
@@ -15,7 +15,7 @@ from MedSegAILib.slicer_types import QtValue, Widget
 
 
 class WrappedLabels(qt.QWidget):
-    """Keeps wrapped labels as wide as the page, and as high as their text then is."""
+    """Keeps wrapped labels as wide as the page, and as high as their text requires."""
 
     def watch(self, labels: Iterable[Widget]) -> None:
         for label in labels:
@@ -33,7 +33,7 @@ class WrappedLabels(qt.QWidget):
 
 
 def say(label: Widget, text: str, style: str = "") -> None:
-    """Show a text in a wrapped label; without text the label takes no room."""
+    """Show a text in a wrapped label; without text the label does not take any space."""
     label.styleSheet = style
     label.textFormat = qt.Qt.PlainText  # names in it come from outside
     label.text = text
@@ -42,6 +42,6 @@ def say(label: Widget, text: str, style: str = "") -> None:
 
 
 def fit(label: Widget) -> None:
-    """Let a wrapped label have the height that its text needs at its width."""
-    label.minimumHeight = 0  # a label never says that it needs less
+    """Give a wrapped label the height that its text needs at its width."""
+    label.minimumHeight = 0  # a label never reports that it needs less
     label.minimumHeight = max(label.heightForWidth(label.width), 0)

@@ -42,7 +42,7 @@ from MedSegAILib.scene.attachments import (
     ENTROPY_REFERENCE,
     candidates_of,
 )
-from MedSegAILib.scene.exporting import HandedOver
+from MedSegAILib.scene.exporting import ExportSource
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
@@ -58,7 +58,7 @@ __all__ = [
     "ENTROPY_REFERENCE",
     "REPORT_ATTRIBUTE",
     "Draft",
-    "HandedOver",
+    "ExportSource",
     "Measurable",
     "Preview",
     "RefinedPreview",
@@ -270,11 +270,11 @@ class Scene:
         return self._walk.step(segmentation, by)
 
     def walk_within(self, segmentation: SegmentationNode, segment: str) -> None:
-        """Walk the doubtful places of one segment alone; with "" those of all."""
+        """Walk the uncertain regions of one segment alone; with "" those of all."""
         uncertainty.walk_within(segmentation, segment)
 
     def walked_within(self, segmentation: SegmentationNode) -> str:
-        """The segment whose doubtful places are walked; "" for all."""
+        """The segment whose uncertain regions are walked; "" for all."""
         return uncertainty.within(segmentation)
 
     def current_segment(self, segmentation: SegmentationNode) -> str:
@@ -388,6 +388,6 @@ class Scene:
         outputs: Mapping[str, object],
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,
-    ) -> HandedOver:
-        """A segmentation to be written for other systems by the worker: see `handing_over.exported`."""
+    ) -> ExportSource:
+        """A segmentation to be written for other systems by the worker: see `exporting.exported`."""
         return exporting.exported(segmentation, outputs, dicom, overwrite)

@@ -39,7 +39,7 @@ OVERLAP = (
 
 
 @dataclass(frozen=True, eq=False)
-class HandedOver:
+class ExportSource:
     """What the worker is asked."""
 
     request: ExportRequest
@@ -50,7 +50,7 @@ def exported(
     outputs: Mapping[str, Any],
     dicom: tuple[str, str] = ("", ""),
     overwrite: bool = False,
-) -> HandedOver:
+) -> ExportSource:
     """A segmentation as the worker is to hand it over.
 
     Args:
@@ -91,7 +91,7 @@ def exported(
         overwrite=overwrite,
         warnings=() if on_scan else (_no_scan(segmentation, scan),),
     )
-    return HandedOver(request)
+    return ExportSource(request)
 
 
 def _not_on_scan(segmentation: SegmentationNode) -> InputError:

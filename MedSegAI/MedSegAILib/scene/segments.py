@@ -41,7 +41,7 @@ OPACITY_3D_TAG = "MedSegAI.opacity_3d"
 """Tag of a segment that the AI wrote: how opaque its surface is at first, where the model's card says so."""
 
 NOT_CORRECTED_TAG = "MedSegAI.not_corrected"
-"""Tag of a segment that people do not correct, as its label says: nobody is led to its doubtful places."""
+"""Tag of a segment that people do not correct, as its label says: nobody is led to its uncertain regions."""
 
 UNSPECIFIC = Terminology(("SCT", "85756007", "Tissue"), ("SCT", "85756007", "Tissue"))
 """What Slicer calls a new segment. DICOM segmentations cannot be written of segments without a code."""
@@ -123,7 +123,7 @@ def new_segment(label: Label, name: str = "") -> Segment:
 
 
 def is_walked(segmentation: SegmentationNode, name: str) -> bool:
-    """Whether people are led to the doubtful places of a segment."""
+    """Whether people are led to the uncertain regions of a segment."""
     return not tag_of(segmentation.GetSegmentation().GetSegment(name), NOT_CORRECTED_TAG)
 
 

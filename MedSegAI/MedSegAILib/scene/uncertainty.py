@@ -25,13 +25,13 @@ SMOOTHED_MM = 2.0
 """A place is as doubtful as the mean of what lies so far around it: single voxels at every border are not."""
 
 APART_MM = 10.0
-"""Two doubtful places are at least so far apart, so that each step shows something else."""
+"""Two uncertain regions are at least so far apart, so that each step shows something else."""
 
 PLACES_ALONG = 20
 """So many places fit along the longer side of a single slice, or fewer."""
 
 LEAST = 0.05
-"""Mean entropy in nats that a doubtful place has at least."""
+"""Mean entropy in nats that an uncertain region has at least."""
 
 NEAR_VOXELS = 3
 """So far from a place its segment is looked for, where no segment covers it."""
@@ -43,20 +43,20 @@ CURRENT_ATTRIBUTE = "MedSegAI.current_segment"
 """Attribute of the segmentation node: id of the segment that the user is at."""
 
 PLACE_ATTRIBUTE = "MedSegAI.place"
-"""Attribute of the segmentation node: voxel i, j, k of the doubtful place that the user is at."""
+"""Attribute of the segmentation node: voxel i, j, k of the uncertain region that the user is at."""
 
 WITHIN_ATTRIBUTE = "MedSegAI.places_within"
-"""Attribute of the segmentation node: id of the segment whose doubtful places are walked; all if it is missing."""
+"""Attribute of the segmentation node: id of the segment whose uncertain regions are walked; all by default."""
 
 
 def within(segmentation: SegmentationNode) -> str:
-    """The segment whose doubtful places are walked; "" for those of all segments."""
+    """The segment whose uncertain regions are walked; "" for those of all segments."""
     name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""
     return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
 
 
 def walk_within(segmentation: SegmentationNode, segment_id: str) -> None:
-    """Walk the doubtful places of one segment from now on; with "" those of all."""
+    """Walk the uncertain regions of one segment from now on; with "" those of all."""
     note(segmentation, WITHIN_ATTRIBUTE, segment_id)
 
 
@@ -80,7 +80,7 @@ def note(segmentation: SegmentationNode, attribute: str, text: str) -> None:
 
 
 class Walk:
-    """Goes from doubtful place to doubtful place of segmentations."""
+    """Goes from uncertain region to uncertain region of segmentations."""
 
     def __init__(self) -> None:
         self._known: tuple[VTKObject, _Tops | None] = (None, None)

@@ -1,4 +1,4 @@
-"""A job that a script started and waits for, while Slicer stays alive."""
+"""A job that a script started and waits for, while Slicer stays responsive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Written = TypeVar("Written")
 
 
 class Waiting(Protocol):
-    """A client of the worker that can be waited for."""
+    """A client of the worker that can wait."""
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> None: ...
 
@@ -22,15 +22,15 @@ class Job(Generic[Written]):
     """Receives the events of the job, and writes its result.
 
     Args:
-        queue: where the job is.
-        client: a `WorkerClient`, which does it.
-        live: lets Slicer work for a moment.
-        write: brings the result into the scene, and gives what `wait` returns.
-        progress: called with stage, fraction and seconds left.
+        queue: the queue of the job.
+        client: the `WorkerClient` that does the job.
+        live: the function that lets Slicer process events.
+        write: the function that writes the result into the scene; `wait` returns its value.
+        progress: the function that receives stage, fraction and seconds left.
 
     Attributes:
-        entry: its place in the queue: state, fraction, seconds_left, message.
-        over: whether it has ended.
+        entry: its entry in the queue, with state, fraction, seconds_left and message.
+        over: whether the job has ended.
     """
 
     entry: Entry
@@ -51,15 +51,15 @@ class Job(Generic[Written]):
         self.over = False
 
     def wait(self) -> Written:
-        """What the result became, such as the segmentation node, as soon as it is there.
+        """Wait for the result in the scene, such as the segmentation node, and return it.
 
         Raises:
-            MedSegAIError: why there is none.
+            MedSegAIError: the job failed.
         """
         try:
             self._work_until_over()
         finally:
-            if not self.over:  # `progress` raised, or Ctrl-C came
+            if not self.over:  # `progress` raised, or Ctrl-C was pressed
                 self._progress = None
                 self.cancel()
                 self._work_until_over()
@@ -68,11 +68,11 @@ class Job(Generic[Written]):
         return self._written[-1]
 
     def cancel(self) -> None:
-        """Stop it; `wait` then raises `Cancelled`."""
+        """Stop the job; `wait` then raises `Cancelled`."""
         self._queue.cancel(self.entry)
 
     def progressed(self, event: ProgressEvent) -> None:
-        """Hand progress on to the caller."""
+        """Pass progress on to the caller."""
         self._events.append(event)
 
     def finished(self, result: object) -> None:
@@ -95,7 +95,7 @@ class Job(Generic[Written]):
         self._tell()
 
     def _tell(self) -> None:
-        """From here and not from Qt, which would swallow an exception."""
+        """Report progress from here and not from Qt, which would swallow an exception."""
         while self._events:
             event = self._events.pop(0)
             if self._progress is not None:

@@ -1,9 +1,9 @@
-"""The client of the worker process: jobs out, events in, and no state in which nothing happens any more.
+"""The client of the worker process, which sends jobs and receives events, and never hangs.
 
-The process is started with the first job, or before, and kept, so that the next one finds its models loaded.
-A job that is cancelled and does not stop, a worker that breaks the protocol, falls silent, does not start or
-dies: each ends the process with its children, is reported once to the job's listener, and the next job starts a
-new process. What a listener raises is its own affair: the client goes on.
+The process is started with the first job, or before, and kept, so that the next job finds its models loaded. If a
+cancelled job does not stop, or the worker violates the protocol, is silent, does not start or dies, then the
+process is ended with its children, this is reported once to the job's listener, and the next job starts a new
+process. Exceptions of a listener do not affect the client.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ from MedSegAILib.worker.location import worker_environment as worker_environment
 from MedSegAILib.worker.process import WorkerProcess
 
 CANCEL_SECONDS = 1.5
-"""How long a cancelled job may take to stop by itself."""
+"""The seconds that a cancelled job may take to stop by itself."""
 
 START_SECONDS = 60.0
-"""How long a process may take until it is ready; a virus scanner can make a first start slow."""
+"""The seconds until a process must be ready; a virus scanner can make the first start slow."""
 
 SILENCE_SECONDS = 120.0
-"""How long a worker may give no sign of life; it gives one every two seconds unless a library holds it."""
+"""The seconds that a worker may be silent; it sends `alive` every two seconds unless a library blocks it."""
 
 IDLE_SECONDS = 1800.0
-"""How long a process without a job is kept."""
+"""The seconds for which a process without a job is kept."""
 
 STALL_SECONDS = 900.0
-"""How long a job may be without progress before the user is notified."""
+"""The seconds that a job may be without progress before the user is notified."""
 
 TICK_SECONDS = 0.2
 AWAKE_SECONDS = 1.0
-"""What one tick counts at most: a computer that slept, or a busy interface, says nothing of the worker."""
+"""The largest time that one tick counts, because a computer may sleep, or the interface may be busy."""
 
 UNSENT_BYTES = 1 << 18
-"""While more than this waits to be sent, no further array is read for sending."""
+"""The number of unsent bytes above which no further array is read for sending."""
 
 SENDING, RECEIVING = 0.05, 0.05
-"""Parts of a job elsewhere that go to the transfer of arrays."""
+"""The share of a job on another computer for the transfer of arrays."""
 
 
 @dataclass
@@ -92,13 +92,13 @@ class WorkerClient:
     """Runs one job at a time in the worker process.
 
     Args:
-        place: where the worker runs, or a command that starts it on this computer.
-        environment: variables to set besides those of this process, with a command.
-        idle_seconds: how long a process without a job is kept.
-        stall_seconds: how long a job may be without progress before `stalled` is called.
+        place: the location of the worker, or a command that starts it on this computer.
+        environment: environment variables to set in addition to those of this process, with a command.
+        idle_seconds: the time for which a process without a job is kept.
+        stall_seconds: the time that a job may be without progress before `stalled` is emitted.
 
     Attributes:
-        freed: a job is over, and its listener has heard so; the next one may start.
+        freed: a job is over, and its listener was notified; the next one may start.
         stalled: the job has made no progress for a long time, although the worker is alive.
     """
 
@@ -129,7 +129,7 @@ class WorkerClient:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is at work."""
+        """Whether a job is running."""
         return self._job is not None
 
     @property
@@ -139,16 +139,16 @@ class WorkerClient:
 
     @property
     def log(self) -> str:
-        """The end of what the worker wrote to stderr."""
+        """The end of the worker's output on stderr."""
         return self._process.log
 
     @property
     def place(self) -> WorkerLocation:
-        """Where the worker runs."""
+        """The location of the worker."""
         return self._place
 
     def set_place(self, place: WorkerLocation) -> None:
-        """Where the next job runs. A job that already runs stays where it is."""
+        """Set the location of the next job. A running job is not affected."""
         self._place = place
         if self._job is None and self._process.running:
             self._let_go()
@@ -160,15 +160,15 @@ class WorkerClient:
             self._send(WARM)
 
     def start(self, request: Any, listener: JobListener) -> None:
-        """Send a job; `listener` receives everything that follows, also if the start fails.
+        """Send a job; `listener` receives all events, even if the start fails.
 
         Args:
-            request: what a kind of job in `protocol.KINDS` asks for, such as a SegmentationRequest.
-            listener: receives the events of the job.
+            request: the request of a kind of job in `protocol.KINDS`, such as a SegmentationRequest.
+            listener: the receiver of the job's events.
 
         Raises:
-            WorkerError: another job is under way, or the request is of no kind.
-            RequestError: the worker runs elsewhere, and cannot read a file of this computer.
+            WorkerError: another job is running, or the request is of an unknown kind.
+            RequestError: the worker runs on another computer, and cannot read a file of this computer.
             OutputError: the exchange folder cannot be made or written.
         """
         if self._job is not None:
@@ -187,20 +187,20 @@ class WorkerClient:
         self._make_ready()
         job.unsent = _messages(
             job, packed_request
-        )  # not before: what ended until here took no part of it
+        )  # not before, because earlier failures do not belong to this job
         self._pump()
 
     def cancel(self) -> None:
-        """Stop the job, within two seconds: its listener then hears `Cancelled`."""
+        """Stop the job within two seconds; its listener then receives `Cancelled`."""
         if self._job is not None and self._job.kill_at is None:
             self._job.kill_at = time.monotonic() + CANCEL_SECONDS
             self._job.unsent = None
             self._send(CANCEL, job=self._job.name)
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> None:
-        """Return when the present job is over; needs no event loop.
+        """Wait until the present job is over, without an event loop.
 
-        Calls `meanwhile` several times a second.
+        `meanwhile` is called several times per second.
         """
         job = self._job
         while job is not None and self._job is job:
@@ -210,18 +210,18 @@ class WorkerClient:
             self._tick()
 
     def close(self) -> None:
-        """End the process; a job under way is cancelled."""
+        """End the process; a running job is cancelled."""
         if self._process.running and self._job is None:
             self._send(QUIT)
             self._process.wait_for_end()
-        self._break(Cancelled(_("MedSegAI was closed. The job was stopped.")))
+        self._break(Cancelled(_("The job was stopped, because MedSegAI was closed.")))
         self._timer.stop()
         self._remove_used_folders()
 
     # --- the process ---
 
     def _make_ready(self) -> None:
-        """See that a process runs that takes jobs; the job is notified if that is not possible."""
+        """Make sure that a process is running; if that is impossible, the job is notified."""
         self._idle = 0.0
         if self._process.running and (self._leaving or self._launched != self._place):
             self._kill()
@@ -243,7 +243,7 @@ class WorkerClient:
         self._send(QUIT)
 
     def _kill(self) -> None:
-        """A worker elsewhere ends by itself when its connection does: its number means nothing here."""
+        """End the process. A worker on another computer ends by itself when its connection ends."""
         if self._hello is None or self._launched is None or not self._launched.shares_files:
             self._process.kill(None, False)
         else:
@@ -254,7 +254,7 @@ class WorkerClient:
             self._process.send(encode({"type": kind, **values}))
 
     def _pump(self) -> None:
-        """Send what is left of the job, block by block, as fast as the process takes it."""
+        """Send the rest of the job, block by block, as fast as the process reads it."""
         job = self._job
         while (
             job is not None
@@ -279,7 +279,7 @@ class WorkerClient:
     def _tick(self) -> None:
         now = time.monotonic()
         awake, self._ticked = min(now - self._ticked, AWAKE_SECONDS), now
-        self._process.read()  # what is there already has been said, however late it is heard
+        self._process.read()  # pending output counts, however late it is read
         self._silent += awake
         self._still += awake
         self._idle += awake
@@ -299,8 +299,8 @@ class WorkerClient:
             self._break(WorkerError(text + self._last_words()))
         elif self._silent > SILENCE_SECONDS:
             text = _(
-                "The worker did not respond for {seconds:g} s and was ended. Press Segment again; "
-                "if it happens again, choose another device or fewer networks."
+                "The worker did not respond for {seconds:g} s and was ended. Press Segment "
+                "again, and if it happens again, choose another device or fewer networks."
             )
             self._break(WorkerError(text.format(seconds=SILENCE_SECONDS) + self._last_words()))
         elif job is not None and self._still > self.stall_seconds and not job.stalled:
@@ -320,19 +320,20 @@ class WorkerClient:
         try:
             act = self._understand(decode(line))
         except MedSegAIError as error:
-            if self._hello is None:  # a greeting that the Python installation prints
+            if self._hello is None:  # output of the Python installation at its start
                 self._process.note(line.decode(errors="replace"))
                 return
             act = _doing(self._break, error)
         except (KeyError, TypeError, ValueError) as error:
             text = _(
-                "The worker sent a message that is not valid: {error}. Restart Slicer, and press Segment again."
+                "The worker sent an invalid message: {error}. Restart Slicer, and press "
+                "Segment again."
             )
             act = _doing(self._break, WorkerError(text.format(error=repr(error))))
         act()
 
     def _understand(self, message: Message) -> Callable[[], None]:
-        """What is to be done; nothing has been told to a listener yet."""
+        """Return the action for a message; listeners are not notified yet."""
         kind, job = message["type"], self._job
         if kind == READY:
             return self._greeted(message)
@@ -348,13 +349,13 @@ class WorkerClient:
         return self._advanced(job, kind, message)
 
     def _rest(self) -> None:
-        """There is nothing to do."""
+        """Do nothing."""
 
     def _greeted(self, message: Message) -> Callable[[], None]:
         if message["version"] != PROTOCOL_VERSION:
             text = _(
-                "The worker speaks version {theirs} of the protocol, the panel {ours}. Install the same "
-                "MedSegAI for both, and restart Slicer."
+                "The worker has version {theirs} of the protocol, but the panel has {ours}. "
+                "Install the same MedSegAI for both, and restart Slicer."
             ).format(theirs=message["version"], ours=PROTOCOL_VERSION)
             return _doing(self._break, WorkerError(text))
         self._hello = {"pid": int(message["pid"]), "leads_group": bool(message["leads_group"])}
@@ -396,13 +397,13 @@ class WorkerClient:
         self._end(lambda listener: listener.failed(error))
 
     def _break(self, error: MedSegAIError) -> None:
-        """The process is of no more use: end it, then tell the listener."""
+        """End the process, which can no longer be used, and notify the listener."""
         job = self._take_job()
         self._kill()
         self._tell(job, lambda listener: listener.failed(error))
 
     def _take_job(self) -> _SentJob | None:
-        """From here on there is no job, so its listener may start the next one."""
+        """Return the job and forget it, so that its listener may start the next one."""
         job, self._job = self._job, None
         self._idle = 0.0
         return job
@@ -419,7 +420,7 @@ class WorkerClient:
                 self.freed.emit()
 
     def _remove_used_folders(self) -> None:
-        """What cannot go yet, because somebody still looks at its arrays, goes with the next job."""
+        """Remove used folders; a folder whose arrays are still in use is removed with the next job."""
         self._used_folders = [folder for folder in self._used_folders if not folder.remove()]
 
     def _on_missing(self, reason: str) -> None:
@@ -447,14 +448,16 @@ class WorkerClient:
         )
         if missing:
             return _(
-                "The Python of the worker ({python}) lacks the package {package}. Run Test in the settings "
-                "to see all that is missing, or choose another Python there."
+                "The Python of the worker ({python}) lacks the package {package}. Press Test "
+                "in the settings to list all missing packages, or choose another Python "
+                "there."
             ).format(python=place.target, package=missing.group(1))
         if crashed:
-            text = _("The worker crashed (signal {code}). Slicer and your scene are as they were.")
+            text = _("The worker crashed (signal {code}). Slicer and your scene are not affected.")
         else:
             text = _(
-                "The worker ended unexpectedly (exit code {code}). Slicer and your scene are as they were."
+                "The worker ended unexpectedly (exit code {code}). Slicer and your scene are "
+                "not affected."
             )
         return text.format(code=code)
 
@@ -464,7 +467,7 @@ class WorkerClient:
 
 
 def _messages(job: _SentJob, request: Message) -> Iterator[Message]:
-    """What is sent for a job: its arrays, where the worker does not see them, then the job itself."""
+    """Yield the messages of a job: its arrays, if the worker does not see them, and then the job itself."""
     if job.carried:
         for block in blocks(job.folder.path):
             yield {"type": ARRAY, "job": job.name, **block}
@@ -477,4 +480,4 @@ def _doing(function: Callable[..., None], *values: object) -> Callable[[], None]
 
 
 def _stopped() -> str:
-    return _("Stopped. The scene is as it was.")
+    return _("The job was stopped. The scene was not changed.")

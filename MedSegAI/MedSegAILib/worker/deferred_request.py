@@ -1,4 +1,4 @@
-"""What a job in the queue is about, read twice: to find mistakes at once, and when its turn comes."""
+"""The request of a job in the queue, which is read twice: to find mistakes at once, and when its turn comes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ Written = TypeVar("Written")
 
 
 class Requesting(Protocol[Request]):
-    """What is read of the scene for a job."""
+    """The data that are read from the scene for a job."""
 
     @property
     def request(self) -> Request:
-        """What the worker is asked."""
+        """The request to the worker."""
 
 
 ReadAs = TypeVar("ReadAs", bound=Requesting[object])
 
 
 class Reading(Generic[ReadAs]):
-    """What `read` gives, an object with a `request` for the worker.
+    """The result of `read`, an object with a `request` for the worker.
 
     Attributes:
-        read_as: what it gave when the turn came; None after `forget`.
+        read_as: the result when the job's turn came; None after `forget`.
 
     Raises:
-        MedSegAIError: `read` does.
+        MedSegAIError: `read` raised it.
     """
 
     def __init__(self, read: Callable[[], ReadAs]) -> None:
@@ -38,21 +38,21 @@ class Reading(Generic[ReadAs]):
         self.read_as: ReadAs | None = self._fresh
 
     def make_request(self) -> object:
-        """The request of this moment; what was read a moment ago is not read again."""
+        """Return the present request; data that were read a moment ago are not read again."""
         read_as = self._fresh or self._read()
         self.read_as, self._fresh, self._owed = read_as, None, False
         return read_as.request
 
     def waits(self) -> None:
-        """Where the turn has not come at once, what was read will be old by then."""
+        """Note that the job waits, so that its data must be read again."""
         self._fresh = None
 
     def answered(self, then: Callable[[ReadAs, Result], Written], result: Result) -> Written:
-        """Give `then` what was read and the answer to it, and return what it makes of them.
+        """Call `then` with the read data and the result, and return its value.
 
-        Where `then` raises, what was read is kept, because the answer may come again and belongs to it.
+        If `then` raises, the data are kept, because the result may be delivered again and belongs to them.
         """
-        assert self.read_as is not None, "what was read is kept until it is answered"
+        assert self.read_as is not None, "the data are kept until the result was delivered"
         self._owed = True
         written = then(self.read_as, result)
         self._owed = False
@@ -60,6 +60,6 @@ class Reading(Generic[ReadAs]):
         return written
 
     def forget(self) -> None:
-        """It holds voxels, and the queue keeps the job."""
+        """Forget the data, because they hold voxels and the queue keeps the job."""
         if not self._owed:
             self._fresh = self.read_as = None

@@ -1,4 +1,4 @@
-"""The Test button: what is there where the worker would run, what is missing, and how to repair it."""
+"""The Test button: what is installed where the worker would run, what is missing, and how to repair it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from MedSegAILib.worker.location import WorkerLocation
 from MedSegAILib.worker.process import WorkerProcess
 
 DOCTOR_SECONDS = 120.0
-"""How long the doctor may take; loading torch for the first time can take most of a minute."""
+"""The seconds that the doctor may take; loading torch for the first time can take most of a minute."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor says of a place.
+    """The doctor's report on a location.
 
     Attributes:
-        place: where it looked.
+        place: the location that was checked.
         ready: whether jobs can run there.
-        findings: what it looked at, each as `medsegai.doctor.Finding.to_dict` gives it.
-        repairs: what would put everything right, step by step.
-        trouble: why the doctor could not answer at all, or nothing.
+        findings: the findings, each from `medsegai.doctor.Finding.to_dict`.
+        repairs: the steps that repair everything.
+        trouble: the reason why the doctor could not run, or "".
     """
 
     place: WorkerLocation
@@ -38,17 +38,17 @@ class Report:
 
     @property
     def devices(self) -> tuple[Mapping[str, Any], ...]:
-        """Findings about devices that a job can be given: `name` is what the option device takes."""
+        """Return the findings about devices for jobs; `name` is a value of the option device."""
         return tuple(
             finding
             for finding in self.findings
             if finding["topic"] == "device"
             and finding["health"] == "good"
-            and finding["name"] != "cuda"  # that there is none
+            and finding["name"] != "cuda"  # it says that there is none
         )
 
     def text(self) -> str:
-        """For a person to read."""
+        """Return the report as readable text."""
         if self.trouble:
             return self.trouble
         lines = [f"{finding['name']}: {finding['found']}" for finding in self.findings]
@@ -61,7 +61,7 @@ class Report:
 class EnvironmentCheck:
     """One run of the doctor, which does not block; `told` receives its report once.
 
-    Keep it until then: what is forgotten is ended.
+    Keep a reference until then, because the run ends when it is deleted.
     """
 
     def __init__(self, place: WorkerLocation, told: Callable[[Report], None]) -> None:
@@ -74,7 +74,7 @@ class EnvironmentCheck:
         self._timer.connect("timeout()", self._on_timeout)
 
     def start(self) -> None:
-        """Begin; where nothing can be started, the report comes before this returns."""
+        """Start the doctor; if that fails, the report arrives before this returns."""
         try:
             command, environment = self._place.doctor_command(), self._place.environment()
         except WorkerError as error:
@@ -84,7 +84,7 @@ class EnvironmentCheck:
         self._process.launch(command, environment)
 
     def cancel(self) -> None:
-        """End it; nothing is reported."""
+        """End the doctor without a report."""
         self._over = True
         self._timer.stop()
         self._process.kill(None, False)
@@ -92,7 +92,7 @@ class EnvironmentCheck:
     def _on_timeout(self) -> None:
         self._process.kill(None, False)
         self._fail(
-            _("{place} did not answer within {seconds:g} s.").format(
+            _("{place} did not respond within {seconds:g} s.").format(
                 place=self._place.name, seconds=DOCTOR_SECONDS
             )
         )
@@ -113,7 +113,7 @@ class EnvironmentCheck:
 
 
 def read_report(place: WorkerLocation, output: bytes, code: int, stderr_tail: str) -> Report:
-    """What the doctor printed; what a Python installation printed before it is passed over."""
+    """Read the report that the doctor printed, and ignore other output before it."""
     text = output.decode(errors="replace")
     try:
         data = json.loads(text[text.index("{") :])

@@ -1,4 +1,4 @@
-"""What receives the events of a job, whether it came from the queue or directly from a script."""
+"""The receiver of the events of a job, which came from the queue or directly from a script."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from medsegai.progress import ProgressEvent
 class JobListener(Protocol):
     """Receives the events of one job: `progressed` any number of times, then either `finished` or `failed`, once.
 
-    What `finished` gets is the answer of that kind of job, such as a SegmentationResult. Where it raises, `failed`
-    hears why, and `finished` may get the same answer again when the user wants it tried again.
+    `finished` receives the result of that kind of job, such as a SegmentationResult. If it raises, `failed`
+    receives the error, and `finished` may receive the same result again when the user tries again.
     """
 
     def progressed(self, event: ProgressEvent) -> None: ...

@@ -1,6 +1,6 @@
 """Where the worker runs: in Slicer's own Python, in another one of this computer, or on another computer.
 
-Neither Qt nor MRML. A place knows how its worker and its doctor are started, and in what environment.
+It uses neither Qt nor MRML. A location knows how its worker and its doctor are started, and in which environment.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from medsegai.worker.requests import ExportRequest
 from MedSegAILib.translation import tr as _
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2]
-"""Where the package `medsegai` lies."""
+"""The folder of the package `medsegai`."""
 
 REMOTE_PROGRAM = "medsegai worker"
 
 SSH_OPTIONS = (
     "-T",
     "-x",
-    "-oBatchMode=yes",  # nobody could type a password
+    "-oBatchMode=yes",  # a password cannot be entered
     "-oConnectTimeout=15",
     "-oServerAliveInterval=10",
     "-oServerAliveCountMax=3",
-    "-oClearAllForwardings=yes",  # nothing listens on the network, whatever the user's ssh is set up to do
+    "-oClearAllForwardings=yes",  # no forwarding, whatever the user's ssh configuration is
     "-oPermitLocalCommand=no",
     "-oControlMaster=no",  # a connection that stayed open would outlive the worker
 )
 
 HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_:][A-Za-z0-9._:-]*")
-"""What may be a host. Anything that ssh or a shell could take for more than a name is left out."""
+"""The pattern of a host. It excludes everything that ssh or a shell could take for more than a name."""
 
 SSH_FAILED, NOT_FOUND = 255, 127
 
 
 class PlaceKind(StrEnum):
-    """Which kind of place a worker runs in."""
+    """The kind of a worker's location."""
 
     OWN = "own"
     OTHER = "python"
@@ -55,14 +55,14 @@ class PlaceKind(StrEnum):
 
 @dataclass(frozen=True)
 class WorkerLocation:
-    """Made by `own`, `other`, `ssh`, `running` or `from_text`.
+    """The location of a worker, made by `own`, `other`, `ssh`, `running` or `from_text`.
 
     Attributes:
-        kind: which of these.
-        target: path of the Python or of its environment's folder, or the host.
-        program: what starts the worker on another computer.
-        words: the whole command, of `running` only.
-        variables: set in the environment besides, of `running` only.
+        kind: the kind of location.
+        target: the path of the Python or of its environment's folder, or the host.
+        program: the command that starts the worker on another computer.
+        words: the whole command, only for `running`.
+        variables: additional environment variables, only for `running`.
     """
 
     kind: PlaceKind
@@ -73,26 +73,31 @@ class WorkerLocation:
 
     @classmethod
     def own(cls, python: str) -> WorkerLocation:
-        """Slicer's own Python, such as PythonSlicer."""
+        """Return the location in Slicer's own Python, such as PythonSlicer."""
         return cls(PlaceKind.OWN, python)
 
     @classmethod
     def other(cls, path: str | Path) -> WorkerLocation:
-        """Another Python of this computer: its program, or the folder of its environment."""
+        """Return the location in another Python of this computer: its program, or its environment's folder."""
         if not str(path).strip():
-            raise WorkerError(_("Name a Python, or the folder of a Python environment."))
+            raise WorkerError(
+                _(
+                    "The path is empty. Name a Python program, or the folder of a Python "
+                    "environment."
+                )
+            )
         return cls(PlaceKind.OTHER, str(path).strip())
 
     @classmethod
     def ssh(cls, host: str, program: str = REMOTE_PROGRAM) -> WorkerLocation:
-        """Another computer, as `ssh host` reaches it: a name, an address, or a name of the ssh configuration.
+        """Return the location on another computer, which `ssh host` reaches.
 
         Args:
-            host: perhaps with the user before it, as `user@host`.
-            program: what starts the worker there; ends with the word `worker`.
+            host: a name, an address, or a name of the ssh configuration, perhaps as `user@host`.
+            program: the command that starts the worker there, which ends with the word `worker`.
 
         Raises:
-            WorkerError: this is not the name of a host, or the program does not exist.
+            WorkerError: the text is not the name of a host, or the program is not valid.
         """
         host, program = host.strip(), program.strip() or REMOTE_PROGRAM
         if not HOST.fullmatch(host):
@@ -114,7 +119,7 @@ class WorkerLocation:
     def running(
         cls, command: Sequence[str], variables: Mapping[str, str] | None = None
     ) -> WorkerLocation:
-        """On this computer, by a command of the caller's own."""
+        """Return a location on this computer with the caller's own command."""
         return cls(PlaceKind.COMMAND, command[0], words=tuple(command), variables=variables or {})
 
     @property
@@ -128,7 +133,7 @@ class WorkerLocation:
         return _("Slicer's own Python") if self.kind is PlaceKind.OWN else self.target
 
     def to_text(self) -> str:
-        """For settings; Slicer's own Python may be another one after an update, so it is not kept."""
+        """Return the text for settings, without Slicer's own Python, which may change with an update."""
         if self.kind is PlaceKind.OWN:
             return str(self.kind)
         more = f" {self.program}" if self.kind is PlaceKind.SSH else ""
@@ -136,7 +141,7 @@ class WorkerLocation:
 
     @classmethod
     def from_text(cls, text: str, own_python: str) -> WorkerLocation:
-        """What `to_text` gave; `own_python` is Slicer's.
+        """Return the location from the text of `to_text`; `own_python` is Slicer's.
 
         Raises:
             WorkerError: the text is damaged.
@@ -156,10 +161,10 @@ class WorkerLocation:
         )
 
     def command(self) -> list[str]:
-        """Program and arguments that start the worker.
+        """Return program and arguments that start the worker.
 
         Raises:
-            WorkerError: there is no Python at the path, or no ssh on this computer.
+            WorkerError: the path is not a Python, or this computer does not have ssh.
         """
         if self.kind is PlaceKind.COMMAND:
             return list(self.words)
@@ -168,10 +173,10 @@ class WorkerLocation:
         return worker_command(self._python())
 
     def doctor_command(self) -> list[str]:
-        """Program and arguments that say, as JSON, what is there and what is missing.
+        """Return program and arguments of the doctor, which prints JSON.
 
         Raises:
-            WorkerError: as `command`.
+            WorkerError: see `command`.
         """
         if self.kind is PlaceKind.SSH:
             return self._ssh_command(self.program.removesuffix("worker") + "doctor --json")
@@ -179,9 +184,9 @@ class WorkerLocation:
         return [python, "-m", "medsegai.commands.doctor", "--json"]
 
     def environment(self, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
-        """All variables of the new process.
+        """Return all environment variables of the new process.
 
-        Slicer's launcher sets search paths for libraries and Python that no other program may inherit.
+        Slicer's launcher sets search paths for libraries and Python that other programs must not inherit.
         """
         inherited = os.environ if inherited is None else inherited
         if self.kind is PlaceKind.COMMAND:
@@ -194,13 +199,14 @@ class WorkerLocation:
         return {**startup, **worker_environment(MODULE_FOLDER, startup)}
 
     def explain(self, code: int) -> str | None:
-        """Why the process ended, where the exit code tells more here than elsewhere."""
+        """Return why the process ended, if the exit code has a special meaning for this location."""
         if self.kind is not PlaceKind.SSH:
             return None
         if code == SSH_FAILED:
             return _(
-                "The computer {host} cannot be reached through ssh, or the connection broke off. Try "
-                "`ssh {host}` in a terminal: it must connect without asking for anything."
+                "The computer {host} cannot be reached through ssh, or the connection broke "
+                "off. Try `ssh {host}` in a terminal, where it must connect without any "
+                "question."
             ).format(host=self.target)
         if code == NOT_FOUND:
             return _(
@@ -236,16 +242,16 @@ class WorkerLocation:
 
 
 def worker_command(python: str) -> list[str]:
-    """The command that starts the worker with this Python."""
+    """Return the command that starts the worker with this Python."""
     return [python, "-m", "medsegai.worker"]
 
 
 def worker_environment(
     module_folder: Path, inherited: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What lets any Python find the package `medsegai` that lies in `module_folder`.
+    """Return the environment in which any Python finds the package `medsegai` in `module_folder`.
 
-    The safe path keeps a file of the current folder from passing for a library.
+    The safe path prevents a file of the current folder from being imported as a library.
     """
     known = (os.environ if inherited is None else inherited).get("PYTHONPATH")
     paths = [str(module_folder)] + ([known] if known else [])
@@ -253,9 +259,9 @@ def worker_environment(
 
 
 def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables as they were before Slicer's launcher set its own.
+    """Return the environment variables as they were before Slicer's launcher changed them.
 
-    The launcher keeps each under the name APPLAUNCHER_0_ and its own (ctkAppLauncherEnvironment).
+    The launcher keeps each under its name with the prefix APPLAUNCHER_0_ (ctkAppLauncherEnvironment).
     """
     if "APPLAUNCHER_LEVEL" not in environment:
         return dict(environment)
@@ -268,12 +274,12 @@ def startup_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def for_elsewhere(request: Any, place: WorkerLocation) -> Any:
-    """The request as another computer understands it: a model that is a folder here goes by its id.
+    """Return the request for another computer: the folder of a model is replaced by its id.
 
-    Of the kinds of jobs, only segmenting and exporting name files.
+    Only segmentation and export jobs name files.
 
     Raises:
-        RequestError: an input is a file, which the other computer does not see, or files are to be written.
+        RequestError: an input is a file, which the other computer cannot read, or files are to be written.
         ModelError: a model's card cannot be read.
     """
     if isinstance(request, ExportRequest):
@@ -286,7 +292,10 @@ def for_elsewhere(request: Any, place: WorkerLocation) -> Any:
         return request
     for item in request.inputs:
         if not isinstance(item, Volume):
-            text = _("{host} cannot read {path}, a file of this computer. Load it into Slicer.")
+            text = _(
+                "{host} cannot read {path}, because it is a file of this computer. Load it into "
+                "Slicer."
+            )
             raise RequestError(text.format(host=place.name, path=item))
     models = tuple(
         find_card(model).id if Path(model).is_absolute() else model for model in request.models

@@ -1,4 +1,4 @@
-"""The worker's process: lines in, lines out, its log, and an end to everything that it starts."""
+"""The worker's process with its input and output lines, its log, and the end of all its children."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import qt
 from MedSegAILib.slicer_types import QtValue
 
 END_SECONDS = 1.5
-"""How long a process may take to end by itself."""
+"""The milliseconds that a process may take to end by itself."""
 
 LOG_CHARACTERS = 20_000
-"""How much of what the process wrote to stderr is kept."""
+"""The amount of the process's stderr output that is kept."""
 
 
 class WorkerProcess:
     """A QProcess that can be started again and again.
 
     Args:
-        hear: called with each line that it writes to stdout.
-        written: called when some of what was sent has left.
-        ended: called with exit code and whether it crashed, unless `kill` ended it.
-        missing: called with the reason where the program could not be started at all.
+        hear: the function that receives each line of its stdout.
+        written: the function that is called when sent bytes were written.
+        ended: the function that receives exit code and whether it crashed, unless `kill` ended it.
+        missing: the function that receives the reason if the program could not be started.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class WorkerProcess:
 
     @property
     def log(self) -> str:
-        """The end of what it wrote to stderr, the last time that it was started."""
+        """The end of its stderr output since its last start."""
         return self._log
 
     @property
     def unsent(self) -> int:
-        """Bytes that were sent and have not left yet."""
+        """The number of sent bytes that are not yet written."""
         return int(self._process.bytesToWrite())
 
     def launch(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it; `missing` may be called before this returns.
+        """Start the process; `missing` may be called before this returns.
 
         Args:
-            command: program and arguments.
-            environment: all its variables.
+            command: the program and its arguments.
+            environment: all environment variables of the process.
         """
         self._launches += 1
         self._received.clear()
@@ -81,10 +81,10 @@ class WorkerProcess:
         self._process.write(line)
 
     def read(self) -> None:
-        """Pass on every line that is there. What a receiver raises leaves the rest for the next call."""
+        """Pass on all available lines. If a receiver raises, the rest is left for the next call."""
         self._received += _as_bytes(self._process.readAllStandardOutput())
         launch = self._launches
-        while launch == self._launches:  # what a line tells may end the process that sent the rest
+        while launch == self._launches:  # a line may end the process that sent the rest
             end = self._received.find(b"\n")
             if end < 0:
                 return
@@ -93,7 +93,7 @@ class WorkerProcess:
             self._hear(line)
 
     def wait_for_output(self, milliseconds: int) -> None:
-        """Needs no event loop."""
+        """Wait for output, without an event loop."""
         self._process.waitForReadyRead(milliseconds)
 
     def note(self, text: str) -> None:
@@ -101,22 +101,22 @@ class WorkerProcess:
         self._log = (self._log + text)[-LOG_CHARACTERS:]
 
     def stderr_tail(self) -> str:
-        """What it said about its end: the fatal error where there is one, else the end of its log."""
+        """Return its output about its end: the fatal error if there is one, otherwise the end of its log."""
         lines = [line for line in self._log.splitlines() if line.strip()]
         fatal = [line for line in lines if line.startswith("Fatal")]
         return "\n".join(fatal[-1:] or lines[-3:])
 
     def wait_for_end(self) -> bool:
-        """Whether it ended by itself in time."""
+        """Wait for its end; return whether it ended by itself in time."""
         return bool(self._process.waitForFinished(int(1000 * END_SECONDS)))
 
     def kill(self, worker: int | None, leads_group: bool) -> None:
-        """End it and its children.
+        """End the process and its children.
 
         Args:
-            worker: process number of the worker, where it is one of this computer's. Slicer's Python is a
-                launcher: the worker is its child.
-            leads_group: whether that number is a process group as well.
+            worker: the process id of the worker, if it is on this computer. Slicer's Python is a launcher, whose
+                child is the worker.
+            leads_group: whether the worker leads a process group.
         """
         if not self.running:
             return
@@ -124,12 +124,12 @@ class WorkerProcess:
         if worker is not None:
             _kill_tree(worker, leads_group)
         self._process.kill()
-        if not self.wait_for_end():  # a computer that stands still; what comes next need not wait
+        if not self.wait_for_end():  # the computer hangs, so do not wait any longer
             self._dying.append(self._process)
             self._process = self._new_process()
 
     def _new_process(self) -> QtValue:
-        """A QProcess of which we hear while it is ours."""
+        """Make a QProcess whose signals are received while it is in use."""
         process = qt.QProcess()
 
         def if_ours(function: Callable[..., None]) -> Callable[..., None]:
@@ -169,7 +169,7 @@ class WorkerProcess:
 
 
 def _as_bytes(data: QtValue) -> bytes:
-    """What a QByteArray holds; versions of PythonQt differ in what `data` gives."""
+    """Return the content of a QByteArray; versions of PythonQt differ in what `data` returns."""
     content = data.data() if hasattr(data, "data") else data
     if content is None:
         return b""

@@ -1,7 +1,7 @@
-"""The queue: several volumes or models one after another, while the user goes on working.
+"""The queue: several volumes or models one after another, while the user continues to work.
 
-Neither Qt nor MRML. The worker client does one job at a time; here wait those to come, each with a
-state that a table can show, and those that are over stay until they are removed.
+It uses neither Qt nor MRML. The worker client does one job at a time. Here the next jobs wait, each with a state
+that a table can show, and jobs that are over stay until they are removed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from MedSegAILib.worker.listener import JobListener
 
 
 class JobClient(Protocol):
-    """See `client.WorkerClient`.
+    """The client of the queue, see `client.WorkerClient`.
 
     Attributes:
-        freed: a job is over, and its listener has heard so.
-        stalled: the job makes no progress, although the worker is alive.
+        freed: a job is over, and its listener was notified.
+        stalled: the job does not progress, although the worker is alive.
     """
 
     freed: Signal
@@ -37,7 +37,7 @@ class JobClient(Protocol):
 
 
 class JobState(StrEnum):
-    """How far a job is, as the panel names it."""
+    """The state of a job, as the panel names it."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -48,19 +48,20 @@ class JobState(StrEnum):
 
 @dataclass(eq=False)
 class Entry:
-    """One job in the queue; read it, and change it through the queue only.
+    """One job in the queue, which must only be changed through the queue.
 
     Attributes:
-        title: what a table shows, such as volume and model.
-        make_request: called when the turn comes, so that the voxels are those of that moment.
-        listener: receives what the client reports of the job; `failed` with `Cancelled` also where it never began.
-        state: where it stands.
-        stopping: running, and asked to stop.
-        fraction: of the whole job, 0 to 1.
-        seconds_left: None until it is known.
-        stage: what is being done.
-        message: why it failed, or what the user should know.
-        kept: what the job gave, where the listener could not use it; `JobQueue.again` gives it once more.
+        title: the title in the table, such as volume and model.
+        make_request: the function that makes the request when the job's turn comes, with the voxels of that
+            moment.
+        listener: the receiver of the job's events; also of `failed` with `Cancelled` if it never started.
+        state: the state of the job.
+        stopping: whether it is running and was asked to stop.
+        fraction: the finished fraction of the job, 0 to 1.
+        seconds_left: the seconds left; None until they are known.
+        stage: the present stage.
+        message: the reason why it failed, or a remark for the user.
+        kept: the result of the job, if the listener could not use it; `JobQueue.again` delivers it once more.
     """
 
     title: str
@@ -76,15 +77,15 @@ class Entry:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more happens to the job."""
+        """Whether the job is finished, failed or cancelled."""
         return self.state not in (JobState.WAITING, JobState.RUNNING)
 
 
 class JobQueue:
-    """Runs entries one after another through a client that it may share with others.
+    """Runs entries one after another through a client, which may be shared.
 
-    An entry that fails, and a listener that fails, do not stop the others; what a listener raises is logged. A
-    result that its listener cannot use fails the entry, which keeps it.
+    A failing entry or listener does not stop the others; exceptions of listeners are logged. If a listener cannot
+    use its result, the entry fails and keeps the result.
 
     Attributes:
         changed: state, order or progress of any entry changed.
@@ -111,13 +112,13 @@ class JobQueue:
         return not all(entry.over for entry in self._entries)
 
     def add(self, title: str, make_request: Callable[[], object], listener: JobListener) -> Entry:
-        """Put a job at the end; it begins at once where nothing else runs.
+        """Add a job at the end; it starts at once if no other job runs.
 
         Args:
-            title: what a table shows.
-            make_request: gives what the client starts, when the turn comes; a `MedSegAIError` that it raises
-                fails this entry.
-            listener: receives the events of the job.
+            title: the title in the table.
+            make_request: the function that makes the request when the job's turn comes; a `MedSegAIError` fails
+                this entry.
+            listener: the receiver of the job's events.
         """
         entry = Entry(title, make_request, listener)
         self._entries.append(entry)
@@ -126,7 +127,7 @@ class JobQueue:
         return entry
 
     def move(self, entry: Entry, by: int) -> None:
-        """Let a waiting entry come `by` places later among those that wait, or sooner if negative."""
+        """Move a waiting entry `by` places later among the waiting ones, or earlier if negative."""
         places = [
             number for number, item in enumerate(self._entries) if item.state is JobState.WAITING
         ]
@@ -140,7 +141,7 @@ class JobQueue:
         self._notify(self.changed.emit)
 
     def remove(self, entry: Entry) -> None:
-        """Take an entry out of the list; one that runs is cancelled, and leaves when it has stopped."""
+        """Remove an entry from the list; a running entry is cancelled, and removed when it has stopped."""
         if entry not in self._entries:
             return
         if entry.state is JobState.RUNNING:
@@ -149,21 +150,23 @@ class JobQueue:
             return
         self._entries.remove(entry)
         if entry.state is JobState.WAITING:
-            self._conclude(entry, Cancelled(_("Removed from the queue before it began.")))
+            self._conclude(
+                entry, Cancelled(_("The job was removed from the queue before it started."))
+            )
         else:
             self._notify(self.changed.emit)
 
     def remove_ended(self) -> None:
-        """Take every entry out that is over."""
+        """Remove every entry that is over."""
         self._entries = [entry for entry in self._entries if not entry.over]
         self._notify(self.changed.emit)
 
     def again(self, entry: Entry) -> Entry:
-        """Do the same once more.
+        """Run an entry again.
 
         Returns:
-            the entry itself where it has kept its result, which its listener gets again; else a new entry at the
-            end, and the old one stays as it is.
+            The entry itself if it kept its result, which its listener receives again; otherwise a new entry at the
+            end, and the old one is unchanged.
         """
         if entry.kept is not None:
             result, entry.kept = entry.kept, None
@@ -173,22 +176,22 @@ class JobQueue:
         return self.add(entry.title, entry.make_request, entry.listener)
 
     def cancel(self, entry: Entry) -> None:
-        """Stop an entry that runs, or let one that waits not begin."""
+        """Stop a running entry, or prevent a waiting one from starting."""
         if entry.state is JobState.WAITING and entry in self._entries:
-            self._conclude(entry, Cancelled(_("Cancelled before it began.")))
+            self._conclude(entry, Cancelled(_("The job was cancelled before it started.")))
         elif entry.state is JobState.RUNNING and not entry.stopping:
             entry.stopping = True
             self._client.cancel()
             self._notify(self.changed.emit)
 
     def cancel_all(self) -> None:
-        """Stop what runs, let nothing begin that waits now, and keep no result any longer."""
-        for entry in self.entries[::-1]:  # those that wait first, lest one begin in between
+        """Stop the running job, cancel waiting ones, and discard kept results."""
+        for entry in self.entries[::-1]:  # waiting jobs first, so that none starts
             self.cancel(entry)
             entry.kept = None
 
     def _advance(self) -> None:
-        """Begin what is next, if nothing is under way. A job may end before its start returns."""
+        """Start the next job, if none is running. A job may end before its start returns."""
         if self._advancing:
             return
         self._advancing = True
@@ -205,12 +208,12 @@ class JobQueue:
         self._running, entry.state = entry, JobState.RUNNING
         self._notify(self.changed.emit)
         failures: list[Exception] = []
-        # The others have nothing to do with this one, and must not wait for ever.
+        # The other jobs are independent of this one, and must not wait for ever.
         with guarded(failures.append, "Unexpected error while %s was prepared", entry.title):
             try:
                 request = entry.make_request()
                 if entry.stopping:  # the scene was closed while its voxels were read
-                    raise Cancelled(_("Cancelled before it began."))
+                    raise Cancelled(_("The job was cancelled before it started."))
                 self._client.start(request, _Relay(self, entry))
             except MedSegAIError as error:
                 self._conclude(entry, error)
@@ -232,7 +235,7 @@ class JobQueue:
             self._notify(self.changed.emit)
 
     def _conclude(self, entry: Entry, answer: object) -> None:
-        """The entry is over, with the answer of its job or with the error that ended it."""
+        """End the entry, with the result of its job or the error that ended it."""
         entry.seconds_left, entry.stopping = None, False
         if self._running is entry:
             self._running = None
@@ -246,7 +249,7 @@ class JobQueue:
         self._notify(self.changed.emit)
 
     def _deliver(self, entry: Entry, result: object) -> None:
-        """Give a result to the listener. Where it cannot use it, the work of minutes must not be lost."""
+        """Give a result to the listener. If it cannot use the result, the work of minutes must not be lost."""
         entry.state, entry.fraction, entry.message = JobState.DONE, 1.0, ""
         failures: list[Exception] = []
         with guarded(failures.append, "The result of %s could not be used", entry.title):
@@ -258,8 +261,9 @@ class JobQueue:
         for failure in failures:
             entry.kept = result
             text = _(
-                "The result of {title} could not be added to the scene ({error}) and is kept. Choose the job in "
-                "the queue and press Try again, and please report this with the log."
+                "The result of {title} was kept, because it could not be added to the scene "
+                "({error}). Choose the job in the queue, press Try again, and please report "
+                "this with the log."
             )
             self._fail(entry, WorkerError(text.format(title=entry.title, error=_named(failure))))
 
@@ -269,7 +273,7 @@ class JobQueue:
         self._notify(entry.listener.failed, error)
 
     def _notify(self, receiver: Callable[..., None], *values: object) -> None:
-        # What a listener does with its news is its own affair: the queue has to go on.
+        # Exceptions of a listener must not stop the queue.
         with guarded(None, "A listener of the queue failed"):
             receiver(*values)
 
@@ -279,7 +283,7 @@ def _named(error: Exception) -> str:
 
 
 class _Relay:
-    """Stands between client and listener, and keeps the entry up to date."""
+    """Passes events from the client to the listener, and keeps the entry up to date."""
 
     def __init__(self, queue: JobQueue, entry: Entry) -> None:
         self._queue, self._entry = queue, entry

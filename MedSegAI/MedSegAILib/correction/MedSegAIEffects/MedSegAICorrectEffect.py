@@ -136,7 +136,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             "<p><ul style='margin: 0'>"
             "<li><b>Left button:</b> paint what belongs to the segment (or, with <i>Outside</i>, what does not)."
             "<li><b>Ctrl + left button:</b> paint the other kind."
-            "<li><b>N:</b> apply, and go to the next doubtful place. <b>Shift+N:</b> to the one before."
+            "<li><b>N:</b> apply, and go to the next uncertain region. <b>Shift+N:</b> to the one before."
             "<li><b>X:</b> take back the last stroke. <b>A</b> or <b>Enter:</b> apply. <b>C:</b> cancel."
             "<li><b>O:</b> the left button paints the other kind from now on."
             "<li><b>Esc</b> is Slicer's own key: it leaves the effect, and you are asked about pending strokes."
@@ -190,16 +190,16 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.scriptedEffect.addOptionsWidget(self._message)
 
     def _set_up_places(self) -> None:
-        """The walk through the doubtful places, as on the page of MedSegAI."""
+        """The walk through the uncertain regions, as on the page of MedSegAI."""
         self.previousPlaceButton = qt.QPushButton(_("Previous place"))
         self.nextPlaceButton = qt.QPushButton(_("Next place"))
         self.placesBox = qt.QComboBox()
         self.placesBox.minimumContentsLength = 8
         self.placesBox.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         self.placesBox.toolTip = _(
-            "Go to the doubtful places of all structures that people correct, or of one structure."
+            "Go to the uncertain regions of all structures that people correct, or of one structure."
         )
-        self.scriptedEffect.addLabeledOptionsWidget(_("Doubtful places:"), self.placesBox)
+        self.scriptedEffect.addLabeledOptionsWidget(_("Uncertain regions:"), self.placesBox)
         self.uncertaintyButton = qt.QPushButton(_("Uncertainty"))
         self.uncertaintyButton.checkable = True
         places = _row(self.previousPlaceButton, self.nextPlaceButton, self.uncertaintyButton)
@@ -212,11 +212,11 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def _add_keys(self) -> None:
         """Each key presses a button, which works while the effect is shown and nobody types into a field."""
         keys = (
-            ("N", self.nextPlaceButton, _("Apply, and go to the next doubtful place.")),
+            ("N", self.nextPlaceButton, _("Apply, and go to the next uncertain region.")),
             (
                 "Shift+N",
                 self.previousPlaceButton,
-                _("Apply, and go to the previous doubtful place."),
+                _("Apply, and go to the previous uncertain region."),
             ),
             ("A", self.applyButton, _("Change the segment as it is shown, as one undo step.")),
             ("X", self.takeBackButton, _("Discard the last stroke.")),
@@ -261,12 +261,12 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             walk_within(segmentation, str(self.placesBox.itemData(index) or ""))
 
     def onNextPlace(self) -> None:
-        """Go to the next doubtful place."""
+        """Go to the next uncertain region."""
         self.tool.go_to_place()
         self._enable_buttons()
 
     def onPreviousPlace(self) -> None:
-        """Go to the previous doubtful place."""
+        """Go to the previous uncertain region."""
         self.tool.go_to_place(-1)
         self._enable_buttons()
 
@@ -305,7 +305,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.uncertaintyButton.checked = self.tool.map_is_shown
 
     def _offer_places(self) -> None:
-        """The structures of the segmentation, and the one whose doubtful places are walked."""
+        """The structures of the segmentation, and the one whose uncertain regions are walked."""
         segmentation = self.tool.segmentation
         offered = [("", _("in all structures"))]
         if segmentation is not None:
