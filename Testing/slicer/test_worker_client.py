@@ -248,7 +248,7 @@ def test_a_message_that_lacks_its_parts_is_told(tmp_path: Path, line: str) -> No
     script = tmp_path / "other.py"
     script.write_text(f"import sys, time\nprint({line!r}, flush=True)\ntime.sleep(60)\n")
     client = make_client(command=[sys.executable, str(script)])
-    assert "not valid" in str(only_error(run(client, "quick")))
+    assert "invalid message" in str(only_error(run(client, "quick")))
     client.close()
 
 
