@@ -45,7 +45,7 @@ def test_under_a_transform_that_bends_it_says_so(editing: Bench) -> None:
     warp = bending_transform(editing.scene).GetID()
     editing.segmentation.SetAndObserveTransformNodeID(warp)
     paint_doubt(editing)
-    assert "bends space" in editing.message
+    assert "is not linear" in editing.message
     assert editing.preview() is None
 
 

@@ -189,7 +189,7 @@ def test_a_script_is_told_what_it_did_wrong(case: Case, module: Any) -> None:
     for wrong, error, words in (
         ({"refinements": "polish"}, RequestError, "no refinement 'polish'"),
         ({"refinements": "islands:labels=1"}, RequestError, "Name the segments"),
-        ({"segments": ["Nose"]}, InputError, "no segment Nose"),
+        ({"segments": ["Nose"]}, InputError, "no longer has the segment Nose"),
         ({"segmentationNode": None}, InputError, "no segmentation"),
     ):
         values = {"segmentationNode": case.node, "refinements": "islands"} | wrong

@@ -96,7 +96,7 @@ def test_segments_that_overlap_are_refused_by_name(mrml: Any) -> None:
 
 def test_what_has_no_voxels_is_refused(mrml: Any) -> None:
     empty = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Empty")
-    with pytest.raises(InputError, match="Empty has no voxels"):
+    with pytest.raises(InputError, match="Empty does not have voxels"):
         Scene(mrml).exported(empty, {"csv": "t.csv"})
     with pytest.raises(InputError, match="no segmentation"):
         Scene(mrml).exported(None, {"csv": "t.csv"})

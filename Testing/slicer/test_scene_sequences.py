@@ -127,7 +127,7 @@ def test_frames_that_are_not_there_are_refused(cine: Cine) -> None:
         with pytest.raises(InputError, match="Heart has 3 frames"):
             cine.scene.read_frame(cine.proxy, number)
     cine.proxy.SetAndObserveTransformNodeID(bending_transform(cine.mrml).GetID())
-    with pytest.raises(GeometryError, match=r"bends space \(Warp\)"):
+    with pytest.raises(GeometryError, match=r"is not linear \(Warp\)"):
         cine.scene.read_frame(cine.proxy, 0)
 
 

@@ -378,7 +378,7 @@ def test_a_segment_that_was_deleted_has_no_state(mrml: Any) -> None:
     scene = Scene(mrml)
     node = scene.write(volume, result_for(scene.read(volume), two_blocks()))
     node.GetSegmentation().RemoveSegment(LEFT_ID)
-    with pytest.raises(InputError, match="no segment 003_Left_hippocampus any more"):
+    with pytest.raises(InputError, match="no longer has the segment 003_Left_hippocampus"):
         scene.set_review_state(node, LEFT_ID, ReviewState.COMPLETED)
 
 

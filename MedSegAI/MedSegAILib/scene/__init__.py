@@ -1,7 +1,7 @@
 """The MRML side: volume nodes become `Volume`s, results become segmentation nodes.
 
-Nothing here needs a window. `Scene` is the one door; behind it each file has one idea. What went wrong
-half-way leaves the scene as it was: everything is worked out before anything is changed.
+Nothing here needs a window. `Scene` is the interface; behind it, each file has one purpose. Errors do not leave
+half-made changes, because everything is planned before the scene changes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Scene:
 
     Args:
         mrml_scene: the vtkMRMLScene.
-        save_undo: keeps the state of a segmentation before it changes; see `MedSegAILib.scene.undo`.
+        save_undo: the function that keeps the state of a segmentation before it changes; see
+            `MedSegAILib.scene.undo`.
     """
 
     def __init__(self, mrml_scene: MRMLScene, save_undo: SaveUndo = no_undo) -> None:
@@ -83,7 +84,7 @@ class Scene:
 
     @property
     def make_surfaces(self) -> MakeSurfaces:
-        """What makes the surfaces of segments that lack them; at once, unless somebody sees to it."""
+        """The function that makes missing surfaces of segments; by default, at once."""
         return self._writer.make_surfaces
 
     @make_surfaces.setter
@@ -97,7 +98,7 @@ class Scene:
         return bool(self._scene.IsNodePresent(node))
 
     def volumes(self) -> list[VolumeNode]:
-        """The volume nodes that can be inputs, in the order of the scene; hidden ones are left out."""
+        """Return the volume nodes that can be inputs, in the order of the scene, without hidden ones."""
         return inputs.volumes(self._scene)
 
     def read(self, node: Node) -> Volume:
@@ -109,7 +110,7 @@ class Scene:
         return inputs.read_channels(nodes)
 
     def guess_channels(self, card: ModelCard, nodes: Sequence[Node]) -> dict[str, Node]:
-        """The node of each channel by its name, None where nothing tells: see `channels.guess`."""
+        """Return the node of each channel by its name, None if it is unknown: see `channels.guess`."""
         return channels.guess(card, nodes)
 
     def region(self, node: Node) -> tuple[float, ...]:
@@ -121,7 +122,7 @@ class Scene:
         return inputs.new_region(self._scene, volume)
 
     def frames(self, node: Node) -> Sequence[int]:
-        """The frame numbers of a volume that shows a sequence, else none."""
+        """Return the frame numbers of a volume that shows a sequence; empty for others."""
         return sequences.frames(node)
 
     def current_frame(self, node: Node) -> int | None:
@@ -136,7 +137,7 @@ class Scene:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the last result left as it was, or why it went elsewhere than was chosen, in words."""
+        """Return what the last result did not change, or where it went instead of the chosen output, in words."""
         return tuple(self._writer.notes)
 
     def write(
@@ -146,23 +147,23 @@ class Scene:
         output: OutputChoice | None = None,
         frame: int | None = None,
     ) -> SegmentationNode:
-        """Put a result into the scene, on the grid and under the transform of its source volume node.
+        """Write a result into the scene, on the grid and under the transform of its source volume node.
 
-        Where the chosen segmentation has left the scene, or no segment of it matches, the result becomes a
-        new one rather than being lost; `notes` says so.
+        If the chosen segmentation has left the scene, or none of its segments matches, the result becomes a new
+        one instead of being lost; `notes` says so.
 
         Args:
-            output: where to; a new segmentation if None. With a frame, its node is the segmentation that an
-                earlier frame of the job was given back as, or None for the first.
-            frame: which frame of a sequence the result is of.
+            output: the output; a new segmentation if None. With a frame, its node is the segmentation that an
+                earlier frame of the job returned, or None for the first.
+            frame: the frame of a sequence that was segmented.
 
         Returns:
-            the segmentation node; it refers to the volumes of entropy and candidates, where there are such.
+            The segmentation node, which refers to the volumes of entropy and candidates, if there are any.
 
         Raises:
-            InputError: the source has left the scene or has another size by now, or the segmentation is made
-                of surfaces. The scene is as it was.
-            GeometryError: source or segmentation stand under a transform that is not linear.
+            InputError: the source has left the scene or has another size, or the segmentation is made of surfaces.
+                The scene is not changed.
+            GeometryError: source or segmentation have a parent transform that is not linear.
         """
         return self._writer.write(source, result, output or OutputChoice(), frame)
 
@@ -171,16 +172,16 @@ class Scene:
         drawing.draw_alone(self._scene, segmentation)
 
     def only_result(self) -> SegmentationNode:
-        """The one result that there is, or that is drawn; None where there is no such one."""
+        """Return the only result, or the only one that is shown; None if there is no such result."""
         return drawing.only_result(self._scene)
 
     def preview(
         self, source: VolumeNode, result: SegmentationResult, output: OutputChoice
     ) -> Preview:
-        """Show what a result would change, before it does.
+        """Show what a result would change, before it is written.
 
         Raises:
-            InputError, GeometryError: as `write`.
+            InputError, GeometryError: see `write`.
         """
         return Preview(self._writer, source, result, output)
 
@@ -200,11 +201,11 @@ class Scene:
         return surfaces.are_shown(segmentation)
 
     def candidates_of(self, segmentation: SegmentationNode) -> Candidates | None:
-        """What else each voxel could be: see `attachments.candidates_of`."""
+        """Return the candidates of each voxel, see `attachments.candidates_of`."""
         return candidates_of(segmentation)
 
     def report(self, segmentation: SegmentationNode) -> dict[str, Any]:
-        """How a segmentation was made: see `SegmentationResult.report`; empty where the AI did not make it."""
+        """Return the origin of a segmentation, see `SegmentationResult.report`; empty if it is not the AI's."""
         return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 
     def label_value(self, segmentation: SegmentationNode, segment: str) -> int | None:
@@ -214,7 +215,7 @@ class Scene:
     # --- refinement --------------------------------------------------------------------------------
 
     def reference_volume(self, segmentation: SegmentationNode) -> VolumeNode:
-        """The volume that a segmentation was made of, or None."""
+        """Return the volume from which a segmentation was made, or None."""
         if segmentation is None:
             return None
         role = segmentation.GetReferenceImageGeometryReferenceRole()
@@ -222,11 +223,11 @@ class Scene:
         return node if node is not None and node.IsA("vtkMRMLScalarVolumeNode") else None
 
     def segment_ids(self, segmentation: SegmentationNode, names: Sequence[str]) -> list[str]:
-        """The ids of segments that are given by id or by name; what is neither stays as it is."""
+        """Return the ids of segments that are given by id or name; other texts are unchanged."""
         return structures.segment_ids(segmentation, names)
 
     def segments(self, segmentation: SegmentationNode) -> list[SegmentRow]:
-        """The segments to choose from, without a look at their voxels."""
+        """Return the segments to choose from, without reading their voxels."""
         return structures.segments(segmentation)
 
     def draft(
@@ -236,33 +237,33 @@ class Scene:
         segments: Sequence[str] = (),
         image: VolumeNode = None,
     ) -> Draft:
-        """A segmentation as the worker is to see it: see `refining.draft`."""
+        """Read a segmentation for the worker, see `refining.draft`."""
         return refining.draft(segmentation, refinements, segments, image)
 
     def write_refined(self, draft: Draft, result: RefinementResult) -> SegmentationNode:
-        """Put what became of a draft into its segmentation, as one undo step.
+        """Write the refined draft into its segmentation, as one undo step.
 
         Returns:
             the segmentation node.
 
         Raises:
-            InputError: it has left the scene, or was changed since it was read. It is as it was.
+            InputError: it has left the scene, or was changed since it was read. It is not changed.
         """
         refining.apply(self._writer, draft, result)
         return draft.segmentation
 
     def preview_refined(self, draft: Draft, result: RefinementResult) -> RefinedPreview:
-        """Show what a refinement would change, before it does.
+        """Show what a refinement would change, before it is written.
 
         Raises:
-            InputError: as `write_refined`.
+            InputError: see `write_refined`.
         """
         return RefinedPreview(self._writer, draft, result)
 
-    # --- doubt, review, statistics -----------------------------------------------------------------
+    # --- uncertainty, review, statistics -----------------------------------------------------------
 
     def doubtful_places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
-        """Where to look first, the most uncertain place before the others: see `doubt.Walk.places`."""
+        """Return the uncertain regions, the most uncertain first: see `uncertainty.Walk.places`."""
         return self._walk.places(segmentation)
 
     def next_place(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
@@ -270,7 +271,7 @@ class Scene:
         return self._walk.step(segmentation, by)
 
     def walk_within(self, segmentation: SegmentationNode, segment: str) -> None:
-        """Walk the uncertain regions of one segment alone; with "" those of all."""
+        """Only walk the uncertain regions of one segment; "" for all segments."""
         uncertainty.walk_within(segmentation, segment)
 
     def walked_within(self, segmentation: SegmentationNode) -> str:
@@ -282,11 +283,11 @@ class Scene:
         return uncertainty.current_segment(segmentation)
 
     def set_current_segment(self, segmentation: SegmentationNode, segment: str) -> None:
-        """The user is at this segment now."""
+        """Remember the segment that the user is at."""
         uncertainty.set_current_segment(segmentation, segment)
 
     def overlays(self, segmentation: SegmentationNode) -> tuple[str, ...]:
-        """The kinds of maps that can be laid over the slices; the places of the first are walked."""
+        """Return the kinds of maps that can be shown over the slices; the regions of the first are walked."""
         return tuple(attachments.maps_of(segmentation))
 
     def structures(self, segmentation: SegmentationNode) -> list[StructureRow]:
@@ -300,11 +301,11 @@ class Scene:
     def center_of(
         self, segmentation: SegmentationNode, segment: str
     ) -> tuple[float, float, float] | None:
-        """A place in the world in the middle of a segment; None where it has no voxel."""
+        """Return a position in the middle of a segment; None if it does not have voxels."""
         return uncertainty.center_of(segmentation, segment)
 
     def show_overlay(self, segmentation: SegmentationNode, kind: str) -> None:
-        """Lay a map over the slices, with a legend, or with "" take it away: see `overlay.show`."""
+        """Show a map over the slices, with a legend; "" removes it: see `overlay.show`."""
         overlay.show(self._scene, segmentation, kind)
 
     def shown_overlay(self, segmentation: SegmentationNode) -> str:
@@ -316,38 +317,38 @@ class Scene:
         return overlay.opacity(segmentation)
 
     def set_overlay_opacity(self, segmentation: SegmentationNode, opacity: float) -> None:
-        """Draw the maps of a segmentation with this opacity from now on."""
+        """Set the opacity of the maps of a segmentation."""
         overlay.set_opacity(self._scene, segmentation, opacity)
 
     def review_state(self, segmentation: SegmentationNode, segment: str) -> ReviewState:
-        """How far the review of a segment is."""
+        """Return the review state of a segment."""
         return review.review_state(segmentation, segment)
 
     def set_review_state(
         self, segmentation: SegmentationNode, segment: str, state: ReviewState | str
     ) -> None:
-        """Say how far the review of a segment is; a state may be given by its word."""
+        """Set the review state of a segment; a state may be given by its name."""
         review.set_review_state(segmentation, segment, ReviewState(state))
 
     def show_segments(
         self, segmentation: SegmentationNode, segments: Sequence[str], shown: bool
     ) -> None:
-        """Draw segments in the views, or do not: see `visibility.set_shown`."""
+        """Show or hide segments in the views: see `visibility.set_shown`."""
         visibility.set_shown(segmentation, segments, shown)
 
     def show_only(self, segmentation: SegmentationNode, segments: Sequence[str]) -> None:
-        """Draw these segments alone: see `visibility.show_only`."""
+        """Show only these segments: see `visibility.show_only`."""
         visibility.show_only(segmentation, segments)
 
     def show_in_3d(
         self, segmentation: SegmentationNode, segments: Sequence[str], shown: bool
     ) -> None:
-        """Show surfaces of segments where those of the segmentation are shown: see `visibility.show_in_3d`."""
+        """Show or hide surfaces of segments in 3D: see `visibility.show_in_3d`."""
         visibility.show_in_3d(segmentation, segments, shown)
         self.complete_surfaces(segmentation)
 
     def complete_surfaces(self, segmentation: SegmentationNode) -> None:
-        """Let `make_surfaces` make those that the 3D views lack, such as that of a segment shown there since."""
+        """Call `make_surfaces` for missing surfaces in the 3D views, such as those of newly shown segments."""
         if surfaces.are_missing(segmentation):
             self._writer.make_surfaces(segmentation)
 
@@ -359,27 +360,27 @@ class Scene:
     def watch_display(
         self, segmentation: SegmentationNode, changed: Callable[[], None]
     ) -> Callable[[], None]:
-        """Tell of changes in how a segmentation is drawn; the answer ends it: see `visibility.watch`."""
+        """Report changes of a segmentation's display; the returned function ends it: see `visibility.watch`."""
         return visibility.watch(segmentation, changed)
 
     def smooth_surfaces(self, segmentation: SegmentationNode, factor: float) -> None:
-        """Smooth surfaces from now on by this factor, from 0 to 1; those that are shown are made again."""
+        """Set the smoothing of surfaces, from 0 to 1; shown surfaces are made again."""
         shown = self.surfaces_are_shown(segmentation)
         surfaces.set_smoothing(segmentation, factor)
         if shown:
             self._writer.make_surfaces(segmentation)
 
     def measurable(self, segmentation: SegmentationNode) -> Measurable:
-        """The segments as they are now, to be measured by the worker: see `measuring.measurable`."""
+        """Read the present segments for a measurement: see `measuring.measurable`."""
         return measuring.measurable(segmentation)
 
     def statistics(self, measured: Measurable, result: MeasurementResult) -> TableNode:
-        """A table of what was measured, with a plot: see `statistics.table`."""
+        """Make a table of the measurements, with a plot: see `statistics.table`."""
         found = statistics.rows(measured, result)
         return statistics.table(self._scene, measured.segmentation, found)
 
     def write_csv(self, measured: Measurable, result: MeasurementResult, path: Path | str) -> None:
-        """The same as a file: see `statistics.write_csv`."""
+        """Write the measurements to a file: see `statistics.write_csv`."""
         statistics.write_csv(statistics.rows(measured, result), path)
 
     def exported(
@@ -389,5 +390,5 @@ class Scene:
         dicom: tuple[str, str] = ("", ""),
         overwrite: bool = False,
     ) -> ExportSource:
-        """A segmentation to be written for other systems by the worker: see `exporting.exported`."""
+        """Read a segmentation for an export by the worker: see `exporting.exported`."""
         return exporting.exported(segmentation, outputs, dicom, overwrite)

@@ -1,4 +1,4 @@
-"""Volumes that belong to a segmentation: where the networks doubted, and what else a voxel could be.
+"""Volumes that belong to a segmentation: its uncertainty, and the candidates of each voxel.
 
 The segmentation refers to them, so they are found again in a saved scene.
 """
@@ -27,14 +27,14 @@ ENTROPY_REFERENCE = "MedSegAI.entropy"
 """Reference of the segmentation node to the volume node of its entropy."""
 
 INFORMATION_REFERENCE = "MedSegAI.mutual_information"
-"""Reference of the segmentation node to the volume node of what its members differ in."""
+"""Reference of the segmentation node to the volume node of its mutual information."""
 
 CANDIDATES_REFERENCE = "MedSegAI.candidates"
 """Reference of the segmentation node to a volume with four values per voxel: the label of the most and
 of the second most probable structure, and the probabilities of both."""
 
 HEAT_REFERENCE = "MedSegAI.heat"
-"""Reference of the segmentation node to a volume of how probable it is that there is anything, from 0 to 1."""
+"""Reference of the segmentation node to a volume with the probability of any structure, from 0 to 1."""
 
 OBJECTS_REFERENCE = "MedSegAI.objects"
 """Reference of the segmentation node to a segmentation or label map of separate objects, such as nuclei."""
@@ -53,10 +53,10 @@ NAMES = {
     CANDIDATES_REFERENCE: "candidates",
     HEAT_REFERENCE: HEAT,
 }
-"""What the volumes are called, by their roles."""
+"""The names of the volumes, by their roles."""
 
 MAP_REFERENCES = {HEAT: HEAT_REFERENCE, UNCERTAINTY: ENTROPY_REFERENCE}
-"""The maps that can be laid over an image and walked, and their roles; the first that is there is walked."""
+"""The maps that can be shown over an image and walked, and their roles; the first existing one is walked."""
 
 CLASSIFIERS = "patches"
 """The family of models whose results have a heat map."""
@@ -64,14 +64,14 @@ CLASSIFIERS = "patches"
 
 @dataclass(frozen=True, eq=False)
 class Attachment:
-    """A volume to be: its voxels on the grid of the source, (k, j, i) or (k, j, i, 4)."""
+    """A volume to make: its voxels on the grid of the source, (k, j, i) or (k, j, i, 4)."""
 
     role: str
     voxels: NDArray[np.number]
 
 
 def attachments_of(result: SegmentationResult) -> list[Attachment]:
-    """The volumes that come with a result."""
+    """Return the volumes that belong to a result."""
     found = []
     if result.entropy is not None:
         found.append(Attachment(ENTROPY_REFERENCE, np.ascontiguousarray(result.entropy.voxels)))
@@ -87,7 +87,7 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
 
 
 def maps_of(segmentation: SegmentationNode) -> dict[str, VolumeNode]:
-    """The maps of a segmentation that can be laid over its image, by kind; the first one is walked."""
+    """Return the maps of a segmentation that can be shown over its image, by kind; the first is walked."""
     found = {kind: segmentation.GetNodeReference(role) for kind, role in MAP_REFERENCES.items()}
     return {kind: node for kind, node in found.items() if node is not None}
 
@@ -95,7 +95,7 @@ def maps_of(segmentation: SegmentationNode) -> dict[str, VolumeNode]:
 def merged(
     attachment: Attachment, segmentation: SegmentationNode, source: VolumeNode, box: Box
 ) -> Attachment:
-    """The same, new in a box (k, j, i) of the source alone, where the segmentation has such a volume by now."""
+    """Return the attachment merged with an existing volume, with new voxels only in a box (k, j, i)."""
     node = segmentation.GetNodeReference(attachment.role)
     if node is None or node.GetImageData() is None:
         return attachment
@@ -109,7 +109,7 @@ def merged(
 
 
 def candidates_of(segmentation: SegmentationNode) -> Candidates | None:
-    """What else each voxel could be, on the grid of the source; None where that was not kept."""
+    """Return the candidates of each voxel, on the grid of the source; None if they were not kept."""
     node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
     if node is None or node.GetImageData() is None:
         return None
@@ -120,10 +120,10 @@ def candidates_of(segmentation: SegmentationNode) -> Candidates | None:
 def make_node(
     scene: MRMLScene, attachment: Attachment, source: VolumeNode, image: VolumeNode = None
 ) -> VolumeNode:
-    """A volume node of an attachment, complete, and not in the scene yet.
+    """Make a complete volume node of an attachment, which is not yet in the scene.
 
-    It is named after the source, and lies where the image does, such as that of a frame; where the source does
-    if there is no such image.
+    It is named after the source, and has the geometry of the image, such as that of a frame, or otherwise of the
+    source.
     """
     has_parts = attachment.role == CANDIDATES_REFERENCE
     kind = "vtkMRMLVectorVolumeNode" if has_parts else "vtkMRMLScalarVolumeNode"
@@ -131,7 +131,7 @@ def make_node(
     node.UnRegister(None)
     node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {NAMES[attachment.role]}"))
     if attachment.role != HEAT_REFERENCE:
-        node.SetHideFromEditors(True)  # nobody's input: it would stand in every list of volumes
+        node.SetHideFromEditors(True)  # hidden, because it is not an input
     if has_parts:
         node.SetVoxelVectorType(node.VoxelVectorTypeUndefined)
     fill_node(node, attachment, source if image is None else image)
@@ -139,13 +139,13 @@ def make_node(
 
 
 def fill_node(node: Node, attachment: Attachment, source: VolumeNode) -> None:
-    """Put an attachment's voxels into a volume node, where the source lies."""
+    """Put an attachment's voxels into a volume node, with the geometry of the source."""
     slicer.util.updateVolumeFromArray(node, attachment.voxels)
     node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
 
 
 def put_beneath(segmentation: SegmentationNode, node: Node) -> None:
-    """Give a volume its place below its segmentation in the tree of the scene's data."""
+    """Put a volume below its segmentation in the subject hierarchy."""
     scene = segmentation.GetScene()
     tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     item = 0 if tree is None else tree.GetItemByDataNode(segmentation)
@@ -159,7 +159,7 @@ def put_beneath(segmentation: SegmentationNode, node: Node) -> None:
 
 
 def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
-    """Take the nodes that belong to a segmentation alone out of the scene; those of sequences stay."""
+    """Remove the nodes that belong only to a segmentation from the scene, except those of sequences."""
     others = nodes_of(scene, "vtkMRMLSegmentationNode")
     for role in (*NAMES, *OBJECT_ROLES):
         node = segmentation.GetNodeReference(role)
@@ -171,18 +171,18 @@ def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
 
 
 def follow(scene: MRMLScene) -> int:
-    """From now on what belongs to a segmentation goes when it goes; the tag of the observation."""
+    """Remove the nodes of a segmentation whenever it is removed; return the tag of the observation."""
 
     def on_removal(_scene: MRMLScene, _event: str, node: Node) -> None:
         if node is not None and node.IsA("vtkMRMLSegmentationNode") and not scene.IsClosing():
             remove_of(scene, node)
 
-    vars(on_removal)["CallDataType"] = vtk.VTK_OBJECT  # VTK hands the node over
+    vars(on_removal)["CallDataType"] = vtk.VTK_OBJECT  # VTK passes the node
     return int(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, on_removal))
 
 
 def _heat(candidates: Candidates) -> NDArray[np.float32]:
-    """One less the probability of the background, from 0 to 1; 0 where nothing is known."""
+    """Return one minus the probability of the background, from 0 to 1; 0 where it is unknown."""
     heat = np.float32(1) - candidates.probability_of(0)
     return np.where(candidates.p_first > 0, heat, np.float32(0))
 

@@ -1,4 +1,4 @@
-"""What a segmentation would become, marked in the slice views, and the place where it would change most."""
+"""Changes of a segmentation, marked in the slice views, and the place of the largest change."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from MedSegAILib.translation import tr as _
 KINDS = {**CHANGES, "moved": Mark("from one segment to another", MOVED)}
 
 NEAR_MM = 4.0
-"""The largest change is where most of what lies so far around a voxel changes."""
+"""The radius in mm around a voxel in which changes are counted to find the largest one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Changed:
-    """Where two segmentations differ.
+    """The differences of two segmentations.
 
     Attributes:
-        gained, lost: voxels (k, j, i) that come to a segment, and that leave one.
-        grid: where they lie, in the coordinates of the segmentations.
+        gained, lost: the voxels (k, j, i) that a segment gains, and that a segment loses.
+        grid: their grid, in the coordinates of the segmentations.
     """
 
     gained: NDArray[np.bool_]
@@ -45,7 +45,7 @@ class Changed:
 
 
 def changed(before: Any, after: Any) -> Changed | None:
-    """Where the segments of one segmentation node differ from those of another; None where they do not."""
+    """Return where the segments of two segmentation nodes differ; None if they do not."""
     old_layers, new_layers = layers_of(before), layers_of(after)
     layers = (*old_layers, *new_layers)
     if not layers:
@@ -68,7 +68,7 @@ def changed(before: Any, after: Any) -> Changed | None:
 
 
 def largest_change(where: NDArray[np.bool_], grid: Geometry) -> tuple[float, float, float]:
-    """A voxel that changes where most around it does, as R, A, S in mm, in the coordinates of the grid."""
+    """Return the changing voxel with most changes around it, as R, A, S in mm in the coordinates of the grid."""
     radii = [round(NEAR_MM / length) for length in grid.spacing_mm[::-1]]
     density = np.where(where, box_mean(where, radii), np.float32(0))
     k, j, i = np.unravel_index(int(density.argmax()), density.shape)
@@ -80,11 +80,11 @@ class ShownChange:
     """Marks what one segmentation would become, until it is removed.
 
     Args:
-        before: the segmentation node as it is.
-        after: what it would become; both stand under the same transform.
+        before: the present segmentation node.
+        after: the changed segmentation node, under the same transform.
 
     Attributes:
-        place: where it would change most, R, A, S in mm of the world; None where nothing would change.
+        place: the place of the largest change, R, A, S in mm of the world; None if nothing would change.
     """
 
     def __init__(self, before: Any, after: Any) -> None:
@@ -107,7 +107,7 @@ class ShownChange:
         self.place = (r, a, s)
 
     def remove(self) -> None:
-        """Leave the scene as it was."""
+        """Remove the marks from the scene."""
         self._marks.remove()
 
 

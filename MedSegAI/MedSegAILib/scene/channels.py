@@ -1,7 +1,7 @@
-"""Which volume is which channel of a model, as far as names and DICOM tags tell.
+"""Assignment of volumes to the channels of a model, by names and DICOM tags.
 
-A wrong channel gives a wrong segmentation that looks right, so nothing is guessed at random: a channel gets
-a volume only where one volume alone fits it, and the user confirms.
+A wrong channel gives a wrong segmentation that looks right, so nothing is guessed at random: a channel gets a
+volume only if a single volume fits, and the user confirms it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import slicer
 from medsegai.models.card import Channel, ModelCard
 from MedSegAILib.slicer_types import Node
 
-# Kinds of image, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
+# Kinds of images, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
 _KINDS = (
     ("flair", r"(t2)?flair|t2f|t2fl|darkfluid"),
     (
@@ -38,10 +38,10 @@ _TAGS = ("DICOM.SeriesDescription", "DICOM.ProtocolName")
 
 
 def guess(card: ModelCard, nodes: Sequence[Node]) -> dict[str, Node]:
-    """The volume of each channel by the channel's name, None where no single volume fits.
+    """Return the volume of each channel by the channel's name, None if not exactly one volume fits.
 
-    A volume fits a channel if its name or its DICOM tags hold the channel's name, or name the same kind of
-    image. A model with one channel takes the only volume there is, unless its modality says otherwise.
+    A volume fits a channel if its name or its DICOM tags contain the channel's name, or name the same kind of
+    image. A model with one channel takes the only volume, unless its modality differs.
     """
     fitting = {
         channel.name: _best([(_fit(channel, node), node) for node in nodes])
@@ -58,14 +58,14 @@ def guess(card: ModelCard, nodes: Sequence[Node]) -> dict[str, Node]:
 
 
 def _best(scored: list[tuple[int, Node]]) -> Node:
-    """The node that alone fits best; None where none or several do."""
+    """Return the node that fits best; None if none or several do."""
     top = max((score for score, _ in scored), default=0)
     best = [node for score, node in scored if score == top]
     return best[0] if top > 0 and len(best) == 1 else None
 
 
 def _fit(channel: Channel, node: Node) -> int:
-    """3 the channel's name, 2 its kind, 1 its modality, 0 nothing, -1 another kind or modality."""
+    """Return 3 for the channel's name, 2 for its kind, 1 for its modality, 0 for nothing, -1 for another one."""
     if _other_modality(channel, node):
         return -1
     texts = [node.GetName() or "", *(_tag(node, name) for name in _TAGS)]
@@ -81,7 +81,7 @@ def _fit(channel: Channel, node: Node) -> int:
 
 
 def _other_modality(channel: Channel, node: Node) -> bool:
-    """Whether the DICOM tag says CT where the channel is MR, and the like."""
+    """Whether the DICOM tag contradicts the channel, such as CT for MR."""
     tag = _kind(_tag(node, "DICOM.Modality"))
     wanted = _kind(channel.modality) or _kind(channel.name)
     return bool(tag and wanted) and _family(tag) != _family(wanted)
@@ -92,7 +92,7 @@ def _family(kind: str) -> str:
 
 
 def _kind(text: str) -> str:
-    """What kind of image a name speaks of; "" where it names none."""
+    """Return the kind of image in a name; "" if there is none."""
     words = _words(text)
     pairs = {a + b for a, b in itertools.pairwise(words) if len(b) > 1}
     for kind, pattern in _KINDS:
@@ -104,7 +104,7 @@ def _kind(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a name; "+C", as radiologists write with contrast, is one."""
+    """Return the words of a name, including "+C", which means contrast."""
     text = re.sub(r"\+\s?(c|gd|km)\b", " contrast ", text.lower())
     return [word for word in re.split(r"[^0-9a-z]+", text) if word]
 
@@ -114,7 +114,7 @@ def _squeezed(text: str) -> str:
 
 
 def _tag(node: Node, name: str) -> str:
-    """A DICOM tag, of the node or of its place in the tree of subjects."""
+    """Return a DICOM tag of the node or of its subject hierarchy item."""
     value = node.GetAttribute(name)
     scene = node.GetScene()
     if value is None and scene is not None:

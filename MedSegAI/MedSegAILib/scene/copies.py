@@ -1,4 +1,4 @@
-"""A copy of a segmentation that shows in its place what it would become."""
+"""A copy of a segmentation that shows what it would become, instead of the original."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class CopyWriter(Protocol):
 
 
 class ShownCopy:
-    """The original with a plan carried out, beside it in the scene; the original is hidden meanwhile.
+    """A copy of the original with a plan carried out; the original is hidden meanwhile.
 
-    What differs is marked in the slice views.
+    Differences are marked in the slice views.
 
     Args:
         original: the segmentation node.
-        plan: what is to be shown.
-        source: the volume that a plan for an empty segmentation is about; see `carry_out`.
-        writer: puts the copy into the scene, and sees to its surfaces: see `Writer`.
+        plan: the plan to show.
+        source: the volume of a plan for an empty segmentation; see `carry_out`.
+        writer: the writer that adds the copy to the scene, and its surfaces: see `Writer`.
 
     Attributes:
         node: the copy. It can be edited.
-        place: where the copy differs most, R, A, S in mm of the world; None where it does not.
+        place: the position of the largest difference, R, A, S in mm of the world; None if there is none.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ShownCopy:
             display.SetVisibility(False)
 
     def edited(self) -> dict[str, Segment]:
-        """What the user edited in the copy since: images of segments, by id."""
+        """Return the user's edits of the copy: images of segments, by id."""
         images = {}
         for name, content in digests(layers_of(self.node)).items():
             if self._shown.get(name, "empty") != content:
@@ -76,7 +76,7 @@ class ShownCopy:
         return images
 
     def give(self, edited: Mapping[str, Segment]) -> None:
-        """Put what was edited into the original too."""
+        """Write the edits into the original, too."""
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         segments = self._original.GetSegmentation()
         for name, image in edited.items():
@@ -89,11 +89,11 @@ class ShownCopy:
                 logic.ClearSegment(self._original, name)
 
     def keep(self) -> None:
-        """Take the marks away; the copy stays, because the original is gone."""
+        """Remove the marks; the copy stays, because the original is gone."""
         self._change.remove()
 
     def close(self) -> None:
-        """Take copy and marks away, and show the original again, where it is and was shown before."""
+        """Remove copy and marks, and show the original again, if it exists and was shown before."""
         self._change.remove()
         remove(self._scene, self.node)
         display = self._original.GetDisplayNode() if self._is_there() else None

@@ -1,6 +1,6 @@
-"""Slicer's DICOM database: which series it holds, and where their files lie.
+"""Slicer's DICOM database: its series, and the places of their files.
 
-Names of patients are read to be shown; nothing here writes them anywhere.
+Names of patients are read to be shown, and never written anywhere.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from MedSegAILib.slicer_types import QtValue, VolumeNode
 from MedSegAILib.translation import tr as _
 
 INSTANCES_ATTRIBUTE = "DICOM.instanceUIDs"
-"""Where Slicer keeps the SOPInstanceUIDs that a volume node was loaded from, separated by blanks."""
+"""The attribute with the SOPInstanceUIDs from which a volume node was loaded, separated by blanks."""
 
 NO_IMAGES = frozenset({"DOC", "KO", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT", "SEG", "SR"})
-"""Modalities of series that nothing can be segmented in."""
+"""The modalities of series that cannot be segmented."""
 
 
 def _row(database: QtValue, patient: QtValue, study: QtValue, series: QtValue) -> SeriesRow:
@@ -26,13 +26,13 @@ def _row(database: QtValue, patient: QtValue, study: QtValue, series: QtValue) -
 
 
 def series_of(database: QtValue) -> list[SeriesRow]:
-    """The series of images, by patient and study.
+    """Return the series of images, by patient and study.
 
     Args:
-        database: a ctkDICOMDatabase, or None where Slicer has none.
+        database: a ctkDICOMDatabase, or None if Slicer does not have one.
 
     Raises:
-        InputError: there is no database, or no image in it.
+        InputError: there is no database, or it does not contain images.
     """
     if database is None or not database.isOpen:
         raise InputError(_("The DICOM database is not open. Open the module DICOM first."))
@@ -51,18 +51,18 @@ def series_of(database: QtValue) -> list[SeriesRow]:
 
 
 def source_of(database: QtValue, volume: VolumeNode) -> tuple[str, str]:
-    """Folder and SeriesInstanceUID of the DICOM series that a volume node was loaded from.
+    """Return folder and SeriesInstanceUID of the DICOM series from which a volume node was loaded.
 
     Args:
-        database: a ctkDICOMDatabase, or None where Slicer has none.
+        database: a ctkDICOMDatabase, or None if Slicer does not have one.
         volume: the node, or None.
 
     Raises:
-        InputError: it did not come from the database, or its files are not here; the message is for a person who
+        InputError: it did not come from the database, or its files are missing; the message is for a user who
             wants a DICOM SEG.
     """
     if volume is None:
-        raise InputError(_("The scan is not in the scene, so no DICOM SEG or SR can be written."))
+        raise InputError(_("The scan is not in the scene, so a DICOM SEG or SR cannot be written."))
     instances = str(volume.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
     if not instances:
         raise InputError(
@@ -76,18 +76,18 @@ def source_of(database: QtValue, volume: VolumeNode) -> tuple[str, str]:
     if not series:
         raise InputError(
             _(
-                "The DICOM series of {name} is no longer in Slicer's DICOM database, and a DICOM SEG or SR needs "
-                "it. Import it there again."
+                "The DICOM series of {name} is no longer in Slicer's DICOM database, but a "
+                "DICOM SEG or SR needs it. Import it there again."
             ).format(name=volume.GetName())
         )
     return folder_of(database, SeriesRow("", "", volume.GetName(), series)), series
 
 
 def modality_of(database: QtValue, volume: VolumeNode) -> str:
-    """What kind of scanner a volume node came from, as DICOM's Modality says; "" where that is not known.
+    """Return the DICOM modality of a volume node; "" if it is unknown.
 
     Args:
-        database: a ctkDICOMDatabase, or None where Slicer has none.
+        database: a ctkDICOMDatabase, or None if Slicer does not have one.
         volume: the node.
     """
     instances = str(volume.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
@@ -99,10 +99,10 @@ def modality_of(database: QtValue, volume: VolumeNode) -> str:
 
 
 def folder_of(database: QtValue, row: SeriesRow) -> str:
-    """The folder in which all files of a series lie, perhaps beside others.
+    """Return the folder with all files of a series, perhaps beside others.
 
     Raises:
-        InputError: they are gone, were never brought here, or lie in several folders.
+        InputError: the files are missing, were never copied, or are in several folders.
     """
     files = [Path(file) for file in database.filesForSeries(row.uid) if file]
     folders = {file.parent for file in files}
@@ -116,8 +116,8 @@ def folder_of(database: QtValue, row: SeriesRow) -> str:
     if len(folders) > 1:
         raise InputError(
             _(
-                "The files of series {name} lie in {count} folders. Import them into the DICOM database with a "
-                "copy of them, or leave the series out."
+                "The files of series {name} are in {count} folders. Import them into the "
+                "DICOM database with a copy of them, or leave the series out."
             ).format(name=row.title, count=len(folders))
         )
     return str(folders.pop())

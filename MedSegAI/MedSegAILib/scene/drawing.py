@@ -1,4 +1,4 @@
-"""Which segmentations are drawn: of those that show the same structures of a scan, one."""
+"""The visibility of segmentations: only one of those that show the same structures of a scan is shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from MedSegAILib.slicer_types import MRMLScene, SegmentationNode
 
 
 def results(scene: MRMLScene) -> list[SegmentationNode]:
-    """The segmentations that MedSegAI made, in the order of the scene."""
+    """Return the segmentations that MedSegAI made, in the order of the scene."""
     return [
         node
         for node in nodes_of(scene, "vtkMRMLSegmentationNode")
@@ -19,7 +19,7 @@ def results(scene: MRMLScene) -> list[SegmentationNode]:
 
 
 def only_result(scene: MRMLScene) -> SegmentationNode:
-    """The one result that there is, or that is drawn; None where there is no such one."""
+    """Return the only result, or the only one that is shown; None if there is no such result."""
     found = results(scene)
     if len(found) > 1:
         found = [node for node in found if _is_drawn(node)]
@@ -32,7 +32,7 @@ def draw_alone(scene: MRMLScene, segmentation: SegmentationNode) -> list[Segment
     Segmentations that a person made stay drawn.
 
     Returns:
-        those that are no longer drawn.
+        The segmentations that are no longer shown.
     """
     segmentation.CreateDefaultDisplayNodes()
     segmentation.GetDisplayNode().SetVisibility(True)
@@ -45,7 +45,7 @@ def draw_alone(scene: MRMLScene, segmentation: SegmentationNode) -> list[Segment
 
 
 def draw_again(scene: MRMLScene, segmentations: Iterable[SegmentationNode]) -> None:
-    """Draw these, as far as they are still in the scene."""
+    """Show these segmentations, if they are still in the scene."""
     for node in segmentations:
         if scene.IsNodePresent(node) and node.GetDisplayNode() is not None:
             node.GetDisplayNode().SetVisibility(True)

@@ -1,7 +1,7 @@
-"""A segmentation of the scene as it is exported: one label map on the voxels of its scan.
+"""Reading of a segmentation for an export: one label map on the voxels of its scan.
 
-Files lie where the scan lay when it was loaded: transforms above it in the scene are left out, for no DICOM
-series and no NIfTI file knows of them.
+Files have the geometry of the scan when it was loaded: its parent transforms in the scene are left out, because
+neither the DICOM series nor the NIfTI file has them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OVERLAP = (
 
 @dataclass(frozen=True, eq=False)
 class ExportSource:
-    """What the worker is asked."""
+    """The request for an export by the worker."""
 
     request: ExportRequest
 
@@ -51,17 +51,17 @@ def exported(
     dicom: tuple[str, str] = ("", ""),
     overwrite: bool = False,
 ) -> ExportSource:
-    """A segmentation as the worker is to hand it over.
+    """Read a segmentation for an export by the worker.
 
     Args:
-        outputs: what to write, as fields of `medsegai.export.files.Exports`.
-        dicom: folder and SeriesInstanceUID of the DICOM series that was segmented, for a DICOM SEG.
-        overwrite: whether files that are there already are replaced.
+        outputs: the outputs, as fields of `medsegai.export.files.Exports`.
+        dicom: the folder and SeriesInstanceUID of the DICOM series that was segmented, for a DICOM SEG.
+        overwrite: whether existing files are replaced.
 
     Raises:
-        InputError: there is no segmentation, it is made of surfaces, has no voxels, or two of its segments
-            overlap; or a DICOM SEG is wanted, and its voxels are not those of the scan.
-        GeometryError: segmentation or scan stand under a transform that is not linear.
+        InputError: the segmentation is missing, made of surfaces, does not have voxels, or has overlapping
+            segments; or a DICOM SEG is wanted, but its voxels are not those of the scan.
+        GeometryError: segmentation or scan have a parent transform that is not linear.
     """
     if segmentation is None:
         raise InputError(_("There is no segmentation. Choose the one to export."))
@@ -69,7 +69,9 @@ def exported(
     layers, scan = layers_of(segmentation), scan_of(segmentation)
     names = list(segmentation.GetSegmentation().GetSegmentIDs())
     if not layers:
-        raise InputError(_("{name} has no voxels to export.").format(name=segmentation.GetName()))
+        raise InputError(
+            _("{name} does not have voxels to export.").format(name=segmentation.GetName())
+        )
     series = dicom if outputs.get("seg") else ("", "")
     grid = field_of_view(segmentation, layers, scan)
     on_scan = scan is not None and grid.matches(scan_place(segmentation, scan))
@@ -97,8 +99,9 @@ def exported(
 def _not_on_scan(segmentation: SegmentationNode) -> InputError:
     return InputError(
         _(
-            "{name} does not lie on the voxels of its scan, so it cannot become a DICOM SEG of it. Export it "
-            "to a label map with the scan as reference in the module Segmentations, and import that."
+            "{name} does not have the voxels of its scan, so it cannot become a DICOM SEG of "
+            "it. Export it to a label map with the scan as reference in the module "
+            "Segmentations, and import that."
         ).format(name=segmentation.GetName())
     )
 
@@ -106,14 +109,14 @@ def _not_on_scan(segmentation: SegmentationNode) -> InputError:
 def _predicted(
     segmentation: SegmentationNode, layers: Sequence[Layer], names: Sequence[str]
 ) -> tuple[set[str], set[str]]:
-    """The segments that a model predicted, and those of them that a person changed or completed since."""
+    """Return the segments that a model predicted, and those of them that a person changed or completed since."""
     by_hand = painted(segmentation, layers)
     made = {name for name in names if label_value(segmentation, name) is not None}
     return made, {name for name in made if name in by_hand or is_locked(segmentation, name)}
 
 
 def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The outputs as JSON values; paths become absolute, because the worker has another working folder."""
+    """Return the outputs as JSON values; paths become absolute, because the worker has another working folder."""
     plain = {name: value for name, value in outputs.items() if value is not None}
     plain |= {name: str(Path(plain[name]).absolute()) for name in EXPORT_PATHS if name in plain}
     if not isinstance(plain.get("formats", ""), str):
@@ -124,10 +127,10 @@ def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
 def _joined(
     segmentation: SegmentationNode, grid: Geometry, values: Mapping[str, int]
 ) -> NDArray[np.integer]:
-    """One label map of all segments.
+    """Return one label map of all segments.
 
     Raises:
-        InputError: two of them overlap.
+        InputError: two segments overlap.
     """
     out = np.zeros(grid.shape, np.min_scalar_type(max(values.values())))
     for layer in layers_of(segmentation):
@@ -150,8 +153,8 @@ def _title(segmentation: SegmentationNode, values: Mapping[str, int], value: int
 def _no_scan(segmentation: SegmentationNode, scan: VolumeNode) -> str:
     if scan is None:
         return _(
-            "{name}: its scan is not in the scene, so there are no pictures and no grey values."
+            "The scan of {name} is not in the scene, so there are no pictures and no grey values."
         ).format(name=segmentation.GetName())
     return _(
-        "{name} does not lie on the voxels of {scan}, so there are no pictures and no grey values."
+        "{name} does not have the voxels of {scan}, so there are no pictures and no grey values."
     ).format(name=segmentation.GetName(), scan=scan.GetName())

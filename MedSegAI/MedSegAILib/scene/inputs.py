@@ -1,4 +1,4 @@
-"""Volume nodes become `Volume`s, regions of interest become boxes, each at its place in the world."""
+"""Reading of volume nodes as `Volume`s, and of regions of interest as boxes, in world coordinates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.slicer_types import MRMLScene, Node, VolumeNode
 
-# What scalar volume nodes are besides images with one value per voxel.
+# Why some scalar volume nodes are not images with one value per voxel.
 _OTHER_VOLUMES = {
     "vtkMRMLLabelMapVolumeNode": "is a label map; choose the image that it was made from",
     "vtkMRMLMultiVolumeNode": "holds several images; extract one of them",
@@ -29,13 +29,13 @@ _NO_INPUTS = (*_OTHER_VOLUMES, _VECTORS, "vtkMRMLTensorVolumeNode")
 
 
 def read(node: Node) -> Volume:
-    """The image of a volume node at its place in the world: linear parent transforms are applied.
+    """Read the image of a volume node in world coordinates: linear parent transforms are applied.
 
     The voxels are the node's own memory, not a copy.
 
     Raises:
-        InputError: there is no node, or it holds no image with one value per voxel.
-        GeometryError: it stands under a transform that is not linear, or its axes are sheared.
+        InputError: the node is None, or does not hold an image with one value per voxel.
+        GeometryError: it has a parent transform that is not linear, or its axes are sheared.
     """
     check_image(node)
     return image_at(node, transform_to_world(node), node.GetName())
@@ -50,11 +50,11 @@ def _check_different(nodes: Sequence[Node]) -> None:
 
 
 def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
-    """One image per channel of a model, all on the grid of the first; a picture in colours is three of them.
+    """Read one image per channel of a model, all on the grid of the first; a colour picture has three.
 
     Raises:
-        InputError: as `read`; or one node is given for two channels.
-        GeometryError: as `read`; or two nodes lie on different grids.
+        InputError: see `read`; or one node is given for two channels.
+        GeometryError: see `read`; or two nodes have different grids.
     """
     if not nodes:
         raise InputError("There is no input volume. Load an image and choose it.")
@@ -81,10 +81,10 @@ def in_colours(node: Node) -> bool:
 
 
 def grid_of(node: Node) -> Geometry:
-    """Where the voxels of an image or of a picture in colours lie in the world.
+    """Return the world geometry of an image or a colour picture.
 
     Raises:
-        InputError, GeometryError: as `read`.
+        InputError, GeometryError: see `read`.
     """
     if not in_colours(node):
         return read(node).geometry
@@ -93,7 +93,7 @@ def grid_of(node: Node) -> Geometry:
 
 
 def _colours(node: Node) -> tuple[Volume, ...]:
-    """Red, green and blue of a vector volume, at its place in the world; transparency is left out."""
+    """Read red, green and blue of a vector volume in world coordinates, without transparency."""
     colours, grid = slicer.util.arrayFromVolume(node), grid_of(node)
     name = node.GetName()
     return tuple(
@@ -102,7 +102,7 @@ def _colours(node: Node) -> tuple[Volume, ...]:
 
 
 def volumes(scene: MRMLScene) -> list[VolumeNode]:
-    """The volume nodes of a scene that can be inputs; hidden ones are left out."""
+    """Return the volume nodes of a scene that can be inputs, without hidden ones."""
     return [
         node
         for node in nodes_of(scene, "vtkMRMLScalarVolumeNode")
@@ -111,7 +111,7 @@ def volumes(scene: MRMLScene) -> list[VolumeNode]:
 
 
 def image_at(node: Node, to_world: NDArray[np.float64], name: str) -> Volume:
-    """The image of a checked volume node, under the given transform."""
+    """Read the image of a checked volume node, under the given transform."""
     voxels = slicer.util.arrayFromVolume(node)
     modality = modality_of(getattr(slicer, "dicomDatabase", None), node)
     grid = Geometry(voxels.shape, to_world @ ijk_to_local(node))
@@ -119,14 +119,14 @@ def image_at(node: Node, to_world: NDArray[np.float64], name: str) -> Volume:
 
 
 def ijk_to_local(node: Node) -> NDArray[np.float64]:
-    """4 x 4 matrix of a volume node without the transform above it."""
+    """Return the 4 x 4 matrix of a volume node without its parent transform."""
     ijk_to_ras = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(ijk_to_ras)
     return array_of(ijk_to_ras)
 
 
 def transform_to_world(node: Node) -> NDArray[np.float64]:
-    """4 x 4 matrix of all transforms above a node.
+    """Return the 4 x 4 matrix of all parent transforms of a node.
 
     Raises:
         GeometryError: one of them is not linear.
@@ -136,8 +136,9 @@ def transform_to_world(node: Node) -> NDArray[np.float64]:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
         raise GeometryError(
-            f"{node.GetName()} has a parent transform that bends space ({transform.GetName()}). "
-            "Harden the transform on a copy of it, or take it out of the transform."
+            f"{node.GetName()} has a parent transform that is not linear "
+            f"({transform.GetName()}). Harden the transform on a copy of it, or remove it "
+            "from the transform."
         )
     to_world = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToWorld(to_world)
@@ -146,7 +147,7 @@ def transform_to_world(node: Node) -> NDArray[np.float64]:
 
 def check_image(node: Node) -> None:
     """Raises:
-    InputError: the node is None, or no image with one value per voxel.
+    InputError: the node is None, or not an image with one value per voxel.
     """
     if node is None:
         raise InputError("There is no input volume. Load an image and choose it.")
@@ -181,22 +182,24 @@ def _middle_and_half(node: Node) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def region(node: Node) -> tuple[float, ...]:
-    """The box in the world around a region of interest: lowest and highest R, A and S in mm.
+    """Return the world box around a region of interest: lowest and highest R, A and S in mm.
 
-    A box that is turned, in itself or by the transforms above it, is enclosed.
+    A rotated box, by itself or by its parent transforms, is enclosed.
 
     Args:
         node: vtkMRMLMarkupsROINode, or an ROI of old scenes (vtkMRMLAnnotationROINode).
 
     Raises:
-        InputError: the node is None, no ROI, or not drawn yet.
+        InputError: the node is None, not an ROI, or not drawn yet.
         GeometryError: it stands under a transform that is not linear.
     """
     if node is None:
         raise InputError("There is no region of interest. Choose one, or segment the whole volume.")
     local, half = _middle_and_half(node)
     if not np.all(half > 0):
-        raise InputError(f"{node.GetName()} has no box yet. Draw it in a slice view first.")
+        raise InputError(
+            f"{node.GetName()} does not have a box yet. Draw it in a slice view first."
+        )
     to_world = transform_to_world(node) @ local
     reach = np.abs(to_world[:3, :3]) @ half
     low, high = to_world[:3, 3] - reach, to_world[:3, 3] + reach
@@ -204,21 +207,21 @@ def region(node: Node) -> tuple[float, ...]:
 
 
 def new_region(scene: MRMLScene, volume: VolumeNode) -> Node:
-    """A box in the middle of a volume, to be drawn to its place: half as long as the volume on each side.
+    """Make a box in the middle of a volume, half as long on each side, which the user can move.
 
     Args:
         scene: the vtkMRMLScene.
         volume: vtkMRMLScalarVolumeNode.
 
     Returns:
-        a vtkMRMLMarkupsROINode, shown in all views.
+        A vtkMRMLMarkupsROINode, which is shown in all views.
 
     Raises:
-        InputError, GeometryError: as `read`.
+        InputError, GeometryError: see `read`.
     """
     grid = grid_of(volume)
     size = np.array(grid.shape[::-1])
-    last = np.where(size > 1, size - 1.0, 1.0)  # across a single slice there is a box, too
+    last = np.where(size > 1, size - 1.0, 1.0)  # a single slice also gets a box
     ends = np.array([np.where(size > 1, 0.0, -1.0), last])
     corners = np.array([[*ends[ends_at, range(3)], 1] for ends_at in np.ndindex(2, 2, 2)])
     world = (grid.ijk_to_ras @ corners.T)[:3]

@@ -26,8 +26,8 @@ class Layer:
     """Segments that share one label map.
 
     Attributes:
-        voxels: label values, (k, j, i); of a layer in the scene it is the node's own memory.
-        geometry: where they lie, in the segmentation's coordinates.
+        voxels: label values, (k, j, i); for a layer in the scene, this is the node's own memory.
+        geometry: the grid, in the segmentation's coordinates.
         values: the label value of each segment, by segment id.
     """
 
@@ -37,12 +37,12 @@ class Layer:
 
 
 def labelmap_name() -> str:
-    """What Slicer calls the representation of segments as label maps."""
+    """Return Slicer's name of the representation of segments as label maps."""
     return str(slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName())
 
 
 def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
-    """The label maps of a segmentation node; segments without a voxel may be in none."""
+    """Return the label maps of a segmentation node; segments without voxels may not be in any."""
     segments = segmentation.GetSegmentation()
     layers = []
     for index in range(segments.GetNumberOfLayers(labelmap_name())):
@@ -56,7 +56,7 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
 
 
 def oriented_image(voxels: NDArray[np.generic], geometry: Geometry) -> VTKObject:
-    """A vtkOrientedImageData with a copy of label values (k, j, i)."""
+    """Return a vtkOrientedImageData with a copy of label values (k, j, i)."""
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*reversed(voxels.shape))
     scalars = numpy_support.numpy_to_vtk(
@@ -71,28 +71,28 @@ def oriented_image(voxels: NDArray[np.generic], geometry: Geometry) -> VTKObject
 
 
 def matrix(values: NDArray[np.floating]) -> VTKObject:
-    """A vtkMatrix4x4 of a 4 x 4 array."""
+    """Return a vtkMatrix4x4 of a 4 x 4 array."""
     out = vtk.vtkMatrix4x4()
     out.DeepCopy(np.asarray(values, float).ravel())
     return out
 
 
 def array_of(vtk_matrix: VTKObject) -> NDArray[np.float64]:
-    """A 4 x 4 array of a vtkMatrix4x4."""
+    """Return a 4 x 4 array of a vtkMatrix4x4."""
     return np.array([[vtk_matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
 
 
 def offset_in(grid: Geometry, part: Geometry) -> tuple[int, int, int] | None:
-    """At which voxel (k, j, i) of `grid` `part` begins, also outside of it; None if voxels do not coincide."""
+    """Return the voxel (k, j, i) of `grid` at which `part` begins, even outside; None if they do not coincide."""
     origin = (grid.ras_to_ijk @ part.ijk_to_ras[:, 3])[:3]
     k, j, i = (int(value) for value in np.rint(origin)[::-1])
     return (k, j, i) if part.matches(grid.cropped((k, j, i), part.shape)) else None
 
 
 def on_grid(voxels: NDArray[Scalar], own: Geometry, grid: Geometry) -> NDArray[Scalar]:
-    """Label values on another grid, 0 where there are none; a new array.
+    """Return label values on another grid as a new array, with 0 outside.
 
-    Where the voxels of both grids coincide nothing is interpolated; else each voxel takes the value of the
+    If the voxels of both grids coincide, nothing is interpolated; otherwise each voxel takes the value of the
     nearest one.
     """
     start = offset_in(grid, own)
@@ -108,7 +108,7 @@ def on_grid(voxels: NDArray[Scalar], own: Geometry, grid: Geometry) -> NDArray[S
 
 
 def _resampled(voxels: NDArray[Scalar], own: Geometry, grid: Geometry) -> NDArray[Scalar]:
-    """Nearest neighbour, plane by plane, so that no index of the whole grid stands in memory."""
+    """Resample by nearest neighbour, plane by plane, so that indices of the whole grid are never in memory."""
     to_own = own.ras_to_ijk @ grid.ijk_to_ras
     sizes = np.array(own.shape[::-1])[:, None, None]
     j, i = np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij")
@@ -123,7 +123,7 @@ def _resampled(voxels: NDArray[Scalar], own: Geometry, grid: Geometry) -> NDArra
 
 
 def grid_around(lattice: Geometry, parts: Iterable[Geometry]) -> Geometry:
-    """The lattice, made large enough for those parts whose voxels coincide with it."""
+    """Return the lattice, enlarged to contain the parts whose voxels coincide with it."""
     low, high = np.zeros(3, int), np.array(lattice.shape)
     for part in parts:
         start = offset_in(lattice, part)
@@ -134,7 +134,7 @@ def grid_around(lattice: Geometry, parts: Iterable[Geometry]) -> Geometry:
 
 
 def boxes(voxels: NDArray[np.integer]) -> dict[int, Box]:
-    """The smallest box around each label value of a label map (k, j, i), background left out."""
+    """Return the smallest box around each label value of a label map (k, j, i), without background."""
     top = int(voxels.max(initial=0)) + 1
     seen = [np.zeros((top, size), bool) for size in voxels.shape]
     for k, plane in enumerate(voxels):
@@ -152,7 +152,7 @@ def boxes(voxels: NDArray[np.integer]) -> dict[int, Box]:
 
 
 def box_mean(values: NDArray[np.number | np.bool_], radii: Sequence[int]) -> NDArray[np.float32]:
-    """Mean over boxes of so many voxels to each side along (k, j, i); what lies outside counts as 0."""
+    """Return the mean over boxes with radii in voxels along (k, j, i); values outside count as 0."""
     out: NDArray[np.float32] = values.astype(np.float32)
     for axis, radius in enumerate(radii):
         if radius > 0:
@@ -169,7 +169,7 @@ def box_mean(values: NDArray[np.number | np.bool_], radii: Sequence[int]) -> NDA
 
 
 def digest(mask: NDArray[np.bool_]) -> str:
-    """What tells one set of voxels from another, wherever the box around them was cut; mask is (k, j, i)."""
+    """Return the digest of a set of voxels, independent of the box around them; mask is (k, j, i)."""
     box = boxes(mask.view(np.uint8)).get(1)
     if box is None:
         return "empty"
@@ -179,11 +179,11 @@ def digest(mask: NDArray[np.bool_]) -> str:
 
 
 class Packer:
-    """Puts masks that may overlap into as few label maps as they need.
+    """Packs masks, which may overlap, into as few label maps as possible.
 
     Args:
-        grid: of all masks.
-        layers: label maps on that grid to begin with; they are changed.
+        grid: the grid of all masks.
+        layers: the initial label maps on that grid, which are changed.
     """
 
     def __init__(self, grid: Geometry, layers: Iterable[Layer] = ()) -> None:
@@ -191,11 +191,11 @@ class Packer:
         self._open = [(layer.voxels, dict(layer.values)) for layer in layers]
 
     def add(self, segment_id: str, mask: NDArray[np.bool_], box: Box, value: int) -> None:
-        """Put in a segment.
+        """Add a segment.
 
         Args:
             mask: its voxels inside `box`, (k, j, i).
-            value: the label value that it should have, and has where nobody else in its layer does.
+            value: the preferred label value, which it gets if it is free in its layer.
         """
         free = (n for n, (voxels, _) in enumerate(self._open) if not voxels[box][mask].any())
         index = next(free, len(self._open))
@@ -216,13 +216,13 @@ class Packer:
 
 
 def voxels_of(image: VTKObject) -> NDArray[Any]:
-    """The values of a vtkOrientedImageData, (k, j, i): its own memory."""
+    """Return the values of a vtkOrientedImageData, (k, j, i), which are its own memory."""
     scalars = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
     return scalars.reshape(image.GetDimensions()[::-1])
 
 
 def geometry_of(image: VTKObject) -> Geometry:
-    """Where the voxels of a vtkOrientedImageData lie, its extent taken into account."""
+    """Return the geometry of a vtkOrientedImageData, including its extent."""
     to_world = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(to_world)
     extent = image.GetExtent()

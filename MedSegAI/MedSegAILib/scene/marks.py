@@ -1,4 +1,4 @@
-"""Marks that are shown in the slice views for a while: strokes, and what a change would add and take away."""
+"""Temporary marks in the slice views: strokes, and the additions and removals of a change."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from MedSegAILib.slicer_types import MRMLScene, Node, QtValue, VTKObject
 
 Color = tuple[float, float, float]
 ADDED, REMOVED, MOVED = (0.2, 0.85, 0.3), (0.95, 0.25, 0.2), (0.95, 0.85, 0.2)
-"""Colours of voxels that are added, taken away, or given from one segment to another."""
+"""The colours of voxels that are added, removed, or moved from one segment to another."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A kind of mark: what it is called, its colour, and how opaque it is inside of its outline."""
+    """A kind of mark: its name, its colour, and its opacity inside the outline."""
 
     title: str
     color: Color
@@ -25,18 +25,18 @@ class Mark:
 
 
 CHANGES = {"added": Mark("added", ADDED), "removed": Mark("removed", REMOVED)}
-"""The marks of a change, the same wherever one is shown before it is made."""
+"""The marks of a change, which all previews share."""
 
 
 class Marks:
     """A segmentation node that shows marks until it is removed.
 
-    It is hidden, in the slice views alone, and not saved with the scene.
+    It is hidden in lists, shown only in slice views, and not saved with the scene.
 
     Args:
         scene: the vtkMRMLScene.
-        title: what the node is called.
-        kinds: the kinds of marks, by the names that `show` takes.
+        title: the name of the node.
+        kinds: the kinds of marks, by their names for `show`.
     """
 
     def __init__(self, scene: MRMLScene, title: str, kinds: Mapping[str, Mark]) -> None:
@@ -44,7 +44,7 @@ class Marks:
         self._node: Node = None
 
     def prepare(self) -> None:
-        """Put the empty node into the scene, so that the first marks are shown as fast as later ones."""
+        """Add the empty node to the scene, so that the first marks are shown as fast as later ones."""
         if self._node is None or not self._scene.IsNodePresent(self._node):
             self._add_node()
 
@@ -52,8 +52,8 @@ class Marks:
         """Show other marks of some kinds.
 
         Args:
-            images: a vtkOrientedImageData of 0 and 1 of each kind that changes.
-            transform_id: of the transform that the images stand under, if there is one.
+            images: a vtkOrientedImageData of 0 and 1 for each kind that changes.
+            transform_id: the id of the parent transform of the images, if there is one.
         """
         self.prepare()
         self._node.SetAndObserveTransformNodeID(transform_id)
@@ -67,7 +67,7 @@ class Marks:
         self._node.Modified()
 
     def clear(self) -> None:
-        """Show no mark; the node stays."""
+        """Remove all marks; the node stays."""
         if self._node is not None and self._scene.IsNodePresent(self._node):
             self.show({name: slicer.vtkOrientedImageData() for name in self._kinds}, None)
 
@@ -76,7 +76,7 @@ class Marks:
         self._node.GetSegmentation().GetSegment(name).SetColor(*color)
 
     def remove(self) -> None:
-        """Leave the scene as it was."""
+        """Remove the node from the scene."""
         if self._node is not None and self._scene.IsNodePresent(self._node):
             tree, item = self._item()
             if item:
@@ -119,7 +119,7 @@ class Marks:
             display.SetSegmentVisibility3D(name, False)
 
     def _item(self) -> tuple[QtValue, int]:
-        """The tree of the scene's data, and the node's item in it, which a hidden node has without being shown."""
+        """Return the subject hierarchy and the node's item in it, which a hidden node also has."""
         tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
         return tree, 0 if tree is None else int(tree.GetItemByDataNode(self._node))
 
@@ -127,8 +127,8 @@ class Marks:
 def _hide_from_3d(node: Node) -> None:
     """Keep 3D views from being notified of changes of a node.
 
-    Each of them would let the view draw all surfaces of the scene again, which takes a second without a graphics
-    card, although it shows nothing of the node.
+    Each change would make the view draw all surfaces of the scene again, which takes a second without a graphics
+    card, although it does not show the node.
     """
     broker = slicer.vtkEventBroker.GetInstance()
     found = broker.GetObservationsForSubject(node)

@@ -1,4 +1,4 @@
-"""Which segment of a segmentation stands for which label of a model."""
+"""Matching of the segments of a segmentation to the labels of a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from medsegai.labels import Label
 from MedSegAILib.scene.segments import UNSPECIFIC, segment_id, tag_of
 from MedSegAILib.slicer_types import Segment, SegmentationNode
 
-# What of a terminology entry names the structure: category, type and type's modifier.
+# The parts of a terminology entry that name the structure: category, type and type modifier.
 _CODES = slice(1, 4)
 
 
 def match(segmentation: SegmentationNode, labels: Sequence[Label]) -> dict[Label, str]:
-    """The segment id of each label that the segmentation has a segment for.
+    """Return the segment id of each label for which the segmentation has a segment.
 
-    A label is looked for by segment id, then by name, then by terminology code; each segment stands for one
-    label at most. A name counts where the codes do not contradict it, and a code where one label and one
-    segment alone have it.
+    A label is matched by segment id, then by name, then by terminology code; each segment matches at most one
+    label. A name counts if the codes do not contradict it, and a code counts if only one label and one segment
+    have it.
     """
     segments = segmentation.GetSegmentation()
     left = {name: segments.GetSegment(name) for name in segments.GetSegmentIDs()}
@@ -41,7 +41,7 @@ def _join(
     of_label: Callable[[Label], str],
     of_segment: Callable[[Segment], str],
 ) -> None:
-    """Join labels and segments that alone have the same key."""
+    """Match labels and segments that are the only ones with the same key."""
     open_labels = [label for label in labels if label not in found]
     often = Counter(of_label(label) for label in labels)
     names: dict[str, list[str]] = {}
@@ -73,7 +73,7 @@ def _segment_code(segment: Segment) -> str:
 
 
 def _code(entry: str) -> str:
-    """The coded part of a terminology entry, without the meanings; "" where it says nothing of anatomy."""
+    """Return the coded part of a terminology entry, without the meanings; "" if it is not anatomical."""
     codes = ["^".join(part.split("^")[:2]) for part in entry.split("~")[_CODES]]
     if len(codes) < 3 or codes[1] in ("", "^", "^".join(UNSPECIFIC.type[:2])):
         return ""

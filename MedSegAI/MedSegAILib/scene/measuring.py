@@ -1,6 +1,6 @@
-"""Segments of the scene as the worker measures them: label maps on the whole field of view, and the scan.
+"""Reading of segments for a measurement: label maps on the whole field of view, and the scan.
 
-Segments that overlap lie in different label maps, as they do in the scene.
+Overlapping segments are in different label maps, as in the scene.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 NOWHERE = Geometry((1, 1, 1), np.eye(4))
-"""The grid of a segmentation without any voxel."""
+"""The grid of a segmentation without voxels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurable:
-    """A segmentation as it was read to be measured.
+    """A segmentation that was read for a measurement.
 
     Attributes:
         segmentation: the node.
-        request: what the worker is asked.
+        request: the request to the worker.
         segments: the ids of its segments, in the order of the worker's rows.
-        note: what to tell of the scan; "" where the segments lie on its voxels.
+        note: a remark on the scan; "" if the segments have its voxels.
     """
 
     segmentation: SegmentationNode
@@ -45,7 +45,7 @@ class Measurable:
 
 
 def measurable(segmentation: SegmentationNode) -> Measurable:
-    """Read the segments as they are now, and the scan that they were made of.
+    """Read the present segments and their scan.
 
     Raises:
         GeometryError: the segmentation or the scan stands under a transform that is not linear.
@@ -86,7 +86,7 @@ def _note(segmentation: SegmentationNode, scan: VolumeNode, difference: str) -> 
 
 
 def scan_of(segmentation: SegmentationNode) -> VolumeNode:
-    """The volume that a segmentation was made of; None if it was deleted, or has several values per voxel."""
+    """Return the volume of a segmentation; None if it was deleted, or has several values per voxel."""
     node = segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
     try:
         check_image(node)
@@ -96,7 +96,7 @@ def scan_of(segmentation: SegmentationNode) -> VolumeNode:
 
 
 def scan_place(segmentation: SegmentationNode, scan: VolumeNode) -> Geometry:
-    """The voxels of the scan in the coordinates of the segmentation."""
+    """Return the geometry of the scan in the coordinates of the segmentation."""
     i, j, k = scan.GetImageData().GetDimensions()
     return place_in(segmentation, scan, (k, j, i))
 
@@ -104,10 +104,10 @@ def scan_place(segmentation: SegmentationNode, scan: VolumeNode) -> Geometry:
 def field_of_view(
     segmentation: SegmentationNode, layers: Sequence[Layer], scan: VolumeNode
 ) -> Geometry:
-    """The voxels of the scan, where the segments were drawn on them; else those that the segments are edited on.
+    """Return the grid of the scan, if the segments were drawn on it; otherwise the grid on which they are edited.
 
-    Slicer keeps with a segmentation on which grid it was drawn. A scan that merely contains this grid may be
-    another patient's.
+    Slicer stores the grid on which a segmentation was drawn. A scan that merely contains this grid may be that of
+    another patient.
     """
     if not layers:
         return NOWHERE
@@ -123,7 +123,7 @@ def field_of_view(
 
 
 def renumbered(layer: Layer, values: Mapping[str, int]) -> NDArray[np.integer]:
-    """The label map of a layer with these values for its segments, (k, j, i)."""
+    """Return the label map of a layer with these values for its segments, (k, j, i)."""
     top = max(int(layer.voxels.max(initial=0)), *layer.values.values())
     lookup = np.zeros(top + 1, np.min_scalar_type(max(values.values())))
     for name, value in layer.values.items():
@@ -132,18 +132,18 @@ def renumbered(layer: Layer, values: Mapping[str, int]) -> NDArray[np.integer]:
 
 
 def models_of(segmentation: SegmentationNode) -> tuple[str, ...]:
-    """The ids of the models that made a segmentation, as its report says."""
+    """Return the ids of the models that made a segmentation, from its report."""
     made = report_of(segmentation).get("provenance", {})
     return tuple(str(item["id"]) for item in made.get("models", ()))
 
 
 def report_of(segmentation: SegmentationNode) -> dict[str, Any]:
-    """How a segmentation was made; empty where MedSegAI did not make it."""
+    """Return the origin of a segmentation; empty if MedSegAI did not make it."""
     return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 
 
 def _held(layers: Sequence[Layer], names: Sequence[str]) -> Iterable[tuple[Layer, list[str]]]:
-    """Each label map and its segments; segments without voxels belong to the first."""
+    """Return each label map and its segments; segments without voxels belong to the first."""
     filled = {name for layer in layers for name in layer.values}
     empty = [name for name in names if name not in filled]
     if not layers and names:

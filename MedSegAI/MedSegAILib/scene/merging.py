@@ -1,7 +1,7 @@
-"""A result into a segmentation that is there already: worked out first, in full, and then done at once.
+"""Merging of a result into an existing segmentation: planned first, completely, and then carried out at once.
 
-What is worked out is a `Plan`: the label maps that the segmentation will have. Nothing of the scene changes
-before the plan is complete, and what then happens is that segments are given other label maps.
+A `Plan` has the label maps that the segmentation will have. The scene does not change before the plan is complete;
+then the segments get other label maps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from MedSegAILib.translation import tr as _
 
 @dataclass(frozen=True)
 class Target:
-    """A structure and the segment that it goes into."""
+    """A structure and the segment that gets it."""
 
     measures: StructureMeasures
     segment_id: str
@@ -58,13 +58,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a segmentation is going to be.
+    """The planned content of a segmentation.
 
     Attributes:
         layers: all label maps that differ from the present ones.
-        written: the structures that go in, and the digest of what their segments will hold; "" where part of
-            that is a person's.
-        notes: what is left as it was, and why, in words for the user.
+        written: the written structures, and the digest of the content of their segments; "" if a part was drawn by
+            a person.
+        notes: what is not changed, and why, as sentences for the user.
     """
 
     layers: tuple[Layer, ...]
@@ -73,13 +73,13 @@ class Plan:
 
     @property
     def new_segments(self) -> tuple[str, ...]:
-        """The ids of the segments that come with it."""
+        """Return the ids of the new segments."""
         return tuple(name for name, (target, _) in self.written.items() if target.is_new)
 
 
 @dataclass
 class _Present:
-    """A segmentation as it is, and what of it may change."""
+    """The present segmentation, and the part of it that may change."""
 
     layers: tuple[Layer, ...]
     changing: frozenset[str]
@@ -95,14 +95,14 @@ def plan_update(
     output: OutputChoice,
     add: bool,
 ) -> Plan:
-    """What `OutputMode.UPDATE` makes of a segmentation; with `add`, missing structures become segments.
+    """Plan `OutputMode.UPDATE` of a segmentation; with `add`, missing structures become segments.
 
-    Changed are voxels inside the region that the request named, if it named one, and on the grid of the
-    source. A voxel of a segment that stays is not given to another one, unless the two overlapped before.
+    Only voxels on the grid of the source change, and inside the region of the request, if it has one. A voxel of a
+    segment that stays is not given to another one, unless the two overlapped before.
 
     Raises:
         InputError: the segmentation is made of surfaces.
-        GeometryError: it stands under a transform that is not linear.
+        GeometryError: it has a parent transform that is not linear.
     """
     check_labelmaps(segmentation)
     layers = layers_of(segmentation)
@@ -130,10 +130,10 @@ def plan_update(
 def plan_addition(
     segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
 ) -> Plan:
-    """What `OutputMode.ADD` makes of a segmentation: what it has stays, also where structures overlap it.
+    """Plan `OutputMode.ADD` of a segmentation, whose content stays, even where structures overlap it.
 
     Raises:
-        InputError, GeometryError: as `plan_update`.
+        InputError, GeometryError: see `plan_update`.
     """
     check_labelmaps(segmentation)
     segments = segmentation.GetSegmentation()
@@ -147,10 +147,10 @@ def plan_addition(
 
 
 def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) -> bool:
-    """Do what was planned.
+    """Carry out a plan.
 
     Returns:
-        whether the segmentation had surfaces. Only those of segments that hold the same voxels are left.
+        Whether the segmentation had surfaces. Only surfaces of unchanged segments are left.
     """
     images = [(oriented_image(layer.voxels, layer.geometry), layer) for layer in plan.layers]
     segments = segmentation.GetSegmentation()
@@ -174,9 +174,9 @@ def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) ->
     finally:
         segmentation.EndModify(was_modifying)
     for image, _layer in images:
-        image.Modified()  # this notifies whoever shows the segmentation
+        image.Modified()  # this notifies the views
     if had_surfaces:
-        segmentation.RemoveClosedSurfaceRepresentation()  # those that are left are of older voxels
+        segmentation.RemoveClosedSurfaceRepresentation()  # the remaining ones belong to older voxels
         give_back()
     return had_surfaces
 
@@ -194,7 +194,7 @@ def check_labelmaps(segmentation: SegmentationNode) -> None:
 
 
 def region_box(result: SegmentationResult) -> Box:
-    """The voxels (k, j, i) of the source that the request asked for."""
+    """Return the box (k, j, i) of the source that the request named."""
     whole = (slice(None), slice(None), slice(None))
     if not result.region:
         return whole
@@ -204,10 +204,10 @@ def region_box(result: SegmentationResult) -> Box:
 def place_in(
     segmentation: SegmentationNode, source: VolumeNode, shape: tuple[int, int, int]
 ) -> Geometry:
-    """Where the voxels of a source lie now, in the coordinates of a segmentation.
+    """Return the present geometry of a source, in the coordinates of a segmentation.
 
     Raises:
-        GeometryError: one of the two stands under a transform that is not linear.
+        GeometryError: one of the two has a parent transform that is not linear.
     """
     if source.GetTransformNodeID() == segmentation.GetTransformNodeID():
         return Geometry(shape, ijk_to_local(source))
@@ -223,7 +223,7 @@ def _fill(
     targets: Sequence[Target],
     apart: bool,
 ) -> tuple[tuple[Layer, ...], Mapping[str, tuple[Target, str]]]:
-    """The label maps with the targets in them; `apart` keeps them from the voxels of other segments."""
+    """Return the label maps with the targets; `apart` protects the voxels of other segments."""
     if not targets:
         return (), {}
     place = place_in(segmentation, source, result.labelmap.geometry.shape)
@@ -253,7 +253,7 @@ def _fill(
 def _content(
     target: Target, present: _Present, before: Masks, after: Masks
 ) -> tuple[NDArray[np.bool_], Box, bool]:
-    """What a segment will hold inside a box, and whether part of it is a person's."""
+    """Return what a segment will hold inside a box, and whether a person drew a part of it."""
     new_name = segment_id(target.measures.label)
     box = union(before.box(target.segment_id), after.box(new_name))
     old, new = before.mask(target.segment_id, box), after.mask(new_name, box)
@@ -283,11 +283,11 @@ class Masks:
         self.names = frozenset(self._found)
 
     def box(self, name: str) -> Box | None:
-        """The smallest box around a segment; None where it has no voxel."""
+        """Return the smallest box around a segment; None if it does not have voxels."""
         return self._found[name][2] if name in self._found else None
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
-        """The voxels of a segment inside a box, (k, j, i)."""
+        """Return the voxels of a segment inside a box, (k, j, i)."""
         if name not in self._found:
             return np.zeros([part.stop - part.start for part in box], bool)
         voxels, value, _ = self._found[name]
@@ -296,7 +296,7 @@ class Masks:
 
 
 def union(first: Box | None, second: Box | None) -> Box:
-    """The smallest box around both; one voxel where there is neither."""
+    """Return the smallest box around both; one voxel if there is neither."""
     found = [box for box in (first, second) if box is not None]
     if not found:
         return slice(0, 1), slice(0, 1), slice(0, 1)
@@ -310,7 +310,7 @@ def union(first: Box | None, second: Box | None) -> Box:
 def _only(
     layer: Layer, grid: Geometry, changing: frozenset[str], stay: bool
 ) -> NDArray[np.integer]:
-    """A layer's label values on a grid, of those segments only that stay, or that do not."""
+    """Return a layer's label values on a grid, only of segments that stay, or only of those that change."""
     wanted = [value for name, value in layer.values.items() if (name not in changing) == stay]
     voxels = on_grid(layer.voxels, layer.geometry, grid)
     voxels[~np.isin(voxels, wanted)] = 0
@@ -327,10 +327,10 @@ def _changing_layers(present: _Present) -> Iterator[Layer]:
 def layers_without(
     layers: Iterable[Layer], changing: frozenset[str], grid: Geometry
 ) -> tuple[list[Layer], list[Layer]]:
-    """Those label maps that lose one of the changing segments, without these.
+    """Return the label maps that lose one of the changing segments, without these segments.
 
     Returns:
-        those whose voxels are those of the grid, on it, to be filled again; and those of another lattice.
+        The label maps with the voxels of the grid, on it, to be filled again; and those with other voxels.
     """
     bases, rest = [], []
     for layer in layers:
@@ -348,12 +348,12 @@ def layers_without(
 
 
 def lattice(segmentation: SegmentationNode, layers: Sequence[Layer], place: Geometry) -> Geometry:
-    """The voxels that a segmentation is edited on; `place` where it has none."""
+    """Return the grid on which a segmentation is edited; `place` if it does not have voxels."""
     return drawn_on(segmentation, layers[0].geometry) if layers else place
 
 
 def drawn_on(segmentation: SegmentationNode, else_place: Geometry) -> Geometry:
-    """The grid that Slicer keeps with a segmentation, as a rule that of its scan; else `else_place`."""
+    """Return the grid that Slicer stores with a segmentation, usually that of its scan; otherwise `else_place`."""
     text = segmentation.GetSegmentation().GetConversionParameter(
         slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
     )

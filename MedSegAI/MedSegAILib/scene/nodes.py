@@ -6,12 +6,12 @@ from MedSegAILib.slicer_types import MRMLScene, Node
 
 
 def nodes_of(scene: MRMLScene, kind: str) -> list[Node]:
-    """All nodes of a class. (`slicer.util.getNodesByClass` asks the application's scene, whichever is given.)"""
+    """Return all nodes of a class. (`slicer.util.getNodesByClass` always uses the application's scene.)"""
     return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
 
 
 def remove(scene: MRMLScene, node: Node) -> None:
-    """Take a node out of the scene, if it is there, with the nodes that show and store it alone."""
+    """Remove a node from the scene, with the display and storage nodes that only it uses."""
     if node is None or not scene.IsNodePresent(node):
         return
     own = []

@@ -29,7 +29,7 @@ from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNod
 from MedSegAILib.translation import tr as _
 
 MOST_SEGMENTS = 200
-"""So many objects become segments; Slicer becomes slow with more."""
+"""The largest number of objects that become segments, because Slicer becomes slow with more."""
 
 HEADINGS = {
     "number": "Object",
@@ -40,24 +40,24 @@ HEADINGS = {
     "r_mm": "R [mm]",
     "a_mm": "A [mm]",
 }
-"""What the table calls what is known of each object; means of channels are added."""
+"""The headings of the table of objects; means of channels are added."""
 
 
 def put_beside(
     scene: MRMLScene, segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
 ) -> str:
-    """Put the objects of a result and their table beside its segmentation, in place of those that are there.
+    """Put the objects of a result and their table beside its segmentation, and replace existing ones.
 
-    They are not drawn at first, because the segmentation is: choose them as the result that is shown.
+    They are hidden at first, because the segmentation is shown: choose them as the result to show.
 
     Args:
-        scene: of the segmentation, which is in it.
-        segmentation: which refers to the nodes that are made, and takes them along when it is removed.
+        scene: the scene of the segmentation.
+        segmentation: the segmentation, which refers to the new nodes, and is removed together with them.
         source: the picture.
-        result: of a model that separates objects; for others nothing is done.
+        result: the result of a model that separates objects; for others nothing is done.
 
     Returns:
-        a sentence about them, or "" if there is none.
+        A sentence about them, or "" if there are none.
     """
     if result.objects is None:
         return ""
@@ -89,7 +89,7 @@ def _labels(count: int) -> Iterable[Label]:
 
 
 def _segments(scene: MRMLScene, objects: Any, source: VolumeNode, count: int) -> SegmentationNode:
-    """A segmentation with a segment for each object, all in one layer."""
+    """Make a segmentation with a segment for each object, all in one layer."""
     node = scene.CreateNodeByClass("vtkMRMLSegmentationNode")
     node.UnRegister(None)
     segments = node.GetSegmentation()
@@ -109,7 +109,7 @@ def _segments(scene: MRMLScene, objects: Any, source: VolumeNode, count: int) ->
 def _label_map(
     scene: MRMLScene, objects: Any, source: VolumeNode, count: int
 ) -> tuple[VolumeNode, Node]:
-    """A label map whose values are the numbers of the objects, and the table of its colours."""
+    """Make a label map whose values are the numbers of the objects, and the table of its colours."""
     node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
     slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(objects))
     node.SetIJKToRASMatrix(matrix(ijk_to_local(source)))
@@ -129,7 +129,7 @@ def _label_map(
 
 
 def _table(scene: MRMLScene, name: str, rows: Sequence[Mapping[str, Any]]) -> TableNode:
-    """A row for each object; columns of which nothing is known are left out."""
+    """Make a row for each object, without unknown columns."""
     node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)
     for column in rows[0]:
         values = [math.nan if row[column] is None else float(row[column]) for row in rows]

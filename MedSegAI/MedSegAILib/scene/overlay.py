@@ -1,7 +1,7 @@
 """A map laid over the slices: where the networks doubted, or where something is probable.
 
-What was shown before is kept with the nodes of the views, so whoever takes the overlay away finds it: the page,
-the Segment Editor, and a scene that is opened again.
+The previous display is stored with the nodes of the views, so it can be restored by the page, the Segment Editor,
+and a scene that is opened again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNo
 from MedSegAILib.translation import tr as _
 
 OPACITY = 0.6
-"""How opaque a map is, unless the user chose otherwise."""
+"""The default opacity of a map."""
 
 OPACITY_ATTRIBUTE = "MedSegAI.overlay_opacity"
-"""Attribute of the segmentation node: how opaque its maps are, if the user chose it."""
+"""Attribute of the segmentation node: the opacity of its maps, if the user chose it."""
 
 BEFORE_ATTRIBUTE = "MedSegAI.before_uncertainty"
 """Attribute of a slice view: id and opacity of the foreground before. Of the display of a segmentation: whether
@@ -29,19 +29,19 @@ its segments were filled. It is there as long as the overlay is."""
 
 LEGEND_FONT = 14
 LEGEND_SIZE, LEGEND_POSITION = (0.1, 0.35), (0.97, 0.03)
-"""Height and width, then place from left to right and from bottom to top, as parts of the view's."""
+"""Height and width of the legend, then its position from left and from bottom, as parts of the view's size."""
 
 COLORING = {HEAT: color_heat, UNCERTAINTY: color}
-"""What gives each kind of map its colours."""
+"""The functions that set the colours of each kind of map."""
 
 
 def show(scene: MRMLScene, segmentation: SegmentationNode, kind: str) -> None:
     """Lay a map of a segmentation over the slices, its segments as outlines.
 
     Args:
-        scene: whose slice views show it.
-        segmentation: which the map belongs to.
-        kind: `HEAT` or `UNCERTAINTY`; "" takes away what is shown.
+        scene: the scene whose slice views show it.
+        segmentation: the segmentation of the map.
+        kind: `HEAT` or `UNCERTAINTY`; "" removes the shown map.
 
     Raises:
         InputError: the segmentation does not have such a map.
@@ -70,19 +70,19 @@ def show(scene: MRMLScene, segmentation: SegmentationNode, kind: str) -> None:
 
 
 def shown(scene: MRMLScene, segmentation: SegmentationNode) -> str:
-    """The kind of map of a segmentation that a slice view shows, or "" if there is none."""
+    """Return the kind of map of a segmentation that a slice view shows, or "" if there is none."""
     views = nodes_of(scene, "vtkMRMLSliceCompositeNode")
     seen = {view.GetForegroundVolumeID() for view in views}
     return next((kind for kind, node in maps_of(segmentation).items() if node.GetID() in seen), "")
 
 
 def opacity(segmentation: SegmentationNode) -> float:
-    """How opaque the maps of a segmentation are, from 0 to 1."""
+    """Return the opacity of the maps of a segmentation, from 0 to 1."""
     return float(segmentation.GetAttribute(OPACITY_ATTRIBUTE) or OPACITY)
 
 
 def set_opacity(scene: MRMLScene, segmentation: SegmentationNode, value: float) -> None:
-    """Draw the maps of a segmentation with this opacity, now and whenever they are shown again."""
+    """Set the opacity of the maps of a segmentation, now and whenever they are shown again."""
     note(segmentation, OPACITY_ATTRIBUTE, f"{value:.2f}")
     own = {node.GetID() for node in maps_of(segmentation).values()}
     for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
@@ -100,7 +100,7 @@ def _missing(segmentation: SegmentationNode, kind: str) -> str:
 def _take_away(
     scene: MRMLScene, segmentation: SegmentationNode, maps: dict[str, VolumeNode]
 ) -> None:
-    """Put back what was there; what the user chose in the meantime stays."""
+    """Restore the previous display, except for the user's changes meanwhile."""
     own = {node.GetID() for node in maps.values()}
     for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
         before = view.GetAttribute(BEFORE_ATTRIBUTE)
@@ -129,9 +129,9 @@ def _legend(volume: VolumeNode) -> Node:
 
 
 def _show_legend(scene: MRMLScene, kind: str, volume: VolumeNode) -> None:
-    """Slicer's own colour legend: a small one, in one view.
+    """Show Slicer's own colour legend, small and in one view.
 
-    Words in its title stand above the ends of the bar, because numbers of nats tell nobody anything, and Slicer
+    Words in its title are above the ends of the bar, because values in nats are hard to interpret, and Slicer
     writes names of colours too small to read.
     """
     color_logic = slicer.vtkSlicerColorLogic

@@ -19,7 +19,7 @@ VALUES_REFERENCE = "MedSegAI.chart.values"
 
 @dataclass(frozen=True)
 class Bar:
-    """One segment in the plot; parts of the colour go from 0 to 1."""
+    """One segment in the plot; colour components are from 0 to 1."""
 
     name: str
     value: float
@@ -27,17 +27,17 @@ class Bar:
 
 
 def show_bars(scene: MRMLScene, table: TableNode, bars: Sequence[Bar], title: str) -> Node:
-    """A bar for each segment in its own colour, which the legend names; a later call fills the same chart.
+    """Show a bar for each segment in its own colour, with a legend; a later call fills the same chart.
 
-    A series of Slicer has one colour, and names its values in tool tips alone. So each segment is a series of one
-    value, from a hidden table of one row.
+    A plot series of Slicer has one colour, and names its values only in tool tips. So each segment is a series of
+    one value, from a hidden table of one row.
 
     Args:
-        table: the vtkMRMLTableNode that the plot belongs to.
-        title: of the vertical axis.
+        table: the vtkMRMLTableNode of the plot.
+        title: the title of the vertical axis.
 
     Returns:
-        the vtkMRMLPlotChartNode.
+        The vtkMRMLPlotChartNode.
     """
     chart = table.GetNodeReference(CHART_REFERENCE)
     if chart is None:
@@ -61,7 +61,7 @@ def show_bars(scene: MRMLScene, table: TableNode, bars: Sequence[Bar], title: st
 
 
 def _values(scene: MRMLScene, table: TableNode, bars: Sequence[Bar]) -> VTKObject:
-    """The hidden table: one column for each bar, by its number, since names may be equal."""
+    """Return the hidden table: one column for each bar, by its number, because names may be equal."""
     node = table.GetNodeReference(VALUES_REFERENCE)
     if node is None:
         node = scene.CreateNodeByClass("vtkMRMLTableNode")
@@ -88,13 +88,13 @@ def _remove_series(scene: MRMLScene, chart: Node) -> None:
 
 
 class StatisticsLayout:
-    """The views with table and plot beside them, and the way back to what was there before."""
+    """The layout with table and plot beside the views, and the restoration of the previous layout."""
 
     def __init__(self) -> None:
         self._before: int | None = None
 
     def show(self, scene: MRMLScene) -> None:
-        """Let the views be slices, plot and table."""
+        """Show slices, plot and table."""
         layout = _layout(scene)
         if layout is None or layout.GetViewArrangement() == _WITH_TABLE:
             return
@@ -102,7 +102,7 @@ class StatisticsLayout:
         layout.SetViewArrangement(_WITH_TABLE)
 
     def hide(self, scene: MRMLScene) -> None:
-        """Bring the views back; a layout that was chosen meanwhile stays."""
+        """Restore the previous layout, unless another one was chosen meanwhile."""
         layout, before = _layout(scene), self._before
         self._before = None
         if layout is None or before is None or layout.GetViewArrangement() != _WITH_TABLE:

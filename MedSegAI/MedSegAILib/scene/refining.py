@@ -1,7 +1,7 @@
-"""A segmentation that is in the scene, to be refined: what the worker sees of it, and what becomes of its answer.
+"""Refinement of a segmentation in the scene: the request to the worker, and the writing of its result.
 
-The worker sees one label map on the voxels that the segmentation is edited on. Segments that are not to change are
-in it as what lies around, and fixed. The answer is worked out in full before anything of the scene changes.
+The worker gets one label map on the grid on which the segmentation is edited. It also contains the segments that
+must not change, as fixed labels. The result is planned completely before the scene changes.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 REFINED = "refined"
-"""Entry of a segmentation's report: what refinements did to it since, from the first to the last."""
+"""The entry of a segmentation's report with the later refinements, from the first to the last."""
 
-NO_VOXELS = "{name} has no voxels to refine."
+NO_VOXELS = "{name} does not have voxels to refine."
 
 
 OVERLAP = (
@@ -66,15 +66,15 @@ OVERLAP = (
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A segmentation as it was read to be refined.
+    """A segmentation that was read for a refinement.
 
     Attributes:
         segmentation: the node.
-        request: what the worker is asked; its label map lies in the world.
+        request: the request to the worker, whose label map is in world coordinates.
         grid: the voxels of that label map, in the coordinates of the segmentation.
-        segments: the id of the segment that each of its label values stands for.
-        contents: digest of each segment as it was, by id.
-        notes: what will be left as it is, and why, in words.
+        segments: the id of the segment of each label value.
+        contents: the digest of each segment when it was read, by id.
+        notes: what will not be changed, and why, in words.
     """
 
     segmentation: SegmentationNode
@@ -91,20 +91,20 @@ def draft(
     segments: Sequence[str] = (),
     image: VolumeNode = None,
 ) -> Draft:
-    """Read a segmentation to have some or all of its segments refined.
+    """Read a segmentation for the refinement of some or all of its segments.
 
-    Segments whose review is completed are never refined. What is not refined is fixed: it stays as it is. A
-    segment of that kind which overlaps one that is refined has no say in where the other may go.
+    Segments whose review is completed are never refined. Other segments are fixed and do not change. A fixed
+    segment that overlaps a refined one does not restrict it.
 
     Args:
-        refinements: what to do, in this order; without labels.
-        segments: ids of the segments to refine; all if none is named.
-        image: the volume node of the scan, for refinements that look at it.
+        refinements: the refinements in this order, without labels.
+        segments: the ids of the segments to refine; all if it is empty.
+        image: the volume node of the scan, for refinements that use it.
 
     Raises:
-        InputError: there is no segmentation, it is made of surfaces, has no voxels or no such segment; all
-            segments are completed, or two that are to be refined overlap; or the volume is not an image.
-        GeometryError: segmentation or image stand under a transform that is not linear.
+        InputError: the segmentation is missing, made of surfaces, or does not have voxels or the segments; all
+            segments are completed, or two of the chosen ones overlap; or the volume is not an image.
+        GeometryError: segmentation or image have a parent transform that is not linear.
         RequestError: a refinement names labels.
     """
     if segmentation is None:
@@ -145,7 +145,7 @@ def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
     """Put the answer into the segmentation, as one undo step; `writer.notes` says what was left as it is.
 
     Raises:
-        InputError: the segmentation has left the scene, or its segments were changed since it was read.
+        InputError: the segmentation has left the scene, or its segments changed since it was read.
     """
     segmentation = read_as.segmentation
     check_unchanged(writer, read_as)
@@ -155,7 +155,7 @@ def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
         return
     if not writer.save_undo(segmentation):
         writer.notes.append(
-            _("The Segment Editor is not open on {name}, so it cannot undo this.").format(
+            _("The Segment Editor does not show {name}, so it cannot undo this change.").format(
                 name=segmentation.GetName()
             )
         )
@@ -169,7 +169,7 @@ def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
 
 
 def plan(read_as: Draft, result: RefinementResult) -> Plan:
-    """The label maps that the segmentation will have; none where nothing changes."""
+    """Return the label maps that the segmentation will have; empty if nothing changes."""
     before, after = read_as.request.labelmap.voxels, result.labelmap.voxels
     changing = {value: read_as.segments[value] for value in _changing(before, after)}
     if not changing:
@@ -186,7 +186,7 @@ def plan(read_as: Draft, result: RefinementResult) -> Plan:
 
 def check_unchanged(writer: Writer, read_as: Draft) -> None:
     """Raises:
-    InputError: the segmentation has left the scene, or its segments are not what they were.
+    InputError: the segmentation has left the scene, or its segments changed.
     """
     node = read_as.segmentation
     if not writer.scene.IsNodePresent(node):
@@ -204,12 +204,12 @@ def check_unchanged(writer: Writer, read_as: Draft) -> None:
 
 
 class RefinedPreview:
-    """What a refinement would do, shown beside what it would change, until it is accepted or rejected.
+    """A refinement that is shown beside the segmentation that it would change, until it is accepted or rejected.
 
     Attributes:
         node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
         notes: see `Writer.notes`.
-        place: where it would change most, R, A, S in mm of the world; None where nothing would change.
+        place: the position of the largest change, R, A, S in mm of the world; None if nothing would change.
     """
 
     def __init__(self, writer: Writer, read_as: Draft, result: RefinementResult) -> None:
@@ -225,11 +225,11 @@ class RefinedPreview:
         """Make the preview the segmentation, as one undo step.
 
         Returns:
-            the segmentation node.
+            The segmentation node.
 
         Raises:
-            InputError: preview or segmentation have left the scene, or the segmentation was changed meanwhile;
-                nothing is changed then, and the preview is gone.
+            InputError: preview or segmentation have left the scene, or the segmentation was changed meanwhile; the
+                preview is then removed without a change.
         """
         scene, original = self._writer.scene, self._draft.segmentation
         if not scene.IsNodePresent(self.node):
@@ -244,14 +244,14 @@ class RefinedPreview:
         return original
 
     def reject(self) -> None:
-        """Leave everything as it was before the preview."""
+        """Restore the state before the preview."""
         self._copy.close()
 
 
 def _chosen(
     segmentation: SegmentationNode, layers: Iterable[Layer], segments: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """The ids of the segments to refine, and of those that were meant too and are completed."""
+    """Return the ids of the segments to refine, and of chosen segments that are completed."""
     filled: set[str] = set()
     for layer in layers:
         around = boxes(layer.voxels)
@@ -280,7 +280,7 @@ def _joined(
     values: Mapping[str, int],
     refined: Sequence[str],
 ) -> tuple[NDArray[np.integer], list[int]]:
-    """One label map of the segments to refine and of those around them; and the values of the latter."""
+    """Return one label map of the segments to refine and the surrounding ones, and the values of the latter."""
     out = np.zeros(grid.shape, np.min_scalar_type(max(values.values())))
     for name, box, mask in _masks(layers, grid, refined, True):
         part = out[box]
@@ -300,7 +300,7 @@ def _joined(
 def _masks(
     layers: Iterable[Layer], grid: Geometry, wanted: Sequence[str], inside: bool
 ) -> Iterator[tuple[str, Box, NDArray[np.bool_]]]:
-    """Id, box and voxels in it of the segments that are wanted, or of all others."""
+    """Yield id, box and voxels of the wanted segments, or of all others."""
     for layer in layers:
         values = {name: v for name, v in layer.values.items() if (name in wanted) == inside}
         if values:
@@ -314,7 +314,7 @@ def _masks(
 def _candidates(
     segmentation: SegmentationNode, grid: Geometry, names: Mapping[int, str]
 ) -> Candidates | None:
-    """What the AI thought of each voxel, as far as it is about segments that are there."""
+    """Return the candidates of each voxel, as far as they belong to existing segments."""
     found = candidates_of(segmentation)
     if found is None:
         return None
@@ -335,7 +335,7 @@ def _changing(before: NDArray[np.integer], after: NDArray[np.integer]) -> list[i
 
 
 def _sign(read_as: Draft, result: RefinementResult) -> None:
-    """What the AI wrote and nobody painted stays the AI's."""
+    """Sign segments that the AI wrote and that a person did not paint."""
     before, after = read_as.request.labelmap.voxels, result.labelmap.voxels
     around = boxes(after)
     for value in _changing(before, after):
@@ -348,7 +348,7 @@ def _sign(read_as: Draft, result: RefinementResult) -> None:
 
 
 def _newly_locked(read_as: Draft) -> bool:
-    """Whether a segment that was to be refined is completed by now."""
+    """Whether a segment that was to be refined is now completed."""
     refined = set(read_as.segments) - set(read_as.request.fixed)
     return any(is_locked(read_as.segmentation, read_as.segments[value]) for value in refined)
 

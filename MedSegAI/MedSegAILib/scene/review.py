@@ -1,9 +1,9 @@
-"""How far a person is with looking at a segment: kept on the segment, where the Segment Editor shows it.
+"""The review state of a segment, which is stored on the segment, where the Segment Editor shows it.
 
-Slicer has no lock on single segments. What comes nearest is the review state *completed*, and so a completed
-segment counts as locked here: nobody wants what was looked at and found right to change by itself. The
-masking settings of the Segment Editor (editable area, modify other segments) belong to its brushes and are
-not read: a result is kept to the region that was given, and never takes voxels from other segments.
+Slicer does not have a lock on single segments. The review state *completed* comes nearest, so a completed segment
+counts as locked here, because a reviewed segment must not change by itself. The masking settings of the Segment
+Editor (editable area, modify other segments) belong to its brushes and are not used: a result is restricted to its
+region, and never takes voxels from other segments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from MedSegAILib.slicer_types import Segment, SegmentationNode
 
 
 class ReviewState(Enum):
-    """The states of Slicer's segments, by the words that it stores."""
+    """The review states of Slicer's segments, by the words that it stores."""
 
     NOT_STARTED = "notstarted"
     IN_PROGRESS = "inprogress"
@@ -26,10 +26,10 @@ class ReviewState(Enum):
 
 
 def review_state(segmentation: SegmentationNode, segment_id: str) -> ReviewState:
-    """How far the review of a segment is.
+    """Return the review state of a segment.
 
     Raises:
-        InputError: the segmentation has no such segment.
+        InputError: the segmentation does not have the segment.
     """
     segment = segment_of(segmentation, segment_id)
     logic = slicer.vtkSlicerSegmentationsModuleLogic
@@ -38,22 +38,22 @@ def review_state(segmentation: SegmentationNode, segment_id: str) -> ReviewState
 
 
 def set_review_state(segmentation: SegmentationNode, segment_id: str, state: ReviewState) -> None:
-    """Say how far the review of a segment is.
+    """Set the review state of a segment.
 
     Raises:
-        InputError: the segmentation has no such segment.
+        InputError: the segmentation does not have the segment.
     """
     set_state(segment_of(segmentation, segment_id), state)
 
 
 def set_state(segment: Segment, state: ReviewState) -> None:
-    """The same for a segment at hand."""
+    """Set the review state on a segment itself."""
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     logic.SetSegmentStatus(segment, logic.GetSegmentStatusFromMachineReadableString(state.value))
 
 
 def is_locked(segmentation: SegmentationNode, segment_id: str) -> bool:
-    """Whether the AI must leave a segment alone: its review is completed."""
+    """Whether the AI must not change a segment, because its review is completed."""
     return review_state(segmentation, segment_id) is ReviewState.COMPLETED
 
 
@@ -61,6 +61,6 @@ def segment_of(segmentation: SegmentationNode, segment_id: str) -> Segment:
     segment = segmentation.GetSegmentation().GetSegment(segment_id)
     if segment is None:
         raise InputError(
-            f"{segmentation.GetName()} has no segment {segment_id} any more. Choose one that it has."
+            f"{segmentation.GetName()} no longer has the segment {segment_id}. Choose another one."
         )
     return segment

@@ -1,4 +1,4 @@
-"""Segments as the AI makes them: id, name, colour, codes, and what later tells whether a person edited them."""
+"""Segments that the AI makes: id, name, colour, codes, and the digest that shows later edits."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ LABEL_TAG = "MedSegAI.label"
 """Tag of a segment that the AI wrote: the value of its label in the model."""
 
 DIGEST_TAG = "MedSegAI.digest"
-"""Tag of a segment that the AI wrote: what it wrote. Other voxels were painted by a person."""
+"""Tag of a segment that the AI wrote: the digest of its voxels. Other voxels were painted by a person."""
 
 MEASURES_TAG = "MedSegAI.measures"
-"""Tag of a segment that the AI wrote: how far members agreed, as name=value, separated by semicolons."""
+"""Tag of a segment that the AI wrote: the agreement of members, as name=value, separated by semicolons."""
 
 OPACITY_3D_TAG = "MedSegAI.opacity_3d"
-"""Tag of a segment that the AI wrote: how opaque its surface is at first, where the model's card says so."""
+"""Tag of a segment that the AI wrote: the initial opacity of its surface, if the model's card has it."""
 
 NOT_CORRECTED_TAG = "MedSegAI.not_corrected"
-"""Tag of a segment that people do not correct, as its label says: nobody is led to its uncertain regions."""
+"""Tag of a segment that is not corrected, according to its label: its uncertain regions are not walked."""
 
 UNSPECIFIC = Terminology(("SCT", "85756007", "Tissue"), ("SCT", "85756007", "Tissue"))
-"""What Slicer calls a new segment. DICOM segmentations cannot be written of segments without a code."""
+"""Slicer's terminology of a new segment. A DICOM segmentation cannot be written without a code."""
 
 REMARKS_TAG = "MedSegAI.remarks"
 """Tag of a segment that the AI wrote: why a person should look at it, in words."""
@@ -60,15 +60,15 @@ _MEASURES = (
 
 
 def segment_id(label: Label) -> str:
-    """The id of a label's segment, the same in every run; the value keeps like names apart."""
+    """Return the id of a label's segment, the same in every run; the value distinguishes similar names."""
     return f"{label.value:03d}_{re.sub(r'[^0-9A-Za-z]+', '_', label.name).strip('_')}"
 
 
 def result_layers(result: SegmentationResult, geometry: Geometry) -> tuple[Layer, ...]:
-    """The structures of a result, by the ids of their segments; those without a voxel are left out.
+    """Return the structures of a result, by the ids of their segments, without empty ones.
 
     Args:
-        geometry: where the result's voxels lie, in the coordinates of the segmentation that gets it.
+        geometry: the grid of the result, in the coordinates of the segmentation that gets it.
     """
     found = [measures.label for measures in result.structures if measures.voxels]
     if result.regions is None:
@@ -85,7 +85,7 @@ def result_layers(result: SegmentationResult, geometry: Geometry) -> tuple[Layer
 def add_segments(
     segmentation: SegmentationNode, result: SegmentationResult, geometry: Geometry
 ) -> None:
-    """Fill a new segmentation node: a segment for each structure with voxels, in as few layers as can be."""
+    """Fill a new segmentation node: a segment for each structure with voxels, in as few layers as possible."""
     segments = segmentation.GetSegmentation()
     segments.SetSourceRepresentationName(labelmap_name())
     made = {}
@@ -106,7 +106,7 @@ def add_segments(
 
 
 def new_segment(label: Label, name: str = "") -> Segment:
-    """A segment without voxels, named, coloured and coded."""
+    """Return a segment without voxels, with name, colour and codes."""
     segment = slicer.vtkSegment()
     segment.SetName(name or label.name)
     segment.SetColor(*(part / 255.0 for part in label.color))
@@ -123,15 +123,15 @@ def new_segment(label: Label, name: str = "") -> Segment:
 
 
 def is_walked(segmentation: SegmentationNode, name: str) -> bool:
-    """Whether people are led to the uncertain regions of a segment."""
+    """Whether the uncertain regions of a segment are walked."""
     return not tag_of(segmentation.GetSegmentation().GetSegment(name), NOT_CORRECTED_TAG)
 
 
 def sign(segment: Segment, measures: StructureMeasures, content: str) -> None:
-    """Note on a segment what the AI wrote into it, and flag it where there are remarks.
+    """Record on a segment what the AI wrote into it, and flag it if there are remarks.
 
     Args:
-        content: digest of the segment's voxels, "" where some of them are a person's.
+        content: the digest of the segment's voxels, or "" if a person drew some of them.
     """
     segment.SetTag(LABEL_TAG, str(measures.label.value))
     known = {name: getattr(measures, name) for name in _MEASURES}
@@ -150,22 +150,22 @@ def sign(segment: Segment, measures: StructureMeasures, content: str) -> None:
 
 
 def tag_of(segment: Segment, name: str) -> str:
-    """A tag's text; "" where the segment has none."""
+    """Return a tag's text; "" if the segment does not have it."""
     value = vtk.mutable("")
     return str(value) if segment.GetTag(name, value) else ""
 
 
 def label_value(segmentation: SegmentationNode, name: str) -> int | None:
-    """The label that the AI wrote into a segment; None where it wrote none."""
+    """Return the label that the AI wrote into a segment; None if it did not write one."""
     segment = segmentation.GetSegmentation().GetSegment(name)
     text = "" if segment is None else tag_of(segment, LABEL_TAG)
     return int(text) if text.isdecimal() else None
 
 
 def values_of(segmentation: SegmentationNode, names: Collection[str]) -> dict[str, int]:
-    """A label value for each of these segments, by id, in the segmentation's order.
+    """Return a label value for each of these segments, by id, in the segmentation's order.
 
-    It is that which the AI gave a segment, for its candidates and its card speak of those; no two are equal.
+    It is the value that the AI gave a segment, because its candidates and its card use these; no two are equal.
     """
     ordered = [name for name in segmentation.GetSegmentation().GetSegmentIDs() if name in names]
     values: dict[str, int] = {}
@@ -181,7 +181,7 @@ def values_of(segmentation: SegmentationNode, names: Collection[str]) -> dict[st
 
 
 def label_of(segmentation: SegmentationNode, name: str, value: int) -> Label:
-    """What a segment is called and coded, and its colour, as the label of a value."""
+    """Return name, codes and colour of a segment, as the label of a value."""
     segment = segmentation.GetSegmentation().GetSegment(name)
     red, green, blue = (round(255 * part) for part in segment.GetColor())
     codes = Terminology.from_slicer(tag_of(segment, segment.GetTerminologyEntryTagName()))
@@ -190,22 +190,22 @@ def label_of(segmentation: SegmentationNode, name: str, value: int) -> Label:
 
 
 def measures_of(segment: Segment) -> dict[str, float]:
-    """How far members agreed on a segment, and what that lets expect: those of `_MEASURES` that are known."""
+    """Return the known `_MEASURES` of a segment: the agreement of members, and the expected quality."""
     pairs = (part.partition("=") for part in tag_of(segment, MEASURES_TAG).split(";"))
     return {name: float(value) for name, _, value in pairs if name in _MEASURES}
 
 
 def remarks_of(segment: Segment) -> str:
-    """Why a person should look at what the AI wrote into a segment; "" where nothing speaks for it."""
+    """Return why a person should look at a segment of the AI; "" if there is no reason."""
     return tag_of(segment, REMARKS_TAG)
 
 
 def painted(
     segmentation: SegmentationNode, layers: Iterable[Layer] | None = None
 ) -> frozenset[str]:
-    """The ids of the segments that hold what a person made: drawn, imported, or edited after the AI.
+    """Return the ids of the segments that a person made: drawn, imported, or edited after the AI.
 
-    A segment that never had a voxel is nobody's work; one that the AI filled and that is empty now is.
+    A segment that never had a voxel is not included; one that the AI filled and a person emptied is.
     """
     contents = digests(layers_of(segmentation) if layers is None else layers)
     segments = segmentation.GetSegmentation()
@@ -217,7 +217,7 @@ def painted(
 
 
 def digests(layers: Iterable[Layer]) -> Mapping[str, str]:
-    """What each segment holds now, by segment id."""
+    """Return the digest of each segment, by segment id."""
     found = {}
     for layer in layers:
         around = boxes(layer.voxels)

@@ -1,7 +1,7 @@
 """Sequences: images of several times that one volume node shows in turn.
 
-A sequence keeps a data node per frame, outside of the scene; a browser puts that of the present frame into
-a node of the scene, its proxy. Frames are read from the data nodes, so the browser stays where it is.
+A sequence keeps a data node per frame outside the scene; a browser copies that of the present frame into a node of
+the scene, its proxy. Frames are read from the data nodes, so the browser does not move.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from MedSegAILib.slicer_types import (
 
 
 def browser_of(node: Node) -> SequenceBrowserNode:
-    """The sequence browser that a node is a proxy of; None where it is none."""
+    """Return the sequence browser of a proxy node; None if the node is not a proxy."""
     scene = None if node is None else node.GetScene()
     if scene is None:
         return None
@@ -36,29 +36,31 @@ def browser_of(node: Node) -> SequenceBrowserNode:
 
 
 def frames(node: Node) -> range:
-    """The frame numbers of a volume node, from 0; empty if it is not a proxy of a sequence."""
+    """Return the frame numbers of a volume node, from 0; empty if it is not a proxy of a sequence."""
     browser = browser_of(node)
     return range(0) if browser is None else range(browser.GetNumberOfItems())
 
 
 def current_frame(node: Node) -> int | None:
-    """The frame that is shown; None if the node is not a proxy of a sequence, or no frame is shown."""
+    """Return the shown frame; None if the node is not a proxy of a sequence, or no frame is shown."""
     browser = browser_of(node)
     shown = -1 if browser is None else browser.GetSelectedItemNumber()
     return shown if shown >= 0 else None
 
 
 def read_frame(node: Node, number: int) -> Volume:
-    """One frame of a volume node at its place in the world; the browser stays where it is.
+    """Read one frame of a volume node in world coordinates; the browser does not move.
 
     Raises:
-        InputError: there is no such frame, or it holds no image with one value per voxel.
+        InputError: the frame does not exist, or does not hold an image with one value per voxel.
         GeometryError: it stands under a transform that is not linear, or its axes are sheared.
     """
     browser, value = _at(node, number)
     data = browser.GetSequenceNode(node).GetDataNodeAtValue(value)
     if data is None:
-        raise InputError(f"{node.GetName()} has no image at frame {number + 1} ({value}).")
+        raise InputError(
+            f"{node.GetName()} does not have an image at frame {number + 1} ({value})."
+        )
     check_image(data)
     return image_at(data, _transform_at(node, browser, value), f"{node.GetName()} ({value})")
 
@@ -66,14 +68,14 @@ def read_frame(node: Node, number: int) -> Volume:
 def add_frame(
     proxy: SegmentationNode, source: VolumeNode, number: int, filled: SegmentationNode
 ) -> Node:
-    """Put a segmentation, or a volume that belongs to one, into a sequence that goes along with the source's.
+    """Put a segmentation, or a volume that belongs to one, into a sequence that follows the source's.
 
     Args:
-        proxy: the node that shows the sequence; None begins a new sequence.
-        filled: a node outside of the scene, which is copied.
+        proxy: the node that shows the sequence; None starts a new sequence.
+        filled: a node outside the scene, which is copied.
 
     Returns:
-        the proxy.
+        The proxy.
     """
     browser, value = _at(source, number)
     is_new = proxy is None
@@ -87,17 +89,17 @@ def add_frame(
     if browser.GetSelectedItemNumber() == number:
         _show(proxy, sequence.GetDataNodeAtValue(value))
     if is_new and filled.IsA("vtkMRMLSegmentationNode"):
-        browser.SetSaveChanges(sequence, True)  # what the user edits stays with its frame
+        browser.SetSaveChanges(sequence, True)  # edits stay with their frame
     return proxy
 
 
 def _show(proxy: SegmentationNode, data: Node) -> None:
-    """Let a proxy show what the sequence keeps, without sharing it."""
+    """Make a proxy show the data of the sequence, without sharing them."""
     if proxy is data:
         return
     if proxy.IsA("vtkMRMLVolumeNode"):
         proxy.CopyContent(data, True)
-    elif proxy.GetSegmentation() is not data.GetSegmentation():  # else it is shown already
+    elif proxy.GetSegmentation() is not data.GetSegmentation():  # otherwise it is shown already
         proxy.GetSegmentation().DeepCopy(data.GetSegmentation())
 
 
@@ -120,7 +122,7 @@ def goes_along(node: Node, source: VolumeNode) -> bool:
 
 
 def frame_image(node: Node, number: int) -> VTKObject:
-    """The volume node that holds a frame's image, outside of the scene and without the transform above it."""
+    """Return the volume node with a frame's image, outside the scene and without its parent transform."""
     browser, value = _at(node, number)
     return browser.GetSequenceNode(node).GetDataNodeAtValue(value) or node
 
@@ -139,7 +141,7 @@ def _new_sequence(
 
 
 def empty_segmentation(name: str) -> SegmentationNode:
-    """A segmentation node outside of any scene."""
+    """Return a segmentation node outside any scene."""
     node = slicer.vtkMRMLSegmentationNode()
     node.SetName(name)
     node.GetSegmentation().SetSourceRepresentationName(labelmap_name())
@@ -147,7 +149,7 @@ def empty_segmentation(name: str) -> SegmentationNode:
 
 
 def _at(node: Node, number: int) -> tuple[Node, str]:
-    """The browser of a node, and the index value of a frame."""
+    """Return the browser of a node, and the index value of a frame."""
     browser = browser_of(node)
     if browser is None:
         name = "There is no volume that" if node is None else node.GetName()
@@ -160,11 +162,11 @@ def _at(node: Node, number: int) -> tuple[Node, str]:
 
 
 def _transform_at(node: Node, browser: SequenceBrowserNode, value: str) -> NDArray[np.float64]:
-    """All transforms above a node, each as it is at a frame where the browser moves it too."""
+    """Return all parent transforms of a node, each at the frame if the browser also moves it."""
     out = np.eye(4)
     transform = node.GetParentTransformNode()
     if transform is not None:
-        transform_to_world(node)  # refuses what bends space
+        transform_to_world(node)  # refuses nonlinear transforms
     while transform is not None:
         sequence = browser.GetSequenceNode(transform)
         data = None if sequence is None else sequence.GetDataNodeAtValue(value)
@@ -176,8 +178,8 @@ def _transform_at(node: Node, browser: SequenceBrowserNode, value: str) -> NDArr
 def _to_parent(transform: VTKObject) -> NDArray[np.float64]:
     if not transform.IsLinear():
         raise GeometryError(
-            f"A frame has a parent transform that bends space ({transform.GetName()}). "
-            "Take the volume out of the transform."
+            f"A frame has a parent transform that is not linear ({transform.GetName()}). "
+            "Remove the volume from the transform."
         )
     matrix = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToParent(matrix)

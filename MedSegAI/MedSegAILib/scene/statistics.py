@@ -1,7 +1,7 @@
-"""Numbers on every segment as it is now, also after it was edited: a table, a plot, a file.
+"""Statistics of every present segment, also after edits: a table, a plot, a file.
 
-What is measured comes from the worker, and so is what `medsegai measure` gives. Added is what only the scene
-knows: how far members agreed, what was edited, and how far its review is.
+The measurements come from the worker, and are those of `medsegai measure`. The scene adds the agreement of
+members, edits, and the review state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from MedSegAILib.scene.segments import digests, label_value, measures_of, painte
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode
 
 TABLE_REFERENCE = "MedSegAI.statistics"
-"""Reference of the segmentation node to the table of its statistics."""
+"""The reference of the segmentation node to the table of its statistics."""
 
 GREY = (0.5, 0.5, 0.5)
 
@@ -58,7 +58,7 @@ HEADINGS = {
     "edited": "Edited",
     "review": "Review",
 }
-"""What a file calls each column, as `medsegai measure` does, and what the table calls it."""
+"""The name of each column in files, as in `medsegai measure`, and its heading in the table."""
 
 TEXTS = ("name", "at_border", "remarks", "edited", "review")
 AGREEMENT = ("iou", "volume_cv")
@@ -67,13 +67,13 @@ Row = dict[str, float | str]
 
 
 def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
-    """One row per segment by the names of `HEADINGS`, in the segmentation's order; unknown numbers are NaN.
+    """Return one row per segment by the names of `HEADINGS`, in the segmentation's order; unknown numbers are NaN.
 
-    IoU and CV tell how far the members of the model agreed on what they wrote, so they are left out where a
-    person edited that. Segments that have left the segmentation meanwhile are left out.
+    IoU and CV measure the agreement of the model's members on the written segment, so they are left out if a
+    person edited it. Segments that were removed meanwhile are left out.
 
     Raises:
-        GeometryError: the segmentation or its map of entropy stands under a transform that is not linear.
+        GeometryError: the segmentation or its entropy map has a parent transform that is not linear.
     """
     node = measured.segmentation
     layers = layers_of(node)
@@ -100,7 +100,7 @@ def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
 
 
 def table(scene: MRMLScene, segmentation: SegmentationNode, found: list[Row]) -> TableNode:
-    """A vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
+    """Return a vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
     node = segmentation.GetNodeReference(TABLE_REFERENCE)
     if node is None:
         name = scene.GenerateUniqueName(f"{segmentation.GetName()} statistics")
@@ -124,7 +124,7 @@ def write_csv(found: list[Row], path: Path | str) -> None:
     """Write the rows as a CSV file (UTF-8, with a header), which appears complete or not at all.
 
     Raises:
-        OutputError: the file cannot be written; what was there stays.
+        OutputError: the file cannot be written; an existing file stays.
     """
     path = Path(path)
     partial = path.with_name(f".{secrets.token_hex(8)}.csv")
@@ -144,7 +144,7 @@ def write_csv(found: list[Row], path: Path | str) -> None:
 
 
 def _plain(row: Mapping[str, Any]) -> Row:
-    """A row of the worker as the cells of a table."""
+    """Return a row of the worker as the cells of a table."""
     cells: Row = {name: math.nan if value is None else value for name, value in row.items()}
     words = {"at_border": "yes" if row["at_border"] else "no", "remarks": "; ".join(row["remarks"])}
     return cells | words
@@ -159,7 +159,7 @@ def _text(value: float | str) -> str:
 def _means(
     segmentation: SegmentationNode, layers: tuple[Layer, ...], node: Node
 ) -> dict[str, float]:
-    """The mean of a volume inside each segment, by segment id; those outside of it are left out."""
+    """Return the mean of a volume inside each segment, by segment id, without segments outside it."""
     if node is None or node.GetImageData() is None:
         return {}
     image: NDArray[np.number] = slicer.util.arrayFromVolume(node)
@@ -175,7 +175,7 @@ def _means(
 
 
 def _bars(segmentation: SegmentationNode, found: list[Row]) -> list[Bar]:
-    """Segments may have gone since they were measured; their bars are grey."""
+    """Return the bars of the plot; bars of segments that were removed meanwhile are grey."""
     segments = segmentation.GetSegmentation()
     colors = {}
     for name in segments.GetSegmentIDs():

@@ -1,4 +1,4 @@
-"""The segments of a segmentation as a table shows them, also after a person edited them."""
+"""The rows of the table of structures, also after a person edited the segments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from MedSegAILib.scene.visibility import is_shown
 from MedSegAILib.slicer_types import Segment, SegmentationNode
 from MedSegAILib.translation import tr as _
 
-# Measures of uncertainty, as the end of the tool tip names them for those who know them.
+# Measures of uncertainty, which the end of the tool tip names for experts.
 _TITLES = {
     "iou": "IoU",
     "pairwise_dice": "Dice between networks",
@@ -27,9 +27,9 @@ _TITLES = {
 
 
 def rows(segmentation: SegmentationNode) -> list[StructureRow]:
-    """One row per segment, in the segmentation's order.
+    """Return one row per segment, in the segmentation's order.
 
-    How far members agreed, and what was remarked, is left out where a person edited what they wrote.
+    Agreement of members and remarks are left out for segments that a person edited.
 
     Raises:
         GeometryError: the segmentation stands under a transform that is not linear.
@@ -44,7 +44,7 @@ def rows(segmentation: SegmentationNode) -> list[StructureRow]:
 
 
 def segments(segmentation: SegmentationNode) -> list[SegmentRow]:
-    """The same without a look at voxels: names to choose from, and which are completed."""
+    """Return the segments to choose from, and which are completed, without reading voxels."""
     found = []
     for name in segmentation.GetSegmentation().GetSegmentIDs():
         segment = segmentation.GetSegmentation().GetSegment(name)
@@ -57,7 +57,7 @@ def segments(segmentation: SegmentationNode) -> list[SegmentRow]:
 
 
 def segment_ids(segmentation: SegmentationNode, names: Iterable[str]) -> list[str]:
-    """The ids of segments that are given by id or by name; what is neither stays as it is."""
+    """Return the ids of segments that are given by id or name; other texts are unchanged."""
     if segmentation is None:
         return list(names)
     known = segmentation.GetSegmentation()
@@ -107,7 +107,7 @@ def _row(
 
 
 def _reasons(known: Mapping[str, float], remarks: str) -> str:
-    """Why a structure is called good or not, one sentence a line; what was measured comes last."""
+    """Return the reasons of a structure's quality, one sentence per line, with measurements last."""
     lines = [f"{part[:1].upper()}{part[1:].rstrip('.')}." for part in remarks.split("; ") if part]
     expected = known.get("expected_dice")
     if expected is not None:

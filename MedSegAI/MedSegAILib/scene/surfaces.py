@@ -1,8 +1,8 @@
-"""Surfaces of segments, made one after another, so that Slicer can go on meanwhile.
+"""Surfaces of segments, made one after another, so that Slicer stays responsive.
 
-Slicer makes those of all segments in one call, from whole label maps, which takes three quarters of a minute for
-64 segments. Here each segment is cut out first, and only those surfaces are made that are missing. A segment that
-is not shown in 3D gets a stand-in without points, because Slicer draws no surface at all where a segment has none.
+Slicer makes the surfaces of all segments in one call, from whole label maps, which takes three quarters of a
+minute for 64 segments. Here each segment is cut out first, and only missing surfaces are made. A segment that is
+hidden in 3D gets a stand-in without points, because Slicer does not draw any surface if one is missing.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from MedSegAILib.scene.visibility import is_in_3d
 from MedSegAILib.slicer_types import Segment, Segmentation, SegmentationNode, VolumeNode, VTKObject
 
 MARGIN = 1
-"""Voxels of background that are kept around a segment, so that its surface is that of the whole label map."""
+"""The voxels of background around a cut-out segment, so that its surface is that of the whole label map."""
 
 STAND_IN = "MedSegAI.stand_in"
-"""Field array of a surface without points that stands in for that of a segment which is not shown in 3D."""
+"""The field array that marks a stand-in without points for the surface of a segment that is hidden in 3D."""
 
 _Part = tuple[NDArray[np.uint8], Geometry]
-"""A segment cut out: 1 where it is, (k, j, i), and where that lies in the segmentation's coordinates."""
+"""A cut-out segment: its mask (k, j, i), and the geometry in the segmentation's coordinates."""
 
 
 def surface_name() -> str:
-    """What Slicer calls the representation of segments as closed surfaces."""
+    """Return Slicer's name of the representation of segments as closed surfaces."""
     return str(slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName())
 
 
@@ -56,30 +56,29 @@ def are_shown(segmentation: SegmentationNode) -> bool:
 
 
 MakeSurfaces = Callable[[SegmentationNode], None]
-"""Sees that a segmentation node gets the surfaces that it lacks, now or between the user's events."""
+"""A function that makes the missing surfaces of a segmentation node, now or between the user's events."""
 
 
 def make_at_once(segmentation: SegmentationNode) -> None:
-    """Make all surfaces that are missing before anything else happens."""
+    """Make all missing surfaces at once."""
     for _done, _total in surfaces(segmentation):
         pass
 
 
 def are_missing(segmentation: SegmentationNode) -> bool:
-    """Whether the 3D views show surfaces of a segmentation, and lack that of a segment which they should show."""
+    """Whether the 3D views show surfaces of a segmentation, and lack the surface of a shown segment."""
     segments = segmentation.GetSegmentation()
     names = segments.GetSegmentIDs()
     return are_shown(segmentation) and any(_lacks_surface(segmentation, name) for name in names)
 
 
 def surfaces(segmentation: SegmentationNode) -> Iterator[tuple[int, int]]:
-    """Make the surfaces that are missing, one segment with each step; none of segments that are not shown in 3D.
+    """Make the missing surfaces of segments that are shown in 3D, one segment per step.
 
-    Segments may be edited, added, shown and taken away between two steps, and the segmentation may leave its
-    scene.
+    Segments may be edited, added, shown and removed between two steps, and the segmentation may leave its scene.
 
     Yields:
-        how many segments that are shown in 3D have a surface, and how many of them there are.
+        The number of segments shown in 3D that have a surface, and the number of all of them.
     """
     segments, cutter = segmentation.GetSegmentation(), _Cutter(segmentation)
     if _smooths_jointly(segments):  # the surfaces of neighbours depend on each other
@@ -99,10 +98,10 @@ def surfaces(segmentation: SegmentationNode) -> Iterator[tuple[int, int]]:
 
 
 def keep(segmentation: SegmentationNode) -> Callable[[], None]:
-    """Remember the surfaces before label maps change, because Slicer then drops them all.
+    """Remember the surfaces before label maps change, because Slicer then deletes them all.
 
     Returns:
-        what gives those segments their surface again that hold the same voxels as before.
+        The function that restores the surfaces of segments with the same voxels as before.
     """
     segments = segmentation.GetSegmentation()
     before: dict[str, tuple[_Part | None, VTKObject]] = {}
@@ -139,7 +138,7 @@ def _lacks_surface(segmentation: SegmentationNode, name: str) -> bool:
 
 
 def _stand_in_for(segments: Iterable[Segment]) -> None:
-    """Give segments that have no surface one without points."""
+    """Give segments without a surface one without points."""
     for segment in segments:
         if segment.GetRepresentation(surface_name()) is None:
             surface, mark = vtk.vtkPolyData(), vtk.vtkIntArray()
@@ -156,13 +155,13 @@ def _smooths_jointly(segments: Segmentation) -> bool:
 
 @dataclass
 class _Cutter:
-    """Makes the surface of a single segment, as Slicer's conversion parameters of the segmentation say."""
+    """Makes the surface of a single segment, with Slicer's conversion parameters of the segmentation."""
 
     segmentation: SegmentationNode
     found: dict[tuple[VTKObject, int], dict[int, Box]] = field(default_factory=dict)
 
     def surface(self, name: str) -> VTKObject:
-        """The closed surface of a segment, a vtkPolyData in the segmentation's coordinates."""
+        """Return the closed surface of a segment, a vtkPolyData in the segmentation's coordinates."""
         segments = self.segmentation.GetSegmentation()
         part = self.part(name)
         if part is None:
@@ -177,7 +176,7 @@ class _Cutter:
         return segment.GetRepresentation(surface_name()) or vtk.vtkPolyData()
 
     def part(self, name: str) -> _Part | None:
-        """The segment cut out with a margin; None where it has no voxel."""
+        """Return the segment cut out with a margin; None if it does not have voxels."""
         segment = self.segmentation.GetSegmentation().GetSegment(name)
         image = segment.GetRepresentation(labelmap_name())
         if image is None or image.GetPointData().GetScalars() is None:
@@ -193,7 +192,7 @@ class _Cutter:
         return (part == value).view(np.uint8), geometry_of(image).cropped(start, shape)
 
     def _boxes(self, image: VolumeNode) -> dict[int, Box]:
-        """Where the values of a label map are, looked up once for as long as it stays as it is."""
+        """Return the boxes of the values of a label map, which are cached until it changes."""
         key = (image, image.GetMTime())
         if key not in self.found:
             self.found = {known: at for known, at in self.found.items() if known[0] is not image}
@@ -202,7 +201,7 @@ class _Cutter:
 
 
 def set_smoothing(segmentation: SegmentationNode, factor: float) -> None:
-    """Forget the surfaces, and let the next ones be smoothed by Slicer's factor, from 0 (not at all) to 1."""
+    """Delete the surfaces, and set Slicer's smoothing factor for the next ones, from 0 (none) to 1."""
     rule = slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule
     name = rule.GetSmoothingFactorParameterName()
     segmentation.GetSegmentation().SetConversionParameter(name, f"{factor:g}")

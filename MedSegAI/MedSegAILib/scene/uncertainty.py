@@ -1,7 +1,7 @@
-"""Where the networks doubted, as places to look at, and the walk from one to the next.
+"""The uncertain regions of a segmentation, and the walk from one to the next.
 
-Where a walk stands is kept with the segmentation: the page, the Segment Editor and a scene that is opened again
-continue from the same place.
+The position of a walk is stored with the segmentation, so the page, the Segment Editor and a saved scene continue
+from the same region.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from MedSegAILib.scene.segments import is_walked
 from MedSegAILib.slicer_types import Node, SegmentationNode, VTKObject
 
 SMOOTHED_MM = 2.0
-"""A place is as doubtful as the mean of what lies so far around it: single voxels at every border are not."""
+"""The radius in mm over which uncertainty is averaged, so that single voxels at borders do not count."""
 
 APART_MM = 10.0
-"""Two uncertain regions are at least so far apart, so that each step shows something else."""
+"""The smallest distance in mm of two uncertain regions, so that each step shows something else."""
 
 PLACES_ALONG = 20
-"""So many places fit along the longer side of a single slice, or fewer."""
+"""The largest number of regions along the longer side of a single slice."""
 
 LEAST = 0.05
-"""Mean entropy in nats that an uncertain region has at least."""
+"""The smallest mean entropy in nats of an uncertain region."""
 
 NEAR_VOXELS = 3
-"""So far from a place its segment is looked for, where no segment covers it."""
+"""The distance in voxels within which the segment of a region is searched, if none covers it."""
 
 COUNT = 30
-"""So many places are walked at most."""
+"""The largest number of regions that are walked."""
 
 CURRENT_ATTRIBUTE = "MedSegAI.current_segment"
 """Attribute of the segmentation node: id of the segment that the user is at."""
@@ -50,18 +50,18 @@ WITHIN_ATTRIBUTE = "MedSegAI.places_within"
 
 
 def within(segmentation: SegmentationNode) -> str:
-    """The segment whose uncertain regions are walked; "" for those of all segments."""
+    """Return the segment whose uncertain regions are walked; "" for all segments."""
     name = segmentation.GetAttribute(WITHIN_ATTRIBUTE) or ""
     return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
 
 
 def walk_within(segmentation: SegmentationNode, segment_id: str) -> None:
-    """Walk the uncertain regions of one segment from now on; with "" those of all."""
+    """Only walk the uncertain regions of one segment from now on; "" for all segments."""
     note(segmentation, WITHIN_ATTRIBUTE, segment_id)
 
 
 def current_segment(segmentation: SegmentationNode) -> str:
-    """The segment that the user is at; "" where that is none."""
+    """Return the segment that the user is at; "" if there is none."""
     name = segmentation.GetAttribute(CURRENT_ATTRIBUTE) or ""
     return name if segmentation.GetSegmentation().GetSegment(name) is not None else ""
 
@@ -72,7 +72,7 @@ def set_current_segment(segmentation: SegmentationNode, segment_id: str) -> None
 
 
 def note(segmentation: SegmentationNode, attribute: str, text: str) -> None:
-    """Keep a text with a segmentation, without a word to its views: they would draw its surfaces again."""
+    """Store a text with a segmentation without notifying its views, which would draw its surfaces again."""
     was_disabled = segmentation.GetDisableModifiedEvent()
     segmentation.DisableModifiedEventOn()
     segmentation.SetAttribute(attribute, text or None)
@@ -80,17 +80,17 @@ def note(segmentation: SegmentationNode, attribute: str, text: str) -> None:
 
 
 class Walk:
-    """Goes from uncertain region to uncertain region of segmentations."""
+    """Walks the uncertain regions of segmentations."""
 
     def __init__(self) -> None:
         self._known: tuple[VTKObject, _Tops | None] = (None, None)
 
     def places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
-        """The most uncertain places, the worst first; none where uncertainty was not measured.
+        """Return the most uncertain regions, the worst first; empty if uncertainty was not measured.
 
-        They are the tops of the smoothed entropy that lie `APART_MM` from any higher one, in a single slice often
-        less. Where there is a heat map, they are its tops: the most probable places. What nobody corrects, as the
-        card of its model says, is left out, unless it is what is walked.
+        They are the maxima of the smoothed entropy that are `APART_MM` from any higher one, in a single slice
+        often less. With a heat map, they are its maxima: the most probable places. Structures that are not
+        corrected, according to the model's card, are left out, unless their segment is walked.
         """
         kind, node = next(iter(maps_of(segmentation).items()), ("", None))
         if node is None or node.GetImageData() is None:
@@ -112,7 +112,7 @@ class Walk:
         return [replace(place, suspicious=kind == HEAT) for place in found]
 
     def step(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
-        """Go on by so many places, or back; after the last one comes the first. None where there is none."""
+        """Go forward or back by a number of regions, in a circle; return None if there are none."""
         places = self.places(segmentation)
         if not places:
             return None
@@ -127,7 +127,7 @@ class Walk:
         return Step(place, number + 1, len(places))
 
     def _tops(self, node: Node) -> _Tops:
-        """All tops of a volume of entropy; worked out once for the same voxels."""
+        """Return all maxima of an entropy volume, which are cached for the same voxels."""
         key = (node.GetID(), node.GetImageData().GetMTime(), node.GetSpacing())
         known, tops = self._known
         if tops is None or known != key:
@@ -138,12 +138,12 @@ class Walk:
 
 @dataclass(frozen=True, eq=False)
 class _Tops:
-    """Voxels that are more doubtful than those around them, the most doubtful first.
+    """Voxels that are more uncertain than those around them, the most uncertain first.
 
     Attributes:
-        voxels: (number, 3), each (i, j, k).
-        scores: their smoothed entropy in nats, or probability.
-        apart_mm: how far two places are from each other at least.
+        voxels: the voxels (number, 3), each (i, j, k).
+        scores: their smoothed entropy in nats, or their probability.
+        apart_mm: the smallest distance of two voxels.
     """
 
     voxels: NDArray[np.int64]
@@ -152,7 +152,7 @@ class _Tops:
 
 
 def center_of(segmentation: SegmentationNode, segment_id: str) -> tuple[float, float, float] | None:
-    """The voxel of a segment that lies next to its centre of mass, in the world; None without a voxel."""
+    """Return the voxel of a segment nearest to its centre of mass, in the world; None if it is empty."""
     for layer in layers_of(segmentation):
         box = boxes(layer.voxels).get(layer.values.get(segment_id, 0))
         if box is not None:
@@ -167,7 +167,7 @@ def center_of(segmentation: SegmentationNode, segment_id: str) -> tuple[float, f
 def _wanted(
     segmentation: SegmentationNode, layers: Sequence[Layer], local: NDArray[np.float64], only: str
 ) -> str | None:
-    """The segment that a place counts for, "" for none; None where it is not walked."""
+    """Return the segment of a place, "" for none; None if it is not walked."""
     here = _segments_at(layers, local)
     if only:
         return only if only in here or only in _segments_near(layers, local) else None
@@ -201,7 +201,7 @@ def _tops_of(node: Node) -> _Tops:
 def _near(
     layers: Sequence[Layer], segment_id: str, local: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which of these places, (number, 4), lie in the box around a segment, so that it may be there."""
+    """Return which places, (number, 4), are in the box around a segment, so that they may belong to it."""
     found = np.zeros(len(local), bool)
     for layer in layers:
         box = boxes(layer.voxels).get(layer.values.get(segment_id, 0))
@@ -214,7 +214,7 @@ def _near(
 
 
 def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The values that none of their six neighbours exceeds; 0 elsewhere."""
+    """Return the values that none of their six neighbours exceeds; 0 elsewhere."""
     is_top = np.ones(values.shape, bool)
     for axis in range(3):
         along, top = np.moveaxis(values, axis, 0), np.moveaxis(is_top, axis, 0)
@@ -224,7 +224,7 @@ def _tops(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _segments_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
-    """The segments at a place of the segmentation."""
+    """Return the segments at a place of the segmentation."""
     found = []
     for layer in layers:
         at = np.rint(layer.geometry.ras_to_ijk @ local)[2::-1].astype(int)
@@ -235,7 +235,7 @@ def _segments_at(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[st
 
 
 def _segments_near(layers: Sequence[Layer], local: NDArray[np.float64]) -> list[str]:
-    """The segments within `NEAR_VOXELS` of a place, the one with most voxels there first."""
+    """Return the segments within `NEAR_VOXELS` of a place, the one with most voxels there first."""
     near: dict[str, int] = {}
     for layer in layers:
         names = {value: name for name, value in layer.values.items()}

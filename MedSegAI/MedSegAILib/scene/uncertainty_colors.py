@@ -1,4 +1,4 @@
-"""The colours of doubt: nothing where the networks were sure, yellow to red where they were not."""
+"""The colours of uncertainty: transparent where the networks are certain, yellow to red where they are not."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from MedSegAILib.slicer_types import MRMLScene, Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
 LOWEST = 0.33
-"""Entropy in nats below which nothing is drawn: of two structures one has a probability above 0.9 there."""
+"""The entropy in nats below which nothing is drawn: one of two structures then has a probability above 0.9."""
 
 REDDEST = float(np.log(3))
-"""Entropy of three structures that are equally likely: two, as at every border, are orange."""
+"""The entropy of three equally likely structures; two, as at every border, are orange."""
 
 HIGHEST = 20.0
-"""Above any entropy in nats: so many structures has no model."""
+"""More than any entropy in nats, because models do not have so many structures."""
 
 COLDEST, HOTTEST = 0.1, 1.0
 """The range of a heat map; probabilities below the first are not drawn."""
 
 COLOR_COUNT = 32
 COLORS_TAG = "MedSegAIUncertainty"
-"""The table of colours is one of its kind in a scene, as Slicer's own tables are, and is not saved with it."""
+"""The singleton tag of the colour table, which exists once in a scene and is not saved with it."""
 
 
 def color(scene: MRMLScene, volume: VolumeNode) -> None:
-    """Give a volume in nats the colours in which it is laid over an image."""
+    """Give a volume in nats the colours for showing it over an image."""
     _draw(scene, volume, (LOWEST, REDDEST), HIGHEST)
 
 
@@ -37,7 +37,7 @@ def color_heat(scene: MRMLScene, volume: VolumeNode) -> None:
 def _draw(
     scene: MRMLScene, volume: VolumeNode, window: tuple[float, float], highest: float
 ) -> None:
-    """Yellow to red within a window, and nothing below it."""
+    """Draw yellow to red within a window, and nothing below it."""
     volume.CreateDefaultDisplayNodes()
     display = volume.GetScalarVolumeDisplayNode()
     display.SetAndObserveColorNodeID(_colors(scene).GetID())
@@ -48,7 +48,7 @@ def _draw(
 
 
 def _colors(scene: MRMLScene) -> Node:
-    """The table of colours; made where the scene has none."""
+    """Return the table of colours, which is made if the scene does not have it."""
     present = scene.GetSingletonNode(COLORS_TAG, "vtkMRMLColorTableNode")
     if present is not None:
         return present

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from MedSegAILib.slicer_types import Node, SegmentationNode, Widget
 
 SaveUndo = Callable[[Node], bool]
-"""Keeps the state of a segmentation node for undo; False where nobody could."""
+"""A function that keeps the state of a segmentation node for undo; it returns False if that is impossible."""
 
 
 def no_undo(segmentation: SegmentationNode) -> bool:
-    """Where there is no Segment Editor."""
+    """Return False, because there is no Segment Editor."""
     return False
 
 
 def undo_in(editor: Widget) -> SaveUndo:
-    """The undo of a qMRMLSegmentEditorWidget.
+    """Return the undo of a qMRMLSegmentEditorWidget.
 
-    It keeps states of the segmentation that it shows, so another one is brought up first; it is the one that
-    the user let the AI change.
+    The widget keeps states of the segmentation that it shows, so the segmentation that the AI changes is selected
+    first.
     """
 
     def save(segmentation: SegmentationNode) -> bool:

@@ -1,4 +1,4 @@
-"""The slice views: brought to a place without losing what they show, and the place marked in them."""
+"""Moving the slice views to a place, which is marked in them, with as little change as possible."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.slicer_types import MRMLScene, Widget
 
 MARGIN = 0.1
-"""A place nearer than this part of a view's width and height to its edge counts as hardly seen."""
+"""The part of a view's width and height near its edge in which a place counts as not visible."""
 
 
 def jump(scene: MRMLScene, ras: Sequence[float]) -> None:
     """Show a place of the world in all slice views, and mark it with the crosshair.
 
-    A view goes to the slice of the place. Within the slice it moves only if the place would lie outside of the
-    view or at its edge, and only as far as needed; how much it shows stays as it is.
+    A view moves to the slice of the place. Within the slice it moves only if the place is outside the view or at
+    its edge, and only as far as needed; its zoom does not change.
     """
     for view in nodes_of(scene, "vtkMRMLSliceNode"):
         view.JumpSliceByOffsetting(*ras)
@@ -31,7 +31,7 @@ def jump(scene: MRMLScene, ras: Sequence[float]) -> None:
 
 
 def _bring_into_view(view: Widget, ras: Sequence[float]) -> None:
-    """Move a view within its slice, so far that the place does not lie at its edge."""
+    """Move a view within its slice, so that the place is not at its edge."""
     to_ras = array_of(view.GetXYToRAS())
     pixels = (np.linalg.inv(to_ras) @ [*ras, 1.0])[:2]
     size = np.array(view.GetDimensions()[:2], float)

@@ -1,4 +1,4 @@
-"""Which segments are drawn in the views, and how opaque their surfaces are."""
+"""The visibility of segments in the views, and the opacity of their surfaces."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from MedSegAILib.slicer_types import Node, SegmentationNode
 
 
 def is_shown(segmentation: SegmentationNode, segment_id: str) -> bool:
-    """Whether a segment is drawn where its segmentation is; all are where nothing says otherwise."""
+    """Whether a segment is visible if its segmentation is, which is the default."""
     display = segmentation.GetDisplayNode()
     return display is None or bool(display.GetSegmentVisibility(segment_id))
 
 
 def is_in_3d(segmentation: SegmentationNode, segment_id: str) -> bool:
-    """Whether 3D views show a segment's surface where they show those of its segmentation."""
+    """Whether 3D views show a segment's surface if they show those of its segmentation."""
     display = segmentation.GetDisplayNode()
     return display is None or bool(display.GetSegmentVisibility3D(segment_id))
 
 
 def watch(segmentation: SegmentationNode, changed: Callable[[], None]) -> Callable[[], None]:
-    """Call `changed` whenever somebody changes how a segmentation or one of its segments is drawn.
+    """Call `changed` whenever the display of a segmentation or one of its segments changes.
 
-    The segmentation tells it of its display node, also where it gets another one.
+    The segmentation reports changes of its display node, even if it gets another one.
 
     Returns:
-        what ends it.
+        The function that ends it.
     """
     event = slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent
     tag = segmentation.AddObserver(event, lambda _caller, _event: changed())
@@ -36,7 +36,7 @@ def watch(segmentation: SegmentationNode, changed: Callable[[], None]) -> Callab
 
 
 def set_shown(segmentation: SegmentationNode, segment_ids: Iterable[str], shown: bool) -> None:
-    """Draw segments, or do not; others stay as they are."""
+    """Show or hide segments; others are not changed."""
     display = _display(segmentation)
     was_modifying = display.StartModify()
     for name in segment_ids:
@@ -45,7 +45,7 @@ def set_shown(segmentation: SegmentationNode, segment_ids: Iterable[str], shown:
 
 
 def show_in_3d(segmentation: SegmentationNode, segment_ids: Iterable[str], shown: bool) -> None:
-    """Show the surfaces of segments in 3D views, or do not; in slices all stays as it is."""
+    """Show or hide the surfaces of segments in 3D views; slice views are not changed."""
     display = _display(segmentation)
     was_modifying = display.StartModify()
     for name in segment_ids:
@@ -54,7 +54,7 @@ def show_in_3d(segmentation: SegmentationNode, segment_ids: Iterable[str], shown
 
 
 def show_only(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> None:
-    """Draw these segments, and no others."""
+    """Show only these segments."""
     wanted = set(segment_ids)
     every = segmentation.GetSegmentation().GetSegmentIDs()
     set_shown(segmentation, [name for name in every if name not in wanted], False)
@@ -62,7 +62,7 @@ def show_only(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> Non
 
 
 def show_as_the_card_says(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> None:
-    """Give new segments the opacity in 3D that the model's card has for them; one of 0 is not shown there."""
+    """Give new segments the opacity in 3D from the model's card; segments of opacity 0 are hidden there."""
     display = _display(segmentation)
     was_modifying = display.StartModify()
     for name in segment_ids:
@@ -71,7 +71,7 @@ def show_as_the_card_says(segmentation: SegmentationNode, segment_ids: Iterable[
             display.SetSegmentVisibility3D(name, float(text) > 0)
             display.SetSegmentOpacity3D(
                 name, float(text) or 1.0
-            )  # so that it is seen once it is shown
+            )  # so that it is visible when it is shown
     display.EndModify(was_modifying)
 
 

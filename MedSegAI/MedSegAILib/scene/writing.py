@@ -1,4 +1,4 @@
-"""Results into the scene: as new nodes, or into a segmentation that is there."""
+"""Writing of results into the scene: as new nodes, or into an existing segmentation."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Writer:
 
     Attributes:
         scene: the vtkMRMLScene.
-        save_undo: called before a segmentation changes.
-        make_surfaces: called where a segmentation had surfaces, and has other label maps now.
-        notes: what the last writing left as it was, or did in another way than was chosen, in words.
-        hidden: segmentations that the last new one is drawn in place of.
+        save_undo: the function that is called before a segmentation changes.
+        make_surfaces: the function that is called if a segmentation had surfaces and got other label maps.
+        notes: what the last result did not change, or where it went instead of the chosen output, in words.
+        hidden: the segmentations that the last new one replaces in the views.
     """
 
     scene: MRMLScene
@@ -78,7 +78,7 @@ class Writer:
         return self.change(output.node, source, result, output)
 
     def write_new(self, source: VolumeNode, result: SegmentationResult) -> SegmentationNode:
-        """A new segmentation node; nodes are finished before the scene gets them."""
+        """Write a new segmentation node; nodes are finished before they are added to the scene."""
         segmentation = self._new_segmentation(source, result)
         volumes = [(each, make_node(self.scene, each, source)) for each in attachments_of(result)]
         self.add_beside(segmentation, source)
@@ -98,7 +98,7 @@ class Writer:
         self.notes += [note] if note else []
 
     def _draw_alone(self, segmentation: SegmentationNode) -> None:
-        """Draw a new segmentation in place of older ones that show the same, and note which."""
+        """Show a new segmentation instead of older ones that show the same, and note which."""
         self.hidden = drawing.draw_alone(self.scene, segmentation)
         if self.hidden:
             self.notes.append(
@@ -114,9 +114,9 @@ class Writer:
         result: SegmentationResult,
         output: OutputChoice,
     ) -> SegmentationNode:
-        """Put a result into a segmentation that is there, as one undo step.
+        """Write a result into an existing segmentation, as one undo step.
 
-        The undo is that of segments; the volumes that belong to the segmentation keep what is newest.
+        Undo restores the segments; the volumes that belong to the segmentation keep their newest content.
         """
         plan = self.plan(segmentation, source, result, output)
         self.notes.extend(plan.notes)
@@ -129,7 +129,7 @@ class Writer:
             node = segmentation.GetNodeReference(each.role)
             ready.append((each, node or make_node(self.scene, each, source)))
         if not self.save_undo(segmentation):
-            note = _("The Segment Editor is not open on {name}, so it cannot undo this.")
+            note = _("The Segment Editor does not show {name}, so it cannot undo this change.")
             self.notes.append(note.format(name=segmentation.GetName()))
         had_surfaces = carry_out(segmentation, plan, source)
         show_as_the_card_says(segmentation, plan.new_segments)
@@ -156,7 +156,7 @@ class Writer:
 
     def check_source(self, source: VolumeNode, result: SegmentationResult) -> None:
         """Raises:
-        InputError: the source has left the scene or has another size by now.
+        InputError: the source has left the scene or has another size.
         """
         if not self.scene.IsNodePresent(source):
             raise InputError(
@@ -172,7 +172,7 @@ class Writer:
             )
 
     def add_beside(self, node: Node, source: VolumeNode) -> None:
-        """Put a node into the scene, under the transform of `source` and beside it in the tree."""
+        """Add a node to the scene, under the transform of `source` and beside it in the tree."""
         self.scene.AddNode(node)
         node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
         tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
@@ -181,11 +181,11 @@ class Writer:
             tree.CreateItem(tree.GetItemParent(item), node)
 
     def remove(self, node: Node) -> None:
-        """Take a node out of the scene, if it is there: see `nodes.remove`."""
+        """Remove a node from the scene, see `nodes.remove`."""
         remove(self.scene, node)
 
     def _can_change(self, output: OutputChoice, result: SegmentationResult) -> bool:
-        """Whether the chosen segmentation can take a result; if not, a note says why a new one does."""
+        """Whether the chosen segmentation can take a result; if not, a note says why a new one is made."""
         node = output.node
         if node is None:
             reason = _("No segmentation was chosen.")
@@ -240,7 +240,7 @@ class Writer:
     def _attach_frame(
         self, segmentation: SegmentationNode, source: VolumeNode, frame: int, each: Attachment
     ) -> None:
-        """Let a volume of one frame go along with the segmentation of all of them."""
+        """Attach a volume of one frame to the segmentation of all frames."""
         filled = make_node(self.scene, each, source, sequences.frame_image(source, frame))
         present = segmentation.GetNodeReference(each.role)
         if present is not None and not sequences.goes_along(present, source):
@@ -274,12 +274,13 @@ class Writer:
 
 
 class Preview:
-    """A result that is shown beside what it would change, until it is accepted or rejected.
+    """A result that is shown beside the segmentation that it would change, until it is accepted or rejected.
 
     Attributes:
-        node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
+        node: the segmentation node that shows it; it can be edited, and edits are accepted with it.
         notes: see `Writer.notes`.
-        place: where it would change most, R, A, S in mm of the world; None where no segmentation would change.
+        place: the position of the largest change, R, A, S in mm of the world; None if a segmentation would not
+            change.
     """
 
     def __init__(
@@ -300,10 +301,10 @@ class Preview:
         self.place = None if self._copy is None else self._copy.place
 
     def accept(self) -> SegmentationNode:
-        """Make the preview the result, as one undo step of the segmentation that it is of.
+        """Make the preview the result, as one undo step of its segmentation.
 
         Returns:
-            that segmentation node, or the preview itself where there is none.
+            The segmentation node, or the preview itself if there is none.
 
         Raises:
             InputError: preview or source have left the scene; nothing is changed.
@@ -327,7 +328,7 @@ class Preview:
         return original
 
     def reject(self) -> None:
-        """Leave everything as it was before the preview."""
+        """Restore the state before the preview."""
         if self._copy is not None:
             self._copy.close()
             return
@@ -336,7 +337,7 @@ class Preview:
         self._writer.remove(self.node)
 
     def _copied(self, original: VTKObject) -> ShownCopy:
-        """The original with the plan carried out, in its place."""
+        """Return the original with the plan carried out."""
         check_labelmaps(original)
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
