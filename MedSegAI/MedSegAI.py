@@ -1,6 +1,6 @@
-"""The module's entry: builds scene, panel, worker client and controller, and joins them.
+"""The entry of the module, which builds and connects scene, panel, worker client and controller.
 
-Nothing heavy is imported here, for Slicer runs this file at every start.
+Slow modules are not imported here, because Slicer runs this file at every start.
 """
 # ruff: noqa: PT009  (the self-test is a unittest, as Slicer runs it)
 
@@ -42,7 +42,7 @@ MODULE_FOLDER = Path(__file__).resolve().parent
 
 
 class MedSegAI(ScriptedLoadableModule):
-    """What Slicer's module list shows."""
+    """The description for Slicer's module list."""
 
     def __init__(self, parent: Widget) -> None:
         ScriptedLoadableModule.__init__(self, parent)
@@ -51,10 +51,10 @@ class MedSegAI(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "Volumes", "SubjectHierarchy"]
         parent.contributors = ["The MedSegAI contributors"]
         parent.helpText = _(
-            "Segments a volume with AI models: choose a volume and a model, and press Segment. "
-            "The networks run in a process of their own on this computer, which no image leaves unless another "
-            "one is chosen in the settings. "
-            "Research software, not for diagnostic use."
+            "Segments a volume with AI models: choose a volume and a model, and press "
+            "Segment. The networks run in a separate process on this computer, and images do "
+            "not leave it unless another computer is chosen in the settings. Research "
+            "software, not for diagnostic use."
         )
         parent.acknowledgementText = _(
             "Built on 3D Slicer, PyTorch, OpenVINO, SimpleITK and nibabel. The brain model follows "
@@ -64,14 +64,14 @@ class MedSegAI(ScriptedLoadableModule):
 
 
 class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMixin):
-    """The module's page: the panel, and what joins it to the rest."""
+    """The page of the module, which connects the panel with the other parts."""
 
     def __init__(self, parent: Widget = None) -> None:
         slicer.util.VTKObservationMixin.__init__(self)  # first: the next line may call setup
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self) -> None:
-        """Make the panel and join it with the scene."""
+        """Make the panel and connect it with the scene."""
         from MedSegAILib.controller import Controller
         from MedSegAILib.host import Host, save_undo
         from MedSegAILib.panel import Panel, dialogs
@@ -99,11 +99,11 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
             self.closeFilter.watch(slicer.util.mainWindow(), self.mayClose)
 
     def enter(self) -> None:
-        """The user comes back to the page: volumes may have changed meanwhile."""
+        """Update the page when the user returns, because volumes may have changed."""
         self.controller.enter()
 
     def observeInputs(self) -> None:
-        """A volume can get its voxels, its name or its transform after it was chosen."""
+        """Observe the chosen volumes, which may get voxels, names or transforms later."""
         choice = self.panel.choice()
         wanted = {node for node in (*choice.nodes.values(), choice.region) if node is not None}
         if wanted == {item[0] for item in self.Observations if item[2] == self.onInputModified}:
@@ -126,7 +126,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.controller.scene_opened()
 
     def onSceneStartClose(self, caller: Node, event: str) -> None:
-        """The results would have no volume to belong to: keep what can be kept, and stop the rest."""
+        """Finish or stop jobs, because their volumes are removed with the scene."""
         from MedSegAILib.host import can_ask
 
         question = self.controller.scene_question()
@@ -137,23 +137,23 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.controller.scene_closes()
 
     def mayClose(self) -> bool:
-        """Whether Slicer may close: the user is asked where jobs are under way."""
+        """Whether Slicer may close; the user is asked if jobs are running."""
         question = self.controller.close_question()
         return not question or self.host.confirm(question)
 
     def cleanup(self) -> None:
-        """End what the module has running, when Slicer ends or reloads it."""
+        """Stop everything of the module when Slicer ends or reloads it."""
         self.removeObservers()
         if slicer.util.mainWindow() is not None:
             slicer.util.mainWindow().removeEventFilter(self.closeFilter)
-        self.controller.results.show(None)  # and watch no segmentation any more
+        self.controller.results.show(None)  # and stop watching the segmentation
         self.page.setMRMLScene(None)
         self.host.close()
         self.panel.browser.close()
         close_worker()
 
     def onReload(self) -> None:
-        """Reload the packages too, and not only this file."""
+        """Reload the packages, too, and not only this file."""
         close_worker()
         for name in list(sys.modules):
             if name.split(".")[0] in ("MedSegAILib", "medsegai"):
@@ -172,14 +172,14 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         output: OutputChoice | None = None,
         **options: Any,
     ) -> SegmentationNode:
-        """Segment a volume and wait for the result; also without a main window.
+        """Segment a volume and wait for the result, even without a main window.
 
         Args:
             volumeNode: the image, a vtkMRMLScalarVolumeNode, or one for each channel of the model, in its
                 order. They are not changed.
-            model: id or folder of a model, or several of them, to be used together.
-            progress: called with stage, fraction and seconds left.
-            output: where the result goes; a new segmentation if None.
+            model: the id or folder of a model, or several models to use together.
+            progress: the function that receives stage, fraction and seconds left.
+            output: the output; a new segmentation if None.
             options: the other options of `medsegai.request.SegmentationRequest`; `region` may also be a
                 ROI node.
 
@@ -187,8 +187,8 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
             a vtkMRMLSegmentationNode, under the same transform as the volume.
 
         Raises:
-            MedSegAIError: the volume, an option, the model or the device cannot be used; the message
-                says what to do. The scene is as it was.
+            MedSegAIError: the volume, an option, the model or the device cannot be used; the message says what to
+                do. The scene is not changed.
         """
         return self.start(volumeNode, model, progress, output, **options).wait()
 
@@ -200,7 +200,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         output: OutputChoice | None = None,
         **options: Any,
     ) -> Job[SegmentationNode]:
-        """The same, without waiting: the job goes to the end of the queue that the panel shows."""
+        """Segment without waiting: the job is added at the end of the queue that the panel shows."""
         from medsegai.models.catalogue import find_card
         from medsegai.request import request_from_options
         from MedSegAILib.host import save_undo
@@ -216,7 +216,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         def make_request() -> SegmentationRequest:
             return request_from_options(scene.read_channels(nodes), {"models": models, **options})
 
-        make_request()  # what can be refused before the job is refused at once
+        make_request()  # errors that can be found before the job are raised at once
         if worker().place.kind == "own":
             install_what_is_missing(
                 [extra for name in models for extra in find_card(name).extras()]
@@ -233,22 +233,22 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         segments: Sequence[str] = (),
         progress: Callable[[ProgressEvent], None] | None = None,
     ) -> tuple[str, ...]:
-        """Clean and sharpen a segmentation that is there, whoever made it, and wait until it is done.
+        """Clean and sharpen an existing segmentation, whoever made it, and wait until it is done.
 
-        Segments whose review is completed, and those that are not named, stay as they are.
+        Segments whose review is completed, and those that are not named, are not changed.
 
         Args:
-            segmentationNode: it is changed, as one undo step of the Segment Editor.
-            refinements: what to do, in this order, as for `medsegai refine`, without labels.
-            volumeNode: the image, for refinements that look at it; the segmentation's own if None.
-            segments: ids or names of the segments to refine; all if none is named.
-            progress: called with stage, fraction and seconds left.
+            segmentationNode: the segmentation, which is changed as one undo step of the Segment Editor.
+            refinements: the refinements in this order, as for `medsegai refine`, without labels.
+            volumeNode: the image, for refinements that use it; the segmentation's own if None.
+            segments: the ids or names of the segments to refine; all if empty.
+            progress: the function that receives stage, fraction and seconds left.
 
         Returns:
-            what was changed, in sentences; none where there was nothing to change.
+            The changes as sentences; empty if there were none.
 
         Raises:
-            MedSegAIError: it cannot be done; the message says what to do. The scene is as it was.
+            MedSegAIError: the refinement is not possible; the message says what to do. The scene is not changed.
         """
         from medsegai.refinements import parse
         from MedSegAILib.host import save_undo
@@ -272,9 +272,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         segmentationNode: SegmentationNode,
         progress: Callable[[ProgressEvent], None] | None = None,
     ) -> tuple[dict[str, Any], ...]:
-        """For each segment as it is now the columns of `medsegai measure`; None for what does not exist.
+        """Return the columns of `medsegai measure` for each present segment; None for missing values.
 
-        A table node with a plot gets the numbers, too.
+        A table node with a plot also gets the numbers.
         """
         from MedSegAILib.scene import Scene
         from MedSegAILib.worker.deferred_request import Reading
@@ -296,21 +296,21 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         progress: Callable[[ProgressEvent], None] | None = None,
         **outputs: Any,
     ) -> ExportResult:
-        """Export a segmentation: everything is written, or nothing.
+        """Export a segmentation: all outputs are written, or none.
 
         Args:
-            segmentationNode: its segments as they are now.
-            dicom: folder of the DICOM series that was segmented, for `seg` and `sr`; if "", that in Slicer's
-                DICOM database which the volume was loaded from.
-            overwrite: whether files that are there already are replaced.
-            outputs: what to write: paths for seg, sr, report, csv, json and surfaces; and the options encoding,
-                formats, tolerance_mm and space.
+            segmentationNode: the segmentation with its present segments.
+            dicom: the folder of the DICOM series that was segmented, for `seg` and `sr`; if "", the series in
+                Slicer's DICOM database from which the volume was loaded.
+            overwrite: whether existing files are replaced.
+            outputs: the paths of seg, sr, report, csv, json and surfaces, and the options encoding, formats,
+                tolerance_mm and space.
 
         Returns:
-            what was written (`files`), and `warnings` in words.
+            The written `files`, and `warnings` in words.
 
         Raises:
-            MedSegAIError: a file is there already, or cannot be written; the message says what to do.
+            MedSegAIError: a file exists already, or cannot be written; the message says what to do.
         """
         from MedSegAILib.scene import Scene
         from MedSegAILib.scene.dicom_database import source_of
@@ -326,7 +326,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
     @staticmethod
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
-        """Volumes, seconds per stage, model hashes and versions: how a segmentation was made."""
+        """Return the origin of a segmentation: volumes, seconds per stage, model hashes and versions."""
         from MedSegAILib.scene import REPORT_ATTRIBUTE
 
         return dict(json.loads(segmentationNode.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
@@ -337,7 +337,7 @@ _queue: JobQueue | None = None
 
 
 def worker() -> WorkerClient:
-    """The one worker of this Slicer, shared by the page and by scripts, so that it stays warm."""
+    """Return the only worker of this Slicer, which the page and scripts share, so that it stays warm."""
     global _worker
     if _worker is None:
         from MedSegAILib.host import chosen_place
@@ -349,7 +349,7 @@ def worker() -> WorkerClient:
 
 
 def queue() -> JobQueue:
-    """The one queue, likewise."""
+    """Return the only queue, which the page and scripts share."""
     global _queue
     if _queue is None:
         from MedSegAILib.worker.queue import JobQueue
@@ -365,7 +365,7 @@ def _done(
     progress: Callable[[ProgressEvent], None] | None,
     extras: Sequence[str] = (),
 ) -> Written:
-    """What `write` makes of what was read and of the worker's answer to it."""
+    """Return the value of `write` for the read data and the worker's result."""
     if worker().place.kind == "own":
         install_what_is_missing(extras)
     job = _job(lambda result: reading.answered(write, result), progress)
@@ -386,7 +386,7 @@ def _job(
 
 
 def close_worker() -> None:
-    """End the worker process and forget what waits for it; the next job starts a new one."""
+    """End the worker process and forget waiting jobs; the next job starts a new process."""
     global _worker, _queue
     client, jobs, _worker, _queue = _worker, _queue, None, None
     if jobs is not None:
@@ -396,7 +396,7 @@ def close_worker() -> None:
 
 
 def install_what_is_missing(extras: Sequence[str] = ()) -> None:
-    """Before a job: see `MedSegAILib.install.ensure`. A test must not change the installation."""
+    """Install missing packages before a job, see `MedSegAILib.install.ensure`, but never in a test."""
     from MedSegAILib import install
     from MedSegAILib.host import is_test
 
@@ -412,9 +412,9 @@ def install_what_is_missing(extras: Sequence[str] = ()) -> None:
 
 
 def when_slicer_has_started() -> None:
-    """What other modules have to be there for.
+    """Run the steps for which other modules must be loaded.
 
-    Another module may raise anything. A step that fails is logged and costs none of the others.
+    Another module may raise anything. A failing step is logged and does not affect the others.
     """
     from MedSegAILib.guarding import guarded
 
@@ -424,28 +424,28 @@ def when_slicer_has_started() -> None:
 
 
 def sweep_exchange() -> None:
-    """Delete the scans that a Slicer which was killed has left in the temporary folder."""
+    """Delete the scans that a killed Slicer left in the temporary folder."""
     from medsegai.worker.array_transfer import sweep, temporary_folder
 
     sweep(temporary_folder())
 
 
 def register_effect() -> None:
-    """The effect *AI correct* of the Segment Editor."""
+    """Register the effect *AI correct* in the Segment Editor."""
     from MedSegAILib.correction import register
 
     register()
 
 
 def keep_scene_tidy() -> None:
-    """What belongs to a segmentation goes when it goes."""
+    """Remove the nodes of a segmentation whenever it is removed."""
     from MedSegAILib.scene.attachments import follow
 
     follow(slicer.mrmlScene)
 
 
 def register_sample_data() -> None:
-    """Slicer's own MR of a head, given by the person in it for unrestricted use (Slicer's SampleData)."""
+    """Register Slicer's own head MR, which the person in it released for any use (Slicer's SampleData)."""
     import SampleData
 
     digest = "cc211f0dfd9a05ca3841ce1141b292898b2dd2d3f08286affadf823a7e58df93"
@@ -461,7 +461,7 @@ def register_sample_data() -> None:
 
 
 class MedSegAITest(ScriptedLoadableModuleTest):
-    """Run inside the application: Reload and Test, or `ctest`. See `MedSegAILib.self_test`."""
+    """The test inside the application: Reload and Test, or `ctest`. See `MedSegAILib.self_test`."""
 
     def runTest(self) -> None:
         """Run the self-test of the module."""

@@ -1,4 +1,4 @@
-"""Uncertain regions, and what is said of the one that is shown: plain values, without Qt and without MRML."""
+"""Uncertain regions and their descriptions: plain values, without Qt and MRML."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from MedSegAILib.translation import tr as _
 
 HEAT, UNCERTAINTY = "heat map", "uncertainty"
-"""The maps that are walked and laid over an image: how probable it is that there is anything, and doubt."""
+"""The maps that are walked and shown over an image: probability of any structure, and uncertainty."""
 
 
 @dataclass(frozen=True)
 class DoubtfulPlace:
-    """A place to look at.
+    """A region to check.
 
     Attributes:
-        segment_id: the segment that is there, or next to it; "" where there is none.
-        name: of that segment.
-        ras: where, in the world, in mm.
-        score: mean entropy around it, in nats, or probability.
-        voxel: (i, j, k) in the volume of the entropy, or of the heat map.
-        suspicious: whether it is a top of a heat map, and not of doubt.
+        segment_id: the segment at the place, or next to it; "" if there is none.
+        name: the name of that segment.
+        ras: the place in the world, in mm.
+        score: the mean entropy around it in nats, or the probability.
+        voxel: the voxel (i, j, k) of the entropy volume, or of the heat map.
+        suspicious: whether it is a maximum of a heat map, and not of uncertainty.
     """
 
     segment_id: str
@@ -33,7 +33,7 @@ class DoubtfulPlace:
 
 @dataclass(frozen=True)
 class Step:
-    """Where a walk has come to: the place, its number from 1, and how many places there are."""
+    """A step of a walk: the place, its number from 1, and the number of places."""
 
     place: DoubtfulPlace
     number: int
@@ -41,7 +41,7 @@ class Step:
 
 
 def place_in_words(step: Step | None) -> str:
-    """Where the walk stands, or that there is nowhere to go."""
+    """Return the description of a step, or that there is no region."""
     if step is None:
         return _("There is no uncertain region to go to.")
     words = _("Doubtful place {number} of {count}: {name}.")
@@ -50,5 +50,5 @@ def place_in_words(step: Step | None) -> str:
     return words.format(
         number=step.number,
         count=step.count,
-        name=step.place.name or _("outside of all segments"),
+        name=step.place.name or _("outside all segments"),
     )

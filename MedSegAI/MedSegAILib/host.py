@@ -1,4 +1,4 @@
-"""What the controller asks of the application: settings, questions, programs, and Slicer's own windows."""
+"""The application for the controller: settings, questions, programs, and Slicer's own windows."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 SLAB_VIEW = "vtkMRMLSliceNodeRed"
 
 STATUS_MS = 5000
-"""How long a message stays in the status bar, unless another follows."""
+"""The milliseconds for which a message stays in the status bar."""
 
 SETTINGS = "MedSegAI/"
-"""Where Slicer's user settings keep ours."""
+"""The group of our settings in Slicer's user settings."""
 
 
 def own_python() -> str:
@@ -43,12 +43,12 @@ def own_python() -> str:
 
 
 def setting(name: str) -> str:
-    """A setting of the user's; "" where there is none."""
+    """Return a setting of the user; "" if it was not set."""
     return str(slicer.app.userSettings().value(SETTINGS + name) or "")
 
 
 def chosen_place() -> WorkerLocation:
-    """Where the worker runs, as the settings say; a damaged setting is Slicer's own Python."""
+    """Return the location of the worker from the settings; a damaged setting means Slicer's own Python."""
     try:
         return WorkerLocation.from_text(setting("place"), own_python())
     except WorkerError:
@@ -60,7 +60,7 @@ _unattended = False
 
 @contextmanager
 def unattended() -> Iterator[None]:
-    """While a test runs in an application that somebody uses: nobody is asked, and nothing is installed."""
+    """Run a test in an application in use: within the block, questions and installations are disabled."""
     global _unattended
     _unattended = True
     try:
@@ -75,7 +75,7 @@ def is_test() -> bool:
 
 
 def can_ask() -> bool:
-    """Whether somebody is there to answer a question; a test must never wait for one."""
+    """Whether a user can answer a question; a test must never wait for one."""
     return slicer.util.mainWindow() is not None and not is_test()
 
 
@@ -93,10 +93,10 @@ class Host:
     """The application.
 
     Args:
-        client: gives the one worker client.
-        prepare: installs what is missing; with True also what an export needs.
-        programs: see `panel.process.Programs`.
-        dialogs: asks for files and folders: see `panel.dialogs`.
+        client: the function that returns the worker client.
+        prepare: the function that installs missing packages.
+        programs: the programs, see `panel.process.Programs`.
+        dialogs: the dialogs for files and folders, see `panel.dialogs`.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Host:
         self._defects.attach()
 
     def setting(self, name: str) -> str:
-        """Return a setting of the application as text; "" where it was never set."""
+        """Return a setting of the application as text; "" if it was never set."""
         return setting(name)
 
     def set_setting(self, name: str, value: str) -> None:
-        """Keep a setting of the application."""
+        """Save a setting of the application."""
         slicer.app.userSettings().setValue(SETTINGS + name, value)
 
     def own_python(self) -> str:
@@ -126,16 +126,16 @@ class Host:
         return own_python()
 
     def place(self) -> WorkerLocation:
-        """Return where the worker runs, as the settings say."""
+        """Return the location of the worker from the settings."""
         return self._client().place
 
     def set_place(self, place: WorkerLocation) -> None:
-        """Keep where the worker runs."""
-        place.command()  # says what is wrong with it, before a job does
+        """Save the location of the worker."""
+        place.command()  # finds errors before a job does
         self._client().set_place(place)
 
     def check_environment(self, place: WorkerLocation, told: Callable[[Report], None]) -> None:
-        """Ask the doctor there, in the background; an earlier question is forgotten."""
+        """Run the doctor there in the background; an earlier run is ended."""
         from MedSegAILib.worker.environment_check import EnvironmentCheck
 
         if self._environment_check is not None:
@@ -144,14 +144,14 @@ class Host:
         self._environment_check.start()
 
     def close(self) -> None:
-        """End whatever runs in the background."""
+        """End all background programs."""
         if self._environment_check is not None:
             self._environment_check.cancel()
         self._programs.close()
         self._defects.detach()
 
     def log(self) -> str:
-        """What the worker wrote last, and the last defects on this side."""
+        """Return the last output of the worker, and the last errors on this side."""
         return "\n\n".join(filter(None, (str(self._client().log), self._defects.text)))
 
     def run(
@@ -166,15 +166,15 @@ class Host:
         return self._programs.run(command, environment, done, heard, given)
 
     def dicom_series(self) -> list[SeriesRow]:
-        """What Slicer's DICOM database holds; see `scene.dicom_database`."""
+        """Return the series of Slicer's DICOM database; see `scene.dicom_database`."""
         return series_of(getattr(slicer, "dicomDatabase", None))
 
     def dicom_folder(self, row: SeriesRow) -> str:
-        """Where the files of a series lie."""
+        """Return the folder of the files of a series."""
         return folder_of(slicer.dicomDatabase, row)
 
     def dicom_source(self, volume: VolumeNode) -> tuple[str, str]:
-        """Folder and UID of the DICOM series behind a volume; see `scene.dicom_database.source_of`."""
+        """Return folder and UID of the DICOM series of a volume; see `scene.dicom_database.source_of`."""
         return source_of(getattr(slicer, "dicomDatabase", None), volume)
 
     def stop(self, program: QtValue) -> None:
@@ -182,7 +182,7 @@ class Host:
         self._programs.stop(program)
 
     def show_text(self, title: str, text: str) -> None:
-        """A long text, in a window that can be scrolled."""
+        """Show a long text in a window that can be scrolled."""
         slicer.util.infoDisplay(
             _("The end of the log is below."),
             windowTitle=title,
@@ -190,14 +190,14 @@ class Host:
         )
 
     def ask_save_file(self, title: str, name: str) -> str:
-        """Let the user name a file; "" where they cancel."""
+        """Let the user name a file; "" if they cancel."""
         return str(self._dialogs.save_file(slicer.util.mainWindow(), title, name, "CSV (*.csv)"))
 
     def load_sample(self, name: str) -> VolumeNode:
-        """A scan of the module Sample Data, downloaded where it was not before, as a volume node.
+        """Return a scan of the module Sample Data as a volume node, downloaded if necessary.
 
         Raises:
-            InputError: it cannot be had.
+            InputError: the scan cannot be downloaded.
         """
         import SampleData
 
@@ -215,7 +215,7 @@ class Host:
         )
 
     def show_table(self, table: TableNode) -> None:
-        """Bring a table and its plot into view, beside the slices."""
+        """Show a table and its plot beside the slices."""
         if slicer.util.mainWindow() is None:
             return
         self._statistics_layout.show(slicer.mrmlScene)
@@ -227,19 +227,19 @@ class Host:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
 
     def hide_table(self) -> None:
-        """Bring the views back that were there before the table."""
+        """Restore the layout before the table."""
         self._statistics_layout.hide(slicer.mrmlScene)
 
     def show_status(self, text: str) -> None:
-        """Say how far a job is in the status bar, while another module covers the page."""
+        """Show the progress of a job in the status bar, while another module is open."""
         if slicer.util.mainWindow() is not None and slicer.util.selectedModule() != "MedSegAI":
             slicer.util.showStatusMessage(text, STATUS_MS)
 
     def open_editor(self, segmentation: SegmentationNode, source: VolumeNode, segment: str) -> None:
-        """The Segment Editor on a segmentation and its image, with the effect AI correct.
+        """Open the Segment Editor on a segmentation and its image, with the effect AI correct.
 
         Args:
-            segment: id of the one that is to be corrected; that which the editor chooses if "".
+            segment: the id of the segment to correct; if "", the editor chooses.
         """
         from MedSegAILib.correction import EFFECT_NAME
 
@@ -255,10 +255,10 @@ class Host:
         editor.setActiveEffectByName(EFFECT_NAME)
 
     def slab(self, volume: VolumeNode) -> tuple[float, ...]:
-        """The box around the slice of a volume that the red view shows.
+        """Return the box around the slice of a volume that the red view shows.
 
         Raises:
-            MedSegAIError: the view shows nothing of the volume.
+            MedSegAIError: the view does not show the volume.
         """
         from MedSegAILib.correction.region import region_of_slab
 
@@ -268,18 +268,18 @@ class Host:
         return region_of_slab(view, volume)
 
     def keep_case(self, choice: Choice, segmentation: SegmentationNode) -> str:
-        """Keep a corrected case for training, where the user agrees.
+        """Keep a corrected case for training, if the user agrees.
 
         Returns:
-            what was kept where; "" where the user did not agree or chose no folder.
+            What was kept where; "" if the user did not agree or did not choose a folder.
 
         Raises:
-            MedSegAIError: it does not fit the model, or cannot be written.
+            MedSegAIError: the case does not fit the model, or cannot be written.
         """
         from MedSegAILib.correction.corrected_cases import CONSENT, keep_case
 
         if choice.card is None:
-            raise ModelError(_("Choose the model that the segmentation was made with."))
+            raise ModelError(_("Choose the model with which the segmentation was made."))
         window = slicer.util.mainWindow()
         if not can_ask() or not self._dialogs.decide(
             window, CONSENT, _("Keep it"), _("Do not keep it"), False
@@ -294,10 +294,10 @@ class Host:
         return "\n".join([text.format(name=kept.name, folder=kept.dataset), *kept.notes])
 
     def confirm(self, question: str, safe: bool = False) -> bool:
-        """Yes or no; yes, where nobody can answer.
+        """Ask a yes-no question; the answer is yes if nobody can answer.
 
         Args:
-            safe: the answer that Enter gives. It is False where a yes gives images away or destroys something.
+            safe: the answer that Enter gives. It is False if a yes would disclose images or destroy something.
         """
         return not can_ask() or self._dialogs.decide(
             slicer.util.mainWindow(), question, _("Yes"), _("No"), safe

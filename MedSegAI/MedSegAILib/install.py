@@ -1,8 +1,8 @@
-"""Installs what the worker needs into Slicer's Python, when the first job needs it.
+"""Installation of the worker's packages into Slicer's Python, when the first job needs them.
 
-PyTorch comes from the PyTorch extension, which knows the right build for the graphics card; the rest
-comes through Slicer's package tools. What Slicer brings itself is never replaced. Without a network all of
-it can come from a folder of wheels.
+PyTorch comes from the PyTorch extension, which knows the right build for the graphics card; the other packages are
+installed by Slicer's package tools. Slicer's own packages are never replaced. Without a network, all packages can
+come from a folder of wheels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from MedSegAILib.translation import tr as _
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 TORCH = Requirement("torch>=2.10")
 
-# Slicer brings these, or another extension does: an installation must leave them as they are.
+# Packages of Slicer or another extension, which an installation must not change.
 PROTECTED = ("numpy", "SimpleITK", "scipy", "pillow", "torch", "torchvision", "vtk")
 
 SIZES = {
@@ -36,17 +36,17 @@ SIZES = {
     "manifold3d": "1 MB",
     "monai": "3 MB",
 }
-"""What a download takes, about; torch depends on the graphics card. The others are smaller than 1 MB."""
+"""The approximate sizes of downloads; torch depends on the graphics card. The others are smaller than 1 MB."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be installed, and where.
+    """The packages to install, and their folder.
 
     Attributes:
-        packages: with their bounds, as pip writes them.
+        packages: the packages with their bounds, as pip writes them.
         folder: the folder that gets them.
-        needs_torch: whether PyTorch is among them, which the PyTorch extension brings.
+        needs_torch: whether PyTorch is among them, which the PyTorch extension installs.
     """
 
     packages: tuple[Requirement, ...]
@@ -54,7 +54,7 @@ class Plan:
     needs_torch: bool
 
     def lines(self) -> list[tuple[str, str, str]]:
-        """For each package what it is, where it comes from and how large it is."""
+        """Return for each package its name, source and size."""
         return [
             (
                 str(package),
@@ -76,12 +76,12 @@ Ask = Callable[[Plan], "Consent | None"]
 
 
 def ensure(ask: Ask | None, extras: Sequence[str] = ()) -> None:
-    """Install what is missing, and return at once where nothing is.
+    """Install missing packages; return at once if there are none.
 
     Args:
-        ask: shows the plan and gives the user's consent, or None where it was refused; without a window
-            nobody could answer, and nobody is asked.
-        extras: what is needed besides: "export" for DICOM SEG and SR and surfaces, or those of a card.
+        ask: the function that shows the plan and returns the user's consent, or None if the user refused; None
+            without a window.
+        extras: further extras: "export" for DICOM SEG and SR and surfaces, or those of a card.
 
     Raises:
         WorkerError: the user declined, the PyTorch extension is missing, or the installation failed.
@@ -107,17 +107,17 @@ def ensure(ask: Ask | None, extras: Sequence[str] = ()) -> None:
 
 
 def missing(extras: Sequence[str] = ()) -> Plan | None:
-    """What is not there yet; None where nothing is missing.
+    """Return the missing packages; None if there are none.
 
     Raises:
-        WorkerError: PyTorch is there and too old; it is not replaced behind the user's back.
+        WorkerError: the installed PyTorch is too old; it is not replaced without the user.
     """
     needs_torch = not _is_installed(TORCH)
     if needs_torch and _version(TORCH.name) is not None:
         raise WorkerError(
             _(
-                "PyTorch {version} is too old; {needed} is needed. Uninstall it with Slicer's module "
-                "PyTorch Utils, restart Slicer, and press Segment again."
+                "PyTorch {version} is too old, because {needed} is needed. Uninstall it with "
+                "Slicer's module PyTorch Utils, restart Slicer, and press Segment again."
             ).format(version=_version(TORCH.name), needed=TORCH)
         )
     files = [REQUIREMENTS, *(REQUIREMENTS.with_name(f"requirements-{name}.txt") for name in extras)]
@@ -141,7 +141,7 @@ def _is_installed(requirement: Requirement) -> bool:
 
 
 def _version(name: str) -> str | None:
-    """The version as pip knows it; nothing is imported for that."""
+    """Return the version according to pip, without an import."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -178,10 +178,12 @@ def _install(packages: Sequence[Requirement], interactive: bool) -> None:
 
 
 def _from_wheels(packages: Sequence[Requirement], wheels: Path) -> None:
-    """Install from a folder alone: no network is touched."""
+    """Install only from a folder, without the network."""
     if not any(wheels.glob("*.whl")):
         raise WorkerError(
-            _("There is no wheel (*.whl) in {folder}. Choose another folder.").format(folder=wheels)
+            _("{folder} does not contain wheels (*.whl). Choose another folder.").format(
+                folder=wheels
+            )
         )
     with tempfile.TemporaryDirectory(prefix="medsegai-") as folder:
         constraints = _write_constraints(Path(folder))
@@ -193,7 +195,7 @@ def _from_wheels(packages: Sequence[Requirement], wheels: Path) -> None:
 
 
 def _write_constraints(folder: Path) -> Path:
-    """A file that holds what Slicer brings at the version it has."""
+    """Write a constraints file with the versions of Slicer's packages."""
     versions = {name: _version(name) for name in PROTECTED}
     lines = [f"{name}=={version}\n" for name, version in versions.items() if version is not None]
     path = folder / "constraints.txt"
@@ -211,7 +213,7 @@ def _run_pip(packages: Sequence[Requirement], constraints: Path, interactive: bo
     packaging.pip_ensure(
         names,
         constraints=constraints,
-        prompt_install=False,  # that was asked already
+        prompt_install=False,  # the user has already agreed
         prompt_restart=interactive,
         requester="MedSegAI",
         show_progress=interactive,

@@ -1,4 +1,4 @@
-"""The models at hand, searched and described: neither Qt nor MRML, and no torch."""
+"""Search and description of models, without Qt, MRML and torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Query:
-    """What the user looks for; "" is anything."""
+    """The user's search; "" matches anything."""
 
     text: str = ""
     modality: str = ""
@@ -30,7 +30,7 @@ class Query:
 
 
 def read_cards(files: Iterable[Path] | None = None) -> tuple[list[ModelCard], list[str]]:
-    """The cards that can be read, and why the others cannot."""
+    """Return the readable cards, and the errors of the others."""
     cards, problems = [], []
     for _source, found in catalogue.read_cards(files):
         if isinstance(found, ModelError):
@@ -46,12 +46,12 @@ def modalities(cards: Iterable[ModelCard]) -> list[str]:
 
 
 def structures(cards: Iterable[ModelCard]) -> list[str]:
-    """The anatomy that the models know, each structure once for both sides."""
+    """Return the structures of the models, each once for both sides."""
     return sorted({name for card in cards for name in _structures(card)}, key=str.lower)
 
 
 def found(cards: Iterable[ModelCard], query: Query) -> list[ModelCard]:
-    """The models that fit: every word stands somewhere in the card."""
+    """Return the matching models, whose cards contain every word."""
     return [card for card in cards if _fits(card, query)]
 
 
@@ -73,7 +73,7 @@ def _fits(card: ModelCard, query: Query) -> bool:
 
 
 def found_listed(listed: Iterable[ListedModel], query: Query) -> list[ListedModel]:
-    """The same of models in an index."""
+    """Return the matching models of an index."""
     words = query.text.lower().split()
     return [
         item
@@ -90,7 +90,7 @@ def _told_of(item: ListedModel) -> str:
 
 
 def describe_listed(item: ListedModel) -> str:
-    """A model in an index as simple HTML. All of it was written by whoever hosts the index."""
+    """Return a model of an index as simple HTML. Its texts come from the host of the index."""
     facts = [
         (_("Input"), ", ".join(item.modalities)),
         (_("Structures"), ", ".join(item.structures)),
@@ -115,16 +115,16 @@ def is_bundled(card: ModelCard) -> bool:
 
 
 def picture(card: ModelCard) -> Path | None:
-    """Return the file with the picture of the model; None where it has none."""
+    """Return the file with the picture of the model; None if it does not have one."""
     path = card.folder / PICTURE_NAME
     return path if path.is_file() else None
 
 
 def describe(card: ModelCard, expectation: str) -> str:
-    """The card as simple HTML.
+    """Return the card as simple HTML.
 
     Args:
-        expectation: time and memory on this device, in words; "" where nothing is known.
+        expectation: time and memory on this device, in words; "" if unknown.
     """
     facts = [
         (_("Intended use"), card.intended_use),
@@ -151,11 +151,11 @@ def _channel(channel: Channel) -> str:
     text = (
         channel.name if channel.name == channel.modality else f"{channel.name} ({channel.modality})"
     )
-    return text if channel.required else _("{channel}, may be left out").format(channel=text)
+    return text if channel.required else _("{channel} (optional)").format(channel=text)
 
 
 def usable_together(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
-    """The other models that take the same images."""
+    """Return the other models that take the same images."""
     wanted = [channel.modality for channel in card.channels]
     return [
         other

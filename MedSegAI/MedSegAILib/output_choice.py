@@ -1,4 +1,4 @@
-"""Where a result goes, as the user chose it: what panel, controller and scene share."""
+"""The chosen output of a result, which panel, controller and scene share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from MedSegAILib.slicer_types import Node
 
 
 class OutputMode(Enum):
-    """What becomes of a result's structures.
+    """What is done with a result's structures.
 
-    NEW makes a segmentation node. UPDATE changes the segments of a node that already has one for a structure
-    of the result, and adds none. ADD puts all structures beside those that the node has, as segments of their
-    own. PREVIEW does what UPDATE does, adding what is missing, or NEW where no node is chosen, on a copy
-    that is shown first and then accepted or rejected.
+    NEW makes a segmentation node. UPDATE changes the existing segments of a node for structures of the result,
+    without adding segments. ADD adds all structures as new segments. PREVIEW does the same as UPDATE, with missing
+    segments added, or as NEW if a node is not chosen, on a copy that is shown first and then accepted or rejected.
     """
 
     NEW = "new"
@@ -25,14 +24,14 @@ class OutputMode(Enum):
 
 @dataclass(frozen=True)
 class OutputChoice:
-    """Where a result goes.
+    """The output of a result.
 
     Attributes:
         mode: see `OutputMode`.
-        node: the vtkMRMLSegmentationNode that UPDATE, ADD and PREVIEW work on; NEW needs none.
-        change_locked: also change segments that are locked (see `MedSegAILib.scene.review`).
-        change_painted: also change what the user painted: segments that the AI did not make, or that were
-            edited since.
+        node: the vtkMRMLSegmentationNode for UPDATE, ADD and PREVIEW; NEW does not need one.
+        change_locked: whether to change locked segments, too (see `MedSegAILib.scene.review`).
+        change_painted: whether to change painted segments, too, which the AI did not make, or which were edited
+            since.
     """
 
     mode: OutputMode = OutputMode.NEW

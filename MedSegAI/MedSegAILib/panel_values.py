@@ -1,6 +1,6 @@
-"""What panel and controller tell each other: plain values, without Qt and without MRML.
+"""The values between panel and controller: plain values, without Qt and MRML.
 
-Nodes of the scene pass through as they are; nobody here looks into them.
+Nodes of the scene are passed on unchanged, without access to their content.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose.
+    """The user's choices.
 
     Attributes:
         nodes: the volume node (or None) of each channel of the model, by the channel's name, in the model's
             order; one entry with the name "" while there is no model.
         cards: the models to use together; the first is the one whose channels are shown. Empty without one.
         options: the other options of a request.
-        output: where the result goes.
-        region: the ROI node to stay within, or None for the whole volume.
-        bounds: the same as numbers, as `SegmentationRequest.region` takes them; empty without.
-        every_frame: run on each frame of a sequence, not on the current one alone.
+        output: the output of the result.
+        region: the ROI node of the region, or None for the whole volume.
+        bounds: the region as numbers, as for `SegmentationRequest.region`; empty without one.
+        every_frame: whether to run on each frame of a sequence, not only on the current one.
     """
 
     nodes: Mapping[str, Node] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Choice:
 
     @property
     def node(self) -> Node:
-        """The first channel's volume node: the result lies on its grid."""
+        """Return the first channel's volume node, whose grid the result has."""
         return next(iter(self.nodes.values()), None)
 
 
@@ -58,7 +58,7 @@ REVIEW_STATES = {
     DONE: "Completed",
     "flagged": "Flagged",
 }
-"""How far a person is with a segment: the words that Slicer stores, and what the panel calls them."""
+"""The review states of a segment: the words that Slicer stores, and their names in the panel."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class StructureRow:
     """One structure in the table of results.
 
     Attributes:
-        segment_id: names the row.
-        quality: one of `medsegai.models.quality`'s `GOOD`, `CHECK` and `POOR`; "" where nothing is known of it.
-        reasons: why, and what was measured, in sentences for the tool tip.
-        review: one of `REVIEW_STATES`; "" where there is no segment to review.
-        shown: whether it is drawn in the views.
+        segment_id: the id of the row.
+        quality: one of `medsegai.models.quality`'s `GOOD`, `CHECK` and `POOR`; "" if it is unknown.
+        reasons: the reasons and measurements, as sentences for the tool tip.
+        review: one of `REVIEW_STATES`; "" if there is no segment to review.
+        shown: whether it is visible in the views.
     """
 
     segment_id: str
@@ -84,13 +84,13 @@ class StructureRow:
 
     @property
     def to_check(self) -> bool:
-        """Whether a person should look at it, and has not yet."""
+        """Whether a person should look at it, and has not done so."""
         return self.quality in (CHECK, POOR) and self.review != DONE
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a result comes to: one line, how urgent it is, and the rest, which is folded away.
+    """The summary of a result: one line, its urgency, and folded details.
 
     Attributes:
         tone: one of `PLAIN`, `DOUBT` and `PROBLEM`.
@@ -116,14 +116,14 @@ class SegmentRow:
 
 @dataclass(frozen=True)
 class RefineChoice:
-    """What is to be done to a segmentation that is there.
+    """The chosen refinement of an existing segmentation.
 
     Attributes:
         segmentation: the node, or None.
         image: the volume node of the scan, or None.
-        every: whether all its segments may change; else those in `segments` alone.
-        segments: their ids.
-        refinement: what to do; without labels.
+        every: whether all segments may change; otherwise only those in `segments`.
+        segments: the ids of the chosen segments.
+        refinement: the refinement, without labels.
     """
 
     segmentation: SegmentationNode = None
@@ -135,7 +135,7 @@ class RefineChoice:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device that networks can run on: the value of the option `device`, and what it is."""
+    """A device for networks: the value of the option `device`, and its description."""
 
     value: str
     description: str
@@ -143,13 +143,13 @@ class DeviceChoice:
 
 @dataclass(frozen=True)
 class PlaceChoice:
-    """Where the worker runs, as the fields of the settings show it.
+    """The location of the worker, as the fields of the settings show it.
 
     Attributes:
         kind: "own" (this Slicer's Python), "other" (another Python here) or "ssh" (another computer).
         python: the other Python's path.
-        host: what ssh connects to.
-        command: what starts the worker there.
+        host: the host of the ssh connection.
+        command: the command that starts the worker there.
     """
 
     kind: str = "own"
@@ -160,7 +160,7 @@ class PlaceChoice:
 
 @dataclass(frozen=True)
 class SeriesRow:
-    """A series of the DICOM database: who, which study, which series, and its SeriesInstanceUID."""
+    """A series of the DICOM database: patient, study, series, and its SeriesInstanceUID."""
 
     patient: str
     study: str
@@ -169,19 +169,19 @@ class SeriesRow:
 
     @property
     def title(self) -> str:
-        """For the screen alone: it names the patient."""
+        """Return the title, only for the screen, because it names the patient."""
         return ", ".join(name for name in (self.patient, self.study, self.description) if name)
 
 
 @dataclass(frozen=True)
 class BatchChoice:
-    """What a batch is asked for.
+    """The choices of a batch.
 
     Attributes:
-        folder: where the scans lie; "" where series are chosen.
+        folder: the folder of the scans; "" if series are chosen.
         output: the folder that gets the results.
-        resume: whether results that are there stay.
-        series: those of the DICOM database to take in place of a folder; None for a folder.
+        resume: whether existing results are kept.
+        series: the series of the DICOM database to use instead of a folder; None for a folder.
     """
 
     folder: str = ""
@@ -192,15 +192,15 @@ class BatchChoice:
 
 @dataclass(frozen=True)
 class ExportChoice:
-    """What is to be written of a segmentation.
+    """The choices of an export.
 
     Attributes:
-        folder: where to.
-        parts: of report, csv, json, seg, sr and surfaces.
-        encoding: of the DICOM SEG: binary or labelmap.
-        formats: of the surfaces: .stl, .obj, .glb.
-        tolerance_mm: how far surfaces may move where points are left out.
-        space: world of the surfaces: LPS or RAS.
+        folder: the folder of the files.
+        parts: the outputs, of report, csv, json, seg, sr and surfaces.
+        encoding: the encoding of the DICOM SEG: binary or labelmap.
+        formats: the formats of the surfaces: .stl, .obj, .glb.
+        tolerance_mm: the largest distance by which surfaces move when points are left out.
+        space: the coordinate system of the surfaces: LPS or RAS.
     """
 
     folder: str = ""
@@ -215,8 +215,8 @@ class ExportChoice:
 class CaseRow:
     """One case of a batch.
 
-    `fraction` is None unless it is being done; `title` says more than its name; `remarks` counts the structures to
-    look at.
+    `fraction` is None unless it is running; `title` has more than its name; `remarks` is the number of structures
+    to look at.
     """
 
     case: str

@@ -1,4 +1,4 @@
-"""How far a job is, in words: for the page, the queue and the status bar of the application."""
+"""The progress of a job in words, for the page, the queue and the status bar of the application."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = {
 
 
 def progress_text(event: ProgressEvent) -> str:
-    """Stage, per cent and time left."""
+    """Return stage, per cent and time left."""
     stage = _(STAGES.get(event.stage, event.stage.capitalize()))
     percent = f"{100 * event.fraction:.0f} %"
     if event.seconds_left is None:

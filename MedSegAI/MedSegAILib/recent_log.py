@@ -1,4 +1,4 @@
-"""The last defects of this side, kept in memory so that a user can read and report them."""
+"""The last errors on this side, which are kept in memory so that a user can read and report them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class RecentLog(logging.Handler):
         self._lines: deque[str] = deque(maxlen=KEPT)
 
     def attach(self) -> None:
-        """Begin to listen to the log."""
+        """Start to record the log."""
         logging.getLogger(LOGGER).addHandler(self)
 
     def detach(self) -> None:
-        """Stop listening to the log."""
+        """Stop recording the log."""
         logging.getLogger(LOGGER).removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:

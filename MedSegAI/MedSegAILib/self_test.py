@@ -1,7 +1,7 @@
-"""The self-test that runs inside Slicer, unattended: what a script would use, on the real application.
+"""The unattended self-test inside Slicer, which uses the functions for scripts in the real application.
 
-`MedSegAITest` in `MedSegAI.py` runs it: Reload and Test in the module's page, or `ctest`. It asks nothing, waits
-for nobody, and touches no file of the user.
+`MedSegAITest` in `MedSegAI.py` runs it: Reload and Test in the module's page, or `ctest`. It does not ask
+questions, does not wait for anybody, and does not change files of the user.
 """
 # ruff: noqa: PT009, PT027  (a unittest, as Slicer runs it)
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from MedSegAILib.scene import Scene
 
 LAST = ("test_module_reloads",)
-"""What runs after all others, because it changes everything."""
+"""The test that runs last, because it changes everything."""
 
 
 def run(announce: Callable[[str], None]) -> list[str]:
-    """Run every test, whatever becomes of those before it.
+    """Run every test, even if earlier ones fail.
 
     Args:
-        announce: shows a line to whoever watches.
+        announce: the function that shows a line to the user.
 
     Returns:
-        the names of those that failed; their errors are printed, as are the reasons of those that were skipped.
+        The names of the failed tests; their errors are printed, and the reasons of skipped ones.
     """
     from MedSegAILib.host import unattended
 
@@ -59,7 +59,7 @@ def _name(test: unittest.TestCase) -> str:
 
 
 class SelfTest(unittest.TestCase):
-    """Each test begins with an empty scene."""
+    """The tests, each of which begins with an empty scene."""
 
     def setUp(self) -> None:
         """Begin with an empty scene."""
@@ -106,7 +106,7 @@ class SelfTest(unittest.TestCase):
         self.assertEqual(options["members"], ())
 
     def test_every_part_of_the_panel_works(self) -> None:
-        """Nothing here blocks: what asks has a window of its own, or is not asked."""
+        """Use every part without blocking dialogs."""
         from MedSegAILib.output_choice import OutputMode
         from MedSegAILib.panel_values import PlaceChoice
 
@@ -152,7 +152,7 @@ class SelfTest(unittest.TestCase):
         self.assertIn(EFFECT_NAME, [effect.name for effect in effects])
 
     def test_effect_corrects_by_strokes(self) -> None:
-        """A stroke that says what does not belong to the ball, taken back, made again, applied, and undone."""
+        """Paint a stroke outside the ball, take it back, paint it again, apply and undo it."""
         import numpy as np
 
         from MedSegAILib.correction import EFFECT_NAME
@@ -228,7 +228,7 @@ class SelfTest(unittest.TestCase):
         self.assertIn("MedSegAIHead", [source.sampleName for source in sources])
 
     def test_segmentation_is_refined_and_handed_over(self) -> None:
-        """The worker refines, measures and writes; it needs no network for that."""
+        """Refine, measure and export with the worker, which does not need a network for that."""
         self._need_worker()
         volume = _ball_volume(moved=True)
         segmentation = self._write_ball(volume)
@@ -254,7 +254,7 @@ class SelfTest(unittest.TestCase):
         self.assertIsNotNone(page.panel.choice().card)
 
     def test_worker_process_answers(self) -> None:
-        """The whole way to the engine and back, without a network: the model does not exist."""
+        """Test the whole way to the engine and back without a network, by a model that does not exist."""
         from medsegai.errors import MedSegAIError
 
         before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
@@ -265,7 +265,7 @@ class SelfTest(unittest.TestCase):
         self.assertRegex(str(caught.exception), "no such model|PyTorch")
 
     def test_brain_model_runs(self) -> None:
-        """A ball is not a head, so the labels are not checked; the job has to return."""
+        """Run the brain model on a ball, whose labels are not checked; the job has to return."""
         from medsegai.errors import ModelError
         from medsegai.models.catalogue import find_card
 
@@ -279,7 +279,7 @@ class SelfTest(unittest.TestCase):
         segmentation = _logic().segment(
             volume,
             progress=lambda event: stages.append(event.stage),
-            members=(card.members[0].name,),  # one network shows the way as well as three
+            members=(card.members[0].name,),  # one network is enough for the test
             device="cpu",
         )
         self.assertTrue(slicer.mrmlScene.IsNodePresent(segmentation))
@@ -287,14 +287,14 @@ class SelfTest(unittest.TestCase):
         self.assertIn("seconds", _logic().report(segmentation))
 
     def _write_ball(self, volume: VolumeNode) -> SegmentationNode:
-        """What the scene makes of a result, without a worker."""
+        """Write a result into the scene without a worker."""
         from MedSegAILib.scene import Scene
 
         scene = Scene(slicer.mrmlScene)
         return scene.write(volume, _ball_result(scene, volume))
 
     def _need_worker(self) -> None:
-        """Skip where the chosen place of the worker lacks something: whether it has torch, only it knows."""
+        """Skip the test if the worker's location lacks packages, which only it knows."""
         report = _doctor_report()
         if not report.ready:
             self.skipTest(f"the worker is not ready. {report.text()}")
@@ -302,7 +302,7 @@ class SelfTest(unittest.TestCase):
 
 @cache
 def _doctor_report() -> Any:
-    """What the doctor says of the place where the worker runs."""
+    """Return the doctor's report on the worker's location."""
     import MedSegAI
     from MedSegAILib.worker.environment_check import EnvironmentCheck
 
@@ -316,7 +316,7 @@ def _doctor_report() -> Any:
 
 
 def _editor() -> Widget:
-    """The Segment Editor's widget, with a node that keeps what is chosen in it."""
+    """Return the Segment Editor's widget, with a node that stores its choices."""
     page = slicer.util.getModuleWidget("SegmentEditor")
     if page.editor.mrmlSegmentEditorNode() is None:
         page.selectParameterNode()
@@ -324,7 +324,7 @@ def _editor() -> Widget:
 
 
 def _world(volume: VolumeNode, voxel: tuple[int, int, int]) -> list[float]:
-    """The place in the world of a voxel (k, j, i)."""
+    """Return the world position of a voxel (k, j, i)."""
     matrix, above = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     if volume.GetParentTransformNode() is not None:
@@ -334,7 +334,7 @@ def _world(volume: VolumeNode, voxel: tuple[int, int, int]) -> list[float]:
 
 
 def _voxel_count(segmentation: SegmentationNode, volume: VolumeNode) -> list[int]:
-    """How many voxels each segment has."""
+    """Return the number of voxels of each segment."""
     return [
         int(slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, name, volume).sum())
         for name in segmentation.GetSegmentation().GetSegmentIDs()
@@ -342,7 +342,7 @@ def _voxel_count(segmentation: SegmentationNode, volume: VolumeNode) -> list[int
 
 
 def _ball_result(scene: Scene, volume: VolumeNode, larger: bool = False) -> SegmentationResult:
-    """What a job would give for the volume."""
+    """Return a result as a job would return it for the volume."""
     from medsegai.labels import Label
     from medsegai.request import SegmentationResult, StructureMeasures
 
@@ -353,7 +353,7 @@ def _ball_result(scene: Scene, volume: VolumeNode, larger: bool = False) -> Segm
 
 
 def _logic() -> Any:
-    """The module's logic, as a script gets it."""
+    """Return the module's logic, as a script gets it."""
     import MedSegAI
 
     return MedSegAI.MedSegAILogic()
@@ -363,7 +363,7 @@ _CENTER = (14, 17, 20)
 
 
 def _ball(larger: bool = False) -> Any:
-    """A ball in a box of 30 x 36 x 40 voxels, (k, j, i)."""
+    """Return a ball in a box of 30 x 36 x 40 voxels, (k, j, i)."""
     import numpy as np
 
     grid = np.ogrid[:30, :36, :40]
@@ -372,7 +372,7 @@ def _ball(larger: bool = False) -> Any:
 
 
 def _ball_volume(moved: bool) -> VolumeNode:
-    """A volume of 4 x 4 x 5 mm voxels with a bright ball, perhaps under a turned transform."""
+    """Return a volume of 4 x 4 x 5 mm voxels with a bright ball, perhaps under a rotation."""
     import numpy as np
 
     image = np.where(_ball(), 800, 20).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Signals without Qt: what the panel tells the controller."""
+"""Signals without Qt, from the panel to the controller."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Signal:
-    """Calls whoever is connected, in the order of connecting, with what `emit` is given."""
+    """Calls connected receivers, in the order of their connection, with the values of `emit`."""
 
     def __init__(self) -> None:
         self._receivers: list[Callable[..., object]] = []

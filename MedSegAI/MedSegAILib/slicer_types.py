@@ -1,7 +1,7 @@
 """Names for the objects of Slicer, VTK and Qt in annotations.
 
-These libraries come without types, so a type checker takes each of the names for any object; a reader sees what is
-meant. Classes of MedSegAI stand in annotations by their own names.
+These libraries do not have types, so a type checker accepts any object for these names, but a reader sees what is
+meant. Classes of MedSegAI are annotated by their own names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SegmentationNode: TypeAlias = Any
 """vtkMRMLSegmentationNode."""
 
 Segmentation: TypeAlias = Any
-"""vtkSegmentation: what a segmentation node holds."""
+"""vtkSegmentation, the content of a segmentation node."""
 
 VolumeNode: TypeAlias = Any
 """vtkMRMLScalarVolumeNode, or one of the classes that derive from it."""

@@ -1,4 +1,4 @@
-"""Slicer's translation of texts; outside Slicer they stay as they are."""
+"""Slicer's translation of texts, which are unchanged outside Slicer."""
 
 from __future__ import annotations
 

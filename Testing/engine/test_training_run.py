@@ -38,7 +38,7 @@ from medsegai.training.optimisers import learning_rate_factor
 from medsegai.training.quicknat import build_trainers, network_config
 from medsegai.training.run import RunOptions, train
 from medsegai.training.sampling import Pool, view_task
-from medsegai.training.trainer import compiler_at_hand, find_place
+from medsegai.training.trainer import compiler_at_hand, training_process
 from medsegai.training.validation import DiceCounter, Validator
 from training_phantom import LEFT, LIA, MIDDLE, RIGHT, head, write_phantom
 
@@ -158,7 +158,7 @@ def test_a_network_learns_a_batch_that_it_sees_again_and_again(config: TrainingC
     config = dataclasses.replace(config, optimiser=eager)
     card = load_card(config.card_path)
     source = case_source(config, card, CPU)
-    trainer = build_trainers(config, card, ["coronal"], source, find_place("cpu"))[0]
+    trainer = build_trainers(config, card, ["coronal"], source, training_process("cpu"))[0]
     torch.manual_seed(0)
     batch = Pool(source, config.sampling, config.seed).draw(0, trainer.task)
     losses = [float(trainer.step(batch)[0]) for _ in range(40)]
@@ -334,7 +334,7 @@ def test_another_number_of_steps_takes_effect_at_once(
     longer = dataclasses.replace(config, steps=12)
     card = load_card(config.card_path)
     source = case_source(longer, card, CPU)
-    trainer = build_trainers(longer, card, ["coronal"], source, find_place("cpu"))[0]
+    trainer = build_trainers(longer, card, ["coronal"], source, training_process("cpu"))[0]
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     trainer.restore(state["members"]["coronal"])
     expected = longer.optimiser.learning_rate * learning_rate_factor(longer.optimiser, 12, 6)
@@ -344,7 +344,7 @@ def test_another_number_of_steps_takes_effect_at_once(
 def test_weight_decay_leaves_normalisation_alone(config: TrainingConfig) -> None:
     card = load_card(config.card_path)
     source = case_source(config, card, CPU)
-    trainer = build_trainers(config, card, ["coronal"], source, find_place("cpu"))[0]
+    trainer = build_trainers(config, card, ["coronal"], source, training_process("cpu"))[0]
     decayed, free = trainer.optimiser.param_groups
     assert decayed["weight_decay"] > 0 == free["weight_decay"]
     assert all(weight.ndim == 4 for weight in decayed["params"])

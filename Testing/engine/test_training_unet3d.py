@@ -35,7 +35,7 @@ from medsegai.training.data import TRAINING, case_source, find_files
 from medsegai.training.run import RunOptions, TimeLimit, train
 from medsegai.training.sampling import Batch, Pool
 from medsegai.training.stored_pool import StoredPool, fill, quantised, stored_volumes, volume_path
-from medsegai.training.trainer import Trainer, compiler_at_hand, find_place
+from medsegai.training.trainer import Trainer, compiler_at_hand, training_process
 from medsegai.training.unet3d import build_trainers
 from medsegai.volume import Volume
 from training_phantom import write_volumetric_phantom
@@ -139,7 +139,7 @@ def test_networks_learn_a_batch_that_they_see_again_and_again(config: TrainingCo
     card = load_card(config.card_path)
     source = case_source(config, card, CPU)
     pool = Pool(source, config.sampling, config.seed)
-    for trainer in build_trainers(config, card, config.members, source, find_place("cpu")):
+    for trainer in build_trainers(config, card, config.members, source, training_process("cpu")):
         batch = pool.draw(0, trainer.task)
         losses = [float(trainer.step(batch)[0]) for _ in range(40)]
         assert losses[-1] < 0.7 * losses[0], trainer.task.name
@@ -244,7 +244,7 @@ def test_a_loss_that_is_no_number_is_skipped_and_ends_the_run_after_ten(
 ) -> None:
     card = load_card(config.card_path)
     source = case_source(config, card, CPU)
-    trainer = build_trainers(config, card, ["fine"], source, find_place("cpu"))[0]
+    trainer = build_trainers(config, card, ["fine"], source, training_process("cpu"))[0]
     batch = Pool(source, config.sampling, config.seed).draw(0, trainer.task)
     spoiled = dataclasses.replace(batch, images=batch.images * float("nan"))  # type: ignore[type-var]
     before = [weight.detach().clone() for weight in trainer.network.parameters()]
@@ -263,7 +263,7 @@ def trainer_and_batch(config: TrainingConfig, **changes: object) -> tuple[Traine
     config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
     card = load_card(config.card_path)
     source = case_source(config, card, CPU)
-    trainer = build_trainers(config, card, ["fine"], source, find_place("cpu"))[0]
+    trainer = build_trainers(config, card, ["fine"], source, training_process("cpu"))[0]
     return trainer, Pool(source, config.sampling, config.seed).draw(0, trainer.task)
 
 
@@ -318,7 +318,7 @@ def test_patches_that_do_not_fit_are_refused(
     card = load_card(config.card_path)
     source = case_source(config, card, CPU)
     with pytest.raises(RequestError, match=message):
-        build_trainers(other, card, ["fine"], source, find_place("cpu"))
+        build_trainers(other, card, ["fine"], source, training_process("cpu"))
 
 
 def test_a_run_begins_with_the_weights_of_a_model(

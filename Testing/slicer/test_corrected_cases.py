@@ -289,7 +289,7 @@ def test_a_correction_is_kept_as_it_stands(mrml: Any, tmp_path: Path) -> None:
         values, segmentation, own, slicer.vtkSlicerSegmentationsModuleLogic.MODE_REPLACE
     )
     kept = keep_case(tmp_path, CARD, [node], segmentation, consent=True)
-    assert kept.notes == ("Left out, because the model does not know them: A cyst.",)
+    assert kept.notes == ("Left out, because the model does not have them: A cyst.",)
     labels = read_labelmap(kept.dataset / "labelsTr" / f"{kept.name}.nii.gz")[0]
     np.testing.assert_array_equal(labels.voxels, in_list() * (in_list() == 1))
 

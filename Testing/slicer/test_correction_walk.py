@@ -293,7 +293,7 @@ def test_leaving_with_pending_strokes_asks(
     paint_doubt(walking)
     walking.panel.deactivate()
     assert questions["asked"] == [
-        "One stroke in Left is not applied yet. Apply before you continue? One undo step takes that back."
+        "One stroke in Left is not applied yet. Apply them before you continue? One undo step reverts this."
     ]
     assert questions["safe"] is True, "Enter loses nothing"
     assert (walking.mask().sum() > box_mask(LEFT_BOX).sum()) == wanted

@@ -186,7 +186,7 @@ def test_a_folder_of_wheels_is_enough_and_no_network_is_touched(
 
 def test_a_folder_without_wheels_is_told(host: Slicer, tmp_path: Path) -> None:
     del host.installed["slicerio"]
-    with pytest.raises(WorkerError, match="no wheel"):
+    with pytest.raises(WorkerError, match="does not contain wheels"):
         install.ensure(lambda plan: install.Consent(tmp_path))
 
 

@@ -114,7 +114,7 @@ def test_a_scan_that_is_gone_or_on_other_voxels(mrml: Any) -> None:
     assert request.image is None
     assert "does not lie on the voxels of Fine" in request.warnings[0]
     np.testing.assert_array_equal(request.labelmap.voxels, two_blocks())
-    with pytest.raises(InputError, match="cannot become a DICOM SEG"):
+    with pytest.raises(InputError, match="cannot become its DICOM SEG"):
         scene.exported(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
     mrml.RemoveNode(fine)
     assert "not in the scene" in scene.exported(node, {"csv": "t.csv"}).request.warnings[0]
@@ -173,7 +173,7 @@ def test_a_scan_that_merely_contains_the_grid_of_the_labels_is_not_theirs(mrml: 
     larger.SetIJKToRASMatrix(vtkMatrixFromArray(place))
     assert scene.measurable(node).note == ""
     node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), larger.GetID())
-    with pytest.raises(InputError, match="cannot become a DICOM SEG"):
+    with pytest.raises(InputError, match="cannot become its DICOM SEG"):
         scene.exported(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
     request = scene.exported(node, {"csv": "t.csv"}).request
     assert request.image is None

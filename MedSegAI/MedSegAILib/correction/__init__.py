@@ -1,4 +1,4 @@
-"""Correcting what the AI found: strokes in the Segment Editor, running it again on a part, keeping the result."""
+"""Correction of AI results: strokes in the Segment Editor, running the AI again on a part, keeping cases."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 EFFECT_NAME = "AI correct"
 EFFECT_FILE = Path(__file__).resolve().parent / "MedSegAIEffects" / "MedSegAICorrectEffect.py"
-"""Slicer takes the name of the folder for that of a module, and the name of the file for that of the class."""
+"""The effect's file; Slicer uses the folder's name for the module, and the file's name for the class."""
 
 
 def register() -> None:
-    """Give the Segment Editor the effect *AI correct*; to be called when Slicer has started.
+    """Register the effect *AI correct* in the Segment Editor, when Slicer has started.
 
-    The editor takes it once: it ignores a second effect of the same name.
+    The editor ignores a second effect of the same name.
     """
     import qSlicerSegmentationsEditorEffectsPythonQt as effects
 

@@ -1,7 +1,7 @@
-"""Corrected cases, kept on this computer as a data set that `medsegai train nnunet` reads; nothing is sent.
+"""Corrected cases, which are kept on this computer as a dataset for `medsegai train nnunet`, and never sent.
 
-The folder is a raw nnU-Net data set: `dataset.json`, `imagesTr` and `labelsTr`. A case gets a name by chance, and
-its files hold voxels and their place, nothing that names a person.
+The folder is a raw nnU-Net data set: `dataset.json`, `imagesTr` and `labelsTr`. A case gets a random name, and its
+files only hold voxels and their geometry, without personal data.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
 CONSENT = _(
-    "Keep this image and its corrected segmentation in a folder on this computer, so that a model can learn "
-    "from them? Nothing is sent anywhere. The files hold no name, date or other entry of the patient's record, "
-    "but the image itself is kept as it is: a scan of a head shows a face. Keep only what you may keep, under "
-    "the rules of your institution, and delete the files when they are no longer needed."
+    "Keep this image and its corrected segmentation in a folder on this computer, so that a "
+    "model can learn from them? Nothing is sent anywhere. The files do not hold a name, date "
+    "or other entry of the patient's record, but the image itself is unchanged, and a scan "
+    "of a head shows the face. Keep only images that the rules of your institution allow, "
+    "and delete the files when they are no longer needed."
 )
-"""What a user agrees to before `keep_case` may be called with consent."""
+"""The text to which a user agrees before `keep_case` may be called with consent."""
 
 IMAGES, LABELS, DATASET = "imagesTr", "labelsTr", "dataset.json"
 ENDING = ".nii.gz"
 FIRST_NUMBER, LAST_NUMBER = 900, 999
-"""Numbers of data sets that are one's own, in nnU-Net's counting."""
+"""The first number of a user's own datasets in nnU-Net."""
 
 
 @dataclass(frozen=True)
 class KeptCase:
-    """What was written.
+    """The written case.
 
     Attributes:
-        name: of the case.
-        dataset: folder of the data set, which `medsegai train nnunet` takes.
+        name: the name of the case.
+        dataset: the folder of the dataset, for `medsegai train nnunet`.
         notes: what was left out, in words.
     """
 
@@ -68,21 +69,21 @@ def keep_case(
 ) -> KeptCase:
     """Keep images and corrected segmentation for training.
 
-    The data set of a model lies below `folder`; it is made with the first case, and takes further cases of the
-    same channels and labels. No file of another case is changed.
+    The dataset of a model is a subfolder of `folder`; it is made with the first case, and takes further cases of
+    the same channels and labels. Files of other cases are not changed.
 
     Args:
-        folder: of the user's choice; it must be there.
-        card: of the model that was corrected: its channels, and its labels in their order.
+        folder: the folder that the user chose, which must exist.
+        card: the card of the model that was corrected, with its channels and labels.
         sources: one volume node per channel, in the order of the card.
         segmentation: the corrected segmentation node.
         consent: whether the user agreed to `CONSENT`.
 
     Raises:
-        RequestError: there is no consent, or not one image per channel.
-        InputError: images cannot be read, or no segment is a structure of the model.
-        GeometryError: images on different grids, or under a transform that is not linear.
-        OutputError: the folder cannot be written, or holds another data set.
+        RequestError: consent is missing, or the number of images differs from that of the channels.
+        InputError: images cannot be read, or none of the segments is a structure of the model.
+        GeometryError: images have different grids, or a parent transform that is not linear.
+        OutputError: the folder cannot be written, or holds another dataset.
     """
     if not consent:
         raise RequestError(_("Nothing was kept, because the user did not agree to it."))
@@ -101,7 +102,7 @@ def keep_case(
 def _labels(
     segmentation: SegmentationNode, labels: Sequence[Label], grid: Geometry
 ) -> tuple[NDArray[np.integer], tuple[str, ...]]:
-    """Each voxel's place in the list of labels, from 1, on the grid of the images; and what is left out."""
+    """Return each voxel's position in the list of labels, from 1, on the images' grid; and notes on omissions."""
     kind = np.uint8 if len(labels) < 256 else np.uint16
     out = np.zeros(grid.shape, kind)
     to_world = transform_to_world(segmentation)
@@ -132,13 +133,13 @@ def _labels(
 
 def _notes(left_out: Sequence[str], doubled: int) -> Iterator[str]:
     if left_out:
-        yield f"Left out, because the model does not know them: {', '.join(left_out)}."
+        yield f"Left out, because the model does not have them: {', '.join(left_out)}."
     if doubled:
         yield f"{doubled} voxels were in two segments and count for the first of them."
 
 
 def _dataset_folder(folder: Path, card: ModelCard) -> Path:
-    """Where cases of this model are kept: found by its name, or with the next number that is free."""
+    """Return the folder for cases of this model, by its name, or with the next free number."""
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder. Choose an existing one.")
     title = "Corrected_" + (re.sub(r"[^0-9A-Za-z]+", "_", card.id).strip("_") or "model")
@@ -150,25 +151,25 @@ def _dataset_folder(folder: Path, card: ModelCard) -> Path:
     free = [number for number in range(FIRST_NUMBER, LAST_NUMBER + 1) if number not in numbers]
     if not free:
         raise OutputError(
-            f"{folder} holds data sets of all numbers from {FIRST_NUMBER} on. Choose another folder."
+            f"{folder} holds datasets of all numbers from {FIRST_NUMBER} on. Choose another folder."
         )
     return folder / f"Dataset{free[0]:03d}_{title}"
 
 
 class _Dataset:
-    """A raw nnU-Net data set that grows."""
+    """A raw nnU-Net dataset to which cases are added."""
 
     def __init__(self, folder: Path, card: ModelCard) -> None:
         self._folder, self._card = folder, card
 
     def add(self, images: Sequence[Volume], labels: Volume, notes: tuple[str, ...]) -> KeptCase:
-        """Write a case; with any error the data set is as before."""
+        """Write a case; after any error the dataset is unchanged."""
         with _errors_named(self._folder):
             for name in (IMAGES, LABELS):
                 (self._folder / name).mkdir(parents=True, exist_ok=True)
             self._check()
             case = self._free_name()
-            # a case is there when its images are, as nnU-Net counts: they come last
+            # nnU-Net counts a case by its images, so they are written last
             files = {self._folder / LABELS / f"{case}{ENDING}": labels}
             for number, image in enumerate(images):
                 files[self._folder / IMAGES / f"{case}_{number:04d}{ENDING}"] = image
@@ -187,7 +188,7 @@ class _Dataset:
                 return name
 
     def _check(self) -> None:
-        """Raises OutputError where another data set lies in the folder."""
+        """Raise OutputError if the folder holds another dataset."""
         path = self._folder / DATASET
         if not path.exists():
             return
@@ -226,7 +227,7 @@ class _Dataset:
 
 
 def _write_all(files: dict[Path, Volume]) -> None:
-    """Write all of them, or none; the last to appear is the last named."""
+    """Write all files or none; the last one appears last."""
     partials: dict[Path, Path] = {}
     with contextlib.ExitStack() as cleared, contextlib.ExitStack() as undone:
         for path, volume in files.items():
@@ -241,7 +242,7 @@ def _write_all(files: dict[Path, Volume]) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file to the disk, so that a power cut leaves no half of it under its final name."""
+    """Flush a file to the disk, so that a power cut does not leave half of it under its final name."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -1,7 +1,7 @@
-"""NIfTI-1 files with nothing in them but voxels and their place; neither Qt nor MRML.
+"""NIfTI-1 files with only voxels and their geometry, without Qt and MRML.
 
-Slicer's own writers put more into a header than a case that is kept for training should tell. Source: the header
-nifti1.h of the NIfTI Data Format Working Group.
+Slicer's own writers put more into a header than a case for training should contain. Source: the header nifti1.h of
+the NIfTI Data Format Working Group.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HEADER = np.dtype(
 HEADER_BYTES, OFFSET = 348, 352
 MILLIMETRES = 2
 SCANNER = 1
-"""Coordinates are those of the scanner."""
+"""The NIfTI code of scanner coordinates."""
 
 DATATYPES = {
     "uint8": 2,
@@ -62,10 +62,10 @@ DATATYPES = {
 
 
 def write_nifti(path: Path, volume: Volume) -> None:
-    """Write a compressed file; the place is in its sform.
+    """Write a compressed file with the geometry in its sform.
 
     Raises:
-        InputError: voxels of a type or number that the format cannot hold.
+        InputError: the format cannot hold the type or number of the voxels.
         OSError: the file cannot be written.
     """
     voxels = volume.voxels
@@ -90,5 +90,5 @@ def write_nifti(path: Path, volume: Volume) -> None:
 
 
 def _nameless_gzip(file: BinaryIO) -> gzip.GzipFile:
-    """Without the file's name and time, which gzip would note."""
+    """Open a gzip stream without the file's name and time."""
     return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)

@@ -1,4 +1,4 @@
-"""Where a brush that is drawn through a slice view meets the voxels of a grid; neither Qt nor MRML."""
+"""The voxels of a grid under a brush that is drawn through a slice view, without Qt and MRML."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medsegai.volume import Box, Geometry, joined_box
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """Voxels under a stroke: `mask` fills `box` of the grid, bool (k, j, i)."""
+    """The voxels under a stroke: `mask` fills `box` of the grid, bool (k, j, i)."""
 
     box: Box
     mask: NDArray[np.bool_]
 
     def laid_into(self, box: Box) -> NDArray[np.bool_]:
-        """The same voxels in another box; what lies outside of it is left out."""
+        """Return the same voxels in another box, without those outside it."""
         out = np.zeros([part.stop - part.start for part in box], bool)
         there, here = [], []
         for own, other in zip(self.box, box, strict=True):
@@ -35,15 +35,15 @@ class Brush:
     """A round brush that paints one slice.
 
     Attributes:
-        radius_mm: around the middle, in the slice.
-        normal: unit vector in the world, R, A, S, across the slice.
+        radius_mm: the radius in the slice.
+        normal: the unit vector across the slice, in the world, R, A, S.
     """
 
     radius_mm: float
     normal: ArrayLike
 
     def line(self, grid: Geometry, start: ArrayLike, end: ArrayLike) -> Painted | None:
-        """What is painted from one point of the world to another; None where that lies outside of the grid.
+        """Return the voxels that are painted from one world point to another; None if they are outside the grid.
 
         A voxel is painted if its middle is under the brush and the slice passes through it; so is the voxel
         at either end, however thin the brush.
@@ -73,7 +73,7 @@ class Brush:
 
 
 def joined(pieces: Sequence[Painted]) -> Painted:
-    """All of them as one; there must be one at least."""
+    """Join pieces, of which there must be at least one."""
     box = joined_box([piece.box for piece in pieces])
     mask = np.zeros([part.stop - part.start for part in box], bool)
     for piece in pieces:
@@ -82,14 +82,14 @@ def joined(pieces: Sequence[Painted]) -> Painted:
 
 
 def _middles(grid: Geometry, box: Box) -> NDArray[np.float64]:
-    """World positions of the voxels of a box, (k, j, i, 3)."""
+    """Return the world positions of the voxels of a box, (k, j, i, 3)."""
     k, j, i = np.meshgrid(*(np.arange(part.start, part.stop) for part in box), indexing="ij")
     positions = np.stack([i, j, k, np.ones_like(i)], axis=-1) @ grid.ijk_to_ras.T
     return np.asarray(positions[..., :3])
 
 
 def _mark(mask: NDArray[np.bool_], box: Box, grid: Geometry, point: NDArray[np.float64]) -> None:
-    """Paint the voxel that holds a point, if it lies in the box."""
+    """Paint the voxel that holds a point, if it is in the box."""
     at = np.rint((grid.ras_to_ijk @ [*point, 1.0])[2::-1]).astype(int) - [
         part.start for part in box
     ]

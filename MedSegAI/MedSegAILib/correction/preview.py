@@ -1,4 +1,4 @@
-"""The strokes of a correction and what they would change, shown in the views."""
+"""The strokes of a correction and their changes, shown in the views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEGMENTS = {
     "outside": Mark("stroke outside", OUTSIDE, 0.9),
     "sketch": Mark("stroke", INSIDE, 0.9),
 }
-"""Parts of a `Change`, and the stroke that is being painted."""
+"""The parts of a `Change`, and the stroke that is being painted."""
 
 
 class Preview:
@@ -26,11 +26,11 @@ class Preview:
         self._marks = Marks(scene, _("AI correct preview"), SEGMENTS)
 
     def prepare(self) -> None:
-        """Let the first stroke be shown as fast as the next."""
+        """Prepare the views, so that the first stroke is shown as fast as later ones."""
         self._marks.prepare()
 
     def show(self, correction: Correction) -> None:
-        """Show what a correction would change, or nothing."""
+        """Show the changes of a correction, if there are any."""
         change = correction.change()
         if change is None:
             self._marks.clear()
@@ -55,5 +55,5 @@ class Preview:
         self._marks.clear()
 
     def remove(self) -> None:
-        """Leave the scene as it was."""
+        """Remove the marks from the scene."""
         self._marks.remove()

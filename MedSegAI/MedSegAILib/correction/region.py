@@ -1,4 +1,4 @@
-"""The part of a scan on which the AI runs again: the slices around the one that is shown."""
+"""The part of a scan on which the AI runs again: the slices around the shown one."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from MedSegAILib.slicer_types import Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
 EDGE = 0.499
-"""From the middle of a voxel to where a box around it ends, in voxels."""
+"""The distance from the middle of a voxel to the border of a box around it, in voxels."""
 
 SLAB_MM = 20.0
-"""How thick a slab is unless the user says otherwise."""
+"""The default thickness of a slab in mm."""
 
 
 def region_of_slab(
     slice_node: Node, volume: VolumeNode, thickness_mm: float = SLAB_MM
 ) -> tuple[float, ...]:
-    """The box around the slices of a volume near the one that a view shows.
+    """Return the box around the slices of a volume near the shown one.
 
-    The slab follows the slices of the volume: it is as thick as asked for along the axis of the volume that is
-    nearest to the direction of the view, and as wide as the volume. A slanted view gives the slab of its middle.
+    The slab follows the slices of the volume: it has the thickness along the axis of the volume that is nearest to
+    the direction of the view, and is as wide as the volume. An oblique view gives the slab of its middle.
 
     Args:
-        slice_node: vtkMRMLSliceNode of the view.
+        slice_node: the vtkMRMLSliceNode of the view.
         volume: the volume node that is segmented.
-        thickness_mm: of the slab, in all.
+        thickness_mm: the whole thickness of the slab.
 
     Returns:
         Lowest and highest R, A and S in mm: a box in the world around the slab. In an oblique volume it encloses
         more than the slab.
 
     Raises:
-        InputError: the thickness is not above 0, or the view shows no slice of the volume.
-        GeometryError: the volume stands under a transform that is not linear.
+        InputError: the thickness is not above 0, or the view does not show a slice of the volume.
+        GeometryError: the volume has a parent transform that is not linear.
     """
     if not thickness_mm > 0:
         raise InputError(f"A slab must be thicker than 0 mm, not {thickness_mm:g}.")
@@ -60,9 +60,9 @@ def region_of_slab(
 
 
 def bounds_of(grid: Geometry, axis: int, first: int, last: int) -> tuple[float, ...]:
-    """The box in the world around planes `first` to `last` of `grid` along an axis of (i, j, k).
+    """Return the world box around planes `first` to `last` of `grid` along an axis of (i, j, k).
 
-    It ends a hair inside of their edges, so that it does not touch the next planes.
+    It ends slightly inside their edges, so that it does not touch the next planes.
     """
     low, high = np.zeros(3), np.array(grid.shape[::-1]) - 1.0
     low[axis], high[axis] = first, last

@@ -1,6 +1,6 @@
-"""Strokes into a segment and what becomes of it, on real MRML and without Qt.
+"""Correction of a segment by strokes, on MRML and without Qt.
 
-The editor shows what would change; nothing is written before `apply`.
+The editor shows the changes; nothing is written before `apply`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from MedSegAILib.translation import tr as _
 
 
 class Editor(Protocol):
-    """What is needed of Slicer's Segment Editor; images are vtkOrientedImageData."""
+    """The required interface of Slicer's Segment Editor; images are vtkOrientedImageData."""
 
     def segmentation(self) -> SegmentationNode:
-        """The segmentation node that is edited, or None."""
+        """Return the edited segmentation node, or None."""
         ...
 
     def segment_id(self) -> str:
-        """The selected segment; empty where there is none."""
+        """Return the selected segment; "" if there is none."""
         ...
 
     def source_image(self) -> VTKObject:
-        """The source volume on the grid of the segmentation, or None."""
+        """Return the source volume on the grid of the segmentation, or None."""
         ...
 
     def select(self, segment_id: str) -> None:
@@ -48,7 +48,7 @@ class Editor(Protocol):
         ...
 
     def mask_image(self) -> VTKObject:
-        """Not 0 where the masking settings forbid editing; None where all is allowed."""
+        """Return an image that is not 0 where masking settings forbid editing; None if everything is allowed."""
         ...
 
     def change(self, segment_id: str, added: VTKObject, removed: VTKObject) -> None:
@@ -58,7 +58,7 @@ class Editor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """Voxels that the user painted as inside or as outside of the segment."""
+    """Voxels that the user painted as inside or outside the segment."""
 
     painted: Painted
     inside: bool
@@ -66,7 +66,7 @@ class Stroke:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a correction would do within `box` of the grid; arrays are bool (k, j, i)."""
+    """The changes of a correction within `box` of the grid; arrays are bool (k, j, i)."""
 
     box: Box
     added: NDArray[np.bool_]
@@ -76,17 +76,17 @@ class Change:
 
 
 class Correction:
-    """The strokes into one segment, from the first until they are applied or given up.
+    """The strokes into one segment, until they are applied or discarded.
 
     Attributes:
-        reach_mm: how far a stroke acts.
-        notice: in words, what the correction goes by.
-        segmentation, segment_id: the node that is corrected, and which of its segments.
-        grid: its voxels in the world.
+        reach_mm: the range of a stroke.
+        notice: the data on which the correction is based, in words.
+        segmentation, segment_id: the node and the segment that are corrected.
+        grid: its grid in the world.
 
     Raises:
-        InputError: there is no segment or no source volume.
-        GeometryError: the segmentation stands under a transform that is not linear.
+        InputError: a segment or a source volume is missing.
+        GeometryError: the segmentation has a parent transform that is not linear.
     """
 
     def __init__(self, editor: Editor, reach_mm: float = REACH_MM) -> None:
@@ -117,20 +117,20 @@ class Correction:
 
     @property
     def strokes(self) -> int:
-        """How many strokes there are."""
+        """The number of strokes."""
         return len(self._strokes)
 
     @property
     def segment_name(self) -> str:
-        """What the segment that the strokes are for is called."""
+        """The name of the segment of the strokes."""
         return str(self.segmentation.GetSegmentation().GetSegment(self.segment_id).GetName())
 
     def is_selected_in(self, editor: Editor) -> bool:
-        """Whether the editor still has the segment that the strokes are for, and it is selected."""
+        """Whether the segment of the strokes is still in the editor and selected."""
         return self.can_be_applied_in(editor) and editor.segment_id() == self.segment_id
 
     def can_be_applied_in(self, editor: Editor) -> bool:
-        """Whether the editor still has the segment that the strokes are for."""
+        """Whether the segment of the strokes is still in the editor."""
         return (
             editor.segmentation() is self.segmentation
             and self.segmentation.GetSegmentation().GetSegment(self.segment_id) is not None
@@ -139,16 +139,16 @@ class Correction:
     # painting
 
     def paint(self, brush: Brush, start: ArrayLike, end: ArrayLike) -> None:
-        """Continue the stroke that is being painted, from one point of the world to the next."""
+        """Continue the present stroke from one world point to the next."""
         piece = brush.line(self.grid, start, end)
         if piece is not None:
             self._pieces.append(piece)
 
     def end_stroke(self, inside: bool) -> bool:
-        """Take the stroke that was painted, and correct the segment around it.
+        """End the present stroke, and correct the segment around it.
 
         Returns:
-            whether it met the image.
+            Whether it hit the image.
         """
         if not self._pieces:
             return False
@@ -165,7 +165,7 @@ class Correction:
         self.recompute()
 
     def recompute(self) -> None:
-        """Correct anew from the first stroke, as after a change of the reach."""
+        """Compute the correction again from the first stroke, for example after a change of the range."""
         for box in self._touched:
             self._after[box] = self._before[box]
         self._touched = []
@@ -174,11 +174,11 @@ class Correction:
 
     @property
     def sketch(self) -> Painted | None:
-        """The stroke that is being painted."""
+        """Return the stroke that is being painted."""
         return joined(self._pieces) if self._pieces else None
 
     def change(self) -> Change | None:
-        """What would be done; None where there is no stroke."""
+        """Return the changes; None if there are no strokes."""
         if not self._strokes:
             return None
         box = joined_box(self._touched)
@@ -192,10 +192,10 @@ class Correction:
         """Write the change into the segment, as one undo step.
 
         Returns:
-            whether there was anything to change.
+            Whether anything was changed.
 
         Raises:
-            InputError: the segment has left the segmentation, or was changed since the first stroke.
+            InputError: the segment was removed, or changed since the first stroke.
         """
         change = self.change()
         if change is None:
@@ -214,13 +214,13 @@ class Correction:
         return True
 
     def forget(self) -> None:
-        """Give up all strokes."""
+        """Discard all strokes."""
         for box in self._touched:
             self._after[box] = self._before[box]
         self._strokes, self._pieces, self._touched = [], [], []
 
     def image_of(self, mask: NDArray[np.bool_], box: Box) -> VTKObject:
-        """A vtkOrientedImageData of 0 and 1 on the lattice of the segmentation, as large as the box."""
+        """Return a vtkOrientedImageData of 0 and 1 on the lattice of the segmentation, as large as the box."""
         image = slicer.vtkOrientedImageData()
         extent: list[int] = []
         for axis, start in zip((2, 1, 0), self._start, strict=True):
@@ -236,7 +236,7 @@ class Correction:
     # what it is computed from
 
     def _correct(self, count: int) -> None:
-        """Correct around stroke number `count`, with the strokes before it as they are."""
+        """Correct around stroke number `count`, with the earlier strokes unchanged."""
         stroke = self._strokes[count - 1]
         spacing = self.grid.spacing_mm
         box = within_reach(stroke.painted.box, self.grid.shape, spacing, self.reach_mm)
@@ -252,7 +252,7 @@ class Correction:
     def _sides(
         self, strokes: Sequence[Stroke], box: Box
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """What is painted as inside and as outside within a box; a later stroke covers an earlier one."""
+        """Return the voxels that are painted as inside and outside in a box; later strokes cover earlier ones."""
         shape = [part.stop - part.start for part in box]
         sides = {True: np.zeros(shape, bool), False: np.zeros(shape, bool)}
         for stroke in strokes:
@@ -262,7 +262,7 @@ class Correction:
         return sides[True], sides[False]
 
     def _segment(self) -> NDArray[np.bool_]:
-        """The segment on the whole grid, a copy."""
+        """Return a copy of the segment on the whole grid."""
         image = slicer.vtkOrientedImageData()
         self.segmentation.GetBinaryLabelmapRepresentation(self.segment_id, image)
         if image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
@@ -281,7 +281,7 @@ class Correction:
         )
 
     def _what_the_ai_thought(self) -> tuple[tuple[Any, int] | None, str]:
-        """The volume of candidates and the label of the segment, or why there are none."""
+        """Return the volume of candidates and the label of the segment, or why they are missing."""
         node = self.segmentation.GetNodeReference(CANDIDATES_REFERENCE)
         value = label_value(self.segmentation, self.segment_id)
         if node is None or node.GetImageData() is None or value is None:
@@ -290,13 +290,11 @@ class Correction:
             )
         shape = slicer.util.arrayFromVolume(node).shape[:3]
         if offset_in(Geometry(shape, ijk_to_local(node)), self._local) is None:
-            return None, _(
-                "Uses the image only, because the AI's probabilities lie on another grid."
-            )
+            return None, _("Uses the image only, because the AI's probabilities have another grid.")
         return (node, value), _("Uses the AI's probabilities and the image.")
 
     def _probability(self, box: Box) -> NDArray[np.float32] | None:
-        """The probability of the segment within a box; NaN where the model was not run."""
+        """Return the probability of the segment in a box; NaN where the model was not run."""
         if self._candidates is None:
             return None
         node, value = self._candidates

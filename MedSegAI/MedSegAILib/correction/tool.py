@@ -1,6 +1,6 @@
-"""What the effect *AI correct* does, whatever shows it: strokes begin, go on and end; apply, cancel, go on.
+"""The actions of the effect *AI correct*, independent of its widgets: strokes, apply, cancel, and walking.
 
-Neither Qt nor views are known here. What goes wrong becomes a message.
+It uses neither Qt nor views. Errors become messages.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LEAVING_ONE = "One stroke in {name} is not applied yet."
 
 
 class CorrectionTool:
-    """Strokes of one user in one editor.
+    """The strokes of one user in one editor.
 
     Args:
         editor: the Segment Editor.
-        get_scene: gives the scene, which the editor may not have yet.
-        tell: called with a message for the user; "" clears it.
-        may_apply: called with what is pending when the user turns to something else; whether it is to be applied.
+        get_scene: the function that returns the scene, which the editor may not have yet.
+        tell: the function that receives a message for the user; "" clears it.
+        may_apply: the function that is asked whether to apply pending strokes when the user leaves them.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class CorrectionTool:
 
     @property
     def segmentation(self) -> SegmentationNode:
-        """The segmentation node in the editor, or None."""
+        """Return the segmentation node in the editor, or None."""
         return self._editor.segmentation()
 
     @property
     def strokes(self) -> int:
-        """How many strokes wait to be applied."""
+        """The number of strokes that are not yet applied."""
         return 0 if self._correction is None else self._correction.strokes
 
     @property
     def painting(self) -> bool:
-        """Whether a stroke is under way."""
+        """Whether a stroke is being painted."""
         return self._brush is not None
 
     @property
     def reach_mm(self) -> float:
-        """How far a correction may reach, in mm."""
+        """The range of a correction in mm."""
         return self._reach_mm
 
     @reach_mm.setter
@@ -87,7 +87,7 @@ class CorrectionTool:
             self._show()
 
     def press(self, point: ArrayLike, brush: Brush, inside: bool) -> bool:
-        """Begin a stroke at a point of the world; whether one has begun."""
+        """Begin a stroke at a world point; return whether it began."""
         self.follow_selection()
         try:
             if self._correction is None:
@@ -126,7 +126,7 @@ class CorrectionTool:
                 self.cancel()
 
     def apply(self) -> bool:
-        """Write the change as one undo step; whether anything was changed."""
+        """Write the change as one undo step; return whether anything was changed."""
         if self._correction is None or self.painting:
             return False
         try:
@@ -138,7 +138,7 @@ class CorrectionTool:
         return changed
 
     def cancel(self) -> None:
-        """Forget all strokes and leave the scene as it was."""
+        """Discard all strokes and remove their marks."""
         self._brush, self._correction = None, None
         if self._preview is not None:
             if self._is_open:
@@ -149,23 +149,23 @@ class CorrectionTool:
         self._tell("")
 
     def open(self) -> None:
-        """The effect is chosen: get ready for the first stroke."""
+        """Prepare for the first stroke, because the effect was chosen."""
         self._is_open = True
         if self._get_scene() is not None:
             self._shown().prepare()
 
     def close(self) -> None:
-        """The effect is left, and so are strokes: see `leave`. The scene is as it was."""
+        """Leave the strokes, see `leave`, and remove the marks, because the effect was left."""
         self._is_open = False
         self.leave()
 
     def leave(self) -> None:
-        """The user turns to something else: what is pending is applied, or forgotten where that is the answer."""
+        """Apply pending strokes, or discard them if the user says so, because the user turns to something else."""
         correction = self._correction
         self._brush, self._correction = (
             None,
             None,
-        )  # what the question lets happen finds nothing to ask about
+        )  # events during the question must not ask again
         if correction is None or not correction.strokes:
             self.cancel()
         elif not correction.can_be_applied_in(self._editor):
@@ -181,25 +181,25 @@ class CorrectionTool:
                 self.cancel()
 
     def give_up(self, why: str) -> None:
-        """Forget all strokes, and say why."""
+        """Discard all strokes, and report why."""
         had_strokes = self.strokes > 0
         self.cancel()
         if had_strokes:
             self._tell(_(FORGOTTEN).format(why=why))
 
     def follow_selection(self) -> None:
-        """Strokes belong to a segment: they are concluded when another one is selected."""
+        """Conclude the strokes when another segment is selected."""
         correction = self._correction
         if correction is not None and not correction.is_selected_in(self._editor):
             self.leave()
 
     def go_to_place(self, by: int = 1) -> None:
-        """Apply what is pending, and go on by so many uncertain regions: select its segment, and show it."""
+        """Apply pending strokes, and go to another uncertain region: select its segment, and show it."""
         segmentation = self._editor.segmentation()
         if segmentation is None or self.painting:
             return
         self.apply()
-        if self.strokes:  # they cannot be applied, and it was said why
+        if self.strokes:  # they cannot be applied, which was reported
             return
         try:
             step = self._walk.step(segmentation, by)
@@ -213,7 +213,7 @@ class CorrectionTool:
         self._tell(place_in_words(step))
 
     def show_map(self, shown: bool) -> None:
-        """Lay over the image the map whose places are walked, or take it away."""
+        """Show the walked map over the image, or remove it."""
         if self.segmentation is not None:
             try:
                 overlay.show(self._get_scene(), self.segmentation, self.walked_map if shown else "")
@@ -222,7 +222,7 @@ class CorrectionTool:
 
     @property
     def walked_map(self) -> str:
-        """The kind of the map whose places are walked, such as `UNCERTAINTY`; "" without one."""
+        """Return the kind of the walked map, such as `UNCERTAINTY`; "" without one."""
         return "" if self.segmentation is None else next(iter(maps_of(self.segmentation)), "")
 
     @property
@@ -242,6 +242,6 @@ class CorrectionTool:
 
 
 def _pending(correction: Correction) -> str:
-    """What would be lost, in a sentence."""
+    """Return a sentence about the strokes that would be lost."""
     text = _(LEAVING) if correction.strokes > 1 else _(LEAVING_ONE)
     return text.format(count=correction.strokes, name=correction.segment_name)

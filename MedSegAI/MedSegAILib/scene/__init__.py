@@ -249,7 +249,7 @@ class Scene:
         Raises:
             InputError: it has left the scene, or was changed since it was read. It is not changed.
         """
-        refining.apply(self._writer, draft, result)
+        refining.apply_refinement(self._writer, draft, result)
         return draft.segmentation
 
     def preview_refined(self, draft: Draft, result: RefinementResult) -> RefinedPreview:

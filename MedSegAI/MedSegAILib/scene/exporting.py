@@ -78,7 +78,7 @@ def exported(
     if series[0] and not on_scan:
         raise _not_on_scan(segmentation)
     values = values_of(segmentation, names)
-    voxels = _joined(segmentation, grid, values)
+    voxels = _label_map_of(segmentation, grid, values)
     place = Geometry(grid.shape, ijk_to_local(scan)) if on_scan else grid
     made, touched = _predicted(segmentation, layers, names)
     request = ExportRequest(
@@ -99,8 +99,8 @@ def exported(
 def _not_on_scan(segmentation: SegmentationNode) -> InputError:
     return InputError(
         _(
-            "{name} does not have the voxels of its scan, so it cannot become a DICOM SEG of "
-            "it. Export it to a label map with the scan as reference in the module "
+            "{name} does not have the voxels of its scan, so it cannot become its DICOM SEG. "
+            "Export it to a label map with the scan as reference in the module "
             "Segmentations, and import that."
         ).format(name=segmentation.GetName())
     )
@@ -124,7 +124,7 @@ def _plain(outputs: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _joined(
+def _label_map_of(
     segmentation: SegmentationNode, grid: Geometry, values: Mapping[str, int]
 ) -> NDArray[np.integer]:
     """Return one label map of all segments.

@@ -119,7 +119,7 @@ def draft(
         lattice(segmentation, layers, layers[0].geometry), (layer.geometry for layer in layers)
     )
     values = values_of(segmentation, {name for layer in layers for name in layer.values})
-    voxels, fixed = _joined(segmentation, layers, grid, values, refined)
+    voxels, fixed = _joined_segments(segmentation, layers, grid, values, refined)
     names = {value: name for name, value in values.items() if name in refined or value in fixed}
     world = Geometry(grid.shape, transform_to_world(segmentation) @ grid.ijk_to_ras)
     labels = sorted(values[name] for name in refined)
@@ -141,7 +141,7 @@ def _check_without_labels(refinements: Sequence[Refinement]) -> None:
             raise RequestError(text.format(name=item.name))
 
 
-def apply(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
+def apply_refinement(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
     """Put the answer into the segmentation, as one undo step; `writer.notes` says what was left as it is.
 
     Raises:
@@ -237,7 +237,7 @@ class RefinedPreview:
             raise InputError(_("The preview has left the scene, so it was not accepted."))
         edited = self._copy.edited()
         try:
-            apply(self._writer, self._draft, self._result)
+            apply_refinement(self._writer, self._draft, self._result)
             self._copy.give(edited)
         finally:
             self.reject()
@@ -273,7 +273,7 @@ def _chosen(
     return [name for name in meant if name not in locked], locked
 
 
-def _joined(
+def _joined_segments(
     segmentation: SegmentationNode,
     layers: Iterable[Layer],
     grid: Geometry,

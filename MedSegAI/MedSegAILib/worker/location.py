@@ -80,12 +80,7 @@ class WorkerLocation:
     def other(cls, path: str | Path) -> WorkerLocation:
         """Return the location in another Python of this computer: its program, or its environment's folder."""
         if not str(path).strip():
-            raise WorkerError(
-                _(
-                    "The path is empty. Name a Python program, or the folder of a Python "
-                    "environment."
-                )
-            )
+            raise WorkerError(_("Name a Python program, or the folder of a Python environment."))
         return cls(PlaceKind.OTHER, str(path).strip())
 
     @classmethod

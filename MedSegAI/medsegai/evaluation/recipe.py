@@ -32,7 +32,7 @@ def chosen_cards(candidate: Candidate) -> list[ModelCard]:
             for member in members:
                 named = _with_fold(card, member, fold)
                 by_model.setdefault(part.model, []).append((card, named))
-    return [_joined(found) for found in by_model.values()]
+    return [_joined_card(found) for found in by_model.values()]
 
 
 def _with_fold(card: ModelCard, member: MemberCard, fold: str) -> MemberCard:
@@ -42,7 +42,7 @@ def _with_fold(card: ModelCard, member: MemberCard, fold: str) -> MemberCard:
     return dataclasses.replace(member, name=name, weights=path, weight=member.weight or 1.0)
 
 
-def _joined(found: Sequence[tuple[ModelCard, MemberCard]]) -> ModelCard:
+def _joined_card(found: Sequence[tuple[ModelCard, MemberCard]]) -> ModelCard:
     """Join members, which may come from several cards (one for each fold), in one card."""
     card = found[0][0]
     return with_members(card, [member for _, member in found])

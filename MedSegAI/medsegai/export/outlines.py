@@ -38,7 +38,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[Polygon]:
             (number for number, polygon in enumerate(outer) if _contains(polygon, hole[0])),
             key=lambda number: abs(_area(outer[number])),
         )
-        outer[around] = _joined(outer[around], hole)
+        outer[around] = _with_hole(outer[around], hole)
     return outer
 
 
@@ -102,7 +102,7 @@ def _crossings(polygon: Polygon, point: Point) -> list[tuple[float, int]]:
     return [(float(i), int(n)) for i, n in zip(places, numbers, strict=True) if i > point[1]]
 
 
-def _joined(polygon: Polygon, hole: Polygon) -> Polygon:
+def _with_hole(polygon: Polygon, hole: Polygon) -> Polygon:
     """Join a polygon and a hole to one polygon: to the hole, around it, and back the same way.
 
     The channel lies a quarter or half of a pixel beside the middle of a row, so that it avoids the centres of

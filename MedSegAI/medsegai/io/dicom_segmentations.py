@@ -63,7 +63,7 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         if head.get("PixelPaddingValue") is not None:
             frames = np.where(frames == int(head.PixelPaddingValue), 0, frames)
         numbers = [_number(source) for source in sources] if kind == "BINARY" else []
-        voxels = _joined(path, shape, frames, places, numbers)
+        voxels = _joined_frames(path, shape, frames, places, numbers)
         segments = (item for item in head.SegmentSequence if int(item.SegmentNumber))
         labels = tuple(_label(item) for item in segments)  # number 0 is the background
     except PARSER_ERRORS as error:
@@ -141,7 +141,7 @@ def _step(source: pydicom.Dataset, heights: NDArray[np.float64]) -> float:
     return float(distances.min()) if len(distances) else float(source.SliceThickness)
 
 
-def _joined(
+def _joined_frames(
     path: Path,
     shape: tuple[int, int, int],
     frames: NDArray[np.integer],

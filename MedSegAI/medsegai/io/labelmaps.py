@@ -146,7 +146,7 @@ def _pasted(
 def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
     """Read the segments of a Slicer segmentation as one labelmap, on the grid of the scan if the file has it."""
     found = read_segments(path)
-    voxels, labels = _joined(path, _compact(path, found.layers), found.segments)
+    voxels, labels = _joined_layers(path, _compact(path, found.layers), found.segments)
     labelmap = Volume(native(voxels), found.geometry, str(path))
     if found.reference is not None:
         with contextlib.suppress(GeometryError):  # the segments have their own voxels
@@ -154,7 +154,7 @@ def _read_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
     return labelmap, labels
 
 
-def _joined(
+def _joined_layers(
     path: Path, layers: NDArray[np.integer], segments: Sequence[Segment]
 ) -> tuple[NDArray[np.integer], tuple[Label, ...]]:
     """Join layers (layer, k, j, i), each with its own values, to one labelmap."""

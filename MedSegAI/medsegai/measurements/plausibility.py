@@ -70,7 +70,7 @@ def _judge_borders(said: dict[int, list[str]], sides: Mapping[int, Sequence[str]
     for value, names in sides.items():
         if names:
             said[value].append(
-                f"touches the {_joined(names)} border of the field of view, so that part of it may be missing; "
+                f"touches the {_joined_names(names)} border of the field of view, so a part of it may be missing; "
                 "its volume is not judged"
             )
 
@@ -89,7 +89,7 @@ def cut_sides(labelmap: Volume, values: Sequence[int]) -> str:
     """The borders of the field of view that the labels touch, such as "superior and left"; "" if none."""
     boxes = label_boxes(labelmap.voxels, list(values))
     sides = (side for box in boxes.values() for side in border_sides(box, labelmap.geometry))
-    return _joined(list(dict.fromkeys(sides)))
+    return _joined_names(list(dict.fromkeys(sides)))
 
 
 @dataclass(frozen=True)
@@ -227,5 +227,5 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _joined(names: Sequence[str]) -> str:
+def _joined_names(names: Sequence[str]) -> str:
     return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -38,7 +38,7 @@ from medsegai.training.curves import Entry, draw_curves
 from medsegai.training.export import CURVES, MODEL_FOLDER
 from medsegai.training.run import Build, Run, RunOptions, begin_with, carry_out
 from medsegai.training.sampling import Pool
-from medsegai.training.trainer import Trainer, find_place
+from medsegai.training.trainer import Trainer, training_process
 from medsegai.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def fine_tune(
         RequestError: the folder holds a training already, or several processes were started.
         OutputError, DeviceError, Cancelled: as `training.run.train`.
     """
-    place = find_place(options.device)
+    place = training_process(options.device)
     if place.ranks > 1:
         raise RequestError("Fine-tuning runs in one process. Start it without torchrun.")
     card = find_card(options.start)

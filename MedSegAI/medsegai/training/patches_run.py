@@ -60,7 +60,7 @@ from medsegai.training.patches import (
 from medsegai.training.patches_options import PatchTraining
 from medsegai.training.pictures import SizedPictures
 from medsegai.training.run import TrainingOptions
-from medsegai.training.trainer import find_place
+from medsegai.training.trainer import training_process
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class PatchRun:
         self.training, self.sized, self.encoded = training, sized, encoded
         self.folder, self.limit = options.folder, options.limit
         self.folds = folds_of(sized.pictures, training)
-        self.device = find_place(options.device).device
+        self.device = training_process(options.device).device
         self.frozen = FrozenFeatures(training, sized, encoded, self.device)
         self.at = _Progressed()
         self.answers: dict[str, torch.Tensor] = {}

@@ -34,7 +34,7 @@ from medsegai.training.data import DROPOUT, SampleSource, case_source, seed_for
 from medsegai.training.export import MODEL_FOLDER, export_model
 from medsegai.training.sampling import Pool
 from medsegai.training.stored_pool import StoredPool
-from medsegai.training.trainer import Trainer, TrainingProcess, find_place
+from medsegai.training.trainer import Trainer, TrainingProcess, training_process
 from medsegai.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -323,7 +323,7 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
         OutputError: the folder cannot be written, or another training is at work there.
         Cancelled: the training was stopped through ``progress``; a checkpoint was written.
     """
-    place = find_place(options.device)
+    place = training_process(options.device)
     card = load_card(config.card_path)
     folder = options.folder
     if config.sampling.batch % place.ranks:

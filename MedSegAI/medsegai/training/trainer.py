@@ -242,7 +242,7 @@ def compiler_at_hand(device: torch.device) -> bool:
     return False
 
 
-def find_place(device: str) -> TrainingProcess:
+def training_process(device: str) -> TrainingProcess:
     """Return the device and the rank of this process; torchrun starts the processes of a run with several.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The Segment Editor effect *AI correct*: widgets and mouse; what happens is in `correction.tool`.
+"""The Segment Editor effect *AI correct*: widgets and mouse; its actions are in `correction.tool`.
 
 Slicer loads this file by its path, makes one object of the class of the same name for each editor, and calls it by
 the names below.
@@ -28,7 +28,7 @@ from MedSegAILib.translation import tr as _
 
 RADIUS_MM = 2.0
 RADIUS, REACH, OUTSIDE = "BrushRadiusMm", "ReachMm", "PaintOutside"
-"""Parameters that the editor keeps with the scene."""
+"""The parameters that the editor stores with the scene."""
 
 OUTLINE_POINTS = 36
 
@@ -50,14 +50,14 @@ class EffectEditor:
         return "" if node is None else node.GetSelectedSegmentID() or ""
 
     def source_image(self) -> VTKObject:
-        """Return the image under the brush as the editor resampled it."""
+        """Return the source image as the editor resampled it."""
         node = self._effect.parameterSetNode()
         if node is None or node.GetSourceVolumeNode() is None:
             return None
         return self._effect.sourceVolumeImageData()
 
     def select(self, segment_id: str) -> None:
-        """Make another segment the one that is edited."""
+        """Select another segment."""
         self._effect.parameterSetNode().SetSelectedSegmentID(segment_id)
 
     def mask_image(self) -> VTKObject:
@@ -92,7 +92,7 @@ class BrushOutline:
         effect.addActor2D(view, self._actor)
 
     def show(self, position: QtValue, radius_mm: float, inside: bool) -> None:
-        """Around a position in the view, in pixels."""
+        """Show the circle around a position in the view, in pixels."""
         to_ras = array_of(self._view.mrmlSliceNode().GetXYToRAS())
         self._circle.SetRadius(radius_mm / float(np.linalg.norm(to_ras[:3, 0])))
         self._circle.SetCenter(position[0], position[1], 0)
@@ -104,10 +104,10 @@ class BrushOutline:
 
 
 class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
-    """A few strokes inside or outside, and the segment is corrected around them."""
+    """Corrects a segment around a few strokes inside or outside it."""
 
     def __init__(self, scriptedEffect: QtValue) -> None:
-        scriptedEffect.name = EFFECT_NAME  # never translated: it is how effects are found
+        scriptedEffect.name = EFFECT_NAME  # never translated, because effects are found by it
         scriptedEffect.title = _("AI correct")
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         self.tool = CorrectionTool(
@@ -132,15 +132,16 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def helpText(self) -> str:
         """Return the help that the editor shows."""
         return "<html>" + _(
-            "Corrects the selected segment by a few strokes, from the AI's probabilities and the image.<br>"
-            "<p><ul style='margin: 0'>"
-            "<li><b>Left button:</b> paint what belongs to the segment (or, with <i>Outside</i>, what does not)."
-            "<li><b>Ctrl + left button:</b> paint the other kind."
-            "<li><b>N:</b> apply, and go to the next uncertain region. <b>Shift+N:</b> to the one before."
-            "<li><b>X:</b> take back the last stroke. <b>A</b> or <b>Enter:</b> apply. <b>C:</b> cancel."
-            "<li><b>O:</b> the left button paints the other kind from now on."
-            "<li><b>Esc</b> is Slicer's own key: it leaves the effect, and you are asked about pending strokes."
-            "</ul><p>Green is added, red is removed. Nothing is written before it is applied, as one undo step."
+            "Corrects the selected segment by a few strokes, from the AI's probabilities and "
+            "the image.<br><p><ul style='margin: 0'><li><b>Left button:</b> paint what "
+            "belongs to the segment (or, with <i>Outside</i>, what does not).<li><b>Ctrl + "
+            "left button:</b> paint the other kind.<li><b>N:</b> apply, and go to the next "
+            "uncertain region. <b>Shift+N:</b> to the previous one.<li><b>X:</b> take back "
+            "the last stroke. <b>A</b> or <b>Enter:</b> apply. <b>C:</b> "
+            "cancel.<li><b>O:</b> switch the kind that the left button paints.<li><b>Esc</b> "
+            "is Slicer's own key: it leaves the effect, and you are asked about pending "
+            "strokes.</ul><p>Green is added, red is removed. Nothing is written before it is "
+            "applied, as one undo step."
         )
 
     # widgets
@@ -160,7 +161,10 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.reachBox = _millimetres(
             0.5,
             50.0,
-            _("How far a stroke acts at most. Edges and certain voxels of the AI shorten it."),
+            _(
+                "The largest distance at which a stroke acts. Edges and voxels of which the AI "
+                "is certain shorten it."
+            ),
         )
         effect.addLabeledOptionsWidget(_("Reach:"), self.reachBox)
         self.takeBackButton = qt.QPushButton(_("Take back stroke"))
@@ -180,8 +184,8 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._enable_buttons()
 
     def _set_up_message(self) -> None:
-        """A label that does not widen Slicer's column with its text."""
-        # not before it is needed: the panel's other files come along
+        """Make a label whose text does not widen Slicer's column."""
+        # late, because it imports the panel's other files
         from MedSegAILib.panel.wrapping import WrappedLabels
 
         self._message = qt.QLabel("")
@@ -190,14 +194,15 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.scriptedEffect.addOptionsWidget(self._message)
 
     def _set_up_places(self) -> None:
-        """The walk through the uncertain regions, as on the page of MedSegAI."""
+        """Make the widgets of the walk through the uncertain regions, as on the page of MedSegAI."""
         self.previousPlaceButton = qt.QPushButton(_("Previous place"))
         self.nextPlaceButton = qt.QPushButton(_("Next place"))
         self.placesBox = qt.QComboBox()
         self.placesBox.minimumContentsLength = 8
         self.placesBox.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         self.placesBox.toolTip = _(
-            "Go to the uncertain regions of all structures that people correct, or of one structure."
+            "Walk the uncertain regions of all structures that can be corrected, or of one "
+            "structure."
         )
         self.scriptedEffect.addLabeledOptionsWidget(_("Uncertain regions:"), self.placesBox)
         self.uncertaintyButton = qt.QPushButton(_("Uncertainty"))
@@ -210,7 +215,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.uncertaintyButton.connect("clicked(bool)", self.onUncertainty)
 
     def _add_keys(self) -> None:
-        """Each key presses a button, which works while the effect is shown and nobody types into a field."""
+        """Add keys for the buttons, which work while the effect is shown and no text field has the focus."""
         keys = (
             ("N", self.nextPlaceButton, _("Apply, and go to the next uncertain region.")),
             (
@@ -218,7 +223,11 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
                 self.previousPlaceButton,
                 _("Apply, and go to the previous uncertain region."),
             ),
-            ("A", self.applyButton, _("Change the segment as it is shown, as one undo step.")),
+            (
+                "A",
+                self.applyButton,
+                _("Write the shown change into the segment, as one undo step."),
+            ),
             ("X", self.takeBackButton, _("Discard the last stroke.")),
             ("C", self.cancelButton, _("Discard all strokes.")),
             (
@@ -233,22 +242,22 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         _add_key("O", self.outsideButton, self.onOtherKind)
 
     def showMessage(self, text: str) -> None:
-        """Say what the correction goes by, or why there is none."""
+        """Show the data on which the correction is based, or why it is impossible."""
         if self._message is not None:
             from MedSegAILib.panel.wrapping import say
 
             say(self._message, text)
 
     def onOutsideToggled(self, outside: bool) -> None:
-        """Choose whether strokes are inside or outside of the structure."""
+        """Choose whether strokes are inside or outside the structure."""
         self.scriptedEffect.setParameter(OUTSIDE, int(outside))
 
     def onRadiusChanged(self, radius_mm: float) -> None:
-        """Take over another radius of the brush."""
+        """Store another radius of the brush."""
         self.scriptedEffect.setParameter(RADIUS, radius_mm)
 
     def onReachChanged(self, reach_mm: float) -> None:
-        """Take over how far a correction may reach."""
+        """Store another range of corrections."""
         self.scriptedEffect.setParameter(REACH, reach_mm)
         self.tool.reach_mm = reach_mm
 
@@ -281,7 +290,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self._enable_buttons()
 
     def onCancel(self) -> None:
-        """Drop the strokes that are not applied yet."""
+        """Discard the strokes that are not yet applied."""
         self.tool.cancel()
         self._enable_buttons()
 
@@ -305,7 +314,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.uncertaintyButton.checked = self.tool.map_is_shown
 
     def _offer_places(self) -> None:
-        """The structures of the segmentation, and the one whose uncertain regions are walked."""
+        """Offer the structures of the segmentation, with the walked one selected."""
         segmentation = self.tool.segmentation
         offered = [("", _("in all structures"))]
         if segmentation is not None:
@@ -322,10 +331,10 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             0 if segmentation is None else max(box.findData(within(segmentation)), 0)
         )
 
-    # what the editor calls
+    # methods that the editor calls
 
     def setMRMLDefaults(self) -> None:
-        """Set the parameters that the scene does not hold yet."""
+        """Set the parameters that the scene does not have yet."""
         self.scriptedEffect.setParameterDefault(RADIUS, RADIUS_MM)
         self.scriptedEffect.setParameterDefault(REACH, REACH_MM)
         self.scriptedEffect.setParameterDefault(OUTSIDE, 0)
@@ -356,29 +365,29 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         return qt.QCursor(qt.Qt.CrossCursor)
 
     def activate(self) -> None:
-        """Begin to work on the chosen segment."""
+        """Start with the chosen segment."""
         self.tool.open()
         self._enable_buttons()
 
     def deactivate(self) -> None:
-        """Also where Slicer's own key Esc ends the effect."""
+        """Leave the effect, also with Slicer's own key Esc."""
         self.tool.close()
         self._enable_buttons()
         self._remove_outlines()
 
     def cleanup(self) -> None:
-        """Leave nothing behind when the application ends."""
+        """Remove everything when the application ends."""
         self.tool.cancel()
         self.tool.close()
         self._remove_outlines()
 
     def referenceGeometryChanged(self) -> None:
-        """Begin anew, because the grid of the segmentation has changed."""
+        """Start again, because the grid of the segmentation has changed."""
         self.tool.give_up(_("the voxels of the segmentation were changed"))
         self._enable_buttons()
 
     def sourceVolumeNodeChanged(self) -> None:
-        """Begin anew, because the image under the segmentation has changed."""
+        """Start again, because the image under the segmentation has changed."""
         self.tool.give_up(_("another image was chosen"))
         self._enable_buttons()
 
@@ -415,7 +424,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             return False
         effect = self.scriptedEffect
         if effect.confirmCurrentSegmentVisible() != effect.ConfirmedWithoutDialog:
-            return True  # the dialog took the release of the button
+            return True  # the dialog received the release of the button
         normal = array_of(view.mrmlSliceNode().GetSliceToRAS())[:3, 2]
         brush = Brush(self.radiusBox.value, normal / np.linalg.norm(normal))
         self.tool.press(self.xyToRas(interactor.GetEventPosition(), view), brush, inside)
@@ -440,20 +449,20 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
 
 
 def _may_apply(pending: str) -> bool:
-    """Ask whether strokes are applied before the user leaves them; yes where nobody can answer."""
+    """Ask whether to apply strokes before the user leaves them; yes if nobody can answer."""
     from MedSegAILib.host import (
-        can_ask,  # not before it is needed: Slicer loads this file at its start
+        can_ask,  # late, because Slicer loads this file at its start
     )
     from MedSegAILib.panel import dialogs
 
     if not can_ask():
         return True
-    question = pending + " " + _("Apply before you continue? One undo step takes that back.")
+    question = pending + " " + _("Apply them before you continue? One undo step reverts this.")
     return dialogs.decide(slicer.util.mainWindow(), question, _("Apply"), _("Forget"), True)
 
 
 def _add_key(key: str, shown: Callable[[], bool], action: Callable[[], None]) -> None:
-    """A key that works while a widget can be seen, whatever has the focus."""
+    """Add a key that works while a widget is visible, whatever has the focus."""
     shortcut = qt.QShortcut(qt.QKeySequence(key), shown)
     shortcut.setContext(qt.Qt.ApplicationShortcut)
     shortcut.connect("activated()", action)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from medsegai.errors import OutputError
 from medsegai.training.learning_rate import LOWEST, draw_rates, find_learning_rate
-from medsegai.training.trainer import find_place
+from medsegai.training.trainer import training_process
 from medsegai.training.unet2d.config import Training2DConfig
 from medsegai.training.unet2d.data import folds_of, read_cases
 from medsegai.training.unet2d.fold import Fold, Ready, made_ready
@@ -46,7 +46,7 @@ def suggest_rate(config: Training2DConfig, folder: Path, device: str = "auto") -
         RequestError, InputError, ModelError: the training file, its data or its weights cannot be used.
         OutputError: the picture cannot be written.
     """
-    place = find_place(device).device
+    place = training_process(device).device
     cases = read_cases(config)
     held_out = set(folds_of(cases, config.folds, config.seed)[0])
     ready = made_ready(config, [case for case in cases if case.name not in held_out])

@@ -43,7 +43,7 @@ from medsegai.training.checkpoint import (
 )
 from medsegai.training.curves import Board, draw_curves
 from medsegai.training.run import TimeLimit, TrainingOptions
-from medsegai.training.trainer import find_place
+from medsegai.training.trainer import training_process
 from medsegai.training.unet2d.config import Training2DConfig
 from medsegai.training.unet2d.data import PictureCase, folds_of, read_cases
 from medsegai.training.unet2d.fold import Fold, Ready, made_ready, seconds_since
@@ -86,7 +86,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
         raise RequestError(f"--folds must lie between 0 and {config.folds - 1}.")
     if not options.resume:
         refuse_earlier_run(folder)
-    device = find_place(options.device).device
+    device = training_process(options.device).device
     cases = read_cases(config)
     held_out = folds_of(cases, config.folds, config.seed)
     _check_buildable(config, chosen[0], device)
