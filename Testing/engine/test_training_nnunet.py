@@ -140,7 +140,7 @@ def test_a_break_changes_nothing(trained: Path, training: NnunetTraining, tmp_pa
 
     def stop(event: ProgressEvent) -> None:
         if (fold / "checkpoint_latest.pth").exists():
-            raise Cancelled("here, for at the next step the training may be at its end")
+            raise Cancelled("here, because the training may end at the next step")
 
     with pytest.raises(Cancelled):
         train_nnunet(training, output, resume=True, progress=Progress(stop))

@@ -35,7 +35,7 @@ def function(path: str, made: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def heard(path: str, hear: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
-    """The same for a function that wants to hear what it was given by name."""
+    """The same for a function that receives its arguments by name."""
 
     def call(*values: Any, **named: Any) -> Any:
         return hear(dict(_bound(path, *values, **named).arguments))

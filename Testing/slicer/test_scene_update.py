@@ -334,7 +334,7 @@ def test_add_to_an_empty_segmentation_makes_it_ready_to_edit(mrml: Any) -> None:
 
 
 def test_a_segmentation_under_another_transform_gets_the_voxels_where_they_are(mrml: Any) -> None:
-    """The segmentation is edited in the world, its volume stands under a shift of whole voxels."""
+    """The segmentation is edited in the world, its volume has a parent transform that shifts whole voxels."""
     volume = add_volume(mrml, PLACES["plain"])
     scene = Scene(mrml)
     node = scene.write(volume, result_for(scene.read(volume), two_blocks()))

@@ -191,7 +191,7 @@ def region(node: Node) -> tuple[float, ...]:
 
     Raises:
         InputError: the node is None, not an ROI, or not drawn yet.
-        GeometryError: it stands under a transform that is not linear.
+        GeometryError: it has a parent transform that is not linear.
     """
     if node is None:
         raise InputError("There is no region of interest. Choose one, or segment the whole volume.")

@@ -48,7 +48,7 @@ def measurable(segmentation: SegmentationNode) -> Measurable:
     """Read the present segments and their scan.
 
     Raises:
-        GeometryError: the segmentation or the scan stands under a transform that is not linear.
+        GeometryError: the segmentation or the scan has a parent transform that is not linear.
     """
     layers = layers_of(segmentation)
     scan = scan_of(segmentation)

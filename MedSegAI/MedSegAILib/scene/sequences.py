@@ -53,7 +53,7 @@ def read_frame(node: Node, number: int) -> Volume:
 
     Raises:
         InputError: the frame does not exist, or does not hold an image with one value per voxel.
-        GeometryError: it stands under a transform that is not linear, or its axes are sheared.
+        GeometryError: it has a parent transform that is not linear, or its axes are sheared.
     """
     browser, value = _at(node, number)
     data = browser.GetSequenceNode(node).GetDataNodeAtValue(value)

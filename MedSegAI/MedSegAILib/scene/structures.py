@@ -32,7 +32,7 @@ def rows(segmentation: SegmentationNode) -> list[StructureRow]:
     Agreement of members and remarks are left out for segments that a person edited.
 
     Raises:
-        GeometryError: the segmentation stands under a transform that is not linear.
+        GeometryError: the segmentation has a parent transform that is not linear.
     """
     layers = layers_of(segmentation)
     sizes, by_hand = _volumes_ml(segmentation, layers), painted(segmentation, layers)

@@ -46,7 +46,7 @@ class Runner(Protocol):
         ...
 
     def expect(self, batches: int) -> None:
-        """Hear how many batches are about to come."""
+        """Note how many batches are about to come."""
         ...
 
 

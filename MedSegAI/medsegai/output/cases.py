@@ -296,7 +296,7 @@ def _check_columns(
     ]
     if missing:
         there = f"Its columns are {', '.join(columns)}" if columns else "It is empty"
-        raise InputError(f"{where} has no column {', '.join(missing)}. {there}.")
+        raise InputError(f"{where} does not have the column {', '.join(missing)}. {there}.")
 
 
 def _column(columns: Sequence[str], kind: str, number: int, channels: Sequence[Channel]) -> str:
