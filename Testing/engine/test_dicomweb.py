@@ -180,7 +180,9 @@ def test_credentials_come_from_the_environment_or_a_netrc(
     if how == "netrc":
         assert len(Archive(orthanc.url).studies({}, 5)) == 1
     else:
-        with pytest.raises(InputError, match=r"answers 401.*MEDSEGAI_DICOMWEB_USER") as caught:
+        with pytest.raises(
+            InputError, match=r"responded with 401.*MEDSEGAI_DICOMWEB_USER"
+        ) as caught:
             Archive(orthanc.url).studies({}, 5)
         assert "another" not in str(caught.value)
 
@@ -189,7 +191,7 @@ def test_what_there_is_not_is_said(orthanc: Orthanc, known: None, tmp_path: Path
     wanted = Series(orthanc.study, "1.2.3")
     with pytest.raises(InputError, match="does not have the series"):
         Archive(orthanc.url).fetch(wanted, tmp_path / "x", lambda *_: None)
-    with pytest.raises(InputError, match="answers 404"):
+    with pytest.raises(InputError, match="responded with 404"):
         Archive(f"{orthanc.url}-elsewhere").studies({}, 5)
     (tmp_path / "x.dcm").write_text("not DICOM")
     with pytest.raises(InputError, match=r"x\.dcm was not sent, because it is not a DICOM file"):

@@ -272,7 +272,7 @@ def test_everything_unfolded_in_a_narrow_column(scenery: Any, style: str) -> Non
     scene.panel.show_models([flair, BRAIN])
     scene.panel.choose_output(OutputMode.UPDATE)
     scene.panel.show_devices(
-        [DeviceChoice("auto", "the fastest available"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
+        [DeviceChoice("auto", "the fastest one"), DeviceChoice("cuda:0", "NVIDIA RTX 4070")]
     )
     scene.show_results()
     scene.panel.queue.show([entry("MRHead: Brain structures", "done")])

@@ -22,7 +22,7 @@ class Devices:
     def choices(self) -> list[DeviceChoice]:
         """Return the choices of the option `device`, without graphics cards that do not work."""
         return [
-            DeviceChoice("auto", _("the fastest available")),
+            DeviceChoice("auto", _("the fastest one")),
             *(DeviceChoice(item["name"], item["found"]) for item in self._usable()),
         ]
 

@@ -25,7 +25,7 @@ PANEL_DEFAULTS: Mapping[str, Any] = {"uncertainty": True}
 """The defaults that differ from those of the request, so that users see where a result is uncertain."""
 
 DEVICES = (
-    DeviceChoice("auto", "the fastest available"),
+    DeviceChoice("auto", "the fastest one"),
     DeviceChoice("cpu", "the processor"),
 )
 

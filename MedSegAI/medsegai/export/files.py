@@ -72,7 +72,7 @@ class Inputs:
         """Check the inputs. Raises RequestError: the scan is named twice."""
         if self.dicom is not None and self.image is not None:
             raise RequestError(
-                "The scan is named twice. Name it either with --dicom or with --image."
+                "The scan is named twice. Name it once, with --dicom or with --image."
             )
 
 

@@ -271,8 +271,8 @@ def _slide_view(card: ModelCard, settings: PatchSettings, slide: Slide, anyway: 
     warnings: tuple[str, ...] = ()
     if settings.magnified and slide.spacing_mm is None:
         words = (
-            f"{slide.path} does not say how large its pixels are, so the magnification that {card.name} learned "
-            "at cannot be found."
+            f"{slide.path} does not state the size of its pixels, so the magnification that "
+            f"{card.name} learned at cannot be found."
         )
         if not anyway:
             raise MismatchError(f"{words} {WHAT_TO_DO}")
@@ -300,7 +300,7 @@ def _factor(
         return 1.0, ()
     name = scan.source or "The image"
     if not scan.size_known:
-        words = f"{name} does not say how large its pixels are, and {card.name} needs to know."
+        words = f"{name} does not state the size of its pixels, but {card.name} needs it."
         if not anyway:
             raise MismatchError(f"{words} {WHAT_TO_DO}")
         return 1.0, (f"{words} They were taken as they are.",)
