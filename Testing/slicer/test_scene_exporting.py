@@ -112,7 +112,7 @@ def test_a_scan_that_is_gone_or_on_other_voxels(mrml: Any) -> None:
     node.SetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole(), fine.GetID())
     request = scene.exported(node, {"csv": "t.csv"}).request
     assert request.image is None
-    assert "does not lie on the voxels of Fine" in request.warnings[0]
+    assert "does not have the voxels of Fine" in request.warnings[0]
     np.testing.assert_array_equal(request.labelmap.voxels, two_blocks())
     with pytest.raises(InputError, match="cannot become its DICOM SEG"):
         scene.exported(node, {"seg": "s.dcm"}, ("folder", "1.2.3"))
@@ -178,5 +178,5 @@ def test_a_scan_that_merely_contains_the_grid_of_the_labels_is_not_theirs(mrml: 
     request = scene.exported(node, {"csv": "t.csv"}).request
     assert request.image is None
     assert request.labelmap.voxels.shape == SHAPE
-    assert "does not lie on the voxels of Neighbour" in request.warnings[0]
+    assert "does not have the voxels of Neighbour" in request.warnings[0]
     assert "check that it is the scan that was segmented" in scene.measurable(node).note
