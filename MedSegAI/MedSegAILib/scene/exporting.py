@@ -69,9 +69,7 @@ def exported(
     layers, scan = layers_of(segmentation), scan_of(segmentation)
     names = list(segmentation.GetSegmentation().GetSegmentIDs())
     if not layers:
-        raise InputError(
-            _("{name} does not have voxels to export.").format(name=segmentation.GetName())
-        )
+        raise InputError(_("{name} does not have voxels.").format(name=segmentation.GetName()))
     series = dicom if outputs.get("seg") else ("", "")
     grid = field_of_view(segmentation, layers, scan)
     on_scan = scan is not None and grid.matches(scan_place(segmentation, scan))
