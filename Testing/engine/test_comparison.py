@@ -89,6 +89,8 @@ def test_the_command_trains_the_grid_and_reports(tmp_path: Path) -> None:
         ('training = "t.toml"\nencoders = 3', "encoders"),
         ('training = "t.toml"\nwidth = 3', "width"),
         ('training = "t.toml"\ndecoders = ["unet"]', "two networks"),
+        ('training = "t.toml"\nencoders = ["plain", "plain"]', "encoders names something twice"),
+        ('training = "t.toml"\nseeds = [1, 1]', "seeds names something twice"),
         ("= ", "cannot be read as TOML"),
     ],
 )
@@ -104,3 +106,16 @@ def test_each_beginning_of_a_network_has_a_name_and_a_folder_of_its_own() -> Non
     networks = [Network("plain", "unet", how) for how in begun]
     assert len({network.name for network in networks}) == len(begun)
     assert len({network.folder(1) for network in networks}) == len(begun)
+
+
+@pytest.mark.parametrize("more", ['encoders = ["plain", "plane"]', 'pretrained = ["", "none.pt"]'])
+def test_a_mistake_in_the_last_network_is_found_before_the_first_is_trained(
+    more: str, tmp_path: Path
+) -> None:
+    """The first networks had been trained, for hours, when the misspelt one was met."""
+    dataset(tmp_path / "data", 4)
+    text = "\n".join(line for line in COMPARISON.splitlines() if not line.startswith(more[:8]))
+    (tmp_path / "compare.toml").write_text(f"{text}\n{more}\n")
+    arguments = ["compare", str(tmp_path / "compare.toml"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--device", "cpu"]) != 0
+    assert not (tmp_path / "out").exists()

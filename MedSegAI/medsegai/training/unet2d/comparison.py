@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from medsegai.errors import InputError, RequestError
@@ -24,7 +25,7 @@ from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import CHECKPOINT
 from medsegai.training.unet2d.config import Training2DConfig, load_config
-from medsegai.training.unet2d.run import SCORES, RunOptions2D, train
+from medsegai.training.unet2d.run import SCORES, RunOptions2D, check_buildable, train
 
 RESAMPLED = 10_000
 """The number of times that groups are drawn for an interval."""
@@ -50,6 +51,13 @@ class ComparisonConfig:
     seeds: tuple[int, ...] = (1,)
     folds: tuple[int, ...] = ()
     source: Path = field(default=Path("comparison.toml"), metadata=NOT_IN_JSON)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: a list names something twice, so a network would be compared with itself."""
+        for name in ("encoders", "decoders", "pretrained", "seeds", "folds"):
+            values: tuple[object, ...] = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise RequestError(f"{name} names something twice. Write each entry once.")
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,10 @@ def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress)
     Raises:
         RequestError, InputError, ModelError, OutputError, Cancelled: see `training.unet2d.run.train`.
     """
-    for network, seed, training in trainings(config):
+    planned = trainings(config)
+    for _, _, training in planned:  # a mistake in the last is found before the first is trained
+        check_buildable(training, 0, torch.device("cpu"))
+    for network, seed, training in planned:
         place = folder / network.folder(seed)
         begun = (place / CHECKPOINT).is_file()
         options = RunOptions2D(place, resume=begun, device=device, folds=config.folds)

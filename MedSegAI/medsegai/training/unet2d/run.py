@@ -89,7 +89,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
     device = training_process(options.device).device
     cases = read_cases(config)
     held_out = folds_of(cases, config.folds, config.seed)
-    _check_buildable(config, chosen[0], device)
+    check_buildable(config, chosen[0], device)
     with claimed(folder):
         run = Run(config, cases, folder, device)
         run.begin(options.resume)
@@ -99,7 +99,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
         return run.end()
 
 
-def _check_buildable(config: Training2DConfig, number: int, device: torch.device) -> None:
+def check_buildable(config: Training2DConfig, number: int, device: torch.device) -> None:
     """Make a network and a card as the training will, so that nothing is begun that could not be ended.
 
     Raises:
