@@ -407,7 +407,7 @@ def test_a_channel_that_is_missing_is_named(house: House) -> None:
     chosen = several_channels(house)
     house.panel.chosen = replace(chosen, nodes={**chosen.nodes, "FLAIR": None})
     house.press_segment()
-    assert house.panel.error == "Brain needs 2 images; choose a volume for FLAIR."
+    assert house.panel.error == "Brain needs 2 images. Choose a volume for FLAIR."
 
 
 def test_channels_are_guessed_when_a_model_takes_several(house: House) -> None:

@@ -424,7 +424,7 @@ def test_keys_press_the_buttons(widget: Any, panel: Panel) -> None:
     shortcut.activated.emit()
     assert len(heard) == 1, "a button that cannot be pressed is not"
     keys = [item.key().toString() for item in pythonqt.real(widget).findChildren(QtGui.QShortcut)]
-    assert len(keys) == len(set(keys)) == len(SHORTCUTS) == 9
+    assert len(keys) == len(set(keys)) == len(SHORTCUTS) == 10
 
 
 # --- speed, sample, region ------------------------------------------------------------------------
