@@ -30,7 +30,7 @@ PLANES_TURNED = 16
 fill a line of the processor's cache, and a copy of them is small beside that of a whole tile."""
 
 Predict = Callable[[Tensor], Tensor]
-"""Patches (N, channel, *patch) to logits (N, class, *patch), float32."""
+"""Patches (N, channel, *patch) to logits (N, class, *patch), float32 or half precision."""
 
 
 @dataclass(frozen=True)

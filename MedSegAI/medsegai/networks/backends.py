@@ -34,9 +34,10 @@ not use positions (docs/performance/speed.md has the figures)."""
 
 
 class Runner(Protocol):
-    """Batches (N, channels, H, W) or (N, channels, D, H, W), float32, to logits (N, classes, ...), float32.
+    """Batches (N, channels, H, W) or (N, channels, D, H, W), float32, to logits (N, classes, ...).
 
-    The logits belong to the caller: no later call changes them.
+    The logits are float32, or bfloat16 where the whole network computes in it. They belong to the caller: no later
+    call changes them.
     """
 
     def __call__(self, batch: Tensor) -> Tensor: ...

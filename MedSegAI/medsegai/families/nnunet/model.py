@@ -343,7 +343,10 @@ class _Passes:
         for axes in self.mirrors:
             answer = self._runner(patches.flip(axes) if axes else patches, self._compute)
             answer = answer.flip(axes) if axes else answer
-            total = answer if total is None else total.add_(answer)
+            if total is None:  # a sum of several needs float32
+                total = answer.float() if len(self.mirrors) > 1 else answer
+            else:
+                total.add_(answer)
             del answer  # it would stand in memory beside the next one
             self.count += 1
             self.finished()
