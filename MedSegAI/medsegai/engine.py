@@ -264,12 +264,20 @@ def _warnings(
 
 
 def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabels) -> Ensemble:
-    """Let all members predict: now, or, for a part that can be read while it predicts, during reading."""
+    """Let all members predict: now, or, for a part that can be read while it predicts, during reading.
+
+    The part with the most voxels predicts first: it needs the most memory to work in, and the probabilities of the
+    others do not yet exist beside it.
+    """
     axis = None if job.request.members_apart else _plane_axis([item.part for item in parts])
     work = _Work(job.progress, sum(len(item.part.members) for item in parts))
     labels = (0, *(label.value for label in naming.labels))
     axes = _slab_axes(parts[0].part.geometry, job.output) if axis is None else _beginning_with(axis)
-    return Ensemble([_answer(job, item, axis, work) for item in parts], labels, axes)
+    by_size = sorted(
+        range(len(parts)), key=lambda number: -math.prod(parts[number].part.geometry.shape)
+    )
+    answers = {number: _answer(job, parts[number], axis, work) for number in by_size}
+    return Ensemble([answers[number] for number in range(len(parts))], labels, axes)
 
 
 def _answer(job: _SegmentationJob, item: _PartOf, axis: int | None, work: _Work) -> PartAnswer:

@@ -28,6 +28,11 @@ CERTAIN = 1e-3
 SETTLED = 1.0 - 5e-5
 """The probability of a class above which the entropy is below `CERTAIN`, even with hundreds of other classes."""
 
+PLANE_VALUES_AT_ONCE = 1 << 16
+"""Values of a plane that are computed with together. What is kept of a plane takes a place in the heap that larger
+intermediate values have left, where those of the next plane then do not fit: the memory of a process grew by their
+size with each plane."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -102,8 +107,10 @@ class _Plane:
     @cached_property
     def classes(self) -> Tensor:
         """Class index of each voxel, uint8 or int16 (j, i)."""
-        dtype = index_type(len(self.values))
-        return self._activation.decide(self.values.float(), 0).to(dtype)
+        result = self._empty(index_type(len(self.values)))
+        for part, values in self._rows():
+            result[part] = self._activation.decide(values, 0)
+        return result
 
     @cached_property
     def settled(self) -> Tensor:
@@ -111,35 +118,54 @@ class _Plane:
         activation = self._activation.at(
             max(1.0, self._activation.temperature)
         )  # the colder, the surer
-        probabilities = activation.probabilities(self.values.float(), 0)
-        return activation.sure(probabilities, self.classes.long(), SETTLED)
+        result = self._empty(torch.bool)
+        for part, values in self._rows():
+            probabilities = activation.probabilities(values, 0)
+            result[part] = activation.sure(probabilities, self.classes[part].long(), SETTLED)
+        return result
 
     @cached_property
     def sure(self) -> Tensor:
         """Whether eight bits cannot distinguish the probability of a voxel's class from one, bool (j, i)."""
-        first = self.classes.reshape(-1)[self._unsettled].long()
-        return self._completed(True, self._activation.sure(self._open(), first))
+        classes = self.classes.reshape(-1)
+
+        def of(voxels: Tensor, probabilities: Tensor) -> Tensor:
+            return self._activation.sure(probabilities, classes[voxels].long())
+
+        return self._completed(self._empty(torch.bool).fill_(True), of)
 
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy in nats of each voxel, float32 (j, i); 0 where it is settled."""
-        return self._completed(0.0, self._activation.entropy(self._open(), 0))
 
-    @cached_property
-    def _unsettled(self) -> Tensor:
-        """Flat indices of the voxels that are not settled."""
-        return (~self.settled).reshape(-1).nonzero()[:, 0]
+        def of(voxels: Tensor, probabilities: Tensor) -> Tensor:
+            return self._activation.entropy(probabilities, 0)
 
-    def _open(self) -> Tensor:
-        """Probabilities of the voxels that are not settled, float32 (class, voxel)."""
-        values = self.values.flatten(1).index_select(1, self._unsettled)
-        return self._activation.probabilities(values.float(), 0)
+        return self._completed(self._empty(torch.float32).zero_(), of)
 
-    def _completed(self, settled: float, others: Tensor) -> Tensor:
-        """A plane that is `settled` but for the voxels that are not, which have `others`."""
-        result = torch.full_like(self.settled, settled, dtype=others.dtype)
-        result.view(-1)[self._unsettled] = others
-        return result
+    def _empty(self, dtype: torch.dtype) -> Tensor:
+        return self.values.new_empty(self.values.shape[1:], dtype=dtype)
+
+    def _rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """A few rows of the plane after another, and their values, float32 (class, j, i)."""
+        classes, rows, columns = self.values.shape
+        count = max(1, PLANE_VALUES_AT_ONCE // (classes * columns))
+        for first in range(0, rows, count):
+            part = slice(first, first + count)
+            yield part, self.values[:, part].float()
+
+    def _completed(self, settled: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """A plane of `settled` values, but for voxels that are not settled.
+
+        Args:
+            settled: (j, i); the others are written into it.
+            of: gets flat indices of voxels and their probabilities, float32 (class, voxel); returns their values.
+        """
+        unsettled = (~self.settled).reshape(-1).nonzero()[:, 0]
+        for voxels in unsettled.split(max(1, PLANE_VALUES_AT_ONCE // len(self.values))):
+            values = self.values.flatten(1).index_select(1, voxels).float()
+            settled.view(-1)[voxels] = of(voxels, self._activation.probabilities(values, 0))
+        return settled
 
 
 class _Planes:
