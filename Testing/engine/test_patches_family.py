@@ -149,7 +149,7 @@ def test_pixels_that_are_too_coarse_or_of_unknown_size_are_refused_unless_wanted
     with pytest.raises(MismatchError, match="does not state the size"):
         parts(model, unknown)
     (part,) = parts(model, unknown, anyway=True)
-    assert "taken as they are" in part.warnings[0]
+    assert "used as they are" in part.warnings[0]
 
 
 def test_a_slide_without_millimetres_is_refused_unless_wanted(model: Path, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def _factor(
         words = f"{name} does not state the size of its pixels, but {card.name} needs it."
         if not anyway:
             raise MismatchError(f"{words} {WHAT_TO_DO}")
-        return 1.0, (f"{words} They were taken as they are.",)
+        return 1.0, (f"{words} The pixels were used as they are.",)
     own = math.sqrt(math.prod(scan.geometry.spacing_mm[:2]))
     factor = card.spacing_mm[0] / own
     if factor < 1 / COARSEST and not anyway:
