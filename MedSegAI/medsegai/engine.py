@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medsegai import __version__
 from medsegai.errors import ModelError, RequestError
-from medsegai.families import Inputs, Model, Part, Step, load_model
+from medsegai.families import Inputs, Model, Part, load_model
 from medsegai.inference.fusion import (
     Accumulator,
     Ensemble,
@@ -43,7 +43,7 @@ from medsegai.models.json_fields import shown
 from medsegai.models.refinement import Refinement
 from medsegai.models.suitability import check_suits
 from medsegai.networks.backends import Compute, choose_compute
-from medsegai.progress import Progress
+from medsegai.progress import MemberProgress, Progress
 from medsegai.refinements import options_of, parse, uses_candidates
 from medsegai.request import Candidates, SegmentationRequest, SegmentationResult, StructureMeasures
 from medsegai.system.machine import peak_memory_mb
@@ -270,7 +270,7 @@ def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabel
     others do not yet exist beside it.
     """
     axis = None if job.request.members_apart else _plane_axis([item.part for item in parts])
-    work = _Work(job.progress, sum(len(item.part.members) for item in parts))
+    work = MemberProgress(job.progress, sum(len(item.part.members) for item in parts))
     labels = (0, *(label.value for label in naming.labels))
     axes = _slab_axes(parts[0].part.geometry, job.output) if axis is None else _beginning_with(axis)
     by_size = sorted(
@@ -280,7 +280,9 @@ def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabel
     return Ensemble([answers[number] for number in range(len(parts))], labels, axes)
 
 
-def _answer(job: _SegmentationJob, item: _PartOf, axis: int | None, work: _Work) -> PartAnswer:
+def _answer(
+    job: _SegmentationJob, item: _PartOf, axis: int | None, work: MemberProgress
+) -> PartAnswer:
     """The prediction of a part: made at once or, if its planes are ordered along `axis`, when it is read."""
     part = item.part
     weight = sum(member.weight for member in part.members) if part.weight is None else part.weight
@@ -315,7 +317,7 @@ def _beginning_with(axis: int) -> tuple[int, int, int]:
 
 
 def _streamed(
-    part: Part, renamed: Mapping[int, int], compute: Compute, work: _Work
+    part: Part, renamed: Mapping[int, int], compute: Compute, work: MemberProgress
 ) -> StreamedProbabilities:
     (member,) = part.members
     labels = [renamed[feeds[0]] if feeds else 0 for feeds in member.classes]
@@ -326,7 +328,7 @@ def _streamed(
 
 
 def _accumulated(
-    job: _SegmentationJob, item: _PartOf, work: _Work, keep_members: bool
+    job: _SegmentationJob, item: _PartOf, work: MemberProgress, keep_members: bool
 ) -> Accumulator:
     part, compute, renamed = item.part, job.compute, item.renamed
     total = Accumulator(
@@ -346,26 +348,6 @@ def _accumulated(
         for block in member.predict(compute, work.next_member()):
             total.add(block)
     return total
-
-
-class _Work:
-    """Progress over members, several of which may be running."""
-
-    def __init__(self, progress: Progress, members: int) -> None:
-        self._progress = progress
-        self._begun = 0
-        self.done = [0.0] * members
-
-    def next_member(self) -> Step:
-        """A function to call with the share that the next member has done."""
-        number = self._begun
-        self._begun += 1
-
-        def step(part: float) -> None:
-            self.done[number] = part
-            self._progress.step("predict", sum(self.done), len(self.done))
-
-        return step
 
 
 def _refinements(

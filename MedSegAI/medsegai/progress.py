@@ -114,3 +114,23 @@ def duration(seconds: float, translated: Callable[[str], str] = str) -> str:
     if minutes:
         return translated("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
     return translated("{seconds} s").format(seconds=rest)
+
+
+class MemberProgress:
+    """Progress over members, several of which may be running."""
+
+    def __init__(self, progress: Progress, members: int) -> None:
+        self._progress = progress
+        self._begun = 0
+        self.done = [0.0] * members
+
+    def next_member(self) -> Callable[[float], None]:
+        """A function to call with the share that the next member has done."""
+        number = self._begun
+        self._begun += 1
+
+        def step(part: float) -> None:
+            self.done[number] = part
+            self._progress.step("predict", sum(self.done), len(self.done))
+
+        return step
