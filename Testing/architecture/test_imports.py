@@ -50,6 +50,14 @@ def test_every_level_has_a_file() -> None:
     assert not gone, f"no file at {sorted(gone)}: remove them from import_rules"
 
 
+def test_families_write_imported_weights_in_one_place() -> None:
+    """There they are refused if they are not finite numbers."""
+    writers = [
+        path.name for path, text in sources() if "families" in path.parts and "save_file" in text
+    ]
+    assert writers == ["_imported_weights.py"]
+
+
 def test_imports_make_no_circle() -> None:
     """Not even inside of functions. The module's self-test is left out: it runs the module that starts it."""
     files = {".".join(path.with_suffix("").parts): (path, text) for path, text in sources()}

@@ -330,6 +330,17 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         import_model(folder, tmp_path / "models" / "new")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    folder = Bundle().write(tmp_path / "bundle")
+    state = torch.load(folder / "models/model.pt", weights_only=True)
+    name = next(name for name, values in state.items() if values.is_floating_point())
+    state[name].flatten()[-1] = value
+    torch.save(state, folder / "models/model.pt")
+    with pytest.raises(ModelError, match=f"model.pt has weights.*finite.*{name}"):
+        import_model(folder, tmp_path / "models" / "new")
+
+
 @pytest.mark.parametrize("inside", ["model", "state_dict", "network"])
 def test_weights_beside_other_things_are_found(inside: str, tmp_path: Path) -> None:
     folder = Bundle().write(tmp_path / "bundle")

@@ -304,6 +304,13 @@ def of_a_wider_network(file: Path) -> None:
     torch.save(checkpoint, file)
 
 
+def that_diverged(file: Path) -> None:
+    checkpoint = checkpoint_of(file)
+    for values in checkpoint["network_weights"].values():
+        values.fill_(float("nan"))
+    torch.save(checkpoint, file)
+
+
 class RunsCode:
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -321,6 +328,7 @@ BAD_CHECKPOINTS: list[tuple[Callable[[Path], None], str]] = [
     (of_another_configuration, "trained for 2d"),
     (of_other_plans, "other plans.*spacing"),
     (of_a_wider_network, "do not fit"),
+    (that_diverged, "not finite"),
     (that_runs_code, "mkdir"),
 ]
 

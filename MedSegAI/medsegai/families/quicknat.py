@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout, random_numbers
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
+from medsegai.families._imported_weights import save_imported_weights
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.inference.fusion import side_aware_first
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
-from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.card import Channel, MemberCard, ModelCard, load_card
 from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import from_json, number
 from medsegai.networks.backends import Compute
@@ -260,7 +260,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         destination: the folder to write; it must not exist.
 
     Returns:
-        The card, or None if `path` holds no such file.
+        The card, or None if `path` does not contain such a file.
 
     Raises:
         UnsafeModelError: a checkpoint wants more than weights.
@@ -274,20 +274,22 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
     if len(networks) < len(files) or len({config for config, _ in networks.values()}) > 1:
         raise ModelError(f"{path} holds several networks of one view, or of different shapes.")
     destination.mkdir(parents=True)
-    members = [_saved_member(view, state, destination) for view, (_, state) in networks.items()]
+    members = [
+        _saved_member(view, state, destination, path) for view, (_, state) in networks.items()
+    ]
     config, _ = next(iter(networks.values()))
     card = _released_card(config, tuple(members))
     write_card(card, destination)
     return load_card(destination)
 
 
-def _saved_member(view: str, state: dict[str, Tensor], folder: Path) -> MemberCard:
+def _saved_member(view: str, state: dict[str, Tensor], folder: Path, source: Path) -> MemberCard:
     weights = folder / f"{view}.safetensors"
-    save_file(state, weights)
+    sha256 = save_imported_weights(state, weights, source)
     return MemberCard(
         name=view,
         weights=weights.name,
-        sha256=file_sha256(weights),
+        sha256=sha256,
         classes=((), *((value,) for value in find_card(RELEASED_LABELS_OF).label_values)),
         settings={"view": view},
     )

@@ -14,19 +14,19 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
+from medsegai.families._imported_weights import save_imported_weights
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._memory import check_memory
 from medsegai.families._sliding import logits_by_planes, mirrorings, window
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
 from medsegai.labels import Label, made_color
-from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.card import Channel, MemberCard, ModelCard, load_card
 from medsegai.models.json_fields import from_json, to_json
 from medsegai.networks.backends import Compute
 from medsegai.networks.encoder_weights import IMAGENET_MEAN, IMAGENET_STD, read_state
@@ -257,7 +257,7 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         destination: the folder to write; it must not exist.
 
     Returns:
-        The card, or None if `path` holds no such network.
+        The card, or None if `path` does not contain such a network.
 
     Raises:
         UnsafeModelError: the file wants more than weights.
@@ -268,8 +268,8 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         return None
     destination.mkdir(parents=True)
     weights = destination / "network.safetensors"
-    save_file({name: values.contiguous() for name, values in found.state.items()}, weights)
-    write_card(_imported_card(found, path, file_sha256(weights)), destination)
+    sha256 = save_imported_weights(found.state, weights, path)
+    write_card(_imported_card(found, path, sha256), destination)
     return load_card(destination)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from medsegai.errors import ModelError
-from medsegai.models.card import MemberCard, file_sha256
+from medsegai.families._imported_weights import save_imported_weights
+from medsegai.models.card import MemberCard
 from medsegai.networks.checkpoints import ALLOWED
 from medsegai.networks.monai_networks import Description, own_state
 from medsegai.networks.torch_files import StoredTensor, TorchFile, read_torch_file
@@ -43,7 +42,7 @@ def stored_weights(file: TorchFile) -> dict[str, StoredTensor]:
             }
             if found and len(found) == len(candidate):
                 return found
-    raise ModelError(f"{file.path} holds no weights of a network by themselves.")
+    raise ModelError(f"{file.path} does not contain the weights of a network alone.")
 
 
 def _inside(content: Any) -> list[Any]:
@@ -68,5 +67,5 @@ def write_member(
             raise
         raise ModelError(f"{file.path}: {error}") from None
     folder.mkdir(parents=True)
-    save_file(own_state(made), folder / FILE)
-    return MemberCard(NAME, FILE, file_sha256(folder / FILE), classes=classes)
+    sha256 = save_imported_weights(own_state(made), folder / FILE, file.path)
+    return MemberCard(NAME, FILE, sha256, classes=classes)

@@ -10,13 +10,12 @@ import dataclasses
 import re
 from pathlib import Path, PurePosixPath
 
-from safetensors.torch import save_file
-
 from medsegai.errors import ModelError
+from medsegai.families._imported_weights import save_imported_weights
 from medsegai.families.nnunet.model import FoldNetwork
 from medsegai.io import write_card
 from medsegai.io.archives import Kind, unpacked
-from medsegai.models.card import MemberCard, ModelCard, file_sha256, load_card
+from medsegai.models.card import MemberCard, ModelCard, load_card
 from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
 
 _ABOVE = r"(?:[^/]+/){0,3}"
@@ -112,10 +111,10 @@ def _convert_member(card: ModelCard, member: MemberCard, destination: Path) -> M
     fold = FoldNetwork(card, member)
     weights = destination / f"{member.name.replace('/', '-')}.safetensors"
     axes = list(fold.mirror_axes)
-    save_file(fold.load().state_dict(), weights)
+    sha256 = save_imported_weights(fold.load().state_dict(), weights, card.weights_path(member))
     return dataclasses.replace(
         member,
         weights=weights.name,
-        sha256=file_sha256(weights),
+        sha256=sha256,
         settings={**member.settings, "mirror_axes": axes},
     )
