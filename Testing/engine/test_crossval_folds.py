@@ -108,5 +108,5 @@ def test_cases_of_a_dataset(tmp_path: Path) -> None:
         dataset_cases(tmp_path)
     for label in (folder / "labelsTr").iterdir():
         label.unlink()
-    with pytest.raises(InputError, match="holds no label maps"):
+    with pytest.raises(InputError, match="does not contain label maps"):
         dataset_cases(folder)

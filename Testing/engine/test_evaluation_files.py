@@ -139,7 +139,7 @@ def test_cases_that_are_in_one_folder_alone_can_be_left_out(folders: tuple[Path,
 
 def test_one_case_in_two_files_is_refused(folders: tuple[Path, Path]) -> None:
     save(folders[0] / "b.nii", labels((1, 2, 6)))
-    with pytest.raises(InputError, match=r"b\.nii.*b\.nii\.gz are one case twice"):
+    with pytest.raises(InputError, match=r"b\.nii.*b\.nii\.gz are two files of one case"):
         run_evaluation(*folders)
 
 
@@ -147,7 +147,7 @@ def test_what_is_not_there_is_refused(folders: tuple[Path, Path], tmp_path: Path
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="nowhere does not exist"):
         run_evaluation(tmp_path / "nowhere", folders[1])
-    with pytest.raises(InputError, match="empty holds no label maps"):
+    with pytest.raises(InputError, match="empty does not contain label maps"):
         run_evaluation(tmp_path / "empty", folders[1])
     with pytest.raises(InputError, match="one is a file, the other a folder"):
         run_evaluation(folders[0] / "a.nii", folders[1])

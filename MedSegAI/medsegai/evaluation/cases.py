@@ -243,10 +243,14 @@ def _label_maps(folder: Path) -> Mapping[str, Path]:
             continue
         name = case_name(path)
         if name in found:
-            raise InputError(f"{found[name]} and {path} are one case twice. Move one of them away.")
+            raise InputError(
+                f"{found[name]} and {path} are two files of one case. Move one of them away."
+            )
         found[name] = path
     if not found:
-        raise InputError(f"{folder} holds no label maps. Known are {', '.join(ENDINGS)}.")
+        raise InputError(
+            f"{folder} does not contain label maps. Their names end with {', '.join(ENDINGS)}."
+        )
     return found
 
 

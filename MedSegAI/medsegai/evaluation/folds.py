@@ -57,7 +57,9 @@ def dataset_cases(folder: Path) -> list[TrainingCase]:
             raise InputError(f"{label} has no image: {', '.join(missing)} is missing.")
         cases.append(TrainingCase(name, images, label))
     if not cases:
-        raise InputError(f"{folder / 'labelsTr'} holds no label maps that end with {ending}.")
+        raise InputError(
+            f"{folder / 'labelsTr'} does not contain label maps whose names end with {ending}."
+        )
     return cases
 
 

@@ -193,7 +193,7 @@ def _against(
     if not (gains[:, 0] != 0).any():
         return "changes no Dice"
     if _at_least(gains[:, 0]) <= 0:
-        return "Dice does not surely rise"
+        return "Dice does not rise significantly"
     losses = _mean(before[:, :, 0] - after[:, :, 0], 0)
     worst = int(np.nanargmax(losses))
     if losses[worst] > MATERIAL:

@@ -198,7 +198,7 @@ def _answer(path: Path, file: Path) -> MedSegAIError | None:
         error = json.loads(read_regular(file, MOST_ANSWER))
         return None if error is None else unpack_error(error)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return _fruitless(path, "gave no answer that makes sense")
+        return _fruitless(path, "gave an answer that cannot be read")
 
 
 def _fruitless(path: Path, why: str) -> ModelError:

@@ -50,7 +50,7 @@ def value_of(data: object, key: str, kind: type | tuple[type, ...], source: Path
         ModelError: it is not, or is of another kind.
     """
     if not isinstance(data, Mapping) or key not in data:
-        raise ModelError(f"{source} has no {key!r}: it is damaged, or no file of nnU-Net v2.")
+        raise ModelError(f"{source} has no {key!r}: it is damaged, or not a file of nnU-Net v2.")
     value = data[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ModelError(f"{source}: {key} cannot be {value!r}.")

@@ -214,7 +214,7 @@ def _wanted(path: Path) -> tuple[list[Path], list[str]]:
     folders = _results_folders(path)
     if not folders:
         raise ModelError(
-            f"{path} holds no results of nnU-Net: no folder TRAINER__PLANS__CONFIGURATION."
+            f"{path} does not contain results of nnU-Net, which are in folders TRAINER__PLANS__CONFIGURATION."
         )
     best = _best(path)
     there = [folder for folder in folders if folder.name in best]
@@ -385,7 +385,7 @@ def _checkpoints(folder: Path, fold: str | None) -> dict[str, Path]:
     elif len(folders) > 1:
         folders.pop("all", None)
     if not folders:
-        raise ModelError(f"{folder} holds no folds. {NO_FOLDS}")
+        raise ModelError(f"{folder} does not contain folds. {NO_FOLDS}")
     found = {}
     for name in sorted(folders, key=_fold_order):
         candidates = [folders[name] / checkpoint for checkpoint in CHECKPOINTS]

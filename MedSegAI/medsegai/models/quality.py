@@ -211,7 +211,7 @@ def quality_of(measures: Mapping[str, float | None], remarked: bool) -> str:
 def remarks(measures: StructureMeasures, calibration: Calibration | None) -> tuple[str, ...]:
     """Why a person should look at a structure first, by how far members agree on it; in plain words.
 
-    The words hold no numbers of the structure's own, so that `sentences` can say the same of many at once; the
+    The words have no numbers of the structure, so that `sentences` can say the same of many at once; the
     number is what `expected_dice` gives.
 
     The limits are the calibration's, and a poor Dice that is to be expected; where it has none for the structure,

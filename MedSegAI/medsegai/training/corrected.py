@@ -154,7 +154,7 @@ def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
         meaning: the card's value of each value in the file.
 
     Raises:
-        InputError: the file cannot be read, has values that are not in `meaning`, or holds no structure.
+        InputError: the file cannot be read, has values that are not in `meaning`, or has no structure.
     """
     volume = conform_axes(read_labelmap(case.label)[0])
     found = [int(value) for value in np.unique(volume.voxels)]

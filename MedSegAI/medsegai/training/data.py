@@ -182,7 +182,7 @@ def source_of(
         device: the device on which volumes are made.
 
     Raises:
-        InputError: a map holds no structure to learn, or there are too many labels.
+        InputError: a map has no structure to learn, or there are too many labels.
     """
     _check_labels(config, card)
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
