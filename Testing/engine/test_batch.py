@@ -333,7 +333,7 @@ def test_a_series_of_a_folder_that_holds_several_is_segmented(
     assert main(["batch", str(table), "-o", str(out), "--model", model, "--preview"]) == 1
     assert states(out)["good"] == "done"
     assert (out / "good.png").is_file()
-    assert "no series is known as '7'" in rows(out / "batch.csv")[2]["message"]
+    assert "no series is named '7'" in rows(out / "batch.csv")[2]["message"]
     (image,) = requests[0].inputs
     assert isinstance(image, Volume)
     np.testing.assert_array_equal(image.voxels, wanted)

@@ -278,7 +278,7 @@ def listed(count: int, instances: int = 3) -> bytes:
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 500, 502])
 def test_each_refusal_is_one_message(code: int, broken: Broken) -> None:
     broken.answers["/studies"] = answering(b"patient Doe", "text/html", code)
-    with pytest.raises(InputError, match=f"answers {code}") as caught:
+    with pytest.raises(InputError, match=f"responded with {code}") as caught:
         Archive(broken.url).studies({}, 5)
     assert "Doe" not in str(caught.value)
 
@@ -363,7 +363,7 @@ def test_results_that_are_not_taken_are_said(broken: Broken, tmp_path: Path) -> 
     study = pydicom.dcmread(file).StudyInstanceUID
     for code in (401, 409, 500):
         broken.answers[f"/studies/{study}"] = answering(b"", JSON, code)
-        with pytest.raises(OutputError, match=f"answers {code}"):
+        with pytest.raises(OutputError, match=f"responded with {code}"):
             Archive(broken.url).store([file], study)
 
 

@@ -176,7 +176,7 @@ def test_without_dicom(tmp_path: Path) -> None:
     request = replace(request, dicom="", image=scan("oblique"), run={})
     assert len(export_segments(request, Progress()).files) == 4
     assert "data:image/png" in (tmp_path / "r.html").read_text()
-    with pytest.raises(RequestError, match="not DICOM"):
+    with pytest.raises(RequestError, match="the DICOM series that was segmented"):
         export_segments(replace(request, outputs={"seg": str(tmp_path / "s.dcm")}), Progress())
 
 

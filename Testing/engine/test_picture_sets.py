@@ -102,7 +102,7 @@ def test_a_class_in_the_validation_only_is_refused(tmp_path: Path) -> None:
     picture_sets.write_folders(tmp_path, 2, ("train", "valid"))
     (tmp_path / "valid" / "rings").mkdir()
     shutil.copy(tmp_path / "valid" / "disc" / "0.png", tmp_path / "valid" / "rings" / "0.png")
-    with pytest.raises(InputError, match=r"'rings' .* in valid only"):
+    with pytest.raises(InputError, match=r"'rings' .* only has pictures in valid"):
         read_pictures(tmp_path)
 
 

@@ -123,7 +123,7 @@ def test_the_same_nifti_matrix_counts_as_in_slicer(
     assert images.apart(images.positions(volume), images.positions_by_itk(path)) < MICROMETRE
     note = " ".join(volume.notes)
     assert ("two different placements" in note) == bool(sform_code and qform_code)
-    assert ("left and right may be swapped" in note) == (sform_code + qform_code == 0)
+    assert ("Left and right may be swapped" in note) == (sform_code + qform_code == 0)
 
 
 def test_nifti_matrices_that_mirror_each_other_are_refused(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_analyze_is_placed_as_in_slicer_with_a_warning(tmp_path: Path, half: str
     volume = read_volume(tmp_path / half)
     itk = images.positions_by_itk(tmp_path / "scan.hdr")
     assert images.apart(images.positions(volume), itk) < MICROMETRE
-    assert "left and right may be swapped" in volume.notes[0]
+    assert "Left and right may be swapped" in volume.notes[0]
 
 
 def test_a_nifti_pair_is_one_image(tmp_path: Path) -> None:

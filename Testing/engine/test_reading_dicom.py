@@ -265,7 +265,7 @@ def test_one_of_several_series_can_be_chosen(tmp_path: Path, wanted: str) -> Non
     assert volume.geometry.matches(images.geometry("straight"), 1e-6)
 
 
-@pytest.mark.parametrize(("wanted", "problem"), [("5", "no series is known"), ("", "several")])
+@pytest.mark.parametrize(("wanted", "problem"), [("5", "no series is named"), ("", "several")])
 def test_a_choice_that_fits_none_or_several_is_refused(
     tmp_path: Path, wanted: str, problem: str
 ) -> None:

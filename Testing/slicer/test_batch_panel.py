@@ -321,7 +321,7 @@ def test_where_a_series_lies(tmp_path: Path) -> None:
     assert dicom_database.folder_of(shown({"a": here}), row) == str(tmp_path)
     (tmp_path / "other").mkdir()
     apart = (*here, str(tmp_path / "other" / "3.dcm"))
-    for files, said in (((), "not on this computer"), (apart, "lie in 2 folders")):
+    for files, said in (((), "not on this computer"), (apart, "are in 2 folders")):
         with pytest.raises(InputError, match=said):
             dicom_database.folder_of(shown({"a": files}), row)
     gone = (str(tmp_path / "gone" / "1.dcm"),)

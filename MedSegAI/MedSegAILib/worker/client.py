@@ -480,4 +480,4 @@ def _doing(function: Callable[..., None], *values: object) -> Callable[[], None]
 
 
 def _stopped() -> str:
-    return _("The job was stopped. The scene was not changed.")
+    return _("Stopped. The scene was not changed.")
