@@ -306,7 +306,7 @@ def test_what_is_not_needed_may_hold_anything(
         ),
         (lambda f: torch.save(torch.nn.Linear(2, 2), f / "models/model.pt"), "Linear"),
         (lambda f: torch.save({"a": torch.zeros(3)}, f / "models/model.pt"), "does not have"),
-        (lambda f: torch.save([1, 2], f / "models/model.pt"), "no weights"),
+        (lambda f: torch.save([1, 2], f / "models/model.pt"), "does not contain the weights"),
         (lambda f: (f / "configs/inference.json").unlink(), r"inference\.json"),
         (lambda f: (f / "configs/metadata.json").write_text("{"), r"metadata\.json"),
         (lambda f: (f / "configs/metadata.json").write_text("[" * 10_000), r"metadata\.json"),

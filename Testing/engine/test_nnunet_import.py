@@ -457,7 +457,7 @@ def test_an_import_that_is_stopped_leaves_nothing(
         raise exception
 
     file = zipped(trained, trained.parent, tmp_path / "mine.zip")
-    monkeypatch.setattr("medsegai.families.nnunet.importing.save_file", stop)
+    monkeypatch.setattr("medsegai.families._imported_weights.save_file", stop)
     with contextlib.suppress(exception):
         import_model(file, own)
     assert not list(own.iterdir())

@@ -47,7 +47,7 @@ def labels(**values: Any) -> Callable[[Path], None]:
 
 
 BAD: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda r: shutil.rmtree(r / "fold_0"), "no folds"),
+    (lambda r: shutil.rmtree(r / "fold_0"), "does not contain folds"),
     (lambda r: (r / "fold_0" / "checkpoint_final.pth").unlink(), "training did not end"),
     (lambda r: (r / "fold_1").mkdir(), r"fold_1 has neither"),
     (lambda r: (r / "plans.json").unlink(), r"plans\.json is missing"),

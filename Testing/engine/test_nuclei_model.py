@@ -35,7 +35,7 @@ def test_weights_are_small_and_as_the_card_says(card: ModelCard) -> None:
 
 
 def test_the_card_carries_licences_and_credit(card: ModelCard) -> None:
-    for said in ("CC0-1.0", "Apache-2.0", "ImageNet", "not commercial"):
+    for said in ("CC0-1.0", "Apache-2.0", "ImageNet", "non-commercial"):
         assert said in card.licence
     assert "Data Science Bowl 2018" in card.origin
     assert "Caicedo" in card.citation
