@@ -44,7 +44,7 @@ def place_in_words(step: Step | None) -> str:
     """Return the description of a step, or that there is no region."""
     if step is None:
         return _("There is no uncertain region to go to.")
-    words = _("Doubtful place {number} of {count}: {name}.")
+    words = _("Uncertain region {number} of {count}: {name}.")
     if step.place.suspicious:
         words = _("Suspicious place {number} of {count}: {name}.")
     return words.format(

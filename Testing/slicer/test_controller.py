@@ -86,7 +86,7 @@ def test_nothing_of_an_older_result_is_left_standing(house: House) -> None:
     house.scene.rows = [StructureRow("1", "Left hippocampus", (1, 2, 3), 4.0, "poor")]
     house.press_segment()
     house.finish()
-    house.panel.show_message("Doubtful place 3 of 7.")
+    house.panel.show_message("Uncertain region 3 of 7.")
     house.controller.results.show(None)
     assert house.panel.results.last("show_verdict") == (Verdict(),)
     assert house.panel.message == ""

@@ -73,7 +73,7 @@ def test_next_walks_the_doubtful_places_in_turn(shown: House) -> None:
         shown.panel.results.next_requested.emit()
     jumps = [values[1] for values in shown.scene.done if values[0] == "jump"]
     assert jumps == [(1.0, 0.0, 0.0), (2.0, 0.0, 0.0), (1.0, 0.0, 0.0)]
-    assert shown.panel.message == "Doubtful place 1 of 2: Left hippocampus."
+    assert shown.panel.message == "Uncertain region 1 of 2: Left hippocampus."
     assert shown.panel.results.last("select") == ("001_Left",)
 
 
@@ -83,7 +83,7 @@ def test_coming_back_neither_restarts_the_walk_nor_loses_the_row(shown: House) -
     shown.controller.enter()
     assert shown.panel.results.told[-1] == ("select", "001_Left"), "after the table was filled"
     shown.panel.results.next_requested.emit()
-    assert shown.panel.message.startswith("Doubtful place 2 of 2")
+    assert shown.panel.message.startswith("Uncertain region 2 of 2")
 
 
 def test_a_scene_that_is_opened_shows_its_one_result_and_takes_nothing_away(house: House) -> None:

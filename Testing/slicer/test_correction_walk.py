@@ -83,11 +83,11 @@ def test_next_place_selects_its_segment_and_shows_it(walking: Bench) -> None:
     walking.panel.nextPlaceButton.click()
     assert selected(walking) == segment_id(RIGHT)
     assert shown(walking)[2] == pytest.approx(8)
-    assert walking.message == "Doubtful place 1 of 2: Right."
+    assert walking.message == "Uncertain region 1 of 2: Right."
     walking.panel.nextPlaceButton.click()
     assert selected(walking) == segment_id(LEFT)
     walking.panel.previousPlaceButton.click()
-    assert walking.message == "Doubtful place 1 of 2: Right."
+    assert walking.message == "Uncertain region 1 of 2: Right."
 
 
 def test_one_key_applies_and_walks_on(walking: Bench) -> None:
@@ -118,7 +118,7 @@ def test_the_page_and_the_effect_share_the_walk(walking: Bench) -> None:
     page = Scene(walking.scene)
     page.next_place(walking.segmentation)
     walking.panel.nextPlaceButton.click()
-    assert walking.message == "Doubtful place 2 of 2: Left."
+    assert walking.message == "Uncertain region 2 of 2: Left."
     assert page.current_segment(walking.segmentation) == segment_id(LEFT)
 
 
@@ -136,7 +136,7 @@ def test_the_places_of_one_structure_are_chosen_in_the_effect(walking: Bench) ->
     pythonqt.real(box).activated.emit(1)
     assert Scene(walking.scene).walked_within(walking.segmentation) == segment_id(LEFT)
     walking.panel.nextPlaceButton.click()
-    assert walking.message == "Doubtful place 1 of 1: Left."
+    assert walking.message == "Uncertain region 1 of 1: Left."
     Scene(walking.scene).walk_within(walking.segmentation, "")
     walking.panel.updateGUIFromMRML()
     assert box.currentIndex == 0
@@ -192,11 +192,11 @@ def test_single_keys_do_what_is_done_often(walking: Bench, window: Any) -> None:
     type_key(window, "A")
     assert walking.mask().sum() > box_mask(LEFT_BOX).sum()
     type_key(window, "N")
-    assert walking.message.startswith("Doubtful place 1")
+    assert walking.message.startswith("Uncertain region 1")
     type_key(window, "N")
-    assert walking.message.startswith("Doubtful place 2")
+    assert walking.message.startswith("Uncertain region 2")
     type_key(window, "Shift+N")
-    assert walking.message.startswith("Doubtful place 1")
+    assert walking.message.startswith("Uncertain region 1")
 
 
 def test_the_map_of_uncertainty_is_a_key_away(walking: Bench, window: Any, mrml: Any) -> None:

@@ -140,7 +140,7 @@ class Walk:
             chosen = ExportChoice("/home/me/head", ("report", "csv", "surfaces"))
             dialog = export_dialog.ExportDialog(parent, name, reason, chosen)
             pythonqt.real(dialog.dialog).show()
-            self.picture("panel-hand-over", pythonqt.real(dialog.dialog))
+            self.picture("panel-export", pythonqt.real(dialog.dialog))
             pythonqt.real(dialog.dialog).close()
             return replace(dialog.choice(), folder=str(folder))
 
@@ -199,7 +199,7 @@ def test_a_walk_through_the_tutorial(
     assert 500 < sum(row.volume_ml for row in rows.values()) < 2500
     table.cellClicked.emit(0, NAME)
     walk.press("Next uncertain region")
-    assert walk.message().startswith("Doubtful place 1 of ")
+    assert walk.message().startswith("Uncertain region 1 of ")
     walk.press("Uncertainty")
     walk.press("Uncertainty")
     walk.press("Show 3D")
