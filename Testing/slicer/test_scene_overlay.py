@@ -29,12 +29,18 @@ def composites(mrml: Any) -> list[Any]:
     return nodes
 
 
-def test_uncertainty_is_laid_over_and_what_was_there_comes_back(mrml: Any) -> None:
+def views_of_a_volume(mrml: Any, place: str) -> tuple[Any, Any, Any]:
+    """The views Red and Green, and a volume in the foreground of Red with an opacity of a quarter."""
     mrml.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
     red, green = composites(mrml)
-    volume = add_volume(mrml, PLACES["LPS"])
+    volume = add_volume(mrml, PLACES[place])
     red.SetForegroundVolumeID(volume.GetID())
     red.SetForegroundOpacity(0.25)
+    return red, green, volume
+
+
+def test_uncertainty_is_laid_over_and_what_was_there_comes_back(mrml: Any) -> None:
+    red, green, volume = views_of_a_volume(mrml, "LPS")
     scene = Scene(mrml)
     node = scene.write(volume, result_for(scene.read(volume), two_blocks(), entropy=True))
     entropy = node.GetNodeReference(ENTROPY_REFERENCE)
@@ -90,11 +96,7 @@ def test_what_has_left_the_scene_does_not_come_back(mrml: Any) -> None:
 
 
 def test_a_heat_map_and_doubt_follow_each_other_as_opaque_as_the_user_likes(mrml: Any) -> None:
-    mrml.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
-    red, green = composites(mrml)
-    volume = add_volume(mrml, PLACES["oblique"])
-    red.SetForegroundVolumeID(volume.GetID())
-    red.SetForegroundOpacity(0.25)
+    red, green, volume = views_of_a_volume(mrml, "oblique")
     scene = Scene(mrml)
     result = result_for(scene.read(volume), two_blocks(), entropy=True)
     found = (result.labelmap.voxels > 0).astype(np.uint8)

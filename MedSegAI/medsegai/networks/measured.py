@@ -34,7 +34,7 @@ class Compiled(Eager, Protocol):
 
 
 class MeasuredRunner:
-    """Batches (N, channels, ...) to logits (N, classes, ...), float32, by one of two runners of a network."""
+    """Batches (N, channels, ...) to logits (N, classes, ...) by one of two runners of a network (see `Runner`)."""
 
     def __init__(
         self, eager: Eager, compiled: Compiled, clocks: Sequence[Callable[[], float]] = CLOCKS

@@ -62,7 +62,7 @@ class OpenVinoRunner:
         request = compiled.create_infer_request()
         request.set_output_tensor(_shared(logits))
         request.infer(
-            [openvino.Tensor(batch.contiguous().numpy(), shared_memory=True)],
+            [_shared(batch.contiguous())],
             share_outputs=True,  # otherwise it would return a copy, which is not used here
         )
         return logits[:count]
