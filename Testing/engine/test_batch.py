@@ -16,17 +16,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
 
 import dicom_files
 import fake_engine
 from medsegai.cli import main
-from medsegai.commands.drawn_tissue import drawn_tissue
 from medsegai.errors import DeviceError, InputError, RequestError
-from medsegai.io import read_labelmap, read_volume
+from medsegai.io import read_volume
 from medsegai.models.card import Channel
 from medsegai.output.batch import Pace
-from medsegai.output.cases import Case, find_cases, find_pictures, read_cases
+from medsegai.output.cases import Case, find_cases, read_cases
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Geometry, Volume
@@ -544,36 +542,3 @@ def test_a_short_table_is_written_with_each_change() -> None:
         pace(write)
         assert written == change + 1
         now += 0.02
-
-
-def test_a_folder_of_pictures_is_a_batch(tmp_path: Path) -> None:
-    """With the bundled model of nuclei; a camera's numbers are names, and not channels."""
-    folder = tmp_path / "tiles"
-    folder.mkdir()
-    pixels = drawn_tissue()[0][:64, :96]
-    for name in ("IMG_0001.png", "IMG_0002.tif"):
-        Image.fromarray(pixels).save(folder / name)
-    (folder / "notes.txt").write_text("not a picture")
-    assert [case.name for case in find_pictures(folder)] == ["IMG_0001", "IMG_0002"]
-    command = ["batch", str(folder), "--model", "nuclei", "-o", str(tmp_path / "out")]
-    assert main([*command, "--device", "cpu", "--no-mirroring"]) == 0
-    for name in ("IMG_0001", "IMG_0002"):
-        (found,) = (tmp_path / "out").rglob(f"{name}*.seg.nrrd")
-        labels, _ = read_labelmap(found)
-        assert labels.voxels.shape == (1, 64, 96)
-        assert labels.voxels.any()
-    table = "case,image\none,tiles/IMG_0001.png\n"
-    (tmp_path / "cases.csv").write_text(table)
-    command = ["batch", str(tmp_path / "cases.csv"), "--model", "nuclei", "-o", str(tmp_path / "b")]
-    assert main([*command, "--device", "cpu", "--no-mirroring"]) == 0
-
-
-def test_pictures_that_cannot_be_told_apart_and_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not hold a picture"):
-        find_pictures(tmp_path)
-    for name in ("a.png", "a.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"a.jpg and a.png .*the same name"):
-        find_pictures(tmp_path)
-    with pytest.raises(InputError, match="not a folder"):
-        find_pictures(tmp_path / "none")

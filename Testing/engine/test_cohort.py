@@ -178,6 +178,22 @@ def test_an_empty_batch_has_a_page() -> None:
     assert "0 of 1 case is done" in Page(cohort_page(Cohort((CaseRow(Entry("a")),)), Path())).text
 
 
+def test_objects_of_all_cases_are_counted() -> None:
+    sizes = {"median_pixels": 40.0, "median_area_mm2": None}
+    rows = [row(f"c{n}", objects={"count": n, **sizes}) for n in (3, 9, 0)]
+    failed = CaseRow(Entry("bad", CaseState.FAILED))
+    page = Page(cohort_page(Cohort((*rows, failed)), Path()))
+    for words in (
+        "12 objects in 3 cases.",
+        "c9: 9 objects",
+        "c9: 40 pixels",
+        "Median size (pixels)",
+    ):
+        assert words in page.text
+    assert "mm²" not in page.text
+    assert "Objects" not in Page(cohort_page(cohort_of([1.0]), Path())).text
+
+
 # As a user: the command
 
 

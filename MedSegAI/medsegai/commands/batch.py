@@ -62,7 +62,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "there are several) and, for a folder of several DICOM series, series: the number of "
         "the series or its SeriesInstanceUID. For each case, OUT gets the segmentation and a "
         "report; batch.csv has the state of each case, and volumes.csv the structures of "
-        "all. A case that fails does not stop the others.",
+        "all. A model that separates objects, such as nuclei, adds a map and a table of them for each case, and "
+        "objects.csv with those of all. A case that fails does not stop the others.",
     )
     _add_sources(parser)
     _add_outputs(parser)
@@ -178,6 +179,7 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path
 
     given = {"uncertainty": arguments.uncertainty, "preview": arguments.preview}
     given |= {"probabilities": arguments.save_probabilities, "pages": arguments.pages}
+    given |= {"objects": any(card.object_labels for card in cards)}
     folder: Path = arguments.output
     if arguments.layout == "plain":
         return BatchFiles(folder, arguments.format or FORMATS[0], **given)

@@ -20,12 +20,13 @@ from medsegai.io import PARTIAL, write_table
 from medsegai.models.card import file_sha256
 from medsegai.output.cases import Case, check_alike
 from medsegai.output.layouts import BatchFiles
+from medsegai.output.object_files import write_tables_together
 from medsegai.output.result_files import recorded_hashes
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.system.locks import reserved
 from medsegai.system.outside_text import table_cell
-from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME, CaseState, Entry
+from medsegai.worker.batch_events import OBJECTS_NAME, TABLE_NAME, VOLUMES_NAME, CaseState, Entry
 
 Segment = Callable[[SegmentationRequest, Progress], SegmentationResult]
 
@@ -240,6 +241,7 @@ class Batch:
                 self._set(Entry(name))
             self._write_table()
             self._write_volumes()
+            self._write_objects()
             self._files.remove_empty_folders(self._cases)
 
     def _sweep(self) -> None:
@@ -285,14 +287,24 @@ class Batch:
 
     def _write_volumes(self) -> None:
         """Write a table with the structures of all finished cases."""
-        done = [name for name, entry in self.entries.items() if entry.state == CaseState.DONE]
         rows = [
             {"case": name, **row}
-            for name in done
+            for name in self._done()
             for row in read_report(self._files.report(name), name)[2]
         ]
         if rows:
             write_table(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
+
+    def _write_objects(self) -> None:
+        """Write a table with the objects of all finished cases, if the model separates objects."""
+        if not self._files.objects:
+            return
+        tables = {name: self._files.outputs(name).object_table for name in self._done()}
+        found = {name: table for name, table in tables.items() if table is not None}
+        write_tables_together(self._files.folder / OBJECTS_NAME, found)
+
+    def _done(self) -> list[str]:
+        return [name for name, entry in self.entries.items() if entry.state == CaseState.DONE]
 
 
 def read_report(path: Path, case: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:

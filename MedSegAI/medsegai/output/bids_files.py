@@ -18,7 +18,7 @@ from medsegai.io.tables import explained
 from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationResult
 from medsegai.volume import Volume
-from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME
+from medsegai.worker.batch_events import OBJECTS_NAME, TABLE_NAME, VOLUMES_NAME
 
 BIDS_VERSION = "1.10.0"
 GENERATOR = "MedSegAI"
@@ -59,8 +59,10 @@ VOLUMES_COLUMNS = {
 IGNORED_FILES = (
     TABLE_NAME,
     VOLUMES_NAME,
+    OBJECTS_NAME,
     "cohort.*",
     "*volumes.*",
+    "*_objects.*",
     "*_report.*",
     "*_uncertainty.*",
     "*_preview.*",

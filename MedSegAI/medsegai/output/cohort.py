@@ -36,12 +36,15 @@ class CaseRow:
         structures: the structures in the report of the run; empty unless the case is done.
         intracranial_ml: the intracranial volume in ml, if the model measures it.
         page: the page of the case, if there is one.
+        objects: the number of separate objects and the medians of their sizes, as in `request.objects_summary`;
+            empty if the model does not separate objects.
     """
 
     entry: Entry
     structures: tuple[Mapping[str, Any], ...] = ()
     intracranial_ml: float | None = None
     page: Path | None = None
+    objects: Mapping[str, float | None] = field(default_factory=dict)
 
     def remarks(self) -> dict[str, list[str]]:
         """Return each remark with its structures, because many structures have the same remark."""
@@ -76,6 +79,14 @@ class Cohort:
             for row in self.rows
             for item in row.structures
             if item["name"] == name and item.get(key) is not None and item["voxels"]
+        }
+
+    def of_objects(self, key: str) -> dict[str, float]:
+        """Return a figure of the separate objects by case, for cases in which it is known."""
+        return {
+            row.entry.case: float(value)
+            for row in self.rows
+            if (value := row.objects.get(key)) is not None
         }
 
     def names(self) -> list[str]:
@@ -128,11 +139,12 @@ def _row(entry: Entry, files: BatchFiles) -> CaseRow:
         report = json.loads(files.report(entry.case).read_text(encoding="utf-8"))
         structures = tuple(dict(item) for item in report["structures"])
         whole = report.get("intracranial_ml")
+        objects = dict(report.get("objects") or {})
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return CaseRow(entry)
     page = files.outputs(entry.case).page
     there = page if page is not None and page.is_file() else None
-    return CaseRow(entry, structures, whole, there)
+    return CaseRow(entry, structures, whole, there, objects)
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,8 @@ class _Columns:
 def write_cohort_table(path: Path, cohort: Cohort) -> None:
     """Write a row for each case: state, remarks, intracranial volume, volume and expected Dice of each structure.
 
+    If the model separates objects, their number and the medians of their sizes follow.
+
     Beside a .tsv file, a .json file explains the columns, as in BIDS.
 
     Raises:
@@ -160,8 +174,13 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
     """
     columns = _Columns()
     fixed, measures = _fixed_columns(columns), _measure_columns(columns, cohort.names())
+    separate = _object_columns(columns) if any(row.objects for row in cohort.rows) else {}
     outliers = cohort.outliers()
-    rows = (_cells(row, fixed, measures, outliers) for row in cohort.rows)
+    rows = (
+        _cells(row, fixed, measures, outliers)
+        | {column: row.objects.get(key) for key, column in separate.items()}
+        for row in cohort.rows
+    )
     write_table(path, list(columns.explained), rows)
     if path.suffix == ".tsv":
         with atomic_path(path.with_suffix(".json")) as partial:
@@ -197,6 +216,16 @@ def _measure_columns(columns: _Columns, names: Iterable[str]) -> list[tuple[str,
         )
         measures.append((name, volume, dice))
     return measures
+
+
+def _object_columns(columns: _Columns) -> dict[str, str]:
+    """The columns of separate objects, by the names of their figures."""
+    area = "Median of their areas, if the size of a pixel is known."
+    return {
+        "count": columns.add("objects", "Number of separate objects."),
+        "median_pixels": columns.add("objects_median_pixels", "Median of their pixels."),
+        "median_area_mm2": columns.add("objects_median_area_mm2", area, "mm^2"),
+    }
 
 
 def _cells(

@@ -7,6 +7,7 @@ import os
 import statistics
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medsegai import __version__
@@ -48,6 +49,7 @@ def cohort_page(cohort: Cohort, folder: Path) -> str:
             *_excluded(cohort),
             "<h2>Distributions</h2>",
             *_distributions(cohort, folder),
+            *_objects(cohort, folder),
             "<h2>All cases</h2>",
             *_all(cohort, folder),
             f"<p>Written by MedSegAI {__version__}.</p>",
@@ -125,7 +127,7 @@ EXPLAINED = (
 
 
 def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
-    pages = {row.entry.case: _address(row, folder) for row in cohort.rows}
+    pages = _pages(cohort, folder)
     yield (
         "<table><thead><tr><th>Structure</th><th>Cases</th><th>Median (ml)</th><th>Middle half (ml)</th>"
         "<th>Volumes, from least to largest</th><th>Expected Dice (median)</th></tr></thead><tbody>"
@@ -137,16 +139,70 @@ def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
             yield f"<tr><td>{html.escape(name)}</td><td>0</td>{'<td>–</td>' * 4}</tr>"
             continue
         dice = list(cohort.values(name, "expected_dice").values())
-        low, middle, high = _quartiles(list(volumes.values()))
         standing_out = {case for case, names in far.items() if name in names}
         yield (
-            f"<tr><td>{html.escape(name)}</td><td>{len(volumes)}</td><td>{middle:.2f}</td>"
-            f'<td class="range">{low:.2f} to {high:.2f}</td><td>'
-            f"{_plot(volumes, standing_out, pages)}</td>"
+            f"<tr>{_spread(name, volumes, _Unit('ml', 2), standing_out, pages)}"
             f"<td>{f'{statistics.median(dice):.2f}' if dice else '–'}</td></tr>"
         )
     yield "</tbody></table>"
     yield EXPLAINED
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The unit of numbers, and how many of their digits after the point are shown."""
+
+    name: str
+    digits: int
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.digits}f}"
+
+
+OBJECT_FIGURES = {
+    "count": ("Number in a case", _Unit("objects", 0)),
+    "median_pixels": ("Median size (pixels)", _Unit("pixels", 0)),
+    "median_area_mm2": ("Median size (mm²)", _Unit("mm²", 4)),
+}
+"""The headings and units of the figures of separate objects."""
+
+
+def _objects(cohort: Cohort, folder: Path) -> Iterator[str]:
+    """Return how many separate objects there are and how large they are; nothing if the model has none."""
+    counts = cohort.of_objects("count")
+    if not counts:
+        return
+    in_all = counted(int(sum(counts.values())), "object", "objects")
+    yield f"<h2>Objects</h2><p>{in_all} in {counted(len(counts), 'case', 'cases')}.</p>"
+    yield (
+        "<table><thead><tr><th>Objects</th><th>Cases</th><th>Median</th><th>Middle half</th>"
+        "<th>Cases, from least to largest</th></tr></thead><tbody>"
+    )
+    for key, (name, unit) in OBJECT_FIGURES.items():
+        values = cohort.of_objects(key)
+        if values:
+            yield f"<tr>{_spread(name, values, unit, set(), _pages(cohort, folder))}</tr>"
+    yield "</tbody></table>"
+
+
+def _pages(cohort: Cohort, folder: Path) -> dict[str, str]:
+    """Return the link to the page of each case; "" where there is none."""
+    return {row.entry.case: _address(row, folder) for row in cohort.rows}
+
+
+def _spread(
+    name: str,
+    values: Mapping[str, float],
+    unit: _Unit,
+    far: set[str],
+    pages: Mapping[str, str],
+) -> str:
+    """Return the cells of a line: name, number of cases, median, middle half, and a plot."""
+    low, middle, high = map(unit.text, _quartiles(list(values.values())))
+    return (
+        f"<td>{html.escape(name)}</td><td>{len(values)}</td><td>{middle}</td>"
+        f'<td class="range">{low} to {high}</td><td>{_plot(values, unit, far, pages)}</td>'
+    )
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -156,25 +212,26 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _plot(volumes: Mapping[str, float], far: set[str], pages: Mapping[str, str]) -> str:
+def _plot(values: Mapping[str, float], unit: _Unit, far: set[str], pages: Mapping[str, str]) -> str:
     """Return a box plot with points, each of which names its case and links to its page."""
-    least, most = min(volumes.values()), max(volumes.values())
+    least, most = min(values.values()), max(values.values())
+    ends = f"{unit.text(least)} to {unit.text(most)} {unit.name}"
 
     def x(value: float) -> float:
         part = (value - least) / (most - least) if most > least else 0.5
         return round(MARGIN + part * (WIDTH - 2 * MARGIN), 1)
 
-    low, middle, high = map(x, _quartiles(list(volumes.values())))
-    shown = volumes if len(volumes) <= MOST_POINTS else {case: volumes[case] for case in far}
+    low, middle, high = map(x, _quartiles(list(values.values())))
+    shown = values if len(values) <= MOST_POINTS else {case: values[case] for case in far}
     marks = [
-        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{least:.2f} to {most:.2f} ml">',
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{ends}">',
         f'<line x1="{x(least)}" x2="{x(most)}" y1="{HEIGHT / 2}" y2="{HEIGHT / 2}"/>',
         f'<rect class="box" x="{low}" width="{max(high - low, 1):.1f}" y="4" height="{HEIGHT - 8}"/>',
         f'<line x1="{middle}" x2="{middle}" y1="4" y2="{HEIGHT - 4}"/>',
     ]
     for case, value in sorted(shown.items(), key=lambda item: item[0] in far):
         kind = ' class="far"' if case in far else ""
-        title = f"<title>{html.escape(case)}: {value:.2f} ml</title>"
+        title = f"<title>{html.escape(case)}: {unit.text(value)} {unit.name}</title>"
         mark = f'<circle{kind} cx="{x(value)}" cy="{HEIGHT / 2}" r="3">{title}</circle>'
         marks.append(f'<a href="{pages[case]}">{mark}</a>' if pages[case] else mark)
     return "".join([*marks, "</svg>"])

@@ -19,7 +19,7 @@ from medsegai.output.result_files import Outputs
 from medsegai.progress import Progress
 from medsegai.request import SegmentationResult
 from medsegai.volume import Volume
-from medsegai.worker.batch_events import TABLE_NAME, VOLUMES_NAME
+from medsegai.worker.batch_events import OBJECTS_NAME, TABLE_NAME, VOLUMES_NAME
 
 BIDS_ORDER = (
     *(
@@ -55,6 +55,7 @@ class BatchFiles:
         ending: the type of the segmentations, such as `.seg.nrrd`.
         uncertainty, preview, probabilities, pages: whether entropy maps, pictures, probabilities and reports for
             people are written, too.
+        objects: whether the numbers of separate objects and their table are, because the model separates objects.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class BatchFiles:
     preview: bool = False
     probabilities: bool = False
     pages: bool = False
+    objects: bool = False
 
     def outputs(self, case: str) -> Outputs:
         at = self.folder / case
@@ -70,10 +72,17 @@ class BatchFiles:
             segmentation=_named(at, self.ending),
             uncertainty=_named(at, "_uncertainty.nii.gz") if self.uncertainty else None,
             probabilities=_named(at, "_probabilities.nii.gz") if self.probabilities else None,
+            objects=_named(at, f"_objects{self._map_ending}") if self.objects else None,
+            object_table=_named(at, "_objects.csv") if self.objects else None,
             preview=_named(at, ".png") if self.preview else None,
             page=_named(at, ".html") if self.pages else None,
             report=_named(at, ".json"),
         )
+
+    @property
+    def _map_ending(self) -> str:
+        """The type of maps of objects: labelmaps, because Slicer becomes slow with thousands of segments."""
+        return self.ending.replace(".seg.nrrd", ".nrrd")
 
     def report(self, case: str) -> Path:
         path = self.outputs(case).report
@@ -102,7 +111,8 @@ class BatchFiles:
         Raises:
             RequestError: two cases, or a case and a table of all, would have one file.
         """
-        tables = (TABLE_NAME, VOLUMES_NAME, self.cohort_table.name, self.cohort_page.name)
+        tables = [TABLE_NAME, VOLUMES_NAME, self.cohort_table.name, self.cohort_page.name]
+        tables += [OBJECTS_NAME] if self.objects else []
         owners = {str(self.folder / name).casefold(): "the batch" for name in tables}
         for case in cases:
             for path in self.outputs(case).paths().values():
@@ -162,6 +172,8 @@ class BidsFiles(BatchFiles):
             probabilities=_named(at, "_probseg.nii.gz") if self.probabilities else None,
             probabilities_sidecar=_named(at, "_probseg.json") if self.probabilities else None,
             volumes=_named(at, "_volumes.tsv"),
+            objects=_named(at, "_objects.nii.gz") if self.objects else None,
+            object_table=_named(at, "_objects.tsv") if self.objects else None,
             uncertainty=_named(at, "_uncertainty.nii.gz") if self.uncertainty else None,
             preview=_named(at, "_preview.png") if self.preview else None,
             page=_named(at, "_report.html") if self.pages else None,

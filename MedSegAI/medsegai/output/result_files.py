@@ -43,7 +43,7 @@ ENDINGS = {
     "volumes": (".csv", ".tsv"),
     "places": (".csv",),
     "objects": SEGMENTATION_ENDINGS,
-    "object_table": (".csv",),
+    "object_table": (".csv", ".tsv"),
     "preview": (".png",),
     "page": (".html",),
     "viewer": (".html",),
@@ -72,7 +72,7 @@ class Outputs:
         volumes: table of structures, .csv, or .tsv as in BIDS.
         places: table of connected regions with their sizes and probabilities, the most probable first, .csv.
         objects: map of the numbers of separate objects, such as nuclei, like a segmentation.
-        object_table: table of these objects, .csv.
+        object_table: table of these objects, .csv, or .tsv as in BIDS.
         preview: picture of three planes, .png.
         page: report of the case for readers, .html.
         viewer: the same report with an interactive viewer, which contains the scan.

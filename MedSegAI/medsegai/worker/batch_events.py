@@ -13,8 +13,8 @@ from typing import Any
 
 from medsegai.progress import ProgressEvent
 
-TABLE_NAME, VOLUMES_NAME = "batch.csv", "volumes.csv"
-"""The files in the folder of results: the state of each case, and the structures of all cases."""
+TABLE_NAME, VOLUMES_NAME, OBJECTS_NAME = "batch.csv", "volumes.csv", "objects.csv"
+"""The files in the folder of results: the state of each case, and the structures and objects of all cases."""
 
 EVENTS_FLAG, RESUME_FLAG, OVERWRITE_FLAG = "--events", "--resume", "--overwrite"
 
