@@ -302,7 +302,7 @@ class SegmentationResult:
         candidates: the two most probable structures of each voxel, if asked for.
         objects: the number of the object that a voxel belongs to, from 1, with 0 for none, uint16 or uint32,
             if the model separates objects of pictures, such as nuclei.
-        object_rows: the measures of each object: see `measurements.instances.object_rows`.
+        object_rows: the measures of each object: see `measurements.object_rows`.
         region: the box in mm that the request asked for; () for the whole scan.
         members: names of the networks that answered.
         refinements: what each refinement changed, as JSON values.

@@ -16,6 +16,7 @@ PLAIN = frozenset(
         "correction",
         "errors",
         "labels",
+        "measurements.object_rows",
         "models.card",
         "models.catalogue",
         "models.index",

@@ -123,7 +123,7 @@ def plan_update(
             edited.append(_name(segmentation, name))
         else:
             targets.append(Target(measures, name, is_new=False, painted=name in by_hand))
-    layers, written = _fill(segmentation, layers, source, result, targets, apart=True)
+    layers, written = fill(segmentation, layers, source, result, targets, apart=True)
     return Plan(layers, written, tuple(_notes(locked, edited, result, found, add)))
 
 
@@ -143,7 +143,7 @@ def plan_addition(
         if measures.voxels
     ]
     layers = layers_of(segmentation)
-    return Plan(*_fill(segmentation, layers, source, result, targets, apart=False))
+    return Plan(*fill(segmentation, layers, source, result, targets, apart=False))
 
 
 def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) -> bool:
@@ -215,7 +215,7 @@ def place_in(
     return Geometry(shape, np.linalg.inv(transform_to_world(segmentation)) @ to_world)
 
 
-def _fill(
+def fill(
     segmentation: SegmentationNode,
     layers: tuple[Layer, ...],
     source: VolumeNode,
@@ -223,7 +223,14 @@ def _fill(
     targets: Sequence[Target],
     apart: bool,
 ) -> tuple[tuple[Layer, ...], Mapping[str, tuple[Target, str]]]:
-    """Return the label maps with the targets; `apart` protects the voxels of other segments."""
+    """Return the label maps with the targets, and what is written: see `Plan`.
+
+    Args:
+        layers: the present label maps of the segmentation.
+        targets: the structures of the result that are written; a present segment whose structure has no voxels
+            loses those in the region.
+        apart: whether voxels of other segments are protected.
+    """
     if not targets:
         return (), {}
     place = place_in(segmentation, source, result.labelmap.geometry.shape)

@@ -12,8 +12,10 @@ import slicer.util
 import vtk
 
 from medsegai.labels import Label, made_color
-from medsegai.request import SegmentationResult
+from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry
+from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.scene import object_merging
 from MedSegAILib.scene.attachments import (
     OBJECT_COLORS_REFERENCE,
     OBJECT_ROLES,
@@ -22,9 +24,9 @@ from MedSegAILib.scene.attachments import (
     put_beneath,
 )
 from MedSegAILib.scene.inputs import ijk_to_local
-from MedSegAILib.scene.layers import labelmap_name, matrix, oriented_image
+from MedSegAILib.scene.layers import boxes, digest, labelmap_name, matrix, oriented_image
 from MedSegAILib.scene.nodes import remove
-from MedSegAILib.scene.segments import new_segment, segment_id
+from MedSegAILib.scene.segments import new_segment, segment_id, sign
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
@@ -44,25 +46,46 @@ HEADINGS = {
 
 
 def put_beside(
-    scene: MRMLScene, segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
+    scene: MRMLScene,
+    segmentation: SegmentationNode,
+    source: VolumeNode,
+    result: SegmentationResult,
+    output: OutputChoice,
 ) -> str:
     """Put the objects of a result and their table beside its segmentation, and replace existing ones.
 
-    They are hidden at first, because the segmentation is shown: choose them as the result to show.
+    Existing objects outside of a region, and those that a person edited, are kept: see `object_merging`. If they
+    lie on other voxels than the picture, their nodes stay in the scene as they are. New nodes are hidden at first,
+    because the segmentation is shown: choose them as the result to show. The Segment Editor cannot undo a change
+    of objects.
 
     Args:
         scene: the scene of the segmentation.
         segmentation: the segmentation, which refers to the new nodes, and is removed together with them.
         source: the picture.
         result: the result of a model that separates objects; for others nothing is done.
+        output: what may be changed of existing objects.
 
     Returns:
         A sentence about them, or "" if there are none.
     """
     if result.objects is None:
         return ""
-    for role in OBJECT_ROLES:
-        remove(scene, segmentation.GetNodeReference(role))
+    node = segmentation.GetNodeReference(OBJECTS_REFERENCE)
+    some_stay = object_merging.some_stay(node, result, output)
+    if some_stay and object_merging.can_merge(node, source, result):
+        return _merge(segmentation, source, result, output)
+    if not some_stay:
+        for role in OBJECT_ROLES:
+            remove(scene, segmentation.GetNodeReference(role))
+    return _put(scene, segmentation, source, result)
+
+
+def _put(
+    scene: MRMLScene, segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
+) -> str:
+    """Make the nodes of new objects."""
+    assert result.objects is not None
     count = len(result.object_rows)
     if not count:
         return _("No object was found.")
@@ -75,13 +98,43 @@ def put_beside(
         segmentation.SetNodeReferenceID(OBJECT_COLORS_REFERENCE, colors.GetID())
     node.SetName(name)
     node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
-    table = _table(scene, f"{name} table", result.object_rows)
+    table = scene.AddNewNodeByClass("vtkMRMLTableNode", f"{name} table")
+    _fill_table(table, result.object_rows)
     for role, each in ((OBJECTS_REFERENCE, node), (OBJECT_TABLE_REFERENCE, table)):
         put_beneath(segmentation, each)
         segmentation.SetNodeReferenceID(role, each.GetID())
     return _("{count} objects were separated: {name}, with a table of their measures.").format(
         count=count, name=name
     )
+
+
+def _merge(
+    segmentation: SegmentationNode,
+    source: VolumeNode,
+    result: SegmentationResult,
+    output: OutputChoice,
+) -> str:
+    """Write the objects of a region into the existing nodes."""
+    assert result.objects is not None
+    node = segmentation.GetNodeReference(OBJECTS_REFERENCE)
+    if node.IsA("vtkMRMLSegmentationNode"):
+        object_merging.merge_segments(node, source, result, output)
+    else:
+        numbers = object_merging.merged_map(node, result)
+        slicer.util.updateVolumeFromArray(node, numbers)
+        colors = segmentation.GetNodeReference(OBJECT_COLORS_REFERENCE)
+        if colors is not None:
+            _fill_colors(colors, max(int(numbers.max()), colors.GetNumberOfColors() - 1))
+    rows = object_merging.rows_of(node, source, result.objects)
+    table = segmentation.GetNodeReference(OBJECT_TABLE_REFERENCE)
+    if table is not None:
+        _fill_table(table, rows)
+    text = (
+        _("Objects were replaced in the region only: {name} has {count} now.")
+        if result.region
+        else _("Objects that were edited or reviewed were kept: {name} has {count} now.")
+    )
+    return text.format(name=node.GetName(), count=len(rows))
 
 
 def _labels(count: int) -> Iterable[Label]:
@@ -95,8 +148,11 @@ def _segments(scene: MRMLScene, objects: Any, source: VolumeNode, count: int) ->
     segments = node.GetSegmentation()
     segments.SetSourceRepresentationName(labelmap_name())
     image = oriented_image(objects, Geometry(objects.shape, ijk_to_local(source)))
+    around = boxes(objects)
     for label in _labels(count):
         segment = new_segment(label)
+        mask = objects[around[label.value]] == label.value
+        sign(segment, StructureMeasures(label, int(mask.sum()), 0.0), digest(mask))
         segment.AddRepresentation(labelmap_name(), image)
         segments.AddSegment(segment, segment_id(label))
     node = scene.AddNode(node)
@@ -118,20 +174,24 @@ def _label_map(
     colors.SetTypeToUser()
     colors.SetName(_("Colors of objects"))
     colors.SetHideFromEditors(True)
-    colors.SetNumberOfColors(count + 1)
-    colors.SetColor(0, "", 0.0, 0.0, 0.0, 0.0)
-    for label in _labels(count):
-        colors.SetColor(label.value, label.name, *(part / 255 for part in label.color), 1.0)
+    _fill_colors(colors, count)
     colors = scene.AddNode(colors)
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
     return node, colors
 
 
-def _table(scene: MRMLScene, name: str, rows: Sequence[Mapping[str, Any]]) -> TableNode:
+def _fill_colors(colors: Node, count: int) -> None:
+    colors.SetNumberOfColors(count + 1)
+    colors.SetColor(0, "", 0.0, 0.0, 0.0, 0.0)
+    for label in _labels(count):
+        colors.SetColor(label.value, label.name, *(part / 255 for part in label.color), 1.0)
+
+
+def _fill_table(node: TableNode, rows: Sequence[Mapping[str, Any]]) -> None:
     """Make a row for each object, without unknown columns."""
-    node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)
-    for column in rows[0]:
+    node.RemoveAllColumns()
+    for column in rows[0] if rows else ():
         values = [math.nan if row[column] is None else float(row[column]) for row in rows]
         if all(map(math.isnan, values)):
             continue
@@ -142,4 +202,3 @@ def _table(scene: MRMLScene, name: str, rows: Sequence[Mapping[str, Any]]) -> Ta
             array.InsertNextValue(int(value) if is_whole else value)
         node.AddColumn(array)
     node.SetUseColumnTitleAsColumnHeader(True)
-    return node

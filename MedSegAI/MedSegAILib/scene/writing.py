@@ -86,15 +86,19 @@ class Writer:
         show_as_the_card_says(segmentation, segmentation.GetSegmentation().GetSegmentIDs())
         for each, node in volumes:
             self._attach(segmentation, source, each, node)
-        self._put_objects(segmentation, source, result)
+        self._put_objects(segmentation, source, result, OutputChoice())
         self._draw_alone(segmentation)
         return segmentation
 
     def _put_objects(
-        self, segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
+        self,
+        segmentation: SegmentationNode,
+        source: VolumeNode,
+        result: SegmentationResult,
+        output: OutputChoice,
     ) -> None:
         """Put separate objects beside a segmentation, and note it."""
-        note = objects.put_beside(self.scene, segmentation, source, result)
+        note = objects.put_beside(self.scene, segmentation, source, result, output)
         self.notes += [note] if note else []
 
     def _draw_alone(self, segmentation: SegmentationNode) -> None:
@@ -138,7 +142,7 @@ class Writer:
         for each, node in ready:
             fill_node(node, each, source)
             self._attach(segmentation, source, each, node)
-        self._put_objects(segmentation, source, result)
+        self._put_objects(segmentation, source, result, output)
         segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
         return segmentation
 

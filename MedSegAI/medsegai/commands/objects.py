@@ -57,7 +57,8 @@ def _add_separation(parser: argparse.ArgumentParser) -> None:
 def run_objects(arguments: argparse.Namespace) -> int:
     """Separate objects, write them, and print their number."""
     from medsegai.io import files_together, read_channels, read_labelmap
-    from medsegai.measurements.instances import WAIST, object_rows, separated
+    from medsegai.measurements.instances import WAIST, separated
+    from medsegai.measurements.object_rows import object_rows
     from medsegai.output.object_files import write_object_map, write_object_table
 
     written = [path for path in (arguments.output, arguments.table) if path is not None]

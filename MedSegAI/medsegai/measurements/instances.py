@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medsegai.measurements.object_rows import object_rows
 from medsegai.volume import Volume
 
 WAIST = 1.0
@@ -81,45 +82,3 @@ def objects_of(
     rows = tuple(object_rows(found, channels, channels[0] if channels else labelmap))
     numbers = found.astype(np.uint16 if len(rows) <= MOST_OBJECTS else np.uint32)
     return labelmap.with_voxels(numbers[None]), rows
-
-
-def object_rows(
-    objects: NDArray[np.int32], channels: Sequence[Volume], image: Volume
-) -> list[dict[str, Any]]:
-    """Make a row for each object: number, pixels, area, centroid, and the mean of each channel.
-
-    Args:
-        objects: the instance map from `separated`, int32 (j, i).
-        channels: the channels of the picture, for their means; () for none.
-        image: an image of one slice, which gives positions and sizes.
-
-    Returns:
-        The rows; `area_mm2`, `r_mm` and `a_mm` are None if the size of a pixel is not known.
-    """
-    numbers = np.arange(1, int(objects.max(initial=0)) + 1)
-    if not len(numbers):
-        return []
-    pixels = np.bincount(objects.ravel(), minlength=len(numbers) + 1)[1:]
-    centers = np.array(ndimage.center_of_mass(objects > 0, objects, numbers)).reshape(-1, 2)
-    means = [ndimage.mean(channel.voxels[0], objects, numbers) for channel in channels]
-    across, along, _ = image.geometry.spacing_mm
-    rows = []
-    for place, number in enumerate(numbers.tolist()):
-        j, i = (float(part) for part in centers[place])
-        world = image.geometry.ijk_to_ras @ [i, j, 0.0, 1.0]
-        known = image.size_known
-        rows.append(
-            {
-                "number": number,
-                "pixels": int(pixels[place]),
-                "area_mm2": float(pixels[place] * across * along) if known else None,
-                "row": round(j, 2),
-                "column": round(i, 2),
-                "r_mm": float(world[0]) if known else None,
-                "a_mm": float(world[1]) if known else None,
-                **{
-                    f"mean_{n}": round(float(values[place]), 2) for n, values in enumerate(means, 1)
-                },
-            }
-        )
-    return rows

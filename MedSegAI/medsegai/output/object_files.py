@@ -37,7 +37,7 @@ def write_object_map(path: Path, objects: Volume) -> None:
 
 
 def write_object_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a row for each object: see `measurements.instances.object_rows`. Raises OutputError."""
+    """Write a row for each object: see `measurements.object_rows`. Raises OutputError."""
     write_table(path, list(rows[0]) if rows else ["number"], rows)
 
 
