@@ -1,15 +1,18 @@
 """Siblings of label maps: younger and older heads, narrow sulci, lesions; on a real map and by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medsegai.errors import RequestError
 from medsegai.io import read_labelmap
 from medsegai.training.anatomy import (
     AnatomyConfig,
     contracted,
     vary,
+    with_claustrum,
     with_lesions,
     with_narrow_sulci,
 )
@@ -24,6 +27,9 @@ BRAIN = AnatomyConfig(
     white_matter=MATTER,
     lesion=LESION,
     lesion_share=1.0,
+    putamen=(12, 51),
+    claustrum=(138, 169),
+    claustrum_share=1.0,
 )
 
 
@@ -79,6 +85,33 @@ def test_lesions_lie_inside_the_white_matter_of_their_side() -> None:
         assert np.array_equal(varied[rest], labels[rest])
 
 
+def test_a_claustrum_is_a_sheet_between_putamen_and_cortex_of_its_side() -> None:
+    """From k = 4 on, putamen and cortex are 7 mm apart on the left; on the right they are too far apart."""
+    labels = np.full((30, 20, 40), 2, np.int16)
+    labels[4:12], labels[19:24] = 12, 3
+    labels[:, :, 20:] = 41
+    labels[4:12, :, 20:], labels[26:, :, 20:] = 51, 42
+    config = replace(BRAIN, claustrum_mm=(2.0, 2.0), claustrum_gap_mm=(9.0, 9.0))
+    varied = with_claustrum(labels, (1.0, 1.0, 1.0), config, np.random.default_rng(1))
+    sheet = varied == 138
+    assert set(labels[sheet]) == {2}, "only white matter of this side changes"
+    assert not (varied == 169).any(), "nothing lies between structures that are far apart"
+    assert np.array_equal(varied[~sheet], labels[~sheet])
+    thickness = sheet[:, 5:15, 5:12].sum(axis=0)
+    assert thickness.min() >= 1
+    assert thickness.max() <= 2
+    assert not sheet[12].any(), "white matter stays beside the putamen"
+    assert not sheet[18].any(), "white matter stays beside the cortex"
+
+
+@pytest.mark.parametrize("sides", [{"white_matter": (2,)}, {"cortex": ()}, {"putamen": (12,)}])
+def test_what_is_added_needs_labels_of_both_sides(sides: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(
+        RequestError, match=rf"needs as many labels as anatomy\.{next(iter(sides))}"
+    ):
+        replace(BRAIN, **sides)
+
+
 @pytest.mark.slow
 def test_a_real_head_becomes_younger(shared_data: Path) -> None:
     """Lateral ventricles of elderly people (20 ml) come near those of the young (8 ml); the cortex grows."""
@@ -93,4 +126,6 @@ def test_a_real_head_becomes_younger(shared_data: Path) -> None:
         before, after = (np.isin(part, VENTRICLES).sum() for part in (labels, sibling))
         assert 0.2 * before < after < 0.97 * before
         assert np.isin(sibling, CORTEX).sum() > np.isin(labels, CORTEX).sum()
-        assert set(np.unique(sibling)) <= set(np.unique(labels)) | set(LESION)
+        assert set(np.unique(sibling)) <= set(np.unique(labels)) | {*LESION, 138, 169}
+        for claustrum in (138, 169):
+            assert 200 < (sibling == claustrum).sum() < 3000, "mm³ of a side"

@@ -143,6 +143,7 @@ CONFIGURATIONS = (TrainingConfig, Training2DConfig, PatchTraining, NnunetTrainin
 
 WITHOUT_LIMITS = {
     *("remap", "mirrored", "not_brain", "ventricles", "cortex", "fluid", "white_matter", "lesion"),
+    *("putamen", "claustrum"),
     *("labels", "t1", "threshold", "widths", "batch_size"),
 }
 """Values of labels, and what is compared elsewhere."""

@@ -1,5 +1,6 @@
 """Synthetic volumes: the same numbers give the same volume, and every voxel lies where it should."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from medsegai.training.synthesis import (
     AppearanceConfig,
     DeformationConfig,
     Draw,
+    LabelTables,
     Origin,
     SpatialGrid,
     Synthesizer,
@@ -21,6 +23,7 @@ from medsegai.training.synthesis import (
     blur,
     coarsen,
     label_tables,
+    paint,
     sample_linear,
     sample_nearest,
 )
@@ -154,6 +157,41 @@ def test_both_sides_share_an_intensity_also_without_a_tissue() -> None:
     assert classes[LEFT] == classes[RIGHT]
     assert len(set(classes.values())) == 4
     assert tables.mirrored.tolist() == [0, 3, 2, 1, 4]
+
+
+def slab_tables(blends: bool) -> LabelTables:
+    """A thin slab of bright tissue (1) in dark tissue (2); only the slab may blend."""
+    tissues = (
+        TissueClass("background", (0,), t1=0.0),
+        TissueClass("slab", (1,), t1=1.0, blends=blends),
+        TissueClass("around", (2,), t1=0.5),
+    )
+    return label_tables((0, 1, 2), (1, 2), tissues, {}, {})
+
+
+def painted(appearance: AppearanceConfig, blends: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    codes = torch.full((32, 32, 32), 2, dtype=torch.uint8)
+    codes[15:17] = 1
+    return codes, paint(codes, slab_tables(blends), appearance, draw())
+
+
+def test_thin_tissue_that_blends_takes_on_the_intensity_of_its_neighbours() -> None:
+    blending = replace(CLEAN, blending=(1.0, 1.0), blending_voxels=(2.0, 2.0))
+    codes, image = painted(blending)
+    assert (image[codes == 2] == 0.5).all(), "what does not blend keeps its intensity"
+    assert image[codes == 1].max() < 1.0
+    assert image[codes == 1].min() > 0.5
+    assert image[codes == 1].std() > 0.01, "the share changes from place to place"
+    codes, image = painted(blending, blends=False)
+    assert (image[codes == 1] == 1.0).all()
+
+
+def test_a_gradient_changes_tissue_smoothly() -> None:
+    codes, image = painted(replace(CLEAN, gradient=(0.1, 0.1), gradient_nodes=4))
+    around = image[codes == 2] - 0.5
+    assert 0.005 < around.std() < 0.5
+    steps = image[18:].diff(dim=1).abs().max()
+    assert steps < image[18:].std(), "the change is smooth"
 
 
 def test_nearest_and_linear_sampling_equal_scipy() -> None:

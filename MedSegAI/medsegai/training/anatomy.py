@@ -1,7 +1,10 @@
-"""Variation of label maps: younger and older heads are derived from a head, and mild lesions are added.
+"""Variation of label maps: younger and older heads are derived from a head, and what maps leave out is added.
 
 The available label maps are often from people of one age. A smooth displacement contracts or widens the
 ventricles, and fluid in narrow sulci becomes cortex, so that a network also learns from ages without label maps.
+
+Label maps call the claustrum white matter, although it is a sheet of grey matter beside the putamen. A network
+that never saw one takes it for putamen, so it is added, as are mild lesions.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import scipy
 from numpy.typing import NDArray
 
 from medsegai.boxes import grown, label_boxes
+from medsegai.errors import RequestError
 from medsegai.training.limits import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -36,7 +40,10 @@ class AnatomyConfig:
     ``contraction_mm``, or widen if it is negative; the displacement fades out at ``reach_mm``. If they contract,
     ``fluid`` closer to ``cortex`` than a length drawn from ``sulcus_mm`` becomes cortex. A volume is made from a
     sibling with the probability ``share``. Lesions, which are spots of ``lesion`` inside ``white_matter``, are put
-    into a ``lesion_share`` of the siblings.
+    into a ``lesion_share`` of the siblings. A ``claustrum_share`` of them gets a ``claustrum``: a sheet of
+    ``claustrum_mm`` in the white matter between ``putamen`` and cortex, where they are at most
+    ``claustrum_gap_mm`` apart. The labels of ``white_matter``, ``cortex``, ``putamen``, ``lesion`` and
+    ``claustrum`` are those of one side, then those of the other.
     """
 
     variants: int = limited(0, NOT_NEGATIVE)
@@ -50,6 +57,25 @@ class AnatomyConfig:
     white_matter: tuple[int, ...] = ()
     lesion: tuple[int, ...] = ()
     lesion_share: float = limited(0.0, SHARE)
+    putamen: tuple[int, ...] = ()
+    claustrum: tuple[int, ...] = ()
+    claustrum_mm: Range = limited((0.8, 2.2), RANGE)
+    claustrum_gap_mm: Range = limited((5.0, 9.0), RANGE)
+    claustrum_share: float = limited(0.0, SHARE)
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: of what is added to white matter, another number of sides is named."""
+        for name, beside in (
+            ("lesion", ("white_matter",)),
+            ("claustrum", ("white_matter", "cortex", "putamen")),
+        ):
+            sides = len(getattr(self, name))
+            for other in beside if sides else ():
+                if len(getattr(self, other)) != sides:
+                    raise RequestError(
+                        f"Training file: anatomy.{name} needs as many labels as anatomy.{other}, "
+                        f"one of each side; it has {sides} and the other {len(getattr(self, other))}."
+                    )
 
 
 def vary(
@@ -66,6 +92,8 @@ def vary(
         varied = contracted(varied, spacing_mm, config, contraction)
     if config.cortex and contraction > 0:
         varied = with_narrow_sulci(varied, spacing_mm, config, sulcus)
+    if config.claustrum and random.random() < config.claustrum_share:
+        varied = with_claustrum(varied, spacing_mm, config, random)
     if config.lesion and random.random() < config.lesion_share:
         varied = with_lesions(varied, spacing_mm, config, random)
     return varied
@@ -115,6 +143,35 @@ def with_narrow_sulci(
     closed = (labels == config.fluid) & (distance <= reach_mm)
     varied = labels.copy()
     varied[closed] = labels[tuple(index[closed] for index in nearest)]
+    return varied
+
+
+def with_claustrum(
+    labels: NDArray[np.integer],
+    spacing_mm: tuple[float, float, float],
+    config: AnatomyConfig,
+    random: np.random.Generator,
+) -> NDArray[np.integer]:
+    """Return the map with a sheet of claustrum, of the value of its side, where putamen and cortex are close."""
+    thickness = random.uniform(*config.claustrum_mm)
+    gap = random.uniform(*config.claustrum_gap_mm)
+    middle = random.uniform(0.35, 0.65)
+    varied = labels.copy()
+    sides = zip(config.white_matter, config.cortex, config.putamen, config.claustrum, strict=True)
+    for matter, cortex, putamen, claustrum in sides:
+        inside = labels == putamen
+        if not inside.any():
+            continue
+        margin = [int(np.ceil(gap / spacing)) + 1 for spacing in spacing_mm]
+        box = grown(label_boxes(inside.astype(np.uint8))[1], margin, inside.shape)
+        part = labels[box]
+        inner, outer = (
+            scipy.ndimage.distance_transform_edt(part != value, sampling=spacing_mm)
+            for value in (putamen, cortex)
+        )
+        between = inner + outer
+        sheet = np.abs(inner - middle * between) < thickness / 2
+        varied[box][(part == matter) & (between < gap) & sheet] = claustrum
     return varied
 
 

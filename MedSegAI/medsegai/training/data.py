@@ -186,7 +186,7 @@ def source_of(
     """
     _check_labels(config, card)
     mirrored = {a: b for pair in config.data.mirrored for a, b in (pair, pair[::-1])}
-    codes = _codes(labels, config.anatomy.lesion, mirrored)
+    codes = _codes(labels, (*config.anatomy.lesion, *config.anatomy.claustrum), mirrored)
     tables = label_tables(
         codes, card.label_values, config.tissues, mirrored, config.data.remap, config.data.not_brain
     )
@@ -231,10 +231,10 @@ def _check_labels(config: TrainingConfig, card: ModelCard) -> None:
 
 
 def _codes(
-    labels: Sequence[Volume], lesion: Iterable[int], mirrored: Mapping[int, int]
+    labels: Sequence[Volume], added: Iterable[int], mirrored: Mapping[int, int]
 ) -> list[int]:
     """All values of the maps and of what is made from them, ascending."""
-    values = {0, *lesion}
+    values = {0, *added}
     values |= {int(value) for volume in labels for value in np.unique(volume.voxels)}
     codes = sorted(values | {mirrored[value] for value in values if value in mirrored})
     if len(codes) > 255:

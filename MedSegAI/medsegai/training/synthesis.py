@@ -34,12 +34,14 @@ class TissueClass:
     """Labels that share one intensity, such as both sides of a structure.
 
     ``t1`` is their mean in a T1 scan where white matter is 1; without it, T1-like volumes draw it
-    at random like all others.
+    at random like all others. ``blends`` says whether their intensity may fade into that of tissue nearby
+    (`AppearanceConfig.blending`).
     """
 
     name: str
     labels: tuple[int, ...]
     t1: float | None = None
+    blends: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,21 @@ class DeformationConfig:
 
 @dataclass(frozen=True)
 class AppearanceConfig:
-    """The variation of contrast and quality. Intensities are in units of the brightest tissue."""
+    """The variation of contrast and quality. Intensities are in units of the brightest tissue.
+
+    Tissue is not uniform: ``gradient`` is the strength of smooth changes of intensity inside a tissue class, on
+    ``gradient_nodes``³ points, and ``blending`` the share by which classes that blend take on the mean intensity
+    of what is within ``blending_voxels`` of them, as thin white matter between grey structures does.
+    """
 
     t1_share: float = limited(0.6, SHARE)
     t1_jitter: float = limited(0.06, NOT_NEGATIVE)
     noise_in_tissue: Range = limited((0.01, 0.08), RANGE)
     texture_voxels: Range = limited((1.5, 4.0), Limits(1, ascending=True))
+    gradient: Range = limited((0.0, 0.0), RANGE)
+    gradient_nodes: int = limited(14, NODES)
+    blending: Range = limited((0.0, 0.0), Limits(0, 1, ascending=True))
+    blending_voxels: Range = limited((1.2, 2.5), Limits(0.3, 10, ascending=True))
     bias: Range = limited((0.0, 0.35), RANGE)
     bias_nodes: int = limited(4, NODES)
     blur_voxels: Range = limited((0.3, 0.9), RANGE)
@@ -90,14 +101,16 @@ class LabelTables:
     """The meaning of each code of a stored label map.
 
     ``classes`` (codes,) tissue class, ``targets`` (codes,) index among the labels to learn (0 is
-    background), ``mirrored`` (codes,) code of the other side, ``t1`` (classes,) mean or NaN,
-    ``brain`` (targets + 1,) whether a skull-stripped scan always keeps this structure.
+    background), ``mirrored`` (codes,) code of the other side, ``t1`` (classes,) mean or NaN, ``blends`` (classes,)
+    whether the intensity may fade into that of its neighbours, ``brain`` (targets + 1,) whether a skull-stripped
+    scan always keeps this structure.
     """
 
     classes: Tensor
     targets: Tensor
     mirrored: Tensor
     t1: Tensor
+    blends: Tensor
     brain: Tensor
 
     def to(self, device: torch.device) -> LabelTables:
@@ -256,7 +269,25 @@ def paint(codes: Tensor, tables: LabelTables, config: AppearanceConfig, draw: Dr
         *codes.shape
     )
     tissue = tables.classes[codes.int()]
-    return (means[tissue] + spreads[tissue] * texture).clamp_min_(0.0)
+    image = means[tissue] + spreads[tissue] * texture
+    if config.gradient[1]:
+        slopes = draw.uniform(*config.gradient) * draw.normal(count)
+        slopes[background] = 0.0
+        image += slopes[tissue] * smooth_field(draw, 1, config.gradient_nodes, codes.shape)[0]
+    if config.blending[1]:
+        image = blend(image, tables.blends[tissue], config, draw)
+    return image.clamp_min_(0.0)
+
+
+def blend(image: Tensor, where: Tensor, config: AppearanceConfig, draw: Draw) -> Tensor:
+    """Mix (K, J, I) with a blurred copy, `where` it may blend and by a share that changes smoothly."""
+    most = draw.uniform(*config.blending)
+    share = most * torch.sigmoid(1.5 * smooth_field(draw, 1, config.gradient_nodes, image.shape)[0])
+    sigma = draw.uniform(*config.blending_voxels)
+    margin = 3 * math.ceil(sigma)  # beyond the border a blur would see black
+    padded = functional.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
+    inside = (slice(margin, -margin),) * 3
+    return torch.lerp(image, blur(padded, sigma)[inside], share * where)
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
@@ -400,6 +431,7 @@ def label_tables(
     values = list(codes)
     grouped = {value: number for number, tissue in enumerate(tissues) for value in tissue.labels}
     t1 = [math.nan if tissue.t1 is None else tissue.t1 for tissue in tissues]
+    blends = [tissue.blends for tissue in tissues]
     for value in values:
         if value not in grouped:
             grouped[value] = grouped.get(mirrored.get(value, value), len(t1))
@@ -417,5 +449,6 @@ def label_tables(
             [code_of[mirrored.get(value, value)] for value in values], dtype=torch.uint8
         ),
         t1=torch.tensor(t1, dtype=torch.float32),
+        blends=torch.tensor(blends + [False] * (len(t1) - len(blends))),
         brain=torch.tensor([value != 0 and value not in not_brain for value in learned]),
     )
