@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ import requests as http_requests
 
 import dicom_files
 from medsegai.cli import main
-from medsegai.errors import Cancelled, InputError, OutputError, RequestError
-from medsegai.io import dicomweb, read_volume
+from medsegai.errors import Cancelled, InputError, RequestError
+from medsegai.io import read_volume
 from medsegai.io.dicomweb import PASSWORD, TOKEN, USER, Archive, Series, check_uid
 from medsegai.volume import Geometry, Volume
 
@@ -207,166 +205,6 @@ def test_a_stop_leaves_nothing(orthanc: Orthanc, known: None, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-# Archives that are broken
-
-
-class Broken:
-    """A server whose answers a test decides, by the end of the path."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Callable[[Any], None]] = {}
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                end = next(end for end in outer.answers if path.endswith(end))
-                with contextlib.suppress(OSError):
-                    outer.answers[end](self)
-
-            do_POST = do_GET
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/dicom-web"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def broken() -> Iterator[Broken]:
-    server = Broken()
-    yield server
-    server.close()
-
-
-def answering(content: bytes, kind: str, code: int = 200, more: int = 0) -> Callable[[Any], None]:
-    """Sends this; `more` bytes are promised and never come."""
-
-    def answer(handler: Any) -> None:
-        handler.send_response(code)
-        handler.send_header("Content-Type", kind)
-        handler.send_header("Content-Length", str(len(content) + more))
-        handler.end_headers()
-        handler.wfile.write(content)
-        handler.close_connection = True
-
-    return answer
-
-
-JSON = "application/dicom+json"
-
-
-def listed(count: int, instances: int = 3) -> bytes:
-    """Series as an archive lists them."""
-    series = [
-        {
-            "0020000E": {"vr": "UI", "Value": [f"1.2.3.{number}"]},
-            "00080060": {"vr": "CS", "Value": ["MR"]},
-            "00201209": {"vr": "IS", "Value": [instances]},
-        }
-        for number in range(1, count + 1)
-    ]
-    return json.dumps(series).encode()
-
-
-@pytest.mark.parametrize("code", [400, 401, 403, 404, 500, 502])
-def test_each_refusal_is_one_message(code: int, broken: Broken) -> None:
-    broken.answers["/studies"] = answering(b"patient Doe", "text/html", code)
-    with pytest.raises(InputError, match=f"responded with {code}") as caught:
-        Archive(broken.url).studies({}, 5)
-    assert "Doe" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"{", b"<html>", b"[1]", b'[{"0020000D": 3}]', b"[[]]"])
-def test_an_answer_that_makes_no_sense_is_said(content: bytes, broken: Broken) -> None:
-    broken.answers["/studies"] = answering(content, JSON)
-    with pytest.raises(InputError, match="does not give its studies"):
-        Archive(broken.url).studies({}, 5)
-
-
-def parts(tmp_path: Path, count: int) -> bytes:
-    """A series as multipart, as WADO-RS sends it."""
-    shape = (count, 6, 5)
-    scan = Volume(np.zeros(shape, np.int16), Geometry.from_spacing(shape, (1, 1, 1)))
-    dicom_files.write_series(tmp_path / "made", scan)
-    files = [path.read_bytes() for path in sorted((tmp_path / "made").iterdir())]
-    shutil.rmtree(tmp_path / "made")
-    head = b"--cut\r\nContent-Type: application/dicom\r\n\r\n"
-    return b"".join(head + file + b"\r\n" for file in files) + b"--cut--\r\n"
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.95])
-@pytest.mark.parametrize("more", [0, 500], ids=["ended", "cut off"])
-def test_half_a_multipart_leaves_nothing(
-    share: float, more: int, broken: Broken, tmp_path: Path
-) -> None:
-    whole = parts(tmp_path, 3)
-    kind = 'multipart/related; type="application/dicom"; boundary=cut'
-    broken.answers["1.2.3/series"] = answering(listed(1), JSON)
-    broken.answers["series/1.2.3.1"] = answering(whole[: int(share * len(whole))], kind, more=more)
-    with pytest.raises(InputError, match=r"of the 3 files|truncated or invalid|broke"):
-        Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
-    assert list(tmp_path.iterdir()) == []
-    broken.answers["series/1.2.3.1"] = answering(whole, kind)
-    Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
-    assert len(list((tmp_path / "x").iterdir())) == 3
-
-
-def test_a_series_without_end_is_not_fetched(
-    broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also if every file is the same, which takes no room but all the time there is."""
-    monkeypatch.setattr(dicomweb, "MOST_FILES", 5)
-    whole = parts(tmp_path, 1)
-    kind = 'multipart/related; type="application/dicom"; boundary=cut'
-    broken.answers["1.2.3/series"] = answering(listed(1, 1), JSON)
-    part = whole.removesuffix(b"--cut--\r\n")
-    broken.answers["series/1.2.3.1"] = answering(8 * part + b"--cut--\r\n", kind)
-    with pytest.raises(InputError, match="truncated or invalid"):
-        Archive(broken.url).fetch(Series("1.2.3", "1.2.3.1"), tmp_path / "x", lambda *_: None)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_study_of_4000_series_is_listed_in_short(
-    broken: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def paged(handler: Any) -> None:
-        """Archives give some at a time."""
-        begin = int(handler.path.partition("offset=")[2].partition("&")[0] or 0)
-        page = json.loads(listed(4000))[begin : begin + 1000]
-        answering(json.dumps(page).encode(), JSON)(handler)
-
-    broken.answers["/series"] = paged
-    words = ["dicomweb", "fetch", broken.url, "--study", "1.2.3", "-o", f"{tmp_path}/x"]
-    assert main(words) == InputError.exit_code
-    said = capsys.readouterr().err
-    assert "4000 series of images" in said
-    assert "--series" in said
-    assert said.count("1.2.3.") == 20
-    assert (
-        main(["dicomweb", "find", broken.url, "--study", "1.2.3", "--json", "--limit", "5000"]) == 0
-    )
-    assert len(json.loads(capsys.readouterr().out)) == 4000
-
-
-def test_results_that_are_not_taken_are_said(broken: Broken, tmp_path: Path) -> None:
-    shape = (1, 6, 5)
-    scan = Volume(np.zeros(shape, np.int16), Geometry.from_spacing(shape, (1, 1, 1)))
-    dicom_files.write_series(tmp_path / "made", scan)
-    (file,) = (tmp_path / "made").iterdir()
-    study = pydicom.dcmread(file).StudyInstanceUID
-    for code in (401, 409, 500):
-        broken.answers[f"/studies/{study}"] = answering(b"", JSON, code)
-        with pytest.raises(OutputError, match=f"responded with {code}"):
-            Archive(broken.url).store([file], study)
-
-
 # Addresses
 
 
@@ -378,12 +216,34 @@ def test_results_that_are_not_taken_are_said(broken: Broken, tmp_path: Path) -> 
         ("archive/dicom-web", "not the address"),
         ("ftp://archive", "not the address"),
         ("https://[::1/x", "not the address"),
+        ("https://archive:99999/x", "not the address"),
+        ("https://archive:port/x", "not the address"),
+        ("https://archive/x?token=word", "not the address"),
+        ("https://archive/x#part", "not the address"),
+        ("https://arch ive/x", "not the address"),
+        ("HTTP://archive/x", "not encrypted"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(url: str, said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
         Archive(url)
     assert ":word@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "first"),
+    [
+        ("HTTPS://archive:8443/dicom-web/", "archive:8443", "https://archive:8443/dicom-web"),
+        ("https://[::1]:8042/x", "[::1]:8042", "https://[::1]:8042/x"),
+        ("http://LOCALHOST/x", "localhost", "http://localhost/x"),
+        ("https://archív.example/x", "xn--archv-2sa.example", "https://xn--archv-2sa.example/x"),
+    ],
+)
+def test_a_host_is_asked_by_its_name(url: str, host: str, first: str) -> None:
+    """With its port, and as the network writes it."""
+    archive = Archive(url)
+    assert archive._client.host == host
+    assert archive._client.base_url == first
 
 
 def test_half_of_the_credentials_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

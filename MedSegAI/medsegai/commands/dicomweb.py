@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_find(_action(actions, "find", "list studies, or the series of one study", run_find))
     _add_fetch(_action(actions, "fetch", "download a series into a folder", run_fetch))
     _add_segment(_action(actions, "segment", "segment a series", run_segment))
+    _add_store(_action(actions, "store", "store results in their study", run_store))
 
 
 def _add_find(find: argparse.ArgumentParser) -> None:
@@ -82,6 +85,13 @@ def _add_segment(segment: argparse.ArgumentParser) -> None:
     )
     add_switch(segment, "--store", "store seg.dcm and sr.dcm in the study")
     add_request_options(segment)
+
+
+def _add_store(store: argparse.ArgumentParser) -> None:
+    store.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="DICOM files, such as seg.dcm"
+    )
+    store.add_argument("--study", metavar="UID", required=True, help="StudyInstanceUID")
 
 
 def _action(actions: Subparsers, name: str, text: str, run: object) -> argparse.ArgumentParser:
@@ -146,7 +156,6 @@ def run_fetch(arguments: argparse.Namespace) -> int:
 def run_segment(arguments: argparse.Namespace) -> int:
     """Download one series, segment it, and store the results if asked to."""
     from medsegai.export.files import Exports, Inputs, export
-    from medsegai.io.atomic import output_error
     from medsegai.output.result_files import Outputs
     from medsegai.worker.array_transfer import temporary_folder
 
@@ -154,11 +163,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
     _check_free(out)
     archive = _archive(arguments)
     series = _series(archive, arguments)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(out, error) from error
-    with tempfile.TemporaryDirectory(prefix="medsegai-dicomweb-", dir=temporary_folder()) as name:
+    with (
+        _made(out),
+        tempfile.TemporaryDirectory(prefix="medsegai-dicomweb-", dir=temporary_folder()) as name,
+    ):
         scan = Path(name) / "series"
         _fetch(archive, series, scan, arguments.quiet)
         request = request_from_arguments(arguments, [scan])
@@ -171,14 +179,42 @@ def run_segment(arguments: argparse.Namespace) -> int:
         for warning in export(inputs, exports, Progress()):
             print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
     files = list(exports.files().values())
-    if arguments.store:
-        archive.store(files, series.study)
     if not arguments.quiet:
         print_summary(result)
         print_written([*outputs.paths().values(), *files])
-        if arguments.store:
-            print("Stored seg.dcm and sr.dcm in the study.")
+    if arguments.store:
+        _store(archive, files, series.study, arguments.quiet)
     return 0
+
+
+def run_store(arguments: argparse.Namespace) -> int:
+    """Store results that were made before."""
+    _store(_archive(arguments), arguments.files, arguments.study, arguments.quiet)
+    return 0
+
+
+def _store(archive: Archive, files: list[Path], study: str, quiet: bool) -> None:
+    archive.store(files, study)
+    if not quiet:
+        print(f"Stored {' and '.join(file.name for file in files)} in the study.")
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it again if nothing is written into it. Raises OutputError."""
+    from medsegai.io.atomic import output_error
+
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    try:
+        yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _archive(arguments: argparse.Namespace) -> Archive:

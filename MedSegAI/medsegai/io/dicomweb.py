@@ -6,6 +6,8 @@ Credentials come from the environment or a netrc file, and never appear in an ad
 from __future__ import annotations
 
 import contextlib
+import filecmp
+import functools
 import logging
 import os
 import re
@@ -23,22 +25,24 @@ from pydicom.datadict import tag_for_keyword
 from requests.auth import AuthBase, HTTPBasicAuth
 
 from medsegai.errors import InputError, MedSegAIError, OutputError, RequestError, counted
+from medsegai.io.archive_connection import (
+    ANSWER_SECONDS,
+    ArchiveSession,
+    Excessive,
+    Redirected,
+    parts,
+)
 from medsegai.io.atomic import output_error
-from medsegai.io.dicom_files import read_file
+from medsegai.io.dicom_files import DAMAGE, opened_header, read_file
 
 USER, PASSWORD = "MEDSEGAI_DICOMWEB_USER", "MEDSEGAI_DICOMWEB_PASSWORD"
 TOKEN = "MEDSEGAI_DICOMWEB_TOKEN"
 """The environment variables of the credentials; without them, requests reads ~/.netrc."""
 
-ANSWER_SECONDS = 60.0
-
-TRIES = 2
-"""The number of tries of a request to a server that responds with 500 or similar."""
-
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
-MOST_FILES = 100_000
-"""The largest number of files of a series; an archive that sends more is not trusted."""
+MOST_FOUND = 100_000
+"""The largest number of series of a study, or files of a series; an archive that sends more is not trusted."""
 
 LONGEST_UID = 64
 
@@ -62,12 +66,8 @@ BROKEN = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutEr
 
 INVALID = (
     requests.RequestException,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    pydicom.errors.InvalidDicomError,
+    SyntaxError,  # of XML
+    *(kind for kind in DAMAGE if kind is not OSError),  # which a full disk raises, too
 )
 """What an answer raises that is cut off or not what was asked for."""
 
@@ -95,42 +95,27 @@ class Archive:
     """
 
     def __init__(self, url: str, unencrypted: bool = False) -> None:
-        _check_address(url, unencrypted)
-        self._url = url.rstrip("/")
-        session = requests.Session()
-        session.auth = _credentials()
-        self._client = DICOMwebClient(self._url, session=session, timeout=ANSWER_SECONDS)
-        self._client.set_http_retry_params(max_attempts=TRIES, wait_exponential_multiplier=100)
+        self._url = _checked_address(url, unencrypted)
+        self._session = ArchiveSession()
+        self._session.auth = _credentials()
+        self._client = DICOMwebClient(self._url, session=self._session, timeout=ANSWER_SECONDS)
+        self._client.host = urlsplit(
+            self._url
+        ).netloc  # which the library cuts off at the first colon
+        self._client.set_http_retry_params(retry=False)  # the session does it
 
     def studies(self, filters: Mapping[str, str], limit: int) -> list[Found]:
         """Find at most `limit` studies, by DICOM keywords such as PatientID. Raises InputError."""
         with self._asking("its studies"):
-            found = self._client.search_for_studies(
-                limit=limit, fields=list(STUDY_FIELDS), search_filters=dict(filters)
-            )
-            return [_in_words(item, STUDY_FIELDS) for item in found][:limit]
+            search = functools.partial(self._client.search_for_studies, limit=limit)
+            return _found(search, STUDY_FIELDS, filters, limit)
 
     def series(self, study: str, filters: Mapping[str, str]) -> list[Found]:
         """Find all matching series of a study. Raises InputError."""
         check_uid(study)
-        found: dict[str, Found] = {}
         with self._asking("the series of the study"):
-            while page := self._page(study, filters, len(found)):
-                before = len(found)
-                found |= {item["SeriesInstanceUID"]: item for item in page}
-                if len(found) == before:
-                    break  # an archive that starts over each time
-        return list(found.values())
-
-    def _page(self, study: str, filters: Mapping[str, str], offset: int) -> list[Found]:
-        """Return as many series as the archive sends at once."""
-        page = self._client.search_for_series(
-            study,
-            offset=offset or None,
-            fields=list(SERIES_FIELDS),
-            search_filters=dict(filters),
-        )
-        return [_in_words(item, SERIES_FIELDS) for item in page]
+            search = functools.partial(self._client.search_for_series, study)
+            return _found(search, SERIES_FIELDS, filters)
 
     def fetch(self, wanted: Series, folder: Path, step: Callable[[int, int], None]) -> int:
         """Download a series into a new folder, completely or not at all.
@@ -166,27 +151,32 @@ class Archive:
         self, wanted: Series, folder: Path, promised: int, step: Callable[[int, int], None]
     ) -> int:
         folder.mkdir()
-        uids: set[str] = set()
-        received = 0
-        with self._asking("the images of the series"):
-            for head in self._client.iter_series(wanted.study, wanted.series):
-                received += 1
-                if received > MOST_FILES:
-                    raise ValueError("it sends too many of them")
-                uids.add(str(head.SOPInstanceUID))
-                file = folder / f"{len(uids):06}.dcm"
-                head.save_as(file, enforce_file_format=True)
-                if read_file(file).problem is not None:
-                    raise ValueError("pixels are missing")  # the last part may be cut off
-                step(len(uids), max(promised, len(uids)))
-        if len(uids) < promised or not uids:
+        address = f"{self._url}/studies/{wanted.study}/series/{wanted.series}"
+        kinds = {"Accept": 'multipart/related; type="application/dicom"'}
+        received = _Received(folder, wanted)
+        with (
+            self._asking("the images of the series"),
+            self._session.get(
+                address, headers=kinds, stream=True, timeout=ANSWER_SECONDS
+            ) as answer,
+        ):
+            answer.raise_for_status()
+            for blocks in parts(answer):
+                if not received.add(blocks):
+                    raise InputError(
+                        f"{self._url} sent an image of another series, study or patient, so none was "
+                        "kept. Ask its operator."
+                    )
+                step(received.count, max(promised, received.count))
+        if received.count < promised or not received.count:
             raise InputError(
-                f"{self._url} sent {len(uids)} of the {counted(promised, 'file', 'files')} of the series, so none "
-                "was kept. Try again, or ask the operator of the archive."
+                f"{self._url} sent {received.count} of the {counted(promised, 'file', 'files')} of the series, so "
+                "none was kept. Try again, or ask the operator of the archive."
             )
-        return len(uids)
+        return received.count
 
     def _count(self, wanted: Series) -> int:
+        """Return how many files the series has."""
         found = self.series(wanted.study, {"SeriesInstanceUID": wanted.series})
         numbers = [
             item["NumberOfSeriesRelatedInstances"]
@@ -198,24 +188,42 @@ class Archive:
                 f"{self._url} does not have the series in the study. List its series with "
                 "`medsegai dicomweb find --study UID`."
             )
-        return int(numbers[0]) if numbers[0].isdigit() else 0
+        if re.fullmatch("[1-9][0-9]{0,8}", numbers[0]):
+            return int(numbers[0])
+        with self._asking("the number of images of the series"):
+            search = functools.partial(
+                self._client.search_for_instances, wanted.study, wanted.series
+            )
+            return len(_found(search, ("SOPInstanceUID",), {}))
 
     def store(self, files: Sequence[Path], study: str) -> None:
         """Store DICOM files in the study to which they belong.
 
         Raises:
+            RequestError: the study is not a UID.
             InputError: a file is not DICOM, or belongs to another study.
             OutputError: the archive does not accept all files.
         """
+        check_uid(study)
         heads = [_read(file, study) for file in files]
         with self._asking("results", OutputError):
             answer = self._client.store_instances(heads, study)
-        failed = answer.get("FailedSOPSequence", ())
+            failed = answer.get("FailedSOPSequence") or ()
+            reasons = [str(item.get("FailureReason", "unknown")) for item in failed]
+            stored = {
+                str(item.get("ReferencedSOPInstanceUID"))
+                for item in answer.get("ReferencedSOPSequence") or ()
+            }
+        missing = sum(str(head.SOPInstanceUID) not in stored for head in heads)
         if failed:
-            reason = failed[0].get("FailureReason", "?")
             raise OutputError(
                 f"{self._url} did not accept {len(failed)} of {counted(len(files), 'file', 'files')} (reason "
-                f"{reason}). Ask the operator of the archive."
+                f"{reasons[0]}). Ask the operator of the archive."
+            )
+        if missing:
+            raise OutputError(
+                f"{self._url} did not confirm that it stored {missing} of {counted(len(files), 'file', 'files')}. "
+                "See what it has with `medsegai dicomweb find --study UID`."
             )
 
     @contextlib.contextmanager
@@ -223,9 +231,18 @@ class Archive:
         """Turn errors of a request into one message, without the content of the request."""
         verb = "take" if error is OutputError else "give"
         start = f"{self._url} does not {verb} {what}"
-        logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)
+        for name in ("dicomweb_client", "retrying", "urllib3"):  # they quote what was asked for
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
-            yield
+            with pydicom.config.disable_value_validation():  # whose warnings quote values
+                yield
+        except Redirected as caught:
+            raise error(
+                f"{start}: it redirects to {caught.elsewhere}. If you trust that server, use its "
+                "address."
+            ) from None
+        except Excessive as caught:
+            raise error(f"{start}, because its response is {caught}. Ask its operator.") from None
         except requests.HTTPError as caught:
             code = caught.response.status_code if caught.response is not None else 0
             reason = _REASONS.get(code, _OTHER)
@@ -247,44 +264,53 @@ class Archive:
 
 
 _REASONS = {
+    206: "which means that it sends only a part",
     400: "which means that it does not understand the request",
     401: f"which asks for credentials. Set {USER} and {PASSWORD}, or {TOKEN}, or write them into ~/.netrc",
     403: "which means that you do not have permission. Ask its operator",
     404: "which means that it was not found. Check the address and the UIDs",
     409: "which means that it refused all files",
     413: "which means that the files are too large for it",
+    429: "which means that it is too busy. Try again later",
+    503: "which means that it is too busy. Try again later",
 }
 _OTHER = "which means that it has a problem. Ask its operator"
 
 
 def check_uid(text: str) -> None:
     """Check a UID. Raises RequestError unless it is a DICOM UID."""
-    if not UID.fullmatch(text) or len(text) > LONGEST_UID:
+    if not _is_uid(text):
         raise RequestError(
             f"{text[:80]!r} is not a DICOM UID, which consists of at most 64 digits and dots."
         )
 
 
-def _check_address(url: str, unencrypted: bool) -> None:
+def _is_uid(text: str) -> bool:
+    return len(text) <= LONGEST_UID and UID.fullmatch(text) is not None
+
+
+def _checked_address(url: str, unencrypted: bool) -> str:
+    """Return the address as it is sent. Raises RequestError."""
+    address = "The text is not the address of an archive. Write https://HOST/dicom-web."
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        parts, host = None, ""
-    if parts is None or parts.scheme not in ("http", "https") or not host:
-        raise RequestError(
-            "The text is not the address of an archive. Write https://HOST/dicom-web."
-        )
-    if parts.username is not None or parts.password is not None:
-        raise RequestError(
-            f"The address contains a name or password, which others could read. Remove it, and set {USER} and "
-            f"{PASSWORD}."
-        )
+        if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+            raise RequestError(address)
+        if parts.username is not None or parts.password is not None:
+            raise RequestError(
+                f"The address contains a name or password, which others could read. Remove it, and set {USER} and "
+                f"{PASSWORD}."
+            )
+        sent = requests.Request("GET", url).prepare().url or ""
+        host = urlsplit(sent).hostname
+    except (ValueError, requests.RequestException):
+        raise RequestError(address) from None
     if parts.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1") and not unencrypted:
         raise RequestError(
             f"http://{host} is not encrypted, so others could read names of patients and "
             "passwords. Use https, or add --unencrypted if the network is trusted."
         )
+    return sent.rstrip("/")
 
 
 class _Bearer(AuthBase):
@@ -307,14 +333,99 @@ def _credentials() -> AuthBase | None:
     return HTTPBasicAuth(user.encode(), password.encode()) if user and password else None
 
 
+class _Received:
+    """The files of a series that arrived.
+
+    Attributes:
+        count: the number of different files.
+    """
+
+    def __init__(self, folder: Path, wanted: Series) -> None:
+        self._folder, self._wanted = folder, wanted
+        self._files: dict[str, Path] = {}
+        self._patients: set[str] = set()
+        self._parts = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._files)
+
+    def add(self, blocks: Iterator[bytes]) -> bool:
+        """Write a part. Returns False if it belongs elsewhere; raises one of INVALID if it cannot be used."""
+        self._parts += 1
+        if self._parts > MOST_FOUND:
+            raise ValueError("the archive sends too many files")
+        file = self._folder / f"{self.count + 1:06}.dcm"
+        with file.open("wb") as out:
+            out.writelines(blocks)
+        with file.open("rb") as stream:
+            head, _ = opened_header(file, stream, _IDENTITY)
+        uid, study, series, patient = (str(head.get(name) or "") for name in _IDENTITY)
+        if not uid or read_file(file).problem is not None:
+            raise ValueError("not a whole DICOM file")  # the last part may be cut off
+        self._patients.add(patient)
+        if Series(study, series) != self._wanted or len(self._patients) > 1:
+            return False
+        if uid not in self._files:
+            self._files[uid] = file
+        elif not filecmp.cmp(file, self._files[uid], shallow=False):
+            raise ValueError("two files have the same UID")
+        else:
+            file.unlink()
+        return True
+
+
+_IDENTITY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")
+
+
+def _found(
+    search: Callable[..., Any],
+    fields: Sequence[str],
+    filters: Mapping[str, str],
+    limit: int | None = None,
+) -> list[Found]:
+    """Return what a search finds, page by page, until nothing new comes.
+
+    Args:
+        search: the method of the client.
+        fields: the attributes to ask for; the first one is the UID.
+        filters: the wanted values, by DICOM keyword.
+        limit: the largest number of results; None for all of them.
+
+    Raises:
+        ValueError: the archive sends more than anybody has, or something else than was asked for.
+    """
+    found: dict[str, Found] = {}
+    before = -1
+    while before < len(found) < (limit or MOST_FOUND):
+        before = len(found)
+        page = search(offset=before or None, fields=list(fields), search_filters=dict(filters))
+        for item in page:
+            words = _in_words(item, fields)
+            if not _is_uid(words[fields[0]]):
+                raise ValueError("the archive sends something else than a UID")
+            found[words[fields[0]]] = words
+    if limit is None and len(found) >= MOST_FOUND:
+        raise ValueError("the archive sends too much")
+    return list(found.values())[:limit]
+
+
 def _in_words(item: Mapping[str, Any], keywords: Sequence[str]) -> Found:
     """Return DICOM JSON as text; several values are joined by a backslash, as in DICOM."""
-    tags = {keyword: f"{tag_for_keyword(keyword):08X}" for keyword in keywords}
-    values = {keyword: item.get(tag, {}).get("Value", ()) for keyword, tag in tags.items()}
-    return {
-        keyword: "\\".join(str(it) for it in found if it is not None)
-        for keyword, found in values.items()
-    }
+    found: Found = {}
+    for keyword in keywords:
+        element = item.get(f"{tag_for_keyword(keyword):08X}") or {}
+        values = element.get("Value")
+        values = values if isinstance(values, list) else [values]  # some archives forget the list
+        texts = [_text(value) for value in values if value is not None]
+        found[keyword] = "\\".join(texts).strip(" \0")
+    return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise TypeError("the archive sends another type of value")
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _read(file: Path, study: str) -> pydicom.Dataset:
