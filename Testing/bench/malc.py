@@ -41,7 +41,13 @@ SCAN, LABELS = "_SS.nii.gz", "_glm.nii.gz"
 CSF = 24
 """In the references a cistern of 1 ml, in the models all CSF around the brain: not comparable."""
 
-FIGURES = {"dice": ("Dice", ".3f"), "hd95_mm": ("HD95, mm", ".2f"), "assd_mm": ("ASD, mm", ".2f")}
+FIGURES = {
+    "dice": ("Dice", ".3f"),
+    "hd95_mm": ("HD95, mm", ".2f"),
+    "assd_mm": ("ASD, mm", ".2f"),
+    "signed_mm": ("signed distance, mm", "+.2f"),
+    "volume_difference_percent": ("volume, %", "+.0f"),
+}
 CREDIT = (
     "Scans: OASIS project (oasis-brains.org). Labels: provided by Neuromorphometrics, Inc. "
     "(Neuromorphometrics.com) under academic subscription. CC BY-NC; used for evaluation only."
@@ -191,7 +197,8 @@ def _starred(value: int, name: str) -> str:
 def _cell(spread: Spread, spec: str) -> str:
     if math.isnan(spread.mean):
         return "-"
-    return format(spread.mean, spec) + ("" if math.isnan(spread.sd) else f" ± {spread.sd:{spec}}")
+    deviation = "" if math.isnan(spread.sd) else f" ± {spread.sd:{spec.removeprefix('+')}}"
+    return format(spread.mean, spec) + deviation
 
 
 def _rounded(value: float) -> float | None:

@@ -96,9 +96,10 @@ def test_distances_are_those_of_all_pairs(seed: int) -> None:
         points.append(np.array(surface) * SPACING[::-1])
     distances = cdist(*points)
     there, back = distances.min(axis=1), distances.min(axis=0)
-    hd95, assd = surface_figures(first, second, SPACING)
+    hd95, assd, signed = surface_figures(first, second, SPACING)
     assert hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-12)
-    assert surface_figures(second, first, SPACING) == pytest.approx((hd95, assd), rel=1e-12)
+    backwards = surface_figures(second, first, SPACING)
+    assert backwards == pytest.approx((hd95, assd, -signed), rel=1e-12)
     assert assd == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)), rel=1e-12)
 
 
@@ -139,11 +140,26 @@ def test_the_slice_spacing_counts() -> None:
     assert figures.dice == 0
 
 
+def test_the_signed_distance_says_by_how_much_a_structure_is_too_large() -> None:
+    """Blocks with faces 2 voxels apart along each axis, on a grid of 1 mm."""
+    large, small = (np.zeros((24, 24, 24), np.uint8) for _ in range(2))
+    large[4:20, 4:20, 4:20], small[6:18, 6:18, 6:18] = 1, 1
+    figures = evaluate(volume(large, (1, 1, 1)), volume(small, (1, 1, 1)), [label(1)])[0]
+    assert figures.signed_mm == pytest.approx(figures.assd_mm)
+    assert 2 < figures.signed_mm < 2.4
+    figures = evaluate(volume(small, (1, 1, 1)), volume(large, (1, 1, 1)), [label(1)])[0]
+    assert figures.signed_mm == pytest.approx(-figures.assd_mm)
+    moved = np.roll(large, 1, axis=2)
+    figures = evaluate(volume(moved, (1, 1, 1)), volume(large, (1, 1, 1)), [label(1)])[0]
+    assert figures.assd_mm > 0.1
+    assert figures.signed_mm == pytest.approx(0), "what is only elsewhere is not too large"
+
+
 def test_equal_labels_are_perfect_also_at_the_border() -> None:
     for labels in (blobs(6), np.ones((3, 4, 5), np.uint8), np.ones((1, 1, 1), np.uint8)):
         figures = one(labels, labels)
         assert (figures.dice, figures.iou) == (1, 1)
-        assert (figures.hd95_mm, figures.assd_mm) == (0, 0)
+        assert (figures.hd95_mm, figures.assd_mm, figures.signed_mm) == (0, 0, 0)
         assert (figures.volume_difference_ml, figures.volume_difference_percent) == (0, 0)
 
 

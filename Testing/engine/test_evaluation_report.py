@@ -21,7 +21,9 @@ LEFT, RIGHT, RARE = (
 
 
 def figures(label: Label, dice: float, hd95: float = 1.0) -> StructureFigures:
-    return StructureFigures(label, dice, dice / (2 - dice), hd95, hd95 / 2, 3.0, 2.5, 0.5, 20.0)
+    return StructureFigures(
+        label, dice, dice / (2 - dice), hd95, hd95 / 2, 0.25, 3.0, 2.5, 0.5, 20.0
+    )
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_json_says_everything(evaluation: Evaluation, tmp_path: Path) -> None:
     assert first["structures"][2]["dice"] is None
     assert data["structures"][1]["mean"]["dice"] == pytest.approx(0.5)
     assert data["structures"][2]["count"] == {
-        name: int(name not in ("hd95_mm", "assd_mm")) for name in FIGURES
+        name: int(name not in ("hd95_mm", "assd_mm", "signed_mm")) for name in FIGURES
     }
     assert data["mean"]["dice"] == pytest.approx(1.3 / 3)
     assert data["notes"] == ["A note."]

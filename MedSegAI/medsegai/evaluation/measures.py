@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ class StructureFigures:
         iou: |A and B| / |A or B|, 0 to 1.
         hd95_mm: 95th percentile of the Hausdorff distance, see `surface_figures`.
         assd_mm: average symmetric surface distance, see `surface_figures`.
+        signed_mm: the same with a sign: positive where A reaches beyond B, negative where it falls short.
         prediction_ml: volume of A.
         reference_ml: volume of B.
         volume_difference_ml: A - B.
@@ -41,6 +43,7 @@ class StructureFigures:
     iou: float = math.nan
     hd95_mm: float = math.nan
     assd_mm: float = math.nan
+    signed_mm: float = math.nan
     prediction_ml: float = math.nan
     reference_ml: float = math.nan
     volume_difference_ml: float = math.nan
@@ -90,16 +93,26 @@ def evaluate(
     return figures
 
 
+class SurfaceFigures(NamedTuple):
+    """Distances between the surfaces of two structures, in mm, as `StructureFigures` names them."""
+
+    hd95_mm: float = math.nan
+    assd_mm: float = math.nan
+    signed_mm: float = math.nan
+
+
 def surface_figures(
     first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_mm: Sequence[float]
-) -> tuple[float, float]:
-    """Compute the 95 % Hausdorff distance and the average symmetric surface distance of two structures, in mm.
+) -> SurfaceFigures:
+    """Compute distances between the surfaces of two structures, in mm.
 
     The surface of a structure is its voxels that have a neighbour outside across a face; distances
     run between voxel centres, from each surface voxel to the nearest one of the other surface.
     HD95 is the larger of the two 95th percentiles, one per direction (linear interpolation between
-    ranks). ASSD is the mean over the surface voxels of both (Heimann et al., IEEE TMI 28, 2009).
-    Both are the definitions of MONAI's `compute_hausdorff_distance(percentile=95)` and
+    ranks). ASSD is the mean over the surface voxels of both (Heimann et al., IEEE TMI 28, 2009). The
+    signed distance is that mean with a minus for what lies inside `second` of the surface of `first`, and
+    for what lies outside `first` of the surface of `second`. The first two are
+    the definitions of MONAI's `compute_hausdorff_distance(percentile=95)` and
     `compute_average_surface_distance(symmetric=True)`.
 
     Args:
@@ -108,11 +121,15 @@ def surface_figures(
         spacing_mm: voxel spacing along (i, j, k).
     """
     # Points in k-d trees are exact in double precision and need no distance map of the whole box.
-    surfaces = [_surface_points(mask, spacing_mm) for mask in (first, second)]
-    there, _ = cKDTree(surfaces[1]).query(surfaces[0])
-    back, _ = cKDTree(surfaces[0]).query(surfaces[1])
+    step = np.asarray(spacing_mm, np.float64)[::-1]
+    surfaces = [_surface(mask) for mask in (first, second)]
+    there, _ = cKDTree(surfaces[1] * step).query(surfaces[0] * step)
+    back, _ = cKDTree(surfaces[0] * step).query(surfaces[1] * step)
+    beyond = np.concatenate([~second[tuple(surfaces[0].T)], first[tuple(surfaces[1].T)]])
+    distances = np.concatenate([there, back])
     hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
-    return float(hd95), float(np.concatenate([there, back]).mean())
+    signed = np.where(beyond, distances, -distances)
+    return SurfaceFigures(float(hd95), float(distances.mean()), float(signed.mean()))
 
 
 def _structure(
@@ -121,15 +138,14 @@ def _structure(
     predicted, true = int(mask.sum()), int(truth.sum())
     common = int((mask & truth).sum())
     voxel_ml = grid.geometry.voxel_volume_ml
-    hd95, assd = math.nan, math.nan
+    surfaces = SurfaceFigures()
     if predicted and true:
-        hd95, assd = surface_figures(mask, truth, grid.geometry.spacing_mm)
+        surfaces = surface_figures(mask, truth, grid.geometry.spacing_mm)
     return StructureFigures(
         label,
         dice=2 * common / (predicted + true),
         iou=common / (predicted + true - common),
-        hd95_mm=hd95,
-        assd_mm=assd,
+        **surfaces._asdict(),
         prediction_ml=predicted * voxel_ml,
         reference_ml=true * voxel_ml,
         volume_difference_ml=(predicted - true) * voxel_ml,
@@ -137,10 +153,9 @@ def _structure(
     )
 
 
-def _surface_points(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Centres of the surface voxels in mm, (point, 3) along (k, j, i); voxels at the array's border count."""
-    surface = mask & ~ndimage.binary_erosion(mask)
-    return np.argwhere(surface) * np.asarray(spacing_mm, np.float64)[::-1]
+def _surface(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Indices of the surface voxels, (point, 3) along (k, j, i); voxels at the array's border count."""
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
 
 
 def _require_labels(volume: Volume) -> None:

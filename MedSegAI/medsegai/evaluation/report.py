@@ -20,6 +20,7 @@ _COLUMNS = {
     "iou": ("IoU", ".3f"),
     "hd95_mm": ("HD95 mm", ".2f"),
     "assd_mm": ("ASSD mm", ".2f"),
+    "signed_mm": ("Signed mm", "+.2f"),
     "volume_difference_ml": ("Volume ml", "+.2f"),
     "volume_difference_percent": ("Volume %", "+.1f"),
 }
