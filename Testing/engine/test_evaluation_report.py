@@ -21,9 +21,8 @@ LEFT, RIGHT, RARE = (
 
 
 def figures(label: Label, dice: float, hd95: float = 1.0) -> StructureFigures:
-    return StructureFigures(
-        label, dice, dice / (2 - dice), hd95, hd95 / 2, 0.25, 3.0, 2.5, 0.5, 20.0
-    )
+    distances = (hd95, hd95 / 2, hd95 / 4)
+    return StructureFigures(label, dice, dice / (2 - dice), *distances, 3.0, 2.5, 0.5, 20.0)
 
 
 @pytest.fixture
