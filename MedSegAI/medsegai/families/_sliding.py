@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class _Sums:
             plane, weights = self._planes.pop(place), self._weights.pop(place)
             if wanted.start <= row + (last - number if self._at.reversed else number) < wanted.stop:
                 values = plane[(slice(None), *inside)]
-                mean = _beside_the_heap(values)
+                mean = beside_the_heap(values.shape, values.device)
                 torch.div(values, weights[tuple(inside)], out=mean)
                 yield mean[:, None]
             new = 0 if self._at.reversed else last
@@ -198,16 +199,16 @@ class _Sums:
             self._weights.insert(new, weights.zero_())
 
 
-def _beside_the_heap(like: Tensor) -> Tensor:
-    """An empty tensor of the same shape; on the CPU in memory of its own.
+def beside_the_heap(shape: Sequence[int], device: torch.device) -> Tensor:
+    """An empty float32 tensor of a shape; on the CPU in memory of its own.
 
     A plane outlives the tile before it. In the heap it would stand where that tile's logits were, and those of
     the next tile, which are large, would need as much memory again.
     """
-    if like.device.type != "cpu":
-        return torch.empty(like.shape, device=like.device)
-    pages = mmap.mmap(-1, like.numel() * like.element_size())
-    return torch.frombuffer(pages, dtype=like.dtype).view(like.shape)
+    if device.type != "cpu":
+        return torch.empty(*shape, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * torch.float32.itemsize)
+    return torch.frombuffer(pages, dtype=torch.float32).view(*shape)
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:

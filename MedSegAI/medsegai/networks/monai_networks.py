@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from medsegai.errors import ModelError
 from medsegai.models.json_fields import shown
+from medsegai.networks.pointwise_head import PointwiseHead, take_head
 
 INSTALL = (
     "Install it with `pip install medsegai[monai]`; in Slicer, Segment in the panel offers that"
@@ -41,31 +42,34 @@ class Kind:
         dropped: arguments that older versions of MONAI had, or that only training needs.
         forbidden: arguments that would load files, or hold more than plain values.
         exported: whether OpenVINO cannot convert a trace of it, and needs it exported.
+        head: the last layer, if it takes each voxel by itself: see `pointwise_head`.
     """
 
     classes: str = "out_channels"
     dropped: frozenset[str] = frozenset()
     forbidden: frozenset[str] = frozenset()
     exported: bool = False
+    head: str = ""
 
 
 KINDS: dict[str, Kind] = {
     "AttentionUnet": Kind(),
-    "BasicUNet": Kind(),
+    "BasicUNet": Kind(head="final_conv"),
     "BasicUNetPlusPlus": Kind(dropped=frozenset({"deep_supervision"})),
     "DiNTS": Kind(classes="num_classes"),
     "DynUNet": Kind(),
     "FlexibleUNet": Kind(dropped=frozenset({"pretrained"})),
     "HighResNet": Kind(),
-    "SegResNet": Kind(),
-    "SegResNetDS": Kind(forbidden=frozenset({"preprocess"})),
+    "SegResNet": Kind(head="conv_final.2.conv"),
+    "SegResNetDS": Kind(forbidden=frozenset({"preprocess"}), head="up_layers.{last}.head"),
     "SegResNetDS2": Kind(forbidden=frozenset({"preprocess"})),
     "SwinUNETR": Kind(
         dropped=frozenset({"img_size", "use_checkpoint"}),
         forbidden=frozenset({"norm_layer"}),
         exported=True,
+        head="out.conv.conv",
     ),
-    "UNETR": Kind(dropped=frozenset({"pos_embed"})),
+    "UNETR": Kind(dropped=frozenset({"pos_embed"}), head="out.conv.conv"),
     "UNet": Kind(),
     "VNet": Kind(),
 }
@@ -205,6 +209,19 @@ class Description:
         for values in network.parameters():
             values.requires_grad_(False)
         return FirstAnswer(network, repr(self), KINDS[self.name].exported).eval()
+
+    def without_head(self, network: nn.Module) -> PointwiseHead | None:
+        """Let a network of `with_weights` answer with the features before its last layer, if these are fewer.
+
+        Returns:
+            The layer, to be applied to the features; None if the network is unchanged.
+        """
+        inside = network.network if isinstance(network, FirstAnswer) else network
+        name = KINDS[self.name].head
+        if not name or not getattr(inside, "use_conv_final", True):
+            return None
+        last = len(getattr(inside, "up_layers", ())) - 1
+        return take_head(inside, name.format(last=last))
 
     def _built(self) -> nn.Module:
         """Build the network without weights on torch's device "meta", where it takes no memory at any size.

@@ -14,7 +14,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._channels import require_all_channels
 from medsegai.families._dropout import check_dropout, random_numbers
 from medsegai.families._member_network import MemberNetwork, NetworkModel
-from medsegai.families._sliding import Window, logits_by_planes, sums_dtype
+from medsegai.families._sliding import Window, beside_the_heap, logits_by_planes, sums_dtype
 from medsegai.families.monai.scan import Scan
 from medsegai.families.monai.settings import Settings
 from medsegai.families.monai.window import streaming_order, window_over
@@ -22,6 +22,7 @@ from medsegai.inference.activation import Activation
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.networks.backends import Compute
+from medsegai.networks.pointwise_head import PointwiseHead
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Geometry, Volume
@@ -144,6 +145,7 @@ class _Network(MemberNetwork):
         super().__init__(card, member)
         self._settings = settings
         self._network: nn.Module | None = None
+        self._head: PointwiseHead | None = None
 
     @property
     def has_dropout(self) -> bool:
@@ -162,18 +164,27 @@ class _Network(MemberNetwork):
         channels = self._settings.network.in_channels
         return (1, channels, *sizes) if sizes and min(sizes) > 0 else None
 
+    @property
+    def head(self) -> PointwiseHead | None:
+        """The last layer, if the network answers with the features before it."""
+        self.load()
+        return self._head
+
     def load(self) -> nn.Module:
+        """Load the network, which answers with features if it has a `head`: see `MemberNetwork.load`."""
         if self._network is None:
             self.card.verify_member(self.member)
             path = self.card.weights_path(self.member)
             try:
-                self._network = self._settings.network.with_weights(load_file(path))
+                network = self._settings.network.with_weights(load_file(path))
             except (SafetensorError, OSError) as error:
                 raise ModelError(
                     f"{path} does not hold the weights of a network: {error}"
                 ) from error
             except ModelError as error:
                 raise ModelError(f"{path}: {error}") from error
+            self._head = self._settings.network.without_head(network)
+            self._network = network
         return self._network
 
 
@@ -217,19 +228,25 @@ class WindowMember:
             step(min(done / self.window.tiles, 1.0))
             return values.permute(0, 1, *there)
 
-        plane = 0
-        first = len(self.classes) - self.settings.network.classes
-        planes = logits_by_planes(
-            self.window,
-            [(answer, 1.0)],
-            first,
-            len(self.classes),
-            compute.notes,
-            sums_dtype(compute),
-        )
-        for values in planes:
-            yield Block((plane, 0, 0), self._activated(values))
-            plane += values.shape[1]
+        head = self.network.head
+        channels = self.settings.network.classes if head is None else head.features
+        dtype = sums_dtype(compute)
+        planes = logits_by_planes(self.window, [(answer, 1.0)], 0, channels, compute.notes, dtype)
+        for plane, values in enumerate(planes):
+            yield Block((plane, 0, 0), self._activated(self._of_classes(head, values)))
+
+    def _of_classes(self, head: PointwiseHead | None, values: Tensor) -> Tensor:
+        """The logits of all classes, of which a background that the network does not have is zero."""
+        without = len(self.classes) - self.settings.network.classes
+        if head is None and not without:
+            return values
+        logits = beside_the_heap((len(self.classes), *values.shape[1:]), values.device)
+        logits[:without] = 0
+        if head is None:
+            logits[without:] = values
+        else:
+            head.into(values, logits[without:])
+        return logits
 
     def _answer(self, patches: Tensor, compute: Compute) -> Tensor:
         runner = self.network.runner(compute, dropout=self.seed is not None)
