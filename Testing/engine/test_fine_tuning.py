@@ -1,5 +1,7 @@
 """Fine-tuning: from corrected cases to a new model that is better on them and no worse elsewhere, or to none."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import itertools
@@ -21,13 +23,14 @@ from medsegai.models.card import load_card
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.training import quicknat, unet3d
-from medsegai.training.checkpoint import load_weights, read_log
+from medsegai.training.checkpoint import best_weights_name, load_weights, read_log
 from medsegai.training.config import TrainingConfig, corrected_cases, load_config
 from medsegai.training.config import configured as from_arguments
 from medsegai.training.corrected import card_of_members, held_out_names, mixed_source
 from medsegai.training.data import TRAINING
-from medsegai.training.fine_tuning import Verdict, fine_tune, slowed
-from medsegai.training.run import RunOptions, TimeLimit, train
+from medsegai.training.fine_tuning import FineTuning, Judgement, Verdict, fine_tune, slowed
+from medsegai.training.run import RunOptions, TimeLimit, begin_with, train
+from medsegai.training.trainer import Trainer, training_process
 from training_phantom import LEFT, LIA, MIDDLE, RIGHT, head, write_phantom, write_volumetric_phantom
 
 CPU = torch.device("cpu")
@@ -241,6 +244,82 @@ def test_the_best_is_better_on_corrected_cases_and_never_worse_on_synthetic_ones
     else:
         assert verdict.since_best() == len(dice) - 1
     assert verdict.last_is_best == (verdict.best is not None and verdict.since_best() == 0)
+
+
+@given(LOGGED, st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=3))
+def test_weights_between_old_and_new_count_only_if_no_trained_network_passes(
+    dice: list[tuple[int, int]], between: list[tuple[int, int]]
+) -> None:
+    trained = [Judgement(step, c / 9, s / 9) for step, (c, s) in enumerate(dice)]
+    mixed = [Judgement(len(dice), c / 9, s / 9, 0.5) for c, s in between]
+    alone, both = Verdict(trained), Verdict(trained + mixed)
+    assert both.since_best() == alone.since_best()
+    if alone.best is not None:
+        assert both.best == alone.best
+    else:
+        passing = [c for c, s in between if c > dice[0][0] and s >= dice[0][1]]
+        assert (both.best.corrected if both.best else None) == (
+            max(passing) / 9 if passing else None
+        )
+
+
+@dataclasses.dataclass
+class MovedBy:
+    """Judges a network by how far its weights have moved, as the Dice of a validation."""
+
+    dice_of: Callable[[float], float]
+    trainer: Trainer
+    old: torch.Tensor
+
+    def dice(self, task: object, predict: object) -> MovedBy:
+        return self
+
+    def per_class(self) -> dict[int, float]:
+        return {}
+
+    def mean(self) -> float:
+        weight = next(self.trainer.judged.parameters())
+        return self.dice_of(float((weight.detach() - self.old).mean()))
+
+
+def test_weights_between_the_old_and_the_new_ones_are_kept_if_only_they_pass(
+    phantom: Path, start: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New weights that are 1 larger are better on corrected cases, but from 0.5 on worse on synthetic images."""
+    card = load_card(start)
+    config = slowed(configured(phantom))
+    place = training_process("cpu")
+    learned = card_of_members(card, config.members)
+    source = mixed_source(config, learned, cases, place.device)
+    trainers = unet3d.build_trainers(config, learned, config.members, source, place)
+    begin_with(trainers, card)
+    run = FineTuning(config, trainers, source, tmp_path)
+    (trainer,) = trainers
+    old = next(trainer.judged.parameters()).detach().clone()
+    judges = {
+        "validate": MovedBy(lambda moved: 0.5 - max(0.0, moved - 0.5), trainer, old),
+        "corrected": MovedBy(lambda moved: 0.2 + 0.3 * moved, trainer, old),
+    }
+    monkeypatch.setattr(run, "_judges", lambda: judges)
+    run.begin(resume=False)
+    with torch.no_grad():
+        for values in trainer.judged.state_dict().values():
+            values.add_(1.0)
+    run.done = 8
+    run.validate()
+    assert run.verdict(trainer).best is None
+    run.mix(card)
+    best = run.verdict(trainer).best
+    assert best is not None
+    assert (best.step, best.share) == (8, 0.5)
+    assert best.corrected == pytest.approx(0.35)
+    kept = load_weights(tmp_path / best_weights_name("plain"))
+    name, weight = next(iter(trainer.judged.named_parameters()))
+    assert torch.allclose(kept[name], old + 0.5, atol=1e-6)
+    assert torch.allclose(weight, old + 1.0, atol=1e-6), (
+        "the network itself stays as it was trained"
+    )
+    run.end()
 
 
 @given(st.integers(2, 40), st.floats(0.01, 1.0), st.integers(0, 99))

@@ -2,8 +2,9 @@
 
 The networks start from the model's weights and are trained at a small learning rate on corrected images, mixed
 with synthetic ones, so that the networks do not forget what they learned. They are judged on held-out corrected
-cases. The best network that is not worse than before on the synthetic validation images is kept; without one, no
-new model is written.
+cases. The best network that is not worse than before on the synthetic validation images is kept. If there is none,
+weights between the old and the new ones are judged as well, which often keep what the old ones knew (Wortsman et
+al., "Robust fine-tuning of zero-shot models", CVPR 2022); if these do not pass either, no new model is written.
 """
 
 from __future__ import annotations
@@ -43,17 +44,28 @@ from medsegai.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
+MIXED = "mixed"
+"""The event in the log that has the figures of weights between the old and the new ones."""
+
+SHARES = (0.75, 0.5, 0.25)
+"""The shares of the way from the old to the new weights that are judged if the new ones do not pass."""
+
 SUFFIX = "-fine-tuned"
 """The suffix of the new model's id after that of the old one."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The mean Dice of a member at a step: on held-out corrected cases, and on synthetic images."""
+    """The mean Dice of a member at a step: on held-out corrected cases, and on synthetic images.
+
+    Attributes:
+        share: how far the judged weights are on the way from the old to the new ones, 1 for the new ones.
+    """
 
     step: int
     corrected: float
     synthetic: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,35 +82,51 @@ class Verdict:
     def of(cls, entries: Sequence[Entry], member: str) -> Verdict:
         """Return the judgements of a member in the log of a run."""
         found: dict[str, dict[int, float]] = {"validate": {}, "corrected": {}}
+        mixed = []
         for entry in entries:
             if entry.get("event") in found and entry.get("view") == member:
                 found[entry["event"]][int(entry["step"])] = float(entry["dice"])
+            elif entry.get("event") == MIXED and entry.get("view") == member:
+                figures = (float(entry[name]) for name in ("corrected", "synthetic", "share"))
+                mixed.append(Judgement(int(entry["step"]), *figures))
         corrected, synthetic = found["corrected"], found["validate"]
         steps = sorted(corrected.keys() & synthetic.keys())
-        return cls([Judgement(step, corrected[step], synthetic[step]) for step in steps])
+        return cls([Judgement(step, corrected[step], synthetic[step]) for step in steps] + mixed)
 
     @property
     def before(self) -> Judgement:
         return self.judgements[0]
 
     @property
+    def trained(self) -> list[Judgement]:
+        """The judgements of networks as they were trained, without those of weights between old and new ones."""
+        return [judged for judged in self.judgements if judged.share == 1]
+
+    @property
     def best(self) -> Judgement | None:
-        """The best judgement on corrected cases, if it is better than before and not worse on synthetic images."""
-        better = [
-            judged
-            for judged in self.judgements[1:]
-            if judged.corrected > self.before.corrected
-            and judged.synthetic >= self.before.synthetic
-        ]
-        return max(better, key=lambda judged: judged.corrected, default=None)
+        """The best judgement on corrected cases, if it is better than before and not worse on synthetic images.
+
+        Weights between the old and the new ones only count if no trained network passes.
+        """
+        return self._best_of(self.trained) or self._best_of(self.judgements)
 
     @property
     def last_is_best(self) -> bool:
         return self.best is not None and self.best is self.judgements[-1]
 
     def since_best(self) -> int:
-        """The number of judgements since the best one, or since the beginning."""
-        return len(self.judgements) - 1 - self.judgements.index(self.best or self.before)
+        """The number of trained networks since the best one, or since the beginning."""
+        best = self._best_of(self.trained) or self.before
+        return len(self.trained) - 1 - self.trained.index(best)
+
+    def _best_of(self, judgements: Sequence[Judgement]) -> Judgement | None:
+        better = [
+            judged
+            for judged in judgements
+            if judged.corrected > self.before.corrected
+            and judged.synthetic >= self.before.synthetic
+        ]
+        return max(better, key=lambda judged: judged.corrected, default=None)
 
     def words(self, member: str) -> str:
         """Return the figures as a sentence for a message."""
@@ -113,6 +141,7 @@ class Verdict:
         best = self.best or self.before
         return {
             "step": best.step,
+            "share": best.share,
             "held-out corrected cases": _two(self.before.corrected, best.corrected),
             "synthetic images": _two(self.before.synthetic, best.synthetic),
         }
@@ -154,12 +183,35 @@ class FineTuning(Run):
                 counter = validator.dice(trainer.task, trainer.predict)
                 dice = {str(number): round(part, 4) for number, part in counter.per_class().items()}
                 self.note(trainer, event=event, dice=counter.mean(), per_class=dice)
+            self._keep_best(trainer)
+
+    def mix(self, card: ModelCard) -> None:
+        """Judge weights between those of the model `card` and the new ones, for each member that did not pass."""
+        for trainer in self.trainers:
             verdict = self.verdict(trainer)
-            logger.info("step %d: %s", self.done, _line(verdict.judgements[-1], trainer.task.name))
-            if verdict.last_is_best:
-                trainer.best = verdict.judgements[-1].corrected
-                path = self.folder / best_weights_name(trainer.task.name)
-                save_weights(path, trainer.judged.state_dict())
+            if verdict.best is not None or len(verdict.judgements) < 2:
+                continue
+            old = load_weights(card.weights_path(card.member(trainer.task.name)))
+            new = {name: values.clone() for name, values in trainer.judged.state_dict().items()}
+            for share in SHARES:
+                between = (old[name].to(values).lerp(values, share) for name, values in new.items())
+                trainer.judged.load_state_dict(dict(zip(new, between, strict=True)))
+                synthetic, corrected = (
+                    validator.dice(trainer.task, trainer.predict).mean()
+                    for validator in self._judges().values()
+                )
+                self.note(trainer, MIXED, share=share, corrected=corrected, synthetic=synthetic)
+                self._keep_best(trainer)
+            trainer.judged.load_state_dict(new)
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        """Write the judged network to a file if the last judgement is the best one."""
+        verdict = self.verdict(trainer)
+        logger.info("step %d: %s", self.done, _line(verdict.judgements[-1], trainer.task.name))
+        if verdict.last_is_best:
+            trainer.best = verdict.judgements[-1].corrected
+            path = self.folder / best_weights_name(trainer.task.name)
+            save_weights(path, trainer.judged.state_dict())
 
     def is_settled(self) -> bool:
         """Whether all members have not improved for `fine_tuning.patience` judgements."""
@@ -184,8 +236,9 @@ class FineTuning(Run):
 
 
 def _line(judged: Judgement, member: str) -> str:
+    between = "" if judged.share == 1 else f", {judged.share:.0%} of the way to the new weights"
     return (
-        f"{member}: Dice {judged.corrected:.4f} on held-out corrected cases, {judged.synthetic:.4f} on "
+        f"{member}{between}: Dice {judged.corrected:.4f} on held-out corrected cases, {judged.synthetic:.4f} on "
         "synthetic images"
     )
 
@@ -260,6 +313,8 @@ def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
     Raises:
         ModelError: no member improved, or only by becoming worse on synthetic images.
     """
+    if run.done >= run.config.steps or run.is_settled():
+        run.mix(card)
     verdicts = {trainer.task.name: run.verdict(trainer) for trainer in run.trainers}
     if not any(verdict.best for verdict in verdicts.values()):
         judged = [v.words(name) for name, v in verdicts.items() if len(v.judgements) > 1]
