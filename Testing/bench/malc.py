@@ -71,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def shared_scans() -> Path:
+    """Return where the scans lie unless `--data` says otherwise."""
+    shared = os.environ.get("MEDSEGAI_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
+    return Path(shared) / "malc2012-train"
+
+
 def measure(arguments: argparse.Namespace) -> tuple[Evaluation, float]:
     """Segment and evaluate; also the median seconds per scan.
 
@@ -206,7 +212,6 @@ def _rounded(value: float) -> float | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = os.environ.get("MEDSEGAI_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="brain", metavar="ID", help="id or folder of the model")
     parser.add_argument(
@@ -223,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path(shared) / "malc2012-train",
+        default=shared_scans(),
         metavar="FOLDER",
         help=f"where the scans *{SCAN} and their labels *{LABELS} are",
     )
