@@ -145,6 +145,21 @@ def test_the_headers_are_sound_and_of_the_patient(tmp_path: Path) -> None:
     ] * 2
 
 
+def test_names_are_distinct_and_fit_into_dicom(tmp_path: Path) -> None:
+    """Planning systems merge structures of equal names, and 64 characters are all that there is room for."""
+    names = ["Liver", "Liver", "\\", "z" * 70 + "a", "z" * 70 + "b"]
+    voxels = np.zeros((3, 5, 7), np.uint16)
+    voxels[1, 1:4, 1:6] = np.arange(1, 6)
+    labels = tuple(Label(value, name, (value, 0, 0)) for value, name in enumerate(names, start=1))
+    labelmap = Volume(voxels, Geometry.from_spacing(voxels.shape, (1.0, 1.0, 1.0)))
+    image = labelmap.with_voxels(np.arange(voxels.size, dtype=np.int16).reshape(voxels.shape))
+    path = exported(tmp_path, image, labelmap, labels)
+    found = [item.ROIName for item in pydicom.dcmread(path).StructureSetROISequence]
+    last = f"{'z' * 48} (label 5)"
+    assert found == ["Liver", "Liver (label 2)", "label 3", "z" * 64, last]
+    assert complaints(path) == []
+
+
 def test_without_a_series_there_is_no_structure_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,9 +8,9 @@ header, are dropped.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,8 @@ def read_source(path: Path, series: str | None = None) -> Source:
 def present(case: Case) -> tuple[Label, ...]:
     """Return the labels that have voxels, in order: segment n is the n-th of them.
 
+    Their names are as DICOM can hold them, and no two are equal, because planning systems merge equal names.
+
     Raises:
         InputError: there are no such labels.
     """
@@ -150,10 +152,20 @@ def present(case: Case) -> tuple[Label, ...]:
     labels = tuple(label for label in case.labels if label.value in found)
     if not labels:
         raise InputError(
-            f"{case.labelmap.source}: the structures do not have voxels, and an empty DICOM "
-            "SEG cannot be written."
+            f"{case.labelmap.source}: the structures do not have voxels, so there is "
+            "nothing to write. Export a segmentation that has structures."
         )
-    return labels
+    return tuple(_distinct(labels))
+
+
+def _distinct(labels: Sequence[Label]) -> Iterator[Label]:
+    taken: set[str] = set()
+    for label in labels:
+        number = f"label {label.value}"
+        name = plain(label.name) or number
+        name = f"{name[:48]} ({number})" if name in taken else name
+        taken.add(name)
+        yield replace(label, name=name)
 
 
 def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "binary") -> Any:
@@ -213,13 +225,13 @@ def _description(number: int, label: Label, maker: Maker) -> Any:
         modifier = label.terminology.modifier
     description = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=plain(label.name),
+        segment_label=label.name,
         segmented_property_category=coded(category),
         segmented_property_type=coded(kind),
         algorithm_type=maker.algorithm_type(label),
         algorithm_identification=None if label.value in maker.drawn else identification(maker),
         tracking_uid=hd.UID(),
-        tracking_id=plain(label.name),
+        tracking_id=label.name,
         display_color=hd.color.CIELabColor.from_rgb(*label.color),
     )
     if modifier is not None:

@@ -135,7 +135,7 @@ def _region(number: int, label: Label, frame: str, maker: Maker) -> Dataset:
     return _dataset(
         ROINumber=number,
         ReferencedFrameOfReferenceUID=frame,
-        ROIName=plain(label.name),
+        ROIName=label.name,
         ROIGenerationAlgorithm=maker.algorithm_type(label),
     )
 
