@@ -216,6 +216,24 @@ def test_a_damaged_archive_is_refused(
     assert words.startswith("safe")
 
 
+@pytest.mark.parametrize("comment", [b"", b"a comment, PK and all"])
+def test_an_archive_that_is_cut_off_is_not_taken_for_one_inside(
+    comment: bytes, tmp_path: Path, place: Path
+) -> None:
+    """Wherever it is cut; files of torch are archives, too."""
+    inner = archive_of(tmp_path / "inner", {"model/data.pkl": b"x" * 50}).read_bytes()
+    archive = archive_of(tmp_path, {"x.json": b"{}", "y.json": inner, "z.json": b"{}"})
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.comment = comment
+    whole = archive.read_bytes()
+    for end in range(len(whole)):
+        archive.write_bytes(whole[:end])
+        assert "is not a zip archive, or is damaged" in refused(archive, place)
+    archive.write_bytes(whole)
+    with unpacked(archive, kind_of, place) as folder:
+        assert (folder / "y.json").read_bytes() == inner
+
+
 def test_a_size_that_lies_fills_no_disk(tmp_path: Path, place: Path) -> None:
     """16 MB declared as 100 bytes: no more than that is written before it is found out."""
     archive = archive_of(tmp_path, {"x.json": bytes(16 << 20)}, compression=zipfile.ZIP_DEFLATED)

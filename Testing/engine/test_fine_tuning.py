@@ -437,6 +437,11 @@ def test_corrected_cases_need_a_model_and_maps_need_corrected_cases(
     for words, said in (
         (["--data", cases], "--from"),
         (["--maps", phantom.parent / "maps"], "--maps is used only with corrected cases"),
+        (["--data", tmp_path / "none"], f"--data: {tmp_path}/none is not a folder"),
+        (
+            ["--data", cases, "--maps", tmp_path / "none", "--from", "brain"],
+            f"--maps: {tmp_path}/none is not a folder",
+        ),
     ):
         command = ["train", "unet3d", phantom, "-o", tmp_path / "run", *words]
         assert main([str(word) for word in command]) == RequestError.exit_code

@@ -25,6 +25,7 @@ from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.training.unet2d.config import load_config
 from medsegai.training.unet2d.data import inside_and_border
+from medsegai.training.unet2d.fold import Fold
 from medsegai.training.unet2d.run import RunOptions2D, train
 from medsegai.volume import Geometry, Volume
 
@@ -133,6 +134,15 @@ def test_several_slices_are_segmented_one_by_one_if_asked_for(card: ModelCard) -
     for plane, (_, mask) in zip(result.labelmap.voxels, pictures, strict=True):
         assert dice(plane > 0, mask > 0) > 0.9
     assert any("by itself" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1)])
+def test_a_picture_of_one_line_is_refused_as_a_picture(
+    shape: tuple[int, int], card: ModelCard, tmp_path: Path
+) -> None:
+    line = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(shape)
+    with pytest.raises(InputError, match=r"is one pixel wide or high .* but a picture is needed"):
+        run(card, saved(tmp_path, line))
 
 
 def test_dropout_passes_are_refused(card: ModelCard, tmp_path: Path) -> None:
@@ -303,6 +313,30 @@ def test_a_training_that_cannot_be_is_refused(
     with pytest.raises(error, match=words):
         train(load_config(toml, changes), RunOptions2D(tmp_path / "run", device="cpu"), Progress())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_never_learned_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it can be begun again with other rates; what was learned before a bad loss is kept."""
+    config = load_config(dataset(tmp_path / "data"))
+    options = RunOptions2D(tmp_path / "run", device="cpu")
+    step, left = Fold._step, 0
+
+    def bad_after(fold: Fold, images: torch.Tensor, classes: torch.Tensor) -> float:
+        nonlocal left
+        left -= 1
+        return step(fold, images * (torch.nan if left < 0 else 1), classes)
+
+    monkeypatch.setattr(Fold, "_step", bad_after)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"not a number in epoch 1\."):
+            train(config, options, Progress())
+        assert not (tmp_path / "run/checkpoint.pt").exists()
+    left = 9
+    with pytest.raises(ModelError, match="not a number"):
+        train(config, options, Progress())
+    assert (tmp_path / "run/checkpoint.pt").exists()
 
 
 def test_a_training_is_resumed_with_the_cases_that_it_began_with(trained: Path) -> None:

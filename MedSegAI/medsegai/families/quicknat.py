@@ -270,7 +270,8 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
     files = [file for file in files if file.name.endswith(RELEASED_SUFFIXES)]
     if not files:
         return None
-    networks = {_view_in_name(file): _read_released(file) for file in files}
+    states = {file: read_quicknat_checkpoint(file) for file in files}
+    networks = {_view_in_name(file): _released(file, state) for file, state in states.items()}
     if len(networks) < len(files) or len({config for config, _ in networks.values()}) > 1:
         raise ModelError(f"{path} holds several networks of one view, or of different shapes.")
     destination.mkdir(parents=True)
@@ -295,8 +296,7 @@ def _saved_member(view: str, state: dict[str, Tensor], folder: Path, source: Pat
     )
 
 
-def _read_released(file: Path) -> tuple[QuickNATConfig, dict[str, Tensor]]:
-    state = read_quicknat_checkpoint(file)
+def _released(file: Path, state: dict[str, Tensor]) -> tuple[QuickNATConfig, dict[str, Tensor]]:
     config = quicknat_checkpoint_config(state, file)
     classes = 1 + len(find_card(RELEASED_LABELS_OF).labels)
     if config.classes != classes:

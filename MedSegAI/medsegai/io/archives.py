@@ -24,6 +24,9 @@ from medsegai.system.regular_files import open_regular
 
 CHUNK = 1 << 20
 
+_END_BYTES, _LONGEST_COMMENT = 22, 0xFFFF
+"""The size of the end record in bytes, and of the comment after it at most."""
+
 _ENTRY_BYTES = 46 + 1000
 """The size of a directory entry in bytes: the fixed part, and a long name with its extra fields."""
 
@@ -119,10 +122,28 @@ def open_zip(file: BinaryIO, most_entries: int) -> zipfile.ZipFile:
     zipfile reads the whole directory, and makes objects of ten times its size, before entries can be counted.
 
     Raises:
-        zipfile.BadZipFile: the file is not an archive, or its directory is longer.
+        zipfile.BadZipFile: the file is not an archive, is cut off, or its directory is longer.
     """
+    _check_end(file)
     sparing = _Sparing(file, most_entries * _ENTRY_BYTES)
-    return zipfile.ZipFile(cast(BinaryIO, sparing))
+    opened = zipfile.ZipFile(cast(BinaryIO, sparing))
+    if min((entry.header_offset for entry in opened.infolist()), default=0) > 0:
+        raise zipfile.BadZipFile("it begins with something else, or is cut off")
+    return opened
+
+
+def _check_end(file: BinaryIO) -> None:
+    """Refuse a file that does not end with an archive's end record, which zipfile also finds further inside.
+
+    An archive that is cut off may hold another archive, such as a file of torch, and would be taken for it. The
+    other one begins later in the file.
+    """
+    file.seek(-min(file.seek(0, 2), _END_BYTES + _LONGEST_COMMENT), 2)
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    comment = int.from_bytes(tail[at + _END_BYTES - 2 : at + _END_BYTES], "little")
+    if at < 0 or at + _END_BYTES + comment != len(tail):
+        raise zipfile.BadZipFile("its end is missing")
 
 
 def _chosen(

@@ -38,9 +38,12 @@ def check_voxels(volume: Volume, dimensions: int = 3) -> None:
     name = volume.source or "The image"
     voxels = volume.voxels
     if min(voxels.shape[3 - dimensions :]) < 2:
+        thin, wanted = (
+            ("voxel thick", "3D volume") if dimensions == 3 else ("pixel wide or high", "picture")
+        )
         raise InputError(
-            f"{name} is one voxel thick ({volume.geometry.describe()}), but a 3D volume is "
-            "needed. Choose another image."
+            f"{name} is one {thin} ({volume.geometry.describe()}), but a {wanted} is needed. Choose another "
+            "image."
         )
     if voxels.dtype.kind not in "iufb":
         raise InputError(

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,12 @@ OTHER_SPELLINGS = {
     "AttentionUNet": "AttentionUnet",
 }
 """MONAI's own aliases."""
+
+FAILURES = (
+    *(TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError),
+    *(NotImplementedError, AssertionError, ImportError),
+)
+"""The exceptions of MONAI and torch for arguments that do not make a network."""
 
 TOPOLOGY = "dints_space"
 """The argument of a DiNTS that describes its topology, an object with arguments of `TopologyInstance`."""
@@ -223,6 +229,36 @@ class Description:
         last = len(getattr(inside, "up_layers", ())) - 1
         return take_head(inside, name.format(last=last))
 
+    def check_window(self, sizes: Sequence[int]) -> None:
+        """Refuse arguments with which the network cannot be applied, such as strides of zero.
+
+        It is applied on torch's device "meta", which computes shapes alone.
+
+        Args:
+            sizes: those of a window, in the axes of the network.
+
+        Raises:
+            ModelError: the network cannot take the window, or its answer has another shape.
+        """
+        window = " x ".join(map(str, sizes))
+        try:
+            network = self._built().to("meta").eval()
+            with torch.no_grad(), torch.device("meta"):
+                answer = network(torch.empty(1, self.in_channels, *sizes))
+            while isinstance(answer, list | tuple):
+                answer = answer[0]
+            shape = tuple(answer.shape)
+        except FAILURES as error:
+            raise ModelError(
+                f"This {self.name} cannot be applied to its window of {window}: {shown(error)}."
+            ) from None
+        if shape != (1, self.classes, *sizes):
+            raise ModelError(
+                f"This {self.name} answers to its window of {window} and {self.in_channels} channels with "
+                f"{' x '.join(map(str, shape[2:]))} and {shape[1]} channels, not with {self.classes} of the "
+                "same size."
+            )
+
     def _built(self) -> nn.Module:
         """Build the network without weights on torch's device "meta", where it takes no memory at any size.
 
@@ -242,10 +278,7 @@ class Description:
             return _make(self.name, made) if beside else network
         except ModelError:
             raise
-        except (
-            *(TypeError, ValueError, LookupError, RuntimeError, AttributeError, ArithmeticError),
-            *(NotImplementedError, AssertionError, ImportError),
-        ) as error:
+        except FAILURES as error:
             raise ModelError(
                 f"The arguments of this {self.name} do not make a network: {shown(error)}."
             ) from None

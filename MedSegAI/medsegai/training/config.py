@@ -274,6 +274,10 @@ def configured(arguments: argparse.Namespace) -> TrainingConfig:
     tuned = corrected_cases(arguments) is not None
     root = arguments.maps if tuned else arguments.data
     if root is not None:
+        if not root.is_dir():
+            raise RequestError(
+                f"{'--maps' if tuned else '--data'}: {root} is not a folder. Check the path."
+            )
         data = dataclasses.replace(config.data, root=str(root.resolve()))
         config = dataclasses.replace(config, data=data)
     if arguments.members:

@@ -70,6 +70,7 @@ def convert(path: Path, destination: Path) -> ModelCard | None:
         config = plain(content["config"])
         settings, network = _settings(config)
         named, order = _labels(path, config, network)
+        network.check_window(Settings.from_dict(settings).window())
     except ValueError as error:
         raise ModelError(f"{path}: {error}.") from None
     except ModelError as error:

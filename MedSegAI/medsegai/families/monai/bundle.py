@@ -74,10 +74,11 @@ def convert(folder: Path, destination: Path) -> ModelCard:
         "postprocessing": after.reading,
     }
     try:
-        reading = Settings.from_dict(settings).reading
+        checked = Settings.from_dict(settings)
+        description.check_window(checked.window())
     except ModelError as error:
         raise ModelError(f"{configuration.path}: {error}") from None
-    named, order = _labels(metadata, description, after, reading.regions)
+    named, order = _labels(metadata, description, after, checked.reading.regions)
     if order != sorted(order):
         after.reading["order"] = order
     if "area" in modes and after.reading["inversion"] == "linear":

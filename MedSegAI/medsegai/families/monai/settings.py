@@ -49,6 +49,9 @@ MOST_STEPS = 100
 LARGEST_ROI = 2048
 """Voxels of a window along an axis."""
 
+USUAL_SIZE = 128
+"""The size of a window along an axis with which a network is tried, if its inferer does not have one."""
+
 PADDING_MODES = ("constant", "reflect", "replicate", "circular")
 
 MODES = ("constant", "gaussian")
@@ -204,6 +207,19 @@ class Settings:
             _made(Inferer, data["inferer"]),
             _made(Reading, data["postprocessing"]),
         )
+
+    def window(self) -> tuple[int, ...]:
+        """Return the sizes of a window in the axes of the network, `USUAL_SIZE` where the image decides."""
+        across, sizes = self.inferer.slice_axis, self.inferer.roi_size
+        sizes = sizes or self.network.arguments.get("img_size")
+        axes = [axis for axis in range(3) if axis != across]
+        if (
+            not isinstance(sizes, list | tuple)
+            or len(sizes) != 3
+            or not all(isinstance(size, int) for size in sizes)
+        ):
+            return (USUAL_SIZE,) * len(axes)
+        return tuple(sizes[axis] if sizes[axis] > 0 else USUAL_SIZE for axis in axes)
 
     def _check(self, card: ModelCard) -> None:
         if (self.network.dimensions == 2) != (self.inferer.slice_axis is not None):

@@ -38,6 +38,7 @@ from medsegai.training.checkpoint import (
     load_weights,
     read_log,
     refuse_earlier_run,
+    remove_beginning,
     save_checkpoint,
     save_weights,
 )
@@ -93,9 +94,14 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
     with claimed(folder):
         run = Run(config, cases, folder, device)
         run.begin(options.resume)
-        for number in chosen:
-            if not run.advance(number, held_out[number], progress, options.limit):
-                break
+        try:
+            for number in chosen:
+                if not run.advance(number, held_out[number], progress, options.limit):
+                    break
+        except ModelError:  # the loss is not a number, perhaps from the first batch on
+            if not options.resume and not run.seconds:
+                remove_beginning(folder)
+            raise
         return run.end()
 
 
