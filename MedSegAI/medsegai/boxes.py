@@ -38,6 +38,20 @@ def label_boxes(labels: NDArray[np.integer], wanted: Sequence[int] | None = None
     return {value: box for value, box in boxes.items() if box is not None}
 
 
+def numbered(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.unsignedinteger]:
+    """Return the place of each voxel's label in `values`, from 1; 0 for others.
+
+    A table of all values up to the largest one is not made, because that may be two thousand million.
+    """
+    found = np.zeros(labels.shape, np.min_scalar_type(len(values)))
+    boxes = label_boxes(labels, values)
+    for number, value in enumerate(values, 1):
+        if value in boxes:
+            box = boxes[value]
+            found[box][labels[box] == value] = number
+    return found
+
+
 def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
     """The box with so many voxels more on each side, (k, j, i), as far as the volume reaches."""
     k, j, i = (

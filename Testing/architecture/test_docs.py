@@ -1,7 +1,10 @@
 """The documents keep up with the code: commands, exit codes, make targets, version, links."""
 
 import argparse
+import contextlib
+import io
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +103,48 @@ def test_an_undocumented_command_is_found() -> None:
     models.add_parser("show")
     text = "`medsegai models list` and medsegai models showing"
     assert undocumented(commands(parser), text) == ["medsegai models show"]
+
+
+def typed(text: str) -> Iterator[str]:
+    """The commands of a document that can be typed as they stand: lines of blocks, and whole ones in sentences."""
+    for block in re.findall(r"^ *```(?:sh|bash)?\n(.*?)^ *```", text, re.S | re.M):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("medsegai ") and "[" not in line:
+                yield line.strip()
+    for words in re.findall(r"`(medsegai [^`\n]+)`", text):
+        if " -o " in words and "…" not in words:
+            yield words
+
+
+def refused(command: str, parser: argparse.ArgumentParser) -> str:
+    """What the command line says against a command; "" if it takes it."""
+    words = [word for word in shlex.split(command, comments=True)[1:] if word != "..."]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            parser.parse_args(words)
+        except SystemExit as ending:
+            return said.getvalue() if ending.code else ""
+    return ""
+
+
+def test_commands_can_be_typed_as_they_stand() -> None:
+    parser = build_parser()
+    found = [
+        (path.name, command, refused(command, parser))
+        for path, text in documents().items()
+        for command in typed(text)
+    ]
+    assert len(found) > 80
+    assert [item for item in found if item[2]] == []
+
+
+def test_a_command_that_cannot_be_typed_is_found() -> None:
+    text = (
+        "```\nmedsegai segment a.nii -o b.nii --uncertainty\n```\n`medsegai measure a.nii -o b.csv`"
+    )
+    said = [refused(command, build_parser()) for command in typed(text)]
+    assert ["expected one argument" in said[0], "unrecognized arguments" in said[1]] == [True] * 2
 
 
 def test_every_exit_code_is_documented() -> None:

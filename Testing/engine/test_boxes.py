@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
-from medsegai.boxes import grown, label_boxes
+from medsegai.boxes import grown, label_boxes, numbered
 from medsegai.volume import joined_box
 
 
@@ -44,3 +47,18 @@ def test_boxes_are_joined_and_grown_up_to_the_edge() -> None:
     joined = joined_box(boxes)
     assert joined == (slice(1, 6), slice(1, 5), slice(0, 8))
     assert grown(joined, (2, 1, 3), (7, 9, 9)) == (slice(0, 7), slice(0, 6), slice(0, 9))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 2, 300, 70_000, 2**31 - 1]), min_size=12, max_size=12))
+def test_labels_are_numbered_whatever_their_values(found: list[int]) -> None:
+    """A table of all values up to the largest one would take gigabytes."""
+    labels = np.array(found, np.int64).reshape(2, 2, 3)
+    values = [70_000, 1, 2**31 - 1, 5]
+    tracemalloc.start()
+    result = numbered(labels, values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = [values.index(value) + 1 if value in values else 0 for value in found]
+    assert result.ravel().tolist() == expected
+    assert peak < 1_000_000

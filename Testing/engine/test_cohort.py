@@ -20,8 +20,16 @@ from hypothesis import strategies as st
 
 import fake_engine
 from medsegai.cli import main
-from medsegai.output.cohort import FAR, CaseRow, Cohort, scores, write_cohort_table
+from medsegai.output.cohort import (
+    FAR,
+    CaseRow,
+    Cohort,
+    read_cohort,
+    scores,
+    write_cohort_table,
+)
 from medsegai.output.cohort_page import MOST_POINTS, cohort_page
+from medsegai.output.layouts import BatchFiles
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.worker.batch_events import CaseState, Entry
@@ -192,6 +200,41 @@ def test_objects_of_all_cases_are_counted() -> None:
         assert words in page.text
     assert "mm²" not in page.text
     assert "Objects" not in Page(cohort_page(cohort_of([1.0]), Path())).text
+
+
+STRUCTURE = {"name": "A", "voxels": 5, "volume_ml": 1.0, "expected_dice": 0.9, "remarks": []}
+FIGURES = ("voxels", "volume_ml", "expected_dice", "remarks")
+ODD = (None, float("nan"), float("inf"), "<script>", [], {}, 10**400, True, -1)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        *({"structures": [{**STRUCTURE, key: value}]} for key in FIGURES for value in ODD),
+        *({"structures": [{**STRUCTURE, "name": value}]} for value in (None, [], "<script>")),
+        *({"structures": [STRUCTURE], "intracranial_ml": value} for value in ODD),
+        *({"structures": [STRUCTURE], "objects": {"count": value}} for value in ODD),
+        *({"structures": [STRUCTURE], "objects": value} for value in ODD),
+        *({"structures": value} for value in (None, 3, "<script>", [[]], [{}], [1])),
+        *ODD,
+    ],
+    ids=lambda report: str(report)[:90],
+)
+def test_a_report_that_makes_no_sense_ends_no_batch(report: object, tmp_path: Path) -> None:
+    """The other cases have their figures; what is not a number is not shown as one."""
+    files = BatchFiles(tmp_path)
+    cases = [f"c{number}" for number in range(6)]
+    for number, case in enumerate(cases):
+        made = {"structures": [{**STRUCTURE, "volume_ml": 1.0 + number}]} if number else report
+        files.report(case).write_text(json.dumps(made))
+    cohort = read_cohort([Entry(case, CaseState.DONE) for case in cases], files)
+    write_cohort_table(tmp_path / "cohort.tsv", cohort)
+    text = cohort_page(cohort, tmp_path)
+    assert not re.search(r"[>\s](nan|inf)[<\s]", text)
+    page = Page(text)
+    assert "c5: 6.00 ml" in page.text
+    assert "script" not in page.tags
+    assert len(cohort.rows[0].structures) == 1 or "c0: its report cannot be read" in page.text
 
 
 # As a user: the command

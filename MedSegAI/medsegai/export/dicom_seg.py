@@ -19,6 +19,7 @@ import numpy as np
 import pydicom
 
 from medsegai import __version__
+from medsegai.boxes import numbered
 from medsegai.errors import InputError, MedSegAIError
 from medsegai.export.case import Case
 from medsegai.io import series_frames
@@ -187,10 +188,8 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
     """
     hd = highdicom()
     labels = present(case)
-    numbers = np.zeros(int(case.labelmap.voxels.max()) + 1, np.min_scalar_type(len(labels)))
-    for number, label in enumerate(labels, start=1):
-        numbers[label.value] = number
-    frames = numbers[case.labelmap.voxels[list(source.frames)]]
+    numbers = numbered(case.labelmap.voxels, [label.value for label in labels])
+    frames = numbers[list(source.frames)]
     with quiet(f"{case.labelmap.source}: the headers of its series violate the DICOM standard"):
         made = hd.seg.Segmentation(
             source_images=source.images,

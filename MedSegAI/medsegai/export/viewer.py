@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.boxes import label_boxes
+from medsegai.boxes import label_boxes, numbered
 from medsegai.errors import MedSegAIError, RequestError
 from medsegai.export.case import Case
 from medsegai.io import write_volume
@@ -181,10 +181,6 @@ def _scan(image: Volume) -> Mapping[str, Any]:
 
 
 def _structures(case: Case) -> Mapping[str, Any]:
-    kind = np.min_scalar_type(len(case.labels))
-    table = np.zeros(int(max(label.value for label in case.labels)) + 1, kind)
-    for value, number in numbers(case.labels).items():
-        table[value] = number
     red, green, blue = zip((0, 0, 0), *(label.color for label in case.labels), strict=True)
     colors = {
         "R": red,
@@ -194,7 +190,8 @@ def _structures(case: Case) -> Mapping[str, Any]:
         "I": list(range(len(case.labels) + 1)),
         "labels": ("", *(label.name for label in case.labels)),
     }
-    layer = case.labelmap.with_voxels(table[case.labelmap.voxels])
+    values = [label.value for label in case.labels]
+    layer = case.labelmap.with_voxels(numbered(case.labelmap.voxels, values))
     highest = len(case.labels)
     named = {"name": "structures", "colormap": "gray", "highest": highest, "opacity": 0.5}
     return {**named, "colors": colors, **_packed(layer)}

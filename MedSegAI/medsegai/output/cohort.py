@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -22,6 +23,9 @@ FEWEST = 5
 FAR = 3.5
 """The modified z-score, 0.6745 times the distance from the median over the median absolute deviation, above which
 a value stands out (B. Iglewicz and D. Hoaglin, How to detect and handle outliers, 1993)."""
+
+LARGEST = 1e15
+"""The size from which numbers are not volumes in ml or counts of anything."""
 
 NORMAL = 0.6745
 """The median absolute deviation of a normal distribution, in standard deviations."""
@@ -75,11 +79,19 @@ class Cohort:
     def values(self, name: str, key: str) -> dict[str, float]:
         """Return a measure of a structure by case, for cases in which it was found."""
         return {
-            row.entry.case: float(item[key])
-            for row in self.rows
-            for item in row.structures
-            if item["name"] == name and item.get(key) is not None and item["voxels"]
+            case: float(item[key])
+            for case, item in self._by_name[name]
+            if item.get(key) is not None and item["voxels"]
         }
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+        """The cases of each structure: thousands of cases are not searched for each of hundreds of structures."""
+        found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+        for row in self.rows:
+            for item in row.structures:
+                found.setdefault(item["name"], []).append((row.entry.case, item))
+        return found
 
     def of_objects(self, key: str) -> dict[str, float]:
         """Return a figure of the separate objects by case, for cases in which it is known."""
@@ -91,9 +103,7 @@ class Cohort:
 
     def names(self) -> list[str]:
         """Return the names of the structures, in the order of the model."""
-        return list(
-            dict.fromkeys(str(item["name"]) for row in self.rows for item in row.structures)
-        )
+        return list(self._by_name)
 
     def outliers(self) -> dict[str, dict[str, float]]:
         """Return the structures of each case whose volume stands out, with scores, which are negative if it is
@@ -128,23 +138,49 @@ def scores(values: Mapping[str, float]) -> dict[str, float]:
 def read_cohort(
     entries: Iterable[Entry], files: BatchFiles, left_out: Sequence[str] = ()
 ) -> Cohort:
-    """Read the cases of a batch with their reports. A report that cannot be read is ignored."""
-    return Cohort(tuple(_row(entry, files) for entry in entries), tuple(left_out))
+    """Read the cases of a batch with their reports. A report that cannot be read is among `left_out`."""
+    rows, unread = [], []
+    for entry in entries:
+        try:
+            rows.append(_row(entry, files))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            rows.append(CaseRow(entry))
+            unread.append(
+                f"{entry.case}: its report cannot be read, so its volumes are missing here. Remove its files, and "
+                "run the batch again with --resume."
+            )
+    return Cohort(tuple(rows), (*left_out, *unread))
 
 
 def _row(entry: Entry, files: BatchFiles) -> CaseRow:
+    """Read the report of a case, which people may have edited. Raises what a wrong one raises."""
     if entry.state != CaseState.DONE:
         return CaseRow(entry)
-    try:
-        report = json.loads(files.report(entry.case).read_text(encoding="utf-8"))
-        structures = tuple(dict(item) for item in report["structures"])
-        whole = report.get("intracranial_ml")
-        objects = dict(report.get("objects") or {})
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return CaseRow(entry)
+    report = json.loads(files.report(entry.case).read_text(encoding="utf-8"))
+    structures = tuple(map(_structure, report["structures"]))
+    whole = _number(report.get("intracranial_ml"))
+    objects = {str(name): _number(value) for name, value in (report.get("objects") or {}).items()}
     page = files.outputs(entry.case).page
     there = page if page is not None and page.is_file() else None
     return CaseRow(entry, structures, whole, there, objects)
+
+
+def _structure(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page and the table need of a structure."""
+    numbers = {key: _number(item.get(key)) for key in ("voxels", "volume_ml", "expected_dice")}
+    remarks = item["remarks"]
+    if not isinstance(remarks, list):
+        raise TypeError("remarks are not a list")
+    return {"name": str(item["name"]), **numbers, "remarks": [str(remark) for remark in remarks]}
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number; None if there is none, for example because the size of a pixel is unknown."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("a number is something else")
+    return float(value) if abs(value) < LARGEST else None
 
 
 @dataclass(frozen=True)
