@@ -1,9 +1,10 @@
 """A 2D network by every way to run it, beside segmentation_models_pytorch in eager torch: time, labels and Dice.
 
 Usage: python Testing/bench/two_dimensions.py TRAINING.toml RUN SMP [--data FOLDER]. RUN is the output folder of
-`medsegai train unet2d TRAINING.toml [--data FOLDER]`; SMP a folder that this made: `pip install --no-deps --target
-SMP efficientnet_pytorch segmentation_models_pytorch pretrainedmodels munch`. Times are those of one thread of the
-processor, the least of some rounds, so that other programs matter little.
+`medsegai train unet2d TRAINING.toml [--data FOLDER]`, or the folder of a model that it made; SMP a folder that
+this made: `pip install --no-deps --target SMP efficientnet_pytorch segmentation_models_pytorch pretrainedmodels
+munch`. Times are those of one thread of the processor, the least of some rounds, so that other programs matter
+little.
 """
 
 import os
@@ -19,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from medsegai.models.card import CARD_NAME, load_card
 from medsegai.networks.backends import CPU, Compute, make_runner
 from medsegai.training.checkpoint import best_weights_name, load_weights
 from medsegai.training.unet2d.config import load_config
@@ -51,7 +54,7 @@ def main() -> None:
         changes["data"] = {"root": str(arguments.data.resolve())}
     config = load_config(arguments.training, changes)
     fold = Fold(config, 0, CPU)
-    fold.network.load_state_dict(load_weights(arguments.run / best_weights_name(fold.name)))
+    fold.network.load_state_dict(weights_in(arguments.run, fold.name))
     cases = read_cases(config)
     held_out = set(folds_of(cases, config.folds, config.seed)[0])
     ready = made_ready(config, [case for case in cases if case.name in held_out])
@@ -68,6 +71,14 @@ def main() -> None:
             name = f"MedSegAI, {backend}, {'mixed' if mixed else 'fp32'}"
             runners[name] = make_runner(network, compute, half="network")
     report(runners, images, truth)
+
+
+def weights_in(folder: Path, fold: str) -> dict[str, Tensor]:
+    """The weights of a fold of a run, or of the single network of a model."""
+    if not (folder / CARD_NAME).is_file():
+        return dict(load_weights(folder / best_weights_name(fold)))
+    card = load_card(folder)
+    return load_file(card.weights_path(card.members[0]))
 
 
 def theirs(network: Any, folder: Path, encoder: str) -> Runner:

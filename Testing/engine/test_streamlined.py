@@ -1,4 +1,4 @@
-"""The form of QuickNAT that is compiled gives what QuickNAT gives."""
+"""The forms of networks that are compiled give what the networks give."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from medsegai.networks.quicknat import (
     unpool_with_codes,
 )
 from medsegai.networks.streamlined import pool_with_ranks, streamlined, unpool_with_ranks
+from medsegai.networks.unet2d import DECODERS, Joined, UNet2D, UNet2DConfig
 
 
 def lively(**config: object) -> QuickNAT:
@@ -35,6 +36,27 @@ def test_it_gives_the_logits_of_the_plain_network(excitation: str, channels: int
     with torch.inference_mode():
         plain = network(slices)
         torch.testing.assert_close(fast(slices), plain, rtol=1e-4, atol=1e-4 * plain.abs().max())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("shape", [(32, 64), (96, 32)])
+def test_it_gives_the_logits_of_a_network_for_images(decoder: str, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    config = UNet2DConfig("resnet18", decoder, 2, 3, widths=(12, 10, 8, 6, 4))
+    network = UNet2D(config).eval()
+    with torch.no_grad():
+        for name, values in network.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                values.add_(0.3 * torch.rand_like(values))
+        before = {name: values.clone() for name, values in network.state_dict().items()}
+        fast, images = streamlined(network), torch.randn(2, 2, *shape)
+        doubling = sum(isinstance(layer, Joined) for layer in fast.modules())
+        assert doubling == 0 < sum(isinstance(layer, Joined) for layer in network.modules())
+        plain = network(images)
+        assert plain.std() > 1e-3
+        torch.testing.assert_close(fast(images), plain, rtol=1e-4, atol=1e-4 * plain.abs().max())
+    after = network.state_dict()
+    assert all(torch.equal(after[name], values) for name, values in before.items())
 
 
 def test_another_network_stays_as_it_is() -> None:

@@ -1,16 +1,21 @@
-"""QuickNAT in a form that compilers run fast: the same weights and the same function, with far fewer copies.
+"""Networks in a form that compilers run fast: the same weights and the same function, with less work.
 
-A dense block normalises, activates and convolves the concatenation of all features before it, three times. On a
-CPU these concatenations take a quarter of the time. But normalisation and activation work channel by channel, and
-a convolution of a concatenation is the sum of convolutions of its parts. So here features stay separate, and
-compilers let each convolution add to the previous one. Parts are still joined in half precision, where a sum would
-be rounded once more for each part.
+A dense block of QuickNAT normalises, activates and convolves the concatenation of all features before it, three
+times. On a CPU these concatenations take a quarter of the time. But normalisation and activation work channel by
+channel, and a convolution of a concatenation is the sum of convolutions of its parts. So here features stay
+separate, and compilers let each convolution add to the previous one. Parts are still joined in half precision,
+where a sum would be rounded once more for each part.
 
-The form is for inference only. Its results differ from `QuickNAT` by the order of float32 additions.
+A U-Net for images doubles the size of features, so that each pixel becomes four, and convolves them: a pixel is
+multiplied by several weights, which are added up here before. That is a transposed convolution of the pixels,
+with 4 weights instead of 9 for each.
+
+The forms are for inference only. Their results differ by the order of float32 additions.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -18,14 +23,78 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsegai.networks.quicknat import DenseBlock, QuickNAT
+from medsegai.networks.unet2d import ConvNormReLU, Joined, UNet2D
 
 ENCODERS = ("encode1", "encode2", "encode3", "encode4")
 DECODERS = ("decode4", "decode1", "decode2", "decode3")
 
 
 def streamlined(network: nn.Module) -> nn.Module:
-    """Return the streamlined form of a `QuickNAT`, perhaps in half precision; other networks are unchanged."""
-    return StreamlinedQuickNAT(network).eval() if isinstance(network, QuickNAT) else network
+    """Return the streamlined form of a `QuickNAT`, perhaps in half precision, or of a `UNet2D`.
+
+    Other networks are returned as they are.
+    """
+    if isinstance(network, QuickNAT):
+        return StreamlinedQuickNAT(network).eval()
+    return _with_transposed(network) if isinstance(network, UNet2D) else network
+
+
+def _with_transposed(network: UNet2D) -> UNet2D:
+    fast = copy.deepcopy(network)
+    for name, block in list(fast.decoder.blocks.named_children()):
+        assert isinstance(block, Joined)
+        setattr(fast.decoder.blocks, name, _TransposedJoined(block))
+    return fast.eval()
+
+
+class _TransposedJoined(nn.Module):
+    """A `Joined` in evaluation mode, which does not double features before it convolves them."""
+
+    def __init__(self, joined: Joined) -> None:
+        super().__init__()
+        weight, shift = _folded(joined.conv1)
+        doubled, beside = weight.split([joined.channels, joined.beside], dim=1)
+        width = len(weight)
+        self.transposed = nn.ConvTranspose2d(
+            joined.channels, width, 4, stride=2, padding=1, bias=not joined.beside
+        )
+        self.transposed.weight = nn.Parameter(_of_single_pixels(doubled).float(), False)
+        self.convolution: nn.Module | None = None
+        if joined.beside:
+            self.convolution = nn.Conv2d(joined.beside, width, 3, padding=1)
+            self.convolution.weight = nn.Parameter(beside.float(), False)
+        biased = self.convolution or self.transposed
+        biased.bias = nn.Parameter(shift.float(), False)
+        self.conv2 = joined.conv2
+
+    def forward(self, features: Tensor, beside: Sequence[Tensor] = ()) -> Tensor:
+        """Apply the module, as PyTorch calls it."""
+        total = self.transposed(features)
+        if self.convolution is not None:
+            total = total + self.convolution(torch.cat(list(beside), dim=1))
+        result: Tensor = self.conv2(functional.relu(total))
+        return result
+
+
+def _folded(layers: ConvNormReLU) -> tuple[Tensor, Tensor]:
+    """Return the weights and the bias of a convolution with the normalisation after it, in double precision."""
+    conv, norm = layers[0], layers[1]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    scale, shift = _affine(norm)
+    return conv.weight.detach().double() * scale[:, None, None, None].double(), shift.double()
+
+
+def _of_single_pixels(weight: Tensor) -> Tensor:
+    """Return the weights of the transposed convolution, (features, width, 4, 4), from those of doubled features.
+
+    With a stride of 2 and a padding of 1, an even row of the result gets the rows 3 and 1 of these weights, for
+    the pixels before it and at it, and an odd row the rows 2 and 0, for those at it and behind it.
+    """
+    for axis in (2, 3):
+        before, at, behind = weight.unbind(axis)
+        weight = torch.stack([behind, at + behind, before + at, before], axis)
+    return weight.transpose(0, 1).contiguous()
 
 
 class StreamlinedQuickNAT(nn.Module):

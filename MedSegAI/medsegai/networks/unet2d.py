@@ -112,7 +112,7 @@ class UNet2D(nn.Module):
         return found
 
 
-class _ConvNormReLU(nn.Sequential):
+class ConvNormReLU(nn.Sequential):
     """Convolution, batch norm, ReLU."""
 
     def __init__(self, channels: int, width: int) -> None:
@@ -121,13 +121,18 @@ class _ConvNormReLU(nn.Sequential):
         )
 
 
-class _Joined(nn.Module):
-    """Doubles the size of features, joins them with skips of that size, and convolves them twice."""
+class Joined(nn.Module):
+    """Doubles the size of features, joins them with skips of that size, and convolves them twice.
+
+    Attributes:
+        channels: those of the features; the skips have `beside` together.
+    """
 
     def __init__(self, channels: int, beside: int, width: int) -> None:
         super().__init__()
-        self.conv1 = _ConvNormReLU(channels + beside, width)
-        self.conv2 = _ConvNormReLU(width, width)
+        self.channels, self.beside = channels, beside
+        self.conv1 = ConvNormReLU(channels + beside, width)
+        self.conv2 = ConvNormReLU(width, width)
 
     def forward(self, features: Tensor, beside: Sequence[Tensor] = ()) -> Tensor:
         doubled = functional.interpolate(features, scale_factor=2, mode="nearest")
@@ -143,7 +148,7 @@ class UNetDecoder(nn.Module):
         coarse, *beside = pyramid[::-1]
         inputs = [coarse, *widths[:-1]]
         self.blocks = nn.ModuleList(
-            _Joined(*sizes) for sizes in zip(inputs, [*beside, 0], widths, strict=True)
+            Joined(*sizes) for sizes in zip(inputs, [*beside, 0], widths, strict=True)
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
@@ -173,8 +178,8 @@ class UNetPlusPlusDecoder(nn.Module):
             for depth in range(row + 1):
                 below = ([coarse, *widths] if depth == 0 else [coarse, *beside])[row]
                 width = widths[row] if depth == 0 else skip
-                blocks[f"x_{depth}_{row}"] = _Joined(below, skip * (row + 1 - depth), width)
-        blocks[f"x_0_{self.last}"] = _Joined(widths[-2], 0, widths[-1])
+                blocks[f"x_{depth}_{row}"] = Joined(below, skip * (row + 1 - depth), width)
+        blocks[f"x_0_{self.last}"] = Joined(widths[-2], 0, widths[-1])
         self.blocks = nn.ModuleDict(blocks)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
