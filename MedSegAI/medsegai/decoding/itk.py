@@ -78,16 +78,7 @@ def unpacked_run_lengths(path: str) -> NDArray[np.number]:
     import pydicom
 
     head = pydicom.dcmread(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "error", message="The decoded RLE segment"
-            )  # is longer than the image
-            voxels = np.ascontiguousarray(head.pixel_array)
-        for frame in encapsulated(head):
-            check_rows(frame, int(head.Columns))
-    except (RuntimeError, ValueError) as error:  # whose message names plugins
-        raise ValueError("its run lengths do not fit its header") from error
+    voxels = _unpacked(head)
     if head.get("PhotometricInterpretation") == "MONOCHROME1":  # inverted, as by ITK
         voxels = (-1 if head.PixelRepresentation else 2**head.BitsStored - 1) - voxels
     slope, intercept = scale(head)
@@ -95,6 +86,19 @@ def unpacked_run_lengths(path: str) -> NDArray[np.number]:
         return voxels
     whole = slope.is_integer() and intercept.is_integer()
     return (voxels * slope + intercept).astype(np.int32 if whole else np.float64)
+
+
+def _unpacked(head: Any) -> NDArray[np.number]:
+    try:
+        with warnings.catch_warnings():
+            # The decoded segment is longer than the image.
+            warnings.filterwarnings("error", message="The decoded RLE segment")
+            voxels = np.ascontiguousarray(head.pixel_array)
+        for frame in encapsulated(head):
+            check_rows(frame, int(head.Columns))
+    except (RuntimeError, ValueError) as error:  # whose message names plugins
+        raise ValueError("its run lengths do not fit its header") from error
+    return voxels
 
 
 FEW_ROWS = 2

@@ -310,12 +310,7 @@ def _pyramid(path: Path, file: Any) -> Iterator[Any]:
     picture of the label, do not belong to it.
     """
     first = file.pages[0]
-    planes = len(file.series[0].levels[0].pages) if file.is_ome else 1
-    if planes > 1:
-        raise InputError(
-            f"{path} has {planes} planes (axes {file.series[0].axes}), but a slide is one "
-            "picture in colour or grey. Export the wanted plane or the merged colours."
-        )
+    _check_one_plane(path, file)
     check_page(path, first)
     yield first
     smaller = first.pages or [] if first.subifds else list(file.pages)[1:]
@@ -326,6 +321,15 @@ def _pyramid(path: Path, file: Any) -> Iterator[Any]:
             check_page(path, page)
             width = page.imagewidth
             yield page
+
+
+def _check_one_plane(path: Path, file: Any) -> None:
+    planes = len(file.series[0].levels[0].pages) if file.is_ome else 1
+    if planes > 1:
+        raise InputError(
+            f"{path} has {planes} planes (axes {file.series[0].axes}), but a slide is one "
+            "picture in colour or grey. Export the wanted plane or the merged colours."
+        )
 
 
 def _downsample(whole: Any, page: Any) -> float:
@@ -349,12 +353,7 @@ def check_page(path: Path, page: Any) -> None:
     Raises:
         InputError: the pixels are not supported.
     """
-    usual = page.samplesperpixel in (1, 3, 4) and page.photometric in COLOURS
-    if page.dtype != np.uint8 or not usual:
-        raise InputError(
-            f"{path} has {page.samplesperpixel} values of type {page.dtype} per pixel ({page.photometric.name}), "
-            "but a slide must have red, green and blue, or grey, of 8 bits. Export it in this form."
-        )
+    _check_pixels(path, page)
     rows, columns = _segment_shape(page)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     pieces = planes * math.ceil(page.imagelength / rows) * math.ceil(page.imagewidth / columns)
@@ -363,7 +362,19 @@ def check_page(path: Path, page: Any) -> None:
             f"{path} is damaged: its header promises {pieces} tiles, but lists "
             f"{len(page.dataoffsets)}. Copy or export it again."
         )
-    segment = rows * columns * page.samplesperpixel
+    _check_segment(path, rows * columns * page.samplesperpixel)
+
+
+def _check_pixels(path: Path, page: Any) -> None:
+    usual = page.samplesperpixel in (1, 3, 4) and page.photometric in COLOURS
+    if page.dtype != np.uint8 or not usual:
+        raise InputError(
+            f"{path} has {page.samplesperpixel} values of type {page.dtype} per pixel ({page.photometric.name}), "
+            "but a slide must have red, green and blue, or grey, of 8 bits. Export it in this form."
+        )
+
+
+def _check_segment(path: Path, segment: int) -> None:
     if segment > LARGEST_SEGMENT:
         raise InputError(
             f"{path} is stored in pieces of {segment / 1e6:.0f} MB, which cannot be read in parts. Save it as a "

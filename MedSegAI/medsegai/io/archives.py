@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -153,25 +153,34 @@ def _chosen(
     limits: Limits,
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """Return the folders and wanted files, after checking all entries."""
-    entries = opened.infolist()
-    _check_size(archive, entries, limits)
-    chosen = []
+    _check_size(archive, opened.infolist(), limits)
+    found = [(entry, _safe_path(archive, entry)) for entry in opened.infolist()]
+    _check_unique(archive, found)
+    return [
+        (entry, path)
+        for entry, path in found
+        if entry.is_dir() or _is_wanted(archive, entry, kind_of(path))
+    ]
+
+
+def _check_unique(archive: Path, found: Sequence[tuple[zipfile.ZipInfo, PurePosixPath]]) -> None:
+    """Refuse two files that have one name on systems that do not tell capitals from small letters."""
     seen: set[str] = set()
-    for entry in entries:
-        path = _safe_path(archive, entry)
-        if entry.is_dir():
-            chosen.append((entry, path))
-            continue
-        if path.as_posix().casefold() in seen:
+    for entry, path in found:
+        name = path.as_posix().casefold()
+        if name in seen:
             raise _unsafe(archive, f"holds {entry.filename!r} twice")
-        seen.add(path.as_posix().casefold())
-        kind = kind_of(path)
-        if kind is Kind.FOREIGN:
-            raise _unsafe(archive, f"holds {entry.filename!r}, which does not belong in a model")
-        if kind is Kind.WANTED:
-            _check_readable(archive, entry)
-            chosen.append((entry, path))
-    return chosen
+        if not entry.is_dir():
+            seen.add(name)
+
+
+def _is_wanted(archive: Path, entry: zipfile.ZipInfo, kind: Kind) -> bool:
+    """Return whether a file is unpacked, which must be possible then; a foreign file is refused."""
+    if kind is Kind.FOREIGN:
+        raise _unsafe(archive, f"holds {entry.filename!r}, which does not belong in a model")
+    if kind is Kind.WANTED:
+        _check_readable(archive, entry)
+    return kind is Kind.WANTED
 
 
 def _check_size(archive: Path, entries: list[zipfile.ZipInfo], limits: Limits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -134,6 +135,20 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be written: {reason}.")
 
 
+def write_json(path: Path | str, data: object) -> None:
+    """Write JSON values as a file in UTF-8, complete or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents. Raises OutputError: the operating system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
 class _Tried(Exception):
     """Leaves the block of `atomic_path`, so that the trial file is removed and `path` stays."""
 
@@ -144,12 +159,7 @@ def _destination(path: Path) -> Path:
     Raises:
         OutputError: the folder is missing, `path` is a folder or a device, or its name is not UTF-8.
     """
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:  # SimpleITK would crash the process
-        raise OutputError(
-            f"{path} cannot be written: its name has bytes that are not UTF-8. Choose another name or folder."
-        ) from None
+    _check_name(path)
     try:
         final = path.resolve()
         if not final.parent.is_dir():
@@ -163,6 +173,15 @@ def _destination(path: Path) -> Path:
     except OSError as error:
         raise output_error(path, error) from error
     return final
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:  # SimpleITK would crash the process
+        raise OutputError(
+            f"{path} cannot be written: its name has bytes that are not UTF-8. Choose another name or folder."
+        ) from None
 
 
 def _flush(path: Path) -> None:

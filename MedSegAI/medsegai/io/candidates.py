@@ -55,6 +55,22 @@ def read_candidates(path: Path | str, labelmap: Volume, labels: Sequence[Label])
 
 def _values_of(volumes: Volumes, labels: Sequence[Label]) -> list[int]:
     """Return the label value of each volume in the segmentation."""
+    by_name = {label.name: label.value for label in labels}
+    by_value = {label.value: label.name for label in labels}
+    values = []
+    for value, name in _named_structures(volumes):
+        other = by_value.get(value, f"Label {value}")
+        if name not in by_name and other != f"Label {value}":
+            raise InputError(
+                f"{volumes.path}: label {value} is {name!r}, but {other!r} in the segmentation. Name the "
+                "probabilities of this segmentation."
+            )
+        values.append(by_name.get(name, value))
+    return values
+
+
+def _named_structures(volumes: Volumes) -> list[tuple[int, str]]:
+    """Return the value and name of the structure of each volume, which the header lists."""
     named = next((entries for entries in map(_entries, volumes.comments) if entries), [])
     if not named:
         raise InputError(
@@ -66,18 +82,7 @@ def _values_of(volumes: Volumes, labels: Sequence[Label]) -> list[int]:
             f"{volumes.path} names {len(named)} structures, but holds {volumes.count} "
             "volumes. Name a file that `medsegai segment --save-probabilities` wrote."
         )
-    by_name = {label.name: label.value for label in labels}
-    by_value = {label.value: label.name for label in labels}
-    values = []
-    for value, name in named:
-        other = by_value.get(value, f"Label {value}")
-        if name not in by_name and other != f"Label {value}":
-            raise InputError(
-                f"{volumes.path}: label {value} is {name!r}, but {other!r} in the segmentation. Name the "
-                "probabilities of this segmentation."
-            )
-        values.append(by_name.get(name, value))
-    return values
+    return named
 
 
 def _entries(comment: str) -> list[tuple[int, str]]:
@@ -92,27 +97,37 @@ def _entries(comment: str) -> list[tuple[int, str]]:
 
 def _of_classes(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates | None:
     """Return candidates for structures that do not overlap; None if they overlap."""
-    shape = volumes.geometry.shape
-    first, second = np.zeros(shape, kind), np.zeros(shape, kind)
-    best, next_best, total = (np.zeros(shape, np.float32) for _ in range(3))
-
-    def compete(value: int, probability: NDArray[np.float32], wins_ties: bool = False) -> None:
-        compared = np.greater_equal if wins_ties else np.greater
-        wins = compared(probability, best)
-        follows = compared(probability, next_best) & ~wins
-        for ranked, earlier, new in ((second, first, value), (next_best, best, probability)):
-            np.copyto(ranked, earlier, where=wins)
-            np.copyto(ranked, new, where=follows)
-            np.copyto(earlier, new, where=wins)
-
+    ranking = _TwoBest(volumes.geometry.shape, kind)
+    total = np.zeros(volumes.geometry.shape, np.float32)
     for value, probability in zip(values, volumes, strict=True):
         _check_range(volumes.path, probability)
         total += probability
         if total.max() > 1 + ROUNDING:
             return None
-        compete(value, probability)
-    compete(0, 1 - total, wins_ties=True)
-    return _in_steps(first, second, best, next_best)
+        ranking.compete(value, probability)
+    ranking.compete(0, 1 - total, wins_ties=True)
+    return _in_steps(ranking.first, ranking.second, ranking.best, ranking.next_best)
+
+
+class _TwoBest:
+    """The two most probable values of each voxel, and their probabilities."""
+
+    def __init__(self, shape: tuple[int, int, int], kind: Any) -> None:
+        self.first, self.second = np.zeros(shape, kind), np.zeros(shape, kind)
+        self.best, self.next_best = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def compete(
+        self, value: int, probability: NDArray[np.float32], wins_ties: bool = False
+    ) -> None:
+        """Rank one more value."""
+        compared = np.greater_equal if wins_ties else np.greater
+        wins = compared(probability, self.best)
+        follows = compared(probability, self.next_best) & ~wins
+        values = (self.second, self.first, value)
+        for ranked, earlier, new in (values, (self.next_best, self.best, probability)):
+            np.copyto(ranked, earlier, where=wins)
+            np.copyto(ranked, new, where=follows)
+            np.copyto(earlier, new, where=wins)
 
 
 def _of_regions(volumes: Volumes, values: Sequence[int], kind: Any) -> Candidates:

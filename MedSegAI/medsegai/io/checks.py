@@ -37,18 +37,26 @@ def check_voxels(volume: Volume, dimensions: int = 3) -> None:
     """
     name = volume.source or "The image"
     voxels = volume.voxels
-    if min(voxels.shape[3 - dimensions :]) < 2:
-        thin, wanted = (
-            ("voxel thick", "3D volume") if dimensions == 3 else ("pixel wide or high", "picture")
-        )
-        raise InputError(
-            f"{name} is one {thin} ({volume.geometry.describe()}), but a {wanted} is needed. Choose another "
-            "image."
-        )
+    _check_thickness(name, volume.geometry, dimensions)
     if voxels.dtype.kind not in "iufb":
         raise InputError(
             f"{name} has voxels of type {voxels.dtype}, but real numbers are needed. Export it again."
         )
+    _check_values(name, voxels)
+
+
+def _check_thickness(name: str, geometry: Geometry, dimensions: int) -> None:
+    if min(geometry.shape[3 - dimensions :]) < 2:
+        thin, wanted = (
+            ("voxel thick", "3D volume") if dimensions == 3 else ("pixel wide or high", "picture")
+        )
+        raise InputError(
+            f"{name} is one {thin} ({geometry.describe()}), but a {wanted} is needed. Choose another image."
+        )
+
+
+def _check_values(name: str, voxels: NDArray[np.number]) -> None:
+    """Refuse values that are not finite, all equal, or beyond those of any scan."""
     _check_finite(name, voxels)
     lowest, highest = voxels.min(), voxels.max()
     if lowest == highest:
@@ -106,13 +114,17 @@ def check_scan(volume: Volume, spacing_limit_mm: float = MAX_SPACING_MM) -> tupl
     check_voxels(volume)
     name = volume.source or "The image"
     geometry = volume.geometry
+    _check_spacing(name, geometry, spacing_limit_mm)
+    return (*volume.notes, *_doubts(name, geometry))
+
+
+def _check_spacing(name: str, geometry: Geometry, limit_mm: float) -> None:
     spacing = max(geometry.spacing_mm)
-    if spacing > spacing_limit_mm:
+    if spacing > limit_mm:
         raise InputError(
             f"{name} has {geometry.describe()}: slices {spacing:.3g} mm apart are too far for 3D structures, "
-            f"because the limit is {spacing_limit_mm:g} mm. Use a scan with thinner slices."
+            f"because the limit is {limit_mm:g} mm. Use a scan with thinner slices."
         )
-    return (*volume.notes, *_doubts(name, geometry))
 
 
 def _doubts(name: str, geometry: Geometry) -> Iterator[str]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,20 +118,15 @@ class _Decoder:
         request = {"what": what, "arguments": arguments, "memory": memory, "seconds": seconds}
         with self._lock:
             process = self._running()
-            timed_out = threading.Event()
-            watch = threading.Timer(seconds, _end, (process, timed_out))
-            watch.daemon = True
-            watch.start()
-            try:
-                answer, voxels = _exchange(process, request)
-            except (EOFError, OSError, ValueError) as error:
-                self._process = None
-                raise _crashed(path, process, timed_out.is_set()) from error
-            except BaseException:  # Ctrl-C: the pending answer would be taken for the next one
-                self.stop()
-                raise
-            finally:
-                watch.cancel()
+            with _time_limit(process, seconds) as timed_out:
+                try:
+                    answer, voxels = _exchange(process, request)
+                except (EOFError, OSError, ValueError) as error:
+                    self._process = None
+                    raise _crashed(path, process, timed_out.is_set()) from error
+                except BaseException:  # Ctrl-C: the pending answer would be taken for the next one
+                    self.stop()
+                    raise
         _check_answer(answer)
         return answer, voxels
 
@@ -198,6 +194,19 @@ def _received(stream: IO[bytes], answer: dict[str, Any]) -> NDArray[Any]:
     voxels = np.empty(shape, kind)
     fill(stream, voxels)
     return voxels
+
+
+@contextlib.contextmanager
+def _time_limit(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
+    """End a process that works longer than it may; the event is set then."""
+    timed_out = threading.Event()
+    watch = threading.Timer(seconds, _end, (process, timed_out))
+    watch.daemon = True
+    watch.start()
+    try:
+        yield timed_out
+    finally:
+        watch.cancel()
 
 
 def _end(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:

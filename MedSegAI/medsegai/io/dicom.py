@@ -89,10 +89,7 @@ def _regular(
     every = _series(found)
     series = _choose(path, found, every, wanted)
     where = path if path.is_file() else Path(f"{path} ({series.describe()})")
-    slices = list({item.identity: item for item in series.slices}.values())
-    copies = len(series.slices) - len(slices)
-    which = f"{copies} copies of slices were" if copies > 1 else "1 copy of a slice was"
-    notes = [f"{where}: {which} left out."] if copies else []
+    slices, notes = _without_copies(where, series)
     notes += _left_out(where, series, found, [item for item in files if not known[item]])
     _check_space(where, series, found)
     check_memory(where, sum(item.size[0] * item.size[1] * item.voxel_bytes for item in slices))
@@ -100,6 +97,14 @@ def _regular(
     others = [item for item in every if item.uid not in ("", series.uid)]
     notes += _next_to_it(where, slices, matrix[:3, 2], others)
     return where, slices, matrix, (series, tuple(notes))
+
+
+def _without_copies(where: Path, series: _Series) -> tuple[list[Slice], list[str]]:
+    """Return each slice of a series once, and a note about copies."""
+    slices = list({item.identity: item for item in series.slices}.values())
+    copies = len(series.slices) - len(slices)
+    which = f"{copies} copies of slices were" if copies > 1 else "1 copy of a slice was"
+    return slices, [f"{where}: {which} left out."] if copies else []
 
 
 def _check_space(where: Path, series: _Series, files: Sequence[DicomFile]) -> None:
@@ -143,11 +148,10 @@ def _next_to_it(
     first, last = slices[0], slices[-1]
     tolerance = POSITION_TOLERANCE * float(np.linalg.norm(step))
     places = (first.position - step, last.position + step)
+    single = [other.slices[0] for other in others if len(other.slices) == 1]
     found = [
-        other.slices[0].path.name
-        for other in others
-        if len(other.slices) == 1
-        for item in other.slices
+        item.path.name
+        for item in single
         if _is_alike(item, first)
         and any(np.linalg.norm(item.position - place) < tolerance for place in places)
     ]
@@ -175,11 +179,13 @@ def _left_out(
     unknown = [file.path for file in problems if series.uid.startswith(file.uid)]
     unknown += [file.path for file in files if file.slices and not file.uid and series.uid]
     unknown += _named_alike(series, others)
-    if not unknown:
-        return []
-    which = f"{len(unknown)} files were" if len(unknown) > 1 else "1 file was"
-    which += f" left out because of damage, such as {unicode_text(unknown[0].name)}"
-    return [f"{where}: {which}. Check that no slice is missing at the ends."]
+    return [_damaged(where, unknown)] if unknown else []
+
+
+def _damaged(where: Path, files: Sequence[Path]) -> str:
+    which = f"{len(files)} files were" if len(files) > 1 else "1 file was"
+    which += f" left out because of damage, such as {unicode_text(files[0].name)}"
+    return f"{where}: {which}. Check that no slice is missing at the ends."
 
 
 def _named_alike(series: _Series, others: Sequence[Path]) -> list[Path]:
@@ -246,6 +252,11 @@ def _nothing_found(path: Path, files: Sequence[DicomFile], single: Sequence[_Ser
             f"{path} is a DICOM segmentation (SEG), not a scan. Where a scan is wanted, name the series that was "
             "segmented; where labels are wanted, name the file itself."
         )
+    return _without_images(path)
+
+
+def _without_images(path: Path) -> InputError:
+    """Return what to do about a file without slices, or a folder without files of them."""
     if path.is_file():
         return InputError(
             f"{path} is a DICOM file without slices that have a position in the patient (such "
@@ -289,15 +300,7 @@ def _check_alike(where: Path, slices: Sequence[Slice]) -> None:
         raise InputError(
             f"{where} is a single slice. Name the folder that has all slices of the series."
         )
-    scaled = sum(item.is_scaled for item in slices)
-    if 0 < scaled < len(slices):
-        odd = scaled <= len(slices) / 2
-        name = next(item.path.name for item in slices if item.is_scaled == odd)
-        raise InputError(
-            f"{where}: {unicode_text(name)} {'has' if odd else 'lacks'} RescaleSlope, unlike "
-            "other slices, so grey values do not have the same scale. Export the whole "
-            "series again."
-        )
+    _check_scales(where, slices)
     if any(item.size != first.size for item in slices):
         raise InputError(f"{where}: slices of different sizes. Separate them into series.")
     if any(not np.allclose(item.axes, first.axes, atol=1e-3) for item in slices):
@@ -309,33 +312,63 @@ def _check_alike(where: Path, slices: Sequence[Slice]) -> None:
         raise GeometryError(f"{where}: slices of different pixel sizes. Separate them into series.")
 
 
+def _check_scales(where: Path, slices: Sequence[Slice]) -> None:
+    """Refuse a series in which only some slices say how their grey values are scaled."""
+    scaled = sum(item.is_scaled for item in slices)
+    if 0 < scaled < len(slices):
+        odd = scaled <= len(slices) / 2
+        name = next(item.path.name for item in slices if item.is_scaled == odd)
+        raise InputError(
+            f"{where}: {unicode_text(name)} {'has' if odd else 'lacks'} RescaleSlope, unlike "
+            "other slices, so grey values do not have the same scale. Export the whole "
+            "series again."
+        )
+
+
 def _slice_step(
     where: Path, slices: Sequence[Slice], normal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the vector from each slice to the next, in LPS mm."""
     positions = np.asarray([item.position for item in slices])
     distances = np.diff(positions @ normal)
-    same = int(np.count_nonzero(distances < 1e-3))
-    if same:
-        raise GeometryError(
-            f"{where}: {same} of {len(slices)} slices have the same position as another one (several time points, "
-            "echoes or reconstructions in one series). Separate them, for example with dcm2niix."
-        )
+    _check_separate(where, distances)
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    step = _straightened(where, slices, step, normal)
     distance = float(step @ normal)
-    aside = float(np.linalg.norm(step - distance * normal))
-    if aside > SHEAR_TOLERANCE * distance:
-        if aside * (len(slices) - 1) > POSITION_TOLERANCE * min(slices[0].spacing):
-            raise GeometryError(
-                f"{where}: the slices are stacked at an angle of {np.degrees(np.arctan2(aside, distance)):.1f} "
-                "degrees to their normal (gantry tilt). Resample it to a straight grid first, for example "
-                "with dcm2niix, or with Slicer's Acquisition Geometry Regularization."
-            )
-        step = distance * normal
     expected = positions[0] + np.outer(np.arange(len(slices)), step)
     if np.linalg.norm(positions - expected, axis=1).max() > POSITION_TOLERANCE * distance:
         raise _irregular(where, distances)
     return np.asarray(step)
+
+
+def _check_separate(where: Path, distances: NDArray[np.float64]) -> None:
+    """Refuse slices at one position; `distances` lead from each to the next."""
+    same = int(np.count_nonzero(distances < 1e-3))
+    if same:
+        raise GeometryError(
+            f"{where}: {same} of {len(distances) + 1} slices have the same position as another one (several time "
+            "points, echoes or reconstructions in one series). Separate them, for example with dcm2niix."
+        )
+
+
+def _straightened(
+    where: Path,
+    slices: Sequence[Slice],
+    step: NDArray[np.float64],
+    normal: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the step along the normal, from one that deviates by rounding; a larger deviation is refused."""
+    distance = float(step @ normal)
+    aside = float(np.linalg.norm(step - distance * normal))
+    if aside <= SHEAR_TOLERANCE * distance:
+        return step
+    if aside * (len(slices) - 1) > POSITION_TOLERANCE * min(slices[0].spacing):
+        raise GeometryError(
+            f"{where}: the slices are stacked at an angle of {np.degrees(np.arctan2(aside, distance)):.1f} "
+            "degrees to their normal (gantry tilt). Resample it to a straight grid first, for example "
+            "with dcm2niix, or with Slicer's Acquisition Geometry Regularization."
+        )
+    return distance * normal
 
 
 def _irregular(where: Path, distances: NDArray[np.float64]) -> GeometryError:

@@ -159,16 +159,19 @@ def read_file(path: Path) -> DicomFile:
         return DicomFile(path, problem=unreadable(path, "its header is damaged", "a DICOM file"))
 
 
+_OF_SERIES = (
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
+    "FrameOfReferenceUID",
+)
+"""The elements that say to which series a file belongs."""
+
+
 def _file(path: Path) -> DicomFile:
     with path.open("rb") as file:
         head, stream = opened_header(path, file)
         pixels = pixel_element(head, stream)
     sop_class = str(head.get("SOPClassUID") or head.file_meta.get("MediaStorageSOPClassUID") or "")
-    names = (
-        *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
-        "FrameOfReferenceUID",
-    )
-    uid, number, description, modality, frame = (str(head.get(name) or "") for name in names)
+    uid, number, description, modality, frame = (str(head.get(name) or "") for name in _OF_SERIES)
     found = DicomFile(path, uid, number, description, modality, frame)
     if sop_class in _SEGMENTATIONS:
         return replace(found, is_segmentation=True)
@@ -295,10 +298,7 @@ def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Sli
             differ in the scale of grey values.
     """
     sources = _frame_headers(path, head)
-    if not pixels.tag:
-        raise InputError(
-            f"{path} is truncated: it ends within its header. Copy or export it again."
-        )
+    _check_has_pixels(path, pixels)
     _check_place(path, sources)
     _check_pixels(path, head, sources, pixels)
     uid = str(head.get("SOPInstanceUID", ""))
@@ -310,6 +310,13 @@ def _slices(path: Path, head: pydicom.Dataset, pixels: PixelElement) -> list[Sli
         _slice(path, uid, frame, size, source, (voxel_bytes, lut, _is_scaled(source, lut)))
         for frame, source in enumerate(sources)
     ]
+
+
+def _check_has_pixels(path: Path, pixels: PixelElement) -> None:
+    if not pixels.tag:
+        raise InputError(
+            f"{path} is truncated: it ends within its header. Copy or export it again."
+        )
 
 
 def _is_scaled(source: pydicom.Dataset, lut: Lookup | None) -> bool:
@@ -447,20 +454,16 @@ def check_pixels(path: Path, head: pydicom.Dataset, pixels: PixelElement, needed
     if pixels.cut:
         raise InputError(f"{path} is truncated within its last fragment. Copy or export it again.")
     syntax = str(head.file_meta.get("TransferSyntaxUID", _PLAIN[0]))
-    there = pixels.there
     if syntax == _DEFLATED:
-        there = _inflated_size(path, _data_begins(head.file_meta), needed + HEADER_BYTES)
-        if there > needed + HEADER_BYTES:
-            raise InputError(
-                f"{path} is damaged: it unpacks to far more bytes than its header promises. Export it again."
-            )
-    if syntax in (*_PLAIN, _DEFLATED):
-        check_promise(path, needed, there)
+        check_promise(path, needed, _inflated_size(path, _data_begins(head.file_meta), needed))
+    elif syntax in _PLAIN:
+        check_promise(path, needed, pixels.there)
     check_memory(path, needed)
 
 
-def _inflated_size(path: Path, start: int, limit: int) -> int:
-    """Return how many bytes a file holds when inflated from `start` on; counting ends above `limit`."""
+def _inflated_size(path: Path, start: int, promised: int) -> int:
+    """Return how many bytes a file holds when inflated from `start` on; far more than promised are an error."""
+    limit = promised + HEADER_BYTES
     inflate, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with path.open("rb") as file:
         file.seek(start)
@@ -470,4 +473,8 @@ def _inflated_size(path: Path, start: int, limit: int) -> int:
             if not packed and not block:
                 break
             count += len(block)
+    if count > limit:
+        raise InputError(
+            f"{path} is damaged: it unpacks to far more bytes than its header promises. Export it again."
+        )
     return count

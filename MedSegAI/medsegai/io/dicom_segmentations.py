@@ -7,6 +7,7 @@ reference says that both are in the same space, so that labels can be placed on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from medsegai.decoding import PARSER_ERRORS
 from medsegai.errors import GeometryError, InputError, ModelError
 from medsegai.io.decoder import decoded
 from medsegai.io.dicom_files import (
+    PixelElement,
     check_pixels,
     functional_groups,
     merged,
@@ -34,6 +36,12 @@ OFF_GRID = 0.1
 """The largest distance of a frame from the regular grid, as a fraction of the slice distance."""
 
 
+OVERLAP = (
+    "{path}: its segments overlap, but a voxel can have only one label. Export "
+    "them as a labelmap in 3D Slicer, which decides for each voxel."
+)
+
+
 def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
     """Read a DICOM SEG, BINARY or LABELMAP.
 
@@ -45,33 +53,50 @@ def read_dicom_segmentation(path: Path) -> tuple[Volume, tuple[Label, ...]]:
         GeometryError: the frames do not lie on a regular grid.
     """
     try:
-        with path.open("rb") as file:
-            head, stream = opened_header(path, file)
-            pixels = pixel_element(head, stream)
-        kind = _kind(path, head)
-        sources = _sources(head)
-        size = int(head.Rows), int(head.Columns)
-        count = len(sources) * size[0] * size[1]
-        check_pixels(path, head, pixels, count * int(head.BitsAllocated) // 8)
-        check_memory(path, count)
-        matrix, places = _grid(path, sources)
-        shape = (max(places) + 1, *size)
-        check_memory(path, 2 * shape[0] * shape[1] * shape[2])
-        frames = decoded("itk.frames", path, count).reshape(-1, *size)
-        if len(frames) != len(sources):
-            raise ValueError("the number of its frames differs from that in its header")
-        if head.get("PixelPaddingValue") is not None:
-            frames = np.where(frames == int(head.PixelPaddingValue), 0, frames)
-        numbers = [_number(source) for source in sources] if kind == "BINARY" else []
-        voxels = _joined_frames(path, shape, frames, places, numbers)
-        segments = (item for item in head.SegmentSequence if int(item.SegmentNumber))
-        labels = tuple(_label(item) for item in segments)  # number 0 is the background
+        return _read(path)
     except PARSER_ERRORS as error:
         raise unreadable(path, error, "a DICOM segmentation") from error
-    grid = placed(path, shape, LPS_TO_RAS @ matrix)
+
+
+def _read(path: Path) -> tuple[Volume, tuple[Label, ...]]:
+    with path.open("rb") as file:
+        head, stream = opened_header(path, file)
+        pixels = pixel_element(head, stream)
+    voxels, matrix = _voxels(path, head, pixels)
+    segments = (item for item in head.SegmentSequence if int(item.SegmentNumber))
+    labels = tuple(_label(item) for item in segments)  # number 0 is the background
+    grid = placed(path, voxels.shape, LPS_TO_RAS @ matrix)
     reference = str(head.get("FrameOfReferenceUID") or "")
     volume = Volume(native(voxels), grid, str(path), frame_of_reference=reference)
     return volume, _with_others(labels, voxels)
+
+
+def _voxels(
+    path: Path, head: pydicom.Dataset, pixels: PixelElement
+) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
+    """Return segment numbers (k, j, i), and the matrix from (i, j, k) to LPS."""
+    kind = _kind(path, head)
+    sources = _sources(head)
+    size = int(head.Rows), int(head.Columns)
+    count = len(sources) * size[0] * size[1]
+    check_pixels(path, head, pixels, count * int(head.BitsAllocated) // 8)
+    check_memory(path, count)
+    matrix, places = _grid(path, sources)
+    shape = (max(places) + 1, *size)
+    check_memory(path, 2 * shape[0] * shape[1] * shape[2])
+    frames = _frames(path, head, (len(sources), *size))
+    numbers = [_number(source) for source in sources] if kind == "BINARY" else []
+    voxels = _joined_frames(path, shape, frames, places, numbers)
+    return voxels, matrix
+
+
+def _frames(path: Path, head: pydicom.Dataset, shape: tuple[int, int, int]) -> NDArray[np.integer]:
+    """Return the pixels of the frames, with padding as 0."""
+    frames = decoded("itk.frames", path, math.prod(shape)).reshape(-1, *shape[1:])
+    if len(frames) != shape[0]:
+        raise ValueError("the number of its frames differs from that in its header")
+    padding = head.get("PixelPaddingValue")
+    return frames if padding is None else np.where(frames == int(padding), 0, frames)
 
 
 def _kind(path: Path, head: pydicom.Dataset) -> str:
@@ -122,14 +147,18 @@ def _grid(path: Path, sources: Sequence[Any]) -> tuple[NDArray[np.float64], list
     numbers = (heights - heights.min()) / step
     places = np.rint(numbers).astype(int)
     aside = positions - (start + np.outer(numbers * step, normal))
-    if np.abs(numbers - places).max() > OFF_GRID or np.linalg.norm(aside, axis=1).max() > OFF_GRID:
-        raise GeometryError(
-            f"{path}: its frames do not lie on a regular grid. Convert it with 3D Slicer, on the grid of its scan."
-        )
+    _check_regular(path, numbers - places, aside)
     matrix = np.eye(4)
     matrix[:3, :3] = np.column_stack([axes[:, 0] * columns, axes[:, 1] * rows, normal * step])
     matrix[:3, 3] = start
     return matrix, places.tolist()
+
+
+def _check_regular(path: Path, between: NDArray[np.float64], aside: NDArray[np.float64]) -> None:
+    if np.abs(between).max() > OFF_GRID or np.linalg.norm(aside, axis=1).max() > OFF_GRID:
+        raise GeometryError(
+            f"{path}: its frames do not lie on a regular grid. Convert it with 3D Slicer, on the grid of its scan."
+        )
 
 
 def _step(source: pydicom.Dataset, heights: NDArray[np.float64]) -> float:
@@ -156,10 +185,7 @@ def _joined_frames(
         values = numbers[index] if numbers else frame[inside]
         present = voxels[k][inside]
         if np.any((present != 0) & (present != values)):
-            raise InputError(
-                f"{path}: its segments overlap, but a voxel can have only one label. Export "
-                "them as a labelmap in 3D Slicer, which decides for each voxel."
-            )
+            raise InputError(OVERLAP.format(path=path))
         voxels[k][inside] = values
     return voxels
 
@@ -175,26 +201,25 @@ def _label(item: pydicom.Dataset) -> Label:
 
 def _codes(item: pydicom.Dataset) -> Terminology | None:
     """Return the codes of a segment; None if it has none, or invalid ones."""
-    found: list[tuple[str, str, str] | None] = []
     kinds = item.get("SegmentedPropertyTypeCodeSequence") or [pydicom.Dataset()]
-    for codes in (
-        item.get("SegmentedPropertyCategoryCodeSequence"),
-        kinds,
-        kinds[0].get("SegmentedPropertyTypeModifierCodeSequence"),
-    ):
-        one = codes[0] if codes else pydicom.Dataset()
-        scheme, value, meaning = (
-            str(one.get(name) or "")
-            for name in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
-        )
-        found.append((scheme, value, meaning) if value else None)
-    category, kind, modifier = found
+    category = _code(item.get("SegmentedPropertyCategoryCodeSequence"))
+    kind = _code(kinds)
+    modifier = _code(kinds[0].get("SegmentedPropertyTypeModifierCodeSequence"))
     if category is None or kind is None:
         return None
     try:
         return Terminology(category, kind, modifier)
     except ModelError:
         return None
+
+
+def _code(codes: Sequence[pydicom.Dataset] | None) -> tuple[str, str, str] | None:
+    """Return scheme, value and meaning of the first code, if there is one."""
+    one = codes[0] if codes else pydicom.Dataset()
+    scheme, value, meaning = (
+        str(one.get(name) or "") for name in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
+    )
+    return (scheme, value, meaning) if value else None
 
 
 def _with_others(labels: tuple[Label, ...], voxels: NDArray[np.number]) -> tuple[Label, ...]:

@@ -168,12 +168,15 @@ class Archive:
                         "kept. Ask its operator."
                     )
                 step(received.count, max(promised, received.count))
-        if received.count < promised or not received.count:
-            raise InputError(
-                f"{self._url} sent {received.count} of the {counted(promised, 'file', 'files')} of the series, so "
-                "none was kept. Try again, or ask the operator of the archive."
-            )
+        self._check_complete(received.count, promised)
         return received.count
+
+    def _check_complete(self, received: int, promised: int) -> None:
+        if received < promised or not received:
+            raise InputError(
+                f"{self._url} sent {received} of the {counted(promised, 'file', 'files')} of the series, so none "
+                "was kept. Try again, or ask the operator of the archive."
+            )
 
     def _count(self, wanted: Series) -> int:
         """Return how many files the series has."""
@@ -236,31 +239,8 @@ class Archive:
         try:
             with pydicom.config.disable_value_validation():  # whose warnings quote values
                 yield
-        except Redirected as caught:
-            raise error(
-                f"{start}: it redirects to {caught.elsewhere}. If you trust that server, use its "
-                "address."
-            ) from None
-        except Excessive as caught:
-            raise error(f"{start}, because its response is {caught}. Ask its operator.") from None
-        except requests.HTTPError as caught:
-            code = caught.response.status_code if caught.response is not None else 0
-            reason = _REASONS.get(code, _OTHER)
-            raise error(f"{start}: it responded with {code}, {reason}.") from None
-        except requests.exceptions.SSLError:
-            raise error(
-                f"{start}, because this computer does not trust its certificate. Ask its "
-                "operator, or name a file of trusted certificates in REQUESTS_CA_BUNDLE."
-            ) from None
-        except BROKEN as caught:
-            raise error(
-                f"{start}, because the connection broke ({type(caught).__name__}). Try again."
-            ) from None
-        except INVALID as caught:
-            raise error(
-                f"{start}, because its response is truncated or invalid "
-                f"({type(caught).__name__}). Try again, or ask its operator."
-            ) from None
+        except (Redirected, Excessive, *BROKEN, *INVALID) as caught:
+            raise error(f"{start}{_reason(caught)}") from None
 
 
 _REASONS = {
@@ -275,6 +255,29 @@ _REASONS = {
     503: "which means that it is too busy. Try again later",
 }
 _OTHER = "which means that it has a problem. Ask its operator"
+
+
+def _reason(caught: BaseException) -> str:
+    """Return the rest of a sentence about a request that failed, and what to do."""
+    name = type(caught).__name__
+    if isinstance(caught, Redirected):
+        where = caught.elsewhere
+        return f": it redirects to {where}. If you trust that server, use its address."
+    if isinstance(caught, Excessive):
+        return f", because its response is {caught}. Ask its operator."
+    if isinstance(caught, requests.HTTPError):
+        code = caught.response.status_code if caught.response is not None else 0
+        return f": it responded with {code}, {_REASONS.get(code, _OTHER)}."
+    if isinstance(caught, requests.exceptions.SSLError):
+        return (
+            ", because this computer does not trust its certificate. Ask its "
+            "operator, or name a file of trusted certificates in REQUESTS_CA_BUNDLE."
+        )
+    if isinstance(caught, BROKEN):
+        return f", because the connection broke ({name}). Try again."
+    return (
+        f", because its response is truncated or invalid ({name}). Try again, or ask its operator."
+    )
 
 
 def check_uid(text: str) -> None:

@@ -161,32 +161,43 @@ def _opened(url: str, begin: int) -> http.client.HTTPResponse:
         _Broken: the server cannot be reached at the moment.
         _NoSuchPart: the file is shorter.
     """
-    headers = {"User-Agent": "medsegai", "Accept-Encoding": "identity"}
-    if begin:
-        headers["Range"] = f"bytes={begin}-"
-    opener = urllib.request.build_opener(
-        urllib.request.HTTPSHandler(context=ssl.create_default_context()), _OnlyHttps()
-    )
     try:
-        found: http.client.HTTPResponse = opener.open(
-            urllib.request.Request(url, headers=headers), timeout=QUIET_SECONDS
+        found: http.client.HTTPResponse = _opener().open(
+            _request(url, begin), timeout=QUIET_SECONDS
         )
         return found
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            raise _NoSuchPart from error
-        if error.code >= 500:
-            raise _Broken(f"the server responded with {error.code}") from error
-        raise _refused(url, error.code) from error
     except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise _not_trusted(url, error.reason.verify_message) from error
-        raise _Broken(str(error.reason)) from error
+        raise _failure(url, begin, error) from error
     except ValueError as error:  # from an address to which another server redirected
         raise InputError(
             f"{without_query(url)} redirects to something that is not an address: {error}."
         ) from error
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context()
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _OnlyHttps())
+
+
+def _request(url: str, begin: int) -> urllib.request.Request:
+    headers = {"User-Agent": "medsegai", "Accept-Encoding": "identity"}
+    if begin:
+        headers["Range"] = f"bytes={begin}-"
+    return urllib.request.Request(url, headers=headers)
+
+
+def _failure(url: str, begin: int, error: urllib.error.URLError) -> Exception:
+    """Return the error of our own that says why a file, from the byte `begin` on, could not be opened."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
+            return _NoSuchPart()
+        if error.code >= 500:
+            return _Broken(f"the server responded with {error.code}")
+        return _refused(url, error.code)
+    if isinstance(error.reason, ssl.SSLCertVerificationError):
+        return _not_trusted(url, error.reason.verify_message)
+    return _Broken(str(error.reason))
 
 
 def _refused(url: str, code: int) -> MedSegAIError:

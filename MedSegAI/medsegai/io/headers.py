@@ -59,16 +59,21 @@ def header_text(path: Path) -> bytes:
     with path.open("rb") as file:
         start = file.read(HEADER_BYTES)
     if path.suffix.lower() in NRRD_ENDINGS:
-        end = re.search(rb"\r?\n\r?\n", start)
-        if end is None and len(start) == HEADER_BYTES:
-            raise InputError(f"{path}: its header does not end. Copy or export it again.")
-        return start if end is None else start[: end.end()]
+        return _until_empty_line(path, start)
     if start.count(b"NDims") != 1 or not _DIMENSIONS.search(start):
         raise ValueError("NDims is missing, or is not a number from 1 to 9")
     last = _META_DATA.search(start)
     if last is None or last[1].upper().startswith(b"LIST"):
         return start
     return start[: last.end()]
+
+
+def _until_empty_line(path: Path, start: bytes) -> bytes:
+    """Return the header of an NRRD; without an empty line, the whole file is one."""
+    end = re.search(rb"\r?\n\r?\n", start)
+    if end is None and len(start) == HEADER_BYTES:
+        raise InputError(f"{path}: its header does not end. Copy or export it again.")
+    return start if end is None else start[: end.end()]
 
 
 def stored(path: Path, header: bytes) -> Stored:

@@ -160,11 +160,7 @@ def _joined_layers(
     """Join layers (layer, k, j, i), each with its own values, to one labelmap."""
     labels = [segment.label for segment in segments]
     if len(layers) == 1:
-        named = {label.value for label in labels}
-        others = (
-            int(value) for value in unique_values(layers) if value and int(value) not in named
-        )
-        return layers[0], (*labels, *(_made_label(value) for value in others))
+        return layers[0], _with_unnamed(labels, layers[0])
     labels = [replace(label, value=number) for number, label in enumerate(labels, start=1)]
     joined = np.zeros(layers.shape[1:], np.min_scalar_type(len(labels)))
     for label, segment in zip(labels, segments, strict=True):
@@ -178,6 +174,13 @@ def _joined_layers(
     return joined, tuple(labels)
 
 
+def _with_unnamed(labels: Sequence[Label], voxels: NDArray[np.integer]) -> tuple[Label, ...]:
+    """Return labels, and made ones for further values among the voxels."""
+    known = {0, *(label.value for label in labels)}
+    others = (int(value) for value in unique_values(voxels) if int(value) not in known)
+    return (*labels, *map(_made_label, others))
+
+
 def _compact(path: Path, voxels: NDArray[np.number]) -> NDArray[np.integer]:
     """Return the same values in the smallest unsigned type.
 
@@ -186,6 +189,12 @@ def _compact(path: Path, voxels: NDArray[np.number]) -> NDArray[np.integer]:
     """
     if voxels.dtype.kind == "b":
         return voxels.astype(np.uint8)
+    _check_labels(path, voxels)
+    return voxels.astype(np.min_scalar_type(int(voxels.max())), copy=False)
+
+
+def _check_labels(path: Path, voxels: NDArray[np.number]) -> None:
+    """Refuse values that are not whole numbers from 0 to `MAX_LABEL`."""
     if voxels.dtype.kind not in "iuf":
         raise InputError(
             f"{path}: voxels of type {voxels.dtype} are not labels. Name a labelmap of integers."
@@ -201,7 +210,6 @@ def _compact(path: Path, voxels: NDArray[np.number]) -> NDArray[np.integer]:
             f"{path} has values from {smallest:g} to {largest:g}, but labels are between 0 "
             f"and {MAX_LABEL}. Name the labelmap."
         )
-    return voxels.astype(np.min_scalar_type(int(largest)), copy=False)
 
 
 def _made_label(value: int) -> Label:

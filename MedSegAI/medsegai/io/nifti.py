@@ -11,7 +11,7 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +82,23 @@ def read_with_nibabel(path: Path) -> Volume:
         shape = check_3d(path, _sizes(header))[::-1]
         where = _checked(path, header, math.prod(shape))
         geometry, notes = _geometry(path, header, shape)
-        raw = np.empty(shape, header.get_data_dtype())
-        with opened(where.files[0]) as stream:
-            stream.seek(where.within)
-            fill(stream, raw)
-            if where.is_packed:
-                check_end(stream)
-        voxels = _scaled(raw, *_scaling(header))
+        voxels = _scaled(_read_voxels(where, shape, header.get_data_dtype()), *_scaling(header))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise damaged(path, error) from error
     except _DAMAGE as error:
         raise unreadable(path, error, "a NIfTI, Analyze or MGH image") from error
     return Volume(native(voxels), geometry, str(path), notes)
+
+
+def _read_voxels(where: Stored, shape: Sequence[int], kind: Any) -> NDArray[Any]:
+    """Read voxels, and the checksum behind them if they are compressed."""
+    raw = np.empty(shape, kind)
+    with opened(where.files[0]) as stream:
+        stream.seek(where.within)
+        fill(stream, raw)
+        if where.is_packed:
+            check_end(stream)
+    return raw
 
 
 class Volumes:
@@ -201,12 +206,7 @@ def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
     Only one volume must fit into memory.
     """
     voxel_type = header.get_data_dtype()
-    if voxel_type.kind == "c":
-        raise InputError(f"{path} holds complex numbers. Export the magnitude image.")
-    if voxel_type.kind not in "iufb":
-        raise InputError(
-            f"{path} has several values per voxel (a colour image). Convert it to one grey value per voxel."
-        )
+    _check_kind(path, voxel_type)
     pair = path.suffix.lower() in (".img", ".hdr")
     file = _partner(path, ".img") if pair else path
     with file.open("rb") as stream:
@@ -219,6 +219,15 @@ def _checked(path: Path, header: Any, voxels: int, volumes: int = 1) -> Stored:
     where = Stored((file,), packing, within=within)
     check_stored_size(path, volumes * voxels * voxel_type.itemsize, where, volumes)
     return where
+
+
+def _check_kind(path: Path, voxel_type: np.dtype[np.generic]) -> None:
+    if voxel_type.kind == "c":
+        raise InputError(f"{path} holds complex numbers. Export the magnitude image.")
+    if voxel_type.kind not in "iufb":
+        raise InputError(
+            f"{path} has several values per voxel (a colour image). Convert it to one grey value per voxel."
+        )
 
 
 def _scaling(header: Any) -> tuple[float, float]:
@@ -276,6 +285,17 @@ def _nifti_matrix(
         return _slicer_default(header), (ORIENTATION_UNKNOWN.format(path=path),)
     if not (sform_code and qform_code):
         return (sform if sform_code else qform), ()
+    return _of_both(path, sform, qform, shape, sform_code == 1)
+
+
+def _of_both(
+    path: Path,
+    sform: NDArray[np.float64],
+    qform: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    prefer_sform: bool,
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return one of two placements, and a note if they differ."""
     if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
         raise GeometryError(
             f"{path}: its two placements (sform and qform) are mirror images of each other, so left and right are "
@@ -283,9 +303,8 @@ def _nifti_matrix(
         )
     if _agree(sform, qform, shape):
         return sform, ()
-    use_sform = sform_code == 1
-    note = MATRICES_DIFFER.format(path=path, used="sform" if use_sform else "qform")
-    return (sform if use_sform else qform), (note,)
+    note = MATRICES_DIFFER.format(path=path, used="sform" if prefer_sform else "qform")
+    return (sform if prefer_sform else qform), (note,)
 
 
 def _qform(header: Any, has_other: bool) -> tuple[Any, int]:

@@ -187,12 +187,19 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    return sorted(
+def _class_pictures(folder: Path) -> list[Path]:
+    """Return the picture files of one class."""
+    files = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in FILE_ENDINGS and not path.name.startswith(".") and path.is_file()
     )
+    if not files:
+        raise InputError(
+            f"The class folder {folder} does not have pictures "
+            f"({', '.join(FILE_ENDINGS)}). Fill it or remove it."
+        )
+    return files
 
 
 def _class_folders(source: Path, parted: Mapping[Path, str]) -> PictureSet:
@@ -204,18 +211,12 @@ def _class_folders(source: Path, parted: Mapping[Path, str]) -> PictureSet:
             f"{source} has {counted(len(classes), 'class folder', 'class folders')}, but at "
             "least two are needed. Make one folder for each class, with its pictures in it."
         )
-    pictures = []
-    for folder, part in folders:
-        files = _picture_files(folder)
-        if not files:
-            raise InputError(
-                f"The class folder {folder} does not have pictures "
-                f"({', '.join(FILE_ENDINGS)}). Fill it or remove it."
-            )
-        pictures += [
-            _file_picture(source, path, classes.index(folder.name), part) for path in files
-        ]
-    return PictureSet(source, classes, tuple(pictures))
+    pictures = tuple(
+        _file_picture(source, path, classes.index(folder.name), part)
+        for folder, part in folders
+        for path in _class_pictures(folder)
+    )
+    return PictureSet(source, classes, pictures)
 
 
 def _file_picture(root: Path, path: Path, label: int, part: str, group: str = "") -> Picture:
@@ -235,16 +236,23 @@ def _table(path: Path, root: Path) -> PictureSet:
                 "remove the line."
             )
         earlier = given.setdefault(name, (label, line))
-        if earlier[1] != line:
-            what = f"as {earlier[0]!r} and as {label!r}" if earlier[0] != label else "twice"
-            raise InputError(
-                f"{path}, lines {earlier[1]} and {line}: {name!r} is listed {what}. Keep one of the lines."
-            )
+        _check_listed_once(path, name, earlier, (label, line))
         part = _part_of(row.get(columns.get("part", ""), ""), path, line)
         group = row.get(columns.get("group", ""), "")
         file = _file_of(name, root, path, line)
         pictures.append(_file_picture(root, file, names.index(label), part, group))
     return PictureSet(path, tuple(names), tuple(pictures))
+
+
+def _check_listed_once(
+    path: Path, name: str, earlier: tuple[str, int], now: tuple[str, int]
+) -> None:
+    """Compare the label and line where a picture was listed first with those of the present row."""
+    if earlier[1] != now[1]:
+        what = f"as {earlier[0]!r} and as {now[0]!r}" if earlier[0] != now[0] else "twice"
+        raise InputError(
+            f"{path}, lines {earlier[1]} and {now[1]}: {name!r} is listed {what}. Keep one of the lines."
+        )
 
 
 def _rows(
@@ -322,16 +330,19 @@ def _patches(x: Path, y: Path, slides: Path, part: str) -> Iterator[Picture]:
             f"{x} has patches of shape {shape} and {y} {len(labels)} labels. Patches must be (N, rows, columns, "
             "3), and labels 0 or 1, one for each."
         )
-    groups = [f"{part}/{number}" for number in range(len(labels))]
-    if slides.is_file():
-        rows, columns = _rows(slides, ("group", "group"))
-        if len(rows) != len(labels):
-            raise InputError(
-                f"{slides} has {len(rows)} rows for {len(labels)} patches. Copy it again."
-            )
-        groups = [row[columns["group"]] for row in rows.values()]
+    groups = _patch_groups(slides, part, len(labels))
     for number, (label, group) in enumerate(zip(labels.tolist(), groups, strict=True)):
         yield Picture(f"{x.name}/{number}", int(label), group, part, patches.reader(number))
+
+
+def _patch_groups(slides: Path, part: str, count: int) -> list[str]:
+    """Return the slide of each patch, or a name for each if no table lists slides."""
+    if not slides.is_file():
+        return [f"{part}/{number}" for number in range(count)]
+    rows, columns = _rows(slides, ("group", "group"))
+    if len(rows) != count:
+        raise InputError(f"{slides} has {len(rows)} rows for {count} patches. Copy it again.")
+    return [row[columns["group"]] for row in rows.values()]
 
 
 class H5Patches:

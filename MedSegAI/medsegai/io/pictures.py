@@ -74,18 +74,17 @@ def read_picture(path: Path) -> tuple[Volume, ...]:
         InputError: the picture cannot be read, has several pages, or has another kind of colours.
     """
     picture = read_pixels(path)
-    pixels = picture.pixels if picture.pixels.ndim == 3 else picture.pixels[..., None]
-    geometry = Geometry((1, *pixels.shape[:2]), PIXELS_TO_RAS)
+    planes = channel_planes(picture.pixels)
+    geometry = Geometry(planes[0].shape, PIXELS_TO_RAS)
     return tuple(
-        Volume(
-            np.ascontiguousarray(pixels[None, ..., channel]),
-            geometry,
-            str(path),
-            picture.notes,
-            size_known=False,
-        )
-        for channel in range(pixels.shape[2])
+        Volume(plane, geometry, str(path), picture.notes, size_known=False) for plane in planes
     )
+
+
+def channel_planes(pixels: NDArray[np.number]) -> list[NDArray[np.number]]:
+    """Return the channels of pixels (row, column) or (row, column, channel) as slices (1, row, column)."""
+    channels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return [np.ascontiguousarray(plane[None]) for plane in np.moveaxis(channels, -1, 0)]
 
 
 def read_label_picture(path: Path) -> Volume:

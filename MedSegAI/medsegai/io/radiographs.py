@@ -57,12 +57,7 @@ def read_radiograph(path: Path) -> Volume:
         InputError: the file is damaged, in colour, or has several frames.
     """
     try:
-        with path.open("rb") as file, pydicom.config.disable_value_validation():
-            head, stream = opened_header(path, file, _TAGS)
-            pixels = pixel_element(head, stream)
-        size = _checked_size(path, head, pixels)
-        voxels = itk_voxels(path, "GDCMImageIO", size).reshape(1, int(head.Rows), int(head.Columns))
-        voxels = native(_as_seen(voxels, head))
+        head, voxels = _pixels(path)
         spacing, notes = _pixel_size(path, head)
     except InputError:
         raise
@@ -78,6 +73,16 @@ def read_radiograph(path: Path) -> Volume:
         modality=str(head.get("Modality") or "DX"),
         size_known=spacing is not None,
     )
+
+
+def _pixels(path: Path) -> tuple[pydicom.Dataset, NDArray[np.number]]:
+    """Return the header, and the pixels (1, row, column) as a viewer shows them."""
+    with path.open("rb") as file, pydicom.config.disable_value_validation():
+        head, stream = opened_header(path, file, _TAGS)
+        pixels = pixel_element(head, stream)
+    size = _checked_size(path, head, pixels)
+    voxels = itk_voxels(path, "GDCMImageIO", size).reshape(1, int(head.Rows), int(head.Columns))
+    return head, native(_as_seen(voxels, head))
 
 
 _TAGS = [

@@ -111,11 +111,7 @@ def read_segments(path: Path) -> Segmentation:
         where = stored(path, text)
         header = nrrd.read_header(str(path))
         fields = dict(_KEY_VALUE.findall(text.decode("utf-8", errors="replace")))
-        if "Fractional" in fields.get("Segmentation_MasterRepresentation", ""):
-            raise InputError(
-                f"{path} holds fractional segments. Convert it to a binary labelmap in Slicer's Segmentations "
-                "module."
-            )
+        _check_binary(path, fields)
         sizes = [int(size) for size in header["sizes"]]
         axis = _list_axis(header, sizes)
         i, j, k = check_3d(path, [size for n, size in enumerate(sizes) if n != axis])
@@ -131,6 +127,14 @@ def read_segments(path: Path) -> Segmentation:
         raise unreadable(path, error, "a Slicer segmentation") from error
     geometry = placed(path, (k, j, i), matrix)
     return Segmentation(layers, geometry, segments, _reference(path, fields, kind))
+
+
+def _check_binary(path: Path, fields: Mapping[str, str]) -> None:
+    if "Fractional" in fields.get("Segmentation_MasterRepresentation", ""):
+        raise InputError(
+            f"{path} holds fractional segments. Convert it to a binary labelmap in Slicer's Segmentations "
+            "module."
+        )
 
 
 def _list_axis(header: Mapping[str, Any], sizes: Sequence[int]) -> int | None:

@@ -25,6 +25,7 @@ from medsegai.decoding.slides import (
 from medsegai.errors import InputError
 from medsegai.io.decoder import asked, decoded, let_go
 from medsegai.io.files import check_memory, check_name, check_regular, unreadable
+from medsegai.io.pictures import channel_planes
 from medsegai.system.regular_files import open_regular
 from medsegai.volume import Geometry, Volume
 
@@ -195,28 +196,32 @@ class Slide:
 
     def _resized(self, number: int, factor: float, box: Box) -> Pixels:
         level = self.levels[number]
-        margin = math.ceil(factor) + 1  # the range of the weights of the outermost pixels
-        top = max(int(box.top * factor) - margin, 0)
-        left = max(int(box.left * factor) - margin, 0)
-        bottom = math.ceil((box.top + box.rows) * factor) + margin
-        right = math.ceil((box.left + box.columns) * factor) + margin
-        wanted = Box(top, left, bottom - top, right - left)
+        wanted = _range(box, factor)
         stored = wanted.within(level.rows, level.columns)
         assert stored is not None
         missing = ((0, wanted.rows - stored.rows), (0, wanted.columns - stored.columns), (0, 0))
         # The last pixel may reach beyond the picture, whose own last pixels then stand for what is not there.
         image = Image.fromarray(np.pad(self._source.read(number, stored), missing, "edge"))
         edges = (
-            box.left * factor - left,
-            box.top * factor - top,
-            (box.left + box.columns) * factor - left,
-            (box.top + box.rows) * factor - top,
+            box.left * factor - wanted.left,
+            box.top * factor - wanted.top,
+            (box.left + box.columns) * factor - wanted.left,
+            (box.top + box.rows) * factor - wanted.top,
         )
-        whole = factor == round(
-            factor
-        )  # the mean of whole pixels; else weights that fall off, as Pillow's box rounds
+        # The mean of whole pixels; otherwise weights that fall off, because Pillow's box rounds.
+        whole = factor == round(factor)
         how = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
         return np.asarray(image.resize((box.columns, box.rows), how, box=edges))
+
+
+def _range(box: Box, factor: float) -> Box:
+    """Return the stored pixels that a box needs, of which one is as wide as 1 / `factor` of its pixels."""
+    margin = math.ceil(factor) + 1  # the range of the weights of the outermost pixels
+    top = max(int(box.top * factor) - margin, 0)
+    left = max(int(box.left * factor) - margin, 0)
+    bottom = math.ceil((box.top + box.rows) * factor) + margin
+    right = math.ceil((box.left + box.columns) * factor) + margin
+    return Box(top, left, bottom - top, right - left)
 
 
 def open_slide(path: Path | str) -> Slide:
@@ -258,8 +263,12 @@ def _check_named_files(path: Path) -> None:
         if keys == path and KEYS not in content:
             return
         content += file.read(KEYS_BYTES)
-    folder = keys.resolve().parent
-    for line in content.decode("utf-8", errors="replace").splitlines():
+    _check_names(path, keys.resolve().parent, content.decode("utf-8", errors="replace"))
+
+
+def _check_names(path: Path, folder: Path, keys: str) -> None:
+    """Refuse a slide whose key file names something that is not in its folder, or is neither file nor folder."""
+    for line in keys.splitlines():
         name = line.partition("=")[2].strip().replace("\\", "/")
         with contextlib.suppress(OSError, ValueError):  # not a possible file name
             named = (folder / name).resolve()
@@ -332,17 +341,17 @@ def slide_channels(
     """
     box = box or Box(0, 0, grid.rows, grid.columns)
     check_memory(slide.path, 3 * box.rows * box.columns)
-    pixels, geometry = slide.overview(grid, box), slide.geometry(grid, box)
+    planes, geometry = channel_planes(slide.overview(grid, box)), slide.geometry(grid, box)
     return tuple(
         SlideChannel(
-            np.ascontiguousarray(pixels[None, ..., channel]),
+            plane,
             geometry,
             str(slide.path),
             slide.notes,
             size_known=slide.spacing_mm is not None,
             slide=slide.path,
         )
-        for channel in range(3)
+        for plane in planes
     )
 
 

@@ -72,13 +72,8 @@ class Stored:
         Raises:
             InputError: voxels are missing, or a checksum is wrong.
         """
-        stored_kind = kind.newbyteorder(">" if self.big_endian else "<")
-        voxels = np.empty(count, stored_kind)
-        share, rest = divmod(count, len(self.files))
-        if rest:
-            raise InputError(
-                f"{path}: {count} voxels cannot be divided evenly among {len(self.files)} files. Export it again."
-            )
+        voxels = np.empty(count, kind.newbyteorder(">" if self.big_endian else "<"))
+        share = self._voxels_per_file(path, count)
         for number, file in enumerate(self.files):
             part = voxels[number * share : (number + 1) * share]
             try:
@@ -86,6 +81,14 @@ class Stored:
             except DAMAGED_STREAM as error:
                 raise damaged(path, error) from error
         return voxels
+
+    def _voxels_per_file(self, path: Path, count: int) -> int:
+        share, rest = divmod(count, len(self.files))
+        if rest:
+            raise InputError(
+                f"{path}: {count} voxels cannot be divided evenly among {len(self.files)} files. Export it again."
+            )
+        return share
 
     def _read_file(self, path: Path, voxels: NDArray[np.generic]) -> None:
         with path.open("rb") as file:

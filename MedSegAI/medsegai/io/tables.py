@@ -93,21 +93,26 @@ def parse_table(data: bytes, source: str) -> Table:
     Raises:
         InputError: it is not text in UTF-8, or not a table.
     """
-    try:
-        text = data.decode("utf-8-sig")
-        head = text.lstrip().partition("\n")[0]
-        delimiter = max(DELIMITERS, key=head.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{source} cannot be read as a table ({error}). Save it as CSV in UTF-8."
-        ) from error
+    lines = _lines(data, source)
     lines = [(number, line) for number, line in lines if any(line)]
     headings = tuple(name.casefold() for name in lines[0][1]) if lines else ()
     empty = dict.fromkeys(headings, "")
     rows = {number: empty | dict(zip(headings, line, strict=False)) for number, line in lines[1:]}
     return Table(source, headings, rows)
+
+
+def _lines(data: bytes, source: str) -> list[tuple[int, list[str]]]:
+    """Return the number and cells of each line."""
+    try:
+        text = data.decode("utf-8-sig")
+        head = text.lstrip().partition("\n")[0]
+        delimiter = max(DELIMITERS, key=head.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{source} cannot be read as a table ({error}). Save it as CSV in UTF-8."
+        ) from error
 
 
 def explained(columns: Mapping[str, tuple[str, str | None]]) -> dict[str, dict[str, str]]:

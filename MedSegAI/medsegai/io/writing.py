@@ -239,12 +239,7 @@ def _label_values(
     Raises:
         OutputError: values are not integers, are negative, or do not have a label.
     """
-    if voxels.dtype.kind not in "iub":
-        raise OutputError(
-            f"{path}: a labelmap of type {voxels.dtype} cannot be written. Use integers."
-        )
-    if len({label.value for label in labels}) != len(labels):
-        raise OutputError(f"{path}: two labels have the same value. Give each label its own value.")
+    _check_labels(path, voxels, labels)
     known = np.asarray([0, *(label.value for label in labels)])
     unknown = np.setdiff1d(unique_values(voxels), known)
     if unknown.size:
@@ -253,6 +248,16 @@ def _label_values(
             f"{path}: the labelmap has values without a label: {shown}. Add labels for them."
         )
     return voxels.astype(np.min_scalar_type(int(known.max())), copy=False)
+
+
+def _check_labels(path: Path, voxels: NDArray[np.generic], labels: Sequence[Label]) -> None:
+    """Refuse values that cannot be written, and labels that share a value."""
+    if voxels.dtype.kind not in "iub":
+        raise OutputError(
+            f"{path}: a labelmap of type {voxels.dtype} cannot be written. Use integers."
+        )
+    if len({label.value for label in labels}) != len(labels):
+        raise OutputError(f"{path}: two labels have the same value. Give each label its own value.")
 
 
 def _seg_nrrd(
@@ -264,13 +269,21 @@ def _seg_nrrd(
         kind, layers = labelmap.voxels.dtype, list(range(len(labels)))
         values = zip(regions, labels, strict=True)
         array = np.stack([region.T * kind.type(label.value) for region, label in values])
-    segmentation = {
-        "voxels": array,
-        "ijkToLPS": LPS_TO_RAS @ labelmap.geometry.ijk_to_ras,
-        "containedRepresentationNames": ["Binary labelmap"],
-        "conversionParameters": [_reference_geometry(labelmap.geometry)],
-        "segments": [_segment(label, layer) for label, layer in zip(labels, layers, strict=True)],
-    }
+    return _nrrd_bytes(
+        {
+            "voxels": array,
+            "ijkToLPS": LPS_TO_RAS @ labelmap.geometry.ijk_to_ras,
+            "containedRepresentationNames": ["Binary labelmap"],
+            "conversionParameters": [_reference_geometry(labelmap.geometry)],
+            "segments": [
+                _segment(label, layer) for label, layer in zip(labels, layers, strict=True)
+            ],
+        }
+    )
+
+
+def _nrrd_bytes(segmentation: dict[str, object]) -> bytes:
+    """Return a segmentation as slicerio writes it, with characters instead of their codes."""
     file = io.BytesIO()
     slicerio.write_segmentation(file, segmentation, compression_level=COMPRESSION)
     header, separator, voxels = file.getvalue().partition(b"\n\n")
