@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medsegai.families import Step
 from medsegai.networks.backends import Compute
 from medsegai.preprocessing.tiles import gaussian, padded, tile_starts
 from medsegai.volume import Box
@@ -118,6 +119,20 @@ def logits_by_planes(
         sums.count()
         final = at.depth if following is None else min(abs(following - row), at.depth)
         yield from sums.take(row, final)
+
+
+def reporting(predict: Predict, tiles: int, step: Step) -> Predict:
+    """The same prediction, which reports after each of `tiles` calls what share of them is done."""
+    done = 0
+
+    def reported(patches: Tensor) -> Tensor:
+        nonlocal done
+        answer = predict(patches)
+        done += 1
+        step(min(done / tiles, 1.0))
+        return answer
+
+    return reported
 
 
 def sums_dtype(compute: Compute) -> torch.dtype:

@@ -167,8 +167,7 @@ class PatchesModel(NetworkModel["_Network"]):
             compute: where it runs.
             mirroring: whether turned and mirrored copies are looked at too.
         """
-        sized = self.sized(pixels)
-        image = torch.from_numpy(np.moveaxis(sized, -1, 0).astype(np.float32))[None]
+        image = torch.from_numpy(np.moveaxis(self.sized(pixels), -1, 0).astype(np.float32))[None]
         total, weights = np.zeros(len(self.card.members[0].classes)), 0.0
         ways = WAYS[self.settings.symmetries if mirroring else "none"]
         for member in self.card.chosen_members(()):
@@ -270,10 +269,7 @@ def _whole_view(settings: PatchSettings, scans: Sequence[Volume]) -> View:
 def _slide_view(card: ModelCard, settings: PatchSettings, slide: Slide, anyway: bool) -> View:
     warnings: tuple[str, ...] = ()
     if settings.magnified and slide.spacing_mm is None:
-        words = (
-            f"{slide.path} does not state the size of its pixels, so the magnification that "
-            f"{card.name} learned at cannot be found."
-        )
+        words = _size_unknown(slide, card)
         if not anyway:
             raise MismatchError(f"{words} {WHAT_TO_DO}")
         warnings = (f"{words} Its finest pixels were taken.",)
@@ -289,6 +285,13 @@ def _slide_view(card: ModelCard, settings: PatchSettings, slide: Slide, anyway: 
         _tissue_of(slide, grid, cells.shape[1:]),
         _window(settings),
         warnings=warnings,
+    )
+
+
+def _size_unknown(slide: Slide, card: ModelCard) -> str:
+    return (
+        f"{slide.path} does not state the size of its pixels, so the magnification that "
+        f"{card.name} learned at cannot be found."
     )
 
 

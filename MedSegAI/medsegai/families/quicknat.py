@@ -31,7 +31,7 @@ from medsegai.io import write_card
 from medsegai.models.card import Channel, MemberCard, ModelCard, load_card
 from medsegai.models.catalogue import find_card
 from medsegai.models.json_fields import from_json, number
-from medsegai.networks.backends import Compute
+from medsegai.networks.backends import BatchRunner, Compute
 from medsegai.networks.quicknat import QuickNAT, QuickNATConfig
 from medsegai.networks.quicknat_checkpoints import (
     quicknat_checkpoint_config,
@@ -196,17 +196,21 @@ class ViewMember:
         with random_numbers(self.dropout_seed):
             for first, last in batches:
                 slices = thick_slices(stack, np.arange(first, last), self.network.slices)
-                logits = runner(torch.from_numpy(slices), compute)
-                rows, columns = (self.kept[axis] for axis in view.axes[1:])
-                logits = logits[:, :, rows, columns]
-                if self.network.offsets is not None:
-                    logits = logits - self.network.offsets.to(logits.device)[:, None, None]
-                probabilities = logits.softmax(1)
+                probabilities = self._probabilities(runner, slices, compute)
                 start = [0, 0, 0]
                 start[view.axes[0]] = first - self.kept[view.axes[0]].start
                 yield Block((start[0], start[1], start[2]), _unstacked(probabilities, view))
                 done += last - first
                 step(done / total)
+
+    def _probabilities(
+        self, runner: BatchRunner, slices: NDArray[np.float32], compute: Compute
+    ) -> Tensor:
+        rows, columns = (self.kept[axis] for axis in self.network.view.axes[1:])
+        logits = runner(torch.from_numpy(slices), compute)[:, :, rows, columns]
+        if self.network.offsets is not None:
+            logits = logits - self.network.offsets.to(logits.device)[:, None, None]
+        return logits.softmax(1)
 
     def _slices(self) -> slice:
         """The slices of the stack that are asked for."""
@@ -334,11 +338,15 @@ def _released_card(config: QuickNATConfig, members: tuple[MemberCard, ...]) -> M
         intended_use="Research on T1-weighted MR of the head.",
         licence="As given by the authors of the weights.",
         citation="Roy et al., QuickNAT, NeuroImage 186 (2019)",
-        settings={
-            "filters": config.filters,
-            "slices": config.channels,
-            "squeeze_excitation": config.squeeze_excitation,
-            "grid": [256, 256, 256],
-            "intensity": "conform",
-        },
+        settings=_released_settings(config),
     )
+
+
+def _released_settings(config: QuickNATConfig) -> dict[str, object]:
+    return {
+        "filters": config.filters,
+        "slices": config.channels,
+        "squeeze_excitation": config.squeeze_excitation,
+        "grid": [256, 256, 256],
+        "intensity": "conform",
+    }

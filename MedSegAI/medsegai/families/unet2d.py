@@ -22,7 +22,7 @@ from medsegai.families._dropout import check_dropout
 from medsegai.families._imported_weights import save_imported_weights
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._memory import check_memory
-from medsegai.families._sliding import logits_by_planes, mirrorings, window
+from medsegai.families._sliding import logits_by_planes, mirrorings, reporting, window
 from medsegai.inference.probabilities import Block
 from medsegai.io import write_card
 from medsegai.labels import Label, made_color
@@ -210,15 +210,9 @@ class PictureMember:
         image = self.image.to(compute.device)
         at = window(image, self._tiling.patch, self._tiling.step, self.wanted)
         runner = self._network.runner(compute)
-        done = 0
-
-        def predict(tiles: Tensor) -> Tensor:
-            nonlocal done
-            logits = runner(tiles.flip(self.way), compute).flip(self.way)
-            done += 1
-            step(min(done / at.tiles, 1.0))
-            return logits
-
+        predict = reporting(
+            lambda tiles: runner(tiles.flip(self.way), compute).flip(self.way), at.tiles, step
+        )
         start = [part.start for part in self.wanted]
         channels = self._network.config.classes
         planes = logits_by_planes(at, [(predict, 1.0)], 0, channels, compute.notes)

@@ -20,7 +20,7 @@ from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
 from medsegai.families._member_network import MemberNetwork, NetworkModel
-from medsegai.families._sliding import logits_by_planes, sums_dtype, window
+from medsegai.families._sliding import logits_by_planes, reporting, sums_dtype, window
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json, number
@@ -180,15 +180,7 @@ class PatchMember:
         image = self.image.to(compute.device)
         at = window(image, self.network.patch, self.tile_step, self.wanted)
         runner = self.network.runner(compute)
-        done = 0
-
-        def predict(patch: Tensor) -> Tensor:
-            nonlocal done
-            logits = runner(patch, compute)
-            done += 1
-            step(min(done / at.tiles, 1.0))
-            return logits
-
+        predict = reporting(lambda patch: runner(patch, compute), at.tiles, step)
         offsets = self.network.offsets
         start = [part.start for part in self.wanted]
         classes, kind = len(self.classes), sums_dtype(compute)

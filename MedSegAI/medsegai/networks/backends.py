@@ -102,16 +102,18 @@ def choose_compute(device: str = "auto", backend: str = "auto", precision: str =
                 "OpenVINO runs on the CPU here. Choose --device cpu or --backend torch."
             )
         return Compute(chosen, "torch", mixed=precision != "fp32")
+    backend = _backend_on_cpu(backend)
+    mixed = precision == "mixed" or (precision == "auto" and cpu_has_bfloat16())
+    return Compute(CPU, backend, mixed)
+
+
+def _backend_on_cpu(backend: str) -> str:
     has_openvino = importlib.util.find_spec("openvino") is not None
     if backend == "openvino" and not has_openvino:
         raise DeviceError(
             "OpenVINO is not installed. Run `pip install medsegai[cpu]` or choose --backend torch."
         )
-    backend = (
-        "openvino" if backend == "openvino" or (backend == "auto" and has_openvino) else "torch"
-    )
-    mixed = precision == "mixed" or (precision == "auto" and cpu_has_bfloat16())
-    return Compute(CPU, backend, mixed)
+    return "openvino" if backend != "torch" and has_openvino else "torch"
 
 
 def limit_threads() -> None:
@@ -144,15 +146,20 @@ def make_runner(
         _halve_decoders(network, kind)
     whole = kind if compute.mixed and half == "network" else torch.float32
     if compute.backend == "openvino" and not dropout:
-        from medsegai.networks.openvino import OpenVinoRunner
-        from medsegai.networks.streamlined import streamlined
-
-        precision: Literal["f32", "bf16"] = "f32" if whole is torch.float32 else "bf16"
-        compiled = OpenVinoRunner(streamlined(network), precision)
-        if compiled.is_exported:
-            return MeasuredRunner(TorchRunner(network, compute.device, whole), compiled)
-        return compiled
+        return _openvino_runner(network, compute, whole)
     return TorchRunner(network, compute.device, whole)
+
+
+def _openvino_runner(network: nn.Module, compute: Compute, whole: torch.dtype) -> Runner:
+    """Compile a network; one that had to be exported runs in PyTorch until OpenVINO proves faster."""
+    from medsegai.networks.openvino import OpenVinoRunner
+    from medsegai.networks.streamlined import streamlined
+
+    precision: Literal["f32", "bf16"] = "f32" if whole is torch.float32 else "bf16"
+    compiled = OpenVinoRunner(streamlined(network), precision)
+    if compiled.is_exported:
+        return MeasuredRunner(TorchRunner(network, compute.device, whole), compiled)
+    return compiled
 
 
 def _with_same_weights(network: nn.Module) -> nn.Module:
@@ -283,11 +290,16 @@ def _choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) < count:
         return torch.device("cuda", chosen.index or 0)
     if chosen.type != "cpu":
-        names = ", ".join(
-            f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count)
-        )
-        raise DeviceError(
-            f"This computer does not have the device {device!r}. Available devices: "
-            f"cpu{', ' + names if names else ''}."
-        )
+        raise _missing(device, count)
     return CPU
+
+
+def _missing(device: str, count: int) -> DeviceError:
+    """Return the error that names the devices of this computer, with `count` GPUs."""
+    names = ", ".join(
+        f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count)
+    )
+    return DeviceError(
+        f"This computer does not have the device {device!r}. Available devices: "
+        f"cpu{', ' + names if names else ''}."
+    )

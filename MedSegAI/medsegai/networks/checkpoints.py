@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from medsegai.errors import ModelError
-from medsegai.networks.torch_files import StoredTensor, read_torch_file
+from medsegai.networks.torch_files import StoredTensor, TorchFile, read_torch_file
 from medsegai.networks.unpickling import Inert, Name, PickleDamage, Typed, table
 
 _NUMBERS = ("f2", "f4", "f8", "i4", "i8", "u1", "b1")
@@ -93,22 +93,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
         kind = "tensor" if isinstance(content, StoredTensor) else type(content).__name__
         raise ModelError(f"{path} is not a {KIND}: it holds a {kind}.")
     try:
-        start = content["init_args"]
-        weights = _weights(content["network_weights"])
-        axes = content.get("inference_allowed_mirroring_axes")
-        return Checkpoint(
-            weights=file.tensors(weights),
-            trainer=_text(content["trainer_name"]),
-            configuration=_text(start["configuration"]),
-            fold=_text(start["fold"]),
-            mirror_axes=None if axes is None else tuple(_axis(axis) for axis in axes),
-            plans=plain(start.get("plans") or {}),
-            dataset=plain(start.get("dataset_json") or {}),
-        )
+        return _checkpoint(file, content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         older = "state_dict" in content
         hint = " It may come from nnU-Net v1, which is not supported." if older else ""
         raise ModelError(f"{path} is not a {KIND}: {error}.{hint}") from None
+
+
+def _checkpoint(file: TorchFile, content: Mapping[str, Any]) -> Checkpoint:
+    start = content["init_args"]
+    weights = _weights(content["network_weights"])
+    axes = content.get("inference_allowed_mirroring_axes")
+    return Checkpoint(
+        weights=file.tensors(weights),
+        trainer=_text(content["trainer_name"]),
+        configuration=_text(start["configuration"]),
+        fold=_text(start["fold"]),
+        mirror_axes=None if axes is None else tuple(_axis(axis) for axis in axes),
+        plans=plain(start.get("plans") or {}),
+        dataset=plain(start.get("dataset_json") or {}),
+    )
 
 
 def _weights(content: object) -> dict[str, StoredTensor]:

@@ -107,18 +107,24 @@ def load_pretrained(encoder: Encoder, name: str) -> Pretrained:
             f"{', '.join(PRETRAINED)}. Give the path of a file of weights instead."
         )
     source = PRETRAINED[name]
-    path = _installed(source)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
-        raise ModelError(
-            f"{path} is not the file that {source.distribution} should contain: its SHA-256 "
-            "checksum differs. Install the package again."
-        )
+    path = _unchanged(source)
     state = read_state(path)
     for key, values in state.items():
         if key.endswith("running_var"):  # what the other epsilon adds before the root is taken
             values += source.epsilon - EPSILON
     load_encoder(encoder, state, str(path))
     return source
+
+
+def _unchanged(source: Pretrained) -> Path:
+    """Return the installed file of weights, after a check of its content."""
+    path = _installed(source)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
+        raise ModelError(
+            f"{path} is not the file that {source.distribution} should contain: its SHA-256 "
+            "checksum differs. Install the package again."
+        )
+    return path
 
 
 def _installed(source: Pretrained) -> Path:
@@ -143,10 +149,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ModelError: the file cannot be read, or does not hold a state dict.
     """
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read as safetensors: {error}.") from None
+        return _read_safetensors(path)
     file = read_torch_file(path, {}, KIND)
     stored = _state_dict(file.content)
     if not stored:
@@ -158,6 +161,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         name: (values.float() if values.is_floating_point() else values).clone()
         for name, values in tensors.items()
     }
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as safetensors: {error}.") from None
 
 
 def _state_dict(content: Any) -> dict[str, StoredTensor]:
@@ -267,6 +277,25 @@ def _regnet_of_torchvision(name: str) -> str:
     return name
 
 
+_LITE_LAYERS = {
+    "expand_conv": "conv_pw",
+    "bn0": "bn1",
+    "depthwise_conv": "conv_dw",
+    "bn1": "bn2",
+    "project_conv": "conv_pwl",
+    "bn2": "bn3",
+}
+"""The layers of a block in that port, and in timm."""
+
+_LITE_LAYERS_OF_FIRST_STAGE = {
+    "depthwise_conv": "conv_dw",
+    "bn1": "bn1",
+    "project_conv": "conv_pw",
+    "bn2": "bn2",
+}
+"""The same for the stage that does not widen."""
+
+
 def _lite_of_pytorch(name: str) -> str:
     """Translate the names of the port that counts all blocks of EfficientNet-Lite0 in one list."""
     if name.startswith("_conv_stem."):
@@ -279,17 +308,7 @@ def _lite_of_pytorch(name: str) -> str:
     number, layer, rest = int(found[1]), found[2], found[3]
     stage = next(at for at, end in enumerate(_LITE0_ENDS) if number < end)
     within = number - (_LITE0_ENDS[stage - 1] if stage else 0)
-    if stage == 0:  # this stage does not widen, so its layers have other names in timm
-        own = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
-    else:
-        own = {
-            "expand_conv": "conv_pw",
-            "bn0": "bn1",
-            "depthwise_conv": "conv_dw",
-            "bn1": "bn2",
-            "project_conv": "conv_pwl",
-            "bn2": "bn3",
-        }
+    own = _LITE_LAYERS if stage else _LITE_LAYERS_OF_FIRST_STAGE
     return f"blocks.{stage}.{within}.{own.get(layer, layer)}.{rest}"
 
 

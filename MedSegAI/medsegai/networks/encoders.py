@@ -61,12 +61,16 @@ def build_encoder(name: str, channels: int = 3) -> Encoder:
             f"{MOST_CHANNELS} channels can."
         )
     encoder = ENCODERS[name](channels)
+    _initialise(encoder)
+    return encoder
+
+
+def _initialise(encoder: Encoder) -> None:
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    return encoder
 
 
 def first_convolution(encoder: Encoder) -> str:
@@ -244,6 +248,22 @@ LITE = (
 """The stages of EfficientNet-Lite0: expansion, channels, blocks, kernel size, stride of the first block."""
 
 
+def _lite_stage(
+    row: tuple[int, int, int, int, int], before: int, width: int, depth_factor: float
+) -> nn.Sequential:
+    """Build a stage of `LITE`; the first and the last have the same depth in all variants."""
+    expansion, _, count, size, stride = row
+    more = count if count == 1 else -int(-count * depth_factor // 1)
+    steps = [stride, *[1] * (more - 1)]
+    inputs = [before, *[width] * (more - 1)]
+    return nn.Sequential(
+        *(
+            _LiteBlock(inside, width, expansion, size, step)
+            for inside, step in zip(inputs, steps, strict=True)
+        )
+    )
+
+
 class EfficientNetLite(Encoder):
     """EfficientNet without squeeze-and-excitation and with ReLU6.
 
@@ -260,20 +280,8 @@ class EfficientNetLite(Encoder):
         self.widths = (32 if from_stem else widths[0], *(widths[stage] for stage in (1, 2, 4, 6)))
         self.conv_stem = _convolution(channels, 32, stride=2)
         self.bn1 = nn.BatchNorm2d(32)
-        stages = []
-        for (expansion, _, count, size, stride), before, width in zip(
-            LITE, (32, *widths), widths, strict=False
-        ):
-            # The first and the last stage have the same depth in all variants.
-            more = count if count == 1 else -int(-count * depth_factor // 1)
-            steps = [stride, *[1] * (more - 1)]
-            inputs = [before, *[width] * (more - 1)]
-            blocks = [
-                _LiteBlock(inside, width, expansion, size, step)
-                for inside, step in zip(inputs, steps, strict=True)
-            ]
-            stages.append(nn.Sequential(*blocks))
-        self.blocks = nn.Sequential(*stages)
+        stages = zip(LITE, (32, *widths), widths, strict=False)
+        self.blocks = nn.Sequential(*(_lite_stage(*stage, depth_factor) for stage in stages))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See `Encoder`."""

@@ -160,27 +160,16 @@ class Description:
             ModelError: the class is not on the list, MONAI is not installed, or an argument is unknown, missing or
                 not a plain value of usual size.
         """
-        if not isinstance(name, str) or name not in KINDS:
-            raise ModelError(
-                f"The network {shown(name)} cannot be run. Known networks are {', '.join(KINDS)}."
-            )
-        if not isinstance(arguments, Mapping):
-            raise ModelError(f"The arguments of {name} must be an object, not {shown(arguments)}.")
+        name, given = _described(name, arguments)
         kind = KINDS[name]
-        kept = {key: value for key, value in arguments.items() if key not in kind.dropped}
+        kept = {key: value for key, value in given.items() if key not in kind.dropped}
         _check_plain(kept, name)
         values = _bound(name, kept, kind)
         dimensions = values.get("spatial_dims", 3)
-        in_channels, classes = values.get("in_channels"), values.get(kind.classes)
-        for what, value in (("input channels", in_channels), ("classes", classes)):
-            if type(value) is not int or value < 1:
-                raise ModelError(
-                    f"The number of {what} of {name} must be 1 or more, not {shown(value)}."
-                )
+        in_channels = _count(name, "input channels", values.get("in_channels"))
+        classes = _count(name, "classes", values.get(kind.classes))
         if dimensions not in (2, 3):
             raise ModelError(f"{name} must have 2 or 3 dimensions, not {shown(dimensions)}.")
-        assert isinstance(in_channels, int)
-        assert isinstance(classes, int)
         return cls(name, kept, in_channels, classes, int(dimensions))
 
     def with_weights(self, state: Mapping[str, Tensor]) -> nn.Module:
@@ -191,10 +180,18 @@ class Description:
         """
         network = self._built()
         wanted = network.state_dict()
-        given = {name.removeprefix("module."): values for name, values in state.items()}
-        for names in _shared_names(network):  # one of the names of a weight is enough
-            known = next((given[name] for name in names if name in given), None)
-            given |= {name: known for name in names if known is not None and name not in given}
+        given = _with_shared(network, state)
+        self._check_fit(given, wanted)
+        floats = {
+            name: (values.float() if values.is_floating_point() else values).contiguous()
+            for name, values in given.items()
+        }
+        network.load_state_dict(floats, assign=True)
+        for values in network.parameters():
+            values.requires_grad_(False)
+        return FirstAnswer(network, repr(self), KINDS[self.name].exported).eval()
+
+    def _check_fit(self, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         for name in given.keys() - wanted.keys():
             raise ModelError(
                 f"The weights hold {shown(name)}, which this {self.name} does not have."
@@ -207,14 +204,6 @@ class Description:
                     f"The weights {shown(name)} have the shape {tuple(given[name].shape)}, and in this "
                     f"{self.name} it is {tuple(values.shape)}."
                 )
-        floats = {
-            name: (values.float() if values.is_floating_point() else values).contiguous()
-            for name, values in given.items()
-        }
-        network.load_state_dict(floats, assign=True)
-        for values in network.parameters():
-            values.requires_grad_(False)
-        return FirstAnswer(network, repr(self), KINDS[self.name].exported).eval()
 
     def without_head(self, network: nn.Module) -> PointwiseHead | None:
         """Let a network of `with_weights` answer with the features before its last layer, if these are fewer.
@@ -265,23 +254,25 @@ class Description:
         A network that computes something while it is built, and does not keep it among its weights, needs real
         memory; it is built again there.
         """
-        made = {**self.arguments}
         try:
-            if self.name == "DiNTS":
-                return _dints(made)
-            if self.name in _MADE_FOR_REAL:
-                return _make(self.name, made)
-            with torch.device("meta"):
-                network = _make(self.name, made)
-            kept = network.state_dict()
-            beside = [name for name, _ in network.named_buffers() if name not in kept]
-            return _make(self.name, made) if beside else network
+            return self._made({**self.arguments})
         except ModelError:
             raise
         except FAILURES as error:
             raise ModelError(
                 f"The arguments of this {self.name} do not make a network: {shown(error)}."
             ) from None
+
+    def _made(self, arguments: dict[str, Any]) -> nn.Module:
+        if self.name == "DiNTS":
+            return _dints(arguments)
+        if self.name in _MADE_FOR_REAL:
+            return _make(self.name, arguments)
+        with torch.device("meta"):
+            network = _make(self.name, arguments)
+        kept = network.state_dict()
+        beside = [name for name, _ in network.named_buffers() if name not in kept]
+        return _make(self.name, arguments) if beside else network
 
 
 def own_state(network: nn.Module) -> dict[str, Tensor]:
@@ -297,6 +288,32 @@ def _shared_names(network: nn.Module) -> list[list[str]]:
     for name, values in network.state_dict(keep_vars=True).items():
         by_tensor.setdefault(id(values), []).append(name)
     return [names for names in by_tensor.values() if len(names) > 1]
+
+
+def _with_shared(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a state dict under all names that they have; one of these is enough."""
+    given = {name.removeprefix("module."): values for name, values in state.items()}
+    for names in _shared_names(network):
+        known = next((given[name] for name in names if name in given), None)
+        given |= {name: known for name in names if known is not None and name not in given}
+    return given
+
+
+def _described(name: object, arguments: object) -> tuple[str, Mapping[Any, Any]]:
+    """Return the class and the arguments of a network, if it is on the list."""
+    if not isinstance(name, str) or name not in KINDS:
+        raise ModelError(
+            f"The network {shown(name)} cannot be run. Known networks are {', '.join(KINDS)}."
+        )
+    if not isinstance(arguments, Mapping):
+        raise ModelError(f"The arguments of {name} must be an object, not {shown(arguments)}.")
+    return name, arguments
+
+
+def _count(name: str, what: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ModelError(f"The number of {what} of {name} must be 1 or more, not {shown(value)}.")
+    return value
 
 
 _MADE_FOR_REAL = frozenset({"SwinUNETR", "UNETR"})

@@ -59,10 +59,8 @@ def pool_with_codes(features: Tensor) -> tuple[Tensor, Tensor]:
     first in reading order wins. So values, gradients and the unpooled result are bit-identical to those with
     pooling indices, take an eighth of the memory, and need only operations that every compiler and exporter knows.
     """
-    top_left = features[..., 0::2, 0::2]
-    top_right = features[..., 0::2, 1::2]
-    bottom_left = features[..., 1::2, 0::2]
-    bottom_right = features[..., 1::2, 1::2]
+    top_left, top_right = features[..., 0::2, 0::2], features[..., 0::2, 1::2]
+    bottom_left, bottom_right = features[..., 1::2, 0::2], features[..., 1::2, 1::2]
     right_wins_top = top_right > top_left
     right_wins_bottom = bottom_right > bottom_left
     top = torch.where(right_wins_top, top_right, top_left)

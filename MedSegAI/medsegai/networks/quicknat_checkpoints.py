@@ -109,11 +109,20 @@ def _tensors(content: object) -> Iterator[tuple[str, StoredTensor]]:
             )
         for kind in ("_parameters", "_buffers"):
             yield from _described(module.attributes.get(kind), prefix)
-        children = module.attributes.get("_modules")
-        if isinstance(children, dict):
-            inside = [(child, f"{prefix}{name}.", depth + 1) for name, child in children.items()]
-            waiting += [part for part in inside if part[0] is not None]
+        waiting += _children(module, prefix, depth)
     raise ValueError(f"it has more than {MOST_PARTS} parts")
+
+
+def _children(module: Inert, prefix: str, depth: int) -> list[tuple[object, str, int]]:
+    """Return the modules inside a module, with the prefixes of their names and their depth."""
+    children = module.attributes.get("_modules")
+    if not isinstance(children, dict):
+        return []
+    return [
+        (child, f"{prefix}{name}.", depth + 1)
+        for name, child in children.items()
+        if child is not None
+    ]
 
 
 def _described(values: object, prefix: str) -> Iterator[tuple[str, StoredTensor]]:

@@ -54,21 +54,33 @@ def imported(state: Mapping[str, Tensor], config: Path | None, source: Path) -> 
     Raises:
         ModelError: the weights come from that library, but belong to a network that MedSegAI does not have.
     """
-    bare = {re.sub(r"^(?:module\.|_orig_mod\.|model\.|net\.)+", "", k): v for k, v in state.items()}
-    parts = {
-        part: {name: v for name, v in bare.items() if name.startswith(f"{part}.")}
-        for part in ("encoder", "decoder", "segmentation_head")
-    }
+    parts = _parts(state)
     if not all(parts.values()):
         return None
     if config is not None:
         _check_config(config)
     shape = _shape(parts, source)
+    return Imported(shape, _renamed(parts, shape, source))
+
+
+def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of each part of a network, without what wrappers write before their names."""
+    bare = {re.sub(r"^(?:module\.|_orig_mod\.|model\.|net\.)+", "", k): v for k, v in state.items()}
+    return {
+        part: {name: v for name, v in bare.items() if name.startswith(f"{part}.")}
+        for part in ("encoder", "decoder", "segmentation_head")
+    }
+
+
+def _renamed(
+    parts: Mapping[str, Mapping[str, Tensor]], shape: UNet2DConfig, source: Path
+) -> dict[str, Tensor]:
+    """Return the weights by the names of our own network, and check that they fit it."""
     own = UNet2D(shape).state_dict()
     wanted = {k.removeprefix("encoder."): v for k, v in own.items() if k.startswith("encoder.")}
     encoder = mapped_names(parts["encoder"], wanted)
     given = {f"encoder.{name}": values for name, values in encoder.items()}
-    given |= parts["decoder"] | parts["segmentation_head"]
+    given |= {**parts["decoder"], **parts["segmentation_head"]}
     counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
     given = counters | {k: v.float() for k, v in given.items() if k not in counters}
     problem = next((k for k in own.keys() ^ given.keys()), None) or next(
@@ -79,7 +91,7 @@ def imported(state: Mapping[str, Tensor], config: Path | None, source: Path) -> 
             f"{source} holds a network that MedSegAI does not have: it differs in "
             f"{problem!r}. Run it with segmentation_models_pytorch itself."
         )
-    return Imported(shape, given)
+    return given
 
 
 def _shape(parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> UNet2DConfig:
@@ -92,18 +104,22 @@ def _shape(parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> UNet2DCon
             "segmentation_models_pytorch itself."
         )
     place = "decoder.blocks.x_0_{}.conv1.0.weight" if nested else "decoder.blocks.{}.conv1.0.weight"
-    try:
-        widths = tuple(int(decoder[place.format(row)].shape[0]) for row in range(5))
-    except KeyError:
-        raise ModelError(
-            f"{source} does not have the five levels of a U-Net or U-Net++ of segmentation_models_pytorch."
-        ) from None
+    widths = _widths(decoder, place, source)
     name, channels = _encoder(parts["encoder"], source)
     kind = "unetplusplus" if nested else "unet"
     skip = int(decoder[place.format(3)].shape[1]) - widths[2]
     if name.startswith("efficientnet_lite") and skip % 32 == 0:
         name += "_stem"
     return UNet2DConfig(name, kind, channels, int(head.shape[0]), widths)
+
+
+def _widths(decoder: Mapping[str, Tensor], place: str, source: Path) -> tuple[int, ...]:
+    try:
+        return tuple(int(decoder[place.format(row)].shape[0]) for row in range(5))
+    except KeyError:
+        raise ModelError(
+            f"{source} does not have the five levels of a U-Net or U-Net++ of segmentation_models_pytorch."
+        ) from None
 
 
 def _encoder(state: Mapping[str, Tensor], source: Path) -> tuple[str, int]:

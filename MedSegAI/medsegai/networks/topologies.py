@@ -6,14 +6,16 @@ The training of a DiNTS saves the paths and operations that its search found as 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsegai.errors import ModelError
 from medsegai.networks.checkpoints import ALLOWED
-from medsegai.networks.torch_files import StoredTensor, read_torch_file
+from medsegai.networks.torch_files import StoredTensor, TorchFile, read_torch_file
 from medsegai.networks.unpickling import Name, PickleDamage, Typed, inert, table
 
 MOST_CODES = 100_000
@@ -63,22 +65,29 @@ def read_topology(path: Path) -> dict[str, list[Any]]:
         UnsafeModelError: the file names something other than arrays and plain values. It was not run.
         ModelError: the file is missing or damaged, or does not hold codes.
     """
+    _check_exists(path)
+    file = read_torch_file(path, _NAMES, KIND)
+    content = file.content
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a {KIND}.")
+    found = {}
+    for name, values in _arrays(file, content).items():
+        if np.array_equal(values, np.asarray(values, dtype=np.int64)) and values.size <= MOST_CODES:
+            found[str(name)] = np.asarray(values, dtype=np.int64).tolist()
+    return found
+
+
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise ModelError(
             f"The file {path}, which holds the topology of the network, does not exist. Copy it "
             "from where the network was trained."
         )
-    file = read_torch_file(path, _NAMES, KIND)
-    content = file.content
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is not a {KIND}.")
+
+
+def _arrays(file: TorchFile, content: Mapping[Any, Any]) -> dict[Any, NDArray[Any]]:
     stored = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
-    arrays = {name: values.numpy() for name, values in file.tensors(stored).items()}
-    arrays |= {
+    plain = {
         name: value.values for name, value in content.items() if isinstance(value, StoredArray)
     }
-    found = {}
-    for name, values in arrays.items():
-        if np.array_equal(values, np.asarray(values, dtype=np.int64)) and values.size <= MOST_CODES:
-            found[str(name)] = np.asarray(values, dtype=np.int64).tolist()
-    return found
+    return {name: values.numpy() for name, values in file.tensors(stored).items()} | plain

@@ -119,10 +119,15 @@ class StoredTensor:
             or math.prod(size or 1 for size in self.shape) >= LARGEST
         ):
             raise ImpossibleTensor("a tensor is described in an impossible way")
-        if 0 in self.shape:
-            return
-        # Axes from the innermost: each must step over everything that the axes before it cover, so that no number
-        # of the storage appears twice in the tensor. A stride of zero would make gigabytes out of one number.
+        if 0 not in self.shape:
+            self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Refuse a tensor that repeats numbers, or reaches beyond its storage.
+
+        Axes from the innermost: each must step over everything that the axes before it cover, so that no number
+        of the storage appears twice in the tensor. A stride of zero would make gigabytes out of one number.
+        """
         covered = 1
         for stride, size in sorted(zip(self.stride, self.shape, strict=True)):
             if size > 1 and stride < covered:
@@ -233,18 +238,21 @@ def check_claims(path: Path, most_files: int) -> None:
     """
     files = itertools.islice(path.rglob("*"), most_files) if path.is_dir() else [path]
     for file in files:
-        if file.suffix.lower() not in FILES_OF_TORCH:
-            continue
-        try:
-            names = _AnyNames()
-            size = _taken_apart(file, names, LOOKED_AT).size
-            _check_sum(names.tensors, size)
-        except ImpossibleTensor as error:
-            raise ModelError(
-                f"{file} is damaged or malicious: {error}. Copy it again from where it was trained."
-            ) from None
-        except (OSError, ModelError, *DAMAGED):
-            continue
+        if file.suffix.lower() in FILES_OF_TORCH:
+            _check_claims_of(file)
+
+
+def _check_claims_of(file: Path) -> None:
+    try:
+        names = _AnyNames()
+        size = _taken_apart(file, names, LOOKED_AT).size
+        _check_sum(names.tensors, size)
+    except ImpossibleTensor as error:
+        raise ModelError(
+            f"{file} is damaged or malicious: {error}. Copy it again from where it was trained."
+        ) from None
+    except (OSError, ModelError, *DAMAGED):
+        return
 
 
 def _check_sum(tensors: Iterable[StoredTensor], size: int) -> None:
@@ -293,11 +301,15 @@ def _read_zip(path: Path, file: BinaryIO, names: Mapping[str, Name], most: int) 
             raise PickleDamage(f"it has no {name[:100]!r}") from None
 
     order = bytes(record("byteorder")) if f"{folder}byteorder" in entries else b"little"
+    endian = _endian(order)
+    content, _ = unpickle(bytes(record("data.pkl")[:most]), names, _storage)
+    return TorchFile(path, content, len(whole), lambda key: record(f"data/{key}"), endian)
+
+
+def _endian(order: bytes) -> str:
     if order not in (b"little", b"big"):
         raise PickleDamage("its byte order is unknown")
-    content, _ = unpickle(bytes(record("data.pkl")[:most]), names, _storage)
-    endian = "<" if order == b"little" else ">"
-    return TorchFile(path, content, len(whole), lambda key: record(f"data/{key}"), endian)
+    return "<" if order == b"little" else ">"
 
 
 def _stored(whole: memoryview, entry: zipfile.ZipInfo) -> memoryview:

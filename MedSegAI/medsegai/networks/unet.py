@@ -102,17 +102,26 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, values in state.items():
         name = name.replace("_orig_mod.", "").removeprefix("module.")
         if name in wanted:
-            kind = torch.float32 if values.is_floating_point() else values.dtype
-            given[name] = values.detach().to("cpu", kind, copy=True)
+            given[name] = _copied(values)
         elif not _is_repeated(name):
             raise ModelError(_misfit(network, f"they hold {name!r}, which it lacks"))
-    for name, values in wanted.items():
+    _check_complete(network, given)
+    network.load_state_dict(given, assign=True)
+
+
+def _copied(values: Tensor) -> Tensor:
+    """Return a copy in float32; whole numbers keep their type."""
+    kind = torch.float32 if values.is_floating_point() else values.dtype
+    return values.detach().to("cpu", kind, copy=True)
+
+
+def _check_complete(network: nn.Module, given: Mapping[str, Tensor]) -> None:
+    for name, values in network.state_dict().items():
         if name not in given:
             raise ModelError(_misfit(network, f"they do not hold {name!r}"))
         if given[name].shape != values.shape:
             shapes = f"{tuple(given[name].shape)}, not {tuple(values.shape)}"
             raise ModelError(_misfit(network, f"{name!r} is {shapes}"))
-    network.load_state_dict(given, assign=True)
 
 
 def with_norm_of(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -268,6 +277,17 @@ def _conv_block(
     return nn.Sequential(layers)
 
 
+def _skip(ops: _Ops, channels: tuple[int, int], stride: int | Sequence[int]) -> nn.Sequential:
+    """Build what brings the input of a residual block to the size of its output."""
+    before, after = channels
+    skip: list[nn.Module] = []
+    if any(step != 1 for step in ops.sizes(stride)):
+        skip.append(ops.pool(ops.sizes(stride), ops.sizes(stride)))
+    if before != after:
+        skip.append(_conv_block(replace(ops, bias=False), channels, 1, plain=True))
+    return nn.Sequential(*skip)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions, or three around a bottleneck, whose result is added to the input (ResNet-D).
 
@@ -291,12 +311,7 @@ class ResidualBlock(nn.Module):
             self.conv1 = _conv_block(replace(ops, dropout=None), (before, bottleneck), 1)
             self.conv2 = _conv_block(ops, (bottleneck, bottleneck), kernel, stride)
             self.conv3 = _conv_block(ops, (bottleneck, after), 1, plain=True)
-        skip: list[nn.Module] = []
-        if any(step != 1 for step in ops.sizes(stride)):
-            skip.append(ops.pool(ops.sizes(stride), ops.sizes(stride)))
-        if before != after:
-            skip.append(_conv_block(replace(ops, bias=False), channels, 1, plain=True))
-        self.skip = nn.Sequential(*skip)
+        self.skip = _skip(ops, channels, stride)
         self.nonlin = ops.nonlin() if ops.nonlin else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -395,8 +410,7 @@ def _merged(
     if convs is None:
         result: Tensor = stage(torch.cat((transposed(features), skips.pop()), 1))
         return result
-    first, *others = convs
-    conv, *layers = first
+    (conv, *layers), *others = convs
     convolve = functional.conv3d if conv.weight.ndim == 5 else functional.conv2d
     of_features, of_skip = conv.weight.split(conv.weight.shape[1] // 2, 1)
     merged = convolve(skips.pop(), of_skip, padding=conv.padding)

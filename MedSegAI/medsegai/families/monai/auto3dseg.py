@@ -90,14 +90,34 @@ def convert(path: Path, destination: Path) -> ModelCard | None:
 
 
 def _settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], Description]:
+    described = _described(config)
+    name = network_name(str(described[TARGET]))
+    arguments = _arguments(described)
+    network = Description.of(name, arguments)
+    sigmoid = bool(config.get("sigmoid", False))
+    settings = {
+        "network": {"class": name, "arguments": arguments},
+        "preprocessing": _steps(config, network.in_channels),
+        "inferer": _inferer(config),
+        "postprocessing": _decided("sigmoid" if sigmoid else "softmax"),
+    }
+    Settings.from_dict(settings)
+    return settings, network
+
+
+def _described(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The description of the network, which is a SegResNet."""
     described = config.get("network")
     described = described if isinstance(described, Mapping) else {}
     target = str(described.get(TARGET, ""))
-    name = network_name(target)
-    if name not in ("SegResNetDS", "SegResNetDS2"):
+    if network_name(target) not in ("SegResNetDS", "SegResNetDS2"):
         raise ModelError(
             f"Its network is {shown(target)}, and of Auto3DSeg SegResNetDS is known. Use the weights in a bundle."
         )
+    return described
+
+
+def _arguments(described: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {
         key: value
         for key, value in described.items()
@@ -108,24 +128,17 @@ def _settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], Description]:
             raise UnsafeModelError(
                 f"{key} of its network is {shown(value)}, which would have to be run. Nothing of it was run."
             )
-    network = Description.of(name, arguments)
-    sigmoid = bool(config.get("sigmoid", False))
-    settings = {
-        "network": {"class": name, "arguments": arguments},
-        "preprocessing": _steps(config, network.in_channels),
-        "inferer": {
-            "roi_size": _three(config, "roi_size"),
-            "overlap": [OVERLAP] * 3,
-            "mode": "gaussian",
-        },
-        "postprocessing": {
-            "activation": "sigmoid" if sigmoid else "softmax",
-            "decision": "threshold" if sigmoid else "argmax",
-            "inversion": "linear",
-        },
-    }
-    Settings.from_dict(settings)
-    return settings, network
+    return arguments
+
+
+def _inferer(config: Mapping[str, Any]) -> dict[str, object]:
+    roi = _three(config, "roi_size")
+    return {"roi_size": roi, "overlap": [OVERLAP] * 3, "mode": "gaussian"}
+
+
+def _decided(activation: str) -> dict[str, str]:
+    decision = "threshold" if activation == "sigmoid" else "argmax"
+    return {"activation": activation, "decision": decision, "inversion": "linear"}
 
 
 def _steps(config: Mapping[str, Any], channels: int) -> list[dict[str, Any]]:
@@ -134,14 +147,9 @@ def _steps(config: Mapping[str, Any], channels: int) -> list[dict[str, Any]]:
     if config.get("orientation_ras", False):
         steps.append({"transform": "Orientation", "axcodes": "RAS"})
     if config.get("crop_foreground", True):
-        steps.append({"transform": "CropForeground", "margin": [MARGIN] * 3, "allow_smaller": True})
-        if channels > 1:
-            steps[-1]["source"] = [0]
+        steps.append(_cropping(channels))
     if config.get("resample", True) and config.get("resample_resolution") is not None:
-        wanted = [float(length) for length in _three(config, "resample_resolution")]
-        near = [[length * factor for length in wanted] for factor in NEAR]
-        kept = {"min_pixdim": near[0], "max_pixdim": near[1]}
-        steps.append({"transform": "Spacing", "pixdim": wanted, **kept, "dtype": "float32"})
+        steps.append(_resampling(config))
     modes = [config.get("normalize_mode"), *_extra(config).values()]
     if len(modes) == 1:
         return [*steps, *_normalised(config, modes[0], None)]
@@ -154,6 +162,20 @@ def _steps(config: Mapping[str, Any], channels: int) -> list[dict[str, Any]]:
     return steps
 
 
+def _cropping(channels: int) -> dict[str, object]:
+    margin = {"margin": [MARGIN] * 3, "allow_smaller": True}
+    source = {"source": [0]} if channels > 1 else {}
+    return {"transform": "CropForeground", **margin, **source}
+
+
+def _resampling(config: Mapping[str, Any]) -> dict[str, object]:
+    """The step that resamples, except where the spacing is almost the wanted one."""
+    wanted = [float(length) for length in _three(config, "resample_resolution")]
+    least, most = ([length * factor for length in wanted] for factor in NEAR)
+    kept = {"min_pixdim": least, "max_pixdim": most}
+    return {"transform": "Spacing", "pixdim": wanted, **kept, "dtype": "float32"}
+
+
 def _normalised(config: Mapping[str, Any], mode: Any, groups: Any) -> list[dict[str, Any]]:
     """The scaling of intensities of one image."""
     at: dict[str, Any] = {} if groups is None else {"groups": groups}
@@ -162,12 +184,7 @@ def _normalised(config: Mapping[str, Any], mode: Any, groups: Any) -> list[dict[
     if mode == "pet":
         return [{"transform": "Squash", "function": "pet", **at}]
     if mode in ("range", "ct"):
-        bounds = config.get("intensity_bounds")
-        if not isinstance(bounds, list) or len(bounds) != 2:
-            raise ModelError(f"intensity_bounds must be two numbers, not {shown(bounds)}.")
-        low, high = (number(value, "intensity_bounds") for value in bounds)
-        scaled: dict[str, Any] = {"transform": "ScaleIntensityRange", "a_min": low, "a_max": high}
-        scaled |= {"b_min": -1.0, "b_max": 1.0, **at}
+        scaled = _range(config) | at
     elif mode in ("meanstd", "mri", "meanstdtanh"):
         scaled = {"transform": "NormalizeIntensity", "nonzero": True, "channel_wise": True, **at}
     else:
@@ -177,6 +194,15 @@ def _normalised(config: Mapping[str, Any], mode: Any, groups: Any) -> list[dict[
     if mode in SQUASHED:
         return [scaled, {"transform": "Squash", "function": SQUASHED[mode], **at}]
     return [scaled]
+
+
+def _range(config: Mapping[str, object]) -> dict[str, object]:
+    bounds = config.get("intensity_bounds")
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise ModelError(f"intensity_bounds must be two numbers, not {shown(bounds)}.")
+    low, high = (number(value, "intensity_bounds") for value in bounds)
+    scaled = {"transform": "ScaleIntensityRange", "a_min": low, "a_max": high}
+    return {**scaled, "b_min": -1.0, "b_max": 1.0}
 
 
 def _extra(config: Mapping[str, Any]) -> dict[str, str]:
@@ -266,25 +292,27 @@ def _rows(path: Path) -> dict[int, Label]:
     """
     if not path.is_file():
         return {}
-    from medsegai.labels import made_color
-
     found = {}
     try:
         text = read_regular(path, MOST_LABELS_BYTES).decode("utf-8-sig")
         for row in csv.DictReader(io.StringIO(text)):
-            value, name = int(row["LabelValue"]), " ".join((row["Name"] or "").split())
-            terminology = _terminology(row)
-            if not name and terminology is not None:
-                name = terminology.type[2]
+            value = int(row["LabelValue"])
             if value > 0:
-                found[value] = Label(
-                    value, name or f"label {value}", made_color(value), terminology
-                )
+                found[value] = _label(value, row)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ModelError(
             f"{path} does not have a LabelValue and a Name in each row: {error}."
         ) from None
     return found
+
+
+def _label(value: int, row: Mapping[str, str]) -> Label:
+    from medsegai.labels import made_color
+
+    name, terminology = " ".join((row["Name"] or "").split()), _terminology(row)
+    if not name and terminology is not None:
+        name = terminology.type[2]
+    return Label(value, name or f"label {value}", made_color(value), terminology)
 
 
 def _terminology(row: Mapping[str, Any]) -> Terminology | None:
@@ -312,12 +340,6 @@ def _told(path: Path, content: Mapping[str, Any], note: str) -> dict[str, Any]:
     folder = path.absolute().parent.name
     name = path.stem if path.stem != "model" else folder
     match = re.search(r"[-_]v(\d+(?:\.\d+)*)$", name)
-    metric = content.get("best_metric")
-    performance = {}
-    if isinstance(metric, int | float) and not isinstance(metric, bool) and 0 <= metric <= 1:
-        performance = {
-            "as its training reports": {"mean Dice of its own validation": float(metric)}
-        }
     title = re.sub(r"[-_]v\d+(?:\.\d+)*$", "", name).replace("-", " ").replace("_", " ").strip()
     return {
         "id": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64] or "auto3dseg",
@@ -328,5 +350,11 @@ def _told(path: Path, content: Mapping[str, Any], note: str) -> dict[str, Any]:
         "origin": "MONAI Auto3DSeg, imported on this computer.",
         "citation": "M. J. Cardoso et al., MONAI, 2022; A. Myronenko, 3D MRI brain tumor segmentation using "
         "autoencoder regularization, BrainLes 2018",
-        "performance": performance,
+        "performance": _performance(content.get("best_metric")),
     }
+
+
+def _performance(metric: object) -> dict[str, dict[str, float]]:
+    if isinstance(metric, int | float) and not isinstance(metric, bool) and 0 <= metric <= 1:
+        return {"as its training reports": {"mean Dice of its own validation": float(metric)}}
+    return {}

@@ -126,19 +126,22 @@ def _network(configuration: Configuration, folder: Path) -> dict[str, Any]:
             "not a network that is known",
             f"run the bundle with MONAI itself; known here are {', '.join(KINDS)} of MONAI",
         )
-    dropped = KINDS[name].dropped
-    arguments = {
-        argument: component.value(argument)
-        for argument in sorted(component.names() - dropped)
-        if not (name == "DiNTS" and argument in ("dints_space", "node_a"))
-    }
-    if name == "DiNTS":
-        arguments |= topology_of(component, folder / MODELS)
+    arguments = _arguments(component, name, folder)
     try:
         Description.of(name, arguments)
     except ModelError as error:
         raise configuration.wrong(component.place, str(error).rstrip(".")) from None
     return {"class": name, "arguments": arguments}
+
+
+def _arguments(component: Component, name: str, folder: Path) -> dict[str, Any]:
+    """The arguments of a network; those that describe the topology of a DiNTS come with its codes."""
+    names = sorted(component.names() - KINDS[name].dropped)
+    if name != "DiNTS":
+        return {argument: component.value(argument) for argument in names}
+    plain = (argument for argument in names if argument not in ("dints_space", "node_a"))
+    found = {argument: component.value(argument) for argument in plain}
+    return found | topology_of(component, folder / MODELS)
 
 
 def _check_metadata(
@@ -224,9 +227,7 @@ def _channels(
     ports = data.get("inputs") if isinstance(data, dict) else None
     listed = list(ports.items()) if isinstance(ports, dict) else []
     first = listed[0][1] if listed and isinstance(listed[0][1], dict) else {}
-    modality = str(first.get("modality") or "any").strip().upper()[:16]
-    modality = MODALITIES.get(modality, modality)
-    modality = modality if modality.isprintable() and modality else "ANY"
+    modality = _modality(first)
     given = first.get("channel_def")
     names = [str(given.get(str(n), "")) for n in range(count)] if isinstance(given, dict) else []
     if len(listed) == count > 1:
@@ -239,6 +240,13 @@ def _channels(
     ):
         names = [modality] if count == 1 else [f"image {number + 1}" for number in range(count)]
     return tuple(Channel(name, modality) for name in names)
+
+
+def _modality(port: Mapping[str, object]) -> str:
+    """The modality of an input; ANY if it is not said."""
+    named = str(port.get("modality") or "any").strip().upper()[:16]
+    named = MODALITIES.get(named, named)
+    return named if named.isprintable() and named else "ANY"
 
 
 def _spacing(steps: list[dict[str, Any]]) -> tuple[float, float, float]:
@@ -271,34 +279,32 @@ def _told(folder: Path, metadata: Mapping[str, Any], notes: list[str]) -> dict[s
     description = " ".join(
         filter(None, [_line(metadata.get("description") or metadata.get("task")), *notes])
     )
-    licence = next(
-        iter(sorted(folder.glob("LICEN[CS]E*")) + sorted(folder.glob("docs/LICEN[CS]E*"))), None
-    )
     return {
         "id": named_id(folder.name),
         "name": _line(metadata.get("name") or metadata.get("task"))[:120] or folder.name,
         "version": version[:60],
         "description": description,
         "intended_use": _line(metadata.get("intended_use")),
-        "licence": _line(metadata.get("license"))
-        or (
-            f"See {licence.name} of the bundle." if licence else "As the authors of the bundle say."
-        ),
-        "origin": " ".join(
-            filter(
-                None,
-                [
-                    "MONAI bundle, made with MONAI "
-                    f"{_line(metadata.get('monai_version')) or 'of unknown version'}.",
-                    f"Trained on {_line(metadata.get('data_source'))}."
-                    if metadata.get("data_source")
-                    else "",
-                ],
-            )
-        ),
+        "licence": _licence(folder, metadata),
+        "origin": _origin(metadata),
         "citation": "; ".join(filter(None, cited))[:LONGEST_TEXT],
         "performance": _performance(metadata.get("eval_metrics")),
     }
+
+
+def _licence(folder: Path, metadata: Mapping[str, object]) -> str:
+    files = [*sorted(folder.glob("LICEN[CS]E*")), *sorted(folder.glob("docs/LICEN[CS]E*"))]
+    unnamed = (
+        f"See {files[0].name} of the bundle." if files else "As the authors of the bundle say."
+    )
+    return _line(metadata.get("license")) or unnamed
+
+
+def _origin(metadata: Mapping[str, object]) -> str:
+    version = _line(metadata.get("monai_version")) or "of unknown version"
+    made = f"MONAI bundle, made with MONAI {version}."
+    data = metadata.get("data_source")
+    return f"{made} Trained on {_line(data)}." if data else made
 
 
 def _performance(metrics: Any) -> dict[str, Any]:

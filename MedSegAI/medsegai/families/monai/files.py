@@ -28,9 +28,16 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """
     if path.suffix == ".json":
         return read_json(path)
+    data = _read_yaml(path)
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} must hold an object.")
+    return data
+
+
+def _read_yaml(path: Path) -> object:
     try:
         values = _yaml_values(read_regular(path, MOST_BYTES).decode("utf-8"))
-        data = harmless(json.dumps(values))  # YAML has numbers and texts that JSON has not
+        return harmless(json.dumps(values))  # YAML has numbers and texts that JSON has not
     except FileNotFoundError:
         raise
     except RecursionError:
@@ -39,9 +46,6 @@ def read_configuration(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as YAML: {error}.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} must hold an object.")
-    return data
 
 
 def _yaml_values(text: str) -> Any:

@@ -33,11 +33,7 @@ def check_segments(configuration: Configuration, metadata: Mapping[str, Any]) ->
     Raises:
         ModelError: it is for something else, or has no network.
     """
-    if not any(part in configuration for part in ("network_def", "network")):
-        raise configuration.wrong(
-            "network_def",
-            "it is missing, and so the bundle does not segment with a network of its own",
-        )
+    _check_network(configuration)
     told = " ".join(_targets(configuration))
     task = " ".join(str(metadata.get(name, "")) for name in ("task", "name"))
     for text in (told, task):
@@ -50,6 +46,14 @@ def check_segments(configuration: Configuration, metadata: Mapping[str, Any]) ->
                     f"The bundle of {configuration.path} is for {kind} ({found[0]!r}), and MedSegAI runs bundles "
                     "that segment a volume by themselves. Run it with MONAI."
                 )
+
+
+def _check_network(configuration: Configuration) -> None:
+    if not any(part in configuration for part in ("network_def", "network")):
+        raise configuration.wrong(
+            "network_def",
+            "it is missing, and so the bundle does not segment with a network of its own",
+        )
 
 
 def _targets(configuration: Configuration) -> Iterator[str]:

@@ -67,6 +67,12 @@ def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str,
     name = inferer_name(component)
     if name == "SimpleInferer":
         return {} if dimensions == 3 else {"slice_axis": PICTURE_AXIS}
+    _check_inferer(component, name, dimensions)
+    found = _sliding_window(component, name == SLICES)
+    return found if dimensions == 3 else found | _in_planes(component, found["roi_size"])
+
+
+def _check_inferer(component: Component, name: str, dimensions: int) -> None:
     if name not in (*SLIDING, SLICES):
         raise component.unknown(
             "not an inferer that is known",
@@ -76,8 +82,6 @@ def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str,
         raise component.wrong(
             "_target_", "it runs networks of single planes, and this one is of volumes"
         )
-    found = _sliding_window(component, name == SLICES)
-    return found if dimensions == 3 else found | _in_planes(component, found["roi_size"])
 
 
 def inferer_name(component: Component) -> str:
@@ -159,15 +163,7 @@ class _Reader:
     def found(self) -> Postprocessing:
         activation = self._activation
         if not self._decision:
-            self._decision = "threshold" if "sigmoid" in activation else "argmax"
-            self._result.notes.append(
-                "The configuration does not say how labels are decided; "
-                + (
-                    "each channel counts from one half on."
-                    if "sigmoid" in activation
-                    else "the largest wins."
-                )
-            )
+            self._decide_as_usual()
         if self._decision == "threshold" and "sigmoid" not in activation:
             raise self._configuration.wrong(
                 "postprocessing",
@@ -179,6 +175,12 @@ class _Reader:
             "inversion": self._inversion or "linear",
         }
         return self._result
+
+    def _decide_as_usual(self) -> None:
+        sigmoid = "sigmoid" in self._activation
+        self._decision = "threshold" if sigmoid else "argmax"
+        how = "each channel counts from one half on" if sigmoid else "the largest wins"
+        self._result.notes.append(f"The configuration does not say how labels are decided; {how}.")
 
     def _activate(self, component: Component) -> None:
         component.only("keys softmax sigmoid other", "allow_missing_keys dim")

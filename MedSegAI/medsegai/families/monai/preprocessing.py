@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from medsegai.errors import ModelError
@@ -79,20 +79,26 @@ class _Reader:
             )
         channels = self._of(component, keys)
         step = {"transform": name, **_ARGUMENTS[name](component)}
-        if name in _SPATIAL:
-            if self._pictures:
-                step |= self._in_plane(component, name, step)
-            if sorted(channels) != list(range(self._count)):
-                raise component.wrong("keys", "images that become one input must be changed alike")
-            if name == "CropForeground":
-                step |= self._source(component)
-        elif channels != list(range(self._count)) or len(keys) > 1:
-            step["groups"] = [self._channels[key] for key in keys]
+        step |= self._aim(component, step, channels)
+        self._check(component, step)
+        self.steps.append(step)
+
+    def _check(self, component: Component, step: Found) -> None:
         try:
             step_of(step)
         except ModelError as error:
             raise self._configuration.wrong(component.place, str(error).rstrip(".")) from None
-        self.steps.append(step)
+
+    def _aim(self, component: Component, step: Found, channels: Sequence[int]) -> Found:
+        """What a step also needs to know: the images, or groups of them, and axes that it changes."""
+        name, keys = step["transform"], component.keys()
+        if name not in _SPATIAL:
+            split = channels != list(range(self._count)) or len(keys) > 1
+            return {"groups": [self._channels[key] for key in keys]} if split else {}
+        found = self._in_plane(component, name, step) if self._pictures else {}
+        if sorted(channels) != list(range(self._count)):
+            raise component.wrong("keys", "images that become one input must be changed alike")
+        return found | (self._source(component) if name == "CropForeground" else {})
 
     def _in_plane(self, component: Component, name: str, step: Found) -> Found:
         """What a step asks of a picture, with a value for the axis that a picture lacks."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from medsegai.errors import ModelError
 from medsegai.families._memory import check_memory
-from medsegai.inference.grid_sampling import Nearest, Reach
+from medsegai.inference.grid_sampling import Bounds, Nearest, Reach
 from medsegai.io import axes_to_ras
 from medsegai.io.orientation import RAS_SIDES
 from medsegai.models.card import SPACINGS_MM
@@ -213,13 +213,10 @@ class Spacing:
             sizes = scan.shape[axis], shape[axis]
             positions = positions_of_torch(there, int(axis), sizes, getattr(torch, self.dtype))
             voxels = _along(voxels, 1 + int(axis), positions, self.mode == "bilinear")
-        x, y, z = (
-            (low * back[axis, axis] + back[axis, 3], high * back[axis, axis] + back[axis, 3])
-            for axis, (low, high) in enumerate(scan.reach.bounds)
-        )
+        bounds = _moved(scan.reach.bounds, back)
         nearest = () if scan.resampled else nearest_of_monai(back, scan.shape, shape)
         geometry = Geometry((shape[2], shape[1], shape[0]), resized).permuted((2, 1, 0))
-        return Scan(voxels, geometry, Reach((x, y, z), nearest), resampled=True)
+        return Scan(voxels, geometry, Reach(bounds, nearest), resampled=True)
 
     def _spacing(self, old: NDArray[np.float64]) -> NDArray[np.float64]:
         new = np.array(self.pixdim, dtype=np.float64)
@@ -261,16 +258,7 @@ class Resize:
             ((low + 0.5) * scale - 0.5, (high + 0.5) * scale - 0.5)
             for scale, (low, high) in zip(scales, scan.reach.bounds, strict=True)
         )
-        nearest = tuple(
-            Nearest(
-                (known.first + 0.5) * scale - 0.5,
-                known.step * scale,
-                _nearest_of_torch(new, old)[known.voxels.clamp(0, old - 1)],
-            )
-            for known, scale, new, old in zip(
-                _nearest_so_far(scan), scales, (x, y, z), scan.shape, strict=False
-            )
-        )
+        nearest = _resized_nearest(scan, scales, (x, y, z))
         geometry = scan.geometry.resized((x, y, z))
         bounds = Reach((reach[0], reach[1], reach[2]), nearest)
         return Scan(voxels, geometry, bounds, resampled=True)
@@ -290,6 +278,29 @@ def _nearest_of_torch(source: int, count: int) -> Tensor:
 
 
 Matrix = NDArray[np.float64]
+
+
+def _moved(bounds: Bounds, matrix: Matrix) -> Bounds:
+    """Positions along each axis on another grid, whose axes are parallel."""
+    x, y, z = (
+        (low * matrix[axis, axis] + matrix[axis, 3], high * matrix[axis, axis] + matrix[axis, 3])
+        for axis, (low, high) in enumerate(bounds)
+    )
+    return x, y, z
+
+
+def _resized_nearest(scan: Scan, scales: Sequence[float], sizes: Triple) -> tuple[Nearest, ...]:
+    """Which voxel of the input MONAI takes for each of a resized scan; () where that is not known."""
+    return tuple(
+        Nearest(
+            (known.first + 0.5) * scale - 0.5,
+            known.step * scale,
+            _nearest_of_torch(new, old)[known.voxels.clamp(0, old - 1)],
+        )
+        for known, scale, new, old in zip(
+            _nearest_so_far(scan), scales, sizes, scan.shape, strict=False
+        )
+    )
 
 
 def resized_grid(
@@ -406,17 +417,7 @@ class CropForeground:
         mask = (chosen > 0).any(0)
         if not mask.any():
             return scan  # MONAI would continue with an image without voxels
-        start, stop = [], []
-        for axis, margin in enumerate(self.margin):
-            others = tuple(other for other in range(3) if other != axis)
-            filled = torch.nonzero(mask.any(others[1]).any(others[0]))[:, 0]
-            first, last = int(filled[0]) - margin, int(filled[-1]) + margin + 1
-            if self.allow_smaller:
-                first, last = max(first, 0), min(last, scan.shape[axis])
-            size = math.ceil((last - first) / self.k_divisible[axis]) * self.k_divisible[axis]
-            first -= (size - (last - first)) // 2
-            start.append(first)
-            stop.append(first + size)
+        start, stop = zip(*(self._extent(mask, axis) for axis in range(3)), strict=True)
         inside = scan.cropped(
             [max(first, 0) for first in start],
             [min(last, size) for last, size in zip(stop, scan.shape, strict=True)],
@@ -426,6 +427,18 @@ class CropForeground:
             for first, last, size in zip(start, stop, scan.shape, strict=True)
         ]
         return inside.padded(widths, self.mode)
+
+    def _extent(self, mask: Tensor, axis: int) -> tuple[int, int]:
+        """The first voxel along an axis that is kept, and the one behind the last; they may lie outside."""
+        others = tuple(other for other in range(3) if other != axis)
+        filled = torch.nonzero(mask.any(others[1]).any(others[0]))[:, 0]
+        margin, size = self.margin[axis], mask.shape[axis]
+        first, last = int(filled[0]) - margin, int(filled[-1]) + margin + 1
+        if self.allow_smaller:
+            first, last = max(first, 0), min(last, size)
+        length = math.ceil((last - first) / self.k_divisible[axis]) * self.k_divisible[axis]
+        first -= (length - (last - first)) // 2
+        return first, first + length
 
 
 @dataclass(frozen=True)

@@ -222,13 +222,7 @@ class Settings:
         return tuple(sizes[axis] if sizes[axis] > 0 else USUAL_SIZE for axis in axes)
 
     def _check(self, card: ModelCard) -> None:
-        if (self.network.dimensions == 2) != (self.inferer.slice_axis is not None):
-            raise ModelError(
-                f"a network of {self.network.dimensions} dimensions cannot be run with slice_axis "
-                f"{shown(self.inferer.slice_axis)}."
-            )
-        if card.dimensions == 2 and self.inferer.slice_axis != 2:
-            raise ModelError("a model of pictures needs a network of single planes across z.")
+        self._check_planes(card)
         if len(card.channels) != self.network.in_channels:
             raise ModelError(
                 f"the card has {len(card.channels)} channels, and the network takes {self.network.in_channels}."
@@ -244,6 +238,15 @@ class Settings:
         for step in self.steps:
             for channel in _channels(step):
                 number(channel, "a channel of the preprocessing", 0, len(card.channels) - 1)
+
+    def _check_planes(self, card: ModelCard) -> None:
+        if (self.network.dimensions == 2) != (self.inferer.slice_axis is not None):
+            raise ModelError(
+                f"a network of {self.network.dimensions} dimensions cannot be run with slice_axis "
+                f"{shown(self.inferer.slice_axis)}."
+            )
+        if card.dimensions == 2 and self.inferer.slice_axis != 2:
+            raise ModelError("a model of pictures needs a network of single planes across z.")
 
 
 def step_of(data: Any) -> Step:

@@ -155,10 +155,7 @@ class _ScanRun:
 
     def _members(self, name: str, members: Sequence[MemberCard], at: Window) -> list[FoldsMember]:
         """The folds, as one or one by one; of a fold alone its mirrored passes, where their differences matter."""
-        folds = [
-            (self.model.networks[member.name], member.weight or 1.0, member.name)
-            for member in members
-        ]
+        folds = [(self.model.networks[m.name], m.weight or 1.0, m.name) for m in members]
         everything = FoldsMember(
             name if len(folds) > 1 else folds[0][2],
             sum(weight for _, weight, _ in folds),
@@ -285,14 +282,7 @@ class FoldsMember:
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
         """Whole planes of logits, in order."""
         total = sum(weight for _, weight in self.folds)
-        passes = [
-            _Passes(
-                network.runner(compute),
-                compute,
-                mirrorings(network.mirror_axes) if self.mirrored is None else self.mirrored,
-            )
-            for network, _ in self.folds
-        ]
+        passes = self._running(compute)
         calls = self.window.tiles * sum(len(each.mirrors) for each in passes)
         for each in passes:
             each.finished = lambda: step(min(sum(p.count for p in passes) / calls, 1.0))
@@ -307,6 +297,17 @@ class FoldsMember:
         ):
             yield Block((plane, 0, 0), values)
             plane += values.shape[1]
+
+    def _running(self, compute: Compute) -> list[_Passes]:
+        """The passes of each fold."""
+        return [
+            _Passes(
+                network.runner(compute),
+                compute,
+                mirrorings(network.mirror_axes) if self.mirrored is None else self.mirrored,
+            )
+            for network, _ in self.folds
+        ]
 
 
 def _passes(member: FoldsMember, passes: Sequence[tuple[int, ...]]) -> list[FoldsMember]:
