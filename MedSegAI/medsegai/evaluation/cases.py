@@ -139,35 +139,42 @@ def pair_cases(
         common: whether files without a counterpart are left out.
 
     Raises:
-        InputError: a path does not exist, one path is a file and the other a folder, a folder has two files of one
-            case, no case is in both folders, or files have no counterpart and may not be left out.
+        InputError: the paths are not two files or two folders, or cases are doubled or have no counterpart.
     """
+    _check_kinds(predictions, references)
+    if predictions.is_file():
+        return [(case_name(predictions), predictions, references)]
+    found, expected = _label_maps(predictions), _label_maps(references)
+    both = sorted(found.keys() & expected.keys())
+    if not both or not (common or found.keys() == expected.keys()):
+        raise _unpaired({references: (found, expected), predictions: (expected, found)}, both)
+    return [(name, found[name], expected[name]) for name in both]
+
+
+def _check_kinds(predictions: Path, references: Path) -> None:
+    """Refuse paths that do not exist, and a file beside a folder."""
     for path in (predictions, references):
         if not path.exists():
             raise InputError(f"{path} does not exist. Check the name.")
-    if predictions.is_file() and references.is_file():
-        return [(case_name(predictions), predictions, references)]
-    if predictions.is_file() or references.is_file():
+    if predictions.is_file() != references.is_file():
         raise InputError(
             f"{predictions} and {references}: one is a file, the other a folder. Name two label "
             "maps, or two folders of label maps."
         )
-    found, expected = _label_maps(predictions), _label_maps(references)
-    both = sorted(found.keys() & expected.keys())
-    if not both or not (common or found.keys() == expected.keys()):
-        raise InputError(
-            " ".join(
-                _lonely(folder, [items[name] for name in sorted(items.keys() - others.keys())])
-                for folder, items, others in (
-                    (references, found, expected),
-                    (predictions, expected, found),
-                )
-                if items.keys() - others.keys()
-            )
-            + " A prediction and its reference have the same file name, apart from the file type. "
-            + (f"--common evaluates the {len(both)} that are in both." if both else "Rename them.")
-        )
-    return [(name, found[name], expected[name]) for name in both]
+
+
+def _unpaired(
+    sides: Mapping[Path, tuple[Mapping[str, Path], Mapping[str, Path]]], both: Sequence[str]
+) -> InputError:
+    """Return the error about files without counterpart; a folder's name leads to the files of the other folder."""
+    lonely = (
+        _lonely(folder, [items[name] for name in sorted(items.keys() - others.keys())])
+        for folder, (items, others) in sides.items()
+        if items.keys() - others.keys()
+    )
+    advice = f"--common evaluates the {len(both)} that are in both." if both else "Rename them."
+    same = "A prediction and its reference have the same file name, apart from the file type."
+    return InputError(" ".join([*lonely, same, advice]))
 
 
 def _lonely(folder: Path, files: Sequence[Path]) -> str:

@@ -274,9 +274,8 @@ def roc_curve(
         The shares of the negative and of the positive pictures at or above each score, both float64 (score).
     """
     order = np.argsort(-score, kind="stable")
-    last = np.flatnonzero(
-        np.diff(score[order], append=np.nan) != 0
-    )  # scores that are equal count together
+    # Scores that are equal count together.
+    last = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)
     positive = (truth[order] == 1).cumsum()[last]
     negative = last + 1 - positive
     shares = (values / max(values[-1], 1) for values in (negative, positive))
@@ -292,10 +291,6 @@ def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Inte
     """Each figure with its interval from a bootstrap over patients or slides."""
     right, two = judged.decided == judged.truth, len(judged.classes) == 2
 
-    def balanced(rows: NDArray[np.int64]) -> float:
-        truth = judged.truth[rows]
-        return float(np.mean([right[rows][truth == number].mean() for number in np.unique(truth)]))
-
     def sensitivity(rows: NDArray[np.int64]) -> float:
         if not two:
             return math.nan
@@ -303,13 +298,18 @@ def _intervals(judged: ClassifiedPictures, specificity: float) -> dict[str, Inte
 
     figures: dict[str, Figure] = {
         "accuracy": lambda rows: float(right[rows].mean()),
-        "balanced": balanced,
+        "balanced": lambda rows: _balanced(judged.truth[rows], right[rows]),
         "auc": lambda rows: auc(judged.truth[rows], judged.probabilities[rows]),
         "sensitivity": sensitivity,
     }
     every = np.arange(len(judged.names))
     drawn = list(_resamples(judged.groups))
     return {name: _interval(figure, every, drawn) for name, figure in figures.items()}
+
+
+def _balanced(truth: NDArray[np.integer], right: NDArray[np.bool_]) -> float:
+    """The mean over classes of the share that is decided rightly."""
+    return float(np.mean([right[truth == number].mean() for number in np.unique(truth)]))
 
 
 def _interval(
@@ -341,24 +341,19 @@ def write_classified(path: Path | str, judged: ClassifiedPictures) -> None:
         OutputError: the file cannot be written.
     """
     columns = ("picture", "patient", "true", "decided", *judged.classes)
-    rows = (
-        {
+    write_table(path, columns, _rows(judged))
+
+
+def _rows(judged: ClassifiedPictures) -> Iterator[dict[str, object]]:
+    columns = (judged.names, judged.groups, judged.truth, judged.decided, judged.probabilities)
+    for name, group, truth, decided, values in zip(*columns, strict=True):
+        yield {
             "picture": name,
             "patient": group,
             "true": judged.classes[truth],
             "decided": judged.classes[decided],
             **{c: round(float(p), 6) for c, p in zip(judged.classes, values, strict=True)},
         }
-        for name, group, truth, decided, values in zip(
-            judged.names,
-            judged.groups,
-            judged.truth,
-            judged.decided,
-            judged.probabilities,
-            strict=True,
-        )
-    )
-    write_table(path, columns, rows)
 
 
 def write_figures(path: Path | str, figures: ClassificationFigures) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from medsegai import __version__
 from medsegai.decoding.slides import Pixels
 from medsegai.evaluation.classification import ClassificationFigures, ClassifiedPictures, roc_curve
+from medsegai.evaluation.drawing import new_figure
 from medsegai.evaluation.heat_maps import over_picture
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
@@ -134,25 +135,27 @@ def _confusion(figures: ClassificationFigures) -> str:
 
 def _curves(content: ReportContent) -> list[str]:
     """Confusion matrix, ROC curve and calibration as pictures, or a sentence if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    drawings = {
+        "Confusion matrix": _draw_confusion,
+        "ROC curve": _draw_roc,
+        "Calibration": _draw_calibration,
+    }
+    found = [_drawn(content, draw, alt) for alt, draw in drawings.items()]
+    if None in found:
         return ["<p>No curves: matplotlib is not installed.</p>"]
-    found = []
-    for alt, draw in (
-        ("Confusion matrix", _draw_confusion),
-        ("ROC curve", _draw_roc),
-        ("Calibration", _draw_calibration),
-    ):
-        figure = Figure(figsize=(4.0, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        draw(axes, content)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
-        found.append(_picture(file.getvalue(), alt))
-    return [f'<div class="curves">{"".join(found)}</div>']
+    return [f'<div class="curves">{"".join(filter(None, found))}</div>']
+
+
+def _drawn(
+    content: ReportContent, draw: Callable[[Any, ReportContent], None], alt: str
+) -> str | None:
+    figure = new_figure(4.0, 3.6)
+    if figure is None:
+        return None
+    draw(figure.subplots(), content)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return _picture(file.getvalue(), alt)
 
 
 def _draw_confusion(axes: Any, content: ReportContent) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medsegai.errors import OutputError, RequestError
 from medsegai.evaluation.classification import (
@@ -24,9 +26,11 @@ from medsegai.evaluation.classification_report import (
 from medsegai.evaluation.heat_maps import heat_maps_of_decision
 from medsegai.families import load_model
 from medsegai.families.patches import PatchesModel
+from medsegai.io.atomic import make_folder
 from medsegai.io.picture_sets import PictureSet
+from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card
-from medsegai.networks.backends import choose_compute
+from medsegai.networks.backends import Compute, choose_compute
 from medsegai.progress import Progress
 
 REPORT, FIGURES, TABLE = "report.html", "evaluation.json", "pictures.csv"
@@ -65,32 +69,42 @@ def classify(pictures: PictureSet, settings: Classifying, progress: Progress) ->
         OutputError: the folder cannot be written, or holds such files already.
     """
     card = find_card(settings.model)
+    model = _classifier(card)
+    order = _class_order(model, pictures)
+    files = tuple(settings.folder / name for name in (TABLE, FIGURES, REPORT))
+    _check_folder(settings.folder, files)
+    compute = choose_compute(settings.device)
+    found = _probabilities(model, pictures, compute, progress)[:, order]
+    judged = ClassifiedPictures.of(pictures, range(len(found)), found)
+    figures = classification_figures(judged, settings.specificity)
+    write_classified(files[0], judged)
+    write_figures(files[1], figures)
+    title = f"{card.name} on {pictures.source.name}"
+    facts = {"Model": f"{card.id} {card.version}", "Computed on": compute.describe()}
+    show = functools.partial(_shown, model, pictures)
+    content = ReportContent(title, judged, figures, show, pictures.notes, facts)
+    write_classification_report(files[2], content)
+    return Classified(figures, files)
+
+
+def _classifier(card: ModelCard) -> PatchesModel:
     model = load_model(card)
     if not isinstance(model, PatchesModel):
         raise RequestError(
             f"Model {card.id!r} does not classify pictures; it is not of the family patches."
         )
-    order = _class_order(model, pictures)
-    files = tuple(settings.folder / name for name in (TABLE, FIGURES, REPORT))
-    _check_folder(settings.folder, files)
-    compute = choose_compute(settings.device)
+    return model
+
+
+def _probabilities(
+    model: PatchesModel, pictures: PictureSet, compute: Compute, progress: Progress
+) -> NDArray[np.float64]:
+    """The probabilities (picture, channel of the model)."""
     found = []
     for number, item in enumerate(pictures.pictures):
         progress.step("classify", number, len(pictures.pictures))
-        found.append(model.classify(item.read(), compute)[order])
-    judged = ClassifiedPictures.of(pictures, range(len(found)), np.stack(found))
-    figures = classification_figures(judged, settings.specificity)
-
-    def show(number: int) -> ShownPicture:
-        return _shown(model, pictures, number)
-
-    title = f"{card.name} on {pictures.source.name}"
-    facts = {"Model": f"{card.id} {card.version}", "Computed on": compute.describe()}
-    content = ReportContent(title, judged, figures, show, pictures.notes, facts)
-    write_classified(files[0], judged)
-    write_figures(files[1], figures)
-    write_classification_report(files[2], content)
-    return Classified(figures, files)
+        found.append(model.classify(item.read(), compute))
+    return np.stack(found)
 
 
 def _class_order(model: PatchesModel, pictures: PictureSet) -> list[int]:
@@ -115,10 +129,7 @@ def _check_folder(folder: Path, files: tuple[Path, ...]) -> None:
     for path in files:
         if path.exists():
             raise OutputError(f"{path} exists already. Name another folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error}.") from error
+    make_folder(folder)
 
 
 def _shown(model: PatchesModel, pictures: PictureSet, number: int) -> ShownPicture:

@@ -290,19 +290,23 @@ class CrossValidation:
             Cancelled: the user stopped through `progress`.
         """
         self._claim_folder()
-        jobs = [
-            (candidate, fold, case)
-            for candidate in self.candidates
-            for fold, split in self.folds.items()
-            for case in split
-            if not self.prediction(candidate, case).is_file()
-        ]
+        jobs = self._missing()
         with tempfile.TemporaryDirectory(dir=temporary_folder()) as models:
             for done, (candidate, fold, case) in enumerate(jobs):
                 progress.step(STAGE, done, len(jobs))
                 found = self._segment(candidate, fold, case, Path(models), progress)
                 write_volume(self.prediction(candidate, case), found)
         progress.step(STAGE, 1, 1)
+
+    def _missing(self) -> list[tuple[Candidate, str, str]]:
+        """Return the predictions that are not there yet."""
+        return [
+            (candidate, fold, case)
+            for candidate in self.candidates
+            for fold, split in self.folds.items()
+            for case in split
+            if not self.prediction(candidate, case).is_file()
+        ]
 
     def _segment(
         self, candidate: Candidate, fold: str, case: str, models: Path, progress: Progress

@@ -16,6 +16,7 @@ from medsegai.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
+from medsegai.evaluation.drawing import new_figure
 from medsegai.evaluation.held_out import Record
 from medsegai.evaluation.refining import AS_PREDICTED, Worth
 from medsegai.evaluation.scores import (
@@ -176,28 +177,26 @@ def draw_reliability(before: Reliability, after: Reliability, path: Path) -> boo
     Returns:
         Whether the file was written; without matplotlib it is not, which is logged.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("No diagram drawn: install matplotlib (pip install 'medsegai[train]').")
+    figure = new_figure(8.4, 4.0)
+    if figure is None:
         return False
-    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, found, title in zip(
-        figure.subplots(1, 2), (before, after), ("as the network says", "calibrated"), strict=True
-    ):
-        axes.plot([0, 1], [0, 1], color="0.5", linewidth=1.0, linestyle="--")
-        shares = [count / found.decisions for count in found.counts]
-        width = 1.0 / len(shares)
-        middles = [(number + 0.5) * width for number in range(len(shares))]
-        axes.bar(middles, shares, 0.9 * width, color="0.85", label="share of voxels")
-        axes.plot(found.confidence, found.accuracy, marker="o", markersize=4, label="accuracy")
-        error = f"{title}: expected calibration error {found.error:.3f}"
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=error)
-        axes.title.set_fontsize(10)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper left")
+    left, right = figure.subplots(1, 2)
+    _draw_reliability(left, before, "as the network says")
+    _draw_reliability(right, after, "calibrated")
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=110)
     return True
+
+
+def _draw_reliability(axes: Any, found: Reliability, title: str) -> None:
+    axes.plot([0, 1], [0, 1], color="0.5", linewidth=1.0, linestyle="--")
+    shares = [count / found.decisions for count in found.counts]
+    width = 1.0 / len(shares)
+    middles = [(number + 0.5) * width for number in range(len(shares))]
+    axes.bar(middles, shares, 0.9 * width, color="0.85", label="share of voxels")
+    axes.plot(found.confidence, found.accuracy, marker="o", markersize=4, label="accuracy")
+    error = f"{title}: expected calibration error {found.error:.3f}"
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=error)
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")

@@ -39,28 +39,34 @@ def dataset_cases(folder: Path) -> list[TrainingCase]:
         InputError: the folder is not such a dataset, or images or labels are missing.
         ModelError: dataset.json is damaged.
     """
-    if not (folder / "dataset.json").is_file() or not (folder / "labelsTr").is_dir():
-        raise InputError(
-            f"{folder} is not a training dataset. It needs dataset.json, imagesTr and labelsTr, as in nnU-Net v2."
-        )
+    _check_dataset(folder)
     source = folder / "dataset.json"
     dataset = read_json(source)
     ending = value_of(dataset, "file_ending", str, source)
     channels = len(value_of(dataset, "channel_names", dict, source))
-    cases = []
-    for label in sorted((folder / "labelsTr").glob(f"*{ending}")):
-        name = label.name.removesuffix(ending)
-        numbers = range(channels)
-        images = tuple(folder / "imagesTr" / f"{name}_{n:04d}{ending}" for n in numbers)
-        missing = [str(path) for path in images if not path.is_file()]
-        if missing:
-            raise InputError(f"{label} has no image: {', '.join(missing)} is missing.")
-        cases.append(TrainingCase(name, images, label))
+    labels = sorted((folder / "labelsTr").glob(f"*{ending}"))
+    cases = [_training_case(folder, label, ending, channels) for label in labels]
     if not cases:
         raise InputError(
             f"{folder / 'labelsTr'} does not contain label maps whose names end with {ending}."
         )
     return cases
+
+
+def _check_dataset(folder: Path) -> None:
+    if not (folder / "dataset.json").is_file() or not (folder / "labelsTr").is_dir():
+        raise InputError(
+            f"{folder} is not a training dataset. It needs dataset.json, imagesTr and labelsTr, as in nnU-Net v2."
+        )
+
+
+def _training_case(folder: Path, label: Path, ending: str, channels: int) -> TrainingCase:
+    name = label.name.removesuffix(ending)
+    images = tuple(folder / "imagesTr" / f"{name}_{n:04d}{ending}" for n in range(channels))
+    missing = [str(path) for path in images if not path.is_file()]
+    if missing:
+        raise InputError(f"{label} has no image: {', '.join(missing)} is missing.")
+    return TrainingCase(name, images, label)
 
 
 def read_groups(path: Path, cases: Sequence[str]) -> dict[str, str]:

@@ -40,13 +40,7 @@ def instance_scores(found: NDArray[np.int32], expected: NDArray[np.int32]) -> In
         found: the prediction, int32 (j, i): a number for each object, and 0 for the background.
         expected: the reference, in the same format.
     """
-    answers, found_map = np.unique(found, return_inverse=True)
-    truths, expected_map = np.unique(expected, return_inverse=True)
-    table = np.zeros((len(truths), len(answers)), np.int64)
-    np.add.at(table, (expected_map.ravel(), found_map.ravel()), 1)
-    rows, columns = truths > 0, answers > 0
-    common = table[rows][:, columns]
-    true_sizes, own_sizes = table.sum(1)[rows], table.sum(0)[columns]
+    common, true_sizes, own_sizes = _overlaps(found, expected)
     if not len(true_sizes) and not len(own_sizes):
         return InstanceScores(np.nan, np.nan, np.nan, 0, 0)
     union = true_sizes[:, None] + own_sizes[None] - common
@@ -54,13 +48,21 @@ def instance_scores(found: NDArray[np.int32], expected: NDArray[np.int32]) -> In
     matched = overlap > HALF
     f1 = 2 * int(matched.sum()) / (len(true_sizes) + len(own_sizes))
     quality = float(overlap[matched].mean()) if matched.any() else 0.0
-    return InstanceScores(
-        _aggregated(common, union, true_sizes, own_sizes),
-        f1 * quality,
-        f1,
-        len(own_sizes),
-        len(true_sizes),
-    )
+    aggregated = _aggregated(common, union, true_sizes, own_sizes)
+    return InstanceScores(aggregated, f1 * quality, f1, len(own_sizes), len(true_sizes))
+
+
+def _overlaps(
+    found: NDArray[np.int32], expected: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the common pixels of each true and each found object, and the pixels of both."""
+    answers, found_map = np.unique(found, return_inverse=True)
+    truths, expected_map = np.unique(expected, return_inverse=True)
+    table = np.zeros((len(truths), len(answers)), np.int64)
+    np.add.at(table, (expected_map.ravel(), found_map.ravel()), 1)
+    rows, columns = truths > 0, answers > 0
+    common = table[rows][:, columns]
+    return common, table.sum(1)[rows], table.sum(0)[columns]
 
 
 def _aggregated(
@@ -81,6 +83,5 @@ def _aggregated(
     touched = common[places, best] > 0
     inner = int(common[places, best].sum())
     outer = int(np.where(touched, union[places, best], true_sizes).sum())
-    left = np.ones(len(own_sizes), bool)
-    left[best[touched]] = False
+    left = np.setdiff1d(np.arange(len(own_sizes)), best[touched])
     return inner / (outer + int(own_sizes[left].sum()))

@@ -48,28 +48,32 @@ class LabelMapping:
         Raises:
             InputError: a value is not in the table, or no possible value of a voxel occurs.
         """
+        table = self._table()
+        mapped = table[np.minimum(labelmap.voxels.astype(np.int64), len(table) - 1)]
+        self._check_mapped(labelmap, mapped)
+        self._place_nearest(labelmap, mapped)
+        return labelmap.with_voxels(mapped.astype(np.uint16))
+
+    def _table(self) -> NDArray[np.int32]:
+        """The value of each reference value: -1 if it is not mapped, 0 if the nearest voxel decides."""
         rules = {0: (0,), **self.rules}
         table = np.full(max(rules) + 2, -1, np.int32)  # the last entry stands for all beyond
         for value, candidates in rules.items():
             table[value] = candidates[0] if len(candidates) == 1 else 0
-        mapped = table[np.minimum(labelmap.voxels.astype(np.int64), len(table) - 1)]
+        return table
+
+    def _check_mapped(self, labelmap: Volume, mapped: NDArray[np.int32]) -> None:
         if mapped.min() < 0:
             values = np.unique(labelmap.voxels[mapped < 0])[:10].tolist()
             raise InputError(
                 f"{labelmap.source or 'A label map'} has the values {values}, which {self.source} "
                 "does not map. Add a row for each."
             )
-        self._place_nearest(labelmap, mapped)
-        return labelmap.with_voxels(mapped.astype(np.uint16))
 
     def _place_nearest(self, labelmap: Volume, mapped: NDArray[np.int32]) -> None:
         spacing_kji = np.array(labelmap.geometry.spacing_mm[::-1])
-        choices: dict[tuple[int, ...], list[int]] = {}
-        for value, candidates in self.rules.items():
-            if len(candidates) > 1:
-                choices.setdefault(candidates, []).append(value)
         placed = []
-        for candidates, values in choices.items():
+        for candidates, values in self._choices().items():
             undecided = np.argwhere(np.isin(labelmap.voxels, values))
             if len(undecided):
                 points = undecided * spacing_kji
@@ -83,6 +87,14 @@ class LabelMapping:
                 placed.append((undecided, np.array(candidates)[np.argmin(near, axis=0)]))
         for undecided, chosen in placed:
             mapped[tuple(undecided.T)] = chosen
+
+    def _choices(self) -> dict[tuple[int, ...], list[int]]:
+        """The reference values that are joined to the nearest of the same evaluated values."""
+        choices: dict[tuple[int, ...], list[int]] = {}
+        for value, candidates in self.rules.items():
+            if len(candidates) > 1:
+                choices.setdefault(candidates, []).append(value)
+        return choices
 
 
 def read_mapping(path: str | Path) -> LabelMapping:

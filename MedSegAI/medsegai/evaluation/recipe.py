@@ -98,17 +98,10 @@ def write_recipe(
 
 def _refinements(decision: Decision, cards: Sequence[ModelCard]) -> list[tuple[Refinement, ...]]:
     """The refinements that each card suggests; a group is named by the first card that has all of its labels."""
-    task = decision.figures.task
-    names = {item.values: item.name for item in task.structures}
     groups: list[list[list[int]]] = [[] for _ in cards]
     for group in decision.groups:
         for card, suggested in zip(cards, groups, strict=True):
-            own = {label.name.casefold(): label.value for label in card.labels}
-            if task.regions:
-                values = [value for value in group if value in own.values()]
-            else:
-                known = [own.get(names[(value,)].casefold()) for value in group]
-                values = [value for value in known if value is not None]
+            values = _values_in(card, group, decision)
             if len(values) == len(group):
                 suggested.append(values)
                 break
@@ -120,6 +113,17 @@ def _refinements(decision: Decision, cards: Sequence[ModelCard]) -> list[tuple[R
     return [
         (Refinement("largest_component", {"labels": found}),) if found else () for found in groups
     ]
+
+
+def _values_in(card: ModelCard, group: Sequence[int], decision: Decision) -> list[int]:
+    """The label values of a card for a group of structures, as far as it has them."""
+    task = decision.figures.task
+    own = {label.name.casefold(): label.value for label in card.labels}
+    if task.regions:
+        return [value for value in group if value in own.values()]
+    names = {item.values: item.name.casefold() for item in task.structures}
+    known = [own.get(names[(value,)]) for value in group]
+    return [value for value in known if value is not None]
 
 
 def _write_model(card: ModelCard, folder: Path) -> None:

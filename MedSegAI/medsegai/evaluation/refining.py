@@ -157,26 +157,34 @@ def worth(
     rows = [name for name in tables[0] if name != AS_PREDICTED]
     before = np.stack([table[AS_PREDICTED] for table in tables])
     dice, hd95, assd = _means(before)
-    result = [Worth(AS_PREDICTED, dice, hd95, assd)]
-    for name in rows:
-        after = np.stack([table[name] for table in tables])
-        dice, hd95, assd = _means(after)
-        gains = _by_case(after)[:, 0] - _by_case(before)[:, 0]
-        result.append(
-            Worth(
-                name,
-                dice,
-                hd95,
-                assd,
-                rose=int((gains > 1e-6).sum()),
-                fell=int((gains < -1e-6).sum()),
-                gain=float(gains.mean()),
-                gain_at_least=_at_least(gains),
-                changed_ml=float(np.mean([item[name] for item in changed])),
-                reason=_against(before, after, labels),
-            )
-        )
-    return result
+    return [
+        Worth(AS_PREDICTED, dice, hd95, assd),
+        *(_judged(name, before, tables, changed, labels) for name in rows),
+    ]
+
+
+def _judged(
+    name: str,
+    before: NDArray[np.float64],
+    tables: Sequence[Table],
+    changed: Sequence[Mapping[str, float]],
+    labels: Sequence[Label],
+) -> Worth:
+    after = np.stack([table[name] for table in tables])
+    gains = _by_case(after)[:, 0] - _by_case(before)[:, 0]
+    dice, hd95, assd = _means(after)
+    return Worth(
+        name,
+        dice,
+        hd95,
+        assd,
+        rose=int((gains > 1e-6).sum()),
+        fell=int((gains < -1e-6).sum()),
+        gain=float(gains.mean()),
+        gain_at_least=_at_least(gains),
+        changed_ml=float(np.mean([item[name] for item in changed])),
+        reason=_against(before, after, labels),
+    )
 
 
 def best_of(rows: Sequence[Worth]) -> Worth | None:

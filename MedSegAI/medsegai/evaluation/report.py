@@ -128,12 +128,7 @@ class Evaluation:
                 }
                 for case in self.cases
             ],
-            "structures": [
-                _named(
-                    summary.label, {part: _part(summary, part) for part in ("mean", "sd", "count")}
-                )
-                for summary in self.structures()
-            ],
+            "structures": [_summarised(summary) for summary in self.structures()],
             "mean": {name: _plain(self.overall(name).mean) for name in FIGURES},
             "notes": list(self.notes),
         }
@@ -228,6 +223,11 @@ def _plain(value: float) -> float | None:
 
 def _part(summary: StructureSummary, part: str) -> dict[str, float | None]:
     return {name: _plain(getattr(summary.spreads[name], part)) for name in FIGURES}
+
+
+def _summarised(summary: StructureSummary) -> dict[str, Any]:
+    parts = {part: _part(summary, part) for part in ("mean", "sd", "count")}
+    return _named(summary.label, parts)
 
 
 def _named(label: Label, figures: Mapping[str, Any]) -> dict[str, Any]:

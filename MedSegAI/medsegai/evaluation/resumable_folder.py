@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medsegai.errors import OutputError, RequestError
-from medsegai.io import atomic_path
+from medsegai.errors import RequestError
+from medsegai.io.atomic import make_folder, write_json
 
 
 def claim_folder(
@@ -26,12 +26,15 @@ def claim_folder(
         OutputError: the folder cannot be written.
         RequestError: the folder holds results of other settings.
     """
-    try:
-        for part in parts:
-            part.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error}. Choose another folder.") from error
+    for part in parts:
+        make_folder(part)
     path = folder / settings_name
+    _check_same(folder, path, settings)
+    write_json(path, settings)
+
+
+def _check_same(folder: Path, path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse results whose settings, in a file at `path`, are others."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
     different = [name for name in settings if before.get(name) != settings[name]]
     if different:
@@ -39,5 +42,3 @@ def claim_folder(
             f"{folder} holds predictions with other {' and '.join(different)}. Name another folder with "
             "-o, or remove that one."
         )
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -115,9 +115,7 @@ def expectations(rows: Iterable[Scored], measure: str) -> dict[int, Expected]:
     """
     known = measured(rows, measure)
     scores, dice = _columns(known, measure)
-    own_scores, own_dice = _within(known, scores), _within(known, dice)
-    spread = float(own_scores @ own_scores)
-    slope = float(own_scores @ own_dice) / spread if spread else 0.0
+    slope = _slope(_within(known, scores), _within(known, dice))
     quantile = WORST if _sign(measure) > 0 else 1.0 - WORST
     values = np.array([row.value for row in known])
     return {
@@ -129,6 +127,12 @@ def expectations(rows: Iterable[Scored], measure: str) -> dict[int, Expected]:
         )
         for value in np.unique(values)
     }
+
+
+def _slope(scores: NDArray[np.floating], dice: NDArray[np.floating]) -> float:
+    """The slope of a line through the origin."""
+    spread = float(scores @ scores)
+    return float(scores @ dice) / spread if spread else 0.0
 
 
 @dataclass(frozen=True)

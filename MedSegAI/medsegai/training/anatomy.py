@@ -112,19 +112,30 @@ def contracted(
     margin = [int(np.ceil((config.reach_mm + 2) / spacing)) for spacing in spacing_mm]
     box = grown(label_boxes(inside.astype(np.uint8))[1], margin, inside.shape)
     part, inside = labels[box], inside[box]
+    coordinates = _moved(inside, spacing_mm, config.reach_mm, contraction_mm)
+    varied = labels.copy()
+    varied[box] = scipy.ndimage.map_coordinates(part, coordinates, order=0, mode="nearest")
+    return varied
+
+
+def _moved(
+    inside: NDArray[np.bool_],
+    spacing_mm: tuple[float, float, float],
+    reach_mm: float,
+    contraction_mm: float,
+) -> NDArray[np.float32]:
+    """Return the place (axis, k, j, i) that gives each voxel its label: `contraction_mm` outward, less far off."""
     outward = scipy.ndimage.distance_transform_edt(~inside, sampling=spacing_mm)
     depth = scipy.ndimage.distance_transform_edt(inside, sampling=spacing_mm)
     distance = (outward - depth).astype(np.float32)
     sigma = [SMOOTHING_MM / spacing for spacing in spacing_mm]
     smooth = scipy.ndimage.gaussian_filter(distance, sigma)
-    fading = np.clip(1.0 - outward / config.reach_mm, 0.0, 1.0).astype(np.float32)
-    coordinates = np.indices(part.shape, dtype=np.float32)
+    fading = np.clip(1.0 - outward / reach_mm, 0.0, 1.0).astype(np.float32)
+    coordinates = np.indices(inside.shape, dtype=np.float32)
     for axis, spacing in enumerate(spacing_mm):
         direction = np.gradient(smooth, spacing, axis=axis)
         coordinates[axis] += contraction_mm / spacing * fading * direction
-    varied = labels.copy()
-    varied[box] = scipy.ndimage.map_coordinates(part, coordinates, order=0, mode="nearest")
-    return varied
+    return coordinates
 
 
 def with_narrow_sulci(

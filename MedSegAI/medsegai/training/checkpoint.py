@@ -88,6 +88,17 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
             or this PyTorch is too old to read it safely.
     """
     path = folder / CHECKPOINT
+    _check_readable(path)
+    state, found = _loaded(path, device)
+    if found != fingerprint:
+        raise RequestError(
+            f"{path} was made with another configuration. Resume with the training file it began with, "
+            "or start anew in another folder."
+        )
+    return state
+
+
+def _check_readable(path: Path) -> None:
     if not path.is_file():
         raise RequestError(
             f"{path} does not exist, so there is no training to resume. Start without --resume."
@@ -97,19 +108,17 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
             f"{path} was not opened, because with PyTorch {torch.__version__} a checkpoint "
             "can run a program (CVE-2026-24747). Update PyTorch to 2.10 or later."
         )
+
+
+def _loaded(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
+    """Return a state, and the fingerprint of its configuration."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        found = state["fingerprint"]
+        return state, state["fingerprint"]
     except (*PARSER_ERRORS, pickle.UnpicklingError) as error:
         raise RequestError(
             f"{path} is damaged, or is not a checkpoint of this training. Start anew in another folder."
         ) from error
-    if found != fingerprint:
-        raise RequestError(
-            f"{path} was made with another configuration. Resume with the training file it began with, "
-            "or start anew in another folder."
-        )
-    return state
 
 
 def case_hash(cases: Iterable[Sequence[object]]) -> str:

@@ -216,18 +216,22 @@ def read_training_file(
         RequestError: the file is missing, is not TOML, has unknown or missing keys, or has a value of the wrong
             type.
     """
+    data = _read_toml(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return from_json(kind, merged(data, changes or {}), error=RequestError)
+    except (RequestError, ModelError) as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"{path} does not exist. Give the path of a training file (TOML)."
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
-    try:
-        return from_json(kind, merged(data, changes or {}), error=RequestError)
-    except (RequestError, ModelError) as error:
-        raise RequestError(f"{path}: {error}") from None
 
 
 def matching_files(root: Path, pattern: str, key: str) -> list[Path]:
@@ -241,16 +245,20 @@ def matching_files(root: Path, pattern: str, key: str) -> list[Path]:
     Raises:
         RequestError: no file matches, or the pattern is not one.
     """
+    found = _matching(root, pattern, key)
+    if not found:
+        raise RequestError(f"No file matches {pattern!r} in {root}. Check {key} and data.root.")
+    return found
+
+
+def _matching(root: Path, pattern: str, key: str) -> list[Path]:
     try:
-        found = sorted(path for path in root.glob(pattern) if not path.is_dir())
+        return sorted(path for path in root.glob(pattern) if not path.is_dir())
     except (ValueError, NotImplementedError) as error:
         raise RequestError(
             f"Training file: {key} must be a pattern relative to data.root, such as images/*.png, not {pattern!r} "
             f"({error})."
         ) from error
-    if not found:
-        raise RequestError(f"No file matches {pattern!r} in {root}. Check {key} and data.root.")
-    return found
 
 
 def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,6 +298,12 @@ def configured(arguments: argparse.Namespace) -> TrainingConfig:
     return config
 
 
+MAPS_ALONE = (
+    "--maps is used only with corrected cases, which --data names (a folder with "
+    "dataset.json). Name the label maps of a training with --data."
+)
+
+
 def corrected_cases(arguments: argparse.Namespace) -> Path | None:
     """The folder of corrected cases that the command line names; None if another training is meant.
 
@@ -301,10 +315,7 @@ def corrected_cases(arguments: argparse.Namespace) -> Path | None:
     from_maps = bool(load_config(arguments.config).data.maps)
     if data is None or not from_maps or not (data / "dataset.json").is_file():
         if arguments.maps is not None:
-            raise RequestError(
-                "--maps is used only with corrected cases, which --data names (a folder with "
-                "dataset.json). Name the label maps of a training with --data."
-            )
+            raise RequestError(MAPS_ALONE)
         return None
     if not arguments.start:
         raise RequestError(

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from medsegai.errors import InputError, RequestError, counted
 from medsegai.evaluation.folds import TrainingCase, dataset_cases
 from medsegai.io import read_labelmap
-from medsegai.models.card import ModelCard
+from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import shown
 from medsegai.models.nnunet_dataset import read_json, value_of
 from medsegai.training.anatomy import AnatomyConfig
@@ -88,35 +89,55 @@ def mixed_source(
 ) -> MixedSource:
     """Read all corrected cases and the label maps of the training file.
 
-    If the maps of the training file are not available, synthetic images are made from the corrected label maps.
-
     Raises:
         InputError: there are fewer than two cases, or a case does not fit the model.
         GeometryError: an image and its labels have different grids.
     """
+    cases = _enough_cases(folder)
+    meaning = label_values(folder, card)
+    labels = [read_labels(case, meaning) for case in cases]
+    images = [read_image(_image(case), volume) for case, volume in zip(cases, labels, strict=True)]
+    learned = _with_held_out(config, labels)
+    tell_what_is_missing(labels, card)
+    real = source_of(labels, images, learned, card, device)
+    synthetic = _synthetic_source(config, learned, labels, card, device)
+    names = tuple(case.name for case in cases)
+    return MixedSource(real, synthetic, config.fine_tuning.corrected_share, config.seed, names)
+
+
+def _enough_cases(folder: Path) -> list[TrainingCase]:
     cases = dataset_cases(folder)
     if len(cases) < 2:
         raise InputError(
             f"{folder} holds one case. Fine-tuning needs at least two, because one is held "
             "out to judge the result."
         )
-    meaning = label_values(folder, card)
-    labels = [read_labels(case, meaning) for case in cases]
-    images = [read_image(_image(case), volume) for case, volume in zip(cases, labels, strict=True)]
-    held = held_out_names(
-        [Path(volume.source).name for volume in labels], config.fine_tuning.held_out, config.seed
-    )
-    data = replace(config.data, validation=held)
-    tell_what_is_missing(labels, card)
-    real = source_of(labels, images, replace(config, data=data), card, device)
+    return cases
+
+
+def _with_held_out(config: TrainingConfig, labels: Sequence[Volume]) -> TrainingConfig:
+    """Return the configuration with the corrected cases that are held out to judge the result."""
+    names = [Path(volume.source).name for volume in labels]
+    held = held_out_names(names, config.fine_tuning.held_out, config.seed)
+    return replace(config, data=replace(config.data, validation=held))
+
+
+def _synthetic_source(
+    config: TrainingConfig,
+    learned: TrainingConfig,
+    labels: Sequence[Volume],
+    card: ModelCard,
+    device: torch.device,
+) -> CaseSource:
+    """Return the source of synthetic images, from the label maps of the training file.
+
+    If these are not available, the images are made from the corrected label maps, as `learned` says.
+    """
     if any(config.data_root.glob(config.data.maps)):
-        synthetic = case_source(config, card, device)
-    else:
-        logger.warning(NO_MAPS, config.data.maps, config.data_root)
-        plain = replace(config, data=data, anatomy=AnatomyConfig())
-        synthetic = source_of(labels, [None] * len(labels), plain, card, device)
-    names = tuple(case.name for case in cases)
-    return MixedSource(real, synthetic, config.fine_tuning.corrected_share, config.seed, names)
+        return case_source(config, card, device)
+    logger.warning(NO_MAPS, config.data.maps, config.data_root)
+    plain = replace(learned, anatomy=AnatomyConfig())
+    return source_of(labels, [None] * len(labels), plain, card, device)
 
 
 def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
@@ -132,7 +153,14 @@ def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
         raise InputError(f"{source} names several channels, but model {card.id!r} takes one image.")
     numbers = value_of(dataset, "labels", dict, source)
     named = {label.name: label.value for label in card.labels}
-    unknown = [name for name in numbers if name not in named and name != "background"]
+    _check_dataset_labels(source, numbers, card)
+    return {0: 0} | {numbers[name]: named[name] for name in numbers if name in named}
+
+
+def _check_dataset_labels(source: Path, numbers: Mapping[str, object], card: ModelCard) -> None:
+    """Refuse names that the model does not have, and values that are not those of one label."""
+    known = {"background", *(label.name for label in card.labels)}
+    unknown = [name for name in numbers if name not in known]
     if unknown:
         raise InputError(
             f"{source} has labels that model {card.id!r} does not know: "
@@ -143,7 +171,6 @@ def label_values(folder: Path, card: ModelCard) -> dict[int, int]:
         raise InputError(
             f"{source} has a label that is not a whole number, such as a region. Give each label a single value."
         )
-    return {0: 0} | {numbers[name]: named[name] for name in numbers if name in named}
 
 
 def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
@@ -158,6 +185,15 @@ def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
     """
     volume = conform_axes(read_labelmap(case.label)[0])
     found = [int(value) for value in np.unique(volume.voxels)]
+    _check_values(case, found, meaning)
+    table = np.zeros(max(found) + 1, np.int32)
+    for value in found:
+        table[value] = meaning[value]
+    return volume.with_voxels(table[volume.voxels])
+
+
+def _check_values(case: TrainingCase, found: Sequence[int], meaning: Mapping[int, int]) -> None:
+    """Refuse a label map with values that nobody named, or without any structure."""
     unknown = [value for value in found if value not in meaning]
     if unknown:
         raise InputError(
@@ -166,10 +202,6 @@ def read_labels(case: TrainingCase, meaning: Mapping[int, int]) -> Volume:
         )
     if found == [0]:
         raise InputError(f"{case.label} is empty. Remove the case, or segment it.")
-    table = np.zeros(max(found) + 1, np.int32)
-    for value in found:
-        table[value] = meaning[value]
-    return volume.with_voxels(table[volume.voxels])
 
 
 def tell_what_is_missing(labels: Sequence[Volume], card: ModelCard) -> None:
@@ -199,13 +231,7 @@ def card_of_members(card: ModelCard, members: Sequence[str]) -> ModelCard:
         ModelError: the card does not have this member.
         RequestError: the members differ in these settings.
     """
-    ways = {
-        (
-            tuple(member.settings.get("spacing_mm", card.spacing_mm)),
-            member.settings.get("intensity", card.settings.get("intensity", "percentile")),
-        )
-        for member in map(card.member, members)
-    }
+    ways = {_spacing_and_intensity(card, card.member(name)) for name in members}
     if len(ways) > 1:
         raise RequestError(
             f"{', '.join(members)} have different spacings or intensity scalings. Fine-tune "
@@ -213,6 +239,14 @@ def card_of_members(card: ModelCard, members: Sequence[str]) -> ModelCard:
         )
     ((spacing, intensity),) = ways
     return replace(card, spacing_mm=spacing, settings={**card.settings, "intensity": intensity})
+
+
+def _spacing_and_intensity(card: ModelCard, member: MemberCard) -> tuple[Any, Any]:
+    """Return the settings that a member has, or takes from its card."""
+    return (
+        tuple(member.settings.get("spacing_mm", card.spacing_mm)),
+        member.settings.get("intensity", card.settings.get("intensity", "percentile")),
+    )
 
 
 def _image(case: TrainingCase) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegai.evaluation.drawing import new_figure
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -26,21 +28,6 @@ def series(
             steps.append(int(entry["step"]))
             values.append(float(entry[key]))
     return found
-
-
-def new_figure(width: float, height: float) -> Any:
-    """Create an empty figure of matplotlib, in inches; without matplotlib, this is logged and None is returned."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning(
-            "Curves were not drawn, because matplotlib is not installed. Run pip install 'medsegai[train]'."
-        )
-        return None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_curves(

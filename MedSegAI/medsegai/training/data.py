@@ -19,7 +19,7 @@ from medsegai.io import read_labelmap, read_volume
 from medsegai.models.card import ModelCard
 from medsegai.preprocessing.intensity import scale_intensity
 from medsegai.training.anatomy import AnatomyConfig, vary
-from medsegai.training.config import TrainingConfig, matching_files
+from medsegai.training.config import DataConfig, TrainingConfig, matching_files
 from medsegai.training.synthesis import (
     Draw,
     LabelTables,
@@ -266,23 +266,32 @@ def find_files(config: TrainingConfig) -> tuple[list[Path], list[Path | None]]:
         RequestError: see `case_source`.
     """
     data, root = config.data, config.data_root
-    if bool(data.maps) == bool(data.labels) or bool(data.images) != bool(data.labels):
-        raise RequestError(
-            "Training file: give either data.maps, or both data.images and data.labels."
-        )
+    _check_patterns(data)
     labels = matching_files(
         root, data.maps or data.labels, "data.maps" if data.maps else "data.labels"
     )
     images: list[Path | None] = [None] * len(labels)
     if data.images:
         images = [*matching_files(root, data.images, "data.images")]
+    _check_pairs(root, images, labels)
+    _check_held_out(data.validation, labels, root)
+    return labels, images
+
+
+def _check_patterns(data: DataConfig) -> None:
+    """Refuse a training file that names both label maps alone and images with labels, or neither."""
+    if bool(data.maps) == bool(data.labels) or bool(data.images) != bool(data.labels):
+        raise RequestError(
+            "Training file: give either data.maps, or both data.images and data.labels."
+        )
+
+
+def _check_pairs(root: Path, images: Sequence[Path | None], labels: Sequence[Path]) -> None:
     if len(images) != len(labels):
         raise RequestError(
             f"{root} holds {counted(len(images), 'image', 'images')} but "
             f"{counted(len(labels), 'label map', 'label maps')}. Each image needs one label map."
         )
-    _check_held_out(data.validation, labels, root)
-    return labels, images
 
 
 def read_image(path: Path, labels: Volume) -> NDArray[np.float32]:

@@ -62,24 +62,38 @@ def export_model(
     Raises:
         RequestError: a member was never validated, so its best network is unknown.
     """
-    folder, views = run / MODEL_FOLDER, config.members
+    folder = run / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    for view in views:
-        source = run / best_weights_name(view)
-        if not source.is_file():
-            raise RequestError(
-                f"{source} does not exist. Train member {view!r} up to its first validation."
-            )
-        save_weights(folder / f"{view}.safetensors", compact(load_weights(source)))
-    shutil.copyfile(config.source, folder / "training.toml")
-    shutil.copyfile(run / LOG, folder / "training-log.jsonl")
-    entries = read_log(run / LOG)
-    draw_curves(entries, run / CURVES)
-    figures = validation_figures(card, views, entries)
+    for view in config.members:
+        _save_best(run, view, folder)
+    copy_records(config, run, folder)
+    figures = validation_figures(card, config.members, draw_log(run))
     weighted = _with_class_weights(card, weights)
     performance = {**card.performance, "validation on synthetic images": figures}
-    write_card(_finished(weighted, folder, views, performance), folder)
+    write_card(_finished(weighted, folder, config.members, performance), folder)
     return folder
+
+
+def _save_best(run: Path, view: str, folder: Path) -> None:
+    source = run / best_weights_name(view)
+    if not source.is_file():
+        raise RequestError(
+            f"{source} does not exist. Train member {view!r} up to its first validation."
+        )
+    save_weights(folder / f"{view}.safetensors", compact(load_weights(source)))
+
+
+def copy_records(config: TrainingConfig, run: Path, folder: Path) -> None:
+    """Copy the training file and the log of a run into the folder of its model."""
+    shutil.copyfile(config.source, folder / "training.toml")
+    shutil.copyfile(run / LOG, folder / "training-log.jsonl")
+
+
+def draw_log(run: Path) -> Sequence[Entry]:
+    """Draw the curves of a run, and return the entries of its log."""
+    entries = read_log(run / LOG)
+    draw_curves(entries, run / CURVES)
+    return entries
 
 
 def _with_class_weights(card: ModelCard, weights: Mapping[str, Sequence[float]]) -> ModelCard:

@@ -35,8 +35,8 @@ from medsegai.training.checkpoint import (
 )
 from medsegai.training.config import TrainingConfig
 from medsegai.training.corrected import MixedSource, card_of_members, mixed_source
-from medsegai.training.curves import Entry, draw_curves
-from medsegai.training.export import CURVES, MODEL_FOLDER
+from medsegai.training.curves import Entry
+from medsegai.training.export import MODEL_FOLDER, copy_records, draw_log
 from medsegai.training.run import Build, Run, RunOptions, begin_with, carry_out
 from medsegai.training.sampling import Pool
 from medsegai.training.trainer import Trainer, training_process
@@ -340,24 +340,28 @@ def export_fine_tuned(
     """
     folder = run.folder / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    members = []
-    for member in card.members:
-        name = member.weights or f"{member.name}.safetensors"
-        verdict = verdicts.get(member.name)
-        if verdict is not None and verdict.best is not None:
-            best = load_weights(run.folder / best_weights_name(member.name))
-            save_weights(folder / name, compact(best))
-        else:
-            shutil.copyfile(card.weights_path(member), folder / name)
-        members.append(replace(member, weights=name, sha256=file_sha256(folder / name)))
-    shutil.copyfile(run.config.source, folder / "training.toml")
-    shutil.copyfile(run.folder / LOG, folder / "training-log.jsonl")
+    members = [_saved(card, member, run, verdicts.get(member.name)) for member in card.members]
+    copy_records(run.config, run.folder, folder)
     if (card.folder / PICTURE_NAME).is_file():
         shutil.copyfile(card.folder / PICTURE_NAME, folder / PICTURE_NAME)
-    draw_curves(read_log(run.folder / LOG), run.folder / CURVES)
+    draw_log(run.folder)
     figures = {name: verdict.figures() for name, verdict in verdicts.items()}
     write_card(replace(described(card, figures, source), members=tuple(members)), folder)
     return folder
+
+
+def _saved(
+    card: ModelCard, member: MemberCard, run: FineTuning, verdict: Verdict | None
+) -> MemberCard:
+    """Write the weights of a member into the new model, the improved ones if there are any."""
+    name = member.weights or f"{member.name}.safetensors"
+    path = run.folder / MODEL_FOLDER / name
+    if verdict is not None and verdict.best is not None:
+        best = load_weights(run.folder / best_weights_name(member.name))
+        save_weights(path, compact(best))
+    else:
+        shutil.copyfile(card.weights_path(member), path)
+    return replace(member, weights=name, sha256=file_sha256(path))
 
 
 def described(card: ModelCard, figures: Mapping[str, Any], source: MixedSource) -> ModelCard:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medsegai.training.curves import new_figure
+from medsegai.evaluation.drawing import new_figure
 
 LOWEST, HIGHEST = 1e-6, 1.0
 """The range in which a learning rate is searched."""

@@ -182,18 +182,17 @@ def prepare(job: NNUNetJob, events: Events) -> None:
         InputError: nnU-Net does not accept the dataset.
         RequestError: nnU-Net did not plan a configuration.
     """
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
-
     number = int(job.dataset.removeprefix("Dataset").partition("_")[0])
     events.report("prepare", 0.0)
     if PLANS not in job.prepared:
-        _check_dataset(job)
-        nnunet.extract_fingerprint_dataset(
-            number, num_processes=max(1, job.processes), show_progress_bar=False
-        )
-        nnunet.plan_experiment_dataset(number, _planner(job.planner))
-        _set_batch_size(job)
+        _plan(job, number)
         events.send("prepared", what=PLANS)
+    _preprocess(job, number, events)
+
+
+def _preprocess(job: NNUNetJob, number: int, events: Events) -> None:
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
     data = [_data_configuration(job, name) for name in job.configurations]
     missing = [name for name in dict.fromkeys(data) if name not in job.prepared]
     for done, name in enumerate(missing):
@@ -202,6 +201,17 @@ def prepare(job: NNUNetJob, events: Events) -> None:
             number, job.plans_name, [name], [max(1, job.processes)], show_progress_bar=False
         )
         events.send("prepared", what=name)
+
+
+def _plan(job: NNUNetJob, number: int) -> None:
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
+    _check_dataset(job)
+    nnunet.extract_fingerprint_dataset(
+        number, num_processes=max(1, job.processes), show_progress_bar=False
+    )
+    nnunet.plan_experiment_dataset(number, _planner(job.planner))
+    _set_batch_size(job)
 
 
 def _check_dataset(job: NNUNetJob) -> None:
@@ -266,16 +276,11 @@ def train(job: NNUNetJob, configuration: str, fold: str, events: Events) -> None
     """
     folder = job.results(configuration, fold)
     run = f"{configuration}/fold_{fold}"
-    # The second stage of a cascade learns from these predictions.
-    validate = job.validate or "next_stage" in _read_plans(job)["configurations"][configuration]
+    validate = job.validate or _is_first_stage(job, configuration)
     trained = (folder / FINAL).is_file()
     events.send("progress", stage=run, part=TRAINED if trained else 0.0)
     if not trained or (validate and not (folder / VALIDATED).is_file()):
-        trainer = _trainer(job, configuration, fold, events)
-        for name in (FINAL, LATEST):
-            if (folder / name).is_file():
-                trainer.load_checkpoint(str(folder / name))
-                break
+        trainer = _resumed(job, configuration, fold, events)
         events.send("history", run=run, entries=trainer.history())
         if not trained:
             trainer.run_training()
@@ -283,6 +288,22 @@ def train(job: NNUNetJob, configuration: str, fold: str, events: Events) -> None
             events.send("progress", stage=run, part=TRAINED)
             trainer.perform_actual_validation()
     events.send("finished", run=run)
+
+
+def _is_first_stage(job: NNUNetJob, configuration: str) -> bool:
+    """Whether the second stage of a cascade learns from the predictions of this configuration."""
+    return "next_stage" in _read_plans(job)["configurations"][configuration]
+
+
+def _resumed(job: NNUNetJob, configuration: str, fold: str, events: Events) -> Any:
+    """Return the trainer of a fold, with its last checkpoint if it has one."""
+    folder = job.results(configuration, fold)
+    trainer = _trainer(job, configuration, fold, events)
+    for name in (FINAL, LATEST):
+        if (folder / name).is_file():
+            trainer.load_checkpoint(str(folder / name))
+            break
+    return trainer
 
 
 def _trainer(job: NNUNetJob, configuration: str, fold: str, events: Events) -> Any:
@@ -411,26 +432,27 @@ def _in_bfloat16(forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def log_entries(run: str, logged: Mapping[str, Any], epochs: int) -> list[dict[str, Any]]:
     """Return nnU-Net's log of the first `epochs` epochs as lines of a run's log."""
-    entries = []
-    for epoch in range(epochs):
-        place = {"step": epoch + 1, "view": run}
-        seconds = logged["epoch_end_timestamps"][epoch] - logged["epoch_start_timestamps"][epoch]
-        train = {
-            "loss": _rounded(logged["train_losses"][epoch]),
-            "learning_rate": _rounded(logged["lrs"][epoch], 7),
-            "seconds": round(seconds, 1),
-        }
-        dice = logged["dice_per_class_or_region"][epoch]
-        validate = {
-            "loss": _rounded(logged["val_losses"][epoch]),
-            "dice": _rounded(logged["mean_fg_dice"][epoch]),
-            "per_class": {str(number): _rounded(value) for number, value in enumerate(dice, 1)},
-        }
-        entries += [
-            {"event": "train", **place, **train},
-            {"event": "validate", **place, **validate},
-        ]
-    return entries
+    return [entry for epoch in range(epochs) for entry in _epoch_entries(run, logged, epoch)]
+
+
+def _epoch_entries(run: str, logged: Mapping[str, Any], epoch: int) -> list[dict[str, Any]]:
+    place = {"step": epoch + 1, "view": run}
+    seconds = logged["epoch_end_timestamps"][epoch] - logged["epoch_start_timestamps"][epoch]
+    train = {
+        "loss": _rounded(logged["train_losses"][epoch]),
+        "learning_rate": _rounded(logged["lrs"][epoch], 7),
+        "seconds": round(seconds, 1),
+    }
+    dice = logged["dice_per_class_or_region"][epoch]
+    validate = {
+        "loss": _rounded(logged["val_losses"][epoch]),
+        "dice": _rounded(logged["mean_fg_dice"][epoch]),
+        "per_class": {str(number): _rounded(value) for number, value in enumerate(dice, 1)},
+    }
+    return [
+        {"event": "train", **place, **train},
+        {"event": "validate", **place, **validate},
+    ]
 
 
 def _rounded(value: Any, digits: int = 4) -> float | None:

@@ -9,7 +9,7 @@ of the learning rate (L. Smith, "A disciplined approach to neural network hyper-
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,20 @@ def folds_of(pictures: PictureSet, training: PatchTraining) -> list[Fold]:
         Fold(str(number), kept[fold_of != number], kept[fold_of == number])
         for number in range(training.folds)
     ]
+    _check_classes(pictures, folds)
+    return folds
+
+
+def _check_classes(pictures: PictureSet, folds: Sequence[Fold]) -> None:
+    """Refuse folds whose networks would not see all classes."""
     for fold in folds:
         missing = set(range(len(pictures.classes))) - set(pictures.labels[fold.learned].tolist())
         if missing:
             raise InputError(
                 f"The class {pictures.classes[min(missing)]!r} of {pictures.source} has all "
-                f"of its pictures in one of {training.folds} folds, so the network of this "
+                f"of its pictures in one of {len(folds)} folds, so the network of this "
                 "fold cannot learn it. Add pictures, or choose fewer folds."
             )
-    return folds
 
 
 class FrozenFeatures:
@@ -357,12 +362,9 @@ class FoldTraining:
         for step, (images, labels) in enumerate(loader):
             progress.step("train", number * len(loader) + step, self.training.epochs * len(loader))
             targets = nn.functional.one_hot(labels, self.classes).float()
-            images, targets = mixed(
-                images.to(self.device),
-                targets.to(self.device),
-                self.training.mixup,
-                self.training.seed + 1000 * number + step,
-            )
+            images, targets = images.to(self.device), targets.to(self.device)
+            seed = self.training.seed + 1000 * number + step
+            images, targets = mixed(images, targets, self.training.mixup, seed)
             losses.append(self._learn(images, targets, optimiser))
             schedule.step()
         return float(np.mean(losses))

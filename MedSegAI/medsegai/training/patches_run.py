@@ -197,11 +197,7 @@ class PatchRun:
             optimiser, schedule = self._started(work)
             self._save_stage(work, optimiser, schedule)
         else:
-            work.network.load_state_dict(state["network"])
-            optimiser, schedule = self._started(work)
-            if self.training.epochs:
-                optimiser.load_state_dict(state["optimiser"])
-                schedule.load_state_dict(state["schedule"])
+            optimiser, schedule = self._restored(work, state)
         while self.at.epoch <= self.training.epochs:
             if self.limit.is_over():
                 return False
@@ -213,6 +209,14 @@ class PatchRun:
         weights = work.network.classifier.state_dict()
         save_weights(self.folder / best_weights_name(fold.name), weights)
         return True
+
+    def _restored(self, work: FoldTraining, state: Mapping[str, Any]) -> Any:
+        work.network.load_state_dict(state["network"])
+        optimiser, schedule = self._started(work)
+        if self.training.epochs:
+            optimiser.load_state_dict(state["optimiser"])
+            schedule.load_state_dict(state["schedule"])
+        return optimiser, schedule
 
     def _started(self, work: FoldTraining) -> tuple[Any, Any]:
         """Return optimiser and schedule of the unfrozen stage; None if there is no such stage."""

@@ -175,8 +175,8 @@ def mixed(images: Tensor, targets: Tensor, alpha: float, seed: int) -> tuple[Ten
     share = torch.maximum(share, 1 - share).to(images.device)
     other = torch.tensor(random.permutation(len(images)), device=images.device)
     of_image = share.reshape(-1, *[1] * (images.ndim - 1))
-    of_target = share.reshape(-1, 1)
-    return (
-        images * of_image + images[other] * (1 - of_image),
-        targets * of_target + targets[other] * (1 - of_target),
-    )
+    return _blend(images, other, of_image), _blend(targets, other, share.reshape(-1, 1))
+
+
+def _blend(values: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return values * share + values[other] * (1 - share)

@@ -262,12 +262,7 @@ def paint(codes: Tensor, tables: LabelTables, config: AppearanceConfig, draw: Dr
     background = int(tables.classes[0])
     means[background] = 0.0 if t1_like or draw.chance(0.5) else draw.uniform(0.0, 0.4)
     spreads[background] = draw.uniform(0.0, 0.03)
-    nodes = int(max(codes.shape) / draw.uniform(*config.texture_voxels))
-    share = draw.uniform(0.0, 0.9)
-    texture = smooth_field(draw, 1, nodes, codes.shape)[0]
-    texture = share * texture / texture.std() + math.sqrt(1.0 - share**2) * draw.normal(
-        *codes.shape
-    )
+    texture = _texture(codes.shape, config, draw)
     tissue = tables.classes[codes.int()]
     image = means[tissue] + spreads[tissue] * texture
     if config.gradient[1]:
@@ -288,6 +283,14 @@ def blend(image: Tensor, where: Tensor, config: AppearanceConfig, draw: Draw) ->
     padded = functional.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
     inside = (slice(margin, -margin),) * 3
     return torch.lerp(image, blur(padded, sigma)[inside], share * where)
+
+
+def _texture(shape: Sequence[int], config: AppearanceConfig, draw: Draw) -> Tensor:
+    """Draw a field of unit variance, partly smooth and partly noise."""
+    nodes = int(max(shape) / draw.uniform(*config.texture_voxels))
+    share = draw.uniform(0.0, 0.9)
+    smooth = smooth_field(draw, 1, nodes, shape)[0]
+    return share * smooth / smooth.std() + math.sqrt(1.0 - share**2) * draw.normal(*shape)
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:

@@ -100,7 +100,6 @@ class Trainer:
             ModelError: ten losses in a row were not numbers.
         """
         self.objective.train()
-        settings = self.config.optimiser
         self._follow_schedule()
         image, *others = (tensor.to(self.place.device) for tensor in batch.tensors())
         tensors = image.contiguous(memory_format=self.memory_format), *others
@@ -109,29 +108,24 @@ class Trainer:
         self.done += 1
         if not self._counted(losses):
             return losses.detach()
+        self._descend(losses[0])
+        return losses.detach()
+
+    def _descend(self, loss: Tensor) -> None:
+        limit = self.config.optimiser.gradient_limit
         self.optimiser.zero_grad()
-        losses[0].backward()
-        if settings.gradient_limit > 0:
-            nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_limit)
+        loss.backward()
+        if limit > 0:
+            nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         self.optimiser.step()
         self._average()
-        return losses.detach()
 
     def _check_compiled(self, tensors: Sequence[Tensor]) -> None:
         """Stop using torch.compile if its gradients differ from those of the plain network on the first batch."""
         if self._checked or self.run is self._uncompiled:
             return
         self._checked = True
-        with torch.random.fork_rng():
-            compiled, plain = (
-                self._gradients(run, tensors) for run in (self.run, self._uncompiled)
-            )
-        wrong = [
-            name
-            for name, expected in plain.items()
-            if name not in compiled
-            or torch.nn.functional.cosine_similarity(compiled[name], expected, dim=0) < SIMILAR
-        ]
+        wrong = self._wrong_gradients(tensors)
         if wrong:
             logger.warning(
                 "torch.compile computes wrong gradients on this computer for %d weights of "
@@ -141,6 +135,19 @@ class Trainer:
                 wrong[0],
             )
             self.run = self._uncompiled
+
+    def _wrong_gradients(self, tensors: Sequence[Tensor]) -> list[str]:
+        """Return the weights whose gradients differ between the compiled and the plain network."""
+        with torch.random.fork_rng():
+            compiled, plain = (
+                self._gradients(run, tensors) for run in (self.run, self._uncompiled)
+            )
+        return [
+            name
+            for name, expected in plain.items()
+            if name not in compiled
+            or torch.nn.functional.cosine_similarity(compiled[name], expected, dim=0) < SIMILAR
+        ]
 
     def _gradients(
         self, run: Callable[..., Tensor], tensors: Sequence[Tensor]

@@ -161,19 +161,29 @@ def build_trainers(
         RequestError: a patch does not fit a network or the volumes.
     """
     counts = source.target_counts()
-    trainers = []
-    for number, name in enumerate(members):
-        member = card.member(name)
-        class_of = classes_of_targets(member, card.label_values)
-        torch.manual_seed(seed_for(config.seed, DROPOUT, 2**40 + number))
-        network = build_network(member.settings, int(class_of.max()) + 1)
-        fold = network.config.fold if isinstance(network, CompactUNet) else 1
-        check_patch(config, smallest_multiple(network))
-        task = PatchTask(name, number, class_of, config.sampling.patch, fold)
-        loss = SegmentationLoss(member_weights(counts, class_of, config.loss), config.loss)
-        objective = PatchObjective(network, loss, config.precision)
-        trainers.append(Trainer(task, objective, config, place, outer_weights(network)))
-    return trainers
+    return [
+        _trainer(number, name, config, card, counts, place) for number, name in enumerate(members)
+    ]
+
+
+def _trainer(
+    number: int,
+    name: str,
+    config: TrainingConfig,
+    card: ModelCard,
+    counts: NDArray[np.int64],
+    place: TrainingProcess,
+) -> Trainer:
+    member = card.member(name)
+    class_of = classes_of_targets(member, card.label_values)
+    torch.manual_seed(seed_for(config.seed, DROPOUT, 2**40 + number))
+    network = build_network(member.settings, int(class_of.max()) + 1)
+    fold = network.config.fold if isinstance(network, CompactUNet) else 1
+    check_patch(config, smallest_multiple(network))
+    task = PatchTask(name, number, class_of, config.sampling.patch, fold)
+    loss = SegmentationLoss(member_weights(counts, class_of, config.loss), config.loss)
+    objective = PatchObjective(network, loss, config.precision)
+    return Trainer(task, objective, config, place, outer_weights(network))
 
 
 def outer_weights(network: nn.Module) -> list[nn.Parameter]:

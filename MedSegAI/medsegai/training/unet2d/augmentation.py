@@ -36,15 +36,18 @@ def augmentation(config: AugmentationConfig, patch: tuple[int, int] | None) -> v
             vary.RandSpatialCropd(BOTH, patch, random_size=False),
         ]
     if config.strength != "none":
-        steps += [vary.RandFlipd(BOTH, prob=0.5, spatial_axis=1)]
-        if config.orientation == "any":
-            steps += [
-                vary.RandFlipd(BOTH, prob=0.5, spatial_axis=0),
-                vary.RandRotate90d(BOTH, prob=0.5, max_k=3),
-            ]
-        beside = "reflection" if config.orientation == "any" else "zeros"
+        turned = config.orientation == "any"
+        steps += [vary.RandFlipd(BOTH, prob=0.5, spatial_axis=1), *_turns() * turned]
+        beside = "reflection" if turned else "zeros"
         steps += _shapes(config.strength, beside) + _values(config.strength, config.stain)
     return vary.Compose(steps)
+
+
+def _turns() -> list[object]:
+    return [
+        vary.RandFlipd(BOTH, prob=0.5, spatial_axis=0),
+        vary.RandRotate90d(BOTH, prob=0.5, max_k=3),
+    ]
 
 
 def _shapes(strength: str, beside: str) -> list[Any]:

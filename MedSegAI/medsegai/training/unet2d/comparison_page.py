@@ -28,7 +28,7 @@ from medsegai.training.unet2d.comparison import (
     trainings,
 )
 from medsegai.training.unet2d.config import Training2DConfig
-from medsegai.training.unet2d.data import read_cases
+from medsegai.training.unet2d.data import PictureCase, read_cases
 from medsegai.training.unet2d.fold import Fold, Ready, made_ready
 from medsegai.training.unet2d.run import CURVES
 
@@ -89,6 +89,10 @@ def _cells(item: Difference) -> list[str]:
     return [item.first, item.second, f"{item.mean:+.4f}", interval, str(item.cases), real]
 
 
+NETWORK_COLUMNS = ("network", "Dice", "IoU", "Dice of each fold", "million weights", "minutes")
+DIFFERENCE_COLUMNS = ("better", "than", "by (Dice)", "interval", "cases", "real")
+
+
 def _page(networks: Sequence[Trained], found: Sequence[Difference], pictures: Sequence[str]) -> str:
     ordered = sorted(networks, key=lambda network: -network.mean)
     return "\n".join(
@@ -97,15 +101,9 @@ def _page(networks: Sequence[Trained], found: Sequence[Difference], pictures: Se
             f"<title>Comparison of networks</title><style>{LOOK}</style></head><body>",
             "<h1>Comparison of networks</h1>",
             f'<p class="notice">{html.escape(NOT_FOR_DIAGNOSIS)}</p>',
-            _table(
-                ["network", "Dice", "IoU", "Dice of each fold", "million weights", "minutes"],
-                [_row(network) for network in ordered],
-            ),
+            _table(NETWORK_COLUMNS, [_row(network) for network in ordered]),
             f"<h2>Differences</h2><p><b>{_verdict(found)}</b></p>",
-            _table(
-                ["better", "than", "by (Dice)", "interval", "cases", "real"],
-                [_cells(item) for item in found],
-            ),
+            _table(DIFFERENCE_COLUMNS, [_cells(item) for item in found]),
             f"<p>{EXPLAINED}</p>",
             *pictures,
             "<h2>Curves</h2>",
@@ -153,20 +151,25 @@ def most_different(
     files = {network.folder(seed): training for network, seed, training in trainings(config)}
     both = [files[item.runs[0].name] for item in (first, second)]
     cases = {case.name: case for case in read_cases(both[0])}
-    parts = [
+    return [
         f"<h2>Where they differ most</h2><p>{html.escape(first.name)} and {html.escape(second.name)}: the image "
         "with the outline of the reference (green), both results, and the pixels that only the first (blue) or "
-        "only the second (orange) found.</p>"
+        "only the second (orange) found.</p>",
+        *(_case(cases[name], (first, second), both) for name in chosen),
     ]
-    for name in chosen:
-        ready = made_ready(both[0], [cases[name]])[0]
-        masks = [
-            _answer(training, item.runs[0], name, ready)
-            for training, item in zip(both, (first, second), strict=True)
-        ]
-        figures = f"{first.dice[name]:.4f} and {second.dice[name]:.4f}"
-        parts.append(f"<h3>{html.escape(name)}: Dice {figures}</h3>" + _side_by_side(ready, masks))
-    return parts
+
+
+def _case(
+    case: PictureCase, networks: Sequence[Trained], trainings: Sequence[Training2DConfig]
+) -> str:
+    """Return one case with the results of two networks, whose trainings are given."""
+    ready = made_ready(trainings[0], [case])[0]
+    masks = [
+        _answer(training, network.runs[0], case.name, ready)
+        for training, network in zip(trainings, networks, strict=True)
+    ]
+    figures = " and ".join(f"{network.dice[case.name]:.4f}" for network in networks)
+    return f"<h3>{html.escape(case.name)}: Dice {figures}</h3>" + _side_by_side(ready, masks)
 
 
 def _answer(training: Training2DConfig, place: Path, name: str, ready: Ready) -> NDArray[np.bool_]:

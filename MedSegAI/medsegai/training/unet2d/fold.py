@@ -84,9 +84,7 @@ class Fold:
             ModelError: the loss is not a number.
         """
         config, losses = self.config, []
-        frozen = self.epoch < config.optimiser.frozen_epochs
-        self.network.train()
-        self.network.encoder.train(not frozen).requires_grad_(not frozen)
+        self._train_layers()
         batches = self._batches(len(ready))
         for place, batch in enumerate(batches):
             done = self.epoch + place / len(batches)
@@ -98,17 +96,19 @@ class Fold:
         self.settle(ready)
         return float(np.mean(losses))
 
+    def _train_layers(self) -> None:
+        """Set the layers to training; those of the encoder stay frozen in the first epochs."""
+        frozen = self.epoch < self.config.optimiser.frozen_epochs
+        self.network.train()
+        self.network.encoder.train(not frozen).requires_grad_(not frozen)
+
     @torch.no_grad()
     def settle(self, ready: Sequence[Ready]) -> None:
         """Measure the means and variances of batch norms again, on images that are not augmented.
 
         The running statistics lag behind weights that change fast, and come from augmented images.
         """
-        learning = [
-            layer
-            for layer in self.network.modules()
-            if isinstance(layer, torch.nn.BatchNorm2d) and layer.training
-        ]
+        learning = self._learning_norms()
         momenta = [layer.momentum for layer in learning]
         for layer in learning:
             layer.reset_running_stats()
@@ -120,6 +120,13 @@ class Fold:
                 self.network(self.config.image.normalised(images).to(self.device))
         for layer, momentum in zip(learning, momenta, strict=True):
             layer.momentum = momentum
+
+    def _learning_norms(self) -> list[torch.nn.BatchNorm2d]:
+        return [
+            layer
+            for layer in self.network.modules()
+            if isinstance(layer, torch.nn.BatchNorm2d) and layer.training
+        ]
 
     def drawn_batches(self, ready: Sequence[Ready]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the present epoch, without learning from them."""

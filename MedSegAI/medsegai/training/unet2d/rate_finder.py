@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from medsegai.errors import OutputError
-from medsegai.training.learning_rate import LOWEST, draw_rates, find_learning_rate
+from medsegai.training.learning_rate import LOWEST, FoundRate, draw_rates, find_learning_rate
 from medsegai.training.trainer import training_process
 from medsegai.training.unet2d.config import Training2DConfig
 from medsegai.training.unet2d.data import folds_of, read_cases
@@ -55,10 +55,14 @@ def suggest_rate(config: Training2DConfig, folder: Path, device: str = "auto") -
     encoder["lr"], others["lr"] = config.optimiser.encoder_rate * LOWEST, LOWEST
     batches = DataLoader(_Batches(fold, ready), batch_size=None)
     found = find_learning_rate(fold.network, fold.optimiser, fold.loss, batches, TRIED)
+    return SuggestedRate(found.rate, _drawn(found, folder))
+
+
+def _drawn(found: FoundRate, folder: Path) -> Path:
     path = folder / "learning-rate.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draw_rates(found, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error
-    return SuggestedRate(found.rate, path)
+    return path

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from medsegai.errors import Cancelled, ModelError, RequestError
-from medsegai.io import atomic_path, write_card, write_table
+from medsegai.io import write_card, write_table
+from medsegai.io.atomic import write_json
 from medsegai.models.card import (
     OBJECTS,
     Channel,
@@ -154,16 +155,11 @@ class Run:
         self, number: int, names: Sequence[str], progress: Progress, limit: TimeLimit
     ) -> bool:
         """Train one fold; return whether it is finished, and was not ended by the time limit."""
-        name = f"fold_{number}"
-        if name in self.scores:
+        if f"fold_{number}" in self.scores:
             return True
-        fold = Fold(self.config, number, self.device)
-        self.origin = fold.origin
-        if self._waiting is not None and self._waiting["number"] == number:
-            fold.restore(self._waiting["state"])
-        self._waiting = None
-        held_out = [ready for ready in self.ready if ready.case.name in set(names)]
-        others = [ready for ready in self.ready if ready.case.name not in set(names)]
+        fold = self._begun(number)
+        held_out = [ready for ready in self.ready if ready.case.name in names]
+        others = [ready for ready in self.ready if ready.case.name not in names]
         while fold.epoch < self.config.epochs and not fold.rates.over:
             started = time.perf_counter()
             try:
@@ -176,6 +172,15 @@ class Run:
         self._finish(fold, held_out)
         return True
 
+    def _begun(self, number: int) -> Fold:
+        """Return a fold, with the state in which it was stopped if it was."""
+        fold = Fold(self.config, number, self.device)
+        self.origin = fold.origin
+        if self._waiting is not None and self._waiting["number"] == number:
+            fold.restore(self._waiting["state"])
+        self._waiting = None
+        return fold
+
     def _stopped(self, fold: Fold) -> Cancelled:
         return Cancelled(
             f"The training was stopped in epoch {fold.epoch + 1} of {fold.name}. Continue it with --resume and "
@@ -184,11 +189,7 @@ class Run:
 
     def _validate(self, fold: Fold, held_out: Sequence[Ready], loss: float, started: float) -> None:
         """Log an epoch, validate the network if it is due, and write a checkpoint."""
-        better, dice = False, None
-        if fold.epoch % self.config.validate_every == 0 or fold.epoch == self.config.epochs:
-            dice = float(np.mean([row["dice"] for row in fold.judge(held_out)]))
-            better = dice > fold.rates.best
-            fold.rates.judge(dice)
+        better, dice = self._judged(fold, held_out)
         seconds = seconds_since(started)
         self.seconds[fold.name] = self.seconds.get(fold.name, 0.0) + seconds
         rate = fold.optimiser.param_groups[1]["lr"]
@@ -204,6 +205,15 @@ class Run:
             path = self.folder / best_weights_name(fold.name)
             save_weights(path, fold.network.state_dict())
         self._save({"number": fold.number, "state": fold.state()}, self._step(fold))
+
+    def _judged(self, fold: Fold, held_out: Sequence[Ready]) -> tuple[bool, float | None]:
+        """Return whether a fold is better than before, and its Dice; None if this epoch is not validated."""
+        if fold.epoch % self.config.validate_every and fold.epoch != self.config.epochs:
+            return False, None
+        dice = float(np.mean([row["dice"] for row in fold.judge(held_out)]))
+        better = dice > fold.rates.best
+        fold.rates.judge(dice)
+        return better, dice
 
     def _note(self, fold: Fold, event: str, **values: float) -> None:
         entry = {"event": event, "step": self._step(fold), "view": fold.name, **values}
@@ -248,8 +258,7 @@ class Run:
             "folds": {name: means(scores) for name, scores in self.scores.items()},
             "cases": rows,
         }
-        with atomic_path(self.folder / SCORES) as partial:
-            partial.write_text(json.dumps(to_json(summary), indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder / SCORES, to_json(summary))
         return write_model(self.config, self.folder, list(self.scores), self.origin)
 
 
